@@ -1,0 +1,282 @@
+"""The architecture: a frozen, JSON-able value that says which groups of nodes each layer has and which clusters they share.
+
+It is what search samples, what distillation produces and what the `branched` backbone builds. Nothing here knows torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+Partition = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Nodes of one layer that belong to the same clusters.
+
+    Args:
+        clusters: Clusters that every node of the group belongs to; sorted, without repeats, at least one.
+        width: Nodes in the group, 1 or more.
+        classes: For a group of the class layer the class of each node, sorted; else None.
+    """
+
+    clusters: tuple[int, ...]
+    width: int
+    classes: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.clusters or list(self.clusters) != sorted(set(self.clusters)):
+            raise ValueError(f"clusters of a group must be sorted, distinct and at least one, got {self.clusters}")
+        if self.width < 1:
+            raise ValueError(f"width of a group must be at least 1, got width={self.width}")
+        if self.classes is not None and list(self.classes) != sorted(set(self.classes)):
+            raise ValueError(f"classes of a group must be sorted and distinct, got {self.classes}")
+        if self.classes is not None and len(self.classes) != self.width:
+            raise ValueError(f"a group of classes has one node a class, got {len(self.classes)} for width={self.width}")
+
+    def overlap(self, other: "Group") -> int:
+        """Return the number of clusters that two groups share."""
+        return len(set(self.clusters) & set(other.clusters))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A named layer of nodes, split into groups of different memberships."""
+
+    name: str
+    groups: tuple[Group, ...]
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise ValueError(f"layer {self.name!r} must have at least one group")
+        memberships = [group.clusters for group in self.groups]
+        if len(set(memberships)) != len(memberships):
+            raise ValueError(f"groups of layer {self.name!r} must differ in their clusters, got {memberships}")
+
+    @property
+    def width(self) -> int:
+        """Nodes in the layer."""
+        return sum(group.width for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A hierarchical network as groups of nodes: a group reads the groups of the layer before that share a cluster.
+
+    Args:
+        clusters: Number of clusters, 1 or more; one cluster is a dense network.
+        layers: From the first layer with memberships to the classes.
+
+    Raises:
+        ValueError: A cluster lies outside ``0..clusters-1``, layers repeat a name, a group reads nothing or is read by
+            nothing, or the last layer does not hold every class exactly once.
+
+    References:
+        Murdock, Li, Zhou, Duerig. Blockout: Dynamic Model Selection for Hierarchical Deep Networks. CVPR 2016, section 4.
+    """
+
+    clusters: int
+    layers: tuple[Layer, ...]
+
+    def __post_init__(self) -> None:
+        if self.clusters < 1:
+            raise ValueError(f"clusters must be at least 1, got clusters={self.clusters}")
+        names = [layer.name for layer in self.layers]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"an architecture needs layers with different names, got {names}")
+        for layer in self.layers:
+            self._check_clusters(layer)
+        self._check_classes()
+        for before, after in pairwise(self.layers):
+            _check_reads(before, after)
+
+    def _check_clusters(self, layer: Layer) -> None:
+        for group in layer.groups:
+            if group.clusters[0] < 0 or group.clusters[-1] >= self.clusters:
+                raise ValueError(f"clusters of layer {layer.name!r} must lie in 0..{self.clusters - 1}, got {group.clusters}")
+
+    def _check_classes(self) -> None:
+        for layer in self.layers[:-1]:
+            if any(group.classes is not None for group in layer.groups):
+                raise ValueError(f"only the last layer holds classes, but layer {layer.name!r} has some")
+        held = [group.classes for group in self.layers[-1].groups]
+        flat = sorted(label for classes in held for label in classes or ())
+        if None in held or flat != list(range(len(flat))):
+            raise ValueError(f"the last layer must hold every class 0..n-1 exactly once, got {held}")
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.layers[-1].width
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every layer is one group, so that the network has no branches."""
+        return all(len(layer.groups) == 1 for layer in self.layers)
+
+    @property
+    def hash(self) -> str:
+        """Canonical name: 16 hexadecimal digits that ignore the numbering of clusters and the order of groups."""
+        text = json.dumps(_canonical(self), separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def reads(self, index: int) -> tuple[tuple[int, ...], ...]:
+        """Return, for each group of layer `index` (1 or more), the positions of the groups that it reads."""
+        before = self.layers[index - 1].groups
+        return tuple(
+            tuple(position for position, source in enumerate(before) if group.overlap(source))
+            for group in self.layers[index].groups
+        )
+
+    def weights(self, inputs: int) -> tuple[int, ...]:
+        """Return the node-to-node connections that end in each layer; the first layer reads all `inputs` nodes."""
+        counts = [inputs * self.layers[0].width]
+        for index in range(1, len(self.layers)):
+            before, groups = self.layers[index - 1].groups, self.layers[index].groups
+            read = (sum(before[position].width for position in reads) for reads in self.reads(index))
+            counts.append(sum(group.width * nodes for group, nodes in zip(groups, read, strict=True)))
+        return tuple(counts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value as plain JSON types (schema version 1)."""
+        layers = [{"name": layer.name, "groups": [_group_json(group) for group in layer.groups]} for layer in self.layers]
+        return {"schema_version": SCHEMA_VERSION, "clusters": self.clusters, "layers": layers}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Architecture":
+        """Read the value back from JSON types.
+
+        Raises:
+            ValueError: The document has another schema version, a missing or unknown key, or describes no valid network.
+        """
+        _require_keys(document, {"schema_version", "clusters", "layers"}, set())
+        if document["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"architecture schema_version must be {SCHEMA_VERSION}, got {document['schema_version']!r}")
+        return cls(_whole(document["clusters"], "clusters"), tuple(_layer_from(layer) for layer in document["layers"]))
+
+
+def dense_architecture(names: Sequence[str], widths: Sequence[int]) -> Architecture:
+    """Return the architecture with one cluster: every layer is one group that reads the whole layer before."""
+    hidden = [Layer(name, (Group((0,), width),)) for name, width in zip(names[:-1], widths[:-1], strict=True)]
+    last = Layer(names[-1], (Group((0,), widths[-1], tuple(range(widths[-1]))),))
+    return Architecture(1, (*hidden, last))
+
+
+def _check_reads(before: Layer, after: Layer) -> None:
+    for group in after.groups:
+        if not any(group.overlap(source) for source in before.groups):
+            raise ValueError(f"group {group.clusters} of layer {after.name!r} shares no cluster with layer {before.name!r}")
+    for source in before.groups:
+        if not any(source.overlap(group) for group in after.groups):
+            raise ValueError(f"group {source.clusters} of layer {before.name!r} is read by nothing in {after.name!r}")
+
+
+def _group_json(group: Group) -> dict[str, Any]:
+    if group.classes is None:
+        return {"clusters": list(group.clusters), "width": group.width}
+    return {"clusters": list(group.clusters), "classes": list(group.classes)}
+
+
+def _layer_from(document: Mapping[str, Any]) -> Layer:
+    _require_keys(document, {"name", "groups"}, set())
+    return Layer(str(document["name"]), tuple(_group_from(group) for group in document["groups"]))
+
+
+def _group_from(document: Mapping[str, Any]) -> Group:
+    _require_keys(document, {"clusters"}, {"width", "classes"})
+    clusters = tuple(_whole(cluster, "cluster") for cluster in document["clusters"])
+    if "classes" in document:
+        classes = tuple(_whole(label, "class") for label in document["classes"])
+        return Group(clusters, _whole(document.get("width", len(classes)), "width"), classes)
+    if "width" not in document:
+        raise ValueError(f"a group needs a width or classes, got {dict(document)}")
+    return Group(clusters, _whole(document["width"], "width"))
+
+
+def _whole(value: Any, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{what} must be a whole number, got {value!r}")
+    return value
+
+
+def _require_keys(document: Any, required: set[str], optional: set[str]) -> None:
+    if not isinstance(document, Mapping):
+        raise ValueError(f"expected an object with keys {sorted(required)}, got {document!r}")
+    if missing := required - set(document):
+        raise ValueError(f"missing key {sorted(missing)[0]!r} in {dict(document)}")
+    if unknown := set(document) - required - optional:
+        raise ValueError(f"unknown key {sorted(unknown)[0]!r}; known are {sorted(required | optional)}")
+
+
+def _canonical(architecture: Architecture) -> list[Any]:
+    """Return the smallest serialised form over all numberings of the clusters that are used.
+
+    Clusters are told apart by refinement (which groups they belong to, and with whom); only those that refinement cannot
+    tell apart are permuted, one cell at a time, as in McKay's canonical labelling.
+    """
+    used = sorted({cluster for layer in architecture.layers for group in layer.groups for cluster in group.clusters})
+    return _smallest(architecture, _refine(architecture, (tuple(used),)))
+
+
+def _smallest(architecture: Architecture, cells: Partition) -> list[Any]:
+    tied = next((position for position, cell in enumerate(cells) if len(cell) > 1), None)
+    if tied is None:
+        return _serialise(architecture, {cell[0]: number for number, cell in enumerate(cells)})
+    cell = cells[tied]
+    if _interchangeable(architecture, cell):
+        return _smallest(architecture, (*cells[:tied], *((cluster,) for cluster in cell), *cells[tied + 1 :]))
+    branches = []
+    for chosen in cell:
+        rest = tuple(cluster for cluster in cell if cluster != chosen)
+        branches.append(_smallest(architecture, _refine(architecture, (*cells[:tied], (chosen,), rest, *cells[tied + 1 :]))))
+    return min(branches)
+
+
+def _interchangeable(architecture: Architecture, cell: Iterable[int]) -> bool:
+    """Whether all clusters of a cell belong to exactly the same groups, so that their order cannot matter."""
+    members = set(cell)
+    groups = (set(group.clusters) & members for layer in architecture.layers for group in layer.groups)
+    return all(shared in (set(), members) for shared in groups)
+
+
+def _refine(architecture: Architecture, cells: Partition) -> Partition:
+    while True:
+        colour = {cluster: number for number, cell in enumerate(cells) for cluster in cell}
+        split: list[tuple[int, ...]] = []
+        for cell in cells:
+            by_signature: dict[str, list[int]] = {}
+            for cluster in cell:
+                by_signature.setdefault(json.dumps(_signature(architecture, cluster, colour)), []).append(cluster)
+            split.extend(tuple(by_signature[signature]) for signature in sorted(by_signature))
+        if len(split) == len(cells):
+            return cells
+        cells = tuple(split)
+
+
+def _signature(architecture: Architecture, cluster: int, colour: Mapping[int, int]) -> list[Any]:
+    return [
+        sorted(
+            [group.width, list(group.classes or ()), sorted(colour[other] for other in group.clusters)]
+            for group in layer.groups
+            if cluster in group.clusters
+        )
+        for layer in architecture.layers
+    ]
+
+
+def _serialise(architecture: Architecture, number: Mapping[int, int]) -> list[Any]:
+    return [
+        [
+            layer.name,
+            sorted(
+                [sorted(number[cluster] for cluster in group.clusters), group.width, list(group.classes or ())]
+                for group in layer.groups
+            ),
+        ]
+        for layer in architecture.layers
+    ]

@@ -1,0 +1,98 @@
+"""Networks to train: built from settings, the shape of an image, the number of classes, and where a method enters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from nas_blockout.architecture import Architecture, dense_architecture
+from nas_blockout.backbones import convnet
+from nas_blockout.backbones.branched import BranchedNetwork, Sites, Stage, macs_of
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """One kind of network.
+
+    Args:
+        settings: Frozen dataclass of its settings.
+        build: Builds the network; the architecture is None for the dense one.
+        stages: Stages that an architecture may cover; None for networks that cannot be branched.
+        scaled: Returns the settings with all widths multiplied by a factor.
+    """
+
+    settings: type
+    build: Callable[[Any, Shape, int, Architecture | None, Sites], nn.Module]
+    stages: Callable[[Any, Shape, int], Sequence[Stage]] | None = None
+    scaled: Callable[[Any, float], Any] | None = None
+
+
+def _build_convnet(
+    settings: convnet.ConvNetSettings, shape: Shape, classes: int, architecture: Architecture | None, sites: Sites
+) -> nn.Module:
+    stages = convnet.stages(settings, shape, classes)
+    return BranchedNetwork(
+        stages,
+        architecture or dense_of(stages),
+        channels=shape[0],
+        sites=sites,
+        normalise_logits=settings.normalise_logits,
+    )
+
+
+def _scaled_convnet(settings: convnet.ConvNetSettings, factor: float) -> convnet.ConvNetSettings:
+    channels = tuple(max(1, round(width * factor)) for width in settings.channels)
+    return replace(settings, channels=channels, hidden=tuple(max(1, round(width * factor)) for width in settings.hidden))
+
+
+BACKBONES: Mapping[str, Backbone] = MappingProxyType(
+    {"convnet": Backbone(convnet.ConvNetSettings, _build_convnet, convnet.stages, _scaled_convnet)}
+)
+
+
+def name_of(settings: Any) -> str:
+    """Return the registered name of a backbone's settings."""
+    return next(name for name, backbone in BACKBONES.items() if backbone.settings is type(settings))
+
+
+def dense_of(stages: Sequence[Stage]) -> Architecture:
+    """Return the architecture with one cluster over all stages."""
+    return dense_architecture([stage.name for stage in stages], [stage.width for stage in stages])
+
+
+def stages_of(settings: Any, shape: Shape, classes: int) -> Sequence[Stage]:
+    """Return the stages of a backbone that can be branched.
+
+    Raises:
+        ValueError: The backbone has none.
+    """
+    backbone = BACKBONES[name_of(settings)]
+    if backbone.stages is None:
+        able = ", ".join(name for name, other in BACKBONES.items() if other.stages)
+        raise ValueError(f"backbone {name_of(settings)!r} cannot be branched; those that can are {able}")
+    return backbone.stages(settings, shape, classes)
+
+
+def scaled_to(settings: Any, macs: int, shape: Shape, classes: int) -> Any:
+    """Return the settings with all widths multiplied by the one factor that comes nearest to given MACs.
+
+    Args:
+        settings: Of a backbone that has stages.
+        macs: Multiply-accumulates an image to come near to, 1 or more.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+    """
+    backbone = BACKBONES[name_of(settings)]
+    if backbone.scaled is None:
+        raise ValueError(f"backbone {name_of(settings)!r} has no single width that can be scaled")
+
+    def cost(candidate: Any) -> int:
+        stages = stages_of(candidate, shape, classes)
+        return macs_of(dense_of(stages), stages, shape[0])
+
+    candidates = [backbone.scaled(settings, step / 512) for step in range(1, 1025)]
+    return min(candidates, key=lambda candidate: abs(cost(candidate) - macs))

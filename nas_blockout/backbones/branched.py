@@ -1,0 +1,263 @@
+"""The one builder: a network of stages from an architecture; a dense network is the architecture with one cluster.
+
+A stage is one weighted operation and what follows it. Its nodes stand in memory group after group, and groups that read the same
+groups of the stage before are one operation (a bundle), so that a dense stage is exactly one convolution or linear layer.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas_blockout.architecture import Architecture, Group, Layer
+from nas_blockout.methods.blockout import Connection
+
+Regularizer = Callable[[], nn.Module]
+Wrapper = Callable[[nn.Linear], nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One weighted operation of a network and the layer of nodes that it ends in.
+
+    Args:
+        name: Name of the layer of nodes.
+        kind: What the weight is used for.
+        width: Nodes (channels) of the dense stage.
+        kernel: Side of the convolution's window, odd; 1 for linear.
+        pool: Side of the max pooling that follows; 1 for none, 0 for the mean over all positions.
+        positions: Spatial positions at which each weight is used for one image.
+        activation: Whether batch normalisation and ReLU follow.
+    """
+
+    name: str
+    kind: Literal["convolution", "linear"]
+    width: int
+    kernel: int = 1
+    pool: int = 1
+    positions: int = 1
+    activation: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """Where a method enters a network: factories of layers, each called once for every place.
+
+    Args:
+        maps: Layer put after every convolution stage.
+        nodes: Layer put before every linear layer.
+        weights: Wraps every linear layer.
+    """
+
+    maps: Regularizer | None = None
+    nodes: Regularizer | None = None
+    weights: Wrapper | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Groups of one layer that read the same nodes, as one operation.
+
+    Args:
+        groups: Positions of the groups in the layer of the architecture, in the order in which their nodes stand in memory.
+        ranges: Half-open ranges of nodes that are read, in the memory order of the layer before.
+        width: Nodes that it ends in.
+    """
+
+    groups: tuple[int, ...]
+    ranges: tuple[tuple[int, int], ...]
+    width: int
+
+    @property
+    def inputs(self) -> int:
+        """Nodes that are read."""
+        return sum(stop - start for start, stop in self.ranges)
+
+
+def bundles_of(architecture: Architecture, inputs: int) -> tuple[tuple[Bundle, ...], ...]:
+    """Return the operations of every layer: groups that read the same nodes are put together.
+
+    Args:
+        architecture: What to build.
+        inputs: Nodes of the layer before the first, which every group of the first layer reads.
+    """
+    first = tuple(range(len(architecture.layers[0].groups)))
+    layers = [(Bundle(first, ((0, inputs),), architecture.layers[0].width),)]
+    for index in range(1, len(architecture.layers)):
+        before = _offsets(architecture.layers[index - 1], layers[-1])
+        by_reads: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        for position, reads in enumerate(architecture.reads(index)):
+            by_reads.setdefault(_joined(before[source] for source in reads), []).append(position)
+        groups = architecture.layers[index].groups
+        bundles = [
+            Bundle(tuple(positions), ranges, sum(groups[position].width for position in positions))
+            for ranges, positions in sorted(by_reads.items())
+        ]
+        layers.append(tuple(bundles))
+    return tuple(layers)
+
+
+def node_order(architecture: Architecture, inputs: int) -> tuple[tuple[int, ...], ...]:
+    """Return for every layer the positions of its groups in the order in which their nodes stand in memory."""
+    return tuple(
+        tuple(position for bundle in bundles for position in bundle.groups) for bundles in bundles_of(architecture, inputs)
+    )
+
+
+class BranchedStage(nn.Module):
+    """One layer of a branched network: an operation a bundle, then normalisation, ReLU and pooling over all of them.
+
+    Args:
+        stage: Kind, kernel and what follows.
+        bundles: The operations; together they make the layer's nodes, in this order.
+        sites: Where a method enters.
+    """
+
+    def __init__(self, stage: Stage, bundles: Sequence[Bundle], sites: Sites) -> None:
+        super().__init__()
+        self.stage = stage
+        self.ranges = tuple(bundle.ranges for bundle in bundles)
+        width = sum(bundle.width for bundle in bundles)
+        self.operations = nn.ModuleList(_operation(stage, bundle, sites) for bundle in bundles)
+        linear = stage.kind == "linear"
+        self.before = sites.nodes() if linear and sites.nodes else None
+        self.after = sites.maps() if not linear and sites.maps else None
+        norm = nn.BatchNorm1d if linear else nn.BatchNorm2d
+        self.normalise = norm(width) if stage.activation else None
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the layer's nodes: ``(batch, width)``, or ``(batch, width, height, width)`` between convolutions."""
+        if self.before is not None:
+            x = self.before(x, generator)
+        outputs = [self._operate(index, x, generator) for index in range(len(self.operations))]
+        x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+        if self.normalise is not None:
+            x = F.relu(self.normalise(x), inplace=True)
+        if self.after is not None:
+            x = self.after(x, generator)
+        if self.stage.pool == 0:
+            return x.mean((2, 3))
+        return F.max_pool2d(x, self.stage.pool) if self.stage.pool > 1 else x
+
+    def _operate(self, index: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        parts = [x.narrow(1, start, stop - start) for start, stop in self.ranges[index]]
+        read = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        operation = self.operations[index]
+        result: Tensor = operation(read) if isinstance(operation, nn.Linear | nn.Conv2d) else operation(read, generator)
+        return result
+
+
+class BranchedNetwork(nn.Module):
+    """A network built from stages and an architecture over the last of them.
+
+    Args:
+        stages: All stages, the classes last.
+        architecture: Groups of the last ``len(architecture.layers)`` stages; the stages before are dense.
+        channels: Channels of the image.
+        sites: Where a method enters; nowhere by default.
+        normalise_logits: Whether batch normalisation without affine parameters follows the classes.
+
+    Raises:
+        ValueError: The layers of the architecture are not the last stages, by name and number of classes.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        architecture: Architecture,
+        *,
+        channels: int,
+        sites: Sites | None = None,
+        normalise_logits: bool = False,
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.full = full = complete(architecture, stages)
+        self.plan = tuple(stages)
+        layers = bundles_of(full, channels)
+        order = node_order(full, channels)[-1]
+        self.stages = nn.ModuleDict(
+            {
+                stage.name: BranchedStage(stage, bundles, sites or Sites())
+                for stage, bundles in zip(stages, layers, strict=True)
+            }
+        )
+        classes = [label for position in order for label in full.layers[-1].groups[position].classes or ()]
+        self.class_order: Tensor | None
+        in_order = classes == sorted(classes)
+        index = None if in_order else torch.tensor(sorted(range(len(classes)), key=classes.__getitem__))
+        self.register_buffer("class_order", index, persistent=False)
+        self.normalise_logits = nn.BatchNorm1d(len(classes), affine=False) if normalise_logits else None
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """The weights between layers of nodes; only for a dense network, which is what a method may mask."""
+        names = [None, *(stage.name for stage in self.plan)]
+        if not self.full.is_dense:
+            raise ValueError("only a dense network has one weight between two layers; this one has branches")
+        return tuple(
+            Connection(f"stages.{stage.name}.operations.0.weight", source, stage.name, stage.positions)
+            for source, stage in zip(names, self.plan, strict=False)
+        )
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return logits in the order of the classes, shape ``(batch, classes)``."""
+        for stage in self.stages.values():
+            x = stage(x, generator)
+        if self.class_order is not None:
+            x = x.index_select(1, self.class_order)
+        return x if self.normalise_logits is None else self.normalise_logits(x)
+
+
+def complete(architecture: Architecture, stages: Sequence[Stage]) -> Architecture:
+    """Return the architecture over all stages: those before its first layer become dense, read by every group.
+
+    Raises:
+        ValueError: The layers of the architecture are not the last stages by name.
+    """
+    names = [stage.name for stage in stages]
+    held = [layer.name for layer in architecture.layers]
+    if names[-len(held) :] != held:
+        raise ValueError(f"layers of an architecture must be the last stages of the backbone, {names}; got {held}")
+    if architecture.classes != stages[-1].width:
+        raise ValueError(f"the architecture holds {architecture.classes} classes, the data {stages[-1].width}")
+    if len(held) == len(names):
+        return architecture
+    everywhere = tuple(range(architecture.clusters))
+    trunk = [Layer(stage.name, (Group(everywhere, stage.width),)) for stage in stages[: -len(held)]]
+    return Architecture(architecture.clusters, (*trunk, *architecture.layers))
+
+
+def macs_of(architecture: Architecture, stages: Sequence[Stage], channels: int) -> int:
+    """Return the multiply-accumulates an image of the weighted operations, without building the network."""
+    counts = complete(architecture, stages).weights(channels)
+    return sum(count * stage.kernel**2 * stage.positions for count, stage in zip(counts, stages, strict=True))
+
+
+def _operation(stage: Stage, bundle: Bundle, sites: Sites) -> nn.Module:
+    bias = not stage.activation  # batch normalisation has its own
+    if stage.kind == "convolution":
+        return nn.Conv2d(bundle.inputs, bundle.width, stage.kernel, padding=stage.kernel // 2, bias=bias)
+    linear = nn.Linear(bundle.inputs, bundle.width, bias=bias)
+    return sites.weights(linear) if sites.weights else linear
+
+
+def _offsets(layer: Layer, bundles: Sequence[Bundle]) -> dict[int, tuple[int, int]]:
+    offsets, start = {}, 0
+    for position in (position for bundle in bundles for position in bundle.groups):
+        offsets[position] = (start, start + layer.groups[position].width)
+        start += layer.groups[position].width
+    return offsets
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return tuple(joined)

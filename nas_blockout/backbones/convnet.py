@@ -1,0 +1,54 @@
+"""A small convolutional network: 3x3 convolutions, the mean over positions, fully connected layers."""
+
+from dataclasses import dataclass
+
+from nas_blockout.backbones.branched import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class ConvNetSettings:
+    """Settings of the small convolutional network.
+
+    Args:
+        channels: Channels of each 3x3 convolution; max pooling by 2 follows each but the last, while positions remain.
+        hidden: Nodes of each fully connected layer before the classes.
+        normalise_logits: Whether batch normalisation without affine parameters follows the classes.
+    """
+
+    channels: tuple[int, ...] = (16, 32)
+    hidden: tuple[int, ...] = (64,)
+    normalise_logits: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.channels or min((*self.channels, *self.hidden)) < 1:
+            raise ValueError(
+                f"a convnet needs one or more convolutions and widths of at least 1, "
+                f"got channels={self.channels}, hidden={self.hidden}"
+            )
+
+
+def stages(settings: ConvNetSettings, input_shape: tuple[int, int, int], classes: int) -> tuple[Stage, ...]:
+    """Return the stages of the network: ``conv1`` ..., ``features``, ``hidden`` ..., ``classes``.
+
+    Args:
+        settings: Widths.
+        input_shape: Channels, height and width of an image.
+        classes: Number of classes, 1 or more.
+    """
+    side = min(input_shape[1:])
+    area = input_shape[1] * input_shape[2]
+    plan = []
+    for position, width in enumerate(settings.channels, 1):
+        last = position == len(settings.channels)
+        pool = 0 if last else 2 if side >= 4 else 1
+        name = "features" if last else f"conv{position}"
+        plan.append(Stage(name, "convolution", width, kernel=3, pool=pool, positions=area))
+        if pool == 2:
+            side, area = side // 2, _halved(input_shape, position)
+    numbered = len(settings.hidden) > 1
+    plan += [Stage(f"hidden{n}" if numbered else "hidden", "linear", width) for n, width in enumerate(settings.hidden, 1)]
+    return (*plan, Stage("classes", "linear", classes, activation=False))
+
+
+def _halved(input_shape: tuple[int, int, int], times: int) -> int:
+    return (input_shape[1] >> times) * (input_shape[2] >> times)

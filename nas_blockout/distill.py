@@ -1,0 +1,263 @@
+"""Distillation: learned cluster probabilities become an explicit branched architecture, with the weights carried over.
+
+Memberships stand in dictionaries from the first masked layer to the classes; every tensor has the shape ``(nodes, clusters)``.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nas_blockout.architecture import Architecture, Group, Layer
+from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage, node_order
+from nas_blockout.methods.blockout import Blockout
+
+Weights = Literal["inherited", "scratch"]
+Placebo = Literal["none", "nodes", "classes"]
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+_BISECTIONS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class DistillationSettings:
+    """How a learned structure becomes a branched network.
+
+    Args:
+        threshold: A node belongs to a cluster if its probability is at least this, in 0..1 exclusive.
+        target_macs: Share of the dense MACs, in 0..1; the lowest threshold that meets it is used instead of `threshold`.
+        weights: ``inherited`` carries the learned weights over, ``scratch`` draws new ones (the control).
+        learn_share: Share of the epochs spent on learning the structure, in 0..1 exclusive; the rest trains the branches.
+        learning_rate_scale: Peak learning rate of the branches as a multiple of the experiment's, above 0.
+        placebo: ``nodes`` shuffles the memberships of the nodes inside every layer, ``classes`` those of the classes only.
+        draws: Draws of C behind the mean accuracy of the discretisation gap, 1 or more.
+    """
+
+    threshold: float = 0.5
+    target_macs: float | None = None
+    weights: Weights = "inherited"
+    learn_share: float = 0.5
+    learning_rate_scale: float = 2 / 3
+    placebo: Placebo = "none"
+    draws: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "learn_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {name}={getattr(self, name)}")
+        if self.target_macs is not None and not 0 < self.target_macs <= 1:
+            raise ValueError(f"target_macs must lie in 0..1, got target_macs={self.target_macs}")
+        if not self.learning_rate_scale > 0:
+            raise ValueError(f"learning_rate_scale must be above 0, got {self.learning_rate_scale}")
+        if self.draws < 1:
+            raise ValueError(f"draws must be at least 1, got draws={self.draws}")
+        for name, choices in (("weights", Weights), ("placebo", Placebo)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """An architecture and where its nodes come from.
+
+    Args:
+        architecture: The branched network.
+        nodes: For every layer the nodes of the masked network that make up each group, in the order of its groups.
+        memberships: The hard memberships that it computes, after the clean-up, as zeros and ones.
+    """
+
+    architecture: Architecture
+    nodes: Mapping[str, tuple[Tensor, ...]]
+    memberships: Mapping[str, Tensor]
+
+
+def harden(probabilities: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
+    """Return hard memberships: P at or above the threshold; every class keeps at least its most probable cluster."""
+    hard = {name: (p.detach() >= threshold) for name, p in probabilities.items()}
+    last = next(reversed(hard))
+    best = probabilities[last].detach().argmax(1, keepdim=True)
+    hard[last] = hard[last].scatter(1, best, hard[last].gather(1, best) | ~hard[last].any(1, keepdim=True))
+    return hard
+
+
+def distil(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]) -> Distilled:
+    """Return the branched architecture of hard memberships.
+
+    Nodes without a cluster, nodes that read nothing and nodes that no class can reach are removed, and so are memberships that
+    no neighbour shares. Where that would leave a class, or a whole layer, without anything to read, its most probable
+    membership among those that can be reached is put back. Nodes with equal memberships form a group.
+
+    Args:
+        probabilities: P of every masked layer, from the first to the classes.
+        hard: Memberships as booleans, shaped as the probabilities.
+    """
+    names = list(hard)
+    kept = _remove_unread(names, _remove_unfed(names, probabilities, hard))
+    kept = _remove_unshared(names, kept)
+    layers, nodes = [], {}
+    for name in names:
+        layer, nodes[name] = _grouped(name, kept[name], classes=name == names[-1])
+        layers.append(layer)
+    clusters = kept[names[0]].shape[1]
+    memberships = {name: value.to(probabilities[name].dtype) for name, value in kept.items()}
+    return Distilled(Architecture(clusters, tuple(layers)), nodes, memberships)
+
+
+def shuffled(
+    hard: Mapping[str, Tensor], generator: torch.Generator, *, placebo: Placebo = "nodes"
+) -> dict[str, Tensor]:
+    """Return the placebo's memberships: the same rows, given to other nodes of the same layer.
+
+    Args:
+        hard: Memberships, shape ``(nodes, clusters)`` each.
+        generator: Source of the permutations, on the CPU.
+        placebo: ``nodes`` permutes every layer, ``classes`` the last one only, ``none`` nothing.
+    """
+    last = next(reversed(hard))
+    chosen = {"none": set(), "nodes": set(hard), "classes": {last}}[placebo]
+    return {
+        name: value[torch.randperm(len(value), generator=generator).to(value.device)] if name in chosen else value
+        for name, value in hard.items()
+    }
+
+
+def threshold_for(
+    probabilities: Mapping[str, Tensor], target: float, share_of: Callable[[Architecture], float]
+) -> float:
+    """Return the lowest threshold, to one part in a thousand million, whose architecture costs at most a target.
+
+    Args:
+        probabilities: P of every masked layer.
+        target: Largest share of the dense cost, in 0..1.
+        share_of: Cost of an architecture as a share of the dense network's.
+
+    Raises:
+        ValueError: Even the highest threshold costs more than the target.
+    """
+    low, high = 0.0, 1.0 - 1e-9
+    least = share_of(distil(probabilities, harden(probabilities, high)).architecture)
+    if least > target:
+        raise ValueError(f"no threshold reaches {target:.1%} of the dense cost; the smallest network costs {least:.1%}")
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if share_of(distil(probabilities, harden(probabilities, middle)).architecture) <= target:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+@torch.no_grad()
+def transplant(masked: Blockout, distilled: Distilled, branched: BranchedNetwork) -> None:
+    r"""Write the weights of a masked network into a branched one, in place.
+
+    .. math:: w_{t,s} = \frac{|C_t \cap C_s|}{k} \widetilde{w}_{t,s}
+
+    Args:
+        masked: The network that learned; its network must be a dense `BranchedNetwork`.
+        distilled: Which nodes stand where.
+        branched: Built from ``distilled.architecture`` and the same stages; it receives weights, biases and the statistics of
+            normalisation.
+    """
+    dense = masked.network
+    assert isinstance(dense, BranchedNetwork), "only a network built from stages can be distilled"
+    dtype = next(dense.parameters()).dtype
+    weights = masked.masked_weights({name: value.to(dtype) for name, value in distilled.memberships.items()})
+    order = _memory_order(distilled, dense, branched)
+    before = torch.arange(next(iter(dense.parameters())).shape[1])
+    for stage in dense.plan:
+        name = f"stages.{stage.name}.operations.0.weight"
+        source, target = dense.stages[stage.name], branched.stages[stage.name]
+        assert isinstance(source, BranchedStage) and isinstance(target, BranchedStage)
+        weight = weights.get(name, source.operations[0].weight)  # type: ignore[arg-type]
+        _fill(source, target, weight, before, order[stage.name])  # type: ignore[arg-type]
+        before = order[stage.name]
+    if dense.normalise_logits is not None and branched.normalise_logits is not None:
+        branched.normalise_logits.load_state_dict(dense.normalise_logits.state_dict())
+
+
+@torch.no_grad()
+def largest_difference(masked: Blockout, distilled: Distilled, branched: BranchedNetwork, images: Tensor) -> float:
+    """Return the largest absolute difference of logits between the masked network with hard C and the branched network.
+
+    Both are copied, the weights are transplanted, and the logits are compared in eval mode, all in the precision of `images`.
+    """
+    first, second = copy.deepcopy(masked).to(images.dtype).eval(), copy.deepcopy(branched).to(images.dtype).eval()
+    transplant(first, distilled, second)
+    hard = {name: value.to(images.dtype) for name, value in distilled.memberships.items()}
+    return float((first.with_memberships(images, hard) - second(images)).abs().max())
+
+
+def _remove_unfed(
+    names: list[str], probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    available = torch.ones(hard[names[0]].shape[1], dtype=torch.bool, device=hard[names[0]].device)
+    kept = {}
+    for name in names:
+        fed = hard[name] & (hard[name] & available).any(1, keepdim=True)
+        reachable = torch.where(available, probabilities[name].detach(), -1.0)
+        if name == names[-1]:
+            starved = ~fed.any(1)
+            fed[starved, reachable[starved].argmax(1)] = True
+        elif not fed.any():
+            fed.view(-1)[reachable.argmax()] = True
+        kept[name] = fed
+        available = fed.any(0)
+    return kept
+
+
+def _remove_unread(names: list[str], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    wanted = torch.ones_like(hard[names[-1]].any(0))
+    kept = {}
+    for name in reversed(names):
+        kept[name] = hard[name] & (hard[name] & wanted).any(1, keepdim=True)
+        wanted = kept[name].any(0)
+    return {name: kept[name] for name in names}
+
+
+def _remove_unshared(names: list[str], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    present = {name: hard[name].any(0) for name in names}
+    nothing = torch.zeros_like(present[names[0]])
+    kept = {}
+    for position, name in enumerate(names):
+        before = present[names[position - 1]] if position else nothing
+        after = present[names[position + 1]] if position + 1 < len(names) else nothing
+        shared = before | after
+        kept[name] = hard[name] & shared if len(names) > 1 else hard[name]
+    return kept
+
+
+def _grouped(name: str, hard: Tensor, *, classes: bool) -> tuple[Layer, tuple[Tensor, ...]]:
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for node, row in enumerate(hard.tolist()):
+        if member := tuple(cluster for cluster, belongs in enumerate(row) if belongs):
+            rows.setdefault(member, []).append(node)
+    ordered = sorted(rows.items())
+    groups = tuple(Group(member, len(held), tuple(held) if classes else None) for member, held in ordered)
+    return Layer(name, groups), tuple(torch.tensor(held) for _, held in ordered)
+
+
+def _memory_order(distilled: Distilled, dense: BranchedNetwork, branched: BranchedNetwork) -> dict[str, Tensor]:
+    order = {stage.name: torch.arange(stage.width) for stage in dense.plan}
+    groups = node_order(branched.full, 1)[-len(distilled.nodes) :]
+    for (name, nodes), positions in zip(distilled.nodes.items(), groups, strict=True):
+        order[name] = torch.cat([nodes[position] for position in positions])
+    return order
+
+
+def _fill(source: BranchedStage, target: BranchedStage, weight: Tensor, before: Tensor, nodes: Tensor) -> None:
+    """Copy rows and columns of one dense operation into the bundles of a branched stage."""
+    start = 0
+    for operation, ranges in zip(target.operations, target.ranges, strict=True):
+        columns = torch.cat([before[first:last] for first, last in ranges])
+        rows = nodes[start : start + operation.weight.shape[0]]  # type: ignore[index, union-attr]
+        operation.weight.copy_(weight[rows][:, columns])  # type: ignore[union-attr, operator]
+        if operation.bias is not None:
+            operation.bias.copy_(source.operations[0].bias[rows])  # type: ignore[union-attr, operator, index]
+        start += len(rows)
+    if source.normalise is not None and target.normalise is not None:
+        state = {key: value if value.dim() == 0 else value[nodes] for key, value in source.normalise.state_dict().items()}
+        target.normalise.load_state_dict(state)

@@ -1,0 +1,444 @@
+r"""Blockout: a hierarchical structure that is learned by back-propagation while the network trains.
+
+Every node of a layer belongs to each of `k` clusters with a learned probability. A weight is used where its two nodes share a
+cluster, so that a draw of the memberships is a draw of a hierarchical architecture. Any network takes part that says which
+weights connect which layers of nodes (`Connection`); its weights are replaced, for one forward pass, by their masked values.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+from torch.nn import functional as F
+
+Mode = Literal["hard-learned", "hard-fixed", "soft-learned"]
+Estimator = Literal["masked", "straight-through", "arm"]
+Masked = Literal["head", "all"]
+Collapse = Literal["none", "all ones", "all zeros", "one cluster"]
+Assignments = Mapping[str, Tensor]
+
+DENSITY_BINS = 20
+_COLLAPSED = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A weight of a network and the layers of nodes that it connects.
+
+    Args:
+        weight: Name of the parameter, shape ``(target, source)`` or ``(target, source, height, width)``.
+        source: Layer of nodes that it reads, or None for the image.
+        target: Layer of nodes that it ends in.
+        positions: Spatial positions at which the weight is used for one image; 1 for a linear layer.
+    """
+
+    weight: str
+    source: str | None
+    target: str
+    positions: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BlockoutSettings:
+    """Settings of Blockout.
+
+    Args:
+        clusters: Number of clusters k, from 1 to the nodes of the narrowest masked layer.
+        mode: ``hard-learned`` draws C and learns P, ``hard-fixed`` draws C from a fixed P, ``soft-learned`` uses P for C.
+        masked: ``head`` masks every linear layer, the classifier included; ``all`` masks the convolutions' channels too.
+        estimator: How the gradient reaches P: ``masked`` (eq. 9, biased), ``straight-through``, or ``arm`` (unbiased; each
+            step then costs two forward passes).
+        first_probability: Initial P of the first masked layer, in 0..1 exclusive.
+        last_probability: Initial P of the classes; layers between are interpolated.
+        logit_noise: Standard deviation of the noise on the initial logits of P, 0 or more.
+        structure_lr: Learning rate of the structure as a multiple of that of the weights.
+        rescale: Whether the initial weights are divided by their mean mask, so that pre-activations start as in a plain layer.
+        charge: Weight of the charge for expected MACs beyond `charge_target`; 0 turns it off.
+        charge_target: Share of the dense MACs that is free of charge, in 0..1.
+        charge_ramp: Share of the epochs over which the charge and the polarisation rise linearly, in 0..1.
+        polarisation: Weight of the mean of ``P (1 - P)``; pushes probabilities to 0 or 1.
+        balance: Weight of the variance over clusters of their mean membership; keeps clusters equally used.
+    """
+
+    clusters: int = 4
+    mode: Mode = "hard-learned"
+    masked: Masked = "head"
+    estimator: Estimator = "masked"
+    first_probability: float = 0.5
+    last_probability: float = 0.5
+    logit_noise: float = 0.0
+    structure_lr: float = 1.0
+    rescale: bool = True
+    charge: float = 0.0
+    charge_target: float = 0.5
+    charge_ramp: float = 0.5
+    polarisation: float = 0.0
+    balance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.clusters < 1:
+            raise ValueError(f"clusters must be at least 1, got clusters={self.clusters}")
+        for name, choices in (("mode", Mode), ("masked", Masked), ("estimator", Estimator)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        for name in ("first_probability", "last_probability"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {name}={getattr(self, name)}")
+        for name in ("charge_target", "charge_ramp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0..1, got {name}={getattr(self, name)}")
+        for name in ("logit_noise", "structure_lr", "charge", "polarisation", "balance"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {name}={getattr(self, name)}")
+        if self.estimator != "masked" and self.mode != "hard-learned":
+            raise ValueError(f"estimator={self.estimator!r} needs mode='hard-learned', got mode={self.mode!r}")
+
+
+class _Draw(torch.autograd.Function):
+    """Draw ``C ~ Bernoulli(P)``; the gradient reaches P where C is one (eq. 9), or everywhere (straight-through)."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, generator: torch.Generator, everywhere: bool) -> Tensor:
+        c = torch.bernoulli(p, generator=generator)
+        if not everywhere:
+            ctx.save_for_backward(c)
+        return c
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return (gradient * ctx.saved_tensors[0] if ctx.saved_tensors else gradient), None, None
+
+
+class _MaskedWeight(torch.autograd.Function):
+    """``W~ (.) (C_out C_in^T) / k`` with the gradients of eq. 8; the mask is computed anew instead of being kept."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, c_out: Tensor, c_in: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, c_out, c_in)
+        mask = torch.mm(c_out / c_out.shape[1], c_in.t())
+        return mask.mul_(weight) if weight.dim() == 2 else weight * mask[:, :, None, None]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        weight, c_out, c_in = ctx.saved_tensors
+        by_weight = by_out = by_in = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            product = weight * gradient
+            sums = product if product.dim() == 2 else product.sum((2, 3))
+            by_out = torch.mm(sums, c_in / c_in.shape[1])
+            by_in = torch.mm(sums.t(), c_out / c_out.shape[1])
+        if ctx.needs_input_grad[0]:
+            mask = torch.mm(c_out / c_out.shape[1], c_in.t())
+            by_weight = mask.mul_(gradient) if gradient.dim() == 2 else gradient * mask[:, :, None, None]
+        return by_weight, by_out, by_in
+
+
+def masked_weight(weight: Tensor, c_out: Tensor, c_in: Tensor) -> Tensor:
+    r"""Return the weight with every entry scaled by the share of clusters that its two nodes have in common.
+
+    .. math:: W_j = \frac{1}{k} \widetilde{W}_j \odot C_j C_{j-1}^{\mathsf T}
+
+    Args:
+        weight: The unconstrained weight, shape ``(out, in)`` or ``(out, in, height, width)``.
+        c_out: Memberships C_j of the output nodes, shape ``(out, k)``: a draw, or P for inference (eq. 5).
+        c_in: Memberships C_{j-1} of the input nodes, shape ``(in, k)``.
+
+    Returns:
+        The masked weight, shaped as `weight`.
+
+    References:
+        Murdock, Li, Zhou, Duerig. Blockout. CVPR 2016, eq. 3, 4, 5, 7 and 8.
+    """
+    result: Tensor = _MaskedWeight.apply(weight, c_out, c_in)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+    return result
+
+
+def draw_memberships(p: Tensor, generator: torch.Generator, *, estimator: Estimator = "masked") -> Tensor:
+    """Draw hard memberships C from their probabilities.
+
+    Args:
+        p: P_j, shape ``(nodes, k)``, in 0..1.
+        generator: Source of randomness, on the device of `p`.
+        estimator: ``masked`` lets the gradient through where a membership was drawn (eq. 9), ``straight-through`` everywhere.
+
+    Returns:
+        Zeros and ones, shaped as `p`.
+    """
+    result: Tensor = _Draw.apply(p, generator, estimator == "straight-through")  # type: ignore[no-untyped-call]
+    return result
+
+
+def expected_share(p_out: Tensor, p_in: Tensor | None) -> Tensor:
+    r"""Return the probability that each weight is kept: that its two nodes share at least one cluster.
+
+    .. math:: 1 - \prod_l (1 - P_{t,l} P_{s,l})
+
+    Args:
+        p_out: Probabilities of the output nodes, shape ``(out, k)``.
+        p_in: Probabilities of the input nodes, shape ``(in, k)``, or None where the input carries no memberships; a weight is
+            then kept if its output node has a cluster at all.
+
+    Returns:
+        Shape ``(out, in)``, or ``(out, 1)`` without `p_in`.
+    """
+    if p_in is None:
+        return 1 - (1 - p_out).prod(1, keepdim=True)
+    lost = torch.ones(p_out.shape[0], p_in.shape[0], dtype=p_out.dtype, device=p_out.device)
+    for cluster in range(p_out.shape[1]):
+        lost = lost * (1 - torch.outer(p_out[:, cluster], p_in[:, cluster]))
+    return 1 - lost
+
+
+def collapse_of(p: Tensor) -> Collapse:
+    """Say whether probabilities have lost their structure: all ones, all zeros, or all in one cluster.
+
+    Args:
+        p: P_j, shape ``(nodes, k)``.
+    """
+    mean = float(p.mean())
+    if mean > _COLLAPSED:
+        return "all ones"
+    if mean < 1 - _COLLAPSED:
+        return "all zeros"
+    by_cluster = p.mean(0)
+    return "one cluster" if p.shape[1] > 1 and float(by_cluster.max() / by_cluster.sum()) > _COLLAPSED else "none"
+
+
+class Blockout(nn.Module):
+    """A network whose weights are masked by cluster memberships that are learned with them.
+
+    In training one C is drawn for every layer of nodes and mini-batch, and shared by the weights on both of its sides. In eval P
+    stands for C (eq. 5), nothing is drawn, and `fold` gives the plain network that computes the same.
+
+    Args:
+        network: Any network whose ``forward(x, generator)`` gives logits.
+        connections: All weights of the network between layers of nodes, in the order of the forward pass. A weight is masked
+            where both of its layers carry memberships.
+        settings: What to learn and how.
+
+    Raises:
+        ValueError: There are more clusters than nodes in a masked layer.
+
+    References:
+        Murdock, Li, Zhou, Duerig. Blockout: Dynamic Model Selection for Hierarchical Deep Networks. CVPR 2016, sections 4 to 6.
+
+    Differs from the paper in: convolutions, the estimators other than ``masked``, initial probabilities by depth, and the charge,
+    polarisation and balance terms, which are all off by default; and initial weights are rescaled unless told otherwise.
+    """
+
+    def __init__(self, network: nn.Module, connections: Sequence[Connection], settings: BlockoutSettings) -> None:
+        super().__init__()
+        self.network = network
+        self.settings = settings
+        self.connections = tuple(connections)
+        self.ramp = 1.0
+        weights = dict(network.named_parameters())
+        widths = _masked_widths(self.connections, weights, settings.masked)
+        self.logits = nn.ParameterDict()  # filled one by one: given a dictionary, it would sort the layers by name
+        for name, value in _initial_logits(widths, settings).items():
+            self.logits[name] = nn.Parameter(value, requires_grad=settings.mode != "hard-fixed")
+        if settings.rescale:
+            self._rescale(weights)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers of nodes that carry memberships, from the image to the classes."""
+        return tuple(self.logits)
+
+    def probabilities(self) -> dict[str, Tensor]:
+        """Return P of every masked layer, shape ``(nodes, k)`` each, attached to the graph."""
+        return {name: torch.sigmoid(value) for name, value in self.logits.items()}
+
+    def draw(self, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Return the memberships of one training step: a draw of C, or P itself in mode ``soft-learned``."""
+        if self.settings.mode == "soft-learned":
+            return self.probabilities()
+        if generator is None:
+            raise ValueError(
+                "Blockout needs a generator in training: call model(x, generator=torch.Generator().manual_seed(0))"
+            )
+        estimator = self.settings.estimator
+        return {name: draw_memberships(p, generator, estimator=estimator) for name, p in self.probabilities().items()}
+
+    def masked_weights(self, assignments: Assignments) -> dict[str, Tensor]:
+        """Return the masked value of every weight between two layers that carry memberships, by parameter name."""
+        return {
+            connection.weight: masked_weight(
+                self.network.get_parameter(connection.weight),
+                assignments[connection.target],
+                assignments[connection.source],
+            )
+            for connection in self.connections
+            if connection.source in assignments and connection.target in assignments
+        }
+
+    def with_memberships(self, x: Tensor, assignments: Assignments, generator: torch.Generator | None = None) -> Tensor:
+        """Return the logits under given memberships, shape ``(batch, classes)``."""
+        result: Tensor = functional_call(self.network, self.masked_weights(assignments), (x, generator))
+        return result
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return logits, shape ``(batch, classes)``: under drawn memberships in training, under P in eval."""
+        assignments = self.draw(generator) if self.training else self.probabilities()
+        return self.with_memberships(x, assignments, generator)
+
+    def loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Return cross-entropy under one draw, plus the charge, polarisation and balance terms that are on."""
+        if self.settings.estimator == "arm":
+            return self._arm_loss(x, y, generator) + self.penalty()
+        return F.cross_entropy(self(x, generator), y) + self.penalty()
+
+    def penalty(self) -> Tensor:
+        """Return the structure's own terms of the loss; zero if all are off."""
+        settings, p = self.settings, self.probabilities()
+        total = next(iter(p.values())).new_zeros(())
+        if settings.charge:
+            share = self.expected_macs(p) / self.dense_macs()
+            total = total + settings.charge * self.ramp * F.relu(share - settings.charge_target)
+        if settings.polarisation:
+            total = total + settings.polarisation * self.ramp * torch.stack([(q * (1 - q)).mean() for q in p.values()]).mean()
+        if settings.balance:
+            total = total + settings.balance * torch.stack([q.mean(0).var(correction=0) for q in p.values()]).mean()
+        return total
+
+    def expected_macs(self, probabilities: Assignments) -> Tensor:
+        """Return the expected multiply-accumulates an image of the network after a draw, differentiable in P."""
+        parts = []
+        for connection in self.connections:
+            weight = self.network.get_parameter(connection.weight)
+            if connection.target not in probabilities:
+                parts.append(next(iter(probabilities.values())).new_tensor(float(weight.numel() * connection.positions)))
+                continue
+            kept = expected_share(probabilities[connection.target], probabilities.get(connection.source or ""))
+            each = weight.numel() / kept.numel() * connection.positions
+            parts.append(kept.sum() * each)
+        return torch.stack(parts).sum()
+
+    def dense_macs(self) -> int:
+        """Return the multiply-accumulates an image of the network without masks."""
+        return sum(self.network.get_parameter(c.weight).numel() * c.positions for c in self.connections)
+
+    def prepare_epoch(self, epoch: int, epochs: int) -> None:
+        """Set how much of the charge applies: it rises linearly over the first `charge_ramp` of the epochs."""
+        length = self.settings.charge_ramp * epochs
+        self.ramp = min(1.0, epoch / length) if length else 1.0
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters with their learning rate scale and whether they decay; memberships never do."""
+        weights = [parameter for parameter in self.network.parameters() if parameter.dim() > 1]
+        others = [parameter for parameter in self.network.parameters() if parameter.dim() <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": weights, "learning_rate_scale": 1.0, "weight_decay": True},
+            {"params": others, "learning_rate_scale": 1.0, "weight_decay": False},
+        ]
+        if self.settings.mode != "hard-fixed":
+            logits = list(self.logits.values())
+            groups.append(
+                {"params": logits, "learning_rate_scale": self.settings.structure_lr, "weight_decay": False}
+            )
+        return groups
+
+    @torch.no_grad()
+    def fold(self) -> nn.Module:
+        """Return a copy of the plain network with the weights of eq. 5 in place: the same function, at no extra cost."""
+        folded = copy.deepcopy(self.network)
+        for name, weight in self.masked_weights(self.probabilities()).items():
+            folded.get_parameter(name).copy_(weight)
+        return folded
+
+    @torch.no_grad()
+    def telemetry(self) -> dict[str, float | list[float]]:
+        """Describe P once an epoch: mean, entropy in bits, share beyond .05/.95, clusters a node, density, and the alarm.
+
+        The alarm ``blockout/collapse/<layer>`` is 0 for none, 1 for all ones, 2 for all zeros, 3 for one cluster.
+        """
+        p = self.probabilities()
+        record: dict[str, float | list[float]] = {}
+        for name, values in p.items():
+            record |= {f"blockout/{key}/{name}": value for key, value in _describe(values).items()}
+        record["blockout/expected_macs"] = float(self.expected_macs(p)) / self.dense_macs()
+        record["blockout/effective_parameters"] = sum(
+            float((p[source].sum(0) * p[target].sum(0)).sum()) / self.settings.clusters
+            for source, target in pairwise(p)
+        )
+        return record
+
+    def _arm_loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Augment, REINFORCE, merge: two antithetic draws give an unbiased gradient of the expected loss.
+
+        References:
+            Yin, Zhou. ARM: Augment-REINFORCE-Merge Gradient for Stochastic Binary Networks. ICLR 2019, eq. 9.
+        """
+        uniform = {
+            name: torch.rand(value.shape, generator=generator, dtype=value.dtype, device=value.device)
+            for name, value in self.logits.items()
+        }
+        first = {name: (u < torch.sigmoid(self.logits[name])).to(u.dtype) for name, u in uniform.items()}
+        second = {name: (u > torch.sigmoid(-self.logits[name])).to(u.dtype) for name, u in uniform.items()}
+        loss = F.cross_entropy(self.with_memberships(x, first, generator), y)
+        with torch.no_grad():
+            other = F.cross_entropy(self.with_memberships(x, second, generator), y)
+        gap = other - loss.detach()
+        surrogate = torch.stack([((u - 0.5) * self.logits[name]).sum() for name, u in uniform.items()]).sum()
+        return loss + gap * (surrogate - surrogate.detach())
+
+    @torch.no_grad()
+    def _rescale(self, weights: Mapping[str, Tensor]) -> None:
+        p = self.probabilities()
+        for connection in self.connections:
+            if connection.source in p and connection.target in p:
+                mean_mask = float(p[connection.source].mean() * p[connection.target].mean())
+                weights[connection.weight].div_(mean_mask)
+
+
+def _masked_widths(
+    connections: Sequence[Connection], weights: Mapping[str, Tensor], masked: Masked
+) -> dict[str, int]:
+    widths: dict[str, int] = {}
+    for connection in connections:
+        weight = weights[connection.weight]
+        if masked == "head" and weight.dim() != 2:
+            continue
+        if connection.source is not None:
+            widths.setdefault(connection.source, weight.shape[1])
+        widths.setdefault(connection.target, weight.shape[0])
+    return widths
+
+
+def _initial_logits(widths: Mapping[str, int], settings: BlockoutSettings) -> dict[str, Tensor]:
+    first, last = settings.first_probability, settings.last_probability
+    logits = {}
+    for position, (name, nodes) in enumerate(widths.items()):
+        if settings.clusters > nodes:
+            raise ValueError(
+                f"clusters must lie in 1..nodes, got clusters={settings.clusters} for nodes={nodes} in layer {name!r}"
+            )
+        p = first + (last - first) * position / max(1, len(widths) - 1)
+        value = torch.full((nodes, settings.clusters), p).logit()
+        if settings.logit_noise:
+            value = value + settings.logit_noise * torch.randn_like(value)
+        logits[name] = value
+    return logits
+
+
+def _describe(p: Tensor) -> dict[str, float | list[float]]:
+    entropy = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) / torch.log(torch.tensor(2.0, dtype=p.dtype))
+    density = torch.histc(p.float().cpu(), DENSITY_BINS, 0, 1) / p.numel()
+    alarms: tuple[Collapse, ...] = get_args(Collapse)
+    return {
+        "mean": float(p.mean()),
+        "median": float(p.median()),
+        "entropy": float(entropy.mean()),
+        "separated": float(((p < 0.05) | (p > 0.95)).float().mean()),
+        "clusters": float(p.sum(1).mean()),
+        "density": [float(value) for value in density],
+        "collapse": float(alarms.index(collapse_of(p))),
+    }

@@ -1,0 +1,305 @@
+"""The training loop: a generator of epoch records that knows no method, and the checkpoint that continues it exactly."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["cosine", "constant"]
+TelemetryValue = float | list[float]
+
+HELD_IMAGES = 256
+_EPOCH_STRIDE = 1_000_003  # a prime: the shuffling seeds of two runs meet only if their seeds are that far apart
+
+
+class Batches(Protocol):
+    """A source of labelled images."""
+
+    def __len__(self) -> int:
+        """Return the number of images in one pass."""
+
+    def batches(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield ``(images, labels)``: shuffled and augmented with a generator, in order and plain without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaders:
+    """What training may read: the training and the validation images, and nothing else."""
+
+    train: Batches
+    validation: Batches
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How a network is trained.
+
+    Args:
+        epochs: Passes over the training images, 1 or more.
+        batch_size: Images a step, 2 or more.
+        optimizer: ``sgd`` with Nesterov momentum, or ``adamw``.
+        learning_rate: Peak learning rate, above 0.
+        weight_decay: Decay of weights with two or more dimensions, 0 or more.
+        momentum: Momentum of ``sgd``, in 0..1; unused by ``adamw``.
+        schedule: ``cosine`` falls to zero over all steps; ``constant`` stays.
+        warmup_epochs: Epochs over which the learning rate rises linearly from zero, 0 or more.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    schedule: Schedule = "cosine"
+    warmup_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got epochs={self.epochs}")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2 (batch normalisation), got batch_size={self.batch_size}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got learning_rate={self.learning_rate}")
+        if not (self.weight_decay >= 0 and self.warmup_epochs >= 0 and 0 <= self.momentum < 1):
+            raise ValueError(
+                f"weight_decay and warmup_epochs must not be negative and momentum must lie in 0..1, got "
+                f"{self.weight_decay}, {self.warmup_epochs}, {self.momentum}"
+            )
+        for name, choices in (("optimizer", Optimizer), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything that continues a training with the same numbers; holds references, so save it before the next epoch."""
+
+    epochs_done: int
+    sample_passes: int
+    seconds: float
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    generator: Tensor
+
+    def to_state(self) -> dict[str, Any]:
+        """Return a dictionary that `torch.save` writes and ``torch.load(weights_only=True)`` reads."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """What one epoch did.
+
+    Args:
+        epoch: Number of the epoch, from 0.
+        sample_passes: Images trained on so far.
+        seconds: Wall-clock of training and validation so far.
+        learning_rate: Of the last step.
+        train_loss: Mean over the epoch; None if it diverged.
+        validation_loss: Mean cross-entropy after the epoch; None if the training diverged.
+        validation_accuracy: Share in 0..1 after the epoch; None if the training diverged.
+        stage: Part of the experiment that the epoch belongs to.
+        telemetry: What the model says of itself.
+        failure: Why training cannot go on, or None.
+        checkpoint: Continues the training after this epoch; valid until the next record is asked for.
+    """
+
+    epoch: int
+    sample_passes: int
+    seconds: float
+    learning_rate: float
+    train_loss: float | None
+    validation_loss: float | None
+    validation_accuracy: float | None
+    stage: str = "train"
+    telemetry: Mapping[str, TelemetryValue] = field(default_factory=dict)
+    failure: str | None = None
+    checkpoint: Checkpoint | None = field(default=None, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON types, without the checkpoint."""
+        record = {name: getattr(self, name) for name in self.__slots__ if name != "checkpoint"}
+        return record | {"telemetry": dict(self.telemetry)}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Mean cross-entropy, accuracy in 0..1, and the predicted class of every image, shape ``(images,)``."""
+
+    loss: float
+    accuracy: float
+    predictions: Tensor = field(repr=False, compare=False)
+
+
+def fit(
+    model: nn.Module,
+    loaders: Loaders,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    device: str | torch.device = "cpu",
+    start: Checkpoint | None = None,
+) -> Iterator[EpochRecord]:
+    """Train a model and yield a record after every epoch.
+
+    A model may offer ``loss(x, y, generator)``, ``parameter_groups()`` and ``telemetry()``; a submodule may offer
+    ``prepare_epoch(epoch, epochs)`` and ask, by its attribute ``observing``, for one forward pass of held training images.
+
+    Args:
+        model: Gives logits by ``model(x, generator)``.
+        loaders: Training and validation images.
+        settings: How to train.
+        seed: Decides the order of the images, their augmentation and all draws of the model.
+        device: Where to train.
+        start: Continue after this checkpoint, with the numbers of a training that was never stopped.
+
+    Yields:
+        One record an epoch. The last one carries a `failure` if the loss became infinite or not a number.
+    """
+    model.to(device)
+    optimizer = _optimizer(model, settings)
+    generator = torch.Generator(device).manual_seed(seed)
+    first, passes, seconds = 0, 0, 0.0
+    if start is not None:
+        first, passes, seconds = start.epochs_done, start.sample_passes, start.seconds
+        model.load_state_dict(start.model)
+        optimizer.load_state_dict(dict(start.optimizer))
+        generator.set_state(start.generator.cpu())
+    held = _held_images(model, loaders.train)
+    for epoch in range(first, settings.epochs):
+        began = time.perf_counter()
+        _prepare(model, held, epoch, settings.epochs, device)
+        order = torch.Generator().manual_seed(seed + _EPOCH_STRIDE * (epoch + 1))
+        total, trained = _train_epoch(model, optimizer, loaders.train, settings, (epoch, order, generator, device))
+        passes += trained
+        failure = None if math.isfinite(total) else f"the training loss became {total} in epoch {epoch}"
+        checked = None if failure else evaluate(model, loaders.validation, device=device)
+        if checked is not None and not math.isfinite(checked.loss):
+            failure, checked = f"the validation loss became {checked.loss} in epoch {epoch}", None
+        seconds += time.perf_counter() - began
+        yield EpochRecord(
+            epoch=epoch,
+            sample_passes=passes,
+            seconds=seconds,
+            learning_rate=optimizer.param_groups[0]["lr"],
+            train_loss=None if failure else total / max(1, trained),
+            validation_loss=checked.loss if checked else None,
+            validation_accuracy=checked.accuracy if checked else None,
+            telemetry={} if failure else _telemetry(model),
+            failure=failure,
+            checkpoint=Checkpoint(
+                epoch + 1, passes, seconds, model.state_dict(), optimizer.state_dict(), generator.get_state()
+            ),
+        )
+        if failure:
+            return
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Batches, *, device: str | torch.device = "cpu") -> Evaluation:
+    """Return loss, accuracy and predictions of a model in eval mode over one pass; the model's mode is left as it was."""
+    was_training = model.training
+    model.eval()
+    losses, hits, predictions = 0.0, 0, []
+    for x, y in loader.batches():
+        logits, labels = model(x.to(device)), y.to(device)
+        losses += float(F.cross_entropy(logits, labels, reduction="sum"))
+        chosen = logits.argmax(1)
+        hits += int((chosen == labels).sum())
+        predictions.append(chosen.cpu())
+    model.train(was_training)
+    return Evaluation(losses / len(loader), hits / len(loader), torch.cat(predictions))
+
+
+def _train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: Batches,
+    settings: TrainingSettings,
+    position: tuple[int, torch.Generator, torch.Generator, str | torch.device],
+) -> tuple[float, int]:
+    epoch, order, generator, device = position
+    loss_of = getattr(model, "loss", None)
+    steps = -(-len(loader) // settings.batch_size)
+    total, trained = torch.zeros((), device=device), 0
+    model.train()
+    for step, (images, labels) in enumerate(loader.batches(order)):
+        _set_learning_rate(optimizer, settings, epoch + step / steps)
+        x, y = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        loss = F.cross_entropy(model(x, generator), y) if loss_of is None else loss_of(x, y, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach() * len(y)
+        trained += len(y)
+    return float(total), trained
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainingSettings, done_epochs: float) -> None:
+    scale = min(1.0, (done_epochs + 1e-8) / settings.warmup_epochs) if settings.warmup_epochs else 1.0
+    if settings.schedule == "cosine":
+        scale *= 0.5 * (1 + math.cos(math.pi * done_epochs / settings.epochs))
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * scale * group["learning_rate_scale"]
+
+
+def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    groups = []
+    for group in model.parameter_groups() if hasattr(model, "parameter_groups") else _plain_groups(model):  # type: ignore[operator]  # torch types every attribute as a module
+        parameters = [parameter for parameter in group["params"] if parameter.requires_grad]
+        decay = settings.weight_decay if group["weight_decay"] else 0.0
+        if parameters:
+            groups.append(
+                {"params": parameters, "weight_decay": decay, "learning_rate_scale": group["learning_rate_scale"]}
+            )
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True, fused=True)
+
+
+def _plain_groups(model: nn.Module) -> list[dict[str, Any]]:
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "learning_rate_scale": 1.0, "weight_decay": True},
+        {"params": [p for p in parameters if p.dim() <= 1], "learning_rate_scale": 1.0, "weight_decay": False},
+    ]
+
+
+def _held_images(model: nn.Module, loader: Batches) -> Tensor | None:
+    if not any(hasattr(module, "observing") for module in model.modules()):
+        return None
+    held: list[Tensor] = []
+    for x, _ in loader.batches():
+        held.append(x)
+        if sum(map(len, held)) >= HELD_IMAGES:
+            break
+    return torch.cat(held)[:HELD_IMAGES]
+
+
+def _prepare(model: nn.Module, held: Tensor | None, epoch: int, epochs: int, device: str | torch.device) -> None:
+    for module in model.modules():
+        if hasattr(module, "prepare_epoch"):
+            module.prepare_epoch(epoch, epochs)
+    if held is not None and _observers(model.modules()):
+        model.eval()
+        with torch.no_grad():
+            model(held.to(device))
+
+
+def _observers(modules: Iterable[nn.Module]) -> bool:
+    return any(bool(getattr(module, "observing", False)) for module in modules)
+
+
+def _telemetry(model: nn.Module) -> dict[str, TelemetryValue]:
+    record: dict[str, TelemetryValue] = {}
+    for module in model.modules():
+        if hasattr(module, "telemetry"):
+            record |= module.telemetry()
+    return record

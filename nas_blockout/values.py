@@ -1,0 +1,82 @@
+"""Frozen settings to and from plain JSON types, with errors that name the key, the value, the rule and a near match."""
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Value = TypeVar("Value")
+
+
+def to_json(value: Any) -> dict[str, Any]:
+    """Return a frozen dataclass of plain values as a dictionary; tuples become lists."""
+    assert is_dataclass(value)
+    return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+
+
+def from_json(kind: type[Value], document: Mapping[str, Any], *, where: str) -> Value:
+    """Build a frozen dataclass from a dictionary.
+
+    Args:
+        kind: Dataclass whose fields are numbers, texts, truth values, `Literal`, tuples of these, or optional.
+        document: Values by field name; fields with a default may be missing.
+        where: Name of the place, for errors, such as ``training``.
+
+    Raises:
+        ValueError: A key is unknown or missing, a value has the wrong type, or the dataclass refuses it.
+    """
+    if not isinstance(document, Mapping):
+        raise ValueError(f"{where} must be a mapping of settings, got {document!r}")
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]  # a dataclass type, by contract
+    for key in document:
+        if key not in known:
+            raise ValueError(f"{where}.{key}: no such setting; {near(str(key), known)}")
+    for name, item in known.items():
+        if item.default is MISSING and item.default_factory is MISSING and name not in document:
+            raise ValueError(f"{where}.{name}: this setting is required")
+    hints = get_type_hints(kind)
+    values = {key: _checked(hints[key], value, f"{where}.{key}") for key, value in document.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error about an unknown name: the nearest known one, or all of them."""
+    names = sorted(known)
+    matches = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {matches[0]!r}?" if matches else f"known are {', '.join(names)}"
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _checked(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _checked(next(kind for kind in arguments if kind is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool):
+            raise ValueError(f"{where} must be one of {', '.join(map(str, arguments))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} must be a list, got {value!r}")
+        return tuple(_checked(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    return _scalar(hint, value, where)
+
+
+def _scalar(kind: Any, value: Any, where: str) -> Any:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where} must be {names.get(kind, kind.__name__)}, got {value!r}")
+    if kind is float and value != value:
+        raise ValueError(f"{where} must be a number, got {value!r}")
+    return value

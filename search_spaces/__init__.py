@@ -1,0 +1,16 @@
+"""What may vary: the registry of search spaces, by the names that study files use."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from search_spaces.blockout import blockout
+from search_spaces.branched import branched
+from search_spaces.regularizers import regularizers
+from search_spaces.training import training
+from search_spaces.trial import Context, Recorded, Space, Trial, compose
+
+SPACES: Mapping[str, Space] = MappingProxyType(
+    {"blockout": blockout, "branched": branched, "regularizers": regularizers, "training": training}
+)
+
+__all__ = ["SPACES", "Context", "Recorded", "Space", "Trial", "compose"]

@@ -1,0 +1,202 @@
+"""Ray: one `Tuner.fit` runs every trial of every arm. The sole importer of ray."""
+
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from services.worker import Report, Task, Worker
+
+_QUIET = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+}
+
+
+class ClusterError(RuntimeError):
+    """Ray cannot be reached, or cannot give what a study asks for."""
+
+
+class Tasks(Protocol):
+    """Where the cluster gets its work and brings the results; all calls come from one thread."""
+
+    def next(self) -> Task | None:
+        """Return the next task, or None while there is none yet."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether no task will ever come again."""
+
+    def report(self, report: Report) -> None:
+        """Take what a worker said."""
+
+    def lost(self, trial: int, reason: str) -> None:
+        """Take note that a trial's worker died more often than is tolerated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What trials may use.
+
+    Args:
+        at_once: Trials that run at the same time.
+        cpus: Ray CPUs of one trial.
+        gpus: Ray GPUs of one trial; fractions share one.
+        retries: Further attempts after a worker died.
+    """
+
+    at_once: int = 2
+    cpus: int = 1
+    gpus: float = 0.0
+    retries: int = 2
+
+
+def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None = None) -> None:
+    """Run tasks until they are finished.
+
+    Args:
+        tasks: Where the work comes from.
+        resources: What trials may use.
+        folder: Scratch space of the study; Ray's own state goes below it and is removed at the end.
+        address: An existing cluster, or None to start one in this process.
+
+    Raises:
+        ClusterError: The cluster cannot be reached or is too small.
+    """
+    os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    import ray
+
+    _connect(resources, folder, address)
+    try:
+        _fit(tasks, resources, folder / "ray")
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder / "ray", ignore_errors=True)
+
+
+def _connect(resources: Resources, folder: Path, address: str | None) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token(folder)))
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    local = {"num_cpus": resources.at_once * resources.cpus, "include_dashboard": False} if address is None else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True, **local)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise ClusterError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
+    have = ray.cluster_resources()
+    if have.get("CPU", 0) < resources.cpus or have.get("GPU", 0) < resources.gpus:
+        raise ClusterError(
+            f"one trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs, the cluster has "
+            f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
+        )
+
+
+def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
+    from ray import tune
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    trainable = tune.with_resources(_trainable(), {"cpu": resources.cpus, "gpu": resources.gpus})
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=_searcher(tasks),
+            num_samples=-1,
+            max_concurrent_trials=resources.at_once,
+            reuse_actors=True,
+            metric="reports",
+            mode="max",
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder.absolute()),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=resources.retries),
+        ),
+    )
+    tuner.fit()
+
+
+def _trainable() -> type:
+    from ray import tune
+
+    class TrialActor(tune.Trainable):  # type: ignore[misc]  # ray is untyped
+        """A worker as Tune wants it; every step is one report."""
+
+        def setup(self, config: Mapping[str, Any]) -> None:
+            self.worker = Worker()
+            self.reports = 0
+            self.worker.start(Task(**config["task"]))
+
+        def reset_config(self, new_config: Mapping[str, Any]) -> bool:
+            self.reports = 0
+            self.worker.start(Task(**new_config["task"]))
+            return True
+
+        def step(self) -> dict[str, Any]:
+            report = self.worker.step()
+            self.reports += 1
+            return {"reports": self.reports, "report": report.to_text(), "done": report.done}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Keep nothing here: the worker writes its own checkpoint after every epoch."""
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Load nothing here, as above."""
+
+    return TrialActor
+
+
+def _searcher(tasks: Tasks) -> Any:
+    from ray.tune.search import Searcher
+
+    class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
+        """Hands out the tasks of a study and brings their reports back."""
+
+        def __init__(self) -> None:
+            super().__init__(metric="reports", mode="max")
+            self.trials: dict[str, int] = {}
+
+        def suggest(self, trial_id: str) -> Any:
+            task = tasks.next()
+            if task is None:
+                return Searcher.FINISHED if tasks.finished else None
+            self.trials[trial_id] = task.trial
+            return {"task": task.to_json()}
+
+        def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+            tasks.report(Report.from_text(result["report"]))
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            trial = self.trials.pop(trial_id)
+            if error:
+                tasks.lost(trial, "its worker process died more often than the study's retries allow")
+            elif result and "report" in result:
+                tasks.report(Report.from_text(result["report"]))
+
+        def save(self, checkpoint_path: str) -> None:
+            """Keep nothing: the store is the truth."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Restore nothing, as above."""
+
+    return StudySearcher()
+
+
+def _token(folder: Path) -> Path:
+    """Return the file of the token that guards this study's own cluster."""
+    path = folder / "ray-token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    return path

@@ -1,0 +1,358 @@
+"""The study file: YAML that names a question, its contestants and their budget; read, checked and resolved."""
+
+import hashlib
+import json
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nas_blockout.data import DataSettings, Splits
+from nas_blockout.distill import DistillationSettings
+from nas_blockout.experiment import Experiment, backbone_from_json, build
+from nas_blockout.methods import method_from_json, method_to_json
+from nas_blockout.train import TrainingSettings
+from nas_blockout.values import from_json, near, to_json
+from search_spaces import SPACES
+
+MAX_FILE_BYTES = 1 << 20
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+
+
+class StudyError(ValueError):
+    """A study file that cannot be used; the message names the file, the key, the value and the rule."""
+
+
+class StudyNotFound(LookupError):
+    """No study of that name is bundled, and no such file exists."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Match(_Strict):
+    """What a contestant must equal in another: its widths are scaled to the other's cost."""
+
+    arm: Name = Field(description="The arm whose cost is matched.")
+    quantity: Literal["macs"] = Field("macs", description="What is matched.")
+
+
+class ArmConfig(_Strict):
+    """One contestant."""
+
+    like: Name | None = Field(None, description="Another arm whose entries are taken where this one has none.")
+    purpose: str = Field("", description="What the arm stands for, in a few words.")
+    method: dict[str, Any] | None = Field(None, description="Name and settings of a method.")
+    backbone: dict[str, Any] | None = Field(None, description="Settings of the backbone that differ from the study's.")
+    training: dict[str, Any] | None = Field(None, description="Settings of the training that differ from the study's.")
+    distillation: dict[str, Any] | None = Field(None, description="How Blockout's structure becomes branches.")
+    space: list[str] | None = Field(None, description="Search spaces, applied in turn; none repeats the arm as it is.")
+    searcher: Literal["random", "tpe"] | None = Field(None, description="Who proposes: random search, or TPE.")
+    match: Match | None = Field(None, description="Match the cost of another arm.")
+
+
+class Budget(_Strict):
+    """What every arm may spend."""
+
+    sample_passes: int = Field(gt=0, description="Images times epochs trained on, search and retraining together.")
+    tolerance: float = Field(0.02, ge=0, le=1, description="Largest relative difference of spending for a ranking.")
+
+
+class Retrain(_Strict):
+    """How winners are trained again."""
+
+    seeds: list[int] = Field([0, 1, 2, 3, 4], min_length=1, description="Seeds, the same for every arm.")
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError("seeds must be distinct and not negative")
+        return seeds
+
+
+class Workers(_Strict):
+    """How trials are run."""
+
+    at_once: int = Field(2, ge=1, le=4096, description="Trials that run at the same time.")
+    cpus: int = Field(1, ge=1, le=256, description="Threads, and Ray CPUs, of one trial.")
+    gpus: float = Field(0.0, ge=0, le=64, description="Ray GPUs of one trial; fractions share one.")
+    retries: int = Field(2, ge=0, le=20, description="Further attempts after the process of a trial died.")
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class StudyConfig(_Strict):
+    """A study: a question, its contestants, their data and their budget."""
+
+    schema_version: Literal[1] = Field(description="Version of this format.")
+    name: Name = Field(description="Name of the study and of its folder.")
+    question: str = Field("", description="What the study asks, in one sentence.")
+    seed: int = Field(0, ge=0, description="Seed of the search.")
+    data: dict[str, Any] = Field(default_factory=lambda: {"name": "digits"}, description="Settings of the data.")
+    backbone: dict[str, Any] = Field(default_factory=lambda: {"name": "convnet"}, description="Settings of the backbone.")
+    training: dict[str, Any] = Field(default_factory=dict, description="Settings of the training.")
+    budget: Budget = Field(description="What every arm may spend.")
+    retrain: Retrain = Field(default_factory=Retrain, description="How winners are trained again.")
+    workers: Workers = Field(default_factory=Workers, description="How trials are run.")
+    arms: dict[Name, ArmConfig] = Field(min_length=1, description="The contestants by name.")
+
+    @model_validator(mode="after")
+    def _references(self) -> "StudyConfig":
+        for name, arm in self.arms.items():
+            for key, other in (("like", arm.like), ("match.arm", arm.match.arm if arm.match else None)):
+                if other is not None and (other not in self.arms or other == name):
+                    raise ValueError(f"arms.{name}.{key}: no other arm {other!r}; {near(other, set(self.arms) - {name})}")
+            if arm.like is not None and self.arms[arm.like].like is not None:
+                raise ValueError(f"arms.{name}.like: {arm.like!r} is itself like another arm; name that one")
+            matched = arm.match.arm if arm.match else None
+            if matched is not None and self.arms[matched].match is not None:
+                raise ValueError(f"arms.{name}.match.arm: {matched!r} itself matches another arm; name that one")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A contestant, resolved.
+
+    Args:
+        name: Its name.
+        experiment: Its experiment before anything is searched.
+        spaces: Names of its search spaces.
+        searcher: Who proposes.
+        match: Name of the arm whose MACs its own must equal, or None.
+        purpose: What it stands for.
+    """
+
+    name: str
+    experiment: Experiment
+    spaces: tuple[str, ...]
+    searcher: str
+    match: str | None
+    purpose: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the arm as plain JSON types."""
+        return {
+            "experiment": self.experiment.to_json(),
+            "space": list(self.spaces),
+            "searcher": self.searcher,
+            "match": self.match,
+            "purpose": self.purpose,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study, resolved: every setting has its value and every name is known.
+
+    Args:
+        config: The checked file.
+        arms: The contestants by name.
+        data: What all of them learn from.
+    """
+
+    config: StudyConfig
+    arms: Mapping[str, Arm]
+    data: DataSettings
+
+    @property
+    def name(self) -> str:
+        """Name of the study."""
+        return self.config.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the resolved study as plain JSON types."""
+        config = self.config.model_dump(mode="json", exclude={"arms", "data", "backbone", "training"})
+        return {**config, "data": to_json(self.data), "arms": {name: arm.to_json() for name, arm in self.arms.items()}}
+
+    @property
+    def hash(self) -> str:
+        """Name of everything that decides the results: 16 hexadecimal digits; how trials are run does not count."""
+        document = {key: value for key, value in self.to_json().items() if key not in ("workers", "question")}
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without tags, anchors' reuse or repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(
+                None, None, "aliases (*name) are not allowed", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)  # type: ignore[no-any-return]  # PyYAML leaves it untyped
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the name {key!r} stands twice", node.value[position][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def bundled() -> dict[str, Path]:
+    """Return the study files that come with the package, by name."""
+    folder = Path(str(resources.files("search_spaces") / "studies"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(study: str) -> Path:
+    """Return the file of a study given as a path or as the name of a bundled one.
+
+    Raises:
+        StudyNotFound: There is neither.
+    """
+    path = Path(study)
+    if path.suffix in (".yaml", ".yml") or "/" in study:
+        if not path.is_file():
+            raise StudyNotFound(f"there is no study file {study}")
+        return path
+    if study not in bundled():
+        raise StudyNotFound(f"there is no bundled study {study!r}; {near(study, bundled())}")
+    return bundled()[study]
+
+
+def read(path: Path) -> StudyConfig:
+    """Read and check a study file.
+
+    Raises:
+        StudyError: It is too large, no YAML, or breaks a rule.
+    """
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise StudyError(f"{path}: a study file has at most {MAX_FILE_BYTES} bytes, this one {path.stat().st_size}")
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506  # a SafeLoader
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{path}: a study file is UTF-8 text ({error})") from None
+    except RecursionError:
+        raise StudyError(f"{path}: the file is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise StudyError(f"{path}: no valid YAML: {_one_line(str(error))}") from None
+    if not isinstance(document, dict):
+        raise StudyError(f"{path}: a study is a mapping of keys, got {type(document).__name__}")
+    return parse(document, source=str(path))
+
+
+def parse(document: Mapping[str, Any], *, source: str) -> StudyConfig:
+    """Check a study given as plain values.
+
+    Raises:
+        StudyError: A rule is broken.
+    """
+    try:
+        return StudyConfig.model_validate(document)
+    except ValidationError as error:
+        raise StudyError(f"{source}: {_explain(error)}") from None
+
+
+def resolve(config: StudyConfig, *, source: str) -> Study:
+    """Give every setting its value and check every name.
+
+    Raises:
+        StudyError: A setting, method, backbone, data set or space is unknown or refused.
+    """
+    where = "data"
+    try:
+        data = from_json(DataSettings, config.data, where="data")
+        arms = {}
+        for where in config.arms:
+            arms[where] = _resolve_arm(config, where, data)
+    except ValueError as error:
+        place = "" if where == "data" else f"arms.{where}."
+        raise StudyError(f"{source}: {place}{error}") from None
+    return Study(config, arms, data)
+
+
+def check_against_data(study: Study, splits: Splits, *, source: str) -> None:
+    """Build every arm's network and price one training, so that impossible values are refused before anything is written.
+
+    Raises:
+        StudyError: A network cannot be built for these images and classes, or the budget does not pay for one search trial
+            and all retrainings.
+    """
+    images = len(splits.train.labels)
+    seeds = len(study.config.retrain.seeds)
+    for name, arm in study.arms.items():
+        try:
+            build(arm.experiment, splits)
+        except ValueError as error:
+            raise StudyError(f"{source}: arms.{name}: {error}") from None
+        one = images * arm.experiment.training.epochs
+        if study.config.budget.sample_passes < one * (1 + seeds):
+            raise StudyError(
+                f"{source}: budget.sample_passes={study.config.budget.sample_passes} is too small: arm {name!r} needs "
+                f"{one * (1 + seeds)} for one search trial and {seeds} retrainings of {one} passes "
+                f"({images} images x {arm.experiment.training.epochs} epochs)"
+            )
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a study file, for editors."""
+    return StudyConfig.model_json_schema()
+
+
+def _resolve_arm(config: StudyConfig, name: str, data: DataSettings) -> Arm:
+    own = config.arms[name]
+    other = config.arms[own.like] if own.like else ArmConfig()
+    distillation = {**(other.distillation or {}), **(own.distillation or {})}
+    spaces = own.space if own.space is not None else other.space or []
+    for space in spaces:
+        if space not in SPACES:
+            raise ValueError(f"space: no such search space {space!r}; {near(space, SPACES)}")
+    experiment = Experiment(
+        data=data,
+        backbone=backbone_from_json({**config.backbone, **(other.backbone or {}), **(own.backbone or {})}),
+        method=method_from_json(own.method or other.method or {"name": "none"}),
+        training=from_json(
+            TrainingSettings, {**config.training, **(other.training or {}), **(own.training or {})}, where="training"
+        ),
+        distillation=from_json(DistillationSettings, distillation, where="distillation")
+        if own.distillation is not None or other.distillation is not None
+        else None,
+    )
+    match = own.match or other.match
+    searcher = own.searcher or other.searcher or "random"
+    return Arm(name, experiment, tuple(spaces), searcher, match.arm if match else None, own.purpose)
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    if first["type"] == "extra_forbidden":
+        known = ArmConfig.model_fields if key.startswith("arms.") else _fields_at(first["loc"])
+        return f"{key}: no such key; {near(str(first['loc'][-1]), known)}"
+    if first["type"] == "missing":
+        return f"{key}: this key is required"
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if first["type"] == "value_error" and not key else f", got {_short(first['input'])}"
+    return f"{key}: {message}{value}" if key else message
+
+
+def _fields_at(location: tuple[int | str, ...]) -> Mapping[str, Any]:
+    parts: dict[str, type[BaseModel]] = {"budget": Budget, "retrain": Retrain, "workers": Workers}
+    return (parts.get(str(location[0]), StudyConfig) if len(location) > 1 else StudyConfig).model_fields
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def method_name(arm: Arm) -> str:
+    """Return the registered name of an arm's method."""
+    return str(method_to_json(arm.experiment.method)["name"])

@@ -1,0 +1,206 @@
+"""What happens inside a worker: one trial at a time, epoch by epoch, with a checkpoint after each.
+
+A worker reads its task and the data, writes its checkpoint and its model, and returns reports; it holds no credentials and opens no
+database. It runs the same inside a Ray actor and in a plain process.
+"""
+
+import json
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas_blockout.data import DataSettings, Loader, Splits, load
+from nas_blockout.experiment import EVALUATION_BATCH, Experiment, Run, Snapshot
+from nas_blockout.export import save_weights
+from nas_blockout.train import EpochRecord, evaluate
+
+REPORT_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One trial as a worker is told of it.
+
+    Args:
+        trial: Identity of the trial in the store.
+        experiment: What to run, as plain JSON types.
+        evaluates_test: Whether the trained model is measured, once, on the test images.
+        checkpoint: File that continues the trial; written after every epoch, removed by the driver.
+        model: File for the trained weights, or None to keep none.
+        data_root: Folder of the data sets, or None for the usual places.
+        threads: Threads of the training.
+        device: Where to train.
+    """
+
+    trial: int
+    experiment: Mapping[str, Any]
+    evaluates_test: bool
+    checkpoint: str
+    model: str | None
+    data_root: str | None = None
+    threads: int = 1
+    device: str = "cpu"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the task as plain JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker says after some epochs.
+
+    Args:
+        trial: Identity of the trial.
+        worker: Process that ran it.
+        records: Epoch records; after a restart those of the checkpoint come again.
+        failure: Why the trial failed, or None.
+        result: What it ended in, with the last report of a trial that succeeded.
+    """
+
+    trial: int
+    worker: str
+    records: tuple[Mapping[str, Any], ...]
+    failure: str | None = None
+    result: Mapping[str, Any] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether this is the last report of the trial."""
+        return self.failure is not None or self.result is not None
+
+    def to_text(self) -> str:
+        """Return the report as JSON text, which Tune passes on as it is (it would flatten a dictionary)."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> "Report":
+        """Read a report back."""
+        document = json.loads(text)
+        return cls(**{**document, "records": tuple(document["records"])})
+
+
+class Worker:
+    """Runs tasks one after another and keeps the data between them."""
+
+    def __init__(self) -> None:
+        self._data: dict[tuple[DataSettings, str | None], Splits] = {}
+        self._task: Task | None = None
+        self._run: Run | None = None
+        self._unreported: list[EpochRecord] = []
+        self._error: str | None = None
+
+    def start(self, task: Task) -> None:
+        """Begin a trial, or continue it if its checkpoint is there."""
+        torch.set_num_threads(task.threads)
+        self._task, self._run, self._error, self._unreported = task, None, None, []
+        try:
+            experiment = Experiment.from_json(task.experiment)
+            start = read_snapshot(Path(task.checkpoint))
+            self._run = Run(experiment, self._splits(experiment.data, task), device=task.device, start=start)
+            self._unreported = list(start.records) if start else []
+        except Exception as error:  # a trial that cannot be built fails; the worker goes on
+            self._error = describe_error(error)
+
+    def step(self) -> Report:
+        """Train until there is something to report: half a second has passed or the trial has ended."""
+        assert self._task is not None, "start a task first"
+        began = time.monotonic()
+        try:
+            while self._error is None and time.monotonic() - began < REPORT_SECONDS:
+                if not self._one_epoch():
+                    return self._report(result=self._result())
+        except Exception as error:  # as above: reported, never swallowed
+            self._error = describe_error(error)
+        return self._report(failure=self._error)
+
+    def _one_epoch(self) -> bool:
+        assert self._run is not None and self._task is not None
+        record = next(self._run, None)
+        if record is None:
+            return False
+        self._unreported.append(record)
+        if record.failure:
+            self._error = record.failure
+        else:
+            write_snapshot(self._run.snapshot(), Path(self._task.checkpoint))
+        return True
+
+    def _report(self, *, failure: str | None = None, result: Mapping[str, Any] | None = None) -> Report:
+        assert self._task is not None
+        records, self._unreported = tuple(record.to_json() for record in self._unreported), []
+        return Report(self._task.trial, f"{os.uname().nodename}:{os.getpid()}", records, failure, result)
+
+    def _result(self) -> dict[str, Any]:
+        assert self._run is not None and self._task is not None
+        outcome, last = self._run.outcome, self._run.records[-1]
+        assert outcome is not None
+        handover = outcome.handover
+        result: dict[str, Any] = {
+            "validation_accuracy": last.validation_accuracy,
+            "validation_loss": last.validation_loss,
+            "parameters": outcome.parameters,
+            "macs": outcome.macs,
+            "architecture": outcome.architecture.to_json() if outcome.architecture else None,
+            "architecture_hash": outcome.architecture.hash if outcome.architecture else None,
+            "gap": {**handover.gap, "finetuned": last.validation_accuracy} if handover else None,
+            "equality": handover.equality if handover else None,
+            "probabilities": handover.probabilities if handover else None,
+            "overhead_seconds": handover.overhead_seconds if handover else 0.0,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        if self._task.evaluates_test:
+            result |= self._tested(outcome.model)
+        if self._task.model is not None:
+            save_weights(outcome.model, Path(self._task.model))
+        return result
+
+    def _tested(self, model: torch.nn.Module) -> dict[str, Any]:
+        assert self._run is not None
+        part = self._run.splits.test()
+        found = evaluate(model, Loader(part, EVALUATION_BATCH))
+        classes = len(self._run.splits.class_names)
+        cells = torch.bincount(part.labels * classes + found.predictions, minlength=classes**2)
+        return {
+            "test_accuracy": found.accuracy,
+            "test_loss": found.loss,
+            "test_images": len(part.labels),
+            "confusion": cells.view(classes, classes).tolist(),
+        }
+
+    def _splits(self, settings: DataSettings, task: Task) -> Splits:
+        key = (settings, task.data_root)
+        if key not in self._data:
+            self._data[key] = load(settings, root=Path(task.data_root) if task.data_root else None)
+        return self._data[key]
+
+
+def write_snapshot(snapshot: Snapshot, path: Path) -> None:
+    """Write what continues a run; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        torch.save(snapshot.to_state(), file)
+    os.replace(file.name, path)
+
+
+def read_snapshot(path: Path) -> Snapshot | None:
+    """Read what continues a run, or return None if there is nothing whole."""
+    try:
+        return Snapshot.from_state(torch.load(path, weights_only=True))
+    except FileNotFoundError:
+        return None
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError):
+        return None  # half a file after a full disk: begin anew rather than fail
+
+
+def describe_error(error: BaseException) -> str:
+    """Return one line that says what went wrong."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
