@@ -1,0 +1,65 @@
+"""Batches of a split that lies in memory: one permutation an epoch, one look-up a batch, no worker processes."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from nas_blockout.data.augment import AUGMENT
+from nas_blockout.data.settings import AUGMENTATIONS
+from nas_blockout.data.splits import Part
+
+
+class Loader:
+    """Batches of images and labels, on the device of the part.
+
+    Args:
+        part: One split in memory.
+        batch_size: Images a batch, 1 or more.
+        augment: How images are varied, one of `AUGMENTATIONS`; only where a generator is given.
+
+    Raises:
+        ValueError: `batch_size` is below 1 or `augment` is unknown.
+    """
+
+    def __init__(self, part: Part, batch_size: int, *, augment: str = "none") -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        if augment not in AUGMENT:
+            raise ValueError(f"augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
+        self.part = part
+        self.batch_size = batch_size
+        self._augment = AUGMENT[augment]
+        background = part.background or (0.0,) * part.images.shape[1]
+        self._background = torch.tensor(background, dtype=part.images.dtype, device=part.images.device).view(-1, 1, 1)
+
+    def __len__(self) -> int:
+        """Return the number of images in one pass."""
+        return len(self.part)
+
+    def batches(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `(images, labels)`: shuffled and augmented with a generator, in order and plain without one.
+
+        Every image comes exactly once a pass. In a shuffled pass a last batch of a single image, on which batch
+        normalisation cannot train, joins the batch before it.
+
+        Args:
+            generator: On the processor; the pass depends on its state alone.
+        """
+        images, labels = self.part.images, self.part.labels
+        if generator is None:
+            yield from zip(*(torch.split(tensor, self.batch_size) for tensor in (images, labels)), strict=True)
+            return
+        order = torch.randperm(len(labels), generator=generator).to(images.device)
+        for index in torch.split(order, batch_sizes(len(labels), self.batch_size)):
+            chosen = images.index_select(0, index)
+            if self._augment is not None:
+                chosen = self._augment(chosen, generator, self._background)
+            yield chosen, labels.index_select(0, index)
+
+
+def batch_sizes(samples: int, batch_size: int) -> list[int]:
+    """Return the sizes of the batches of a shuffled pass: no last batch of one image, if there is one before it."""
+    full, rest = divmod(samples, batch_size)
+    sizes = [batch_size] * full + [rest] * (rest > 0)
+    return [*sizes[:-2], batch_size + 1] if rest == 1 and full else sizes
