@@ -1,0 +1,57 @@
+# Everything a developer runs. Each target does its own set-up: `make test` on a fresh clone is enough.
+
+VENV   := .venv
+STAMP  := $(VENV)/.installed
+BIN    := $(VENV)/bin
+# The oldest supported Python comes first: the pinned versions are tested on it. Shims that cannot run are passed over.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$python; break; }; done)
+# Two trials with a thread each beat one with two; the tests are written for two workers.
+WORKERS ?= 2
+TESTS   ?= tests
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test check format docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## build .venv with the tested versions; does nothing when it is up to date
+
+# The stamp is taken away first and written last: a .venv without it is what an interrupted install left behind.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, none is on the PATH; or name one: make install PYTHON=/path/to/python" >&2; exit 1; }
+	@if [ -d $(VENV) ] && [ ! -f $(STAMP) ]; then echo "$(VENV) was not finished: building it again"; rm -rf $(VENV); fi
+	@rm -f $(STAMP)
+	@echo "Installing into $(VENV) with $$($(PYTHON) --version): one to three minutes, about 2 GB"
+	@[ -d $(VENV) ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+quickstart: install ## the whole of it on small data: search, learn, compare, export, report
+	@$(BIN)/nas-blockout run quickstart
+
+test: install ## every test (WORKERS=0 for one process, TESTS=... for some)
+	@$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist loadfile $(TESTS)
+
+check: install ## format, lint, types, layout, docs: what must hold before a commit
+	@$(BIN)/ruff format --check --quiet . || { echo "error: not formatted, see above; run: make format" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest --quiet tests/test_layout.py tests/test_docs.py
+	@$(BIN)/mkdocs build --quiet --strict --site-dir site
+
+format: install ## rewrite the code as the formatter and the linter want it
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format --quiet .
+
+docs: install ## write the generated reference pages and build the docs into site/
+	@if [ -f docs/generate_reference.py ]; then $(BIN)/python docs/generate_reference.py; fi
+	@$(BIN)/mkdocs build --quiet --strict --site-dir site
+	@echo "site/index.html"
+
+clean: ## remove what the tools wrote (not .venv, not runs/)
+	@rm -rf build dist site htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,70 @@
+"""The guard around torchvision works in a fresh interpreter, where the first import is the one that may fail."""
+
+import subprocess
+import sys
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_drop_block_zeroes_blocks_and_rescales_the_rest() -> None:
+    out = run(
+        "import torch; from nas_blockout.vision import torchvision\n"
+        "torch.manual_seed(0)\n"
+        "y = torchvision.ops.drop_block2d(torch.ones(8, 4, 9, 9), p=0.3, block_size=3)\n"
+        "print(y.min().item(), y.max().item() > 1, bool((y == 0).any()), tuple(y.shape))"
+    )
+    assert out == "0.0 True True (8, 4, 9, 9)"
+
+
+def test_reference_models_build_and_run() -> None:
+    out = run(
+        "import torch; from nas_blockout.vision import torchvision\n"
+        "model = torchvision.models.resnet18(num_classes=3).eval()\n"
+        "print(tuple(model(torch.zeros(2, 3, 32, 32)).shape))"
+    )
+    assert out == "(2, 3)"
+
+
+def test_transforms_v2_run() -> None:
+    out = run(
+        "import torch; from nas_blockout.vision import torchvision\n"
+        "print(tuple(torchvision.transforms.v2.RandomCrop(8, padding=2)(torch.ones(2, 3, 8, 8)).shape))"
+    )
+    assert out == "(2, 3, 8, 8)"
+
+
+def test_a_later_plain_import_gets_the_same_module() -> None:
+    assert (
+        run("from nas_blockout.vision import torchvision as ours; import torchvision; print(ours is torchvision)")
+        == "True"
+    )
+
+
+def test_operators_are_not_declared_where_torchvision_imports_by_itself() -> None:
+    # The schemas are there already, as with a torchvision whose compiled operators load.
+    out = run(
+        "import torch\n"
+        "library = torch.library.Library('torchvision', 'FRAGMENT')\n"
+        "for name in ('nms', 'qnms'):\n"
+        "    if not hasattr(torch.ops.torchvision, name):\n"
+        "        library.define(name + '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
+        "from nas_blockout import vision; print(hasattr(vision, '_OPERATORS'))"
+    )
+    assert out == "False"
+
+
+def test_another_failure_of_the_import_is_not_hidden() -> None:
+    code = (
+        "import sys\n"
+        "class Broken:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torchvision': raise RuntimeError('broken in another way')\n"
+        "sys.meta_path.insert(0, Broken())\n"
+        "try: import nas_blockout.vision\n"
+        "except RuntimeError as error: print(error)"
+    )
+    assert run(code) == "broken in another way"
