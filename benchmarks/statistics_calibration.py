@@ -1,0 +1,236 @@
+"""Measure, on data whose truth is known, what the intervals and verdicts of ``nas_blockout.statistics`` promise.
+
+Prints the tables of docs/results/statistics-calibration.md: ``python benchmarks/statistics_calibration.py``.
+"""
+
+import argparse
+import math
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr
+from scipy.stats import norm
+
+from nas_blockout.statistics import (
+    compare,
+    holm,
+    paired,
+    search_means,
+    smallest_effect,
+    summary,
+    variance_components,
+)
+
+Array = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
+RESAMPLES = 1999
+
+
+def digits_like(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Accuracies on 360 test images, near the ceiling."""
+    return generator.binomial(360, np.clip(generator.normal(0.97, 0.006, shape), 0, 1)) / 360
+
+
+def cifar_like(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Accuracies on 10,000 test images."""
+    return generator.binomial(10_000, generator.normal(0.9, 0.003, shape)) / 10_000
+
+
+def sometimes_collapsed(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """One training in ten ends 3 points lower."""
+    return generator.normal(0.9, 0.003, shape) - 0.03 * (generator.random(shape) < 0.1)
+
+
+DISTRIBUTIONS: dict[str, tuple[Draw, float]] = {
+    "normal": (lambda generator, shape: generator.normal(0.9, 0.003, shape), 0.9),
+    "360 test images, 97%": (digits_like, 0.97),
+    "10,000 test images, 90%": (cifar_like, 0.9),
+    "one in ten collapses": (sometimes_collapsed, 0.897),
+}
+
+
+def chunks(data: Array, generator: np.random.Generator) -> Iterator[tuple[Array, Array, Array]]:
+    """Bootstrap 100 samples at a time: (samples, means, standard deviations), the latter (samples, resamples)."""
+    n = data.shape[1]
+    for start in range(0, len(data), 100):
+        sample = data[start : start + 100]
+        weights = generator.multinomial(n, [1 / n] * n, RESAMPLES).T / n
+        centred = sample - sample.mean(1, keepdims=True)
+        shift = centred @ weights
+        variance = np.maximum((centred**2) @ weights - shift**2, 0) * n / (n - 1)
+        yield sample, sample.mean(1, keepdims=True) + shift, np.sqrt(variance)
+
+
+def percentile(sample: Array, means: Array, _: Array) -> Array:
+    return np.quantile(means, [0.025, 0.975], axis=1)
+
+
+def bca(sample: Array, means: Array, _: Array) -> Array:
+    """Efron's bias-corrected and accelerated bootstrap."""
+    centred = sample - sample.mean(1, keepdims=True)
+    squares = np.maximum((centred**2).sum(1), 1e-300)
+    acceleration = (centred**3).sum(1) / (6 * squares**1.5)
+    mean = sample.mean(1, keepdims=True)
+    below = ((means < mean - 1e-12).mean(1) + (means < mean + 1e-12).mean(1)) / 2
+    bias = norm.ppf(np.clip(below, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
+    limits = []
+    for z in norm.ppf([0.025, 0.975]):
+        shares = norm.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
+        limits.append([np.quantile(row, share) for row, share in zip(means, shares, strict=True)])
+    return np.array(limits)
+
+
+def bootstrap_t(sample: Array, means: Array, stds: Array) -> Array:
+    """Studentised bootstrap; resamples of one repeated value have no t and are left out."""
+    n = sample.shape[1]
+    mean, std = sample.mean(1, keepdims=True), sample.std(1, ddof=1, keepdims=True)
+    t = np.where(stds > 1e-9, (means - mean) / np.maximum(stds, 1e-9) * math.sqrt(n), np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        high, low = np.nanquantile(t, [0.975, 0.025], axis=1)
+    error = std[:, 0] / math.sqrt(n)
+    return np.array([mean[:, 0] - high * error, mean[:, 0] - low * error])
+
+
+def student(data: Array) -> Array:
+    """The library's own intervals; where it gives none, an empty one, so that it counts as a miss."""
+    found = [summary(dict(enumerate(row))).ci95 or (math.inf, -math.inf) for row in data]
+    return np.array(found).T
+
+
+def scored(limits: Array, truth: float) -> tuple[float, float]:
+    """Coverage and median width."""
+    low, high = limits
+    return float(((low <= truth) & (truth <= high)).mean()), float(np.median(high - low))
+
+
+def interval_table(simulations: int) -> Iterator[str]:
+    yield "| scores | seeds | Student t (ours) | percentile | BCa | bootstrap-t |"
+    yield "|---|---|---|---|---|---|"
+    for name, (draw, truth) in DISTRIBUTIONS.items():
+        for n in (5, 10, 20):
+            generator = np.random.default_rng(n)
+            data = draw(generator, (simulations, n))
+            parts = list(chunks(data, generator))
+            limits = [student(data)]
+            limits += [
+                np.concatenate([rival(*part) for part in parts], axis=1) for rival in (percentile, bca, bootstrap_t)
+            ]
+            cells = [f"{100 * c:.1f} ({100 * w:.2f})" for c, w in (scored(limit, truth) for limit in limits)]
+            yield f"| {name} | {n} | " + " | ".join(cells) + " |"
+
+
+def nested_percentile(data: Array, generator: np.random.Generator) -> Array:
+    """Resample searches, then the seeds of each; data (simulations, searches, seeds)."""
+    _, searches, seeds = data.shape
+    limits = []
+    for values in data:
+        drawn = generator.integers(searches, size=(RESAMPLES, searches, 1))
+        means = values[drawn, generator.integers(seeds, size=(RESAMPLES, searches, seeds))].mean((1, 2))
+        limits.append(np.quantile(means, [0.025, 0.975]))
+    return np.array(limits).T
+
+
+def nested(values: Array) -> dict[int, dict[int, float]]:
+    return {search: dict(enumerate(row)) for search, row in enumerate(values.tolist())}
+
+
+def hierarchy_table(simulations: int) -> Iterator[str]:
+    columns = ["searches x seeds", "std between / within", "t on search means (ours)", "t on all pooled"]
+    yield "| " + " | ".join([*columns, "nested percentile bootstrap", "estimated between / within"]) + " |"
+    yield "|---|---|---|---|---|---|"
+    for searches, seeds in ((3, 3), (5, 3), (5, 5), (10, 3)):
+        for between in (0.0, 0.003):
+            generator = np.random.default_rng(searches * 100 + seeds)
+            shape = (simulations, searches, seeds)
+            data = 0.9 + generator.normal(0, between, (*shape[:2], 1)) + generator.normal(0, 0.003, shape)
+            means = np.array([list(search_means(nested(values)).values()) for values in data])
+            pooled = student(data.reshape(simulations, -1))
+            results = [student(means), pooled, nested_percentile(data, generator)]
+            cells = [f"{100 * c:.1f} ({100 * w:.2f})" for c, w in (scored(limit, 0.9) for limit in results)]
+            parts = [variance_components(nested(values)) for values in data]
+            stds = [math.sqrt(np.mean([getattr(p, kind) for p in parts])) * 100 for kind in ("between", "within")]
+            truth = f"{100 * between:.1f} / 0.3"
+            yield f"| {searches} x {seeds} | {truth} | {' | '.join(cells)} | {stds[0]:.2f} / {stds[1]:.2f} |"
+
+
+def pooled_p(data: Array) -> list[float]:
+    """All pairs with one variance pooled over the arms (randomised blocks): the rival that was refused."""
+    arms, n = data.shape
+    rest = data - data.mean(0) - data.mean(1, keepdims=True) + data.mean()
+    freedom = (arms - 1) * (n - 1)
+    error = math.sqrt(max(2 * float((rest**2).sum()) / freedom / n, 1e-30))
+    a, b = np.triu_indices(arms, 1)
+    means = data.mean(1)
+    return [2 * float(stdtr(freedom, -abs(gap) / error)) for gap in means[a] - means[b]]
+
+
+def noisy(*spreads: float) -> Draw:
+    """Seven equal arms that share a seed's luck and have these standard deviations of their own."""
+
+    def draw(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        luck, own = generator.normal(0, 0.002, shape[1]), generator.normal(size=shape)
+        return np.asarray(0.9 + luck + own * np.array(spreads)[:, None])
+
+    return draw
+
+
+FAMILIES: dict[str, Draw] = {
+    "alike": noisy(*[0.003] * 7),
+    "one arm 5 times noisier": noisy(0.015, *[0.003] * 6),
+    "two arms 5 times noisier": noisy(0.015, 0.015, *[0.003] * 5),
+    "360 test images, 97%": digits_like,
+    "one in ten collapses": sometimes_collapsed,
+}
+
+
+def family_table(simulations: int) -> Iterator[str]:
+    columns = ["7 equal arms, noise", "seeds", "paired t, Holm (ours)", "sign flips, Holm", "pooled variance, Holm"]
+    yield "| " + " | ".join([*columns, "paired t, uncorrected"]) + " |"
+    yield "|---|---|---|---|---|---|"
+    for name, draw in FAMILIES.items():
+        for n in (5, 10):
+            generator = np.random.default_rng(n)
+            wrong = np.zeros(4)
+            for _ in range(simulations):
+                data = draw(generator, (7, n))
+                pairs = compare({str(arm): dict(enumerate(row)) for arm, row in enumerate(data.tolist())}).pairs
+                wrong += [
+                    any(pair.verdict != "no difference shown" for pair in pairs),
+                    min(holm([pair.test.p_permutation for pair in pairs])) <= 0.05,
+                    min(holm(pooled_p(data))) <= 0.05,
+                    any(pair.test.p_value <= 0.05 for pair in pairs),
+                ]
+            yield f"| {name} | {n} | " + " | ".join(f"{share:.1f}" for share in 100 * wrong / simulations) + " |"
+
+
+def power_table(simulations: int) -> Iterator[str]:
+    yield "| seeds | comparisons | smallest effect, in std of differences | measured power |"
+    yield "|---|---|---|---|"
+    for n in (3, 5, 10, 20):
+        for comparisons in (1, 6, 21):
+            effect = smallest_effect(1.0, n, comparisons=comparisons)
+            generator = np.random.default_rng(n)
+            zeros = dict.fromkeys(range(n), 0.0)
+            draws = (effect + generator.normal(size=(simulations, n))).tolist()
+            shown = np.mean([paired(dict(enumerate(row)), zeros).p_value <= 0.05 / comparisons for row in draws])
+            yield f"| {n} | {comparisons} | {effect:.2f} | {100 * shown:.1f}% |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--simulations", type=int, default=10_000)
+    simulations = parser.parse_args().simulations
+    for title, table in {
+        "Intervals: coverage in % (median width in points); 95 is promised": interval_table,
+        "Several searches: coverage in % (median width in points)": hierarchy_table,
+        "False verdicts: families with any, in %; at most 5 is promised": family_table,
+        "Power at the smallest effect stated; 80% is promised": power_table,
+    }.items():
+        print(f"\n### {title}\n", *table(simulations), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
