@@ -1,0 +1,116 @@
+"""What a search had to show for what it had spent: best-so-far curves, quartiles over searches, Pareto fronts.
+
+Scores are higher-is-better, costs lower-is-better, both in any unit.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """Best score so far, ``best``, after each cumulated ``cost``; NaN until a trial has succeeded."""
+
+    cost: Array
+    best: Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Band:
+    """Quartiles of several curves on a grid of costs; NaN where too few of them have a score."""
+
+    grid: Array
+    lower: Array
+    median: Array
+    upper: Array
+    searches: int
+
+
+def best_so_far(costs: ArrayLike, scores: ArrayLike) -> Curve:
+    """Follow the best score of one search, trial by trial in the order they ended.
+
+    Args:
+        costs: what each trial cost, not negative, (trials,); failed trials cost too.
+        scores: its score, (trials,), NaN for a failed trial.
+    """
+    cost, score = np.asarray(costs, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if (
+        cost.shape != score.shape
+        or cost.ndim != 1
+        or not ((cost >= 0) & (cost < np.inf)).all()
+        or np.isinf(score).any()
+    ):
+        raise ValueError(f"needs as many finite costs >= 0 as scores, got {cost.tolist()} and {score.tolist()}")
+    return Curve(np.cumsum(cost), np.fmax.accumulate(score) if score.size else score)
+
+
+def _at(curve: Curve, grid: Array) -> Array:
+    before = np.searchsorted(curve.cost, grid, side="right")
+    return np.concatenate([[-np.inf], np.where(np.isnan(curve.best), -np.inf, curve.best)])[before]
+
+
+def quartile_band(curves: Sequence[Curve], grid: ArrayLike) -> Band:
+    """Give the quartiles over searches of the best score so far, at each cost of the grid.
+
+    A search that has no score yet counts as worse than all others instead of being left out, which would flatter the
+    start; a finished search keeps its best. A quartile that falls on a search without a score is NaN.
+    """
+    if not curves:
+        raise ValueError("a band needs at least one curve, got none")
+    costs = np.asarray(grid, dtype=np.float64)
+    ordered = np.sort(np.stack([_at(curve, costs) for curve in curves]), axis=0)
+
+    def quantile(share: float) -> Array:
+        place = share * (len(curves) - 1)
+        low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+        known = np.isfinite(low)
+        start = np.where(known, low, 0.0)
+        return np.where(known, start + (place % 1) * (np.where(known, high, 0.0) - start), np.nan)
+
+    return Band(costs, quantile(0.25), quantile(0.5), quantile(0.75), len(curves))
+
+
+def cost_to_reach(curve: Curve, score: float) -> float | None:
+    """Give the cost after which a search first had ``score`` or better; ``None`` if it never had."""
+    reached = np.flatnonzero(curve.best >= score)
+    return float(curve.cost[reached[0]]) if reached.size else None
+
+
+def pareto_front(scores: Sequence[float], costs: Sequence[float]) -> tuple[int, ...]:
+    """Give the indices of the points that no other beats in score (up) and cost (down), cheapest first.
+
+    Of equal points the first is kept.
+    """
+    score, cost = np.asarray(scores, dtype=np.float64), np.asarray(costs, dtype=np.float64)
+    if score.shape != cost.shape or score.ndim != 1 or not (np.isfinite(score) & np.isfinite(cost)).all():
+        raise ValueError(f"needs as many finite costs as finite scores, got {list(costs)} and {list(scores)}")
+    front: list[int] = []
+    for index in np.lexsort((-score, cost)).tolist():
+        if not front or score[index] > score[front[-1]]:
+            front.append(index)
+    return tuple(front)
+
+
+def hypervolume(scores: Sequence[float], costs: Sequence[float], *, reference: tuple[float, float]) -> float:
+    """Measure the area that the points dominate, exactly.
+
+    Args:
+        scores: higher is better.
+        costs: lower is better.
+        reference: the (score, cost) that closes the area; points no better than it in both add nothing.
+    """
+    worst_score, worst_cost = reference
+    front = pareto_front(scores, costs)
+    kept = [index for index in front if scores[index] > worst_score and costs[index] < worst_cost]
+    edges = [*(costs[index] for index in kept), worst_cost]
+    return math.fsum(
+        (scores[index] - worst_score) * (right - left)
+        for index, (left, right) in zip(kept, pairwise(edges), strict=True)
+    )
