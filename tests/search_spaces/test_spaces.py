@@ -1,0 +1,116 @@
+"""The search spaces: what they propose is valid, replays from its record, and stays within the dense cost."""
+
+from dataclasses import replace
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nas_blockout.backbones import dense_of, stages_of
+from nas_blockout.backbones.branched import BranchedNetwork, macs_of
+from nas_blockout.backbones.convnet import ConvNetSettings
+from nas_blockout.experiment import Experiment
+from nas_blockout.methods import METHODS
+from nas_blockout.methods.blockout import BlockoutSettings
+from search_spaces import SPACES, Context, Recorded, compose
+from search_spaces.branched import Hierarchy, hierarchical
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+SHAPE, CLASSES = (1, 8, 8), 10
+BACKBONE = ConvNetSettings((16, 24), (20,))
+BASES = {
+    "training": Experiment(backbone=BACKBONE),
+    "branched": Experiment(backbone=BACKBONE),
+    "blockout": Experiment(backbone=BACKBONE, method=BlockoutSettings()),
+    "regularizers": Experiment(backbone=BACKBONE, method=METHODS["dropout"].settings()),
+}
+
+
+def sampled(name: str, seed: int) -> tuple[Experiment, dict[str, object]]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    trial = study.ask()
+    return SPACES[name](trial, Context(BASES[name], SHAPE, CLASSES)), trial.params
+
+
+@pytest.mark.parametrize("name", sorted(SPACES))
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_proposals_are_valid_and_replay_from_their_record(name: str, seed: int) -> None:
+    experiment, parameters = sampled(name, seed)
+    again = SPACES[name](Recorded(parameters), Context(BASES[name], SHAPE, CLASSES))  # type: ignore[arg-type]
+    assert again == experiment
+    assert Experiment.from_json(experiment.to_json()) == experiment
+    assert parameters
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_fixed_hierarchies_can_be_built_and_cost_at_most_the_dense_network(seed: int) -> None:
+    architecture = sampled("branched", seed)[0].architecture
+    assert architecture is not None
+    stages = stages_of(BACKBONE, SHAPE, CLASSES)
+    assert not architecture.is_dense
+    assert macs_of(architecture, stages, 1) < macs_of(dense_of(stages), stages, 1)
+    assert [layer.width for layer in architecture.layers] == [stage.width for stage in stages]
+    BranchedNetwork(stages, architecture, channels=1)
+
+
+def test_a_hierarchy_worked_by_hand() -> None:
+    stages = stages_of(BACKBONE, SHAPE, CLASSES)
+    found = hierarchical(
+        Hierarchy(first_split=1, branches=2, splits_again=True, skew=1.0, shared=0.0, assignment=0), stages
+    )
+    groups = {layer.name: [(group.clusters, group.width) for group in layer.groups] for layer in found.layers}
+    assert groups["conv1"] == [((0, 1, 2, 3), 16)]
+    assert groups["features"] == [((0, 1), 8), ((2, 3), 16)]  # shares 1 : 2 of 24
+    assert groups["hidden"] == [((0,), 2), ((1,), 4), ((2,), 6), ((3,), 8)]  # shares 1 : 2 : 3 : 4 of 20
+    assert sorted(width for _, width in groups["classes"]) == [2, 2, 3, 3]
+
+
+def test_spaces_compose_in_turn() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trial = study.ask()
+    space = compose([SPACES["training"], SPACES["branched"]])
+    experiment = space(trial, Context(BASES["branched"], SHAPE, CLASSES))
+    assert experiment.architecture is not None
+    assert experiment.training != BASES["branched"].training
+    assert {name.split(".")[0] for name in trial.params} == {"optim", "branched"}
+
+
+@pytest.mark.parametrize(("name", "base"), [("regularizers", "training"), ("blockout", "training")])
+def test_a_space_refuses_an_arm_that_it_does_not_fit(name: str, base: str) -> None:
+    with pytest.raises(ValueError, match=f"the space '{name}' needs"):
+        SPACES[name](Recorded({}), Context(BASES[base], SHAPE, CLASSES))
+
+
+def test_branches_need_classes_to_divide() -> None:
+    with pytest.raises(ValueError, match="needs 4 classes"):
+        SPACES["branched"](Recorded({}), Context(BASES["branched"], SHAPE, 3))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({}, "was not recorded"),
+        ({"optim.lr": 9.0, "optim.weight_decay": 1e-3}, "must be a number in"),
+        ({"optim.lr": True, "optim.weight_decay": 1e-3}, "must be a number in"),
+    ],
+)
+def test_replay_refuses_what_was_not_recorded(parameters: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SPACES["training"](Recorded(parameters), Context(BASES["training"], SHAPE, CLASSES))
+
+
+def test_replay_checks_whole_numbers_and_choices() -> None:
+    trial = Recorded({"n": 1.5, "c": "x"})
+    with pytest.raises(ValueError, match="whole number"):
+        trial.suggest_int("n", 0, 3)
+    with pytest.raises(ValueError, match="one of"):
+        trial.suggest_categorical("c", ["a", "b"])
+
+
+def test_the_centre_of_the_training_space_is_the_arms_own_setting() -> None:
+    base = replace(BASES["training"], training=replace(BASES["training"].training, learning_rate=0.04))
+    with pytest.raises(ValueError, match=r"0\.01\.\.0\.16"):
+        SPACES["training"](Recorded({"optim.lr": 1.0}), Context(base, SHAPE, CLASSES))
