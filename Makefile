@@ -11,6 +11,7 @@ WORKERS ?= 2
 TESTS   ?= tests
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test check format docs clean
