@@ -26,9 +26,8 @@ from nas_blockout.distill import (
     threshold_for,
     transplant,
 )
-from nas_blockout.methods import METHODS, method_from_json, method_to_json
+from nas_blockout.methods import METHODS, NoneSettings, method_from_json, method_to_json
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
-from nas_blockout.methods.none import NoneSettings
 from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSettings, evaluate, fit
 from nas_blockout.values import from_json, near, to_json
 

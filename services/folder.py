@@ -1,0 +1,105 @@
+"""The folder of a study: where its files are, and that each of them appears whole or not at all."""
+
+import csv
+import io
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_RECORDED = ("torch", "torchvision", "numpy", "scikit-learn", "scipy", "ray", "optuna", "mlflow", "sqlalchemy")
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Paths of one study below its root.
+
+    Args:
+        root: ``runs/<study>``.
+    """
+
+    root: Path
+
+    @property
+    def scratch(self) -> Path:
+        """What only a running study needs: checkpoints, Ray's state, weights before export."""
+        return self.root / ".work"
+
+    @property
+    def comparison(self) -> Path:
+        """The comparison as JSON."""
+        return self.root / "comparison.json"
+
+    @property
+    def report(self) -> Path:
+        """The report as one HTML file."""
+        return self.root / "report" / "index.html"
+
+    @property
+    def models(self) -> Path:
+        """One folder an exported arm."""
+        return self.root / "models"
+
+    def checkpoint(self, trial: int) -> Path:
+        """File that continues a trial."""
+        return self.scratch / "checkpoints" / f"{trial}.pt"
+
+    def weights(self, trial: int) -> Path:
+        """Weights of a retrained trial."""
+        return self.scratch / "weights" / f"{trial}.safetensors"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write JSON, refusing NaN and infinity, which JSON does not have."""
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def write_yaml(path: Path, document: Any) -> None:
+    """Write YAML in the order of the keys."""
+    write_text(path, yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV with every key that occurs, in the order of first appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def environment() -> dict[str, Any]:
+    """Return what the results may depend on beside the study: machine, Python and package versions."""
+    versions = {}
+    for name in _RECORDED:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "nas_blockout": metadata.version("nas-blockout"),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "packages": versions,
+    }

@@ -1,0 +1,274 @@
+"""Running a study: the one writer of the store, which hands tasks to the cluster and takes its reports."""
+
+import hashlib
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nas_blockout.data import Splits, load
+from nas_blockout.experiment import Experiment
+from services import cluster
+from services.folder import Folder, environment, write_json, write_yaml
+from services.search import RETRAIN, SEARCH, TERMINAL, Entry, Plan, Proposal
+from services.settings import Settings
+from services.store import Store, TrialRow
+from services.study_file import Study, check_against_data
+from services.worker import Report, Task
+
+HEARTBEAT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ArmProgress:
+    """Where one contestant stands.
+
+    Args:
+        name: The arm.
+        done: Trials that ended well.
+        running: Trials that run.
+        failed: Trials that failed.
+        best: Best validation accuracy of its search so far, or None.
+        sample_passes: Spent so far.
+    """
+
+    name: str
+    done: int
+    running: int
+    failed: int
+    best: float | None
+    sample_passes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a study stands.
+
+    Args:
+        arms: One row a contestant.
+        budget: Sample passes that each arm may spend.
+        seconds: Since this run of the study began.
+        seconds_left: Estimate from the speed so far, or None.
+    """
+
+    arms: tuple[ArmProgress, ...]
+    budget: int
+    seconds: float
+    seconds_left: float | None
+
+    @property
+    def share(self) -> float:
+        """Share of all budgets that is spent, in 0..1."""
+        return min(1.0, sum(arm.sample_passes for arm in self.arms) / (self.budget * len(self.arms)))
+
+
+Observe = Callable[[Progress], None]
+
+
+class Driver:
+    """Gives the cluster the trials of a study and writes what comes back; the only writer of the store while it runs.
+
+    Args:
+        study: The resolved study.
+        splits: Its data.
+        store: Where everything is kept.
+        folder: Where its files are.
+        settings: Of the installation.
+        observe: Told after every change.
+    """
+
+    def __init__(
+        self, study: Study, splits: Splits, store: Store, *, folder: Folder, settings: Settings, observe: Observe
+    ) -> None:
+        self.study = study
+        self.store = store
+        self.folder = folder
+        self.settings = settings
+        self._observe = observe
+        self._began = time.monotonic()
+        self._entries: dict[int, Entry] = {}
+        self._workers: dict[int, str] = {}
+        rows = store.trials(study.name)
+        self._entries = {row.id: entry_of(row) for row in rows}
+        self._queue = [row.id for row in rows if row.state == "queued"]
+        self._spent_before = sum(entry.spent for entry in self._entries.values())
+        self.plan = Plan(
+            study,
+            shape=splits.shape,
+            classes=len(splits.class_names),
+            images=len(splits.train),
+            entries=self._entries.values(),
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether no task will ever come again."""
+        return self.plan.finished
+
+    def next(self) -> Task | None:
+        """Return the next task: what an earlier run left, else what the plan proposes."""
+        if self._queue:
+            trial = self._queue.pop(0)
+        elif (proposal := self.plan.next()) is not None:
+            trial = self._add(proposal)
+        else:
+            return None
+        self._update(trial, state="running")
+        self.store.start_attempt(trial, worker="")
+        self._tell()
+        return self._task(trial)
+
+    def report(self, report: Report) -> None:
+        """Write epoch records, a new attempt after a restart, and the end of a trial."""
+        entry = self._entries[report.trial]
+        if entry.state in TERMINAL:
+            return
+        if self._workers.setdefault(report.trial, report.worker) != report.worker:
+            self._workers[report.trial] = report.worker
+            self.store.start_attempt(report.trial, worker=report.worker)
+        if report.records:
+            self.store.record_epochs(report.trial, report.records)
+            self._update(report.trial, spent=int(report.records[-1]["sample_passes"]))
+        if report.failure is not None:
+            self._finish(report.trial, "failed", reason=report.failure)
+        elif report.result is not None:
+            self._finish(report.trial, "complete", result=report.result)
+        self._tell()
+
+    def lost(self, trial: int, reason: str) -> None:
+        """Write that a trial failed because its workers died."""
+        if self._entries[trial].state not in TERMINAL:
+            self._finish(trial, "failed", reason=reason)
+            self._tell()
+
+    def _add(self, proposal: Proposal) -> int:
+        entry = proposal.entry
+        row = self.store.add_trial(
+            self.study.name,
+            arm=entry.arm,
+            phase=entry.phase,
+            number=entry.number,
+            seed=entry.seed,
+            experiment=entry.experiment.to_json(),
+            params=entry.parameters or {},
+            architecture=entry.experiment.architecture.to_json() if entry.experiment.architecture else None,
+            architecture_hash=entry.architecture_hash,
+            replicate_of=proposal.replicate_of,
+            planned=entry.planned,
+            thinking_seconds=proposal.thinking_seconds,
+        )
+        self._entries[row.id] = entry
+        return row.id
+
+    def _task(self, trial: int) -> Task:
+        entry, workers = self._entries[trial], self.study.config.workers
+        retrain = entry.phase == RETRAIN
+        return Task(
+            trial=trial,
+            experiment=entry.experiment.to_json(),
+            evaluates_test=retrain,
+            checkpoint=str(self.folder.checkpoint(trial).absolute()),
+            model=str(self.folder.weights(trial).absolute()) if retrain else None,
+            data_root=str(self.settings.data) if self.settings.data else None,
+            threads=workers.cpus,
+            device="cuda" if workers.gpus else "cpu",
+        )
+
+    def _finish(
+        self, trial: int, state: str, *, result: Mapping[str, Any] | None = None, reason: str | None = None
+    ) -> None:
+        score = float(result["validation_accuracy"]) if result else None
+        self.store.finish_trial(trial, state, score=score, result=result, reason=reason)
+        self._update(trial, state=state, score=score, macs=int(result["macs"]) if result else None)
+        self.folder.checkpoint(trial).unlink(missing_ok=True)
+
+    def _update(self, trial: int, **changes: Any) -> None:
+        self._entries[trial] = replace(self._entries[trial], **changes)
+        self.plan.update(self._entries[trial])
+
+    def _tell(self) -> None:
+        self._observe(self.progress())
+
+    def progress(self) -> Progress:
+        """Return where the study stands."""
+        rows = tuple(self._arm_progress(name) for name in self.study.arms)
+        seconds = time.monotonic() - self._began
+        spent = sum(row.sample_passes for row in rows)
+        total = self.study.config.budget.sample_passes * len(rows)
+        done = spent - self._spent_before
+        left = seconds * (total - spent) / done if done > 0 else None
+        return Progress(rows, self.study.config.budget.sample_passes, seconds, left)
+
+    def _arm_progress(self, name: str) -> ArmProgress:
+        entries = [*self.plan.of(name, SEARCH), *self.plan.of(name, RETRAIN)]
+        winner = self.plan.winner(name)
+        states = [entry.state for entry in entries]
+        return ArmProgress(
+            name,
+            done=states.count("complete"),
+            running=states.count("running"),
+            failed=states.count("failed"),
+            best=winner.score if winner else None,
+            sample_passes=sum(entry.spent for entry in entries),
+        )
+
+
+def entry_of(row: TrialRow) -> Entry:
+    """Return a trial of the store as the plan sees it."""
+    experiment = Experiment.from_json(row.experiment)
+    return Entry(
+        arm=row.arm,
+        phase=row.phase,
+        number=row.number,
+        seed=row.seed,
+        state=row.state,
+        planned=row.planned,
+        experiment=experiment,
+        spent=row.sample_passes,
+        score=row.score,
+        macs=row.result["macs"] if row.result else None,
+        parameters=row.params or None,
+        architecture_hash=row.architecture_hash,
+    )
+
+
+def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> Store:
+    """Run a study, or what is left of it, until every arm has searched and retrained.
+
+    Args:
+        study: The resolved study.
+        settings: Of the installation.
+        observe: Told after every change.
+        source: Where the study came from, for errors.
+
+    Returns:
+        The store, open, with all trials in it.
+
+    Raises:
+        StudyError: A network cannot be built for the data, or the budget is too small; nothing has been written.
+        StudyConflict: A study of that name with other contents is in the store.
+        ClusterError: Ray cannot be reached or is too small.
+    """
+    splits = load(study.data, root=settings.data)
+    check_against_data(study, splits, source=source)
+    store = Store.open(settings.store_url)
+    row = store.create_study(study.name, config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
+    if row.state == "complete":
+        return store
+    folder = Folder(settings.folder(study.name))
+    owner = f"{platform.node()}:{os.getpid()}"
+    store.claim_study(study.name, owner)
+    store.requeue_running(study.name)
+    write_yaml(folder.root / "study.yaml", study.to_json())
+    write_json(folder.root / "environment.json", environment())
+    workers = study.config.workers
+    driver = Driver(study, splits, store, folder=folder, settings=settings, observe=observe)
+    resources = cluster.Resources(workers.at_once, workers.cpus, workers.gpus, workers.retries)
+    with _Heartbeat(settings.store_url, study.name, owner):
+        if not driver.finished:
+            cluster.run(driver, resources, folder=folder.scratch, address=settings.ray_address)
+    return store
