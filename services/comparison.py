@@ -1,0 +1,378 @@
+"""What a study found, as one document: comparison.json.
+
+Built from the trials in the store and from nothing else. It ranks only what is comparable: arms that spent alike and
+were retrained with seeds they share. Pairs whose arms did not spend alike are not tested at all.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from nas_blockout import statistics
+from nas_blockout.curves import Curve, best_so_far
+from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.none import NoneSettings
+from services.study_file import Arm, Study
+
+TERMINAL = frozenset({"complete", "failed", "pruned"})
+_SPENDING_UNIT = "sample passes"
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Role = Literal["learned", "placebo", "control", "rival"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A trial as the comparison sees it.
+
+    Args:
+        arm: Name of the contestant.
+        phase: ``search`` or ``retrain``.
+        number: Position among the trials of the arm and phase.
+        seed: Seed of its experiment.
+        state: State in the store.
+        sample_passes: What it has cost.
+        planned: Sample passes that it was meant to cost.
+        seconds: Measured training time.
+        score: Validation accuracy of a complete trial, 0..1.
+        experiment: What was run, as plain JSON types.
+        thinking_seconds: What proposing it took.
+        result: What a complete trial ended in: ``validation_accuracy``, ``parameters``, ``macs``,
+            ``architecture_hash``, ``overhead_seconds`` and, of a retrained model, ``test_accuracy``.
+    """
+
+    arm: str
+    phase: str
+    number: int
+    seed: int
+    state: str
+    sample_passes: int = 0
+    planned: int = 0
+    seconds: float = 0.0
+    thinking_seconds: float = 0.0
+    score: float | None = None
+    experiment: Mapping[str, Any] | None = None
+    result: Mapping[str, Any] | None = None
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spending(_Strict):
+    """What a phase cost."""
+
+    sample_passes: Count = 0
+    seconds: Amount = 0.0
+
+
+class Cost(_Strict):
+    """What an arm spent: ``overhead_seconds`` are the optimiser's thinking and distillation.
+
+    ``forfeited_sample_passes`` were planned for trials that failed before they had used them.
+    """
+
+    search: Spending
+    retrain: Spending
+    overhead_seconds: Amount
+    forfeited_sample_passes: Count = 0
+
+    @property
+    def sample_passes(self) -> int:
+        """Sample passes of both phases."""
+        return self.search.sample_passes + self.retrain.sample_passes
+
+
+class Accuracy(_Strict):
+    """Accuracy over seeds, 0..1; ``std`` and ``ci95`` are null where the seeds cannot give them."""
+
+    mean: Share
+    std: Amount | None
+    ci95: tuple[Share, Share] | None
+    per_seed: dict[str, Share] = Field(min_length=1)
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """Accuracy by seed, as numbers."""
+        return {int(seed): value for seed, value in self.per_seed.items()}
+
+
+class Latency(_Strict):
+    """Milliseconds a batch of the exported model."""
+
+    batch_1: Amount
+    batch_256: Amount
+
+
+class ArmResult(_Strict):
+    """One contestant: ``architecture``, ``parameters``, ``macs`` and latency are those of ``exported_seed``."""
+
+    purpose: str = ""
+    role: Role
+    seeds_cover: Literal["retraining", "learning and retraining"] = Field(description="What a seed repeats.")
+    trials: Count
+    failed: Count
+    pruned: Count
+    missing_seeds: list[int] = Field(description="Seeds of the study that ended in no model.")
+    cost: Cost
+    validation_accuracy: Accuracy | None
+    test_accuracy: Accuracy | None
+    exported_seed: int | None
+    parameters: Count | None
+    macs: Count | None
+    macs_per_seed: dict[str, Count]
+    latency_ms: Latency | None
+    architecture: str | None
+    settings: dict[str, Any]
+
+
+class PairResult(_Strict):
+    """Test accuracy of ``a`` minus that of ``b`` on shared seeds; ``ci95`` is uncorrected, ``p_holm`` decides."""
+
+    a: str
+    b: str
+    difference: FiniteFloat
+    ci95: tuple[FiniteFloat, FiniteFloat] | None
+    seeds: Count
+    p: Share
+    p_permutation: Share
+    p_holm: Share
+    smallest_effect: Amount | None
+    verdict: statistics.Outcome
+
+
+class BudgetResult(_Strict):
+    """What every arm was promised, and how much their spending may differ."""
+
+    unit: Literal["sample_passes"] = "sample_passes"
+    per_arm: Count
+    tolerance: Share
+
+
+class ComparisonDocument(_Strict):
+    """The content of comparison.json."""
+
+    schema_version: Literal[1] = 1
+    study: str
+    budget: BudgetResult
+    arms: dict[str, ArmResult]
+    pairs: list[PairResult]
+    ranking: list[str] | None
+    ranking_seeds: list[int]
+    reason: str | None
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "ComparisonDocument":
+        if (self.ranking is None) == (self.reason is None):
+            raise ValueError("a comparison has either a ranking or the reason why it has none")
+        if self.ranking is not None and sorted(self.ranking) != sorted(self.arms):
+            raise ValueError(f"a ranking names every arm once, got {self.ranking} of {sorted(self.arms)}")
+        unknown = {name for pair in self.pairs for name in (pair.a, pair.b)} - set(self.arms)
+        if unknown:
+            raise ValueError(f"pairs name arms of the study, got {sorted(unknown)}")
+        return self
+
+
+def role(arm: Arm) -> Role:
+    """Return what an arm is for.
+
+    - ``learned``: learns which nodes share a branch;
+    - ``placebo``: learns it and shuffles it;
+    - ``control``: has what else could explain a gain: one cluster, fixed masks, the learned arm's MACs, a regulariser;
+    - ``rival``: answers the question of the study otherwise, by a dense network or by search.
+    """
+    method, distillation = arm.experiment.method, arm.experiment.distillation
+    if distillation is not None and distillation.placebo != "none":
+        return "placebo"
+    if isinstance(method, BlockoutSettings):
+        return "learned" if method.clusters > 1 and method.mode != "hard-fixed" else "control"
+    return "control" if arm.match is not None or not isinstance(method, NoneSettings) else "rival"
+
+
+def family(study: Study) -> list[tuple[str, str]]:
+    """Return the pairs that the study tests, fixed before any result.
+
+    Each arm that learns its structure against every other arm, its placebos among them; all pairs if none learns.
+    """
+    learned = [name for name, arm in study.arms.items() if role(arm) == "learned"]
+    if not learned:
+        return list(combinations(study.arms, 2))
+    others = [*learned, *(name for name in study.arms if name not in learned)]
+    return [(a, b) for index, a in enumerate(learned) for b in others[index + 1 :]]
+
+
+def build(
+    study: Study, trials: Iterable[Trial], *, latency_ms: Mapping[str, Mapping[str, float]] | None = None
+) -> ComparisonDocument:
+    """Compare the arms of a study.
+
+    Args:
+        study: The resolved study.
+        trials: All its trials, failed and pruned ones too.
+        latency_ms: ``batch_1`` and ``batch_256`` of the exported models, by arm.
+
+    Raises:
+        ValueError: A trial names no arm of the study, or a retrained model has no test accuracy or has two.
+    """
+    by_arm: dict[str, list[Trial]] = {name: [] for name in study.arms}
+    for trial in trials:
+        if trial.arm not in by_arm:
+            raise ValueError(
+                f"trials name an arm of study {study.name!r}, got {trial.arm!r}; known are {sorted(by_arm)}"
+            )
+        by_arm[trial.arm].append(trial)
+    arms = {name: _arm(study, arm, by_arm[name], (latency_ms or {}).get(name)) for name, arm in study.arms.items()}
+    unfinished = sum(_unfinished(study, group) for group in by_arm.values())
+    budget = study.config.budget
+    spent = _charged(arms)
+    scores = {name: arm.test_accuracy.by_seed for name, arm in arms.items() if arm.test_accuracy is not None}
+    pairs = [pair for pair in family(study) if _comparable(pair, scores, spent, budget.tolerance)]
+    pairs = (
+        [] if unfinished else pairs
+    )  # looking at verdicts while seeds still run finds differences that are not there
+    found = statistics.compare(scores, pairs=pairs)
+    reasons = [
+        f"{unfinished} trials have not ended" if unfinished else None,
+        statistics.budget_disagreement(spent, budget.tolerance, unit=_SPENDING_UNIT),
+        _without_models([name for name in arms if name not in scores]),
+        found.reason,
+    ]
+    reason = "; ".join(text for text in reasons if text) or None
+    return ComparisonDocument(
+        study=study.name,
+        budget=BudgetResult(per_arm=budget.sample_passes, tolerance=budget.tolerance),
+        arms=arms,
+        pairs=[_pair(pair) for pair in found.pairs],
+        ranking=list(found.ranking) if found.ranking and reason is None else None,
+        ranking_seeds=sorted(set.intersection(*map(set, scores.values()))) if reason is None else [],
+        reason=reason,
+    )
+
+
+def search_curves(trials: Iterable[Trial]) -> dict[str, Curve]:
+    """Return, by arm, the best validation accuracy so far over the sample passes of its search."""
+    searches: dict[str, list[Trial]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        if trial.phase == "search" and trial.state in TERMINAL:
+            searches.setdefault(trial.arm, []).append(trial)
+    return {
+        arm: best_so_far([t.sample_passes for t in found], [_score_or_nan(t) for t in found])
+        for arm, found in searches.items()
+    }
+
+
+def _arm(study: Study, arm: Arm, trials: Sequence[Trial], latency: Mapping[str, float] | None) -> ArmResult:
+    models = _models(trials)
+    exported = max(
+        models.values(), key=lambda trial: (_result(trial, "validation_accuracy"), -trial.seed), default=None
+    )
+    outcome = (exported.result or {}) if exported else {}
+    overhead = sum(t.thinking_seconds + float((t.result or {}).get("overhead_seconds", 0.0)) for t in trials)
+    return ArmResult(
+        purpose=arm.purpose,
+        role=role(arm),
+        seeds_cover="learning and retraining" if arm.experiment.distillation is not None else "retraining",
+        trials=len(trials),
+        failed=sum(trial.state == "failed" for trial in trials),
+        pruned=sum(trial.state == "pruned" for trial in trials),
+        missing_seeds=[seed for seed in study.config.retrain.seeds if seed not in models],
+        cost=Cost(
+            search=_spending(trials, "search"),
+            retrain=_spending(trials, "retrain"),
+            overhead_seconds=overhead,
+            forfeited_sample_passes=sum(max(0, t.planned - t.sample_passes) for t in trials if t.state == "failed"),
+        ),
+        validation_accuracy=_accuracy(models, "validation_accuracy"),
+        test_accuracy=_accuracy(models, "test_accuracy"),
+        exported_seed=exported.seed if exported else None,
+        parameters=outcome.get("parameters"),
+        macs=outcome.get("macs"),
+        macs_per_seed={str(seed): int((t.result or {}).get("macs") or 0) for seed, t in models.items()},
+        latency_ms=Latency.model_validate(dict(latency)) if latency else None,
+        architecture=outcome.get("architecture_hash"),
+        settings=dict((exported.experiment if exported else None) or arm.experiment.to_json()),
+    )
+
+
+def _unfinished(study: Study, trials: Sequence[Trial]) -> int:
+    """Count the trials of an arm that run or wait, and the retrainings that its winner still has to get."""
+    waiting = sum(trial.state not in TERMINAL for trial in trials)
+    if not any(trial.phase == "search" and trial.state == "complete" for trial in trials):
+        return waiting
+    return waiting + len(set(study.config.retrain.seeds) - {t.seed for t in trials if t.phase == "retrain"})
+
+
+def _models(trials: Sequence[Trial]) -> dict[int, Trial]:
+    models: dict[int, Trial] = {}
+    for trial in sorted(trials, key=lambda trial: trial.seed):
+        if trial.phase == "retrain" and trial.state == "complete":
+            if trial.seed in models:
+                raise ValueError(f"each seed is retrained and tested once, got seed {trial.seed} of {trial.arm} twice")
+            models[trial.seed] = trial
+    return models
+
+
+def _result(trial: Trial, key: str) -> float:
+    value = (trial.result or {}).get(key)
+    if value is None:
+        raise ValueError(f"a retrained model has a {key}, seed {trial.seed} of {trial.arm} has none")
+    return float(value)
+
+
+def _accuracy(models: Mapping[int, Trial], key: str) -> Accuracy | None:
+    if not models:
+        return None
+    per_seed = {seed: _result(trial, key) for seed, trial in models.items()}
+    found = statistics.summary(per_seed, bounds=(0, 1))
+    named = {str(seed): value for seed, value in per_seed.items()}
+    return Accuracy(mean=found.mean, std=found.std, ci95=found.ci95, per_seed=named)
+
+
+def _spending(trials: Sequence[Trial], phase: str) -> Spending:
+    own = [trial for trial in trials if trial.phase == phase]
+    return Spending(sample_passes=sum(t.sample_passes for t in own), seconds=sum(t.seconds for t in own))
+
+
+def _charged(arms: Mapping[str, ArmResult]) -> dict[str, float]:
+    """Give what each arm spent; a shortfall that its own failed trials left is spent: the arm had it and lost it."""
+    most = max(arm.cost.sample_passes for arm in arms.values())
+    return {
+        name: float(min(most, arm.cost.sample_passes + arm.cost.forfeited_sample_passes)) for name, arm in arms.items()
+    }
+
+
+def _comparable(
+    pair: tuple[str, str], scores: Mapping[str, Mapping[int, float]], spent: Mapping[str, float], tolerance: float
+) -> bool:
+    a, b = pair
+    if a not in scores or b not in scores or not scores[a].keys() & scores[b].keys():
+        return False
+    return statistics.budget_disagreement({a: spent[a], b: spent[b]}, tolerance) is None
+
+
+def _without_models(names: Sequence[str]) -> str | None:
+    return f"no retrained model in {', '.join(names)}" if names else None
+
+
+def _pair(pair: statistics.Pair) -> PairResult:
+    return PairResult(
+        a=pair.a,
+        b=pair.b,
+        difference=pair.test.difference,
+        ci95=pair.test.ci95,
+        seeds=pair.test.n,
+        p=pair.test.p_value,
+        p_permutation=pair.test.p_permutation,
+        p_holm=pair.p_holm,
+        smallest_effect=pair.smallest_effect,
+        verdict=pair.verdict,
+    )
+
+
+def _score_or_nan(trial: Trial) -> float:
+    return trial.score if trial.state == "complete" and trial.score is not None else float("nan")
