@@ -1,0 +1,424 @@
+"""The layout is what the tables below say: who may import whom, the one importer of each outside library, sizes, names.
+
+Each rule is a function from the source files of a tree to its violations. The rules are applied to this repository,
+and, to show that each of them can fail, to small trees that break it.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("nas_blockout", "search_spaces", "services")
+CODE = (*PACKAGES, "tests", "benchmarks", "docs")
+
+# What each package may import of ours; imports run downward only.
+BELOW = {"nas_blockout": set(), "search_spaces": {"nas_blockout"}, "services": {"search_spaces", "nas_blockout"}}
+
+# Leaves that everyone in their package may import.
+LEAVES = {"nas_blockout": {"vision", "values"}, "search_spaces": {"trial"}, "services": {"settings"}}
+
+# What each module or sub-package may import inside its own package, besides the leaves. `*`: everything.
+EDGES: Mapping[str, Mapping[str, set[str]]] = {
+    "nas_blockout": {
+        "__init__": set(),
+        "vision": set(),
+        "values": set(),
+        "architecture": set(),
+        "methods": set(),
+        "train": set(),
+        "data": set(),
+        "statistics": set(),
+        "curves": set(),
+        "plots": set(),
+        "export": set(),
+        "backbones": {"methods", "architecture"},
+        "distill": {"backbones", "methods", "architecture"},
+        "experiment": {"train", "data", "distill", "backbones", "methods", "architecture"},
+    },
+    "search_spaces": {
+        "__init__": {"*"},
+        "trial": set(),
+        "blockout": set(),
+        "branched": set(),
+        "regularizers": set(),
+        "training": set(),
+    },
+    "services": {
+        "__init__": set(),
+        "settings": set(),
+        "folder": set(),
+        "study_file": set(),
+        "worker": set(),
+        "migrations": set(),
+        "store": {"migrations", "study_file"},
+        "tracking": {"store", "study_file"},
+        "comparison": {"store", "study_file"},
+        "wording": {"comparison"},
+        "report": {"store", "comparison", "wording", "study_file", "folder"},
+        "search": {"store", "tracking", "study_file"},
+        "cluster": {"worker"},
+        "study": {
+            "search", "cluster", "store", "tracking", "study_file", "worker", "folder", "comparison", "report", "wording",
+        },
+        "display": {"study", "comparison", "wording"},
+        "api": {"store", "cluster", "study_file"},
+        "cli": {"*"},
+    },
+}  # fmt: skip
+
+# The one file that imports each outside library. What has no row may not be imported by the packages at all.
+IMPORTERS = {
+    "ray": ["services/cluster.py"],
+    "optuna": ["services/search.py"],
+    "mlflow": ["services/tracking.py"],
+    "sqlalchemy": ["services/store.py", "services/migrations/*"],
+    "alembic": ["services/store.py", "services/migrations/*"],
+    "psycopg": ["services/store.py"],
+    "fastapi": ["services/api*.py"],
+    "starlette": ["services/api*.py"],
+    "uvicorn": ["services/api*.py"],
+    "typer": ["services/cli*.py"],
+    "click": ["services/cli*.py"],
+    "rich": ["services/display.py", "services/cli*.py"],
+    "jinja2": ["services/report.py"],
+    "pydantic": ["services/*"],
+    "yaml": ["services/*"],
+    "fsspec": ["services/*"],
+    "httpx": ["services/*"],
+    "matplotlib": ["nas_blockout/plots.py"],
+    "onnx": ["nas_blockout/export.py"],
+    "onnxscript": ["nas_blockout/export.py"],
+    "onnxruntime": ["nas_blockout/export.py"],
+    "safetensors": ["nas_blockout/export.py"],
+    "torchvision": ["nas_blockout/vision.py"],
+    "PIL": ["nas_blockout/data/*"],
+    "sklearn": ["nas_blockout/*"],
+    "scipy": ["nas_blockout/*"],
+    "torch": ["nas_blockout/*", "services/*"],
+    "numpy": ["nas_blockout/*", "services/*"],
+}
+
+ABSENT_FROM_LIBRARY = ("ray", "mlflow", "optuna", "sqlalchemy", "pydantic")
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "core", "base", "manager", "misc"}
+MOST_FILE_LINES = 500
+MOST_FUNCTION_LINES = 60
+MACHINE_PATHS = re.compile(r"(?<![\w.])/(work|tmp/work)/|(?<![\w.])/tmp/" + r"work\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One Python file: its path from the root, its text and its tree."""
+
+    path: str
+    text: str
+    tree: ast.Module
+
+    @property
+    def module(self) -> str:
+        return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    @property
+    def package(self) -> str:
+        return self.path.partition("/")[0]
+
+
+Tree = Mapping[str, Source]
+Rule = Callable[[Tree], list[str]]
+
+
+def read(root: Path) -> Tree:
+    """All Python files of the code under `root`, by path."""
+    paths = sorted(path for folder in CODE for path in (root / folder).rglob("*.py"))
+    sources = {}
+    for path in paths:
+        name, text = path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
+        sources[name] = Source(name, text, ast.parse(text, name))
+    return sources
+
+
+def packages(tree: Tree) -> list[Source]:
+    return [source for source in tree.values() if source.package in PACKAGES]
+
+
+def imports(source: Source, modules: set[str]) -> Iterator[str]:
+    """Modules that a file imports anywhere in it: at the top, in a function, for types, or by name at run time."""
+    here = source.module.split(".") if source.path.endswith("__init__.py") else source.module.split(".")[:-1]
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = here[: len(here) - node.level + 1] if node.level else []
+            origin = ".".join([*parents, *([node.module] if node.module else [])])
+            for alias in node.names:
+                submodule = f"{origin}.{alias.name}"
+                yield submodule if submodule in modules else origin
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"import_module", "__import__"}:
+            yield from (
+                arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
+            )
+
+
+def unit(module: str) -> str:
+    """The row of EDGES a module belongs to: `nas_blockout.methods.dropout` -> `methods`."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports_stay_on_their_edges(tree: Tree) -> list[str]:
+    modules, found = {source.module for source in packages(tree)}, []
+    for source in packages(tree):
+        package, row = source.package, unit(source.module)
+        allowed = EDGES[package].get(row)
+        if allowed is None:
+            found.append(f"{source.path}: {package}.{row} has no row in EDGES")
+            continue
+        for target in imports(source, modules):
+            other = target.partition(".")[0]
+            if other not in PACKAGES or target == package:
+                continue
+            inside = other == package and (unit(target) in {row, *allowed, *LEAVES[package]} or "*" in allowed)
+            if not inside and other not in BELOW[package]:
+                found.append(f"{source.path}: {package}.{row} may not import {target}")
+    return found
+
+
+def imports_make_no_cycles(tree: Tree) -> list[str]:
+    modules = {source.module for source in packages(tree)}
+    edges = {source.module: {*imports(source, modules)} & modules - {source.module} for source in packages(tree)}
+    done: set[str] = set()
+
+    def cycle_from(module: str, path: tuple[str, ...]) -> tuple[str, ...] | None:
+        if module in path:
+            return (*path[path.index(module) :], module)
+        if module in done:
+            return None
+        found = next((hit for target in sorted(edges[module]) if (hit := cycle_from(target, (*path, module)))), None)
+        done.add(module)
+        return found
+
+    cycles = (cycle_from(module, ()) for module in sorted(edges))
+    return [" -> ".join(cycle) for cycle in cycles if cycle]
+
+
+def outside_libraries_have_one_importer(tree: Tree) -> list[str]:
+    known, found = {*sys.stdlib_module_names, *PACKAGES}, []
+    for source in packages(tree):
+        for library in sorted({name.partition(".")[0] for name in imports(source, set())} - known):
+            if not any(fnmatch(source.path, pattern) for pattern in IMPORTERS.get(library, [])):
+                where = " or ".join(IMPORTERS.get(library, []))
+                rule = f"which only {where} may" if where else "which has no row in IMPORTERS"
+                found.append(f"{source.path}: imports {library}, {rule}")
+    return found
+
+
+def library_reads_no_environment(tree: Tree) -> list[str]:
+    return [
+        f"{source.path}:{node.lineno}: reads the environment; take the value as an argument"
+        for source in packages(tree)
+        if source.package != "services"
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Attribute | ast.Name)
+        and ast.unparse(node) in {"os.environ", "os.getenv", "environ", "getenv"}
+    ]
+
+
+def files_are_short(tree: Tree) -> list[str]:
+    lines = {source.path: source.text.count("\n") for source in tree.values()}
+    return [
+        f"{path}: {count} lines, at most {MOST_FILE_LINES}" for path, count in lines.items() if count > MOST_FILE_LINES
+    ]
+
+
+def functions_are_short(tree: Tree) -> list[str]:
+    found = []
+    for source in tree.values():
+        for node in ast.walk(source.tree):
+            if (
+                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                and (lines := code_lines(node)) > MOST_FUNCTION_LINES
+            ):
+                found.append(f"{source.path}: {node.name} has {lines} lines, at most {MOST_FUNCTION_LINES}")
+    return found
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function from its `def` on, without its docstring."""
+    docstring = function.body[0] if ast.get_docstring(function, clean=False) is not None else None
+    documented = (docstring.end_lineno or 0) - docstring.lineno + 1 if docstring else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - documented
+
+
+def names_say_what_is_inside(tree: Tree) -> list[str]:
+    return [
+        f"{path}: a module named {part} says nothing of what is in it"
+        for path in tree
+        for part in sorted(set(path.removesuffix(".py").split("/")) & VAGUE_NAMES)
+    ]
+
+
+RULES: tuple[Rule, ...] = (
+    imports_stay_on_their_edges,
+    imports_make_no_cycles,
+    outside_libraries_have_one_importer,
+    library_reads_no_environment,
+    files_are_short,
+    functions_are_short,
+    names_say_what_is_inside,
+)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_layout(rule: Rule) -> None:
+    assert rule(read(ROOT)) == []
+
+
+LONG_FUNCTION = "def long():\n" + '    """One.\n\n    Two.\n    """\n' + "    pass\n" * 60
+BREACHES: list[tuple[Rule, dict[str, str], str]] = [
+    (imports_stay_on_their_edges,
+     {"nas_blockout/train.py": "from nas_blockout.methods import METHODS"},
+     "nas_blockout/train.py: nas_blockout.train may not import nas_blockout.methods"),
+    (imports_stay_on_their_edges,
+     {"nas_blockout/methods/dropout.py": "def f():\n    import nas_blockout.experiment"},
+     "nas_blockout/methods/dropout.py: nas_blockout.methods may not import nas_blockout.experiment"),
+    (imports_stay_on_their_edges,
+     {"nas_blockout/data/digits.py": "from ..train import fit"},
+     "nas_blockout/data/digits.py: nas_blockout.data may not import nas_blockout.train"),
+    (imports_stay_on_their_edges,
+     {"nas_blockout/data/__init__.py": "from ..train import fit"},
+     "nas_blockout/data/__init__.py: nas_blockout.data may not import nas_blockout.train"),
+    (imports_stay_on_their_edges,
+     {"nas_blockout/train.py": "from nas_blockout import data", "nas_blockout/data/__init__.py": ""},
+     "nas_blockout/train.py: nas_blockout.train may not import nas_blockout.data"),
+    (imports_stay_on_their_edges,
+     {"nas_blockout/experiment.py": "import search_spaces"},
+     "nas_blockout/experiment.py: nas_blockout.experiment may not import search_spaces"),
+    (imports_stay_on_their_edges,
+     {"search_spaces/branched.py": "from services.settings import Settings"},
+     "search_spaces/branched.py: search_spaces.branched may not import services.settings"),
+    (imports_stay_on_their_edges,
+     {"services/store.py": "from services.study import run"},
+     "services/store.py: services.store may not import services.study"),
+    (imports_stay_on_their_edges,
+     {"services/novel.py": ""},
+     "services/novel.py: services.novel has no row in EDGES"),
+    (imports_make_no_cycles,
+     {"nas_blockout/methods/a.py": "from nas_blockout.methods import b",
+      "nas_blockout/methods/b.py": "def f():\n    from nas_blockout.methods.a import g"},
+     "nas_blockout.methods.a -> nas_blockout.methods.b -> nas_blockout.methods.a"),
+    (outside_libraries_have_one_importer,
+     {"services/study.py": "def f():\n    from ray import tune"},
+     "services/study.py: imports ray, which only services/cluster.py may"),
+    (outside_libraries_have_one_importer,
+     {"nas_blockout/train.py": "import importlib\nimportlib.import_module('torchvision.io')"},
+     "nas_blockout/train.py: imports torchvision, which only nas_blockout/vision.py may"),
+    (outside_libraries_have_one_importer,
+     {"search_spaces/branched.py": "import requests"},
+     "search_spaces/branched.py: imports requests, which has no row in IMPORTERS"),
+    (library_reads_no_environment,
+     {"nas_blockout/data/cifar.py": "import os\nroot = os.environ['HOME']"},
+     "nas_blockout/data/cifar.py:2: reads the environment; take the value as an argument"),
+    (files_are_short,
+     {"tests/test_long.py": "\n" * 501},
+     "tests/test_long.py: 501 lines, at most 500"),
+    (functions_are_short,
+     {"docs/long.py": LONG_FUNCTION},
+     "docs/long.py: long has 61 lines, at most 60"),
+    (names_say_what_is_inside,
+     {"services/utils.py": ""},
+     "services/utils.py: a module named utils says nothing of what is in it"),
+    (names_say_what_is_inside,
+     {"tests/core/test_x.py": ""},
+     "tests/core/test_x.py: a module named core says nothing of what is in it"),
+]  # fmt: skip
+
+
+def plant(root: Path, files: Mapping[str, str]) -> Tree:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    return read(root)
+
+
+@pytest.mark.parametrize(("rule", "files", "message"), BREACHES)
+def test_a_breach_is_found_and_named(rule: Rule, files: dict[str, str], message: str, tmp_path: Path) -> None:
+    assert rule(plant(tmp_path, files)) == [message]
+
+
+def test_a_tree_within_the_rules_passes_them_all(tmp_path: Path) -> None:
+    tree = plant(
+        tmp_path,
+        {
+            "nas_blockout/__init__.py": "",
+            "nas_blockout/vision.py": "import torchvision",
+            "nas_blockout/methods/__init__.py": "from . import dropout",
+            "nas_blockout/methods/dropout.py": "import torch\nfrom nas_blockout.vision import torchvision",
+            "nas_blockout/experiment.py": "from nas_blockout.methods import dropout\nimport nas_blockout.train",
+            "nas_blockout/train.py": "def fit():\n" + "    pass\n" * 59,
+            "search_spaces/branched.py": "from nas_blockout.experiment import Experiment",
+            "services/cluster.py": "import ray, os\nos.environ['RAY_AUTH_MODE']",
+            "services/cli.py": "import typer\nfrom services import cluster\nimport search_spaces",
+        },
+    )
+    assert {rule.__name__: rule(tree) for rule in RULES if rule(tree)} == {}
+
+
+def test_every_rule_is_shown_to_fail() -> None:
+    assert {rule for rule, _, _ in BREACHES} == set(RULES)
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+blocked = set(sys.argv[1].split(","))
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ImportError(f"{name} is not for the library")
+sys.meta_path.insert(0, Block())
+import numpy, torch  # Python's own `random` is left out: scikit-learn draws from it when it is imported
+before = (torch.get_rng_state().tolist(), str(numpy.random.get_state()))
+for package in ("nas_blockout", "search_spaces"):
+    root = importlib.import_module(package)
+    for module in pkgutil.walk_packages(root.__path__, package + "."):
+        importlib.import_module(module.name)
+assert before == (torch.get_rng_state().tolist(), str(numpy.random.get_state())), "drew at import"
+print(len([name for name in sys.modules if name.startswith("nas_blockout.")]), sorted(blocked & set(sys.modules)))
+"""
+
+
+def test_library_imports_alone_and_draws_nothing() -> None:
+    command = [sys.executable, "-W", "error", "-c", IMPORT_ALL, ",".join(ABSENT_FROM_LIBRARY)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    modules = sum(source.package == "nas_blockout" for source in read(ROOT).values()) - 1
+    assert result.stdout == f"{modules} []\n"
+
+
+def tracked_files() -> list[Path]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git work tree: which files are tracked is not known")
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def naming_a_machine(path: Path) -> list[int]:
+    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
+    return [number for number, line in enumerate(lines, 1) if MACHINE_PATHS.search(line)]
+
+
+def test_no_tracked_file_names_a_path_of_one_machine() -> None:
+    assert {str(path): lines for path in tracked_files() if (lines := naming_a_machine(path))} == {}
+
+
+def test_a_path_of_one_machine_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "note.md"
+    path.write_text("see frame/work/x\n" + "root = '/" + "work/main'\n" + "cd /tmp/" + "work\n", encoding="utf-8")
+    assert naming_a_machine(path) == [2, 3]
