@@ -66,7 +66,8 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "search": {"store", "tracking", "study_file"},
         "cluster": {"worker"},
         "study": {
-            "search", "cluster", "store", "tracking", "study_file", "worker", "folder", "comparison", "report", "wording",
+            "search", "cluster", "store", "tracking", "study_file", "worker", "folder",
+            "comparison", "report", "wording",
         },
         "display": {"study", "comparison", "wording"},
         "api": {"store", "cluster", "study_file"},

@@ -1,0 +1,24 @@
+"""What every test stands on: one thread, none of the developer's own settings, and examples that repeat.
+
+`pytest --hypothesis-profile=explore` draws fresh and many more examples.
+"""
+
+import os
+
+# Before torch is imported by any test, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+import torch
+
+FOREIGN = ("NAS_BLOCKOUT_", "MLFLOW_", "RAY_")
+
+
+def pytest_configure() -> None:
+    """Forget what the shell says about services: a test that needs one sets it itself."""
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+        del os.environ[name]
+    torch.set_num_threads(1)
+    hypothesis.settings.register_profile("explore", max_examples=1000, deadline=None)
+    hypothesis.settings.register_profile("repeatable", derandomize=True, max_examples=50, deadline=None)
+    hypothesis.settings.load_profile("repeatable")
