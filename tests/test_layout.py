@@ -69,7 +69,11 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
             "search", "cluster", "store", "tracking", "study_file", "worker", "folder",
             "comparison", "report", "wording",
         },
+        "results": {
+            "store", "tracking", "study_file", "study", "cluster", "folder", "comparison", "report", "wording",
+        },
         "display": {"study", "comparison", "wording"},
+        "doctor": {"store", "tracking", "cluster", "study_file"},
         "api": {"store", "cluster", "study_file"},
         "cli": {"*"},
     },
