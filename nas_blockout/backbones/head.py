@@ -1,0 +1,58 @@
+"""The end that residual and Inception networks share: the mean over positions, fully connected layers, the classes."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas_blockout.backbones.branched import Sites
+from nas_blockout.methods.blockout import Connection
+
+
+class Head(nn.Module):
+    """Mean over all positions, hidden layers with batch normalisation and ReLU, a linear layer to the classes.
+
+    Args:
+        features: Channels that come in.
+        hidden: Nodes of each fully connected layer before the classes; may be empty.
+        classes: Number of classes.
+        sites: ``nodes`` makes a layer put before every linear layer, ``weights`` wraps every linear layer.
+    """
+
+    def __init__(self, features: int, hidden: Sequence[int], classes: int, *, sites: Sites) -> None:
+        super().__init__()
+        widths = (features, *hidden, classes)
+        linears = [
+            nn.Linear(inputs, outputs, bias=position == len(hidden))  # batch normalisation has its own bias
+            for position, (inputs, outputs) in enumerate(pairwise(widths))
+        ]
+        self.before = nn.ModuleList(sites.nodes() for _ in linears) if sites.nodes else None
+        self.linears = nn.ModuleList(sites.weights(linear) if sites.weights else linear for linear in linears)
+        self.normalise = nn.ModuleList(nn.BatchNorm1d(width) for width in hidden)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return logits ``(batch, classes)`` of feature maps ``(batch, features, height, width)``."""
+        x = x.mean((2, 3))
+        for position, linear in enumerate(self.linears):
+            if self.before is not None:
+                x = self.before[position](x, generator)
+            x = linear(x) if isinstance(linear, nn.Linear) else linear(x, generator)
+            if position < len(self.normalise):
+                x = F.relu(self.normalise[position](x))
+        return x
+
+    def connections(self, source: str, *, prefix: str = "head") -> tuple[Connection, ...]:
+        """Return the weights of the linear layers: from the features over ``hidden1`` ... to ``classes``.
+
+        Args:
+            source: Name of the layer of nodes that the features are.
+            prefix: Name under which the network holds this head.
+        """
+        hidden = len(self.normalise)
+        names = [source, *(f"hidden{n}" if hidden > 1 else "hidden" for n in range(1, hidden + 1)), "classes"]
+        return tuple(
+            Connection(f"{prefix}.linears.{position}.weight", names[position], names[position + 1], 1)
+            for position in range(len(self.linears))
+        )
