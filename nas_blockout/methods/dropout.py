@@ -1,0 +1,73 @@
+r"""Dropout: every node is dropped on its own."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nas_blockout.methods.drawing import checked_rate, generator_for
+
+
+@dataclass(frozen=True, slots=True)
+class DropoutSettings:
+    """Settings of dropout.
+
+    Args:
+        rate: Probability that a node is dropped, in 0..1, 1 exclusive.
+    """
+
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        checked_rate(self.rate)
+
+
+def dropout(x: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:
+    r"""Drop every entry on its own and scale the rest up, so that the expectation stays.
+
+    .. math:: y_i = \frac{m_i}{1 - p} x_i, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
+
+    Args:
+        x: Any shape.
+        rate: p, in 0..1, 1 exclusive.
+        generator: Source of randomness, on the device of `x`.
+
+    Returns:
+        Shaped as `x`, in its memory format.
+
+    References:
+        Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov. Dropout: A Simple Way to Prevent Neural Networks from
+        Overfitting. JMLR 2014, section 4.
+    """
+    return x * torch.empty_like(x).bernoulli_(1 - rate, generator=generator).div_(1 - rate)
+
+
+class Dropout(nn.Module):
+    """Drop every node on its own in training; the identity in eval.
+
+    Args:
+        settings: The rate.
+
+    Raises:
+        ValueError: It is called in training without a generator.
+
+    References:
+        Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov. Dropout: A Simple Way to Prevent Neural Networks from
+        Overfitting. JMLR 2014.
+
+    Differs from the paper in: activations are scaled up in training instead of weights down in eval, which computes the
+    same expectation; `torch.nn.Dropout` does so too.
+    """
+
+    def __init__(self, settings: DropoutSettings) -> None:
+        super().__init__()
+        self.rate = settings.rate
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return `x`, any shape, with nodes dropped in training."""
+        if not self.training:
+            return x
+        return dropout(x, rate=self.rate, generator=generator_for(self, generator))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
