@@ -13,8 +13,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from nas_blockout.data.division import stratified
+from nas_blockout.data.parts import Labelled
 from nas_blockout.data.settings import DataSettings
-from nas_blockout.data.splits import Collection, Labelled, stratified
+from nas_blockout.data.splits import Collection
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.5, 0.2
 _INK_LEVELS = 16

@@ -1,4 +1,4 @@
-"""Batches of a split that lies in memory: one permutation an epoch, one look-up a batch, no worker processes."""
+"""Batches of a split: one permutation an epoch, one look-up a batch, and no worker processes where it is in memory."""
 
 from collections.abc import Iterator
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from nas_blockout.data.augment import AUGMENT
 from nas_blockout.data.settings import AUGMENTATIONS
-from nas_blockout.data.splits import Part
+from nas_blockout.data.splits import AnyPart
 
 
 class Loader:
     """Batches of images and labels, on the device of the part.
 
     Args:
-        part: One split in memory.
+        part: One split, in memory or streamed: both give the same batches.
         batch_size: Images a batch, 1 or more.
         augment: How images are varied, one of `AUGMENTATIONS`; only where a generator is given.
 
@@ -22,7 +22,7 @@ class Loader:
         ValueError: `batch_size` is below 1 or `augment` is unknown.
     """
 
-    def __init__(self, part: Part, batch_size: int, *, augment: str = "none") -> None:
+    def __init__(self, part: AnyPart, batch_size: int, *, augment: str = "none") -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         if augment not in AUGMENT:
@@ -46,16 +46,13 @@ class Loader:
         Args:
             generator: On the processor; the pass depends on its state alone.
         """
-        images, labels = self.part.images, self.part.labels
+        count = len(self.part)
         if generator is None:
-            yield from zip(*(torch.split(tensor, self.batch_size) for tensor in (images, labels)), strict=True)
+            yield from self.part.gather(torch.split(torch.arange(count), self.batch_size))
             return
-        order = torch.randperm(len(labels), generator=generator).to(images.device)
-        for index in torch.split(order, batch_sizes(len(labels), self.batch_size)):
-            chosen = images.index_select(0, index)
-            if self._augment is not None:
-                chosen = self._augment(chosen, generator, self._background)
-            yield chosen, labels.index_select(0, index)
+        order = torch.randperm(count, generator=generator)
+        for images, labels in self.part.gather(torch.split(order, batch_sizes(count, self.batch_size))):
+            yield (self._augment(images, generator, self._background) if self._augment else images), labels
 
 
 def batch_sizes(samples: int, batch_size: int) -> list[int]:

@@ -1,15 +1,11 @@
-import json
 from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from nas_blockout.data import DataUnsuitable, Part, Preprocessing
-from nas_blockout.data.splits import Collection, Labelled, balanced, measure, prepare, stratified
-
-label_lists = st.lists(st.integers(0, 5), min_size=1, max_size=80)
+from nas_blockout.data import DataUnsuitable, Part
+from nas_blockout.data.parts import Labelled, scaled
+from nas_blockout.data.splits import Collection, prepare
 
 
 def labelled(counts: list[int], *, seed: int = 0) -> Labelled:
@@ -25,56 +21,6 @@ def collection(train: list[int], validation: list[int]) -> Collection:
 
 def prepared(train: list[int], validation: list[int], train_samples: int | None = None):
     return prepare(collection(train, validation), train_samples=train_samples, validation_samples=None, split_seed=0)
-
-
-@given(label_lists, st.integers(0, 9))
-@settings(max_examples=50, deadline=None)
-def test_a_stratified_split_has_every_image_once(labels, seed):
-    parts = stratified(torch.tensor(labels), (0.5, 0.2), seed=seed)
-    assert torch.cat(parts).sort().values.tolist() == list(range(len(labels)))
-
-
-@given(st.lists(st.integers(3, 40), min_size=1, max_size=6), st.integers(0, 9))
-@settings(max_examples=50, deadline=None)
-def test_every_class_has_its_share_in_every_part(counts, seed):
-    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    train, validation, test = stratified(labels, (0.5, 0.2), seed=seed)
-    for label, count in enumerate(counts):
-        found = [int((labels[part] == label).sum()) for part in (train, validation, test)]
-        assert all(number >= 1 for number in found)
-        assert abs(found[0] - 0.5 * count) <= 1
-        assert abs(found[1] - 0.2 * count) <= 1
-
-
-def test_a_split_depends_on_its_seed_alone():
-    labels = torch.arange(5).repeat(20)
-    torch.manual_seed(1)
-    first = stratified(labels, (0.5,), seed=3)
-    torch.manual_seed(2)
-    assert torch.equal(first[0], stratified(labels, (0.5,), seed=3)[0])
-    assert not torch.equal(first[0], stratified(labels, (0.5,), seed=4)[0])
-
-
-@given(label_lists, st.data(), st.integers(0, 9))
-@settings(max_examples=50, deadline=None)
-def test_subsets_are_nested(labels, data, seed):
-    small = data.draw(st.integers(1, len(labels)))
-    large = data.draw(st.integers(small, len(labels)))
-    chosen = [balanced(torch.tensor(labels), size, seed=seed).tolist() for size in (small, large)]
-    assert [len(set(chosen[0])), len(set(chosen[1]))] == [small, large]
-    assert set(chosen[0]) <= set(chosen[1])
-
-
-@given(label_lists, st.data(), st.integers(0, 9))
-@settings(max_examples=50, deadline=None)
-def test_subsets_are_balanced_while_classes_last(labels, data, seed):
-    tensor = torch.tensor(labels)
-    size = data.draw(st.integers(1, len(labels)))
-    present = tensor.unique()
-    taken = tensor[balanced(tensor, size, seed=seed)]
-    counts = [int((taken == label).sum()) for label in present]
-    for label, count in zip(present, counts, strict=True):
-        assert count >= max(counts) - 1 or count == int((tensor == label).sum())
 
 
 def test_normalisation_is_measured_on_what_is_trained_on():
@@ -104,7 +50,7 @@ def test_test_data_is_read_when_asked_for_and_counted():
 
 def test_test_data_is_normalised_like_training_data():
     splits = prepared([6, 6], [3, 3])
-    assert torch.allclose(splits.preprocessing.undo(splits.test().images), labelled([2, 2]).scaled(), atol=1e-6)
+    assert torch.allclose(splits.preprocessing.undo(splits.test().images), scaled(labelled([2, 2]).images), atol=1e-6)
 
 
 def test_a_class_missing_in_a_split_is_named():
@@ -120,28 +66,6 @@ def test_fewer_samples_than_classes_are_refused():
 def test_more_samples_than_there_are_are_refused():
     with pytest.raises(DataUnsuitable, match="train_samples must be at most the 12 images of that split, got 13"):
         prepared([6, 6], [3, 3], train_samples=13)
-
-
-def test_images_that_never_vary_are_refused():
-    with pytest.raises(DataUnsuitable, match="must vary in every channel"):
-        measure(Labelled(torch.full((4, 1, 5, 5), 0.5), torch.zeros(4, dtype=torch.int64)))
-
-
-def test_preprocessing_survives_json():
-    preprocessing = Preprocessing(3, 28, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert Preprocessing.from_json(json.loads(json.dumps(preprocessing.to_json()))) == preprocessing
-
-
-def test_background_is_what_black_becomes():
-    preprocessing = Preprocessing(2, 1, 1, (0.25, 0.5), (0.5, 0.25))
-    black = preprocessing.apply(torch.zeros(1, 2, 1, 1)).flatten()
-    assert preprocessing.background == pytest.approx(black.tolist())
-
-
-@pytest.mark.parametrize(("mean", "std"), [((0.1,), (0.2, 0.3)), ((0.1, 0.1), (0.2, 0.0))])
-def test_preprocessing_that_cannot_be_applied_is_refused(mean, std):
-    with pytest.raises(ValueError, match="std"):
-        Preprocessing(2, 4, 4, mean, std)
 
 
 def test_a_part_with_wrong_shapes_is_refused():

@@ -1,0 +1,210 @@
+"""Image files: decoded into memory where they fit, else by worker processes while a network trains.
+
+Both ways make the same pixels, and batches made from files are those made from memory, number for number.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nas_blockout.data.errors import DataCorrupt
+from nas_blockout.data.files import Arrays, cached, digest
+from nas_blockout.data.parts import Labelled, scaled
+from nas_blockout.data.preprocessing import Preprocessing
+
+MEMORY_BYTES = 2**31
+CHANNELS = 3
+MEASURED_IMAGES = 2048
+WORKERS = 2
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageFiles:
+    """Image files and their classes.
+
+    Args:
+        paths: Of n files.
+        labels: Shape (n,), int64, numbers of classes.
+        side: Height and width that images get, in pixels.
+        root: Decoded images are cached in it; None for no cache.
+        memory_bytes: More than this is not held in memory.
+    """
+
+    paths: tuple[Path, ...]
+    labels: Tensor
+    side: int
+    root: Path | None = None
+    memory_bytes: int = MEMORY_BYTES
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def at(self, index: Tensor) -> "ImageFiles":
+        """Return the files and labels at an index, shape (m,), int64."""
+        chosen = tuple(self.paths[number] for number in index.tolist())
+        return replace(self, paths=chosen, labels=self.labels.index_select(0, index))
+
+    def loaded(self) -> "Labelled | ImageFiles":
+        """Return the decoded images, or itself where they do not fit into memory.
+
+        Raises:
+            DataCorrupt: A file is not an image or is truncated; the message names it.
+        """
+        if len(self) * CHANNELS * self.side**2 * _FLOAT_BYTES > self.memory_bytes:
+            return self
+        stamps = {str(path): f"{path.stat().st_size}/{path.stat().st_mtime_ns}".encode() for path in self.paths}
+        arrays = cached(self.root, f"images-{self.side}-{digest(stamps)}", partial(_decode_all, self))
+        return Labelled(torch.from_numpy(arrays["images"]), self.labels)
+
+    def scaled(self) -> Iterator[Tensor]:
+        """Yield images in batches, float32 in [0, 1]; of many files evenly spaced ones only."""
+        step = max(1, len(self) // MEASURED_IMAGES)
+        for start in range(0, len(self), 64 * step):
+            chosen = self.paths[start : start + 64 * step : step]
+            yield scaled(torch.stack([decode(path, self.side) for path in chosen]))
+
+    def normalised(self, preprocessing: Preprocessing) -> "StreamedPart":
+        """Return the images as a network reads them, decoded when they are asked for."""
+        return StreamedPart(self, preprocessing)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamedImages:
+    """Normalised images that are decoded when they are sliced: stands in for the images of a `Part`."""
+
+    part: "StreamedPart"
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape (n, channels, height, width)."""
+        side = self.part.files.side
+        return torch.Size((len(self.part), CHANNELS, side, side))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the values."""
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        return self.part.labels.device
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, chosen: slice) -> Tensor:
+        paths = self.part.files.paths[chosen]
+        images = torch.stack([decode(path, self.part.files.side) for path in paths])
+        return self.part.preprocessing.apply(scaled(images)).to(self.device)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamedPart:
+    """One split too large for memory; offers what `Part` does.
+
+    Args:
+        files: What is decoded.
+        preprocessing: Applied to each batch.
+        workers: Processes that decode, 0 or more.
+    """
+
+    files: ImageFiles
+    preprocessing: Preprocessing
+    workers: int = WORKERS
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def labels(self) -> Tensor:
+        """Classes, shape (n,), int64."""
+        return self.files.labels
+
+    @property
+    def images(self) -> StreamedImages:
+        """Images, decoded when they are sliced."""
+        return StreamedImages(self)
+
+    @property
+    def background(self) -> tuple[float, ...]:
+        """What a pixel outside the image is worth, for each channel."""
+        return self.preprocessing.background
+
+    def to(self, device: str | torch.device) -> "StreamedPart":
+        """Return the part with its batches on a device."""
+        return replace(self, files=replace(self.files, labels=self.labels.to(device)))
+
+    def gather(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and labels for each batch of numbers, shape (m,), int64; the workers decode ahead.
+
+        Raises:
+            DataCorrupt: A file is not an image or is truncated; the message names it.
+        """
+        device = self.labels.device
+        for index, images in zip(batches, self._decoded(batches), strict=True):
+            yield self.preprocessing.apply(scaled(images.to(device))), self.labels[index.to(device)]
+
+    def _decoded(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        decoded = DataLoader(
+            _Decoded(self.files.paths, self.files.side),
+            batch_sampler=[index.tolist() for index in batches],
+            num_workers=self.workers,
+            collate_fn=torch.stack,
+            generator=torch.Generator(),  # else the loader would draw from the global one
+        )
+        try:
+            yield from decoded
+            return
+        except DataCorrupt as error:  # of a worker: its message begins with the worker's own traceback
+            problem = str(error).rpartition(f"{DataCorrupt.__name__}: ")[2].strip()
+            error.__traceback__ = None  # its frames hold the workers, which would live on until they are collected
+        raise DataCorrupt(problem)
+
+
+class _Decoded(Dataset[Tensor]):
+    def __init__(self, paths: tuple[Path, ...], side: int) -> None:
+        self.paths = paths
+        self.side = side
+
+    def __getitem__(self, number: int) -> Tensor:
+        return decode(self.paths[number], self.side)
+
+
+def decode(path: Path, side: int) -> Tensor:
+    """Return an image as colour: scaled until its shorter side fits, the middle square cut out.
+
+    Returns:
+        Shape (3, side, side), uint8.
+
+    Raises:
+        DataCorrupt: The file is not an image or is truncated.
+    """
+    try:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file)
+            square = ImageOps.fit(_colour(upright), (side, side), method=Image.Resampling.BILINEAR)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataCorrupt(f"{path} must be a whole image, got: {error}; repair or remove it") from error
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def _colour(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel, which a plain conversion would cut off at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _decode_all(files: ImageFiles) -> Arrays:
+    with ThreadPoolExecutor(WORKERS) as pool:
+        images = pool.map(partial(decode, side=files.side), files.paths)
+        return {"images": np.stack([image.numpy() for image in images])}

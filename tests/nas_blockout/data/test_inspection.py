@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from nas_blockout.data import SOURCES, DataMissing, check, fetch, show
+
+FONTS = str(Path(matplotlib.get_data_path()) / "fonts")
+
+
+def test_a_whole_source_is_ready_and_counted():
+    report = check("digits")
+    assert report.ready
+    assert (report.shape, report.classes, report.problem) == ((1, 8, 8), 10, "")
+    assert sum(report.images.values()) == 1797
+    assert min(report.fewest_in_class.values()) == 35
+
+
+def test_the_report_says_where_the_files_lie():
+    report = check("glyphs", folder=FONTS)
+    assert (report.ready, report.origin, report.classes) == (True, FONTS, 94)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_missing_files_are_a_problem_with_a_remedy(tmp_path, name):
+    report = check(name, tmp_path)
+    assert not report.ready
+    assert f"nas-blockout data fetch {name}" in report.problem
+
+
+def test_checking_opens_every_image_the_test_included(tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            Image.fromarray(random.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(tmp_path / name / f"{number}.png")
+    assert check("imagefolder", folder=str(tmp_path)).images == {"train": 6, "validation": 2, "test": 2}
+    for number in range(5):
+        whole = (tmp_path / "ant" / f"{number}.png").read_bytes()
+        (tmp_path / "ant" / f"{number}.png").write_bytes(whole[:60])
+        report = check("imagefolder", folder=str(tmp_path))
+        assert f"ant/{number}.png must be a whole image" in report.problem
+        (tmp_path / "ant" / f"{number}.png").write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if source.fetch is None])
+def test_what_is_not_downloaded_says_how_it_is_had(tmp_path, name):
+    with pytest.raises(DataMissing, match=f"{name} is not had by downloading: .+"):
+        fetch(name, tmp_path)
+
+
+def test_an_unknown_name_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="name must be one of digits"):
+        fetch("mnist", tmp_path)
+
+
+def test_the_sheet_has_a_row_a_class_with_images_in_the_right_row():
+    sheet = np.asarray(show("digits", columns=6).convert("L"))
+    assert sheet.shape == (10 * 34, 110 + 6 * 34)
+    rows = sheet[:, 110:].reshape(10, 34, -1)
+    assert len({row.tobytes() for row in rows}) == 10
+    assert all(row.min() == 0 for row in rows)
+
+
+def test_the_sheet_shows_colour(tmp_path):
+    for name, colour in (("blue", (0, 0, 200)), ("red", (200, 0, 0))):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            Image.new("RGB", (9, 9), tuple(min(255, part + 10 * number) for part in colour)).save(
+                tmp_path / name / f"{number}.png"
+            )
+    sheet = np.asarray(show("imagefolder", folder=str(tmp_path), columns=2)).astype(int)
+    blue, red = sheet[20, 130], sheet[20 + sheet.shape[0] // 2, 130]
+    assert blue[2] > blue[0] + 100
+    assert red[0] > red[2] + 100
