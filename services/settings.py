@@ -1,0 +1,195 @@
+"""What an installation is told by its environment, read once; the only reader of ``NAS_BLOCKOUT_*`` variables."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, get_type_hints
+
+from nas_blockout.values import near
+
+PREFIX = "NAS_BLOCKOUT_"
+FEWEST_TOKEN_CHARACTERS = 16
+_OFF = frozenset({"", "none"})
+_STORE_SCHEMES = frozenset({"sqlite", "postgres", "postgresql", "postgresql+psycopg"})
+_GUESSABLE = re.compile(r"change|secret|password|token|default|example|admin|1234", re.IGNORECASE)
+
+
+class SettingsError(ValueError):
+    """An environment variable cannot be used: the message has its name, its value (no secret), the rule, a remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """An environment variable as the reference documents it.
+
+    Args:
+        name: Name in the environment.
+        description: What it decides, in Markdown.
+        default: What holds where it is not set, in words.
+    """
+
+    name: str
+    description: str
+    default: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of an installation.
+
+    Their text never holds a secret: passwords in URLs and the token of the API are shown as ``***``.
+    """
+
+    home: Annotated[
+        Path,
+        Variable("NAS_BLOCKOUT_HOME", "Folder under which `runs/` lies, one folder a study.", "the current folder"),
+    ]
+    store_url: Annotated[
+        str,
+        Variable(
+            "NAS_BLOCKOUT_STORE_URL",
+            "Database of studies and trials: `sqlite:////absolute/path.db` or "
+            "`postgresql+psycopg://user:password@host/name`.",
+            "`runs/nas_blockout.db` in the home folder, by SQLite",
+        ),
+    ]
+    tracking_uri: Annotated[
+        str | None,
+        Variable(
+            "NAS_BLOCKOUT_TRACKING_URI",
+            "MLflow's tracking server or database; empty or `none` turns MLflow off.",
+            "`runs/mlflow.db` in the home folder, by SQLite",
+        ),
+    ] = None
+    data: Annotated[
+        Path | None, Variable("NAS_BLOCKOUT_DATA", "Folder of the data sets.", "the usual places of each data set")
+    ] = None
+    ray_address: Annotated[
+        str | None,
+        Variable(
+            "NAS_BLOCKOUT_RAY_ADDRESS",
+            "Ray cluster to run on, such as `auto` or `ray://host:10001`.",
+            "a cluster that is started for the study and ends with it",
+        ),
+    ] = None
+    api_token: Annotated[
+        str | None,
+        Variable(
+            "NAS_BLOCKOUT_API_TOKEN",
+            f"Secret that clients of the HTTP API send, {FEWEST_TOKEN_CHARACTERS} characters or more.",
+            "none: the API does not start",
+        ),
+    ] = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
+        """Read the settings.
+
+        Args:
+            environment: Variables by name; the environment of the process if left out.
+
+        Raises:
+            SettingsError: A variable has a value that cannot be used, or is not one that we know.
+        """
+        values = os.environ if environment is None else environment
+        known = {variable.name for variable in variables()}
+        for name in sorted(values):
+            if name.startswith(PREFIX) and name not in known:
+                raise SettingsError(f"{name}: there is no such setting; {near(name, known)}")
+        home = _folder(values, "HOME") or Path.cwd()
+        return cls(
+            home=home,
+            store_url=_store_url(values.get(PREFIX + "STORE_URL", ""), home),
+            tracking_uri=_tracking_uri(values.get(PREFIX + "TRACKING_URI"), home),
+            data=_folder(values, "DATA"),
+            ray_address=values.get(PREFIX + "RAY_ADDRESS", "").strip() or None,
+            api_token=_token(values.get(PREFIX + "API_TOKEN", "")),
+        )
+
+    @property
+    def runs(self) -> Path:
+        """Folder of the folders of all studies, and of the databases that come without a server."""
+        return self.home / "runs"
+
+    def folder(self, study: str) -> Path:
+        """Return the folder of a study."""
+        return self.runs / study
+
+    def __repr__(self) -> str:
+        shown = {name: getattr(self, name) for name in self.__slots__}
+        shown["api_token"] = "***" if self.api_token else None
+        texts = {name: masked(value) if isinstance(value, str) else value for name, value in shown.items()}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in texts.items())})"
+
+
+def variables() -> tuple[Variable, ...]:
+    """Return all environment variables that are read, in the order of the settings."""
+    hints = get_type_hints(Settings, include_extras=True)
+    return tuple(hints[name].__metadata__[0] for name in Settings.__slots__)
+
+
+def masked(url: str) -> str:
+    """Return a URL without its password, wherever it stands in it."""
+    shown = re.sub(r"(://[^:/@\s]*):.*@", r"\1:***@", url, flags=re.DOTALL)
+    return re.sub(r"(?i)(\w*(?:password|passwd|token|secret)\w*=)[^&\s]*", r"\1***", shown)
+
+
+def _folder(values: Mapping[str, str], variable: str) -> Path | None:
+    text = values.get(PREFIX + variable, "").strip()
+    if not text:
+        return None
+    if "\0" in text:
+        raise SettingsError(f"{PREFIX}{variable}: a path holds no NUL character, got {text!r}")
+    path = Path(text).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise SettingsError(f"{PREFIX}{variable} must be a folder, got the file {path}")
+    return path
+
+
+def _store_url(text: str, home: Path) -> str:
+    url = text.strip() or f"sqlite:///{home / 'runs' / 'nas_blockout.db'}"
+    name = PREFIX + "STORE_URL"
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in _STORE_SCHEMES:
+        raise SettingsError(
+            f"{name} must begin with sqlite:/// or postgresql+psycopg://, got {masked(url)!r}; for a SQLite file write "
+            "sqlite:////absolute/path.db"
+        )
+    if scheme == "sqlite" and (not rest.startswith("/") or rest.strip("/") in ("", ":memory:")):
+        raise SettingsError(f"{name} must name a file, such as sqlite:////absolute/path.db, got {url!r}")
+    return _anchored(url)
+
+
+def _tracking_uri(text: str | None, home: Path) -> str | None:
+    if text is None:
+        return f"sqlite:///{home / 'runs' / 'mlflow.db'}"
+    if text.strip().lower() in _OFF:
+        return None
+    uri = text.strip()
+    if not re.match(r"[a-z][a-z0-9+.-]*:", uri):
+        raise SettingsError(
+            f"{PREFIX}TRACKING_URI must be a URI such as http://127.0.0.1:5000 or sqlite:////absolute/path.db, "
+            f"got {masked(uri)!r}; none turns MLflow off"
+        )
+    return _anchored(uri)
+
+
+def _anchored(url: str) -> str:
+    """Return a URL whose file, if it is a SQLite file, stays the same wherever a process runs."""
+    scheme, separator, path = url.partition(":///")
+    return f"{scheme}:///{Path(path).expanduser().absolute()}" if separator and scheme == "sqlite" else url
+
+
+def _token(text: str) -> str | None:
+    token = text.strip()
+    if not token:
+        return None
+    short = len(token) < FEWEST_TOKEN_CHARACTERS or len(set(token)) < FEWEST_TOKEN_CHARACTERS / 2
+    if short or _GUESSABLE.search(token):
+        raise SettingsError(
+            f"{PREFIX}API_TOKEN must be {FEWEST_TOKEN_CHARACTERS} characters or more that nobody can guess, "
+            f"got {len(token)} characters; make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        )
+    return token

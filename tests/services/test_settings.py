@@ -1,0 +1,126 @@
+"""Settings come from the environment, are refused with a reason, and never show a secret."""
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from services.settings import Settings, SettingsError, masked, variables
+
+TOKEN = "q7Rz_0vLw2-Xb9TnYd4K"
+
+
+def read(**values: str) -> Settings:
+    return Settings.from_environment({f"NAS_BLOCKOUT_{name.upper()}": value for name, value in values.items()})
+
+
+def test_everything_lies_under_the_current_folder_by_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = read()
+    assert found.home == tmp_path
+    assert found.folder("quickstart") == tmp_path / "runs" / "quickstart"
+    assert found.store_url == f"sqlite:///{tmp_path}/runs/nas_blockout.db"
+    assert found.tracking_uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert (found.data, found.ray_address, found.api_token) == (None, None, None)
+
+
+def test_the_environment_of_the_process_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAS_BLOCKOUT_HOME", str(tmp_path))
+    assert Settings.from_environment().home == tmp_path
+
+
+def test_values_are_taken_as_given(tmp_path):
+    url = "postgresql+psycopg://nas:hunter22@db.example/nas"
+    tracking = "http://mlflow:5000"
+    found = read(
+        home=f" {tmp_path} ",
+        store_url=url,
+        tracking_uri=tracking,
+        data=str(tmp_path),
+        ray_address="auto",
+        api_token=TOKEN,
+    )
+    assert found == Settings(tmp_path, url, tracking, tmp_path, "auto", TOKEN)
+
+
+def test_databases_follow_the_home_folder(tmp_path):
+    home = tmp_path / "a home, 100%"
+    assert read(home=str(home)).store_url == f"sqlite:///{home}/runs/nas_blockout.db"
+    assert read(home=str(home)).tracking_uri == f"sqlite:///{home}/runs/mlflow.db"
+
+
+@pytest.mark.parametrize("variable", ["store_url", "tracking_uri"])
+def test_a_relative_database_file_is_anchored_where_it_was_named(variable, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert getattr(read(**{variable: "sqlite:///mine.db"}), variable) == f"sqlite:///{tmp_path}/mine.db"
+
+
+@pytest.mark.parametrize("text", ["", "none", " NONE "])
+def test_mlflow_can_be_turned_off(text):
+    assert read(tracking_uri=text).tracking_uri is None
+
+
+@pytest.mark.parametrize("variable", ["home", "store_url", "data", "ray_address", "api_token"])
+def test_an_empty_variable_is_one_that_is_not_set(variable):
+    assert read(**{variable: ""}) == read()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        (
+            "store_url",
+            "runs/store.db",
+            r"STORE_URL must begin with sqlite:/// .* got 'runs/store.db'; for a SQLite file",
+        ),
+        ("store_url", "mysql://root:hunter22@h/x", r"must begin with .* got 'mysql://root:\*\*\*@h/x'"),
+        ("store_url", "sqlite://", r"STORE_URL must name a file"),
+        ("store_url", "sqlite:///:memory:", r"STORE_URL must name a file"),
+        ("tracking_uri", "mlflow.db", r"TRACKING_URI must be a URI .* got 'mlflow.db'; none turns MLflow off"),
+        ("data", "a\0b", r"DATA: a path holds no NUL"),
+        ("hoem", "x", r"NAS_BLOCKOUT_HOEM: there is no such setting; did you mean 'NAS_BLOCKOUT_HOME'\?"),
+        ("api_token", "short", r"API_TOKEN must be 16 characters or more that nobody can guess, got 5 characters"),
+        ("api_token", "a" * 40, r"nobody can guess"),
+        ("api_token", "change-me-before-use-0123", r"nobody can guess"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name_value_rule_and_remedy(variable, value, message):
+    with pytest.raises(SettingsError, match=message) as caught:
+        read(**{variable: value})
+    assert "hunter22" not in str(caught.value)
+    assert variable != "api_token" or value not in str(caught.value)
+
+
+def test_a_file_is_no_home(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="NAS_BLOCKOUT_HOME must be a folder, got the file"):
+        read(home=str(tmp_path / "file"))
+
+
+def test_the_text_of_settings_shows_no_secret():
+    found = read(
+        store_url="postgresql://nas:hunter22@h/x",
+        tracking_uri="https://me:hunter23@mlflow/?token=hunter24",
+        api_token=TOKEN,
+    )
+    for text in (repr(found), str(found), f"{found}"):
+        assert "nas:***@h" in text
+        assert not any(secret in text for secret in ("hunter22", "hunter23", "hunter24", TOKEN))
+
+
+@hypothesis_settings(max_examples=50, deadline=None)
+@given(st.text(st.characters(blacklist_categories=["Cs"]), min_size=3).filter(lambda text: "*" not in text))
+def test_no_password_survives_masking(password):
+    shown = masked(f"postgresql://user:<{password}>@host/name")
+    assert shown == "postgresql://user:***@host/name"
+
+
+def test_a_url_without_a_password_is_shown_as_it_is():
+    for url in ("sqlite:////home/me/runs/x.db", "http://127.0.0.1:5000", "postgresql://host/name?host=%2Ftmp"):
+        assert masked(url) == url
+
+
+def test_every_setting_is_documented():
+    names = [variable.name for variable in variables()]
+    assert names == [f"NAS_BLOCKOUT_{name.upper()}" for name in Settings.__slots__]
+    assert all(variable.description.endswith(".") and variable.default for variable in variables())
