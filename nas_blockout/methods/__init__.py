@@ -1,7 +1,7 @@
 """The methods: what happens to a network in training. One file each, one row in `METHODS`.
 
-A method is a frozen dataclass of settings, its mathematics as functions, and a thin layer that takes the settings. Layers
-are called as ``layer(x, generator)``; in training they need the generator, in eval they draw nothing.
+A method is a frozen dataclass of settings, its mathematics as functions, and a thin layer that takes the settings.
+Layers are called as ``layer(x, generator)``; in training they need the generator, in eval they draw nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,8 +12,11 @@ from typing import Any, Literal
 from torch import nn
 
 from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.dropblock import DropBlock, DropBlockSettings
+from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
 from nas_blockout.methods.dropout import Dropout, DropoutSettings
 from nas_blockout.methods.none import NoneSettings
+from nas_blockout.methods.spatial_dropout import SpatialDropout, SpatialDropoutSettings
 from nas_blockout.values import from_json, near, to_json
 
 __all__ = ["METHODS", "Method", "NoneSettings", "Site", "method_from_json", "method_to_json"]
@@ -28,8 +31,9 @@ class Method:
     Args:
         settings: Frozen dataclass of its settings, all with defaults.
         site: Where it enters a network: ``nodes``, a layer before every linear layer of the head, input
-            ``(batch, features)``; ``maps``, a layer after every convolution stage, input ``(batch, channels, height, width)``;
-            ``weights``, a wrapper of every linear layer; ``structure`` and ``paths``, of the whole network; ``none``, nowhere.
+            ``(batch, features)``; ``maps``, a layer after every convolution stage, input
+            ``(batch, channels, height, width)``; ``weights``, a wrapper of every linear layer of the head; ``structure``
+            and ``paths``, a wrapper of the whole network; ``none``, nowhere.
         layer: Builds the layer from the settings (for ``weights``: from the settings and the linear layer), or None.
     """
 
@@ -42,6 +46,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "none": Method(NoneSettings, "none", None),
         "dropout": Method(DropoutSettings, "nodes", Dropout),
+        "spatial_dropout": Method(SpatialDropoutSettings, "maps", SpatialDropout),
+        "dropconnect": Method(DropConnectSettings, "weights", DropConnect),
+        "dropblock": Method(DropBlockSettings, "maps", DropBlock),
         "blockout": Method(BlockoutSettings, "structure", None),
     }
 )

@@ -1,9 +1,10 @@
 """How the methods draw: a generator that must be given, and masks of ones and zeros. No global random state is read."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
+
+_BITS = 32
+_LOWEST_PAIR = -(2**63)  # from here up, `random_` fills all 64 bits: two integers of 32
 
 
 def generator_for(layer: nn.Module, generator: torch.Generator | None) -> torch.Generator:
@@ -34,14 +35,49 @@ def checked_rate(rate: float) -> None:
         raise ValueError(f"rate must lie in 0..1, 1 exclusive, got rate={rate}")
 
 
-def keep_mask(shape: Sequence[int], rate: float, *, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw ones with probability ``1 - rate``, else zeros, independently.
+def bernoulli_(target: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Fill a tensor with ones, each with the given probability, and zeros.
+
+    A one is a random 32-bit integer below a threshold, so the probability is met to within ``2**-33``. On a CPU this takes
+    about a quarter of the time of `torch.Tensor.bernoulli_`, which draws a double for every entry.
 
     Args:
-        shape: Of the mask.
-        rate: Probability of a zero, in 0..1.
-        like: Tensor whose dtype and device the mask gets.
+        target: Dense tensor of any shape, dtype and memory format.
+        probability: Of a one, in 0..1.
+        generator: Source of randomness, on the device of `target`.
+
+    Returns:
+        The tensor that was given.
+    """
+    ones = round(probability * 2**_BITS)  # how many of the integers give a one
+    if ones == 0:
+        return target.zero_()
+    pairs = torch.empty((target.numel() + 1) // 2, dtype=torch.int64, device=target.device)
+    drawn = pairs.random_(_LOWEST_PAIR, None, generator=generator).view(torch.int32)
+    drawn = drawn.as_strided(target.shape, target.stride())  # in the order of memory: both are read and written straight
+    return torch.le(drawn, ones - 1 - 2 ** (_BITS - 1), out=target)
+
+
+def keep_mask(like: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Draw a dropout mask: 0 with probability `rate`, else ``1 / (1 - rate)``, so that its expectation is one.
+
+    Args:
+        like: Tensor whose shape, dtype, device and memory format the mask gets.
+        rate: Probability of a zero, in 0..1, 1 exclusive.
         generator: Source of randomness, on the device of `like`.
     """
-    mask = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
-    return mask.bernoulli_(1 - rate, generator=generator)
+    return bernoulli_(torch.empty_like(like), 1 - rate, generator).mul_(1 / (1 - rate))
+
+
+def checked_maps(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return feature maps as they came.
+
+    Raises:
+        ValueError: They do not have the four dimensions ``(batch, channels, height, width)``.
+    """
+    if x.dim() != 4:
+        raise ValueError(
+            f"{type(layer).__name__} reads maps of shape (batch, channels, height, width), got {tuple(x.shape)}; "
+            "for features of shape (batch, features) use dropout"
+        )
+    return x

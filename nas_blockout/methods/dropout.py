@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.methods.drawing import checked_rate, generator_for
+from nas_blockout.methods.drawing import checked_rate, generator_for, keep_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def dropout(x: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:
         Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov. Dropout: A Simple Way to Prevent Neural Networks from
         Overfitting. JMLR 2014, section 4.
     """
-    return x * torch.empty_like(x).bernoulli_(1 - rate, generator=generator).div_(1 - rate)
+    return x * keep_mask(x, rate, generator)
 
 
 class Dropout(nn.Module):

@@ -1,0 +1,193 @@
+r"""DropBlock: square blocks of every feature map are dropped, so that a dropped region cannot be filled in from next to it."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nas_blockout.methods.drawing import bernoulli_, checked_maps, checked_rate, generator_for
+
+Schedule = Literal["linear", "constant"]
+Calibration = Literal["paper", "exact"]
+
+_BISECTIONS = 60  # halves an interval in 0..1 down to the precision of a float
+
+
+@dataclass(frozen=True, slots=True)
+class DropBlockSettings:
+    """Settings of DropBlock.
+
+    Args:
+        rate: Share of positions to drop, in 0..1, 1 exclusive; see `calibration`.
+        block_size: Side of a block in positions, odd, 1 or more; on smaller maps the largest odd side that fits.
+        schedule: ``linear`` raises the rate from epoch to epoch until the last one has all of it; ``constant`` keeps it.
+        calibration: ``paper`` uses the paper's seed rate, which ignores that blocks overlap and so drops fewer positions than
+            `rate` says; ``exact`` uses the seed rate whose expected dropped share is `rate`.
+    """
+
+    rate: float = 0.1
+    block_size: int = 3
+    schedule: Schedule = "linear"
+    calibration: Calibration = "paper"
+
+    def __post_init__(self) -> None:
+        checked_rate(self.rate)
+        if self.block_size < 1 or self.block_size % 2 == 0:
+            raise ValueError(f"block_size must be odd and at least 1, got block_size={self.block_size}")
+        for name, choices in (("schedule", Schedule), ("calibration", Calibration)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+
+
+def fitted_block(block_size: int, height: int, width: int) -> int:
+    """Return the side of the blocks on a map: `block_size`, or the largest odd side that fits."""
+    side = min(block_size, height, width)
+    return side - (side % 2 == 0)
+
+
+def expected_dropped_share(gamma: float, block: int, height: int, width: int) -> float:
+    r"""Return the expected share of positions of a map that blocks drop.
+
+    .. math:: 1 - \frac{1}{HW} \sum_i (1 - \gamma)^{n_i}
+
+    where `n_i` is the number of places for the centre of a block that covers position i.
+
+    Args:
+        gamma: Probability that a place is the centre of a block, in 0..1.
+        block: Side of a block, odd, at most the height and the width.
+        height: H.
+        width: W.
+    """
+    by_row, by_column = _places(height, block), _places(width, block)
+    kept = sum((1 - gamma) ** (rows * columns) for rows in by_row for columns in by_column)
+    return 1 - kept / (height * width)
+
+
+@lru_cache(maxsize=4096)
+def seed_rate(rate: float, block: int, height: int, width: int, *, calibration: Calibration = "paper") -> float:
+    r"""Return the probability that a place is the centre of a block.
+
+    .. math:: \gamma = \frac{p}{b^2} \frac{H W}{(H - b + 1)(W - b + 1)}
+
+    Args:
+        rate: p, share of positions to drop, in 0..1, 1 exclusive.
+        block: b, side of a block, odd, at most the height and the width.
+        height: H.
+        width: W.
+        calibration: ``paper`` is the equation, ``exact`` solves ``expected_dropped_share == rate``.
+
+    References:
+        Ghiasi, Lin, Le. DropBlock: A regularization method for convolutional networks. NeurIPS 2018, eq. 1.
+    """
+    if calibration == "paper":
+        return rate * height * width / (block**2 * (height - block + 1) * (width - block + 1))
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if expected_dropped_share(middle, block, height, width) < rate:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def covered(corners: Tensor, block: int) -> Tensor:
+    """Mark every position that a block covers.
+
+    A block grows from its top left corner by doubling shifts along the flat memory: since no corner lies less than a block
+    from the right or lower edge, no shift crosses into the next row, channel or sample.
+
+    Args:
+        corners: Ones at the top left corners of blocks, uint8, shape ``(batch, channels, height, width)``; zero in the last
+            ``block - 1`` rows and columns.
+        block: Side of a block, 1 or more, at most the height and the width.
+
+    Returns:
+        Ones and zeros, uint8, shaped as `corners`.
+    """
+    flat = corners.reshape(-1)
+    for stride in (1, corners.shape[3]):
+        side = 1
+        while side < block:
+            step = min(side, block - side)
+            grown = flat.clone()
+            grown[step * stride :] |= flat[: -step * stride]
+            flat, side = grown, side + step
+    return flat.view(corners.shape)
+
+
+def dropblock(x: Tensor, *, gamma: float, block: int, generator: torch.Generator) -> Tensor:
+    """Drop drawn blocks, each channel of each sample on its own, and scale the rest up.
+
+    The output is scaled by the number of entries over the number that is kept, over the whole batch.
+
+    Args:
+        x: Feature maps, shape ``(batch, channels, height, width)``.
+        gamma: Probability that a block stands at a place, in 0..1; blocks lie inside the map.
+        block: Side of a block, odd, at most the height and the width.
+        generator: Source of randomness, on the device of `x`.
+
+    Returns:
+        Shaped as `x`, in its memory format; zeros if everything is dropped.
+
+    References:
+        Ghiasi, Lin, Le. DropBlock: A regularization method for convolutional networks. NeurIPS 2018, algorithm 1.
+    """
+    batch, channels, height, width = x.shape
+    corners = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
+    drawn = corners.new_empty(batch, channels, height - block + 1, width - block + 1)
+    corners[:, :, : height - block + 1, : width - block + 1] = bernoulli_(drawn, gamma, generator)
+    return x * scaled_up(torch.eq(covered(corners, block), 0, out=x.new_empty(x.shape)))
+
+
+def scaled_up(kept: Tensor) -> Tensor:
+    """Scale a mask of ones and zeros, in place, to the mean 1; a mask of zeros stays."""
+    total = kept.sum(dtype=torch.float64).clamp_(min=1)
+    return kept.mul_((kept.numel() / total).to(kept.dtype))
+
+
+class DropBlock(nn.Module):
+    """Drop square blocks of every channel in training; the identity in eval.
+
+    Args:
+        settings: Rate, size of the blocks and how the rate rises.
+
+    Raises:
+        ValueError: It is called in training without a generator, or with an input that is no feature map.
+
+    References:
+        Ghiasi, Lin, Le. DropBlock: A regularization method for convolutional networks. NeurIPS 2018.
+
+    Differs from the paper in: the rate rises from epoch to epoch instead of from step to step; the calibration ``exact``,
+    which is off by default; and blocks shrink to fit small maps.
+    """
+
+    def __init__(self, settings: DropBlockSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.ramp = 1.0
+
+    def prepare_epoch(self, epoch: int, epochs: int) -> None:
+        """Set the share of the rate that applies in an epoch, counted from 0."""
+        self.ramp = (epoch + 1) / epochs if self.settings.schedule == "linear" else 1.0
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return `x`, shape ``(batch, channels, height, width)``, with blocks dropped in training."""
+        if not self.training:
+            return x
+        generator = generator_for(self, generator)
+        height, width = checked_maps(self, x).shape[2:]
+        settings = self.settings
+        block = fitted_block(settings.block_size, height, width)
+        gamma = seed_rate(settings.rate * self.ramp, block, height, width, calibration=settings.calibration)
+        return dropblock(x, gamma=gamma, block=block, generator=generator)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.settings.rate}, block_size={self.settings.block_size}"
+
+
+def _places(length: int, block: int) -> list[int]:
+    """Return for every position of a line the number of places for the centre of a block that covers it."""
+    return [min(place, length - block) - max(0, place - block + 1) + 1 for place in range(length)]

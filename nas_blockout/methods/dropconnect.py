@@ -1,0 +1,80 @@
+r"""DropConnect: weights are dropped instead of nodes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas_blockout.methods.drawing import checked_rate, generator_for, keep_mask
+
+
+@dataclass(frozen=True, slots=True)
+class DropConnectSettings:
+    """Settings of DropConnect.
+
+    Args:
+        rate: Probability that a weight is dropped, in 0..1, 1 exclusive.
+    """
+
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        checked_rate(self.rate)
+
+
+def dropconnect(weight: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:
+    r"""Drop every weight on its own and scale the rest up, so that the expectation stays.
+
+    .. math:: W' = \frac{1}{1 - p} M \odot W, \qquad M_{ij} \sim \mathrm{Bernoulli}(1 - p)
+
+    Args:
+        weight: W, any shape.
+        rate: p, in 0..1, 1 exclusive.
+        generator: Source of randomness, on the device of `weight`.
+
+    Returns:
+        Shaped as `weight`.
+
+    References:
+        Wan, Zeiler, Zhang, LeCun, Fergus. Regularization of Neural Networks using DropConnect. ICML 2013, eq. 2.
+    """
+    return weight * keep_mask(weight, rate, generator)
+
+
+class DropConnect(nn.Module):
+    """A linear layer whose weights are dropped in training, one draw a mini-batch; in eval the plain linear layer.
+
+    It takes over the parameters of the linear layer under their names, so that its state is that of the plain layer.
+
+    Args:
+        settings: The rate.
+        linear: The layer whose weights are dropped; its bias is kept.
+
+    Raises:
+        ValueError: It is called in training without a generator.
+
+    References:
+        Wan, Zeiler, Zhang, LeCun, Fergus. Regularization of Neural Networks using DropConnect. ICML 2013.
+
+    Differs from the paper in: one mask a mini-batch where the paper draws one a sample (a mask a sample needs
+    ``batch * out * in`` numbers); the bias is kept; and eval uses the mean weights where the paper samples
+    pre-activations from a Gaussian that matches their moments.
+    """
+
+    def __init__(self, settings: DropConnectSettings, linear: nn.Linear) -> None:
+        super().__init__()
+        self.rate = settings.rate
+        self.weight = linear.weight
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Map ``(batch, in)`` to ``(batch, out)``, under a draw of the weights in training."""
+        if not self.training:
+            return F.linear(x, self.weight, self.bias)
+        weight = dropconnect(self.weight, rate=self.rate, generator=generator_for(self, generator))
+        return F.linear(x, weight, self.bias)
+
+    def extra_repr(self) -> str:
+        out_features, in_features = self.weight.shape
+        return f"in_features={in_features}, out_features={out_features}, rate={self.rate}"

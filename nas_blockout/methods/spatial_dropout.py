@@ -1,0 +1,72 @@
+r"""Spatial dropout: whole channels of feature maps are dropped, so that no neighbour tells what a dropped position held."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nas_blockout.methods.drawing import checked_maps, checked_rate, generator_for, keep_mask
+
+
+@dataclass(frozen=True, slots=True)
+class SpatialDropoutSettings:
+    """Settings of spatial dropout.
+
+    Args:
+        rate: Probability that a channel of a sample is dropped, in 0..1, 1 exclusive.
+    """
+
+    rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        checked_rate(self.rate)
+
+
+def spatial_dropout(x: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:
+    r"""Drop whole channels of every sample on their own and scale the rest up, so that the expectation stays.
+
+    .. math:: y_{nchw} = \frac{m_{nc}}{1 - p} x_{nchw}, \qquad m_{nc} \sim \mathrm{Bernoulli}(1 - p)
+
+    Args:
+        x: Feature maps, shape ``(batch, channels, height, width)``.
+        rate: p, in 0..1, 1 exclusive.
+        generator: Source of randomness, on the device of `x`.
+
+    Returns:
+        Shaped as `x`, in its memory format.
+
+    References:
+        Tompson, Goroshin, Jain, LeCun, Bregler. Efficient Object Localization Using Convolutional Networks. CVPR 2015,
+        section 3.2.
+    """
+    return x * keep_mask(x.new_empty(*x.shape[:2], 1, 1), rate, generator)
+
+
+class SpatialDropout(nn.Module):
+    """Drop whole channels of every sample in training; the identity in eval.
+
+    Args:
+        settings: The rate.
+
+    Raises:
+        ValueError: It is called in training without a generator, or with an input that is no feature map.
+
+    References:
+        Tompson, Goroshin, Jain, LeCun, Bregler. Efficient Object Localization Using Convolutional Networks. CVPR 2015.
+
+    Differs from the paper in: the place. The paper drops before its last 1x1 convolutions; here the layer follows every
+    convolution stage of the backbone.
+    """
+
+    def __init__(self, settings: SpatialDropoutSettings) -> None:
+        super().__init__()
+        self.rate = settings.rate
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return `x`, shape ``(batch, channels, height, width)``, with channels dropped in training."""
+        if not self.training:
+            return x
+        return spatial_dropout(checked_maps(self, x), rate=self.rate, generator=generator_for(self, generator))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
