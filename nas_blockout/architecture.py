@@ -1,4 +1,4 @@
-"""The architecture: a frozen, JSON-able value that says which groups of nodes each layer has and which clusters they share.
+"""The architecture: a frozen, JSON-able value that says which groups each layer has and which clusters they share.
 
 It is what search samples, what distillation produces and what the `branched` backbone builds. Nothing here knows torch.
 """
@@ -77,7 +77,8 @@ class Architecture:
             nothing, or the last layer does not hold every class exactly once.
 
     References:
-        Murdock, Li, Zhou, Duerig. Blockout: Dynamic Model Selection for Hierarchical Deep Networks. CVPR 2016, section 4.
+        Murdock, Li, Zhou, Duerig. Blockout: Dynamic Model Selection for Hierarchical Deep Networks. CVPR 2016, section
+        4.
     """
 
     clusters: int
@@ -98,7 +99,9 @@ class Architecture:
     def _check_clusters(self, layer: Layer) -> None:
         for group in layer.groups:
             if group.clusters[0] < 0 or group.clusters[-1] >= self.clusters:
-                raise ValueError(f"clusters of layer {layer.name!r} must lie in 0..{self.clusters - 1}, got {group.clusters}")
+                raise ValueError(
+                    f"clusters of layer {layer.name!r} must lie in 0..{self.clusters - 1}, got {group.clusters}"
+                )
 
     def _check_classes(self) -> None:
         for layer in self.layers[:-1]:
@@ -144,7 +147,9 @@ class Architecture:
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as plain JSON types (schema version 1)."""
-        layers = [{"name": layer.name, "groups": [_group_json(group) for group in layer.groups]} for layer in self.layers]
+        layers = [
+            {"name": layer.name, "groups": [_group_json(group) for group in layer.groups]} for layer in self.layers
+        ]
         return {"schema_version": SCHEMA_VERSION, "clusters": self.clusters, "layers": layers}
 
     @classmethod
@@ -152,11 +157,14 @@ class Architecture:
         """Read the value back from JSON types.
 
         Raises:
-            ValueError: The document has another schema version, a missing or unknown key, or describes no valid network.
+            ValueError: The document has another schema version, a missing or unknown key, or describes no valid
+                network.
         """
         _require_keys(document, {"schema_version", "clusters", "layers"}, set())
         if document["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"architecture schema_version must be {SCHEMA_VERSION}, got {document['schema_version']!r}")
+            raise ValueError(
+                f"architecture schema_version must be {SCHEMA_VERSION}, got {document['schema_version']!r}"
+            )
         return cls(_whole(document["clusters"], "clusters"), tuple(_layer_from(layer) for layer in document["layers"]))
 
 
@@ -170,7 +178,9 @@ def dense_architecture(names: Sequence[str], widths: Sequence[int]) -> Architect
 def _check_reads(before: Layer, after: Layer) -> None:
     for group in after.groups:
         if not any(group.overlap(source) for source in before.groups):
-            raise ValueError(f"group {group.clusters} of layer {after.name!r} shares no cluster with layer {before.name!r}")
+            raise ValueError(
+                f"group {group.clusters} of layer {after.name!r} shares no cluster with layer {before.name!r}"
+            )
     for source in before.groups:
         if not any(source.overlap(group) for group in after.groups):
             raise ValueError(f"group {source.clusters} of layer {before.name!r} is read by nothing in {after.name!r}")
@@ -216,8 +226,8 @@ def _require_keys(document: Any, required: set[str], optional: set[str]) -> None
 def _canonical(architecture: Architecture) -> list[Any]:
     """Return the smallest serialised form over all numberings of the clusters that are used.
 
-    Clusters are told apart by refinement (which groups they belong to, and with whom); only those that refinement cannot
-    tell apart are permuted, one cell at a time, as in McKay's canonical labelling.
+    Clusters are told apart by refinement (which groups they belong to, and with whom); only those that refinement
+    cannot tell apart are permuted, one cell at a time, as in McKay's canonical labelling.
     """
     used = sorted({cluster for layer in architecture.layers for group in layer.groups for cluster in group.clusters})
     return _smallest(architecture, _refine(architecture, (tuple(used),)))
@@ -233,7 +243,9 @@ def _smallest(architecture: Architecture, cells: Partition) -> list[Any]:
     branches = []
     for chosen in cell:
         rest = tuple(cluster for cluster in cell if cluster != chosen)
-        branches.append(_smallest(architecture, _refine(architecture, (*cells[:tied], (chosen,), rest, *cells[tied + 1 :]))))
+        branches.append(
+            _smallest(architecture, _refine(architecture, (*cells[:tied], (chosen,), rest, *cells[tied + 1 :])))
+        )
     return min(branches)
 
 

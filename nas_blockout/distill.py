@@ -1,6 +1,7 @@
 """Distillation: learned cluster probabilities become an explicit branched architecture, with the weights carried over.
 
-Memberships stand in dictionaries from the first masked layer to the classes; every tensor has the shape ``(nodes, clusters)``.
+Memberships stand in dictionaries from the first masked layer to the classes; every tensor has the shape ``(nodes,
+clusters)``.
 """
 
 import copy
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage, node_order
@@ -28,11 +29,14 @@ class DistillationSettings:
 
     Args:
         threshold: A node belongs to a cluster if its probability is at least this, in 0..1 exclusive.
-        target_macs: Share of the dense MACs, in 0..1; the lowest threshold that meets it is used instead of `threshold`.
+        target_macs: Share of the dense MACs, in 0..1; the lowest threshold that meets it is used instead of
+            `threshold`.
         weights: ``inherited`` carries the learned weights over, ``scratch`` draws new ones (the control).
-        learn_share: Share of the epochs spent on learning the structure, in 0..1 exclusive; the rest trains the branches.
+        learn_share: Share of the epochs spent on learning the structure, in 0..1 exclusive; the rest trains the
+            branches.
         learning_rate_scale: Peak learning rate of the branches as a multiple of the experiment's, above 0.
-        placebo: ``nodes`` shuffles the memberships of the nodes inside every layer, ``classes`` those of the classes only.
+        placebo: ``nodes`` shuffles the memberships of the nodes inside every layer, ``classes`` those of the classes
+            only.
         draws: Draws of C behind the mean accuracy of the discretisation gap, 1 or more.
     """
 
@@ -77,7 +81,7 @@ class Distilled:
 def harden(probabilities: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
     """Return hard memberships: P at or above the threshold; every class keeps at least its most probable cluster."""
     hard = {name: (p.detach() >= threshold) for name, p in probabilities.items()}
-    last = next(reversed(hard))
+    last = list(hard)[-1]
     best = probabilities[last].detach().argmax(1, keepdim=True)
     hard[last] = hard[last].scatter(1, best, hard[last].gather(1, best) | ~hard[last].any(1, keepdim=True))
     return hard
@@ -86,9 +90,9 @@ def harden(probabilities: Mapping[str, Tensor], threshold: float) -> dict[str, T
 def distil(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]) -> Distilled:
     """Return the branched architecture of hard memberships.
 
-    Nodes without a cluster, nodes that read nothing and nodes that no class can reach are removed, and so are memberships that
-    no neighbour shares. Where that would leave a class, or a whole layer, without anything to read, its most probable
-    membership among those that can be reached is put back. Nodes with equal memberships form a group.
+    Nodes without a cluster, nodes that read nothing and nodes that no class can reach are removed, and so are
+    memberships that no neighbour shares. Where that would leave a class, or a whole layer, without anything to read,
+    its most probable membership among those that can be reached is put back. Nodes with equal memberships form a group.
 
     Args:
         probabilities: P of every masked layer, from the first to the classes.
@@ -116,7 +120,7 @@ def shuffled(
         generator: Source of the permutations, on the CPU.
         placebo: ``nodes`` permutes every layer, ``classes`` the last one only, ``none`` nothing.
     """
-    last = next(reversed(hard))
+    last = list(hard)[-1]
     chosen = {"none": set(), "nodes": set(hard), "classes": {last}}[placebo]
     return {
         name: value[torch.randperm(len(value), generator=generator).to(value.device)] if name in chosen else value
@@ -159,8 +163,8 @@ def transplant(masked: Blockout, distilled: Distilled, branched: BranchedNetwork
     Args:
         masked: The network that learned; its network must be a dense `BranchedNetwork`.
         distilled: Which nodes stand where.
-        branched: Built from ``distilled.architecture`` and the same stages; it receives weights, biases and the statistics of
-            normalisation.
+        branched: Built from ``distilled.architecture`` and the same stages; it receives weights, biases and the
+            statistics of normalisation.
     """
     dense = masked.network
     assert isinstance(dense, BranchedNetwork), "only a network built from stages can be distilled"
@@ -171,9 +175,10 @@ def transplant(masked: Blockout, distilled: Distilled, branched: BranchedNetwork
     for stage in dense.plan:
         name = f"stages.{stage.name}.operations.0.weight"
         source, target = dense.stages[stage.name], branched.stages[stage.name]
-        assert isinstance(source, BranchedStage) and isinstance(target, BranchedStage)
-        weight = weights.get(name, source.operations[0].weight)  # type: ignore[arg-type]
-        _fill(source, target, weight, before, order[stage.name])  # type: ignore[arg-type]
+        assert isinstance(source, BranchedStage)
+        assert isinstance(target, BranchedStage)
+        weight = weights.get(name, dense.get_parameter(name))
+        _fill(source, target, weight, before, order[stage.name])
         before = order[stage.name]
     if dense.normalise_logits is not None and branched.normalise_logits is not None:
         branched.normalise_logits.load_state_dict(dense.normalise_logits.state_dict())
@@ -183,7 +188,8 @@ def transplant(masked: Blockout, distilled: Distilled, branched: BranchedNetwork
 def largest_difference(masked: Blockout, distilled: Distilled, branched: BranchedNetwork, images: Tensor) -> float:
     """Return the largest absolute difference of logits between the masked network with hard C and the branched network.
 
-    Both are copied, the weights are transplanted, and the logits are compared in eval mode, all in the precision of `images`.
+    Both are copied, the weights are transplanted, and the logits are compared in eval mode, all in the precision of
+    `images`.
     """
     first, second = copy.deepcopy(masked).to(images.dtype).eval(), copy.deepcopy(branched).to(images.dtype).eval()
     transplant(first, distilled, second)
@@ -250,14 +256,18 @@ def _memory_order(distilled: Distilled, dense: BranchedNetwork, branched: Branch
 
 def _fill(source: BranchedStage, target: BranchedStage, weight: Tensor, before: Tensor, nodes: Tensor) -> None:
     """Copy rows and columns of one dense operation into the bundles of a branched stage."""
+    bias = source.get_parameter("operations.0.bias") if source.normalise is None else None
     start = 0
-    for operation, ranges in zip(target.operations, target.ranges, strict=True):
+    for index, ranges in enumerate(target.ranges):
         columns = torch.cat([before[first:last] for first, last in ranges])
-        rows = nodes[start : start + operation.weight.shape[0]]  # type: ignore[index, union-attr]
-        operation.weight.copy_(weight[rows][:, columns])  # type: ignore[union-attr, operator]
-        if operation.bias is not None:
-            operation.bias.copy_(source.operations[0].bias[rows])  # type: ignore[union-attr, operator, index]
+        own = target.get_parameter(f"operations.{index}.weight")
+        rows = nodes[start : start + len(own)]
+        own.copy_(weight[rows][:, columns])
+        if bias is not None:
+            target.get_parameter(f"operations.{index}.bias").copy_(bias[rows])
         start += len(rows)
     if source.normalise is not None and target.normalise is not None:
-        state = {key: value if value.dim() == 0 else value[nodes] for key, value in source.normalise.state_dict().items()}
+        state = {
+            key: value if value.dim() == 0 else value[nodes] for key, value in source.normalise.state_dict().items()
+        }
         target.normalise.load_state_dict(state)

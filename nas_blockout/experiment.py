@@ -32,6 +32,7 @@ from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSetting
 from nas_blockout.values import from_json, near, to_json
 
 EVALUATION_BATCH = 512
+EQUALITY_IMAGES = 64
 _STAGE_SEED = 7_919  # keeps the draws of the second stage apart from those of the first
 
 
@@ -63,7 +64,9 @@ class Experiment:
         if self.distillation is not None and not isinstance(self.method, BlockoutSettings):
             raise ValueError("distillation needs the method blockout, whose memberships it turns into branches")
         if self.distillation is not None and self.training.epochs < 2:
-            raise ValueError(f"distillation needs at least 2 epochs, one to learn and one to train, got {self.training.epochs}")
+            raise ValueError(
+                f"distillation needs at least 2 epochs, one to learn and one to train, got {self.training.epochs}"
+            )
         if self.architecture is not None and isinstance(self.method, BlockoutSettings):
             raise ValueError("blockout learns its own architecture: give it no other")
 
@@ -100,7 +103,9 @@ class Experiment:
             target_macs=values.pop("target_macs", None),
         )
         if values:
-            raise ValueError(f"experiment: unknown key {next(iter(values))!r}; {near(next(iter(values)), cls.__slots__)}")
+            raise ValueError(
+                f"experiment: unknown key {next(iter(values))!r}; {near(next(iter(values)), cls.__slots__)}"
+            )
         return experiment
 
 
@@ -111,7 +116,8 @@ class Handover:
     Args:
         architecture: The branched network.
         gap: Validation accuracies around the discretisation: ``soft``, ``drawn``, ``hard``, ``inherited``.
-        equality: Largest difference of logits between the masked network and the branched one, and its bound, by precision.
+        equality: Largest difference of logits between the masked network and the branched one, and its bound, by
+            precision.
         overhead_seconds: Wall-clock of distillation, proof and gap.
         probabilities: The learned P by layer, rounded to four digits.
     """
@@ -215,7 +221,7 @@ class Run(Iterator[EpochRecord]):
         return next(self._records)
 
     def snapshot(self) -> Snapshot:
-        """Return what continues the run after the latest record; holds references, so write it before the next epoch."""
+        """Return what continues the run after the latest record; holds references, so write it at once."""
         checkpoint = self.records[-1].checkpoint
         assert checkpoint is not None, "a snapshot is taken after an epoch of this run"
         return Snapshot(self._stage, checkpoint, tuple(self.records), self._handover)
@@ -263,20 +269,17 @@ class Run(Iterator[EpochRecord]):
         began = time.perf_counter()
         settings = self.experiment.distillation
         assert settings is not None
-        masked.eval()
-        probabilities = {name: p.detach().cpu() for name, p in masked.probabilities().items()}
+        masked.cpu().eval()
+        probabilities = {name: p.detach() for name, p in masked.probabilities().items()}
         distilled = self._distil(masked, probabilities)
         branched = self._branched(distilled.architecture)
-        images = self.splits.train.images[:64]
-        equality = _equality(masked.cpu(), distilled, branched.cpu(), images)
-        masked.to(self.device)
-        branched.to(self.device)
+        equality = _equality(masked, distilled, branched, self.splits.train.images[:EQUALITY_IMAGES])
         if settings.weights == "inherited":
-            transplant(masked.cpu(), distilled, branched.cpu())
-            masked.to(self.device)
-            branched.to(self.device)
-        gap = self._gap(masked, distilled, branched, settings.draws)
-        rounded = {name: [[round(value, 4) for value in row] for row in p.tolist()] for name, p in probabilities.items()}
+            transplant(masked, distilled, branched)
+        gap = self._gap(masked.to(self.device), distilled, branched.to(self.device), settings.draws)
+        rounded = {
+            name: [[round(value, 4) for value in row] for row in p.tolist()] for name, p in probabilities.items()
+        }
         seconds = time.perf_counter() - began
         return Handover(distilled.architecture, gap, equality, seconds, rounded), branched
 
@@ -302,10 +305,8 @@ class Run(Iterator[EpochRecord]):
         assert isinstance(network, BranchedNetwork)
         return network
 
-    def _gap(
-        self, masked: Blockout, distilled: Distilled, branched: BranchedNetwork, draws: int
-    ) -> dict[str, float]:
-        validation, device = self._loaders.validation, self.device
+    def _gap(self, masked: Blockout, distilled: Distilled, branched: BranchedNetwork, draws: int) -> dict[str, float]:
+        validation, device = Loader(self.splits.validation, EVALUATION_BATCH), self.device
         generator = torch.Generator(device).manual_seed(self.experiment.seed)
         probabilities = masked.probabilities()
         drawn = []
@@ -320,9 +321,11 @@ class Run(Iterator[EpochRecord]):
         }
 
     def _finish(self, model: nn.Module) -> Outcome:
-        plain = model.fold() if isinstance(model, Blockout) else model
-        assert isinstance(plain, nn.Module)
-        plain = plain.cpu().eval()
+        trained = model.fold() if isinstance(model, Blockout) else model
+        found = trained.full if isinstance(trained, BranchedNetwork) else None
+        plain = rebuild(self.experiment, found, self.splits)
+        plain.load_state_dict(_plain_state(trained.cpu().state_dict(), plain.state_dict()))
+        plain.eval()
         parameters = sum(parameter.numel() for parameter in plain.parameters())
         architecture = plain.full if isinstance(plain, BranchedNetwork) else None
         return Outcome(plain, architecture, parameters, count_macs(plain, self.splits.train.images[:1]), self._handover)
@@ -348,6 +351,17 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
         return network
 
 
+def rebuild(experiment: Experiment, architecture: Architecture | None, splits: Splits) -> nn.Module:
+    """Return the plain network that an experiment ends in, without trained weights or any trace of its method.
+
+    Args:
+        experiment: What was run.
+        architecture: What it ended in; None for a network that is not built from stages.
+        splits: Give the shape of an image and the number of classes.
+    """
+    return build(replace(experiment, method=NoneSettings(), distillation=None, architecture=architecture), splits)
+
+
 def count_macs(model: nn.Module, images: Tensor) -> int:
     """Return the multiply-accumulates an image of the convolutions and matrix products of a network.
 
@@ -357,7 +371,7 @@ def count_macs(model: nn.Module, images: Tensor) -> int:
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def backbone_from_json(document: Mapping[str, Any]) -> Any:
@@ -384,6 +398,12 @@ def _sites(method: Any) -> Sites:
         return Sites(weights=lambda linear: layer(method, linear))
     place = lambda: layer(method)  # noqa: E731  # one factory for whichever site the method names
     return Sites(maps=place) if found.site == "maps" else Sites(nodes=place)
+
+
+def _plain_state(trained: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the trained values under the names of the plain network; wrapped linear layers are found inside."""
+    inside = {name: f"{name.rpartition('.')[0]}.linear.{name.rpartition('.')[2]}" for name in plain}
+    return {name: trained[name] if name in trained else trained[inside[name]] for name in plain}
 
 
 def _split_epochs(

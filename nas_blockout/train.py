@@ -1,4 +1,4 @@
-"""The training loop: a generator of epoch records that knows no method, and the checkpoint that continues it exactly."""
+"""The training loop: a generator of epoch records that knows no method, and the checkpoint that continues it."""
 
 import math
 import time
@@ -64,7 +64,7 @@ class TrainingSettings:
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, got epochs={self.epochs}")
         if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 (batch normalisation), got batch_size={self.batch_size}")
+            raise ValueError(f"batch_size must be at least 2 for batch normalisation, got batch_size={self.batch_size}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got learning_rate={self.learning_rate}")
         if not (self.weight_decay >= 0 and self.warmup_epochs >= 0 and 0 <= self.momentum < 1):
@@ -79,7 +79,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything that continues a training with the same numbers; holds references, so save it before the next epoch."""
+    """Everything that continues a training with the same numbers; holds references, so save it at once."""
 
     epochs_done: int
     sample_passes: int
@@ -150,7 +150,8 @@ def fit(
     """Train a model and yield a record after every epoch.
 
     A model may offer ``loss(x, y, generator)``, ``parameter_groups()`` and ``telemetry()``; a submodule may offer
-    ``prepare_epoch(epoch, epochs)`` and ask, by its attribute ``observing``, for one forward pass of held training images.
+    ``prepare_epoch(epoch, epochs)`` and ask, by its attribute ``observing``, for one forward pass of held training
+    images.
 
     Args:
         model: Gives logits by ``model(x, generator)``.
@@ -204,7 +205,7 @@ def fit(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Batches, *, device: str | torch.device = "cpu") -> Evaluation:
-    """Return loss, accuracy and predictions of a model in eval mode over one pass; the model's mode is left as it was."""
+    """Return loss, accuracy and predictions of a model in eval mode over one pass; its mode is left as it was."""
     was_training = model.training
     model.eval()
     losses, hits, predictions = 0.0, 0, []
@@ -251,14 +252,14 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainingSetti
 
 
 def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    groups_of = getattr(model, "parameter_groups", None)
     groups = []
-    for group in model.parameter_groups() if hasattr(model, "parameter_groups") else _plain_groups(model):  # type: ignore[operator]  # torch types every attribute as a module
+    for group in groups_of() if groups_of is not None else _plain_groups(model):
         parameters = [parameter for parameter in group["params"] if parameter.requires_grad]
         decay = settings.weight_decay if group["weight_decay"] else 0.0
         if parameters:
-            groups.append(
-                {"params": parameters, "weight_decay": decay, "learning_rate_scale": group["learning_rate_scale"]}
-            )
+            scale = group["learning_rate_scale"]
+            groups.append({"params": parameters, "weight_decay": decay, "learning_rate_scale": scale})
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True, fused=True)
@@ -285,8 +286,8 @@ def _held_images(model: nn.Module, loader: Batches) -> Tensor | None:
 
 def _prepare(model: nn.Module, held: Tensor | None, epoch: int, epochs: int, device: str | torch.device) -> None:
     for module in model.modules():
-        if hasattr(module, "prepare_epoch"):
-            module.prepare_epoch(epoch, epochs)
+        if (prepare := getattr(module, "prepare_epoch", None)) is not None:
+            prepare(epoch, epochs)
     if held is not None and _observers(model.modules()):
         model.eval()
         with torch.no_grad():
@@ -300,6 +301,6 @@ def _observers(modules: Iterable[nn.Module]) -> bool:
 def _telemetry(model: nn.Module) -> dict[str, TelemetryValue]:
     record: dict[str, TelemetryValue] = {}
     for module in model.modules():
-        if hasattr(module, "telemetry"):
-            record |= module.telemetry()
+        if (telemetry := getattr(module, "telemetry", None)) is not None:
+            record |= telemetry()
     return record

@@ -8,7 +8,7 @@ from search_spaces.trial import Context, Trial
 
 
 def blockout(trial: Trial, context: Context) -> Experiment:
-    """Vary the learning rate of the structure, the initial probability of the first masked layer, and the charge for MACs.
+    """Vary the learning rate of the structure, the first layer's initial probability, and the charge for MACs.
 
     Parameters: ``blockout.structure_lr`` (3 to 100, logarithmic), ``blockout.first_probability`` (.6 to .95),
     ``blockout.charge`` (.5 to 8, logarithmic).

@@ -1,7 +1,7 @@
 """Fixed hierarchies: the design choices that Blockout argues one should not have to make by hand.
 
-Murdock et al. name them (CVPR 2016, section 1): the number and place of branches, the nodes of each branch, and the clustering
-of the classes.
+Murdock et al. name them (CVPR 2016, section 1): the number and place of branches, the nodes of each branch, and the
+clustering of the classes.
 """
 
 import random
@@ -48,7 +48,9 @@ def branched(trial: Trial, context: Context) -> Experiment:
     stages = stages_of(context.experiment.backbone, context.shape, context.classes)
     most = min(_MOST_BRANCHES, context.classes // 2, *(stage.width // 4 for stage in stages[:-1]))
     if most < 2:
-        raise ValueError(f"the space 'branched' needs 4 classes and 8 nodes a layer or more, got {context.classes} classes")
+        raise ValueError(
+            f"the space 'branched' needs 4 classes and 8 nodes a layer or more, got {context.classes} classes"
+        )
     hierarchy = Hierarchy(
         first_split=trial.suggest_int("branched.first_split", 0, len(stages) - 2),
         branches=trial.suggest_int("branched.branches", 2, most),
@@ -101,7 +103,7 @@ def _apportioned(total: int, shares: Sequence[float]) -> list[int]:
 
 def _classes(stage: Stage, leaves: Sequence[tuple[int, ...]], seed: int) -> Layer:
     labels = list(range(stage.width))
-    random.Random(seed).shuffle(labels)
+    random.Random(seed).shuffle(labels)  # noqa: S311  # an assignment, no secret
     return Layer(
         stage.name,
         tuple(

@@ -1,8 +1,8 @@
 """What a space is: a define-by-run function from a trial and a context to an experiment.
 
-A space draws its parameters from the trial, under dotted names, and returns the experiment of the context with them in place.
-The same function serves Optuna's samplers, replay from recorded parameters and tests. Spaces compose: `compose` applies several
-in turn.
+A space draws its parameters from the trial, under dotted names, and returns the experiment of the context with them in
+place. The same function serves Optuna's samplers, replay from recorded parameters and tests. Spaces compose: `compose`
+applies several in turn.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -88,9 +88,17 @@ def _connect(resources: Resources, folder: Path, address: str | None) -> None:
 
     os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token(folder)))
     logging.getLogger("ray").setLevel(logging.ERROR)
-    local = {"num_cpus": resources.at_once * resources.cpus, "include_dashboard": False} if address is None else {}
+    cpus = resources.at_once * resources.cpus if address is None else None
+    dashboard = None if address else False
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True, **local)
+        ray.init(
+            address=address,
+            num_cpus=cpus,
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            ignore_reinit_error=True,
+        )
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ClusterError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
     have = ray.cluster_resources()
@@ -129,7 +137,7 @@ def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
 def _trainable() -> type:
     from ray import tune
 
-    class TrialActor(tune.Trainable):  # type: ignore[misc]  # ray is untyped
+    class TrialActor(tune.Trainable):
         """A worker as Tune wants it; every step is one report."""
 
         def setup(self, config: Mapping[str, Any]) -> None:
@@ -159,7 +167,7 @@ def _trainable() -> type:
 def _searcher(tasks: Tasks) -> Any:
     from ray.tune.search import Searcher
 
-    class StudySearcher(Searcher):  # type: ignore[misc]  # ray is untyped
+    class StudySearcher(Searcher):
         """Hands out the tasks of a study and brings their reports back."""
 
         def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """Which trial comes next: a plan over the arms of a study, and Optuna for what to try. The sole importer of optuna.
 
-The plan keeps no state of its own that the store could not give back: a search is rebuilt in memory from the trials told so far
-each time it is asked, with the sampler's seed derived from the number of the trial. So a search that was interrupted proposes
-what an uninterrupted one would have proposed.
+The plan keeps no state of its own that the store could not give back: a search is rebuilt in memory from the trials
+told so far each time it is asked, with the sampler's seed derived from the number of the trial. So a search that was
+interrupted proposes what an uninterrupted one would have proposed.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import distribution_to_json, json_to_distribution
@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
 from nas_blockout.experiment import Experiment
-from search_spaces import SPACES, Context, Space, compose
+from search_spaces import SPACES, Context, Space, Trial, compose
 from services.study_file import Arm, Study
 
 SEARCH, RETRAIN = "search", "retrain"
@@ -171,7 +171,7 @@ class Plan:
         running = any(entry.state not in TERMINAL for entry in self.of(name, SEARCH))
         return not running and not self._can_search(self.study.arms[name])
 
-    def _target(self, arm: Arm, seed: int | None) -> int | None | bool:
+    def _target(self, arm: Arm, seed: int | None) -> int | bool | None:
         """Return the MACs to match, None if there is nothing to match, or False while they are not known yet."""
         if arm.match is None:
             return None
@@ -204,7 +204,7 @@ class Plan:
         entry = Entry(arm.name, RETRAIN, number, seed, "queued", self.cost(experiment), experiment)
         return Proposal(replace(entry, architecture_hash=winner.architecture_hash), None, 0.0)
 
-    def _propose(self, arm: Arm, target: int | None | bool) -> Proposal:
+    def _propose(self, arm: Arm, target: int | bool | None) -> Proposal:
         began = time.perf_counter()
         told = self.of(arm.name, SEARCH)
         number = len(told)
@@ -213,7 +213,7 @@ class Plan:
         for attempt in range(_FRESH_ASKS):
             seed = derived_seed(self.study.config.seed, number, attempt)
             trial = ask(arm.searcher, told, seed)
-            experiment = self._spaces[arm.name](trial, context)
+            experiment = self._spaces[arm.name](cast(Trial, trial), context)
             hash_of = experiment.architecture.hash if experiment.architecture else None
             if hash_of not in known:
                 break
@@ -237,8 +237,8 @@ def ask(searcher: str, told: Sequence[Entry], seed: int) -> optuna.Trial:
 
     Args:
         searcher: ``random`` or ``tpe``.
-        told: Trials of the arm in the order of their numbers; complete ones are told with their score, failed ones as failed,
-            and those that still run are left out.
+        told: Trials of the arm in the order of their numbers; complete ones are told with their score, failed ones as
+            failed, and those that still run are left out.
         seed: Of the sampler.
     """
     study = optuna.create_study(direction="maximize", sampler=_sampler(searcher, seed))
@@ -265,7 +265,5 @@ def _frozen(entry: Entry) -> optuna.trial.FrozenTrial:
         state=states[entry.state],
         value=entry.score if entry.state == "complete" else None,
         params=dict(entry.parameters["values"]),
-        distributions={
-            name: json_to_distribution(text) for name, text in entry.parameters["distributions"].items()
-        },
+        distributions={name: json_to_distribution(text) for name, text in entry.parameters["distributions"].items()},
     )

@@ -98,7 +98,9 @@ class StudyConfig(_Strict):
     question: str = Field("", description="What the study asks, in one sentence.")
     seed: int = Field(0, ge=0, description="Seed of the search.")
     data: dict[str, Any] = Field(default_factory=lambda: {"name": "digits"}, description="Settings of the data.")
-    backbone: dict[str, Any] = Field(default_factory=lambda: {"name": "convnet"}, description="Settings of the backbone.")
+    backbone: dict[str, Any] = Field(
+        default_factory=lambda: {"name": "convnet"}, description="Settings of the backbone."
+    )
     training: dict[str, Any] = Field(default_factory=dict, description="Settings of the training.")
     budget: Budget = Field(description="What every arm may spend.")
     retrain: Retrain = Field(default_factory=Retrain, description="How winners are trained again.")
@@ -110,7 +112,9 @@ class StudyConfig(_Strict):
         for name, arm in self.arms.items():
             for key, other in (("like", arm.like), ("match.arm", arm.match.arm if arm.match else None)):
                 if other is not None and (other not in self.arms or other == name):
-                    raise ValueError(f"arms.{name}.{key}: no other arm {other!r}; {near(other, set(self.arms) - {name})}")
+                    raise ValueError(
+                        f"arms.{name}.{key}: no other arm {other!r}; {near(other, set(self.arms) - {name})}"
+                    )
             if arm.like is not None and self.arms[arm.like].like is not None:
                 raise ValueError(f"arms.{name}.like: {arm.like!r} is itself like another arm; name that one")
             matched = arm.match.arm if arm.match else None
@@ -275,11 +279,11 @@ def resolve(config: StudyConfig, *, source: str) -> Study:
 
 
 def check_against_data(study: Study, splits: Splits, *, source: str) -> None:
-    """Build every arm's network and price one training, so that impossible values are refused before anything is written.
+    """Build every arm's network and price one training, so that impossible values are refused in time.
 
     Raises:
-        StudyError: A network cannot be built for these images and classes, or the budget does not pay for one search trial
-            and all retrainings.
+        StudyError: A network cannot be built for these images and classes, or the budget does not pay for one search
+            trial and all retrainings.
     """
     images = len(splits.train.labels)
     seeds = len(study.config.retrain.seeds)

@@ -1,7 +1,7 @@
 """What happens inside a worker: one trial at a time, epoch by epoch, with a checkpoint after each.
 
-A worker reads its task and the data, writes its checkpoint and its model, and returns reports; it holds no credentials and opens no
-database. It runs the same inside a Ray actor and in a plain process.
+A worker reads its task and the data, writes its checkpoint and its model, and returns reports; it holds no credentials
+and opens no database. It runs the same inside a Ray actor and in a plain process.
 """
 
 import json
@@ -106,7 +106,7 @@ class Worker:
             start = read_snapshot(Path(task.checkpoint))
             self._run = Run(experiment, self._splits(experiment.data, task), device=task.device, start=start)
             self._unreported = list(start.records) if start else []
-        except Exception as error:  # a trial that cannot be built fails; the worker goes on
+        except Exception as error:  # noqa: BLE001  # a trial that cannot be built fails; the worker goes on
             self._error = describe_error(error)
 
     def step(self) -> Report:
@@ -117,12 +117,13 @@ class Worker:
             while self._error is None and time.monotonic() - began < REPORT_SECONDS:
                 if not self._one_epoch():
                     return self._report(result=self._result())
-        except Exception as error:  # as above: reported, never swallowed
+        except Exception as error:  # noqa: BLE001  # as above: reported, never swallowed
             self._error = describe_error(error)
         return self._report(failure=self._error)
 
     def _one_epoch(self) -> bool:
-        assert self._run is not None and self._task is not None
+        assert self._run is not None
+        assert self._task is not None
         record = next(self._run, None)
         if record is None:
             return False
@@ -139,7 +140,8 @@ class Worker:
         return Report(self._task.trial, f"{os.uname().nodename}:{os.getpid()}", records, failure, result)
 
     def _result(self) -> dict[str, Any]:
-        assert self._run is not None and self._task is not None
+        assert self._run is not None
+        assert self._task is not None
         outcome, last = self._run.outcome, self._run.records[-1]
         assert outcome is not None
         handover = outcome.handover
@@ -187,7 +189,7 @@ def write_snapshot(snapshot: Snapshot, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         torch.save(snapshot.to_state(), file)
-    os.replace(file.name, path)
+    Path(file.name).replace(path)
 
 
 def read_snapshot(path: Path) -> Snapshot | None:

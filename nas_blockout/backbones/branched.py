@@ -1,7 +1,8 @@
 """The one builder: a network of stages from an architecture; a dense network is the architecture with one cluster.
 
-A stage is one weighted operation and what follows it. Its nodes stand in memory group after group, and groups that read the same
-groups of the stage before are one operation (a bundle), so that a dense stage is exactly one convolution or linear layer.
+A stage is one weighted operation and what follows it. Its nodes stand in memory group after group, and groups that
+read the same groups of the stage before are one operation (a bundle), so that a dense stage is exactly one convolution
+or linear layer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -62,7 +63,8 @@ class Bundle:
     """Groups of one layer that read the same nodes, as one operation.
 
     Args:
-        groups: Positions of the groups in the layer of the architecture, in the order in which their nodes stand in memory.
+        groups: Positions of the groups in the layer of the architecture, in the order in which their nodes stand in
+            memory.
         ranges: Half-open ranges of nodes that are read, in the memory order of the layer before.
         width: Nodes that it ends in.
     """
@@ -85,7 +87,7 @@ def bundles_of(architecture: Architecture, inputs: int) -> tuple[tuple[Bundle, .
         inputs: Nodes of the layer before the first, which every group of the first layer reads.
     """
     first = tuple(range(len(architecture.layers[0].groups)))
-    layers = [(Bundle(first, ((0, inputs),), architecture.layers[0].width),)]
+    layers: list[tuple[Bundle, ...]] = [(Bundle(first, ((0, inputs),), architecture.layers[0].width),)]
     for index in range(1, len(architecture.layers)):
         before = _offsets(architecture.layers[index - 1], layers[-1])
         by_reads: dict[tuple[tuple[int, int], ...], list[int]] = {}
@@ -103,7 +105,8 @@ def bundles_of(architecture: Architecture, inputs: int) -> tuple[tuple[Bundle, .
 def node_order(architecture: Architecture, inputs: int) -> tuple[tuple[int, ...], ...]:
     """Return for every layer the positions of its groups in the order in which their nodes stand in memory."""
     return tuple(
-        tuple(position for bundle in bundles for position in bundle.groups) for bundles in bundles_of(architecture, inputs)
+        tuple(position for bundle in bundles for position in bundle.groups)
+        for bundles in bundles_of(architecture, inputs)
     )
 
 

@@ -1,8 +1,9 @@
 r"""Blockout: a hierarchical structure that is learned by back-propagation while the network trains.
 
-Every node of a layer belongs to each of `k` clusters with a learned probability. A weight is used where its two nodes share a
-cluster, so that a draw of the memberships is a draw of a hierarchical architecture. Any network takes part that says which
-weights connect which layers of nodes (`Connection`); its weights are replaced, for one forward pass, by their masked values.
+Every node of a layer belongs to each of `k` clusters with a learned probability. A weight is used where its two nodes
+share a cluster, so that a draw of the memberships is a draw of a hierarchical architecture. Any network takes part
+that says which weights connect which layers of nodes (`Connection`); its weights are replaced, for one forward pass,
+by their masked values.
 """
 
 import copy
@@ -50,15 +51,18 @@ class BlockoutSettings:
 
     Args:
         clusters: Number of clusters k, from 1 to the nodes of the narrowest masked layer.
-        mode: ``hard-learned`` draws C and learns P, ``hard-fixed`` draws C from a fixed P, ``soft-learned`` uses P for C.
-        masked: ``head`` masks every linear layer, the classifier included; ``all`` masks the convolutions' channels too.
-        estimator: How the gradient reaches P: ``masked`` (eq. 9, biased), ``straight-through``, or ``arm`` (unbiased; each
-            step then costs two forward passes).
+        mode: ``hard-learned`` draws C and learns P, ``hard-fixed`` draws C from a fixed P, ``soft-learned`` uses P for
+            C.
+        masked: ``head`` masks every linear layer, the classifier included; ``all`` masks the convolutions' channels
+            too.
+        estimator: How the gradient reaches P: ``masked`` (eq. 9, biased), ``straight-through``, or ``arm`` (unbiased;
+            each step then costs two forward passes).
         first_probability: Initial P of the first masked layer, in 0..1 exclusive.
         last_probability: Initial P of the classes; layers between are interpolated.
         logit_noise: Standard deviation of the noise on the initial logits of P, 0 or more.
         structure_lr: Learning rate of the structure as a multiple of that of the weights.
-        rescale: Whether the initial weights are divided by their mean mask, so that pre-activations start as in a plain layer.
+        rescale: Whether the initial weights are divided by their mean mask, so that pre-activations start as in a
+            plain layer.
         charge: Weight of the charge for expected MACs beyond `charge_target`; 0 turns it off.
         charge_target: Share of the dense MACs that is free of charge, in 0..1.
         charge_ramp: Share of the epochs over which the charge and the polarisation rise linearly, in 0..1.
@@ -87,6 +91,11 @@ class BlockoutSettings:
         for name, choices in (("mode", Mode), ("masked", Masked), ("estimator", Estimator)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        self._check_ranges()
+        if self.estimator != "masked" and self.mode != "hard-learned":
+            raise ValueError(f"estimator={self.estimator!r} needs mode='hard-learned', got mode={self.mode!r}")
+
+    def _check_ranges(self) -> None:
         for name in ("first_probability", "last_probability"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {name}={getattr(self, name)}")
@@ -96,8 +105,6 @@ class BlockoutSettings:
         for name in ("logit_noise", "structure_lr", "charge", "polarisation", "balance"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {name}={getattr(self, name)}")
-        if self.estimator != "masked" and self.mode != "hard-learned":
-            raise ValueError(f"estimator={self.estimator!r} needs mode='hard-learned', got mode={self.mode!r}")
 
 
 class _Draw(torch.autograd.Function):
@@ -157,7 +164,7 @@ def masked_weight(weight: Tensor, c_out: Tensor, c_in: Tensor) -> Tensor:
     References:
         Murdock, Li, Zhou, Duerig. Blockout. CVPR 2016, eq. 3, 4, 5, 7 and 8.
     """
-    result: Tensor = _MaskedWeight.apply(weight, c_out, c_in)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+    result: Tensor = _MaskedWeight.apply(weight, c_out, c_in)  # type: ignore[no-untyped-call]  # untyped in torch
     return result
 
 
@@ -167,7 +174,8 @@ def draw_memberships(p: Tensor, generator: torch.Generator, *, estimator: Estima
     Args:
         p: P_j, shape ``(nodes, k)``, in 0..1.
         generator: Source of randomness, on the device of `p`.
-        estimator: ``masked`` lets the gradient through where a membership was drawn (eq. 9), ``straight-through`` everywhere.
+        estimator: ``masked`` lets the gradient through where a membership was drawn (eq. 9), ``straight-through``
+            everywhere.
 
     Returns:
         Zeros and ones, shaped as `p`.
@@ -183,8 +191,8 @@ def expected_share(p_out: Tensor, p_in: Tensor | None) -> Tensor:
 
     Args:
         p_out: Probabilities of the output nodes, shape ``(out, k)``.
-        p_in: Probabilities of the input nodes, shape ``(in, k)``, or None where the input carries no memberships; a weight is
-            then kept if its output node has a cluster at all.
+        p_in: Probabilities of the input nodes, shape ``(in, k)``, or None where the input carries no memberships; a
+            weight is then kept if its output node has a cluster at all.
 
     Returns:
         Shape ``(out, in)``, or ``(out, 1)`` without `p_in`.
@@ -215,23 +223,25 @@ def collapse_of(p: Tensor) -> Collapse:
 class Blockout(nn.Module):
     """A network whose weights are masked by cluster memberships that are learned with them.
 
-    In training one C is drawn for every layer of nodes and mini-batch, and shared by the weights on both of its sides. In eval P
-    stands for C (eq. 5), nothing is drawn, and `fold` gives the plain network that computes the same.
+    In training one C is drawn for every layer of nodes and mini-batch, and shared by the weights on both of its sides.
+    In eval P stands for C (eq. 5), nothing is drawn, and `fold` gives the plain network that computes the same.
 
     Args:
         network: Any network whose ``forward(x, generator)`` gives logits.
-        connections: All weights of the network between layers of nodes, in the order of the forward pass. A weight is masked
-            where both of its layers carry memberships.
+        connections: All weights of the network between layers of nodes, in the order of the forward pass. A weight is
+            masked where both of its layers carry memberships.
         settings: What to learn and how.
 
     Raises:
         ValueError: There are more clusters than nodes in a masked layer.
 
     References:
-        Murdock, Li, Zhou, Duerig. Blockout: Dynamic Model Selection for Hierarchical Deep Networks. CVPR 2016, sections 4 to 6.
+        Murdock, Li, Zhou, Duerig. Blockout: Dynamic Model Selection for Hierarchical Deep Networks. CVPR 2016,
+        sections 4 to 6.
 
-    Differs from the paper in: convolutions, the estimators other than ``masked``, initial probabilities by depth, and the charge,
-    polarisation and balance terms, which are all off by default; and initial weights are rescaled unless told otherwise.
+    Differs from the paper in: convolutions, the estimators other than ``masked``, initial probabilities by depth, and
+    the charge, polarisation and balance terms, which are all off by default; and initial weights are rescaled unless
+    told otherwise.
     """
 
     def __init__(self, network: nn.Module, connections: Sequence[Connection], settings: BlockoutSettings) -> None:
@@ -270,15 +280,13 @@ class Blockout(nn.Module):
 
     def masked_weights(self, assignments: Assignments) -> dict[str, Tensor]:
         """Return the masked value of every weight between two layers that carry memberships, by parameter name."""
-        return {
-            connection.weight: masked_weight(
-                self.network.get_parameter(connection.weight),
-                assignments[connection.target],
-                assignments[connection.source],
-            )
-            for connection in self.connections
-            if connection.source in assignments and connection.target in assignments
-        }
+        masked = {}
+        for connection in self.connections:
+            c_in = assignments.get(connection.source or "")
+            c_out = assignments.get(connection.target)
+            if c_in is not None and c_out is not None:
+                masked[connection.weight] = masked_weight(self.network.get_parameter(connection.weight), c_out, c_in)
+        return masked
 
     def with_memberships(self, x: Tensor, assignments: Assignments, generator: torch.Generator | None = None) -> Tensor:
         """Return the logits under given memberships, shape ``(batch, classes)``."""
@@ -304,7 +312,10 @@ class Blockout(nn.Module):
             share = self.expected_macs(p) / self.dense_macs()
             total = total + settings.charge * self.ramp * F.relu(share - settings.charge_target)
         if settings.polarisation:
-            total = total + settings.polarisation * self.ramp * torch.stack([(q * (1 - q)).mean() for q in p.values()]).mean()
+            total = (
+                total
+                + settings.polarisation * self.ramp * torch.stack([(q * (1 - q)).mean() for q in p.values()]).mean()
+            )
         if settings.balance:
             total = total + settings.balance * torch.stack([q.mean(0).var(correction=0) for q in p.values()]).mean()
         return total
@@ -315,7 +326,9 @@ class Blockout(nn.Module):
         for connection in self.connections:
             weight = self.network.get_parameter(connection.weight)
             if connection.target not in probabilities:
-                parts.append(next(iter(probabilities.values())).new_tensor(float(weight.numel() * connection.positions)))
+                parts.append(
+                    next(iter(probabilities.values())).new_tensor(float(weight.numel() * connection.positions))
+                )
                 continue
             kept = expected_share(probabilities[connection.target], probabilities.get(connection.source or ""))
             each = weight.numel() / kept.numel() * connection.positions
@@ -341,14 +354,12 @@ class Blockout(nn.Module):
         ]
         if self.settings.mode != "hard-fixed":
             logits = list(self.logits.values())
-            groups.append(
-                {"params": logits, "learning_rate_scale": self.settings.structure_lr, "weight_decay": False}
-            )
+            groups.append({"params": logits, "learning_rate_scale": self.settings.structure_lr, "weight_decay": False})
         return groups
 
     @torch.no_grad()
     def fold(self) -> nn.Module:
-        """Return a copy of the plain network with the weights of eq. 5 in place: the same function, at no extra cost."""
+        """Return a copy of the plain network with the weights of eq. 5 in place: the same function at no cost."""
         folded = copy.deepcopy(self.network)
         for name, weight in self.masked_weights(self.probabilities()).items():
             folded.get_parameter(name).copy_(weight)
@@ -356,7 +367,7 @@ class Blockout(nn.Module):
 
     @torch.no_grad()
     def telemetry(self) -> dict[str, float | list[float]]:
-        """Describe P once an epoch: mean, entropy in bits, share beyond .05/.95, clusters a node, density, and the alarm.
+        """Describe P once an epoch: mean, entropy in bits, share beyond .05/.95, clusters a node, density, alarm.
 
         The alarm ``blockout/collapse/<layer>`` is 0 for none, 1 for all ones, 2 for all zeros, 3 for one cluster.
         """
@@ -399,9 +410,7 @@ class Blockout(nn.Module):
                 weights[connection.weight].div_(mean_mask)
 
 
-def _masked_widths(
-    connections: Sequence[Connection], weights: Mapping[str, Tensor], masked: Masked
-) -> dict[str, int]:
+def _masked_widths(connections: Sequence[Connection], weights: Mapping[str, Tensor], masked: Masked) -> dict[str, int]:
     widths: dict[str, int] = {}
     for connection in connections:
         weight = weights[connection.weight]

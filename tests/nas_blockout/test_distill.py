@@ -1,5 +1,7 @@
 """Distillation: every result is valid and computes what the masked network computes."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -98,7 +100,7 @@ def test_clean_up_changes_nothing_where_no_membership_had_to_be_put_back(seed: i
 
 def _nodes_that_read_nothing(hard: dict[str, Tensor]) -> bool:
     names = list(hard)
-    for before, after in zip(names[:-1], names[1:], strict=True):
+    for before, after in pairwise(names):
         fed = (hard[after].float() @ hard[before].float().T).any(1)
         if (hard[after].any(1) & ~fed).any():
             return True
@@ -145,7 +147,11 @@ def test_every_class_keeps_its_most_probable_cluster_that_can_be_reached() -> No
 
 
 def test_a_layer_without_any_membership_keeps_its_most_probable_node() -> None:
-    p = {"features": torch.full((3, 2), 0.9), "hidden": torch.tensor([[0.1, 0.2], [0.3, 0.1]]), "classes": torch.rand(2, 2)}
+    p = {
+        "features": torch.full((3, 2), 0.9),
+        "hidden": torch.tensor([[0.1, 0.2], [0.3, 0.1]]),
+        "classes": torch.rand(2, 2),
+    }
     found = distil(p, harden(p, 0.5))
     assert found.architecture.layers[1].width == 1
     assert found.nodes["hidden"][0].tolist() == [1]

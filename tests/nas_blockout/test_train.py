@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_every_module_is_told_of_every_epoch() -> None:
 def test_observing_layers_get_one_pass_of_held_images_in_eval_mode() -> None:
     class Observer(nn.Module):
         observing = False
-        seen: list[tuple[int, bool]] = []
+        seen: ClassVar[list[tuple[int, bool]]] = []
 
         def prepare_epoch(self, epoch: int, epochs: int) -> None:
             self.observing = epoch == 1

@@ -1,4 +1,4 @@
-"""The plan: who comes next, what it may spend, and that an interrupted search proposes what an uninterrupted one would."""
+"""The plan: who comes next, what it may spend, and that an interrupted search goes on as if it had not been."""
 
 import random
 from dataclasses import replace

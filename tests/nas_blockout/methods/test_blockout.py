@@ -128,7 +128,9 @@ def test_mean_over_many_draws_approaches_the_weight_of_eq5() -> None:
     generator, draws = seeded(3), 20_000
     total = torch.zeros_like(weight)
     for _ in range(draws):
-        total += masked_weight(weight, torch.bernoulli(p_out, generator=generator), torch.bernoulli(p_in, generator=generator))
+        total += masked_weight(
+            weight, torch.bernoulli(p_out, generator=generator), torch.bernoulli(p_in, generator=generator)
+        )
     sd_of_mean = weight.abs().max() / 2 / math.sqrt(draws)  # a mask lies in 0..1, so its sd is at most 1/2
     assert (total / draws - masked_weight(weight, p_out, p_in)).abs().max() < 5 * sd_of_mean
 
@@ -354,7 +356,9 @@ def test_impossible_settings_are_refused(settings: dict[str, object], rule: str)
 
 
 def test_more_clusters_than_nodes_are_refused() -> None:
-    with pytest.raises(ValueError, match="clusters must lie in 1..nodes, got clusters=4 for nodes=3 in layer 'classes'"):
+    with pytest.raises(
+        ValueError, match=r"clusters must lie in 1\.\.nodes, got clusters=4 for nodes=3 in layer 'classes'"
+    ):
         Blockout(TwoLayers(), CONNECTIONS, BlockoutSettings(clusters=4))
 
 

@@ -1,0 +1,137 @@
+"""Cost of a Blockout layer against `Linear`, `Linear` + `Dropout`, the naive form; and of folded inference.
+
+All forms take turns within one process, so that the ratios hold where the machine's speed drifts. A step is forward
+and backward with gradients for the input, the weight and the memberships of both sides; the draw of the memberships is
+part of it.
+
+Run: ``python benchmarks/blockout.py [--device cuda] [--rounds 15]``; prints a Markdown table of median ratios with
+quartiles.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas_blockout.methods.blockout import draw_memberships, masked_weight
+
+CLUSTERS = 6
+SIZES = (512, 1024, 2048, 4096)
+BATCHES = (128, 512)
+
+
+def naive(x: Tensor, linear: nn.Linear, logits: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    """Eq. 4 as autograd writes it: mask, product and linear as separate operations."""
+    p_out, p_in = (torch.sigmoid(value) for value in logits)
+    c_out, c_in = (p * torch.bernoulli(p.detach(), generator=generator) / p.detach() for p in (p_out, p_in))
+    return F.linear(x, linear.weight * (c_out @ c_in.T) / CLUSTERS, linear.bias)
+
+
+def fused(x: Tensor, linear: nn.Linear, logits: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    """The form that the package uses."""
+    c_out, c_in = (draw_memberships(torch.sigmoid(value), generator) for value in logits)
+    return F.linear(x, masked_weight(linear.weight, c_out, c_in), linear.bias)
+
+
+def forms(size: int, batch: int, device: str) -> dict[str, Callable[[], None]]:
+    """Return one training step of every form, and inference of the plain and the folded layer."""
+    generator = torch.Generator(device).manual_seed(0)
+    linear = nn.Linear(size, size).to(device)
+    x = torch.randn(batch, size, device=device, requires_grad=True)
+    upstream = torch.randn(batch, size, device=device)
+    logits = tuple(torch.zeros(size, CLUSTERS, device=device, requires_grad=True) for _ in range(2))
+    dropout = nn.Dropout(0.5)
+    with torch.no_grad():
+        p = torch.full((size, CLUSTERS), 0.5, device=device)
+        folded = nn.Linear(size, size).to(device)
+        folded.weight.copy_(masked_weight(linear.weight, p, p))
+
+    def step(forward: Callable[[], Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            for tensor in (x, linear.weight, linear.bias, *logits):
+                tensor.grad = None
+            forward().backward(upstream)
+
+        return run
+
+    def infer(layer: nn.Module) -> Callable[[], None]:
+        def run() -> None:
+            with torch.no_grad():
+                layer(x)
+
+        return run
+
+    return {
+        "Linear": step(lambda: linear(x)),
+        "Linear + Dropout": step(lambda: dropout(linear(x))),
+        "naive": step(lambda: naive(x, linear, logits, generator)),  # type: ignore[arg-type]
+        "fused": step(lambda: fused(x, linear, logits, generator)),  # type: ignore[arg-type]
+        "plain inference": infer(linear),
+        "folded inference": infer(folded),
+    }
+
+
+def measure(runs: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Return seconds of every form in every round; the forms take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 2):
+        for name, run in runs.items():
+            _wait(device)
+            began = time.perf_counter()
+            run()
+            _wait(device)
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], form: str, baseline: str) -> str:
+    """Return the median and quartiles of the ratio, round by round."""
+    ratios = [a / b for a, b in zip(seconds[form], seconds[baseline], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.2f} ({low:.2f} .. {high:.2f})"
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    name = (
+        torch.cuda.get_device_name() if options.device != "cpu" else f"{platform.machine()}, {options.threads} thread"
+    )
+    print(f"torch {torch.__version__}, {name}, {options.rounds} rounds, {CLUSTERS} clusters\n")
+    print("Median (quartiles) of ratios.\n")
+    print(
+        "| nodes | batch | fused / Linear | fused / (Linear + Dropout) | naive / (Linear + Dropout) | folded / plain |"
+    )
+    print("|---|---|---|---|---|---|")
+    for size in options.sizes:
+        for batch in BATCHES:
+            seconds = measure(forms(size, batch, options.device), options.rounds, options.device)
+            cells = (
+                ratio(seconds, "fused", "Linear"),
+                ratio(seconds, "fused", "Linear + Dropout"),
+                ratio(seconds, "naive", "Linear + Dropout"),
+                ratio(seconds, "folded inference", "plain inference"),
+            )
+            print(f"| {size} | {batch} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

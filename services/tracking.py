@@ -1,0 +1,277 @@
+"""MLflow as a projection of the store: written from it, safe to repeat, never in the way of training.
+
+The sole importer of mlflow. What is already there is recognised by the tag ``nas.trial``, so that a projection that was cut off is completed
+without duplicates.
+"""
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.store import EpochRow, Store, TrialRow
+
+PARAMS_MAX = 100
+METRICS_MAX = 1000
+_STATUS = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
+
+
+class TrackingError(RuntimeError):
+    """The tracking server cannot be reached; training goes on, and ``nas-blockout sync`` catches up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What a projection did.
+
+    Args:
+        experiment: Name of the MLflow experiment.
+        written: Runs that were written.
+        present: Runs that were already there.
+    """
+
+    experiment: str
+    written: int
+    present: int
+
+
+class Projection:
+    """Writes one study to MLflow; several calls of `sync` write what is new.
+
+    Args:
+        uri: Tracking URI; a SQLite file is made and migrated when it is first used.
+        study: Name of the study.
+        config: The resolved study.
+
+    Raises:
+        TrackingError: The server cannot be reached.
+    """
+
+    def __init__(self, uri: str, study: str, config: Mapping[str, Any]) -> None:
+        os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        import mlflow
+
+        self.uri, self.study, self.config = uri, study, config
+        self.name = f"nas-blockout/{study}"
+        try:
+            self._client = mlflow.MlflowClient(tracking_uri=uri)
+            self._experiment = self._experiment_id()
+            self._known = {run.data.tags["nas.trial"]: run for run in self._runs()}
+        except Exception as error:  # whatever a server, a database or a network says: training must not care
+            raise TrackingError(f"MLflow cannot be reached at {uri}: {error}") from error
+        self.parent = self._parent()
+
+    def sync(self, store: Store) -> Synced:
+        """Write every ended trial that is not there yet, with its curves; return what was done."""
+        written = present = 0
+        try:
+            for trial in store.trials(self.study):
+                if trial.state not in _STATUS:
+                    continue
+                if self._is_complete(str(trial.id)):
+                    present += 1
+                    continue
+                self._write(trial, store.epochs(trial.id))
+                written += 1
+        except Exception as error:  # as above
+            raise TrackingError(f"MLflow stopped answering at {self.uri}: {error}") from error
+        return Synced(self.name, written, present)
+
+    def finish(self, comparison: Mapping[str, Any], folder: Path) -> None:
+        """Write the outcome of the study to its parent run: one metric an arm, the report, the models."""
+        from mlflow.entities import Metric
+
+        now = _now()
+        metrics = [
+            Metric(f"test/accuracy/{name}", arm["test_accuracy"]["mean"], now, 0)
+            for name, arm in comparison["arms"].items()
+            if arm["test_accuracy"]
+        ]
+        try:
+            self._client.log_batch(self.parent, metrics=metrics)
+            for path in ("comparison.json", "study.yaml", "environment.json", "trials.csv"):
+                if (folder / path).exists():
+                    self._client.log_artifact(self.parent, str(folder / path))
+            if (folder / "report").exists():
+                self._client.log_artifacts(self.parent, str(folder / "report"), "report")
+            self._client.set_terminated(self.parent)
+        except Exception as error:  # as above
+            raise TrackingError(f"MLflow stopped answering at {self.uri}: {error}") from error
+
+    def log_model(self, arm: str, model: Any, images: Any, *, requirements: Sequence[str]) -> None:
+        """Log the exported model of an arm, with a signature, to the parent run.
+
+        Args:
+            arm: Name of the contestant; the logged model is called so.
+            model: A network in eval mode.
+            images: Example input as an array, two images or more.
+            requirements: Packages that a server of the model needs.
+        """
+        import mlflow
+        from mlflow.models import infer_signature
+
+        if f"nas.model.{arm}" in self._client.get_run(self.parent).data.tags:
+            return
+        import torch
+
+        with torch.no_grad():
+            logits = model(torch.from_numpy(images)).numpy()
+        mlflow.set_tracking_uri(self.uri)
+        with warnings.catch_warnings(), mlflow.start_run(run_id=self.parent):
+            warnings.simplefilter("ignore")
+            info = mlflow.pytorch.log_model(
+                model,
+                name=arm,
+                input_example=images,
+                signature=infer_signature(images, logits),
+                pip_requirements=list(requirements),
+            )
+        self._client.set_tag(self.parent, f"nas.model.{arm}", info.model_id)
+        self._client.set_terminated(self.parent)
+
+    def _experiment_id(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(self.name)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            location = None
+            if self.uri.startswith("sqlite:///"):
+                database = Path(self.uri.removeprefix("sqlite:///"))
+                location = (database.parent / "mlartifacts" / self.study).absolute().as_uri()
+            return str(self._client.create_experiment(self.name, artifact_location=location))
+        except MlflowException:  # somebody else was first
+            found = self._client.get_experiment_by_name(self.name)
+            assert found is not None
+            return str(found.experiment_id)
+
+    def _runs(self) -> Iterator[Any]:
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment], max_results=1000, page_token=token)
+            yield from (run for run in page if "nas.trial" in run.data.tags)
+            token = page.token
+            if not token:
+                return
+
+    def _parent(self) -> str:
+        if "study" in self._known:
+            return str(self._known["study"].info.run_id)
+        tags = {
+            "nas.study": self.study,
+            "nas.trial": "study",
+            "nas.phase": "study",
+            "mlflow.note.content": str(self.config.get("question", "")),
+        }
+        run = self._client.create_run(self._experiment, run_name=self.study, tags=tags)
+        self._client.log_batch(
+            run.info.run_id, params=_params({key: value for key, value in self.config.items() if key != "arms"})
+        )
+        self._known["study"] = run
+        return str(run.info.run_id)
+
+    def _is_complete(self, trial: str) -> bool:
+        return trial in self._known and self._known[trial].info.status in _STATUS.values()
+
+    def _write(self, trial: TrialRow, epochs: Sequence[EpochRow]) -> None:
+        run = self._known.get(str(trial.id))
+        if run is None:
+            began = _milliseconds(trial.started_at or trial.created_at)
+            run = self._client.create_run(
+                self._experiment,
+                start_time=began,
+                run_name=f"{trial.arm}-{trial.number}-s{trial.seed}",
+                tags=self._tags(trial),
+            )
+        run_id = run.info.run_id
+        metrics = list(_metrics(trial, epochs))
+        params = _params(trial.experiment)[:PARAMS_MAX]
+        for start in range(0, max(1, len(metrics)), METRICS_MAX):
+            self._client.log_batch(
+                run_id, metrics=metrics[start : start + METRICS_MAX], params=params if start == 0 else ()
+            )
+        ended = _milliseconds(trial.finished_at or trial.created_at)
+        self._client.set_terminated(run_id, _STATUS[trial.state], end_time=ended)
+        self._known[str(trial.id)] = self._client.get_run(run_id)
+
+    def _tags(self, trial: TrialRow) -> dict[str, str]:
+        tags = {
+            "mlflow.parentRunId": self.parent,
+            "nas.trial": str(trial.id),
+            "nas.study": self.study,
+            "nas.arm": trial.arm,
+            "nas.method": str(trial.experiment["method"]["name"]),
+            "nas.phase": trial.phase,
+            "nas.seed": str(trial.seed),
+            "nas.status": trial.state,
+        }
+        found = (trial.result or {}).get("architecture_hash") or trial.architecture_hash
+        return {
+            **tags,
+            **({"nas.architecture": found} if found else {}),
+            **({"nas.reason": trial.reason} if trial.reason else {}),
+        }
+
+
+def _params(document: Mapping[str, Any]) -> list[Any]:
+    """Return the leaves of a document as parameters with dotted names, without architectures."""
+    from mlflow.entities import Param
+
+    return [Param(name, str(value)[:6000]) for name, value in _leaves(document, "")]
+
+
+def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    renamed = {"training.learning_rate": "optim.lr", "training.weight_decay": "optim.weight_decay"}
+    if isinstance(value, Mapping):
+        method = value.get("name") if prefix == "method" else None
+        for key, item in value.items():
+            if (prefix, key) == ("", "architecture"):
+                continue
+            place = str(method) if method and key != "name" else prefix
+            yield from _leaves(item, f"{place}.{key}" if place else str(key))
+    elif value is not None:
+        yield renamed.get(prefix, prefix.replace("backbone.", "model.")), value
+
+
+def _metrics(trial: TrialRow, epochs: Sequence[EpochRow]) -> Iterator[Any]:
+    from mlflow.entities import Metric
+
+    names = {"train_loss": "train/loss", "validation_loss": "val/loss", "validation_accuracy": "val/accuracy"}
+    time = _milliseconds(trial.finished_at or trial.created_at)
+    for row in epochs:
+        values = {names[key]: row.metrics.get(key) for key in names} | dict(row.metrics.get("telemetry") or {})
+        values["cost/seconds"], values["cost/sample_passes"] = row.seconds, row.sample_passes
+        yield from (Metric(key, value, time, row.epoch) for key, value in values.items() if _is_number(value))
+    result = trial.result or {}
+    best = max((row.metrics.get("validation_accuracy") or 0.0 for row in epochs), default=None)
+    final = {
+        "best/val_accuracy": best,
+        "test/accuracy": result.get("test_accuracy"),
+        "model/parameters": result.get("parameters"),
+        "model/macs": result.get("macs"),
+        **{f"gap/{key}": value for key, value in (result.get("gap") or {}).items()},
+    }
+    yield from (Metric(key, float(value), time, 0) for key, value in final.items() if _is_number(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _milliseconds(moment: Any) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def _now() -> int:
+    import time
+
+    return int(time.time() * 1000)
