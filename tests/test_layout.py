@@ -58,7 +58,10 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "study_file": set(),
         "worker": set(),
         "migrations": set(),
-        "store": {"migrations", "study_file"},
+        "rows": set(),
+        "schema": {"rows"},
+        "database": {"schema", "migrations"},
+        "store": {"schema", "rows", "database", "migrations", "study_file"},
         "tracking": {"store", "study_file"},
         "comparison": {"store", "study_file"},
         "wording": {"comparison"},
@@ -84,9 +87,9 @@ IMPORTERS = {
     "ray": ["services/cluster.py"],
     "optuna": ["services/search.py"],
     "mlflow": ["services/tracking.py"],
-    "sqlalchemy": ["services/store.py", "services/migrations/*"],
-    "alembic": ["services/store.py", "services/migrations/*"],
-    "psycopg": ["services/store.py"],
+    "sqlalchemy": ["services/store.py", "services/database.py", "services/schema.py", "services/migrations/*"],
+    "alembic": ["services/migrations/*"],
+    "psycopg": ["services/database.py"],
     "fastapi": ["services/api*.py"],
     "starlette": ["services/api*.py"],
     "uvicorn": ["services/api*.py"],
@@ -185,7 +188,7 @@ def imports_stay_on_their_edges(tree: Tree) -> list[str]:
         if allowed is None:
             found.append(f"{source.path}: {package}.{row} has no row in EDGES")
             continue
-        for target in imports(source, modules):
+        for target in sorted({*imports(source, modules)}):
             other = target.partition(".")[0]
             if other not in PACKAGES or target == package:
                 continue
@@ -245,6 +248,8 @@ def files_are_short(tree: Tree) -> list[str]:
 def functions_are_short(tree: Tree) -> list[str]:
     found = []
     for source in tree.values():
+        if "/migrations/versions/" in source.path:  # a list of statements that never changes again
+            continue
         for node in ast.walk(source.tree):
             if (
                 isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -282,7 +287,8 @@ RULES: tuple[Rule, ...] = (
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_layout(rule: Rule) -> None:
-    assert rule(read(ROOT)) == []
+    found = rule(read(ROOT))
+    assert found == [], "\n".join(found)
 
 
 LONG_FUNCTION = "def long():\n" + '    """One.\n\n    Two.\n    """\n' + "    pass\n" * 60

@@ -1,0 +1,225 @@
+"""Write the pages of docs/reference from the code. `make docs` runs this; `make check` fails when a page is stale.
+
+Usage: python docs/generate_reference.py [--check]
+"""
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+from pydantic import BaseModel
+from typer.testing import CliRunner
+
+from nas_blockout.backbones import BACKBONES
+from nas_blockout.data import DataSettings
+from nas_blockout.distill import DistillationSettings
+from nas_blockout.methods import METHODS
+from nas_blockout.train import TrainingSettings
+from search_spaces import SPACES
+from services import cli, settings, study_file
+
+REFERENCE = Path(__file__).parent / "reference"
+GENERATED = "<!-- Written by docs/generate_reference.py from the code: do not edit; run `make docs`. -->\n"
+PLAIN = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
+EXIT_CODES = (
+    "| 0 | done |",
+    "| 1 | failed |",
+    "| 2 | wrong usage, or a study file that breaks a rule |",
+    "| 3 | not found |",
+    "| 4 | finished, but some trials failed |",
+    "| 5 | a service cannot be reached |",
+    "| 6 | a model was not verified |",
+    "| 130, 143 | interrupted, terminated; the same command goes on where it stopped |",
+)
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; bars inside cells are escaped and line breaks become spaces."""
+    header = list(header)
+    cells = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in cells) + "\n"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"\s+", " ", text).replace("|", "\\|").strip()
+
+
+def markdown(docstring: str | None) -> str:
+    """The prose of a docstring up to its sections, with single backticks."""
+    lines = inspect.cleandoc(docstring or "").splitlines()
+    sections = ("Args:", "Returns:", "Raises:", "References:", "Yields:")
+    prose = lines[: next((index for index, line in enumerate(lines) if line in sections), len(lines))]
+    return "\n".join(prose).strip().replace("``", "`")
+
+
+def described(docstring: str | None) -> dict[str, str]:
+    """Descriptions by name from the `Args:` of a docstring in Google's form."""
+    section = re.search(r"^Args:\n(.*?)(?=\n\s*\n|\Z)", inspect.cleandoc(docstring or ""), re.DOTALL | re.MULTILINE)
+    entries = re.split(r"^ {4}(\w+): ", section.group(1), flags=re.MULTILINE)[1:] if section else []
+    pairs = zip(entries[::2], entries[1::2], strict=True)
+    return {name: re.sub(r"\s+", " ", text).strip().replace("``", "`") for name, text in pairs}
+
+
+def type_name(hint: Any) -> str:
+    """A type as the writer of a study file meets it."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return type_name(parts[0])
+    if origin is Literal:
+        return " or ".join(map(_yaml, parts))
+    if origin in (Union, UnionType):
+        return " or ".join(map(type_name, parts))
+    if origin in (list, tuple):
+        return f"list of {type_name(parts[0])}"
+    words = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path", type(None): "null"}
+    return words.get(hint, "mapping")
+
+
+def dataclass_table(kind: type) -> str:
+    """The settings of a frozen dataclass: name, type, default, and what its docstring says of it."""
+    hints, words = get_type_hints(kind), described(kind.__doc__)
+    if missing := [item.name for item in fields(kind) if item.name not in words]:
+        raise ValueError(f"the docstring of {kind.__name__} must describe every setting under Args: {missing} are not")
+    rows = []
+    for item in fields(kind):
+        default = "required" if item.default is MISSING else f"`{_yaml(item.default)}`"
+        rows.append((f"`{item.name}`", type_name(hints[item.name]), default, words[item.name]))
+    return table(("setting", "type", "default", "is"), rows) if rows else "It has no settings.\n"
+
+
+def model_table(model: type[BaseModel]) -> str:
+    """The keys of a pydantic model: name, type, default, description."""
+    rows = []
+    for name, field in model.model_fields.items():
+        default = "required" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
+        rows.append((f"`{name}`", type_name(field.annotation), default, field.description or ""))
+    return table(("key", "type", "default", "is"), rows)
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def study_file_page() -> str:
+    """The keys of a study file and the settings below them."""
+    parts = [
+        "# Study file\n",
+        "YAML. A key that is not listed here is refused, with the nearest one that exists. "
+        "`nas-blockout validate <study>` prints a study with every default filled in.\n",
+    ]
+    parts += [f"## Top level\n\n{model_table(study_file.StudyConfig)}"]
+    for key, model in (
+        ("arms.<name>", study_file.ArmConfig),
+        ("arms.<name>.match", study_file.Match),
+        ("budget", study_file.Budget),
+        ("retrain", study_file.Retrain),
+        ("workers", study_file.Workers),
+    ):
+        parts.append(f"## `{key}`\n\n{model_table(model)}")
+    parts += [settings_section("data", DataSettings), settings_section("training", TrainingSettings)]
+    parts += [
+        settings_section(f"backbone: {{name: {name}}}", backbone.settings) for name, backbone in BACKBONES.items()
+    ]
+    parts += [settings_section(f"method: {{name: {name}}}", method.settings) for name, method in METHODS.items()]
+    parts.append(settings_section("distillation", DistillationSettings))
+    return "\n".join(parts)
+
+
+def settings_section(title: str, kind: type) -> str:
+    """A section for one dataclass of settings."""
+    return f"## `{title}`\n\n{markdown(kind.__doc__)}\n\n{dataclass_table(kind)}"
+
+
+def spaces_page() -> str:
+    """The search spaces with what their functions say."""
+    parts = ["# Search spaces\n\nNames for `arms.<name>.space`. Several are applied in turn.\n"]
+    return "\n".join(parts + [f"## `{name}`\n\n{markdown(space.__doc__)}\n" for name, space in SPACES.items()])
+
+
+def studies_page() -> str:
+    """The bundled studies with their questions, budgets and arms."""
+    parts = ["# Bundled studies\n\nRun one with `nas-blockout run <name>`; copy one to write your own.\n"]
+    for name, path in study_file.bundled().items():
+        config = study_file.read(path)
+        budget = f"Data: `{config.data['name']}`. Budget: {config.budget.sample_passes} sample passes an arm. "
+        seeds = f"Retraining seeds: {', '.join(map(str, config.retrain.seeds))}."
+        rows = [(f"`{arm}`", entry.purpose) for arm, entry in config.arms.items()]
+        parts.append(f"## `{name}`\n\n{config.question}\n\n{budget}{seeds}\n\n{table(('arm', 'stands for'), rows)}")
+    return "\n".join(parts)
+
+
+def commands(group: Any = None, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The words of every command of the command line, subcommands of groups included."""
+    group = typer.main.get_command(cli.app) if group is None else group
+    found: list[tuple[str, ...]] = []
+    for name, command in group.commands.items():
+        words = (*prefix, name)
+        found += commands(command, words) if hasattr(command, "commands") else [words]
+    return found
+
+
+def cli_page() -> str:
+    """Every command with the help it prints."""
+    parts = ["# Command line\n", "| exit code | means |\n| --- | --- |", *EXIT_CODES, ""]
+    for words in commands():
+        result = CliRunner().invoke(cli.app, [*words, "--help"], prog_name="nas-blockout", env=PLAIN, color=False)
+        if result.exit_code != 0:
+            raise RuntimeError(f"nas-blockout {' '.join(words)} --help failed: {result.output}")
+        text = "\n".join(line.rstrip() for line in result.output.strip().splitlines())
+        parts.append(f"## `nas-blockout {' '.join(words)}`\n\n```text\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+def settings_page() -> str:
+    """The environment variables that the services read."""
+    intro = (
+        "# Settings\n\nRead from the environment when a command starts. Unknown `NAS_BLOCKOUT_*` names are refused.\n"
+    )
+    rows = [(f"`{variable.name}`", variable.description, variable.default) for variable in settings.variables()]
+    return intro + "\n" + table(("variable", "is", "where it is not set"), rows)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": cli_page,
+    "settings.md": settings_page,
+    "study-file.md": study_file_page,
+    "spaces.md": spaces_page,
+    "studies.md": studies_page,
+}
+
+
+def stale(folder: Path = REFERENCE) -> list[str]:
+    """Names of the pages in `folder` that differ from what the code says, missing ones among them."""
+    pages = {name: GENERATED + page() for name, page in PAGES.items()}
+    return [
+        name for name, text in pages.items() if not (folder / name).is_file() or (folder / name).read_text() != text
+    ]
+
+
+def main() -> int:
+    """Write the pages, or with `--check` only tell which are stale."""
+    if sys.argv[1:] == ["--check"]:
+        names = stale()
+        print("\n".join(f"docs/reference/{name} is stale: run make docs" for name in names), end="\n" if names else "")
+        return 1 if names else 0
+    REFERENCE.mkdir(exist_ok=True)
+    for name, page in PAGES.items():
+        (REFERENCE / name).write_text(GENERATED + page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""The docs name everything that exists, their generated pages are fresh, and their links lead somewhere."""
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Literal
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_reference", DOCS / "generate_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def headings(page: str) -> set[str]:
+    """Titles of the sections of a reference page, without back-ticks."""
+    text = (DOCS / "reference" / page).read_text(encoding="utf-8")
+    return {match.strip("`") for match in re.findall(r"^## (.+)$", text, re.MULTILINE)}
+
+
+def test_generated_reference_is_fresh() -> None:
+    assert generator().stale() == [], "run `make docs`"
+
+
+def test_a_stale_or_missing_page_is_found(tmp_path: Path) -> None:
+    pages = generator().PAGES
+    for name in pages:
+        (tmp_path / name).write_text((DOCS / "reference" / name).read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "cli.md").unlink()
+    with (tmp_path / "spaces.md").open("a", encoding="utf-8") as page:
+        page.write("edited by hand\n")
+    assert sorted(generator().stale(tmp_path)) == ["cli.md", "spaces.md"]
+
+
+def test_types_are_named_for_a_writer_of_yaml() -> None:
+    name = generator().type_name
+    assert name(int | None) == "integer or null"
+    assert name(tuple[float, ...]) == "list of number"
+    assert name(Literal["sgd", "adamw"]) == "sgd or adamw"
+    assert name(Annotated[str, "pattern"]) == "text"
+    assert name(dict[str, int]) == "mapping"
+
+
+def test_a_setting_without_a_description_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Settings:
+        """Settings.
+
+        Args:
+            rate: How often,
+                over two lines.
+        """
+
+        rate: float = 0.5
+        seed: int = 0
+
+    assert generator().described(Settings.__doc__) == {"rate": "How often, over two lines."}
+    with pytest.raises(ValueError, match=r"Settings must describe every setting under Args: \['seed'\]"):
+        generator().dataclass_table(Settings)
+
+
+def test_bars_and_line_breaks_do_not_break_a_table() -> None:
+    assert generator().table(("a", "b"), [("x | y", "z\n z")]) == "| a | b |\n| --- | --- |\n| x \\| y | z z |\n"
+
+
+def test_every_method_has_a_card() -> None:
+    from nas_blockout.methods import METHODS
+
+    assert {path.stem for path in (DOCS / "methods").glob("*.md")} - {"index", "README"} == set(METHODS)
+
+
+def test_every_card_of_a_method_names_all_its_settings() -> None:
+    from nas_blockout.methods import METHODS
+
+    cards = {name: (DOCS / "methods" / f"{name}.md").read_text(encoding="utf-8") for name in METHODS}
+    missing = {
+        name: absent
+        for name, method in METHODS.items()
+        if (absent := [item.name for item in fields(method.settings) if f"`{item.name}`" not in cards[name]])
+    }
+    assert missing == {}
+
+
+def test_every_space_study_and_command_has_its_section() -> None:
+    from search_spaces import SPACES
+    from services.study_file import bundled
+
+    assert headings("spaces.md") == set(SPACES)
+    assert headings("studies.md") == set(bundled())
+    assert headings("cli.md") == {"nas-blockout " + " ".join(words) for words in generator().commands()}
+
+
+def environment_variables() -> set[str]:
+    """Names that the services read, as they stand in the source."""
+    return {
+        node.value
+        for path in (ROOT / "services").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if re.fullmatch(r"NAS_BLOCKOUT_[A-Z_]*[A-Z]", node.value)
+    }
+
+
+def test_every_environment_variable_is_documented() -> None:
+    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    assert environment_variables() - set(re.findall(r"NAS_BLOCKOUT_[A-Z_]*[A-Z]", page)) == set()
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of the headings of a page, as GitHub and MkDocs both make them."""
+    titles = re.findall(r"^#+ (.+)$", without_code(page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip()) for title in titles}
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^ *(```|~~~).*?^ *\1", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def links(page: Path) -> Iterator[str]:
+    """Targets of the links and images of a page that lead to files of the repository."""
+    text = re.sub(r"`[^`\n]*`", "", without_code(page.read_text(encoding="utf-8")))
+    for target in re.findall(r"\]\(\s*<?([^)\s>]+)", text):
+        if not re.match(r"[a-z][a-z0-9+.-]*:", target):
+            yield target
+
+
+def broken_links(page: Path) -> list[str]:
+    broken = []
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        other = (page.parent / path).resolve() if path else page
+        if not other.exists() or (anchor and other.suffix == ".md" and anchor not in anchors(other)):
+            broken.append(target)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_broken_links_are_found(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("# A title: with `code`\n", encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "[a](other.md) [b](other.md#a-title-with-code) [c](https://example.org) [d](#here) `[e](x.md)`\n"
+        "# Here\n```\n[f](y.md)\n```\n[g](gone.md) ![h](gone.png) [i](other.md#gone) [j](#gone)\n",
+        encoding="utf-8",
+    )
+    assert broken_links(page) == ["gone.md", "gone.png", "other.md#gone", "#gone"]
+
+
+def public_modules() -> list[Path]:
+    return [
+        path
+        for package in ("nas_blockout", "search_spaces", "services")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if not path.stem.startswith("_") or path.stem == "__init__"
+        if "versions" not in path.parts
+    ]
+
+
+@pytest.mark.parametrize("path", public_modules(), ids=name_of)
+def test_module_says_what_it_is_for(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert (ast.get_docstring(tree) or "").endswith((".", ":", "`")), "a module starts with a docstring of sentences"
+
+
+@pytest.mark.parametrize("path", public_modules(), ids=name_of)
+def test_public_classes_and_functions_say_what_they_are_for(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    public = [node for node in tree.body if isinstance(node, definitions) and not node.name.startswith("_")]
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
