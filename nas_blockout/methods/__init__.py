@@ -13,6 +13,7 @@ from torch import nn
 
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.methods.dropblock import DropBlock, DropBlockSettings
+from nas_blockout.methods.dropcluster import DropCluster, DropClusterSettings
 from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
 from nas_blockout.methods.dropout import Dropout, DropoutSettings
 from nas_blockout.methods.none import NoneSettings
@@ -32,8 +33,8 @@ class Method:
         settings: Frozen dataclass of its settings, all with defaults.
         site: Where it enters a network: ``nodes``, a layer before every linear layer of the head, input
             ``(batch, features)``; ``maps``, a layer after every convolution stage, input
-            ``(batch, channels, height, width)``; ``weights``, a wrapper of every linear layer of the head; ``structure``
-            and ``paths``, a wrapper of the whole network; ``none``, nowhere.
+            ``(batch, channels, height, width)``; ``weights``, a wrapper of every linear layer of the head;
+            ``structure`` and ``paths``, a wrapper of the whole network; ``none``, nowhere.
         layer: Builds the layer from the settings (for ``weights``: from the settings and the linear layer), or None.
     """
 
@@ -49,6 +50,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "spatial_dropout": Method(SpatialDropoutSettings, "maps", SpatialDropout),
         "dropconnect": Method(DropConnectSettings, "weights", DropConnect),
         "dropblock": Method(DropBlockSettings, "maps", DropBlock),
+        "dropcluster": Method(DropClusterSettings, "maps", DropCluster),
         "blockout": Method(BlockoutSettings, "structure", None),
     }
 )

@@ -38,8 +38,8 @@ def checked_rate(rate: float) -> None:
 def bernoulli_(target: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """Fill a tensor with ones, each with the given probability, and zeros.
 
-    A one is a random 32-bit integer below a threshold, so the probability is met to within ``2**-33``. On a CPU this takes
-    about a quarter of the time of `torch.Tensor.bernoulli_`, which draws a double for every entry.
+    A one is a random 32-bit integer below a threshold, so the probability is met to within ``2**-33``. On a CPU this
+    takes about a quarter of the time of `torch.Tensor.bernoulli_`, which draws a double for every entry.
 
     Args:
         target: Dense tensor of any shape, dtype and memory format.
@@ -54,7 +54,7 @@ def bernoulli_(target: Tensor, probability: float, generator: torch.Generator) -
         return target.zero_()
     pairs = torch.empty((target.numel() + 1) // 2, dtype=torch.int64, device=target.device)
     drawn = pairs.random_(_LOWEST_PAIR, None, generator=generator).view(torch.int32)
-    drawn = drawn.as_strided(target.shape, target.stride())  # in the order of memory: both are read and written straight
+    drawn = drawn.as_strided(target.shape, target.stride())  # in the order of memory
     return torch.le(drawn, ones - 1 - 2 ** (_BITS - 1), out=target)
 
 

@@ -1,4 +1,4 @@
-r"""DropBlock: square blocks of every feature map are dropped, so that a dropped region cannot be filled in from next to it."""
+"""DropBlock: square blocks of feature maps are dropped, so that what is missing cannot be filled in from next to it."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,9 +22,10 @@ class DropBlockSettings:
     Args:
         rate: Share of positions to drop, in 0..1, 1 exclusive; see `calibration`.
         block_size: Side of a block in positions, odd, 1 or more; on smaller maps the largest odd side that fits.
-        schedule: ``linear`` raises the rate from epoch to epoch until the last one has all of it; ``constant`` keeps it.
-        calibration: ``paper`` uses the paper's seed rate, which ignores that blocks overlap and so drops fewer positions than
-            `rate` says; ``exact`` uses the seed rate whose expected dropped share is `rate`.
+        schedule: ``linear`` raises the rate from epoch to epoch until the last one has all of it; ``constant`` keeps
+            it.
+        calibration: ``paper`` uses the paper's seed rate, which ignores that blocks overlap and so drops fewer
+            positions than `rate` says; ``exact`` uses the seed rate whose expected dropped share is `rate`.
     """
 
     rate: float = 0.1
@@ -96,12 +97,12 @@ def seed_rate(rate: float, block: int, height: int, width: int, *, calibration: 
 def covered(corners: Tensor, block: int) -> Tensor:
     """Mark every position that a block covers.
 
-    A block grows from its top left corner by doubling shifts along the flat memory: since no corner lies less than a block
-    from the right or lower edge, no shift crosses into the next row, channel or sample.
+    A block grows from its top left corner by doubling shifts along the flat memory: since no corner lies less than a
+    block from the right or lower edge, no shift crosses into the next row, channel or sample.
 
     Args:
-        corners: Ones at the top left corners of blocks, uint8, shape ``(batch, channels, height, width)``; zero in the last
-            ``block - 1`` rows and columns.
+        corners: Ones at the top left corners of blocks, uint8, shape ``(batch, channels, height, width)``; zero in the
+            last ``block - 1`` rows and columns.
         block: Side of a block, 1 or more, at most the height and the width.
 
     Returns:
@@ -160,8 +161,8 @@ class DropBlock(nn.Module):
     References:
         Ghiasi, Lin, Le. DropBlock: A regularization method for convolutional networks. NeurIPS 2018.
 
-    Differs from the paper in: the rate rises from epoch to epoch instead of from step to step; the calibration ``exact``,
-    which is off by default; and blocks shrink to fit small maps.
+    Differs from the paper in: the rate rises from epoch to epoch instead of from step to step; the calibration
+    ``exact``, which is off by default; and blocks shrink to fit small maps.
     """
 
     def __init__(self, settings: DropBlockSettings) -> None:

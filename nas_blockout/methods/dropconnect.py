@@ -1,4 +1,4 @@
-r"""DropConnect: weights are dropped instead of nodes."""
+"""DropConnect: weights are dropped instead of nodes."""
 
 from dataclasses import dataclass
 

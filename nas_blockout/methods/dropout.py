@@ -1,4 +1,4 @@
-r"""Dropout: every node is dropped on its own."""
+"""Dropout: every node is dropped on its own."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,246 @@
+"""DropCluster: positions of a feature map that rise and fall together are dropped together.
+
+Which positions belong together is learned from the activations of held training images, channel by channel, and learned
+anew as training goes on. The layer asks for these images: between `prepare_epoch` and the epoch it is `observing`, and
+the next forward pass in eval shows it the activations.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nas_blockout.methods.drawing import bernoulli_, checked_maps, checked_rate, generator_for
+from nas_blockout.methods.label_maps import cells, descriptors, in_reading_order, kmeans, rena, shuffled
+
+Clustering = Literal["kmeans", "rena"]
+Masks = Literal["sample", "batch"]
+Labels = Literal["learned", "random", "contiguous"]
+
+_EPOCH_STRIDE = 1_000_003  # a prime: the draws of two seeds meet only if the seeds are that far apart
+
+
+@dataclass(frozen=True, slots=True)
+class DropClusterSettings:
+    """Settings of DropCluster.
+
+    Args:
+        rate: Probability that a cluster is dropped, and the expected dropped share of positions, in 0..1, 1 exclusive.
+        cluster_size: Positions a cluster on average, 1 or more; 1 is dropout, as many as positions is spatial dropout.
+        clustering: ``kmeans``, or ``rena``, whose clusters are connected.
+        start_epoch: Epoch of the first clustering, from 0; nothing is dropped before.
+        update_every: Epochs from one clustering to the next; 0 keeps the first for good.
+        ramp_epochs: Epochs over which the rate rises linearly to `rate`, from `start_epoch` on; 0 for all of it at
+            once.
+        masks: A draw for every ``sample``, or one for the whole ``batch``.
+        labels: ``learned``; or as controls ``random``, the learned sizes at random positions, and ``contiguous``,
+            random connected cells, as many as there would be clusters.
+        seed: Of the first centres of k-means and of the controls.
+    """
+
+    rate: float = 0.1
+    cluster_size: float = 10.0
+    clustering: Clustering = "kmeans"
+    start_epoch: int = 0
+    update_every: int = 2
+    ramp_epochs: int = 4
+    masks: Masks = "sample"
+    labels: Labels = "learned"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checked_rate(self.rate)
+        if not self.cluster_size >= 1:
+            raise ValueError(f"cluster_size must be at least 1, got cluster_size={self.cluster_size}")
+        for name in ("start_epoch", "update_every", "ramp_epochs", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {name}={getattr(self, name)}")
+        for name, choices in (("clustering", Clustering), ("masks", Masks), ("labels", Labels)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+
+    def clusters(self, positions: int) -> int:
+        """Return the number of clusters of a map."""
+        return min(positions, max(1, round(positions / self.cluster_size)))
+
+
+def dropcluster(
+    x: Tensor, index: Tensor, sizes: Tensor, *, rate: float, masks: Masks, generator: torch.Generator
+) -> Tensor:
+    r"""Drop clusters of positions, each on its own, and scale the rest up.
+
+    .. math:: y_{nci} = \frac{N}{\sum_{ncj} m_{nc\,l_c(j)}} \, m_{nc\,l_c(i)} \, x_{nci},
+        \qquad m_{ncl} \sim \mathrm{Bernoulli}(1 - p)
+
+    with `l_c(i)` the cluster of position i in channel c and N the number of entries, over the whole batch.
+
+    Args:
+        x: Feature maps, shape ``(batch, channels, height, width)``.
+        index: Cluster of every position, counted over all channels: ``c * k + l_c(i)``, shape ``(channels * height *
+            width,)``.
+        sizes: Positions of every cluster, shape ``(channels * k,)``.
+        rate: p, in 0..1, 1 exclusive: the expected share of entries that is dropped.
+        masks: A draw for every ``sample``, or one for the whole ``batch``.
+        generator: Source of randomness, on the device of `x`.
+
+    Returns:
+        Shaped as `x`, in its memory format; zeros if everything is dropped.
+
+    References:
+        Chen, Gautier, Aydore. DropCluster: A structured dropout for convolutional networks. arXiv:2002.02997, 2020.
+    """
+    draws = len(x) if masks == "sample" else 1
+    exact = torch.promote_types(x.dtype, torch.float32)  # half precision cannot count the positions
+    kept = bernoulli_(torch.empty(draws, len(sizes), dtype=exact, device=x.device), 1 - rate, generator)
+    total = torch.mv(kept, sizes.to(exact)).sum(dtype=torch.float64).clamp_(min=1)
+    kept.mul_((draws * len(index) / total).to(exact))
+    return x * kept.to(x.dtype).index_select(1, index).view(draws, *x.shape[1:])
+
+
+class DropCluster(nn.Module):
+    """Drop clusters of correlated positions of every channel in training; the identity in eval.
+
+    Before the first clustering nothing is dropped. The label map is part of the state.
+
+    Args:
+        settings: How to cluster and how much to drop.
+
+    Attributes:
+        labels: Label map, shape ``(channels, height, width)``; empty before the first clustering.
+        observing: Whether the next forward pass in eval is used to learn the label map.
+
+    Raises:
+        ValueError: It is called in training without a generator, or with maps of another shape than it has learned on.
+
+    References:
+        Chen, Gautier, Aydore. DropCluster: A structured dropout for convolutional networks. arXiv:2002.02997, 2020.
+
+    Differs from the paper in: k-means by default, where the paper clusters by recursive nearest agglomeration, which is
+    the setting ``rena``; the number of clusters; warm starts of k-means; masks shared by a batch as a setting; and the
+    controls.
+    """
+
+    labels: Tensor
+    index: Tensor
+    sizes: Tensor
+
+    def __init__(self, settings: DropClusterSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.ramp = 1.0
+        self.observing = False
+        self._epoch = 0
+        self._seconds, self._began = 0.0, time.perf_counter()
+        self.register_buffer("labels", torch.empty(0, 0, 0, dtype=torch.int64))
+        self.register_buffer("index", torch.empty(0, dtype=torch.int64), persistent=False)
+        self.register_buffer("sizes", torch.empty(0, dtype=torch.int64), persistent=False)
+
+    def prepare_epoch(self, epoch: int, epochs: int) -> None:
+        """Set the rate of an epoch, counted from 0, and ask for activations if a clustering is due.
+
+        Raises:
+            ValueError: The first clustering would come after the last epoch, so that nothing would ever be dropped.
+        """
+        settings = self.settings
+        since = epoch - settings.start_epoch
+        if settings.start_epoch >= epochs:
+            raise ValueError(
+                f"start_epoch must lie before the last of the epochs, got start_epoch={settings.start_epoch} for "
+                f"epochs={epochs}: nothing would be dropped"
+            )
+        self.ramp = min(1.0, (since + 1) / settings.ramp_epochs) if settings.ramp_epochs else 1.0
+        due = settings.update_every > 0 and since % settings.update_every == 0
+        self.observing = since >= 0 and (due or self.labels.numel() == 0)
+        self._epoch, self._seconds, self._began = epoch, 0.0, time.perf_counter()
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return `x`, shape ``(batch, channels, height, width)``, with clusters dropped in training."""
+        if not self.training:
+            if self.observing:
+                self.learn(x)
+            return x
+        generator = generator_for(self, generator)
+        if self.labels.numel() == 0:
+            return x
+        if checked_maps(self, x).shape[1:] != self.labels.shape:
+            raise ValueError(
+                f"maps must have the shape that the clusters were learned on, {tuple(self.labels.shape)}, got "
+                f"{tuple(x.shape[1:])}; put a DropCluster of its own at every place"
+            )
+        rate = self.settings.rate * self.ramp
+        return dropcluster(x, self.index, self.sizes, rate=rate, masks=self.settings.masks, generator=generator)
+
+    @torch.no_grad()
+    def learn(self, activations: Tensor) -> None:
+        """Learn the label map from activations, shape ``(images, channels, height, width)``, and stop observing."""
+        began = time.perf_counter()
+        channels, height, width = checked_maps(self, activations).shape[1:]
+        self._adopt(self._label_map(activations).view(channels, height, width))
+        self.observing = False
+        self._seconds += time.perf_counter() - began
+
+    def telemetry(self) -> dict[str, float | list[float]]:
+        """Describe the label map once an epoch: clusters a channel, rate, and the share of time spent on clustering.
+
+        Keys end in the shape of the maps, such as ``dropcluster/clusters/32x28x28``.
+        """
+        if self.labels.numel() == 0:
+            return {}
+        place = "x".join(map(str, self.labels.shape))
+        elapsed = max(time.perf_counter() - self._began, self._seconds, 1e-9)
+        return {
+            f"dropcluster/clusters/{place}": float((self.sizes > 0).sum()) / len(self.labels),
+            f"dropcluster/rate/{place}": self.settings.rate * self.ramp,
+            f"dropcluster/clustering_share/{place}": self._seconds / elapsed,
+        }
+
+    def label_pictures(self) -> Tensor:
+        """Return the label map as pictures, shape ``(channels, height, width)``, clusters numbered in reading order."""
+        return in_reading_order(self.labels) if self.labels.numel() else self.labels
+
+    def extra_repr(self) -> str:
+        return f"rate={self.settings.rate}, cluster_size={self.settings.cluster_size}, labels={self.settings.labels}"
+
+    def _label_map(self, activations: Tensor) -> Tensor:
+        settings, device = self.settings, activations.device
+        channels, height, width = activations.shape[1:]
+        clusters = settings.clusters(height * width)
+        generator = torch.Generator(device).manual_seed(settings.seed + _EPOCH_STRIDE * self._epoch)
+        if clusters == 1:
+            return torch.zeros(channels, height * width, dtype=torch.int64, device=device)
+        if clusters == height * width:
+            return torch.arange(clusters, device=device).repeat(channels, 1)
+        if settings.labels == "contiguous":
+            return cells(channels, clusters, height=height, width=width, generator=generator, device=device)
+        points = descriptors(activations)
+        if settings.clustering == "rena":
+            labels = rena(points, clusters, height=height, width=width)
+        else:
+            known = settings.labels == "learned" and self.labels.shape == activations.shape[1:]
+            start = self.labels.flatten(1) if known else None
+            labels = kmeans(points, clusters, generator=generator, start=start)
+        return shuffled(labels, generator) if settings.labels == "random" else labels
+
+    def _adopt(self, labels: Tensor) -> None:
+        """Take over a label map, shape ``(channels, height, width)``, and what the forward pass derives from it."""
+        clusters = self.settings.clusters(labels.shape[1] * labels.shape[2])
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < clusters:
+            raise ValueError(
+                f"labels must lie in 0..{clusters - 1} for cluster_size={self.settings.cluster_size} on maps of "
+                f"{tuple(labels.shape[1:])}, got {int(labels.min())}..{int(labels.max())}; "
+                "load a state with the settings that it was saved with"
+            )
+        channels = len(labels)
+        offsets = clusters * torch.arange(channels, device=labels.device)[:, None]
+        self.labels = labels.contiguous()
+        self.index = (labels.flatten(1) + offsets).flatten()
+        self.sizes = torch.bincount(self.index, minlength=channels * clusters)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        labels = state_dict.get(prefix + "labels")
+        if labels is not None:
+            self._adopt(labels.to(self.labels.device, copy=True))
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,0 +1,246 @@
+"""Label maps: which positions of a feature map belong together, learned from activations or drawn as a control.
+
+A label map has shape ``(channels, positions)``, positions counted row by row, and holds whole numbers from 0 up. All
+channels are clustered at once, each on its own. Descriptors are clustered by Euclidean distance.
+"""
+
+import math
+
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+_MOST_ROUNDS = 50
+_UNCHANGED = 1e-3  # share of positions that may still move when k-means stops
+_CHUNK = 1 << 25  # numbers in the largest tensor that k-means makes
+
+
+def descriptors(activations: Tensor) -> Tensor:
+    """Describe every position of every channel by its standardised activations over the images.
+
+    Descriptors have mean 0 and length 1, so that the squared distance of two of them is ``2 - 2 * correlation``.
+    Positions that never change, as under a dead unit, get zeros.
+
+    Args:
+        activations: Shape ``(images, channels, height, width)``.
+
+    Returns:
+        Shape ``(channels, height * width, images)``.
+    """
+    values = activations.flatten(2).permute(1, 2, 0).contiguous()
+    values = values - values.mean(2, keepdim=True)
+    length = values.norm(dim=2, keepdim=True)
+    return values / torch.where(length > 1e-6 * length.amax().clamp_min(1e-30), length, torch.inf)
+
+
+def kmeans(points: Tensor, clusters: int, *, generator: torch.Generator, start: Tensor | None = None) -> Tensor:
+    """Cluster the positions of all channels by k-means, as many channels at once as fit in memory.
+
+    Args:
+        points: Descriptors, shape ``(channels, positions, images)``.
+        clusters: Clusters a channel, from 1 to the number of positions.
+        generator: Source of randomness of the first centres, on the device of `points`.
+        start: Label map to start from instead of drawn centres.
+
+    Returns:
+        Label map, shape ``(channels, positions)``. Clusters may be empty where fewer positions differ.
+
+    References:
+        Arthur, Vassilvitskii. k-means++: The Advantages of Careful Seeding. SODA 2007; the best of ``2 + log k``
+        candidates is taken for every centre, as in scikit-learn.
+    """
+    size = max(1, _CHUNK // (points.shape[1] * (clusters + points.shape[2])))
+    found = []
+    for first in range(0, len(points), size):
+        part = points[first : first + size]
+        if start is None:
+            centres = _drawn_centres(part, clusters, generator)
+        else:
+            centres = _centres(part, start[first : first + size], part[:, :clusters])
+        found.append(_lloyd(part, centres))
+    return torch.cat(found)
+
+
+def rena(points: Tensor, clusters: int, *, height: int, width: int) -> Tensor:
+    """Cluster the positions of all channels by recursive nearest agglomeration on the 4-neighbour lattice.
+
+    In each round every cluster is joined with its nearest neighbour on the lattice, by the distance of their means, and
+    chains of such pairs become one cluster. Where a round would leave fewer clusters than asked for, only the closest
+    pairs are joined. Clusters are connected, and there is no giant one among them, as in single linkage.
+
+    Args:
+        points: Descriptors, shape ``(channels, height * width, images)``.
+        clusters: Clusters a channel, from 1 to the number of positions.
+        height: Rows of the map.
+        width: Columns of the map.
+
+    Returns:
+        Label map, shape ``(channels, height * width)``, with exactly `clusters` clusters in every channel.
+
+    References:
+        Hoyos-Idrobo, Varoquaux, Kahn, Thirion. Recursive Nearest Agglomeration (ReNA): Fast Clustering for
+        Approximation of Structured Signals. IEEE Transactions on Pattern Analysis and Machine Intelligence 41(3), 2019,
+        algorithm 1.
+
+    Differs from the paper in: a cluster's mean is over its positions, where the paper averages the averages of a round;
+    and among the pairs of the last round the closest are joined, which the paper leaves open.
+    """
+    channels, positions, images = points.shape
+    offsets = positions * torch.arange(channels)[:, None, None]
+    edges = (_lattice(height, width) + offsets).transpose(0, 1).reshape(2, -1)
+    means = points.reshape(-1, images).cpu()
+    sizes = torch.ones(len(means), dtype=means.dtype)
+    labels, channel_of = torch.arange(len(means)), torch.arange(channels).repeat_interleave(positions)
+    while len(means) > channels * clusters:
+        joined = _joined(means, edges, channel_of, clusters)
+        group = _components(joined, len(means))
+        count = int(group.max()) + 1
+        totals = torch.zeros(count, images, dtype=means.dtype).index_add_(0, group, means * sizes[:, None])
+        sizes = torch.zeros(count, dtype=means.dtype).index_add_(0, group, sizes)
+        means = totals / sizes[:, None]
+        channel_of = torch.empty(count, dtype=torch.int64).scatter_(0, group, channel_of)
+        labels, edges = group[labels], _distinct(group[edges], count)
+    return (labels.view(channels, positions) - clusters * torch.arange(channels)[:, None]).to(points.device)
+
+
+def shuffled(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a label map with the same sizes of clusters but random places, in every channel on its own.
+
+    Args:
+        labels: Label map, shape ``(channels, positions)``.
+        generator: Source of randomness, on the device of `labels`.
+    """
+    return labels.gather(1, _random_order(labels, generator))
+
+
+def cells(
+    channels: int, clusters: int, *, height: int, width: int, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Draw random connected cells: they grow from random positions, one step in each round, until they meet.
+
+    Args:
+        channels: Label maps to draw.
+        clusters: Cells a channel, from 1 to the number of positions.
+        height: Rows of the map.
+        width: Columns of the map.
+        generator: Source of randomness, on `device`.
+        device: Of the result.
+
+    Returns:
+        Label map, shape ``(channels, height * width)``.
+    """
+    free = clusters
+    labels = torch.full((channels, height * width), free, device=device)
+    centres = _random_order(labels, generator)[:, :clusters]
+    labels.scatter_(1, centres, torch.arange(clusters, device=device).expand(channels, -1))
+    grid = labels.view(channels, height, width)
+    while bool((grid == free).any()):
+        padded = torch.nn.functional.pad(grid, (1, 1, 1, 1), value=free)
+        around = (padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
+        nearest = torch.stack(around).amin(0)
+        grid = torch.where(grid == free, nearest, grid)
+    return grid.flatten(1)
+
+
+def in_reading_order(labels: Tensor) -> Tensor:
+    """Number the clusters of every channel by where they first appear: a picture that does not depend on their names.
+
+    Args:
+        labels: Label map, shape ``(channels, positions)`` or ``(channels, height, width)``.
+
+    Returns:
+        Shaped as `labels`; the first position of every channel has label 0.
+    """
+    flat = labels.flatten(1)
+    channels, positions = flat.shape
+    place = torch.arange(positions, device=labels.device).expand_as(flat)
+    first = torch.full((channels, int(flat.max()) + 1), positions, device=labels.device)
+    first = first.scatter_reduce(1, flat, place, "amin")
+    return first.argsort(1).argsort(1).gather(1, flat).view_as(labels)
+
+
+def _drawn_centres(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    channels, positions, images = points.shape
+    candidates, every = 2 + int(math.log(clusters)), torch.arange(channels, device=points.device)
+    squares = points.square().sum(2)
+    centres = points.new_empty(channels, clusters, images)
+    nearest = torch.ones_like(squares)  # so that the first centre is drawn evenly
+    for number in range(clusters):
+        reach = nearest.cumsum(1)
+        drawn = torch.rand(channels, candidates, generator=generator, dtype=points.dtype, device=points.device)
+        index = torch.searchsorted(reach, drawn * reach[:, -1:], right=True).clamp_(max=positions - 1)
+        chosen = points.gather(1, index[:, :, None].expand(-1, -1, images))
+        level = squares[:, :, None] + squares.gather(1, index)[:, None, :]
+        distance = torch.baddbmm(level, points, chosen.transpose(1, 2), alpha=-2).clamp_(min=0)
+        if number:
+            distance = torch.minimum(distance, nearest[:, :, None])
+        best = distance.sum(1).argmin(1)
+        nearest, centres[:, number] = distance[every, :, best], chosen[every, best]
+    return centres
+
+
+def _lloyd(points: Tensor, centres: Tensor) -> Tensor:
+    labels = _nearest(points, centres)
+    for _ in range(_MOST_ROUNDS):
+        centres = _centres(points, labels, centres)
+        moved = _nearest(points, centres)
+        share = float((moved != labels).float().mean())
+        labels = moved
+        if share <= _UNCHANGED:
+            break
+    return labels
+
+
+def _nearest(points: Tensor, centres: Tensor) -> Tensor:
+    return torch.baddbmm(centres.square().sum(2)[:, None], points, centres.transpose(1, 2), alpha=-2).argmin(2)
+
+
+def _centres(points: Tensor, labels: Tensor, before: Tensor) -> Tensor:
+    """Return the mean of every cluster; an empty one keeps its centre."""
+    channels, clusters, images = before.shape
+    index = (labels + clusters * torch.arange(channels, device=points.device)[:, None]).flatten()
+    totals = points.new_zeros(channels * clusters, images).index_add_(0, index, points.reshape(-1, images))
+    sizes = torch.bincount(index, minlength=channels * clusters)[:, None]
+    return torch.where(sizes > 0, totals / sizes, before.reshape(-1, images)).view_as(before)
+
+
+def _lattice(height: int, width: int) -> Tensor:
+    """Return the pairs of neighbours, shape ``(2, pairs)``."""
+    places = torch.arange(height * width).view(height, width)
+    across = torch.stack((places[:, :-1].flatten(), places[:, 1:].flatten()))
+    down = torch.stack((places[:-1].flatten(), places[1:].flatten()))
+    return torch.cat((across, down), 1)
+
+
+def _joined(means: Tensor, edges: Tensor, channel_of: Tensor, clusters: int) -> Tensor:
+    """Return the pairs to join in one round: every cluster and its nearest neighbour, or the closest of these pairs."""
+    distance = (means[edges[0]] - means[edges[1]]).square().sum(1)
+    rank = torch.empty_like(edges[0])
+    rank[distance.argsort(stable=True)] = torch.arange(len(rank))  # a total order: no cycle of nearest neighbours
+    best = torch.full((len(means),), len(rank)).scatter_reduce(0, edges.flatten(), rank.repeat(2), "amin")
+    by_rank = torch.empty_like(rank).scatter_(0, rank, torch.arange(len(rank)))
+    chosen = edges[:, by_rank[best.unique()]]  # sorted by distance; a forest, so each pair removes one cluster
+    channel = channel_of[chosen[0]]
+    order = channel.argsort(stable=True)
+    counts = torch.bincount(channel, minlength=int(channel_of[-1]) + 1)
+    place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[channel[order]]
+    spare = torch.bincount(channel_of) - clusters
+    return chosen[:, order[place < spare[channel[order]]]]
+
+
+def _components(pairs: Tensor, nodes: int) -> Tensor:
+    """Return the number of the connected component of every node, in the order of their first nodes."""
+    first, second = pairs.numpy()
+    graph = coo_matrix((torch.ones(len(first)).numpy(), (first, second)), shape=(nodes, nodes))
+    return torch.from_numpy(connected_components(graph, directed=False)[1]).to(torch.int64)
+
+
+def _distinct(edges: Tensor, nodes: int) -> Tensor:
+    low, high = edges.amin(0), edges.amax(0)
+    codes = (low * nodes + high)[low != high].unique()
+    return torch.stack((codes // nodes, codes % nodes))
+
+
+def _random_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(labels.shape, generator=generator, device=labels.device).argsort(1)
