@@ -201,11 +201,17 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
+def fresh() -> dict[str, str]:
+    """All pages as the code says they must be, by name."""
+    return {name: GENERATED + page() for name, page in PAGES.items()}
+
+
 def stale(folder: Path = REFERENCE) -> list[str]:
     """Names of the pages in `folder` that differ from what the code says, missing ones among them."""
-    pages = {name: GENERATED + page() for name, page in PAGES.items()}
     return [
-        name for name, text in pages.items() if not (folder / name).is_file() or (folder / name).read_text() != text
+        name
+        for name, text in fresh().items()
+        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != text
     ]
 
 
@@ -216,8 +222,8 @@ def main() -> int:
         print("\n".join(f"docs/reference/{name} is stale: run make docs" for name in names), end="\n" if names else "")
         return 1 if names else 0
     REFERENCE.mkdir(exist_ok=True)
-    for name, page in PAGES.items():
-        (REFERENCE / name).write_text(GENERATED + page(), encoding="utf-8")
+    for name, text in fresh().items():
+        (REFERENCE / name).write_text(text, encoding="utf-8")
     return 0
 
 

@@ -23,14 +23,19 @@ def name_of(path: Path) -> str:
 
 
 @cache
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_reference", DOCS / "generate_reference.py")
+def script(name: str) -> ModuleType:
+    """A script of the docs, imported."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def generator() -> ModuleType:
+    return script("generate_reference")
 
 
 def headings(page: str) -> set[str]:
@@ -44,9 +49,9 @@ def test_generated_reference_is_fresh() -> None:
 
 
 def test_a_stale_or_missing_page_is_found(tmp_path: Path) -> None:
-    pages = generator().PAGES
-    for name in pages:
-        (tmp_path / name).write_text((DOCS / "reference" / name).read_text(encoding="utf-8"), encoding="utf-8")
+    for name, text in generator().fresh().items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert generator().stale(tmp_path) == []
     (tmp_path / "cli.md").unlink()
     with (tmp_path / "spaces.md").open("a", encoding="utf-8") as page:
         page.write("edited by hand\n")
@@ -82,6 +87,15 @@ def test_a_setting_without_a_description_is_refused() -> None:
 
 def test_bars_and_line_breaks_do_not_break_a_table() -> None:
     assert generator().table(("a", "b"), [("x | y", "z\n z")]) == "| a | b |\n| --- | --- |\n| x \\| y | z z |\n"
+
+
+def test_formulas_become_mathml() -> None:
+    page = '<p>5 $ <span class="arithmatex">\\(a &lt; b\\)</span></p><div class="arithmatex">\\[\n\\sqrt{k}\n\\]</div>'
+    drawn = script("render_math").on_page_content(page, page=None)
+    assert "arithmatex" not in drawn
+    assert re.findall(r'display="(\w+)"', drawn) == ["inline", "block"]
+    assert "<mi>a</mi><mo>&#x0003C;</mo><mi>b</mi>" in drawn
+    assert "<msqrt>" in drawn
 
 
 def test_every_method_has_a_card() -> None:
