@@ -1,0 +1,14 @@
+"""What alembic runs to migrate: always online, always on the connection and in the transaction it is given."""
+
+from alembic import context
+
+from services.migrations import VERSION_TABLE
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    version_table=VERSION_TABLE,
+    render_as_batch=True,
+    transactional_ddl=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

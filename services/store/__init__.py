@@ -1,0 +1,206 @@
+"""The store: studies, trials, attempts, epochs, architectures and exports; the truth of which all else is a projection.
+
+Its parts: `errors`, `rows` (what is handed out), `values` (what may go in), `schema` (the tables), `database` (the
+connection, SQLite or PostgreSQL), and the two halves of `Store`, `studies` and `trials`.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from services.store import schema
+from services.store.database import Database
+from services.store.errors import NotFound, StateError, StoreError, StoreUnreachable, StudyBusy, StudyConflict
+from services.store.rows import (
+    AttemptRow,
+    EpochRow,
+    EventRow,
+    ExportRow,
+    Json,
+    ProjectionRow,
+    SpentRow,
+    StudyLine,
+    StudyRow,
+    TrialRow,
+)
+from services.store.studies import Studies, this_process
+from services.store.trials import Trials, keep_architecture, study_id
+
+__all__ = [
+    "AttemptRow",
+    "EpochRow",
+    "EventRow",
+    "ExportRow",
+    "NotFound",
+    "ProjectionRow",
+    "SpentRow",
+    "StateError",
+    "Store",
+    "StoreError",
+    "StoreUnreachable",
+    "StudyBusy",
+    "StudyConflict",
+    "StudyLine",
+    "StudyRow",
+    "TrialRow",
+    "this_process",
+]
+
+
+class Store(Studies, Trials):
+    """Studies and their trials in one database: SQLite, or PostgreSQL.
+
+    The driver that has claimed a study is the only one to write to it; anyone may read at any time, from any thread or
+    process.
+
+    - Every call is one transaction: it happens wholly or not at all. What it wrote outlives the death of any process;
+      SQLite may lose the last moments of a machine that loses power.
+    - Every write may be repeated: what is there already stays as it is.
+    - A terminal state never changes. A study may be reopened, which is recorded; a trial may not.
+    - Rows are values: they stay as they were when they were read. Moments are in UTC.
+    - What was not a finite number is kept as None, and its place is named under ``non_finite``.
+
+    Every method raises `StoreError` if the database fails, `StoreUnreachable` if it does not come back within half a
+    minute, and `NotFound` for a study, an arm or a trial that is not there.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    def open(cls, url: str) -> "Store":
+        """Open a store, make it if it is not there, and bring it up to date; several processes may do so at once.
+
+        Args:
+            url: ``sqlite:////absolute/path.db`` or ``postgresql+psycopg://user:password@host/name``.
+
+        Raises:
+            StoreUnreachable: Nobody answers at the URL.
+            StoreError: The URL cannot be used, or what lies there is no store, or is that of a newer version.
+        """
+        return cls(Database.open(url))
+
+    @property
+    def url(self) -> str:
+        """URL of the database, without its password."""
+        return self._database.url
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._database.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add_architecture(self, name: str, document: Json) -> None:
+        """Keep an architecture, as plain JSON types, under its canonical hash; the first one of a hash stays."""
+        with self._database.writing() as connection:
+            keep_architecture(self._database, connection, name, document)
+
+    def architecture(self, name: str) -> Json:
+        """Return the architecture of a hash."""
+        query = sa.select(schema.architectures.c.document).where(schema.architectures.c.hash == name)
+        with self._database.reading() as connection:
+            document: Json | None = connection.scalars(query).one_or_none()
+        if document is None:
+            raise NotFound(f"there is no architecture {name!r} in the store")
+        return document
+
+    def add_export(self, trial: int, *, path: str, hashes: Mapping[str, str], verified: bool) -> ExportRow:
+        """Note that the model of a trial was handed over; once more at the same path replaces what was noted.
+
+        Args:
+            trial: Identity of the trial.
+            path: Folder of the files.
+            hashes: SHA-256 of every file, by its name.
+            verified: Whether the exported model was shown to compute what the trained one does.
+        """
+        values = {"hashes": dict(hashes), "verified": verified, "created_at": datetime.now(UTC)}
+        insertion = self._database.insert(schema.exports).values(trial_id=trial, path=path, **values)
+        with self._database.writing() as connection:
+            _find_trial(connection, trial)
+            connection.execute(insertion.on_conflict_do_update(index_elements=["trial_id", "path"], set_=values))
+            columns = schema.exports.c
+            row = connection.execute(_select_exports().where(columns.trial_id == trial, columns.path == path))
+            return ExportRow(**row.mappings().one())
+
+    def exports(self, study: str) -> tuple[ExportRow, ...]:
+        """Return what was handed over of a study, in the order of its arms."""
+        query = _select_exports().order_by(schema.arms.c.position, schema.exports.c.id)
+        with self._database.reading() as connection:
+            query = query.where(schema.arms.c.study_id == study_id(connection, study))
+            return tuple(ExportRow(**row) for row in connection.execute(query).mappings())
+
+    def project(
+        self,
+        study: str,
+        *,
+        target: str,
+        external_id: str,
+        trial: int | None = None,
+        synced_epoch: int = -1,
+        done: bool = False,
+    ) -> None:
+        """Note how far somebody outside has been told of a trial, or of the study as a whole.
+
+        For the same `external_id` it only goes forward; another one begins anew.
+
+        Args:
+            study: Name of the study.
+            target: Who was told, such as ``mlflow``.
+            external_id: What the trial or study is called there.
+            trial: Identity of the trial, or None for the study.
+            synced_epoch: Last epoch that was told, -1 for none.
+            done: Whether there is nothing left to tell.
+        """
+        columns = schema.projections.c
+        keys = [columns.study_id, columns.target] if trial is None else [columns.trial_id, columns.target]
+        values = {"trial_id": trial, "target": target, "external_id": external_id}
+        new = self._database.insert(schema.projections)
+        same = columns.external_id == new.excluded.external_id
+        ahead = same & (columns.synced_epoch > new.excluded.synced_epoch)
+        changes = {
+            "external_id": new.excluded.external_id,
+            "synced_epoch": sa.case((ahead, columns.synced_epoch), else_=new.excluded.synced_epoch),
+            "done": sa.case((same & columns.done, sa.true()), else_=new.excluded.done),
+        }
+        where = columns.trial_id.is_(None) if trial is None else None
+        with self._database.writing() as connection:
+            if trial is not None:
+                _find_trial(connection, trial)
+            new = new.values(study_id=study_id(connection, study), synced_epoch=synced_epoch, done=done, **values)
+            connection.execute(new.on_conflict_do_update(index_elements=keys, index_where=where, set_=changes))
+
+    def projections(self, study: str, target: str) -> tuple[ProjectionRow, ...]:
+        """Return how far somebody outside has been told of a study and of its trials: the study first."""
+        columns = schema.projections.c
+        names = (columns.target, columns.external_id, columns.synced_epoch, columns.done)
+        query = sa.select(columns.trial_id.label("trial"), *names).where(columns.target == target)
+        query = query.order_by(columns.trial_id.is_not(None), columns.trial_id)
+        with self._database.reading() as connection:
+            query = query.where(columns.study_id == study_id(connection, study))
+            return tuple(ProjectionRow(**row) for row in connection.execute(query).mappings())
+
+    def untold_studies(self, target: str) -> tuple[str, ...]:
+        """Return the names of the studies of which somebody outside has not been told everything, the oldest first."""
+        studies, columns = schema.studies.c, schema.projections.c
+        told = (columns.study_id == studies.id) & columns.trial_id.is_(None) & (columns.target == target) & columns.done
+        query = sa.select(studies.name).where(~sa.exists().where(told), studies.started_at.is_not(None))
+        with self._database.reading() as connection:
+            return tuple(connection.scalars(query.order_by(studies.id)))
+
+
+def _select_exports() -> "sa.Select[tuple[object, ...]]":
+    columns = schema.exports.c
+    named = (columns.trial_id.label("trial"), schema.arms.c.name.label("arm"))
+    own = (columns.id, columns.path, columns.hashes, columns.verified, columns.created_at)
+    return sa.select(*named, *own).join_from(schema.exports, schema.trials).join(schema.arms)
+
+
+def _find_trial(connection: sa.Connection, trial: int) -> None:
+    if connection.scalars(sa.select(schema.trials.c.id).where(schema.trials.c.id == trial)).one_or_none() is None:
+        raise NotFound(f"there is no trial {trial} in the store")

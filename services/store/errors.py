@@ -1,0 +1,25 @@
+"""What the store refuses, and how the world below it fails."""
+
+
+class StoreError(RuntimeError):
+    """The store cannot do what was asked; the message never holds a password."""
+
+
+class StoreUnreachable(StoreError):
+    """There is no database at the URL, or it has gone away."""
+
+
+class NotFound(StoreError):
+    """Nothing of that name or identity is in the store."""
+
+
+class StudyConflict(StoreError):
+    """A study, or a trial, of that name is in the store with other contents."""
+
+
+class StudyBusy(StoreError):
+    """Another driver runs the study."""
+
+
+class StateError(StoreError):
+    """What has ended stays as it ended; the message names both states."""

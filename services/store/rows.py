@@ -1,0 +1,249 @@
+"""What the store hands out: frozen rows, which stay as they were when they were read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+PHASES = ("search", "retrain")
+STUDY_STATES = ("created", "running", "complete", "failed", "cancelled")
+TRIAL_STATES = ("queued", "running", "complete", "failed", "pruned")
+ATTEMPT_STATES = ("running", "complete", "failed", "lost")
+ENDED_STUDY = frozenset({"complete", "failed", "cancelled"})
+ENDED_TRIAL = frozenset({"complete", "failed", "pruned"})
+STALE_SECONDS = 30.0
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRow:
+    """A study.
+
+    Args:
+        id: Identity in the store.
+        name: Its name, unique.
+        state: ``created``, ``running``, ``complete``, ``failed`` or ``cancelled``.
+        config: The resolved study.
+        config_hash: Name of everything in it that decides the results.
+        arms: Names of the contestants, in the order of the study.
+        error: Why it failed, or None.
+        owner: The driver that runs it, or None.
+        heartbeat_age: Seconds since that driver last said that it lives, when the row was read; None without a driver.
+        created_at: When it was put into the store.
+        started_at: When a driver first took it.
+        finished_at: When it ended.
+    """
+
+    id: int
+    name: str
+    state: str
+    config: Json
+    config_hash: str
+    arms: tuple[str, ...]
+    error: str | None
+    owner: str | None
+    heartbeat_age: float | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether its driver went away before the end, so that `run` would go on with it."""
+        return _interrupted(self.state, self.heartbeat_age)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyLine:
+    """A study as a line of a list: like `StudyRow`, with the number of its trials in each state for its contents."""
+
+    id: int
+    name: str
+    state: str
+    error: str | None
+    owner: str | None
+    heartbeat_age: float | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    trials: Mapping[str, int]
+    sample_passes: int
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether its driver went away before the end, so that `run` would go on with it."""
+        return _interrupted(self.state, self.heartbeat_age)
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """Something that happened to a study as a whole.
+
+    Args:
+        at: When.
+        kind: ``created``, ``claimed``, ``released``, ``finished`` or ``reopened``.
+        detail: What else is known: the owner, the state, the reason, the study before it was extended.
+    """
+
+    at: datetime
+    kind: str
+    detail: Json
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRow:
+    """A trial.
+
+    Args:
+        id: Identity in the store.
+        study: Name of the study.
+        arm: Name of the contestant.
+        phase: ``search`` or ``retrain``.
+        number: Position among the trials of the arm and phase, from 0.
+        seed: Seed of its experiment.
+        state: ``queued``, ``running``, ``complete``, ``failed`` or ``pruned``.
+        planned: Sample passes that it is meant to cost.
+        sample_passes: Sample passes that it has cost so far.
+        seconds: Measured seconds that it has cost so far.
+        thinking_seconds: What proposing it took.
+        score: Validation accuracy, or None.
+        replicate_of: Number of the search trial of the same arm that had the same architecture, or None.
+        architecture_hash: Canonical hash of the architecture that was proposed, or None.
+        reason: Why it failed or was pruned, or None.
+        created_at: When it was proposed.
+        started_at: When its first attempt began.
+        finished_at: When it ended.
+        params: What the search chose.
+        experiment: What is run.
+        result: What it ended in, or None.
+    """
+
+    id: int
+    study: str
+    arm: str
+    phase: str
+    number: int
+    seed: int
+    state: str
+    planned: int
+    sample_passes: int
+    seconds: float
+    thinking_seconds: float
+    score: float | None
+    replicate_of: int | None
+    architecture_hash: str | None
+    reason: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    params: Json = field(repr=False)
+    experiment: Json = field(repr=False)
+    result: Json | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One try at running a trial: its state is ``running``, ``complete``, ``failed`` or ``lost``."""
+
+    trial: int
+    number: int
+    state: str
+    worker: str
+    started_at: datetime
+    finished_at: datetime | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """What an epoch did.
+
+    Args:
+        epoch: Its number in the trial, from 0.
+        stage: Part of the experiment that it belongs to: ``train``, ``learn`` or ``finetune``.
+        sample_passes: Images trained on so far.
+        seconds: Measured seconds so far.
+        metrics: All else that was recorded. What was not a finite number is None, and is named under ``non_finite``.
+    """
+
+    epoch: int
+    stage: str
+    sample_passes: int
+    seconds: float
+    metrics: Json
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRow:
+    """A model that was handed over: where it lies, the hashes of its files by name, and whether it was verified."""
+
+    id: int
+    trial: int
+    arm: str
+    path: str
+    hashes: Mapping[str, str]
+    verified: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectionRow:
+    """How far the world outside has been told of a trial, or, where `trial` is None, of the study.
+
+    Args:
+        trial: Identity of the trial, or None.
+        target: Who was told, such as ``mlflow``.
+        external_id: What it is called there.
+        synced_epoch: Last epoch that was told, -1 for none.
+        done: Whether there is nothing left to tell.
+    """
+
+    trial: int | None
+    target: str
+    external_id: str
+    synced_epoch: int
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SpentRow:
+    """What an arm has spent in a phase, and where its trials stand.
+
+    Args:
+        arm: Name of the contestant.
+        phase: ``search`` or ``retrain``.
+        trials: Number of trials, of which
+        queued: wait,
+        running: run,
+        complete: ended well,
+        failed: failed,
+        pruned: were stopped early.
+        planned: Sample passes that all of them are meant to cost.
+        sample_passes: Sample passes that all of them have cost, of which
+        failed_sample_passes: by failed ones,
+        pruned_sample_passes: by pruned ones.
+        seconds: Measured seconds of all of them.
+        thinking_seconds: What proposing them took.
+        best: Highest score of a complete one, or None.
+    """
+
+    arm: str
+    phase: str
+    trials: int
+    queued: int
+    running: int
+    complete: int
+    failed: int
+    pruned: int
+    planned: int
+    sample_passes: int
+    failed_sample_passes: int
+    pruned_sample_passes: int
+    seconds: float
+    thinking_seconds: float
+    best: float | None
+
+
+def _interrupted(state: str, heartbeat_age: float | None) -> bool:
+    return state == "running" and (heartbeat_age is None or heartbeat_age > STALE_SECONDS)

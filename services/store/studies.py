@@ -1,0 +1,335 @@
+"""Studies as a whole: how they are made, found, claimed by a driver, ended and extended."""
+
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, RowMapping
+
+from services.store import schema
+from services.store.database import Database
+from services.store.errors import StateError, StudyBusy, StudyConflict
+from services.store.rows import (
+    ENDED_STUDY,
+    STALE_SECONDS,
+    STUDY_STATES,
+    TRIAL_STATES,
+    EventRow,
+    Json,
+    StudyLine,
+    StudyRow,
+)
+from services.store.trials import counts_by_state, no_study, requeue, study_id
+from services.store.values import exact, one_of, storable
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+
+
+class Studies:
+    """The part of the store that knows studies; `Store` has the contract."""
+
+    _database: Database
+
+    def create_study(self, name: str, *, config: Json, config_hash: str, arms: Sequence[str]) -> StudyRow:
+        """Put a study into the store, or return the one that is there.
+
+        Args:
+            name: Its name: 1 to 64 small letters, digits and dashes.
+            config: The resolved study.
+            config_hash: Name of everything in it that decides the results.
+            arms: Names of the contestants, in the order of the study.
+
+        Raises:
+            ValueError: The name breaks the rule, or the arms are none or not distinct.
+            StudyConflict: A study of that name with another hash is there.
+        """
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"a study is named by 1 to 64 small letters, digits and dashes, got {name!r}")
+        _check_arms(arms)
+        values = {"name": name, "state": "created", "config": exact("config", config), "config_hash": config_hash}
+        with self._database.writing() as connection:
+            insertion = self._database.insert(schema.studies).values(**values, created_at=datetime.now(UTC))
+            study = connection.scalars(insertion.on_conflict_do_nothing().returning(schema.studies.c.id)).one_or_none()
+            if study is not None:
+                _add_arms(connection, study, arms, first=0)
+                _record(connection, study, "created")
+            row = self._study(connection, name)
+        if row.config_hash != config_hash:
+            raise StudyConflict(
+                f"study {name!r} is in the store with other contents (hash {row.config_hash}, not {config_hash}); "
+                "give these another name, or extend the study by reopening it"
+            )
+        return row
+
+    def study(self, name: str) -> StudyRow:
+        """Return a study."""
+        with self._database.reading() as connection:
+            return self._study(connection, name)
+
+    def studies(self, state: str | None = None, *, limit: int = 100, offset: int = 0) -> tuple[StudyLine, ...]:
+        """Return studies as lines of a list, the newest first."""
+        columns = [column for column in schema.studies.c if column.name not in ("config", "config_hash")]
+        page = (
+            sa.select(*columns).order_by(schema.studies.c.id.desc()).limit(limit).offset(offset).where(_in_state(state))
+        )
+        listed = page.subquery()
+        counted = (
+            sa.select(
+                listed.c.id, sa.func.sum(schema.trials.c.sample_passes).label("sample_passes"), *counts_by_state()
+            )
+            .join_from(listed, schema.arms, schema.arms.c.study_id == listed.c.id)
+            .join(schema.trials)
+            .group_by(listed.c.id)
+        )
+        with self._database.reading() as connection:
+            now = self._database.now(connection)
+            rows = connection.execute(page).mappings().all()
+            counts = {row["id"]: row for row in connection.execute(counted).mappings()}
+        return tuple(_study_line(row, counts.get(row["id"]), now) for row in rows)
+
+    def count_studies(self, state: str | None = None) -> int:
+        """Return how many studies there are."""
+        with self._database.reading() as connection:
+            query = sa.select(sa.func.count()).select_from(schema.studies).where(_in_state(state))
+            return connection.scalars(query).one()
+
+    def events(self, study: str) -> tuple[EventRow, ...]:
+        """Return what happened to a study as a whole, in order."""
+        columns = schema.events.c
+        query = sa.select(columns.at, columns.kind, columns.detail).order_by(columns.id)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.where(columns.study_id == study_id(connection, study)))
+            return tuple(EventRow(**row) for row in rows.mappings())
+
+    def claim_study(self, name: str, owner: str | None = None, *, stale_seconds: float = STALE_SECONDS) -> StudyRow:
+        """Make this driver the one that runs a study; it then runs.
+
+        Another driver's claim ends when its process is seen to be gone, or when it has not sent a `heartbeat` for long.
+
+        Args:
+            name: The study.
+            owner: Who claims it; `this_process` if left out.
+            stale_seconds: How long a claim outlives its last heartbeat.
+
+        Raises:
+            StudyBusy: Another driver runs it.
+            StateError: It has ended.
+        """
+        owner = owner or this_process()
+        with self._database.writing() as connection:
+            row, now = _study_for_update(connection, name), self._database.now(connection)
+            before, age = row["owner"], _age(row["heartbeat_at"], now)
+            if row["state"] in ENDED_STUDY:
+                raise _ended(name, row["state"], "running")
+            if before not in (None, owner) and age is not None and age <= stale_seconds and not _is_gone(before):
+                raise StudyBusy(
+                    f"study {name!r} is run by {before}, which was there {age:.0f} s ago; wait, or end it first"
+                )
+            started = row["started_at"] or now
+            _change(connection, row["id"], owner=owner, heartbeat_at=now, state="running", started_at=started)
+            if before != owner:
+                _record(connection, row["id"], "claimed", owner=owner, before=before)
+            return self._study(connection, name)
+
+    def heartbeat(self, name: str, owner: str | None = None) -> None:
+        """Say that the driver of a study lives.
+
+        Raises:
+            StudyBusy: The study is no longer this driver's: it was too late, and another has taken it.
+        """
+        owner = owner or this_process()
+        with self._database.writing() as connection:
+            row = _study_for_update(connection, name)
+            if row["owner"] != owner:
+                raise StudyBusy(f"study {name!r} is no longer run by {owner}, but by {row['owner'] or 'nobody'}")
+            _change(connection, row["id"], heartbeat_at=self._database.now(connection))
+
+    def release_study(self, name: str, owner: str | None = None) -> None:
+        """Give a claim back before the end, so that another driver may go on at once; nothing if another has it."""
+        owner = owner or this_process()
+        with self._database.writing() as connection:
+            row = _study_for_update(connection, name)
+            if row["owner"] == owner:
+                _change(connection, row["id"], owner=None, heartbeat_at=None)
+                _record(connection, row["id"], "released", owner=owner)
+
+    def finish_study(self, name: str, state: str, *, error: str | None = None) -> None:
+        """End a study; again in the same state does nothing.
+
+        Trials that still run are queued again, should it be reopened.
+
+        Args:
+            name: The study.
+            state: ``complete``, ``failed`` or ``cancelled``.
+            error: Why it failed.
+
+        Raises:
+            StateError: It has ended in another state, or is to be complete while a trial is queued or runs.
+        """
+        one_of("state in which a study ends", state, sorted(ENDED_STUDY))
+        text = storable(error) if error else None
+        with self._database.writing() as connection:
+            row = _study_for_update(connection, name)
+            if row["state"] == state:
+                return
+            if row["state"] in ENDED_STUDY:
+                raise _ended(name, row["state"], state)
+            if state == "complete" and (left := _unfinished(connection, row["id"])):
+                raise StateError(f"study {name!r} cannot become 'complete': {left} of its trials are queued or run")
+            requeue(connection, row["id"])
+            ended = {"state": state, "error": text, "finished_at": datetime.now(UTC)}
+            _change(connection, row["id"], **ended, owner=None, heartbeat_at=None)
+            _record(connection, row["id"], "finished", state=state, error=text)
+
+    def reopen_study(
+        self,
+        name: str,
+        *,
+        reason: str,
+        config: Json | None = None,
+        config_hash: str | None = None,
+        arms: Sequence[str] = (),
+    ) -> StudyRow:
+        """Let a study that has ended go on, perhaps extended; that it had ended, and how, is recorded.
+
+        Args:
+            name: The study.
+            reason: Why, for the record.
+            config: The extended study, with `config_hash`; as it was if left out.
+            config_hash: Name of everything in `config` that decides the results.
+            arms: All contestants of the extended study; those there are stay and come first.
+
+        Raises:
+            ValueError: One of `config` and `config_hash` is missing, or an arm that is there is left out.
+            StateError: It has not ended.
+        """
+        if (config is None) != (config_hash is None):
+            raise ValueError("config and config_hash are given together, or neither")
+        with self._database.writing() as connection:
+            row, before = _study_for_update(connection, name), self._study(connection, name)
+            if before.state not in ENDED_STUDY:
+                raise StateError(f"study {name!r} is {before.state!r}: only a study that has ended is reopened")
+            changes: dict[str, Any] = {"state": "created", "error": None, "finished_at": None}
+            detail: dict[str, Any] = {"reason": storable(reason), "state": before.state, "error": before.error}
+            if config is not None:
+                changes |= {"config": exact("config", config), "config_hash": config_hash}
+                detail |= {"config": before.config, "config_hash": before.config_hash}
+            if arms:
+                _extend_arms(connection, row["id"], before.arms, arms)
+            _change(connection, row["id"], **changes)
+            _untell(connection, row["id"])
+            _record(connection, row["id"], "reopened", **detail)
+            return self._study(connection, name)
+
+    def _study(self, connection: Connection, name: str) -> StudyRow:
+        found = connection.execute(sa.select(schema.studies).where(schema.studies.c.name == name)).mappings()
+        row = found.one_or_none()
+        if row is None:
+            raise no_study(connection, name)
+        arms = schema.arms.c
+        names = connection.scalars(sa.select(arms.name).where(arms.study_id == row["id"]).order_by(arms.position))
+        age = _age(row["heartbeat_at"], self._database.now(connection))
+        values = {key: value for key, value in row.items() if key != "heartbeat_at"}
+        return StudyRow(**values, arms=tuple(names), heartbeat_age=age)
+
+
+def this_process() -> str:
+    """Return the name of this process among all drivers: its machine, its space of process numbers, its number."""
+    return f"{_place()}:{os.getpid()}"
+
+
+def _place() -> str:
+    space = ""
+    with suppress(OSError):  # elsewhere than on Linux there are no name spaces: a machine has one
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return f"{platform.node()}/{re.sub('[^0-9]', '', space)}"
+
+
+def _is_gone(owner: str) -> bool:
+    """Whether a driver was a process of this machine that has ended; False where it cannot be seen from here."""
+    place, _, number = owner.rpartition(":")
+    if place != _place() or not number.isdecimal():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _age(heartbeat: datetime | None, now: datetime) -> float | None:
+    return None if heartbeat is None else max(0.0, (now - heartbeat).total_seconds())
+
+
+def _ended(name: str, before: str, after: str) -> StateError:
+    return StateError(f"study {name!r} ended as {before!r} and cannot become {after!r}; reopen it first")
+
+
+def _in_state(state: str | None) -> sa.ColumnElement[bool]:
+    if state is None:
+        return sa.true()
+    return schema.studies.c.state == one_of("state of a study", state, STUDY_STATES)
+
+
+def _study_line(row: RowMapping, counts: RowMapping | None, now: datetime) -> StudyLine:
+    values = {key: value for key, value in row.items() if key != "heartbeat_at"}
+    trials = {state: int(counts[state]) if counts else 0 for state in TRIAL_STATES}
+    passes = int(counts["sample_passes"]) if counts else 0
+    return StudyLine(**values, heartbeat_age=_age(row["heartbeat_at"], now), trials=trials, sample_passes=passes)
+
+
+def _study_for_update(connection: Connection, name: str) -> RowMapping:
+    columns = schema.studies.c
+    query = sa.select(columns.id, columns.state, columns.owner, columns.heartbeat_at, columns.started_at)
+    row = connection.execute(query.where(columns.name == name).with_for_update()).mappings().one_or_none()
+    if row is None:
+        raise no_study(connection, name)
+    return row
+
+
+def _change(connection: Connection, study: int, **values: Any) -> None:
+    connection.execute(sa.update(schema.studies).where(schema.studies.c.id == study).values(**values))
+
+
+def _record(connection: Connection, study: int, kind: str, **detail: Any) -> None:
+    values: Mapping[str, Any] = {"study_id": study, "at": datetime.now(UTC), "kind": kind, "detail": detail}
+    connection.execute(sa.insert(schema.events).values(**values))
+
+
+def _check_arms(arms: Sequence[str]) -> None:
+    if not arms or len(set(arms)) != len(arms):
+        raise ValueError(f"a study has one arm or more, each named once, got {list(arms)}")
+
+
+def _add_arms(connection: Connection, study: int, arms: Sequence[str], *, first: int) -> None:
+    rows = [{"study_id": study, "name": arm, "position": position} for position, arm in enumerate(arms, first)]
+    if rows:
+        connection.execute(sa.insert(schema.arms), rows)
+
+
+def _extend_arms(connection: Connection, study: int, before: Sequence[str], arms: Sequence[str]) -> None:
+    _check_arms(arms)
+    if missing := [arm for arm in before if arm not in arms]:
+        raise ValueError(f"an extended study keeps its arms, this one leaves out {', '.join(missing)}")
+    _add_arms(connection, study, [arm for arm in arms if arm not in before], first=len(before))
+
+
+def _unfinished(connection: Connection, study: int) -> int:
+    unfinished = schema.trials.c.state.in_(("queued", "running")) & (schema.arms.c.study_id == study)
+    query = sa.select(sa.func.count()).select_from(schema.trials).join(schema.arms).where(unfinished)
+    return connection.scalars(query).one()
+
+
+def _untell(connection: Connection, study: int) -> None:
+    """What was told of the study as a whole is no longer all."""
+    columns = schema.projections.c
+    of_study = (columns.study_id == study) & columns.trial_id.is_(None)
+    connection.execute(sa.update(schema.projections).where(of_study).values(done=False))

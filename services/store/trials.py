@@ -1,0 +1,400 @@
+"""Trials, their attempts and their epochs: how they are proposed, run, recorded and ended."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, RowMapping
+
+from services.store import schema
+from services.store.database import Database
+from services.store.errors import NotFound, StateError, StudyConflict
+from services.store.rows import (
+    ENDED_STUDY,
+    ENDED_TRIAL,
+    PHASES,
+    TRIAL_STATES,
+    AttemptRow,
+    EpochRow,
+    Json,
+    SpentRow,
+    TrialRow,
+)
+from services.store.values import amount, count, exact, finite, one_of, storable
+
+_NAMES_COMPARED = 1000
+_EPOCH_COLUMNS = ("epoch", "stage", "sample_passes", "seconds")
+
+
+class Trials:
+    """The part of the store that knows trials; `Store` has the contract."""
+
+    _database: Database
+
+    def add_trial(  # noqa: PLR0913  # one keyword a column
+        self,
+        study: str,
+        *,
+        arm: str,
+        phase: str,
+        number: int,
+        seed: int,
+        experiment: Json,
+        planned: int,
+        params: Json | None = None,
+        architecture: Json | None = None,
+        architecture_hash: str | None = None,
+        replicate_of: int | None = None,
+        thinking_seconds: float = 0.0,
+    ) -> TrialRow:
+        """Queue a trial, or return the one of the same arm, phase and number that is there.
+
+        Args:
+            study: Name of the study.
+            arm: Name of the contestant.
+            phase: ``search`` or ``retrain``.
+            number: Position among the trials of the arm and phase, from 0.
+            seed: Seed of its experiment.
+            experiment: What is to be run.
+            planned: Sample passes that it is meant to cost.
+            params: What the search chose.
+            architecture: The architecture that is proposed; kept as well under its hash.
+            architecture_hash: Its canonical hash; without `architecture` one that is in the store.
+            replicate_of: Number of the search trial of the same arm that had the same architecture.
+            thinking_seconds: What proposing it took.
+
+        Raises:
+            ValueError: A value lies outside its range.
+            StateError: The study has ended.
+            StudyConflict: The trial is there with another seed or experiment.
+        """
+        values = {
+            "phase": one_of("phase", phase, PHASES),
+            "number": count("number", number),
+            "seed": count("seed", seed),
+            "planned": count("planned", planned),
+            "replicate_of": replicate_of,
+            "thinking_seconds": amount("thinking_seconds", thinking_seconds),
+            "architecture_hash": architecture_hash,
+            "params": exact("params", params or {}),
+            "experiment": exact("experiment", experiment),
+        }
+        with self._database.writing() as connection:
+            arm_id = _open_arm(connection, study, arm)
+            if architecture is not None and architecture_hash is not None:
+                keep_architecture(self._database, connection, architecture_hash, architecture)
+            connection.execute(
+                self._database.insert(schema.trials)
+                .values(**values, arm_id=arm_id, state="queued", sample_passes=0, seconds=0.0, created_at=_now())
+                .on_conflict_do_nothing()
+            )
+            columns = schema.trials.c
+            mine = (columns.arm_id == arm_id) & (columns.phase == phase) & (columns.number == number)
+            row = _trial_row(connection.execute(_select_trials().where(mine)).mappings().one())
+        if (row.seed, row.experiment) != (seed, values["experiment"]):
+            raise StudyConflict(
+                f"{phase} trial {number} of arm {arm!r} in study {study!r} is in the store with another experiment or "
+                f"seed ({row.seed}, this one {seed})"
+            )
+        return row
+
+    def trial(self, trial: int) -> TrialRow:
+        """Return a trial by its identity."""
+        with self._database.reading() as connection:
+            row = connection.execute(_select_trials().where(schema.trials.c.id == trial)).mappings().one_or_none()
+        if row is None:
+            raise NotFound(f"there is no trial {trial} in the store")
+        return _trial_row(row)
+
+    def trials(
+        self, study: str, *, arm: str | None = None, phase: str | None = None, state: str | None = None
+    ) -> tuple[TrialRow, ...]:
+        """Return the trials of a study in the order in which they were proposed."""
+        query = _select_trials().order_by(schema.trials.c.id)
+        if arm is not None:
+            query = query.where(schema.arms.c.name == arm)
+        if phase is not None:
+            query = query.where(schema.trials.c.phase == one_of("phase", phase, PHASES))
+        if state is not None:
+            query = query.where(schema.trials.c.state == one_of("state of a trial", state, TRIAL_STATES))
+        with self._database.reading() as connection:
+            query = query.where(schema.arms.c.study_id == study_id(connection, study))
+            return tuple(_trial_row(row) for row in connection.execute(query).mappings())
+
+    def start_attempt(self, trial: int, *, worker: str = "") -> AttemptRow:
+        """Begin an attempt at a trial, which then runs; an attempt that ran before is lost.
+
+        Args:
+            trial: Identity of the trial.
+            worker: Process that runs it, if it is known yet; see `record_epochs`.
+
+        Raises:
+            StateError: The trial has ended.
+        """
+        attempts, now = schema.attempts.c, _now()
+        with self._database.writing() as connection:
+            row = _trial_for_update(connection, trial)
+            if row["state"] in ENDED_TRIAL:
+                raise _ended(trial, row["state"], "running")
+            _end_attempts(connection, attempts.trial_id == trial, "lost", now)
+            last = connection.scalars(sa.select(sa.func.max(attempts.number)).where(attempts.trial_id == trial)).one()
+            found = AttemptRow(trial, 0 if last is None else last + 1, "running", storable(worker), now, None, None)
+            values = {"trial_id": trial, "number": found.number, "state": found.state, "worker": found.worker}
+            connection.execute(sa.insert(schema.attempts).values(**values, started_at=now))
+            _change_trial(connection, trial, state="running", started_at=row["started_at"] or now)
+        return found
+
+    def attempts(self, trial: int) -> tuple[AttemptRow, ...]:
+        """Return the attempts at a trial, in order."""
+        columns = schema.attempts.c
+        query = sa.select(columns.trial_id.label("trial"), *(c for c in columns if c.name != "trial_id"))
+        with self._database.reading() as connection:
+            rows = connection.execute(query.where(columns.trial_id == trial).order_by(columns.number))
+            return tuple(AttemptRow(**row) for row in rows.mappings())
+
+    def record_epochs(self, trial: int, records: Iterable[Json], *, worker: str | None = None) -> None:
+        """Keep epoch records of a trial that runs; those whose epoch is there already change nothing.
+
+        What the trial has cost follows the records and never falls.
+
+        Args:
+            trial: Identity of the trial.
+            records: With ``epoch``, ``sample_passes`` and ``seconds`` so far, perhaps ``stage``, and any metrics.
+            worker: Process that runs the attempt, noted where it was not known before.
+
+        Raises:
+            ValueError: A record lacks one of these, or has it out of its range.
+            StateError: The trial does not run.
+        """
+        rows = [_epoch_values(trial, record) for record in records]
+        if not rows:
+            return
+        columns = schema.trials.c
+        passes, seconds = (max(row[name] for row in rows) for name in ("sample_passes", "seconds"))
+        changes = {
+            "sample_passes": _higher(columns.sample_passes, passes),
+            "seconds": _higher(columns.seconds, seconds),
+        }
+        change = sa.update(schema.trials).where(columns.id == trial, columns.state == "running").values(**changes)
+        with self._database.writing() as connection:
+            if connection.execute(change).rowcount == 0:
+                state = _trial_for_update(connection, trial)["state"]
+                raise StateError(f"trial {trial} is {state!r}: epochs are recorded only while it is 'running'")
+            connection.execute(self._database.insert(schema.epochs).on_conflict_do_nothing(), rows)
+            if worker:
+                _name_worker(connection, trial, worker)
+
+    def epochs(self, trial: int, *, after: int = -1) -> tuple[EpochRow, ...]:
+        """Return the epochs of a trial in order, those after a given one only if so asked."""
+        columns = schema.epochs.c
+        query = sa.select(*(columns[name] for name in _EPOCH_COLUMNS), columns.metrics)
+        query = query.where(columns.trial_id == trial, columns.epoch > after).order_by(columns.epoch)
+        with self._database.reading() as connection:
+            return tuple(EpochRow(**row) for row in connection.execute(query).mappings())
+
+    def finish_trial(
+        self,
+        trial: int,
+        state: str,
+        *,
+        score: float | None = None,
+        result: Json | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """End a trial, and its attempt with it; again in the same state does nothing.
+
+        Args:
+            trial: Identity of the trial.
+            state: ``complete``, ``failed`` or ``pruned``.
+            score: Validation accuracy; a complete trial has one.
+            result: What it ended in; its ``architecture`` is kept as well under its ``architecture_hash``.
+            reason: Why it failed or was pruned; a failed trial has one.
+
+        Raises:
+            ValueError: A complete trial without a finite score, or a failed one without a reason.
+            StateError: It has ended in another state, or is to be complete and does not run.
+        """
+        _check_end(trial, one_of("state in which a trial ends", state, sorted(ENDED_TRIAL)), score, reason)
+        now, text = _now(), storable(reason) if reason else None
+        with self._database.writing() as connection:
+            before = _trial_for_update(connection, trial)["state"]
+            if before == state:
+                return
+            if before in ENDED_TRIAL or (before == "queued" and state == "complete"):
+                raise _ended(trial, before, state)
+            document = finite(result) if result is not None else None
+            if document and document.get("architecture") and document.get("architecture_hash"):
+                keep_architecture(self._database, connection, document["architecture_hash"], document["architecture"])
+            _change_trial(connection, trial, state=state, score=score, result=document, reason=text, finished_at=now)
+            ended = "failed" if state == "failed" else "complete"
+            _end_attempts(connection, schema.attempts.c.trial_id == trial, ended, now, error=text)
+
+    def requeue_running(self, study: str) -> tuple[int, ...]:
+        """Queue again what a driver left running when it went away; the attempts are lost. Returns the trials."""
+        with self._database.writing() as connection:
+            return requeue(connection, study_id(connection, study))
+
+    def spent(self, study: str) -> tuple[SpentRow, ...]:
+        """Return what every arm has spent in every phase in which it has trials, and where these stand."""
+        columns = schema.trials.c
+        of = {state: sa.case((columns.state == state, columns.sample_passes), else_=0) for state in ENDED_TRIAL}
+        query = (
+            sa.select(
+                schema.arms.c.name.label("arm"),
+                columns.phase,
+                sa.func.count().label("trials"),
+                *counts_by_state(),
+                sa.func.sum(columns.planned).label("planned"),
+                sa.func.sum(columns.sample_passes).label("sample_passes"),
+                sa.func.sum(of["failed"]).label("failed_sample_passes"),
+                sa.func.sum(of["pruned"]).label("pruned_sample_passes"),
+                sa.func.sum(columns.seconds).label("seconds"),
+                sa.func.sum(columns.thinking_seconds).label("thinking_seconds"),
+                sa.func.max(sa.case((columns.state == "complete", columns.score))).label("best"),
+            )
+            .join_from(schema.arms, schema.trials, columns.arm_id == schema.arms.c.id)
+            .group_by(schema.arms.c.position, schema.arms.c.name, columns.phase)
+            .order_by(schema.arms.c.position, columns.phase.desc())
+        )
+        with self._database.reading() as connection:
+            rows = connection.execute(query.where(schema.arms.c.study_id == study_id(connection, study)))
+            return tuple(_spent_row(row) for row in rows.mappings())
+
+
+def study_id(connection: Connection, name: str) -> int:
+    """Return the identity of a study.
+
+    Raises:
+        NotFound: There is none of that name; the message names a near one.
+    """
+    query = sa.select(schema.studies.c.id).where(schema.studies.c.name == name)
+    found: int | None = connection.scalars(query).one_or_none()
+    if found is None:
+        raise no_study(connection, name)
+    return found
+
+
+def no_study(connection: Connection, name: str) -> NotFound:
+    """Return the error for a study that is not there, with a near name from among the newest."""
+    newest = sa.select(schema.studies.c.name).order_by(schema.studies.c.id.desc()).limit(_NAMES_COMPARED)
+    near = difflib.get_close_matches(name, connection.scalars(newest).all(), n=1)
+    return NotFound(f"there is no study {name!r} in the store{f'; did you mean {near[0]!r}?' if near else ''}")
+
+
+def counts_by_state() -> list[sa.Label[int]]:
+    """Return columns that count trials, one a state."""
+    state = schema.trials.c.state
+    return [sa.func.sum(sa.case((state == name, 1), else_=0)).label(name) for name in TRIAL_STATES]
+
+
+def requeue(connection: Connection, study: int) -> tuple[int, ...]:
+    """Queue again the running trials of a study, given by its identity; their attempts are lost."""
+    mine = sa.select(schema.arms.c.id).where(schema.arms.c.study_id == study)
+    running = (schema.trials.c.state == "running") & schema.trials.c.arm_id.in_(mine)
+    query = sa.update(schema.trials).where(running).values(state="queued").returning(schema.trials.c.id)
+    found = tuple(sorted(connection.scalars(query)))
+    if found:
+        _end_attempts(connection, schema.attempts.c.trial_id.in_(found), "lost", _now())
+    return found
+
+
+def keep_architecture(database: Database, connection: Connection, name: str, document: Json) -> None:
+    """Keep an architecture under its hash; the first one of a hash stays."""
+    values = {"hash": name, "document": exact("an architecture", document)}
+    connection.execute(database.insert(schema.architectures).values(**values).on_conflict_do_nothing())
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _open_arm(connection: Connection, study: str, arm: str) -> int:
+    """Return the identity of an arm of a study that has not ended."""
+    studies, arms = schema.studies.c, schema.arms.c
+    query = sa.select(studies.state, arms.name, arms.id).join_from(schema.studies, schema.arms)
+    rows = connection.execute(query.where(studies.name == study)).all()
+    if not rows:
+        raise no_study(connection, study)
+    known = {row.name: row.id for row in rows}
+    if arm not in known:
+        raise NotFound(f"there is no arm {arm!r} in study {study!r}; there are {', '.join(known)}")
+    if rows[0].state in ENDED_STUDY:
+        raise StateError(f"study {study!r} ended as {rows[0].state!r} and takes no more trials; reopen it first")
+    return int(known[arm])
+
+
+def _select_trials() -> sa.Select[Any]:
+    names = (schema.studies.c.name.label("study"), schema.arms.c.name.label("arm"))
+    columns = (column for column in schema.trials.c if column.name != "arm_id")
+    return sa.select(*names, *columns).join_from(schema.trials, schema.arms).join(schema.studies)
+
+
+def _trial_row(row: RowMapping) -> TrialRow:
+    return TrialRow(**row)
+
+
+def _trial_for_update(connection: Connection, trial: int) -> RowMapping:
+    columns = schema.trials.c
+    query = sa.select(columns.state, columns.started_at).where(columns.id == trial).with_for_update()
+    row = connection.execute(query).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"there is no trial {trial} in the store")
+    return row
+
+
+def _change_trial(connection: Connection, trial: int, **values: Any) -> None:
+    connection.execute(sa.update(schema.trials).where(schema.trials.c.id == trial).values(**values))
+
+
+def _end_attempts(
+    connection: Connection, which: sa.ColumnElement[bool], state: str, now: datetime, *, error: str | None = None
+) -> None:
+    change = sa.update(schema.attempts).where(which, schema.attempts.c.state == "running")
+    connection.execute(change.values(state=state, finished_at=now, error=error))
+
+
+def _name_worker(connection: Connection, trial: int, worker: str) -> None:
+    columns = schema.attempts.c
+    unnamed = (columns.trial_id == trial) & (columns.state == "running") & (columns.worker == "")
+    connection.execute(sa.update(schema.attempts).where(unnamed).values(worker=storable(worker)))
+
+
+def _epoch_values(trial: int, record: Json) -> dict[str, Any]:
+    if missing := {"epoch", "sample_passes", "seconds"} - set(record):
+        raise ValueError(f"an epoch record has epoch, sample_passes and seconds, this one lacks {', '.join(missing)}")
+    return {
+        "trial_id": trial,
+        "epoch": count("epoch", record["epoch"]),
+        "stage": str(record.get("stage", "train")),
+        "sample_passes": count("sample_passes", record["sample_passes"]),
+        "seconds": amount("seconds", record["seconds"]),
+        "metrics": finite({key: value for key, value in record.items() if key not in _EPOCH_COLUMNS}),
+    }
+
+
+def _higher(column: sa.Column[Any], value: float) -> sa.Case[Any]:
+    return sa.case((column < value, value), else_=column)
+
+
+def _check_end(trial: int, state: str, score: float | None, reason: str | None) -> None:
+    if score is not None and not math.isfinite(score):
+        raise ValueError(f"the score of trial {trial} must be finite, got {score}; end it as failed, with the reason")
+    if state == "complete" and score is None:
+        raise ValueError(f"a complete trial has a score, trial {trial} has none")
+    if state == "failed" and not reason:
+        raise ValueError(f"a failed trial has a reason, trial {trial} has none")
+
+
+def _ended(trial: int, before: str, after: str) -> StateError:
+    rule = "what has ended stays so" if before in ENDED_TRIAL else "start an attempt first"
+    return StateError(f"trial {trial} is {before!r} and cannot become {after!r}: {rule}")
+
+
+def _spent_row(row: RowMapping) -> SpentRow:
+    """PostgreSQL sums whole numbers to decimals."""
+    whole = {key: int(value) for key, value in row.items() if key not in ("arm", "phase", "best") and value is not None}
+    seconds = {key: float(row[key]) for key in ("seconds", "thinking_seconds")}
+    return SpentRow(**{**row, **whole, **seconds})

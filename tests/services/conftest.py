@@ -1,0 +1,122 @@
+"""A store on each of its databases: SQLite files, and a PostgreSQL server that the session starts for itself."""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from services.store import Store
+
+_ORDINARY_USERS = ("postgres", "nobody")
+
+
+def postgres_programs() -> Path | None:
+    """The folder of the newest server's programs: on the PATH, or where Debian puts them."""
+    if found := shutil.which("initdb"):
+        return Path(found).parent
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    return versions[-1].parent if versions else None
+
+
+def ordinary_user() -> str | None:
+    """The user to run a server as: it refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    return next(name for name in _ORDINARY_USERS if name in known)
+
+
+class PostgresServer:
+    """A server of its own, in a folder of its own, that listens on a socket in it and on no port."""
+
+    def __init__(self, programs: Path) -> None:
+        self.programs = programs
+        self.folder = Path(tempfile.mkdtemp(prefix="nas-pg-"))
+        self.user = ordinary_user()
+        if self.user:
+            shutil.chown(self.folder, self.user)
+        self._call("initdb", "--auth=trust", "--username=tester", "--encoding=UTF8", "--no-sync")
+        self.start()
+
+    @property
+    def arguments(self) -> list[str]:
+        return ["--pgdata", str(self.folder / "data")]
+
+    def start(self) -> None:
+        options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={self.folder}", "-c", "fsync=off"]
+        self.process = subprocess.Popen(
+            [self.programs / "postgres", "-D", self.folder / "data", *options],
+            user=self.user,
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def kill(self) -> None:
+        """End it as a machine does that loses power: the server's first process ends the others."""
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(timeout=30)
+
+    def url(self, database: str) -> str:
+        return f"postgresql+psycopg://tester@/{database}?host={self.folder}"
+
+    def make_database(self) -> str:
+        """Make a database and return its URL; waits for a server that has just been started."""
+        name = f"t{uuid.uuid4().hex[:12]}"
+        with self.connect() as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return self.url(name)
+
+    def connect(self) -> "psycopg.Connection[tuple[object, ...]]":
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return psycopg.connect(host=str(self.folder), user="tester", dbname="postgres", autocommit=True)
+            except psycopg.OperationalError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(timeout=30)
+        shutil.rmtree(self.folder)
+
+    def _call(self, program: str, *options: str) -> None:
+        command = [self.programs / program, *self.arguments, *options]
+        done = subprocess.run(command, user=self.user, cwd=self.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+    server = PostgresServer(programs)
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of every kind that the store supports."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'runs' / 'store.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.make_database()
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    with Store.open(store_url) as opened:
+        yield opened
