@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import hashlib
-import os
 import shutil
 import tempfile
 import urllib.request
@@ -65,7 +64,7 @@ def download(url: str, path: Path) -> bytes:
         DataMissing: It cannot be reached; the message says which and why.
     """
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310  # constants of ours
             data: bytes = response.read()
             return data
     except OSError as error:
@@ -113,6 +112,6 @@ def _store(folder: Path, arrays: Arrays) -> None:
         for name, array in arrays.items():
             np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
         with contextlib.suppress(OSError):  # another process was first: its arrays are as good
-            os.rename(unfinished, folder)
+            unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,98 @@
+"""How much corruption costs: corrupted splits, and the errors on them in one number.
+
+References:
+    Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
+    ICLR 2019, section 4.2.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from nas_blockout.data.corruptions.registry import SEVERITIES, corrupt
+from nas_blockout.data.parts import Part
+from nas_blockout.data.preprocessing import Preprocessing
+
+Errors = Mapping[str, Sequence[float]]
+_AT_ONCE = 512
+
+
+def corrupted(part: Part, preprocessing: Preprocessing, name: str, *, severity: int, seed: int) -> Part:
+    """Return a split with every image corrupted, normalised as before.
+
+    Args:
+        part: Normalised images.
+        preprocessing: With which they were normalised.
+        name: Kind of corruption.
+        severity: In 1..5.
+        seed: Of all draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batches = [
+        preprocessing.apply(corrupt(preprocessing.undo(images), name, severity=severity, generator=generator))
+        for images in torch.split(part.images, _AT_ONCE)
+    ]
+    return Part(torch.cat(batches), part.labels, part.background)
+
+
+def mean_corruption_error(errors: Errors, baseline: Errors | None = None) -> float:
+    r"""Average the error over kinds of corruption, each as a share of a baseline's.
+
+    .. math:: mCE = \frac{1}{|C|} \sum_{c \in C} \frac{\sum_s E_{s,c}}{\sum_s E^{baseline}_{s,c}}
+
+    Args:
+        errors: For each kind the error, in 0..1, at the five severities; `E_{s,c}`.
+        baseline: Likewise for the network that all are compared with; None for the plain mean of the errors.
+
+    Returns:
+        The mean corruption error as a share: 1 is the baseline's.
+
+    Raises:
+        ValueError: Kinds or severities differ, or the baseline makes no error on a kind.
+    """
+    _require_same(errors, baseline)
+    if baseline is None:
+        return sum(sum(values) / len(values) for values in errors.values()) / len(errors)
+    ratios = [_ratio(name, sum(values), sum(baseline[name])) for name, values in errors.items()]
+    return sum(ratios) / len(ratios)
+
+
+def relative_corruption_error(errors: Errors, clean: float, baseline: Errors, baseline_clean: float) -> float:
+    """Average what corruption adds to the clean error, as a share of what it adds to a baseline's.
+
+    Args:
+        errors: For each kind the error, in 0..1, at the five severities.
+        clean: Error on clean images, in 0..1.
+        baseline: Errors of the network that all are compared with.
+        baseline_clean: Its clean error.
+
+    Returns:
+        The relative mean corruption error: 1 is the baseline's, 0 no loss at all.
+
+    Raises:
+        ValueError: Kinds or severities differ, or corruption adds nothing to the baseline's error on a kind.
+    """
+    _require_same(errors, baseline)
+    ratios = [
+        _ratio(name, sum(value - clean for value in values), sum(value - baseline_clean for value in baseline[name]))
+        for name, values in errors.items()
+    ]
+    return sum(ratios) / len(ratios)
+
+
+def _ratio(name: str, value: float, reference: float) -> float:
+    if reference <= 0:
+        raise ValueError(f"the baseline must lose something on {name}, got {reference}; leave it out or take another")
+    return value / reference
+
+
+def _require_same(errors: Errors, baseline: Errors | None) -> None:
+    if not errors:
+        raise ValueError("errors must have at least one kind of corruption, got none")
+    for table in (errors, *([] if baseline is None else [baseline])):
+        wrong = [name for name, values in table.items() if len(values) != len(SEVERITIES)]
+        if wrong or set(table) != set(errors):
+            raise ValueError(
+                f"every kind needs errors at {len(SEVERITIES)} severities, the same kinds in both tables; "
+                f"got { ({name: len(values) for name, values in table.items()}) } against {sorted(errors)}"
+            )
