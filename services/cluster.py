@@ -170,26 +170,31 @@ def _searcher(tasks: Tasks) -> Any:
     class StudySearcher(Searcher):
         """Hands out the tasks of a study and brings their reports back."""
 
-        def __init__(self) -> None:
+        def __init__(self, tasks: Tasks) -> None:
             super().__init__(metric="reports", mode="max")
+            self.tasks = tasks
             self.trials: dict[str, int] = {}
 
+        def __getstate__(self) -> dict[str, Any]:
+            """Keep nothing when Tune pickles its state: the store is the truth."""
+            return {}
+
         def suggest(self, trial_id: str) -> Any:
-            task = tasks.next()
+            task = self.tasks.next()
             if task is None:
-                return Searcher.FINISHED if tasks.finished else None
+                return Searcher.FINISHED if self.tasks.finished else None
             self.trials[trial_id] = task.trial
             return {"task": task.to_json()}
 
         def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-            tasks.report(Report.from_text(result["report"]))
+            self.tasks.report(Report.from_text(result["report"]))
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             trial = self.trials.pop(trial_id)
             if error:
-                tasks.lost(trial, "its worker process died more often than the study's retries allow")
+                self.tasks.lost(trial, "its worker process died more often than the study's retries allow")
             elif result and "report" in result:
-                tasks.report(Report.from_text(result["report"]))
+                self.tasks.report(Report.from_text(result["report"]))
 
         def save(self, checkpoint_path: str) -> None:
             """Keep nothing: the store is the truth."""
@@ -197,7 +202,7 @@ def _searcher(tasks: Tasks) -> Any:
         def restore(self, checkpoint_path: str) -> None:
             """Restore nothing, as above."""
 
-    return StudySearcher()
+    return StudySearcher(tasks)
 
 
 def _token(folder: Path) -> Path:

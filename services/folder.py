@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from nas_blockout import __version__
+
 _RECORDED = ("torch", "torchvision", "numpy", "scikit-learn", "scipy", "ray", "optuna", "mlflow", "sqlalchemy")
 
 
@@ -59,7 +61,9 @@ class Folder:
 def write_text(path: Path, text: str) -> None:
     """Write a text file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
+    ) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -96,7 +100,7 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = None
     return {
-        "nas_blockout": metadata.version("nas-blockout"),
+        "nas_blockout": __version__,
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),

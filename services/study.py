@@ -1,13 +1,10 @@
 """Running a study: the one writer of the store, which hands tasks to the cluster and takes its reports."""
 
-import hashlib
-import os
-import platform
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from nas_blockout.data import Splits, load
@@ -16,7 +13,7 @@ from services import cluster
 from services.folder import Folder, environment, write_json, write_yaml
 from services.search import RETRAIN, SEARCH, TERMINAL, Entry, Plan, Proposal
 from services.settings import Settings
-from services.store import Store, TrialRow
+from services.store import Store, StoreError, TrialRow
 from services.study_file import Study, check_against_data
 from services.worker import Report, Task
 
@@ -236,7 +233,7 @@ def entry_of(row: TrialRow) -> Entry:
     )
 
 
-def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> Store:
+def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> tuple[Store, Splits]:
     """Run a study, or what is left of it, until every arm has searched and retrained.
 
     Args:
@@ -246,11 +243,13 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> S
         source: Where the study came from, for errors.
 
     Returns:
-        The store, open, with all trials in it.
+        The store, open, with all trials in it, and the data. The study is not yet finished: what it leaves behind is still to
+        be written.
 
     Raises:
         StudyError: A network cannot be built for the data, or the budget is too small; nothing has been written.
         StudyConflict: A study of that name with other contents is in the store.
+        StudyBusy: Another driver runs it.
         ClusterError: Ray cannot be reached or is too small.
     """
     splits = load(study.data, root=settings.data)
@@ -258,17 +257,45 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> S
     store = Store.open(settings.store_url)
     row = store.create_study(study.name, config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
     if row.state == "complete":
-        return store
+        return store, splits
+    store.claim_study(study.name)
     folder = Folder(settings.folder(study.name))
-    owner = f"{platform.node()}:{os.getpid()}"
-    store.claim_study(study.name, owner)
-    store.requeue_running(study.name)
     write_yaml(folder.root / "study.yaml", study.to_json())
     write_json(folder.root / "environment.json", environment())
-    workers = study.config.workers
+    try:
+        _run_trials(study, splits, store, folder=folder, settings=settings, observe=observe)
+    except BaseException:
+        store.release_study(study.name)
+        raise
+    return store, splits
+
+
+def _run_trials(
+    study: Study, splits: Splits, store: Store, *, folder: Folder, settings: Settings, observe: Observe
+) -> None:
+    store.requeue_running(study.name)
     driver = Driver(study, splits, store, folder=folder, settings=settings, observe=observe)
+    workers = study.config.workers
     resources = cluster.Resources(workers.at_once, workers.cpus, workers.gpus, workers.retries)
-    with _Heartbeat(settings.store_url, study.name, owner):
-        if not driver.finished:
+    if not driver.finished:
+        with _heartbeat(store, study.name):
             cluster.run(driver, resources, folder=folder.scratch, address=settings.ray_address)
-    return store
+
+
+@contextmanager
+def _heartbeat(store: Store, name: str) -> Iterator[None]:
+    """Tell the store every few seconds that this driver lives, however long a step takes."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            with suppress(StoreError):  # a store that is away for a moment is waited for by the writes themselves
+                store.heartbeat(name)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -46,7 +46,9 @@ def _build_convnet(
 
 def _scaled_convnet(settings: convnet.ConvNetSettings, factor: float) -> convnet.ConvNetSettings:
     channels = tuple(max(1, round(width * factor)) for width in settings.channels)
-    return replace(settings, channels=channels, hidden=tuple(max(1, round(width * factor)) for width in settings.hidden))
+    return replace(
+        settings, channels=channels, hidden=tuple(max(1, round(width * factor)) for width in settings.hidden)
+    )
 
 
 BACKBONES: Mapping[str, Backbone] = MappingProxyType(

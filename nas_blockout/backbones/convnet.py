@@ -46,7 +46,9 @@ def stages(settings: ConvNetSettings, input_shape: tuple[int, int, int], classes
         if pool == 2:
             side, area = side // 2, _halved(input_shape, position)
     numbered = len(settings.hidden) > 1
-    plan += [Stage(f"hidden{n}" if numbered else "hidden", "linear", width) for n, width in enumerate(settings.hidden, 1)]
+    plan += [
+        Stage(f"hidden{n}" if numbered else "hidden", "linear", width) for n, width in enumerate(settings.hidden, 1)
+    ]
     return (*plan, Stage("classes", "linear", classes, activation=False))
 
 

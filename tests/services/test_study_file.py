@@ -94,9 +94,17 @@ def test_an_arm_like_another_takes_its_entries() -> None:
         ("arms.dense.like", "dens", r"arms\.dense\.like: no other arm 'dens'"),
         ("arms.dense.match", {"arm": "thick"}, r"arms\.dense\.match\.arm: no other arm 'thick'"),
         ("arms.dense.searcher", "annealing", r"arms\.dense\.searcher: .*'random'.*'annealing'"),
-        ("arms.dense.space", ["trainin"], r"arms\.dense\.space: no such search space 'trainin'; did you mean 'training'\?"),
+        (
+            "arms.dense.space",
+            ["trainin"],
+            r"arms\.dense\.space: no such search space 'trainin'; did you mean 'training'\?",
+        ),
         ("arms.dense.method", {"name": "blokout"}, r"no such method 'blokout'; did you mean 'blockout'\?"),
-        ("arms.dense.method", {"name": "blockout", "cluster": 3}, r"cluster: no such setting; did you mean 'clusters'\?"),
+        (
+            "arms.dense.method",
+            {"name": "blockout", "cluster": 3},
+            r"cluster: no such setting; did you mean 'clusters'\?",
+        ),
         ("arms.dense.backbone", {"name": "convnat"}, r"no such backbone 'convnat'; did you mean 'convnet'\?"),
         ("arms.dense.distillation", {}, "distillation needs the method blockout"),
         ("data.name", "digit", r"digit"),
@@ -153,7 +161,9 @@ def test_values_that_only_the_data_refuses(tmp_path: Path) -> None:
     document = changed("arms.dense", {"method": {"name": "blockout", "clusters": 9}, "backbone": {"hidden": [8]}})
     study = resolve(parse(document, source="s.yaml"), source="s.yaml")
     splits = load(study.data)
-    with pytest.raises(StudyError, match=r"s\.yaml: arms\.dense: clusters must lie in 1\.\.nodes, got clusters=9 for nodes=8"):
+    with pytest.raises(
+        StudyError, match=r"s\.yaml: arms\.dense: clusters must lie in 1\.\.nodes, got clusters=9 for nodes=8"
+    ):
         check_against_data(study, splits, source="s.yaml")
     poor = resolve(parse(changed("budget.sample_passes", 1100), source="s.yaml"), source="s.yaml")
     with pytest.raises(StudyError, match=r"budget\.sample_passes=1100 is too small: arm 'dense' needs 1200"):
