@@ -13,8 +13,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from services.store import Store
+from services.store.schema import METADATA
 
 _ORDINARY_USERS = ("postgres", "nobody")
 
@@ -76,19 +78,18 @@ class PostgresServer:
             connection.execute(f"CREATE DATABASE {name}".encode())
         return self.url(name)
 
-    def connect(self) -> "psycopg.Connection[tuple[object, ...]]":
+    def connect(self, database: str = "postgres") -> "psycopg.Connection[tuple[object, ...]]":
         deadline = time.monotonic() + 30
         while True:
             try:
-                return psycopg.connect(host=str(self.folder), user="tester", dbname="postgres", autocommit=True)
+                return psycopg.connect(host=str(self.folder), user="tester", dbname=database, autocommit=True)
             except psycopg.OperationalError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
 
     def close(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(timeout=30)
+        self.kill()
         shutil.rmtree(self.folder)
 
     def _call(self, program: str, *options: str) -> None:
@@ -107,16 +108,31 @@ def postgres() -> Iterator[PostgresServer]:
     server.close()
 
 
+@pytest.fixture(scope="session")
+def postgres_store_url(postgres: PostgresServer) -> str:
+    """The URL of one PostgreSQL database that `store` empties before each test: much faster than a new one."""
+    url = postgres.make_database()
+    Store.open(url).close()
+    return url
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, of every kind that the store supports."""
+    """The URL of a database that has nothing in it yet, of every kind that the store supports."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'runs' / 'store.db'}"
     server: PostgresServer = request.getfixturevalue("postgres")
     return server.make_database()
 
 
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    with Store.open(store_url) as opened:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """An empty store, on every kind of database."""
+    url = f"sqlite:///{tmp_path / 'runs' / 'store.db'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_store_url")
+        server: PostgresServer = request.getfixturevalue("postgres")
+        with server.connect(make_url(url).database or "") as connection:
+            connection.execute(f"TRUNCATE {', '.join(METADATA.tables)} RESTART IDENTITY".encode())
+    with Store.open(url) as opened:
         yield opened

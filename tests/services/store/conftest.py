@@ -1,0 +1,36 @@
+"""A study in a store, and what puts trials into it."""
+
+from collections.abc import Callable
+
+import pytest
+
+from services.store import Store, TrialRow
+
+ARMS = ["random", "blockout"]
+Queue = Callable[..., TrialRow]
+
+
+@pytest.fixture
+def study(store: Store) -> str:
+    """The name of a study with the arms random and blockout."""
+    return store.create_study("example", config={"arms": ARMS}, config_hash="cafe", arms=ARMS).name
+
+
+@pytest.fixture
+def queue(store: Store, study: str) -> Queue:
+    """Queues a trial in the study, the next of its arm and phase unless told otherwise."""
+
+    def queue_trial(**changes: object) -> TrialRow:
+        values = {"arm": "random", "phase": "search", "seed": 7, "planned": 100, "experiment": {"width": 8}} | changes
+        known = store.trials(study, arm=str(values["arm"]), phase=str(values["phase"]))
+        return store.add_trial(study, **({"number": len(known)} | values))  # type: ignore[arg-type]
+
+    return queue_trial
+
+
+@pytest.fixture
+def running(store: Store, queue: Queue) -> int:
+    """The identity of a trial that runs."""
+    trial = queue().id
+    store.start_attempt(trial, worker="host:1")
+    return trial
