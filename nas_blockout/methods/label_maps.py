@@ -218,9 +218,11 @@ def _joined(means: Tensor, edges: Tensor, channel_of: Tensor, clusters: int) -> 
     distance = (means[edges[0]] - means[edges[1]]).square().sum(1)
     rank = torch.empty_like(edges[0])
     rank[distance.argsort(stable=True)] = torch.arange(len(rank))  # a total order: no cycle of nearest neighbours
-    best = torch.full((len(means),), len(rank)).scatter_reduce(0, edges.flatten(), rank.repeat(2), "amin")
+    alone = len(rank)  # what a cluster without a neighbour keeps
+    best = torch.full((len(means),), alone).scatter_reduce(0, edges.flatten(), rank.repeat(2), "amin")
     by_rank = torch.empty_like(rank).scatter_(0, rank, torch.arange(len(rank)))
-    chosen = edges[:, by_rank[best.unique()]]  # sorted by distance; a forest, so each pair removes one cluster
+    # Sorted by distance, and a forest: each pair removes one cluster.
+    chosen = edges[:, by_rank[best[best < alone].unique()]]
     channel = channel_of[chosen[0]]
     order = channel.argsort(stable=True)
     counts = torch.bincount(channel, minlength=int(channel_of[-1]) + 1)
