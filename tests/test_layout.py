@@ -62,7 +62,9 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "tracking": {"store", "study_file"},
         "comparison": {"store", "study_file"},
         "wording": {"comparison"},
-        "report": {"store", "comparison", "wording", "study_file", "folder"},
+        "report_view": set(),
+        "report_figures": {"comparison", "report_view"},
+        "report": {"store", "comparison", "wording", "study_file", "folder", "report_view", "report_figures"},
         "search": {"store", "tracking", "study_file"},
         "cluster": {"worker"},
         "study": {
@@ -70,7 +72,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
             "comparison", "report", "wording",
         },
         "results": {
-            "store", "tracking", "study_file", "study", "cluster", "folder", "comparison", "report", "wording",
+            "store", "tracking", "study_file", "study", "cluster", "folder", "comparison", "report", "report_view", "wording",
         },
         "display": {"study", "comparison", "wording"},
         "doctor": {"store", "tracking", "cluster", "study_file"},
