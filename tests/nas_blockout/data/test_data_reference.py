@@ -1,0 +1,34 @@
+"""The reference page of the data says what the code does."""
+
+from pathlib import Path
+
+import pytest
+
+from nas_blockout.data import SOURCES, errors, imagefolder
+from nas_blockout.data.augment import AUGMENT
+from nas_blockout.data.corruptions import CORRUPTIONS
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+REFERENCE = (DOCS / "reference" / "data.md").read_text(encoding="utf-8")
+CONCEPT = (DOCS / "concepts" / "data.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_the_page_has_every_parameter_of_a_corruption(name):
+    corruption = CORRUPTIONS[name]
+    names = ", ".join(f"{key} (px)" if key in corruption.lengths else key for key in corruption.names)
+    values = " | ".join(", ".join(f"{value:g}" for value in values) for values in corruption.parameters)
+    purpose = "tuning" if corruption.tuning else "testing"
+    assert f"| `{name}` | {corruption.group} | {purpose} | {names} | {values} |\n" in REFERENCE
+    assert (f"| `{name}` | {corruption.differs} |\n" in REFERENCE) == bool(corruption.differs)
+
+
+def test_the_page_has_no_corruption_that_is_not_there():
+    section = REFERENCE.partition("## Corruptions")[2]
+    assert {line.split("`")[1] for line in section.splitlines() if line.startswith("| `")} == set(CORRUPTIONS)
+
+
+def test_every_source_augmentation_error_and_suffix_is_named():
+    assert all(f"`{name}`" in CONCEPT for name in (*SOURCES, *AUGMENT))
+    assert all(f"`{kind.__name__}`" in REFERENCE for kind in errors.DataError.__subclasses__())
+    assert all(f"`{suffix}`" in REFERENCE for suffix in imagefolder.SUFFIXES)
