@@ -72,7 +72,8 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
             "comparison", "report", "wording",
         },
         "results": {
-            "store", "tracking", "study_file", "study", "cluster", "folder", "comparison", "report", "report_view", "wording",
+            "store", "tracking", "study_file", "study", "cluster", "folder",
+            "comparison", "report", "report_view", "wording",
         },
         "display": {"study", "comparison", "wording"},
         "doctor": {"store", "tracking", "cluster", "study_file"},
