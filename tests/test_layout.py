@@ -71,8 +71,9 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
             "search", "cluster", "store", "tracking", "study_file", "worker", "folder",
             "comparison", "report", "wording",
         },
+        "handover": {"store", "study_file", "folder", "comparison"},
         "results": {
-            "store", "tracking", "study_file", "study", "cluster", "folder",
+            "handover", "store", "tracking", "study_file", "study", "cluster", "folder",
             "comparison", "report", "report_view", "wording",
         },
         "display": {"study", "comparison", "wording"},
@@ -96,6 +97,7 @@ IMPORTERS = {
     "click": ["services/cli*"],
     "rich": ["services/display.py", "services/cli*"],
     "jinja2": ["services/report*"],
+    "markupsafe": ["services/report*"],
     "pydantic": ["services/*"],
     "yaml": ["services/*"],
     "fsspec": ["services/*"],
