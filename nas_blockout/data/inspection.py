@@ -77,7 +77,9 @@ def fetch(name: str, root: Path) -> Path:
         DataMissing: They cannot be downloaded; the message says how they are had.
         DataCorrupt: What was downloaded is not what was expected.
     """
-    source = SOURCES[DataSettings(name=name, folder="unused").name]
+    if name not in SOURCES:
+        raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}")
+    source = SOURCES[name]
     if source.fetch is None:
         raise DataMissing(f"{name} is not had by downloading: {source.remedy}")
     return source.fetch(root)

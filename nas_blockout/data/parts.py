@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nas_blockout.data.preprocessing import Preprocessing
 
-_MEASURED_AT_ONCE = 4096
+_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,11 +36,14 @@ class Labelled:
 
     def scaled(self) -> Iterator[Tensor]:
         """Yield all images in batches, float32 in [0, 1]."""
-        yield from map(scaled, torch.split(self.images, _MEASURED_AT_ONCE))
+        yield from map(scaled, torch.split(self.images, _AT_ONCE))
 
     def normalised(self, preprocessing: Preprocessing) -> "Part":
         """Return the images as a network reads them."""
-        return Part(preprocessing.apply(scaled(self.images)), self.labels, preprocessing.background)
+        images = torch.empty(self.images.shape, dtype=torch.float32)
+        for own, normalised in zip(self.scaled(), torch.split(images, _AT_ONCE), strict=True):
+            normalised.copy_(preprocessing.apply(own))
+        return Part(images, self.labels, preprocessing.background)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

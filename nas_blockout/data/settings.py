@@ -19,8 +19,10 @@ class DataSettings:
             carved off for validation is as scarce as what is trained on.
         split_seed: Seed of every random choice in the split, 0 or more. The seed of an experiment is another one.
         augment: How training images are varied, one of `AUGMENTATIONS`; see `nas_blockout.data.augment`.
-        image_size: Side of the square images that `imagefolder` makes, in pixels; None for the source's own.
-        folder: Folder of the images (`imagefolder`), of the fonts (`glyphs`) or of files already there.
+        image_size: Side of the square images that `imagefolder` makes, in pixels; None for 64. Other sources have
+            their own, and refuse it.
+        folder: Folder of the images (`imagefolder`), of the fonts (`glyphs`) or of files already there; `digits`,
+            which has no files, refuses it.
 
     Raises:
         ValueError: A value is out of range; the message shows it.
@@ -43,6 +45,10 @@ class DataSettings:
             raise ValueError(f"split_seed must lie in 0..2**63-1, got {self.split_seed}")
         if self.image_size is not None and not SMALLEST_SIDE <= self.image_size <= LARGEST_SIDE:
             raise ValueError(f"image_size must lie in {SMALLEST_SIDE}..{LARGEST_SIDE} pixels, got {self.image_size}")
+        if self.image_size is not None and self.name != "imagefolder":
+            raise ValueError(f"image_size is a setting of imagefolder alone, got {self.image_size} for {self.name}")
+        if self.folder is not None and self.name == "digits":
+            raise ValueError(f"digits ships with scikit-learn and reads no folder, got {self.folder!r}")
         if self.name == "imagefolder" and self.folder is None:
             raise ValueError("imagefolder needs the setting folder: the path of a folder with one sub-folder a class")
 

@@ -15,7 +15,9 @@ from nas_blockout.data.settings import AUGMENTATIONS, NAMES
         ({"train_samples": 0}, "train_samples must be 1 or more, or null for all, got 0"),
         ({"validation_samples": -3}, "validation_samples must be 1 or more, or null for all, got -3"),
         ({"split_seed": -1}, "split_seed must lie in"),
-        ({"image_size": 2}, "image_size must lie in 4..1024 pixels, got 2"),
+        ({"image_size": 32}, "image_size is a setting of imagefolder alone, got 32 for digits"),
+        ({"folder": "own"}, "digits ships with scikit-learn and reads no folder, got 'own'"),
+        ({"name": "imagefolder", "folder": "own", "image_size": 2}, "image_size must lie in 4..1024 pixels, got 2"),
         ({"name": "imagefolder"}, "imagefolder needs the setting folder"),
     ],
 )

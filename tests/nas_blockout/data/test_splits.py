@@ -1,9 +1,10 @@
+import pickle
 from functools import partial
 
 import pytest
 import torch
 
-from nas_blockout.data import DataUnsuitable, Part
+from nas_blockout.data import DataSettings, DataUnsuitable, Part, load
 from nas_blockout.data.parts import Labelled, scaled
 from nas_blockout.data.splits import Collection, prepare
 
@@ -46,6 +47,15 @@ def test_test_data_is_read_when_asked_for_and_counted():
     assert len(splits.test()) == 4
     splits.test()
     assert (len(reads), splits.test_reads) == (2, 2)
+
+
+def test_splits_survive_being_sent_to_another_process():
+    splits = load(DataSettings(train_samples=50))
+    splits.test()
+    sent = pickle.loads(pickle.dumps(splits))  # what a worker gets from the process that started it
+    assert torch.equal(sent.train.images, splits.train.images)
+    assert torch.equal(sent.test().images, splits.test().images)
+    assert sent.test_reads == 2
 
 
 def test_test_data_is_normalised_like_training_data():
