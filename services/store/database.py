@@ -22,6 +22,8 @@ LOCK_SECONDS = 10
 CONNECT_SECONDS = 5
 PATIENCE_SECONDS = 30.0
 _RETRY_SECONDS = 0.2
+_LOCK_NOT_AVAILABLE = "55P03"
+_AWAY = frozenset({"08", "28", "3D", "53", "57"})  # no connection, not let in, no such database, full, shutting down
 _DRIVERS = {"sqlite": "sqlite", "postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
 _MIGRATION_LOCK = 7_361_902_455  # any number that other users of the PostgreSQL database do not take
 
@@ -50,12 +52,11 @@ class Database:
             StoreError: The URL cannot be used, or what lies there is no store, or is that of a newer version.
         """
         database = cls(parse(url))
-        if not database._server:
-            database._make_folder()
-        with database.reading() as connection:
-            revision = database._revision(connection)
-        if revision != migrations.HEAD:
-            database._migrate()
+        try:
+            database._bring_up_to_date()
+        except StoreError:
+            database.close()
+            raise
         database._patience = PATIENCE_SECONDS
         return database
 
@@ -84,6 +85,15 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+    def _bring_up_to_date(self) -> None:
+        if not self._server:
+            self._make_folder()
+        with self.reading() as connection:
+            revision = self._revision(connection)
+        if revision != migrations.HEAD:
+            self._engine.dispose()  # SQLite's log is switched on while nobody else has the file open
+            self._migrate()
 
     def _make_folder(self) -> None:
         folder = Path(str(self._parsed.database)).absolute().parent
@@ -142,12 +152,13 @@ class Database:
         original = error.orig if isinstance(error, DBAPIError) else error
         text = " ".join(str(original).split())
         text = text.replace(self._parsed.password, "***") if self._parsed.password else text
-        if isinstance(error, OperationalError) and self._server:
-            return StoreUnreachable(f"the store {self.url} cannot be reached: {text}")
-        if "locked" in text:
+        sqlstate = getattr(original, "sqlstate", None)
+        if "locked" in text or sqlstate == _LOCK_NOT_AVAILABLE:
             return StoreError(
-                f"the store {self.url} is locked by another program for more than {LOCK_SECONDS} s: {text}"
+                f"the store {self.url} is locked by another program, for more than {LOCK_SECONDS} s: {text}"
             )
+        if self._server and isinstance(error, OperationalError) and (sqlstate or "08")[:2] in _AWAY:
+            return StoreUnreachable(f"the store {self.url} cannot be reached: {text}")
         return StoreError(f"the store {self.url} cannot be used: {text}{_remedy(text)}")
 
 

@@ -315,7 +315,7 @@ def _open_arm(connection: Connection, study: str, arm: str) -> int:
     """Return the identity of an arm of a study that has not ended."""
     studies, arms = schema.studies.c, schema.arms.c
     query = sa.select(studies.state, arms.name, arms.id).join_from(schema.studies, schema.arms)
-    rows = connection.execute(query.where(studies.name == study)).all()
+    rows = connection.execute(query.where(studies.name == study).order_by(arms.position)).all()
     if not rows:
         raise no_study(connection, study)
     known = {row.name: row.id for row in rows}

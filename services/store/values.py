@@ -71,7 +71,7 @@ def count(what: str, value: int) -> int:
     Raises:
         ValueError: It is not.
     """
-    if isinstance(value, bool) or int(value) != value or not 0 <= value <= MOST:
+    if isinstance(value, bool) or not 0 <= value <= MOST or int(value) != value:
         raise ValueError(f"{what} must be a whole number in 0..2**63-1, got {value!r}")
     return int(value)
 

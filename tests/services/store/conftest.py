@@ -22,8 +22,9 @@ def queue(store: Store, study: str) -> Queue:
 
     def queue_trial(**changes: object) -> TrialRow:
         values = {"arm": "random", "phase": "search", "seed": 7, "planned": 100, "experiment": {"width": 8}} | changes
-        known = store.trials(study, arm=str(values["arm"]), phase=str(values["phase"]))
-        return store.add_trial(study, **({"number": len(known)} | values))  # type: ignore[arg-type]
+        if "number" not in values:
+            values["number"] = len(store.trials(study, arm=str(values["arm"]), phase=str(values["phase"])))
+        return store.add_trial(study, **values)  # type: ignore[arg-type]
 
     return queue_trial
 
