@@ -1,0 +1,53 @@
+"""The figures of reports and docs; the only importer of matplotlib.
+
+A figure is a function ``figure_x(values) -> Figure`` of plain values: no pyplot, no global state, nothing to close.
+`to_svg` and `to_png` write it, the same bytes for the same values.
+"""
+
+from matplotlib.figure import Figure
+
+from nas_blockout.plots.accuracy import (
+    Difference,
+    Estimate,
+    Point,
+    figure_accuracy,
+    figure_differences,
+    figure_front,
+    figure_gap,
+)
+from nas_blockout.plots.confusion import figure_confusion, mistaken_shares
+from nas_blockout.plots.diagram import figure_architecture
+from nas_blockout.plots.memberships import (
+    figure_clusters_per_class,
+    figure_density,
+    figure_masks,
+    figure_projection,
+    project,
+)
+from nas_blockout.plots.spending import Curve, figure_best_so_far, figure_convergence, figure_cost
+from nas_blockout.plots.svg import to_png, to_svg
+
+__all__ = [
+    "Curve",
+    "Difference",
+    "Estimate",
+    "Figure",
+    "Point",
+    "figure_accuracy",
+    "figure_architecture",
+    "figure_best_so_far",
+    "figure_clusters_per_class",
+    "figure_confusion",
+    "figure_convergence",
+    "figure_cost",
+    "figure_density",
+    "figure_differences",
+    "figure_front",
+    "figure_gap",
+    "figure_masks",
+    "figure_projection",
+    "mistaken_shares",
+    "project",
+    "to_png",
+    "to_svg",
+]

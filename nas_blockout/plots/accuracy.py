@@ -1,0 +1,211 @@
+"""Figures of what the arms reached: accuracies, differences, cost against accuracy, the discretisation gap."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nas_blockout.plots.labels import place_labels
+from nas_blockout.plots.theme import (
+    FONT,
+    INK,
+    LOST,
+    MUTED,
+    NARROW,
+    SHOWN,
+    SMALL,
+    amount_axis,
+    canvas,
+    look,
+    padded,
+    panel,
+    percent_axis,
+    shorten,
+    small_multiples,
+    styled,
+    text_width,
+    title,
+)
+
+_ROW = 21.0
+_NAMES = 118.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """An arm's accuracy, 0..1: one value a seed, their mean, and its interval where there is one."""
+
+    name: str
+    role: str
+    values: tuple[float, ...]
+    mean: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Accuracy of `a` minus that of `b`, its interval where there is one, and whether it was shown."""
+
+    a: str
+    b: str
+    difference: float
+    interval: tuple[float, float] | None
+    shown: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An arm in the plane of cost and accuracy."""
+
+    name: str
+    role: str
+    cost: float
+    accuracy: float
+    interval: tuple[float, float] | None
+
+
+@styled
+def figure_accuracy(estimates: Sequence[Estimate], *, label: str = "test accuracy, %") -> Figure:
+    """Draw one row an arm: the mean with its interval, the seeds as dots below."""
+    figure = canvas(NARROW, 8 + _ROW * len(estimates) + 32)
+    left = min(_NAMES, 10 + max(text_width(shorten(e.name, _NAMES)) for e in estimates))
+    axes = panel(figure, (left, 6, NARROW - left - 40, _ROW * len(estimates)))
+    for row, estimate in enumerate(estimates):
+        _estimate(axes, row, estimate)
+    axes.set_ylim(len(estimates) - 0.5, -0.5)
+    axes.set_xlim(*padded(v for e in estimates for v in (*e.values, *(e.interval or ()))))
+    _named_rows(axes, [shorten(e.name, left - 8) for e in estimates])
+    percent_axis(axes, "x")
+    axes.set_xlabel(label, labelpad=2)
+    return figure
+
+
+def _estimate(axes: Axes, row: int, estimate: Estimate) -> None:
+    style = look(estimate.role)
+    if estimate.mean is None:
+        axes.text(
+            0.02, row, "no retrained model", transform=axes.get_yaxis_transform(), va="center", size=SMALL, color=MUTED
+        )
+        return
+    axes.plot(estimate.values, [row + 0.26] * len(estimate.values), "o", ms=3, mec="none", mfc=style.colour, alpha=0.55)
+    if estimate.interval is not None:
+        axes.plot(estimate.interval, [row - 0.1] * 2, color=style.colour, lw=2.4, solid_capstyle="butt")
+    axes.plot([estimate.mean], [row - 0.1], style.marker, ms=5.5, color=style.colour)
+    axes.text(1.015, row, f"{100 * estimate.mean:.2f}", transform=axes.get_yaxis_transform(), va="center", size=SMALL)
+
+
+def _named_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names, color=INK, fontsize=FONT)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+
+
+@styled
+def figure_differences(differences: Sequence[Difference]) -> Figure:
+    """Draw one row a pair, under a heading for each first arm: the difference in points with its interval.
+
+    A filled marker is a difference that was shown, a hollow one is not.
+    """
+    rows: list[Difference | str] = []
+    for difference in differences:
+        if not rows or difference.a != _first_arm(rows[-1]):
+            rows.append(difference.a)
+        rows.append(difference)
+    figure = canvas(NARROW, 8 + 17 * len(rows) + 32)
+    axes = panel(figure, (_NAMES, 6, NARROW - _NAMES - 44, 17 * len(rows)))
+    axes.axvline(0, color=MUTED, lw=0.9)
+    for row, entry in enumerate(rows):
+        if isinstance(entry, Difference):
+            _difference(axes, row, entry)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    low, high = padded(100 * v for d in differences for v in (0.0, d.difference, *(d.interval or ())))
+    axes.set_xlim(low, high)
+    _named_rows(axes, [_row_name(entry) for entry in rows])
+    for text, entry in zip(axes.get_yticklabels(), rows, strict=True):
+        text.set_fontweight("bold" if isinstance(entry, str) else "normal")
+    axes.set_xlabel("difference in test accuracy, points", labelpad=2)
+    return figure
+
+
+def _first_arm(row: Difference | str) -> str:
+    return row if isinstance(row, str) else row.a
+
+
+def _row_name(row: Difference | str) -> str:
+    if isinstance(row, str):
+        return f"{shorten(row, _NAMES - 44)} minus"
+    return shorten(row.b, _NAMES - 12)
+
+
+def _difference(axes: Axes, row: int, entry: Difference) -> None:
+    colour = MUTED if not entry.shown else SHOWN if entry.difference > 0 else LOST
+    value = 100 * entry.difference
+    if entry.interval is not None:
+        axes.plot([100 * end for end in entry.interval], [row] * 2, color=colour, lw=2, solid_capstyle="butt")
+    axes.plot([value], [row], "o", ms=5.5, mec=colour, mfc=colour if entry.shown else "#fffffe", mew=1.3)
+    axes.text(1.015, row, f"{value:+.2f}", transform=axes.get_yaxis_transform(), va="center", size=SMALL, color=INK)
+
+
+@styled
+def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -> Figure:
+    """Draw accuracy against cost, on a logarithmic axis if the costs differ by more than ten times.
+
+    Args:
+        points: The arms.
+        front: Which of them no other beats in both, cheapest first.
+        label: Of the cost.
+    """
+    figure = canvas(NARROW, 250)
+    axes = panel(figure, (34, 8, NARROW - 42, 208))
+    costs = [point.cost for point in points]
+    logarithmic = min(costs) > 0 and max(costs) > 10 * min(costs)
+    if logarithmic:
+        axes.set_xscale("log")
+    axes.plot([costs[i] for i in front], [points[i].accuracy for i in front], color=MUTED, lw=1, ls=(0, (4, 2)))
+    for point in points:
+        style = look(point.role)
+        if point.interval is not None:
+            axes.plot([point.cost] * 2, point.interval, color=style.colour, lw=1, alpha=0.6)
+        axes.plot([point.cost], [point.accuracy], style.marker, ms=6.5, color=style.colour)
+    if logarithmic:
+        axes.set_xlim(min(costs) / 1.35, max(costs) * 1.35)
+    else:
+        axes.set_xlim(*padded(costs, share=0.12, least=max(costs) * 0.02 or 1.0))
+        amount_axis(axes, ticks=5)
+    axes.set_ylim(*padded((v for p in points for v in (p.accuracy, *(p.interval or ()))), share=0.12))
+    percent_axis(axes)
+    axes.set_xlabel(label, labelpad=2)
+    axes.set_ylabel("test accuracy, %", labelpad=2)
+    names = [shorten(point.name, 110, SMALL) for point in points]
+    place_labels(axes, list(zip(costs, [p.accuracy for p in points], strict=True)), names, required=True)
+    return figure
+
+
+@styled
+def figure_gap(arms: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]]) -> Figure:
+    """Draw, a panel an arm, what accuracy is left after each step from learned probabilities to a branched network.
+
+    Args:
+        arms: By arm its role and, by step in order, the validation accuracy of every seed, 0..1.
+    """
+    figure, panels = small_multiples(len(arms), height=104, columns=2, bottom=46)
+    values = [value for _, steps in arms.values() for seeds in steps.values() for value in seeds]
+    limits = padded(values)
+    for axes, (name, (role, steps)) in zip(panels, arms.items(), strict=True):
+        style, places = look(role), range(len(steps))
+        seeds = max(map(len, steps.values()))
+        for seed in range(seeds):
+            line = [found[seed] if seed < len(found) else math.nan for found in steps.values()]
+            axes.plot(places, line, color=style.colour, lw=0.8, alpha=0.45)
+        means = [float(np.mean(found)) if found else math.nan for found in steps.values()]
+        axes.plot(places, means, f"{style.marker}-", ms=5, lw=1.8, color=style.colour)
+        axes.set_ylim(*limits)
+        axes.set_xlim(-0.35, len(steps) - 0.65)
+        axes.set_xticks(places, list(steps), rotation=30, ha="right", rotation_mode="anchor")
+        axes.tick_params(labelbottom=True)
+        percent_axis(axes)
+        title(axes, name, note=f"n = {seeds}")
+    return figure

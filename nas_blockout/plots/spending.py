@@ -1,0 +1,203 @@
+"""Figures of what was spent and what came of it: best so far over budget, convergence, cost by phase."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nas_blockout.plots.theme import (
+    GRID,
+    INK,
+    LOST,
+    MUTED,
+    NARROW,
+    SHOWN,
+    SMALL,
+    Key,
+    amount_axis,
+    canvas,
+    legend,
+    legend_height,
+    look,
+    padded,
+    panel,
+    percent_axis,
+    short_amount,
+    shorten,
+    small_multiples,
+    styled,
+    text_width,
+    title,
+)
+
+_ROW = 19.0
+_NAMES = 110.0
+_MOST_POINTS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A line of an arm, with a band around it where several were summarised.
+
+    Args:
+        name: Of the arm.
+        role: Of the arm.
+        x: Positions, rising.
+        y: Values, NaN where there is none.
+        lower: Lower end of the band, or None.
+        upper: Upper end of the band, or None.
+        note: What `y` was computed from, such as ``n = 5``.
+        marks: Positions at which the arm changed from one stage to the next.
+    """
+
+    name: str
+    role: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    lower: tuple[float, ...] | None = None
+    upper: tuple[float, ...] | None = None
+    note: str = ""
+    marks: tuple[float, ...] = ()
+
+
+@styled
+def figure_best_so_far(curves: Sequence[Curve], *, budget: float | None = None) -> Figure:
+    """Draw, a panel an arm, the best validation accuracy so far against what the search had spent, as steps.
+
+    Args:
+        curves: One an arm that searched; the others stand behind each in grey.
+        budget: Of an arm, in the unit of x; a vertical line.
+    """
+    largest = max([x for curve in curves for x in curve.x] + ([budget] if budget else []), default=1.0)
+    figure, panels = _compared(curves, steps=True, limits=(0.0, largest * 1.04))
+    for axes, curve in zip(panels, curves, strict=True):
+        if budget:
+            axes.axvline(budget, color=MUTED, lw=0.8, ls=(0, (1, 2)))
+        axes.plot(curve.x, curve.y, "o", ms=3, mec="none", mfc=look(curve.role).colour)
+        amount_axis(axes, ticks=3)
+    _label(figure, panels, "sample passes spent on the search")
+    return figure
+
+
+@styled
+def figure_convergence(curves: Sequence[Curve]) -> Figure:
+    """Draw, a panel an arm, validation accuracy against epochs: mean and range; the other arms stand behind in grey."""
+    largest = max((x for curve in curves for x in curve.x), default=1.0)
+    figure, panels = _compared([_thinned(curve) for curve in curves], steps=False, limits=(0.0, largest * 1.02))
+    for axes, curve in zip(panels, curves, strict=True):
+        for mark in curve.marks:
+            axes.axvline(mark, color=MUTED, lw=0.9, ls=(0, (1, 2)))
+        amount_axis(axes, ticks=3)
+    _label(figure, panels, "epoch")
+    return figure
+
+
+def _compared(curves: Sequence[Curve], *, steps: bool, limits: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    figure, panels = small_multiples(len(curves), height=86)
+    where = "steps-post" if steps else "default"
+    for axes, curve in zip(panels, curves, strict=True):
+        for other in curves:
+            if other is not curve:
+                axes.plot(other.x, other.y, color=GRID, lw=1, drawstyle=where)
+        colour = look(curve.role).colour
+        if curve.lower is not None and curve.upper is not None:
+            axes.fill_between(
+                curve.x, curve.lower, curve.upper, color=colour, alpha=0.25, lw=0, step="post" if steps else None
+            )
+        axes.plot(curve.x, curve.y, color=colour, lw=1.7, drawstyle=where)
+        axes.set_xlim(*limits)
+        axes.set_ylim(*_late_limits(curves))
+        percent_axis(axes, ticks=4)
+        title(axes, curve.name, note=curve.note)
+    return figure, panels
+
+
+def _late_limits(curves: Sequence[Curve]) -> tuple[float, float]:
+    """Return limits that show where the curves end and leave out the lowest tenth, which is the first rise."""
+    values = np.array([v for c in curves for v in (*c.y, *(c.upper or ()), *(c.lower or ())) if np.isfinite(v)])
+    if not values.size:
+        return 0.0, 1.0
+    ends = [v for c in curves for v in (*c.y[-1:], *(c.lower or ())[-1:]) if np.isfinite(v)]
+    return padded([min(float(np.quantile(values, 0.1)), *ends), float(values.max())])
+
+
+def _thinned(curve: Curve) -> Curve:
+    """Keep at most about a hundred points, the last among them."""
+    step = -(-len(curve.x) // _MOST_POINTS)
+    if step <= 1:
+        return curve
+    kept = sorted({*range(0, len(curve.x), step), len(curve.x) - 1})
+
+    def pick(values: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(values[i] for i in kept)
+
+    return Curve(
+        name=curve.name,
+        role=curve.role,
+        x=pick(curve.x),
+        y=pick(curve.y),
+        lower=pick(curve.lower) if curve.lower is not None else None,
+        upper=pick(curve.upper) if curve.upper is not None else None,
+        note=curve.note,
+        marks=curve.marks,
+    )
+
+
+def _label(figure: Figure, panels: Sequence[Axes], x: str) -> None:
+    figure.supxlabel(x, size=SMALL, color=MUTED, y=4 / (figure.get_size_inches()[1] * 72), va="bottom")
+    if panels:
+        figure.supylabel("validation accuracy, %", size=SMALL, color=MUTED, x=2 / NARROW, ha="left")
+
+
+PARTS = (
+    Key("search", SHOWN),
+    Key("search, failed or pruned", LOST, "////"),
+    Key("retraining", "#59a14f"),
+    Key("retraining, failed", LOST, "xxxx"),
+    Key("overhead", MUTED),
+    Key("planned, not spent", GRID),
+)
+
+
+@styled
+def figure_cost(
+    arms: Mapping[str, Mapping[str, float]], *, label: str, budget: float | None = None, tolerance: float = 0.0
+) -> Figure:
+    """Draw one bar an arm, in the parts of `PARTS`.
+
+    Args:
+        arms: By arm, what each part cost; parts are named as in `PARTS`, those that are 0 may be left out.
+        label: Of the cost, with its unit.
+        budget: What every arm was promised; a vertical line.
+        tolerance: Share by which spending may differ; a band around the line.
+    """
+    keys = [key for key in PARTS if any(parts.get(key.text, 0) > 0 for parts in arms.values())]
+    above = legend_height(keys, NARROW) + 6
+    figure = canvas(NARROW, above + _ROW * len(arms) + 32)
+    legend(figure, keys, top=2)
+    left = min(_NAMES, 10 + max(text_width(shorten(name, _NAMES)) for name in arms))
+    axes = panel(figure, (left, above, NARROW - left - 38, _ROW * len(arms)))
+    if budget:
+        axes.axvspan(budget * (1 - tolerance), budget * (1 + tolerance), color=MUTED, alpha=0.25, lw=0)
+        axes.axvline(budget, color=INK, lw=0.9)
+    for row, parts in enumerate(arms.values()):
+        _bar(axes, row, [(key, parts.get(key.text, 0.0)) for key in keys])
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.set_xlim(0, 1.02 * max([sum(parts.values()) for parts in arms.values()] + [budget or 0.0]) or 1.0)
+    axes.set_yticks(range(len(arms)), [shorten(name, left - 8) for name in arms], color=INK)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    amount_axis(axes, ticks=5)
+    axes.set_xlabel(label, labelpad=2)
+    return figure
+
+
+def _bar(axes: Axes, row: int, parts: Sequence[tuple[Key, float]]) -> None:
+    start = 0.0
+    for key, value in parts:
+        if value > 0:
+            axes.barh(row, value, left=start, height=0.62, color=key.colour, hatch=key.hatch, edgecolor="#fffffe", lw=0)
+        start += value
+    axes.text(1.015, row, short_amount(start), transform=axes.get_yaxis_transform(), va="center", size=SMALL)

@@ -1,0 +1,103 @@
+"""From a figure to a file: SVG that a page can take in as it is, and PNG.
+
+The SVG is the same for the same figure: no dates, no random identifiers. It holds its texts as text, takes its colours
+from CSS variables where the page defines them, is transparent, and refers to nothing outside itself.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from nas_blockout.plots.theme import VARIABLES, clean, styled
+
+_PREFIX = re.compile(r"[^a-z0-9-]+")
+_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+@styled
+def to_svg(figure: Figure, *, name: str = "figure", description: str = "") -> str:
+    """Return a figure as an ``<svg>`` element for a page or, just as well, a file.
+
+    Args:
+        figure: What to write.
+        name: Put before all identifiers, so that several figures can stand in one page.
+        description: What the figure shows, for those who do not see it.
+    """
+    out = io.StringIO()
+    with _missing_glyphs_are_no_warning():
+        figure.savefig(out, format="svg", metadata=_METADATA, transparent=True)
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style[^>]*>.*?</style>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<defs>\s*</defs>\s*", "", text)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'(?<= d=")[^"]*', _rounded, text)
+    text = re.sub(r'(?<= transform=")[^"(]*\([^"]*', _shorter, text)
+    text = _themed(_identified(text, _PREFIX.sub("-", name.lower())))
+    return re.sub(r"<svg[^>]*>", lambda found: _opening(found.group(), description), text, count=1).strip()
+
+
+@styled
+def to_png(figure: Figure, path: Path, *, resolution: float = 144) -> None:
+    """Write a figure as a PNG on white; `resolution` is in dots an inch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _missing_glyphs_are_no_warning():
+        figure.savefig(path, format="png", dpi=resolution, facecolor="white", metadata={"Software": None})
+
+
+@contextmanager
+def _missing_glyphs_are_no_warning() -> Iterator[None]:
+    """Names may be in any script; the page that shows the SVG has the fonts."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
+        yield
+
+
+def _rounded(found: re.Match[str]) -> str:
+    path = re.sub(r"-?\d+\.\d{3,}(e-?\d+)?", lambda number: f"{float(number.group()):.2f}", found.group())
+    return re.sub(r"\s+", " ", path).strip()
+
+
+def _shorter(found: re.Match[str]) -> str:
+    return re.sub(r"-?\d+\.\d{5,}", lambda number: f"{float(number.group()):.4f}", found.group())
+
+
+def _identified(text: str, prefix: str) -> str:
+    """Drop the identifiers that nothing refers to and put `prefix` before the others."""
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", text)
+    return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
+
+
+def _themed(text: str) -> str:
+    def variable(found: re.Match[str]) -> str:
+        return f"{found[1]}: var(--{VARIABLES[found[2]]}, {found[2]})"
+
+    colours = "|".join(VARIABLES)
+    text = re.sub(rf"(fill|stroke): ({colours})", variable, text)
+    return re.sub(r"font: ((?:\w+ )*?)([\d.]+px) [^;\"]*", _font, text)
+
+
+def _font(found: re.Match[str]) -> str:
+    weight = "font-weight: 600; " if "bold" in found[1] or "700" in found[1] else ""
+    return f"{weight}font-size: {found[2]}"
+
+
+def _opening(tag: str, description: str) -> str:
+    box = re.search(r'viewBox="[^"]*"', tag)
+    assert box is not None, "matplotlib writes a viewBox"
+    width = box.group().split()[2]
+    said = f' aria-label="{escape(clean(description))}"' if description else ""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box.group()} '
+        f'role="img"{said} style="--width: {float(width):.0f}" font-family="system-ui, sans-serif" '
+        'stroke-linejoin="round" stroke-linecap="butt">'
+    )

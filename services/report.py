@@ -1,0 +1,257 @@
+"""The report of a study as one HTML file: the verdict, the numbers, the figures, and what it takes to run it again.
+
+The sole importer of jinja2. The file needs no network and no script, and is the same for the same study.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from nas_blockout import statistics
+from services.comparison import Accuracy, ArmResult, ComparisonDocument, PairResult
+from services.folder import Folder, write_text
+from services.report_view import ReportView, TrialView
+from services.wording import sentence
+
+__all__ = ["ReportView", "TrialView", "render", "write"]
+
+MOST_TRIALS = 1000
+_MARKS = {"learned": "●", "placebo": "◆", "control": "■", "rival": "▲"}
+_ABSENT = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRow:
+    """A row of the table of arms, as texts."""
+
+    name: str
+    role: str
+    mark: str
+    purpose: str
+    test: str
+    interval: str
+    validation: str
+    parameters: str
+    macs: str
+    latency: str
+    search_passes: str
+    search_seconds: str
+    retrain_passes: str
+    retrain_seconds: str
+    overhead_seconds: str
+    trials: str
+    failed: str
+    pruned: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """A row of the table of pairs, as texts."""
+
+    a: str
+    b: str
+    difference: str
+    interval: str
+    seeds: str
+    p: str
+    p_permutation: str
+    p_holm: str
+    smallest_effect: str
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """Three most frequent confusions of an arm, as texts."""
+
+    arm: str
+    answers: str
+    worst: tuple[str, ...]
+
+
+def render(view: ReportView) -> str:
+    """Return the report as HTML.
+
+    Raises:
+        ValueError: The comparison is none of this version.
+    """
+    from services import report_figures as figures  # matplotlib takes a second to import, which few commands need
+
+    document = ComparisonDocument.model_validate(view.comparison)
+    arms = figures.in_order(document)
+    drawn = figures.pictures(view, document)
+    return _template().render(
+        document=document,
+        study=view.study,
+        verdict=sentence(document),
+        facts=_facts(view, document),
+        arms=[_arm_row(name, arm) for name, arm in arms.items()],
+        pairs=[_pair_row(pair) for pair in document.pairs],
+        seeds=_seed_table(arms),
+        pictures=drawn,
+        numbers={picture.name: number for number, picture in enumerate(_flat(drawn), start=1)},
+        svg=lambda picture: Markup(picture.svg()),  # noqa: S704  # made by matplotlib, which escapes names
+        gaps=_gap_rows(figures.gaps(view, document)),
+        steps=list(figures.GAP_STEPS.values()),
+        mistakes=_mistakes(view, figures.confusions(view, document)),
+        trials=view.trials[:MOST_TRIALS],
+        trial_count=len(view.trials),
+        lost=[trial for trial in view.trials if trial.state in ("failed", "pruned")][:MOST_TRIALS],
+        environment=list(_leaves(view.environment)),
+        study_text=yaml.safe_dump(_plain(view.study), sort_keys=False, allow_unicode=True, width=100),
+        percent=_percent,
+        flat=lambda values: ", ".join(f"{key} {value}" for key, value in _leaves(values)),
+    )
+
+
+def write(view: ReportView, folder: Folder) -> Path:
+    """Write ``report/index.html`` below the folder of the study, whole or not at all; return its path."""
+    write_text(folder.report, render(view))
+    return folder.report
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _flat(drawn: Mapping[str, Sequence[Any]]) -> list[Any]:
+    return [picture for section in drawn.values() for picture in section]
+
+
+def _facts(view: ReportView, document: ComparisonDocument) -> dict[str, str]:
+    arms = document.arms.values()
+    seeds = [len(arm.test_accuracy.per_seed) for arm in arms if arm.test_accuracy]
+    images = {t.result.get("test_images") for t in view.trials if t.is_model and t.result.get("test_images")}
+    facts = {
+        "arms": f"{len(document.arms)}",
+        "retrained seeds an arm": f"{min(seeds)}" if len({*seeds}) == 1 else f"{min(seeds)} to {max(seeds)}"
+        if seeds else "0",
+        "budget an arm": f"{document.budget.per_arm:,} sample passes, ± {document.budget.tolerance:.0%}",
+        "trials": f"{sum(arm.trials for arm in arms)}",
+        "failed, pruned": f"{sum(arm.failed for arm in arms)}, {sum(arm.pruned for arm in arms)}",
+    }  # fmt: skip
+    return facts | ({"test images": f"{max(images):,}"} if images else {})
+
+
+def _arm_row(name: str, arm: ArmResult) -> ArmRow:
+    test, cost = arm.test_accuracy, arm.cost
+    return ArmRow(
+        name=name,
+        role=arm.role,
+        mark=_MARKS[arm.role],
+        purpose=arm.purpose,
+        test=_percent(test.mean) if test else _ABSENT,
+        interval=_interval(test) if test else "no retrained model",
+        validation=_percent(arm.validation_accuracy.mean) if arm.validation_accuracy else _ABSENT,
+        parameters=_count(arm.parameters),
+        macs=_count(arm.macs),
+        latency=f"{arm.latency_ms.batch_1:.3g} / {arm.latency_ms.batch_256:.3g}" if arm.latency_ms else _ABSENT,
+        search_passes=_count(cost.search.sample_passes),
+        search_seconds=f"{cost.search.seconds:,.1f}",
+        retrain_passes=_count(cost.retrain.sample_passes),
+        retrain_seconds=f"{cost.retrain.seconds:,.1f}",
+        overhead_seconds=f"{cost.overhead_seconds:,.1f}",
+        trials=str(arm.trials),
+        failed=str(arm.failed),
+        pruned=str(arm.pruned),
+    )
+
+
+def _pair_row(pair: PairResult) -> PairRow:
+    return PairRow(
+        a=pair.a,
+        b=pair.b,
+        difference=f"{100 * pair.difference:+.2f}",
+        interval=f"{100 * pair.ci95[0]:+.2f} to {100 * pair.ci95[1]:+.2f}" if pair.ci95 else _ABSENT,
+        seeds=str(pair.seeds),
+        p=_p(pair.p),
+        p_permutation=_p(pair.p_permutation),
+        p_holm=_p(pair.p_holm),
+        smallest_effect=f"{100 * pair.smallest_effect:.2f}" if pair.smallest_effect is not None else _ABSENT,
+        verdict=pair.verdict,
+    )
+
+
+def _seed_table(arms: Mapping[str, ArmResult]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return the seeds, and by arm its test accuracy for each of them."""
+    found = {name: arm.test_accuracy.by_seed if arm.test_accuracy else {} for name, arm in arms.items()}
+    seeds = sorted({seed for values in found.values() for seed in values})
+    rows = [
+        (name, [_percent(values[seed]) if seed in values else _ABSENT for seed in seeds])
+        for name, values in found.items()
+    ]
+    return [str(seed) for seed in seeds], rows
+
+
+def _gap_rows(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> list[tuple[str, int, list[str]]]:
+    return [
+        (
+            name,
+            max(map(len, steps.values())),
+            [_percent(sum(found) / len(found)) if found else _ABSENT for found in steps.values()],
+        )
+        for name, steps in gaps.items()
+    ]
+
+
+def _mistakes(view: ReportView, matrices: Mapping[str, list[list[int]]]) -> list[Mistake]:
+    return [_mistake(view.names_of(len(counts)), arm, counts) for arm, counts in matrices.items()]
+
+
+def _mistake(names: Sequence[str], arm: str, counts: list[list[int]]) -> Mistake:
+    shares = [
+        (cells[taken] / max(sum(cells), 1), true, taken)
+        for true, cells in enumerate(counts)
+        for taken in range(len(cells))
+        if taken != true and cells[taken]
+    ]
+    worst = sorted(shares, key=lambda found: (-found[0], found[1:]))[:3]
+    texts = tuple(f"{names[true]} as {names[taken]} ({share:.1%})" for share, true, taken in worst)
+    return Mistake(arm, f"{sum(map(sum, counts)):,}", texts)
+
+
+def _interval(accuracy: Accuracy) -> str:
+    seeds = f"{len(accuracy.per_seed)} seed{'s' * (len(accuracy.per_seed) > 1)}"
+    if accuracy.ci95 is None:
+        return f"no interval, {seeds}"
+    return f"{_percent(accuracy.ci95[0])} to {_percent(accuracy.ci95[1])}, {seeds}"
+
+
+def _percent(share: float | None) -> str:
+    return _ABSENT if share is None else f"{100 * share:.2f}"
+
+
+def _count(number: int | None) -> str:
+    return _ABSENT if number is None else f"{number:,}"
+
+
+def _p(value: float) -> str:
+    return statistics.p_text(value).removeprefix("p ").removeprefix("= ")
+
+
+def _leaves(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Return the leaves of a document by dotted name."""
+    if not isinstance(value, Mapping):
+        return [(prefix, _ABSENT if value is None else str(value))]
+    return [leaf for key, item in value.items() for leaf in _leaves(item, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def _plain(value: Any) -> Any:
+    """Return a document in the types that YAML writes without tags."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

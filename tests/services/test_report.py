@@ -1,0 +1,185 @@
+"""Reports of made-up studies: what is in them, and how they look in a real browser."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nas_blockout import statistics
+from services.folder import Folder
+from services.report import ReportView, TrialView, render, write
+
+ROLES = {
+    "dense": "rival", "dropout": "control", "random": "rival", "bayesian": "rival", "blockout": "learned",
+    "placebo-nodes": "placebo", "thin": "control", "blockout-soft": "learned", "hard-fixed": "control",
+    "confusion": "rival", "placebo-classes": "placebo", "widths": "control",
+}  # fmt: skip
+LAYERS = {"features": 96, "hidden": 128}
+EPOCH_PASSES = 150
+LEARNED = ("learned", "placebo")
+
+
+def probabilities(draws: np.random.Generator, classes: int, clusters: int, sharpness: float) -> dict[str, np.ndarray]:
+    widths = {**LAYERS, "classes": classes}
+    return {
+        name: 1 / (1 + np.exp(-(draws.choice([-1.0, 1.0], (nodes, clusters), p=[0.65, 0.35]) * sharpness
+                                + draws.normal(0, 0.6, (nodes, clusters)))))
+        for name, nodes in widths.items()
+    }  # fmt: skip
+
+
+def architecture(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    layers = []
+    for name, p in found.items():
+        hard = p > 0.5
+        hard[np.arange(len(p)), p.argmax(1)] = True
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for node, row in enumerate(hard):
+            groups.setdefault(tuple(np.flatnonzero(row).tolist()), []).append(node)
+        layers.append({"name": name, "groups": [
+            {"clusters": list(clusters), **({"classes": nodes} if name == "classes" else {"width": len(nodes)})}
+            for clusters, nodes in groups.items()
+        ]})  # fmt: skip
+    return {"schema_version": 1, "clusters": next(iter(found.values())).shape[1], "layers": layers}
+
+
+def epochs(draws: np.random.Generator, accuracy: float, count: int, learned: dict[str, np.ndarray] | None) -> list[dict[str, Any]]:
+    records = []
+    for epoch in range(count):
+        late = epoch / max(count - 1, 1)
+        telemetry: dict[str, Any] = {}
+        stage = "train" if learned is None else "learn" if epoch < count // 2 else "finetune"
+        if stage == "learn" and learned is not None:
+            for name, p in learned.items():
+                now = 0.5 + (p - 0.5) * min(1, 2.2 * late)
+                telemetry[f"blockout/density/{name}"] = (np.histogram(now, 20, (0, 1))[0] / now.size).tolist()
+                telemetry[f"blockout/median/{name}"] = float(np.median(now))
+        value = accuracy * (1 - 0.6 * np.exp(-7 * late)) + draws.normal(0, 0.006)
+        records.append({
+            "epoch": epoch, "stage": stage, "sample_passes": EPOCH_PASSES * (epoch + 1), "seconds": 0.1 * (epoch + 1),
+            "train_loss": float(2 * np.exp(-3 * late)), "validation_loss": float(1.8 * np.exp(-2 * late) + 0.3),
+            "validation_accuracy": float(np.clip(value, 0, 1)), "telemetry": telemetry,
+        })  # fmt: skip
+    return records
+
+
+def confusion(draws: np.random.Generator, classes: int, accuracy: float) -> list[list[int]]:
+    counts = []
+    for label in range(classes):
+        shares = draws.dirichlet(np.full(classes, 0.15)) * (1 - accuracy)
+        shares[label] += 1 - shares.sum()
+        counts.append(draws.multinomial(36, shares).tolist())
+    return counts
+
+
+def retrained(draws: np.random.Generator, arm: str, seed: int, base: float, classes: int, length: int) -> TrialView:
+    accuracy = float(np.clip(base + draws.normal(0, 0.008), 0, 1))
+    found = probabilities(draws, classes, 4, 3.0) if ROLES[arm] in LEARNED else None
+    counts = confusion(draws, classes, accuracy)
+    cells = np.array(counts)
+    result: dict[str, Any] = {
+        "validation_accuracy": min(1.0, accuracy + 0.01), "test_accuracy": float(np.trace(cells) / cells.sum()),
+        "parameters": 40_000, "macs": 400_000, "architecture": None, "test_images": int(cells.sum()), "confusion": counts,
+    }  # fmt: skip
+    if found is not None:
+        result["probabilities"] = {name: p.round(4).tolist() for name, p in found.items()}
+        result["architecture"] = architecture(found)
+        result["gap"] = {"soft": accuracy - 0.02, "drawn": accuracy - 0.05, "hard": accuracy - 0.04, "inherited": accuracy - 0.04}
+    elif arm in ("random", "bayesian", "confusion"):
+        result["architecture"] = architecture(probabilities(draws, classes, 3, 3.0))
+    return TrialView(
+        arm, "retrain", seed, seed, "complete", None, result["validation_accuracy"], {}, EPOCH_PASSES * length,
+        0.1 * length, result, epochs(draws, accuracy, length, found),
+    )  # fmt: skip
+
+
+def searched(draws: np.random.Generator, arm: str, number: int, base: float, length: int) -> TrialView:
+    state = ["complete", "complete", "complete", "failed", "complete", "pruned"][(number + len(arm)) % 6]
+    share = 1.0 if state == "complete" else 0.4
+    return TrialView(
+        arm, "search", number, number, state, None if state == "complete" else "loss became NaN in epoch 12",
+        base + draws.normal(-0.02, 0.02) if state == "complete" else None,
+        {"learning_rate": 0.002 * (number + 1), "rate": 0.1 * number}, int(EPOCH_PASSES * length * share), 0.1 * length * share,
+    )  # fmt: skip
+
+
+def made_up(
+    *, arms: Sequence[str] = tuple(ROLES)[:7], classes: int = 10, seeds: int = 5, trials: int = 6, length: int = 32
+) -> ReportView:
+    """A study with invented results: the same for the same arguments."""
+    draws = np.random.default_rng(7)
+    budget = EPOCH_PASSES * length * (trials + seeds)
+    found: list[TrialView] = []
+    for index, arm in enumerate(arms):
+        base = 0.90 - 0.006 * ((index * 5) % 7)
+        if ROLES[arm] not in ("placebo",):
+            found += [searched(draws, arm, number, base, length) for number in range(trials)]
+        found += [retrained(draws, arm, seed, base, classes, length) for seed in range(seeds)]
+    names = [str(label) for label in range(classes)] if classes <= 10 else [chr(33 + label) for label in range(classes)]
+    study = {"schema_version": 1, "name": "made-up", "question": "Does learned structure beat searched structure?",
+             "seed": 0, "retrain": {"seeds": list(range(seeds))}}  # fmt: skip
+    environment = {"python": "3.11.2", "processors": 2, "packages": {"torch": "2.13.0", "mlflow": None}}
+    return ReportView(compared(found, arms, budget), study, environment, found, names)
+
+
+def compared(trials: Sequence[TrialView], arms: Sequence[str], budget: int) -> dict[str, Any]:
+    """The comparison.json of the trials."""
+    models = {arm: {t.seed: t for t in trials if t.arm == arm and t.is_model} for arm in arms}
+    scores = {
+        arm: {seed: t.result["test_accuracy"] for seed, t in own.items()} for arm, own in models.items() if own
+    }
+    learned = [arm for arm in scores if ROLES[arm] == "learned"]
+    pairs = [(a, b) for a in learned for b in scores if b != a and not (b in learned and b < a)]
+    found = statistics.compare(scores, pairs=pairs or None)
+    return {
+        "schema_version": 1, "study": "made-up", "budget": {"unit": "sample_passes", "per_arm": budget, "tolerance": 0.02},
+        "arms": {arm: arm_document(arm, index, trials, models[arm], budget) for index, arm in enumerate(arms)},
+        "pairs": [
+            {"a": p.a, "b": p.b, "difference": p.test.difference, "ci95": p.test.ci95, "seeds": p.test.n, "p": p.test.p_value,
+             "p_permutation": p.test.p_permutation, "p_holm": p.p_holm, "smallest_effect": p.smallest_effect,
+             "verdict": p.verdict}
+            for p in found.pairs
+        ],
+        "ranking": list(found.ranking) if found.ranking and len(scores) == len(arms) else None,
+        "ranking_seeds": sorted(next(iter(scores.values()), {})),
+        "reason": None if found.ranking and len(scores) == len(arms) else (found.reason or "an arm has no retrained model"),
+    }  # fmt: skip
+
+
+def arm_document(
+    arm: str, index: int, trials: Sequence[TrialView], models: Mapping[int, TrialView], budget: int
+) -> dict[str, Any]:
+    own = [t for t in trials if t.arm == arm]
+
+    def spent(phase: str) -> dict[str, float]:
+        of_phase = [t for t in own if t.phase == phase]
+        return {"sample_passes": sum(t.sample_passes for t in of_phase), "seconds": sum(t.seconds for t in of_phase)}
+
+    def accuracy(key: str) -> dict[str, Any] | None:
+        values = {seed: t.result[key] for seed, t in models.items()}
+        if not values:
+            return None
+        found = statistics.summary(values, bounds=(0, 1))
+        named = {str(seed): value for seed, value in values.items()}
+        return {"mean": found.mean, "std": found.std, "ci95": found.ci95, "per_seed": named}
+
+    exported = max(models, key=lambda seed: models[seed].score or 0.0, default=None)
+    size = 40_000 + 37_000 * ((index * 3) % 7)
+    spending = {phase: spent(phase) for phase in ("search", "retrain")}
+    total = sum(int(found["sample_passes"]) for found in spending.values())
+    return {
+        "purpose": "made up", "role": ROLES[arm], "seeds_cover": "retraining", "trials": len(own),
+        "failed": sum(t.state == "failed" for t in own), "pruned": sum(t.state == "pruned" for t in own),
+        "missing_seeds": [], "cost": {**spending, "overhead_seconds": 1.5,
+                                      "forfeited_sample_passes": max(0, budget - total) if own else 0},
+        "validation_accuracy": accuracy("validation_accuracy"), "test_accuracy": accuracy("test_accuracy"),
+        "exported_seed": exported, "parameters": size if models else None, "macs": 9 * size if models else None,
+        "macs_per_seed": {str(seed): 9 * size for seed in models},
+        "latency_ms": {"batch_1": 0.1 + size / 4e5, "batch_256": 2 + size / 3e4} if models else None,
+        "architecture": "0123456789abcdef" if models else None, "settings": {"seed": 0},
+    }  # fmt: skip
