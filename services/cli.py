@@ -91,13 +91,17 @@ def list_studies(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most studies to list.")] = 50,
 ) -> None:
     """List the studies in the store, the newest first, and those that are bundled."""
-    rows = [study_json(row) for row in _store().studies(limit=limit)]
+    rows = _store().studies(limit=limit)
     if as_json:
-        _print_json({"studies": rows, "bundled": sorted(_bundled())})
+        _print_json({"studies": [study_json(row) for row in rows], "bundled": sorted(_bundled())})
         return
-    table = Table("study", "state", "created", "question")
+    table = Table("study", "state", "created", "trials", "failed", "passes")
     for row in rows:
-        table.add_row(row["name"], row["state"], row["created_at"][:16].replace("T", " "), row["question"])
+        state = "interrupted" if row.interrupted else row.state
+        done, failed = row.trials.get("complete", 0), row.trials.get("failed", 0)
+        table.add_row(
+            row.name, state, f"{row.created_at:%Y-%m-%d %H:%M}", str(done), str(failed), f"{row.sample_passes:,}"
+        )
     out.print(table if rows else "the store holds no study yet")
     _print_studies()
 
@@ -246,8 +250,7 @@ def study_json(row: Any) -> dict[str, Any]:
         "state": row.state,
         "created_at": row.created_at.isoformat(),
         "finished_at": row.finished_at.isoformat() if row.finished_at else None,
-        "question": row.config.get("question", ""),
-        "config_hash": row.config_hash,
+        "interrupted": row.interrupted,
     }
 
 

@@ -93,7 +93,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def environment() -> dict[str, Any]:
     """Return what the results may depend on beside the study: machine, Python and package versions."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in _RECORDED:
         try:
             versions[name] = metadata.version(name)

@@ -1,36 +1,143 @@
 """What a study leaves behind once its trials have ended: comparison, exported models, report, runs in MLflow."""
 
-from collections.abc import Mapping, Sequence
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.data import Splits
+from nas_blockout.data import Splits, load
 from nas_blockout.experiment import Experiment, rebuild
-from nas_blockout.export import ModelDescription, export_model, load_weights, measure_latency
+from nas_blockout.export import load_weights, measure_latency
 from services.comparison import ComparisonDocument, Trial, build
 from services.folder import Folder, write_csv, write_json
-from services.store import Store, TrialRow
-from services.study_file import Study
-from services.wording import sentence
+from services.handover import export_trial
+from services.report_view import ReportView, TrialView
+from services.settings import Settings
+from services.store import NotFound, Store, TrialRow
+from services.study_file import Study, parse_resolved
+from services.tracking import Projection, Synced, TrackingError
 
 LATENCY_BATCHES = (1, 256)
+_FLAT = (
+    "validation_accuracy",
+    "validation_loss",
+    "test_accuracy",
+    "test_loss",
+    "parameters",
+    "macs",
+    "architecture_hash",
+)
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a finished study left.
-
-    Args:
-        document: The comparison.
-        failed: Trials that failed.
-    """
+    """What a finished study left: the comparison, and how many of its trials failed."""
 
     document: ComparisonDocument
     failed: int
+
+
+def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, say: Say) -> Finished:
+    """Write everything that a study leaves behind, unless that is done, and end it in the store.
+
+    Args:
+        study: The resolved study; all its trials have ended.
+        store: Holds its trials.
+        settings: Of the installation.
+        splits: Its data.
+        say: Told what takes a while, and of what could not be done.
+    """
+    folder = Folder(settings.folder(study.name))
+    rows = store.trials(study.name)
+    failed = sum(row.state == "failed" for row in rows)
+    if store.study(study.name).state == "complete" and folder.comparison.exists():
+        return Finished(ComparisonDocument.model_validate(json.loads(folder.comparison.read_text())), failed)
+    winners = exported_trials(study, rows)
+    say("measuring, exporting and verifying the winners")
+    models = {arm: model_of(row, folder, splits) for arm, row in winners.items()}
+    document = write_comparison(study, rows, folder, latency=_latencies(models, splits))
+    for arm, row in winners.items():
+        export_trial(study, row, models[arm], splits, document, folder=folder, store=store)
+    say("writing the report")
+    write_report(study, store, rows, document, splits, folder)
+    _project(study, store, settings, document, folder, say)
+    store.finish_study(study.name, "complete")
+    shutil.rmtree(folder.scratch / "checkpoints", ignore_errors=True)
+    return Finished(document, failed)
+
+
+def write_comparison(
+    study: Study, rows: Sequence[TrialRow], folder: Folder, *, latency: Mapping[str, Mapping[str, float]]
+) -> ComparisonDocument:
+    """Write ``comparison.json`` and ``trials.csv``; return the comparison."""
+    document = build(study, [comparable(row) for row in rows], latency_ms=latency)
+    write_json(folder.comparison, document.model_dump(mode="json"))
+    write_csv(folder.root / "trials.csv", [flat(row) for row in rows])
+    return document
+
+
+def write_report(
+    study: Study, store: Store, rows: Sequence[TrialRow], document: ComparisonDocument, splits: Splits, folder: Folder
+) -> None:
+    """Write ``report/index.html``."""
+    from services import report  # draws figures, which takes a second to import
+
+    view = ReportView(
+        comparison=document.model_dump(mode="json"),
+        study=study.to_json(),
+        environment=json.loads((folder.root / "environment.json").read_text()),
+        trials=[_view(row, store) for row in rows],
+        class_names=splits.class_names,
+    )
+    report.write(view, folder)
+
+
+def export_again(settings: Settings, name: str, arm: str | None) -> list[Path]:
+    """Export the winners of a study once more; return their folders.
+
+    Raises:
+        NotFound: There is no such study, it has no such arm, or the arm has no retrained model.
+    """
+    with Store.open(settings.store_url) as store:
+        study = parse_resolved(store.study(name).config)
+        folder = Folder(settings.folder(name))
+        winners = exported_trials(study, store.trials(name))
+        if arm is not None and arm not in winners:
+            raise NotFound(f"study {name!r} has no retrained model of an arm {arm!r}; it has {', '.join(winners)}")
+        if not folder.comparison.exists():
+            raise NotFound(f"study {name!r} has not finished; `nas-blockout run {name}` goes on with it")
+        document = ComparisonDocument.model_validate(json.loads(folder.comparison.read_text()))
+        splits = load(study.data, root=settings.data)
+        chosen = {arm: winners[arm]} if arm is not None else winners
+        return [
+            export_trial(study, row, model_of(row, folder, splits), splits, document, folder=folder, store=store)
+            for row in chosen.values()
+        ]
+
+
+def sync_again(settings: Settings, name: str) -> Synced:
+    """Write to MLflow what the store has and MLflow does not.
+
+    Raises:
+        NotFound: There is no such study.
+        TrackingError: MLflow is turned off or does not answer.
+    """
+    if settings.tracking_uri is None:
+        raise TrackingError("MLflow is turned off: set NAS_BLOCKOUT_TRACKING_URI")
+    with Store.open(settings.store_url) as store:
+        row = store.study(name)
+        projection = Projection(settings.tracking_uri, name, row.config)
+        done = projection.sync(store)
+        folder = Folder(settings.folder(name))
+        if folder.comparison.exists():
+            projection.finish(json.loads(folder.comparison.read_text()), folder.root)
+        return done
 
 
 def comparable(row: TrialRow) -> Trial:
@@ -51,30 +158,6 @@ def comparable(row: TrialRow) -> Trial:
     )
 
 
-def compare(
-    study: Study, rows: Sequence[TrialRow], *, latency: Mapping[str, Mapping[str, float]]
-) -> ComparisonDocument:
-    """Return the comparison of a study from its trials."""
-    return build(study, [comparable(row) for row in rows], latency_ms=latency)
-
-
-def write_comparison(study: Study, store: Store, folder: Folder, splits: Splits) -> ComparisonDocument:
-    """Measure the winners' latency and write ``comparison.json`` and ``trials.csv``."""
-    rows = store.trials(study.name)
-    winners = exported_trials(study, rows)
-    latency = {
-        arm: {
-            f"batch_{batch}": value
-            for batch, value in measure_latency(model_of(row, folder, splits), splits.shape, LATENCY_BATCHES).items()
-        }
-        for arm, row in winners.items()
-    }
-    document = compare(study, rows, latency=latency)
-    write_json(folder.comparison, document.model_dump(mode="json"))
-    write_csv(folder.root / "trials.csv", [flat(row) for row in rows])
-    return document
-
-
 def exported_trials(study: Study, rows: Sequence[TrialRow]) -> dict[str, TrialRow]:
     """Return, by arm, the retrained trial with the best validation accuracy, the lowest seed of equals."""
     found: dict[str, TrialRow] = {}
@@ -87,11 +170,11 @@ def exported_trials(study: Study, rows: Sequence[TrialRow]) -> dict[str, TrialRo
     return {arm: found[arm] for arm in study.arms if arm in found}
 
 
-def model_of(row: TrialRow, folder: Folder, splits: Splits) -> torch.nn.Module:
+def model_of(row: TrialRow, folder: Folder, splits: Splits) -> nn.Module:
     """Return the trained network of a retrained trial, in eval mode."""
-    experiment = Experiment.from_json(row.experiment)
     document = (row.result or {}).get("architecture")
-    model = rebuild(experiment, Architecture.from_json(document) if document else None, splits)
+    architecture = Architecture.from_json(document) if document else None
+    model = rebuild(Experiment.from_json(row.experiment), architecture, splits)
     load_weights(model, folder.weights(row.id))
     return model.eval()
 
@@ -99,16 +182,7 @@ def model_of(row: TrialRow, folder: Folder, splits: Splits) -> torch.nn.Module:
 def flat(row: TrialRow) -> dict[str, Any]:
     """Return a trial as one row of ``trials.csv``: identity, cost, outcome, then its parameters."""
     result = row.result or {}
-    keys = (
-        "validation_accuracy",
-        "validation_loss",
-        "test_accuracy",
-        "test_loss",
-        "parameters",
-        "macs",
-        "architecture_hash",
-    )
-    parameters = (row.params or {}).get("values", {})
+    parameters = row.params.get("values", {})
     return {
         "trial": row.id,
         "arm": row.arm,
@@ -119,7 +193,56 @@ def flat(row: TrialRow) -> dict[str, Any]:
         "reason": row.reason,
         "sample_passes": row.sample_passes,
         "seconds": round(row.seconds, 3),
-        **{key: result.get(key) for key in keys},
+        **{key: result.get(key) for key in _FLAT},
         **{f"gap.{key}": value for key, value in (result.get("gap") or {}).items()},
         **{f"param.{key}": value for key, value in parameters.items()},
     }
+
+
+def _latencies(models: Mapping[str, nn.Module], splits: Splits) -> dict[str, dict[str, float]]:
+    found = {}
+    for arm, model in models.items():
+        milliseconds = measure_latency(model, splits.shape, batches=LATENCY_BATCHES)
+        found[arm] = {f"batch_{batch}": milliseconds[batch] for batch in LATENCY_BATCHES}
+    return found
+
+
+def _view(row: TrialRow, store: Store) -> TrialView:
+    epochs = [
+        {
+            "epoch": epoch.epoch,
+            "stage": epoch.stage,
+            "sample_passes": epoch.sample_passes,
+            "seconds": epoch.seconds,
+            **epoch.metrics,
+        }
+        for epoch in store.epochs(row.id)
+    ]
+    return TrialView(
+        arm=row.arm,
+        phase=row.phase,
+        number=row.number,
+        seed=row.seed,
+        state=row.state,
+        reason=row.reason,
+        score=row.score,
+        params=row.params.get("values", {}),
+        sample_passes=row.sample_passes,
+        seconds=row.seconds,
+        result=row.result or {},
+        epochs=epochs,
+    )
+
+
+def _project(
+    study: Study, store: Store, settings: Settings, document: ComparisonDocument, folder: Folder, say: Say
+) -> None:
+    if settings.tracking_uri is None:
+        return
+    say("writing to MLflow")
+    try:
+        projection = Projection(settings.tracking_uri, study.name, study.to_json())
+        projection.sync(store)
+        projection.finish(document.model_dump(mode="json"), folder.root)
+    except TrackingError as error:
+        say(f"{error}; the study is complete, `nas-blockout sync {study.name}` writes it later")

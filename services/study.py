@@ -15,6 +15,7 @@ from services.search import RETRAIN, SEARCH, TERMINAL, Entry, Plan, Proposal
 from services.settings import Settings
 from services.store import Store, StoreError, TrialRow
 from services.study_file import Study, check_against_data
+from services.tracking import following
 from services.worker import Report, Task
 
 HEARTBEAT_SECONDS = 5.0
@@ -278,7 +279,7 @@ def _run_trials(
     workers = study.config.workers
     resources = cluster.Resources(workers.at_once, workers.cpus, workers.gpus, workers.retries)
     if not driver.finished:
-        with _heartbeat(store, study.name):
+        with _heartbeat(store, study.name), following(settings.tracking_uri, study.name, study.to_json(), store):
             cluster.run(driver, resources, folder=folder.scratch, address=settings.ray_address)
 
 

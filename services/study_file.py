@@ -189,11 +189,12 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML without tags, anchors' reuse or repeated keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # untyped in PyYAML
+        if isinstance(event, yaml.AliasEvent):
             raise yaml.constructor.ConstructorError(
-                None, None, "aliases (*name) are not allowed", self.peek_event().start_mark
+                None, None, "aliases (*name) are not allowed", event.start_mark
             )
-        return super().compose_node(parent, index)  # type: ignore[no-any-return]  # PyYAML leaves it untyped
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -276,6 +277,28 @@ def resolve(config: StudyConfig, *, source: str) -> Study:
         place = "" if where == "data" else f"arms.{where}."
         raise StudyError(f"{source}: {place}{error}") from None
     return Study(config, arms, data)
+
+
+def parse_resolved(document: Mapping[str, Any]) -> Study:
+    """Read back a study from its resolved form, as the store and ``study.yaml`` of its folder hold it.
+
+    Args:
+        document: What `Study.to_json` gave.
+    """
+    arms = {
+        name: Arm(
+            name,
+            Experiment.from_json(arm["experiment"]),
+            tuple(arm["space"]),
+            arm["searcher"],
+            arm["match"],
+            arm["purpose"],
+        )
+        for name, arm in document["arms"].items()
+    }
+    bare = {name: {"purpose": arm.purpose} for name, arm in arms.items()}
+    config = StudyConfig.model_validate({**document, "arms": bare})
+    return Study(config, arms, from_json(DataSettings, document["data"], where="data"))
 
 
 def check_against_data(study: Study, splits: Splits, *, source: str) -> None:

@@ -7,16 +7,22 @@ without duplicates.
 import logging
 import math
 import os
+import threading
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from services.settings import masked
 from services.store import EpochRow, Store, TrialRow
 
 PARAMS_MAX = 100
 METRICS_MAX = 1000
+FOLLOW_SECONDS = 10.0
 _STATUS = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 
 
@@ -39,6 +45,45 @@ class Synced:
     present: int
 
 
+def check(uri: str) -> str:
+    """Return what a tracking server or database says of itself.
+
+    Raises:
+        TrackingError: It does not answer.
+    """
+    return f"{len(_client(uri).search_experiments(max_results=1000))} experiments"
+
+
+@contextmanager
+def following(uri: str | None, study: str, config: Mapping[str, Any], store: Store) -> Iterator[None]:
+    """Write trials to MLflow as they end, in a thread of its own; a server that is away is tried again.
+
+    Args:
+        uri: Tracking URI, or None for no MLflow.
+        study: Name of the study.
+        config: The resolved study.
+        store: Holds its trials.
+    """
+    ended = threading.Event()
+
+    def follow() -> None:
+        projection = None
+        while not ended.wait(FOLLOW_SECONDS):
+            with suppress(TrackingError):
+                projection = projection or Projection(str(uri), study, config)
+                projection.sync(store, until=ended.is_set)
+
+    thread = threading.Thread(target=follow, name="tracking", daemon=True)
+    if uri is not None:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if uri is not None:
+            thread.join()
+
+
 class Projection:
     """Writes one study to MLflow; several calls of `sync` write what is new.
 
@@ -52,28 +97,26 @@ class Projection:
     """
 
     def __init__(self, uri: str, study: str, config: Mapping[str, Any]) -> None:
-        os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        import mlflow
-
         self.uri, self.study, self.config = uri, study, config
         self.name = f"nas-blockout/{study}"
-        try:
-            self._client = mlflow.MlflowClient(tracking_uri=uri)
+        self._client = _client(uri)
+        with _translated(uri):
             self._experiment = self._experiment_id()
             self._known = {run.data.tags["nas.trial"]: run for run in self._runs()}
-        except Exception as error:  # whatever a server, a database or a network says: training must not care
-            raise TrackingError(f"MLflow cannot be reached at {uri}: {error}") from error
-        self.parent = self._parent()
+            self.parent = self._parent()
 
-    def sync(self, store: Store) -> Synced:
-        """Write every ended trial that is not there yet, with its curves; return what was done."""
+    def sync(self, store: Store, *, until: Callable[[], bool] = lambda: False) -> Synced:
+        """Write every ended trial that is not there yet, with its curves; return what was done.
+
+        Args:
+            store: Holds the trials.
+            until: Asked before each trial; stops early where it says so.
+        """
         written = present = 0
-        try:
+        with _translated(self.uri):
             for trial in store.trials(self.study):
+                if until():
+                    break
                 if trial.state not in _STATUS:
                     continue
                 if self._is_complete(str(trial.id)):
@@ -81,30 +124,26 @@ class Projection:
                     continue
                 self._write(trial, store.epochs(trial.id))
                 written += 1
-        except Exception as error:  # as above
-            raise TrackingError(f"MLflow stopped answering at {self.uri}: {error}") from error
         return Synced(self.name, written, present)
 
     def finish(self, comparison: Mapping[str, Any], folder: Path) -> None:
-        """Write the outcome of the study to its parent run: one metric an arm, the report, the models."""
+        """Write the outcome of the study to its parent run: one metric an arm, the files, the report."""
         from mlflow.entities import Metric
 
-        now = _now()
+        now = int(time.time() * 1000)
         metrics = [
             Metric(f"test/accuracy/{name}", arm["test_accuracy"]["mean"], now, 0)
             for name, arm in comparison["arms"].items()
             if arm["test_accuracy"]
         ]
-        try:
+        with _translated(self.uri):
             self._client.log_batch(self.parent, metrics=metrics)
-            for path in ("comparison.json", "study.yaml", "environment.json", "trials.csv"):
-                if (folder / path).exists():
-                    self._client.log_artifact(self.parent, str(folder / path))
+            for name in ("comparison.json", "study.yaml", "environment.json", "trials.csv"):
+                if (folder / name).exists():
+                    self._client.log_artifact(self.parent, str(folder / name))
             if (folder / "report").exists():
                 self._client.log_artifacts(self.parent, str(folder / "report"), "report")
             self._client.set_terminated(self.parent)
-        except Exception as error:  # as above
-            raise TrackingError(f"MLflow stopped answering at {self.uri}: {error}") from error
 
     def log_model(self, arm: str, model: Any, images: Any, *, requirements: Sequence[str]) -> None:
         """Log the exported model of an arm, with a signature, to the parent run.
@@ -246,11 +285,11 @@ def _metrics(trial: TrialRow, epochs: Sequence[EpochRow]) -> Iterator[Any]:
     from mlflow.entities import Metric
 
     names = {"train_loss": "train/loss", "validation_loss": "val/loss", "validation_accuracy": "val/accuracy"}
-    time = _milliseconds(trial.finished_at or trial.created_at)
+    when = _milliseconds(trial.finished_at or trial.created_at)
     for row in epochs:
         values = {names[key]: row.metrics.get(key) for key in names} | dict(row.metrics.get("telemetry") or {})
         values["cost/seconds"], values["cost/sample_passes"] = row.seconds, row.sample_passes
-        yield from (Metric(key, value, time, row.epoch) for key, value in values.items() if _is_number(value))
+        yield from (Metric(key, value, when, row.epoch) for key, value in values.items() if _is_number(value))
     result = trial.result or {}
     best = max((row.metrics.get("validation_accuracy") or 0.0 for row in epochs), default=None)
     final = {
@@ -260,18 +299,38 @@ def _metrics(trial: TrialRow, epochs: Sequence[EpochRow]) -> Iterator[Any]:
         "model/macs": result.get("macs"),
         **{f"gap/{key}": value for key, value in (result.get("gap") or {}).items()},
     }
-    yield from (Metric(key, float(value), time, 0) for key, value in final.items() if _is_number(value))
+    yield from (Metric(key, float(value), when, 0) for key, value in final.items() if value is not None)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _milliseconds(moment: Any) -> int:
+def _milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def _now() -> int:
-    import time
+def _client(uri: str) -> Any:
+    """Return a client that says little and loads no pickle."""
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import mlflow
 
-    return int(time.time() * 1000)
+    with _translated(uri):
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+        return client
+
+
+@contextmanager
+def _translated(uri: str) -> Iterator[None]:
+    """Turn whatever a server, a database or a network says into one error, so that training need not care."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise TrackingError(f"MLflow does not answer at {masked(uri)}: {text[:300]}") from error

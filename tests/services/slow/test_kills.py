@@ -1,0 +1,126 @@
+"""`kill -9` of the driver and of workers at random moments: nothing is lost, doubled or stuck, and the result is the same.
+
+Three kills by default; ``KILLS=20 pytest tests/services/slow/test_kills.py`` does as many as one likes.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from services.store import Store, TrialRow
+
+pytestmark = pytest.mark.slow
+
+KILLS = int(os.environ.get("KILLS", "3"))
+STUDY: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "killed",
+    "data": {"name": "digits", "train_samples": 100},
+    "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [16]},
+    "training": {"epochs": 40, "batch_size": 16},
+    "budget": {"sample_passes": 20_000},
+    "retrain": {"seeds": [0, 1]},
+    "workers": {"at_once": 1},
+    "arms": {
+        "bayesian": {"space": ["training", "branched"], "searcher": "tpe"},
+        "blockout": {
+            "method": {"name": "blockout", "clusters": 2, "masked": "all"},
+            "distillation": {"target_macs": 0.6},
+            "space": ["training"],
+        },
+    },
+}
+DRIVE = """
+import sys
+from services.settings import Settings
+from services.study import run
+from services.study_file import read, resolve
+from pathlib import Path
+path = Path(sys.argv[1])
+store, splits = run(resolve(read(path), source=str(path)), Settings.from_environment(), observe=lambda p: None, source=str(path))
+"""
+
+
+def start(home: Path) -> subprocess.Popen[bytes]:
+    study = home / "study.yaml"
+    study.write_text(yaml.safe_dump(STUDY))
+    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "NAS_BLOCKOUT_TRACKING_URI": "none"}
+    with (home / "log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", DRIVE, str(study)], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def trials(home: Path) -> tuple[TrialRow, ...]:
+    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+        return store.trials("killed")
+
+
+def worker_of(driver: int) -> psutil.Process | None:
+    """The process that trains, found below the driver."""
+    try:
+        children = psutil.Process(driver).children(recursive=True)
+        return next((child for child in children if "TrialActor" in " ".join(child.cmdline())), None)
+    except psutil.Error:
+        return None
+
+
+def kill_at_a_random_moment(home: Path, rng: random.Random) -> None:
+    driver = start(home)
+    try:
+        time.sleep(rng.uniform(8, 16))
+        victim = worker_of(driver.pid) if rng.random() < 0.4 else None
+        if victim is not None:
+            victim.kill()
+            time.sleep(rng.uniform(1, 4))
+        below = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
+        driver.send_signal(signal.SIGKILL)
+        driver.wait(10)
+        for process in below:  # a driver that is gone leaves its Ray processes to end by themselves; be quick about it
+            process.kill() if process.is_running() else None
+    finally:
+        if driver.poll() is None:
+            driver.kill()
+
+
+def finish(home: Path) -> None:
+    driver = start(home)
+    assert driver.wait(400) == 0, (home / "log").read_text()[-4000:]
+
+
+def comparable(row: TrialRow) -> tuple[Any, ...]:
+    result = dict(row.result or {})
+    for key in ("overhead_seconds", "peak_memory_bytes"):
+        result.pop(key)
+    return row.arm, row.phase, row.number, row.seed, row.state, row.sample_passes, row.score, row.experiment, result
+
+
+def test_killed_studies_end_like_uninterrupted_ones(tmp_path: Path) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    straight.mkdir()
+    killed.mkdir()
+    finish(straight)
+    expected = [comparable(row) for row in trials(straight)]
+    assert {row[4] for row in expected} == {"complete"}
+    rng = random.Random(KILLS)
+    for _ in range(KILLS):
+        kill_at_a_random_moment(killed, rng)
+    finish(killed)
+    found = [comparable(row) for row in trials(killed)]
+    assert sorted(found, key=str) == sorted(expected, key=str)
+    with Store.open(f"sqlite:///{killed / 'runs' / 'nas_blockout.db'}") as store:
+        for row in store.trials("killed"):
+            epochs = [epoch.epoch for epoch in store.epochs(row.id)]
+            assert epochs == list(range(40))
+            attempts = store.attempts(row.id)
+            assert [attempt.state for attempt in attempts][-1] == "complete"
+            assert all(attempt.state == "lost" for attempt in attempts[:-1])
