@@ -1,0 +1,445 @@
+"""BlockDrop: a small policy network reads the image and says in one pass which residual blocks of a network to run."""
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas_blockout.methods.drawing import generator_for
+from nas_blockout.methods.routes import (
+    ROUTES,
+    BlockFlops,
+    Inference,
+    ResidualNetwork,
+    block_flops,
+    compacted_route,
+    masked_route,
+    path_statistics,
+    statistics_kept,
+)
+from nas_blockout.vision import torchvision
+
+Policy = Literal["learned", "static", "all", "first", "random", "spread"]
+Estimator = Literal["reinforce", "straight-through", "gumbel"]
+Phase = Literal["pretrain", "policy", "joint"]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDropSettings:
+    """Settings of BlockDrop.
+
+    Args:
+        policy: ``learned`` reads the image, ``static`` learns one path for all images; the controls keep ``all``
+            blocks, the ``first`` ones, as many drawn at ``random``, or as many ``spread`` evenly.
+        kept_blocks: Blocks that ``first``, ``random`` and ``spread`` keep, 1 or more; None for the other policies.
+        estimator: How the policy learns: ``reinforce`` (the paper's), or ``straight-through`` or ``gumbel`` gates.
+        alpha: Paths are drawn from probabilities in ``1 - alpha..alpha``; between .5 and 1.
+        penalty: gamma; the reward of a wrong prediction is ``-penalty``, 0 or more.
+        entropy: Weight of the entropy bonus while only the policy learns, 0 or more.
+        price: Weight of the mean squared share of blocks in the loss of gates, 0 or more.
+        temperature: Temperature of ``gumbel`` gates, above 0.
+        pretrain_share: Share of the epochs that train the network with all blocks; 0 if it is trained already.
+        policy_share: Share of the epochs that train the policy alone, with the network frozen.
+        blocks_per_epoch: Blocks, from the last on, that come under control in each of these epochs, 1 or more.
+        policy_widths: Channels of the stages of the policy network, one block each.
+        policy_pool: Side of the mean pooling of its input, 1 for none.
+        policy_learning_rate: Learning rate of the policy in units of the network's, above 0.
+        initial_keep: Probability of keeping a block that an untrained policy starts near, between 0 and 1.
+        inference: How eval skips blocks: ``compacted`` runs each block on the images that keep it, ``grouped`` runs the
+            images of equal paths together, ``masked`` runs everything and saves nothing.
+        seed: Of the path of ``random``, 0 or more.
+    """
+
+    policy: Policy = "learned"
+    kept_blocks: int | None = None
+    estimator: Estimator = "reinforce"
+    alpha: float = 0.8
+    penalty: float = 1.0
+    entropy: float = 0.1
+    price: float = 1.0
+    temperature: float = 1.0
+    pretrain_share: float = 0.5
+    policy_share: float = 0.25
+    blocks_per_epoch: int = 1
+    policy_widths: tuple[int, ...] = (16, 32, 64)
+    policy_pool: int = 1
+    policy_learning_rate: float = 1.0
+    initial_keep: float = 0.5
+    inference: Inference = "compacted"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("policy", Policy), ("estimator", Estimator), ("inference", Inference)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
+        if (self.kept_blocks is not None) != (self.policy in ("first", "random", "spread")):
+            raise ValueError(
+                f"kept_blocks belongs to the policies first, random and spread, and to no other, "
+                f"got kept_blocks={self.kept_blocks} for policy={self.policy!r}"
+            )
+        self._check("alpha", "must lie between .5 and 1", 0.5 < self.alpha < 1)
+        self._check("initial_keep", "must lie between 0 and 1", 0 < self.initial_keep < 1)
+        for name in ("penalty", "entropy", "price", "pretrain_share", "policy_share", "seed"):
+            self._check(name, "must be 0 or more", getattr(self, name) >= 0)
+        for name in ("temperature", "policy_learning_rate"):
+            self._check(name, "must be above 0", getattr(self, name) > 0)
+        rest = 1 - self.pretrain_share
+        self._check("policy_share", f"must be at most {rest:g}, what pretrain_share leaves", self.policy_share <= rest)
+        for name in ("blocks_per_epoch", "policy_pool"):
+            self._check(name, "must be 1 or more", getattr(self, name) >= 1)
+        self._check("policy_widths", "needs one or more widths of at least 1", min(self.policy_widths, default=0) >= 1)
+
+    def _check(self, name: str, rule: str, holds: bool) -> None:
+        if not holds:
+            raise ValueError(f"{name} {rule}, got {name}={getattr(self, name)}")
+
+    @property
+    def learns(self) -> bool:
+        """Whether the policy has parameters."""
+        return self.policy in ("learned", "static")
+
+
+def bounded(probabilities: Tensor, alpha: float) -> Tensor:
+    r"""Return the probabilities that paths are drawn from, :math:`s' = \alpha s + (1 - \alpha)(1 - s)`."""
+    return alpha * probabilities + (1 - alpha) * (1 - probabilities)
+
+
+def rewards(keep: Tensor, right: Tensor, *, penalty: float) -> Tensor:
+    r"""Return the reward of every image.
+
+    .. math:: R(u) = 1 - (|u|_0 / K)^2 \text{ if the prediction is right, else } -\gamma
+
+    Args:
+        keep: u, the blocks that each image keeps, bool, shape ``(batch, blocks)``.
+        right: Whether each prediction is right, bool, shape ``(batch,)``.
+        penalty: gamma.
+
+    Returns:
+        Shape ``(batch,)``.
+    """
+    used = keep.float().mean(1)
+    return torch.where(right, 1 - used.square(), -penalty)
+
+
+def policy_loss(
+    probabilities: Tensor, keep: Tensor, advantage: Tensor, controlled: Tensor, *, entropy: float
+) -> Tensor:
+    r"""Return the REINFORCE loss of the policy with its entropy bonus.
+
+    .. math:: -\frac{1}{n} \sum_i \Bigl[ A_i \sum_k \log \pi_k(u_{ik}) + \beta \sum_k H(\pi_k) \Bigr]
+
+    Its gradient is an unbiased estimate of minus that of the expected reward, as the advantage depends on the draw
+    through the reward alone. Both sums over k are over the blocks under control.
+
+    Args:
+        probabilities: s', shape ``(batch, blocks)``, inside 0..1.
+        keep: u, the drawn paths, bool, shape ``(batch, blocks)``.
+        advantage: A, reward less baseline, shape ``(batch,)``; no gradient flows through it.
+        controlled: Blocks under control, bool, shape ``(blocks,)``.
+        entropy: beta, the weight of the bonus.
+    """
+    log_probability: Tensor = -F.binary_cross_entropy(probabilities, keep.to(probabilities.dtype), reduction="none")
+    uncertainty = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
+    terms = advantage.detach().unsqueeze(1) * log_probability + entropy * uncertainty
+    loss: Tensor = -(terms * controlled).sum(1).mean()
+    return loss
+
+
+def straight_through_gates(logits: Tensor) -> Tensor:
+    """Return gates that are 1 where the probability is .5 or more and else 0, with the gradient of the probability."""
+    soft = torch.sigmoid(logits)
+    return (soft >= 0.5).to(soft.dtype) + soft - soft.detach()
+
+
+def gumbel_gates(logits: Tensor, generator: torch.Generator, *, temperature: float) -> Tensor:
+    """Return gates drawn 1 with the probability ``sigmoid(logits)``, with the gradient of the relaxed draw.
+
+    References:
+        Maddison, Mnih, Teh. The Concrete Distribution. ICLR 2017, appendix B. Jang, Gu, Poole. Categorical
+        Reparameterization with Gumbel-Softmax. ICLR 2017, section 2.2 for the hard draw.
+    """
+    tiny = torch.finfo(logits.dtype).tiny
+    uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
+    noise = torch.log(uniform.clamp_min(tiny)) - torch.log1p(-uniform)
+    soft = torch.sigmoid((logits + noise) / temperature)
+    return (soft >= 0.5).to(soft.dtype) + soft - soft.detach()
+
+
+def controlled_blocks(epoch: int, blocks: int, *, per_epoch: int = 1) -> int:
+    """Return how many blocks, from the last on, are under control in an epoch of the curriculum, counted from 0."""
+    return min(blocks, per_epoch * (epoch + 1))
+
+
+def phase_of(epoch: int, epochs: int, settings: BlockDropSettings) -> tuple[Phase, int]:
+    """Return the phase that an epoch belongs to and the number of the epoch inside it, from 0.
+
+    A policy that learns nothing has no phase of its own: its epochs are epochs of fine-tuning, so that controls are
+    trained as long.
+    """
+    pretrain = round(settings.pretrain_share * epochs)
+    joint = (
+        min(epochs, round((settings.pretrain_share + settings.policy_share) * epochs)) if settings.learns else pretrain
+    )
+    if epoch < pretrain:
+        return "pretrain", epoch
+    return ("policy", epoch - pretrain) if epoch < joint else ("joint", epoch - joint)
+
+
+def fixed_path(policy: Policy, blocks: int, kept: int | None, *, seed: int = 0) -> Tensor:
+    """Return the path of a control for all images, bool, shape ``(blocks,)``.
+
+    Args:
+        policy: ``all``, ``first``, ``random`` (one draw) or ``spread``.
+        blocks: Blocks of the network.
+        kept: Blocks to keep, in 1..blocks; unused by ``all``.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: More blocks are to be kept than there are.
+    """
+    kept = blocks if kept is None else kept
+    if not 1 <= kept <= blocks:
+        raise ValueError(f"kept_blocks must lie in 1..{blocks}, the blocks of the network, got kept_blocks={kept}")
+    chosen = torch.arange(kept)
+    if policy == "random":
+        chosen = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))[:kept]
+    elif policy == "spread":
+        chosen = ((chosen + 0.5) * blocks / kept).long()
+    return torch.zeros(blocks, dtype=torch.bool).index_fill(0, chosen, True)
+
+
+class PolicyNetwork(nn.Module):
+    """A small residual network, one block a stage, that gives one logit a block of the network that it steers.
+
+    Args:
+        channels: Channels of an image.
+        blocks: Blocks that are steered.
+        settings: ``policy_widths``, ``policy_pool`` and ``initial_keep``.
+    """
+
+    def __init__(self, channels: int, blocks: int, settings: BlockDropSettings) -> None:
+        super().__init__()
+        first, *_ = widths = settings.policy_widths
+        layers: list[nn.Module] = [nn.AvgPool2d(settings.policy_pool)] if settings.policy_pool > 1 else []
+        layers += [nn.Conv2d(channels, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU(inplace=True)]
+        layers.append(torchvision.models.resnet.BasicBlock(first, first))
+        for inputs, outputs in pairwise(widths):
+            projection = nn.Sequential(nn.Conv2d(inputs, outputs, 1, 2, bias=False), nn.BatchNorm2d(outputs))
+            layers.append(torchvision.models.resnet.BasicBlock(inputs, outputs, 2, projection))
+        self.features = nn.Sequential(*layers)
+        self.linear = nn.Linear(widths[-1], blocks)
+        nn.init.constant_(self.linear.bias, float(torch.tensor(settings.initial_keep).logit()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(batch, blocks)`` of images ``(batch, channels, height, width)``."""
+        logits: Tensor = self.linear(self.features(x).mean((2, 3)))
+        return logits
+
+
+class StaticPolicy(nn.Module):
+    """One path for all images: learned logits, or those of a fixed path, which are infinite.
+
+    Args:
+        logits: Shape ``(blocks,)``.
+        learned: Whether they are a parameter.
+    """
+
+    def __init__(self, logits: Tensor, *, learned: bool) -> None:
+        super().__init__()
+        self.logits: Tensor
+        if learned:
+            self.logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("logits", logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(batch, blocks)``, the same for every image."""
+        return self.logits.expand(len(x), -1)
+
+
+class BlockDrop(nn.Module):
+    """A residual network with a policy that says for each image which blocks run.
+
+    In eval a block runs where its probability is .5 or more, and what is dropped is really skipped (see
+    ``inference``). In training `loss` trains network and policy by phases: the network alone with all blocks; the
+    policy alone, the last blocks first; both together. In every step of the two later phases the batch passes twice: on
+    drawn paths, and without gradient on the paths that eval would take. The second pass gives the baseline, and from it
+    alone, in the joint phase, come the running statistics of batch normalisation, so that they match what runs at
+    inference.
+
+    Args:
+        network: With `stem`, `blocks` and `head`; a `torch.nn.Module`.
+        settings: What decides the paths, and how it learns.
+        channels: Channels of an image, which the policy network reads.
+
+    Raises:
+        ValueError: ``kept_blocks`` exceeds the blocks of the network, or this has none.
+
+    References:
+        Wu, Nagarajan, Kumar, Rennie, Davis, Grauman, Feris. BlockDrop: Dynamic Inference Paths in Residual Networks.
+        CVPR 2018, sections 3.2 to 3.4.
+
+    Differs from the paper in: pretraining is a phase of the same training; blocks are skipped in batches, in training
+    too, and running statistics follow the paths of inference; the bonus is the entropy of the Bernoulli draw; the
+    policy's shortcuts are projections; its loss is a mean over the batch in the joint phase as well. ``static``, gates
+    and the settings of the policy's size and pace are ours.
+    """
+
+    network: ResidualNetwork
+    controlled: Tensor
+
+    def __init__(self, network: ResidualNetwork, settings: BlockDropSettings, *, channels: int) -> None:
+        super().__init__()
+        blocks = len(network.blocks)
+        if blocks < 1:
+            raise ValueError("BlockDrop needs a network of 1 or more blocks, got none")
+        self.network = network
+        self.settings = settings
+        self.phase: Phase = "joint"
+        self.policy: nn.Module
+        if settings.policy == "learned":
+            self.policy = PolicyNetwork(channels, blocks, settings)
+        elif settings.policy == "static":
+            self.policy = StaticPolicy(torch.full((blocks,), settings.initial_keep).logit(), learned=True)
+        else:
+            path = fixed_path(settings.policy, blocks, settings.kept_blocks, seed=settings.seed)
+            self.policy = StaticPolicy(torch.where(path, torch.inf, -torch.inf), learned=False)
+        self.register_buffer("controlled", torch.ones(blocks, dtype=torch.bool))
+        self._paths: Counter[tuple[bool, ...]] = Counter()
+        self._reward = 0.0
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Return the probability of keeping each block, shape ``(batch, blocks)``; 1 for those not under control."""
+        return torch.sigmoid(self.policy(x)).masked_fill(~self.controlled, 1.0)
+
+    def decide(self, x: Tensor) -> Tensor:
+        """Return the blocks that eval keeps for each image, bool, shape ``(batch, blocks)``."""
+        if self.phase == "pretrain":
+            return torch.ones(len(x), len(self.controlled), dtype=torch.bool, device=x.device)
+        return self._thresholded(self.policy(x))
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return logits ``(batch, classes)``: on drawn paths in training, on the decided ones in eval.
+
+        Args:
+            x: Images ``(batch, channels, height, width)``.
+            generator: Of the draws, on the device of `x`; required in training unless the policy is fixed.
+        """
+        if not self.training:
+            inference = "masked" if torch.compiler.is_exporting() else self.settings.inference
+            return ROUTES[inference](self.network, x, self.decide(x), generator)
+        if self.phase == "pretrain" or not self.settings.learns:
+            return compacted_route(self.network, x, self.decide(x), generator)
+        return self._explore(self.policy(x), x, generator_for(self, generator))[0]
+
+    def loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the loss of the phase: cross-entropy, that of the policy, or both.
+
+        Args:
+            x: Images ``(batch, channels, height, width)``.
+            y: Labels ``(batch,)``.
+            generator: Of the draws, on the device of `x`.
+        """
+        if self.phase == "pretrain" or not self.settings.learns:
+            return F.cross_entropy(self(x, generator), y)
+        scores = self.policy(x)
+        logits, gates = self._explore(scores, x, generator)
+        reward = self._exploit(scores, x, y, generator)
+        if self.settings.estimator != "reinforce":
+            return F.cross_entropy(logits, y) + self.settings.price * gates.mean(1).square().mean()
+        advantage = rewards(gates, logits.argmax(1) == y, penalty=self.settings.penalty) - reward
+        entropy = self.settings.entropy if self.phase == "policy" else 0.0
+        exploring = bounded(torch.sigmoid(scores), self.settings.alpha)
+        loss = policy_loss(exploring, gates, advantage, self.controlled, entropy=entropy)
+        return loss if self.phase == "policy" else loss + F.cross_entropy(logits, y)
+
+    def prepare_epoch(self, epoch: int, epochs: int) -> None:
+        """Enter the phase of an epoch: what learns, and which blocks are under control."""
+        self.phase, done = phase_of(epoch, epochs, self.settings)
+        blocks = len(self.controlled)
+        count = {"pretrain": 0, "joint": blocks}.get(
+            self.phase, controlled_blocks(done, blocks, per_epoch=self.settings.blocks_per_epoch)
+        )
+        self.controlled.copy_(torch.arange(blocks) >= blocks - count)
+        self.get_submodule("network").requires_grad_(self.phase != "policy")
+        self.train(self.training)
+        self._paths.clear()
+        self._reward = 0.0
+
+    def train(self, mode: bool = True) -> "BlockDrop":
+        """Set the mode; a frozen network stays in eval."""
+        super().train(mode)
+        if self.phase == "policy":
+            self.get_submodule("network").eval()
+        return self
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters with their learning rate scale and whether they decay; the policy's never do."""
+        network = list(self.get_submodule("network").parameters())
+        policy, scale = list(self.policy.parameters()), self.settings.policy_learning_rate
+        return [
+            {"params": [p for p in network if p.dim() > 1], "learning_rate_scale": 1.0, "weight_decay": True},
+            {"params": [p for p in network if p.dim() <= 1], "learning_rate_scale": 1.0, "weight_decay": False},
+            {"params": policy, "learning_rate_scale": scale, "weight_decay": False},
+        ]
+
+    def telemetry(self) -> dict[str, float | list[float]]:
+        """Return what eval's policy did on the training images of the epoch: blocks, share by block, paths, reward."""
+        record: dict[str, float | list[float]] = {"blockdrop/controlled": float(self.controlled.sum())}
+        if not self._paths:
+            return record
+        keep, counts = torch.tensor(list(self._paths)), torch.tensor(list(self._paths.values()))
+        found = path_statistics(keep.repeat_interleave(counts, 0))
+        return record | {
+            "blockdrop/blocks/mean": found.mean,
+            "blockdrop/blocks/sd": found.sd,
+            "blockdrop/blocks/kept": (counts.double() @ keep.double() / counts.sum()).tolist(),
+            "blockdrop/paths": float(found.distinct),
+            "blockdrop/reward": self._reward / int(counts.sum()),
+        }
+
+    @torch.no_grad()
+    def flops(self, image: Tensor) -> BlockFlops:
+        """Count what policy, blocks and the rest cost; the mode is left as it was.
+
+        Args:
+            image: One image, shape ``(1, channels, height, width)``.
+        """
+        was_training = self.training
+        self.eval()
+        counted = block_flops(self.network, self.policy, image)
+        self.train(was_training)
+        return counted
+
+    def _thresholded(self, scores: Tensor) -> Tensor:
+        return (scores >= 0) | ~self.controlled
+
+    def _explore(self, scores: Tensor, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the logits on drawn paths, and these: bool, or gates with gradient."""
+        settings = self.settings
+        if settings.estimator == "reinforce":
+            exploring = bounded(torch.sigmoid(scores.detach()), settings.alpha)
+            keep = torch.bernoulli(exploring, generator=generator).bool() | ~self.controlled
+            with statistics_kept(self.get_submodule("network")), torch.set_grad_enabled(self.phase != "policy"):
+                return compacted_route(self.network, x, keep, generator), keep
+        if settings.estimator == "gumbel":
+            gates = gumbel_gates(scores, generator, temperature=settings.temperature)
+        else:
+            gates = straight_through_gates(scores)
+        gates = gates.masked_fill(~self.controlled, 1.0)
+        with statistics_kept(self.get_submodule("network")):
+            return masked_route(self.network, x, gates, generator), gates
+
+    @torch.no_grad()
+    def _exploit(self, scores: Tensor, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the reward of the paths that eval would take, shape ``(batch,)``, and record these paths."""
+        keep = self._thresholded(scores)
+        right = compacted_route(self.network, x, keep, generator).argmax(1) == y
+        reward = rewards(keep, right, penalty=self.settings.penalty)
+        self._paths.update(tuple(path) for path in keep.tolist())
+        self._reward += float(reward.sum())
+        return reward
