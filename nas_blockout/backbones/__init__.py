@@ -23,12 +23,14 @@ class Backbone:
         build: Builds the network; the architecture is None for the dense one.
         stages: Stages that an architecture may cover; None for networks that cannot be branched.
         scaled: Returns the settings with all widths multiplied by a factor.
+        neighbours: Returns the settings that have one node more or less in one layer.
     """
 
     settings: type
     build: Callable[[Any, Shape, int, Architecture | None, Sites], nn.Module]
     stages: Callable[[Any, Shape, int], Sequence[Stage]] | None = None
     scaled: Callable[[Any, float], Any] | None = None
+    neighbours: Callable[[Any], list[Any]] | None = None
 
 
 def _build_convnet(
@@ -51,8 +53,23 @@ def _scaled_convnet(settings: convnet.ConvNetSettings, factor: float) -> convnet
     )
 
 
+def _neighbours_of_convnet(settings: convnet.ConvNetSettings) -> list[convnet.ConvNetSettings]:
+    found = []
+    for name in ("channels", "hidden"):
+        widths = getattr(settings, name)
+        for position, width in enumerate(widths):
+            for other in (width - 1, width + 1):
+                if other >= 1:
+                    found.append(replace(settings, **{name: (*widths[:position], other, *widths[position + 1 :])}))
+    return found
+
+
 BACKBONES: Mapping[str, Backbone] = MappingProxyType(
-    {"convnet": Backbone(convnet.ConvNetSettings, _build_convnet, convnet.stages, _scaled_convnet)}
+    {
+        "convnet": Backbone(
+            convnet.ConvNetSettings, _build_convnet, convnet.stages, _scaled_convnet, _neighbours_of_convnet
+        )
+    }
 )
 
 
@@ -80,7 +97,7 @@ def stages_of(settings: Any, shape: Shape, classes: int) -> Sequence[Stage]:
 
 
 def scaled_to(settings: Any, macs: int, shape: Shape, classes: int) -> Any:
-    """Return the settings with all widths multiplied by the one factor that comes nearest to given MACs.
+    """Return the settings scaled to given MACs: all widths times one factor, then the one node that brings them nearest.
 
     Args:
         settings: Of a backbone that has stages.
@@ -89,12 +106,12 @@ def scaled_to(settings: Any, macs: int, shape: Shape, classes: int) -> Any:
         classes: Number of classes.
     """
     backbone = BACKBONES[name_of(settings)]
-    if backbone.scaled is None:
+    if backbone.scaled is None or backbone.neighbours is None:
         raise ValueError(f"backbone {name_of(settings)!r} has no single width that can be scaled")
 
-    def cost(candidate: Any) -> int:
+    def error(candidate: Any) -> int:
         stages = stages_of(candidate, shape, classes)
-        return macs_of(dense_of(stages), stages, shape[0])
+        return abs(macs_of(dense_of(stages), stages, shape[0]) - macs)
 
-    candidates = [backbone.scaled(settings, step / 512) for step in range(1, 1025)]
-    return min(candidates, key=lambda candidate: abs(cost(candidate) - macs))
+    scaled = min((backbone.scaled(settings, step / 512) for step in range(1, 1025)), key=error)
+    return min([scaled, *backbone.neighbours(scaled)], key=error)

@@ -1,0 +1,179 @@
+"""Experiments: their JSON, that a run resumes with the same numbers in every stage, and that it ends in a plain network."""
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nas_blockout.architecture import Architecture, Group, Layer
+from nas_blockout.backbones.branched import BranchedNetwork
+from nas_blockout.backbones.convnet import ConvNetSettings
+from nas_blockout.data import DataSettings, Splits, load
+from nas_blockout.distill import DistillationSettings
+from nas_blockout.experiment import Experiment, Run, Snapshot, build, count_macs, dense_macs, rebuild
+from nas_blockout.methods import METHODS
+from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.train import EpochRecord, Loaders, TrainingSettings, evaluate
+
+SMALL = Experiment(
+    data=DataSettings(train_samples=100, validation_samples=100),
+    backbone=ConvNetSettings((6, 8), (10,)),
+    training=TrainingSettings(epochs=4, batch_size=25),
+    seed=3,
+)
+LEARNED = replace(
+    SMALL,
+    method=BlockoutSettings(clusters=2, masked="all", structure_lr=30.0),
+    distillation=DistillationSettings(target_macs=0.8),
+)
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return load(SMALL.data)
+
+
+def finished(experiment: Experiment, splits: Splits, start: Snapshot | None = None) -> Run:
+    run = Run(experiment, splits, start=start)
+    for _ in run:
+        pass
+    return run
+
+
+def timeless(records: list[EpochRecord]) -> list[EpochRecord]:
+    return [replace(record, seconds=0.0) for record in records]
+
+
+@pytest.mark.parametrize("experiment", [SMALL, LEARNED, replace(SMALL, target_macs=9000)])
+def test_json_round_trip_is_exact(experiment: Experiment) -> None:
+    assert Experiment.from_json(experiment.to_json()) == experiment
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extra": 1}, "unknown key 'extra'"),
+        ({"backbone": {"name": "vgg"}}, "no such backbone 'vgg'"),
+        ({"method": {"name": "blokout"}}, "no such method 'blokout'"),
+        ({"training": {"epoch": 3}}, "no such setting; did you mean 'epochs'"),
+        ({"distillation": {"threshold": 0.5}}, "distillation needs the method blockout"),
+    ],
+)
+def test_documents_that_break_a_rule_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Experiment.from_json({**SMALL.to_json(), **change})
+
+
+def test_what_cannot_be_combined_is_refused() -> None:
+    dense = Architecture(1, (Layer("classes", (Group((0,), 10, tuple(range(10))),)),))
+    with pytest.raises(ValueError, match="give it no other"):
+        replace(LEARNED, architecture=dense)
+    with pytest.raises(ValueError, match="at least 2 epochs"):
+        replace(LEARNED, training=TrainingSettings(epochs=1))
+
+
+def test_a_distilled_run_has_two_stages_that_cost_what_one_training_costs(splits: Splits) -> None:
+    run = finished(LEARNED, splits)
+    assert [(record.stage, record.epoch) for record in run.records] == [
+        ("learn", 0),
+        ("learn", 1),
+        ("finetune", 2),
+        ("finetune", 3),
+    ]
+    assert run.records[-1].sample_passes == finished(SMALL, splits).records[-1].sample_passes == 400
+    assert splits.test_reads == 0
+
+
+@pytest.mark.parametrize("experiment", [SMALL, LEARNED], ids=["dense", "distilled"])
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_resumed_run_gives_the_same_numbers(experiment: Experiment, stop_after: int, splits: Splits) -> None:
+    straight = finished(experiment, splits)
+    interrupted = Run(experiment, splits)
+    for _ in range(stop_after):
+        next(interrupted)
+    file = io.BytesIO()
+    torch.save(interrupted.snapshot().to_state(), file)
+    file.seek(0)
+    resumed = finished(experiment, splits, Snapshot.from_state(torch.load(file, weights_only=True)))
+    assert timeless(resumed.records) == timeless(straight.records)
+    assert resumed.outcome is not None
+    assert straight.outcome is not None
+    assert resumed.outcome.architecture == straight.outcome.architecture
+    for ours, theirs in zip(resumed.outcome.model.parameters(), straight.outcome.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_distillation_is_proved_and_its_gap_is_reported(splits: Splits) -> None:
+    outcome = finished(LEARNED, splits).outcome
+    assert outcome is not None
+    assert outcome.handover is not None
+    for found in outcome.handover.equality.values():
+        assert found["max_abs_difference"] <= found["bound"]
+    assert set(outcome.handover.gap) == {"soft", "drawn", "hard", "inherited"}
+    assert outcome.handover.gap["hard"] == outcome.handover.gap["inherited"]
+    assert outcome.macs <= 0.8 * dense_macs(LEARNED, splits)
+
+
+def test_placebo_shares_the_learning_stage_and_the_cost_but_not_the_network(splits: Splits) -> None:
+    assert LEARNED.distillation is not None
+    placebo = replace(LEARNED, distillation=replace(LEARNED.distillation, placebo="nodes"))
+    learned, shuffled = finished(LEARNED, splits), finished(placebo, splits)
+    assert timeless(learned.records[:2]) == timeless(shuffled.records[:2])
+    assert learned.outcome is not None
+    assert shuffled.outcome is not None
+    assert learned.outcome.macs == shuffled.outcome.macs
+    assert learned.records[-1].train_loss != shuffled.records[-1].train_loss
+
+
+def test_weights_from_scratch_are_the_control(splits: Splits) -> None:
+    assert LEARNED.distillation is not None
+    scratch = replace(LEARNED, distillation=replace(LEARNED.distillation, weights="scratch"))
+    inherited, anew = finished(LEARNED, splits).outcome, finished(scratch, splits).outcome
+    assert inherited is not None
+    assert anew is not None
+    assert inherited.architecture == anew.architecture
+    assert not torch.equal(next(inherited.model.parameters()), next(anew.model.parameters()))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, method in METHODS.items() if method.site != "paths"))
+def test_every_method_ends_in_a_plain_network_that_computes_what_was_measured(name: str, splits: Splits) -> None:
+    experiment = replace(SMALL, method=METHODS[name].settings(), training=TrainingSettings(epochs=2, batch_size=25))
+    run = finished(experiment, splits)
+    assert run.outcome is not None
+    model = run.outcome.model
+    assert type(model) is BranchedNetwork
+    assert not model.training
+    loaders = Loaders(run._loaders.train, run._loaders.validation)
+    assert evaluate(model, loaders.validation).accuracy == run.records[-1].validation_accuracy
+    twin = rebuild(experiment, run.outcome.architecture, splits)
+    assert twin.state_dict().keys() == model.state_dict().keys()
+
+
+def test_widths_are_scaled_to_given_macs(splits: Splits) -> None:
+    wide = replace(SMALL, backbone=ConvNetSettings((32, 64), (64,)))
+    target = round(0.5 * dense_macs(wide, splits))
+    network = build(replace(wide, target_macs=target), splits)
+    assert count_macs(network.eval(), splits.train.images[:1]) == pytest.approx(target, rel=0.02)
+
+
+def test_counted_macs_equal_those_of_the_architecture(splits: Splits) -> None:
+    network = build(SMALL, splits).eval()
+    assert count_macs(network, splits.train.images[:1]) == dense_macs(SMALL, splits)
+
+
+def test_building_depends_on_the_seed_and_leaves_global_randomness_alone(splits: Splits) -> None:
+    before = torch.get_rng_state()
+    first, again, other = (build(replace(SMALL, seed=seed), splits) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    weights = [next(network.parameters()) for network in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_run_that_diverges_ends_with_its_reason(splits: Splits) -> None:
+    wild = replace(SMALL, training=TrainingSettings(epochs=4, batch_size=25, optimizer="sgd", learning_rate=1e30))
+    run = finished(wild, splits)
+    assert run.failure is not None
+    assert "became" in run.failure
+    assert run.outcome is None
