@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.methods.dropblock import DropBlock, DropBlockSettings
 from nas_blockout.methods.dropcluster import DropCluster, DropClusterSettings
@@ -52,6 +53,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "dropblock": Method(DropBlockSettings, "maps", DropBlock),
         "dropcluster": Method(DropClusterSettings, "maps", DropCluster),
         "blockout": Method(BlockoutSettings, "structure", None),
+        "blockdrop": Method(BlockDropSettings, "paths", None),
     }
 )
 

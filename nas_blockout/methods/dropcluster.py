@@ -38,6 +38,7 @@ class DropClusterSettings:
         masks: A draw for every ``sample``, or one for the whole ``batch``.
         labels: ``learned``; or as controls ``random``, the learned sizes at random positions, and ``contiguous``,
             random connected cells, as many as there would be clusters.
+        images: Images that clusters are learned from at most, 2 or more; more are thinned out evenly.
         seed: Of the first centres of k-means and of the controls.
     """
 
@@ -49,12 +50,15 @@ class DropClusterSettings:
     ramp_epochs: int = 4
     masks: Masks = "sample"
     labels: Labels = "learned"
+    images: int = 128
     seed: int = 0
 
     def __post_init__(self) -> None:
         checked_rate(self.rate)
         if not self.cluster_size >= 1:
             raise ValueError(f"cluster_size must be at least 1, got cluster_size={self.cluster_size}")
+        if self.images < 2:
+            raise ValueError(f"images must be at least 2, got images={self.images}")
         for name in ("start_epoch", "update_every", "ramp_epochs", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {name}={getattr(self, name)}")
@@ -111,6 +115,7 @@ class DropCluster(nn.Module):
     Attributes:
         labels: Label map, shape ``(channels, height, width)``; empty before the first clustering.
         observing: Whether the next forward pass in eval is used to learn the label map.
+        clustering_seconds: Spent on clustering in the present epoch.
 
     Raises:
         ValueError: It is called in training without a generator, or with maps of another shape than it has learned on.
@@ -133,7 +138,7 @@ class DropCluster(nn.Module):
         self.ramp = 1.0
         self.observing = False
         self._epoch = 0
-        self._seconds, self._began = 0.0, time.perf_counter()
+        self.clustering_seconds, self._began = 0.0, time.perf_counter()
         self.register_buffer("labels", torch.empty(0, 0, 0, dtype=torch.int64))
         self.register_buffer("index", torch.empty(0, dtype=torch.int64), persistent=False)
         self.register_buffer("sizes", torch.empty(0, dtype=torch.int64), persistent=False)
@@ -154,7 +159,7 @@ class DropCluster(nn.Module):
         self.ramp = min(1.0, (since + 1) / settings.ramp_epochs) if settings.ramp_epochs else 1.0
         due = settings.update_every > 0 and since % settings.update_every == 0
         self.observing = since >= 0 and (due or self.labels.numel() == 0)
-        self._epoch, self._seconds, self._began = epoch, 0.0, time.perf_counter()
+        self._epoch, self.clustering_seconds, self._began = epoch, 0.0, time.perf_counter()
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return `x`, shape ``(batch, channels, height, width)``, with clusters dropped in training."""
@@ -180,7 +185,7 @@ class DropCluster(nn.Module):
         channels, height, width = checked_maps(self, activations).shape[1:]
         self._adopt(self._label_map(activations).view(channels, height, width))
         self.observing = False
-        self._seconds += time.perf_counter() - began
+        self.clustering_seconds += time.perf_counter() - began
 
     def telemetry(self) -> dict[str, float | list[float]]:
         """Describe the label map once an epoch: clusters a channel, rate, and the share of time spent on clustering.
@@ -190,11 +195,11 @@ class DropCluster(nn.Module):
         if self.labels.numel() == 0:
             return {}
         place = "x".join(map(str, self.labels.shape))
-        elapsed = max(time.perf_counter() - self._began, self._seconds, 1e-9)
+        elapsed = max(time.perf_counter() - self._began, self.clustering_seconds, 1e-9)
         return {
             f"dropcluster/clusters/{place}": float((self.sizes > 0).sum()) / len(self.labels),
             f"dropcluster/rate/{place}": self.settings.rate * self.ramp,
-            f"dropcluster/clustering_share/{place}": self._seconds / elapsed,
+            f"dropcluster/clustering_share/{place}": self.clustering_seconds / elapsed,
         }
 
     def label_pictures(self) -> Tensor:
@@ -215,7 +220,7 @@ class DropCluster(nn.Module):
             return torch.arange(clusters, device=device).repeat(channels, 1)
         if settings.labels == "contiguous":
             return cells(channels, clusters, height=height, width=width, generator=generator, device=device)
-        points = descriptors(activations)
+        points = descriptors(activations[:: -(-len(activations) // settings.images)])
         if settings.clustering == "rena":
             labels = rena(points, clusters, height=height, width=width)
         else:

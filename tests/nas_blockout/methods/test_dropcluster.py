@@ -172,6 +172,14 @@ def test_learning_the_same_twice_gives_the_same_labels() -> None:
     assert not torch.equal(learned(labels="random").labels, learned(labels="random", seed=1).labels)
 
 
+def test_more_images_than_asked_for_are_thinned_out_evenly() -> None:
+    thinned = learned(images=9)  # of 24, every third: 8
+    expected = DropCluster(DropClusterSettings())
+    expected.learn(activations()[::3])
+    assert torch.equal(thinned.labels, expected.labels)
+    assert not torch.equal(thinned.labels, learned().labels)
+
+
 def test_a_control_of_random_labels_keeps_the_learned_sizes() -> None:
     ours, control = learned(), learned(labels="random")
     k = ours.settings.clusters(HEIGHT * WIDTH)
@@ -271,6 +279,7 @@ def test_the_mathematics_needs_no_layer() -> None:
     [
         ({"rate": 1.0}, "rate must lie in 0..1, 1 exclusive, got rate=1.0"),
         ({"cluster_size": 0.0}, "cluster_size must be at least 1, got cluster_size=0.0"),
+        ({"images": 1}, "images must be at least 2, got images=1"),
         ({"start_epoch": -1}, "start_epoch must not be negative, got start_epoch=-1"),
         ({"ramp_epochs": -1}, "ramp_epochs must not be negative, got ramp_epochs=-1"),
         ({"seed": -1}, "seed must not be negative, got seed=-1"),
