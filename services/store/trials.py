@@ -25,7 +25,7 @@ from services.store.rows import (
 )
 from services.store.values import amount, count, exact, finite, one_of, storable
 
-_NAMES_COMPARED = 1000
+_NAMES_COMPARED = 500
 _EPOCH_COLUMNS = ("epoch", "stage", "sample_passes", "seconds")
 
 
