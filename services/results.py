@@ -15,8 +15,8 @@ from nas_blockout.experiment import Experiment, rebuild
 from nas_blockout.export import load_weights, measure_latency
 from services.comparison import ComparisonDocument, Trial, build
 from services.folder import Folder, write_csv, write_json
-from services.handover import export_trial
-from services.report_view import ReportView, TrialView
+from services.handover import export_trials
+from services.report.view import ReportView, TrialView
 from services.settings import Settings
 from services.store import NotFound, Store, TrialRow
 from services.study_file import Study, parse_resolved
@@ -62,8 +62,7 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, sa
     say("measuring, exporting and verifying the winners")
     models = {arm: model_of(row, folder, splits) for arm, row in winners.items()}
     document = write_comparison(study, rows, folder, latency=_latencies(models, splits))
-    for arm, row in winners.items():
-        export_trial(study, row, models[arm], splits, document, folder=folder, store=store)
+    export_trials(study, winners, models, splits, document, folder=folder, store=store)
     say("writing the report")
     write_report(study, store, rows, document, splits, folder)
     _project(study, store, settings, document, folder, say)
@@ -115,10 +114,8 @@ def export_again(settings: Settings, name: str, arm: str | None) -> list[Path]:
         document = ComparisonDocument.model_validate(json.loads(folder.comparison.read_text()))
         splits = load(study.data, root=settings.data)
         chosen = {arm: winners[arm]} if arm is not None else winners
-        return [
-            export_trial(study, row, model_of(row, folder, splits), splits, document, folder=folder, store=store)
-            for row in chosen.values()
-        ]
+        models = {arm: model_of(row, folder, splits) for arm, row in chosen.items()}
+        return export_trials(study, chosen, models, splits, document, folder=folder, store=store)
 
 
 def sync_again(settings: Settings, name: str) -> Synced:

@@ -1,0 +1,83 @@
+"""Handing a winner over: its folder of exported files, described, verified, and noted in the store."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from nas_blockout.data import Splits
+from nas_blockout.export import MANIFEST, ModelDescription, export_models
+from services.comparison import ArmResult, ComparisonDocument
+from services.folder import Folder
+from services.store import Store, TrialRow
+from services.study_file import Study
+from services.wording import sentence
+
+
+def export_trials(
+    study: Study,
+    rows: Mapping[str, TrialRow],
+    models: Mapping[str, nn.Module],
+    splits: Splits,
+    document: ComparisonDocument,
+    *,
+    folder: Folder,
+    store: Store,
+) -> list[Path]:
+    """Export the models of retrained trials in every form and note them in the store; return their folders.
+
+    Args:
+        study: The resolved study.
+        rows: The trials by arm.
+        models: Their networks by arm.
+        splits: The data.
+        document: The comparison.
+        folder: Of the study.
+        store: Where the exports are noted.
+
+    Raises:
+        VerificationError: A form does not compute what the model does; no folder has been changed.
+    """
+    targets = {arm: folder.models / arm for arm in rows}
+    found = export_models([(models[arm], targets[arm], describe(study, rows[arm], splits, document)) for arm in rows])
+    for (arm, row), verification in zip(rows.items(), found, strict=True):
+        hashes = json.loads((targets[arm] / MANIFEST).read_text(encoding="utf-8"))["files"]
+        store.add_export(row.id, path=str(targets[arm]), hashes=hashes, verified=verification.ok)
+    return list(targets.values())
+
+
+def describe(study: Study, row: TrialRow, splits: Splits, document: ComparisonDocument) -> ModelDescription:
+    """Return what belongs to the model of a retrained trial beside its weights."""
+    arm, result = document.arms[row.arm], row.result or {}
+    return ModelDescription(
+        name=row.arm,
+        study=study.name,
+        question=study.config.question,
+        data=study.data.name,
+        train_images=len(splits.train),
+        class_names=splits.class_names,
+        channels=splits.preprocessing.channels,
+        height=splits.preprocessing.height,
+        width=splits.preprocessing.width,
+        mean=splits.preprocessing.mean,
+        std=splits.preprocessing.std,
+        parameters=int(result["parameters"]),
+        macs=int(result["macs"]),
+        seed=row.seed,
+        test_accuracy=result.get("test_accuracy"),
+        test_images=result.get("test_images"),
+        accuracy=_accuracy(arm),
+        verdict=sentence(document),
+        spent=f"{arm.cost.sample_passes:,} sample passes",
+        architecture=result.get("architecture"),
+        equality=result.get("equality"),
+    )
+
+
+def _accuracy(arm: ArmResult) -> str:
+    found = arm.test_accuracy
+    if found is None:
+        return "not measured"
+    interval = f", 95% interval {found.ci95[0]:.2%} to {found.ci95[1]:.2%}" if found.ci95 else ""
+    return f"{found.mean:.2%} on average{interval}, {len(found.per_seed)} seeds"
