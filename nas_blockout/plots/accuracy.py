@@ -8,27 +8,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nas_blockout.plots.labels import place_labels
-from nas_blockout.plots.theme import (
-    FONT,
-    INK,
-    LOST,
-    MUTED,
+from nas_blockout.plots.canvas import (
     NARROW,
-    SHOWN,
-    SMALL,
     amount_axis,
     canvas,
-    look,
     padded,
     panel,
     percent_axis,
     shorten,
     small_multiples,
-    styled,
     text_width,
     title,
 )
+from nas_blockout.plots.labels import place_labels
+from nas_blockout.plots.theme import FONT, INK, LOST, MUTED, SHOWN, SMALL, look, styled
 
 _ROW = 21.0
 _NAMES = 118.0
@@ -146,7 +139,15 @@ def _difference(axes: Axes, row: int, entry: Difference) -> None:
     if entry.interval is not None:
         axes.plot([100 * end for end in entry.interval], [row] * 2, color=colour, lw=2, solid_capstyle="butt")
     axes.plot([value], [row], "o", ms=5.5, mec=colour, mfc=colour if entry.shown else "#fffffe", mew=1.3)
-    axes.text(1.015, row, f"{value:+.2f}", transform=axes.get_yaxis_transform(), va="center", size=SMALL, color=INK)
+    axes.text(
+        1.015,
+        row,
+        f"{value:+.2f}".replace("-", "\N{MINUS SIGN}"),
+        transform=axes.get_yaxis_transform(),
+        va="center",
+        size=SMALL,
+        color=INK,
+    )
 
 
 @styled
@@ -180,7 +181,8 @@ def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -
     axes.set_xlabel(label, labelpad=2)
     axes.set_ylabel("test accuracy, %", labelpad=2)
     names = [shorten(point.name, 110, SMALL) for point in points]
-    place_labels(axes, list(zip(costs, [p.accuracy for p in points], strict=True)), names, required=True)
+    bars = [((p.cost, p.interval[0]), (p.cost, p.interval[1])) for p in points if p.interval is not None]
+    place_labels(axes, [(p.cost, p.accuracy) for p in points], names, lines=bars, required=True)
     return figure
 
 
@@ -191,7 +193,7 @@ def figure_gap(arms: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]]) ->
     Args:
         arms: By arm its role and, by step in order, the validation accuracy of every seed, 0..1.
     """
-    figure, panels = small_multiples(len(arms), height=104, columns=2, bottom=46)
+    figure, panels = small_multiples(len(arms), height=104, columns=2, bottom=48, between=66)
     values = [value for _, steps in arms.values() for seeds in steps.values() for value in seeds]
     limits = padded(values)
     for axes, (name, (role, steps)) in zip(panels, arms.items(), strict=True):

@@ -14,15 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
-from nas_blockout.plots.labels import place_labels
-from nas_blockout.plots.theme import (
-    CLUSTERS,
-    INK,
-    MUTED,
+from nas_blockout.plots.canvas import (
     NARROW,
-    PAPER,
-    SHOWN,
-    SMALL,
     WIDE,
     Array,
     Key,
@@ -30,7 +23,6 @@ from nas_blockout.plots.theme import (
     bare,
     canvas,
     clean,
-    cluster_colour,
     heat_image,
     legend,
     legend_height,
@@ -38,10 +30,11 @@ from nas_blockout.plots.theme import (
     panel,
     shorten,
     small_multiples,
-    styled,
     text_width,
     title,
 )
+from nas_blockout.plots.labels import place_labels
+from nas_blockout.plots.theme import CLUSTERS, INK, MUTED, PAPER, SHOWN, SMALL, cluster_colour, styled
 
 _MOST_CELLS = 96
 _MOST_NODES = 1500
@@ -67,11 +60,13 @@ def figure_density(
         halo = [withStroke(linewidth=3.2, foreground=PAPER)]
         axes.plot(epochs, np.asarray(medians[layer]), color=INK, lw=1.5, path_effects=halo)
         axes.set_ylim(0, 1)
-        axes.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
+        lowest, _, highest = axes.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
+        lowest.label1.set_verticalalignment("bottom")
+        highest.label1.set_verticalalignment("top")
         amount_axis(axes, ticks=4)
         title(axes, layer)
     figure.supxlabel("epoch", size=SMALL, color=MUTED, y=4 / (figure.get_size_inches()[1] * 72), va="bottom")
-    figure.supylabel("P", size=SMALL, color=MUTED, x=2 / NARROW, ha="left")
+    figure.supylabel("probability", size=SMALL, color=MUTED, x=2 / NARROW, ha="left")
     return figure
 
 
@@ -100,9 +95,7 @@ def project(probabilities: Mapping[str, ArrayLike]) -> tuple[dict[str, Array], t
 
 
 @styled
-def figure_projection(
-    probabilities: Mapping[str, ArrayLike], class_names: Sequence[str] | None
-) -> tuple[Figure, int]:
+def figure_projection(probabilities: Mapping[str, ArrayLike], class_names: Sequence[str] | None) -> tuple[Figure, int]:
     """Draw the nodes by the principal components of their P, coloured by their strongest cluster.
 
     The last layer's panel is larger, and names those of its nodes for which there is room.
@@ -218,16 +211,16 @@ def _name_extremes(axes: Axes, means: Array, names: Sequence[str]) -> None:
 
 @styled
 def figure_masks(probabilities: Mapping[str, ArrayLike]) -> Figure:
-    """Draw, for each pair of layers in turn, the expected mask of their weights with nodes in the order of clusters.
+    """Draw, for each pair of layers in turn, how likely each weight is kept, with nodes in the order of clusters.
 
-    Opacity is ``sum_c P_target,c P_source,c / k``. The strips along the edges show the strongest cluster of each node.
+    Opacity is ``1 - prod_c (1 - P_target,c P_source,c)``. The strips show each node's strongest cluster.
     """
     layers = {name: _ordered(np.asarray(p, dtype=np.float64)) for name, p in probabilities.items()}
     pairs = list(pairwise(layers.items()))
     figure, panels = small_multiples(len(pairs), height=96, columns=3 if len(pairs) > 2 else 2, left=10, bottom=6)
     for axes, ((source, p), (target, q)) in zip(panels, pairs, strict=True):
-        mask = q @ p.T / p.shape[1]
-        _raster(axes, heat_image(_averaged(mask), top=1.0), extent=(0, 1, 0, 1))
+        mask = _averaged(kept_probability(p, q))
+        _raster(axes, heat_image(mask, top=1.0), extent=(0, 1, 0, 1))
         _strip(axes, p.argmax(axis=1), extent=(0, 1, 1.02, 1.06), across=True)
         _strip(axes, q.argmax(axis=1), extent=(-0.06, -0.02, 0, 1), across=False)
         axes.set_xlim(-0.06, 1)
@@ -235,6 +228,14 @@ def figure_masks(probabilities: Mapping[str, ArrayLike]) -> Figure:
         bare(axes)
         title(axes, f"{source} to {target}")
     return figure
+
+
+def kept_probability(source: Array, target: Array) -> Array:
+    """Return the probability that source and target share a drawn cluster, (targets, sources)."""
+    lost = np.ones((len(target), len(source)))
+    for cluster in range(source.shape[1]):
+        lost *= 1 - np.outer(target[:, cluster], source[:, cluster])
+    return 1 - lost
 
 
 def _ordered(p: Array) -> Array:

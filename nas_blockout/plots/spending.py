@@ -5,32 +5,27 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from nas_blockout.plots.theme import (
-    GRID,
-    INK,
-    LOST,
-    MUTED,
+from nas_blockout.plots.canvas import (
     NARROW,
-    SHOWN,
-    SMALL,
+    Array,
     Key,
     amount_axis,
     canvas,
     legend,
     legend_height,
-    look,
     padded,
     panel,
     percent_axis,
     short_amount,
     shorten,
     small_multiples,
-    styled,
     text_width,
     title,
 )
+from nas_blockout.plots.theme import GRID, INK, LOST, MUTED, SHOWN, SMALL, look, styled
 
 _ROW = 19.0
 _NAMES = 110.0
@@ -98,9 +93,8 @@ def _compared(curves: Sequence[Curve], *, steps: bool, limits: tuple[float, floa
     figure, panels = small_multiples(len(curves), height=86)
     where = "steps-post" if steps else "default"
     for axes, curve in zip(panels, curves, strict=True):
-        for other in curves:
-            if other is not curve:
-                axes.plot(other.x, other.y, color=GRID, lw=1, drawstyle=where)
+        others = [_outline(other, steps=steps) for other in curves if other is not curve]
+        axes.add_collection(LineCollection(others, colors=GRID, linewidths=1), autolim=False)
         colour = look(curve.role).colour
         if curve.lower is not None and curve.upper is not None:
             axes.fill_between(
@@ -108,27 +102,44 @@ def _compared(curves: Sequence[Curve], *, steps: bool, limits: tuple[float, floa
             )
         axes.plot(curve.x, curve.y, color=colour, lw=1.7, drawstyle=where)
         axes.set_xlim(*limits)
-        axes.set_ylim(*_late_limits(curves))
+        axes.set_ylim(*_limits(curves, late=not steps))
         percent_axis(axes, ticks=4)
         title(axes, curve.name, note=curve.note)
     return figure, panels
 
 
-def _late_limits(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Return limits that show where the curves end and leave out the lowest tenth, which is the first rise."""
+def _outline(curve: Curve, *, steps: bool) -> Array:
+    """Return the points of a line that stands behind others, where it has values: few of them."""
+    points = np.column_stack([curve.x, curve.y])[np.isfinite(curve.y)]
+    if steps:
+        return _stairs(points)
+    return points[_kept(len(points), 30)]
+
+
+def _stairs(points: Array) -> Array:
+    corners = np.column_stack([points[1:, 0], points[:-1, 1]])
+    return np.insert(points, np.arange(1, len(points)), corners, axis=0)
+
+
+def _kept(count: int, most: int) -> list[int]:
+    """Return at most about `most` places out of `count`, evenly, the last among them."""
+    return sorted({*range(0, count, max(1, -(-count // most))), *range(max(0, count - 1), count)})
+
+
+def _limits(curves: Sequence[Curve], *, late: bool) -> tuple[float, float]:
+    """Return limits of all values, or, if `late`, without the lowest tenth: the first rise hides where curves end."""
     values = np.array([v for c in curves for v in (*c.y, *(c.upper or ()), *(c.lower or ())) if np.isfinite(v)])
-    if not values.size:
-        return 0.0, 1.0
+    if not late or not values.size:
+        return padded(values)
     ends = [v for c in curves for v in (*c.y[-1:], *(c.lower or ())[-1:]) if np.isfinite(v)]
-    return padded([min(float(np.quantile(values, 0.1)), *ends), float(values.max())])
+    return padded([min([float(np.quantile(values, 0.1)), *ends]), float(values.max())])
 
 
 def _thinned(curve: Curve) -> Curve:
     """Keep at most about a hundred points, the last among them."""
-    step = -(-len(curve.x) // _MOST_POINTS)
-    if step <= 1:
+    if len(curve.x) <= _MOST_POINTS:
         return curve
-    kept = sorted({*range(0, len(curve.x), step), len(curve.x) - 1})
+    kept = _kept(len(curve.x), _MOST_POINTS)
 
     def pick(values: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(values[i] for i in kept)

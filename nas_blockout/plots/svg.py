@@ -14,7 +14,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from nas_blockout.plots.theme import VARIABLES, clean, styled
+from nas_blockout.plots.canvas import clean
+from nas_blockout.plots.theme import VARIABLES, styled
 
 _PREFIX = re.compile(r"[^a-z0-9-]+")
 _METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -62,12 +63,12 @@ def _missing_glyphs_are_no_warning() -> Iterator[None]:
 
 
 def _rounded(found: re.Match[str]) -> str:
-    path = re.sub(r"-?\d+\.\d{3,}(e-?\d+)?", lambda number: f"{float(number.group()):.2f}", found.group())
+    path = re.sub(r"-?\d+\.\d{3, }(e-?\d+)?", lambda number: f"{float(number.group()):.2f}", found.group())
     return re.sub(r"\s+", " ", path).strip()
 
 
 def _shorter(found: re.Match[str]) -> str:
-    return re.sub(r"-?\d+\.\d{5,}", lambda number: f"{float(number.group()):.4f}", found.group())
+    return re.sub(r"-?\d+\.\d{5, }", lambda number: f"{float(number.group()):.4f}", found.group())
 
 
 def _identified(text: str, prefix: str) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from services.comparison import ArmResult, ComparisonDocument
+
 
 @dataclass(frozen=True, slots=True)
 class TrialView:
@@ -75,3 +77,8 @@ class ReportView:
         if len(self.class_names) == classes:
             return [str(name) for name in self.class_names]
         return [str(label) for label in range(classes)]
+
+
+def in_order(document: ComparisonDocument) -> dict[str, ArmResult]:
+    """Return the arms, best first if they are ranked."""
+    return {name: document.arms[name] for name in document.ranking or document.arms}

@@ -10,15 +10,12 @@ from typing import Any
 
 import jinja2
 import yaml
-from markupsafe import Markup
 
 from nas_blockout import statistics
 from services.comparison import Accuracy, ArmResult, ComparisonDocument, PairResult
 from services.folder import Folder, write_text
-from services.report_view import ReportView, TrialView
+from services.report.view import ReportView, in_order
 from services.wording import sentence
-
-__all__ = ["ReportView", "TrialView", "render", "write"]
 
 MOST_TRIALS = 1000
 _MARKS = {"learned": "●", "placebo": "◆", "control": "■", "rival": "▲"}
@@ -38,7 +35,8 @@ class ArmRow:
     validation: str
     parameters: str
     macs: str
-    latency: str
+    latency_1: str
+    latency_256: str
     search_passes: str
     search_seconds: str
     retrain_passes: str
@@ -46,7 +44,6 @@ class ArmRow:
     overhead_seconds: str
     trials: str
     failed: str
-    pruned: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +77,25 @@ def render(view: ReportView) -> str:
     Raises:
         ValueError: The comparison is none of this version.
     """
-    from services import report_figures as figures  # matplotlib takes a second to import, which few commands need
+    from services.report import figures, outcome, structure  # matplotlib takes a second to import
 
     document = ComparisonDocument.model_validate(view.comparison)
-    arms = figures.in_order(document)
+    arms = in_order(document)
     drawn = figures.pictures(view, document)
     return _template().render(
         document=document,
         study=view.study,
-        verdict=sentence(document),
+        verdict=sentence(document).split("; "),
         facts=_facts(view, document),
         arms=[_arm_row(name, arm) for name, arm in arms.items()],
         pairs=[_pair_row(pair) for pair in document.pairs],
         seeds=_seed_table(arms),
         pictures=drawn,
+        learned=_by_arm(drawn["structure"]),
         numbers={picture.name: number for number, picture in enumerate(_flat(drawn), start=1)},
-        svg=lambda picture: Markup(picture.svg()),  # noqa: S704  # made by matplotlib, which escapes names
-        gaps=_gap_rows(figures.gaps(view, document)),
-        steps=list(figures.GAP_STEPS.values()),
-        mistakes=_mistakes(view, figures.confusions(view, document)),
+        gaps=_gap_rows(structure.gaps(view, document)),
+        steps=list(structure.GAP_STEPS.values()),
+        mistakes=_mistakes(view, outcome.confusions(view, document)),
         trials=view.trials[:MOST_TRIALS],
         trial_count=len(view.trials),
         lost=[trial for trial in view.trials if trial.state in ("failed", "pruned")][:MOST_TRIALS],
@@ -117,7 +114,7 @@ def write(view: ReportView, folder: Folder) -> Path:
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -130,18 +127,26 @@ def _flat(drawn: Mapping[str, Sequence[Any]]) -> list[Any]:
     return [picture for section in drawn.values() for picture in section]
 
 
+def _by_arm(drawn: Sequence[Any]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for picture in drawn:
+        found.setdefault(picture.arm, []).append(picture)
+    return found
+
+
 def _facts(view: ReportView, document: ComparisonDocument) -> dict[str, str]:
     arms = document.arms.values()
     seeds = [len(arm.test_accuracy.per_seed) for arm in arms if arm.test_accuracy]
-    images = {t.result.get("test_images") for t in view.trials if t.is_model and t.result.get("test_images")}
+    images = [int(t.result["test_images"]) for t in view.trials if t.is_model and t.result.get("test_images")]
+    least, most = min(seeds, default=0), max(seeds, default=0)
     facts = {
         "arms": f"{len(document.arms)}",
-        "retrained seeds an arm": f"{min(seeds)}" if len({*seeds}) == 1 else f"{min(seeds)} to {max(seeds)}"
-        if seeds else "0",
-        "budget an arm": f"{document.budget.per_arm:,} sample passes, ± {document.budget.tolerance:.0%}",
+        "retrained seeds an arm": f"{least}" if least == most else f"{least} to {most}",
+        "budget an arm": f"{document.budget.per_arm:,} sample passes ± {document.budget.tolerance:.0%}",
         "trials": f"{sum(arm.trials for arm in arms)}",
-        "failed, pruned": f"{sum(arm.failed for arm in arms)}, {sum(arm.pruned for arm in arms)}",
-    }  # fmt: skip
+        "failed": f"{sum(arm.failed for arm in arms)}",
+        "pruned": f"{sum(arm.pruned for arm in arms)}",
+    }
     return facts | ({"test images": f"{max(images):,}"} if images else {})
 
 
@@ -157,15 +162,15 @@ def _arm_row(name: str, arm: ArmResult) -> ArmRow:
         validation=_percent(arm.validation_accuracy.mean) if arm.validation_accuracy else _ABSENT,
         parameters=_count(arm.parameters),
         macs=_count(arm.macs),
-        latency=f"{arm.latency_ms.batch_1:.3g} / {arm.latency_ms.batch_256:.3g}" if arm.latency_ms else _ABSENT,
+        latency_1=f"{arm.latency_ms.batch_1:.3g}" if arm.latency_ms else _ABSENT,
+        latency_256=f"{arm.latency_ms.batch_256:.3g}" if arm.latency_ms else _ABSENT,
         search_passes=_count(cost.search.sample_passes),
         search_seconds=f"{cost.search.seconds:,.1f}",
         retrain_passes=_count(cost.retrain.sample_passes),
         retrain_seconds=f"{cost.retrain.seconds:,.1f}",
         overhead_seconds=f"{cost.overhead_seconds:,.1f}",
         trials=str(arm.trials),
-        failed=str(arm.failed),
-        pruned=str(arm.pruned),
+        failed=f"{arm.failed} failed" + (f", {arm.pruned} pruned" if arm.pruned else ""),
     )
 
 
@@ -173,8 +178,8 @@ def _pair_row(pair: PairResult) -> PairRow:
     return PairRow(
         a=pair.a,
         b=pair.b,
-        difference=f"{100 * pair.difference:+.2f}",
-        interval=f"{100 * pair.ci95[0]:+.2f} to {100 * pair.ci95[1]:+.2f}" if pair.ci95 else _ABSENT,
+        difference=_points(pair.difference),
+        interval=f"{_points(pair.ci95[0])} to {_points(pair.ci95[1])}" if pair.ci95 else _ABSENT,
         seeds=str(pair.seeds),
         p=_p(pair.p),
         p_permutation=_p(pair.p_permutation),
@@ -231,6 +236,10 @@ def _interval(accuracy: Accuracy) -> str:
 
 def _percent(share: float | None) -> str:
     return _ABSENT if share is None else f"{100 * share:.2f}"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _count(number: int | None) -> str:

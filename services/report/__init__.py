@@ -1,0 +1,9 @@
+"""The report of a study as one HTML file.
+
+`render` makes it from a `ReportView`, which holds plain values only; `write` puts it into the folder of the study.
+"""
+
+from services.report.page import render, write
+from services.report.view import ReportView, TrialView
+
+__all__ = ["ReportView", "TrialView", "render", "write"]

@@ -1,0 +1,166 @@
+"""The figures of what was learned: memberships, masks, the way to a branched network, architectures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from nas_blockout import plots
+from services.comparison import ComparisonDocument
+from services.report.picture import Picture, counted, exported_trial
+from services.report.view import ReportView, TrialView, in_order
+
+GAP_STEPS = {"soft": "soft P", "drawn": "drawn C", "hard": "hard C", "inherited": "inherited", "tuned": "fine-tuned"}
+
+
+def gaps(view: ReportView, document: ComparisonDocument) -> dict[str, dict[str, list[float]]]:
+    """Return, by arm and step from P to a fine-tuned branched network, the validation accuracy of every seed."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in in_order(document):
+        models = [trial for trial in view.models(name) if trial.result.get("gap")]
+        if models:
+            by_seed = [{**t.result["gap"], "tuned": t.result.get("validation_accuracy")} for t in models]
+            found[name] = {
+                text: [float(gap[step]) for gap in by_seed if gap.get(step) is not None]
+                for step, text in GAP_STEPS.items()
+            }
+    return found
+
+
+def learned(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield what each arm learned; a placebo learned the same before it was shuffled, and is left out."""
+    for number, (name, arm) in enumerate(in_order(document).items()):
+        trial = exported_trial(view, name, arm)
+        probabilities = (trial.result.get("probabilities") if trial else None) or {}
+        if trial is None or arm.role == "placebo":
+            continue
+        found = [*_density(number, name, trial, list(probabilities))]
+        if probabilities:
+            found += [*_projection(view, number, name, trial), *_masks(number, name, trial)]
+        if found:
+            yield from (*found, *_architecture(view, document, number, name))
+        if probabilities:
+            yield from _classes(view, number, name, trial)
+
+
+def gap(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    steps = gaps(view, document)
+    if steps:
+        yield Picture(
+            "gap",
+            "From learned probabilities to a branched network",
+            "Validation accuracy with P as it is (soft), with drawn memberships, with hard ones, after their weights "
+            "were handed to the branched network, and after fine-tuning it. The thick line is the mean over seeds, "
+            "thin lines are single seeds; there is no other band.",
+            "n = seeds, in each panel",
+            "trials.csv, gap.*",
+            plots.figure_gap({name: (document.arms[name].role, found) for name, found in steps.items()}),
+        )
+
+
+def _density(number: int, name: str, trial: TrialView, layers: Sequence[str]) -> Iterator[Picture]:
+    prefix = "blockout/density/"
+    records = [
+        record for record in trial.epochs if any(key.startswith(prefix) for key in record.get("telemetry") or {})
+    ]
+    if not records:
+        return
+    found = [key.removeprefix(prefix) for key in records[0]["telemetry"] if key.startswith(prefix)]
+    order = [layer for layer in layers if layer in found] + [layer for layer in found if layer not in layers]
+    densities = {layer: [record["telemetry"][f"{prefix}{layer}"] for record in records] for layer in order}
+    medians = {layer: [_median(record["telemetry"], layer) for record in records] for layer in order}
+    yield Picture(
+        f"density-{number}",
+        "Spread of the membership probabilities while they were learned",
+        "A panel a layer, in the order of the network: the stronger the colour, the more entries of P lie in that bin "
+        "(square root of the share, twenty bins); the line is their median. Structure has been learned where the mass "
+        "lies at 0 and 1.",
+        f"n = 1 training, seed {trial.seed}, {len(records)} epochs",
+        "the store, epochs.telemetry blockout/density/* and blockout/median/*",
+        plots.figure_density(densities, medians, epochs=[int(record["epoch"]) + 1 for record in records]),
+        name,
+    )
+
+
+def _median(telemetry: Mapping[str, Any], layer: str) -> float:
+    value = telemetry.get(f"blockout/median/{layer}")
+    return float("nan") if value is None else float(value)
+
+
+def _projection(view: ReportView, number: int, name: str, trial: TrialView) -> Iterator[Picture]:
+    probabilities = trial.result["probabilities"]
+    *_, last = probabilities.values()
+    if len(last[0]) < 2:
+        return
+    of_classes = len(last) == len(view.class_names)
+    figure, named = plots.figure_projection(probabilities, view.class_names if of_classes else None)
+    yield Picture(
+        f"projection-{number}",
+        "Nodes by their membership probabilities",
+        "Each dot is a node, at the two first principal components of its row of P (one projection for all layers), in "
+        f"the colour of its strongest cluster. {named} of {len(last)} nodes of the last layer are named"
+        f"{'' if named == len(last) else '; the others had no room' if of_classes else ''}. There is no band.",
+        f"n = 1 training, seed {trial.seed}, {sum(map(len, probabilities.values())):,} nodes",
+        "the store, result.probabilities",
+        figure,
+        name,
+    )
+
+
+def _masks(number: int, name: str, trial: TrialView) -> Iterator[Picture]:
+    probabilities = trial.result["probabilities"]
+    if len(probabilities) < 2:
+        return
+    yield Picture(
+        f"masks-{number}",
+        "Masks, nodes in the order of their clusters",
+        "From each layer (columns) to the next (rows): the stronger the colour, the likelier a weight is kept. Strips "
+        "show the strongest cluster of each node. Strong blocks are branches, pale ones connections that were given "
+        "up. Large masks are averaged to 96 rows and columns; there is no band.",
+        f"n = 1 training, seed {trial.seed}, {len(next(iter(probabilities.values()))[0])} clusters",
+        "the store, result.probabilities",
+        plots.figure_masks(probabilities),
+        name,
+    )
+
+
+def _classes(view: ReportView, number: int, name: str, trial: TrialView) -> Iterator[Picture]:
+    layer, last = list(trial.result["probabilities"].items())[-1]
+    if len(last) != len(view.class_names):
+        return
+    learned = [(model.result.get("probabilities") or {}).get(layer, ()) for model in view.models(name)]
+    expected = [[sum(row) for row in p] for p in learned if len(p) == len(last)]
+    yield Picture(
+        f"classes-{number}",
+        "Expected clusters of each class",
+        "The sum of a class's membership probabilities: dots are means over seeds, lines their range; over classes the "
+        "thick line is the median and the grey band lies between the quartiles.",
+        f"{counted([len(expected)], 'seed')}, {len(last)} classes",
+        "the store, result.probabilities",
+        plots.figure_clusters_per_class(expected, view.class_names),
+        name,
+    )
+
+
+def other_architectures(view: ReportView, document: ComparisonDocument, *, known: set[str]) -> Iterator[Picture]:
+    for number, name in enumerate(in_order(document)):
+        if name not in known:
+            yield from _architecture(view, document, number, name)
+
+
+def _architecture(view: ReportView, document: ComparisonDocument, number: int, name: str) -> Iterator[Picture]:
+    """Yield the diagram of an arm's exported model, if it has branches."""
+    arm = document.arms[name]
+    trial = exported_trial(view, name, arm)
+    found = (trial.result.get("architecture") if trial else None) or None
+    if trial is None or found is None or all(len(layer["groups"]) == 1 for layer in found["layers"]):
+        return
+    labels = [label for group in found["layers"][-1]["groups"] for label in group.get("classes") or ()]
+    yield Picture(
+        f"architecture-{number}",
+        "Architecture of the exported model",
+        "Columns are layers, boxes groups of nodes with their number, stripes the clusters they belong to. A group "
+        "reads all groups that lead to one of its clusters' dots; the classes stand at the end. There is no band.",
+        f"n = 1 model, seed {trial.seed}, architecture {arm.architecture or 'without a hash'}",
+        "models/*/architecture.json",
+        plots.figure_architecture(found, view.names_of(max(labels, default=-1) + 1)),
+        name,
+    )
