@@ -62,7 +62,8 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, sa
     say("measuring, exporting and verifying the winners")
     models = {arm: model_of(row, folder, splits) for arm, row in winners.items()}
     document = write_comparison(study, rows, folder, latency=_latencies(models, splits))
-    export_trials(study, winners, models, splits, document, folder=folder, store=store)
+    exported = {arm: row for arm, row in winners.items() if study.config.export is None or arm in study.config.export}
+    export_trials(study, exported, models, splits, document, folder=folder, store=store)
     say("writing the report")
     write_report(study, store, rows, document, splits, folder)
     _project(study, store, settings, document, folder, say)

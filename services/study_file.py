@@ -20,6 +20,7 @@ from nas_blockout.values import from_json, near, to_json
 from search_spaces import SPACES
 
 MAX_FILE_BYTES = 1 << 20
+_UNDECIDING = frozenset({"workers", "question", "export"})  # keys that do not decide any result
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 
@@ -105,6 +106,7 @@ class StudyConfig(_Strict):
     budget: Budget = Field(description="What every arm may spend.")
     retrain: Retrain = Field(default_factory=Retrain, description="How winners are trained again.")
     workers: Workers = Field(default_factory=Workers, description="How trials are run.")
+    export: list[Name] | None = Field(None, description="Arms whose winners are exported at the end; all if left out.")
     arms: dict[Name, ArmConfig] = Field(min_length=1, description="The contestants by name.")
 
     @model_validator(mode="after")
@@ -117,9 +119,12 @@ class StudyConfig(_Strict):
                     )
             if arm.like is not None and self.arms[arm.like].like is not None:
                 raise ValueError(f"arms.{name}.like: {arm.like!r} is itself like another arm; name that one")
-            matched = arm.match.arm if arm.match else None
+            matched = arm.match.arm if arm.match else None  # a chain of matches would have to be waited for twice
             if matched is not None and self.arms[matched].match is not None:
                 raise ValueError(f"arms.{name}.match.arm: {matched!r} itself matches another arm; name that one")
+        for name in self.export or []:
+            if name not in self.arms:
+                raise ValueError(f"export: no arm {name!r}; {near(name, self.arms)}")
         return self
 
 
@@ -181,7 +186,7 @@ class Study:
     @property
     def hash(self) -> str:
         """Name of everything that decides the results: 16 hexadecimal digits; how trials are run does not count."""
-        document = {key: value for key, value in self.to_json().items() if key not in ("workers", "question")}
+        document = {key: value for key, value in self.to_json().items() if key not in _UNDECIDING}
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -191,9 +196,7 @@ class _UniqueKeys(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]  # untyped in PyYAML
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(
-                None, None, "aliases (*name) are not allowed", event.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
