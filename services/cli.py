@@ -1,21 +1,35 @@
 """The command line: results on standard output, progress and errors on standard error, an exit code for every end."""
 
-import json
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from services.settings import Settings
-
-DONE, FAILED, USAGE, NOT_FOUND, SOME_FAILED, UNREACHABLE, UNVERIFIED = range(7)
-INTERRUPTED, TERMINATED = 130, 143
+from services import cli_data
+from services.cli_output import (
+    FAILED,
+    INTERRUPTED,
+    NOT_FOUND,
+    SOME_FAILED,
+    TERMINATED,
+    UNREACHABLE,
+    UNVERIFIED,
+    USAGE,
+    JsonOption,
+    draw,
+    errors,
+    installation,
+    print_json,
+    say,
+    stop,
+    table,
+    tell,
+    teller,
+)
 
 app = typer.Typer(
     name="nas-blockout",
@@ -25,10 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out, err = Console(), Console(stderr=True)
 
 StudyArgument = Annotated[str, typer.Argument(help="A bundled study by name, or the path of a YAML file.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+StoredArgument = Annotated[str, typer.Argument(help="Name of a study in the store.")]
 
 
 @app.command()
@@ -39,30 +52,28 @@ def run(
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at once, instead of the study's number.")] = None,
 ) -> None:
     """Run a study, or what is left of it; print its result if it has finished."""
+    if study is None:
+        _list_bundled()
+        raise typer.Exit(USAGE)
+    settings = installation()
+    resolved, source = _resolved(study, workers=workers)
+
     from services.display import result_tables, watching
     from services.results import finish
     from services.study import run as run_study
 
-    if study is None:
-        _print_studies()
-        raise typer.Exit(USAGE)
-    settings = Settings.from_environment()
-    resolved, source = _resolved(study, workers=workers)
-    with watching(err, name=resolved.name, quiet=quiet) as observe:
+    with watching(errors(), name=resolved.name, quiet=quiet) as observe:
         store, splits = run_study(resolved, settings, observe=observe, source=source)
-        finished = finish(resolved, store, settings, splits=splits, say=_say(quiet))
+    with store:
+        finished = finish(resolved, store, settings, splits=splits, say=teller(quiet=quiet))
     if as_json:
-        _print_json(finished.document.model_dump(mode="json"))
+        print_json(finished.document.model_dump(mode="json"))
     else:
-        out.print(result_tables(finished.document))
+        draw(result_tables(finished.document))
         folder = settings.folder(resolved.name)
-        out.print(
-            f"report: {folder / 'report' / 'index.html'}\nmodels: {folder / 'models'}", highlight=False, soft_wrap=True
-        )
+        say(f"report: {folder / 'report' / 'index.html'}\nmodels: {folder / 'models'}")
     if finished.failed:
-        err.print(
-            f"{finished.failed} trials failed; `nas-blockout show {resolved.name} --failed` says why", soft_wrap=True
-        )
+        tell(f"{finished.failed} trials failed; `nas-blockout show {resolved.name} --failed` says why")
         raise typer.Exit(SOME_FAILED)
 
 
@@ -74,15 +85,15 @@ def validate(study: StudyArgument, as_json: JsonOption = False) -> None:
     from nas_blockout.data import load
     from services.study_file import check_against_data
 
-    settings = Settings.from_environment()
+    settings = installation()
     resolved, source = _resolved(study)
     check_against_data(resolved, load(resolved.data, root=settings.data), source=source)
     document = resolved.to_json()
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
-        out.print(yaml.safe_dump(document, sort_keys=False, width=120), highlight=False, soft_wrap=True, end="")
-        err.print(f"{source}: valid, configuration {resolved.hash}", soft_wrap=True)
+        say(yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True).rstrip())
+        tell(f"{source}: valid, configuration {resolved.hash}")
 
 
 @app.command("list")
@@ -91,64 +102,68 @@ def list_studies(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most studies to list.")] = 50,
 ) -> None:
     """List the studies in the store, the newest first, and those that are bundled."""
-    rows = _store().studies(limit=limit)
+    with _store() as store:
+        lines = store.studies(limit=limit)
     if as_json:
-        _print_json({"studies": [study_json(row) for row in rows], "bundled": sorted(_bundled())})
+        print_json({"studies": [study_json(line) for line in lines], "bundled": sorted(_bundled())})
         return
-    table = Table("study", "state", "created", "trials", "failed", "passes")
-    for row in rows:
-        state = "interrupted" if row.interrupted else row.state
-        done, failed = row.trials.get("complete", 0), row.trials.get("failed", 0)
-        table.add_row(
-            row.name, state, f"{row.created_at:%Y-%m-%d %H:%M}", str(done), str(failed), f"{row.sample_passes:,}"
+    columns = ("study", "state", "created", "trials", "failed", "passes")
+    rows = [
+        (
+            line.name,
+            "interrupted" if line.interrupted else line.state,
+            f"{line.created_at:%Y-%m-%d %H:%M}",
+            line.trials.get("complete", 0),
+            line.trials.get("failed", 0),
+            f"{line.sample_passes:,}",
         )
-    out.print(table if rows else "the store holds no study yet")
-    _print_studies()
+        for line in lines
+    ]
+    draw(table(columns, rows)) if rows else say("the store holds no study yet")
+    _list_bundled()
 
 
 @app.command()
 def show(
-    study: Annotated[str, typer.Argument(help="Name of a study in the store.")],
+    study: StoredArgument,
     as_json: JsonOption = False,
     failed: Annotated[bool, typer.Option("--failed", help="Only trials that failed, with their reasons.")] = False,
 ) -> None:
     """Show a study: its state, its trials and what it has cost, by arm and phase."""
     from services.results import flat
 
-    store = _store()
-    row = store.study(study)
-    trials = [trial for trial in store.trials(study) if not failed or trial.state == "failed"]
+    with _store() as store:
+        row = store.study(study)
+        trials = [trial for trial in store.trials(study) if not failed or trial.state == "failed"]
     if as_json:
-        _print_json({**study_json(row), "trials": [flat(trial) for trial in trials]})
+        print_json({**study_json(row), "trials": [flat(trial) for trial in trials]})
         return
-    out.print(f"study {row.name}: {row.state}" + (f" ({row.error})" if row.error else ""), highlight=False)
-    table = Table("trial", "arm", "phase", "seed", "state", "validation", "test", "passes", "seconds", "reason")
-    for trial in trials:
-        result = trial.result or {}
-        table.add_row(
-            str(trial.id), trial.arm, trial.phase, str(trial.seed), trial.state, _percent(trial.score),
-            _percent(result.get("test_accuracy")), f"{trial.sample_passes:,}", f"{trial.seconds:.1f}", trial.reason or
-            "",
-        )  # fmt: skip
-    out.print(table)
-    costs = Table("arm", "phase", "trials", "failed", "passes", "seconds", title="cost", title_justify="left")
-    for (arm, phase), cost in cost_by_phase(trials).items():
-        costs.add_row(
-            arm, phase, str(cost["trials"]), str(cost["failed"]), f"{cost['passes']:,}", f"{cost['seconds']:.1f}"
-        )
-    out.print(costs)
+    state = "interrupted" if row.interrupted else row.state
+    say(f"study {row.name}: {state}" + (f" ({row.error})" if row.error else ""))
+    columns = ("trial", "arm", "phase", "seed", "state", "validation", "test", "passes", "seconds", "reason")
+    draw(table(columns, map(_trial_cells, trials)))
+    costs = [
+        (*key, cost["trials"], cost["failed"], f"{cost['passes']:,}", f"{cost['seconds']:.1f}")
+        for key, cost in cost_by_phase(trials).items()
+    ]
+    draw(table(("arm", "phase", "trials", "failed", "passes", "seconds"), costs, title="cost"))
 
 
 @app.command()
 def export(
-    study: Annotated[str, typer.Argument(help="Name of a study in the store.")],
+    study: StoredArgument,
     arm: Annotated[str | None, typer.Argument(help="One arm; all of them if it is left out.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Export the winner of an arm again: .pt2, ONNX, safetensors, card and verification."""
     from services.results import export_again
 
-    for folder in export_again(Settings.from_environment(), study, arm):
-        out.print(str(folder), highlight=False, soft_wrap=True)
+    tell(f"exporting and verifying {arm or 'the winner of every arm'}")
+    folders = export_again(installation(), study, arm)
+    if as_json:
+        print_json({"folders": [str(folder) for folder in folders]})
+    for folder in () if as_json else folders:
+        say(folder)
 
 
 @app.command()
@@ -156,91 +171,93 @@ def verify(
     folders: Annotated[list[Path], typer.Argument(help="Folders of exported models.")], as_json: JsonOption = False
 ) -> None:
     """Verify exported models: hashes, then every form reloaded in a fresh process and compared."""
+    for folder in folders:
+        if not folder.is_dir():
+            stop(NOT_FOUND, f"there is no folder {folder}")
     from nas_blockout.export import verify_all
 
-    missing = [folder for folder in folders if not folder.is_dir()]
-    if missing:
-        _stop(NOT_FOUND, f"there is no folder {missing[0]}")
-    found = verify_all(folders)
+    tell("verifying; each model is loaded in a process of its own")
+    found = list(zip(folders, verify_all(folders), strict=True))
     if as_json:
-        _print_json(
-            {
-                str(folder): {"ok": each.ok, "findings": list(each.findings)}
-                for folder, each in zip(folders, found, strict=True)
-            }
-        )
-    else:
-        for folder, each in zip(folders, found, strict=True):
-            out.print(f"{folder}: {'verified' if each.ok else 'NOT verified'}", highlight=False, soft_wrap=True)
-            for finding in each.findings:
-                out.print(f"  {finding}", highlight=False, soft_wrap=True)
-    if not all(each.ok for each in found):
+        print_json({str(folder): {"ok": each.ok, "findings": list(each.findings)} for folder, each in found})
+    for folder, each in () if as_json else found:
+        say(f"{folder}: {'verified' if each.ok else 'NOT verified'}")
+        for finding in each.findings:
+            say(f"  {finding}")
+    if not all(each.ok for _, each in found):
         raise typer.Exit(UNVERIFIED)
 
 
 @app.command()
-def sync(study: Annotated[str, typer.Argument(help="Name of a study in the store.")]) -> None:
+def sync(study: StoredArgument, as_json: JsonOption = False) -> None:
     """Write to MLflow what the store has and MLflow does not."""
     from services.results import sync_again
 
-    done = sync_again(Settings.from_environment(), study)
-    out.print(f"{done.experiment}: {done.written} runs written, {done.present} were there", highlight=False)
+    tell(f"writing {study} to MLflow")
+    done = sync_again(installation(), study)
+    if as_json:
+        print_json({"experiment": done.experiment, "written": done.written, "present": done.present})
+    else:
+        say(f"{done.experiment}: {done.written} runs written, {done.present} were there")
 
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Check versions, folders, store, MLflow, Ray and data, and say how to mend what is wrong."""
-    from services.doctor import examine
+    from services.doctor import SERVICES, examine
 
-    findings = examine(Settings.from_environment())
+    findings = []
+    for finding in examine(installation()):  # some take seconds: each is shown when it is there
+        findings.append(finding)
+        if not as_json:
+            say(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}: {finding.found}")
+        if not as_json and not finding.ok:
+            say(f"     {finding.remedy}")
     if as_json:
-        _print_json([finding.to_json() for finding in findings])
-    else:
-        for finding in findings:
-            mark = "ok  " if finding.ok else "BAD "
-            out.print(f"{mark} {finding.what}: {finding.found}", highlight=False, soft_wrap=True)
-            if not finding.ok:
-                out.print(f"     {finding.remedy}", highlight=False, soft_wrap=True)
-    if not all(finding.ok for finding in findings):
-        raise typer.Exit(UNREACHABLE)
+        print_json([finding.to_json() for finding in findings])
+    bad = [finding.what for finding in findings if not finding.ok]
+    if bad:
+        raise typer.Exit(UNREACHABLE if set(bad) & SERVICES else FAILED)
 
 
-def main() -> None:
-    """Run the command line; every known error becomes one line and its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+app.add_typer(cli_data.app, name="data")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; every known error becomes one line and its exit code.
+
+    Args:
+        arguments: Words after the program's name; those of the process if left out.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
     try:
-        app()
-    except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on where it stopped")
-        sys.exit(INTERRUPTED)
+        app(args=None if arguments is None else list(arguments), prog_name="nas-blockout")
     except Exception as error:  # noqa: BLE001  # the last resort: known errors get their code, others one line and 1
         code = exit_code(error)
-        err.print(
-            f"error: {error}" if code != FAILED else f"error: {type(error).__name__}: {error}",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
-        sys.exit(code)
+        text = " ".join(str(error).split())
+        tell(f"error: {text}" if code is not None else f"error: {type(error).__name__}: {text}")
+        sys.exit(FAILED if code is None else code)
 
 
-def exit_code(error: Exception) -> int:
-    """Return the exit code of an error."""
-    from nas_blockout.data import DataError
+def exit_code(error: Exception) -> int | None:
+    """Return the exit code of an error, or None of one that nobody foresaw."""
+    from nas_blockout.data import DataCorrupt, DataMissing, DataUnsuitable
     from nas_blockout.export import VerificationError
     from services.cluster import ClusterError
     from services.settings import SettingsError
-    from services.store import NotFound, StoreError, StudyConflict
+    from services.store import NotFound, StoreError, StoreUnreachable, StudyConflict
     from services.study_file import StudyError, StudyNotFound
     from services.tracking import TrackingError
 
     codes: Mapping[int, tuple[type[Exception], ...]] = {
-        USAGE: (StudyError, StudyConflict, SettingsError),
-        NOT_FOUND: (StudyNotFound, NotFound, DataError),
-        UNREACHABLE: (ClusterError, StoreError, TrackingError),
+        USAGE: (StudyError, StudyConflict, SettingsError, DataUnsuitable),
+        NOT_FOUND: (StudyNotFound, NotFound, DataMissing),
+        UNREACHABLE: (ClusterError, StoreUnreachable, TrackingError),
         UNVERIFIED: (VerificationError,),
+        FAILED: (StoreError, DataCorrupt),
     }
-    return next((code for code, kinds in codes.items() if isinstance(error, kinds)), FAILED)
+    return next((code for code, kinds in codes.items() if isinstance(error, kinds)), None)
 
 
 def study_json(row: Any) -> dict[str, Any]:
@@ -279,7 +296,7 @@ def _resolved(study: str, *, workers: int | None = None) -> Any:
 def _store() -> Any:
     from services.store import Store
 
-    return Store.open(Settings.from_environment().store_url)
+    return Store.open(installation().store_url)
 
 
 def _bundled() -> Mapping[str, Path]:
@@ -288,34 +305,26 @@ def _bundled() -> Mapping[str, Path]:
     return bundled()
 
 
-def _print_studies() -> None:
+def _list_bundled() -> None:
     from services.study_file import read
 
-    out.print("bundled studies:", highlight=False)
+    say("bundled studies:")
     for name, path in _bundled().items():
-        out.print(f"  {name:<16} {read(path).question}", highlight=False, soft_wrap=True)
-    out.print(
-        "`nas-blockout run NAME` runs one, `nas-blockout run FILE.yaml` your own.", highlight=False, soft_wrap=True
-    )
+        say(f"  {name:<16} {read(path).question}")
+    say("`nas-blockout run NAME` runs one, `nas-blockout run FILE.yaml` your own.")
 
 
-def _say(quiet: bool) -> Any:
-    return (lambda text: None) if quiet else lambda text: err.print(text, highlight=False, soft_wrap=True)
-
-
-def _print_json(document: Any) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+def _trial_cells(trial: Any) -> tuple[object, ...]:
+    result = trial.result or {}
+    known = (trial.id, trial.arm, trial.phase, trial.seed, trial.state)
+    accuracies = (_percent(trial.score), _percent(result.get("test_accuracy")))
+    return (*known, *accuracies, f"{trial.sample_passes:,}", f"{trial.seconds:.1f}", trial.reason or "")
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f}%"
 
 
-def _stop(code: int, message: str) -> None:
-    err.print(f"error: {message}", highlight=False, soft_wrap=True, markup=False)
-    raise typer.Exit(code)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    err.print("terminated; the same command goes on where it stopped")
-    sys.exit(TERMINATED)
+def _end(number: int, frame: FrameType | None) -> None:
+    tell(f"{'interrupted' if number == signal.SIGINT else 'terminated'}; the same command goes on where it stopped")
+    sys.exit(INTERRUPTED if number == signal.SIGINT else TERMINATED)

@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from services.settings import Settings, masked
 
+_PYTHON = (3, 11)
 _NEEDED = ("torch", "torchvision", "ray", "optuna", "mlflow", "sqlalchemy", "onnxruntime")
 _FREE_BYTES = 2 << 30
+SERVICES = frozenset({"store", "MLflow", "Ray"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ class Finding:
         return asdict(self)
 
 
-def examine(settings: Settings) -> list[Finding]:
-    """Look at everything that a study needs; nothing is changed but that a missing store is made."""
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at everything that a study needs, one thing after another; what is missing of folder and stores is made."""
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _python,
         _packages,
@@ -49,12 +50,13 @@ def examine(settings: Settings) -> list[Finding]:
         _ray,
         _data,
     )
-    return [finding for check in checks for finding in check(settings)]
+    for check in checks:
+        yield from check(settings)
 
 
 def _python(settings: Settings) -> Iterator[Finding]:
-    version = ".".join(map(str, sys.version_info[:3]))
-    yield Finding("Python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer and run `make install`")
+    version, recent = ".".join(map(str, sys.version_info[:3])), sys.version_info[:2] >= _PYTHON
+    yield Finding("Python", recent, version, "" if recent else "install Python 3.11 or newer and run `make install`")
 
 
 def _packages(settings: Settings) -> Iterator[Finding]:
@@ -84,8 +86,9 @@ def _store(settings: Settings) -> Iterator[Finding]:
     from services.store import Store, StoreError
 
     try:
-        store = Store.open(settings.store_url)
-        yield Finding("store", True, f"{masked(settings.store_url)}, {len(store.studies(limit=1000))} studies")
+        with Store.open(settings.store_url) as store:
+            found = len(store.studies(limit=1000))
+        yield Finding("store", True, f"{masked(settings.store_url)}, studies: {found}")
     except StoreError as error:
         yield Finding("store", False, str(error), "start the database, or correct NAS_BLOCKOUT_STORE_URL")
 
@@ -106,6 +109,9 @@ def _ray(settings: Settings) -> Iterator[Finding]:
     if settings.ray_address is None:
         yield Finding("Ray", True, f"started for each study on this machine, {os.cpu_count()} processors")
         return
+    if settings.ray_address == "auto":
+        yield Finding("Ray", True, "the cluster on this machine is looked for when a study runs")
+        return
     host, _, port = settings.ray_address.removeprefix("ray://").rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=3):
@@ -117,13 +123,11 @@ def _ray(settings: Settings) -> Iterator[Finding]:
 
 
 def _data(settings: Settings) -> Iterator[Finding]:
-    from nas_blockout.data import SOURCES
+    from nas_blockout.data import DataSettings, load
 
-    root = Path(settings.data) if settings.data else None
-    held = f"data sets in {root}" if root else "digits come with scikit-learn"
-    yield Finding(
-        "data",
-        root is None or root.is_dir(),
-        f"{held}; known are {', '.join(SOURCES)}",
-        "make the folder of NAS_BLOCKOUT_DATA",
-    )
+    known = "digits come with scikit-learn; for others see `nas-blockout data list`"
+    try:
+        images = len(load(DataSettings(name="digits")).train)
+        yield Finding("data", True, f"{images} digits to train on, other data sets in {settings.data}; {known}")
+    except (ImportError, ValueError, OSError) as error:
+        yield Finding("data", False, f"the digits cannot be read: {error}", "run `make install`")

@@ -76,9 +76,11 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
             "handover", "store", "tracking", "study_file", "study", "cluster", "folder",
             "comparison", "report", "report_view", "wording",
         },
-        "display": {"study", "comparison", "wording"},
+        "display": {"cli_output", "study", "comparison", "wording"},
         "doctor": {"store", "tracking", "cluster", "study_file"},
         "api": {"store", "cluster", "study_file"},
+        "cli_output": set(),
+        "cli_data": {"cli_output"},
         "cli": {"*"},
     },
 }  # fmt: skip

@@ -31,6 +31,7 @@ class Report:
         images: For each split its number of images.
         fewest_in_class: For each split the size of its smallest class.
         problem: What is wrong and what to do; empty if nothing is.
+        missing: Whether what is wrong is that files are not there.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Report:
     images: Mapping[str, int] | None = None
     fewest_in_class: Mapping[str, int] | None = None
     problem: str = ""
+    missing: bool = False
 
 
 def check(name: str, root: Path | None = None, *, folder: str | None = None) -> Report:
@@ -58,7 +60,7 @@ def check(name: str, root: Path | None = None, *, folder: str | None = None) -> 
         classes = len(splits.class_names)
         counts = {key: _read_all(part).bincount(minlength=classes) for key, part in parts.items()}
     except DataError as error:
-        return Report(name, ready=False, problem=str(error))
+        return Report(name, ready=False, problem=str(error), missing=isinstance(error, DataMissing))
     return Report(
         name,
         ready=True,
