@@ -4,7 +4,10 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +20,7 @@ _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
@@ -75,12 +79,25 @@ def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     import ray
 
-    _connect(resources, folder, address)
+    with _signals_kept():
+        _connect(resources, folder, address)
     try:
         _fit(tasks, resources, folder / "ray")
     finally:
         ray.shutdown()
         shutil.rmtree(folder / "ray", ignore_errors=True)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray would take it over, and end the process with a code of its own."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if main and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _connect(resources: Resources, folder: Path, address: str | None) -> None:
@@ -164,37 +181,62 @@ def _trainable() -> type:
     return TrialActor
 
 
+class _Desk:
+    """Hands out tasks under the names that Tune gives its trials, and passes on what comes back."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._trials: dict[str, int] = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether no task will ever come again."""
+        return self._tasks.finished
+
+    def next(self, name: str) -> dict[str, Any] | None:
+        """Return the configuration of the next trial, or None while there is none yet."""
+        task = self._tasks.next()
+        if task is None:
+            return None
+        self._trials[name] = task.trial
+        return {"task": task.to_json()}
+
+    def result(self, result: Mapping[str, Any] | None) -> None:
+        """Pass on a report, if there is one in a result."""
+        if result and "report" in result:
+            self._tasks.report(Report.from_text(result["report"]))
+
+    def complete(self, name: str, result: Mapping[str, Any] | None, *, lost: bool) -> None:
+        """Pass on the last report of a trial, or that there will be none."""
+        trial = self._trials.pop(name)
+        if lost:
+            self._tasks.lost(trial, "its worker process died more often than the study's retries allow")
+        else:
+            self.result(result)
+
+
 def _searcher(tasks: Tasks) -> Any:
     from ray.tune.search import Searcher
 
     class StudySearcher(Searcher):
-        """Hands out the tasks of a study and brings their reports back."""
+        """The desk as Tune wants it."""
 
-        def __init__(self, tasks: Tasks) -> None:
+        def __init__(self, desk: _Desk) -> None:
             super().__init__(metric="reports", mode="max")
-            self.tasks = tasks
-            self.trials: dict[str, int] = {}
+            self.desk = desk
 
         def __getstate__(self) -> dict[str, Any]:
             """Keep nothing when Tune pickles its state: the store is the truth."""
             return {}
 
         def suggest(self, trial_id: str) -> Any:
-            task = self.tasks.next()
-            if task is None:
-                return Searcher.FINISHED if self.tasks.finished else None
-            self.trials[trial_id] = task.trial
-            return {"task": task.to_json()}
+            return self.desk.next(trial_id) or (Searcher.FINISHED if self.desk.finished else None)
 
         def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-            self.tasks.report(Report.from_text(result["report"]))
+            self.desk.result(result)
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            trial = self.trials.pop(trial_id)
-            if error:
-                self.tasks.lost(trial, "its worker process died more often than the study's retries allow")
-            elif result and "report" in result:
-                self.tasks.report(Report.from_text(result["report"]))
+            self.desk.complete(trial_id, result, lost=error)
 
         def save(self, checkpoint_path: str) -> None:
             """Keep nothing: the store is the truth."""
@@ -202,7 +244,7 @@ def _searcher(tasks: Tasks) -> Any:
         def restore(self, checkpoint_path: str) -> None:
             """Restore nothing, as above."""
 
-    return StudySearcher(tasks)
+    return StudySearcher(_Desk(tasks))
 
 
 def _token(folder: Path) -> Path:

@@ -1,29 +1,42 @@
 """MLflow as a projection of the store: written from it, safe to repeat, never in the way of training.
 
-The sole importer of mlflow. What is already there is recognised by the tag ``nas.trial``, so that a projection that was cut off is completed
-without duplicates.
+The sole importer of mlflow. What is already there is recognised by the tag ``nas.trial``, so that a projection that was
+cut off is completed without duplicates; every value and every moment comes from the store, so that writing it again
+changes nothing.
 """
 
 import logging
 import math
 import os
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+from urllib.parse import urlsplit
 
 from services.settings import masked
 from services.store import EpochRow, Store, TrialRow
 
 PARAMS_MAX = 100
 METRICS_MAX = 1000
+PARAM_CHARACTERS = 6000
+TAG_CHARACTERS = 500
+ERROR_CHARACTERS = 300
 FOLLOW_SECONDS = 10.0
 _STATUS = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
+_ENVIRONMENT = {
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that is away is not waited for: the next round tries again
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
 
 
 class TrackingError(RuntimeError):
@@ -51,7 +64,9 @@ def check(uri: str) -> str:
     Raises:
         TrackingError: It does not answer.
     """
-    return f"{len(_client(uri).search_experiments(max_results=1000))} experiments"
+    client = _client(uri)
+    with _translated(uri):
+        return f"experiments: {len(client.search_experiments(max_results=1000))}"
 
 
 @contextmanager
@@ -102,7 +117,9 @@ class Projection:
         self._client = _client(uri)
         with _translated(uri):
             self._experiment = self._experiment_id()
-            self._known = {run.data.tags["nas.trial"]: run for run in self._runs()}
+            runs = list(self._runs())
+            self._known = {run.data.tags["nas.trial"]: str(run.info.run_id) for run in runs}
+            self._written = {run.data.tags["nas.trial"] for run in runs if run.info.status in _STATUS.values()}
             self.parent = self._parent()
 
     def sync(self, store: Store, *, until: Callable[[], bool] = lambda: False) -> Synced:
@@ -119,7 +136,7 @@ class Projection:
                     break
                 if trial.state not in _STATUS:
                     continue
-                if self._is_complete(str(trial.id)):
+                if str(trial.id) in self._written:
                     present += 1
                     continue
                 self._write(trial, store.epochs(trial.id))
@@ -130,13 +147,15 @@ class Projection:
         """Write the outcome of the study to its parent run: one metric an arm, the files, the report."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(f"test/accuracy/{name}", arm["test_accuracy"]["mean"], now, 0)
+        found = {
+            f"test/accuracy/{name}": arm["test_accuracy"]["mean"]
             for name, arm in comparison["arms"].items()
-            if arm["test_accuracy"]
-        ]
+            if arm["test_accuracy"] and _is_number(arm["test_accuracy"]["mean"])
+        }
         with _translated(self.uri):
+            run = self._client.get_run(self.parent)
+            new = {key: value for key, value in found.items() if run.data.metrics.get(key) != value}
+            metrics = [Metric(key, value, run.info.start_time, 0) for key, value in new.items()]
             self._client.log_batch(self.parent, metrics=metrics)
             for name in ("comparison.json", "study.yaml", "environment.json", "trials.csv"):
                 if (folder / name).exists():
@@ -203,44 +222,45 @@ class Projection:
                 return
 
     def _parent(self) -> str:
-        if "study" in self._known:
-            return str(self._known["study"].info.run_id)
+        parent = self._known.get("study")
         tags = {
             "nas.study": self.study,
             "nas.trial": "study",
             "nas.phase": "study",
             "mlflow.note.content": str(self.config.get("question", "")),
         }
-        run = self._client.create_run(self._experiment, run_name=self.study, tags=tags)
-        self._client.log_batch(
-            run.info.run_id, params=_params({key: value for key, value in self.config.items() if key != "arms"})
-        )
-        self._known["study"] = run
-        return str(run.info.run_id)
-
-    def _is_complete(self, trial: str) -> bool:
-        return trial in self._known and self._known[trial].info.status in _STATUS.values()
+        if parent is None:
+            parent = self._known["study"] = str(
+                self._client.create_run(self._experiment, run_name=self.study, tags=tags).info.run_id
+            )
+        if "study" not in self._written:  # it may have been cut off before: the same once more changes nothing
+            self._log(parent, params=_params({key: value for key, value in self.config.items() if key != "arms"}))
+        return parent
 
     def _write(self, trial: TrialRow, epochs: Sequence[EpochRow]) -> None:
         run = self._known.get(str(trial.id))
         if run is None:
-            began = _milliseconds(trial.started_at or trial.created_at)
-            run = self._client.create_run(
+            created = self._client.create_run(
                 self._experiment,
-                start_time=began,
+                start_time=_milliseconds(trial.started_at or trial.created_at),
                 run_name=f"{trial.arm}-{trial.number}-s{trial.seed}",
                 tags=self._tags(trial),
             )
-        run_id = run.info.run_id
-        metrics = list(_metrics(trial, epochs))
-        params = _params(trial.experiment)[:PARAMS_MAX]
-        for start in range(0, max(1, len(metrics)), METRICS_MAX):
-            self._client.log_batch(
-                run_id, metrics=metrics[start : start + METRICS_MAX], params=params if start == 0 else ()
-            )
+            run = self._known[str(trial.id)] = str(created.info.run_id)
+        self._log(run, params=_params(trial.experiment), metrics=list(_metrics(trial, epochs)))
         ended = _milliseconds(trial.finished_at or trial.created_at)
-        self._client.set_terminated(run_id, _STATUS[trial.state], end_time=ended)
-        self._known[str(trial.id)] = self._client.get_run(run_id)
+        self._client.set_terminated(run, _STATUS[trial.state], end_time=ended)
+        self._written.add(str(trial.id))
+
+    def _log(self, run: str, *, params: Sequence[Any], metrics: Sequence[Any] = ()) -> None:
+        """Write in as few requests as the server's limits allow."""
+        rounds = max(math.ceil(len(metrics) / METRICS_MAX), math.ceil(len(params) / PARAMS_MAX))
+        for number in range(rounds):
+            self._client.log_batch(
+                run,
+                metrics=metrics[number * METRICS_MAX : (number + 1) * METRICS_MAX],
+                params=params[number * PARAMS_MAX : (number + 1) * PARAMS_MAX],
+            )
 
     def _tags(self, trial: TrialRow) -> dict[str, str]:
         tags = {
@@ -257,7 +277,7 @@ class Projection:
         return {
             **tags,
             **({"nas.architecture": found} if found else {}),
-            **({"nas.reason": trial.reason} if trial.reason else {}),
+            **({"nas.reason": trial.reason[:TAG_CHARACTERS]} if trial.reason else {}),
         }
 
 
@@ -265,7 +285,7 @@ def _params(document: Mapping[str, Any]) -> list[Any]:
     """Return the leaves of a document as parameters with dotted names, without architectures."""
     from mlflow.entities import Param
 
-    return [Param(name, str(value)[:6000]) for name, value in _leaves(document, "")]
+    return [Param(name, str(value)[:PARAM_CHARACTERS]) for name, value in _leaves(document, "")]
 
 
 def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -285,24 +305,26 @@ def _metrics(trial: TrialRow, epochs: Sequence[EpochRow]) -> Iterator[Any]:
     from mlflow.entities import Metric
 
     names = {"train_loss": "train/loss", "validation_loss": "val/loss", "validation_accuracy": "val/accuracy"}
-    when = _milliseconds(trial.finished_at or trial.created_at)
+    began = _milliseconds(trial.started_at or trial.created_at)
     for row in epochs:
+        when = began + round(1000 * row.seconds)
         values = {names[key]: row.metrics.get(key) for key in names} | dict(row.metrics.get("telemetry") or {})
         values["cost/seconds"], values["cost/sample_passes"] = row.seconds, row.sample_passes
         yield from (Metric(key, value, when, row.epoch) for key, value in values.items() if _is_number(value))
     result = trial.result or {}
-    best = max((row.metrics.get("validation_accuracy") or 0.0 for row in epochs), default=None)
+    accuracies = [row.metrics.get("validation_accuracy") for row in epochs]
     final = {
-        "best/val_accuracy": best,
+        "best/val_accuracy": max(filter(_is_number, accuracies), default=None),
         "test/accuracy": result.get("test_accuracy"),
         "model/parameters": result.get("parameters"),
         "model/macs": result.get("macs"),
         **{f"gap/{key}": value for key, value in (result.get("gap") or {}).items()},
     }
-    yield from (Metric(key, float(value), when, 0) for key, value in final.items() if value is not None)
+    ended = _milliseconds(trial.finished_at or trial.created_at)
+    yield from (Metric(key, float(value), ended, 0) for key, value in final.items() if _is_number(value))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -312,10 +334,8 @@ def _milliseconds(moment: datetime) -> int:
 
 def _client(uri: str) -> Any:
     """Return a client that says little and loads no pickle."""
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import mlflow
@@ -332,5 +352,14 @@ def _translated(uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise TrackingError(f"MLflow does not answer at {masked(uri)}: {text[:300]}") from error
+        raise TrackingError(f"MLflow does not answer at {masked(uri)}: {_without_secret(str(error), uri)}") from None
+
+
+def _without_secret(text: str, uri: str) -> str:
+    """Return one line of an error that may quote the URI, without its password."""
+    shown = text.replace(uri, masked(uri))
+    try:
+        password = urlsplit(uri).password
+    except ValueError:
+        password = None
+    return " ".join((shown.replace(password, "***") if password else shown).split())[:ERROR_CHARACTERS]
