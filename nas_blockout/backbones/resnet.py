@@ -111,7 +111,7 @@ class ResidualBlock(nn.Module):
 
     def complete(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """Return the output for an input whose shortcut is already there, ``relu(shortcut + residual(x))``."""
-        return F.relu(shortcut + self.residual(x), inplace=True)
+        return F.relu(self.residual(x).add_(shortcut), inplace=True)
 
     def connections(
         self, prefix: str, nodes: tuple[str, str, str], sides: tuple[int, ...]

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings, from_torchvision
+from nas_blockout.methods.blockout import Blockout, BlockoutSettings
 from nas_blockout.vision import torchvision
 
 SMALL = (3, 32, 32)
@@ -121,6 +122,18 @@ def test_nodes_that_share_no_cluster_do_not_reach_each_other(depth):
 
 def test_padded_shortcuts_hand_channels_on_whatever_their_clusters():
     assert _influence(network(14, (3, 16, 16), width=0.1875)) > 0.0  # 3 channels, then 6: one of padding on the left
+
+
+def test_blockout_masks_the_whole_network_by_its_connections():
+    built = network(8, (3, 16, 16), width=0.25, hidden=(8,), shortcut="projection")
+    chosen = BlockoutSettings(clusters=2, masked="all", rescale=False)
+    model = Blockout(built, built.connections, chosen)
+    assert set(model.layers) == set(built.widths)
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    everywhere = {name: torch.ones(nodes, 2) for name, nodes in built.widths.items()}
+    torch.testing.assert_close(model.eval().with_memberships(x, everywhere), built(x))
+    model.train().loss(x, torch.arange(4), torch.Generator().manual_seed(0)).backward()
+    assert all(logits.grad.any() for logits in model.logits.values())
 
 
 def test_blocks_between_stem_and_head_are_the_network():

@@ -1,0 +1,130 @@
+"""Wall-clock of residual networks whose blocks are skipped: full, masked, compacted and grouped, policy counted in.
+
+Run: ``python benchmarks/blockdrop.py [--depths 32 56 110] [--batches 1 8 64 256] [--rows speed.csv]``; prints Markdown.
+
+The policy network runs, but the paths are drawn at random, so that their share of kept blocks is given:
+``independent`` draws every block of every image, the hardest case; ``ten paths`` gives each image one of ten. Paths are
+drawn anew in each round, and the routes take turns, so that a disturbance of the machine meets all of them. Savings are
+medians over rounds of 1 - route / full, both from the same round.
+
+The C library is told to keep the memory that it frees (the process starts itself again for that). Otherwise large
+activations are returned to the system and faulted in again at each use, which slows the full network more than the
+compacted one and would flatter it.
+"""
+
+import argparse
+import csv
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nas_blockout.backbones.resnet import ResNet, ResNetSettings
+from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
+from nas_blockout.methods.routes import ROUTES
+
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**31),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
+SHAPE = (3, 32, 32)
+WARM_UP = 2
+Row = dict[str, float | int | str]
+
+
+def drawn_paths(kind: str, batch: int, blocks: int, share: float, generator: torch.Generator) -> Tensor:
+    """Return random paths, bool, shape ``(batch, blocks)``."""
+    if kind == "independent":
+        return torch.rand(batch, blocks, generator=generator) < share
+    ten = torch.rand(10, blocks, generator=generator) < share
+    return ten[torch.randint(10, (batch,), generator=generator)]
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """Return the wall-clock of one call."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+@torch.no_grad()
+def measure(model: BlockDrop, batch: int, share: float, kind: str, rounds: int) -> Row:
+    """Return medians over rounds for one network, batch size and kind of paths."""
+    x, generator = torch.randn(batch, *SHAPE), torch.Generator().manual_seed(0)
+    network, flops = model.network, model.flops(x[:1])
+    times: dict[str, list[float]] = {name: [] for name in ("full", "policy", *ROUTES)}
+    saved: list[float] = []
+    for number in range(WARM_UP + rounds):
+        keep = drawn_paths(kind, batch, len(flops.blocks), share, generator)
+        calls: dict[str, Callable[[], object]] = {"full": lambda: network(x), "policy": lambda: model.policy(x)}
+        for name, route in ROUTES.items():
+            calls[name] = lambda route=route, keep=keep: (model.policy(x), route(network, x, keep, None))
+        for name, call in calls.items():
+            spent = seconds_of(call)
+            if number >= WARM_UP:
+                times[name].append(spent)
+        if number >= WARM_UP:
+            saved.append(1 - float(flops.of(keep).mean()) / flops.full)
+    row: Row = {"batch": batch, "keep": share, "paths": kind, "rounds": rounds, "flops_saved": statistics.mean(saved)}
+    for name, values in times.items():
+        row[f"{name}_ms"] = 1e3 * statistics.median(values)
+        row[f"{name}_saved"] = statistics.median(1 - v / full for v, full in zip(values, times["full"], strict=True))
+    return row
+
+
+def measured(depths: list[int], batches: list[int], pool: int, rounds: int) -> Iterator[Row]:
+    """Yield a row for each network, batch size, share of kept blocks and kind of paths."""
+    for depth in depths:
+        torch.manual_seed(0)
+        network = ResNet(ResNetSettings(depth=depth), SHAPE, 10)
+        model = BlockDrop(network, BlockDropSettings(policy_pool=pool), channels=SHAPE[0]).eval()
+        for batch in batches:
+            for share in (0.3, 0.5, 0.7):
+                for kind in ("independent", "ten paths"):
+                    some = max(5, rounds // 3) if batch > 64 else rounds
+                    yield {"depth": depth, "blocks": len(network.blocks)} | measure(model, batch, share, kind, some)
+
+
+def main() -> None:
+    """Print the table, a line as soon as it is measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--depths", type=int, nargs="+", default=[32, 56, 110])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser.add_argument("--policy-pool", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rows", type=Path, help="also write all medians to this CSV file")
+    options = parser.parse_args()
+    if not all(name in os.environ for name in KEEP_MEMORY):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
+    torch.set_num_threads(1)
+    columns = ["blocks", "batch", "kept", "paths", "full ms", "policy ms", "masked", "compacted", "grouped"]
+    columns += ["FLOPs saved", "time saved"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    rows = []
+    for row in measured(options.depths, options.batches, options.policy_pool, options.rounds):
+        rows.append(row)
+        spent = " | ".join(
+            f"{row[f'{name}_ms']:.1f}" for name in ("full", "policy", *("masked", "compacted", "grouped"))
+        )
+        print(
+            f"| {row['blocks']} | {row['batch']} | {row['keep']} | {row['paths']} | {spent} | {row['flops_saved']:.1%} "
+            f"| {row['compacted_saved']:.1%} |",
+            flush=True,
+        )
+    if options.rows:
+        with options.rows.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(
+                {name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()} for row in rows
+            )
+
+
+if __name__ == "__main__":
+    main()
