@@ -126,8 +126,7 @@ class Database:
         with self._translated(), engine.connect() as connection, connection.begin():
             if self._server:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            if self._revision(connection) != migrations.HEAD:  # another process may have been first
-                migrations.upgrade(connection)
+            migrations.upgrade(connection)  # which finds nothing to do if another process was first
 
     def _connected(self, engine: Engine) -> Connection:
         """Connect; wait a while for a server that is being started again."""

@@ -229,9 +229,9 @@ def test_a_lock_that_is_not_given_up_is_named(store_url, monkeypatch):
         assert store.trial(1).state == "running"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_server(postgres):
-    """A server that a test may kill."""
+    """A server that tests may kill, and start again."""
     server = type(postgres)(postgres.programs)
     yield server
     server.close()
