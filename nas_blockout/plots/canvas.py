@@ -4,7 +4,9 @@ A figure of the width `NARROW` is readable on a phone; one of the width `WIDE` f
 pyplot, so figures need no clean-up and may be drawn in any process.
 """
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -47,11 +49,21 @@ def bare(axes: Axes, *, frame: bool = False) -> None:
         spine.set_color(GRID)
 
 
+@contextmanager
+def missing_glyphs_are_no_warning() -> Iterator[None]:
+    """Names may be in any script; the page that shows the SVG has the fonts."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
+        yield
+
+
 @lru_cache(maxsize=4096)
 def text_width(text: str, size: float = FONT, *, bold: bool = False) -> float:
     """Measure a line of text in points."""
     font = FontProperties(family=["DejaVu Sans"], size=size, weight="bold" if bold else "normal")
-    width, _, _ = TextToPath().get_text_width_height_descent(text, font, False)
+    with missing_glyphs_are_no_warning():
+        width, _, _ = TextToPath().get_text_width_height_descent(text, font, False)
     return float(width)
 
 
@@ -206,13 +218,18 @@ def _outer_labels(panels: Sequence[Axes], columns: int) -> None:
 
 
 def title(axes: Axes, text: str, *, note: str = "") -> None:
-    """Write a title above a panel: a name, shortened to fit, and a note in grey at the right."""
+    """Write a title above a panel: a name, shortened to fit, and a note in grey at the right.
+
+    If the two do not fit on one line, the note goes to the lower right corner of the panel.
+    """
     width, height = size_of(axes)
-    room = width - (text_width(note, SMALL) + 5 if note else 0)
-    axes.text(0, 1 + 4 / height, shorten(text, room), transform=axes.transAxes, va="baseline", size=FONT)
+    above = 1 + 4 / height
+    room = width - text_width(note, SMALL) - 6 if note else width
+    beside = text_width(clean(text)) <= room
+    axes.text(0, above, shorten(text, width), transform=axes.transAxes, va="baseline", size=FONT)
     if note:
-        place = 1 + 4 / height
-        axes.text(1, place, note, transform=axes.transAxes, va="baseline", ha="right", size=SMALL, color=MUTED)
+        x, y = (1.0, above) if beside else (1 - 3 / width, 4 / height)
+        axes.text(x, y, note, transform=axes.transAxes, va="baseline", ha="right", size=SMALL, color=MUTED)
 
 
 def size_of(axes: Axes) -> tuple[float, float]:

@@ -121,7 +121,7 @@ def _curve(start: tuple[float, float], end: tuple[float, float]) -> Path:
 
 
 def _draw(axes: Axes, box: _Box, class_names: Sequence[str]) -> None:
-    stripe = min(_STRIPE, 0.5 * _BOX / len(box.clusters))
+    stripe = min(_STRIPE, (0.5 if box.merged == 1 else 0.12) * _BOX / len(box.clusters))
     start = box.left + stripe * len(box.clusters)
     _rectangle(axes, (box.left, box.top, _BOX, box.height), facecolor=PAPER, edgecolor=MUTED, lw=0.7)
     for index, cluster in enumerate(box.clusters):

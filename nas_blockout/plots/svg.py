@@ -6,18 +6,14 @@ from CSS variables where the page defines them, is transparent, and refers to no
 
 import io
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from nas_blockout.plots.canvas import clean
+from nas_blockout.plots.canvas import clean, missing_glyphs_are_no_warning
 from nas_blockout.plots.theme import VARIABLES, styled
 
-_PREFIX = re.compile(r"[^a-z0-9-]+")
 _METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
@@ -31,17 +27,16 @@ def to_svg(figure: Figure, *, name: str = "figure", description: str = "") -> st
         description: What the figure shows, for those who do not see it.
     """
     out = io.StringIO()
-    with _missing_glyphs_are_no_warning():
+    with missing_glyphs_are_no_warning():
         figure.savefig(out, format="svg", metadata=_METADATA, transparent=True)
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<style[^>]*>.*?</style>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<defs>\s*</defs>\s*", "", text)
-    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'(?<= d=")[^"]*', _rounded, text)
-    text = re.sub(r'(?<= transform=")[^"(]*\([^"]*', _shorter, text)
-    text = _themed(_identified(text, _PREFIX.sub("-", name.lower())))
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    prefix = re.sub(r"[^a-z0-9-]+", "-", name.lower())
+    text = re.sub(r"<[a-z][^>]*>", lambda tag: _tag(tag.group(), used, prefix), text)
     return re.sub(r"<svg[^>]*>", lambda found: _opening(found.group(), description), text, count=1).strip()
 
 
@@ -49,33 +44,26 @@ def to_svg(figure: Figure, *, name: str = "figure", description: str = "") -> st
 def to_png(figure: Figure, path: Path, *, resolution: float = 144) -> None:
     """Write a figure as a PNG on white; `resolution` is in dots an inch."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _missing_glyphs_are_no_warning():
+    with missing_glyphs_are_no_warning():
         figure.savefig(path, format="png", dpi=resolution, facecolor="white", metadata={"Software": None})
 
 
-@contextmanager
-def _missing_glyphs_are_no_warning() -> Iterator[None]:
-    """Names may be in any script; the page that shows the SVG has the fonts."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
-        yield
+def _tag(tag: str, used: set[str], prefix: str) -> str:
+    """Return a tag with short numbers, variable colours, the page's font, and no identifier that nothing refers to."""
+    tag = re.sub(r'(?<= [dxy]=")[^"]*', _rounded, tag)
+    tag = re.sub(r'(?<= transform=")[^"]*', _shorter, tag)
+    tag = re.sub(r' id="([^"]*)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", tag)
+    tag = re.sub(r' transform="rotate\(-?0 [^"]*"', "", tag)
+    return _themed(re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", tag))
 
 
 def _rounded(found: re.Match[str]) -> str:
-    path = re.sub(r"-?\d+\.\d{3, }(e-?\d+)?", lambda number: f"{float(number.group()):.2f}", found.group())
-    return re.sub(r"\s+", " ", path).strip()
+    path = re.sub(r"-?\d+\.\d{3,}(e-?\d+)?", lambda number: f"{float(number.group()):.2f}", found.group())
+    return " ".join(path.split())
 
 
 def _shorter(found: re.Match[str]) -> str:
-    return re.sub(r"-?\d+\.\d{5, }", lambda number: f"{float(number.group()):.4f}", found.group())
-
-
-def _identified(text: str, prefix: str) -> str:
-    """Drop the identifiers that nothing refers to and put `prefix` before the others."""
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", text)
-    return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    return re.sub(r"-?\d+\.\d{5,}", lambda number: f"{float(number.group()):.4f}", found.group())
 
 
 def _themed(text: str) -> str:
@@ -84,6 +72,7 @@ def _themed(text: str) -> str:
 
     colours = "|".join(VARIABLES)
     text = re.sub(rf"(fill|stroke): ({colours})", variable, text)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     return re.sub(r"font: ((?:\w+ )*?)([\d.]+px) [^;\"]*", _font, text)
 
 

@@ -82,7 +82,7 @@ def render(view: ReportView) -> str:
     document = ComparisonDocument.model_validate(view.comparison)
     arms = in_order(document)
     drawn = figures.pictures(view, document)
-    return _template().render(
+    page = _template().render(
         document=document,
         study=view.study,
         verdict=sentence(document).split("; "),
@@ -104,6 +104,7 @@ def render(view: ReportView) -> str:
         percent=_percent,
         flat=lambda values: ", ".join(f"{key} {value}" for key, value in _leaves(values)),
     )
+    return page.encode("utf-8", "replace").decode("utf-8")  # a name may hold what no file can
 
 
 def write(view: ReportView, folder: Folder) -> Path:
@@ -253,7 +254,7 @@ def _p(value: float) -> str:
 def _leaves(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Return the leaves of a document by dotted name."""
     if not isinstance(value, Mapping):
-        return [(prefix, _ABSENT if value is None else str(value))]
+        return [(prefix, _ABSENT if value is None else f"{value:.6g}" if isinstance(value, float) else str(value))]
     return [leaf for key, item in value.items() for leaf in _leaves(item, f"{prefix}.{key}" if prefix else str(key))]
 
 
