@@ -234,13 +234,22 @@ def _train_epoch(
     for step, (images, labels) in enumerate(loader.batches(order)):
         _set_learning_rate(optimizer, settings, epoch + step / steps)
         x, y = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        loss = F.cross_entropy(model(x, generator), y) if loss_of is None else loss_of(x, y, generator)
+        try:
+            loss = F.cross_entropy(model(x, generator), y) if loss_of is None else loss_of(x, y, generator)
+        except (RuntimeError, ValueError):
+            if _is_finite(model):
+                raise
+            return math.nan, trained + len(y)  # a model that draws may refuse the probabilities of a diverged one
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         total += loss.detach() * len(y)
         trained += len(y)
     return float(total), trained
+
+
+def _is_finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainingSettings, done_epochs: float) -> None:

@@ -351,7 +351,7 @@ def _translated(uri: str) -> Iterator[None]:
     """Turn whatever a server, a database or a network says into one error, so that training need not care."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # whatever it was: told as one error, so that training goes on
         raise TrackingError(f"MLflow does not answer at {masked(uri)}: {_without_secret(str(error), uri)}") from None
 
 

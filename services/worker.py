@@ -4,6 +4,7 @@ A worker reads its task and the data, writes its checkpoint and its model, and r
 and opens no database. It runs the same inside a Ray actor and in a plain process.
 """
 
+import hashlib
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -103,7 +105,7 @@ class Worker:
         self._task, self._run, self._error, self._unreported = task, None, None, []
         try:
             experiment = Experiment.from_json(task.experiment)
-            start = read_snapshot(Path(task.checkpoint))
+            start = read_snapshot(Path(task.checkpoint), task.experiment)
             self._run = Run(experiment, self._splits(experiment.data, task), device=task.device, start=start)
             self._unreported = list(start.records) if start else []
         except Exception as error:  # noqa: BLE001  # a trial that cannot be built fails; the worker goes on
@@ -131,7 +133,7 @@ class Worker:
         if record.failure:
             self._error = record.failure
         else:
-            write_snapshot(self._run.snapshot(), Path(self._task.checkpoint))
+            write_snapshot(self._run.snapshot(), Path(self._task.checkpoint), self._task.experiment)
         return True
 
     def _report(self, *, failure: str | None = None, result: Mapping[str, Any] | None = None) -> Report:
@@ -184,22 +186,30 @@ class Worker:
         return self._data[key]
 
 
-def write_snapshot(snapshot: Snapshot, path: Path) -> None:
-    """Write what continues a run; the file appears whole or not at all."""
+def write_snapshot(snapshot: Snapshot, path: Path, experiment: Mapping[str, Any]) -> None:
+    """Write what continues a run of an experiment; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        torch.save(snapshot.to_state(), file)
+        torch.save({**snapshot.to_state(), "experiment": _fingerprint(experiment)}, file)
     Path(file.name).replace(path)
 
 
-def read_snapshot(path: Path) -> Snapshot | None:
-    """Read what continues a run, or return None if there is nothing whole."""
+def read_snapshot(path: Path, experiment: Mapping[str, Any]) -> Snapshot | None:
+    """Read what continues a run of an experiment, or return None if there is nothing whole, or that of another one.
+
+    Trials are numbered by the store: where it was made anew, the file of an earlier one may bear the same number.
+    """
     try:
-        return Snapshot.from_state(torch.load(path, weights_only=True))
+        state = torch.load(path, weights_only=True)
+        return Snapshot.from_state(state) if state["experiment"] == _fingerprint(experiment) else None
     except FileNotFoundError:
         return None
-    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError):
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, UnpicklingError):
         return None  # half a file after a full disk: begin anew rather than fail
+
+
+def _fingerprint(experiment: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(experiment, sort_keys=True).encode()).hexdigest()
 
 
 def describe_error(error: BaseException) -> str:
