@@ -72,7 +72,7 @@ def _density(number: int, name: str, trial: TrialView, layers: Sequence[str]) ->
         "Spread of the membership probabilities while they were learned",
         "A panel a layer, in the order of the network: the stronger the colour, the more entries of P lie in that bin "
         "(square root of the share, twenty bins); the line is their median. Structure has been learned where the mass "
-        "lies at 0 and 1.",
+        "lies at 0 and 1. There is no band.",
         f"n = 1 training, seed {trial.seed}, {len(records)} epochs",
         "the store, epochs.telemetry blockout/density/* and blockout/median/*",
         plots.figure_density(densities, medians, epochs=[int(record["epoch"]) + 1 for record in records]),

@@ -1,18 +1,13 @@
-"""Reports of made-up studies: what is in them, and how they look in a real browser."""
+"""Made-up studies to report on, with numbers as a real study has them."""
 
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from html.parser import HTMLParser
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from nas_blockout import statistics
-from services.folder import Folder
-from services.report import ReportView, TrialView, render, write
+from services.report import ReportView, TrialView
 
 ROLES = {
     "dense": "rival", "dropout": "control", "random": "rival", "bayesian": "rival", "blockout": "learned",
@@ -48,7 +43,9 @@ def architecture(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {"schema_version": 1, "clusters": next(iter(found.values())).shape[1], "layers": layers}
 
 
-def epochs(draws: np.random.Generator, accuracy: float, count: int, learned: dict[str, np.ndarray] | None) -> list[dict[str, Any]]:
+def epochs(
+    draws: np.random.Generator, accuracy: float, count: int, learned: Mapping[str, np.ndarray] | None
+) -> list[dict[str, Any]]:
     records = []
     for epoch in range(count):
         late = epoch / max(count - 1, 1)
@@ -84,12 +81,13 @@ def retrained(draws: np.random.Generator, arm: str, seed: int, base: float, clas
     cells = np.array(counts)
     result: dict[str, Any] = {
         "validation_accuracy": min(1.0, accuracy + 0.01), "test_accuracy": float(np.trace(cells) / cells.sum()),
-        "parameters": 40_000, "macs": 400_000, "architecture": None, "test_images": int(cells.sum()), "confusion": counts,
+        "architecture": None, "test_images": int(cells.sum()), "confusion": counts,
     }  # fmt: skip
     if found is not None:
         result["probabilities"] = {name: p.round(4).tolist() for name, p in found.items()}
         result["architecture"] = architecture(found)
-        result["gap"] = {"soft": accuracy - 0.02, "drawn": accuracy - 0.05, "hard": accuracy - 0.04, "inherited": accuracy - 0.04}
+        losses = {"soft": 0.02, "drawn": 0.05, "hard": 0.04, "inherited": 0.04}
+        result["gap"] = {step: accuracy - loss for step, loss in losses.items()}
     elif arm in ("random", "bayesian", "confusion"):
         result["architecture"] = architecture(probabilities(draws, classes, 3, 3.0))
     return TrialView(
@@ -104,56 +102,70 @@ def searched(draws: np.random.Generator, arm: str, number: int, base: float, len
     return TrialView(
         arm, "search", number, number, state, None if state == "complete" else "loss became NaN in epoch 12",
         base + draws.normal(-0.02, 0.02) if state == "complete" else None,
-        {"learning_rate": 0.002 * (number + 1), "rate": 0.1 * number}, int(EPOCH_PASSES * length * share), 0.1 * length * share,
+        {"learning_rate": 0.002 * (number + 1), "rate": 0.1 * number}, int(EPOCH_PASSES * length * share),
+        0.1 * length * share,
     )  # fmt: skip
 
 
 def made_up(
-    *, arms: Sequence[str] = tuple(ROLES)[:7], classes: int = 10, seeds: int = 5, trials: int = 6, length: int = 32
+    *,
+    arms: Sequence[str] = tuple(ROLES)[:7],
+    classes: int = 10,
+    seeds: int = 5,
+    trials: int = 6,
+    length: int = 32,
+    keep: Callable[[TrialView], bool] = lambda trial: True,
+    change: Callable[[TrialView], TrialView] = lambda trial: trial,
 ) -> ReportView:
-    """A study with invented results: the same for the same arguments."""
+    """A study with invented results: the same for the same arguments.
+
+    `keep` and `change` say which trials there are and what they are, before the arms are compared.
+    """
     draws = np.random.default_rng(7)
-    budget = EPOCH_PASSES * length * (trials + seeds)
     found: list[TrialView] = []
     for index, arm in enumerate(arms):
         base = 0.90 - 0.006 * ((index * 5) % 7)
-        if ROLES[arm] not in ("placebo",):
+        if ROLES[arm] != "placebo":
             found += [searched(draws, arm, number, base, length) for number in range(trials)]
         found += [retrained(draws, arm, seed, base, classes, length) for seed in range(seeds)]
+    kept = [change(trial) for trial in found if keep(trial)]
     names = [str(label) for label in range(classes)] if classes <= 10 else [chr(33 + label) for label in range(classes)]
     study = {"schema_version": 1, "name": "made-up", "question": "Does learned structure beat searched structure?",
              "seed": 0, "retrain": {"seeds": list(range(seeds))}}  # fmt: skip
     environment = {"python": "3.11.2", "processors": 2, "packages": {"torch": "2.13.0", "mlflow": None}}
-    return ReportView(compared(found, arms, budget), study, environment, found, names)
+    budget = EPOCH_PASSES * length * (trials + seeds)
+    return ReportView(compared(kept, arms, budget), study, environment, kept, names)
 
 
 def compared(trials: Sequence[TrialView], arms: Sequence[str], budget: int) -> dict[str, Any]:
     """The comparison.json of the trials."""
     models = {arm: {t.seed: t for t in trials if t.arm == arm and t.is_model} for arm in arms}
-    scores = {
-        arm: {seed: t.result["test_accuracy"] for seed, t in own.items()} for arm, own in models.items() if own
-    }
+    scores = {arm: {seed: t.result["test_accuracy"] for seed, t in own.items()} for arm, own in models.items() if own}
     learned = [arm for arm in scores if ROLES[arm] == "learned"]
     pairs = [(a, b) for a in learned for b in scores if b != a and not (b in learned and b < a)]
     found = statistics.compare(scores, pairs=pairs or None)
+    ranking = list(found.ranking) if found.ranking and len(scores) == len(arms) else None
     return {
-        "schema_version": 1, "study": "made-up", "budget": {"unit": "sample_passes", "per_arm": budget, "tolerance": 0.02},
-        "arms": {arm: arm_document(arm, index, trials, models[arm], budget) for index, arm in enumerate(arms)},
-        "pairs": [
-            {"a": p.a, "b": p.b, "difference": p.test.difference, "ci95": p.test.ci95, "seeds": p.test.n, "p": p.test.p_value,
-             "p_permutation": p.test.p_permutation, "p_holm": p.p_holm, "smallest_effect": p.smallest_effect,
-             "verdict": p.verdict}
-            for p in found.pairs
-        ],
-        "ranking": list(found.ranking) if found.ranking and len(scores) == len(arms) else None,
-        "ranking_seeds": sorted(next(iter(scores.values()), {})),
-        "reason": None if found.ranking and len(scores) == len(arms) else (found.reason or "an arm has no retrained model"),
+        "schema_version": 1,
+        "study": "made-up",
+        "budget": {"unit": "sample_passes", "per_arm": budget, "tolerance": 0.02},
+        "arms": {arm: arm_document(arm, index, trials, models[arm]) for index, arm in enumerate(arms)},
+        "pairs": [pair_document(pair) for pair in found.pairs],
+        "ranking": ranking,
+        "ranking_seeds": sorted(scores[ranking[0]]) if ranking else [],
+        "reason": None if ranking else (found.reason or "an arm has no retrained model"),
+    }
+
+
+def pair_document(pair: statistics.Pair) -> dict[str, Any]:
+    return {
+        "a": pair.a, "b": pair.b, "difference": pair.test.difference, "ci95": pair.test.ci95, "seeds": pair.test.n,
+        "p": pair.test.p_value, "p_permutation": pair.test.p_permutation, "p_holm": pair.p_holm,
+        "smallest_effect": pair.smallest_effect, "verdict": pair.verdict,
     }  # fmt: skip
 
 
-def arm_document(
-    arm: str, index: int, trials: Sequence[TrialView], models: Mapping[int, TrialView], budget: int
-) -> dict[str, Any]:
+def arm_document(arm: str, index: int, trials: Sequence[TrialView], models: Mapping[int, TrialView]) -> dict[str, Any]:
     own = [t for t in trials if t.arm == arm]
 
     def spent(phase: str) -> dict[str, float]:
@@ -168,18 +180,41 @@ def arm_document(
         named = {str(seed): value for seed, value in values.items()}
         return {"mean": found.mean, "std": found.std, "ci95": found.ci95, "per_seed": named}
 
-    exported = max(models, key=lambda seed: models[seed].score or 0.0, default=None)
     size = 40_000 + 37_000 * ((index * 3) % 7)
-    spending = {phase: spent(phase) for phase in ("search", "retrain")}
-    total = sum(int(found["sample_passes"]) for found in spending.values())
+    lost = [t for t in own if t.state in ("failed", "pruned")]
     return {
-        "purpose": "made up", "role": ROLES[arm], "seeds_cover": "retraining", "trials": len(own),
-        "failed": sum(t.state == "failed" for t in own), "pruned": sum(t.state == "pruned" for t in own),
-        "missing_seeds": [], "cost": {**spending, "overhead_seconds": 1.5,
-                                      "forfeited_sample_passes": max(0, budget - total) if own else 0},
-        "validation_accuracy": accuracy("validation_accuracy"), "test_accuracy": accuracy("test_accuracy"),
-        "exported_seed": exported, "parameters": size if models else None, "macs": 9 * size if models else None,
+        "purpose": "made up",
+        "role": ROLES[arm],
+        "seeds_cover": "retraining",
+        "trials": len(own),
+        "failed": sum(t.state == "failed" for t in own),
+        "pruned": sum(t.state == "pruned" for t in own),
+        "missing_seeds": [],
+        "cost": {
+            "search": spent("search"),
+            "retrain": spent("retrain"),
+            "overhead_seconds": 1.5,
+            "forfeited_sample_passes": sum(t.sample_passes for t in lost if t.state == "failed"),
+        },
+        "validation_accuracy": accuracy("validation_accuracy"),
+        "test_accuracy": accuracy("test_accuracy"),
+        "exported_seed": max(models, key=lambda seed: models[seed].score or 0.0, default=None),
+        "parameters": size if models else None,
+        "macs": 9 * size if models else None,
         "macs_per_seed": {str(seed): 9 * size for seed in models},
         "latency_ms": {"batch_1": 0.1 + size / 4e5, "batch_256": 2 + size / 3e4} if models else None,
-        "architecture": "0123456789abcdef" if models else None, "settings": {"seed": 0},
-    }  # fmt: skip
+        "architecture": "0123456789abcdef" if models else None,
+        "settings": {"seed": 0},
+    }
+
+
+@pytest.fixture(scope="session", name="made_up")
+def made_up_studies() -> Callable[..., ReportView]:
+    """The function `made_up`."""
+    return made_up
+
+
+@pytest.fixture(scope="session")
+def large() -> ReportView:
+    """Twelve arms and 94 classes."""
+    return made_up(arms=tuple(ROLES), classes=94, trials=10, length=40)

@@ -1,0 +1,275 @@
+"""What stands in a report: everything of the study, in any state of it, and nothing that is not its own."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.comparison import ComparisonDocument
+from services.folder import Folder
+from services.report import ReportView, TrialView, render, write
+from services.report.page import MOST_TRIALS
+from services.wording import sentence
+
+MadeUp = Callable[..., ReportView]
+TWO = ("dense", "blockout")
+
+
+@dataclass
+class Element:
+    """A tag of a page with its attributes and the text inside."""
+
+    tag: str
+    attributes: dict[str, str]
+    text: str = ""
+
+
+@dataclass
+class Page(HTMLParser):
+    """A page as a browser reads it: its elements in order, and what is still open."""
+
+    elements: list[Element] = field(default_factory=list)
+    open: list[Element] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(Element(tag, {key: value or "" for key, value in attrs}))
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(self.elements[-1])
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(Element(tag, {key: value or "" for key, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop().tag == tag, f"every element is closed in its turn, got </{tag}>"
+
+    def handle_data(self, data: str) -> None:
+        for element in self.open:
+            element.text += data
+
+    def all(self, *tags: str) -> list[Element]:
+        return [element for element in self.elements if element.tag in tags]
+
+
+def parsed(html: str) -> Page:
+    page = Page()
+    page.feed(html)
+    page.close()
+    assert page.open == []
+    return page
+
+
+def renamed(view: ReportView, names: Mapping[str, str]) -> ReportView:
+    """The same study with other names of its arms."""
+    found = json.loads(json.dumps(view.comparison))
+    found["arms"] = {names.get(arm, arm): value for arm, value in found["arms"].items()}
+    found["ranking"] = [names.get(arm, arm) for arm in found["ranking"]]
+    for pair in found["pairs"]:
+        pair.update({side: names.get(pair[side], pair[side]) for side in ("a", "b")})
+    trials = [replace(trial, arm=names.get(trial.arm, trial.arm)) for trial in view.trials]
+    return replace(view, comparison=found, trials=trials)
+
+
+def broken(trial: TrialView) -> TrialView:
+    return replace(trial, state="failed", reason="diverged", score=None, result={}, epochs=())
+
+
+def bare(trial: TrialView) -> TrialView:
+    """The same trial with no more than what a comparison needs."""
+    kept = ("validation_accuracy", "test_accuracy")
+    return replace(trial, epochs=(), result={key: trial.result.get(key) for key in kept if trial.result})
+
+
+@pytest.fixture(scope="module")
+def study(made_up: MadeUp) -> ReportView:
+    return made_up()
+
+
+@pytest.fixture(scope="module")
+def report(study: ReportView) -> str:
+    return render(study)
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "one arm": {"arms": ["dense"], "seeds": 2, "trials": 1},
+    "one seed": {"arms": TWO, "seeds": 1, "trials": 1},
+    "no blockout": {"arms": ["dense", "dropout"], "seeds": 2, "trials": 2},
+    "no retrained model": {"arms": TWO, "keep": lambda trial: not trial.is_model},
+    "one arm without models": {"arms": TWO, "keep": lambda trial: trial.arm == "dense" or not trial.is_model},
+    "all failed": {"arms": TWO, "change": broken},
+    "no trials": {"arms": TWO, "keep": lambda trial: False},
+    "no search": {"arms": TWO, "seeds": 2, "keep": lambda trial: trial.is_model},
+    "nothing kept": {"arms": TWO, "seeds": 2, "change": bare},
+    "one epoch": {"arms": TWO, "seeds": 2, "length": 1},
+    "two classes": {"arms": TWO, "seeds": 2, "classes": 2},
+}
+
+
+@pytest.mark.parametrize("settings", SMALL.values(), ids=SMALL)
+def test_any_study_has_a_report(settings: dict[str, Any], made_up: MadeUp) -> None:
+    view = made_up(**settings)
+    page = parsed(render(view))
+    assert [element.text.strip() for element in page.all("h1")] == ["made-up"]
+    check_figures(page)
+    rows = [element.text for element in page.all("th") if element.attributes.get("scope") == "row"]
+    assert all(any(arm in row for row in rows) for arm in view.comparison["arms"])
+
+
+def test_classes_without_names_are_numbered(made_up: MadeUp) -> None:
+    view = made_up(arms=TWO, seeds=2, classes=12)
+    page = parsed(render(replace(view, class_names=())))
+    check_figures(page)
+    found = [figure.attributes["id"] for figure in page.all("figure")]
+    assert "architecture-0" in found
+    assert not [name for name in found if name.startswith("classes")], "nothing says that its last layer is the classes"
+
+
+def check_figures(page: Page) -> None:
+    figures, captions, drawings = page.all("figure"), page.all("figcaption"), page.all("svg")
+    assert len(figures) == len(captions) == len(drawings)
+    for number, (caption, drawing) in enumerate(zip(captions, drawings, strict=True), start=1):
+        assert re.match(rf"Figure {number}\. \w", caption.text)
+        assert "n = " in caption.text
+        assert re.search(r"(?i)bars|band", caption.text)
+        assert re.search(r"Data: (comparison\.json|trials\.csv|the store|models)", caption.text)
+        assert drawing.attributes["role"] == "img"
+        assert "n = " in drawing.attributes["aria-label"]
+    identifiers = [e.attributes["id"] for e in page.elements if "id" in e.attributes]
+    assert len(set(identifiers)) == len(identifiers)
+    links = [value for e in page.elements for key, value in e.attributes.items() if key in ("href", "xlink:href")]
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert {link[1:] for link in links if link.startswith("#")} <= set(identifiers)
+
+
+def test_the_report_needs_nothing_but_itself(report: str) -> None:
+    page = parsed(report)
+    assert not page.all("script", "link", "iframe", "object", "embed", "base", "form", "img", "video", "audio")
+    assert not [key for e in page.elements for key in e.attributes if key.startswith("on") or key == "src"]
+    assert "@import" not in report
+    assert set(re.findall(r"url\((.)", report)) == {"#"}
+    languages = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\"' <]*", report)) == languages
+    policy = next(e for e in page.all("meta") if "http-equiv" in e.attributes)
+    assert policy.attributes["content"].startswith("default-src 'none'")
+
+
+def test_the_report_is_the_same_every_time(study: ReportView, report: str) -> None:
+    assert render(study) == report
+
+
+def test_the_verdict_stands_before_all_numbers(study: ReportView, report: str) -> None:
+    verdict = next(e for e in parsed(report).all("p") if e.attributes.get("class") == "verdict")
+    assert verdict.text == sentence(ComparisonDocument.model_validate(study.comparison))
+    assert report.index('class="verdict"') < report.index("<table")
+
+
+def test_the_table_says_what_the_comparison_says(study: ReportView, report: str) -> None:
+    table = parsed(report).all("table")[0].text
+    for name, arm in study.comparison["arms"].items():
+        mean, (low, high) = arm["test_accuracy"]["mean"], arm["test_accuracy"]["ci95"]
+        assert f"{name}{arm['role']}: made up" in table
+        assert f"{100 * mean:.2f}{100 * low:.2f} to {100 * high:.2f}, 5 seeds" in table
+        assert f"{arm['parameters']:,}" in table
+        assert f"{arm['macs']:,}" in table
+        cost = arm["cost"]["retrain"]
+        assert f"{cost['sample_passes']:,}{cost['seconds']:,.1f} s" in table
+        assert f"{arm['trials']}{arm['failed']} failed" in table
+    order = [table.index(f" {name}{study.comparison['arms'][name]['role']}") for name in study.comparison["ranking"]]
+    assert order == sorted(order)
+
+
+def test_every_pair_has_its_difference_and_verdict(study: ReportView, report: str) -> None:
+    table = parsed(report).all("table")[2].text
+    for pair in study.comparison["pairs"]:
+        points = f"{100 * pair['difference']:+.2f}".replace("-", "\N{MINUS SIGN}")
+        assert re.search(rf"{pair['a']}{pair['b']}{re.escape(points)}[^a-z]*(to [^a-z]*)?{pair['verdict']}", table)
+
+
+def test_every_figure_of_a_whole_study_is_there(report: str) -> None:
+    found = [re.sub(r"-\d+$", "", figure.attributes["id"]) for figure in parsed(report).all("figure")]
+    assert set(found) == {
+        "accuracy", "differences", "front-macs", "front-latency", "cost-passes", "cost-seconds", "best-so-far",
+        "convergence", "gap", "density", "projection", "masks", "architecture", "classes", "confusion",
+    }  # fmt: skip
+
+
+def test_without_a_ranking_the_reason_is_said(made_up: MadeUp) -> None:
+    view = made_up(**SMALL["one arm without models"])
+    page = parsed(render(view))
+    reason = next(e for e in page.all("p") if e.attributes.get("class") == "reason")
+    assert reason.text == f"No ranking: {view.comparison['reason']}."
+    assert "there is no ranking" in page.all("caption")[0].text
+
+
+def test_lost_trials_are_listed_with_their_reason(study: ReportView, report: str) -> None:
+    table = next(t for t in parsed(report).all("table") if "Trials that failed or were pruned" in t.text)
+    lost = [trial for trial in study.trials if trial.state in ("failed", "pruned")]
+    assert table.text.count("loss became NaN in epoch 12") == len(lost) > 0
+
+
+def test_several_searches_are_a_median_and_quartiles(made_up: MadeUp) -> None:
+    view = made_up(arms=["random", "dense"], seeds=2, trials=6, change=lambda t: replace(t, search=t.number % 3))
+    page = parsed(render(view))
+    caption = next(c.text for c in page.all("figcaption") if "Best validation accuracy so far" in c.text)
+    assert "the band their quartiles" in caption
+    assert "n = 3 searches an arm" in caption
+    assert "6 in 3" in "".join(text.text for text in page.all("text"))
+
+
+def test_hostile_names_stay_text(made_up: MadeUp) -> None:
+    names = {"dense": "<script>alert(1)</script>", "blockout": "\"><img src=x onerror='alert(1)'> $x^2$ {{ 7 * 7 }}"}
+    view = renamed(made_up(arms=list(names), seeds=2, classes=3), names)
+    trials = [replace(t, reason="</td><script>2</script>", params={"<b>": "</table>"}) for t in view.trials]
+    study = {"question": "</p><script>3</script>", "name": "x", "note": "</pre><script>4</script>"}
+    environment = {"</table>": {"<i>": "<script>5</script>"}}
+    classes = ["</text><script>6</script>", "]]>", "\x00\ud800&amp;"]
+    html = render(replace(view, trials=trials, study=study, environment=environment, class_names=classes))
+    page = parsed(html.replace("<i>n = ", "<em>n = ").replace("</i>. Data", "</em>. Data"))
+    assert not page.all("script", "img", "i")
+    table = page.all("table")[0].text
+    assert all(name in table for name in names.values())
+    assert "</text>" in "".join(text.text for text in page.all("text"))
+    assert "</pre><script>4</script>" in page.all("pre")[0].text
+
+
+def test_many_trials_are_cut_with_a_word_about_it(made_up: MadeUp) -> None:
+    view = made_up(arms=["dense"], seeds=2, trials=1)
+    more = [*view.trials, *(replace(view.trials[0], number=n) for n in range(1, MOST_TRIALS + 1))]
+    assert f"The first {MOST_TRIALS} of {len(more)}; all" in render(replace(view, trials=more))
+
+
+def test_figures_of_a_large_study_stay_small(large: ReportView) -> None:
+    html = render(large)
+    page = parsed(html)
+    check_figures(page)
+    sizes = {found[1]: len(found[2]) for found in re.finditer(r'(?s)<figure id="([^"]*)".*?(<svg.*?</svg>)', html)}
+    assert len(sizes) == len(page.all("figure"))
+    assert {name: size for name, size in sizes.items() if size > 150_000} == {}
+
+
+def test_a_comparison_of_another_version_is_refused(study: ReportView) -> None:
+    with pytest.raises(ValueError, match="schema_version"):
+        render(replace(study, comparison={**study.comparison, "schema_version": 2}))
+
+
+def test_the_file_appears_whole(tmp_path: Path, made_up: MadeUp) -> None:
+    view = made_up(arms=["dense"], seeds=1, trials=1)
+    for _ in range(2):
+        path = write(view, Folder(tmp_path))
+    assert path == tmp_path / "report" / "index.html"
+    assert [found.name for found in path.parent.iterdir()] == ["index.html"]
+    assert path.read_text(encoding="utf-8") == render(view)
+
+
+def test_importing_the_report_draws_nothing() -> None:
+    code = "import sys, services.report; assert not {'matplotlib', 'nas_blockout.plots'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
