@@ -196,16 +196,14 @@ class _UniqueKeys(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]  # untyped in PyYAML
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed", event.start_mark)
+            raise yaml.YAMLError(f"aliases (*name) are not allowed, at {event.start_mark}")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for position, key in enumerate(keys):
             if key in keys[:position]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the name {key!r} stands twice", node.value[position][0].start_mark
-                )
+                raise yaml.YAMLError(f"the name {key!r} stands twice, at {node.value[position][0].start_mark}")
         return super().construct_mapping(node, deep)
 
 

@@ -54,14 +54,19 @@ def _scaled_convnet(settings: convnet.ConvNetSettings, factor: float) -> convnet
 
 
 def _neighbours_of_convnet(settings: convnet.ConvNetSettings) -> list[convnet.ConvNetSettings]:
-    found = []
-    for name in ("channels", "hidden"):
-        widths = getattr(settings, name)
-        for position, width in enumerate(widths):
-            for other in (width - 1, width + 1):
-                if other >= 1:
-                    found.append(replace(settings, **{name: (*widths[:position], other, *widths[position + 1 :])}))
-    return found
+    return [
+        *(replace(settings, channels=channels) for channels in _nudged(settings.channels)),
+        *(replace(settings, hidden=hidden) for hidden in _nudged(settings.hidden)),
+    ]
+
+
+def _nudged(widths: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return [
+        (*widths[:position], width + step, *widths[position + 1 :])
+        for position, width in enumerate(widths)
+        for step in (-1, 1)
+        if width + step >= 1
+    ]
 
 
 BACKBONES: Mapping[str, Backbone] = MappingProxyType(
@@ -97,7 +102,7 @@ def stages_of(settings: Any, shape: Shape, classes: int) -> Sequence[Stage]:
 
 
 def scaled_to(settings: Any, macs: int, shape: Shape, classes: int) -> Any:
-    """Return the settings scaled to given MACs: all widths times one factor, then the one node that brings them nearest.
+    """Return the settings scaled to given MACs: all widths times one factor, then one node more or less.
 
     Args:
         settings: Of a backbone that has stages.

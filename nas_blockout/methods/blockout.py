@@ -126,8 +126,8 @@ class _Draw(torch.autograd.Function):
 class _MaskedWeight(torch.autograd.Function):
     """``W~ (.) (C_out C_in^T) / k`` with the gradients of eq. 8.
 
-    Two weight-sized tensors are kept: the mask, and the result where the next operation needs it. The sums over nodes are
-    products with the few clusters on the left, which matrix libraries run many times faster than with them on the right.
+    Two weight-sized tensors are kept: the mask, and the result where the next operation needs it. The sums over nodes
+    are products with the few clusters on the left, which run many times faster than with them on the right.
     """
 
     @staticmethod

@@ -90,6 +90,9 @@ def _examine(folder: Path) -> dict[str, Any]:
 def main(folders: Sequence[str]) -> None:
     """Examine folders and print the result."""
     sys.meta_path.insert(0, _Forbidden())
+    import torch
+
+    torch.set_num_threads(1)
     found = {Path(folder).name: _examine(Path(folder)) for folder in folders}
     assert not any(name.split(".")[0] in FORBIDDEN for name in sys.modules)
     sys.stdout.write(json.dumps(found) + "\n")

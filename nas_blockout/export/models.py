@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nas_blockout import reloading
-from nas_blockout.cards import ModelDescription, card
+from nas_blockout.export import reloading
+from nas_blockout.export.cards import ModelDescription, card
 
 SCHEMA_VERSION = 1
 BATCHES = (1, 7, 256)
@@ -35,18 +35,6 @@ MAX_FILE_BYTES = 4 << 30
 MANIFEST = "verification.json"
 REFERENCE = "reference.safetensors"
 _RELOAD_SECONDS = 300
-__all__ = [
-    "ModelDescription",
-    "Verification",
-    "VerificationError",
-    "export_model",
-    "export_models",
-    "load_weights",
-    "measure_latency",
-    "save_weights",
-    "verify",
-    "verify_all",
-]
 
 
 class VerificationError(RuntimeError):
@@ -310,7 +298,6 @@ def _reload(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
         text=True,
         timeout=_RELOAD_SECONDS,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     if done.returncode != 0:
         return {folder.name: {"process": " ".join(done.stderr.split())[-500:]} for folder in folders}
