@@ -199,6 +199,28 @@ def test_a_draw_that_is_the_greedy_path_teaches_nothing():
     assert loss.item() == 0.0
 
 
+def _loss(phase: str, **values) -> float:
+    model = dropping(policy="static", **values).train()
+    model.policy.logits.data = torch.tensor([1.0, -1.0, 1.0])
+    model.phase = phase
+    return model.train().loss(images(16), labels(16), generator()).item()
+
+
+def test_entropy_is_rewarded_only_while_the_policy_learns_alone():
+    s = [0.8 * p + 0.2 * (1 - p) for p in (1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1)), 1 / (1 + math.exp(-1)))]
+    uncertainty = -sum(p * math.log(p) + (1 - p) * math.log(1 - p) for p in s)
+    gained = _loss("policy", entropy=0.0) - _loss("policy", entropy=0.5)
+    assert gained == pytest.approx(0.5 * uncertainty, rel=1e-4)
+    assert _loss("joint", entropy=0.0) == _loss("joint", entropy=0.5)
+
+
+def test_gates_pay_the_price_of_the_squared_share_of_blocks():
+    paid = _loss("joint", estimator="straight-through", price=1.5) - _loss(
+        "joint", estimator="straight-through", price=0.0
+    )
+    assert paid == pytest.approx(1.5 * (2 / 3) ** 2, rel=1e-4)
+
+
 def test_policy_learns_to_drop_blocks_that_do_not_help():
     model = dropping(policy="static", classes=4, entropy=0.0, alpha=0.8)
     model.phase = "policy"
