@@ -229,10 +229,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Words after the program's name; those of the process if left out.
     """
+    ends: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        word = "interrupted" if number == signal.SIGINT else "terminated"
+        tell(f"{word}; the same command goes on where it stopped")
+        ends.append(INTERRUPTED if number == signal.SIGINT else TERMINATED)
+        sys.exit(ends[0])
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+        signal.signal(number, end)
     try:
         app(args=None if arguments is None else list(arguments), prog_name="nas-blockout")
+    except SystemExit as ended:
+        sys.exit(ends[0] if ends else ended.code)  # Ray puts a code of its own in the place of a signal's
     except Exception as error:  # noqa: BLE001  # the last resort: known errors get their code, others one line and 1
         code = exit_code(error)
         text = " ".join(str(error).split())
@@ -323,8 +333,3 @@ def _trial_cells(trial: Any) -> tuple[object, ...]:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f}%"
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    tell(f"{'interrupted' if number == signal.SIGINT else 'terminated'}; the same command goes on where it stopped")
-    sys.exit(INTERRUPTED if number == signal.SIGINT else TERMINATED)

@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 from services.worker import Report, Task, Worker
 
+ANSWER_SECONDS = 5.0
 _QUIET = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -79,13 +81,28 @@ def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     import ray
 
-    with _signals_kept():
-        _connect(resources, folder, address)
     try:
+        with _signals_kept():
+            _connect(resources, folder, address)
         _fit(tasks, resources, folder / "ray")
     finally:
         ray.shutdown()
         shutil.rmtree(folder / "ray", ignore_errors=True)
+
+
+def check(address: str) -> None:
+    """Ask whether something listens at an address such as ``ray://host:10001`` or ``host:6379``; ``auto`` is not asked.
+
+    Raises:
+        ClusterError: Nothing does.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"Ray cannot be reached at {address}: {error}") from error
 
 
 @contextmanager
@@ -103,7 +120,10 @@ def _signals_kept() -> Iterator[None]:
 def _connect(resources: Resources, folder: Path, address: str | None) -> None:
     import ray
 
-    os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token(folder)))
+    if address is not None:
+        check(address)
+    elif not Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "")).is_file():
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token(folder))
     logging.getLogger("ray").setLevel(logging.ERROR)
     cpus = resources.at_once * resources.cpus if address is None else None
     dashboard = None if address else False
@@ -114,7 +134,6 @@ def _connect(resources: Resources, folder: Path, address: str | None) -> None:
             include_dashboard=dashboard,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            ignore_reinit_error=True,
         )
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ClusterError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error

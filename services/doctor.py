@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -109,17 +108,13 @@ def _ray(settings: Settings) -> Iterator[Finding]:
     if settings.ray_address is None:
         yield Finding("Ray", True, f"started for each study on this machine, {os.cpu_count()} processors")
         return
-    if settings.ray_address == "auto":
-        yield Finding("Ray", True, "the cluster on this machine is looked for when a study runs")
-        return
-    host, _, port = settings.ray_address.removeprefix("ray://").rpartition(":")
+    from services.cluster import ClusterError, check
+
     try:
-        with socket.create_connection((host, int(port)), timeout=3):
-            yield Finding("Ray", True, f"{settings.ray_address} answers")
-    except (OSError, ValueError) as error:
-        yield Finding(
-            "Ray", False, f"{settings.ray_address}: {error}", "start the cluster, or correct NAS_BLOCKOUT_RAY_ADDRESS"
-        )
+        check(settings.ray_address)
+        yield Finding("Ray", True, f"{settings.ray_address} answers")
+    except ClusterError as error:
+        yield Finding("Ray", False, str(error), "start the cluster, or correct NAS_BLOCKOUT_RAY_ADDRESS")
 
 
 def _data(settings: Settings) -> Iterator[Finding]:

@@ -372,5 +372,5 @@ def test_doctor_says_how_to_mend_what_does_not_answer(call: Call, home: Path, mo
     monkeypatch.setenv("NAS_BLOCKOUT_RAY_ADDRESS", f"ray://127.0.0.1:{port}")
     ended = call("doctor")
     assert ended.code == 5
-    assert f"BAD  Ray: ray://127.0.0.1:{port}" in ended.out
+    assert f"BAD  Ray: Ray cannot be reached at ray://127.0.0.1:{port}" in ended.out
     assert "NAS_BLOCKOUT_RAY_ADDRESS" in ended.out

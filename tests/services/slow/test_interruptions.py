@@ -1,0 +1,84 @@
+"""A running study ends as its signals say, leaves no process behind, and is free for whoever goes on with it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from services.store import Store, TrialRow
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = "from services.cli import main; main()"
+STUDY: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "interrupted",
+    "data": {"name": "digits", "train_samples": 200},
+    "backbone": {"name": "convnet", "channels": [8], "hidden": [16]},
+    "training": {"epochs": 400, "batch_size": 16},
+    "budget": {"sample_passes": 240_000},
+    "retrain": {"seeds": [0, 1]},
+    "arms": {"dense": {}},
+}
+
+
+@contextmanager
+def running(home: Path) -> Iterator[subprocess.Popen[str]]:
+    """The program, running the study; what is left of it is killed at the end."""
+    (home / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "NAS_BLOCKOUT_TRACKING_URI": "none"}
+    command = [sys.executable, "-c", PROGRAM, "run", str(home / "study.yaml")]
+    program = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield program
+    finally:
+        if program.poll() is None:
+            for process in [*psutil.Process(program.pid).children(recursive=True), psutil.Process(program.pid)]:
+                process.kill()
+        program.communicate()
+
+
+def trials(home: Path) -> tuple[TrialRow, ...]:
+    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+        return store.trials("interrupted") if store.studies() else ()
+
+
+def wait_for_epochs(home: Path, program: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while sum(trial.sample_passes for trial in trials(home)) == 0:
+        assert program.poll() is None, program.communicate()[1]
+        assert time.monotonic() < deadline, "no epoch was recorded"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_a_run_with_its_code_and_leaves_the_study_to_another(
+    tmp_path: Path, number: signal.Signals, code: int, word: str
+) -> None:
+    with running(tmp_path) as program:
+        wait_for_epochs(tmp_path, program)
+        below = psutil.Process(program.pid).children(recursive=True)
+        program.send_signal(number)
+        out, err = program.communicate(timeout=60)
+        assert (program.returncode, out) == (code, ""), err
+    assert f"{word}; the same command goes on where it stopped" in err
+    assert "Traceback" not in err
+    assert "of the budget" in err
+    _, alive = psutil.wait_procs(below, timeout=20)
+    assert alive == []
+    with Store.open(f"sqlite:///{tmp_path / 'runs' / 'nas_blockout.db'}") as store:
+        row = store.study("interrupted")
+        assert (row.state, row.owner) == ("running", None)
