@@ -36,7 +36,8 @@ from nas_blockout.vision import torchvision
 RATE = 0.1
 BLOCK = 5
 SHAPES = ((64, 32, 28, 28), (64, 64, 14, 14), (64, 128, 16, 16), (128, 256, 8, 8))
-HELD_IMAGES = 256
+IMAGES = DropClusterSettings().images
+TABLES = ("layers", "linear", "models", "clustering", "share")
 Runs = dict[str, Callable[[], object]]
 
 
@@ -50,7 +51,7 @@ def images(shape: tuple[int, ...], device: str) -> Tensor:
 def learned(settings: DropClusterSettings, shape: tuple[int, ...], device: str) -> DropCluster:
     """Return a layer with clusters, in training."""
     layer = DropCluster(settings).to(device)
-    layer.learn(images((HELD_IMAGES, *shape[1:]), device))
+    layer.learn(images((IMAGES, *shape[1:]), device))
     return layer.train()
 
 
@@ -121,7 +122,7 @@ def model_steps(device: str) -> Runs:
         for module in model.modules():
             if isinstance(module, DropCluster):
                 module.prepare_epoch(0, 1)
-        model.eval()(torch.randn(HELD_IMAGES, 1, 28, 28, device=device))
+        model.eval()(torch.randn(IMAGES, 1, 28, 28, device=device))
 
         model.train()
 
@@ -225,13 +226,13 @@ def by_scikit_learn(points: Tensor, clusters: int, seed: int) -> Tensor:
 
 def print_clustering(rounds: int, device: str) -> None:
     """Print seconds and inertia of clustering."""
-    print(f"\nClustering {HELD_IMAGES} images, 10 positions a cluster. `again` starts from labels it has.\n")
+    print(f"\nClustering {IMAGES} images, 10 positions a cluster. `again` starts from labels it has.\n")
     print(
         "| maps | scikit-learn s | ours / scikit-learn | inertia, ours / scikit-learn | again / scikit-learn "
         "| rena / scikit-learn |\n|---|---|---|---|---|---|"
     )
     for shape in SHAPES:
-        points = descriptors(images((HELD_IMAGES, *shape[1:]), device))
+        points = descriptors(images((IMAGES, *shape[1:]), device))
         clusters, (height, width) = round(shape[2] * shape[3] / 10), shape[2:]
         seeds = iter(range(10**6))
 
@@ -288,6 +289,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", default="fashion_mnist", help="what the trainings of the last table learn")
+    parser.add_argument("--tables", nargs="*", choices=TABLES, default=TABLES)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -295,11 +297,15 @@ def main() -> None:
     device = options.device
     name = cpu if device == "cpu" else torch.cuda.get_device_name()
     print(f"torch {torch.__version__}, {name}, {options.rounds} rounds (clustering: 5), median (quartiles) of ratios.")
-    print_layers(options.rounds, device)
-    print_linear(options.rounds, device)
-    print_models(options.rounds, device)
-    print_clustering(5, device)
-    print_share(options.data)
+    tables: dict[str, Callable[[], None]] = {
+        "layers": lambda: print_layers(options.rounds, device),
+        "linear": lambda: print_linear(options.rounds, device),
+        "models": lambda: print_models(options.rounds, device),
+        "clustering": lambda: print_clustering(5, device),
+        "share": lambda: print_share(options.data),
+    }
+    for table in options.tables:
+        tables[table]()
 
 
 if __name__ == "__main__":

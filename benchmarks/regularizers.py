@@ -21,8 +21,8 @@ from nas_blockout.train import TrainingSettings
 CLUSTERS: Mapping[str, Any] = {"name": "dropcluster", "update_every": 1, "ramp_epochs": 0}
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "none": {"name": "none"},
-    "dropout of the head, .5": {"name": "dropout", "rate": 0.5},
-    "dropconnect of the head, .5": {"name": "dropconnect", "rate": 0.5},
+    "dropout of the head, .2": {"name": "dropout", "rate": 0.2},
+    "dropconnect of the head, .2": {"name": "dropconnect", "rate": 0.2},
     "spatial dropout": {"name": "spatial_dropout"},
     "DropBlock, 3x3": {"name": "dropblock", "schedule": "constant", "calibration": "exact"},
     "DropCluster, cluster_size 1 (dropout of maps)": {**CLUSTERS, "cluster_size": 1},
@@ -38,7 +38,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 def accuracy(method: Any, splits: Splits, data: DataSettings, epochs: int, seed: int) -> float:
     """Return the validation accuracy in percent after the last epoch."""
     training = TrainingSettings(epochs=epochs)
-    experiment = Experiment(data, ConvNetSettings((32, 64), (128,)), method, training, seed)
+    experiment = Experiment(data, ConvNetSettings((16, 32), (64,)), method, training, seed)
     *_, last = Run(experiment, splits)
     return 100 * (last.validation_accuracy or 0.0)
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--data", default="fashion_mnist")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--validation", type=int, default=1000)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rate", type=float, default=0.1)
     options = parser.parse_args()

@@ -95,7 +95,9 @@ def test_a_batch_that_is_dropped_whole_gives_zeros_and_no_nan() -> None:
 
 
 def test_a_large_batch_in_half_precision_is_scaled_right() -> None:
-    y = learned()(ones(2048).half(), seeded())
+    layer = DropCluster(DropClusterSettings(rate=0.25, ramp_epochs=0, labels="contiguous", cluster_size=256))
+    layer.learn(torch.ones(2, 32, 64, 64))  # more entries than the largest number in half precision
+    y = layer(torch.ones(4, 32, 64, 64).half(), seeded())
     assert float(y.double().mean()) == pytest.approx(1, abs=2e-3)
 
 
@@ -191,6 +193,18 @@ def test_a_control_of_contiguous_cells_has_as_many_clusters() -> None:
     control = learned(labels="contiguous")
     assert bool((control.sizes > 0).all())
     assert len(control.sizes) == CHANNELS * control.settings.clusters(HEIGHT * WIDTH) == CHANNELS * 5
+
+
+@pytest.mark.parametrize("labels", ["random", "contiguous"])
+def test_a_control_is_drawn_anew_at_every_update_from_the_data_alone(labels: str) -> None:
+    layer = DropCluster(DropClusterSettings(labels=labels, update_every=1))
+    found = []
+    for epoch in (0, 1, 0):
+        layer.prepare_epoch(epoch, 4)
+        layer.learn(activations())
+        found.append(layer.labels)
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
 
 
 def test_an_update_starts_from_the_labels_it_has() -> None:

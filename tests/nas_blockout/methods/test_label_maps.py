@@ -96,6 +96,15 @@ def test_kmeans_from_a_start_lowers_the_inertia() -> None:
         assert inertia(points[channel], found[channel]) < inertia(points[channel], start[channel])
 
 
+def test_an_empty_cluster_keeps_its_centre_until_it_is_nearest() -> None:
+    points = descriptors(smooth_maps(40, 2, 8, 8))
+    start = torch.zeros(2, 64, dtype=torch.int64)
+    found = kmeans(points, 6, generator=seeded(), start=start)
+    for channel in range(2):
+        assert found[channel].unique().tolist() == list(range(6))
+        assert inertia(points[channel], found[channel]) < 0.8 * inertia(points[channel], start[channel])
+
+
 def test_kmeans_takes_channels_in_parts_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     points = descriptors(smooth_maps(20, 5, 6, 6))
     whole = kmeans(points, 4, generator=seeded(), start=torch.arange(36).expand(5, -1) // 9)
@@ -113,7 +122,7 @@ def test_channels_without_any_activity_still_get_labels(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "clusters"), [(4, 5, 3), (6, 6, 4), (1, 9, 2), (7, 3, 1), (3, 3, 8), (4, 4, 16)]
+    ("height", "width", "clusters"), [(10, 11, 4), (4, 5, 3), (6, 6, 4), (1, 9, 2), (7, 3, 1), (3, 3, 8), (4, 4, 16)]
 )
 def test_rena_equals_its_loop_oracle(height: int, width: int, clusters: int) -> None:
     points = descriptors(smooth_maps(30, 3, height, width).double())
