@@ -1,5 +1,6 @@
 """Running a study: the one writer of the store, which hands tasks to the cluster and takes its reports."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from services import cluster
 from services.folder import Folder, environment, write_json, write_yaml
 from services.search import RETRAIN, SEARCH, TERMINAL, Entry, Plan, Proposal
 from services.settings import Settings
-from services.store import Store, StoreError, TrialRow
+from services.store import Store, StoreUnreachable, StudyBusy, TrialRow
 from services.study_file import Study, check_against_data
 from services.tracking import following
 from services.worker import Report, Task
@@ -129,7 +130,7 @@ class Driver:
             self._workers[report.trial] = report.worker
             self.store.start_attempt(report.trial, worker=report.worker)
         if report.records:
-            self.store.record_epochs(report.trial, report.records)
+            self.store.record_epochs(report.trial, report.records, worker=report.worker)
             self._update(report.trial, spent=int(report.records[-1]["sample_passes"]))
         if report.failure is not None:
             self._finish(report.trial, "failed", reason=report.failure)
@@ -290,8 +291,12 @@ def _heartbeat(store: Store, name: str) -> Iterator[None]:
 
     def beat() -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
-            with suppress(StoreError):  # a store that is away for a moment is waited for by the writes themselves
-                store.heartbeat(name)
+            with suppress(StoreUnreachable):  # a store that is away for a moment is waited for by the writes themselves
+                try:
+                    store.heartbeat(name)
+                except StudyBusy:  # another driver has taken the study over: this one must not write any more
+                    signal.raise_signal(signal.SIGTERM)
+                    return
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Exported models: every form computes what was trained, in a process that cannot import this package; nothing else passes."""
+"""Exported models: every form computes what was trained, in a process without this package; nothing else passes."""
 
 import json
 import os
