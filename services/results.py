@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from nas_blockout.architecture import Architecture
 from nas_blockout.data import Splits, load
 from nas_blockout.experiment import Experiment, rebuild
-from nas_blockout.export import load_weights, measure_latency
+from nas_blockout.export import Deployed, load_weights, measure_latency
 from services.comparison import ComparisonDocument, Trial, build
 from services.folder import Folder, write_csv, write_json
 from services.handover import export_trials
@@ -33,6 +34,7 @@ _FLAT = (
     "architecture_hash",
 )
 Say = Callable[[str], None]
+Winner = tuple[str, nn.Module, Splits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, sa
     export_trials(study, exported, models, splits, document, folder=folder, store=store)
     say("writing the report")
     write_report(study, store, rows, document, splits, folder)
-    _project(study, store, settings, document, folder, say)
+    _project(study, store, settings, document, _winner(document, models, splits), say=say)
     store.finish_study(study.name, "complete")
     shutil.rmtree(folder.scratch / "checkpoints", ignore_errors=True)
     return Finished(document, failed)
@@ -134,7 +136,14 @@ def sync_again(settings: Settings, name: str) -> Synced:
         done = projection.sync(store)
         folder = Folder(settings.folder(name))
         if folder.comparison.exists():
-            projection.finish(json.loads(folder.comparison.read_text()), folder.root)
+            study = parse_resolved(row.config)
+            document = ComparisonDocument.model_validate(json.loads(folder.comparison.read_text()))
+            splits = load(study.data, root=settings.data)
+            winners = exported_trials(study, store.trials(name))
+            models = {arm: model_of(trial, folder, splits) for arm, trial in winners.items()}
+            if (winner := _winner(document, models, splits)) is not None:
+                _log_model(projection, *winner)
+            projection.finish(document.model_dump(mode="json"), folder.root)
         return done
 
 
@@ -233,7 +242,13 @@ def _view(row: TrialRow, store: Store) -> TrialView:
 
 
 def _project(
-    study: Study, store: Store, settings: Settings, document: ComparisonDocument, folder: Folder, say: Say
+    study: Study,
+    store: Store,
+    settings: Settings,
+    document: ComparisonDocument,
+    winner: Winner | None,
+    *,
+    say: Say,
 ) -> None:
     if settings.tracking_uri is None:
         return
@@ -241,6 +256,23 @@ def _project(
     try:
         projection = Projection(settings.tracking_uri, study.name, study.to_json())
         projection.sync(store)
-        projection.finish(document.model_dump(mode="json"), folder.root)
+        if winner is not None:
+            _log_model(projection, *winner)
+        projection.finish(document.model_dump(mode="json"), settings.folder(study.name))
     except TrackingError as error:
         say(f"{error}; the study is complete, `nas-blockout sync {study.name}` writes it later")
+
+
+def _winner(document: ComparisonDocument, models: Mapping[str, nn.Module], splits: Splits) -> Winner | None:
+    """Return the arm whose model is logged: the best by mean validation accuracy, which no test image has a part in."""
+    means = {arm: accuracy.mean for arm in models if (accuracy := document.arms[arm].validation_accuracy) is not None}
+    best = max(means, key=lambda arm: means[arm], default=None)
+    return (best, models[best], splits) if best is not None else None
+
+
+def _log_model(projection: Projection, arm: str, model: nn.Module, splits: Splits) -> None:
+    """Log a model that takes images in [0, 1], with a batch of two so that MLflow keeps the batch free."""
+    normalisation = splits.preprocessing
+    deployed = Deployed(model, normalisation.mean, normalisation.std).eval()
+    images = normalisation.undo(splits.validation.images[:2].clone())
+    projection.log_model(arm, deployed, images.numpy(), requirements=[f"torch=={torch.__version__.split('+')[0]}"])

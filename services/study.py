@@ -245,8 +245,7 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> t
         source: Where the study came from, for errors.
 
     Returns:
-        The store, open, with all trials in it, and the data. The study is not yet finished: what it leaves behind is still to
-        be written.
+        The store, open, with all trials in it, and the data. What the study leaves behind is still to be written.
 
     Raises:
         StudyError: A network cannot be built for the data, or the budget is too small; nothing has been written.
@@ -291,7 +290,7 @@ def _heartbeat(store: Store, name: str) -> Iterator[None]:
 
     def beat() -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
-            with suppress(StoreUnreachable):  # a store that is away for a moment is waited for by the writes themselves
+            with suppress(StoreUnreachable):  # a store that is away is waited for by the writes
                 try:
                     store.heartbeat(name)
                 except StudyBusy:  # another driver has taken the study over: this one must not write any more

@@ -173,15 +173,19 @@ class Projection:
             images: Example input as an array, two images or more.
             requirements: Packages that a server of the model needs.
         """
-        import mlflow
-        from mlflow.models import infer_signature
-
-        if f"nas.model.{arm}" in self._client.get_run(self.parent).data.tags:
-            return
         import torch
+        from mlflow.models import infer_signature
 
         with torch.no_grad():
             logits = model(torch.from_numpy(images)).numpy()
+        with _translated(self.uri):
+            if f"nas.model.{arm}" in self._client.get_run(self.parent).data.tags:
+                return
+            self._log_model(arm, model, images, infer_signature(images, logits), requirements)
+
+    def _log_model(self, arm: str, model: Any, images: Any, signature: Any, requirements: Sequence[str]) -> None:
+        import mlflow
+
         mlflow.set_tracking_uri(self.uri)
         with warnings.catch_warnings(), mlflow.start_run(run_id=self.parent):
             warnings.simplefilter("ignore")
@@ -189,7 +193,7 @@ class Projection:
                 model,
                 name=arm,
                 input_example=images,
-                signature=infer_signature(images, logits),
+                signature=signature,
                 pip_requirements=list(requirements),
             )
         self._client.set_tag(self.parent, f"nas.model.{arm}", info.model_id)

@@ -3,6 +3,7 @@
 from nas_blockout.export.cards import ModelDescription
 from nas_blockout.export.models import (
     MANIFEST,
+    Deployed,
     Verification,
     VerificationError,
     export_model,
@@ -16,6 +17,7 @@ from nas_blockout.export.models import (
 
 __all__ = [
     "MANIFEST",
+    "Deployed",
     "ModelDescription",
     "Verification",
     "VerificationError",

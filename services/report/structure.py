@@ -32,9 +32,9 @@ def learned(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]
         probabilities = (trial.result.get("probabilities") if trial else None) or {}
         if trial is None or arm.role == "placebo":
             continue
-        found = [*_density(number, name, trial, list(probabilities))]
+        found = list(_density(number, name, trial, list(probabilities)))
         if probabilities:
-            found += [*_projection(view, number, name, trial), *_masks(number, name, trial)]
+            found += [*_masks(number, name, trial), *_projection(view, number, name, trial)]
         if found:
             yield from (*found, *_architecture(view, document, number, name))
         if probabilities:
