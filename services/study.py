@@ -279,6 +279,7 @@ def _run_trials(
     workers = study.config.workers
     resources = cluster.Resources(workers.at_once, workers.cpus, workers.gpus, workers.retries)
     if not driver.finished:
+        observe(driver.progress())  # Ray takes some seconds to start; say at once that something goes on
         with _heartbeat(store, study.name), following(settings.tracking_uri, study.name, study.to_json(), store):
             cluster.run(driver, resources, folder=folder.scratch, address=settings.ray_address)
 

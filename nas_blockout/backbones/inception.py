@@ -214,9 +214,9 @@ def _width(channels: int, factor: float) -> int:
 
 def _scaled(widths: Widths, factor: float) -> Widths:
     channels: dict[str, Any] = {
-        name: value for name, value in widths._asdict().items() if isinstance(value, int) and value
+        name: _width(value, factor) for name, value in widths._asdict().items() if isinstance(value, int) and value
     }
-    return widths._replace(**{name: _width(value, factor) for name, value in channels.items()})
+    return widths._replace(**channels)
 
 
 def _unit(inputs: int, outputs: int, kernel: int = 1, stride: int = 1) -> nn.Sequential:
