@@ -258,7 +258,7 @@ class StaticPolicy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(batch, blocks)``, the same for every image."""
-        return self.logits.expand(len(x), -1)
+        return self.logits.repeat(len(x), 1)  # no view of a parameter: torch's FLOP counter trips over it
 
 
 class BlockDrop(nn.Module):

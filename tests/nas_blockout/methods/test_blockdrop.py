@@ -392,6 +392,11 @@ def test_flops_count_policy_blocks_and_the_rest():
     assert int(flops.of(keep)) == flops.policy + flops.full - flops.blocks[1]
 
 
+@pytest.mark.parametrize("policy", ["static", "all"])
+def test_a_path_that_is_the_same_for_all_images_costs_nothing_to_decide(policy):
+    assert dropping(policy=policy).flops(images(1)).policy == 0
+
+
 def test_telemetry_tells_what_the_policy_did_in_the_epoch():
     model = dropping(policy="static", penalty=3.0)
     model.policy.logits.data = torch.tensor([1.0, -1.0, 1.0])
