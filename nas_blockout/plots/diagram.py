@@ -18,7 +18,7 @@ from nas_blockout.plots.canvas import NARROW, canvas, clean, panel, shorten, tex
 from nas_blockout.plots.theme import INK, MUTED, PAPER, SMALL, cluster_colour, styled
 
 _BOX, _GAP, _LEAST, _MOST = 52.0, 5.0, 14.0, 32.0
-_CLASSES = 104.0
+_CLASSES, _PITCH = 104.0, 90.0
 _MOST_GROUPS = 16
 _STRIPE = 4.0
 _HEAD = 22.0
@@ -49,9 +49,11 @@ def figure_architecture(document: Mapping[str, Any], class_names: Sequence[str])
     """
     layers = [(clean(layer["name"]), _boxes(layer["groups"])) for layer in document["layers"]]
     tallest = max(_height(boxes) for _, boxes in layers)
-    room = NARROW - _BOX - _CLASSES - 12
-    pitch = max(96.0, room / max(len(layers) - 1, 1)) if len(layers) > 1 else 0.0
-    width, height = max(NARROW, 8 + pitch * (len(layers) - 1) + _BOX + _CLASSES), tallest + _HEAD + 6
+    lines = [line for _, boxes in layers for box in boxes for line in _lines(box, class_names)]
+    written = 10 + max((text_width(line, SMALL) for line in lines), default=0.0)
+    gaps = len(layers) - 1
+    pitch = max(_PITCH, (NARROW - _BOX - written - 8) / gaps) if gaps else 0.0
+    width, height = max(NARROW, 8 + pitch * gaps + _BOX + written), tallest + _HEAD + 6
     figure = canvas(width, height)
     axes = panel(figure, (0, 0, width, height))
     axes.set_xlim(0, width)
@@ -130,10 +132,14 @@ def _draw(axes: Axes, box: _Box, class_names: Sequence[str]) -> None:
     text = f"{box.width}" if box.merged == 1 else f"{box.width} in {box.merged}"
     room = box.left + _BOX - start
     axes.text(start + room / 2, box.middle, shorten(text, room, SMALL), size=SMALL, ha="center", va="center")
-    lines = _wrapped([clean(class_names[label]) for label in box.classes], lines=2 if box.height >= 21 else 1)
+    lines = _lines(box, class_names)
     for number, line in enumerate(lines):
         y = box.middle + (number - (len(lines) - 1) / 2) * 9.5
         axes.text(box.left + _BOX + 5, y, line, size=SMALL, va="center", color=INK)
+
+
+def _lines(box: _Box, class_names: Sequence[str]) -> list[str]:
+    return _wrapped([clean(class_names[label]) for label in box.classes], lines=2 if box.height >= 21 else 1)
 
 
 def _rectangle(axes: Axes, box: tuple[float, float, float, float], **style: Any) -> None:

@@ -23,6 +23,7 @@ def confusions(view: ReportView, document: ComparisonDocument) -> dict[str, list
 
 
 def accuracy(document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield the test accuracy of every arm."""
     arms = in_order(document)
     estimates = [
         plots.Estimate(
@@ -45,6 +46,7 @@ def accuracy(document: ComparisonDocument) -> Iterator[Picture]:
 
 
 def differences(document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield the differences of the pairs that were tested, if there are any."""
     if not document.pairs:
         return
     pairs = [
@@ -62,6 +64,7 @@ def differences(document: ComparisonDocument) -> Iterator[Picture]:
 
 
 def fronts(document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield accuracy against MACs and against latency, where they are known."""
     arms = in_order(document)
     macs = {name: arm.macs for name, arm in arms.items()}
     latency = {name: arm.latency_ms.batch_1 if arm.latency_ms else None for name, arm in arms.items()}
@@ -95,6 +98,7 @@ def _front(
 
 
 def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield what each phase of each arm cost, in sample passes and in seconds."""
     trials = [arm.trials for arm in document.arms.values()]
     budget = document.budget
     shared = (counted(trials, "trial an arm", "trials an arm"), "comparison.json, arms.*.cost; trials.csv, by trial")
@@ -135,6 +139,7 @@ def _parts(view: ReportView, name: str, arm: ArmResult, unit: str) -> dict[str, 
 
 
 def progress(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield the best validation accuracy so far of the arms that searched."""
     searches = {name: _searches(view, name) for name in in_order(document)}
     searched = {name: found for name, found in searches.items() if found}
     if not searched:
@@ -179,6 +184,7 @@ def _score(trial: TrialView) -> float:
 
 
 def convergence(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield the learning curves of the retrained models."""
     drawn = [
         curve
         for name, arm in in_order(document).items()
@@ -217,6 +223,7 @@ def _training_curve(name: str, role: str, models: Sequence[TrialView]) -> plots.
 
 
 def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield what each arm mistakes for what, if confusions were kept."""
     matrices = confusions(view, document)
     if not matrices:
         return

@@ -42,6 +42,7 @@ def learned(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]
 
 
 def gap(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield the accuracy left after each step from P to a branched network, if an arm took these steps."""
     steps = gaps(view, document)
     if steps:
         yield Picture(
@@ -141,6 +142,7 @@ def _classes(view: ReportView, number: int, name: str, trial: TrialView) -> Iter
 
 
 def other_architectures(view: ReportView, document: ComparisonDocument, *, known: set[str]) -> Iterator[Picture]:
+    """Yield the diagrams of arms with branches that are not among the `known` ones."""
     for number, name in enumerate(in_order(document)):
         if name not in known:
             yield from _architecture(view, document, number, name)

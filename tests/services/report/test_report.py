@@ -116,7 +116,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("settings", SMALL.values(), ids=SMALL)
 def test_any_study_has_a_report(settings: dict[str, Any], made_up: MadeUp) -> None:
-    view = made_up(**settings)
+    view = made_up(**{"length": 6, **settings})
     page = parsed(render(view))
     assert [element.text.strip() for element in page.all("h1")] == ["made-up"]
     check_figures(page)
@@ -129,7 +129,7 @@ def test_classes_without_names_are_numbered(made_up: MadeUp) -> None:
     page = parsed(render(replace(view, class_names=())))
     check_figures(page)
     found = [figure.attributes["id"] for figure in page.all("figure")]
-    assert "architecture-0" in found
+    assert [name for name in found if name.startswith("architecture")]
     assert not [name for name in found if name.startswith("classes")], "nothing says that its last layer is the classes"
 
 
@@ -162,8 +162,8 @@ def test_the_report_needs_nothing_but_itself(report: str) -> None:
     assert policy.attributes["content"].startswith("default-src 'none'")
 
 
-def test_the_report_is_the_same_every_time(study: ReportView, report: str) -> None:
-    assert render(study) == report
+def test_the_report_is_the_same_every_time(made_up: MadeUp) -> None:
+    assert render(made_up(arms=TWO, seeds=2, length=4)) == render(made_up(arms=TWO, seeds=2, length=4))
 
 
 def test_the_verdict_stands_before_all_numbers(study: ReportView, report: str) -> None:
@@ -247,6 +247,7 @@ def test_many_trials_are_cut_with_a_word_about_it(made_up: MadeUp) -> None:
     assert f"The first {MOST_TRIALS} of {len(more)}; all" in render(replace(view, trials=more))
 
 
+@pytest.mark.slow
 def test_figures_of_a_large_study_stay_small(large: ReportView) -> None:
     html = render(large)
     page = parsed(html)
