@@ -1,4 +1,4 @@
-"""Experiments: their JSON, that a run resumes with the same numbers in every stage, and that it ends in a plain network."""
+"""Experiments: their JSON, that a run resumes with the same numbers in every stage, that it ends in a plain network."""
 
 import io
 from dataclasses import replace

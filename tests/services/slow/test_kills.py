@@ -1,4 +1,4 @@
-"""`kill -9` of the driver and of workers at random moments: nothing is lost, doubled or stuck, and the result is the same.
+"""`kill -9` of driver and workers at random moments: nothing is lost, doubled or stuck, and the result is the same.
 
 Three kills by default; ``KILLS=20 pytest tests/services/slow/test_kills.py`` does as many as one likes.
 """
@@ -46,7 +46,8 @@ from services.study import run
 from services.study_file import read, resolve
 from pathlib import Path
 path = Path(sys.argv[1])
-store, splits = run(resolve(read(path), source=str(path)), Settings.from_environment(), observe=lambda p: None, source=str(path))
+study = resolve(read(path), source=str(path))
+run(study, Settings.from_environment(), observe=lambda progress: None, source=str(path))
 """
 
 
