@@ -11,11 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import torch
 
-FOREIGN = ("NAS_BLOCKOUT_", "MLFLOW_", "RAY_")
+FOREIGN = ("NAS_BLOCKOUT_", "MLFLOW_", "RAY_", "COLUMNS", "LINES")
 
 
 def pytest_configure() -> None:
-    """Forget what the shell says about services: a test that needs one sets it itself."""
+    """Forget what the shell says of services and of its size: a test that needs it sets it itself."""
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
     torch.set_num_threads(1)
