@@ -3,9 +3,10 @@
 Run: ``python benchmarks/blockdrop.py [--depths 32 56 110] [--batches 1 8 64 256] [--rows speed.csv]``; prints Markdown.
 
 The policy network runs, but the paths are drawn at random, so that their share of kept blocks is given:
-``independent`` draws every block of every image, the hardest case; ``ten paths`` gives each image one of ten. Paths are
-drawn anew in each round, and the routes take turns, so that a disturbance of the machine meets all of them. Savings are
-medians over rounds of 1 - route / full, both from the same round.
+``independent`` draws every block of every image, the hardest case; ``ten paths`` gives each image one of ten. Rounds
+go through four draws, each run once before it is timed: a convolution is compiled for every new size of its batch, and
+then kept. The routes take turns, so that a disturbance of the machine meets all of them. Savings are medians over
+rounds of 1 - route / full, both from the same round.
 
 The C library is told to keep the memory that it frees (the process starts itself again for that). Otherwise large
 activations are returned to the system and faulted in again at each use, which slows the full network more than the
@@ -34,7 +35,7 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(2**28),
 }
 SHAPE = (3, 32, 32)
-WARM_UP = 2
+DRAWS = 4
 Row = dict[str, float | int | str]
 
 
@@ -58,18 +59,19 @@ def measure(model: BlockDrop, batch: int, share: float, kind: str, rounds: int) 
     """Return medians over rounds for one network, batch size and kind of paths."""
     x, generator = torch.randn(batch, *SHAPE), torch.Generator().manual_seed(0)
     network, flops = model.network, model.flops(x[:1])
+    draws = [drawn_paths(kind, batch, len(flops.blocks), share, generator) for _ in range(DRAWS)]
     times: dict[str, list[float]] = {name: [] for name in ("full", "policy", *ROUTES)}
     saved: list[float] = []
-    for number in range(WARM_UP + rounds):
-        keep = drawn_paths(kind, batch, len(flops.blocks), share, generator)
+    for number in range(DRAWS + rounds):
+        keep = draws[number % DRAWS]
         calls: dict[str, Callable[[], object]] = {"full": lambda: network(x), "policy": lambda: model.policy(x)}
         for name, route in ROUTES.items():
             calls[name] = lambda route=route, keep=keep: (model.policy(x), route(network, x, keep, None))
         for name, call in calls.items():
             spent = seconds_of(call)
-            if number >= WARM_UP:
+            if number >= DRAWS:
                 times[name].append(spent)
-        if number >= WARM_UP:
+        if number >= DRAWS:
             saved.append(1 - float(flops.of(keep).mean()) / flops.full)
     row: Row = {"batch": batch, "keep": share, "paths": kind, "rounds": rounds, "flops_saved": statistics.mean(saved)}
     for name, values in times.items():

@@ -202,7 +202,10 @@ class ResNet(nn.Module):
         return tuple(self._blocks().values())
 
     def _blocks(self) -> dict[str, ResidualBlock]:
-        return {name: block for name, block in self.named_modules() if isinstance(block, ResidualBlock)}
+        blocks = {
+            f"stages.{n}.{m}": block for n, stage in enumerate(self.stages) for m, block in enumerate(stage.children())
+        }
+        return {name: block for name, block in blocks.items() if isinstance(block, ResidualBlock)}
 
     @property
     def connections(self) -> tuple[Connection, ...]:

@@ -83,21 +83,21 @@ def compacted_route(
         generator: Passed on to the head.
     """
     h = network.stem(x)
-    for block, column in zip(network.blocks, keep.cpu().unbind(1), strict=True):
+    columns = keep.cpu()  # waits for the device once, not once a block
+    for number, (block, images) in enumerate(zip(network.blocks, columns.sum(0).tolist(), strict=True)):
         shortcut = block.shortcut(h)
-        rows = column.nonzero().squeeze(1).to(x.device)
-        if len(rows) == 0:
-            h = shortcut
-            continue
-        few = network.training and len(rows) < FEWEST_IMAGES
+        few = network.training and images < FEWEST_IMAGES
         with _running_statistics(block) if few else nullcontext():
-            if len(rows) == len(x):
+            if images == 0:
+                h = shortcut
+            elif images == len(x):
                 h = block.complete(h, shortcut)
-                continue
-            part = h.index_select(0, rows)
-            done = block.complete(part, part if shortcut is h else shortcut.index_select(0, rows))
-        in_place = not torch.is_grad_enabled() and shortcut is not x
-        h = shortcut.index_copy_(0, rows, done) if in_place else shortcut.index_copy(0, rows, done)
+            else:
+                rows = columns[:, number].nonzero().squeeze(1).to(x.device)
+                part = h.index_select(0, rows)
+                done = block.complete(part, part if shortcut is h else shortcut.index_select(0, rows))
+                in_place = not torch.is_grad_enabled() and shortcut is not x
+                h = shortcut.index_copy_(0, rows, done) if in_place else shortcut.index_copy(0, rows, done)
     return network.head(h, generator)
 
 
