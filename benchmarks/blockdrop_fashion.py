@@ -176,11 +176,10 @@ def draw_difficulty(path: Path, test: Part, found: Tested, full: Tested, names: 
     errors = [float(used[g].std() / len(g) ** 0.5) for g in groups]
     means = [float(used[g].mean()) for g in groups]
     left.errorbar([5 * n + 2.5 for n in range(20)], means, yerr=errors, fmt="o-", markersize=3)
-    left.set(
-        xlabel="images by the full network's probability of the true class, percentile", ylabel="blocks, mean ± se"
-    )
-    right.barh(names, [float(used[test.labels == n].mean()) for n in range(len(names))], color="steelblue")
-    right.set(xlabel="blocks, mean", xlim=(float(used.mean()) - 2, float(used.mean()) + 2))
+    left.set(xlabel="percentile of the full network's probability of the true class", ylabel="blocks, mean ± se")
+    right.plot([float(used[test.labels == n].mean()) for n in range(len(names))], names, "o")
+    right.set(xlabel="blocks, mean over the class")
+    right.grid(axis="y", alpha=0.3)
     save(figure, path)
 
 
