@@ -1,19 +1,15 @@
 """Exported models: written in every form, reloaded in a fresh process without this package, compared, described."""
 
-from nas_blockout.export.cards import ModelDescription
+from nas_blockout.export.cards import ModelDescription, diagram
 from nas_blockout.export.models import (
-    MANIFEST,
     Deployed,
-    Verification,
-    VerificationError,
     export_model,
     export_models,
     load_weights,
     measure_latency,
     save_weights,
-    verify,
-    verify_all,
 )
+from nas_blockout.export.verification import MANIFEST, Verification, VerificationError, verify, verify_all
 
 __all__ = [
     "MANIFEST",
@@ -21,6 +17,7 @@ __all__ = [
     "ModelDescription",
     "Verification",
     "VerificationError",
+    "diagram",
     "export_model",
     "export_models",
     "load_weights",

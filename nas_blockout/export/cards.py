@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_GROUPS = 16
+MOST_CLASSES_IN_GROUP = 8
+MOST_CLASSES_LISTED = 20
+_UNSAFE_IN_LABELS = {ord(character): f"#{ord(character)};" for character in '"#<>[]`&'}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,11 @@ class ModelDescription:
         verdict: What the study found, in one sentence.
         spent: What finding it cost, as a text.
         architecture: JSON form of its groups and branches, or None.
-        equality: Largest difference of logits between the masked network and the branched one, or None.
+        equality: Largest difference of logits between the masked network and the branched one, and its bound, by
+            precision, or None.
+
+    Raises:
+        ValueError: There is not one mean and one standard deviation above 0 for each channel, or a size is below 1.
     """
 
     name: str
@@ -57,6 +64,17 @@ class ModelDescription:
     architecture: Mapping[str, Any] | None = None
     equality: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        sizes = (self.channels, self.height, self.width, len(self.class_names))
+        if min(sizes) < 1:
+            raise ValueError(f"channels, height, width and classes must be at least 1, got {sizes}")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"each of the {self.channels} channels needs one mean and one std, got {self.mean} and {self.std}"
+            )
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std must be above 0 in every channel, got {self.std}")
+
     def preprocessing(self) -> dict[str, Any]:
         """Return what turns a picture into the input, as plain JSON types."""
         return {
@@ -70,52 +88,103 @@ class ModelDescription:
         }
 
 
-def card(description: ModelDescription) -> str:
-    """Return the card as Markdown."""
+def card(description: ModelDescription, *, without_onnx: str | None = None) -> str:
+    """Return the card as Markdown.
+
+    Args:
+        description: Of the model.
+        without_onnx: Why there is no ONNX form, if there is none.
+    """
     shape = f"(batch, {description.channels}, {description.height}, {description.width})"
     accuracy = f"{description.test_accuracy:.2%}" if description.test_accuracy is not None else "not measured"
     images = f" on {description.test_images} images that nothing was selected on" if description.test_images else ""
-    proof = _proof(description.equality)
-    return f"""# {description.name}
+    rows = {
+        "data": f"{description.data}, {description.train_images} training images",
+        "classes": f"{len(description.class_names)}: {_listed(description.class_names, MOST_CLASSES_LISTED)}",
+        "test accuracy of this model": f"{accuracy}{images} (seed {description.seed})",
+        "over the seeds of the study": description.accuracy,
+        "parameters": f"{description.parameters:,}",
+        "multiply-accumulates an image": f"{description.macs:,}",
+        "spent to find and train it": description.spent,
+    }
+    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
+    return f"""# {_line(description.name)}
 
-Winner of the arm `{description.name}` of the study `{description.study}`: {description.question}
+Winner of the arm `{description.name}` of the study `{description.study}`: {_line(description.question)}
 
 | | |
 |---|---|
-| data | {description.data}, {description.train_images} training images, {len(description.class_names)} classes |
-| test accuracy of this model | {accuracy}{images} (seed {description.seed}) |
-| over the seeds of the study | {description.accuracy} |
-| parameters | {description.parameters:,} |
-| multiply-accumulates an image | {description.macs:,} |
-| spent to find and train it | {description.spent} |
+{table}
 
 {description.verdict}
 
 ## Load it
 
-Input: float32 images in [0, 1], shape `{shape}`, any batch; output: logits in the order of
-`class_names` in `preprocessing.json`. The model normalises the images itself.
+Input: float32 images in [0, 1], shape `{shape}`, any batch; output: logits in the order of `class_names` in
+`preprocessing.json`. The model normalises the images itself.
+
+With PyTorch, `images` being a tensor:
 
 ```python
 import torch
 model = torch.export.load("model.pt2").module()
-classes = model(images).argmax(1)
+logits = model(images)
 ```
+
+{_load_onnx(without_onnx)}
+
+With nas_blockout, `network` being built by it from `architecture.json`; the weights alone take images that were
+normalised with `mean` and `std` of `preprocessing.json`:
+
+```python
+from safetensors.torch import load_file
+weights = load_file("weights.safetensors")
+network.load_state_dict(weights)
+```
+
+Before you load files that somebody sent you, run `nas-blockout verify` on their folder: it repeats the comparison of
+all forms that `verification.json` records, and refuses files that could do more than compute.
+
+{_proof(description.equality)}{_branches(description)}## Limits
+
+It knows only the classes above and pictures like those it was trained on: same size, same kind, one object. Accuracy on
+other pictures was not measured, and the logits are not calibrated probabilities.
+"""
+
+
+def diagram(architecture: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """Return the groups of an architecture and what they read as a Mermaid graph.
+
+    Args:
+        architecture: Its JSON form.
+        class_names: In the order of the logits.
+    """
+    lines = ["graph LR"]
+    layers = architecture["layers"]
+    for number, layer in enumerate(layers):
+        before = layers[number - 1]["groups"] if number else []
+        for position, group in enumerate(layer["groups"]):
+            node = f"n{number}_{position}"
+            label = f"{layer['name']}: {_held(group, class_names)}".translate(_UNSAFE_IN_LABELS)
+            lines.append(f'  {node}["{label}"]')
+            lines += [
+                f"  n{number - 1}_{source} --> {node}"
+                for source, other in enumerate(before)
+                if set(other["clusters"]) & set(group["clusters"])
+            ]
+    return "\n".join(lines)
+
+
+def _load_onnx(missing: str | None) -> str:
+    if missing:
+        return f"There is no ONNX form: {missing}."
+    return """With ONNX Runtime, `images` being a NumPy array:
 
 ```python
 import onnxruntime
 session = onnxruntime.InferenceSession("model.onnx")
-logits = session.run(None, {{"images": images}})[0]
-```
-
-`weights.safetensors` with `architecture.json` are for those who build the network with nas_blockout.
-
-{proof}{_diagram(description.architecture)}## Limits
-
-It knows only the classes above and pictures like those it was trained on: same size, same kind, one object. Accuracy on
-other pictures was not measured. `nas-blockout verify` repeats the comparison of all forms that `verification.json`
-records.
-"""
+logits = session.run(None, {"images": images})[0]
+```"""
 
 
 def _proof(equality: Mapping[str, Any] | None) -> str:
@@ -135,25 +204,28 @@ Largest difference of logits between the masked network that learned and the bra
 """
 
 
-def _diagram(architecture: Mapping[str, Any] | None) -> str:
-    """Return the branches as a Mermaid graph; nothing for a dense network or one too large to read."""
-    if not architecture or not 1 < max(len(layer["groups"]) for layer in architecture["layers"]) <= MOST_GROUPS:
+def _branches(description: ModelDescription) -> str:
+    """Return the section with the diagram; nothing without an architecture or for one too large to read."""
+    found = description.architecture
+    if not found or max(len(layer["groups"]) for layer in found["layers"]) > MOST_GROUPS:
         return ""
-    lines = ["## Branches", "", "```mermaid", "graph LR"]
-    layers = architecture["layers"]
-    for number, layer in enumerate(layers):
-        before = layers[number - 1]["groups"] if number else []
-        for position, group in enumerate(layer["groups"]):
-            node = f"n{number}_{position}"
-            lines.append(f'  {node}["{layer["name"]}: {_held(group)}"]')
-            lines += [
-                f"  n{number - 1}_{source} --> {node}"
-                for source, other in enumerate(before)
-                if set(other["clusters"]) & set(group["clusters"])
-            ]
-    return "\n".join([*lines, "```", "", ""])
+    return f"## Branches\n\n```mermaid\n{diagram(found, description.class_names)}\n```\n\n"
 
 
-def _held(group: Mapping[str, Any]) -> str:
-    classes = " ".join(map(str, group.get("classes", ())))
-    return f"classes {classes}" if classes else f"{group['width']} nodes"
+def _held(group: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    if "classes" not in group:
+        return f"{group['width']} nodes"
+    return _listed([class_names[label] for label in group["classes"]], MOST_CLASSES_IN_GROUP)
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _cell(text: str) -> str:
+    return _line(text).replace("|", "\\|")

@@ -1,19 +1,42 @@
 """Run by `export` in a fresh process: load every form of exported models and compare logits with the recorded ones.
 
 This file imports nothing of this package and makes sure that nothing else does: it is what a stranger would do. It
-prints one line of JSON, by folder name: for each form the largest absolute difference by batch size, or a text that
-says why it cannot be used.
+reads a job from standard input, ``[{"folder": path, "files": {name: SHA-256}}]``, and answers each folder with a line
+of JSON: for each form the largest absolute differences and their bound, or a text that says why it cannot be used.
+
+`torch.export.load` is no safe reader: it unpickles sample inputs, constants and weights that ask for it, loads compiled
+libraries and evaluates text of the archive. So nothing is loaded here but an archive written anew from entries that
+hold no pickle, no library and no text but plain shapes and operators of ATen.
 """
 
+import hashlib
+import io
 import json
+import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
 BATCHES = (1, 7, 256)
+BOUND = 1e-4  # of a logit's difference, times the largest logit where that is above 1
 FORBIDDEN = ("nas_blockout", "search_spaces", "services")
+REFERENCE = "reference.safetensors"
+
+_ENTRY = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|models/model\.json"
+    r"|data/sample_inputs/model\.pt|data/weights/(weight_\d+|model_weights_config\.json)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json)"
+)
+_PAYLOAD = re.compile(r"(weight|tensor)_\d+")
+_OPERATOR = re.compile(r"torch\.ops\.aten\.(?!_|from_file)\w+\.\w+|_operator\.(add|sub|mul|floordiv|mod|getitem)")
+_SHAPE = re.compile(
+    r"((Symbol|Integer|Add|Mul|FloorDiv|Mod|Max|Min)\(|'[su]\d+'|(positive|integer|nonnegative)=True|\d{1,9}|[-(), ])+"
+)
+_TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 
 
 class _Forbidden(MetaPathFinder):
@@ -25,25 +48,102 @@ class _Forbidden(MetaPathFinder):
             raise ImportError(f"{name}: an exported model must do without this package")
 
 
-def _pt2(folder: Path) -> Callable[[Any], Any]:
+def cleaned(content: bytes) -> bytes:
+    """Return the archive of an exported program, written anew from entries that can do nothing but compute.
+
+    Raises:
+        ValueError: It holds anything else; the message names it.
+    """
+    files = _entries(content)
+    if files.get("data/sample_inputs/model.pt"):
+        raise ValueError("it holds a pickle of sample inputs, and no pickle is ever loaded")
+    for name in ("models/model.json", "data/weights/model_weights_config.json"):
+        if name not in files:
+            raise ValueError(f"it holds no {name}")
+    for name in (name for name in files if name.endswith(".json")):
+        document = json.loads(files[name])
+        for key, value in _pairs(document):
+            if key in _HARMLESS and not _HARMLESS[key](value):
+                raise ValueError(f"{name} holds {key}={str(value)[:80]!r}, which is more than a computation of tensors")
+        files[name] = json.dumps(document).encode()  # what was read is what will be read
+    rewritten = io.BytesIO()
+    with zipfile.ZipFile(rewritten, "w", zipfile.ZIP_STORED) as archive:
+        for name, value in files.items():
+            archive.writestr(f"archive/{name}", value)
+    return rewritten.getvalue()
+
+
+def _entries(content: bytes) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > len(content):
+            raise ValueError("its entries unpack to more than the file holds")
+        for entry in entries:
+            name = entry.filename.partition("/")[2]
+            if not _ENTRY.fullmatch(name) or name in files or entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"its entry {entry.filename[:80]!r} does not belong to a plain program")
+            files[name] = archive.read(entry)
+    return files
+
+
+def _pairs(document: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every key and value of every object in a JSON document."""
+    pending = [document]
+    while pending:
+        found = pending.pop()
+        if isinstance(found, dict):
+            yield from found.items()
+            pending += found.values()
+        elif isinstance(found, list):
+            pending += found
+
+
+def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _is_plain_tree(text: Any) -> bool:
+    """Whether the description of an operator's inputs or outputs is made of tuples, lists and dicts alone."""
+    return all(key != "type" or kind in _TREES for key, kind in _pairs(json.loads(text)))
+
+
+def _is_empty(value: Any) -> bool:
+    return not value
+
+
+_HARMLESS: Mapping[str, Callable[[Any], bool]] = {
+    "use_pickle": lambda value: value is False,
+    "path_name": _matches(_PAYLOAD),
+    "target": _matches(_OPERATOR),
+    "expr_str": _matches(_SHAPE),
+    "in_spec": _is_plain_tree,
+    "out_spec": _is_plain_tree,
+    "guards_code": _is_empty,
+    "metadata": _is_empty,
+    "treespec_namedtuple_fields": _is_empty,
+    "as_operator": _is_empty,
+    "as_custom_obj": _is_empty,
+}
+
+
+def _program(content: bytes) -> Any:
     import torch
 
-    model = torch.export.load(str(folder / "model.pt2")).module()
-
-    def run(images: Any) -> Any:
-        with torch.no_grad():
-            return model(images)
-
-    return run
+    return torch.export.load(io.BytesIO(cleaned(content)))
 
 
-def _onnx(folder: Path) -> Callable[[Any], Any]:
+def _pt2(content: bytes) -> Callable[[Any], Any]:
+    return _program(content).module()  # type: ignore[no-any-return]
+
+
+def _onnx(content: bytes) -> Callable[[Any], Any]:
     import onnxruntime
     import torch
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
@@ -58,45 +158,99 @@ def _differences(run: Callable[[Any], Any], images: Any, logits: Any) -> dict[st
     return found
 
 
-def _weights(folder: Path) -> dict[str, float]:
-    """Weights alone cannot be run without a builder; that they load and are finite is what can be said."""
-    from safetensors.torch import load_file
+def _weights(content: bytes, program: bytes) -> dict[str, float]:
+    """Compare the weights with those of the program, whose logits have been compared; they cannot be run alone."""
+    from safetensors.torch import load
 
-    tensors = load_file(str(folder / "weights.safetensors"))
-    if not all(bool(value.isfinite().all()) for value in tensors.values()):
-        raise ValueError("a weight is not finite")
-    return {"tensors_lost": 0.0}
+    tensors = load(content)
+    held = {name: value for name, value in _program(program).state_dict.items() if name.startswith("network.")}
+    found = 0.0
+    if {f"network.{name}" for name in tensors} != set(held):
+        raise ValueError("it holds other tensors than model.pt2")
+    for name, value in tensors.items():
+        other = held[f"network.{name}"]
+        if (value.shape, value.dtype) != (other.shape, other.dtype):
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(other.shape)} as in model.pt2")
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{name} is not finite")
+        if value.numel():
+            found = max(found, float((value - other).detach().abs().max()))
+    return {"tensors": found}
 
 
-def _examine(folder: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
+def _reference(content: bytes, preprocessing: bytes) -> tuple[Any, Any]:
+    """Return the recorded images and logits; they must be enough, finite, and of the shape that was promised."""
+    from safetensors.torch import load
 
-    reference = load_file(str(folder / "reference.safetensors"))
-    found: dict[str, Any] = {}
-    for form, load in (("model.pt2", _pt2), ("model.onnx", _onnx)):
-        if not (folder / form).exists():
-            continue
-        try:
-            found[form] = _differences(load(folder), reference["images"], reference["logits"])
-        except Exception as error:  # noqa: BLE001  # whatever a form says is what has to be reported
-            found[form] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    reference, promised = load(content), json.loads(preprocessing)
+    images, logits = reference["images"], reference["logits"]
+    shape = (max(BATCHES), promised["channels"], promised["height"], promised["width"])
+    for name, found, expected in (
+        ("images", tuple(images.shape), shape),
+        ("logits", tuple(logits.shape), (max(BATCHES), len(promised["class_names"]))),
+    ):
+        if found != expected:
+            raise ValueError(f"{name} have the shape {found}, not {expected} as preprocessing.json says")
+    if not bool(images.isfinite().all() and logits.isfinite().all()):
+        raise ValueError("a recorded number is not finite")
+    return images, logits
+
+
+def examine(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
+    """Return, for each form of a model, its differences and their bound, or what is wrong with it.
+
+    Args:
+        folder: Of the model.
+        files: SHA-256 of every file; a file is loaded from the very bytes that have it.
+    """
+
+    def content(name: str) -> bytes:
+        found = (folder / name).read_bytes()
+        if hashlib.sha256(found).hexdigest() != files[name]:
+            raise ValueError("it has been changed while it was read")
+        return found
+
     try:
-        found["weights.safetensors"] = _weights(folder)
-    except Exception as error:  # noqa: BLE001  # as above
-        found["weights.safetensors"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        images, logits = _reference(content(REFERENCE), content("preprocessing.json"))
+    except Exception as error:  # noqa: BLE001  # whatever a file says is what has to be reported
+        return {REFERENCE: _said(error)}
+    bound = BOUND * max(1.0, float(logits.abs().max()))
+    forms: Mapping[str, tuple[float, Callable[[], dict[str, float]]]] = {
+        "model.pt2": (bound, lambda: _differences(_pt2(content("model.pt2")), images, logits)),
+        "model.onnx": (bound, lambda: _differences(_onnx(content("model.onnx")), images, logits)),
+        "weights.safetensors": (0.0, lambda: _weights(content("weights.safetensors"), content("model.pt2"))),
+    }
+    found: dict[str, Any] = {}
+    for form, (most, differences) in forms.items():
+        if form in files:
+            try:
+                found[form] = {"max_abs_difference": differences(), "bound": most}
+            except Exception as error:  # noqa: BLE001  # as above
+                found[form] = _said(error)
     return found
 
 
-def main(folders: Sequence[str]) -> None:
-    """Examine folders and print the result."""
+def _said(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed here: pip install {error.name}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def main() -> None:
+    """Do the job of standard input; what libraries print goes to standard error, answers go to standard output."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     sys.meta_path.insert(0, _Forbidden())
     import torch
 
     torch.set_num_threads(1)
-    found = {Path(folder).name: _examine(Path(folder)) for folder in folders}
-    assert not any(name.split(".")[0] in FORBIDDEN for name in sys.modules)
-    sys.stdout.write(json.dumps(found) + "\n")
+    torch.set_grad_enabled(False)
+    for task in json.loads(sys.stdin.read()):
+        found = examine(Path(task["folder"]), task["files"])
+        assert not any(name.split(".")[0] in FORBIDDEN for name in sys.modules)
+        answers.write(json.dumps(found) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

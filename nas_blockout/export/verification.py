@@ -1,0 +1,176 @@
+"""Verification of exported models: hashes first, then every form reloaded in a fresh process without this package."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nas_blockout.export import reloading
+from nas_blockout.export.folders import sha256
+from nas_blockout.export.reloading import REFERENCE
+
+SCHEMA_VERSION = 1
+MANIFEST = "verification.json"
+REQUIRED = ("model.pt2", "weights.safetensors", "architecture.json", "preprocessing.json", "card.md", REFERENCE)
+MAX_FILE_BYTES = 4 << 30
+MAX_MANIFEST_BYTES = 1 << 20
+_RELOAD_SECONDS = 300
+_REMEDY = "export the model again"
+
+
+class VerificationError(RuntimeError):
+    """An exported model is not what its verification says; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found about an exported model.
+
+    Args:
+        ok: Whether every file is the one that was written and every form computes the recorded logits.
+        findings: What is wrong, one sentence each; empty if nothing is.
+        differences: Largest absolute difference of logits by form and batch size; of the weights file, to the weights
+            in ``model.pt2``, under ``tensors``.
+        bounds: Largest difference allowed, by form.
+    """
+
+    ok: bool
+    findings: tuple[str, ...] = ()
+    differences: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    bounds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A model to be reloaded: its folder and the SHA-256 of its files."""
+
+    folder: Path
+    files: Mapping[str, str]
+
+
+def verify(folder: Path) -> Verification:
+    """Verify an exported model: its files by their hashes, then every form by its logits in a fresh process.
+
+    Nothing whose bytes have changed is loaded, and no pickle ever. Batches of 1, 7 and 256 images are compared with the
+    logits in ``reference.safetensors``, within 1e-4 times the largest logit (1e-4 where that is below 1).
+
+    Args:
+        folder: Of the model.
+
+    Returns:
+        What was found; a folder that is wrong in any way is a finding, not an error.
+    """
+    return verify_all([folder])[0]
+
+
+def verify_all(folders: Sequence[Path]) -> list[Verification]:
+    """Verify several exported models as `verify` does; all whose files are unchanged share one fresh process."""
+    checked = [_check_files(folder) for folder in folders]
+    jobs = [Job(folder, files) for folder, (files, findings) in zip(folders, checked, strict=True) if not findings]
+    answers: list[Mapping[str, Any]] = []
+    if jobs:
+        with fresh_process() as process:
+            answers = reload(jobs, process)
+    pending = iter(answers)
+    return [Verification(False, tuple(findings)) if findings else judge(next(pending)) for _, findings in checked]
+
+
+def judge(answer: Mapping[str, Any]) -> Verification:
+    """Return what the answer of the fresh process about one model means."""
+    findings = [f"{form}: cannot be used: {text}; {_REMEDY}" for form, text in answer.items() if isinstance(text, str)]
+    compared = {form: values for form, values in answer.items() if not isinstance(values, str)}
+    for form, values in compared.items():
+        differences, bound = values["max_abs_difference"].values(), values["bound"]
+        wrong = [difference for difference in differences if not difference <= bound]  # so that NaN is wrong
+        what = "weights" if form == "weights.safetensors" else "logits"
+        findings += [f"{form}: {what} differ by {wrong[0]:.2e}, more than {bound:.0e}; {_REMEDY}"] if wrong else []
+    return Verification(
+        not findings,
+        tuple(findings),
+        {form: values["max_abs_difference"] for form, values in compared.items()},
+        {form: values["bound"] for form, values in compared.items()},
+    )
+
+
+@contextmanager
+def fresh_process() -> Iterator[subprocess.Popen[str]]:
+    """Start a process that cannot import this package; it gets ready while the caller does something else."""
+    script = Path(reloading.__file__).read_text(encoding="utf-8")
+    process = subprocess.Popen(  # noqa: S603  # our own script, run by our own interpreter
+        [sys.executable, "-I", "-W", "ignore", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def reload(jobs: Sequence[Job], process: subprocess.Popen[str]) -> list[Mapping[str, Any]]:
+    """Return the answer about each model; one that the process dies of is blamed alone, the others get a new one.
+
+    Args:
+        jobs: What to reload.
+        process: From `fresh_process`, not used before.
+    """
+    tasks = [{"folder": str(job.folder.absolute()), "files": dict(job.files)} for job in jobs]
+    why = ""
+    try:
+        lines, errors = process.communicate(json.dumps(tasks), timeout=_RELOAD_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        lines, errors = process.communicate()
+        why = f"it took longer than {_RELOAD_SECONDS} seconds"
+    answers: list[Mapping[str, Any]] = [json.loads(line) for line in lines.splitlines()]
+    if len(answers) == len(jobs):
+        return answers
+    why = why or f"the process ended with {process.returncode}: {' '.join(errors.split())[-300:]}"
+    answers.append({"reloading": why})
+    rest = jobs[len(answers) :]
+    if not rest:
+        return answers
+    with fresh_process() as another:
+        return answers + reload(rest, another)
+
+
+def _check_files(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Return the recorded hashes and what is wrong with the files, without loading any but the manifest."""
+    if not folder.is_dir():
+        return {}, [f"{folder} is no folder of an exported model: name one that holds {MANIFEST}"]
+    manifest = folder / MANIFEST
+    if manifest.is_symlink() or not manifest.is_file() or manifest.stat().st_size > MAX_MANIFEST_BYTES:
+        return {}, [f"{MANIFEST} is missing or no plain file of a reasonable size: {_REMEDY}"]
+    try:
+        recorded = json.loads(manifest.read_text(encoding="utf-8"))
+        version, hashes, skipped = recorded["schema_version"], dict(recorded["files"]), recorded.get("skipped", {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return {}, [f"{MANIFEST} cannot be read ({type(error).__name__}: {error}): {_REMEDY}"]
+    if version != SCHEMA_VERSION:
+        return {}, [f"{MANIFEST} has schema_version {version!r}, this program reads {SCHEMA_VERSION}: {_REMEDY}"]
+    present = {path.name for path in folder.iterdir()} - {MANIFEST}
+    listed = hashes.keys()
+    findings = [f"{name} is missing: {_REMEDY}" for name in sorted(listed - present)]
+    findings += [f"{name} does not belong here: remove it" for name in sorted(present - listed)]
+    required = REQUIRED if "model.onnx" in skipped else (*REQUIRED, "model.onnx")
+    findings += [f"{MANIFEST} does not list {name}: {_REMEDY}" for name in sorted(set(required) - listed)]
+    for name in sorted(listed & present):
+        findings += _check_file(folder / name, hashes[name])
+    return hashes, findings
+
+
+def _check_file(path: Path, recorded: str) -> list[str]:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+        return [f"{path.name} is no plain file of a reasonable size: {_REMEDY}"]
+    if sha256(path) != recorded:
+        return [f"{path.name} has been changed since it was written: {_REMEDY}"]
+    return []
