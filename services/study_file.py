@@ -355,7 +355,8 @@ def _resolve_arm(config: StudyConfig, name: str, data: DataSettings) -> Arm:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])  # a misspelt key tells most
     key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
         known = ArmConfig.model_fields if key.startswith("arms.") else _fields_at(first["loc"])
