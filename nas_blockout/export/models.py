@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nas_blockout.export.cards import ModelDescription, card
 from nas_blockout.export.folders import begin, put_in_place, sha256, write_json, write_whole
@@ -184,7 +185,7 @@ def _seconds(model: nn.Module, images: Tensor, repeats: int) -> list[float]:
 def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) -> None:
     deployed = Deployed(copy.deepcopy(model).cpu(), description.mean, description.std).eval()
     shape = (description.channels, description.height, description.width)
-    images = torch.rand(max(BATCHES), *shape, generator=torch.Generator().manual_seed(0))
+    images = _reference_images(shape)
     with torch.no_grad():
         logits = torch.cat([deployed(part) for part in images.split(64)])
     if logits.shape != (len(images), len(description.class_names)):
@@ -207,6 +208,17 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
         if skipped is None:
             _write_onnx(program, folder / "model.onnx", example)
     (folder / "card.md").write_text(card(description, without_onnx=skipped), encoding="utf-8")
+
+
+def _reference_images(shape: tuple[int, int, int]) -> Tensor:
+    """Return images of nobody's data, from smooth to noisy: a network that white noise drives dead answers others."""
+    generator = torch.Generator().manual_seed(0)
+    channels, height, width = shape
+    number = max(BATCHES)
+    smooth = torch.rand(number, channels, 1 + height // 8, 1 + width // 8, generator=generator)
+    smooth = F.interpolate(smooth, (height, width), mode="bilinear")
+    share = torch.rand(number, 1, 1, 1, generator=generator)
+    return share * torch.rand(number, *shape, generator=generator) + (1 - share) * smooth
 
 
 def _strip(program: torch.export.ExportedProgram) -> None:

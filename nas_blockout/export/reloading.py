@@ -17,6 +17,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,6 @@ def _program(content: bytes) -> Any:
     return torch.export.load(io.BytesIO(cleaned(content)))
 
 
-def _pt2(content: bytes) -> Callable[[Any], Any]:
-    return _program(content).module()  # type: ignore[no-any-return]
-
-
 def _onnx(content: bytes) -> Callable[[Any], Any]:
     import onnxruntime
     import torch
@@ -158,17 +155,17 @@ def _differences(run: Callable[[Any], Any], images: Any, logits: Any) -> dict[st
     return found
 
 
-def _weights(content: bytes, program: bytes) -> dict[str, float]:
+def _weights(content: bytes, program: Callable[[], Any]) -> dict[str, float]:
     """Compare the weights with those of the program, whose logits have been compared; they cannot be run alone."""
     from safetensors.torch import load
 
-    tensors = load(content)
-    held = {name: value for name, value in _program(program).state_dict.items() if name.startswith("network.")}
-    found = 0.0
-    if {f"network.{name}" for name in tensors} != set(held):
+    tensors = {f"network.{name}": value for name, value in load(content).items()}
+    held = {name: value for name, value in program().state_dict.items() if name.startswith("network.")}
+    if tensors.keys() != held.keys():
         raise ValueError("it holds other tensors than model.pt2")
+    found = 0.0
     for name, value in tensors.items():
-        other = held[f"network.{name}"]
+        other = held[name]
         if (value.shape, value.dtype) != (other.shape, other.dtype):
             raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(other.shape)} as in model.pt2")
         if not bool(value.isfinite().all()):
@@ -215,10 +212,11 @@ def examine(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  # whatever a file says is what has to be reported
         return {REFERENCE: _said(error)}
     bound = BOUND * max(1.0, float(logits.abs().max()))
+    program = cache(lambda: _program(content("model.pt2")))
     forms: Mapping[str, tuple[float, Callable[[], dict[str, float]]]] = {
-        "model.pt2": (bound, lambda: _differences(_pt2(content("model.pt2")), images, logits)),
+        "model.pt2": (bound, lambda: _differences(program().module(), images, logits)),
         "model.onnx": (bound, lambda: _differences(_onnx(content("model.onnx")), images, logits)),
-        "weights.safetensors": (0.0, lambda: _weights(content("weights.safetensors"), content("model.pt2"))),
+        "weights.safetensors": (0.0, lambda: _weights(content("weights.safetensors"), program)),
     }
     found: dict[str, Any] = {}
     for form, (most, differences) in forms.items():

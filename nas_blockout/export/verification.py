@@ -16,6 +16,7 @@ from nas_blockout.export.reloading import REFERENCE
 SCHEMA_VERSION = 1
 MANIFEST = "verification.json"
 REQUIRED = ("model.pt2", "weights.safetensors", "architecture.json", "preprocessing.json", "card.md", REFERENCE)
+ALWAYS_COMPARED = ("model.pt2", "weights.safetensors")
 MAX_FILE_BYTES = 4 << 30
 MAX_MANIFEST_BYTES = 1 << 20
 _RELOAD_SECONDS = 300
@@ -88,6 +89,9 @@ def judge(answer: Mapping[str, Any]) -> Verification:
         wrong = [difference for difference in differences if not difference <= bound]  # so that NaN is wrong
         what = "weights" if form == "weights.safetensors" else "logits"
         findings += [f"{form}: {what} differ by {wrong[0]:.2e}, more than {bound:.0e}; {_REMEDY}"] if wrong else []
+    findings += [
+        f"{form}: was not compared; {_REMEDY}" for form in ALWAYS_COMPARED if not findings and form not in answer
+    ]
     return Verification(
         not findings,
         tuple(findings),
