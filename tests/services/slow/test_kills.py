@@ -18,9 +18,8 @@ import yaml
 
 from services.store import Store, TrialRow
 
-pytestmark = pytest.mark.slow
-
 KILLS = int(os.environ.get("KILLS", "3"))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400 + 60 * KILLS)]
 STUDY: dict[str, Any] = {
     "schema_version": 1,
     "name": "killed",
