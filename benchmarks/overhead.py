@@ -3,23 +3,28 @@
 The study is run as a user runs it, from an empty home: data, store, Ray, trials, MLflow, exports, report. Then exactly
 the same experiments are trained again by as many plain processes as the study had workers, without store or Ray.
 
-Run: ``python benchmarks/overhead.py [STUDY]``; prints a Markdown table.
+Run: ``python benchmarks/overhead.py [STUDY] [--longer N]``; prints a Markdown table. The orchestration of a trial is
+the time from its being handed out to its last report, less its training and, where it has one, its distillation.
 """
 
 import argparse
 import json
 import os
 import sqlite3
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime
+from importlib import resources
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run
@@ -43,44 +48,72 @@ def main() -> None:
     """Run the study, run its trainings bare, print both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", nargs="?", default="quickstart")
+    parser.add_argument("--longer", type=int, default=1, help="train every trial so many times longer; default 1")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
+        study = _longer(options.study, options.longer, Path(home))
         environment = {**os.environ, "NAS_BLOCKOUT_HOME": home, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", "from services.cli import main; main()", "run", options.study, "--quiet"]
-        began = time.perf_counter()
+        command = [sys.executable, "-c", "from services.cli import main; main()", "run", study, "--quiet"]
+        began = time.time()
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-        whole = time.perf_counter() - began
-        rows = sqlite3.connect(Path(home) / "runs" / "nas_blockout.db").execute(
-            "select experiment, seconds, started_at, finished_at from trials order by id"
-        )
-        trials = [(json.loads(experiment), *rest) for experiment, *rest in rows]
-        database = sqlite3.connect(Path(home) / "runs" / "nas_blockout.db")
-        config = database.execute("select config from studies").fetchone()
-    workers = json.loads(config[0])["workers"]["at_once"]
-    began = time.perf_counter()
+        ended = time.time()
+        workers, trials = _recorded(Path(home) / "runs" / "nas_blockout.db")
+    started = time.perf_counter()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        seconds = list(pool.map(bare, [trial[0] for trial in trials]))
-    plain = time.perf_counter() - began
-    print(f"study {options.study}: {len(trials)} trials, {workers} workers, torch {torch.__version__}\n")
+        seconds = list(pool.map(bare, [trial["experiment"] for trial in trials]))
+    plain = time.perf_counter() - started
+    times = f", {options.longer} times longer" if options.longer > 1 else ""
+    print(f"study {options.study}{times}: {len(trials)} trials, {workers} workers, torch {torch.__version__}\n")
+    _print(trials, began=began, ended=ended, plain=plain, bare_seconds=sum(seconds))
+
+
+def _longer(study: str, times: int, home: Path) -> str:
+    if times == 1:
+        return study
+    document = yaml.safe_load((resources.files("search_spaces") / "studies" / f"{study}.yaml").read_text())
+    document["training"]["epochs"] *= times
+    document["budget"]["sample_passes"] *= times
+    path = home / f"{study}.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return str(path)
+
+
+def _recorded(database: Path) -> tuple[int, list[dict[str, Any]]]:
+    """Return the number of workers, and the trials with the seconds since the epoch at which each began and ended."""
+    connection = sqlite3.connect(database)
+    connection.row_factory = sqlite3.Row
+    (config,) = connection.execute("select config from studies").fetchone()
+    rows = connection.execute(
+        "select t.experiment, t.result, t.seconds, a.worker, a.started_at as began, a.finished_at as ended "
+        "from trials t join attempts a on a.trial_id = t.id order by t.id"
+    )
+    trials = [dict(row) for row in rows]
+    for trial in trials:
+        trial["experiment"], trial["result"] = json.loads(trial["experiment"]), json.loads(trial["result"])
+        for key in ("began", "ended"):
+            trial[key] = datetime.fromisoformat(f"{trial[key]}+00:00").timestamp()
+    return json.loads(config)["workers"]["at_once"], trials
+
+
+def _print(trials: list[dict[str, Any]], *, began: float, ended: float, plain: float, bare_seconds: float) -> None:
+    first, last = min(trial["began"] for trial in trials), max(trial["ended"] for trial in trials)
+    fresh = {trial["worker"]: trial["ended"] for trial in sorted(trials, key=lambda trial: -trial["ended"])}
+    each = [
+        trial["ended"] - trial["began"] - trial["seconds"] - trial["result"]["overhead_seconds"]
+        for trial in trials
+        if trial["ended"] != fresh[trial["worker"]]
+    ]
     print("| | seconds |\n|---|---|")
-    print(f"| whole study, wall-clock | {whole:.1f} |")
-    print(f"| its trainings in {workers} plain processes, wall-clock | {plain:.1f} |")
-    print(f"| ratio | {whole / plain:.2f} |")
-    print(f"| training seconds as the study measured them, summed | {sum(trial[1] for trial in trials):.1f} |")
-    print(f"| training seconds of the plain processes, summed | {sum(seconds):.1f} |")
-    span = _span(trials)
-    print(f"| from the first trial's start to the last one's end | {span:.1f} |")
-    busy = sum(trial[1] for trial in trials)
-    each = (workers * span - busy) / len(trials)
-    print(f"| a trial's orchestration: (workers x that span - training) / trials | {each:.2f} |")
-
-
-def _span(trials: list[tuple[Any, ...]]) -> float:
-    from datetime import datetime
-
-    began = min(datetime.fromisoformat(str(trial[2])) for trial in trials)
-    ended = max(datetime.fromisoformat(str(trial[3])) for trial in trials)
-    return (ended - began).total_seconds()
+    print(f"| whole study, wall-clock | {ended - began:.1f} |")
+    print(f"| its trainings in as many plain processes, wall-clock | {plain:.1f} |")
+    print(f"| ratio | {(ended - began) / plain:.2f} |")
+    print(f"| of it: command to first trial handed out (imports, checks, store, Ray) | {first - began:.1f} |")
+    print(f"| of it: first to last trial, the start of the workers included | {last - first:.1f} |")
+    print(f"| of it: last trial to the end (exports, verification, MLflow, report) | {ended - last:.1f} |")
+    print(f"| training as the study measured it, summed | {sum(trial['seconds'] for trial in trials):.1f} |")
+    print(f"| training in the plain processes, summed | {bare_seconds:.1f} |")
+    spread = f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f}, n = {len(each)})"
+    print(f"| orchestration of a trial on a worker that runs: median (range) | {spread} |")
 
 
 if __name__ == "__main__":
