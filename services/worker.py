@@ -90,9 +90,14 @@ class Report:
 
 
 class Worker:
-    """Runs tasks one after another and keeps the data between them."""
+    """Runs tasks one after another and keeps the data between them.
 
-    def __init__(self) -> None:
+    Args:
+        report_seconds: How long to train between two reports; 0 reports every epoch.
+    """
+
+    def __init__(self, report_seconds: float = REPORT_SECONDS) -> None:
+        self._report_seconds = report_seconds
         self._data: dict[tuple[DataSettings, str | None], Splits] = {}
         self._task: Task | None = None
         self._run: Run | None = None
@@ -112,13 +117,20 @@ class Worker:
             self._error = describe_error(error)
 
     def step(self) -> Report:
-        """Train until there is something to report: half a second has passed or the trial has ended."""
+        """Train until there is something to report: the time has passed or the trial has ended.
+
+        What is reported has been written to the checkpoint, so that a later attempt repeats none of it.
+        """
         assert self._task is not None, "start a task first"
         began = time.monotonic()
         try:
-            while self._error is None and time.monotonic() - began < REPORT_SECONDS:
+            while self._error is None:
                 if not self._one_epoch():
                     return self._report(result=self._result())
+                if time.monotonic() - began >= self._report_seconds:
+                    break
+            if self._error is None and self._run is not None:
+                write_snapshot(self._run.snapshot(), Path(self._task.checkpoint), self._task.experiment)
         except Exception as error:  # noqa: BLE001  # as above: reported, never swallowed
             self._error = describe_error(error)
         return self._report(failure=self._error)
@@ -130,10 +142,7 @@ class Worker:
         if record is None:
             return False
         self._unreported.append(record)
-        if record.failure:
-            self._error = record.failure
-        else:
-            write_snapshot(self._run.snapshot(), Path(self._task.checkpoint), self._task.experiment)
+        self._error = record.failure
         return True
 
     def _report(self, *, failure: str | None = None, result: Mapping[str, Any] | None = None) -> Report:

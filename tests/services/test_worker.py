@@ -87,10 +87,10 @@ def test_what_was_learned_and_distilled_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize("epochs", range(1, EPOCHS))
 def test_a_trial_goes_on_where_its_worker_died(tmp_path: Path, experiment: dict[str, Any], epochs: int) -> None:
     straight, expected = run(Worker(), task(tmp_path / "straight", experiment=experiment))
-    given, killed = task(tmp_path / "killed", experiment=experiment), Worker()
+    given, killed = task(tmp_path / "killed", experiment=experiment), Worker(report_seconds=0)
     killed.start(given)
     for _ in range(epochs):
-        assert killed._one_epoch()
+        assert not killed.step().done
     report, records = run(Worker(), given)
     assert timeless(records) == timeless(expected)
     volatile = {"overhead_seconds", "peak_memory_bytes"}
@@ -113,9 +113,9 @@ def test_a_trial_that_had_ended_before_its_report_arrived_ends_again(tmp_path: P
 def test_a_checkpoint_that_is_not_whole_is_begun_anew(tmp_path: Path, damage: str) -> None:
     _, expected = run(Worker(), task(tmp_path / "straight"))
     given = task(tmp_path)
-    worker = Worker()
+    worker = Worker(report_seconds=0)
     worker.start(given)
-    assert worker._one_epoch()
+    assert not worker.step().done
     path = Path(given.checkpoint)
     whole = path.read_bytes()
     if damage == "another":
@@ -135,9 +135,9 @@ def test_a_checkpoint_that_is_not_whole_is_begun_anew(tmp_path: Path, damage: st
 )
 def test_a_checkpoint_of_another_experiment_is_not_gone_on_with(tmp_path: Path, other: dict[str, Any]) -> None:
     _, expected = run(Worker(), task(tmp_path / "straight"))
-    worker = Worker()
+    worker = Worker(report_seconds=0)
     worker.start(task(tmp_path, experiment=other))
-    assert worker._one_epoch()
+    assert not worker.step().done
     report, records = run(Worker(), task(tmp_path))
     assert report.result is not None, report.failure
     assert timeless(records) == timeless(expected)
@@ -155,7 +155,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 def test_checkpoints_appear_whole_and_leave_nothing_else(tmp_path: Path) -> None:
     given = task(tmp_path)
-    run(Worker(), given)
+    run(Worker(report_seconds=0), given)
     assert list(Path(given.checkpoint).parent.iterdir()) == [Path(given.checkpoint)]
 
 
