@@ -1,81 +1,24 @@
-"""Which trial comes next: a plan over the arms of a study, and Optuna for what to try. The sole importer of optuna.
+"""Which trial comes next: the plan over the arms of a study.
 
 The plan keeps no state of its own that the store could not give back: a search is rebuilt in memory from the trials
 told so far each time it is asked, with the sampler's seed derived from the number of the trial. So a search that was
 interrupted proposes what an uninterrupted one would have proposed.
 """
 
-import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
-
-import optuna
-from optuna.distributions import distribution_to_json, json_to_distribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import TrialState, create_trial
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import cast
 
 from nas_blockout.experiment import Experiment
 from search_spaces import SPACES, Context, Space, Trial, compose
+from services.search.entries import RETRAIN, SEARCH, TERMINAL, Entry, Proposal, derived_seed
+from services.search.samplers import ask, to_text
 from services.study_file import Arm, Study
 
-SEARCH, RETRAIN = "search", "retrain"
-TERMINAL = frozenset({"complete", "failed", "pruned"})
 MOST_FAILURES_IN_A_ROW = 8
 _FRESH_ASKS = 16
-_TPE_STARTUP = 4
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A trial as the plan sees it.
-
-    Args:
-        arm: Name of the contestant.
-        phase: ``search`` or ``retrain``.
-        number: Position among the trials of the arm and phase, from 0.
-        seed: Seed of its experiment.
-        state: State in the store.
-        planned: Sample passes that it is meant to cost.
-        spent: Sample passes that it has cost so far.
-        score: Validation accuracy, of a complete trial.
-        macs: Multiply-accumulates an image of what it ended in.
-        parameters: Values and distributions that the search chose.
-        architecture_hash: Canonical hash of the architecture that was proposed, or None.
-        experiment: What was run.
-    """
-
-    arm: str
-    phase: str
-    number: int
-    seed: int
-    state: str
-    planned: int
-    experiment: Experiment
-    spent: int = 0
-    score: float | None = None
-    macs: int | None = None
-    parameters: Mapping[str, Any] | None = None
-    architecture_hash: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A trial that should be run next.
-
-    Args:
-        entry: The trial, in state ``queued``.
-        replicate_of: Number of the search trial of the same arm that had the same architecture, or None.
-        thinking_seconds: What the optimiser itself took.
-    """
-
-    entry: Entry
-    replicate_of: int | None
-    thinking_seconds: float
 
 
 class Plan:
@@ -224,46 +167,9 @@ class Plan:
         )
         parameters = {
             "values": dict(trial.params),
-            "distributions": {name: distribution_to_json(value) for name, value in trial.distributions.items()},
+            "distributions": {name: to_text(value) for name, value in trial.distributions.items()},
         }
         planned = self.cost(experiment)
         entry = Entry(arm.name, SEARCH, number, experiment.seed, "queued", planned, experiment, parameters=parameters)
         replicate = known.get(hash_of) if hash_of else None
         return Proposal(replace(entry, architecture_hash=hash_of), replicate, time.perf_counter() - began)
-
-
-def ask(searcher: str, told: Sequence[Entry], seed: int) -> optuna.Trial:
-    """Return a fresh Optuna trial of a search that knows the trials told so far.
-
-    Args:
-        searcher: ``random`` or ``tpe``.
-        told: Trials of the arm in the order of their numbers; complete ones are told with their score, failed ones as
-            failed, and those that still run are left out.
-        seed: Of the sampler.
-    """
-    study = optuna.create_study(direction="maximize", sampler=_sampler(searcher, seed))
-    study.add_trials([_frozen(entry) for entry in told if entry.state in TERMINAL and entry.parameters is not None])
-    return study.ask()
-
-
-def derived_seed(*parts: int) -> int:
-    """Return a seed in ``0..2**31-1`` that depends on all parts and on nothing else."""
-    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
-
-
-def _sampler(searcher: str, seed: int) -> BaseSampler:
-    if searcher == "tpe":
-        return TPESampler(seed=seed, n_startup_trials=_TPE_STARTUP)
-    return RandomSampler(seed=seed)
-
-
-def _frozen(entry: Entry) -> optuna.trial.FrozenTrial:
-    assert entry.parameters is not None
-    states = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
-    return create_trial(
-        state=states[entry.state],
-        value=entry.score if entry.state == "complete" else None,
-        params=dict(entry.parameters["values"]),
-        distributions={name: json_to_distribution(text) for name, text in entry.parameters["distributions"].items()},
-    )

@@ -1,0 +1,65 @@
+"""Trials as the plan sees them, proposals, and the seeds that both get."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nas_blockout.experiment import Experiment
+
+SEARCH, RETRAIN = "search", "retrain"
+TERMINAL = frozenset({"complete", "failed", "pruned"})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A trial as the plan sees it.
+
+    Args:
+        arm: Name of the contestant.
+        phase: ``search`` or ``retrain``.
+        number: Position among the trials of the arm and phase, from 0.
+        seed: Seed of its experiment.
+        state: State in the store.
+        planned: Sample passes that it is meant to cost.
+        spent: Sample passes that it has cost so far.
+        score: Validation accuracy, of a complete trial.
+        macs: Multiply-accumulates an image of what it ended in.
+        parameters: Values and distributions that the search chose.
+        architecture_hash: Canonical hash of the architecture that was proposed, or None.
+        experiment: What was run.
+    """
+
+    arm: str
+    phase: str
+    number: int
+    seed: int
+    state: str
+    planned: int
+    experiment: Experiment
+    spent: int = 0
+    score: float | None = None
+    macs: int | None = None
+    parameters: Mapping[str, Any] | None = None
+    architecture_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A trial that should be run next.
+
+    Args:
+        entry: The trial, in state ``queued``.
+        replicate_of: Number of the search trial of the same arm that had the same architecture, or None.
+        thinking_seconds: What the optimiser itself took.
+    """
+
+    entry: Entry
+    replicate_of: int | None
+    thinking_seconds: float
+
+
+def derived_seed(*parts: int) -> int:
+    """Return a seed in ``0..2**31-1`` that depends on all parts and on nothing else."""
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
