@@ -11,13 +11,15 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage, node_order
 from nas_blockout.methods.blockout import Blockout
 
 Weights = Literal["inherited", "scratch"]
-Placebo = Literal["none", "nodes", "classes"]
+Placebo = Literal["none", "nodes", "classes", "random"]
+Learned = Blockout | BranchedNetwork  # a dense BranchedNetwork: its weights are kept or not, but never scaled
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 _BISECTIONS = 30
@@ -36,7 +38,7 @@ class DistillationSettings:
             branches.
         learning_rate_scale: Peak learning rate of the branches as a multiple of the experiment's, above 0.
         placebo: ``nodes`` shuffles the memberships of the nodes inside every layer, ``classes`` those of the classes
-            only.
+            only, ``random`` draws all of them anew for the same MACs and number of clusters; needs ``scratch``.
         draws: Draws of C behind the mean accuracy of the discretisation gap, 1 or more.
     """
 
@@ -61,6 +63,10 @@ class DistillationSettings:
         for name, choices in (("weights", Weights), ("placebo", Placebo)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        if self.placebo == "random" and self.weights != "scratch":
+            raise ValueError(
+                f"placebo='random' has no weights to inherit: it needs weights='scratch', got {self.weights!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +124,9 @@ def shuffled(
     Args:
         hard: Memberships, shape ``(nodes, clusters)`` each.
         generator: Source of the permutations, on the CPU.
-        placebo: ``nodes`` permutes every layer, ``classes`` the last one only, ``none`` nothing.
+        placebo: ``nodes`` permutes every layer, ``classes`` the last one only, the others nothing.
     """
-    last = list(hard)[-1]
-    chosen = {"none": set(), "nodes": set(hard), "classes": {last}}[placebo]
+    chosen = {"nodes": set(hard), "classes": {list(hard)[-1]}}.get(placebo, set())
     return {
         name: value[torch.randperm(len(value), generator=generator).to(value.device)] if name in chosen else value
         for name, value in hard.items()
@@ -154,22 +159,61 @@ def threshold_for(
     return high
 
 
-@torch.no_grad()
-def transplant(masked: Blockout, distilled: Distilled, branched: BranchedNetwork) -> None:
-    r"""Write the weights of a masked network into a branched one, in place.
+def random_like(
+    probabilities: Mapping[str, Tensor], share: float, share_of: Callable[[Architecture], float], *, seed: int
+) -> Distilled:
+    """Return an architecture of random memberships with as many clusters and nearly the cost of a learned one.
+
+    Args:
+        probabilities: P of every masked layer; only their shapes are used.
+        share: Cost to meet from below, as a share of the dense network's.
+        share_of: Cost of an architecture as a share of the dense network's.
+        seed: Of the memberships.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {name: torch.rand(p.shape, generator=generator, dtype=torch.float64) for name, p in probabilities.items()}
+    return distil(drawn, harden(drawn, threshold_for(drawn, share, share_of)))
+
+
+def weights_under(learned: Learned, memberships: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    r"""Return the weights between layers of nodes under hard memberships, by the names of the dense network.
 
     .. math:: w_{t,s} = \frac{|C_t \cap C_s|}{k} \widetilde{w}_{t,s}
 
-    Args:
-        masked: The network that learned; its network must be a dense `BranchedNetwork`.
-        distilled: Which nodes stand where.
-        branched: Built from ``distilled.architecture`` and the same stages; it receives weights, biases and the
-            statistics of normalisation.
+    for a network that learned under masks (Murdock et al., CVPR 2016, eq. 4); for a plain dense one, a weight is kept
+    as it is where its nodes share a cluster, and is zero elsewhere.
     """
-    dense = masked.network
-    assert isinstance(dense, BranchedNetwork), "only a network built from stages can be distilled"
+    if isinstance(learned, Blockout):
+        return learned.masked_weights(memberships)
+    kept = {}
+    for connection in learned.connections:
+        source, target = memberships.get(connection.source or ""), memberships.get(connection.target)
+        if source is not None and target is not None:
+            weight = learned.get_parameter(connection.weight)
+            mask = (target @ source.T > 0).to(weight.dtype)
+            kept[connection.weight] = weight * mask[(...,) + (None,) * (weight.dim() - 2)]
+    return kept
+
+
+def logits_under(learned: Learned, images: Tensor, memberships: Mapping[str, Tensor]) -> Tensor:
+    """Return the logits of a learned network in eval mode under hard memberships, shape ``(batch, classes)``."""
+    result: Tensor = functional_call(_network_of(learned), weights_under(learned, memberships), (images,))
+    return result
+
+
+@torch.no_grad()
+def transplant(learned: Learned, distilled: Distilled, branched: BranchedNetwork) -> None:
+    """Write the weights of a learned network into a branched one, in place.
+
+    Args:
+        learned: What learned; a dense `BranchedNetwork`, or Blockout over one.
+        distilled: Which nodes stand where.
+        branched: Built from ``distilled.architecture`` and the same stages; it receives the weights as `weights_under`
+            gives them, biases and the statistics of normalisation.
+    """
+    dense = _network_of(learned)
     dtype = next(dense.parameters()).dtype
-    weights = masked.masked_weights({name: value.to(dtype) for name, value in distilled.memberships.items()})
+    weights = weights_under(learned, {name: value.to(dtype) for name, value in distilled.memberships.items()})
     order = _memory_order(distilled, dense, branched)
     before = torch.arange(next(iter(dense.parameters())).shape[1])
     for stage in dense.plan:
@@ -185,16 +229,22 @@ def transplant(masked: Blockout, distilled: Distilled, branched: BranchedNetwork
 
 
 @torch.no_grad()
-def largest_difference(masked: Blockout, distilled: Distilled, branched: BranchedNetwork, images: Tensor) -> float:
-    """Return the largest absolute difference of logits between the masked network with hard C and the branched network.
+def largest_difference(learned: Learned, distilled: Distilled, branched: BranchedNetwork, images: Tensor) -> float:
+    """Return the largest absolute difference of logits between the learned network with hard C and the branched one.
 
     Both are copied, the weights are transplanted, and the logits are compared in eval mode, all in the precision of
     `images`.
     """
-    first, second = copy.deepcopy(masked).to(images.dtype).eval(), copy.deepcopy(branched).to(images.dtype).eval()
+    first, second = copy.deepcopy(learned).to(images.dtype).eval(), copy.deepcopy(branched).to(images.dtype).eval()
     transplant(first, distilled, second)
     hard = {name: value.to(images.dtype) for name, value in distilled.memberships.items()}
-    return float((first.with_memberships(images, hard) - second(images)).abs().max())
+    return float((logits_under(first, images, hard) - second(images)).abs().max())
+
+
+def _network_of(learned: Learned) -> BranchedNetwork:
+    network = learned.network if isinstance(learned, Blockout) else learned
+    assert isinstance(network, BranchedNetwork), "only a network built from stages can be distilled"
+    return network
 
 
 def _remove_unfed(

@@ -132,7 +132,12 @@ def test_all_tasks_run_two_at_once_though_a_worker_is_killed(tmp_path: Path) -> 
 
 def test_failures_and_deaths_do_not_stop_the_others(tmp_path: Path) -> None:
     wild = {"epochs": EPOCHS, "batch_size": 16, "optimizer": "sgd", "learning_rate": 1e30}
-    given = [experiment(0, training=wild), experiment(1, training=LONG), experiment(2, method={"name": "dropot"}), experiment(3)]
+    given = [
+        experiment(0, training=wild),
+        experiment(1, training=LONG),
+        experiment(2, method={"name": "dropot"}),
+        experiment(3),
+    ]
     tasks = Killing(tmp_path, given, kill=1)
     cluster.run(tasks, Resources(at_once=2, retries=1), folder=tmp_path / "scratch")
     failures = {report.trial: report.failure for report in tasks.reports if report.failure}

@@ -1,0 +1,21 @@
+"""An experiment: one training, fully described; its network; and the run of it. Only this wires the others together."""
+
+from nas_blockout.experiment.building import build, count_macs, dense_macs, rebuild
+from nas_blockout.experiment.described import HANDOVERS, Experiment, backbone_from_json
+from nas_blockout.experiment.handover import EVALUATION_BATCH, Handover
+from nas_blockout.experiment.running import Outcome, Run, Snapshot
+
+__all__ = [
+    "EVALUATION_BATCH",
+    "HANDOVERS",
+    "Experiment",
+    "Handover",
+    "Outcome",
+    "Run",
+    "Snapshot",
+    "backbone_from_json",
+    "build",
+    "count_macs",
+    "dense_macs",
+    "rebuild",
+]

@@ -1,0 +1,190 @@
+"""Between the stages of an experiment: what was learned becomes an architecture, and its weights are carried over."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas_blockout.architecture import Architecture
+from nas_blockout.backbones.branched import BranchedNetwork, macs_of
+from nas_blockout.confusion import ConfusionSettings, class_branches, memberships, soft_confusion
+from nas_blockout.data import Loader, Splits
+from nas_blockout.distill import (
+    TOLERANCE,
+    DistillationSettings,
+    Distilled,
+    Learned,
+    distil,
+    harden,
+    largest_difference,
+    logits_under,
+    random_like,
+    shuffled,
+    threshold_for,
+    transplant,
+)
+from nas_blockout.experiment.building import build, plain
+from nas_blockout.experiment.described import Experiment
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.pruning import PruningSettings, magnitudes
+from nas_blockout.train import evaluate
+
+EVALUATION_BATCH = 512
+EQUALITY_IMAGES = 64
+STAGE_SEED = 7_919  # keeps the draws of the second stage apart from those of the first
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What the first stage of an experiment hands over to the second.
+
+    Args:
+        architecture: The branched network.
+        gap: Validation accuracies around the discretisation: ``soft`` (the learned network as it is), ``drawn`` (the
+            mean over draws of C; only of Blockout), ``hard`` (under the hard memberships), ``inherited`` (the branched
+            network before it is trained).
+        equality: Largest difference of logits between the learned network under its hard memberships and the branched
+            one with the same weights, and its bound, by precision.
+        overhead_seconds: Wall-clock of distillation, proof and gap.
+        probabilities: The learned P by layer, or what stands for it, rounded to four digits.
+    """
+
+    architecture: Architecture
+    gap: Mapping[str, float]
+    equality: Mapping[str, Mapping[str, float]]
+    overhead_seconds: float
+    probabilities: Mapping[str, list[list[float]]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the handover as plain JSON types."""
+        return {name: getattr(self, name) for name in self.__slots__} | {"architecture": self.architecture.to_json()}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Handover":
+        """Read a handover back."""
+        return cls(**{**document, "architecture": Architecture.from_json(document["architecture"])})
+
+
+def hand_over(
+    experiment: Experiment, learned: nn.Module, splits: Splits, *, device: str | torch.device
+) -> tuple[Handover, BranchedNetwork]:
+    """Turn the network of the first stage into that of the second.
+
+    Args:
+        experiment: What is run; it has a handover.
+        learned: The trained network of its first stage.
+        splits: Its data; only training and validation images are read.
+        device: Where both networks are left.
+
+    Returns:
+        What was handed over, and the branched network, ready to be trained.
+    """
+    began = time.perf_counter()
+    settings = experiment.handover
+    assert settings is not None
+    assert isinstance(learned, Blockout | BranchedNetwork)
+    learned.cpu().eval()
+    probabilities = _probabilities(learned, settings, splits, seed=experiment.seed)
+    distilled = _distilled(experiment, learned, probabilities, splits)
+    branched = second_network(experiment, distilled.architecture, splits)
+    equality = _equality(learned, distilled, branched, splits.train.images[:EQUALITY_IMAGES])
+    if isinstance(settings, PruningSettings) or settings.weights == "inherited":
+        transplant(learned, distilled, branched)
+    learned.to(device)
+    draws = settings.draws if isinstance(settings, DistillationSettings) else 0
+    gap = _gap(learned, distilled, branched.to(device), splits, draws=draws, seed=experiment.seed, device=device)
+    rounded = {name: [[round(value, 4) for value in row] for row in p.tolist()] for name, p in probabilities.items()}
+    return Handover(distilled.architecture, gap, equality, time.perf_counter() - began, rounded), branched
+
+
+def second_network(experiment: Experiment, architecture: Architecture, splits: Splits) -> BranchedNetwork:
+    """Return the branched network of the second stage with initial weights of its own."""
+    network = build(replace(plain(experiment, architecture), seed=experiment.seed + STAGE_SEED), splits)
+    assert isinstance(network, BranchedNetwork)
+    return network
+
+
+def _probabilities(
+    learned: Learned, settings: DistillationSettings | PruningSettings | ConfusionSettings, splits: Splits, *, seed: int
+) -> dict[str, Tensor]:
+    """Return P; what stands for it are the magnitudes of pruning, or the memberships that confusions give."""
+    if isinstance(learned, Blockout):
+        return {name: p.detach() for name, p in learned.probabilities().items()}
+    if isinstance(settings, PruningSettings):
+        return magnitudes(learned)
+    assert isinstance(settings, ConfusionSettings)
+    validation = Loader(splits.validation, EVALUATION_BATCH)
+    confusion = soft_confusion(learned, validation.batches(), len(splits.class_names))
+    hard = memberships(learned, class_branches(confusion, settings, seed=seed), settings)
+    return {name: value.to(torch.get_default_dtype()) for name, value in hard.items()}
+
+
+def _distilled(
+    experiment: Experiment, learned: Learned, probabilities: Mapping[str, Tensor], splits: Splits
+) -> Distilled:
+    settings, channels = experiment.handover, splits.shape[0]
+    network = learned.network if isinstance(learned, Blockout) else learned
+    assert isinstance(network, BranchedNetwork)
+    dense = macs_of(network.full, network.plan, channels)
+
+    def share_of(found: Architecture) -> float:
+        return macs_of(found, network.plan, channels) / dense
+
+    if isinstance(settings, ConfusionSettings):
+        return distil(probabilities, harden(probabilities, 0.5))
+    assert settings is not None
+    threshold = settings.threshold if isinstance(settings, DistillationSettings) else 0.5
+    if settings.target_macs is not None:
+        threshold = threshold_for(probabilities, settings.target_macs, share_of)
+    hard = harden(probabilities, threshold)
+    if isinstance(settings, PruningSettings):
+        return distil(probabilities, hard)
+    found = distil(probabilities, hard)
+    if settings.placebo == "random":
+        return random_like(probabilities, share_of(found.architecture), share_of, seed=experiment.seed)
+    generator = torch.Generator().manual_seed(experiment.seed)
+    return distil(probabilities, shuffled(hard, generator, placebo=settings.placebo))
+
+
+def _gap(
+    learned: Learned,
+    distilled: Distilled,
+    branched: BranchedNetwork,
+    splits: Splits,
+    *,
+    draws: int,
+    seed: int,
+    device: str | torch.device,
+) -> dict[str, float]:
+    validation = Loader(splits.validation, EVALUATION_BATCH)
+    hard = {name: value.to(device) for name, value in distilled.memberships.items()}
+    found = {"soft": evaluate(learned, validation, device=device).accuracy}
+    if isinstance(learned, Blockout) and draws:
+        generator = torch.Generator(device).manual_seed(seed)
+        p = {name: value.detach() for name, value in learned.probabilities().items()}
+        drawn = [{name: torch.bernoulli(q, generator=generator) for name, q in p.items()} for _ in range(draws)]
+        found["drawn"] = sum(_accuracy_under(learned, c, validation, device) for c in drawn) / draws
+    found["hard"] = _accuracy_under(learned, hard, validation, device)
+    found["inherited"] = evaluate(branched, validation, device=device).accuracy
+    return found
+
+
+def _equality(
+    learned: Learned, distilled: Distilled, branched: BranchedNetwork, images: Tensor
+) -> dict[str, dict[str, float]]:
+    found = {}
+    for dtype, bound in TOLERANCE.items():
+        difference = largest_difference(learned, distilled, branched, images.cpu().to(dtype))
+        found[str(dtype).removeprefix("torch.")] = {"max_abs_difference": difference, "bound": bound}
+    return found
+
+
+def _accuracy_under(learned: Learned, hard: Mapping[str, Tensor], loader: Loader, device: str | torch.device) -> float:
+    hits = 0
+    with torch.no_grad():
+        for x, y in loader.batches():
+            hits += int((logits_under(learned, x.to(device), hard).argmax(1) == y.to(device)).sum())
+    return hits / len(loader)
