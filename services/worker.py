@@ -186,6 +186,7 @@ class Worker:
             "test_loss": found.loss,
             "test_images": len(part.labels),
             "confusion": cells.view(classes, classes).tolist(),
+            "predictions": found.predictions.tolist(),
         }
 
     def _splits(self, settings: DataSettings, task: Task) -> Splits:

@@ -227,6 +227,8 @@ def test_a_retrained_model_is_tested_once_and_kept(tmp_path: Path) -> None:
         confusion = torch.tensor(report.result["confusion"])
         assert int(confusion.sum()) == report.result["test_images"] == 540
         assert report.result["test_accuracy"] == pytest.approx(int(confusion.diagonal().sum()) / 540)
+        counted = torch.bincount(torch.tensor(report.result["predictions"]), minlength=10)
+        assert counted.tolist() == confusion.sum(0).tolist()
         assert (tmp_path / f"{trial}.safetensors").is_file()
 
 
