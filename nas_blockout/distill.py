@@ -171,7 +171,7 @@ def random_like(
         seed: Of the memberships.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = {name: torch.rand(p.shape, generator=generator, dtype=torch.float64) for name, p in probabilities.items()}
+    drawn = {name: torch.rand(p.shape, generator=generator, dtype=p.dtype) for name, p in probabilities.items()}
     return distil(drawn, harden(drawn, threshold_for(drawn, share, share_of)))
 
 

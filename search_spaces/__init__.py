@@ -5,12 +5,19 @@ from types import MappingProxyType
 
 from search_spaces.blockout import blockout
 from search_spaces.branched import branched
+from search_spaces.confusion import confusion
 from search_spaces.regularizers import regularizers
 from search_spaces.training import training
 from search_spaces.trial import Context, Recorded, Space, Trial, compose
 
 SPACES: Mapping[str, Space] = MappingProxyType(
-    {"blockout": blockout, "branched": branched, "regularizers": regularizers, "training": training}
+    {
+        "blockout": blockout,
+        "branched": branched,
+        "confusion": confusion,
+        "regularizers": regularizers,
+        "training": training,
+    }
 )
 
 __all__ = ["SPACES", "Context", "Recorded", "Space", "Trial", "compose"]

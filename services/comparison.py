@@ -181,17 +181,20 @@ class ComparisonDocument(_Strict):
 def role(arm: Arm) -> Role:
     """Return what an arm is for.
 
-    - ``learned``: learns which nodes share a branch;
-    - ``placebo``: learns it and shuffles it;
-    - ``control``: has what else could explain a gain: one cluster, fixed masks, the learned arm's MACs, a regulariser;
-    - ``rival``: answers the question of the study otherwise, by a dense network or by search.
+    - ``learned``: learns which nodes share a branch and inherits the weights;
+    - ``placebo``: learns it and shuffles it, or draws it anew;
+    - ``control``: has what else could explain a gain: one cluster, fixed masks, weights drawn anew, pruning, a
+      regulariser, the MACs of the learned arm;
+    - ``rival``: answers the question of the study otherwise, by a dense network, by search or by confusions.
     """
     method, distillation = arm.experiment.method, arm.experiment.distillation
     if distillation is not None and distillation.placebo != "none":
         return "placebo"
     if isinstance(method, BlockoutSettings):
-        return "learned" if method.clusters > 1 and method.mode != "hard-fixed" else "control"
-    return "control" if arm.match is not None or not isinstance(method, NoneSettings) else "rival"
+        scratch = distillation is not None and distillation.weights == "scratch"
+        return "learned" if method.clusters > 1 and method.mode != "hard-fixed" and not scratch else "control"
+    plain = isinstance(method, NoneSettings) and arm.experiment.pruning is None
+    return "control" if arm.match is not None or not plain else "rival"
 
 
 def family(study: Study) -> list[tuple[str, str]]:
@@ -276,7 +279,7 @@ def _arm(study: Study, arm: Arm, trials: Sequence[Trial], latency: Mapping[str, 
     return ArmResult(
         purpose=arm.purpose,
         role=role(arm),
-        seeds_cover="learning and retraining" if arm.experiment.distillation is not None else "retraining",
+        seeds_cover="learning and retraining" if arm.experiment.handover is not None else "retraining",
         trials=len(trials),
         failed=sum(trial.state == "failed" for trial in trials),
         pruned=sum(trial.state == "pruned" for trial in trials),

@@ -12,8 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nas_blockout.data import DataSettings, Splits
-from nas_blockout.distill import DistillationSettings
-from nas_blockout.experiment import Experiment, backbone_from_json, build
+from nas_blockout.experiment import HANDOVERS, Experiment, backbone_from_json, build
 from nas_blockout.methods import method_from_json, method_to_json
 from nas_blockout.train import TrainingSettings
 from nas_blockout.values import from_json, near, to_json
@@ -52,6 +51,8 @@ class ArmConfig(_Strict):
     backbone: dict[str, Any] | None = Field(None, description="Settings of the backbone that differ from the study's.")
     training: dict[str, Any] | None = Field(None, description="Settings of the training that differ from the study's.")
     distillation: dict[str, Any] | None = Field(None, description="How Blockout's structure becomes branches.")
+    pruning: dict[str, Any] | None = Field(None, description="How the trained dense network becomes a narrower one.")
+    confusion: dict[str, Any] | None = Field(None, description="How the dense network's confusions become branches.")
     space: list[str] | None = Field(None, description="Search spaces, applied in turn; none repeats the arm as it is.")
     searcher: Literal["random", "tpe"] | None = Field(None, description="Who proposes: random search, or TPE.")
     match: Match | None = Field(None, description="Match the cost of another arm.")
@@ -119,6 +120,8 @@ class StudyConfig(_Strict):
                     )
             if arm.like is not None and self.arms[arm.like].like is not None:
                 raise ValueError(f"arms.{name}.like: {arm.like!r} is itself like another arm; name that one")
+            if arm.match is not None and arm.confusion is not None:
+                raise ValueError(f"arms.{name}.match: the cost of branches from confusions cannot be chosen")
             matched = arm.match.arm if arm.match else None  # a chain of matches would have to be waited for twice
             if matched is not None and self.arms[matched].match is not None:
                 raise ValueError(f"arms.{name}.match.arm: {matched!r} itself matches another arm; name that one")
@@ -333,7 +336,6 @@ def json_schema() -> dict[str, Any]:
 def _resolve_arm(config: StudyConfig, name: str, data: DataSettings) -> Arm:
     own = config.arms[name]
     other = config.arms[own.like] if own.like else ArmConfig()
-    distillation = {**(other.distillation or {}), **(own.distillation or {})}
     spaces = own.space if own.space is not None else other.space or []
     for space in spaces:
         if space not in SPACES:
@@ -345,13 +347,18 @@ def _resolve_arm(config: StudyConfig, name: str, data: DataSettings) -> Arm:
         training=from_json(
             TrainingSettings, {**config.training, **(other.training or {}), **(own.training or {})}, where="training"
         ),
-        distillation=from_json(DistillationSettings, distillation, where="distillation")
-        if own.distillation is not None or other.distillation is not None
-        else None,
+        **{name: _handover(name, kind, own, other) for name, kind in HANDOVERS.items()},
     )
     match = own.match or other.match
     searcher = own.searcher or other.searcher or "random"
     return Arm(name, experiment, tuple(spaces), searcher, match.arm if match else None, own.purpose)
+
+
+def _handover(name: str, kind: type, own: ArmConfig, other: ArmConfig) -> Any:
+    """Return the settings of one kind of handover, or None if neither the arm nor the one it is like has it."""
+    given = [document for document in (getattr(other, name), getattr(own, name)) if document is not None]
+    merged = {key: value for document in given for key, value in document.items()}
+    return from_json(kind, merged, where=name) if given else None
 
 
 def _explain(error: ValidationError) -> str:

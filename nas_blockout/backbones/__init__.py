@@ -10,6 +10,8 @@ from torch import nn
 from nas_blockout.architecture import Architecture, dense_architecture
 from nas_blockout.backbones import convnet
 from nas_blockout.backbones.branched import BranchedNetwork, Sites, Stage, macs_of
+from nas_blockout.backbones.inception import Inception, InceptionSettings
+from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 
 Shape = tuple[int, int, int]
 
@@ -46,6 +48,25 @@ def _build_convnet(
     )
 
 
+def _build_resnet(
+    settings: ResNetSettings, shape: Shape, classes: int, architecture: Architecture | None, sites: Sites
+) -> nn.Module:
+    _refuse_architecture(settings, architecture)
+    return ResNet(settings, shape, classes, sites=sites)
+
+
+def _build_inception(
+    settings: InceptionSettings, shape: Shape, classes: int, architecture: Architecture | None, sites: Sites
+) -> nn.Module:
+    _refuse_architecture(settings, architecture)
+    return Inception(settings, shape, classes, sites=sites)
+
+
+def _refuse_architecture(settings: Any, architecture: Architecture | None) -> None:
+    if architecture is not None:
+        require_stages(settings, "an architecture")
+
+
 def _scaled_convnet(settings: convnet.ConvNetSettings, factor: float) -> convnet.ConvNetSettings:
     channels = tuple(max(1, round(width * factor)) for width in settings.channels)
     return replace(
@@ -73,7 +94,9 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
     {
         "convnet": Backbone(
             convnet.ConvNetSettings, _build_convnet, convnet.stages, _scaled_convnet, _neighbours_of_convnet
-        )
+        ),
+        "inception": Backbone(InceptionSettings, _build_inception),
+        "resnet": Backbone(ResNetSettings, _build_resnet),
     }
 )
 
@@ -88,16 +111,31 @@ def dense_of(stages: Sequence[Stage]) -> Architecture:
     return dense_architecture([stage.name for stage in stages], [stage.width for stage in stages])
 
 
+def require_stages(settings: Any, wanted: str) -> None:
+    """Refuse what only a network that can be branched can have.
+
+    Args:
+        settings: Of a backbone.
+        wanted: What is asked of it, the beginning of the message.
+
+    Raises:
+        ValueError: The backbone has no stages.
+    """
+    name = name_of(settings)
+    if BACKBONES[name].stages is None:
+        able = " or ".join(other for other, backbone in BACKBONES.items() if backbone.stages)
+        raise ValueError(f"{wanted} needs a backbone that can be branched, {able}; got {name}")
+
+
 def stages_of(settings: Any, shape: Shape, classes: int) -> Sequence[Stage]:
     """Return the stages of a backbone that can be branched.
 
     Raises:
         ValueError: The backbone has none.
     """
+    require_stages(settings, "a network built from stages")
     backbone = BACKBONES[name_of(settings)]
-    if backbone.stages is None:
-        able = ", ".join(name for name, other in BACKBONES.items() if other.stages)
-        raise ValueError(f"backbone {name_of(settings)!r} cannot be branched; those that can are {able}")
+    assert backbone.stages is not None
     return backbone.stages(settings, shape, classes)
 
 

@@ -11,10 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas_blockout.architecture import Architecture
 from nas_blockout.backbones import BACKBONES, dense_of, name_of, scaled_to, stages_of
 from nas_blockout.backbones.branched import Sites, macs_of
+from nas_blockout.confusion import ConfusionSettings
 from nas_blockout.data import Splits
 from nas_blockout.experiment.described import Experiment
 from nas_blockout.methods import METHODS, NoneSettings
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
+from nas_blockout.pruning import PruningSettings
 
 
 def build(experiment: Experiment, splits: Splits) -> nn.Module:
@@ -23,8 +25,12 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
     Args:
         experiment: What to build.
         splits: Give the shape of an image and the number of classes.
+
+    Raises:
+        ValueError: The network cannot be built for these images, or cannot be handed over as the experiment says.
     """
     shape, classes = splits.shape, len(splits.class_names)
+    _check_handover(experiment, shape, classes)
     backbone = experiment.backbone
     if experiment.target_macs is not None:
         backbone = scaled_to(backbone, experiment.target_macs, shape, classes)
@@ -35,6 +41,22 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
         if isinstance(experiment.method, BlockoutSettings):
             return Blockout(network, network.connections, experiment.method)  # type: ignore[arg-type]
         return network
+
+
+def _check_handover(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> None:
+    if experiment.handover is None:
+        return
+    stages, confusion = stages_of(experiment.backbone, shape, classes), experiment.confusion
+    if confusion is None:
+        return
+    if confusion.split_layers > len(stages) - 1:
+        raise ValueError(f"confusion.split_layers must lie in 1..{len(stages) - 1}, got {confusion.split_layers}")
+    narrowest = min(stage.width for stage in stages[-1 - confusion.split_layers :])
+    if confusion.clustering == "spectral" and confusion.branches > narrowest:
+        raise ValueError(
+            f"confusion.branches must lie in 2..{narrowest}, the fewest nodes or classes of a layer that branches, "
+            f"got {confusion.branches}"
+        )
 
 
 def rebuild(experiment: Experiment, architecture: Architecture | None, splits: Splits) -> nn.Module:
@@ -62,8 +84,37 @@ def count_macs(model: nn.Module, images: Tensor) -> int:
 
 def dense_macs(experiment: Experiment, splits: Splits) -> int:
     """Return the multiply-accumulates an image of the dense network of an experiment."""
-    stages = stages_of(experiment.backbone, splits.shape, len(splits.class_names))
-    return macs_of(dense_of(stages), stages, splits.shape[0])
+    return _dense_macs(experiment.backbone, splits.shape, len(splits.class_names))
+
+
+def matched(experiment: Experiment, macs: int, *, shape: tuple[int, int, int], classes: int) -> Experiment:
+    """Return the experiment made to end in a network of given cost.
+
+    A dense network is scaled in width; one that is distilled or pruned gets the cost as its target.
+
+    Args:
+        experiment: Of a backbone that has stages.
+        macs: Multiply-accumulates an image to come near to, from below where structure is learned.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+
+    Raises:
+        ValueError: Its branches come from confusions, whose cost cannot be chosen.
+    """
+    handover = experiment.handover
+    if handover is None:
+        return replace(experiment, target_macs=macs)
+    if isinstance(handover, ConfusionSettings):
+        raise ValueError("the cost of branches from confusions cannot be chosen: give the arm no match")
+    target = replace(handover, target_macs=min(1.0, macs / _dense_macs(experiment.backbone, shape, classes)))
+    if isinstance(target, PruningSettings):
+        return replace(experiment, pruning=target)
+    return replace(experiment, distillation=target)
+
+
+def _dense_macs(backbone: Any, shape: tuple[int, int, int], classes: int) -> int:
+    stages = stages_of(backbone, shape, classes)
+    return macs_of(dense_of(stages), stages, shape[0])
 
 
 def _sites(method: Any) -> Sites:

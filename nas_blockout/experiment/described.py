@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.backbones import BACKBONES, name_of
+from nas_blockout.backbones import BACKBONES, name_of, require_stages
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.confusion import ConfusionSettings
 from nas_blockout.data import DataSettings
@@ -51,6 +51,9 @@ class Experiment:
     target_macs: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("architecture", *HANDOVERS, "target_macs"):
+            if getattr(self, name) is not None:
+                require_stages(self.backbone, name)
         blockout = isinstance(self.method, BlockoutSettings)
         given = [name for name in HANDOVERS if getattr(self, name) is not None]
         if len(given) > 1:

@@ -9,9 +9,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import cast
+from typing import Literal, cast
 
-from nas_blockout.experiment import Experiment
+from nas_blockout.experiment import Experiment, matched
 from search_spaces import SPACES, Context, Space, Trial, compose
 from services.search.entries import RETRAIN, SEARCH, TERMINAL, Entry, Proposal, derived_seed
 from services.search.samplers import ask, to_text
@@ -114,7 +114,7 @@ class Plan:
         running = any(entry.state not in TERMINAL for entry in self.of(name, SEARCH))
         return not running and not self._can_search(self.study.arms[name])
 
-    def _target(self, arm: Arm, seed: int | None) -> int | bool | None:
+    def _target(self, arm: Arm, seed: int | None) -> int | Literal[False] | None:
         """Return the MACs to match, None if there is nothing to match, or False while they are not known yet."""
         if arm.match is None:
             return None
@@ -128,6 +128,10 @@ class Plan:
         if retrained is None or retrained.state not in TERMINAL:
             return False
         return retrained.macs or winner.macs
+
+    def _matched(self, experiment: Experiment, target: int | None) -> Experiment:
+        """Return the experiment made to end in a network of the MACs to match, if there are any."""
+        return experiment if target is None else matched(experiment, target, shape=self.shape, classes=self.classes)
 
     def _retrain_waits(self, arm: Arm) -> bool:
         if self._orphaned(arm) or self.winner(arm.name) is None:
@@ -143,11 +147,11 @@ class Plan:
         winner = self.winner(arm.name)
         if target is False or winner is None:
             return None
-        experiment = replace(winner.experiment, seed=seed, target_macs=target)
+        experiment = self._matched(replace(winner.experiment, seed=seed), target)
         entry = Entry(arm.name, RETRAIN, number, seed, "queued", self.cost(experiment), experiment)
         return Proposal(replace(entry, architecture_hash=winner.architecture_hash), None, 0.0)
 
-    def _propose(self, arm: Arm, target: int | bool | None) -> Proposal:
+    def _propose(self, arm: Arm, target: int | None) -> Proposal:
         began = time.perf_counter()
         told = self.of(arm.name, SEARCH)
         number = len(told)
@@ -160,11 +164,8 @@ class Plan:
             hash_of = experiment.architecture.hash if experiment.architecture else None
             if hash_of not in known:
                 break
-        experiment = replace(
-            experiment,
-            seed=derived_seed(self.study.config.seed, number, _FRESH_ASKS),
-            target_macs=target if isinstance(target, int) and target is not False else None,
-        )
+        experiment = replace(experiment, seed=derived_seed(self.study.config.seed, number, _FRESH_ASKS))
+        experiment = self._matched(experiment, target)
         parameters = {
             "values": dict(trial.params),
             "distributions": {name: to_text(value) for name, value in trial.distributions.items()},

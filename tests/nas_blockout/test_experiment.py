@@ -177,3 +177,18 @@ def test_a_run_that_diverges_ends_with_its_reason(splits: Splits) -> None:
     assert run.failure is not None
     assert "became" in run.failure
     assert run.outcome is None
+
+
+def test_the_random_placebo_has_as_many_clusters_and_nearly_the_macs_of_the_learned_structure(splits: Splits) -> None:
+    placebo = DistillationSettings(target_macs=0.6, weights="scratch", placebo="random")
+    learned, drawn = (
+        finished(replace(LEARNED, distillation=settings), splits).outcome
+        for settings in (DistillationSettings(target_macs=0.6, weights="scratch"), placebo)
+    )
+    assert learned is not None
+    assert drawn is not None
+    assert learned.architecture is not None
+    assert drawn.architecture is not None
+    assert learned.architecture.hash != drawn.architecture.hash
+    assert learned.architecture.clusters == drawn.architecture.clusters
+    assert 0.9 <= drawn.macs / learned.macs <= 1  # the nodes of so small a network cost some per cent each

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nas_blockout.backbones import dense_of, stages_of
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings
+from nas_blockout.confusion import ConfusionSettings
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockout import BlockoutSettings
@@ -23,6 +24,7 @@ BASES = {
     "training": Experiment(backbone=BACKBONE),
     "branched": Experiment(backbone=BACKBONE),
     "blockout": Experiment(backbone=BACKBONE, method=BlockoutSettings()),
+    "confusion": Experiment(backbone=BACKBONE, confusion=ConfusionSettings()),
     "regularizers": Experiment(backbone=BACKBONE, method=METHODS["dropout"].settings()),
 }
 

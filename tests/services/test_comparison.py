@@ -231,7 +231,14 @@ def test_an_empty_study_says_so() -> None:
 
 
 def test_roles_follow_from_settings() -> None:
-    study = study_of({**ARMS, "hard-fixed": {"method": {"name": "blockout", "mode": "hard-fixed"}}})
+    more = {
+        "hard-fixed": {"method": {"name": "blockout", "mode": "hard-fixed"}},
+        "scratch": {"like": "blockout", "distillation": {"weights": "scratch"}},
+        "placebo-random": {"like": "blockout", "distillation": {"weights": "scratch", "placebo": "random"}},
+        "pruned": {"pruning": {}, "match": {"arm": "blockout"}},
+        "confusion": {"confusion": {}},
+    }
+    study = study_of({**ARMS, **more})
     assert {name: role(arm) for name, arm in study.arms.items()} == {
         "dense": "rival",
         "dropout": "control",
@@ -240,6 +247,10 @@ def test_roles_follow_from_settings() -> None:
         "widths": "control",
         "thin": "control",
         "hard-fixed": "control",
+        "scratch": "control",
+        "placebo-random": "placebo",
+        "pruned": "control",
+        "confusion": "rival",
     }
 
 

@@ -120,6 +120,25 @@ def test_matched_arms_wait_and_take_the_macs_of_the_other() -> None:
         assert mine.seed == theirs.seed
 
 
+def test_pruned_and_distilled_arms_meet_the_macs_of_the_other_as_a_share_of_the_dense_network() -> None:
+    blockout = {"method": {"name": "blockout", "clusters": 1, "masked": "all"}, "distillation": {"target_macs": 0.9}}
+    arms: dict[str, object] = {
+        "random": THREE["random"],
+        "pruned": {"pruning": {}, "match": {"arm": "random"}},
+        "widths": {**blockout, "match": {"arm": "random"}},
+    }
+    plan = plan_of(arms=arms)
+    run_to_end(plan)
+    dense = 64 * 9 * 8 + 16 * 9 * 8 * 8 + 8 * 12 + 12 * 10
+    for mine, widths, theirs in zip(*(plan.of(arm, RETRAIN) for arm in ("pruned", "widths", "random")), strict=True):
+        assert theirs.macs is not None
+        assert mine.experiment.pruning is not None
+        assert mine.experiment.pruning.target_macs == theirs.macs / dense
+        assert widths.experiment.distillation is not None
+        assert widths.experiment.distillation.target_macs == theirs.macs / dense
+        assert mine.experiment.target_macs is None
+
+
 def test_failed_trials_cost_what_they_spent_and_are_told_as_failed() -> None:
     plan = plan_of(arms={"tpe": THREE["tpe"]})
     run_to_end(plan, fails=frozenset({0, 1}))
