@@ -96,7 +96,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
 # The one file that imports each outside library. What has no row may not be imported by the packages at all.
 IMPORTERS = {
     "ray": ["services/cluster.py"],
-    "optuna": ["services/search/samplers.py"],
+    "optuna": ["services/search/samplers.py", "services/search/importance.py"],
     "mlflow": ["services/tracking.py"],
     "sqlalchemy": ["services/store/*", "services/migrations/*"],
     "alembic": ["services/store/*", "services/migrations/*"],

@@ -1,6 +1,7 @@
 """Which trial comes next: a plan over the arms of a study, and Optuna for what to try.
 
-Its parts: `entries` (trials as the plan sees them), `samplers` (the sole importer of optuna) and `plan`.
+Its parts: `entries` (trials as the plan sees them), `samplers` (proposals by Optuna),
+`importance` (what decided, by Optuna) and `plan`.
 """
 
 from services.search.entries import RETRAIN, SEARCH, TERMINAL, Entry, Proposal, derived_seed

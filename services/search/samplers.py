@@ -1,4 +1,4 @@
-"""Optuna: what a search tries next, given the trials told so far. The sole importer of optuna."""
+"""Optuna: what a search tries next, given the trials told so far."""
 
 from collections.abc import Sequence
 
