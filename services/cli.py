@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services import cli_data
+from services import cli_data, cli_studies
 from services.cli_output import (
     FAILED,
     INTERRUPTED,
@@ -220,6 +220,7 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(UNREACHABLE if set(bad) & SERVICES else FAILED)
 
 
+app.command()(cli_studies.replay)
 app.add_typer(cli_data.app, name="data")
 
 

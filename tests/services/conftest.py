@@ -2,21 +2,26 @@
 
 import os
 import pwd
+import random
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 from sqlalchemy import make_url
 
+from services.search import SEARCH, Plan, Proposal
 from services.store import Store
 from services.store.schema import METADATA
+from services.study import entry_of
+from services.study_file import Study
 
 _ORDINARY_USERS = ("postgres", "nobody")
 
@@ -145,3 +150,57 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         request.getfixturevalue("postgres").execute(url, f"TRUNCATE {tables} RESTART IDENTITY")
     with Store.open(url) as opened:
         yield opened
+
+
+@pytest.fixture
+def pretend() -> Callable[..., None]:
+    """Runs a study on 8 x 8 images of ten classes with made-up results, as its driver would with so many workers."""
+    return pretend_to_run
+
+
+def pretend_to_run(store: Store, study: Study, *, at_once: int, seed: int = 0) -> None:
+    rng, running = random.Random(seed), []
+    images = int(study.config.data["train_samples"])
+    entries = map(entry_of, store.trials(study.name))
+    plan = Plan(study, shape=(1, 8, 8), classes=10, images=images, entries=entries)
+    while True:
+        while len(running) < at_once and (proposal := plan.next()) is not None:
+            running.append(_add(store, study, proposal))
+            plan.update(replace(proposal.entry, state="running"))
+        if not running:
+            return
+        trial = running.pop(rng.randrange(len(running)))
+        _end(store, trial, rng)
+        plan.update(entry_of(store.trial(trial)))
+
+
+def _add(store: Store, study: Study, proposal: Proposal) -> int:
+    entry = proposal.entry
+    architecture = entry.experiment.architecture
+    row = store.add_trial(
+        study.name,
+        arm=entry.arm,
+        phase=entry.phase,
+        number=entry.number,
+        seed=entry.seed,
+        experiment=entry.experiment.to_json(),
+        params=entry.parameters or {},
+        architecture=architecture.to_json() if architecture else None,
+        architecture_hash=entry.architecture_hash,
+        replicate_of=proposal.replicate_of,
+        planned=entry.planned,
+    )
+    store.start_attempt(row.id)
+    return row.id
+
+
+def _end(store: Store, trial: int, rng: random.Random) -> None:
+    row = store.trial(trial)
+    record = {"epoch": 0, "sample_passes": row.planned, "seconds": 1 + 9 * rng.random()}
+    store.record_epochs(trial, [record])
+    score = rng.random()
+    if rng.random() < 0.1 and row.phase == SEARCH:
+        store.finish_trial(trial, "failed", reason="diverged")
+        return
+    result = {"validation_accuracy": score, "test_accuracy": score, "macs": 1000 + trial, "parameters": 10}
+    store.finish_trial(trial, "complete", score=score, result=result)

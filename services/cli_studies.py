@@ -1,0 +1,119 @@
+"""Commands about whole studies beside running them: what one will cost, its searches replayed, several compared."""
+
+from typing import Annotated, Any
+
+import typer
+
+from services.cli_output import (
+    FAILED,
+    USAGE,
+    JsonOption,
+    draw,
+    installation,
+    print_json,
+    say,
+    stop,
+    table,
+    tell,
+)
+
+MOST_WORKERS = 65_536
+_SHARES = (0.25, 0.5, 0.75, 1.0)
+
+StoredArgument = Annotated[str, typer.Argument(help="Name of a study in the store.")]
+
+
+def replay(
+    study: StoredArgument,
+    searcher: Annotated[
+        str | None, typer.Option("--searcher", help="Who proposes, instead of each arm's searcher.", metavar="NAME")
+    ] = None,
+    workers: Annotated[
+        str, typer.Option("--workers", help="Simulated workers; several numbers with commas between.", metavar="N,...")
+    ] = "1",
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, max=100_000, help="Replays with each number of workers.")
+    ] = 20,
+    arm: Annotated[str | None, typer.Option("--arm", help="One arm; all that searched if left out.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of the first replay; the study's if left out.")
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            "--target", min=0, max=1, help="Validation accuracy to reach, 0 to 1; each arm's best if left out."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the recorded searches of a study again with simulated workers, in simulated time; nothing is trained."""
+    from services.replay import Request, faithful
+    from services.replay import replay as replayed
+
+    request = Request(searcher, _numbers(workers), repeats, arm, seed, target)
+    tell(f"replaying {study}: {repeats} times with {workers} workers")
+    found = replayed(installation(), study, request)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _draw_replay(found)
+    if not faithful(found.reproduction):
+        stop(
+            FAILED, "not everything that really happened is proposed again; the versions in environment.json may differ"
+        )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= MOST_WORKERS for part in parts):
+        stop(USAGE, f"--workers takes whole numbers in 1..{MOST_WORKERS} with commas between, got {text!r}")
+    return tuple(map(int, parts))
+
+
+def _draw_replay(found: Any) -> None:
+    for arm, again in found.reproduction.items():
+        word = "reproduced" if again.difference is None else "NOT reproduced"
+        tail = "" if again.difference is None else f"; the first that is not: {again.difference}"
+        say(f"{word}: {arm}, {again.equal} of {again.trials} trials proposed again as they really were{tail}")
+    rows = [
+        (
+            *(each.arm, found.searchers[each.arm], each.workers, each.trials),
+            f"{each.exact} of {each.proposals}" if each.proposals else "drawn",
+            _seconds(each.seconds[1]),
+            f"{each.target:.2%}",
+            f"{each.reached} of {each.repeats}",
+            _spread(each.target_seconds, _seconds),
+            _spread(each.target_passes, lambda passes: f"{passes:,.0f}"),
+        )
+        for each in found.outcomes
+    ]
+    columns = ("arm", "searcher", "workers", "trials", "exact", "takes", "target", "reached", "after", "after passes")
+    draw(table(columns, rows, title="simulated time: median (quartiles)"))
+    curves = [
+        (each.arm, each.workers, against, *(_accuracy(band, share) for share in _SHARES))
+        for each in found.outcomes
+        for against, band in (("budget", each.by_budget), ("time", each.by_time))
+    ]
+    shares = ("arm", "workers", "share of", *(f"{share:.0%}" for share in _SHARES))
+    draw(table(shares, curves, title="best validation % so far: median (quartiles)"))
+    for arm in found.recorded:
+        if found.searchers[arm] != found.recorded[arm] and found.recorded[arm] != "random":
+            say(f"{arm}: its trials were proposed by {found.recorded[arm]}, which random draws from them profit by")
+
+
+def _seconds(value: float) -> str:
+    from services.display import duration
+
+    return f"{value:.1f} s" if value < 60 else duration(value)
+
+
+def _spread(quartiles: Any, text: Any) -> str:
+    low, median, high = ("never" if value is None else text(value) for value in quartiles)
+    return f"{median} ({low} .. {high})"
+
+
+def _accuracy(band: Any, share: float) -> str:
+    place = round(share * (len(band.grid) - 1))
+    values = [band.lower[place], band.median[place], band.upper[place]]
+    low, median, high = ("-" if value != value else f"{100 * value:.2f}" for value in values)  # NaN
+    return f"{median} ({low} .. {high})"

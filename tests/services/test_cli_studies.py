@@ -1,0 +1,109 @@
+"""`nas-blockout replay`, `estimate` and `compare`: what they print, and the codes they end with."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services import cli
+from services.store import Store
+from services.study_file import parse, resolve
+
+STUDY: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "tiny",
+    "data": {"name": "digits", "train_samples": 50},
+    "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
+    "training": {"epochs": 2, "batch_size": 16},
+    "budget": {"sample_passes": 600},
+    "retrain": {"seeds": [0, 1]},
+    "arms": {"random": {"space": ["training"]}, "tpe": {"space": ["training"], "searcher": "tpe"}},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Call = Callable[..., Ended]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NAS_BLOCKOUT_HOME", str(tmp_path))
+    monkeypatch.setenv("NAS_BLOCKOUT_TRACKING_URI", "none")
+    monkeypatch.setenv("COLUMNS", "250")
+    return tmp_path
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """Calls the program as its script does, in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.excepthook
+
+    def called(*arguments: object) -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        streams = capsys.readouterr()
+        assert "Traceback" not in streams.err
+        return Ended(int(ended.value.code or 0), streams.out, streams.err)
+
+    yield called
+    sys.excepthook = hook
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def recorded(home: Path, pretend: Any) -> None:
+    """A study that has run, with made-up results."""
+    study = resolve(parse(STUDY, source="here"), source="here")
+    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+        store.create_study("tiny", config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
+        pretend(store, study, at_once=1)
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_replay_says_that_it_is_faithful_and_how_long_it_takes(call: Call) -> None:
+    ended = call("replay", "tiny", "--workers", "1, 4")
+    assert ended.code == 0, ended.err
+    assert "reproduced: random, 6 of 6 trials proposed again as they really were" in ended.out
+    assert "best validation % so far" in ended.out
+    found = call("replay", "tiny", "--workers", "1,4", "--arm", "tpe", "--repeats", "3", "--json").json
+    assert found["reproduced"] is True
+    assert [(each["arm"], each["workers"], each["repeats"]) for each in found["outcomes"]] == [
+        ("tpe", 1, 3),
+        ("tpe", 4, 3),
+    ]
+    assert found["outcomes"][0]["by_time"]["median"][-1] == found["outcomes"][0]["target"]
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (("nothing",), 3, "there is no study 'nothing'"),
+        (("tiny", "--arm", "rundom"), 3, "no arm 'rundom'"),
+        (("tiny", "--searcher", "tpa"), 2, "did you mean 'tpe'?"),
+        (("tiny", "--workers", "1,x"), 2, "whole numbers in 1..65536 with commas between, got '1,x'"),
+        (("tiny", "--target", "75"), 2, "--target"),
+    ],
+)
+def test_a_replay_that_cannot_be_made_is_one_error(call: Call, words: tuple[str, ...], code: int, part: str) -> None:
+    ended = call("replay", *words)
+    assert (ended.code, ended.out) == (code, "")
+    assert part in ended.err
