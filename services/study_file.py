@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from nas_blockout.backbones import require_stages
 from nas_blockout.data import DataSettings, Splits
 from nas_blockout.experiment import HANDOVERS, Experiment, backbone_from_json, build
 from nas_blockout.methods import method_from_json, method_to_json
@@ -350,6 +351,9 @@ def _resolve_arm(config: StudyConfig, name: str, data: DataSettings) -> Arm:
         **{name: _handover(name, kind, own, other) for name, kind in HANDOVERS.items()},
     )
     match = own.match or other.match
+    for wanted, given in (("the space 'branched'", "branched" in spaces), ("match", match is not None)):
+        if given:
+            require_stages(experiment.backbone, wanted)
     searcher = own.searcher or other.searcher or "random"
     return Arm(name, experiment, tuple(spaces), searcher, match.arm if match else None, own.purpose)
 

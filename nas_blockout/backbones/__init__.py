@@ -26,6 +26,7 @@ class Backbone:
         stages: Stages that an architecture may cover; None for networks that cannot be branched.
         scaled: Returns the settings with all widths multiplied by a factor.
         neighbours: Returns the settings that have one node more or less in one layer.
+        skippable: Whether the network has blocks that can be skipped one by one.
     """
 
     settings: type
@@ -33,6 +34,7 @@ class Backbone:
     stages: Callable[[Any, Shape, int], Sequence[Stage]] | None = None
     scaled: Callable[[Any, float], Any] | None = None
     neighbours: Callable[[Any], list[Any]] | None = None
+    skippable: bool = False
 
 
 def _build_convnet(
@@ -96,7 +98,7 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
             convnet.ConvNetSettings, _build_convnet, convnet.stages, _scaled_convnet, _neighbours_of_convnet
         ),
         "inception": Backbone(InceptionSettings, _build_inception),
-        "resnet": Backbone(ResNetSettings, _build_resnet),
+        "resnet": Backbone(ResNetSettings, _build_resnet, skippable=True),
     }
 )
 
@@ -125,6 +127,22 @@ def require_stages(settings: Any, wanted: str) -> None:
     if BACKBONES[name].stages is None:
         able = " or ".join(other for other, backbone in BACKBONES.items() if backbone.stages)
         raise ValueError(f"{wanted} needs a backbone that can be branched, {able}; got {name}")
+
+
+def require_blocks(settings: Any, wanted: str) -> None:
+    """Refuse what only a network of blocks that can be skipped can have.
+
+    Args:
+        settings: Of a backbone.
+        wanted: What is asked of it, the beginning of the message.
+
+    Raises:
+        ValueError: The backbone has no such blocks.
+    """
+    name = name_of(settings)
+    if not BACKBONES[name].skippable:
+        able = " or ".join(other for other, backbone in BACKBONES.items() if backbone.skippable)
+        raise ValueError(f"{wanted} needs a backbone whose blocks can be skipped, {able}; got {name}")
 
 
 def stages_of(settings: Any, shape: Shape, classes: int) -> Sequence[Stage]:

@@ -1,6 +1,6 @@
 """From an experiment to its network: with its method in place for training, and plain for what it ends in."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from nas_blockout.confusion import ConfusionSettings
 from nas_blockout.data import Splits
 from nas_blockout.experiment.described import Experiment
 from nas_blockout.methods import METHODS, NoneSettings
+from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
 from nas_blockout.pruning import PruningSettings
 
@@ -40,6 +41,8 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
         network = kind.build(backbone, shape, classes, experiment.architecture, _sites(experiment.method))
         if isinstance(experiment.method, BlockoutSettings):
             return Blockout(network, network.connections, experiment.method)  # type: ignore[arg-type]
+        if isinstance(experiment.method, BlockDropSettings):
+            return BlockDrop(network, experiment.method, channels=shape[0])  # type: ignore[arg-type]
         return network
 
 
@@ -62,6 +65,8 @@ def _check_handover(experiment: Experiment, shape: tuple[int, int, int], classes
 def rebuild(experiment: Experiment, architecture: Architecture | None, splits: Splits) -> nn.Module:
     """Return the plain network that an experiment ends in, without trained weights or any trace of its method.
 
+    A network that blockdrop steers keeps its policy, without which it would be another network.
+
     Args:
         experiment: What was run.
         architecture: What it ended in; None for a network that is not built from stages.
@@ -80,6 +85,18 @@ def count_macs(model: nn.Module, images: Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
     return int(counter.get_total_flops()) // 2
+
+
+@torch.no_grad()
+def expected_macs(model: BlockDrop, batches: Iterable[tuple[Tensor, Tensor]]) -> int:
+    """Return the mean multiply-accumulates an image of a network that skips blocks, its policy counted in.
+
+    Args:
+        model: In eval mode.
+        batches: Images and labels.
+    """
+    each = [model.flops(x[:1]).of(model.decide(x)) / 2 for x, _ in batches]
+    return round(float(torch.cat(each).mean()))
 
 
 def dense_macs(experiment: Experiment, splits: Splits) -> int:
@@ -129,9 +146,10 @@ def _sites(method: Any) -> Sites:
 
 
 def plain(experiment: Experiment, architecture: Architecture | None) -> Experiment:
-    """Return the experiment without its method and without a handover, over a given architecture."""
+    """Return the experiment without a handover, over a given architecture, and without a method but blockdrop."""
+    method = experiment.method if isinstance(experiment.method, BlockDropSettings) else NoneSettings()
     return replace(
-        experiment, method=NoneSettings(), architecture=architecture, distillation=None, pruning=None, confusion=None
+        experiment, method=method, architecture=architecture, distillation=None, pruning=None, confusion=None
     )
 
 

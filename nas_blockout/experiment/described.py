@@ -6,12 +6,13 @@ from types import MappingProxyType
 from typing import Any
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.backbones import BACKBONES, name_of, require_stages
+from nas_blockout.backbones import BACKBONES, name_of, require_blocks, require_stages
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.confusion import ConfusionSettings
 from nas_blockout.data import DataSettings
 from nas_blockout.distill import DistillationSettings
 from nas_blockout.methods import NoneSettings, method_from_json, method_to_json
+from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.pruning import PruningSettings
 from nas_blockout.train import TrainingSettings
@@ -54,6 +55,8 @@ class Experiment:
         for name in ("architecture", *HANDOVERS, "target_macs"):
             if getattr(self, name) is not None:
                 require_stages(self.backbone, name)
+        if isinstance(self.method, BlockDropSettings):
+            require_blocks(self.backbone, "the method blockdrop")
         blockout = isinstance(self.method, BlockoutSettings)
         given = [name for name in HANDOVERS if getattr(self, name) is not None]
         if len(given) > 1:

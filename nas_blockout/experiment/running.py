@@ -13,9 +13,10 @@ from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.confusion import ConfusionSettings
 from nas_blockout.data import Loader, Splits
 from nas_blockout.distill import DistillationSettings
-from nas_blockout.experiment.building import build, count_macs, plain_state, rebuild
+from nas_blockout.experiment.building import build, count_macs, expected_macs, plain_state, rebuild
 from nas_blockout.experiment.described import Experiment
 from nas_blockout.experiment.handover import EVALUATION_BATCH, STAGE_SEED, Handover, hand_over, second_network
+from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.pruning import PruningSettings
 from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSettings, fit
@@ -26,10 +27,10 @@ class Outcome:
     """What an experiment ends in: a plain network in eval mode and what is known of it.
 
     Args:
-        model: Gives logits by ``model(x)``; holds no trace of the method.
+        model: Gives logits by ``model(x)``; holds no trace of the method, but for blockdrop, which keeps its policy.
         architecture: Of a network built from stages; else None.
         parameters: Trainable parameters.
-        macs: Multiply-accumulates an image.
+        macs: Multiply-accumulates an image; with blockdrop their mean over the validation images, the policy counted.
         handover: What distillation handed over, if there was one.
     """
 
@@ -155,7 +156,12 @@ class Run(Iterator[EpochRecord]):
         plain.eval()
         parameters = sum(parameter.numel() for parameter in plain.parameters())
         architecture = plain.full if isinstance(plain, BranchedNetwork) else None
-        return Outcome(plain, architecture, parameters, count_macs(plain, self.splits.train.images[:1]), self._handover)
+        return Outcome(plain, architecture, parameters, self._macs(plain), self._handover)
+
+    def _macs(self, plain: nn.Module) -> int:
+        if isinstance(plain, BlockDrop):
+            return expected_macs(plain, self._loaders.validation.batches())
+        return count_macs(plain, self.splits.train.images[:1])
 
 
 def _split_epochs(

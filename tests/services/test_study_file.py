@@ -120,6 +120,22 @@ def test_an_arm_like_another_takes_its_entries() -> None:
             {"method": {"name": "blockout"}, "distillation": {"placebo": "random"}},
             "placebo='random' has no weights to inherit",
         ),
+        ("arms.dense.method", {"name": "blockdrop"}, "blockdrop needs a backbone whose blocks can be skipped, resnet"),
+        (
+            "arms.dense",
+            {"backbone": {"name": "resnet"}, "pruning": {}},
+            r"arms\.dense\.pruning needs a backbone that can be branched, convnet; got resnet",
+        ),
+        (
+            "arms.dense",
+            {"backbone": {"name": "inception"}, "space": ["branched"]},
+            "the space 'branched' needs a backbone that can be branched, convnet; got inception",
+        ),
+        (
+            "arms",
+            {"a": {}, "b": {"backbone": {"name": "resnet"}, "match": {"arm": "a"}}},
+            r"arms\.b\.match needs a backbone that can be branched, convnet; got resnet",
+        ),
         ("data.name", "digit", r"digit"),
         ("training.epochs", "ten", r"training\.epochs must be a whole number, got 'ten'"),
         ("training.epochs", 0, r"training: epochs must be at least 1, got epochs=0"),

@@ -1,5 +1,6 @@
 """Residual and Inception networks in experiments: every method ends in what was measured, or is refused."""
 
+import io
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,9 @@ from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.confusion import ConfusionSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.distill import DistillationSettings
-from nas_blockout.experiment import Experiment, Run, build, count_macs, rebuild
+from nas_blockout.experiment import Experiment, Run, Snapshot, build, count_macs, rebuild
 from nas_blockout.methods import METHODS
+from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
 from nas_blockout.pruning import PruningSettings
 from nas_blockout.train import TrainingSettings, evaluate
@@ -114,6 +116,52 @@ def test_weights_that_write_to_one_stream_are_masked_by_one_membership(splits):
     for connection in writers:
         assert not masked[connection.weight][0].any()
         assert masked[connection.weight][1:].any()
+
+
+SKIPPING = replace(
+    RESIDUAL,
+    method=BlockDropSettings(pretrain_share=0.25, policy_share=0.25, blocks_per_epoch=2, policy_widths=(4,)),
+    training=TrainingSettings(epochs=4, batch_size=20),
+)
+
+
+def test_blockdrop_ends_in_a_network_with_its_policy_whose_expected_cost_is_told(splits):
+    assert Experiment.from_json(SKIPPING.to_json()) == SKIPPING
+    run = finished(SKIPPING, splits)
+    outcome = run.outcome
+    assert outcome is not None
+    assert isinstance(outcome.model, BlockDrop)
+    assert [record.telemetry.get("blockdrop/controlled") for record in run.records] == [0, 2, 3, 3]
+    assert run.records[-1].sample_passes == 4 * len(splits.train.labels)
+    assert evaluate(outcome.model, run._loaders.validation).accuracy == run.records[-1].validation_accuracy
+    twin = rebuild(SKIPPING, None, splits)
+    twin.load_state_dict(outcome.model.state_dict())
+    each = [count_macs(twin.eval(), image[None]) for image in splits.validation.images]
+    assert outcome.macs == pytest.approx(sum(each) / len(each), abs=1)
+    assert outcome.parameters == sum(parameter.numel() for parameter in twin.parameters())
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_blockdrop_run_that_is_stopped_in_any_phase_goes_on_with_the_same_numbers(stop_after, splits):
+    whole, begun = finished(SKIPPING, splits), Run(SKIPPING, splits)
+    for _ in range(stop_after):
+        next(begun)
+    file = io.BytesIO()
+    torch.save(begun.snapshot().to_state(), file)
+    file.seek(0)
+    resumed = Run(SKIPPING, splits, start=Snapshot.from_state(torch.load(file, weights_only=True)))
+    for _ in resumed:
+        pass
+    assert [r.validation_loss for r in resumed.records] == [r.validation_loss for r in whole.records]
+    assert resumed.outcome.macs == whole.outcome.macs
+
+
+def test_blockdrop_without_blocks_to_skip_is_refused(splits):
+    for backbone in (INCEPTION.backbone, BACKBONES["convnet"].settings()):
+        with pytest.raises(ValueError, match="blockdrop needs a backbone whose blocks can be skipped, resnet; got"):
+            replace(SKIPPING, backbone=backbone)
+    with pytest.raises(ValueError, match=r"kept_blocks must lie in 1\.\.3"):
+        build(replace(SKIPPING, method=BlockDropSettings(policy="first", kept_blocks=4)), splits)
 
 
 @pytest.mark.parametrize("experiment", [RESIDUAL, INCEPTION], ids=["resnet", "inception"])
