@@ -258,7 +258,8 @@ class StaticPolicy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(batch, blocks)``, the same for every image."""
-        return self.logits.repeat(len(x), 1)  # no view of a parameter: torch's FLOP counter trips over it
+        # no view of a parameter: torch's FLOP counter trips over it; no len(x), which an export would take as fixed
+        return self.logits.repeat(x.shape[0], 1)
 
 
 class BlockDrop(nn.Module):
@@ -416,7 +417,7 @@ class BlockDrop(nn.Module):
         return counted
 
     def _thresholded(self, scores: Tensor) -> Tensor:
-        return (scores >= 0) | ~self.controlled
+        return torch.logical_or(scores >= 0, ~self.controlled)  # an exported program may not hold `__or__`
 
     def _explore(self, scores: Tensor, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the logits on drawn paths, and these: bool, or gates with gradient."""

@@ -62,7 +62,11 @@ def masked_route(
         generator: Passed on to the head.
     """
     h = network.stem(x)
-    for block, gate in zip(network.blocks, gates.to(h.dtype).unbind(1), strict=True):
+    if gates.dtype == torch.bool:  # not by a cast, which an exported program would check with an assertion
+        gates = torch.where(gates, h.new_ones(()), h.new_zeros(()))
+    elif gates.dtype != h.dtype:
+        gates = gates.to(h.dtype)
+    for block, gate in zip(network.blocks, gates.unbind(1), strict=True):
         shortcut, share = block.shortcut(h), gate.view(-1, 1, 1, 1)
         h = share * block.complete(h, shortcut) + (1 - share) * shortcut
     return network.head(h, generator)

@@ -373,12 +373,17 @@ def test_double_precision_copy_and_round_trip():
     assert int(model.controlled.sum()) == 2
 
 
-def test_export_in_eval_gives_the_same_logits_for_any_batch():
-    model, x = dropping(depth=14).eval(), images(12)
+@pytest.mark.parametrize("policy", ["learned", "static", "spread"])
+def test_export_in_eval_gives_the_same_logits_for_any_batch(policy):
+    kept = 3 if policy == "spread" else None
+    model, x = dropping(depth=14, policy=policy, kept_blocks=kept).eval(), images(12)
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(model, (images(4),), dynamic_shapes={"x": {0: batch}}, strict=False)
     torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-5)
-    assert len(model.decide(x).unique(dim=0)) > 1
+    assert (len(model.decide(x).unique(dim=0)) > 1) == (policy == "learned")
+    operators = {node.target.name() for node in program.graph.nodes if hasattr(node.target, "name")}
+    assert operators
+    assert not [name for name in operators if name.startswith("aten::_")]  # which loading an exported model refuses
 
 
 def test_flops_count_policy_blocks_and_the_rest():
