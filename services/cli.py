@@ -220,6 +220,7 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(UNREACHABLE if set(bad) & SERVICES else FAILED)
 
 
+app.command()(cli_studies.estimate)
 app.command()(cli_studies.replay)
 app.add_typer(cli_data.app, name="data")
 

@@ -63,6 +63,42 @@ def replay(
         )
 
 
+def estimate(
+    study: Annotated[str, typer.Argument(help="A bundled study by name, or the path of a YAML file.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Measure for about 4 seconds instead of 20.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a study will cost: trials, sample passes, seconds by arm and phase, wall-clock, disk.
+
+    Something of every arm is trained in this process for a moment; nothing is written.
+    """
+    from services.estimate import estimate as estimated
+    from services.study_file import find, read, resolve
+
+    path = find(study)
+    found = estimated(resolve(read(path), source=str(path)), installation(), source=str(path), quick=quick, say=tell)
+    print_json(found.to_json()) if as_json else _draw_estimate(found)
+
+
+def _draw_estimate(found: Any) -> None:
+    from services.display import duration
+
+    rows = [
+        (arm, phase, cost.trials, f"{cost.sample_passes:,}", duration(cost.seconds))
+        for arm, phases in found.phases.items()
+        for phase, cost in phases.items()
+    ]
+    total = found.total
+    rows.append(("all", "", total.trials, f"{total.sample_passes:,}", duration(total.seconds)))
+    draw(table(("arm", "phase", "trials", "passes", "training"), rows, title=f"study {found.study}, estimated"))
+    at_once = f"{found.workers} trial{'s' * (found.workers > 1)} at once"
+    say(f"wall-clock: {duration(found.trials_seconds)} of trials with {at_once}, {duration(found.wall_seconds)} in all")
+    say(f"disk: {found.disk_bytes / 1e6:,.1f} MB")
+    say(f"measured in {duration(found.dry_run_seconds)}")
+    for note in found.notes:
+        say(f"note: {note}")
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= MOST_WORKERS for part in parts):

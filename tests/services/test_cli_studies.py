@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from services import cli
 from services.store import Store
@@ -107,3 +108,26 @@ def test_a_replay_that_cannot_be_made_is_one_error(call: Call, words: tuple[str,
     ended = call("replay", *words)
     assert (ended.code, ended.out) == (code, "")
     assert part in ended.err
+
+
+def test_an_estimate_says_what_a_study_costs_and_writes_nothing(call: Call, home: Path) -> None:
+    path = home / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY))
+    ended = call("estimate", path, "--quick")
+    assert ended.code == 0, ended.err
+    for part in ("study tiny, estimated", "retrain", "wall-clock", "2 trials at once", "disk"):
+        assert part in ended.out
+    assert "measuring random" in ended.err
+    found = call("estimate", path, "--quick", "--json").json
+    assert (found["total"]["trials"], found["total"]["sample_passes"]) == (12, 1200)
+    assert found["phases"]["tpe"]["search"]["trials"] == 4
+    assert found["wall_seconds"] > found["trials_seconds"] > 0
+    assert list(home.iterdir()) == [path]
+
+
+def test_an_estimate_of_a_study_that_cannot_run_is_one_error(call: Call, home: Path) -> None:
+    path = home / "study.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, "budget": {"sample_passes": 10}}))
+    ended = call("estimate", path)
+    assert (ended.code, ended.out) == (2, "")
+    assert "budget.sample_passes=10" in ended.err

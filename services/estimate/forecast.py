@@ -1,0 +1,245 @@
+"""The plan of a study, run in simulated time with measured seconds and made-up results."""
+
+import heapq
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from nas_blockout.data import Splits, load
+from nas_blockout.experiment import Experiment, count_macs, dense_macs, rebuild
+from services.estimate.measuring import Measured, measure
+from services.search import RETRAIN, SEARCH, Entry, Plan
+from services.settings import Settings
+from services.study_file import Study, StudyError, check_against_data
+
+SECONDS, QUICK_SECONDS = 20.0, 4.0
+# Measured on the quickstart, two workers, one machine of two cores.
+START_SECONDS = 6.0  # until Ray has started
+TRIAL_SECONDS = 0.3  # what a worker waits for between two trials
+ARM_SECONDS, EXPORT_SECONDS = 1.0, 3.0  # measuring a winner, exporting and verifying it
+EPOCH_BYTES, TRIAL_BYTES, REPORT_BYTES = 900, 6_000, 600_000
+MLFLOW_EPOCH_BYTES = 3_200
+EXPORT_BYTES, EXPORT_FORMS, FLOAT_BYTES = 130_000, 4, 4
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseEstimate:
+    """What a phase of an arm will cost: its trials, sample passes, and seconds of training."""
+
+    trials: int = 0
+    sample_passes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a study will cost.
+
+    Args:
+        study: Name of the study.
+        phases: By arm and phase.
+        workers: Trials at once.
+        trials_seconds: Wall-clock from the first trial to the end of the last one.
+        wall_seconds: Wall-clock of the whole study, exports and report included.
+        disk_bytes: What it leaves behind.
+        dry_run_seconds: What the estimate itself took.
+        notes: What it does not know.
+    """
+
+    study: str
+    phases: Mapping[str, Mapping[str, PhaseEstimate]]
+    workers: int
+    trials_seconds: float
+    wall_seconds: float
+    disk_bytes: int
+    dry_run_seconds: float
+    notes: tuple[str, ...]
+
+    @property
+    def total(self) -> PhaseEstimate:
+        """All arms and phases together."""
+        every = [phase for phases in self.phases.values() for phase in phases.values()]
+        return PhaseEstimate(
+            sum(p.trials for p in every), sum(p.sample_passes for p in every), sum(p.seconds for p in every)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the estimate as plain JSON types."""
+        return {**asdict(self), "notes": list(self.notes), "total": asdict(self.total)}
+
+
+def estimate(study: Study, settings: Settings, *, source: str, quick: bool = False, say: Say) -> Estimate:
+    """Train something of every arm for a moment, and return what the whole study will cost; nothing is written.
+
+    Args:
+        study: The resolved study.
+        settings: Of the installation.
+        source: Where the study came from, for errors.
+        quick: Whether to take less time, and know less.
+        say: Told what is measured.
+
+    Raises:
+        StudyError: The study cannot be run.
+    """
+    splits = load(study.data, root=settings.data)
+    check_against_data(study, splits, source=source)
+    began = time.perf_counter()
+    device = "cuda" if study.config.workers.gpus and torch.cuda.is_available() else "cpu"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(study.config.workers.cpus)
+    try:
+        measured = _measure_arms(study, splits, device=device, quick=quick, source=source, say=say)
+    finally:
+        torch.set_num_threads(threads)
+    found = forecast(study, splits, settings, measured, processors=os.cpu_count() or 1)
+    return replace(found, dry_run_seconds=time.perf_counter() - began)
+
+
+def forecast(
+    study: Study, splits: Splits, settings: Settings, measured: Mapping[str, Measured], *, processors: int
+) -> Estimate:
+    """Return what a study will cost, from what one training of each arm costs.
+
+    Args:
+        study: The resolved study.
+        splits: Its data.
+        settings: Of the installation.
+        measured: What one training costs, by arm.
+        processors: Of this machine; more threads than these take turns.
+    """
+    crowding = _crowding(study, settings, processors)
+    told = _pretend(study, splits, {name: _Seconds.of(each, crowding) for name, each in measured.items()})
+    exported = study.config.export if study.config.export is not None else list(study.arms)
+    finishing = ARM_SECONDS * len(study.arms) + EXPORT_SECONDS * len(exported)
+    return Estimate(
+        study=study.name,
+        phases={name: _phases(name, told.entries, crowding * each.seconds) for name, each in measured.items()},
+        workers=study.config.workers.at_once,
+        trials_seconds=told.seconds,
+        wall_seconds=START_SECONDS + told.seconds + finishing,
+        disk_bytes=_disk(settings, measured, told.entries, exported),
+        dry_run_seconds=0.0,
+        notes=_notes(study, settings),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seconds:
+    """What a trial takes: its training, and all of it as its worker sees it."""
+
+    training: float = 0.0
+    whole: float = 0.0
+
+    @classmethod
+    def of(cls, measured: Measured, crowding: float) -> "_Seconds":
+        training = crowding * measured.seconds
+        return cls(training, training + crowding * measured.overhead_seconds + TRIAL_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """All trials of a pretended study, and when the last one ended."""
+
+    entries: tuple[Entry, ...]
+    seconds: float
+
+
+def _measure_arms(
+    study: Study, splits: Splits, *, device: str, quick: bool, source: str, say: Say
+) -> dict[str, Measured]:
+    planned = _pretend(study, splits, dict.fromkeys(study.arms, _Seconds())).entries
+    seconds = (QUICK_SECONDS if quick else SECONDS) / len(study.arms)
+    measured = {}
+    for name in study.arms:
+        say(f"measuring {name}")
+        own = [entry.experiment for entry in planned if (entry.arm, entry.phase) == (name, SEARCH)]
+        chosen = own[:1] if quick or len(own) < 2 else [own[0], own[len(own) // 2]]
+        try:
+            found = [measure(each, splits, seconds=seconds / len(chosen), device=device) for each in chosen]
+        except (ValueError, RuntimeError) as error:
+            raise StudyError(f"{source}: arms.{name}: its dry run failed: {error}") from error
+        measured[name] = _mean(found)
+    return measured
+
+
+def _mean(found: Sequence[Measured]) -> Measured:
+    return Measured(
+        seconds=sum(each.seconds for each in found) / len(found),
+        overhead_seconds=sum(each.overhead_seconds for each in found) / len(found),
+        parameters=max(each.parameters for each in found),
+    )
+
+
+def _pretend(study: Study, splits: Splits, seconds: Mapping[str, _Seconds]) -> _Told:
+    """Run the plan of a study with made-up results: every trial succeeds, and the first of each arm wins."""
+    arms = {name: replace(arm, searcher="random") for name, arm in study.arms.items()}
+    shape, classes = splits.shape, len(splits.class_names)
+    plan = Plan(replace(study, arms=arms), shape=shape, classes=classes, images=len(splits.train))
+    awaited = {arm.match for arm in study.arms.values()}
+    running: list[tuple[float, int, Entry]] = []
+    ended: list[Entry] = []
+    now = 0.0
+    while True:
+        while len(running) < study.config.workers.at_once and (proposal := plan.next()) is not None:
+            entry = replace(proposal.entry, state="running")
+            plan.update(entry)
+            heapq.heappush(running, (now + seconds[entry.arm].whole, len(ended) + len(running), entry))
+        if not running:
+            return _Told(tuple(ended), now)
+        now, _, entry = heapq.heappop(running)
+        macs = _macs(entry.experiment, splits) if entry.arm in awaited else None
+        ended.append(replace(entry, state="complete", spent=entry.planned, score=0.5, macs=macs))
+        plan.update(ended[-1])
+
+
+def _macs(experiment: Experiment, splits: Splits) -> int:
+    """Return about what the network costs that an experiment ends in, as far as that is known before it is run."""
+    target = getattr(experiment.handover, "target_macs", None)
+    if target is not None:
+        return round(target * dense_macs(experiment, splits))
+    network = rebuild(experiment, experiment.architecture, splits).eval()
+    return count_macs(network, splits.train.images[:1])
+
+
+def _crowding(study: Study, settings: Settings, processors: int) -> float:
+    """Return how much slower trials are because more threads than processors work; of a cluster nothing is known."""
+    workers = study.config.workers
+    if settings.ray_address is not None or workers.gpus:
+        return 1.0
+    return max(1.0, workers.at_once * workers.cpus / processors)
+
+
+def _phases(arm: str, entries: Sequence[Entry], seconds: float) -> dict[str, PhaseEstimate]:
+    own = {phase: [e for e in entries if (e.arm, e.phase) == (arm, phase)] for phase in (SEARCH, RETRAIN)}
+    return {
+        phase: PhaseEstimate(len(found), sum(entry.planned for entry in found), seconds * len(found))
+        for phase, found in own.items()
+    }
+
+
+def _disk(
+    settings: Settings,
+    measured: Mapping[str, Measured],
+    entries: Sequence[Entry],
+    exported: Sequence[str],
+) -> int:
+    epochs = sum(entry.experiment.training.epochs for entry in entries)
+    kept = FLOAT_BYTES * sum(measured[entry.arm].parameters for entry in entries if entry.phase == RETRAIN)
+    forms = sum(EXPORT_BYTES + EXPORT_FORMS * FLOAT_BYTES * measured[arm].parameters for arm in exported)
+    an_epoch = EPOCH_BYTES + (MLFLOW_EPOCH_BYTES if settings.tracking_uri else 0)
+    return epochs * an_epoch + TRIAL_BYTES * len(entries) + REPORT_BYTES + kept + forms
+
+
+def _notes(study: Study, settings: Settings) -> tuple[str, ...]:
+    notes = []
+    if settings.ray_address is not None:
+        notes.append(f"measured on this machine, not on the cluster at {settings.ray_address}")
+    if study.config.workers.gpus and not torch.cuda.is_available():
+        notes.append("measured on processors: this machine has no GPU")
+    return tuple(notes)

@@ -1,0 +1,112 @@
+"""Estimates: the plan is counted exactly, the seconds are measured on some of the images, and no test image is read."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas_blockout.data import DataSettings, load
+from nas_blockout.train import EpochRecord
+from services.estimate import Estimate, estimate
+from services.estimate.forecast import TRIAL_SECONDS, forecast
+from services.estimate.measuring import Measured, epoch_seconds, measure, part_of
+from services.search import RETRAIN, SEARCH
+from services.settings import Settings
+from services.study_file import Study, parse, resolve
+
+IMAGES, EPOCHS = 60, 2
+ARMS: dict[str, Any] = {
+    "random": {"space": ["training"]},
+    "tpe": {"space": ["training"], "searcher": "tpe"},
+    "blockout": {
+        "method": {"name": "blockout", "clusters": 2, "masked": "all"},
+        "distillation": {"target_macs": 0.5},
+    },
+    "thin": {"match": {"arm": "blockout"}},
+}
+
+
+def study_of(*, workers: int = 2) -> Study:
+    document = {
+        "schema_version": 1,
+        "name": "estimated",
+        "data": {"name": "digits", "train_samples": IMAGES},
+        "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
+        "training": {"epochs": EPOCHS},
+        "budget": {"sample_passes": IMAGES * EPOCHS * 5},
+        "retrain": {"seeds": [0, 1]},
+        "workers": {"at_once": workers},
+        "arms": ARMS,
+    }
+    return resolve(parse(document, source="x"), source="x")
+
+
+def settings_of(home: Path, **changes: Any) -> Settings:
+    return Settings(home=home, store_url=f"sqlite:///{home / 'store.db'}", **changes)
+
+
+def forecast_of(home: Path, *, workers: int, processors: int = 2, **settings: Any) -> Estimate:
+    """The forecast where a training of each arm takes 10 s, and nothing besides but what a worker waits for."""
+    study = study_of(workers=workers)
+    measured = dict.fromkeys(study.arms, Measured(10.0, 0.0, 1000))
+    splits = load(study.data)
+    return forecast(study, splits, settings_of(home, **settings), measured, processors=processors)
+
+
+def test_trials_and_passes_are_those_of_the_plan(tmp_path: Path) -> None:
+    found = estimate(study_of(), settings_of(tmp_path), source="x", quick=True, say=lambda text: None)
+    for arm in ARMS:
+        assert {phase: cost.trials for phase, cost in found.phases[arm].items()} == {SEARCH: 3, RETRAIN: 2}
+        assert found.phases[arm][SEARCH].sample_passes == 3 * IMAGES * EPOCHS
+        assert found.phases[arm][SEARCH].seconds > 0
+    assert found.total.trials == 20
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wall_clock_follows_from_the_workers(tmp_path: Path) -> None:
+    trial = 10 + TRIAL_SECONDS
+    one, two, crowd = (forecast_of(tmp_path, workers=workers) for workers in (1, 2, 8))
+    assert one.trials_seconds == pytest.approx(20 * trial)
+    assert two.trials_seconds == pytest.approx(10 * trial, rel=0.11)
+    assert one.total.seconds == two.total.seconds == 200
+    assert crowd.total.seconds == 800  # eight threads on two processors take turns
+    many = forecast_of(tmp_path, workers=8, processors=8)
+    assert many.total.seconds == 200
+    assert 3 * trial <= many.trials_seconds < two.trials_seconds  # seeds wait for searches, thin for blockout
+    assert two.wall_seconds > two.trials_seconds
+
+
+def test_a_cluster_and_mlflow_are_reckoned_with(tmp_path: Path) -> None:
+    plain = forecast_of(tmp_path, workers=8)
+    there = forecast_of(tmp_path, workers=8, ray_address="auto", tracking_uri="sqlite:///mlflow.db")
+    assert plain.notes == ()
+    assert there.notes == ("measured on this machine, not on the cluster at auto",)
+    assert there.total.seconds == 200
+    assert there.disk_bytes > plain.disk_bytes
+
+
+def test_a_share_of_the_images_stands_for_all() -> None:
+    splits = load(DataSettings("digits"))
+    part = part_of(splits, 0.25)
+    assert len(part.train) == round(len(splits.train) / 4)
+    assert len(part.validation) == round(len(splits.validation) / 4)
+    assert set(part.train.labels.tolist()) == set(range(10))
+    with pytest.raises(AssertionError, match="no test image"):
+        part.test()
+
+
+@pytest.mark.parametrize("arm", list(ARMS))
+def test_a_dry_run_measures_every_kind_of_arm(arm: str) -> None:
+    found = measure(study_of().arms[arm].experiment, load(DataSettings("digits", train_samples=IMAGES)), seconds=0.1)
+    assert found.seconds > 0
+    assert found.overhead_seconds > 0
+    assert found.parameters > 0
+
+
+def test_seconds_of_stages_are_weighed_by_their_epochs() -> None:
+    experiment = study_of().arms["blockout"].experiment
+    ends = [("learn", 5.0), ("learn", 8.0), ("finetune", 20.0), ("finetune", 21.0)]
+    records = [EpochRecord(n, 0, end, 0.1, 0.0, 0.0, 0.5, stage) for n, (stage, end) in enumerate(ends)]
+    share = experiment.distillation.learn_share if experiment.distillation else 0.0
+    assert epoch_seconds(experiment, records) == pytest.approx(share * 3.0 + (1 - share) * 1.0)
+    assert epoch_seconds(experiment, records[:1]) == 5.0
