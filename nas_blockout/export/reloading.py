@@ -171,7 +171,7 @@ def _weights(content: bytes, program: Callable[[], Any]) -> dict[str, float]:
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name} is not finite")
         if value.numel():
-            found = max(found, float((value - other).detach().abs().max()))
+            found = max(found, float((value.double() - other.double()).detach().abs().max()))  # also of booleans
     return {"tensors": found}
 
 

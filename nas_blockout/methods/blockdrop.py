@@ -27,6 +27,8 @@ Policy = Literal["learned", "static", "all", "first", "random", "spread"]
 Estimator = Literal["reinforce", "straight-through", "gumbel"]
 Phase = Literal["pretrain", "policy", "joint"]
 
+_CERTAIN = 1e4  # a logit whose probability is 1; finite, as exported weights must be
+
 
 @dataclass(frozen=True, slots=True)
 class BlockDropSettings:
@@ -241,7 +243,7 @@ class PolicyNetwork(nn.Module):
 
 
 class StaticPolicy(nn.Module):
-    """One path for all images: learned logits, or those of a fixed path, which are infinite.
+    """One path for all images: learned logits, or those of a fixed path, whose probabilities are 0 and 1.
 
     Args:
         logits: Shape ``(blocks,)``.
@@ -308,7 +310,7 @@ class BlockDrop(nn.Module):
             self.policy = StaticPolicy(torch.full((blocks,), settings.initial_keep).logit(), learned=True)
         else:
             path = fixed_path(settings.policy, blocks, settings.kept_blocks, seed=settings.seed)
-            self.policy = StaticPolicy(torch.where(path, torch.inf, -torch.inf), learned=False)
+            self.policy = StaticPolicy(torch.where(path, _CERTAIN, -_CERTAIN), learned=False)
         self.register_buffer("controlled", torch.ones(blocks, dtype=torch.bool))
         self._paths: Counter[tuple[bool, ...]] = Counter()
         self._reward = 0.0

@@ -13,7 +13,7 @@ from tests.nas_blockout.export.examples import COLOURED, DESCRIPTION, network, u
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the exported models `branched`, `dense`, `resnet` and `inception`."""
+    """A folder with the exported models `branched`, `dense` and those that are not built from stages."""
     folder = tmp_path_factory.mktemp("models")
     dense = network(branched=False).train()
     models = [

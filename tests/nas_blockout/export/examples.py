@@ -21,6 +21,7 @@ from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.backbones.inception import Inception, InceptionSettings
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.export import MANIFEST, ModelDescription
+from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 
 STAGES = stages(ConvNetSettings((4, 6), (8,)), (1, 8, 8), 5)
 BRANCHED = Architecture(
@@ -90,7 +91,10 @@ def unbranched() -> dict[str, nn.Module]:
     """Small networks that are not built from stages, for the images of `COLOURED`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        residual = ResNet(ResNetSettings(depth=8, width=0.25), (3, 16, 16), 5)
         return {
+            "blockdrop": BlockDrop(residual, BlockDropSettings(policy_widths=(4,)), channels=3).eval(),
+            "first-block": BlockDrop(residual, BlockDropSettings(policy="first", kept_blocks=1), channels=3).eval(),
             "resnet": ResNet(ResNetSettings(depth=8, width=0.25), (3, 16, 16), 5).eval(),
             "inception": Inception(InceptionSettings(width=0.05), (3, 16, 16), 5).eval(),
         }

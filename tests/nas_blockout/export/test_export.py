@@ -130,12 +130,12 @@ def test_onnx_is_valid_with_named_inputs_and_a_free_batch(exported: Path) -> Non
 
 
 def test_files_may_be_read_by_everyone_and_nothing_is_left_beside_them(exported: Path) -> None:
-    assert {path.name for path in exported.iterdir()} == {"branched", "dense", "resnet", "inception"}
+    assert {path.name for path in exported.iterdir()} == {"branched", "dense", *unbranched()}
     assert (exported / "branched").stat().st_mode & 0o777 == 0o755
     assert {path.stat().st_mode & 0o777 for path in (exported / "branched").iterdir()} == {0o644}
 
 
-@pytest.mark.parametrize("name", ["resnet", "inception"])
+@pytest.mark.parametrize("name", ["blockdrop", "first-block", "resnet", "inception"])
 def test_networks_that_are_not_built_from_stages_are_exported(exported: Path, name: str) -> None:
     assert json.loads((exported / name / "architecture.json").read_text()) == {}
     assert "mermaid" not in (exported / name / "card.md").read_text()
