@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,9 +19,12 @@ from nas_blockout.methods import method_from_json, method_to_json
 from nas_blockout.train import TrainingSettings
 from nas_blockout.values import from_json, near, to_json
 from search_spaces import SPACES
+from services.search_rules import Constraints, Preference, Pruner, Rules, Searching, Wanted, resolve_rules
 
 MAX_FILE_BYTES = 1 << 20
+_QUOTED = re.compile("'([^']*)'")
 _UNDECIDING = frozenset({"workers", "question", "export"})  # keys that do not decide any result
+_IN_ARMS = frozenset({"arms", "backbone", "training", *Wanted.model_fields})  # keys that its arms have, resolved
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 
@@ -43,7 +47,7 @@ class Match(_Strict):
     quantity: Literal["macs"] = Field("macs", description="What is matched.")
 
 
-class ArmConfig(_Strict):
+class ArmConfig(Searching):
     """One contestant."""
 
     like: Name | None = Field(None, description="Another arm whose entries are taken where this one has none.")
@@ -55,7 +59,6 @@ class ArmConfig(_Strict):
     pruning: dict[str, Any] | None = Field(None, description="How the trained dense network becomes a narrower one.")
     confusion: dict[str, Any] | None = Field(None, description="How the dense network's confusions become branches.")
     space: list[str] | None = Field(None, description="Search spaces, applied in turn; none repeats the arm as it is.")
-    searcher: Literal["random", "tpe"] | None = Field(None, description="Who proposes: random search, or TPE.")
     match: Match | None = Field(None, description="Match the cost of another arm.")
 
 
@@ -93,7 +96,7 @@ class Workers(_Strict):
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-class StudyConfig(_Strict):
+class StudyConfig(Wanted):
     """A study: a question, its contestants, their data and their budget."""
 
     schema_version: Literal[1] = Field(description="Version of this format.")
@@ -143,6 +146,7 @@ class Arm:
         searcher: Who proposes.
         match: Name of the arm whose MACs its own must equal, or None.
         purpose: What it stands for.
+        rules: When its trials are stopped early, what they may not exceed, and what is wanted.
     """
 
     name: str
@@ -151,6 +155,7 @@ class Arm:
     searcher: str
     match: str | None
     purpose: str
+    rules: Rules = field(default_factory=Rules)
 
     def to_json(self) -> dict[str, Any]:
         """Return the arm as plain JSON types."""
@@ -160,6 +165,7 @@ class Arm:
             "searcher": self.searcher,
             "match": self.match,
             "purpose": self.purpose,
+            **self.rules.to_json(),
         }
 
 
@@ -184,7 +190,7 @@ class Study:
 
     def to_json(self) -> dict[str, Any]:
         """Return the resolved study as plain JSON types."""
-        config = self.config.model_dump(mode="json", exclude={"arms", "data", "backbone", "training"})
+        config = self.config.model_dump(mode="json", exclude={"data", *_IN_ARMS})
         return {**config, "data": to_json(self.data), "arms": {name: arm.to_json() for name, arm in self.arms.items()}}
 
     @property
@@ -298,6 +304,7 @@ def parse_resolved(document: Mapping[str, Any]) -> Study:
             arm["searcher"],
             arm["match"],
             arm["purpose"],
+            Rules.from_json(arm),
         )
         for name, arm in document["arms"].items()
     }
@@ -354,8 +361,8 @@ def _resolve_arm(config: StudyConfig, name: str, data: DataSettings) -> Arm:
     for wanted, given in (("the space 'branched'", "branched" in spaces), ("match", match is not None)):
         if given:
             require_stages(experiment.backbone, wanted)
-    searcher = own.searcher or other.searcher or "random"
-    return Arm(name, experiment, tuple(spaces), searcher, match.arm if match else None, own.purpose)
+    searcher, rules = resolve_rules(own, other, config, epochs=experiment.training.epochs)
+    return Arm(name, experiment, tuple(spaces), searcher, match.arm if match else None, own.purpose, rules)
 
 
 def _handover(name: str, kind: type, own: ArmConfig, other: ArmConfig) -> Any:
@@ -370,18 +377,29 @@ def _explain(error: ValidationError) -> str:
     first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])  # a misspelt key tells most
     key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
-        known = ArmConfig.model_fields if key.startswith("arms.") else _fields_at(first["loc"])
-        return f"{key}: no such key; {near(str(first['loc'][-1]), known)}"
+        return f"{key}: no such key; {near(str(first['loc'][-1]), _fields_at(first['loc']))}"
     if first["type"] == "missing":
         return f"{key}: this key is required"
     message = first["msg"].removeprefix("Value error, ")
     value = "" if first["type"] == "value_error" and not key else f", got {_short(first['input'])}"
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        value += f"; {near(first['input'], re.findall(_QUOTED, first['ctx']['expected']))}"
     return f"{key}: {message}{value}" if key else message
 
 
 def _fields_at(location: tuple[int | str, ...]) -> Mapping[str, Any]:
-    parts: dict[str, type[BaseModel]] = {"budget": Budget, "retrain": Retrain, "workers": Workers}
-    return (parts.get(str(location[0]), StudyConfig) if len(location) > 1 else StudyConfig).model_fields
+    parts: dict[str, type[BaseModel]] = {
+        "budget": Budget,
+        "retrain": Retrain,
+        "workers": Workers,
+        "match": Match,
+        "pruner": Pruner,
+        "constraints": Constraints,
+        "prefer": Preference,
+    }
+    parents = [str(part) for part in location[:-1]]
+    whole = ArmConfig if parents[:1] == ["arms"] else StudyConfig
+    return parts.get(parents[-1] if parents else "", whole).model_fields
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,194 @@
+"""How an arm searches: who proposes, when trials are stopped early, what may not be exceeded and what is wanted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+GRID_POINTS = 3
+Searcher = Literal["random", "tpe", "gp", "grid"]
+Objective = Literal["accuracy", "parameters", "macs", "latency_ms"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Pruner(_Strict):
+    """How trials are stopped early.
+
+    ASHA: a trial that reaches a rung goes on if it is among the best ``1 / reduction_factor`` of the trials of its arm
+    that have reached it until then, and is stopped otherwise. The first to reach a rung goes on.
+
+    References:
+        Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht, Talwalkar. A System for Massively Parallel
+        Hyperparameter Tuning. MLSys 2020. Differs from the paper in: trials are stopped, never paused and promoted.
+    """
+
+    name: Literal["asha"] = Field(description="How trials are stopped early: asynchronous successive halving.")
+    rungs: list[int] | None = Field(
+        None, description="Epochs after which trials are compared; the epochs over powers of the reduction factor."
+    )
+    reduction_factor: int = Field(3, ge=2, le=64, description="One in so many goes on from a rung.")
+
+    @field_validator("rungs")
+    @classmethod
+    def _rising(cls, rungs: list[int] | None) -> list[int] | None:
+        if rungs is not None and (not rungs or rungs != sorted(set(rungs)) or rungs[0] < 1):
+            raise ValueError("rungs must be one epoch or more, each later than the one before, from 1 on")
+        return rungs
+
+    def resolved(self, epochs: int) -> "Pruner":
+        """Return the pruner with its rungs, for trials of so many epochs.
+
+        Raises:
+            ValueError: A rung is not before the end of a trial, or a trial is too short for any.
+        """
+        if self.rungs is not None:
+            if self.rungs[-1] >= epochs:
+                raise ValueError(f"pruner.rungs: must end before the last of {epochs} epochs, got {self.rungs}")
+            return self
+        rungs = []
+        while (epochs := epochs // self.reduction_factor) > 0:
+            rungs.append(epochs)
+        if not rungs:
+            raise ValueError(
+                f"pruner: trials need at least {self.reduction_factor} epochs (the reduction_factor) to be stopped "
+                "early; train longer or leave the pruner out"
+            )
+        return self.model_copy(update={"rungs": rungs[::-1]})
+
+
+class Constraints(_Strict):
+    """What the network of a trial may not exceed; checked before it is trained, as far as it is known then."""
+
+    parameters: int | None = Field(None, gt=0, description="Most trainable parameters.")
+    macs: int | None = Field(None, gt=0, description="Most multiply-accumulates an image.")
+    latency_ms: float | None = Field(
+        None, gt=0, description="Most milliseconds of a forward pass of one image, measured on one thread here."
+    )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by quantity."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+class Preference(_Strict):
+    """Which of several good trials is retrained: the least of an objective among those almost as accurate as any."""
+
+    objective: Literal["parameters", "macs", "latency_ms"] = Field(description="What should be least.")
+    within: float = Field(0.01, ge=0, le=1, description="How far below the best validation accuracy it may lie.")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How an arm searches, resolved.
+
+    Args:
+        grid_points: Values of each number on the grid of grid search.
+        pruner: When trials are stopped early, with its rungs; None for never.
+        constraints: What the network of a trial may not exceed.
+        objectives: What is searched for; accuracy should be high and everything else low.
+        prefer: Which trial is retrained; None for the most accurate.
+    """
+
+    grid_points: int = GRID_POINTS
+    pruner: Pruner | None = None
+    constraints: Constraints = field(default_factory=Constraints)
+    objectives: tuple[Objective, ...] = ("accuracy",)
+    prefer: Preference | None = None
+
+    def __post_init__(self) -> None:
+        if self.pruner is not None and len(self.objectives) > 1:
+            raise ValueError("pruner: trials with several objectives cannot be stopped early: leave one of the two out")
+        if self.prefer is not None and self.prefer.objective not in self.objectives:
+            raise ValueError(f"prefer.objective: must be one of the objectives {list(self.objectives)}")
+
+    @property
+    def needs_latency(self) -> bool:
+        """Whether the latency of what a trial ended in must be measured."""
+        return "latency_ms" in self.objectives or self.constraints.latency_ms is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the rules that differ from the usual ones as plain JSON types."""
+        found = {
+            "grid_points": self.grid_points if self.grid_points != GRID_POINTS else None,
+            "pruner": self.pruner.model_dump() if self.pruner else None,
+            "constraints": self.constraints.limits or None,
+            "objectives": list(self.objectives) if self.objectives != ("accuracy",) else None,
+            "prefer": self.prefer.model_dump() if self.prefer else None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read rules back from what `to_json` gave; other keys are left alone."""
+        return cls(
+            grid_points=document.get("grid_points", GRID_POINTS),
+            pruner=Pruner.model_validate(document["pruner"]) if "pruner" in document else None,
+            constraints=Constraints.model_validate(document.get("constraints", {})),
+            objectives=tuple(document.get("objectives", ("accuracy",))),
+            prefer=Preference.model_validate(document["prefer"]) if "prefer" in document else None,
+        )
+
+
+class Wanted(_Strict):
+    """What a study asks of every arm, unless the arm says otherwise."""
+
+    constraints: Constraints | None = Field(None, description="What the network of a trial may not exceed.")
+    objectives: list[Objective] | None = Field(
+        None, description="What is searched for: accuracy alone, or with what should be low."
+    )
+    prefer: Preference | None = Field(
+        None, description="Which trial is retrained where there are several objectives; the most accurate if left out."
+    )
+
+    @field_validator("objectives")
+    @classmethod
+    def _with_accuracy(cls, objectives: list[Objective] | None) -> list[Objective] | None:
+        if objectives is not None and ("accuracy" not in objectives or len(set(objectives)) != len(objectives)):
+            raise ValueError("objectives must be distinct, and accuracy one of them")
+        return objectives
+
+
+class Searching(Wanted):
+    """How one arm searches."""
+
+    searcher: Searcher | None = Field(
+        None, description="Who proposes: random search, TPE, a Gaussian process, or a grid."
+    )
+    grid_points: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description=f"Values of each number on the grid of searcher grid; {GRID_POINTS} if left out.",
+    )
+    pruner: Pruner | None = Field(None, description="When trials are stopped early; never if left out.")
+
+
+def resolve_rules(own: Searching, other: Searching, study: Wanted, *, epochs: int) -> tuple[Searcher, Rules]:
+    """Return who proposes in an arm and its rules.
+
+    Args:
+        own: What the arm says.
+        other: What the arm says that it is like.
+        study: What the study says.
+        epochs: Of one trial.
+
+    Raises:
+        ValueError: The rules contradict each other, or the rungs of the pruner do not fit into a trial.
+    """
+    pruner = own.pruner or other.pruner
+    searcher = own.searcher or other.searcher or "random"
+    points = own.grid_points or other.grid_points
+    if points is not None and searcher != "grid":
+        raise ValueError(f"grid_points: belongs to searcher grid, this arm has searcher {searcher}")
+    return searcher, Rules(
+        grid_points=points or GRID_POINTS,
+        pruner=pruner.resolved(epochs) if pruner else None,
+        constraints=own.constraints or other.constraints or study.constraints or Constraints(),
+        objectives=tuple(own.objectives or other.objectives or study.objectives or ["accuracy"]),
+        prefer=own.prefer or other.prefer or study.prefer,
+    )
