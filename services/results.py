@@ -87,8 +87,9 @@ def write_comparison(
 def write_report(
     study: Study, store: Store, rows: Sequence[TrialRow], document: ComparisonDocument, splits: Splits, folder: Folder
 ) -> None:
-    """Write ``report/index.html``."""
+    """Write ``report/index.html`` and its figures."""
     from services import report  # draws figures, which takes a second to import
+    from services.report.album import Album
 
     view = ReportView(
         comparison=document.model_dump(mode="json"),
@@ -96,8 +97,23 @@ def write_report(
         environment=json.loads((folder.root / "environment.json").read_text()),
         trials=[_view(row, store) for row in rows],
         class_names=splits.class_names,
+        hierarchy=splits.hierarchy or {},
+        importance=_importance(study, rows),
+        album=Album(splits),
     )
     report.write(view, folder)
+
+
+def _importance(study: Study, rows: Sequence[TrialRow]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return, by arm, what its searched parameters decided, and what chance makes of it."""
+    from services.search.importance import importances
+
+    told: dict[str, list[tuple[Mapping[str, Any], float]]] = {arm: [] for arm in study.arms}
+    for row in sorted(rows, key=lambda row: row.number):
+        if row.phase == "search" and row.state == "complete" and row.score is not None and row.arm in told:
+            told[row.arm].append((row.params, row.score))
+    found = {arm: importances(trials) for arm, trials in told.items()}
+    return {arm: {name: (each.share, each.by_chance) for name, each in own.items()} for arm, own in found.items()}
 
 
 def export_again(settings: Settings, name: str, arm: str | None) -> list[Path]:

@@ -17,23 +17,35 @@ from nas_blockout.plots.accuracy import (
 )
 from nas_blockout.plots.confusion import figure_confusion, mistaken_shares
 from nas_blockout.plots.diagram import figure_architecture
+from nas_blockout.plots.groups import Agreed, figure_agreement
 from nas_blockout.plots.memberships import (
+    extreme_classes,
     figure_clusters_per_class,
     figure_density,
     figure_masks,
     figure_projection,
     project,
 )
+from nas_blockout.plots.parameters import Importances, Searched, figure_importance, figure_parallel
+from nas_blockout.plots.samples import Image, Sample, SampleRow, figure_samples
 from nas_blockout.plots.spending import Curve, figure_best_so_far, figure_convergence, figure_cost
-from nas_blockout.plots.svg import to_png, to_svg
+from nas_blockout.plots.svg import standalone, to_png, to_svg
 
 __all__ = [
+    "Agreed",
     "Curve",
     "Difference",
     "Estimate",
     "Figure",
+    "Image",
+    "Importances",
     "Point",
+    "Sample",
+    "SampleRow",
+    "Searched",
+    "extreme_classes",
     "figure_accuracy",
+    "figure_agreement",
     "figure_architecture",
     "figure_best_so_far",
     "figure_clusters_per_class",
@@ -44,10 +56,14 @@ __all__ = [
     "figure_differences",
     "figure_front",
     "figure_gap",
+    "figure_importance",
     "figure_masks",
+    "figure_parallel",
     "figure_projection",
+    "figure_samples",
     "mistaken_shares",
     "project",
+    "standalone",
     "to_png",
     "to_svg",
 ]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,6 +26,8 @@ from nas_blockout.plots.theme import FONT, INK, LOST, MUTED, SHOWN, SMALL, look,
 
 _ROW = 21.0
 _NAMES = 118.0
+_PIECES = 24
+Corner = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +185,20 @@ def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -
     axes.set_ylabel("test accuracy, %", labelpad=2)
     names = [shorten(point.name, 110, SMALL) for point in points]
     bars = [((p.cost, p.interval[0]), (p.cost, p.interval[1])) for p in points if p.interval is not None]
-    place_labels(axes, [(p.cost, p.accuracy) for p in points], names, lines=bars, required=True)
+    pieces = _pieces([(costs[i], points[i].accuracy) for i in front], logarithmic=logarithmic)
+    place_labels(axes, [(p.cost, p.accuracy) for p in points], names, lines=[*bars, *pieces], required=True)
     return figure
+
+
+def _pieces(corners: Sequence[Corner], *, logarithmic: bool) -> list[tuple[Corner, Corner]]:
+    """Return a broken line as many short pieces, of which labels can keep clear."""
+    pieces: list[tuple[Corner, Corner]] = []
+    for (x, y), (right, up) in pairwise(corners):
+        steps = np.linspace(0, 1, _PIECES + 1)
+        places = x * (right / x) ** steps if logarithmic else x + (right - x) * steps
+        heights = y + (up - y) * steps
+        pieces += pairwise(zip(places.tolist(), heights.tolist(), strict=True))
+    return pieces
 
 
 @styled

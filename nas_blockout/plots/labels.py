@@ -1,6 +1,7 @@
 """Labels beside points that overlap neither each other nor the points."""
 
 from collections.abc import Iterator, Sequence
+from math import hypot, inf
 
 from matplotlib.axes import Axes
 
@@ -9,8 +10,8 @@ from nas_blockout.plots.theme import INK, MUTED, SMALL
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
-_HEIGHT, _RING = 9.0, 3.5
-_DISTANCES = (6.0, 13.0, 22.0, 34.0, 48.0)
+_HEIGHT, _RING, _BEADS = 9.0, 3.5, 16
+_DISTANCES = (6.0, 13.0, 22.0, 34.0, 48.0, 64.0, 84.0)
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 
 
@@ -48,16 +49,42 @@ def place_labels(
     taken = [_around(spot, spot, _RING) for spot in places] + [_around(place(a), place(b), 1.5) for a, b in lines]
     written = 0
     for spot, text, point in zip(places, texts, points, strict=True):
-        box = _free_box(spot, text, taken, room) or (_box(spot, text, (1, 0), _DISTANCES[0]) if required else None)
+        others = [other for other in places if other != spot]
+        free = [box for box in _candidates(spot, text) if _is_free(box, taken, room)]
+        clear = next((box for box in free if _lead(box, others, spot) >= 0), None)
+        best = clear or max(free, key=lambda box: _lead(box, others, spot), default=None)
+        box = best or (_least_bad_box(spot, text, taken, room) if required else None)
         if box is not None:
-            taken.append(box)
-            _write(axes, point, text, ((box[0] + box[2]) / 2 - spot[0], (box[1] + box[3]) / 2 - spot[1]))
+            offset = (box[0] + box[2]) / 2 - spot[0], (box[1] + box[3]) / 2 - spot[1]
+            far = abs(offset[1]) > 20 or abs(offset[0]) > 20 + text_width(text, SMALL) / 2
+            joined = far or _lead(box, others, spot) < 0
+            taken += [box, *(_thread(spot, offset) if joined else ())]
+            _write(axes, point, text, offset, joined=joined)
             written += 1
     return written
 
 
-def _write(axes: Axes, point: Point, text: str, offset: Point) -> None:
-    moved = abs(offset[1]) > 20 or abs(offset[0]) > 20 + text_width(text, SMALL) / 2
+def _is_free(box: Box, taken: Sequence[Box], room: Box) -> bool:
+    return _inside(box, room) and not any(_overlap(box, other) for other in taken)
+
+
+def _lead(box: Box, others: Sequence[Point], own: Point) -> float:
+    """Return by how much a text is nearer to its own point than to any other; negative where it is not."""
+    return min((_distance(box, other) for other in others), default=inf) - _distance(box, own)
+
+
+def _thread(spot: Point, offset: Point) -> Iterator[Box]:
+    """Yield a chain of small boxes along the line from a point to its text."""
+    for step in range(1, _BEADS):
+        bead = spot[0] + offset[0] * step / _BEADS, spot[1] + offset[1] * step / _BEADS
+        yield _around(bead, bead, 1.0)
+
+
+def _distance(box: Box, point: Point) -> float:
+    return hypot(*(max(low - at, 0.0, at - high) for low, high, at in zip(box[:2], box[2:], point, strict=True)))
+
+
+def _write(axes: Axes, point: Point, text: str, offset: Point, *, joined: bool) -> None:
     line = {"arrowstyle": "-", "color": MUTED, "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
     axes.annotate(
         text,
@@ -68,17 +95,20 @@ def _write(axes: Axes, point: Point, text: str, offset: Point) -> None:
         va="center",
         size=SMALL,
         color=INK,
-        arrowprops=line if moved else None,
+        arrowprops=line if joined else None,
         annotation_clip=False,
     )
 
 
-def _free_box(spot: Point, text: str, taken: Sequence[Box], room: Box) -> Box | None:
-    for box in _candidates(spot, text):
-        inside = box[0] >= room[0] and box[1] >= room[1] and box[2] <= room[2] and box[3] <= room[3]
-        if inside and not any(_overlap(box, other) for other in taken):
-            return box
-    return None
+def _least_bad_box(spot: Point, text: str, taken: Sequence[Box], room: Box) -> Box:
+    """Return the place inside the panel, if there is one, that overlaps least."""
+    places = list(_candidates(spot, text))
+    inside = [box for box in places if _inside(box, room)]
+    return min(inside or places, key=lambda box: sum(_overlap(box, other) for other in taken))
+
+
+def _inside(box: Box, room: Box) -> bool:
+    return box[0] >= room[0] and box[1] >= room[1] and box[2] <= room[2] and box[3] <= room[3]
 
 
 def _candidates(spot: Point, text: str) -> Iterator[Box]:

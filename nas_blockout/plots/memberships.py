@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from nas_blockout.plots.canvas import (
     NARROW,
@@ -34,6 +34,7 @@ from nas_blockout.plots.canvas import (
     title,
 )
 from nas_blockout.plots.labels import place_labels
+from nas_blockout.plots.samples import Image, Sample, SampleRow, draw_samples, samples_height
 from nas_blockout.plots.theme import CLUSTERS, INK, MUTED, PAPER, SHOWN, SMALL, cluster_colour, styled
 
 _MOST_CELLS = 96
@@ -148,22 +149,60 @@ def _nodes(axes: Axes, layer: str, places: Array, p: Array, *, size: float) -> N
     title(axes, layer, note=f"{len(places)} nodes")
 
 
+def extreme_classes(expected: ArrayLike, *, most: int = 3) -> tuple[list[int], list[int]]:
+    """Return the classes with the fewest and those with the most expected clusters, at most half of them each.
+
+    Args:
+        expected: Sum over clusters of P of the class layer, (seeds, classes).
+        most: Classes at each end.
+    """
+    order = _fewest_first(np.asarray(expected, dtype=np.float64)).tolist()
+    count = min(most, len(order) // 2)
+    return order[:count], order[len(order) - count :]
+
+
+def _fewest_first(values: Array) -> NDArray[np.int64]:
+    return np.argsort(values.mean(axis=0), kind="stable")
+
+
 @styled
-def figure_clusters_per_class(expected: ArrayLike, class_names: Sequence[str]) -> Figure:
+def figure_clusters_per_class(
+    expected: ArrayLike, class_names: Sequence[str], samples: Mapping[int, Sequence[Image]] | None = None
+) -> Figure:
     """Draw how many clusters each class is expected to belong to, fewest first, with median and quartiles of classes.
 
     Args:
         expected: Sum over clusters of P of the class layer, (seeds, classes).
         class_names: One a class.
+        samples: Images of the classes that `extreme_classes` returns, drawn below; none where they are left out.
     """
     values = np.asarray(expected, dtype=np.float64)
-    order = np.argsort(values.mean(axis=0), kind="stable")
+    order, names = _fewest_first(values), [clean(name) for name in class_names]
+    below = _extremes(values, names, samples or {})
     draw = _classes_as_rows if len(order) <= _FEW_CLASSES else _classes_as_columns
-    return draw(values[:, order], [clean(class_names[index]) for index in order])
+    room = samples_height(below) + 10 if below else 0.0
+    figure = draw(values[:, order], [names[index] for index in order], room)
+    draw_samples(figure, below, top=float(figure.get_size_inches()[1]) * 72 - room + 6)
+    return figure
 
 
-def _classes_as_rows(values: Array, names: Sequence[str]) -> Figure:
-    figure = canvas(NARROW, 20 + 15 * len(names) + 32)
+def _extremes(values: Array, names: Sequence[str], samples: Mapping[int, Sequence[Image]]) -> list[SampleRow]:
+    rows = []
+    for heading, classes in zip(("fewest clusters", "most clusters"), extreme_classes(values), strict=True):
+        found = tuple(sample for label in classes for sample in _of_class(values, names, label, samples.get(label, ())))
+        if found:
+            rows.append(SampleRow(heading, "", found))
+    return rows
+
+
+def _of_class(values: Array, names: Sequence[str], label: int, images: Sequence[Image]) -> list[Sample]:
+    """Return the images of a class, the first of them with its name and its expected clusters."""
+    texts = [(names[label], f"{values[:, label].mean():.2f}"), *[("", "")] * len(images)]
+    return [Sample(image, *text) for image, text in zip(images, texts, strict=False)]
+
+
+def _classes_as_rows(values: Array, names: Sequence[str], below: float) -> Figure:
+    figure = canvas(NARROW, 20 + 15 * len(names) + 32 + below)
     left = min(120.0, 10 + max(text_width(shorten(name, 110)) for name in names))
     axes = panel(figure, (left, 18, NARROW - left - 10, 15 * len(names)))
     means, places = values.mean(axis=0), np.arange(len(names))
@@ -180,10 +219,10 @@ def _classes_as_rows(values: Array, names: Sequence[str]) -> Figure:
     return figure
 
 
-def _classes_as_columns(values: Array, names: Sequence[str]) -> Figure:
+def _classes_as_columns(values: Array, names: Sequence[str], below: float) -> Figure:
     short = max(map(len, names)) <= 2 and len(names) * 5.5 <= WIDE
     width = max(NARROW, min(WIDE, 42 + 6.6 * len(names))) if short else NARROW
-    figure = canvas(width, 196)
+    figure = canvas(width, 196 + below)
     axes = panel(figure, (32, 18, width - 38, 144))
     means, places = values.mean(axis=0), np.arange(len(names))
     lower, median, upper = np.quantile(means, [0.25, 0.5, 0.75])

@@ -40,6 +40,17 @@ def to_svg(figure: Figure, *, name: str = "figure", description: str = "") -> st
     return re.sub(r"<svg[^>]*>", lambda found: _opening(found.group(), description), text, count=1).strip()
 
 
+def standalone(svg: str) -> str:
+    """Return an ``<svg>`` element of `to_svg` as a file: with a size, a white ground, and its own colours."""
+    box = re.search(r'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', svg)
+    assert box is not None, "to_svg writes a viewBox"
+    width, height = float(box[1]), float(box[2])
+    sized = svg.replace("<svg ", f'<svg width="{width * 1.6:.0f}" height="{height * 1.6:.0f}" ', 1)
+    ground = f'<rect width="{width:g}" height="{height:g}" style="fill: #ffffff"/>'
+    start = sized.index(">") + 1
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{sized[:start]}{ground}{sized[start:]}\n'
+
+
 @styled
 def to_png(figure: Figure, path: Path, *, resolution: float = 144) -> None:
     """Write a figure as a PNG on white; `resolution` is in dots an inch."""

@@ -1,7 +1,7 @@
 """Which figures a report has, by section. Importing it imports matplotlib."""
 
 from services.comparison import ComparisonDocument
-from services.report import outcome, structure
+from services.report import answers, classes, outcome, searching, structure
 from services.report.picture import Picture
 from services.report.view import ReportView
 
@@ -9,8 +9,8 @@ from services.report.view import ReportView
 def pictures(view: ReportView, document: ComparisonDocument) -> dict[str, list[Picture]]:
     """Return the figures that the study has data for, by section of the report.
 
-    The sections are ``accuracy``, ``differences``, ``cost``, ``search``, ``gap``, ``structure`` (by arm that learned
-    one), ``architecture`` (of the other arms) and ``errors``.
+    The sections are ``accuracy``, ``differences``, ``cost``, ``search``, ``parameters``, ``gap``, ``agreement``,
+    ``structure`` (by arm that learned one), ``architecture`` (of the other arms) and ``errors``.
     """
     learned = list(structure.learned(view, document))
     known = {str(picture.arm) for picture in learned}
@@ -19,8 +19,10 @@ def pictures(view: ReportView, document: ComparisonDocument) -> dict[str, list[P
         "differences": list(outcome.differences(document)),
         "cost": [*outcome.fronts(document), *outcome.costs(view, document)],
         "search": [*outcome.progress(view, document), *outcome.convergence(view, document)],
+        "parameters": [*searching.importance(view, document), *searching.parallel(view, document)],
         "gap": list(structure.gap(view, document)),
+        "agreement": list(classes.agreement(view, document)),
         "structure": learned,
         "architecture": list(structure.other_architectures(view, document, known=known)),
-        "errors": list(outcome.confusion(view, document)),
+        "errors": [*outcome.confusion(view, document), *answers.alone(view, document)],
     }

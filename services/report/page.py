@@ -77,11 +77,36 @@ def render(view: ReportView) -> str:
     Raises:
         ValueError: The comparison is none of this version.
     """
-    from services.report import figures, outcome, structure  # matplotlib takes a second to import
+    return _composed(view)[0]
+
+
+def write(view: ReportView, folder: Folder) -> Path:
+    """Write ``report/index.html`` below the folder of the study and its figures beside it; return its path.
+
+    Each file appears whole or not at all: the figures as SVG, ``report/figures/<number>-<name>.svg``, then the report.
+    """
+    from nas_blockout import plots
+
+    html, drawings = _composed(view)
+    figures = folder.report.parent / "figures"
+    for name, svg in drawings.items():
+        write_text(figures / name, plots.standalone(svg))
+    for path in figures.glob("*.svg"):
+        if path.name not in drawings:
+            path.unlink()
+    write_text(folder.report, html)
+    return folder.report
+
+
+def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
+    """Return the page, and its figures by the names of their files."""
+    from services.report import answers, classes, figures, outcome, structure, tables  # matplotlib takes a second
 
     document = ComparisonDocument.model_validate(view.comparison)
     arms = in_order(document)
     drawn = figures.pictures(view, document)
+    numbers = {picture.name: number for number, picture in enumerate(_flat(drawn), start=1)}
+    svgs = {picture.name: _storable(picture.svg()) for picture in _flat(drawn)}
     page = _template().render(
         document=document,
         study=view.study,
@@ -90,12 +115,16 @@ def render(view: ReportView) -> str:
         arms=[_arm_row(name, arm) for name, arm in arms.items()],
         pairs=[_pair_row(pair) for pair in document.pairs],
         seeds=_seed_table(arms),
+        costs=tables.cost_rows(view, document),
         pictures=drawn,
+        svgs=svgs,
         learned=_by_arm(drawn["structure"]),
-        numbers={picture.name: number for number, picture in enumerate(_flat(drawn), start=1)},
+        numbers=numbers,
         gaps=_gap_rows(structure.gaps(view, document)),
         steps=list(structure.GAP_STEPS.values()),
+        kinships=tables.kinship_rows(classes.kinships(view, document)),
         mistakes=_mistakes(view, outcome.confusions(view, document)),
+        alone=tables.alone_rows(answers.apart(view, document)),
         trials=view.trials[:MOST_TRIALS],
         trial_count=len(view.trials),
         lost=[trial for trial in view.trials if trial.state in ("failed", "pruned")][:MOST_TRIALS],
@@ -104,13 +133,13 @@ def render(view: ReportView) -> str:
         percent=_percent,
         flat=lambda values: ", ".join(f"{key} {value}" for key, value in _leaves(values)),
     )
-    return page.encode("utf-8", "replace").decode("utf-8")  # a name may hold what no file can
+    files = {picture.file(numbers[picture.name]): svgs[picture.name] for picture in _flat(drawn)}
+    return _storable(page), files
 
 
-def write(view: ReportView, folder: Folder) -> Path:
-    """Write ``report/index.html`` below the folder of the study, whole or not at all; return its path."""
-    write_text(folder.report, render(view))
-    return folder.report
+def _storable(text: str) -> str:
+    """Return a text without what no file can hold, which a name may."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _template() -> jinja2.Template:

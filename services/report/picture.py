@@ -1,5 +1,6 @@
 """A figure of a report together with what must be said under it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,15 @@ class Picture:
     def is_wide(self) -> bool:
         """Whether it needs the width of a page."""
         return float(self.figure.get_size_inches()[0]) * 72 > 400
+
+    def file(self, number: int) -> str:
+        """Return the name of its file, as the figure of a number: ``07-best-so-far.svg``, ``11-masks-blockout.svg``."""
+        parts = [
+            f"{number:02d}",
+            re.sub(r"-\d+$", "", self.name),
+            re.sub(r"[^a-z0-9-]+", "-", (self.arm or "").lower()),
+        ]
+        return "-".join(part.strip("-") for part in parts if part.strip("-")) + ".svg"
 
     def svg(self) -> str:
         """Return the figure as an element of a page."""

@@ -5,7 +5,8 @@ from typing import Any
 
 from nas_blockout import plots
 from services.comparison import ComparisonDocument
-from services.report.picture import Picture, counted, exported_trial
+from services.report import classes
+from services.report.picture import Picture, exported_trial
 from services.report.view import ReportView, TrialView, in_order
 
 GAP_STEPS = {"soft": "soft P", "drawn": "drawn C", "hard": "hard C", "inherited": "inherited", "tuned": "fine-tuned"}
@@ -38,7 +39,7 @@ def learned(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]
         if found:
             yield from (*found, *_architecture(view, document, number, name))
         if probabilities:
-            yield from _classes(view, number, name, trial)
+            yield from classes.expected_clusters(view, number, name, trial)
 
 
 def gap(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
@@ -119,24 +120,6 @@ def _masks(number: int, name: str, trial: TrialView) -> Iterator[Picture]:
         f"n = 1 training, seed {trial.seed}, {len(next(iter(probabilities.values()))[0])} clusters",
         "the store, result.probabilities",
         plots.figure_masks(probabilities),
-        name,
-    )
-
-
-def _classes(view: ReportView, number: int, name: str, trial: TrialView) -> Iterator[Picture]:
-    layer, last = list(trial.result["probabilities"].items())[-1]
-    if len(last) != len(view.class_names):
-        return
-    learned = [(model.result.get("probabilities") or {}).get(layer, ()) for model in view.models(name)]
-    expected = [[sum(row) for row in p] for p in learned if len(p) == len(last)]
-    yield Picture(
-        f"classes-{number}",
-        "Expected clusters of each class",
-        "The sum of a class's membership probabilities: dots are means over seeds, lines their range; over classes the "
-        "thick line is the median and the grey band lies between the quartiles.",
-        f"{counted([len(expected)], 'seed')}, {len(last)} classes",
-        "the store, result.probabilities",
-        plots.figure_clusters_per_class(expected, view.class_names),
         name,
     )
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from services.comparison import ArmResult, ComparisonDocument
+
+if TYPE_CHECKING:
+    from services.report.album import Album  # which needs torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +27,8 @@ class TrialView:
         seconds: Measured training time.
         result: What a complete trial ended in: ``validation_accuracy``, ``test_accuracy``, ``parameters``, ``macs``,
             ``architecture`` (its JSON form), ``gap`` (``soft``, ``drawn``, ``hard``, ``inherited``),
-            ``probabilities`` (P by layer, nodes x clusters) and ``confusion`` (true x predicted). What a trial does not
-            have may be left out or None.
+            ``probabilities`` (P by layer, nodes x clusters), ``confusion`` (true x predicted) and ``predictions`` (the
+            class given to each test image). What a trial does not have may be left out or None.
         epochs: Epoch records as plain JSON types.
         search: Which search of its arm it belongs to, where an arm is searched several times.
     """
@@ -60,6 +63,9 @@ class ReportView:
         environment: The content of ``environment.json``.
         trials: All trials, failed and pruned ones too.
         class_names: Of the data; empty if they are not known.
+        hierarchy: For each known grouping of the classes, the group of every class.
+        importance: By arm and searched parameter its share of the importance, and the largest that chance made of it.
+        album: Images of the data to show, or None to show none.
     """
 
     comparison: Mapping[str, Any]
@@ -67,6 +73,9 @@ class ReportView:
     environment: Mapping[str, Any]
     trials: Sequence[TrialView] = ()
     class_names: Sequence[str] = ()
+    hierarchy: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    importance: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    album: "Album | None" = None
 
     def models(self, arm: str) -> list[TrialView]:
         """Return the retrained models of an arm by seed."""

@@ -5,9 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from nas_blockout import statistics
+from nas_blockout.data import Preprocessing, Splits
+from nas_blockout.data.parts import Labelled
 from services.report import ReportView, TrialView
+from services.report.album import Album
 
 ROLES = {
     "dense": "rival", "dropout": "control", "random": "rival", "bayesian": "rival", "blockout": "learned",
@@ -16,6 +20,7 @@ ROLES = {
 }  # fmt: skip
 LAYERS = {"features": 96, "hidden": 128}
 EPOCH_PASSES = 150
+IMAGES = 36
 LEARNED = ("learned", "placebo")
 
 
@@ -70,7 +75,7 @@ def confusion(draws: np.random.Generator, classes: int, accuracy: float) -> list
     for label in range(classes):
         shares = draws.dirichlet(np.full(classes, 0.15)) * (1 - accuracy)
         shares[label] += 1 - shares.sum()
-        counts.append(draws.multinomial(36, shares).tolist())
+        counts.append(draws.multinomial(IMAGES, shares).tolist())
     return counts
 
 
@@ -79,9 +84,11 @@ def retrained(draws: np.random.Generator, arm: str, seed: int, base: float, clas
     found = probabilities(draws, classes, 4, 3.0) if ROLES[arm] in LEARNED else None
     counts = confusion(draws, classes, accuracy)
     cells = np.array(counts)
+    answers = [draws.permutation(np.repeat(np.arange(classes), row)) for row in cells]
     result: dict[str, Any] = {
         "validation_accuracy": min(1.0, accuracy + 0.01), "test_accuracy": float(np.trace(cells) / cells.sum()),
         "architecture": None, "test_images": int(cells.sum()), "confusion": counts,
+        "predictions": np.concatenate(answers).tolist(),
     }  # fmt: skip
     if found is not None:
         result["probabilities"] = {name: p.round(4).tolist() for name, p in found.items()}
@@ -134,7 +141,30 @@ def made_up(
              "seed": 0, "retrain": {"seeds": list(range(seeds))}}  # fmt: skip
     environment = {"python": "3.11.2", "processors": 2, "packages": {"torch": "2.13.0", "mlflow": None}}
     budget = EPOCH_PASSES * length * (trials + seeds)
-    return ReportView(compared(kept, arms, budget), study, environment, kept, names)
+    return ReportView(
+        compared(kept, arms, budget), study, environment, kept, names, album=Album(made_up_splits(classes)),
+        hierarchy={"half": [label * 2 // classes for label in range(classes)]}, importance=decided(kept),
+    )  # fmt: skip
+
+
+def decided(trials: Sequence[TrialView]) -> dict[str, dict[str, tuple[float, float]]]:
+    """What the parameters of each search decided: the learning rate everything that is beyond chance."""
+    searched = dict.fromkeys(t.arm for t in trials if t.phase == "search" and t.state == "complete")
+    return {arm: {"learning_rate": (0.8, 0.4), "rate": (0.2, 0.5)} for arm in searched}
+
+
+def made_up_splits(classes: int) -> Splits:
+    """Noise of 8 x 8 pixels: four validation images a class, and as many test images as were answered."""
+    generator = torch.Generator().manual_seed(0)
+
+    def images(count: int) -> Labelled:
+        pixels = torch.randint(256, (classes * count, 1, 8, 8), dtype=torch.uint8, generator=generator)
+        return Labelled(pixels, torch.arange(classes).repeat_interleave(count))
+
+    preprocessing = Preprocessing(1, 8, 8, mean=(0.5,), std=(0.3,))
+    part, test = images(4).normalised(preprocessing), images(IMAGES)
+    names = tuple(map(str, range(classes)))
+    return Splits(part, part, preprocessing=preprocessing, class_names=names, load_test=lambda: test)
 
 
 def compared(trials: Sequence[TrialView], arms: Sequence[str], budget: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -188,7 +189,7 @@ def test_the_table_says_what_the_comparison_says(study: ReportView, report: str)
 
 
 def test_every_pair_has_its_difference_and_verdict(study: ReportView, report: str) -> None:
-    table = parsed(report).all("table")[2].text
+    table = next(t.text for t in parsed(report).all("table") if "First arm minus second" in t.text)
     for pair in study.comparison["pairs"]:
         points = f"{100 * pair['difference']:+.2f}".replace("-", "\N{MINUS SIGN}")
         assert re.search(rf"{pair['a']}{pair['b']}{re.escape(points)}{pair['verdict']}", table)
@@ -198,7 +199,8 @@ def test_every_figure_of_a_whole_study_is_there(report: str) -> None:
     found = [re.sub(r"-\d+$", "", figure.attributes["id"]) for figure in parsed(report).all("figure")]
     assert set(found) == {
         "accuracy", "differences", "front-macs", "front-latency", "cost-passes", "cost-seconds", "best-so-far",
-        "convergence", "gap", "density", "projection", "masks", "architecture", "classes", "confusion",
+        "convergence", "importance", "parallel", "gap", "agreement", "density", "projection", "masks", "architecture",
+        "classes", "confusion",
     }  # fmt: skip
 
 
@@ -223,6 +225,78 @@ def test_several_searches_are_a_median_and_quartiles(made_up: MadeUp) -> None:
     assert "the band their quartiles" in caption
     assert "n = 3 searches an arm" in caption
     assert "6 in 3" in "".join(text.text for text in page.all("text"))
+
+
+def test_lost_passes_are_shares_of_what_was_spent(study: ReportView, report: str) -> None:
+    table = next(t for t in parsed(report).all("table") if "What each arm spent" in t.text)
+    for name, arm in study.comparison["arms"].items():
+        cost = {phase: arm["cost"][phase]["sample_passes"] for phase in ("search", "retrain")}
+        lost = {
+            state: sum(t.sample_passes for t in study.trials if (t.arm, t.phase, t.state) == (name, "search", state))
+            for state in ("failed", "pruned")
+        }
+        whole = sum(cost.values())
+        shares = [cost["search"], lost["failed"], lost["pruned"], cost["retrain"], 0]
+        expected = "".join(f"{share / whole:.1%}" for share in shares).replace("%", "%\\s*")
+        assert re.search(rf"{name}{whole:,}{expected}", table.text), name
+
+
+def test_groups_of_classes_are_held_against_the_known_ones(made_up: MadeUp) -> None:
+    view = made_up(arms=TWO, seeds=3)
+    known = view.hierarchy["half"]
+
+    def grouped(trial: TrialView) -> TrialView:
+        found = trial.result.get("probabilities")
+        if not found:
+            return trial
+        return replace(
+            trial, result={**trial.result, "probabilities": {**found, "classes": [[g, 1 - g, 0, 0] for g in known]}}
+        )
+
+    page = parsed(render(replace(view, trials=[grouped(trial) for trial in view.trials])))
+    table = next(t for t in page.all("table") if "Adjusted mutual information" in t.text)
+    assert re.search(r"blockouthalf31\.000", table.text.replace("\n", ""))
+    assert "dense" not in table.text
+    without = parsed(render(replace(view, hierarchy={})))
+    assert not [t for t in without.all("table") if "Adjusted mutual information" in t.text]
+    assert "agreement" not in [figure.attributes["id"] for figure in without.all("figure")]
+
+
+def test_images_that_one_arm_alone_gets_right_are_counted_and_shown(made_up: MadeUp) -> None:
+    view = made_up(arms=TWO, seeds=3, classes=4)
+    assert view.album is not None
+    labels = view.album.test_labels.tolist()
+    wrong = [(label + 1) % 4 for label in labels]
+
+    def answered(trial: TrialView) -> TrialView:
+        if not trial.is_model:
+            return trial
+        dense = [*labels[:5], *wrong[5:7], *labels[7:]]
+        blockout = [*wrong[:5], *labels[5:]]
+        once = trial.arm == "blockout" and trial.seed == 0  # one seed of three is no majority
+        given = dense if trial.arm == "dense" else [*blockout[:-1], wrong[-1]] if once else blockout
+        return replace(trial, result={**trial.result, "predictions": given})
+
+    page = parsed(render(replace(view, trials=[answered(trial) for trial in view.trials])))
+    table = next(t for t in page.all("table") if "one arm stands alone" in t.text).text.replace("\n", "")
+    assert re.search(r"dense352", table)
+    assert re.search(r"blockout325", table)
+    texts = [text.text for text in page.all("text")]
+    assert "5 alone" in texts
+    assert texts.count("not 1") == 7
+    caption = next(c.text for c in page.all("figcaption") if "only one arm gets right" in c.text)
+    assert "n = 3 seeds an arm, 144 test images" in caption
+
+
+@pytest.mark.parametrize("lacking", ["album", "predictions"])
+def test_without_answers_or_images_nobody_stands_alone(lacking: str, made_up: MadeUp) -> None:
+    view = made_up(arms=TWO, seeds=2)
+    trials = [replace(t, result={k: v for k, v in t.result.items() if k != "predictions"}) for t in view.trials]
+    page = parsed(render(replace(view, album=None) if lacking == "album" else replace(view, trials=trials)))
+    assert not [t for t in page.all("table") if "one arm stands alone" in t.text]
+    found = [figure.attributes["id"] for figure in page.all("figure")]
+    assert "alone" not in found
+    assert "confusion" in found
 
 
 def test_hostile_names_stay_text(made_up: MadeUp) -> None:
@@ -267,8 +341,26 @@ def test_the_file_appears_whole(tmp_path: Path, made_up: MadeUp) -> None:
     for _ in range(2):
         path = write(view, Folder(tmp_path))
     assert path == tmp_path / "report" / "index.html"
-    assert [found.name for found in path.parent.iterdir()] == ["index.html"]
+    assert sorted(found.name for found in path.parent.iterdir()) == ["figures", "index.html"]
     assert path.read_text(encoding="utf-8") == render(view)
+
+
+def test_every_figure_is_a_file_too(tmp_path: Path, study: ReportView, made_up: MadeUp) -> None:
+    path = write(study, Folder(tmp_path))
+    files = sorted((path.parent / "figures").iterdir())
+    captions = [caption.text for caption in parsed(path.read_text(encoding="utf-8")).all("figcaption")]
+    assert len(files) == len(captions)
+    for number, (file, caption) in enumerate(zip(files, captions, strict=True), start=1):
+        assert file.name.startswith(f"{number:02d}-")
+        assert caption.startswith(f"Figure {number}. ")
+        drawing = ElementTree.parse(file).getroot()
+        assert drawing.tag.endswith("}svg")
+        assert float(drawing.attrib["width"]) > 300
+        assert drawing.attrib["aria-label"].startswith(re.split(r"[.:?]", caption)[1].strip())
+    names = [file.name for file in files]
+    assert any(name.endswith("-density-blockout.svg") for name in names)
+    write(made_up(arms=["dense"], seeds=1, trials=1), Folder(tmp_path))
+    assert not [file for file in (path.parent / "figures").iterdir() if "blockout" in file.name], "old ones are gone"
 
 
 def test_importing_the_report_draws_nothing() -> None:

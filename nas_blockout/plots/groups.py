@@ -1,0 +1,72 @@
+"""A figure of how far groups of classes agree with known ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nas_blockout.plots.canvas import NARROW, canvas, padded, panel, shorten
+from nas_blockout.plots.theme import FONT, INK, MUTED, SMALL, look, styled
+
+_ROW, _NAMES = 19.0, 126.0
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """Agreement of an arm's groups of classes with a reference.
+
+    Args:
+        arm: Its name.
+        role: Its role.
+        reference: Name of the known groups.
+        values: Adjusted mutual information, one a seed.
+        mean: Their mean.
+        shuffled: What the mean is when classes are shuffled, as the ends of an interval.
+    """
+
+    arm: str
+    role: str
+    reference: str
+    values: tuple[float, ...]
+    mean: float
+    shuffled: tuple[float, float]
+
+
+@styled
+def figure_agreement(found: Sequence[Agreed]) -> Figure:
+    """Draw one row an arm under each reference: mean, seeds, and the band in which shuffled classes lie."""
+    rows: list[Agreed | str] = []
+    for each in found:
+        if not rows or each.reference != _reference(rows[-1]):
+            rows.append(each.reference)
+        rows.append(each)
+    figure = canvas(NARROW, 6 + _ROW * len(rows) + 32)
+    axes = panel(figure, (_NAMES, 6, NARROW - _NAMES - 34, _ROW * len(rows)))
+    axes.axvline(0, color=MUTED, lw=0.9)
+    for row, entry in enumerate(rows):
+        if isinstance(entry, Agreed):
+            _draw(axes, row, entry)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(*padded([value for each in found for value in (0.0, *each.values, *each.shuffled)]))
+    texts = [f"known: {shorten(entry, 80)}" if isinstance(entry, str) else entry.arm for entry in rows]
+    axes.set_yticks(range(len(rows)), [shorten(text, _NAMES - 8) for text in texts], color=INK, fontsize=FONT)
+    for text, entry in zip(axes.get_yticklabels(), rows, strict=True):
+        text.set_fontweight("bold" if isinstance(entry, str) else "normal")
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("adjusted mutual information", labelpad=2)
+    return figure
+
+
+def _reference(row: Agreed | str) -> str:
+    return row if isinstance(row, str) else row.reference
+
+
+def _draw(axes: Axes, row: int, entry: Agreed) -> None:
+    style = look(entry.role)
+    axes.barh(row, entry.shuffled[1] - entry.shuffled[0], left=entry.shuffled[0], height=0.6, color=MUTED, alpha=0.3)
+    axes.plot(entry.values, [row + 0.2] * len(entry.values), "o", ms=3, mec="none", mfc=style.colour, alpha=0.6)
+    axes.plot([entry.mean], [row - 0.08], style.marker, ms=5.5, color=style.colour)
+    text = f"{entry.mean:.2f}".replace("-", "\N{MINUS SIGN}")
+    axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", size=SMALL, color=INK)

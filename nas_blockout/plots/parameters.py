@@ -1,0 +1,191 @@
+"""Figures of searched parameters: what they decided, and the trials as lines through them.
+
+References:
+    Inselberg. The Plane with Parallel Coordinates. The Visual Computer 1, 1985.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nas_blockout.plots.canvas import (
+    NARROW,
+    Array,
+    bare,
+    canvas,
+    clean,
+    padded,
+    panel,
+    shorten,
+)
+from nas_blockout.plots.theme import FONT, GRID, INK, LOST, MUTED, SMALL, look, styled
+
+_ROW, _NAMES = 14.0, 138.0
+_TINY = 7.0
+_LOG = 20.0  # positive values that differ by more than this are spread by their logarithms
+_BEST = 0.25
+_MOST_LINES = 300
+
+Value = float | int | bool | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Importances:
+    """What the parameters of an arm's search decided: the share of each, and what chance alone makes of it."""
+
+    arm: str
+    role: str
+    trials: int
+    shares: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """The trials of an arm's search.
+
+    Args:
+        arm: Its name.
+        role: Its role.
+        parameters: By name the value in each trial, None where a trial has no such parameter.
+        scores: Validation accuracy of each trial, NaN for one that failed.
+    """
+
+    arm: str
+    role: str
+    parameters: Mapping[str, Sequence[Value]]
+    scores: Sequence[float]
+
+
+@styled
+def figure_importance(arms: Sequence[Importances]) -> Figure:
+    """Draw one bar a parameter under each arm, filled where it is beyond what chance makes of it (the upright line)."""
+    rows: list[tuple[Importances, str | None]] = []
+    for arm in arms:
+        rows += [(arm, None), *((arm, name) for name in arm.shares)]
+    figure = canvas(NARROW, 4 + _ROW * len(rows) + 32)
+    axes = panel(figure, (_NAMES, 4, NARROW - _NAMES - 34, _ROW * len(rows)))
+    for row, (arm, name) in enumerate(rows):
+        if name is not None:
+            _bar(axes, row, look(arm.role).colour, *arm.shares[name])
+        else:
+            _headed(axes, row, arm)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.set_yticks(range(len(rows)), [shorten(name or "", _NAMES - 8, SMALL) for _, name in rows], size=SMALL)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("share of the importance, %", labelpad=2)
+    return figure
+
+
+def _headed(axes: Axes, row: int, arm: Importances) -> None:
+    at: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+    left = -(_NAMES - 4) / (NARROW - _NAMES - 34)
+    axes.text(left, row, shorten(arm.arm, NARROW - 80), size=FONT, weight="bold", **at)
+    axes.text(1.16, row, f"{arm.trials} trials", size=SMALL, color=MUTED, ha="right", **at)
+
+
+def _bar(axes: Axes, row: int, colour: str, share: float, by_chance: float) -> None:
+    shown = share > by_chance
+    axes.barh(row, share, height=0.55, color=colour if shown else "none", edgecolor=colour if shown else MUTED, lw=0.8)
+    axes.plot([by_chance] * 2, [row - 0.42, row + 0.42], color=INK, lw=1.3)
+    axes.text(1.02, row, f"{100 * share:.0f}", transform=axes.get_yaxis_transform(), va="center", size=SMALL)
+
+
+@styled
+def figure_parallel(searches: Sequence[Searched]) -> Figure:
+    """Draw, a panel an arm, each trial as a line through its parameters to its accuracy, the best quarter thick.
+
+    Numbers are spread between the smallest and the largest that were tried, by their logarithms where these are far
+    apart; words and truths in their order. A failed trial is a dashed line that does not reach the accuracy.
+    """
+    height = 146.0
+    figure = canvas(NARROW, height * len(searches))
+    limits = padded([score for search in searches for score in search.scores], share=0.0, least=0.001)
+    for number, search in enumerate(searches):
+        axes = panel(figure, (30, number * height + 26, NARROW - 62, 70))
+        _lines(axes, search, limits)
+    return figure
+
+
+def _lines(axes: Axes, search: Searched, limits: tuple[float, float]) -> None:
+    names, scores = list(search.parameters), np.asarray(search.scores, dtype=np.float64)
+    columns = [_spread(values) for values in search.parameters.values()]
+    low, high = limits
+    places = np.column_stack([*(place for place, _, _ in columns), (scores - low) / (high - low)])
+    bare(axes)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.vlines(range(len(names) + 1), 0, 1, color=GRID, lw=1)
+    for trial in _in_front(scores)[-_MOST_LINES:]:
+        axes.plot(range(len(names) + 1), places[trial], **_style(search.role, scores, trial))
+    axes.set_xlim(-0.02, len(names) + 0.02)
+    axes.set_ylim(0, 1)
+    ends = [(lowest, highest) for _, lowest, highest in columns] + [(f"{100 * low:.1f}", f"{100 * high:.1f}")]
+    _named_axes(axes, [*_last_parts(names), "accuracy, %"], ends)
+    axes.text(-26 / (NARROW - 62), 1 + 15 / 70, shorten(search.arm, 200), transform=axes.transAxes, size=FONT)
+    axes.text(
+        1 + 28 / (NARROW - 62), 1 + 15 / 70, f"{len(scores)} trials", transform=axes.transAxes, size=SMALL, color=MUTED,
+        ha="right",
+    )  # fmt: skip
+
+
+def _last_parts(names: Sequence[str]) -> list[str]:
+    """Return what follows the last dot of each name, as far as that leaves them apart."""
+    short = [clean(name).rpartition(".")[2] for name in names]
+    return [part if short.count(part) == 1 else clean(name) for part, name in zip(short, names, strict=True)]
+
+
+def _in_front(scores: Array) -> list[int]:
+    """Return the trials with the best last, so that they are drawn in front."""
+    return [int(trial) for trial in np.argsort(np.where(np.isnan(scores), -np.inf, scores), kind="stable")]
+
+
+def _style(role: str, scores: Array, trial: int) -> dict[str, Any]:
+    if math.isnan(scores[trial]):
+        return {"color": LOST, "lw": 0.9, "ls": (0, (3, 2)), "alpha": 0.8}
+    best = scores[trial] >= np.nanquantile(scores, 1 - _BEST)
+    return {"color": look(role).colour, "lw": 1.6} if best else {"color": MUTED, "lw": 0.7, "alpha": 0.55}
+
+
+def _named_axes(axes: Axes, names: Sequence[str], ends: Sequence[tuple[str, str]]) -> None:
+    pitch = (NARROW - 62) / max(len(names) - 1, 1)
+    for column, (name, (low, high)) in enumerate(zip(names, ends, strict=True)):
+        for text, y, va in ((low, -3 / 70, "top"), (high, 1 + 3 / 70, "bottom")):
+            axes.text(column, y, shorten(text, max(pitch - 3, 20), _TINY), size=_TINY, color=MUTED, ha="center", va=va)
+        axes.text(
+            column + 0.06, -15 / 70, shorten(name, 78, SMALL), size=SMALL, color=INK, ha="right", va="top", rotation=22,
+            rotation_mode="anchor",
+        )  # fmt: skip
+
+
+def _spread(values: Sequence[Value]) -> tuple[Array, str, str]:
+    """Return where values lie between 0 and 1, NaN for none, and what the two ends are called."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return np.full(len(values), np.nan), "", ""
+    if any(isinstance(value, bool | str) for value in known):
+        words = sorted({clean(str(value)) for value in known})
+        step = 1 / max(len(words) - 1, 1)
+        found = [math.nan if v is None else words.index(clean(str(v))) * step for v in values]
+        return np.array(found), words[0], words[-1] if len(words) > 1 else ""
+    numbers = np.array([math.nan if value is None else float(value) for value in values])
+    low, high = float(np.nanmin(numbers)), float(np.nanmax(numbers))
+    if low > 0 and high > _LOG * low:
+        scaled = (np.log(numbers) - math.log(low)) / (math.log(high) - math.log(low))
+    else:
+        scaled = (numbers - low) / (high - low) if high > low else np.where(np.isnan(numbers), np.nan, 0.5)
+    return scaled, _number(low), _number(high) if high > low else ""
+
+
+def _number(value: float) -> str:
+    text = f"{value:.2g}" if abs(value) < 100 else f"{value:.3g}"
+    mantissa, _, exponent = text.partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else text

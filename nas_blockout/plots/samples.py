@@ -1,0 +1,81 @@
+"""Images of the data as thumbnails: rows of them with a heading, each with up to two lines below."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from nas_blockout.plots.canvas import NARROW, bare, canvas, clean, panel, shorten, write
+from nas_blockout.plots.theme import FONT, INK, MUTED, SMALL, styled
+
+Image = NDArray[np.uint8]
+A_ROW = 6
+_SIDE, _PITCH, _LEFT = 44.0, 57.5, 4.0
+_LINE, _HEADING = 10.0, 18.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """An image and what stands below it.
+
+    Args:
+        image: Grey (height, width) or colour (height, width, 3), 0..255.
+        text: First line.
+        note: Second line, in grey.
+    """
+
+    image: Image
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampleRow:
+    """Images under one heading; they take as many rows as they need."""
+
+    heading: str
+    note: str
+    samples: tuple[Sample, ...]
+
+
+@styled
+def figure_samples(rows: Sequence[SampleRow]) -> Figure:
+    """Draw rows of images, each under its heading."""
+    figure = canvas(NARROW, samples_height(rows))
+    draw_samples(figure, rows, top=0.0)
+    return figure
+
+
+def samples_height(rows: Sequence[SampleRow]) -> float:
+    """Return the height that `draw_samples` will take."""
+    return sum(_HEADING + -(-len(row.samples) // A_ROW) * _row_height(row) for row in rows) + 4
+
+
+def draw_samples(figure: Figure, rows: Sequence[SampleRow], *, top: float) -> None:
+    """Draw rows of images into a narrow figure, from `top` points down."""
+    for row in rows:
+        heading = shorten(row.heading, NARROW - 110)
+        write(figure, (_LEFT, top + 12), heading, size=FONT, color=INK)
+        write(figure, (NARROW - 4, top + 12), clean(row.note), size=SMALL, color=MUTED, ha="right")
+        top += _HEADING
+        for start in range(0, len(row.samples), A_ROW):
+            for column, sample in enumerate(row.samples[start : start + A_ROW]):
+                _draw(figure, sample, (_LEFT + column * _PITCH, top))
+            top += _row_height(row)
+
+
+def _row_height(row: SampleRow) -> float:
+    return _SIDE + _LINE * (2 if any(sample.note for sample in row.samples) else 1) + 8
+
+
+def _draw(figure: Figure, sample: Sample, place: tuple[float, float]) -> None:
+    left, top = place
+    axes = panel(figure, (left, top, _SIDE, _SIDE))
+    grey = {"cmap": "gray", "vmin": 0, "vmax": 255} if sample.image.ndim == 2 else {}
+    axes.imshow(sample.image, interpolation="none", **grey)  # type: ignore[arg-type]  # as matplotlib's stubs have it
+    bare(axes)
+    for line, (text, colour) in enumerate(((sample.text, INK), (sample.note, MUTED))):
+        y = top + _SIDE + _LINE * (line + 1) - 1
+        write(figure, (left, y), shorten(text, _PITCH - 4, SMALL), size=SMALL, color=colour)
