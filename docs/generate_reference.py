@@ -23,7 +23,8 @@ from nas_blockout.experiment import HANDOVERS
 from nas_blockout.methods import METHODS
 from nas_blockout.train import TrainingSettings
 from search_spaces import SPACES
-from services import cli, settings, study_file
+from services import budget, cli, settings, study_file
+from services.budget import WORDS
 
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = "<!-- Written by docs/generate_reference.py from the code: do not edit; run `make docs`. -->\n"
@@ -154,10 +155,11 @@ def studies_page() -> str:
     parts = ["# Bundled studies\n\nRun one with `nas-blockout run <name>`; copy one to write your own.\n"]
     for name, path in study_file.bundled().items():
         config = study_file.read(path)
-        budget = f"Data: `{config.data['name']}`. Budget: {config.budget.sample_passes} sample passes an arm. "
+        limits = ", ".join(f"{limit:,g} {WORDS[unit]}" for unit, limit in budget.limits(config.budget).items())
+        limited = f"Data: `{config.data['name']}`. Budget: {limits} an arm. "
         seeds = f"Retraining seeds: {', '.join(map(str, config.retrain.seeds))}."
         rows = [(f"`{arm}`", entry.purpose) for arm, entry in config.arms.items()]
-        parts.append(f"## `{name}`\n\n{config.question}\n\n{budget}{seeds}\n\n{table(('arm', 'stands for'), rows)}")
+        parts.append(f"## `{name}`\n\n{config.question}\n\n{limited}{seeds}\n\n{table(('arm', 'stands for'), rows)}")
     return "\n".join(parts)
 
 

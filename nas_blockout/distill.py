@@ -31,8 +31,8 @@ class DistillationSettings:
 
     Args:
         threshold: A node belongs to a cluster if its probability is at least this, in 0..1 exclusive.
-        target_macs: Share of the dense MACs, in 0..1; the lowest threshold that meets it is used instead of
-            `threshold`.
+        target_macs: Largest share of the dense MACs, in 0..1; where `threshold` leaves more, the lowest one that meets
+            it is used.
         weights: ``inherited`` carries the learned weights over, ``scratch`` draws new ones (the control).
         learn_share: Share of the epochs spent on learning the structure, in 0..1 exclusive; the rest trains the
             branches.
@@ -134,7 +134,11 @@ def shuffled(
 
 
 def threshold_for(
-    probabilities: Mapping[str, Tensor], target: float, share_of: Callable[[Architecture], float]
+    probabilities: Mapping[str, Tensor],
+    target: float,
+    share_of: Callable[[Architecture], float],
+    *,
+    least: float = 0.0,
 ) -> float:
     """Return the lowest threshold, to one part in a thousand million, whose architecture costs at most a target.
 
@@ -142,20 +146,27 @@ def threshold_for(
         probabilities: P of every masked layer.
         target: Largest share of the dense cost, in 0..1.
         share_of: Cost of an architecture as a share of the dense network's.
+        least: Lowest threshold to return, in 0..1. Below it stand memberships that were learned not to be: to take them
+            in because there is room would fill the network with what was unlearned.
 
     Raises:
         ValueError: Even the highest threshold costs more than the target.
     """
-    low, high = 0.0, 1.0 - 1e-9
-    least = share_of(distil(probabilities, harden(probabilities, high)).architecture)
-    if least > target:
-        raise ValueError(f"no threshold reaches {target:.1%} of the dense cost; the smallest network costs {least:.1%}")
+
+    def meets(threshold: float) -> bool:
+        return share_of(distil(probabilities, harden(probabilities, threshold)).architecture) <= target
+
+    if meets(least):
+        return least
+    low, high = least, 1.0 - 1e-9
+    if not meets(high):
+        smallest = share_of(distil(probabilities, harden(probabilities, high)).architecture)
+        raise ValueError(
+            f"no threshold reaches {target:.1%} of the dense cost; the smallest network costs {smallest:.1%}"
+        )
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if share_of(distil(probabilities, harden(probabilities, middle)).architecture) <= target:
-            high = middle
-        else:
-            low = middle
+        low, high = (low, middle) if meets(middle) else (middle, high)
     return high
 
 

@@ -79,7 +79,7 @@ def progress_table(name: str, progress: Progress) -> Table:
             str(arm.running) if arm.running else "",
             shown(arm.failed, style="red") if arm.failed else "",
             f"{arm.best:.1%}" if arm.best is not None else "",
-            ProgressBar(total=progress.budget, completed=arm.sample_passes, width=24),
+            ProgressBar(total=1.0, completed=arm.share, width=24),
         )
     return table
 

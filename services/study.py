@@ -11,6 +11,7 @@ from typing import Any
 from nas_blockout.data import Splits, load
 from nas_blockout.experiment import Experiment
 from services import cluster
+from services.budget import Unit, shares
 from services.folder import Folder, environment, write_json, write_yaml
 from services.search import RETRAIN, SEARCH, TERMINAL, Entry, Plan, Proposal
 from services.settings import Settings
@@ -32,7 +33,7 @@ class ArmProgress:
         running: Trials that run.
         failed: Trials that failed.
         best: Best validation accuracy of its search so far, or None.
-        sample_passes: Spent so far.
+        share: Of its budget that is spent, in 0..1: of the limit that it has come nearest to.
     """
 
     name: str
@@ -40,7 +41,7 @@ class ArmProgress:
     running: int
     failed: int
     best: float | None
-    sample_passes: int
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +50,18 @@ class Progress:
 
     Args:
         arms: One row a contestant.
-        budget: Sample passes that each arm may spend.
         seconds: Since this run of the study began.
         seconds_left: Estimate from the speed so far, or None.
     """
 
     arms: tuple[ArmProgress, ...]
-    budget: int
     seconds: float
     seconds_left: float | None
 
     @property
     def share(self) -> float:
         """Share of all budgets that is spent, in 0..1."""
-        return min(1.0, sum(arm.sample_passes for arm in self.arms) / (self.budget * len(self.arms)))
+        return sum(arm.share for arm in self.arms) / len(self.arms)
 
 
 Observe = Callable[[Progress], None]
@@ -94,7 +93,6 @@ class Driver:
         rows = store.trials(study.name)
         self._entries = {row.id: entry_of(row) for row in rows}
         self._queue = [row.id for row in rows if row.state == "queued"]
-        self._spent_before = sum(entry.spent for entry in self._entries.values())
         self.plan = Plan(
             study,
             shape=splits.shape,
@@ -102,6 +100,7 @@ class Driver:
             images=len(splits.train),
             entries=self._entries.values(),
         )
+        self._share_before = self.progress().share
 
     @property
     def finished(self) -> bool:
@@ -182,7 +181,9 @@ class Driver:
     ) -> None:
         score = float(result["validation_accuracy"]) if result else None
         self.store.finish_trial(trial, state, score=score, result=result, reason=reason)
-        self._update(trial, state=state, score=score, macs=int(result["macs"]) if result else None)
+        ended = self.store.trial(trial)
+        macs = int(result["macs"]) if result else None
+        self._update(trial, state=state, score=score, macs=macs, seconds=charged_seconds(ended))
         self.folder.checkpoint(trial).unlink(missing_ok=True)
 
     def _update(self, trial: int, **changes: Any) -> None:
@@ -194,25 +195,28 @@ class Driver:
 
     def progress(self) -> Progress:
         """Return where the study stands."""
-        rows = tuple(self._arm_progress(name) for name in self.study.arms)
-        seconds = time.monotonic() - self._began
-        spent = sum(row.sample_passes for row in rows)
-        total = self.study.config.budget.sample_passes * len(rows)
-        done = spent - self._spent_before
-        left = seconds * (total - spent) / done if done > 0 else None
-        return Progress(rows, self.study.config.budget.sample_passes, seconds, left)
+        found = Progress(
+            tuple(self._arm_progress(name) for name in self.study.arms), time.monotonic() - self._began, None
+        )
+        done = found.share - self._share_before
+        return replace(found, seconds_left=found.seconds * (1 - found.share) / done if done > 0 else None)
 
     def _arm_progress(self, name: str) -> ArmProgress:
         entries = [*self.plan.of(name, SEARCH), *self.plan.of(name, RETRAIN)]
         winner = self.plan.winner(name)
         states = [entry.state for entry in entries]
+        spent: dict[Unit, float] = {
+            "sample_passes": sum(entry.spent for entry in entries),
+            "seconds": sum(entry.seconds for entry in entries),
+            "trainings": sum(state in TERMINAL for state in states),
+        }
         return ArmProgress(
             name,
             done=states.count("complete"),
             running=states.count("running"),
             failed=states.count("failed"),
             best=winner.score if winner else None,
-            sample_passes=sum(entry.spent for entry in entries),
+            share=min(1.0, max(shares(self.study.config.budget, spent).values())),
         )
 
 
@@ -228,11 +232,17 @@ def entry_of(row: TrialRow) -> Entry:
         planned=row.planned,
         experiment=experiment,
         spent=row.sample_passes,
+        seconds=charged_seconds(row) if row.state in TERMINAL else 0.0,
         score=row.score,
         macs=row.result["macs"] if row.result else None,
         parameters=row.params or None,
         architecture_hash=row.architecture_hash,
     )
+
+
+def charged_seconds(row: TrialRow) -> float:
+    """Return the measured seconds that a trial is charged with: training, proposing it, and handing over."""
+    return row.seconds + row.thinking_seconds + float((row.result or {}).get("overhead_seconds") or 0.0)
 
 
 def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> tuple[Store, Splits]:

@@ -63,10 +63,27 @@ class ArmConfig(Searching):
 
 
 class Budget(_Strict):
-    """What every arm may spend."""
+    """What every arm may spend; of several limits the one that is reached first ends its search."""
 
-    sample_passes: int = Field(gt=0, description="Images times epochs trained on, search and retraining together.")
+    sample_passes: int | None = Field(
+        None, gt=0, description="Images times epochs trained on, search and retraining together."
+    )
+    seconds: float | None = Field(
+        None, gt=0, description="Measured seconds of training, of proposing and of handing structure over."
+    )
+    trainings: int | None = Field(None, gt=0, description="Search trials and retrainings, failed ones too.")
     tolerance: float = Field(0.02, ge=0, le=1, description="Largest relative difference of spending for a ranking.")
+
+    @field_validator("seconds", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _limited(self) -> "Budget":
+        if self.sample_passes is None and self.seconds is None and self.trainings is None:
+            raise ValueError("a budget has sample_passes, seconds or trainings, or several of them: the first ends it")
+        return self
 
 
 class Retrain(_Strict):
@@ -191,6 +208,7 @@ class Study:
     def to_json(self) -> dict[str, Any]:
         """Return the resolved study as plain JSON types."""
         config = self.config.model_dump(mode="json", exclude={"data", *_IN_ARMS})
+        config["budget"] = {key: value for key, value in config["budget"].items() if value is not None}
         return {**config, "data": to_json(self.data), "arms": {name: arm.to_json() for name, arm in self.arms.items()}}
 
     @property
@@ -327,10 +345,15 @@ def check_against_data(study: Study, splits: Splits, *, source: str) -> None:
             build(arm.experiment, splits)
         except ValueError as error:
             raise StudyError(f"{source}: arms.{name}: {error}") from None
-        one = images * arm.experiment.training.epochs
-        if study.config.budget.sample_passes < one * (1 + seeds):
+        one, budget = images * arm.experiment.training.epochs, study.config.budget
+        if budget.trainings is not None and budget.trainings < 1 + seeds:
             raise StudyError(
-                f"{source}: budget.sample_passes={study.config.budget.sample_passes} is too small: arm {name!r} needs "
+                f"{source}: budget.trainings={budget.trainings} is too small: an arm needs {1 + seeds} for one search "
+                f"trial and {seeds} retrainings"
+            )
+        if budget.sample_passes is not None and budget.sample_passes < one * (1 + seeds):
+            raise StudyError(
+                f"{source}: budget.sample_passes={budget.sample_passes} is too small: arm {name!r} needs "
                 f"{one * (1 + seeds)} for one search trial and {seeds} retrainings of {one} passes "
                 f"({images} images x {arm.experiment.training.epochs} epochs)"
             )

@@ -136,9 +136,9 @@ def _distilled(
     if isinstance(settings, ConfusionSettings):
         return distil(probabilities, harden(probabilities, 0.5))
     assert settings is not None
-    threshold = settings.threshold if isinstance(settings, DistillationSettings) else 0.5
+    threshold = settings.threshold if isinstance(settings, DistillationSettings) else 0.0
     if settings.target_macs is not None:
-        threshold = threshold_for(probabilities, settings.target_macs, share_of)
+        threshold = threshold_for(probabilities, settings.target_macs, share_of, least=threshold)
     hard = harden(probabilities, threshold)
     if isinstance(settings, PruningSettings):
         return distil(probabilities, hard)

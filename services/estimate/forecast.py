@@ -194,7 +194,8 @@ def _pretend(study: Study, splits: Splits, seconds: Mapping[str, _Seconds]) -> _
             return _Told(tuple(ended), now)
         now, _, entry = heapq.heappop(running)
         macs = _macs(entry.experiment, splits) if entry.arm in awaited else None
-        ended.append(replace(entry, state="complete", spent=entry.planned, score=0.5, macs=macs))
+        took = seconds[entry.arm].training
+        ended.append(replace(entry, state="complete", spent=entry.planned, seconds=took, score=0.5, macs=macs))
         plan.update(ended[-1])
 
 

@@ -77,7 +77,7 @@ def _as_of(earlier: TrialRow, entry: Entry, trial: TrialRow) -> Entry:
     """Return an earlier trial as it stood when a later one was proposed."""
     if earlier.finished_at is not None and earlier.finished_at <= trial.created_at:
         return entry
-    return replace(entry, state="running", spent=0, score=None, macs=None)
+    return replace(entry, state="running", spent=0, seconds=0.0, score=None, macs=None)
 
 
 def _difference(proposal: Proposal | None, real: Entry, replicate_of: int | None) -> str | None:

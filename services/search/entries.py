@@ -23,6 +23,7 @@ class Entry:
         state: State in the store.
         planned: Sample passes that it is meant to cost.
         spent: Sample passes that it has cost so far.
+        seconds: Measured seconds that it has cost once it has ended, proposing it and handing over included.
         score: Validation accuracy, of a complete trial.
         macs: Multiply-accumulates an image of what it ended in.
         parameters: Values and distributions that the search chose.
@@ -38,6 +39,7 @@ class Entry:
     planned: int
     experiment: Experiment
     spent: int = 0
+    seconds: float = 0.0
     score: float | None = None
     macs: int | None = None
     parameters: Mapping[str, Any] | None = None

@@ -13,6 +13,7 @@ from typing import Literal, cast
 
 from nas_blockout.experiment import Experiment, matched
 from search_spaces import SPACES, Context, Space, Trial, compose
+from services.budget import Charge, trials_left
 from services.search.entries import RETRAIN, SEARCH, TERMINAL, Entry, Proposal, derived_seed
 from services.search.samplers import ask, to_text
 from services.study_file import Arm, Study
@@ -81,9 +82,10 @@ class Plan:
 
     def searches_left(self, arm: Arm) -> int:
         """Return how many more full search trials the arm's budget pays for."""
-        retraining = len(self.study.config.retrain.seeds) * self.cost(arm.experiment)
-        left = self.study.config.budget.sample_passes - retraining - self._committed(arm.name, SEARCH)
-        return max(0, left // self.cost(arm.experiment))
+        search = [Charge(e.state in TERMINAL, e.planned, e.spent, e.seconds) for e in self.of(arm.name, SEARCH)]
+        seeds = len(self.study.config.retrain.seeds)
+        left = trials_left(self.study.config.budget, search, cost=self.cost(arm.experiment), retrainings=seeds)
+        return min(left.values())
 
     def _in_turn(self) -> list[Arm]:
         """Arms that others wait for come first, then whoever has spent least, so that the arms take turns."""

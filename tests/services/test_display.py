@@ -11,9 +11,9 @@ from services.study import ArmProgress, Progress
 
 HOSTILE = "[bold red]x[/nothing]\x1b[2J"
 ARMS = (
-    ArmProgress("dense", done=3, running=1, failed=0, best=0.8125, sample_passes=4000),
-    ArmProgress("blockout", done=2, running=0, failed=7, best=0.9375, sample_passes=2000),
-    ArmProgress("thin", done=0, running=0, failed=0, best=None, sample_passes=0),
+    ArmProgress("dense", done=3, running=1, failed=0, best=0.8125, share=0.5),
+    ArmProgress("blockout", done=2, running=0, failed=7, best=0.9375, share=0.25),
+    ArmProgress("thin", done=0, running=0, failed=0, best=None, share=0.0),
 )
 PROGRESS = Progress(ARMS, budget=8000, seconds=65.0, seconds_left=3700.0)
 
