@@ -54,6 +54,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "blockout": set(),
         "branched": set(),
         "confusion": set(),
+        "grid": set(),
         "regularizers": set(),
         "training": set(),
     },

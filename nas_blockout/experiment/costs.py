@@ -1,0 +1,60 @@
+"""What the network that an experiment ends in will cost, as far as that is known before it is trained."""
+
+import torch
+from torch import nn
+
+from nas_blockout.backbones import BACKBONES, name_of, scaled_to
+from nas_blockout.backbones.branched import Sites
+from nas_blockout.experiment.building import count_macs
+from nas_blockout.experiment.described import Experiment
+from nas_blockout.methods.blockdrop import BlockDropSettings
+
+
+def known_network(experiment: Experiment, *, shape: tuple[int, int, int], classes: int) -> nn.Module | None:
+    """Return the plain network that an experiment will end in, untrained and in eval mode.
+
+    Args:
+        experiment: Not yet run.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+
+    Returns:
+        None where the network is only known once something is learned: with a handover, or a path for every image.
+    """
+    if experiment.handover is not None or isinstance(experiment.method, BlockDropSettings):
+        return None
+    backbone = experiment.backbone
+    if experiment.target_macs is not None:
+        backbone = scaled_to(backbone, experiment.target_macs, shape, classes)
+    return _plain(backbone, experiment, shape, classes)
+
+
+def known_costs(experiment: Experiment, *, shape: tuple[int, int, int], classes: int) -> dict[str, int]:
+    """Return ``parameters`` and ``macs`` of what an experiment will end in, each left out where it is not known yet.
+
+    Of a network that is distilled or pruned to a share of its dense parent's multiply-accumulates, that share is known.
+
+    Args:
+        experiment: Not yet run.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+    """
+    image = torch.zeros(1, *shape)
+    if (network := known_network(experiment, shape=shape, classes=classes)) is not None:
+        return {"parameters": parameters_of(network), "macs": count_macs(network, image)}
+    share = getattr(experiment.handover, "target_macs", None)
+    if share is None:
+        return {}
+    dense = _plain(experiment.backbone, experiment, shape, classes)
+    return {"macs": int(share * count_macs(dense, image))}
+
+
+def parameters_of(network: nn.Module) -> int:
+    """Return the number of parameters of a network."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _plain(backbone: object, experiment: Experiment, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        network = BACKBONES[name_of(backbone)].build(backbone, shape, classes, experiment.architecture, Sites())
+    return network.eval()
