@@ -100,6 +100,7 @@ class Driver:
             images=len(splits.train),
             entries=self._entries.values(),
         )
+        self._share_before = 0.0
         self._share_before = self.progress().share
 
     @property

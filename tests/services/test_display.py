@@ -15,7 +15,7 @@ ARMS = (
     ArmProgress("blockout", done=2, running=0, failed=7, best=0.9375, share=0.25),
     ArmProgress("thin", done=0, running=0, failed=0, best=None, share=0.0),
 )
-PROGRESS = Progress(ARMS, budget=8000, seconds=65.0, seconds_left=3700.0)
+PROGRESS = Progress(ARMS, seconds=65.0, seconds_left=3700.0)
 
 
 def console(*, terminal: bool) -> Console:
@@ -78,7 +78,7 @@ def test_lines_say_where_a_study_stands() -> None:
 
 
 def test_nothing_is_best_before_anything_is_done() -> None:
-    line = progress_line(Progress(ARMS[2:], budget=8000, seconds=0.0, seconds_left=None))
+    line = progress_line(Progress(ARMS[2:], seconds=0.0, seconds_left=None))
     assert "best" not in line
     assert line.endswith("? left")
 
@@ -131,7 +131,7 @@ def test_results_are_two_tables_and_a_sentence() -> None:
 
 @pytest.mark.parametrize("name", [HOSTILE, "[link=http://example.org]a[/link]", ":warning:", "[/]"])
 def test_names_are_never_markup(name: str) -> None:
-    hostile = Progress((ArmProgress(name, 1, 0, 1, 0.5, 10),), budget=10, seconds=1.0, seconds_left=None)
+    hostile = Progress((ArmProgress(name, 1, 0, 1, 0.5, 1.0),), seconds=1.0, seconds_left=None)
     plain = name.replace("\x1b", "\ufffd")
     assert plain in rendered(progress_table(name, hostile))
     assert plain in rendered(result_tables(document(name, "dense")))
