@@ -4,14 +4,15 @@ Its parts: `errors`, `rows` (what is handed out), `values` (what may go in), `sc
 connection, SQLite or PostgreSQL), and the two halves of `Store`, `studies` and `trials`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
 from services.store import schema
 from services.store.database import Database
-from services.store.errors import NotFound, StateError, StoreError, StoreUnreachable, StudyBusy, StudyConflict
+from services.store.errors import NotFound, StateError, StoreError, StoreUnreachable, StudyBusy, StudyConflict, Taken
 from services.store.rows import (
     AttemptRow,
     EpochRow,
@@ -43,6 +44,7 @@ __all__ = [
     "StudyConflict",
     "StudyLine",
     "StudyRow",
+    "Taken",
     "TrialRow",
     "this_process",
 ]
@@ -174,6 +176,23 @@ class Store(Studies, Trials):
                 _find_trial(connection, trial)
             new = new.values(study_id=study_id(connection, study), synced_epoch=synced_epoch, done=done, **values)
             connection.execute(new.on_conflict_do_update(index_elements=keys, index_where=where, set_=changes))
+
+    @contextmanager
+    def telling(self, study: str, target: str, *, patience: float = 0.0) -> Iterator[None]:
+        """Let nobody else tell somebody outside of a study, in this process or another, until the block has ended.
+
+        Args:
+            study: Name of the study.
+            target: Who is told, such as ``mlflow``.
+            patience: Seconds to wait for whoever does so now.
+
+        Raises:
+            Taken: Somebody else still does.
+        """
+        with self._database.exclusive(f"{target}-{study}", patience=patience) as got:
+            if not got:
+                raise Taken(f"another process is telling {target} of study {study!r}; wait until it has ended")
+            yield
 
     def projections(self, study: str, target: str) -> tuple[ProjectionRow, ...]:
         """Return how far somebody outside has been told of a study and of its trials: the study first."""

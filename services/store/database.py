@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlche
 from services import migrations
 from services.settings import masked
 from services.store.errors import StoreError, StoreUnreachable
+from services.store.exclusion import file_lock, session_lock
 from services.store.schema import Instant, to_json_text
 
 LOCK_SECONDS = 10
@@ -71,6 +72,22 @@ class Database:
         """Yield a connection in a transaction that is committed at the end, or undone by an error."""
         with self._translated(), self._connected(self._writer) as connection, connection.begin():
             yield connection
+
+    @contextlib.contextmanager
+    def exclusive(self, name: str, *, patience: float) -> Iterator[bool]:
+        """Yield whether the lock of a name was got within `patience` seconds; it is let go at the end, or by death."""
+        if not self._server:
+            path = Path(str(self._parsed.database)).absolute()
+            with file_lock(path.with_name(f"{path.name}.locks") / name, patience=patience) as got:
+                yield got
+            return
+        engine = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        with (
+            self._translated(),
+            self._connected(engine) as connection,
+            session_lock(connection, name, patience=patience) as got,
+        ):
+            yield got
 
     def insert(self, table: Table) -> Any:
         """Return an insertion that knows ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""

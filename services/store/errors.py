@@ -21,5 +21,9 @@ class StudyBusy(StoreError):
     """Another driver runs the study."""
 
 
+class Taken(StoreError):
+    """Another process does what only one may do at a time."""
+
+
 class StateError(StoreError):
     """What has ended stays as it ended; the message names both states."""
