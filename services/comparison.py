@@ -15,10 +15,9 @@ from nas_blockout import statistics
 from nas_blockout.curves import Curve, best_so_far
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
+from services.budget import WORDS, Unit, limits
+from services.spending import TERMINAL, End, charged_seconds, compared_in, ends
 from services.study_file import Arm, Study
-
-TERMINAL = frozenset({"complete", "failed", "pruned"})
-_SPENDING_UNIT = "sample passes"
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -87,6 +86,11 @@ class Cost(_Strict):
         """Sample passes of both phases."""
         return self.search.sample_passes + self.retrain.sample_passes
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of both phases, and of what came between."""
+        return self.search.seconds + self.retrain.seconds + self.overhead_seconds
+
 
 class Accuracy(_Strict):
     """Accuracy over seeds, 0..1; ``std`` and ``ci95`` are null where the seeds cannot give them."""
@@ -118,6 +122,10 @@ class ArmResult(_Strict):
     trials: Count
     failed: Count
     pruned: Count
+    ended_by: End | None = Field(
+        None,
+        description="What ended its search: a limit, an exhausted space, failures in a row, nothing to match.",
+    )
     missing_seeds: list[int] = Field(description="Seeds of the study that ended in no model.")
     cost: Cost
     validation_accuracy: Accuracy | None
@@ -147,11 +155,23 @@ class PairResult(_Strict):
 
 
 class BudgetResult(_Strict):
-    """What every arm was promised, and how much their spending may differ."""
+    """What every arm was promised, in the unit in which their spending is compared, and how much it may differ."""
 
-    unit: Literal["sample_passes"] = "sample_passes"
-    per_arm: Count
+    unit: Unit = "sample_passes"
+    per_arm: Count | Amount
     tolerance: Share
+    limits: dict[Unit, Count | Amount] = Field(default_factory=dict, description="All limits; the first ends an arm.")
+
+    @property
+    def passes(self) -> float | None:
+        """Sample passes that every arm was promised, or None if they were not limited."""
+        return self.limits.get("sample_passes", self.per_arm if self.unit == "sample_passes" else None)
+
+    @property
+    def text(self) -> str:
+        """The limits in words."""
+        found = self.limits or {self.unit: self.per_arm}
+        return " or ".join(f"{limit:,.10g} {WORDS[unit]}" for unit, limit in found.items())
 
 
 class ComparisonDocument(_Strict):
@@ -229,26 +249,31 @@ def build(
                 f"trials name an arm of study {study.name!r}, got {trial.arm!r}; known are {sorted(by_arm)}"
             )
         by_arm[trial.arm].append(trial)
-    arms = {name: _arm(study, arm, by_arm[name], (latency_ms or {}).get(name)) for name, arm in study.arms.items()}
+    ended = ends(study, by_arm)
+    arms = {
+        name: _arm(study, arm, by_arm[name], (latency_ms or {}).get(name)).model_copy(update={"ended_by": ended[name]})
+        for name, arm in study.arms.items()
+    }
     unfinished = sum(_unfinished(study, group) for group in by_arm.values())
     budget = study.config.budget
-    spent = _charged(arms)
+    spent = {unit: _charged(arms, unit) for unit in limits(budget)}
+    unit, disagreement = compared_in(spent, ended, budget.tolerance)
     scores = {name: arm.test_accuracy.by_seed for name, arm in arms.items() if arm.test_accuracy is not None}
-    pairs = [pair for pair in family(study) if _comparable(pair, scores, spent, budget.tolerance)]
+    pairs = [pair for pair in family(study) if _comparable(pair, scores, spent, ended, budget.tolerance)]
     pairs = (
         [] if unfinished else pairs
     )  # looking at verdicts while seeds still run finds differences that are not there
     found = statistics.compare(scores, pairs=pairs)
     reasons = [
         f"{unfinished} trials have not ended" if unfinished else None,
-        statistics.budget_disagreement(spent, budget.tolerance, unit=_SPENDING_UNIT),
+        disagreement,
         _without_models([name for name in arms if name not in scores]),
         found.reason,
     ]
     reason = "; ".join(text for text in reasons if text) or None
     return ComparisonDocument(
         study=study.name,
-        budget=BudgetResult(per_arm=budget.sample_passes, tolerance=budget.tolerance),
+        budget=BudgetResult(unit=unit, per_arm=limits(budget)[unit], tolerance=budget.tolerance, limits=limits(budget)),
         arms=arms,
         pairs=[_pair(pair) for pair in found.pairs],
         ranking=list(found.ranking) if found.ranking and reason is None else None,
@@ -275,7 +300,7 @@ def _arm(study: Study, arm: Arm, trials: Sequence[Trial], latency: Mapping[str, 
         models.values(), key=lambda trial: (_result(trial, "validation_accuracy"), -trial.seed), default=None
     )
     outcome = (exported.result or {}) if exported else {}
-    overhead = sum(t.thinking_seconds + float((t.result or {}).get("overhead_seconds", 0.0)) for t in trials)
+    overhead = sum(charged_seconds(trial) - trial.seconds for trial in trials)
     return ArmResult(
         purpose=arm.purpose,
         role=role(arm),
@@ -341,8 +366,12 @@ def _spending(trials: Sequence[Trial], phase: str) -> Spending:
     return Spending(sample_passes=sum(t.sample_passes for t in own), seconds=sum(t.seconds for t in own))
 
 
-def _charged(arms: Mapping[str, ArmResult]) -> dict[str, float]:
-    """Give what each arm spent; a shortfall that its own failed trials left is spent: the arm had it and lost it."""
+def _charged(arms: Mapping[str, ArmResult], unit: Unit) -> dict[str, float]:
+    """Give what each arm spent; passes that its own failed trials left are spent: the arm had them and lost them."""
+    if unit == "seconds":
+        return {name: arm.cost.seconds for name, arm in arms.items()}
+    if unit == "trainings":
+        return {name: float(arm.trials) for name, arm in arms.items()}
     most = max(arm.cost.sample_passes for arm in arms.values())
     return {
         name: float(min(most, arm.cost.sample_passes + arm.cost.forfeited_sample_passes)) for name, arm in arms.items()
@@ -350,12 +379,17 @@ def _charged(arms: Mapping[str, ArmResult]) -> dict[str, float]:
 
 
 def _comparable(
-    pair: tuple[str, str], scores: Mapping[str, Mapping[int, float]], spent: Mapping[str, float], tolerance: float
+    pair: tuple[str, str],
+    scores: Mapping[str, Mapping[int, float]],
+    spent: Mapping[Unit, Mapping[str, float]],
+    ended: Mapping[str, End | None],
+    tolerance: float,
 ) -> bool:
     a, b = pair
     if a not in scores or b not in scores or not scores[a].keys() & scores[b].keys():
         return False
-    return statistics.budget_disagreement({a: spent[a], b: spent[b]}, tolerance) is None
+    both = {unit: {name: costs[name] for name in pair} for unit, costs in spent.items()}
+    return compared_in(both, {name: ended[name] for name in pair}, tolerance)[1] is None
 
 
 def _without_models(names: Sequence[str]) -> str | None:

@@ -5,9 +5,10 @@ from itertools import pairwise
 
 from nas_blockout import plots
 from nas_blockout.curves import best_so_far, pareto_front, quartile_band
-from services.comparison import TERMINAL, ArmResult, ComparisonDocument
+from services.comparison import ArmResult, ComparisonDocument
 from services.report.picture import Picture, counted
 from services.report.view import ReportView, TrialView, in_order
+from services.spending import TERMINAL
 
 _LOST = ("failed", "pruned")
 
@@ -107,10 +108,10 @@ def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
         "cost-passes",
         "Sample passes by phase",
         "Images times epochs trained on, failed and pruned trials included; planned and not spent is what failed "
-        f"trials lost. The line is the budget of every arm, {budget.per_arm:,}, the band the tolerance of "
-        f"{budget.tolerance:.0%} around it.",
+        f"trials lost. Every arm was promised {budget.text}; the line is its limit of passes, the band the tolerance "
+        f"of {budget.tolerance:.0%} around it.",
         *shared,
-        plots.figure_cost(passes, label="sample passes", budget=budget.per_arm, tolerance=budget.tolerance),
+        plots.figure_cost(passes, label="sample passes", budget=budget.passes, tolerance=budget.tolerance),
     )
     seconds = {name: _parts(view, name, arm, "seconds") for name, arm in in_order(document).items()}
     yield Picture(
@@ -152,11 +153,11 @@ def progress(view: ReportView, document: ComparisonDocument) -> Iterator[Picture
         "best-so-far",
         "Best validation accuracy so far against budget",
         f"Colour is the arm of the panel, grey the others; {band}; dots are ended trials, failed ones too. The dotted "
-        f"line is the whole budget, of which retraining takes the rest."
+        f"line is the limit of sample passes, if there is one, of which retraining takes the rest."
         + (f" Without a search: {', '.join(absent)}." if absent else ""),
         f"{counted([len(found) for found in searched.values()], 'search', 'searches')} an arm, trials in each panel",
         "trials.csv, phase search",
-        plots.figure_best_so_far(drawn, budget=document.budget.per_arm),
+        plots.figure_best_so_far(drawn, budget=document.budget.passes),
     )
 
 

@@ -12,6 +12,7 @@ import jinja2
 import yaml
 
 from nas_blockout import statistics
+from services.budget import WORDS
 from services.comparison import Accuracy, ArmResult, ComparisonDocument, PairResult
 from services.folder import Folder, write_text
 from services.report.view import ReportView, in_order
@@ -172,7 +173,7 @@ def _facts(view: ReportView, document: ComparisonDocument) -> dict[str, str]:
     facts = {
         "arms": f"{len(document.arms)}",
         "retrained seeds an arm": f"{least}" if least == most else f"{least} to {most}",
-        "budget an arm": f"{document.budget.per_arm:,} sample passes ± {document.budget.tolerance:.0%}",
+        "budget an arm": f"{document.budget.text} ± {document.budget.tolerance:.0%} of {WORDS[document.budget.unit]}",
         "trials": f"{sum(arm.trials for arm in arms)}",
         "failed": f"{sum(arm.failed for arm in arms)}",
         "pruned": f"{sum(arm.pruned for arm in arms)}",

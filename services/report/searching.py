@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from nas_blockout import plots
-from services.comparison import TERMINAL, ComparisonDocument
+from services.comparison import ComparisonDocument
 from services.report.picture import Picture, counted
 from services.report.view import ReportView, TrialView, in_order
+from services.spending import TERMINAL
 
 FEWEST_TRIALS = 4
 

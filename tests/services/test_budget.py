@@ -121,6 +121,6 @@ def test_a_plan_spends_what_the_first_limit_allows(
 def test_a_budget_has_a_limit() -> None:
     with pytest.raises(StudyError, match="a budget has sample_passes, seconds or trainings"):
         study({"tolerance": 0.1})
-    with pytest.raises(StudyError, match="budget.trainings"):
+    with pytest.raises(StudyError, match=r"budget\.trainings"):
         study({"trainings": 0})
     assert study({"seconds": 5}).to_json()["budget"] == {"seconds": 5.0, "tolerance": 0.02}

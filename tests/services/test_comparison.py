@@ -33,11 +33,13 @@ SCORES = {
 }
 
 
-def study_of(arms: Mapping[str, Any] = ARMS, seeds: list[int] = SEEDS) -> Study:
+def study_of(
+    arms: Mapping[str, Any] = ARMS, seeds: list[int] = SEEDS, budget: Mapping[str, float] | None = None
+) -> Study:
     document = {
         "schema_version": 1,
         "name": "by-hand",
-        "budget": {"sample_passes": 6 * PASSES, "tolerance": 0.02},
+        "budget": {"tolerance": 0.02, **(budget or {"sample_passes": 6 * PASSES})},
         "retrain": {"seeds": seeds},
         "arms": dict(arms),
     }
@@ -94,7 +96,13 @@ def test_a_true_difference_is_shown_and_its_absence_is_not() -> None:
 def test_the_document_has_the_keys_that_programs_rely_on() -> None:
     document = json.loads(build(study_of(), trials()).model_dump_json())
     assert set(document) >= {"schema_version", "study", "budget", "arms", "pairs", "ranking", "reason"}
-    assert document["budget"] == {"unit": "sample_passes", "per_arm": 6 * PASSES, "tolerance": 0.02}
+    assert document["budget"] == {
+        "unit": "sample_passes",
+        "per_arm": 6 * PASSES,
+        "tolerance": 0.02,
+        "limits": {"sample_passes": 6 * PASSES},
+    }
+    assert document["arms"]["blockout"]["ended_by"] == "sample_passes"
     arm = document["arms"]["blockout"]
     assert arm["cost"] == {
         "search": {"sample_passes": PASSES, "seconds": 1.0},
@@ -165,6 +173,69 @@ def test_what_a_failed_trial_forfeits_is_not_held_against_its_arm_and_no_more() 
     reason = build(study_of(), unplanned).reason
     assert reason is not None
     assert reason.endswith("thin 8.3% less (26,400)")
+
+
+def slow(factor: float, arm: str = "thin") -> list[Trial]:
+    """All trials, those of one arm slower."""
+    return [replace(t, seconds=factor * t.seconds) if t.arm == arm else t for t in trials()]
+
+
+def test_an_arm_that_quietly_takes_longer_is_refused_a_ranking_where_seconds_are_the_budget() -> None:
+    budget = {"seconds": 10.0}  # 8.25 of them kept for retraining, which takes 11.25
+    fair = build(study_of(budget=budget), trials())
+    assert (fair.ranking is None, fair.budget.unit, fair.budget.per_arm) == (False, "seconds", 10.0)
+    assert {arm.ended_by for arm in fair.arms.values()} == {"seconds"}
+    document = build(study_of(budget=budget), slow(1.1))
+    assert document.ranking is None
+    assert document.reason is not None
+    assert document.reason.startswith("spending differs by more than 2.0% from thin (13.85 seconds): dense")
+    assert verdicts(document).keys() == {"dense", "dropout", "placebo-nodes", "widths"}
+    assert build(study_of(), slow(1.1)).ranking is not None  # with sample passes as the budget it may take its time
+
+
+def test_an_arm_that_quietly_trains_more_often_is_refused_a_ranking_where_trainings_are_the_budget() -> None:
+    budget = {"trainings": 6}
+    assert build(study_of(budget=budget), trials()).ranking is not None
+    extra = replace(trials_of("thin", [])[0], number=1, sample_passes=0)
+    document = build(study_of(budget=budget), [*trials(), extra])
+    assert document.reason is not None
+    assert document.reason.startswith("spending differs by more than 2.0% from thin (7 trainings)")
+
+
+def test_arms_that_different_limits_ended_are_compared_where_they_agree_or_not_at_all() -> None:
+    both = {"sample_passes": 7 * PASSES, "seconds": 30.0}
+    found = [replace(t, seconds=2.0) if (t.arm, t.phase) == ("dense", "search") else t for t in slow(4.0)]
+    document = build(study_of(budget=both), found)
+    assert {name: arm.ended_by for name, arm in document.arms.items() if name in ("dense", "thin")} == {
+        "dense": "space",
+        "thin": "seconds",
+    }
+    more = [replace(t, number=1) for t in trials() if t.phase == "search" and t.arm != "thin"]
+    document = build(study_of(budget=both), [*slow(4.0), *more])
+    assert document.ranking is None
+    assert document.reason is not None
+    assert document.reason.startswith(
+        "different limits ended the arms (dense by sample passes, dropout by sample passes, blockout by sample passes, "
+        "placebo-nodes by sample passes, widths by sample passes, thin by seconds), and they agree in none of them"
+    )
+    assert verdicts(document).keys() == {"dense", "dropout", "placebo-nodes", "widths"}
+    shorter = [replace(t, number=1, sample_passes=0) for t in more]
+    agreeing = build(study_of(budget={**both, "sample_passes": 6 * PASSES}), [*slow(4.0), *shorter])
+    assert (agreeing.reason, agreeing.budget.unit) == (None, "sample_passes")
+
+
+def test_what_ended_an_arm_is_said() -> None:
+    def ended(found: list[Trial], arm: str) -> str | None:
+        return build(study_of(), found).arms[arm].ended_by
+
+    assert ended(trials(), "thin") == "sample_passes"
+    assert ended([], "thin") is None
+    searching = [replace(t, state="running", result=None) if t.phase == "search" else t for t in trials()]
+    assert ended(searching, "thin") is None
+    failures = [Trial("blockout", "search", number, number, "failed", 0, PASSES) for number in range(8)]
+    assert ended(failures, "blockout") == "failures"
+    assert ended(failures, "thin") == "match"
+    assert ended(failures, "dense") is None
 
 
 # -- seeds
