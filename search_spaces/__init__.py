@@ -6,7 +6,7 @@ from types import MappingProxyType
 from search_spaces.blockout import blockout
 from search_spaces.branched import branched
 from search_spaces.confusion import confusion
-from search_spaces.grid import MOST_POINTS, grid
+from search_spaces.grid import MOST_POINTS, Point, grid
 from search_spaces.regularizers import regularizers
 from search_spaces.training import training
 from search_spaces.trial import Context, Recorded, Space, Trial, compose
@@ -21,4 +21,4 @@ SPACES: Mapping[str, Space] = MappingProxyType(
     }
 )
 
-__all__ = ["MOST_POINTS", "SPACES", "Context", "Recorded", "Space", "Trial", "compose", "grid"]
+__all__ = ["MOST_POINTS", "SPACES", "Context", "Point", "Recorded", "Space", "Trial", "compose", "grid"]

@@ -42,8 +42,8 @@ class Tasks(Protocol):
     def finished(self) -> bool:
         """Whether no task will ever come again."""
 
-    def report(self, report: Report) -> None:
-        """Take what a worker said."""
+    def report(self, report: Report) -> bool | None:
+        """Take what a worker said; return whether its trial is to be stopped."""
 
     def lost(self, trial: int, reason: str) -> None:
         """Take note that a trial's worker died more often than is tolerated."""
@@ -149,11 +149,12 @@ def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
     from ray import tune
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    desk = _Desk(tasks)
     trainable = tune.with_resources(_trainable(), {"cpu": resources.cpus, "gpu": resources.gpus})
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=_searcher(tasks),
+            search_alg=_searcher(desk),
             num_samples=-1,
             max_concurrent_trials=resources.at_once,
             reuse_actors=True,
@@ -162,6 +163,7 @@ def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
         ),
         run_config=tune.RunConfig(
             name="tune",
+            stop=_stopper(desk),
             storage_path=str(folder.absolute()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.retries),
@@ -220,21 +222,40 @@ class _Desk:
         self._trials[name] = task.trial
         return {"task": task.to_json()}
 
-    def result(self, result: Mapping[str, Any] | None) -> None:
-        """Pass on a report, if there is one in a result."""
-        if result and "report" in result:
-            self._tasks.report(Report.from_text(result["report"]))
+    def stops(self, result: Mapping[str, Any]) -> bool:
+        """Pass on the report in a result; return whether its trial is to be stopped."""
+        return bool("report" in result and self._tasks.report(Report.from_text(result["report"])))
 
-    def complete(self, name: str, result: Mapping[str, Any] | None, *, lost: bool) -> None:
-        """Pass on the last report of a trial, or that there will be none."""
+    def complete(self, name: str, *, lost: bool) -> None:
+        """Forget a trial that has ended, and pass on if that was for the death of its workers."""
         trial = self._trials.pop(name)
         if lost:
             self._tasks.lost(trial, "its worker process died more often than the study's retries allow")
-        else:
-            self.result(result)
 
 
-def _searcher(tasks: Tasks) -> Any:
+def _stopper(desk: _Desk) -> Any:
+    from ray.tune import Stopper
+
+    class StudyStopper(Stopper):
+        """Hears every result first, before its trial may go on, and says whether it may."""
+
+        def __init__(self, desk: _Desk) -> None:
+            self.desk = desk
+
+        def __getstate__(self) -> dict[str, Any]:
+            """Keep nothing when Tune pickles its state: the store is the truth."""
+            return {}
+
+        def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+            return self.desk.stops(result)
+
+        def stop_all(self) -> bool:
+            return False
+
+    return StudyStopper(desk)
+
+
+def _searcher(desk: _Desk) -> Any:
     from ray.tune.search import Searcher
 
     class StudySearcher(Searcher):
@@ -252,10 +273,10 @@ def _searcher(tasks: Tasks) -> Any:
             return self.desk.next(trial_id) or (Searcher.FINISHED if self.desk.finished else None)
 
         def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-            self.desk.result(result)
+            """Do nothing: the stopper has heard it."""
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            self.desk.complete(trial_id, result, lost=error)
+            self.desk.complete(trial_id, lost=error)
 
         def save(self, checkpoint_path: str) -> None:
             """Keep nothing: the store is the truth."""
@@ -263,7 +284,7 @@ def _searcher(tasks: Tasks) -> Any:
         def restore(self, checkpoint_path: str) -> None:
             """Restore nothing, as above."""
 
-    return StudySearcher(_Desk(tasks))
+    return StudySearcher(desk)
 
 
 def _token(folder: Path) -> Path:

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,7 @@ from services.budget import Unit, shares
 from services.folder import Folder, environment, write_json, write_yaml
 from services.search import RETRAIN, SEARCH, TERMINAL, Entry, Plan, Proposal
 from services.settings import Settings
+from services.spending import charged_seconds
 from services.store import Store, StoreUnreachable, StudyBusy, TrialRow
 from services.study_file import Study, check_against_data
 from services.tracking import following
@@ -91,7 +92,7 @@ class Driver:
         self._entries: dict[int, Entry] = {}
         self._workers: dict[int, str] = {}
         rows = store.trials(study.name)
-        self._entries = {row.id: entry_of(row) for row in rows}
+        self._entries = {row.id: replace(entry_of(row), curve=self._curve(row)) for row in rows}
         self._queue = [row.id for row in rows if row.state == "queued"]
         self.plan = Plan(
             study,
@@ -116,27 +117,37 @@ class Driver:
             trial = self._add(proposal)
         else:
             return None
+        if (reason := self._entries[trial].gave_up) is not None:
+            self._finish(trial, "failed", reason=reason)
+            return self.next()
         self._update(trial, state="running")
         self.store.start_attempt(trial, worker="")
         self._tell()
         return self._task(trial)
 
-    def report(self, report: Report) -> None:
-        """Write epoch records, a new attempt after a restart, and the end of a trial."""
+    def report(self, report: Report) -> bool:
+        """Write epoch records, a new attempt after a restart, and the end of a trial; return whether it is stopped."""
         entry = self._entries[report.trial]
         if entry.state in TERMINAL:
-            return
+            return entry.state == "pruned"
         if self._workers.setdefault(report.trial, report.worker) != report.worker:
             self._workers[report.trial] = report.worker
             self.store.start_attempt(report.trial, worker=report.worker)
         if report.records:
             self.store.record_epochs(report.trial, report.records, worker=report.worker)
-            self._update(report.trial, spent=int(report.records[-1]["sample_passes"]))
+            curve = longer(entry.curve, report.records) if self._watched(entry.arm, entry.phase) else ()
+            self._update(report.trial, spent=int(report.records[-1]["sample_passes"]), curve=curve)
         if report.failure is not None:
             self._finish(report.trial, "failed", reason=report.failure)
         elif report.result is not None:
             self._finish(report.trial, "complete", result=report.result)
+        elif (stop := self.plan.reason_to_stop(self._entries[report.trial], since=len(entry.curve))) is not None:
+            rung, reason = stop
+            accuracy = self._entries[report.trial].curve[rung - 1]
+            outcome = {"validation_accuracy": accuracy, "stopped_after": rung}
+            self._finish(report.trial, "pruned", result=outcome, reason=reason)
         self._tell()
+        return self._entries[report.trial].state == "pruned"
 
     def lost(self, trial: int, reason: str) -> None:
         """Write that a trial failed because its workers died."""
@@ -165,7 +176,7 @@ class Driver:
 
     def _task(self, trial: int) -> Task:
         entry, workers = self._entries[trial], self.study.config.workers
-        retrain = entry.phase == RETRAIN
+        rules, retrain = self.study.arms[entry.arm].rules, entry.phase == RETRAIN
         return Task(
             trial=trial,
             experiment=entry.experiment.to_json(),
@@ -175,17 +186,27 @@ class Driver:
             data_root=str(self.settings.data) if self.settings.data else None,
             threads=workers.cpus,
             device="cuda" if workers.gpus else "cpu",
+            rungs=tuple(rules.pruner.rungs or ()) if rules.pruner and not retrain else (),
+            measures_latency=rules.needs_latency,
         )
 
     def _finish(
         self, trial: int, state: str, *, result: Mapping[str, Any] | None = None, reason: str | None = None
     ) -> None:
-        score = float(result["validation_accuracy"]) if result else None
+        score = float(result["validation_accuracy"]) if result and state == "complete" else None
         self.store.finish_trial(trial, state, score=score, result=result, reason=reason)
         ended = self.store.trial(trial)
-        macs = int(result["macs"]) if result else None
-        self._update(trial, state=state, score=score, macs=macs, seconds=charged_seconds(ended))
+        self._update(trial, state=state, score=score, seconds=charged_seconds(ended), **outcome_of(ended))
         self.folder.checkpoint(trial).unlink(missing_ok=True)
+
+    def _watched(self, arm: str, phase: str) -> bool:
+        """Whether trials may be stopped early, so that their curves are needed."""
+        return phase == SEARCH and self.study.arms[arm].rules.pruner is not None
+
+    def _curve(self, row: TrialRow) -> tuple[float, ...]:
+        if not self._watched(row.arm, row.phase):
+            return ()
+        return longer((), [{"epoch": epoch.epoch, **epoch.metrics} for epoch in self.store.epochs(row.id)])
 
     def _update(self, trial: int, **changes: Any) -> None:
         self._entries[trial] = replace(self._entries[trial], **changes)
@@ -235,15 +256,31 @@ def entry_of(row: TrialRow) -> Entry:
         spent=row.sample_passes,
         seconds=charged_seconds(row) if row.state in TERMINAL else 0.0,
         score=row.score,
-        macs=row.result["macs"] if row.result else None,
         parameters=row.params or None,
         architecture_hash=row.architecture_hash,
+        **outcome_of(row),
     )
 
 
-def charged_seconds(row: TrialRow) -> float:
-    """Return the measured seconds that a trial is charged with: training, proposing it, and handing over."""
-    return row.seconds + row.thinking_seconds + float((row.result or {}).get("overhead_seconds") or 0.0)
+def outcome_of(row: TrialRow) -> dict[str, Any]:
+    """Return what a trial ended in, by the names that the plan uses; nothing of what is not known."""
+    result = row.result or {}
+    stopped = (result["stopped_after"], result["validation_accuracy"]) if row.state == "pruned" and result else None
+    return {
+        "macs": result.get("macs"),
+        "parameter_count": result.get("parameters"),
+        "latency_ms": result.get("latency_ms"),
+        "stopped": stopped,
+    }
+
+
+def longer(curve: tuple[float, ...], records: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
+    """Return a curve of validation accuracies with those of further epochs; epochs that it has change nothing."""
+    found = list(curve)
+    for record in records:
+        if record["epoch"] == len(found):
+            found.append(float(record["validation_accuracy"] or 0.0))
+    return tuple(found)
 
 
 def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> tuple[Store, Splits]:

@@ -20,7 +20,7 @@ import torch
 
 from nas_blockout.data import DataSettings, Loader, Splits, load
 from nas_blockout.experiment import EVALUATION_BATCH, Experiment, Run, Snapshot
-from nas_blockout.export import save_weights
+from nas_blockout.export import measure_latency, save_weights
 from nas_blockout.train import EpochRecord, evaluate
 
 REPORT_SECONDS = 0.5
@@ -39,6 +39,8 @@ class Task:
         data_root: Folder of the data sets, or None for the usual places.
         threads: Threads of the training.
         device: Where to train.
+        rungs: Epochs after which to report before training on: the driver may stop the trial there.
+        measures_latency: Whether the time of a forward pass of the trained network is measured.
     """
 
     trial: int
@@ -49,6 +51,8 @@ class Task:
     data_root: str | None = None
     threads: int = 1
     device: str = "cpu"
+    rungs: tuple[int, ...] = ()
+    measures_latency: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the task as plain JSON types."""
@@ -117,23 +121,30 @@ class Worker:
             self._error = describe_error(error)
 
     def step(self) -> Report:
-        """Train until there is something to report: the time has passed or the trial has ended.
+        """Train until there is something to report: the time has passed, a rung is reached or the trial has ended.
 
         What is reported has been written to the checkpoint, so that a later attempt repeats none of it.
         """
         assert self._task is not None, "start a task first"
-        began = time.monotonic()
+        began, trained = time.monotonic(), False
         try:
-            while self._error is None:
+            while self._error is None and not self._at_rung():
                 if not self._one_epoch():
                     return self._report(result=self._result())
+                trained = True
                 if time.monotonic() - began >= self._report_seconds:
                     break
-            if self._error is None and self._run is not None:
+            if trained and self._error is None and self._run is not None:
                 write_snapshot(self._run.snapshot(), Path(self._task.checkpoint), self._task.experiment)
         except Exception as error:  # noqa: BLE001  # as above: reported, never swallowed
             self._error = describe_error(error)
         return self._report(failure=self._error)
+
+    def _at_rung(self) -> bool:
+        """Whether the driver must hear of the last epoch before another is trained."""
+        assert self._run is not None
+        assert self._task is not None
+        return bool(self._unreported) and len(self._run.records) in self._task.rungs
 
     def _one_epoch(self) -> bool:
         assert self._run is not None
@@ -169,6 +180,8 @@ class Worker:
             "overhead_seconds": handover.overhead_seconds if handover else 0.0,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
+        if self._task.measures_latency:
+            result["latency_ms"] = measure_latency(outcome.model, self._run.splits.shape, batches=(1,))[1]
         if self._task.evaluates_test:
             result |= self._tested(outcome.model)
         if self._task.model is not None:

@@ -1,7 +1,8 @@
 """Which trial comes next: a plan over the arms of a study, and Optuna for what to try.
 
-Its parts: `entries` (trials as the plan sees them), `samplers` (proposals by Optuna),
-`importance` (what decided, by Optuna) and `plan`.
+Its parts: `entries` (trials as the plan sees them), `samplers` (proposals by Optuna), `proposing` (asking until a
+proposal is new and allowed), `feasibility` (what constraints allow), `asha` (who is stopped early), `winning` (who is
+retrained), `plan`; and, for what is said afterwards, `importance` (what decided) and `fronts` (what was traded).
 """
 
 from services.search.entries import RETRAIN, SEARCH, TERMINAL, Entry, Proposal, derived_seed

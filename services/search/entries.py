@@ -1,7 +1,7 @@
 """Trials as the plan sees them, proposals, and the seeds that both get."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +26,14 @@ class Entry:
         seconds: Measured seconds that it has cost once it has ended, proposing it and handing over included.
         score: Validation accuracy, of a complete trial.
         macs: Multiply-accumulates an image of what it ended in.
-        parameters: Values and distributions that the search chose.
+        parameters: ``values`` and ``distributions`` that the search chose; ``refused``, what it had proposed before and
+            what of that exceeded which limit; ``gave_up``, why nothing was found that may be trained.
         architecture_hash: Canonical hash of the architecture that was proposed, or None.
         experiment: What was run.
+        parameter_count: Parameters of what it ended in.
+        latency_ms: Milliseconds of a forward pass of one image of what it ended in, where that was measured.
+        curve: Validation accuracy after every epoch so far, of a search whose trials may be stopped early.
+        stopped: Epochs after which a pruned trial was stopped, and its validation accuracy there.
     """
 
     arm: str
@@ -44,6 +49,28 @@ class Entry:
     macs: int | None = None
     parameters: Mapping[str, Any] | None = None
     architecture_hash: str | None = None
+    parameter_count: int | None = None
+    latency_ms: float | None = None
+    curve: tuple[float, ...] = ()
+    stopped: tuple[int, float] | None = None
+
+    @property
+    def refused(self) -> Sequence[Mapping[str, Any]]:
+        """What the search had proposed in its place and what was never trained."""
+        found: Sequence[Mapping[str, Any]] = (self.parameters or {}).get("refused", ())
+        return found
+
+    @property
+    def gave_up(self) -> str | None:
+        """Why there is nothing to train, or None."""
+        reason: str | None = (self.parameters or {}).get("gave_up")
+        return reason
+
+    def measured(self, quantity: str) -> float | None:
+        """Return ``accuracy``, ``parameters``, ``macs`` or ``latency_ms`` of what the trial ended in, if known."""
+        names = {"accuracy": "score", "parameters": "parameter_count"}
+        value: float | None = getattr(self, names.get(quantity, quantity))
+        return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,21 @@ interrupted proposes what an uninterrupted one would have proposed.
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Literal
 
 from nas_blockout.experiment import Experiment, matched
-from search_spaces import SPACES, Context, Space, Trial, compose
+from search_spaces import SPACES, Context, Point, Space, compose, grid
 from services.budget import Charge, trials_left
-from services.search.entries import RETRAIN, SEARCH, TERMINAL, Entry, Proposal, derived_seed
-from services.search.samplers import ask, to_text
+from services.search.asha import reason_to_stop
+from services.search.entries import RETRAIN, SEARCH, TERMINAL, Entry, Proposal
+from services.search.feasibility import exceeded_after
+from services.search.proposing import Search, tried
+from services.search.winning import chosen_of
 from services.study_file import Arm, Study
 
 MOST_FAILURES_IN_A_ROW = 8
-_FRESH_ASKS = 16
 
 
 class Plan:
@@ -44,6 +46,7 @@ class Plan:
         self._spaces: dict[str, Space] = {
             name: compose([SPACES[space] for space in arm.spaces]) for name, arm in study.arms.items()
         }
+        self._grids: dict[str, Sequence[Point]] = {}
         for entry in entries:
             self.update(entry)
 
@@ -72,9 +75,30 @@ class Plan:
         return None
 
     def winner(self, arm: str) -> Entry | None:
-        """Return the search trial with the best validation accuracy (of equals the first), or None if all failed."""
-        complete = [entry for entry in self.of(arm, SEARCH) if entry.state == "complete" and entry.score is not None]
-        return max(complete, key=lambda entry: (entry.score, -entry.number), default=None)
+        """Return the complete search trial to retrain, or None if there is none within the constraints.
+
+        It has the best validation accuracy (of equals the first), or the least of what the study prefers among those
+        that are almost as accurate.
+        """
+        rules = self.study.arms[arm].rules
+        complete = [
+            entry
+            for entry in self.of(arm, SEARCH)
+            if entry.state == "complete" and entry.score is not None and not exceeded_after(entry, rules.constraints)
+        ]
+        return chosen_of(complete, rules.prefer)
+
+    def reason_to_stop(self, entry: Entry, *, since: int) -> tuple[int, str] | None:
+        """Return the rung at which a trial is to be stopped early and why, or None if it goes on.
+
+        Args:
+            entry: The trial, with its curve so far.
+            since: Epochs that had been recorded before.
+        """
+        pruner = self.study.arms[entry.arm].rules.pruner
+        if pruner is None or entry.phase != SEARCH:
+            return None
+        return reason_to_stop(entry, self.of(entry.arm, SEARCH), pruner, since=since)
 
     def cost(self, experiment: Experiment) -> int:
         """Return the sample passes of one full training."""
@@ -105,8 +129,13 @@ class Plan:
         return self.searches_left(arm) > 0 and not self._gave_up(arm) and not self._orphaned(arm)
 
     def _gave_up(self, arm: Arm) -> bool:
-        last = [entry.state for entry in self.of(arm.name, SEARCH)][-MOST_FAILURES_IN_A_ROW:]
-        return len(last) == MOST_FAILURES_IN_A_ROW and set(last) == {"failed"}
+        """Whether nothing but failures came, no network within the constraints was found, or a grid is exhausted."""
+        entries = self.of(arm.name, SEARCH)
+        last = [entry.state for entry in entries][-MOST_FAILURES_IN_A_ROW:]
+        if len(last) == MOST_FAILURES_IN_A_ROW and set(last) == {"failed"}:
+            return True
+        exhausted = arm.searcher == "grid" and tried(entries) >= len(self._points(arm))
+        return exhausted or any(entry.gave_up for entry in entries)
 
     def _orphaned(self, arm: Arm) -> bool:
         """Whether the arm whose cost must be matched ended without a winner."""
@@ -156,23 +185,35 @@ class Plan:
     def _propose(self, arm: Arm, target: int | None) -> Proposal:
         began = time.perf_counter()
         told = self.of(arm.name, SEARCH)
-        number = len(told)
-        known = {entry.architecture_hash: entry.number for entry in reversed(told) if entry.architecture_hash}
-        context = Context(arm.experiment, self.shape, self.classes)
-        for attempt in range(_FRESH_ASKS):
-            seed = derived_seed(self.study.config.seed, number, attempt)
-            trial = ask(arm.searcher, told, seed)
-            experiment = self._spaces[arm.name](cast(Trial, trial), context)
-            hash_of = experiment.architecture.hash if experiment.architecture else None
-            if hash_of not in known:
-                break
-        experiment = replace(experiment, seed=derived_seed(self.study.config.seed, number, _FRESH_ASKS))
-        experiment = self._matched(experiment, target)
-        parameters = {
-            "values": dict(trial.params),
-            "distributions": {name: to_text(value) for name, value in trial.distributions.items()},
-        }
-        planned = self.cost(experiment)
-        entry = Entry(arm.name, SEARCH, number, experiment.seed, "queued", planned, experiment, parameters=parameters)
-        replicate = known.get(hash_of) if hash_of else None
-        return Proposal(replace(entry, architecture_hash=hash_of), replicate, time.perf_counter() - began)
+        found = Search(
+            arm,
+            self._spaces[arm.name],
+            Context(arm.experiment, self.shape, self.classes),
+            told,
+            self.study.config.seed,
+            finish=lambda experiment: self._matched(experiment, target),
+            points=self._points(arm),
+        ).draft()
+        same = (entry.number for entry in told if entry.architecture_hash == found.architecture_hash)
+        replicate = next(same, None) if found.architecture_hash else None
+        entry = Entry(
+            arm.name,
+            SEARCH,
+            len(told),
+            found.experiment.seed,
+            "queued",
+            0 if "gave_up" in found.parameters else self.cost(found.experiment),
+            found.experiment,
+            parameters=found.parameters,
+            architecture_hash=found.architecture_hash,
+        )
+        return Proposal(entry, replicate, time.perf_counter() - began)
+
+    def _points(self, arm: Arm) -> Sequence[Point]:
+        """Return the grid of an arm, nothing for one that is not searched on a grid."""
+        if arm.searcher != "grid":
+            return ()
+        if arm.name not in self._grids:
+            context = Context(arm.experiment, self.shape, self.classes)
+            self._grids[arm.name] = grid(self._spaces[arm.name], context, points=arm.rules.grid_points)
+        return self._grids[arm.name]

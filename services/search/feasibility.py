@@ -1,0 +1,54 @@
+"""What a study's constraints allow: checked on the network before it is trained, as far as it is known by then.
+
+What is only known once something is learned (branches that are distilled or come from confusions, paths for every
+image) is checked afterwards: such a trial has cost what it cost, but cannot win.
+"""
+
+from collections.abc import Mapping
+
+from nas_blockout.experiment import Experiment, known_costs, known_network
+from services.search.entries import Entry
+from services.search_rules import Constraints
+
+Exceeded = Mapping[str, tuple[float, float]]
+
+
+def exceeded_before(
+    experiment: Experiment, constraints: Constraints, *, shape: tuple[int, int, int], classes: int
+) -> Exceeded:
+    """Return what an untrained network exceeds: by quantity what it has and what it may have.
+
+    The latency is measured here and now; everything else is counted.
+
+    Args:
+        experiment: What is proposed.
+        constraints: Of its arm.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+    """
+    limits = constraints.limits
+    if not limits:
+        return {}
+    found: dict[str, float] = dict(known_costs(experiment, shape=shape, classes=classes))
+    if "latency_ms" in limits and (network := known_network(experiment, shape=shape, classes=classes)) is not None:
+        from nas_blockout.export import measure_latency  # only who measures needs it
+
+        found["latency_ms"] = measure_latency(network, shape, batches=(1,))[1]
+    return {name: (found[name], limit) for name, limit in limits.items() if found.get(name, 0) > limit}
+
+
+def exceeded_after(entry: Entry, constraints: Constraints) -> Exceeded:
+    """Return what the network that a complete trial ended in exceeds.
+
+    A latency that was checked before is not checked again: measured twice it differs.
+    """
+    limits = constraints.limits
+    if entry.experiment.handover is None:
+        limits.pop("latency_ms", None)
+    found = {name: entry.measured(name) or 0.0 for name in limits}
+    return {name: (found[name], limit) for name, limit in limits.items() if found[name] > limit}
+
+
+def in_words(exceeded: Exceeded) -> str:
+    """Return what is exceeded as a person says it."""
+    return ", ".join(f"{name} {found:,.6g} exceeds {limit:,.6g}" for name, (found, limit) in exceeded.items())
