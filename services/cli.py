@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services import cli_data, cli_studies
+from services import cli_data, cli_show, cli_studies
 from services.cli_output import (
     FAILED,
     INTERRUPTED,
@@ -105,7 +105,7 @@ def list_studies(
     with _store() as store:
         lines = store.studies(limit=limit)
     if as_json:
-        print_json({"studies": [study_json(line) for line in lines], "bundled": sorted(_bundled())})
+        print_json({"studies": [cli_show.study_json(line) for line in lines], "bundled": sorted(_bundled())})
         return
     columns = ("study", "state", "created", "trials", "failed", "passes")
     rows = [
@@ -121,32 +121,6 @@ def list_studies(
     ]
     draw(table(columns, rows)) if rows else say("the store holds no study yet")
     _list_bundled()
-
-
-@app.command()
-def show(
-    study: StoredArgument,
-    as_json: JsonOption = False,
-    failed: Annotated[bool, typer.Option("--failed", help="Only trials that failed, with their reasons.")] = False,
-) -> None:
-    """Show a study: its state, its trials and what it has cost, by arm and phase."""
-    from services.results import flat
-
-    with _store() as store:
-        row = store.study(study)
-        trials = [trial for trial in store.trials(study) if not failed or trial.state == "failed"]
-    if as_json:
-        print_json({**study_json(row), "trials": [flat(trial) for trial in trials]})
-        return
-    state = "interrupted" if row.interrupted else row.state
-    say(f"study {row.name}: {state}" + (f" ({row.error})" if row.error else ""))
-    columns = ("trial", "arm", "phase", "seed", "state", "validation", "test", "passes", "seconds", "reason")
-    draw(table(columns, map(_trial_cells, trials)))
-    costs = [
-        (*key, cost["trials"], cost["failed"], f"{cost['passes']:,}", f"{cost['seconds']:.1f}")
-        for key, cost in cost_by_phase(trials).items()
-    ]
-    draw(table(("arm", "phase", "trials", "failed", "passes", "seconds"), costs, title="cost"))
 
 
 @app.command()
@@ -220,6 +194,7 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(UNREACHABLE if set(bad) & SERVICES else FAILED)
 
 
+app.command()(cli_show.show)
 app.command()(cli_studies.estimate)
 app.command()(cli_studies.replay)
 app.add_typer(cli_data.app, name="data")
@@ -272,29 +247,6 @@ def exit_code(error: Exception) -> int | None:
     return next((code for code, kinds in codes.items() if isinstance(error, kinds)), None)
 
 
-def study_json(row: Any) -> dict[str, Any]:
-    """Return a study of the store as plain JSON types."""
-    return {
-        "name": row.name,
-        "state": row.state,
-        "created_at": row.created_at.isoformat(),
-        "finished_at": row.finished_at.isoformat() if row.finished_at else None,
-        "interrupted": row.interrupted,
-    }
-
-
-def cost_by_phase(trials: Any) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return trials, failures, sample passes and seconds by arm and phase."""
-    costs: dict[tuple[str, str], dict[str, Any]] = {}
-    for trial in trials:
-        cost = costs.setdefault((trial.arm, trial.phase), {"trials": 0, "failed": 0, "passes": 0, "seconds": 0.0})
-        cost["trials"] += 1
-        cost["failed"] += trial.state == "failed"
-        cost["passes"] += trial.sample_passes
-        cost["seconds"] += trial.seconds
-    return costs
-
-
 def _resolved(study: str, *, workers: int | None = None) -> Any:
     from services.study_file import find, read, resolve
 
@@ -324,14 +276,3 @@ def _list_bundled() -> None:
     for name, path in _bundled().items():
         say(f"  {name:<16} {read(path).question}")
     say("`nas-blockout run NAME` runs one, `nas-blockout run FILE.yaml` your own.")
-
-
-def _trial_cells(trial: Any) -> tuple[object, ...]:
-    result = trial.result or {}
-    known = (trial.id, trial.arm, trial.phase, trial.seed, trial.state)
-    accuracies = (_percent(trial.score), _percent(result.get("test_accuracy")))
-    return (*known, *accuracies, f"{trial.sample_passes:,}", f"{trial.seconds:.1f}", trial.reason or "")
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f}%"

@@ -93,6 +93,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "api": {"store", "cluster", "study_file"},
         "cli_output": set(),
         "cli_data": {"cli_output"},
+        "cli_show": {"cli_output", "results", "spending", "store", "study_file"},
         "cli_studies": {"cli_output", "display", "estimate", "replay", "study_file"},
         "cli": {"*"},
     },

@@ -261,7 +261,7 @@ def test_a_stored_study_is_shown(call: Call, filled: Path) -> None:
     ended = call("show", "tiny")
     assert ended.code == 0
     assert "study tiny: running" in ended.out
-    for part in ("87.50%", "complete", "failed", "diverged [/red] [bold]", "cost"):
+    for part in ("87.50%", "complete", "failed", "diverged [/red] [bold]", "cost", "50.0%"):
         assert part in ended.out
     assert "\x1b" not in ended.out
 
@@ -270,8 +270,14 @@ def test_a_stored_study_is_shown_to_programs(call: Call, filled: Path) -> None:
     trials = call("show", "tiny", "--json").json["trials"]
     assert [trial["state"] for trial in trials] == ["complete", "failed", "running"]
     assert trials[0]["validation_accuracy"] == 0.875
-    (failed,) = call("show", "tiny", "--failed", "--json").json["trials"]
+    found = call("show", "tiny", "--failed", "--json").json
+    (failed,) = found["trials"]
     assert failed["reason"] == HOSTILE
+    assert found["ended_by"] == {"dense": "sample_passes", "dropout": None}
+    costs = {cost["arm"]: cost for cost in found["cost"]}
+    assert costs["dropout"]["trials"] == 2
+    assert (costs["dropout"]["failed"], costs["dropout"]["failed_sample_passes"]) == (1, 50)
+    assert (costs["dropout"]["sample_passes"], costs["dropout"]["pruned_sample_passes"]) == (100, 0)
 
 
 def test_a_misspelt_stored_study_has_a_near_match(call: Call, filled: Path) -> None:

@@ -1,0 +1,80 @@
+"""``nas-blockout show``: where a study stands, its trials, and what it has cost."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+
+from services.cli_output import JsonOption, draw, installation, print_json, say, table
+
+_COSTS = ("arm", "phase", "trials", "failed", "pruned", "passes", "failed %", "pruned %", "seconds", "proposing")
+_TRIALS = ("trial", "arm", "phase", "seed", "state", "validation", "test", "passes", "seconds", "reason")
+
+
+def show(
+    study: Annotated[str, typer.Argument(help="Name of a study in the store.")],
+    as_json: JsonOption = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Only trials that failed, with their reasons.")] = False,
+) -> None:
+    """Show a study: its state, its trials, what it has cost by arm and phase, and what ended each arm."""
+    from services.results import flat
+    from services.spending import END_WORDS, ends
+    from services.store import Store
+    from services.study_file import parse_resolved
+
+    with Store.open(installation().store_url) as store:
+        row, trials, spent = store.study(study), store.trials(study), store.spent(study)
+    ended = ends(parse_resolved(row.config), {arm: [t for t in trials if t.arm == arm] for arm in row.arms})
+    chosen = [trial for trial in trials if not failed or trial.state == "failed"]
+    if as_json:
+        costs = {"cost": [_cost_json(each) for each in spent], "ended_by": ended}
+        print_json({**study_json(row), **costs, "trials": [flat(trial) for trial in chosen]})
+        return
+    state = "interrupted" if row.interrupted else row.state
+    say(f"study {row.name}: {state}" + (f" ({row.error})" if row.error else ""))
+    draw(table(_TRIALS, map(_trial_cells, chosen)))
+    draw(table(_COSTS, _costs(spent), title="cost"))
+    for arm, end in ended.items():
+        say(f"{arm}: " + (f"its search was ended by {END_WORDS[end]}" if end else "its search goes on"))
+
+
+def study_json(row: Any) -> dict[str, Any]:
+    """Return a study of the store as plain JSON types."""
+    return {
+        "name": row.name,
+        "state": row.state,
+        "created_at": row.created_at.isoformat(),
+        "finished_at": row.finished_at.isoformat() if row.finished_at else None,
+        "interrupted": row.interrupted,
+    }
+
+
+def _cost_json(spent: Any) -> dict[str, Any]:
+    return {name: getattr(spent, name) for name in spent.__slots__ if name != "best"}
+
+
+def _costs(spent: Iterable[Any]) -> list[tuple[object, ...]]:
+    return [
+        (
+            *(each.arm, each.phase, each.trials, each.failed, each.pruned, f"{each.sample_passes:,}"),
+            _share(each.failed_sample_passes, each.sample_passes),
+            _share(each.pruned_sample_passes, each.sample_passes),
+            *(f"{each.seconds:.1f}", f"{each.thinking_seconds:.2f}"),
+        )
+        for each in spent
+    ]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if part else ""
+
+
+def _trial_cells(trial: Any) -> tuple[object, ...]:
+    result = trial.result or {}
+    known = (trial.id, trial.arm, trial.phase, trial.seed, trial.state)
+    accuracies = (_percent(trial.score), _percent(result.get("test_accuracy")))
+    return (*known, *accuracies, f"{trial.sample_passes:,}", f"{trial.seconds:.1f}", trial.reason or "")
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}%"
