@@ -219,6 +219,37 @@ def evaluate(model: nn.Module, loader: Batches, *, device: str | torch.device = 
     return Evaluation(losses / len(loader), hits / len(loader), torch.cat(predictions))
 
 
+@torch.no_grad()
+def recalibrate(model: nn.Module, loader: Batches, *, images: int, device: str | torch.device = "cpu") -> None:
+    """Estimate the running statistics of batch normalisation anew, from the first images of one pass; in place.
+
+    Weights that were learned under other masks leave statistics that no longer fit. Nothing is trained; the mode of the
+    model is left as it was.
+
+    Args:
+        model: With or without batch normalisation; ``model(x)`` must draw nothing in training.
+        loader: Training images.
+        images: How many of them to use at least; all, if there are fewer.
+        device: Where the model is.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    was_training, seen = model.training, 0
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+    model.train()
+    for x, _ in loader.batches():
+        if norms and len(x) > 1:
+            model(x.to(device))
+        seen += len(x)
+        if seen >= images:
+            break
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(was_training)
+
+
 def _train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -52,7 +52,9 @@ class ArmConfig(Searching):
 
     like: Name | None = Field(None, description="Another arm whose entries are taken where this one has none.")
     purpose: str = Field("", description="What the arm stands for, in a few words.")
-    method: dict[str, Any] | None = Field(None, description="Name and settings of a method.")
+    method: dict[str, Any] | None = Field(
+        None, description="Name and settings of a method; without a name they change those of `like`."
+    )
     backbone: dict[str, Any] | None = Field(None, description="Settings of the backbone that differ from the study's.")
     training: dict[str, Any] | None = Field(None, description="Settings of the training that differ from the study's.")
     distillation: dict[str, Any] | None = Field(None, description="How Blockout's structure becomes branches.")
@@ -374,7 +376,7 @@ def _resolve_arm(config: StudyConfig, name: str, data: DataSettings) -> Arm:
     experiment = Experiment(
         data=data,
         backbone=backbone_from_json({**config.backbone, **(other.backbone or {}), **(own.backbone or {})}),
-        method=method_from_json(own.method or other.method or {"name": "none"}),
+        method=method_from_json(_method(own, other)),
         training=from_json(
             TrainingSettings, {**config.training, **(other.training or {}), **(own.training or {})}, where="training"
         ),
@@ -386,6 +388,13 @@ def _resolve_arm(config: StudyConfig, name: str, data: DataSettings) -> Arm:
             require_stages(experiment.backbone, wanted)
     searcher, rules = resolve_rules(own, other, config, epochs=experiment.training.epochs)
     return Arm(name, experiment, tuple(spaces), searcher, match.arm if match else None, own.purpose, rules)
+
+
+def _method(own: ArmConfig, other: ArmConfig) -> dict[str, Any]:
+    """Return the method of an arm; settings without a name change those of the arm that it is like."""
+    if own.method is not None and other.method is not None and "name" not in own.method:
+        return {**other.method, **own.method}
+    return own.method or other.method or {"name": "none"}
 
 
 def _handover(name: str, kind: type, own: ArmConfig, other: ArmConfig) -> Any:

@@ -30,10 +30,11 @@ from nas_blockout.experiment.building import build, plain
 from nas_blockout.experiment.described import Experiment
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.pruning import PruningSettings, magnitudes
-from nas_blockout.train import evaluate
+from nas_blockout.train import evaluate, recalibrate
 
 EVALUATION_BATCH = 512
 EQUALITY_IMAGES = 64
+RECALIBRATION_IMAGES = 1024
 STAGE_SEED = 7_919  # keeps the draws of the second stage apart from those of the first
 
 
@@ -45,7 +46,7 @@ class Handover:
         architecture: The branched network.
         gap: Validation accuracies around the discretisation: ``soft`` (the learned network as it is), ``drawn`` (the
             mean over draws of C; only of Blockout), ``hard`` (under the hard memberships), ``inherited`` (the branched
-            network before it is trained).
+            network before it is trained, with statistics of normalisation estimated anew).
         equality: Largest difference of logits between the learned network under its hard memberships and the branched
             one with the same weights, and its bound, by precision.
         overhead_seconds: Wall-clock of distillation, proof and gap.
@@ -93,6 +94,8 @@ def hand_over(
     equality = _equality(learned, distilled, branched, splits.train.images[:EQUALITY_IMAGES])
     if isinstance(settings, PruningSettings) or settings.weights == "inherited":
         transplant(learned, distilled, branched)
+        train = Loader(splits.train, experiment.training.batch_size)
+        recalibrate(branched.to(device), train, images=RECALIBRATION_IMAGES, device=device)
     learned.to(device)
     draws = settings.draws if isinstance(settings, DistillationSettings) else 0
     gap = _gap(learned, distilled, branched.to(device), splits, draws=draws, seed=experiment.seed, device=device)

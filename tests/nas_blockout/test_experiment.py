@@ -111,7 +111,6 @@ def test_distillation_is_proved_and_its_gap_is_reported(splits: Splits) -> None:
     for found in outcome.handover.equality.values():
         assert found["max_abs_difference"] <= found["bound"]
     assert set(outcome.handover.gap) == {"soft", "drawn", "hard", "inherited"}
-    assert outcome.handover.gap["hard"] == outcome.handover.gap["inherited"]
     assert outcome.macs <= 0.8 * dense_macs(LEARNED, splits)
 
 

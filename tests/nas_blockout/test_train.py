@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSettings, evaluate, fit
+from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSettings, evaluate, fit, recalibrate
 
 
 class Points:
@@ -205,3 +205,19 @@ def test_memberships_learn_at_their_own_rate_and_do_not_decay() -> None:
 def test_impossible_settings_are_refused(values: dict[str, object], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         TrainingSettings(**values)  # type: ignore[arg-type]
+
+
+def test_recalibration_gives_the_statistics_of_the_images_and_trains_nothing() -> None:
+    points, norm = Points(), nn.BatchNorm1d(4)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.fill_(7)
+    before = [parameter.clone() for parameter in norm.parameters()]
+    norm.eval()
+    recalibrate(norm, points, images=20)
+    first, second = points.x[:16], points.x[16:32]  # two batches hold 20 images
+    torch.testing.assert_close(norm.running_mean, (first.mean(0) + second.mean(0)) / 2)
+    torch.testing.assert_close(norm.running_var, (first.var(0) + second.var(0)) / 2)
+    assert norm.momentum == 0.1
+    assert not norm.training
+    assert all(torch.equal(old, new) for old, new in zip(before, norm.parameters(), strict=True))
