@@ -148,8 +148,8 @@ def sync_again(settings: Settings, name: str) -> Synced:
         raise TrackingError("MLflow is turned off: set NAS_BLOCKOUT_TRACKING_URI")
     with Store.open(settings.store_url) as store:
         row = store.study(name)
-        projection = Projection(settings.tracking_uri, name, row.config)
-        done = projection.sync(store)
+        projection = Projection(settings.tracking_uri, name, row.config, store)
+        done = projection.sync()
         folder = Folder(settings.folder(name))
         if folder.comparison.exists():
             study = parse_resolved(row.config)
@@ -270,8 +270,8 @@ def _project(
         return
     say("writing to MLflow")
     try:
-        projection = Projection(settings.tracking_uri, study.name, study.to_json())
-        projection.sync(store)
+        projection = Projection(settings.tracking_uri, study.name, study.to_json(), store)
+        projection.sync()
         if winner is not None:
             _log_model(projection, *winner)
         projection.finish(document.model_dump(mode="json"), settings.folder(study.name))

@@ -5,6 +5,7 @@ cut off is completed without duplicates; every value and every moment comes from
 changes nothing.
 """
 
+import hashlib
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 from services.settings import masked
-from services.store import EpochRow, Store, TrialRow
+from services.store import EpochRow, Store, StoreError, TrialRow
 
 PARAMS_MAX = 100
 METRICS_MAX = 1000
@@ -27,6 +28,9 @@ PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 500
 ERROR_CHARACTERS = 300
 FOLLOW_SECONDS = 10.0
+WAIT_SECONDS = 120.0
+TARGET = "mlflow"
+FILES = ("comparison.json", "study.yaml", "environment.json", "trials.csv")
 _STATUS = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 _ENVIRONMENT = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -85,8 +89,8 @@ def following(uri: str | None, study: str, config: Mapping[str, Any], store: Sto
         projection = None
         while not ended.wait(FOLLOW_SECONDS):
             with suppress(TrackingError):
-                projection = projection or Projection(str(uri), study, config)
-                projection.sync(store, until=ended.is_set)
+                projection = projection or Projection(str(uri), study, config, store)
+                projection.sync(until=ended.is_set, patience=0.0)
 
     thread = threading.Thread(target=follow, name="tracking", daemon=True)
     if uri is not None:
@@ -102,49 +106,60 @@ def following(uri: str | None, study: str, config: Mapping[str, Any], store: Sto
 class Projection:
     """Writes one study to MLflow; several calls of `sync` write what is new.
 
+    Of all processes one writes at a time, so that nothing is written twice: every call waits for its turn, and then
+    reads what is there.
+
     Args:
         uri: Tracking URI; a SQLite file is made and migrated when it is first used.
         study: Name of the study.
         config: The resolved study.
+        store: Holds the trials, and the right to write.
 
     Raises:
         TrackingError: The server cannot be reached.
     """
 
-    def __init__(self, uri: str, study: str, config: Mapping[str, Any]) -> None:
-        self.uri, self.study, self.config = uri, study, config
+    def __init__(self, uri: str, study: str, config: Mapping[str, Any], store: Store) -> None:
+        self.uri, self.study, self.config, self.store = uri, study, config, store
         self.name = f"nas-blockout/{study}"
+        self.parent = self._experiment = ""
         self._client = _client(uri)
-        with _translated(uri):
-            self._experiment = self._experiment_id()
-            runs = list(self._runs())
-            self._known = {run.data.tags["nas.trial"]: str(run.info.run_id) for run in runs}
-            self._written = {run.data.tags["nas.trial"] for run in runs if run.info.status in _STATUS.values()}
-            self.parent = self._parent()
+        self._known: dict[str, str] = {}
+        self._written: set[str] = set()
 
-    def sync(self, store: Store, *, until: Callable[[], bool] = lambda: False) -> Synced:
+    def sync(self, *, until: Callable[[], bool] = lambda: False, patience: float = WAIT_SECONDS) -> Synced:
         """Write every ended trial that is not there yet, with its curves; return what was done.
 
         Args:
-            store: Holds the trials.
             until: Asked before each trial; stops early where it says so.
+            patience: Seconds to wait for another process that writes the same study.
+
+        Raises:
+            TrackingError: The server does not answer, or another process is still writing.
         """
-        written = present = 0
         with _translated(self.uri):
-            for trial in store.trials(self.study):
+            ended = [trial for trial in self.store.trials(self.study) if trial.state in _STATUS]
+        if self.parent and all(str(trial.id) in self._written for trial in ended):
+            return Synced(self.name, 0, len(ended))
+        written = present = 0
+        with self._writing(patience):
+            for trial in ended:
                 if until():
                     break
-                if trial.state not in _STATUS:
-                    continue
                 if str(trial.id) in self._written:
                     present += 1
                     continue
-                self._write(trial, store.epochs(trial.id))
+                self._write(trial, self.store.epochs(trial.id))
                 written += 1
         return Synced(self.name, written, present)
 
     def finish(self, comparison: Mapping[str, Any], folder: Path) -> None:
-        """Write the outcome of the study to its parent run: one metric an arm, the files, the report."""
+        """Write the outcome of the study to its parent run: one metric an arm, the files, the report, the figures.
+
+        Args:
+            comparison: Content of ``comparison.json``.
+            folder: Of the study; what is not in it is left out. Files that are there already are not sent again.
+        """
         from mlflow.entities import Metric
 
         found = {
@@ -152,17 +167,19 @@ class Projection:
             for name, arm in comparison["arms"].items()
             if arm["test_accuracy"] and _is_number(arm["test_accuracy"]["mean"])
         }
-        with _translated(self.uri):
+        with self._writing(WAIT_SECONDS):
             run = self._client.get_run(self.parent)
             new = {key: value for key, value in found.items() if run.data.metrics.get(key) != value}
             metrics = [Metric(key, value, run.info.start_time, 0) for key, value in new.items()]
             self._client.log_batch(self.parent, metrics=metrics)
-            for name in ("comparison.json", "study.yaml", "environment.json", "trials.csv"):
-                if (folder / name).exists():
-                    self._client.log_artifact(self.parent, str(folder / name))
-            if (folder / "report").exists():
-                self._client.log_artifacts(self.parent, str(folder / "report"), "report")
-            self._client.set_terminated(self.parent)
+            files = _artifacts(folder)
+            digest = _digest(files)
+            if run.data.tags.get("nas.files") != digest:
+                for path, place in files.items():
+                    self._client.log_artifact(self.parent, str(path), place or None)
+                self._client.set_tag(self.parent, "nas.files", digest)
+            if run.info.status not in _STATUS.values():
+                self._client.set_terminated(self.parent)
 
     def log_model(self, arm: str, model: Any, images: Any, *, requirements: Sequence[str]) -> None:
         """Log the exported model of an arm, with a signature, to the parent run.
@@ -178,10 +195,24 @@ class Projection:
 
         with torch.no_grad():
             logits = model(torch.from_numpy(images)).numpy()
-        with _translated(self.uri):
+        with self._writing(WAIT_SECONDS):
             if f"nas.model.{arm}" in self._client.get_run(self.parent).data.tags:
                 return
             self._log_model(arm, model, images, infer_signature(images, logits), requirements)
+
+    @contextmanager
+    def _writing(self, patience: float) -> Iterator[None]:
+        """Be the only one who writes the study, and know what is there."""
+        try:
+            with self.store.telling(self.study, TARGET, patience=patience), _translated(self.uri):
+                self._experiment = self._experiment_id()
+                runs = list(self._runs())
+                self._known = {run.data.tags["nas.trial"]: str(run.info.run_id) for run in runs}
+                self._written = {run.data.tags["nas.trial"] for run in runs if run.info.status in _STATUS.values()}
+                self.parent = self._parent()
+                yield
+        except StoreError as error:
+            raise TrackingError(str(error)) from None
 
     def _log_model(self, arm: str, model: Any, images: Any, signature: Any, requirements: Sequence[str]) -> None:
         import mlflow
@@ -285,6 +316,22 @@ class Projection:
         }
 
 
+def _artifacts(folder: Path) -> dict[Path, str]:
+    """Return the files of a study that are shown in MLflow, and in which folder there; figures are SVG."""
+    report = folder / "report"
+    found = {folder / name: "" for name in FILES} | {report / "index.html": "report"}
+    found |= dict.fromkeys(sorted((report / "figures").glob("*.svg")), "figures")
+    return {path: place for path, place in found.items() if path.is_file()}
+
+
+def _digest(files: Mapping[Path, str]) -> str:
+    """Return a name of the contents of all files together."""
+    found = hashlib.sha256()
+    for path, place in files.items():
+        found.update(f"{place}/{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()};".encode())
+    return found.hexdigest()[:16]
+
+
 def _params(document: Mapping[str, Any]) -> list[Any]:
     """Return the leaves of a document as parameters with dotted names, without architectures."""
     from mlflow.entities import Param
@@ -355,6 +402,8 @@ def _translated(uri: str) -> Iterator[None]:
     """Turn whatever a server, a database or a network says into one error, so that training need not care."""
     try:
         yield
+    except StoreError as error:
+        raise TrackingError(str(error)) from None
     except Exception as error:  # noqa: BLE001  # whatever it was: told as one error, so that training goes on
         raise TrackingError(f"MLflow does not answer at {masked(uri)}: {_without_secret(str(error), uri)}") from None
 

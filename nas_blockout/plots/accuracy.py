@@ -163,7 +163,7 @@ def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -
         label: Of the cost.
     """
     figure = canvas(NARROW, 250)
-    axes = panel(figure, (34, 8, NARROW - 42, 208))
+    axes = panel(figure, (38, 8, NARROW - 46, 208))
     costs = [point.cost for point in points]
     logarithmic = min(costs) > 0 and max(costs) > 10 * min(costs)
     if logarithmic:

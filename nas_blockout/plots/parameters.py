@@ -22,10 +22,12 @@ from nas_blockout.plots.canvas import (
     padded,
     panel,
     shorten,
+    size_of,
+    text_width,
 )
 from nas_blockout.plots.theme import FONT, GRID, INK, LOST, MUTED, SMALL, look, styled
 
-_ROW, _NAMES = 14.0, 138.0
+_ROW, _NAMES, _NAME = 14.0, 138.0, 78.0
 _TINY = 7.0
 _LOG = 20.0  # positive values that differ by more than this are spread by their logarithms
 _BEST = 0.25
@@ -108,9 +110,11 @@ def figure_parallel(searches: Sequence[Searched]) -> Figure:
     """
     height = 146.0
     figure = canvas(NARROW, height * len(searches))
+    firsts = [_last_parts(list(search.parameters))[0] for search in searches]
+    left = max(26.0, *(0.95 * text_width(shorten(name, _NAME, SMALL), SMALL) for name in firsts)) + 4
     limits = padded([score for search in searches for score in search.scores], share=0.0, least=0.001)
     for number, search in enumerate(searches):
-        axes = panel(figure, (30, number * height + 26, NARROW - 62, 70))
+        axes = panel(figure, (left, number * height + 26, NARROW - left - 32, 70))
         _lines(axes, search, limits)
     return figure
 
@@ -130,9 +134,11 @@ def _lines(axes: Axes, search: Searched, limits: tuple[float, float]) -> None:
     axes.set_ylim(0, 1)
     ends = [(lowest, highest) for _, lowest, highest in columns] + [(f"{100 * low:.1f}", f"{100 * high:.1f}")]
     _named_axes(axes, [*_last_parts(names), "accuracy, %"], ends)
-    axes.text(-26 / (NARROW - 62), 1 + 15 / 70, shorten(search.arm, 200), transform=axes.transAxes, size=FONT)
+    width = size_of(axes)[0]
+    left = (NARROW - 32 - width) / width
+    axes.text(4 / width - left, 1 + 15 / 70, shorten(search.arm, 200), transform=axes.transAxes, size=FONT)
     axes.text(
-        1 + 28 / (NARROW - 62), 1 + 15 / 70, f"{len(scores)} trials", transform=axes.transAxes, size=SMALL, color=MUTED,
+        1 + 28 / width, 1 + 15 / 70, f"{len(scores)} trials", transform=axes.transAxes, size=SMALL, color=MUTED,
         ha="right",
     )  # fmt: skip
 
@@ -156,12 +162,12 @@ def _style(role: str, scores: Array, trial: int) -> dict[str, Any]:
 
 
 def _named_axes(axes: Axes, names: Sequence[str], ends: Sequence[tuple[str, str]]) -> None:
-    pitch = (NARROW - 62) / max(len(names) - 1, 1)
+    pitch = size_of(axes)[0] / max(len(names) - 1, 1)
     for column, (name, (low, high)) in enumerate(zip(names, ends, strict=True)):
         for text, y, va in ((low, -3 / 70, "top"), (high, 1 + 3 / 70, "bottom")):
             axes.text(column, y, shorten(text, max(pitch - 3, 20), _TINY), size=_TINY, color=MUTED, ha="center", va=va)
         axes.text(
-            column + 0.06, -15 / 70, shorten(name, 78, SMALL), size=SMALL, color=INK, ha="right", va="top", rotation=22,
+            column + 0.06, -15 / 70, shorten(name, _NAME, SMALL), size=SMALL, color=INK, ha="right", va="top", rotation=22,
             rotation_mode="anchor",
         )  # fmt: skip
 

@@ -86,7 +86,7 @@ def agreement(view: ReportView, document: ComparisonDocument) -> Iterator[Pictur
     ]  # fmt: skip
     yield Picture(
         "agreement",
-        "Do classes that share a cluster belong together?",
+        "Groups of classes against known groups",
         "Agreement of the groups of classes (learned: the strongest cluster of each class; fixed: its group in the "
         "architecture) with known groups: 1 is the same groups, 0 is chance. Large marks are means over seeds, dots "
         f"single seeds; the grey band holds 95% of the means after the classes were shuffled, {SHUFFLES} times.",

@@ -84,7 +84,7 @@ def render(view: ReportView) -> str:
 def write(view: ReportView, folder: Folder) -> Path:
     """Write ``report/index.html`` below the folder of the study and its figures beside it; return its path.
 
-    Each file appears whole or not at all: the figures as SVG, ``report/figures/<number>-<name>.svg``, then the report.
+    Each file appears whole or not at all: the figures as SVG, ``report/figures/<name>.svg``, then the report.
     """
     from nas_blockout import plots
 
@@ -134,8 +134,16 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         percent=_percent,
         flat=lambda values: ", ".join(f"{key} {value}" for key, value in _leaves(values)),
     )
-    files = {picture.file(numbers[picture.name]): svgs[picture.name] for picture in _flat(drawn)}
-    return _storable(page), files
+    return _storable(page), _files(_flat(drawn), svgs)
+
+
+def _files(drawn: Sequence[Any], svgs: Mapping[str, str]) -> dict[str, str]:
+    """Return the figures by the names of their files; names of arms may differ in what no file name can hold."""
+    files: dict[str, str] = {}
+    for picture in drawn:
+        name = picture.file if picture.file not in files else f"{picture.name}.svg"
+        files[name] = svgs[picture.name]
+    return files
 
 
 def _storable(text: str) -> str:

@@ -36,14 +36,11 @@ class Picture:
         """Whether it needs the width of a page."""
         return float(self.figure.get_size_inches()[0]) * 72 > 400
 
-    def file(self, number: int) -> str:
-        """Return the name of its file, as the figure of a number: ``07-best-so-far.svg``, ``11-masks-blockout.svg``."""
-        parts = [
-            f"{number:02d}",
-            re.sub(r"-\d+$", "", self.name),
-            re.sub(r"[^a-z0-9-]+", "-", (self.arm or "").lower()),
-        ]
-        return "-".join(part.strip("-") for part in parts if part.strip("-")) + ".svg"
+    @property
+    def file(self) -> str:
+        """Name of its file, which stays when figures come and go: ``best-so-far.svg``, ``masks-blockout.svg``."""
+        arm = re.sub(r"[^a-z0-9-]+", "-", (self.arm or "").lower()).strip("-")
+        return f"{re.sub(r'-[0-9]+$', '', self.name)}{'-' if arm else ''}{arm}.svg"
 
     def svg(self) -> str:
         """Return the figure as an element of a page."""

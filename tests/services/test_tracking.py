@@ -1,6 +1,9 @@
 """MLflow holds what the store does, however often and however interrupted it is written; a lost server is no harm."""
 
+import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -8,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 import pytest
@@ -126,7 +130,7 @@ def everything(uri: str, study: str) -> dict[str, Any]:
 
 
 def test_a_study_is_one_parent_and_a_child_for_every_ended_trial(uri: str, name: str, store: Store) -> None:
-    done = Projection(uri, name, CONFIG).sync(store)
+    done = Projection(uri, name, CONFIG, store).sync()
     assert (done.experiment, done.written, done.present) == (f"nas-blockout/{name}", 3, 0)
     found = runs(uri, name)
     assert set(found) == {name, "blockout-0-s7", "blockout-1-s7", "blockout-2-s7"}
@@ -138,7 +142,7 @@ def test_a_study_is_one_parent_and_a_child_for_every_ended_trial(uri: str, name:
 
 
 def test_a_trial_has_its_parameters_tags_and_curves(uri: str, name: str, store: Store) -> None:
-    Projection(uri, name, CONFIG).sync(store)
+    Projection(uri, name, CONFIG, store).sync()
     run = runs(uri, name)["blockout-0-s7"]
     assert run.info.status == "FINISHED"
     params = {
@@ -171,7 +175,7 @@ def test_a_trial_has_its_parameters_tags_and_curves(uri: str, name: str, store: 
 
 
 def test_what_is_no_number_is_no_metric(uri: str, name: str, store: Store) -> None:
-    Projection(uri, name, CONFIG).sync(store)
+    Projection(uri, name, CONFIG, store).sync()
     run = runs(uri, name)["blockout-0-s7"]
     assert history(uri, run, "train/loss") == [(0, 1.5), (1, 0.5)]
     assert history(uri, run, "val/loss") == [(0, 1.0), (1, 1.0)]
@@ -180,7 +184,7 @@ def test_what_is_no_number_is_no_metric(uri: str, name: str, store: Store) -> No
 
 
 def test_trials_that_did_not_complete_say_why(uri: str, name: str, store: Store) -> None:
-    Projection(uri, name, CONFIG).sync(store)
+    Projection(uri, name, CONFIG, store).sync()
     found = runs(uri, name)
     failed, pruned = found["blockout-1-s7"], found["blockout-2-s7"]
     assert (failed.info.status, failed.data.tags["nas.status"]) == ("FAILED", "failed")
@@ -189,7 +193,7 @@ def test_trials_that_did_not_complete_say_why(uri: str, name: str, store: Store)
 
 
 def test_moments_are_those_of_the_store(uri: str, name: str, store: Store) -> None:
-    Projection(uri, name, CONFIG).sync(store)
+    Projection(uri, name, CONFIG, store).sync()
     trial = store.trials(name)[0]
     assert trial.started_at is not None
     assert trial.finished_at is not None
@@ -199,27 +203,28 @@ def test_moments_are_those_of_the_store(uri: str, name: str, store: Store) -> No
 
 
 def test_writing_again_changes_nothing(uri: str, name: str, store: Store) -> None:
-    projection = Projection(uri, name, CONFIG)
-    projection.sync(store)
+    projection = Projection(uri, name, CONFIG, store)
+    projection.sync()
     before = everything(uri, name)
-    assert projection.sync(store).written == 0
-    again = Projection(uri, name, CONFIG).sync(store)
+    assert projection.sync().written == 0
+    again = Projection(uri, name, CONFIG, store).sync()
     assert (again.written, again.present) == (0, 3)
     assert everything(uri, name) == before
 
 
 def test_only_what_is_new_is_written(uri: str, name: str, store: Store) -> None:
-    projection = Projection(uri, name, CONFIG)
-    projection.sync(store)
+    projection = Projection(uri, name, CONFIG, store)
+    projection.sync()
     running = store.trials(name, state="running")[0].id
     store.finish_trial(running, "complete", score=0.8, result=RESULT)
     add(store, name, number=4, state="complete")
-    assert (projection.sync(store).written, len(runs(uri, name))) == (2, 6)
+    assert (projection.sync().written, len(runs(uri, name))) == (2, 6)
 
 
 @pytest.mark.parametrize("reached", ["create_run", "log_batch"])
 def test_a_projection_that_was_cut_off_is_completed(uri: str, name: str, store: Store, reached: str) -> None:
-    straight = Projection(uri, name, CONFIG)
+    straight = Projection(uri, name, CONFIG, store)
+    straight.sync(until=lambda: True)
     client = mlflow.MlflowClient(tracking_uri=uri)
     trial = store.trials(name)[0]
     tags = {"nas.trial": str(trial.id), "mlflow.parentRunId": straight.parent}
@@ -230,7 +235,7 @@ def test_a_projection_that_was_cut_off_is_completed(uri: str, name: str, store: 
         assert trial.started_at is not None
         when = int(trial.started_at.timestamp() * 1000) + 500
         client.log_metric(run.info.run_id, "val/accuracy", 0.5, timestamp=when, step=0)
-    done = Projection(uri, name, CONFIG).sync(store)
+    done = Projection(uri, name, CONFIG, store).sync()
     assert (done.written, done.present) == (3, 0)
     completed = runs(uri, name)["blockout-0-s7"]
     assert (completed.info.run_id, completed.info.status) == (run.info.run_id, "FINISHED")
@@ -238,38 +243,113 @@ def test_a_projection_that_was_cut_off_is_completed(uri: str, name: str, store: 
     assert completed.data.params["optim.lr"] == "0.01"
 
 
-def test_a_parent_that_was_cut_off_is_completed(uri: str, name: str) -> None:
+def test_a_parent_that_was_cut_off_is_completed(uri: str, name: str, store: Store) -> None:
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = client.create_experiment(f"nas-blockout/{name}")
     run = client.create_run(experiment, run_name=name, tags={"nas.trial": "study"})
-    assert Projection(uri, name, CONFIG).parent == run.info.run_id
+    projection = Projection(uri, name, CONFIG, store)
+    projection.sync()
+    assert projection.parent == run.info.run_id
     assert runs(uri, name)[name].data.params["budget.tolerance"] == "0.02"
 
 
 def test_more_than_one_request_holds_is_written_whole(uri: str, name: str, store: Store) -> None:
     add(store, name, number=9, state="complete", epochs=450)
-    Projection(uri, name, {**CONFIG, "many": {f"key{n}": n for n in range(120)}}).sync(store)
+    Projection(uri, name, {**CONFIG, "many": {f"key{n}": n for n in range(120)}}, store).sync()
     found = runs(uri, name)
     assert len(history(uri, found["blockout-9-s7"], "val/accuracy")) == 450
     assert len([key for key in found[name].data.params if key.startswith("many.")]) == 120
 
 
-def test_a_finished_study_has_its_outcome_and_files(uri: str, name: str, store: Store, tmp_path: Path) -> None:
-    folder = tmp_path / "study"
-    (folder / "report").mkdir(parents=True)
-    (folder / "report" / "index.html").write_text("<p>report</p>")
-    (folder / "comparison.json").write_text("{}")
-    arms = {"blockout": {"test_accuracy": {"mean": 0.75}}, "thin": {"test_accuracy": None}}
-    projection = Projection(uri, name, CONFIG)
-    projection.finish({"arms": arms}, folder)
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a finished study."""
+    found = tmp_path / "study"
+    (found / "report" / "figures").mkdir(parents=True)
+    (found / "report" / "index.html").write_text("<p>report</p>")
+    (found / "report" / "figures" / "gap.svg").write_text("<svg/>")
+    (found / "comparison.json").write_text("{}")
+    return found
+
+
+ARMS = {"arms": {"blockout": {"test_accuracy": {"mean": 0.75}}, "thin": {"test_accuracy": None}}}
+
+
+def artifacts(uri: str, run: Run, place: str | None = None) -> dict[str, str]:
+    """Paths of all artifacts of a run, and their contents."""
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    found: dict[str, str] = {}
+    for file in client.list_artifacts(run.info.run_id, place):
+        if file.is_dir:
+            found |= artifacts(uri, run, file.path)
+        else:
+            found[file.path] = Path(client.download_artifacts(run.info.run_id, file.path)).read_text()
+    return found
+
+
+def test_a_finished_study_has_its_outcome_and_files(uri: str, name: str, store: Store, folder: Path) -> None:
+    projection = Projection(uri, name, CONFIG, store)
+    projection.finish(ARMS, folder)
     before = everything(uri, name)
-    Projection(uri, name, CONFIG).finish({"arms": arms}, folder)
+    Projection(uri, name, CONFIG, store).finish(ARMS, folder)
+    assert everything(uri, name) == before
     parent = runs(uri, name)[name]
     assert parent.info.status == "FINISHED"
     assert history(uri, parent, "test/accuracy/blockout") == [(0, 0.75)]
-    assert [values[6] for values in everything(uri, name).values()] == [values[6] for values in before.values()]
-    client = mlflow.MlflowClient(tracking_uri=uri)
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"comparison.json", "report"}
+    expected = {"comparison.json": "{}", "report/index.html": "<p>report</p>", "figures/gap.svg": "<svg/>"}
+    assert artifacts(uri, parent) == expected
+
+
+def test_files_are_sent_again_only_if_they_changed(uri: str, name: str, store: Store, folder: Path) -> None:
+    Projection(uri, name, CONFIG, store).finish(ARMS, folder)
+    parent = runs(uri, name)[name]
+    there = Path(urlsplit(parent.info.artifact_uri).path) / "figures" / "gap.svg"
+    assert there.is_file()
+    there.write_text("marked")
+    Projection(uri, name, CONFIG, store).finish(ARMS, folder)
+    assert artifacts(uri, parent)["figures/gap.svg"] == "marked"
+    (folder / "report" / "figures" / "gap.svg").write_text("<svg>2</svg>")
+    Projection(uri, name, CONFIG, store).finish(ARMS, folder)
+    assert artifacts(uri, parent)["figures/gap.svg"] == "<svg>2</svg>"
+
+
+def test_processes_that_write_at_once_write_every_run_once(uri: str, name: str, store: Store) -> None:
+    code = (
+        "import json, sys; from services.store import Store; from services.tracking import Projection\n"
+        "uri, name, config, url = sys.argv[1:]\n"
+        "with Store.open(url) as store:\n"
+        "    projection = Projection(uri, name, json.loads(config), store)\n"
+        "    print('ready', flush=True); input()\n"
+        "    print(projection.sync().written)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, uri, name, json.dumps(CONFIG), store.url]
+    processes = [subprocess.Popen(command, stdin=-1, stdout=-1, text=True) for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    written = [int(process.communicate(timeout=120)[0]) for process in processes]
+    assert sorted(written) == [0, 0, 3]
+    assert set(runs(uri, name)) == {name, "blockout-0-s7", "blockout-1-s7", "blockout-2-s7"}
+
+
+def test_whoever_does_not_wait_is_told_that_another_writes(uri: str, name: str, store: Store) -> None:
+    projection = Projection(uri, name, CONFIG, store)
+    with store.telling(name, "mlflow"), pytest.raises(TrackingError, match="another process"):
+        projection.sync(patience=0.0)
+    assert projection.sync().written == 3
+
+
+def test_what_another_process_has_written_is_not_written_again(uri: str, name: str, store: Store) -> None:
+    first, second = (Projection(uri, name, CONFIG, store) for _ in range(2))
+    assert first.sync().written == 3
+    assert (second.sync().written, second.sync().present) == (0, 3)
+    add(store, name, number=8, state="complete")
+    assert (second.sync().written, first.sync().written) == (1, 0)
+    assert len(runs(uri, name)) == 5
 
 
 def closed_port() -> int:
@@ -301,9 +381,9 @@ def deaf_server() -> Iterator[int]:
             thread.join()
 
 
-def test_a_server_that_is_away_is_one_error_without_its_password(name: str) -> None:
+def test_a_server_that_is_away_is_one_error_without_its_password(name: str, store: Store) -> None:
     address = f"http://someone:hunter2@127.0.0.1:{closed_port()}"
-    for reach in (check, lambda uri: Projection(uri, name, CONFIG)):
+    for reach in (check, lambda uri: Projection(uri, name, CONFIG, store)):
         with pytest.raises(TrackingError, match="MLflow does not answer at http://someone:") as caught:
             reach(address)
         assert "hunter2" not in str(caught.value)
