@@ -155,7 +155,7 @@ class Plan:
         assert winner is not None, "an arm without anything to match proposes nothing"
         if seed is None:
             return winner.macs
-        retrained = next((entry for entry in self.of(arm.match, RETRAIN) if entry.seed == seed), None)
+        retrained = self.standing(self.study.arms[arm.match]).get(seed)
         if retrained is None or retrained.state not in TERMINAL:
             return False
         return retrained.macs or winner.macs
@@ -167,18 +167,31 @@ class Plan:
     def _retrain_waits(self, arm: Arm) -> bool:
         if self._orphaned(arm) or self.winner(arm.name) is None:
             return False
-        return len(self.of(arm.name, RETRAIN)) < len(self.study.config.retrain.seeds)
+        return self._missing_seed(arm) is not None
+
+    def standing(self, arm: Arm) -> dict[int, Entry]:
+        """Return by seed the retrainings of the arm's present winner; what an earlier winner had stands no more."""
+        winner = self.winner(arm.name)
+        if winner is None or self._orphaned(arm):
+            return {}
+        latest = {entry.seed: entry for entry in self.of(arm.name, RETRAIN)}
+        return {seed: entry for seed, entry in latest.items() if entry.experiment == self._again(arm, winner, seed)}
+
+    def _again(self, arm: Arm, winner: Entry, seed: int) -> Experiment | None:
+        """Return what retrains a winner with a seed, or None while the MACs to match are not known."""
+        target = self._target(arm, seed)
+        return None if target is False else self._matched(replace(winner.experiment, seed=seed), target)
+
+    def _missing_seed(self, arm: Arm) -> int | None:
+        standing = self.standing(arm)
+        return next((seed for seed in self.study.config.retrain.seeds if seed not in standing), None)
 
     def _retraining(self, arm: Arm) -> Proposal | None:
         if not self._search_ended(arm.name) or not self._retrain_waits(arm):
             return None
-        number = len(self.of(arm.name, RETRAIN))
-        seed = self.study.config.retrain.seeds[number]
-        target = self._target(arm, seed)
-        winner = self.winner(arm.name)
-        if target is False or winner is None:
+        number, seed, winner = len(self.of(arm.name, RETRAIN)), self._missing_seed(arm), self.winner(arm.name)
+        if winner is None or seed is None or (experiment := self._again(arm, winner, seed)) is None:
             return None
-        experiment = self._matched(replace(winner.experiment, seed=seed), target)
         entry = Entry(arm.name, RETRAIN, number, seed, "queued", self.cost(experiment), experiment)
         return Proposal(replace(entry, architecture_hash=winner.architecture_hash), None, 0.0)
 

@@ -13,6 +13,9 @@ from services.study_file import Arm
 
 FRESH_ASKS = 16
 MOST_ASKS = 100
+# How often a searcher is asked before chance helps it out of what is known or refused. What was not trained teaches a
+# Gaussian process nothing: asked again, it says much the same, and takes a second for it.
+_PATIENCE = {"random": MOST_ASKS, "tpe": FRESH_ASKS, "gp": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,7 @@ class Search:
             place = tried(self.told) + len(self._refused)
             order = shuffled(len(self.points), self.seed)
             return fixed(self.points[order[place]]) if place < len(order) else None
-        # a searcher that cannot leave what is refused is helped out by chance
-        searcher = self.arm.searcher if len(self._refused) < FRESH_ASKS else "random"
+        searcher = self.arm.searcher if attempt < _PATIENCE[self.arm.searcher] else "random"
         seed = derived_seed(self.seed, len(self.told), attempt)
         return ask(searcher, self.told, seed, rules=self.arm.rules, refused=self._refused)
 
