@@ -1,7 +1,7 @@
 """What arms have spent, what ended their searches, and whether their spending can be compared."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 from nas_blockout import statistics
 from services.budget import WORDS, Charge, Unit, ended_by, trials_left
@@ -53,6 +53,45 @@ class Spender(Protocol):
 def charged_seconds(trial: Spender) -> float:
     """Return the measured seconds that a trial is charged with: training, proposing it, and handing over."""
     return trial.seconds + trial.thinking_seconds + float((trial.result or {}).get("overhead_seconds") or 0.0)
+
+
+class Retrained(Spender, Protocol):
+    """A trial of which it is known what it belongs to."""
+
+    @property
+    def arm(self) -> str:
+        """Name of the contestant."""
+
+    @property
+    def number(self) -> int:
+        """Position among the trials of the arm and phase."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of its experiment."""
+
+
+AnyTrial = TypeVar("AnyTrial", bound=Retrained)
+
+
+def superseded(trials: Iterable[AnyTrial]) -> list[AnyTrial]:
+    """Return the retrainings that a later one of the same arm and seed has taken the place of.
+
+    A study that is extended may find another winner, which is retrained anew. What the earlier winner's retrainings
+    cost is not held against the arm: the larger study would not have paid it.
+    """
+    last: dict[tuple[str, int], int] = {}
+    found = [trial for trial in trials if trial.phase == "retrain"]
+    for trial in found:
+        key = (trial.arm, trial.seed)
+        last[key] = max(last.get(key, -1), trial.number)
+    return [trial for trial in found if trial.number < last[trial.arm, trial.seed]]
+
+
+def standing(trials: Sequence[AnyTrial]) -> list[AnyTrial]:
+    """Return all trials but those `superseded`."""
+    gone = {(trial.arm, trial.number) for trial in superseded(trials)}
+    return [trial for trial in trials if trial.phase != "retrain" or (trial.arm, trial.number) not in gone]
 
 
 def ends(study: Study, trials: Mapping[str, Sequence[Spender]]) -> dict[str, End | None]:
@@ -107,4 +146,5 @@ def _end(study: Study, arm: Arm, trials: Sequence[Spender]) -> End | None:
     last = [trial.state for trial in search[-FAILURES_IN_A_ROW:]]
     if len(last) == FAILURES_IN_A_ROW and set(last) == {"failed"}:
         return "failures"
-    return "space" if any(trial.phase == "retrain" for trial in trials) else None
+    nothing_left = any(trial.planned == 0 for trial in search)  # the last proposal could not be trained
+    return "space" if nothing_left or any(trial.phase == "retrain" for trial in trials) else None

@@ -98,7 +98,7 @@ def _difference(proposal: Proposal | None, real: Entry, replicate_of: int | None
 
 
 def _values(entry: Entry) -> Mapping[str, Any]:
-    return dict(entry.parameters["values"]) if entry.parameters else {}
+    return dict(entry.parameters.get("values", {})) if entry.parameters else {}
 
 
 def _counted(found: Reproduction, trial: TrialRow, difference: str | None) -> Reproduction:

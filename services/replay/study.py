@@ -115,7 +115,7 @@ def _pools(study: Study, trials: Sequence[TrialRow], arm: str | None) -> dict[st
         raise NotFound(f"study {study.name!r} has no arm {arm!r}; it has {', '.join(study.arms)}")
     pools: dict[str, list[Recorded]] = {}
     for row in sorted(trials, key=lambda row: row.number):
-        if row.phase == SEARCH and row.state in TERMINAL and arm in (None, row.arm):
+        if row.phase == SEARCH and row.state in TERMINAL and row.planned and arm in (None, row.arm):
             pools.setdefault(row.arm, []).append(Recorded(entry_of(row), row.seconds))
     found = {name: pools[name] for name in study.arms if any(_scored(each) for each in pools.get(name, []))}
     if not found:
