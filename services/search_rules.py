@@ -74,6 +74,10 @@ class Constraints(_Strict):
         """The limits that are set, by quantity."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
 
+    def exceeded(self, found: Mapping[str, float | None]) -> dict[str, tuple[float, float]]:
+        """Return what exceeds its limit: by quantity what was found and the limit; what was not found exceeds none."""
+        return {name: (value, limit) for name, limit in self.limits.items() if (value := found.get(name) or 0) > limit}
+
 
 class Preference(_Strict):
     """Which of several good trials is retrained: the least of an objective among those almost as accurate as any."""

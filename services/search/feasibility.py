@@ -34,7 +34,7 @@ def exceeded_before(
         from nas_blockout.export import measure_latency  # only who measures needs it
 
         found["latency_ms"] = measure_latency(network, shape, batches=(1,))[1]
-    return {name: (found[name], limit) for name, limit in limits.items() if found.get(name, 0) > limit}
+    return constraints.exceeded(found)
 
 
 def exceeded_after(entry: Entry, constraints: Constraints) -> Exceeded:
@@ -42,11 +42,8 @@ def exceeded_after(entry: Entry, constraints: Constraints) -> Exceeded:
 
     A latency that was checked before is not checked again: measured twice it differs.
     """
-    limits = constraints.limits
-    if entry.experiment.handover is None:
-        limits.pop("latency_ms", None)
-    found = {name: entry.measured(name) or 0.0 for name in limits}
-    return {name: (found[name], limit) for name, limit in limits.items() if found[name] > limit}
+    names = [name for name in constraints.limits if name != "latency_ms" or entry.experiment.handover is not None]
+    return constraints.exceeded({name: entry.measured(name) for name in names})
 
 
 def in_words(exceeded: Exceeded) -> str:
