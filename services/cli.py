@@ -20,6 +20,7 @@ from services.cli_output import (
     UNVERIFIED,
     USAGE,
     JsonOption,
+    SetOption,
     draw,
     errors,
     installation,
@@ -50,22 +51,26 @@ def run(
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at once, instead of the study's number.")] = None,
+    assignments: SetOption = None,
 ) -> None:
-    """Run a study, or what is left of it; print its result if it has finished."""
+    """Run a study, or what is left of it; print its result if it has finished.
+
+    A finished study is extended by a larger budget, more seeds or further arms: what stands is not done again.
+    """
     if study is None:
         _list_bundled()
         raise typer.Exit(USAGE)
     settings = installation()
-    resolved, source = _resolved(study, workers=workers)
+    resolved, source = _resolved(study, workers=workers, assignments=assignments)
 
     from services.display import result_tables, watching
     from services.results import finish
     from services.study import run as run_study
 
     with watching(errors(), name=resolved.name, quiet=quiet) as observe:
-        store, splits = run_study(resolved, settings, observe=observe, source=source)
+        ran, store, splits = run_study(resolved, settings, observe=observe, source=source)
     with store:
-        finished = finish(resolved, store, settings, splits=splits, say=teller(quiet=quiet))
+        finished = finish(ran, store, settings, splits=splits, say=teller(quiet=quiet))
     if as_json:
         print_json(finished.document.model_dump(mode="json"))
     else:
@@ -78,7 +83,7 @@ def run(
 
 
 @app.command()
-def validate(study: StudyArgument, as_json: JsonOption = False) -> None:
+def validate(study: StudyArgument, as_json: JsonOption = False, assignments: SetOption = None) -> None:
     """Check a study and print it with every setting resolved; nothing is written."""
     import yaml
 
@@ -86,7 +91,7 @@ def validate(study: StudyArgument, as_json: JsonOption = False) -> None:
     from services.study_file import check_against_data
 
     settings = installation()
-    resolved, source = _resolved(study)
+    resolved, source = _resolved(study, assignments=assignments)
     check_against_data(resolved, load(resolved.data, root=settings.data), source=source)
     document = resolved.to_json()
     if as_json:
@@ -247,11 +252,12 @@ def exit_code(error: Exception) -> int | None:
     return next((code for code, kinds in codes.items() if isinstance(error, kinds)), None)
 
 
-def _resolved(study: str, *, workers: int | None = None) -> Any:
-    from services.study_file import find, read, resolve
+def _resolved(study: str, *, workers: int | None = None, assignments: Sequence[str] | None = None) -> Any:
+    from services.assignments import assigned
+    from services.study_file import find, parse, read_document, resolve
 
     path = find(study)
-    config = read(path)
+    config = parse(assigned(read_document(path), assignments or ()), source=str(path))
     if workers is not None:
         config = config.model_copy(update={"workers": config.workers.model_copy(update={"at_once": workers})})
     return resolve(config, source=str(path)), str(path)

@@ -25,9 +25,10 @@ def show(
     with Store.open(installation().store_url) as store:
         row, trials, spent = store.study(study), store.trials(study), store.spent(study)
     ended = ends(parse_resolved(row.config), {arm: [t for t in trials if t.arm == arm] for arm in row.arms})
+    proposed = {arm: _counts(trial for trial in trials if trial.arm == arm) for arm in row.arms}
     chosen = [trial for trial in trials if not failed or trial.state == "failed"]
     if as_json:
-        costs = {"cost": [_cost_json(each) for each in spent], "ended_by": ended}
+        costs = {"cost": [_cost_json(each) for each in spent], "ended_by": ended, "proposed": proposed}
         print_json({**study_json(row), **costs, "trials": [flat(trial) for trial in chosen]})
         return
     state = "interrupted" if row.interrupted else row.state
@@ -35,7 +36,8 @@ def show(
     draw(table(_TRIALS, map(_trial_cells, chosen)))
     draw(table(_COSTS, _costs(spent), title="cost"))
     for arm, end in ended.items():
-        say(f"{arm}: " + (f"its search was ended by {END_WORDS[end]}" if end else "its search goes on"))
+        course = f"its search was ended by {END_WORDS[end]}" if end else "its search goes on"
+        say(f"{arm}: {course}{_proposed(proposed[arm])}")
 
 
 def study_json(row: Any) -> dict[str, Any]:
@@ -47,6 +49,23 @@ def study_json(row: Any) -> dict[str, Any]:
         "finished_at": row.finished_at.isoformat() if row.finished_at else None,
         "interrupted": row.interrupted,
     }
+
+
+def _counts(trials: Iterable[Any]) -> dict[str, int]:
+    """Return how many trials repeat an architecture, and how many proposals exceeded a constraint."""
+    each = list(trials)
+    return {
+        "replicates": sum(trial.replicate_of is not None for trial in each),
+        "refused": sum(len(trial.params.get("refused", ())) for trial in each),
+    }
+
+
+def _proposed(counts: dict[str, int]) -> str:
+    words = {
+        "replicates": "trials repeated a known architecture",
+        "refused": "proposals exceeded a constraint and cost nothing",
+    }
+    return "".join(f"; {count} {words[name]}" for name, count in counts.items() if count)
 
 
 def _cost_json(spent: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from services.cli_output import (
     FAILED,
     USAGE,
     JsonOption,
+    SetOption,
     draw,
     installation,
     print_json,
@@ -67,16 +68,20 @@ def estimate(
     study: Annotated[str, typer.Argument(help="A bundled study by name, or the path of a YAML file.")],
     quick: Annotated[bool, typer.Option("--quick", help="Measure for about 4 seconds instead of 20.")] = False,
     as_json: JsonOption = False,
+    assignments: SetOption = None,
 ) -> None:
     """Say what a study will cost: trials, sample passes, seconds by arm and phase, wall-clock, disk.
 
     Something of every arm is trained in this process for a moment; nothing is written.
     """
+    from services.assignments import assigned
     from services.estimate import estimate as estimated
-    from services.study_file import find, read, resolve
+    from services.study_file import find, parse, read_document, resolve
 
     path = find(study)
-    found = estimated(resolve(read(path), source=str(path)), installation(), source=str(path), quick=quick, say=tell)
+    source = str(path)
+    config = parse(assigned(read_document(path), assignments or ()), source=source)
+    found = estimated(resolve(config, source=source), installation(), source=source, quick=quick, say=tell)
     print_json(found.to_json()) if as_json else _draw_estimate(found)
 
 

@@ -16,8 +16,9 @@ from nas_blockout.curves import Curve, best_so_far
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from services.budget import WORDS, Unit, limits
-from services.spending import TERMINAL, End, charged_seconds, compared_in, ends
+from services.spending import TERMINAL, End, charged_seconds, compared_in, ends, standing, superseded
 from services.study_file import Arm, Study
+from services.trading import Front, could_win, fronts
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -43,6 +44,8 @@ class Trial:
         thinking_seconds: What proposing it took.
         result: What a complete trial ended in: ``validation_accuracy``, ``parameters``, ``macs``,
             ``architecture_hash``, ``overhead_seconds`` and, of a retrained model, ``test_accuracy``.
+        replicate_of: Number of the search trial of the same arm that had the same architecture, or None.
+        refused: What the search had proposed in its place and what exceeded a constraint.
     """
 
     arm: str
@@ -57,6 +60,8 @@ class Trial:
     score: float | None = None
     experiment: Mapping[str, Any] | None = None
     result: Mapping[str, Any] | None = None
+    replicate_of: int | None = None
+    refused: int = 0
 
 
 class _Strict(BaseModel):
@@ -73,13 +78,16 @@ class Spending(_Strict):
 class Cost(_Strict):
     """What an arm spent: ``overhead_seconds`` are the optimiser's thinking and distillation.
 
-    ``forfeited_sample_passes`` were planned for trials that failed before they had used them.
+    ``forfeited_sample_passes`` were planned for trials that failed before they had used them; with trials that were
+    stopped early, also what was left in the end and paid for no whole trial. ``superseded`` is what retraining earlier
+    winners cost before the study was extended, which the larger study would not have paid.
     """
 
     search: Spending
     retrain: Spending
     overhead_seconds: Amount
     forfeited_sample_passes: Count = 0
+    superseded: Spending = Spending()
 
     @property
     def sample_passes(self) -> int:
@@ -122,6 +130,8 @@ class ArmResult(_Strict):
     trials: Count
     failed: Count
     pruned: Count
+    replicates: Count = Field(0, description="Search trials whose architecture the arm had tried before.")
+    refused: Count = Field(0, description="Proposals that exceeded a constraint: never trained, at no cost.")
     ended_by: End | None = Field(
         None,
         description="What ended its search: a limit, an exhausted space, failures in a row, nothing to match.",
@@ -135,6 +145,7 @@ class ArmResult(_Strict):
     macs: Count | None
     macs_per_seed: dict[str, Count]
     latency_ms: Latency | None
+    front: Front | None = Field(None, description="What its search traded, where it had several objectives.")
     architecture: str | None
     settings: dict[str, Any]
 
@@ -185,6 +196,7 @@ class ComparisonDocument(_Strict):
     ranking: list[str] | None
     ranking_seeds: list[int]
     reason: str | None
+    extensions: Count = Field(0, description="How often the study was extended after its result was known.")
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "ComparisonDocument":
@@ -230,7 +242,11 @@ def family(study: Study) -> list[tuple[str, str]]:
 
 
 def build(
-    study: Study, trials: Iterable[Trial], *, latency_ms: Mapping[str, Mapping[str, float]] | None = None
+    study: Study,
+    trials: Iterable[Trial],
+    *,
+    latency_ms: Mapping[str, Mapping[str, float]] | None = None,
+    extensions: int = 0,
 ) -> ComparisonDocument:
     """Compare the arms of a study.
 
@@ -238,6 +254,7 @@ def build(
         study: The resolved study.
         trials: All its trials, failed and pruned ones too.
         latency_ms: ``batch_1`` and ``batch_256`` of the exported models, by arm.
+        extensions: How often the study was extended after its result was known.
 
     Raises:
         ValueError: A trial names no arm of the study, or a retrained model has no test accuracy or has two.
@@ -250,8 +267,11 @@ def build(
             )
         by_arm[trial.arm].append(trial)
     ended = ends(study, by_arm)
+    traded = fronts(study, by_arm)
     arms = {
-        name: _arm(study, arm, by_arm[name], (latency_ms or {}).get(name)).model_copy(update={"ended_by": ended[name]})
+        name: _arm(study, arm, by_arm[name], (latency_ms or {}).get(name)).model_copy(
+            update={"ended_by": ended[name], "front": traded.get(name)}
+        )
         for name, arm in study.arms.items()
     }
     unfinished = sum(_unfinished(study, group) for group in by_arm.values())
@@ -279,6 +299,7 @@ def build(
         ranking=list(found.ranking) if found.ranking and reason is None else None,
         ranking_seeds=sorted(set.intersection(*map(set, scores.values()))) if reason is None else [],
         reason=reason,
+        extensions=extensions,
     )
 
 
@@ -294,7 +315,8 @@ def search_curves(trials: Iterable[Trial]) -> dict[str, Curve]:
     }
 
 
-def _arm(study: Study, arm: Arm, trials: Sequence[Trial], latency: Mapping[str, float] | None) -> ArmResult:
+def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Mapping[str, float] | None) -> ArmResult:
+    trials, gone = standing(every), superseded(every)
     models = _models(trials)
     exported = max(
         models.values(), key=lambda trial: (_result(trial, "validation_accuracy"), -trial.seed), default=None
@@ -308,12 +330,15 @@ def _arm(study: Study, arm: Arm, trials: Sequence[Trial], latency: Mapping[str, 
         trials=len(trials),
         failed=sum(trial.state == "failed" for trial in trials),
         pruned=sum(trial.state == "pruned" for trial in trials),
+        replicates=sum(trial.replicate_of is not None for trial in trials),
+        refused=sum(trial.refused for trial in trials),
         missing_seeds=[seed for seed in study.config.retrain.seeds if seed not in models],
         cost=Cost(
             search=_spending(trials, "search"),
             retrain=_spending(trials, "retrain"),
             overhead_seconds=overhead,
-            forfeited_sample_passes=sum(max(0, t.planned - t.sample_passes) for t in trials if t.state == "failed"),
+            forfeited_sample_passes=_forfeited(trials),
+            superseded=_spending(gone, "retrain"),
         ),
         validation_accuracy=_accuracy(models, "validation_accuracy"),
         test_accuracy=_accuracy(models, "test_accuracy"),
@@ -327,10 +352,17 @@ def _arm(study: Study, arm: Arm, trials: Sequence[Trial], latency: Mapping[str, 
     )
 
 
+def _forfeited(trials: Sequence[Trial]) -> int:
+    """Sample passes that an arm had and could not use."""
+    lost = {state: sum(max(0, t.planned - t.sample_passes) for t in trials if t.state == state) for state in TERMINAL}
+    whole = max((t.planned for t in trials), default=0)
+    return lost["failed"] + min(lost["pruned"], max(0, whole - 1))  # what stopping saves buys trials, but whole ones
+
+
 def _unfinished(study: Study, trials: Sequence[Trial]) -> int:
     """Count the trials of an arm that run or wait, and the retrainings that its winner still has to get."""
     waiting = sum(trial.state not in TERMINAL for trial in trials)
-    if not any(trial.phase == "search" and trial.state == "complete" for trial in trials):
+    if not any(could_win(study.arms[trial.arm], trial) for trial in trials):
         return waiting
     return waiting + len(set(study.config.retrain.seeds) - {t.seed for t in trials if t.phase == "retrain"})
 

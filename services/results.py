@@ -15,10 +15,12 @@ from nas_blockout.data import Splits, load
 from nas_blockout.experiment import Experiment, rebuild
 from nas_blockout.export import Deployed, load_weights, measure_latency
 from services.comparison import ComparisonDocument, Trial, build
+from services.extension import looks
 from services.folder import Folder, write_csv, write_json
 from services.handover import export_trials
 from services.report.view import ReportView, TrialView
 from services.settings import Settings
+from services.spending import standing, superseded
 from services.store import NotFound, Store, TrialRow
 from services.study_file import Study, parse_resolved
 from services.tracking import Projection, Synced, TrackingError
@@ -31,6 +33,8 @@ _FLAT = (
     "test_loss",
     "parameters",
     "macs",
+    "latency_ms",
+    "stopped_after",
     "architecture_hash",
 )
 Say = Callable[[str], None]
@@ -78,9 +82,11 @@ def write_comparison(
     study: Study, rows: Sequence[TrialRow], folder: Folder, *, latency: Mapping[str, Mapping[str, float]]
 ) -> ComparisonDocument:
     """Write ``comparison.json`` and ``trials.csv``; return the comparison."""
-    document = build(study, [comparable(row) for row in rows], latency_ms=latency)
+    extensions = len(looks(folder))
+    document = build(study, [comparable(row) for row in rows], latency_ms=latency, extensions=extensions)
     write_json(folder.comparison, document.model_dump(mode="json"))
-    write_csv(folder.root / "trials.csv", [flat(row) for row in rows])
+    gone = {row.id for row in superseded(rows)}
+    write_csv(folder.root / "trials.csv", [{**flat(row), "superseded": row.id in gone} for row in rows])
     return document
 
 
@@ -95,7 +101,7 @@ def write_report(
         comparison=document.model_dump(mode="json"),
         study=study.to_json(),
         environment=json.loads((folder.root / "environment.json").read_text()),
-        trials=[_view(row, store) for row in rows],
+        trials=[_view(row, store) for row in standing(rows)],
         class_names=splits.class_names,
         hierarchy=splits.hierarchy or {},
         importance=_importance(study, rows),
@@ -178,13 +184,15 @@ def comparable(row: TrialRow) -> Trial:
         score=row.score,
         experiment=row.experiment,
         result=row.result,
+        replicate_of=row.replicate_of,
+        refused=len(row.params.get("refused", ())),
     )
 
 
 def exported_trials(study: Study, rows: Sequence[TrialRow]) -> dict[str, TrialRow]:
     """Return, by arm, the retrained trial with the best validation accuracy, the lowest seed of equals."""
     found: dict[str, TrialRow] = {}
-    for row in sorted(rows, key=lambda row: row.seed):
+    for row in sorted(standing(rows), key=lambda row: row.seed):
         if row.phase != "retrain" or row.state != "complete" or row.score is None:
             continue
         best = found.get(row.arm)
@@ -214,6 +222,8 @@ def flat(row: TrialRow) -> dict[str, Any]:
         "seed": row.seed,
         "state": row.state,
         "reason": row.reason,
+        "replicate_of": row.replicate_of,
+        "refused": len(row.params.get("refused", ())),
         "sample_passes": row.sample_passes,
         "seconds": round(row.seconds, 3),
         **{key: result.get(key) for key in _FLAT},

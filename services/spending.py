@@ -143,6 +143,8 @@ def _end(study: Study, arm: Arm, trials: Sequence[Spender]) -> End | None:
     seeds = len(study.config.retrain.seeds)
     if cost and (end := ended_by(trials_left(study.config.budget, charges, cost=cost, retrainings=seeds))):
         return end
+    if any(trial.planned == 0 for trial in search):  # stands for what could not be proposed within the constraints
+        return "space"
     last = [trial.state for trial in search[-FAILURES_IN_A_ROW:]]
     if len(last) == FAILURES_IN_A_ROW and set(last) == {"failed"}:
         return "failures"

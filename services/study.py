@@ -12,6 +12,7 @@ from nas_blockout.data import Splits, load
 from nas_blockout.experiment import Experiment
 from services import cluster
 from services.budget import Unit, shares
+from services.extension import enter
 from services.folder import Folder, environment, write_json, write_yaml
 from services.search import RETRAIN, SEARCH, TERMINAL, Entry, Plan, Proposal
 from services.settings import Settings
@@ -283,8 +284,8 @@ def longer(curve: tuple[float, ...], records: Iterable[Mapping[str, Any]]) -> tu
     return tuple(found)
 
 
-def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> tuple[Store, Splits]:
-    """Run a study, or what is left of it, until every arm has searched and retrained.
+def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> tuple[Study, Store, Splits]:
+    """Run a study, or what is left of it or was added to it, until every arm has searched and retrained.
 
     Args:
         study: The resolved study.
@@ -293,22 +294,23 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> t
         source: Where the study came from, for errors.
 
     Returns:
-        The store, open, with all trials in it, and the data. What the study leaves behind is still to be written.
+        The study as it was run, the store, open, with all trials in it, and the data. What the study leaves behind is
+        still to be written.
 
     Raises:
         StudyError: A network cannot be built for the data, or the budget is too small; nothing has been written.
-        StudyConflict: A study of that name with other contents is in the store.
+        StudyConflict: A study of that name is in the store, to which this one does not only add.
         StudyBusy: Another driver runs it.
         ClusterError: Ray cannot be reached or is too small.
     """
     splits = load(study.data, root=settings.data)
     check_against_data(study, splits, source=source)
     store = Store.open(settings.store_url)
-    row = store.create_study(study.name, config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
-    if row.state == "complete":
-        return store, splits
-    store.claim_study(study.name)
     folder = Folder(settings.folder(study.name))
+    study, row = enter(study, store, folder)
+    if row.state == "complete":
+        return study, store, splits
+    store.claim_study(study.name)
     write_yaml(folder.root / "study.yaml", study.to_json())
     write_json(folder.root / "environment.json", environment())
     try:
@@ -316,7 +318,7 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> t
     except BaseException:
         store.release_study(study.name)
         raise
-    return store, splits
+    return study, store, splits
 
 
 def _run_trials(

@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from nas_blockout.backbones import require_stages
 from nas_blockout.data import DataSettings, Splits
-from nas_blockout.experiment import HANDOVERS, Experiment, backbone_from_json, build
+from nas_blockout.experiment import HANDOVERS, Experiment, backbone_from_json, build, known_costs
 from nas_blockout.methods import method_from_json, method_to_json
 from nas_blockout.train import TrainingSettings
 from nas_blockout.values import from_json, near, to_json
-from search_spaces import SPACES
+from search_spaces import SPACES, Context, compose, grid
 from services.search_rules import Constraints, Preference, Pruner, Rules, Searching, Wanted, resolve_rules
 
 MAX_FILE_BYTES = 1 << 20
@@ -265,10 +265,19 @@ def read(path: Path) -> StudyConfig:
     Raises:
         StudyError: It is too large, no YAML, or breaks a rule.
     """
+    return parse(read_document(path), source=str(path))
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read a study file as plain values, unchecked.
+
+    Raises:
+        StudyError: It is too large, no YAML, or no mapping.
+    """
     if path.stat().st_size > MAX_FILE_BYTES:
         raise StudyError(f"{path}: a study file has at most {MAX_FILE_BYTES} bytes, this one {path.stat().st_size}")
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506  # a SafeLoader
+        document = yaml_value(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise StudyError(f"{path}: a study file is UTF-8 text ({error})") from None
     except RecursionError:
@@ -277,7 +286,12 @@ def read(path: Path) -> StudyConfig:
         raise StudyError(f"{path}: no valid YAML: {_one_line(str(error))}") from None
     if not isinstance(document, dict):
         raise StudyError(f"{path}: a study is a mapping of keys, got {type(document).__name__}")
-    return parse(document, source=str(path))
+    return document
+
+
+def yaml_value(text: str) -> Any:
+    """Read YAML without tags, aliases or repeated keys."""
+    return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  # a SafeLoader
 
 
 def parse(document: Mapping[str, Any], *, source: str) -> StudyConfig:
@@ -337,14 +351,15 @@ def check_against_data(study: Study, splits: Splits, *, source: str) -> None:
     """Build every arm's network and price one training, so that impossible values are refused in time.
 
     Raises:
-        StudyError: A network cannot be built for these images and classes, or the budget does not pay for one search
-            trial and all retrainings.
+        StudyError: A network cannot be built for these images and classes, a grid is too large, a network that cannot
+            vary exceeds a constraint, or the budget does not pay for one search trial and all retrainings.
     """
     images = len(splits.train.labels)
     seeds = len(study.config.retrain.seeds)
     for name, arm in study.arms.items():
         try:
             build(arm.experiment, splits)
+            _check_search(arm, splits)
         except ValueError as error:
             raise StudyError(f"{source}: arms.{name}: {error}") from None
         one, budget = images * arm.experiment.training.epochs, study.config.budget
@@ -358,6 +373,21 @@ def check_against_data(study: Study, splits: Splits, *, source: str) -> None:
                 f"{source}: budget.sample_passes={budget.sample_passes} is too small: arm {name!r} needs "
                 f"{one * (1 + seeds)} for one search trial and {seeds} retrainings of {one} passes "
                 f"({images} images x {arm.experiment.training.epochs} epochs)"
+            )
+
+
+def _check_search(arm: Arm, splits: Splits) -> None:
+    """Refuse a grid that is too large, and a network that cannot vary and exceeds what is allowed."""
+    shape, classes, limits = splits.shape, len(splits.class_names), arm.rules.constraints
+    if arm.searcher == "grid":
+        space = compose([SPACES[name] for name in arm.spaces])
+        grid(space, Context(arm.experiment, shape, classes), points=arm.rules.grid_points)
+    if not arm.spaces and arm.match is None and limits.limits:
+        exceeded = limits.exceeded(known_costs(arm.experiment, shape=shape, classes=classes))
+        for name, (found, limit) in exceeded.items():
+            raise ValueError(
+                f"constraints.{name}={limit}: its network has {found} and there is no space in which it could have "
+                "fewer; make it smaller or leave the constraint out"
             )
 
 

@@ -23,6 +23,9 @@ def sentence(document: ComparisonDocument) -> str:
         for name, arm in document.arms.items()
         if arm.missing_seeds and arm.test_accuracy is not None
     ]
+    if document.extensions:
+        times = "once" if document.extensions == 1 else f"{document.extensions} times"
+        parts.append(f"the study was extended {times} after its result was known, so that p-values are too small")
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."
 

@@ -1,5 +1,6 @@
 """A store on each of its databases: SQLite files, and a PostgreSQL server that the session starts for itself."""
 
+import json
 import os
 import pwd
 import random
@@ -170,7 +171,7 @@ def pretend_to_run(store: Store, study: Study, *, at_once: int, seed: int = 0) -
         if not running:
             return
         trial = running.pop(rng.randrange(len(running)))
-        _end(store, trial, rng)
+        _end(store, trial)
         plan.update(entry_of(store.trial(trial)))
 
 
@@ -194,8 +195,10 @@ def _add(store: Store, study: Study, proposal: Proposal) -> int:
     return row.id
 
 
-def _end(store: Store, trial: int, rng: random.Random) -> None:
+def _end(store: Store, trial: int) -> None:
+    """End a trial in what depends on its experiment and on nothing else."""
     row = store.trial(trial)
+    rng = random.Random(json.dumps(row.experiment, sort_keys=True))
     record = {"epoch": 0, "sample_passes": row.planned, "seconds": 1 + 9 * rng.random()}
     store.record_epochs(trial, [record])
     score = rng.random()

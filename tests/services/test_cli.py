@@ -289,7 +289,19 @@ def test_a_misspelt_stored_study_has_a_near_match(call: Call, filled: Path) -> N
 def test_another_study_of_the_same_name_is_refused(call: Call, filled: Path) -> None:
     ended = call("run", write(filled, seed=1))
     assert ended.code == 2
-    assert "other contents" in ended.err
+    assert "study 'tiny' is in the store with another seed: 0 there, 1 here" in ended.err
+
+
+def test_keys_of_a_study_are_set_on_the_command_line(call: Call, home: Path) -> None:
+    path = write(home)
+    document = call(
+        "validate", path, "--set", "retrain.seeds=[4, 5]", "--set", "budget.sample_passes=400", "--json"
+    ).json
+    assert (document["retrain"]["seeds"], document["budget"]["sample_passes"]) == ([4, 5], 400)
+    ended = call("run", path, "--set", "budget.sample_pases=400")
+    assert (ended.code, ended.out, contents(home)) == (2, "", [])
+    assert "budget.sample_pases: no such key; did you mean 'sample_passes'?" in ended.err
+    assert call("run", path, "--set", "seed").code == 2
 
 
 def test_a_study_that_has_not_finished_is_not_exported(call: Call, filled: Path) -> None:

@@ -109,6 +109,7 @@ def test_the_document_has_the_keys_that_programs_rely_on() -> None:
         "retrain": {"sample_passes": 5 * PASSES, "seconds": 10.0},
         "overhead_seconds": 0.5 + 5 * 0.25,
         "forfeited_sample_passes": 0,
+        "superseded": {"sample_passes": 0, "seconds": 0.0},
     }
     assert set(arm["test_accuracy"]) == {"mean", "std", "ci95", "per_seed"}
     assert arm["test_accuracy"]["per_seed"]["3"] == 0.93
@@ -162,7 +163,7 @@ def test_failed_and_pruned_trials_are_counted_and_charged() -> None:
     arm = build(study_of(), [*trials(), *extra]).arms["dense"]
     assert (arm.trials, arm.failed, arm.pruned) == (8, 1, 1)
     assert arm.cost.search.sample_passes == PASSES + 500
-    assert arm.cost.forfeited_sample_passes == 700
+    assert arm.cost.forfeited_sample_passes == 700 + 800  # what stopping saves and no whole trial costs is forfeited
     assert arm.cost.overhead_seconds == 0.5 + 0.125 + 5 * 0.25
 
 

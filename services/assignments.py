@@ -1,0 +1,49 @@
+"""``--set key=value``: keys of a study file that are changed on the command line."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from services.study_file import StudyError, yaml_value
+
+
+def assigned(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Return a study as plain values with some keys changed; whether they exist is found when it is checked.
+
+    Args:
+        document: What a study file holds.
+        assignments: Dotted keys and YAML values, such as ``retrain.seeds=[0, 1, 2]``; the last one of a key holds.
+
+    Raises:
+        StudyError: An assignment is no ``key=value``, its value is no YAML, or its key leads through a value.
+    """
+    changed = copy.deepcopy(dict(document))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise StudyError(
+                f"--set takes key=value with a dotted key, such as budget.sample_passes=60000, got {assignment!r}"
+            )
+        _assign(changed, parts, _value(key, text))
+    return changed
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return yaml_value(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise StudyError(f"--set {key}: the value is no valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _assign(document: dict[str, Any], parts: Sequence[str], value: Any) -> None:
+    *parents, last = parts
+    for depth, part in enumerate(parents, 1):
+        inner = document.setdefault(part, {})
+        if not isinstance(inner, dict):
+            place = ".".join(parts[:depth])
+            raise StudyError(f"--set {'.'.join(parts)}: {place} holds {inner!r}, which has no keys; set {place} itself")
+        document = inner
+    document[last] = value
