@@ -265,8 +265,9 @@ class Projection:
             "mlflow.note.content": str(self.config.get("question", "")),
         }
         if parent is None:
+            began = _milliseconds(self.store.study(self.study).created_at)
             parent = self._known["study"] = str(
-                self._client.create_run(self._experiment, run_name=self.study, tags=tags).info.run_id
+                self._client.create_run(self._experiment, began, run_name=self.study, tags=tags).info.run_id
             )
         if "study" not in self._written:  # it may have been cut off before: the same once more changes nothing
             self._log(parent, params=_params({key: value for key, value in self.config.items() if key != "arms"}))
@@ -355,16 +356,9 @@ def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 def _metrics(trial: TrialRow, epochs: Sequence[EpochRow]) -> Iterator[Any]:
     from mlflow.entities import Metric
 
-    names = {"train_loss": "train/loss", "validation_loss": "val/loss", "validation_accuracy": "val/accuracy"}
-    began = _milliseconds(trial.started_at or trial.created_at)
-    for row in epochs:
-        when = began + round(1000 * row.seconds)
-        values = {names[key]: row.metrics.get(key) for key in names} | dict(row.metrics.get("telemetry") or {})
-        values["cost/seconds"], values["cost/sample_passes"] = row.seconds, row.sample_passes
-        yield from (Metric(key, value, when, row.epoch) for key, value in values.items() if _is_number(value))
     result = trial.result or {}
     accuracies = [row.metrics.get("validation_accuracy") for row in epochs]
-    final = {
+    final = {  # first: what is logged first is what MLflow's comparison of runs shows first
         "best/val_accuracy": max(filter(_is_number, accuracies), default=None),
         "test/accuracy": result.get("test_accuracy"),
         "model/parameters": result.get("parameters"),
@@ -373,6 +367,13 @@ def _metrics(trial: TrialRow, epochs: Sequence[EpochRow]) -> Iterator[Any]:
     }
     ended = _milliseconds(trial.finished_at or trial.created_at)
     yield from (Metric(key, float(value), ended, 0) for key, value in final.items() if _is_number(value))
+    names = {"train_loss": "train/loss", "validation_loss": "val/loss", "validation_accuracy": "val/accuracy"}
+    began = _milliseconds(trial.started_at or trial.created_at)
+    for row in epochs:
+        when = began + round(1000 * row.seconds)
+        values = {names[key]: row.metrics.get(key) for key in names} | dict(row.metrics.get("telemetry") or {})
+        values["cost/seconds"], values["cost/sample_passes"] = row.seconds, row.sample_passes
+        yield from (Metric(key, value, when, row.epoch) for key, value in values.items() if _is_number(value))
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

@@ -1,0 +1,191 @@
+"""A study in MLflow's own pages, in a real browser: found, sorted, compared, its curves and figures seen."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from nas_blockout import plots
+from services.store import Store
+from services.tracking import Projection
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # of MLflow's own database
+]
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+STUDY = "in-a-browser"
+ARMS = ("dense", "blockout")
+PATIENCE = 30_000
+
+
+def fill(store: Store) -> dict[str, Any]:
+    """Put a study of two arms and two retrained seeds into a store; return its configuration."""
+    config = {"name": STUDY, "question": "Is it seen?", "budget": {"sample_passes": 400}}
+    store.create_study(STUDY, config=config, config_hash="cafe", arms=list(ARMS))
+    for place, arm in enumerate(ARMS):
+        for seed in (0, 1):
+            experiment = {
+                "backbone": {"name": "convnet"},
+                "method": {"name": "blockout" if arm == "blockout" else "none"},
+                "training": {"epochs": 3, "learning_rate": 0.01 * (seed + 1)},
+                "seed": seed,
+            }
+            trial = store.add_trial(
+                STUDY, arm=arm, phase="retrain", number=seed, seed=seed, experiment=experiment, planned=150
+            ).id
+            store.start_attempt(trial)
+            accuracies = [0.5, 0.7, 0.80 + 0.05 * place + 0.01 * seed]
+            store.record_epochs(trial, [epoch(number, accuracy) for number, accuracy in enumerate(accuracies)])
+            result = {"test_accuracy": accuracies[-1] - 0.02, "parameters": 1000, "macs": 9000}
+            store.finish_trial(trial, "complete", score=accuracies[-1], result=result)
+    return config
+
+
+def epoch(number: int, accuracy: float) -> dict[str, Any]:
+    done = {"epoch": number, "stage": "train", "sample_passes": 50 * (number + 1), "seconds": 0.5 * (number + 1)}
+    return {**done, "train_loss": 1.5 - number / 3, "validation_loss": 1.0, "validation_accuracy": accuracy}
+
+
+def project(folder: Path) -> tuple[str, str, str]:
+    """Write the study to MLflow; return the URI of its database, and the experiment's and the parent's identity."""
+    import mlflow
+
+    uri, results = f"sqlite:///{folder / 'mlflow.db'}", folder / "study"
+    accuracies = [plots.Estimate(arm, "learned", (0.8, 0.9), 0.85, (0.7, 0.95)) for arm in ARMS]
+    svg = plots.standalone(plots.to_svg(plots.figure_accuracy(accuracies), name="accuracy", description="Accuracy"))
+    (results / "report" / "figures").mkdir(parents=True)
+    (results / "report" / "figures" / "accuracy.svg").write_text(svg, encoding="utf-8")
+    (results / "report" / "index.html").write_text("<p>the report of the study</p>", encoding="utf-8")
+    with Store.open(f"sqlite:///{folder / 'store.db'}") as store:
+        projection = Projection(uri, STUDY, fill(store), store)
+        assert projection.sync().written == 4
+        projection.finish({"arms": {arm: {"test_accuracy": {"mean": 0.85}} for arm in ARMS}}, results)
+    experiment = mlflow.MlflowClient(tracking_uri=uri).get_experiment_by_name(f"nas-blockout/{STUDY}")
+    assert experiment is not None
+    return uri, str(experiment.experiment_id), projection.parent
+
+
+@contextmanager
+def served(uri: str, folder: Path) -> Iterator[str]:
+    """Run MLflow's server on a database; yield its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1", "--allowed-hosts", "127.0.0.1:*"]
+    address = f"http://127.0.0.1:{port}"
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **SERVER}, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not answers(f"{address}/health"):
+            assert server.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < deadline, "the server did not come up"
+            time.sleep(0.1)
+        yield address
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, 9)
+        server.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return bool(urllib.request.urlopen(url, timeout=5).status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    return shutil.which("chromium") or pytest.skip("needs Debian's chromium")
+
+
+@pytest.fixture(scope="module")
+def page(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A page of the browser with the address of the study's runs as `runs`, and that of its parent run as `parent`."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    folder = tmp_path_factory.mktemp("browser")
+    uri, experiment, parent = project(folder)
+    with served(uri, folder) as address, playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(PATIENCE)
+        page.runs = f"{address}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+        page.parent = f"{address}/#/experiments/{experiment}/runs/{parent}"
+        yield page
+        browser.close()
+
+
+def row(page: Any, name: str) -> Any:
+    return page.get_by_role("row").filter(has=page.get_by_text(name, exact=True)).first
+
+
+def retrained(page: Any, *, view: str = "") -> str:
+    """The retrained models, best first, as the guide has the address: MLflow then lists them without their parent."""
+    chosen = quote("tags.`nas.phase` = 'retrain'")
+    return f"{page.runs}&searchFilter={chosen}&orderByKey={quote('metrics.`best/val_accuracy`')}&orderByAsc=false{view}"
+
+
+def test_the_study_is_one_row_and_its_runs_are_below(page: Any) -> None:
+    page.goto(page.runs)
+    row(page, STUDY).locator("[role=button], button").first.click()
+    for name in ("dense-0-s0", "dense-1-s1", "blockout-0-s0", "blockout-1-s1"):
+        row(page, name).wait_for()
+
+
+def test_runs_are_sorted_and_have_their_best_value_as_a_column(page: Any) -> None:
+    page.goto(retrained(page))
+    row(page, "blockout-1-s1").wait_for()
+    page.get_by_test_id("column-selection-dropdown").first.click()
+    page.get_by_test_id("column-selector-tree").get_by_text("best/val_accuracy", exact=True).click()
+    page.keyboard.press("Escape")
+    page.get_by_role("gridcell", name=re.compile("0.86")).first.wait_for()
+    names = re.findall(r"(?:dense|blockout)-\d-s\d", page.locator("body").inner_text())
+    assert list(dict.fromkeys(names)) == ["blockout-1-s1", "blockout-0-s0", "dense-1-s1", "dense-0-s0"]
+
+
+def test_two_runs_are_compared_by_parallel_coordinates(page: Any) -> None:
+    page.goto(retrained(page))
+    for name in ("blockout-1-s1", "dense-0-s0"):
+        row(page, name).get_by_role("checkbox").first.check()
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
+    page.get_by_text("Parallel Coordinates Plot").wait_for()
+    drawn = page.locator(".js-plotly-plot").first
+    drawn.get_by_text("optim.lr", exact=True).wait_for()
+    drawn.get_by_text("best/val_accuracy", exact=True).wait_for()
+    for name in ("blockout-1-s1", "dense-0-s0"):
+        page.get_by_text(name, exact=True).first.wait_for()
+
+
+def test_curves_of_all_runs_are_drawn_together(page: Any) -> None:
+    page.goto(retrained(page, view="&compareRunsMode=CHART"))
+    page.get_by_placeholder("Search metric charts").fill("val/accuracy")
+    card = page.get_by_test_id("experiment-view-compare-runs-card").filter(has_text="val/accuracy").first
+    card.locator(".js-plotly-plot .scatterlayer .trace").nth(3).wait_for(state="attached")
+
+
+def test_figures_and_report_are_artifacts_of_the_study(page: Any) -> None:
+    page.goto(f"{page.parent}/artifacts/figures/accuracy.svg")
+    picture = page.get_by_alt_text("figures/accuracy.svg").first
+    picture.wait_for()
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 560
+    for name in ("figures", "report"):
+        page.get_by_text(name, exact=True).first.wait_for()
