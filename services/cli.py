@@ -88,7 +88,7 @@ def validate(study: StudyArgument, as_json: JsonOption = False, assignments: Set
     import yaml
 
     from nas_blockout.data import load
-    from services.study_file import check_against_data
+    from services.suitability import check_against_data
 
     settings = installation()
     resolved, source = _resolved(study, assignments=assignments)

@@ -18,7 +18,8 @@ from services.search import RETRAIN, SEARCH, TERMINAL, Entry, Plan, Proposal
 from services.settings import Settings
 from services.spending import charged_seconds
 from services.store import Store, StoreUnreachable, StudyBusy, TrialRow
-from services.study_file import Study, check_against_data
+from services.study_file import Study
+from services.suitability import check_against_data
 from services.tracking import following
 from services.worker import Report, Task
 

@@ -12,13 +12,13 @@ from services.study_file import (
     StudyError,
     StudyNotFound,
     bundled,
-    check_against_data,
     find,
     json_schema,
     parse,
     read,
     resolve,
 )
+from services.suitability import check_against_data
 
 MINIMAL = {
     "schema_version": 1,

@@ -259,3 +259,33 @@ def test_tasks_and_reports_survive_the_way(tmp_path: Path) -> None:
 )
 def test_errors_are_described_in_one_line(error: Exception, line: str) -> None:
     assert describe_error(error) == line
+
+
+def reported(worker: Worker) -> list[int]:
+    """Epochs of the next report."""
+    return [record["epoch"] for record in Report.from_text(worker.step().to_text()).records]
+
+
+def test_a_worker_reports_at_every_rung_before_it_trains_on(tmp_path: Path) -> None:
+    worker = Worker(report_seconds=1000)
+    worker.start(replace(task(tmp_path), rungs=(1, 3)))
+    assert [reported(worker) for _ in range(3)] == [[0], [1, 2], [3]]
+
+
+def test_a_worker_that_goes_on_at_a_rung_reports_it_again_before_it_trains_on(tmp_path: Path) -> None:
+    given = replace(task(tmp_path), rungs=(2,))
+    worker = Worker(report_seconds=1000)
+    worker.start(given)
+    assert reported(worker) == [0, 1]
+    other = Worker(report_seconds=1000)
+    other.start(given)
+    assert [reported(other) for _ in range(2)] == [[0, 1], [2, 3]]
+
+
+def test_latency_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
+    without, _ = run(Worker(), task(tmp_path))
+    measured, _ = run(Worker(), replace(task(tmp_path, trial=2), measures_latency=True))
+    assert without.result is not None
+    assert measured.result is not None
+    assert "latency_ms" not in without.result
+    assert measured.result["latency_ms"] > 0
