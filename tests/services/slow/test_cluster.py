@@ -2,6 +2,7 @@
 
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,18 @@ class Killing(Given):
             super().report(report)
 
 
+class Stopping(Given):
+    """Stops trial 1 at its first report."""
+
+    def report(self, report: Report) -> bool:
+        super().report(report)
+        if report.trial != 1:
+            return False
+        self.open.discard(report.trial)
+        self.running.discard(report.trial)
+        return True
+
+
 def task(folder: Path, trial: int, described: dict[str, Any]) -> Task:
     return Task(trial, described, evaluates_test=False, checkpoint=str(folder / f"{trial}.pt"), model=None)
 
@@ -149,6 +162,16 @@ def test_failures_and_deaths_do_not_stop_the_others(tmp_path: Path) -> None:
     assert len(tasks.killed) == 2
     done = Counter(report.trial for report in tasks.reports if report.done)
     assert done == {0: 1, 2: 1, 3: 1}
+
+
+def test_a_trial_is_stopped_where_the_driver_says_and_its_worker_goes_on_with_another(tmp_path: Path) -> None:
+    tasks = Stopping(tmp_path, [experiment(seed) for seed in range(3)])
+    tasks.waiting = [replace(task, rungs=(2,)) for task in tasks.waiting]
+    cluster.run(tasks, Resources(at_once=1), folder=tmp_path / "scratch")
+    assert sorted(tasks.records(1)) == [0, 1]
+    assert sorted(tasks.results()) == [0, 2]
+    assert tasks.lost_trials == {}
+    assert len({report.worker for report in tasks.reports}) == 1
 
 
 def test_what_the_cluster_cannot_give_is_said(tmp_path: Path) -> None:
