@@ -202,6 +202,7 @@ def doctor(as_json: JsonOption = False) -> None:
 app.command()(cli_show.show)
 app.command()(cli_studies.estimate)
 app.command()(cli_studies.replay)
+app.command()(cli_studies.compare)
 app.add_typer(cli_data.app, name="data")
 
 

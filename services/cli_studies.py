@@ -104,6 +104,41 @@ def _draw_estimate(found: Any) -> None:
         say(f"note: {note}")
 
 
+def compare(
+    studies: Annotated[list[str], typer.Argument(help="Names of finished studies in the store, two or more.")],
+    arm: Annotated[
+        list[str] | None, typer.Option("--arm", help="Only arms of this name; repeatable.", metavar="ARM")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put the arms of several studies of the same data into one table, and test them in pairs across studies."""
+    from services.across import compare as compared
+
+    found = compared(installation(), studies, arms=arm or ())
+    print_json(found.to_json()) if as_json else _draw_across(found)
+
+
+def _draw_across(found: Any) -> None:
+    from nas_blockout.statistics import p_text
+    from services.wording import ARM_COLUMNS, arm_row
+
+    draw(table(ARM_COLUMNS, [arm_row(each.key, each.result) for each in found.arms]))
+    rows = [
+        (
+            f"{pair.a} - {pair.b}",
+            f"{100 * pair.difference:+.2f}",
+            f"{100 * pair.ci95[0]:+.2f} .. {100 * pair.ci95[1]:+.2f}" if pair.ci95 else "-",
+            *(pair.seeds, p_text(pair.p_holm), f"{pair.cost:.2f}", pair.verdict),
+        )
+        for pair in found.pairs
+    ]
+    columns = ("pair", "points", "95% interval", "seeds", "Holm", "passes a / b", "verdict")
+    if rows:
+        draw(table(columns, rows, title="differences of test accuracy between studies, paired by seed"))
+    else:
+        say("no two arms of different studies share two seeds: nothing is tested")
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= MOST_WORKERS for part in parts):

@@ -36,7 +36,7 @@ PAIR_COLUMNS = ("pair", "points", "95% interval", "Holm", "could show", "verdict
 
 def arm_rows(document: ComparisonDocument) -> list[tuple[str, ...]]:
     """Return the table of arms as texts under `ARM_COLUMNS`, best first if they are ranked."""
-    return [_arm_row(name, document.arms[name]) for name in document.ranking or document.arms]
+    return [arm_row(name, document.arms[name]) for name in document.ranking or document.arms]
 
 
 def pair_rows(document: ComparisonDocument) -> list[tuple[str, ...]]:
@@ -120,7 +120,8 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _arm_row(name: str, arm: ArmResult) -> tuple[str, ...]:
+def arm_row(name: str, arm: ArmResult) -> tuple[str, ...]:
+    """Return one arm as texts under `ARM_COLUMNS`."""
     test, validation = arm.test_accuracy, arm.validation_accuracy
     return (
         name,

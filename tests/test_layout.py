@@ -93,6 +93,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
             "handover", "extension", "spending", "store", "tracking", "study_file", "study", "cluster", "folder",
             "search", "comparison", "report", "report_view", "wording",
         },
+        "across": {"comparison", "results", "store", "study_file"},
         "estimate": {"search", "study_file", "suitability"},
         "replay": {"search", "store", "study", "study_file"},
         "display": {"cli_output", "study", "comparison", "wording"},
@@ -101,7 +102,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "cli_output": set(),
         "cli_data": {"cli_output"},
         "cli_show": {"cli_output", "results", "spending", "store", "study_file"},
-        "cli_studies": {"assignments", "cli_output", "display", "estimate", "replay", "study_file"},
+        "cli_studies": {"across", "assignments", "cli_output", "display", "estimate", "replay", "study_file", "wording"},
         "cli": {"*"},
     },
 }  # fmt: skip

@@ -131,3 +131,21 @@ def test_an_estimate_of_a_study_that_cannot_run_is_one_error(call: Call, home: P
     ended = call("estimate", path)
     assert (ended.code, ended.out) == (2, "")
     assert "budget.sample_passes=10" in ended.err
+
+
+@pytest.mark.usefixtures("recorded")
+def test_studies_are_compared_in_one_table(call: Call, home: Path, pretend: Any) -> None:
+    other = resolve(parse({**STUDY, "name": "other", "seed": 1}, source="here"), source="here")
+    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+        store.finish_study("tiny", "complete")
+        store.create_study("other", config=other.to_json(), config_hash=other.hash, arms=list(other.arms))
+        pretend(store, other, at_once=1)
+        store.finish_study("other", "complete")
+    ended = call("compare", "tiny", "other")
+    assert ended.code == 0, ended.err
+    for part in ("tiny/random", "other/tpe", "95% interval", "paired by seed"):
+        assert part in ended.out
+    found = call("compare", "tiny", "other", "--arm", "tpe", "--json").json
+    assert [pair["seeds"] for pair in found["pairs"]] == [2]
+    assert call("compare", "tiny").code == 2
+    assert call("compare", "tiny", "nothing").code == 3
