@@ -19,7 +19,6 @@ from nas_blockout.plots.canvas import (
     bare,
     canvas,
     clean,
-    padded,
     panel,
     shorten,
     size_of,
@@ -112,7 +111,8 @@ def figure_parallel(searches: Sequence[Searched]) -> Figure:
     figure = canvas(NARROW, height * len(searches))
     firsts = [_last_parts(list(search.parameters))[0] for search in searches]
     left = max(26.0, *(0.95 * text_width(shorten(name, _NAME, SMALL), SMALL) for name in firsts)) + 4
-    limits = padded([score for search in searches for score in search.scores], share=0.0, least=0.001)
+    known = [score for search in searches for score in search.scores if not math.isnan(score)] or [0.0]
+    limits = min(known), max(max(known), min(known) + 1e-3)
     for number, search in enumerate(searches):
         axes = panel(figure, (left, number * height + 26, NARROW - left - 32, 70))
         _lines(axes, search, limits)
@@ -167,8 +167,8 @@ def _named_axes(axes: Axes, names: Sequence[str], ends: Sequence[tuple[str, str]
         for text, y, va in ((low, -3 / 70, "top"), (high, 1 + 3 / 70, "bottom")):
             axes.text(column, y, shorten(text, max(pitch - 3, 20), _TINY), size=_TINY, color=MUTED, ha="center", va=va)
         axes.text(
-            column + 0.06, -15 / 70, shorten(name, _NAME, SMALL), size=SMALL, color=INK, ha="right", va="top", rotation=22,
-            rotation_mode="anchor",
+            column + 0.06, -15 / 70, shorten(name, _NAME, SMALL), size=SMALL, color=INK, ha="right", va="top",
+            rotation=22, rotation_mode="anchor",
         )  # fmt: skip
 
 

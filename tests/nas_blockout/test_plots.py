@@ -59,6 +59,7 @@ ARCHITECTURE = {
         },
     ],
 }
+GREY = np.arange(64, dtype=np.uint8).reshape(8, 8)
 GAP = {"blockout": ("learned", {"soft P": [0.8, 0.9], "hard C": [0.7, 0.8]})}
 
 FIGURES: dict[str, Callable[[str], plots.Figure]] = {
@@ -75,6 +76,11 @@ FIGURES: dict[str, Callable[[str], plots.Figure]] = {
     "masks": lambda name: plots.figure_masks({**probabilities(), name: np.full((3, 4), 0.5)}),
     "architecture": lambda name: plots.figure_architecture(ARCHITECTURE, [name, *"abcd"]),
     "confusion": lambda name: plots.figure_confusion({name: np.eye(3)}, [name, "b", "c"]),
+    "importance": lambda name: plots.figure_importance([plots.Importances(name, "rival", 9, {name: (0.9, 0.2)})]),
+    "parallel": lambda name: plots.figure_parallel([plots.Searched(name, "rival", {name: [1, 2], "b": [name, None]},
+                                                                  [0.5, float("nan")])]),
+    "samples": lambda name: plots.figure_samples([plots.SampleRow(name, name, (plots.Sample(GREY, name, name),))]),
+    "agreement": lambda name: plots.figure_agreement([plots.Agreed(name, "rival", name, (0.1,), 0.1, (-0.1, 0.2))]),
 }  # fmt: skip
 
 
@@ -107,6 +113,17 @@ def test_svg_text_is_text_in_colours_a_page_can_replace(draw: Callable[[str], pl
     replaced = {colour for colour, variable in VARIABLES.items() if variable in ("ink", "muted", "grid", "paper")}
     bare = re.findall(r"(?:fill|stroke): (#\w{6})", ET.tostring(root, encoding="unicode"))
     assert not replaced & set(bare)
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_a_figure_is_a_file_with_a_size_on_white(draw: Callable[[str], plots.Figure]) -> None:
+    text = plots.standalone(plots.to_svg(draw("name"), name="one", description="said"))
+    root = ET.fromstring(text.partition("\n")[2])
+    width, height = (float(part) for part in root.attrib["viewBox"].split()[2:])
+    assert float(root.attrib["width"]) / float(root.attrib["height"]) == pytest.approx(width / height, rel=0.01)
+    ground = root[0]
+    assert (ground.attrib["width"], ground.attrib["style"]) == (f"{width:g}", "fill: #ffffff")
+    assert (root.attrib["role"], root.attrib["aria-label"]) == ("img", "said")
 
 
 def test_png_is_the_same_every_time(tmp_path: Path) -> None:
