@@ -5,7 +5,7 @@ with each other, however many groups there are and however unequal.
 
 References:
     Vinh, Epps, Bailey. Information Theoretic Measures for Clusterings Comparison: Variants, Properties, Normalization
-    and Correction for Chance. JMLR 11, 2010. (Arithmetic mean of the entropies.)
+    and Correction for Chance. JMLR 11, 2010.
 """
 
 from collections.abc import Sequence
