@@ -23,7 +23,7 @@ from nas_blockout.experiment import HANDOVERS
 from nas_blockout.methods import METHODS
 from nas_blockout.train import TrainingSettings
 from search_spaces import SPACES
-from services import budget, cli, settings, study_file
+from services import budget, cli, search_rules, settings, study_file
 from services.budget import WORDS
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -98,7 +98,8 @@ def dataclass_table(kind: type) -> str:
 def model_table(model: type[BaseModel]) -> str:
     """The keys of a pydantic model: name, type, default, description."""
     rows = []
-    for name, field in model.model_fields.items():
+    for name in sorted(model.model_fields, key=lambda name: name not in model.__annotations__):  # inherited keys last
+        field = model.model_fields[name]
         default = "required" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
         rows.append((f"`{name}`", type_name(field.annotation), default, field.description or ""))
     return table(("key", "type", "default", "is"), rows)
@@ -125,6 +126,9 @@ def study_file_page() -> str:
     for key, model in (
         ("arms.<name>", study_file.ArmConfig),
         ("arms.<name>.match", study_file.Match),
+        ("arms.<name>.pruner", search_rules.Pruner),
+        ("constraints", search_rules.Constraints),
+        ("prefer", search_rules.Preference),
         ("budget", study_file.Budget),
         ("retrain", study_file.Retrain),
         ("workers", study_file.Workers),
