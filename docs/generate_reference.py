@@ -131,6 +131,7 @@ def study_file_page() -> str:
         ("prefer", search_rules.Preference),
         ("budget", study_file.Budget),
         ("retrain", study_file.Retrain),
+        ("robustness", study_file.Robustness),
         ("workers", study_file.Workers),
     ):
         parts.append(f"## `{key}`\n\n{model_table(model)}")

@@ -7,22 +7,21 @@ were retrained with seeds they share. Pairs whose arms did not spend alike are n
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import Field, model_validator
 
 from nas_blockout import statistics
 from nas_blockout.curves import Curve, best_so_far
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from services.budget import WORDS, Unit, limits
+from services.robustness import RobustnessResult
+from services.scores import Accuracy, Amount, Count, PairResult, Share, Strict
 from services.spending import TERMINAL, End, charged_seconds, compared_in, ends, standing, superseded
 from services.study_file import Arm, Study
 from services.trading import Front, could_win, fronts
 
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
 Role = Literal["learned", "placebo", "control", "rival"]
 
 
@@ -64,18 +63,14 @@ class Trial:
     refused: int = 0
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Spending(_Strict):
+class Spending(Strict):
     """What a phase cost."""
 
     sample_passes: Count = 0
     seconds: Amount = 0.0
 
 
-class Cost(_Strict):
+class Cost(Strict):
     """What an arm spent: ``overhead_seconds`` are the optimiser's thinking and distillation.
 
     ``forfeited_sample_passes`` were planned for trials that failed before they had used them; with trials that were
@@ -100,28 +95,14 @@ class Cost(_Strict):
         return self.search.seconds + self.retrain.seconds + self.overhead_seconds
 
 
-class Accuracy(_Strict):
-    """Accuracy over seeds, 0..1; ``std`` and ``ci95`` are null where the seeds cannot give them."""
-
-    mean: Share
-    std: Amount | None
-    ci95: tuple[Share, Share] | None
-    per_seed: dict[str, Share] = Field(min_length=1)
-
-    @property
-    def by_seed(self) -> dict[int, float]:
-        """Accuracy by seed, as numbers."""
-        return {int(seed): value for seed, value in self.per_seed.items()}
-
-
-class Latency(_Strict):
+class Latency(Strict):
     """Milliseconds a batch of the exported model."""
 
     batch_1: Amount
     batch_256: Amount
 
 
-class ArmResult(_Strict):
+class ArmResult(Strict):
     """One contestant: ``architecture``, ``parameters``, ``macs`` and latency are those of ``exported_seed``."""
 
     purpose: str = ""
@@ -150,22 +131,7 @@ class ArmResult(_Strict):
     settings: dict[str, Any]
 
 
-class PairResult(_Strict):
-    """Test accuracy of ``a`` minus that of ``b`` on shared seeds; ``ci95`` is uncorrected, ``p_holm`` decides."""
-
-    a: str
-    b: str
-    difference: FiniteFloat
-    ci95: tuple[FiniteFloat, FiniteFloat] | None
-    seeds: Count
-    p: Share
-    p_permutation: Share
-    p_holm: Share
-    smallest_effect: Amount | None
-    verdict: statistics.Outcome
-
-
-class BudgetResult(_Strict):
+class BudgetResult(Strict):
     """What every arm was promised, in the unit in which their spending is compared, and how much it may differ."""
 
     unit: Unit = "sample_passes"
@@ -185,7 +151,7 @@ class BudgetResult(_Strict):
         return " or ".join(f"{limit:,.10g} {WORDS[unit]}" for unit, limit in found.items())
 
 
-class ComparisonDocument(_Strict):
+class ComparisonDocument(Strict):
     """The content of comparison.json."""
 
     schema_version: Literal[1] = 1
@@ -197,6 +163,7 @@ class ComparisonDocument(_Strict):
     ranking_seeds: list[int]
     reason: str | None
     extensions: Count = Field(0, description="How often the study was extended after its result was known.")
+    robustness: RobustnessResult | None = Field(None, description="On corrupted test images, if the study asks for it.")
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "ComparisonDocument":
@@ -295,11 +262,12 @@ def build(
         study=study.name,
         budget=BudgetResult(unit=unit, per_arm=limits(budget)[unit], tolerance=budget.tolerance, limits=limits(budget)),
         arms=arms,
-        pairs=[_pair(pair) for pair in found.pairs],
+        pairs=[PairResult.of(pair) for pair in found.pairs],
         ranking=list(found.ranking) if found.ranking and reason is None else None,
         ranking_seeds=sorted(set.intersection(*map(set, scores.values()))) if reason is None else [],
         reason=reason,
         extensions=extensions,
+        robustness=RobustnessResult.of({name: _robust(group) for name, group in by_arm.items()}, pairs=pairs),
     )
 
 
@@ -377,6 +345,12 @@ def _models(trials: Sequence[Trial]) -> dict[int, Trial]:
     return models
 
 
+def _robust(trials: Sequence[Trial]) -> dict[int, Mapping[str, Any]]:
+    """Return by seed what the retrained models of an arm gave on corrupted images."""
+    found = {seed: (trial.result or {}).get("robustness") for seed, trial in _models(standing(trials)).items()}
+    return {seed: result for seed, result in found.items() if result}
+
+
 def _result(trial: Trial, key: str) -> float:
     value = (trial.result or {}).get(key)
     if value is None:
@@ -387,10 +361,7 @@ def _result(trial: Trial, key: str) -> float:
 def _accuracy(models: Mapping[int, Trial], key: str) -> Accuracy | None:
     if not models:
         return None
-    per_seed = {seed: _result(trial, key) for seed, trial in models.items()}
-    found = statistics.summary(per_seed, bounds=(0, 1))
-    named = {str(seed): value for seed, value in per_seed.items()}
-    return Accuracy(mean=found.mean, std=found.std, ci95=found.ci95, per_seed=named)
+    return Accuracy.of({seed: _result(trial, key) for seed, trial in models.items()})
 
 
 def _spending(trials: Sequence[Trial], phase: str) -> Spending:
@@ -426,21 +397,6 @@ def _comparable(
 
 def _without_models(names: Sequence[str]) -> str | None:
     return f"no retrained model in {', '.join(names)}" if names else None
-
-
-def _pair(pair: statistics.Pair) -> PairResult:
-    return PairResult(
-        a=pair.a,
-        b=pair.b,
-        difference=pair.test.difference,
-        ci95=pair.test.ci95,
-        seeds=pair.test.n,
-        p=pair.test.p_value,
-        p_permutation=pair.test.p_permutation,
-        p_holm=pair.p_holm,
-        smallest_effect=pair.smallest_effect,
-        verdict=pair.verdict,
-    )
 
 
 def _score_or_nan(trial: Trial) -> float:

@@ -190,7 +190,13 @@ class Driver:
             device="cuda" if workers.gpus else "cpu",
             rungs=tuple(rules.pruner.rungs or ()) if rules.pruner and not retrain else (),
             measures_latency=rules.needs_latency,
+            robustness=self._robustness() if retrain else None,
         )
+
+    def _robustness(self) -> dict[str, Any] | None:
+        """Return which corrupted images retrained models are tested on, drawn by the seed of the study."""
+        wanted = self.study.config.robustness
+        return {**wanted.model_dump(), "seed": self.study.config.seed} if wanted is not None else None
 
     def _finish(
         self, trial: int, state: str, *, result: Mapping[str, Any] | None = None, reason: str | None = None

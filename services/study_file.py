@@ -19,6 +19,7 @@ from nas_blockout.methods import method_from_json, method_to_json
 from nas_blockout.train import TrainingSettings
 from nas_blockout.values import from_json, near, to_json
 from search_spaces import SPACES
+from services.robustness import Robustness
 from services.search_rules import Constraints, Preference, Pruner, Rules, Searching, Wanted, resolve_rules
 
 MAX_FILE_BYTES = 1 << 20
@@ -129,6 +130,9 @@ class StudyConfig(Wanted):
     training: dict[str, Any] = Field(default_factory=dict, description="Settings of the training.")
     budget: Budget = Field(description="What every arm may spend.")
     retrain: Retrain = Field(default_factory=Retrain, description="How winners are trained again.")
+    robustness: Robustness | None = Field(
+        None, description="Corrupted test images on which retrained models are tested too; none if left out."
+    )
     workers: Workers = Field(default_factory=Workers, description="How trials are run.")
     export: list[Name] | None = Field(None, description="Arms whose winners are exported at the end; all if left out.")
     arms: dict[Name, ArmConfig] = Field(min_length=1, description="The contestants by name.")
@@ -211,6 +215,8 @@ class Study:
         """Return the resolved study as plain JSON types."""
         config = self.config.model_dump(mode="json", exclude={"data", *_IN_ARMS})
         config["budget"] = {key: value for key, value in config["budget"].items() if value is not None}
+        if self.config.robustness is None:  # so that studies without it keep their hash
+            del config["robustness"]
         return {**config, "data": to_json(self.data), "arms": {name: arm.to_json() for name, arm in self.arms.items()}}
 
     @property
@@ -409,6 +415,7 @@ def _fields_at(location: tuple[int | str, ...]) -> Mapping[str, Any]:
     parts: dict[str, type[BaseModel]] = {
         "budget": Budget,
         "retrain": Retrain,
+        "robustness": Robustness,
         "workers": Workers,
         "match": Match,
         "pruner": Pruner,

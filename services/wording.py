@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from nas_blockout import statistics
-from services.comparison import Accuracy, ArmResult, ComparisonDocument, PairResult
+from services.comparison import ArmResult, ComparisonDocument
+from services.scores import Accuracy, PairResult
 
 
 def sentence(document: ComparisonDocument) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from nas_blockout.data import DataSettings, Loader, Splits, load
+from nas_blockout.data import AnyPart, DataSettings, Loader, Splits, load
+from nas_blockout.data.corruptions import CorruptedImages
 from nas_blockout.experiment import EVALUATION_BATCH, Experiment, Run, Snapshot
 from nas_blockout.export import measure_latency, save_weights
 from nas_blockout.train import EpochRecord, evaluate
@@ -41,6 +42,8 @@ class Task:
         device: Where to train.
         rungs: Epochs after which to report before training on: the driver may stop the trial there.
         measures_latency: Whether the time of a forward pass of the trained network is measured.
+        robustness: On which corrupted test images the trained model is measured too: ``images``, ``severities``,
+            ``seed``.
     """
 
     trial: int
@@ -53,6 +56,7 @@ class Task:
     device: str = "cpu"
     rungs: tuple[int, ...] = ()
     measures_latency: bool = False
+    robustness: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the task as plain JSON types."""
@@ -103,6 +107,7 @@ class Worker:
     def __init__(self, report_seconds: float = REPORT_SECONDS) -> None:
         self._report_seconds = report_seconds
         self._data: dict[tuple[DataSettings, str | None], Splits] = {}
+        self._corrupted: tuple[str, CorruptedImages] | None = None
         self._task: Task | None = None
         self._run: Run | None = None
         self._unreported: list[EpochRecord] = []
@@ -193,6 +198,7 @@ class Worker:
         part = self._run.splits.test()
         found = evaluate(model, Loader(part, EVALUATION_BATCH))
         classes = len(self._run.splits.class_names)
+        robust = self._robustness(model, part, found.predictions)
         cells = torch.bincount(part.labels * classes + found.predictions, minlength=classes**2)
         return {
             "test_accuracy": found.accuracy,
@@ -200,7 +206,39 @@ class Worker:
             "test_images": len(part.labels),
             "confusion": cells.view(classes, classes).tolist(),
             "predictions": found.predictions.tolist(),
+            **({"robustness": robust} if robust else {}),
         }
+
+    def _robustness(self, model: torch.nn.Module, part: AnyPart, predictions: torch.Tensor) -> dict[str, Any] | None:
+        """Measure the model on corrupted test images, which are made once and kept for the models to come."""
+        assert self._task is not None
+        if self._task.robustness is None:
+            return None
+        images, made = self._corrupted_images(part)
+        began = time.monotonic()
+        errors: dict[str, list[float]] = {}
+        for kind, _, corrupted in images.parts():
+            errors.setdefault(kind, []).append(1 - evaluate(model, Loader(corrupted, EVALUATION_BATCH)).accuracy)
+        return {
+            "images": len(images),
+            "severities": list(self._task.robustness["severities"]),
+            "clean_error": float((predictions[images.index] != images.labels).float().mean()),
+            "errors": errors,
+            "making_seconds": images.seconds if made else 0.0,
+            "seconds": time.monotonic() - began,
+        }
+
+    def _corrupted_images(self, part: AnyPart) -> tuple[CorruptedImages, bool]:
+        """Return the corrupted images of a task, and whether they were made for it."""
+        assert self._run is not None
+        assert self._task is not None
+        key = json.dumps([self._task.experiment["data"], self._task.data_root, self._task.robustness], sort_keys=True)
+        if self._corrupted is not None and self._corrupted[0] == key:
+            return self._corrupted[1], False
+        self._corrupted = None  # frees those of another study before these are made
+        made = CorruptedImages(part, self._run.splits.preprocessing, **(self._task.robustness or {}))
+        self._corrupted = key, made
+        return made, True
 
     def _splits(self, settings: DataSettings, task: Task) -> Splits:
         key = (settings, task.data_root)

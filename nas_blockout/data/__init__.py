@@ -11,11 +11,12 @@ from nas_blockout.data.parts import Part
 from nas_blockout.data.preprocessing import Preprocessing
 from nas_blockout.data.settings import DataSettings
 from nas_blockout.data.sources import SOURCES, Source, load
-from nas_blockout.data.splits import Splits
+from nas_blockout.data.splits import AnyPart, Splits
 from nas_blockout.data.streaming import StreamedPart
 
 __all__ = [
     "SOURCES",
+    "AnyPart",
     "DataCorrupt",
     "DataError",
     "DataMissing",

@@ -13,9 +13,10 @@ import yaml
 
 from nas_blockout import statistics
 from services.budget import WORDS
-from services.comparison import Accuracy, ArmResult, ComparisonDocument, PairResult
+from services.comparison import ArmResult, ComparisonDocument
 from services.folder import Folder, write_text
 from services.report.view import ReportView, in_order
+from services.scores import Accuracy, PairResult
 from services.wording import sentence
 
 MOST_TRIALS = 1000

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from nas_blockout.data import DataSettings, Splits
+from nas_blockout.data.corruptions import TESTING
+from nas_blockout.data.division import balanced
 from services.worker import Report, Task, Worker, describe_error, read_snapshot
 
 EPOCHS = 4
@@ -289,3 +291,45 @@ def test_latency_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
     assert measured.result is not None
     assert "latency_ms" not in without.result
     assert measured.result["latency_ms"] > 0
+
+
+ROBUSTNESS = {"images": 40, "severities": [2, 5], "seed": 7}
+
+
+def retrained(worker: Worker, folder: Path, trial: int) -> dict[str, Any]:
+    report, _ = run(worker, replace(task(folder, trial, retrain=True), robustness=ROBUSTNESS))
+    assert report.result is not None, report.failure
+    return dict(report.result)
+
+
+def test_a_retrained_model_is_measured_on_corrupted_test_images_that_are_made_once(tmp_path: Path) -> None:
+    worker = Worker()
+    first, second = retrained(worker, tmp_path, 1), retrained(worker, tmp_path, 2)
+    found = first["robustness"]
+    assert (found["images"], found["severities"]) == (40, [2, 5])
+    assert tuple(found["errors"]) == TESTING
+    assert all(len(values) == 2 and all(0 <= value <= 1 for value in values) for values in found["errors"].values())
+    assert found["making_seconds"] > 0
+    assert second["robustness"]["making_seconds"] == 0
+    assert splits_of(worker).test_reads == 2  # once a model
+    same = ("images", "clean_error", "errors")
+    other = retrained(Worker(), tmp_path / "other", 3)
+    assert [other["robustness"][key] for key in same] == [found[key] for key in same]  # in any process
+    assert (first["overhead_seconds"], first["predictions"]) == (0.0, other["predictions"])  # charged to no budget
+
+
+def test_the_clean_error_is_that_of_the_same_images(tmp_path: Path) -> None:
+    worker = Worker()
+    result = retrained(worker, tmp_path, 1)
+    labels = splits_of(worker).test().labels
+    index = balanced(labels, 40, seed=7)
+    wrong = [result["predictions"][number] != labels[number] for number in index.tolist()]
+    assert result["robustness"]["clean_error"] == pytest.approx(sum(wrong) / 40)
+    assert labels[index].bincount().tolist() == [4] * 10
+
+
+def test_no_other_trial_is_measured_on_corrupted_images(tmp_path: Path) -> None:
+    searched, _ = run(Worker(), replace(task(tmp_path), robustness=ROBUSTNESS))
+    plain, _ = run(Worker(), task(tmp_path, 2, retrain=True))
+    assert "robustness" not in (searched.result or {})
+    assert "robustness" not in (plain.result or {})

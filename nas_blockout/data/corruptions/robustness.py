@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from nas_blockout.data.corruptions.registry import SEVERITIES, corrupt
+from nas_blockout.data.corruptions.registry import corrupt
 from nas_blockout.data.parts import Part
 from nas_blockout.data.preprocessing import Preprocessing
 
@@ -41,7 +41,7 @@ def mean_corruption_error(errors: Errors, baseline: Errors | None = None) -> flo
     .. math:: mCE = \frac{1}{|C|} \sum_{c \in C} \frac{\sum_s E_{s,c}}{\sum_s E^{baseline}_{s,c}}
 
     Args:
-        errors: For each kind the error, in 0..1, at the five severities; `E_{s,c}`.
+        errors: For each kind the error, in 0..1, at each severity; `E_{s,c}`. The paper has all five.
         baseline: Likewise for the network that all are compared with; None for the plain mean of the errors.
 
     Returns:
@@ -61,7 +61,7 @@ def relative_corruption_error(errors: Errors, clean: float, baseline: Errors, ba
     """Average what corruption adds to the clean error, as a share of what it adds to a baseline's.
 
     Args:
-        errors: For each kind the error, in 0..1, at the five severities.
+        errors: For each kind the error, in 0..1, at each severity.
         clean: Error on clean images, in 0..1.
         baseline: Errors of the network that all are compared with.
         baseline_clean: Its clean error.
@@ -89,10 +89,10 @@ def _ratio(name: str, value: float, reference: float) -> float:
 def _require_same(errors: Errors, baseline: Errors | None) -> None:
     if not errors:
         raise ValueError("errors must have at least one kind of corruption, got none")
-    for table in (errors, *([] if baseline is None else [baseline])):
-        wrong = [name for name, values in table.items() if len(values) != len(SEVERITIES)]
-        if wrong or set(table) != set(errors):
-            raise ValueError(
-                f"every kind needs errors at {len(SEVERITIES)} severities, the same kinds in both tables; "
-                f"got { ({name: len(values) for name, values in table.items()}) } against {sorted(errors)}"
-            )
+    amounts = {len(values) for table in (errors, baseline or {}) for values in table.values()}
+    if (baseline is not None and set(baseline) != set(errors)) or len(amounts) > 1 or 0 in amounts:
+        found = [{name: len(values) for name, values in table.items()} for table in (errors, baseline or {})]
+        raise ValueError(
+            f"every kind needs errors at the same severities, and both tables the same kinds; got {found[0]} against "
+            f"{found[1]}"
+        )
