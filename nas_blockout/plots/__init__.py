@@ -16,6 +16,7 @@ from nas_blockout.plots.accuracy import (
     figure_gap,
 )
 from nas_blockout.plots.confusion import figure_confusion, mistaken_shares
+from nas_blockout.plots.corruption import Corrupted, figure_corruption
 from nas_blockout.plots.diagram import figure_architecture
 from nas_blockout.plots.groups import Agreed, figure_agreement
 from nas_blockout.plots.memberships import (
@@ -26,13 +27,14 @@ from nas_blockout.plots.memberships import (
     figure_projection,
     project,
 )
-from nas_blockout.plots.parameters import Importances, Searched, figure_importance, figure_parallel
+from nas_blockout.plots.parameters import Importances, Searched, figure_importance, figure_parallel, limits_of
 from nas_blockout.plots.samples import Image, Sample, SampleRow, figure_samples
 from nas_blockout.plots.spending import Curve, figure_best_so_far, figure_convergence, figure_cost
 from nas_blockout.plots.svg import standalone, to_png, to_svg
 
 __all__ = [
     "Agreed",
+    "Corrupted",
     "Curve",
     "Difference",
     "Estimate",
@@ -51,6 +53,7 @@ __all__ = [
     "figure_clusters_per_class",
     "figure_confusion",
     "figure_convergence",
+    "figure_corruption",
     "figure_cost",
     "figure_density",
     "figure_differences",
@@ -61,6 +64,7 @@ __all__ = [
     "figure_parallel",
     "figure_projection",
     "figure_samples",
+    "limits_of",
     "mistaken_shares",
     "project",
     "standalone",

@@ -100,22 +100,30 @@ def _bar(axes: Axes, row: int, colour: str, share: float, by_chance: float) -> N
     axes.text(1.02, row, f"{100 * share:.0f}", transform=axes.get_yaxis_transform(), va="center", size=SMALL)
 
 
+def limits_of(searches: Sequence[Searched]) -> tuple[float, float]:
+    """Return the smallest and the largest accuracy of all trials, a little apart."""
+    known = [score for search in searches for score in search.scores if not math.isnan(score)] or [0.0]
+    return min(known), max(max(known), min(known) + 1e-3)
+
+
 @styled
-def figure_parallel(searches: Sequence[Searched]) -> Figure:
+def figure_parallel(searches: Sequence[Searched], *, limits: tuple[float, float] | None = None) -> Figure:
     """Draw, a panel an arm, each trial as a line through its parameters to its accuracy, the best quarter thick.
 
     Numbers are spread between the smallest and the largest that were tried, by their logarithms where these are far
     apart; words and truths in their order. A failed trial is a dashed line that does not reach the accuracy.
+
+    Args:
+        searches: One an arm.
+        limits: Of the accuracy, so that several figures have one scale; those of the trials if left out.
     """
     height = 146.0
     figure = canvas(NARROW, height * len(searches))
     firsts = [_last_parts(list(search.parameters))[0] for search in searches]
     left = max(26.0, *(0.95 * text_width(shorten(name, _NAME, SMALL), SMALL) for name in firsts)) + 4
-    known = [score for search in searches for score in search.scores if not math.isnan(score)] or [0.0]
-    limits = min(known), max(max(known), min(known) + 1e-3)
     for number, search in enumerate(searches):
         axes = panel(figure, (left, number * height + 26, NARROW - left - 32, 70))
-        _lines(axes, search, limits)
+        _lines(axes, search, limits or limits_of(searches))
     return figure
 
 

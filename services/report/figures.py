@@ -1,7 +1,7 @@
 """Which figures a report has, by section. Importing it imports matplotlib."""
 
 from services.comparison import ComparisonDocument
-from services.report import answers, classes, outcome, searching, structure
+from services.report import answers, classes, corruption, outcome, searching, structure
 from services.report.picture import Picture
 from services.report.view import ReportView
 
@@ -9,7 +9,7 @@ from services.report.view import ReportView
 def pictures(view: ReportView, document: ComparisonDocument) -> dict[str, list[Picture]]:
     """Return the figures that the study has data for, by section of the report.
 
-    The sections are ``accuracy``, ``differences``, ``cost``, ``search``, ``parameters``, ``gap``, ``agreement``,
+    The sections are ``accuracy``, ``differences``, ``corruption``, ``cost``, ``search``, ``parameters``, ``gap``, ``agreement``,
     ``structure`` (by arm that learned one), ``architecture`` (of the other arms) and ``errors``.
     """
     learned = list(structure.learned(view, document))
@@ -17,6 +17,7 @@ def pictures(view: ReportView, document: ComparisonDocument) -> dict[str, list[P
     return {
         "accuracy": list(outcome.accuracy(document)),
         "differences": list(outcome.differences(document)),
+        "corruption": list(corruption.corruption(document)),
         "cost": [*outcome.fronts(document), *outcome.costs(view, document)],
         "search": [*outcome.progress(view, document), *outcome.convergence(view, document)],
         "parameters": [*searching.importance(view, document), *searching.parallel(view, document)],

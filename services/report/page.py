@@ -102,7 +102,7 @@ def write(view: ReportView, folder: Folder) -> Path:
 
 def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
     """Return the page, and its figures by the names of their files."""
-    from services.report import answers, classes, figures, outcome, structure, tables  # matplotlib takes a second
+    from services.report import answers, classes, corruption, figures, outcome, structure, tables  # matplotlib takes a second
 
     document = ComparisonDocument.model_validate(view.comparison)
     arms = in_order(document)
@@ -117,6 +117,9 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         arms=[_arm_row(name, arm) for name, arm in arms.items()],
         pairs=[_pair_row(pair) for pair in document.pairs],
         seeds=_seed_table(arms),
+        robust=corruption.robust_rows(document),
+        kinds=corruption.kind_rows(document),
+        robust_pairs=[_pair_row(pair) for pair in document.robustness.pairs] if document.robustness else [],
         costs=tables.cost_rows(view, document),
         pictures=drawn,
         svgs=svgs,
