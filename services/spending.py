@@ -9,7 +9,9 @@ from services.study_file import Arm, Study
 
 End = Literal["sample_passes", "seconds", "trainings", "space", "failures", "match"]
 END_WORDS: Mapping[End, str] = {
-    **WORDS,
+    "sample_passes": WORDS["sample_passes"],
+    "seconds": WORDS["seconds"],
+    "trainings": WORDS["trainings"],
     "space": "nothing left to try",
     "failures": "failures in a row",
     "match": "nothing to match",

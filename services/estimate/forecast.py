@@ -204,7 +204,7 @@ def _pretend(study: Study, splits: Splits, seconds: Mapping[str, _Seconds]) -> _
 
 def _macs(experiment: Experiment, splits: Splits) -> int:
     """Return about what the network costs that an experiment ends in, as far as that is known before it is run."""
-    target = getattr(experiment.handover, "target_macs", None)
+    target: float | None = getattr(experiment.handover, "target_macs", None)
     if target is not None:
         return round(target * dense_macs(experiment, splits))
     network = rebuild(experiment, experiment.architecture, splits).eval()
