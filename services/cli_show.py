@@ -16,28 +16,44 @@ def show(
     as_json: JsonOption = False,
     failed: Annotated[bool, typer.Option("--failed", help="Only trials that failed, with their reasons.")] = False,
 ) -> None:
-    """Show a study: its state, its trials, what it has cost by arm and phase, and what ended each arm."""
+    """Show a study: its state, its trials, what they cost, errors on corrupted images if any, what ended each arm."""
     from services.results import flat
-    from services.spending import END_WORDS, ends
+    from services.spending import END_WORDS, ends, standing
     from services.store import Store
     from services.study_file import parse_resolved
+    from services.wording import corruption_errors
 
     with Store.open(installation().store_url) as store:
         row, trials, spent = store.study(study), store.trials(study), store.spent(study)
     ended = ends(parse_resolved(row.config), {arm: [t for t in trials if t.arm == arm] for arm in row.arms})
     proposed = {arm: _counts(trial for trial in trials if trial.arm == arm) for arm in row.arms}
+    means = corruption_errors_of(standing(trials))
     chosen = [trial for trial in trials if not failed or trial.state == "failed"]
     if as_json:
         costs = {"cost": [_cost_json(each) for each in spent], "ended_by": ended, "proposed": proposed}
+        costs |= {"corruption_error": means} if means else {}
         print_json({**study_json(row), **costs, "trials": [flat(trial) for trial in chosen]})
         return
     state = "interrupted" if row.interrupted else row.state
     say(f"study {row.name}: {state}" + (f" ({row.error})" if row.error else ""))
     draw(table(_TRIALS, map(_trial_cells, chosen)))
     draw(table(_COSTS, _costs(spent), title="cost"))
+    if means:
+        say(corruption_errors(means))
     for arm, end in ended.items():
         course = f"its search was ended by {END_WORDS[end]}" if end else "its search goes on"
         say(f"{arm}: {course}{_proposed(proposed[arm])}")
+
+
+def corruption_errors_of(trials: Iterable[Any]) -> dict[str, float]:
+    """Return by arm the mean corruption error of its retrained models; nothing for arms that have none."""
+    from services.robustness import error_of
+
+    found: dict[str, list[float]] = {}
+    for trial in trials:
+        if trial.phase == "retrain" and trial.state == "complete" and (trial.result or {}).get("robustness"):
+            found.setdefault(trial.arm, []).append(error_of(trial.result["robustness"]))
+    return {arm: sum(errors) / len(errors) for arm, errors in found.items()}
 
 
 def study_json(row: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A comparison in words: its one sentence, and its tables for terminal and report."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from nas_blockout import statistics
 from services.comparison import ArmResult, ComparisonDocument
@@ -24,11 +24,19 @@ def sentence(document: ComparisonDocument) -> str:
         for name, arm in document.arms.items()
         if arm.missing_seeds and arm.test_accuracy is not None
     ]
+    if document.robustness is not None:
+        parts.append(corruption_errors({name: a.corruption_error.mean for name, a in document.robustness.arms.items()}))
     if document.extensions:
         times = "once" if document.extensions == 1 else f"{document.extensions} times"
         parts.append(f"the study was extended {times} after its result was known, so that p-values are too small")
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."
+
+
+def corruption_errors(means: Mapping[str, float]) -> str:
+    """Say how many corrupted test images each arm gets wrong, the fewest first."""
+    least_first = sorted(means, key=lambda name: (means[name], name))
+    return "mean error on corrupted images: " + ", ".join(f"{name} {means[name]:.2%}" for name in least_first)
 
 
 ARM_COLUMNS = ("arm", "test %, 95% interval", "validation %", "MACs", "parameters", "passes", "seconds", "failed")

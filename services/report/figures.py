@@ -9,8 +9,8 @@ from services.report.view import ReportView
 def pictures(view: ReportView, document: ComparisonDocument) -> dict[str, list[Picture]]:
     """Return the figures that the study has data for, by section of the report.
 
-    The sections are ``accuracy``, ``differences``, ``corruption``, ``cost``, ``search``, ``parameters``, ``gap``, ``agreement``,
-    ``structure`` (by arm that learned one), ``architecture`` (of the other arms) and ``errors``.
+    The sections are ``accuracy``, ``differences``, ``corruption``, ``cost``, ``search``, ``parameters``, ``gap``,
+    ``agreement``, ``structure`` (by arm that learned one), ``architecture`` (of the other arms) and ``errors``.
     """
     learned = list(structure.learned(view, document))
     known = {str(picture.arm) for picture in learned}

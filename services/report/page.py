@@ -102,7 +102,8 @@ def write(view: ReportView, folder: Folder) -> Path:
 
 def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
     """Return the page, and its figures by the names of their files."""
-    from services.report import answers, classes, corruption, figures, outcome, structure, tables  # matplotlib takes a second
+    # matplotlib takes a second
+    from services.report import answers, classes, corruption, figures, outcome, structure, tables
 
     document = ComparisonDocument.model_validate(view.comparison)
     arms = in_order(document)

@@ -81,6 +81,8 @@ FIGURES: dict[str, Callable[[str], plots.Figure]] = {
                                                                   [0.5, float("nan")])]),
     "samples": lambda name: plots.figure_samples([plots.SampleRow(name, name, (plots.Sample(GREY, name, name),))]),
     "agreement": lambda name: plots.figure_agreement([plots.Agreed(name, "rival", name, (0.1,), 0.1, (-0.1, 0.2))]),
+    "corruption": lambda name: plots.figure_corruption([plots.Corrupted(name, "learned", 0.1, ((1, 0.2), (5, 0.6))),
+                                                        plots.Corrupted("b", "rival", 0.2, ((1, 0.3), (5, 0.5)))]),
 }  # fmt: skip
 
 

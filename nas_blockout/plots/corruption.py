@@ -1,0 +1,57 @@
+"""A figure of what corrupted images cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from nas_blockout.plots.canvas import NARROW, padded, percent_axis, small_multiples, title
+from nas_blockout.plots.theme import GRID, MUTED, PAPER, SMALL, look, styled
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupted:
+    """Errors of an arm, in 0..1.
+
+    Args:
+        name: Of the arm.
+        role: Of the arm.
+        clean: On images that are not corrupted.
+        errors: By severity.
+    """
+
+    name: str
+    role: str
+    clean: float
+    errors: tuple[tuple[int, float], ...]
+
+    @property
+    def line(self) -> list[tuple[float, float]]:
+        """Points of the line: the clean error stands at 0."""
+        return [(0.0, self.clean), *((float(severity), error) for severity, error in self.errors)]
+
+
+@styled
+def figure_corruption(arms: Sequence[Corrupted]) -> Figure:
+    """Draw, a panel an arm, the error against severity; the other arms stand behind in grey."""
+    figure, panels = small_multiples(len(arms), height=86)
+    values = [value for arm in arms for _, value in arm.line]
+    for axes, arm in zip(panels, arms, strict=True):
+        others = [other.line for other in arms if other is not arm]
+        axes.add_collection(LineCollection(others, colors=GRID, linewidths=1), autolim=False)
+        style = look(arm.role)
+        axes.plot(*zip(*arm.line, strict=True), color=style.colour, lw=1.7)
+        axes.plot([severity for severity, _ in arm.errors], [e for _, e in arm.errors], style.marker, ms=3.5,
+                  mec="none", mfc=style.colour)  # fmt: skip
+        axes.plot([0], [arm.clean], style.marker, ms=4, mec=style.colour, mfc=PAPER)
+        axes.set_xlim(-0.3, max(severity for other in arms for severity, _ in other.errors) + 0.3)
+        axes.set_ylim(*padded(values))
+        axes.set_xticks(range(int(axes.get_xlim()[1]) + 1))
+        percent_axis(axes, ticks=4)
+        title(axes, arm.name)
+    if panels:
+        height = float(figure.get_size_inches()[1]) * 72
+        figure.supxlabel("severity; 0 is clean", size=SMALL, color=MUTED, y=3 / height, va="bottom")
+        figure.supylabel("error, %", size=SMALL, color=MUTED, x=1 / NARROW, ha="left")
+    return figure

@@ -1,0 +1,103 @@
+"""What a report says of corrupted test images: a figure, a table of arms, a table of kinds, the pairs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nas_blockout import plots
+from services.comparison import ComparisonDocument
+from services.report.picture import Picture, counted
+from services.report.view import in_order
+from services.robustness import ArmRobustness
+
+
+@dataclass(frozen=True, slots=True)
+class RobustRow:
+    """An arm on corrupted images, as texts."""
+
+    arm: str
+    clean: str
+    error: str
+    interval: str
+    relative: str
+    seconds: str
+
+
+@dataclass(frozen=True, slots=True)
+class KindRow:
+    """A kind of corruption, as texts: the mean error of every arm, and whether it is the least."""
+
+    kind: str
+    errors: tuple[tuple[str, bool], ...]
+
+
+def robust_rows(document: ComparisonDocument) -> list[RobustRow]:
+    """Return the errors of every arm on clean and on corrupted images."""
+    return [
+        RobustRow(
+            arm=name,
+            clean=_percent(found.clean_error),
+            error=_percent(found.corruption_error.mean),
+            interval=_interval(found),
+            relative="–" if found.relative is None else f"{found.relative:.3f}",
+            seconds=f"{found.seconds:,.1f}",
+        )
+        for name, found in _arms(document).items()
+    ]
+
+
+def kind_rows(document: ComparisonDocument) -> list[KindRow]:
+    """Return the mean error of every arm by kind of corruption, in the order of `robust_rows`."""
+    by_arm = [found.by_kind for found in _arms(document).values()]
+    rows = []
+    for kind in by_arm[0] if by_arm else ():
+        texts = [_percent(errors[kind]) for errors in by_arm]
+        least = min(texts, key=float)
+        rows.append(KindRow(kind.replace("_", " "), tuple((text, text == least) for text in texts)))
+    return rows
+
+
+def corruption(document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield the error of every arm by severity, if retrained models were tested on corrupted images."""
+    robust = document.robustness
+    if robust is None:
+        return
+    arms = _arms(document)
+    seeds = [len(found.corruption_error.per_seed) for found in arms.values()]
+    yield Picture(
+        "corruption",
+        "Error by severity of corruption",
+        "Mean over kinds and seeds; the hollow mark is the error on the same images, not corrupted. Colour is the arm "
+        "of the panel, grey the others. There is no band: the intervals over seeds are in the table.",
+        f"{counted(seeds, 'seed')} an arm, {robust.images:,} images, {len(next(iter(arms.values())).errors)} kinds",
+        "comparison.json, robustness.arms",
+        plots.figure_corruption(
+            [
+                plots.Corrupted(
+                    name, document.arms[name].role, found.clean_error, _by_severity(found, robust.severities)
+                )
+                for name, found in arms.items()
+            ]
+        ),
+    )
+
+
+def _arms(document: ComparisonDocument) -> dict[str, ArmRobustness]:
+    known = document.robustness.arms if document.robustness else {}
+    return {name: known[name] for name in in_order(document) if name in known}
+
+
+def _by_severity(found: ArmRobustness, severities: list[int]) -> tuple[tuple[int, float], ...]:
+    columns = zip(*found.errors.values(), strict=True)
+    return tuple((severity, sum(each) / len(each)) for severity, each in zip(severities, columns, strict=True))
+
+
+def _interval(found: ArmRobustness) -> str:
+    error = found.corruption_error
+    seeds = f"{len(error.per_seed)} seed{'s' * (len(error.per_seed) > 1)}"
+    if error.ci95 is None:
+        return f"no interval, {seeds}"
+    return f"{_percent(error.ci95[0])} to {_percent(error.ci95[1])}, {seeds}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
