@@ -7,7 +7,7 @@ from search_spaces.blockout import blockout
 from search_spaces.branched import branched
 from search_spaces.confusion import confusion
 from search_spaces.grid import MOST_POINTS, Point, grid
-from search_spaces.regularizers import regularizers
+from search_spaces.regularizers import light_regularizers, regularizers
 from search_spaces.training import training
 from search_spaces.trial import Context, Recorded, Space, Trial, compose
 
@@ -16,6 +16,7 @@ SPACES: Mapping[str, Space] = MappingProxyType(
         "blockout": blockout,
         "branched": branched,
         "confusion": confusion,
+        "light_regularizers": light_regularizers,
         "regularizers": regularizers,
         "training": training,
     }

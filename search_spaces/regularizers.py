@@ -6,6 +6,7 @@ from nas_blockout.experiment import Experiment
 from search_spaces.trial import Context, Trial
 
 _HIGHEST_RATE = 0.7
+_LIGHT = (0.02, 0.3)
 
 
 def regularizers(trial: Trial, context: Context) -> Experiment:
@@ -16,9 +17,24 @@ def regularizers(trial: Trial, context: Context) -> Experiment:
     Raises:
         ValueError: The arm's method has no rate.
     """
+    return _varied(trial, context, "regularizers", (0.0, _HIGHEST_RATE), log=False)
+
+
+def light_regularizers(trial: Trial, context: Context) -> Experiment:
+    """Vary the rate of dropping as feature maps bear it, where `regularizers` has the range of nodes.
+
+    Parameters: ``<method>.rate`` in 0.02 to 0.3, logarithmic.
+
+    Raises:
+        ValueError: The arm's method has no rate.
+    """
+    return _varied(trial, context, "light_regularizers", _LIGHT, log=True)
+
+
+def _varied(trial: Trial, context: Context, space: str, limits: tuple[float, float], *, log: bool) -> Experiment:
     method = context.experiment.method
     if not hasattr(method, "rate"):
-        raise ValueError("the space 'regularizers' needs a method that drops at a rate, such as dropout")
+        raise ValueError(f"the space {space!r} needs a method that drops at a rate, such as dropout")
     name = type(method).__name__.removesuffix("Settings").lower()
-    rate = trial.suggest_float(f"{name}.rate", 0.0, _HIGHEST_RATE)
+    rate = trial.suggest_float(f"{name}.rate", *limits, log=log)
     return replace(context.experiment, method=replace(method, rate=rate))

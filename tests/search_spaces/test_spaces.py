@@ -26,6 +26,7 @@ BASES = {
     "blockout": Experiment(backbone=BACKBONE, method=BlockoutSettings()),
     "confusion": Experiment(backbone=BACKBONE, confusion=ConfusionSettings()),
     "regularizers": Experiment(backbone=BACKBONE, method=METHODS["dropout"].settings()),
+    "light_regularizers": Experiment(backbone=BACKBONE, method=METHODS["dropblock"].settings()),
 }
 
 
@@ -80,7 +81,9 @@ def test_spaces_compose_in_turn() -> None:
     assert {name.split(".")[0] for name in trial.params} == {"optim", "branched"}
 
 
-@pytest.mark.parametrize(("name", "base"), [("regularizers", "training"), ("blockout", "training")])
+@pytest.mark.parametrize(
+    ("name", "base"), [("regularizers", "training"), ("light_regularizers", "training"), ("blockout", "training")]
+)
 def test_a_space_refuses_an_arm_that_it_does_not_fit(name: str, base: str) -> None:
     with pytest.raises(ValueError, match=f"the space '{name}' needs"):
         SPACES[name](Recorded({}), Context(BASES[base], SHAPE, CLASSES))

@@ -1,6 +1,7 @@
 """The study file: what is accepted, and that every refusal names the file, the key, the value and the rule."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from nas_blockout.data import load
+from services.assignments import assigned
 from services.study_file import (
     StudyError,
     StudyNotFound,
@@ -16,6 +18,7 @@ from services.study_file import (
     json_schema,
     parse,
     read,
+    read_document,
     resolve,
 )
 from services.suitability import check_against_data
@@ -205,3 +208,25 @@ def test_schema_for_editors_accepts_the_bundled_studies_and_refuses_unknown_keys
         jsonschema.validate(yaml.safe_load(path.read_text()), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(changed("budgt", 1), schema)
+
+
+@pytest.mark.parametrize("name", ["corruption", "scarce"])
+def test_arms_that_drop_are_held_against_each_other_at_the_same_rates(name: str) -> None:
+    study = resolve(read(bundled()[name]), source=name)
+    rates = {arm: getattr(found.experiment.method, "rate", None) for arm, found in study.arms.items()}
+    assert rates == {"dense": None, **dict.fromkeys(list(rates)[1:], 0.1)}
+    learned = study.arms["dropcluster"].experiment
+    for labels in ("random", "contiguous"):
+        (control,) = [arm for arm in study.arms.values() if getattr(arm.experiment.method, "labels", None) == labels]
+        assert replace(control.experiment, method=learned.method) == learned
+        assert control.spaces == study.arms["dropcluster"].spaces
+
+
+def test_the_study_of_few_images_has_one_budget_at_any_size() -> None:
+    for images in (100, 300, 1000):
+        sizes = {"data.train_samples": images, "data.validation_samples": images}
+        changes = [f"name=scarce-{images}", *(f"{key}={value}" for key, value in sizes.items())]
+        study = resolve(parse(assigned(read_document(bundled()["scarce"]), changes), source="x"), source="x")
+        assert study.config.budget.trainings == 2 + len(study.config.retrain.seeds)
+        assert len({arm.experiment.training.epochs for arm in study.arms.values()}) == 1
+        assert (study.data.train_samples, study.data.validation_samples) == (images, images)
