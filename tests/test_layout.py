@@ -104,7 +104,9 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "cli_output": set(),
         "cli_data": {"cli_output"},
         "cli_show": {"cli_output", "results", "robustness", "spending", "store", "study_file", "wording"},
-        "cli_studies": {"across", "assignments", "cli_output", "display", "estimate", "replay", "study_file", "wording"},
+        "cli_studies": {
+            "across", "assignments", "cli_output", "display", "estimate", "replay", "study_file", "wording",
+        },
         "cli": {"*"},
     },
 }  # fmt: skip
