@@ -161,8 +161,11 @@ def _measure_arms(
         say(f"measuring {name}")
         own = [entry.experiment for entry in planned if (entry.arm, entry.phase) == (name, SEARCH)]
         chosen = own[:1] if quick or len(own) < 2 else [own[0], own[len(own) // 2]]
+        began, found = time.perf_counter(), []
         try:
-            found = [measure(each, splits, seconds=seconds / len(chosen), device=device) for each in chosen]
+            for each in chosen:
+                if not found or time.perf_counter() - began < seconds * 2 / 3:
+                    found.append(measure(each, splits, seconds=seconds / len(chosen), device=device))
         except (ValueError, RuntimeError) as error:
             raise StudyError(f"{source}: arms.{name}: its dry run failed: {error}") from error
         measured[name] = _mean(found)

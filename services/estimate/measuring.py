@@ -11,8 +11,8 @@ from nas_blockout.data import Part, Splits, StreamedPart
 from nas_blockout.experiment import Experiment, Run
 from nas_blockout.train import EpochRecord
 
-FEWEST_IMAGES = 512
-IMAGES_A_CLASS = 20
+FEWEST_IMAGES = 256
+IMAGES_A_CLASS = 6
 _MOST_EPOCHS = 8  # an arm whose epochs take milliseconds is not measured for ever
 
 
