@@ -161,7 +161,8 @@ def _measure_arms(
         say(f"measuring {name}")
         own = [entry.experiment for entry in planned if (entry.arm, entry.phase) == (name, SEARCH)]
         chosen = own[:1] if quick or len(own) < 2 else [own[0], own[len(own) // 2]]
-        began, found = time.perf_counter(), []
+        began = time.perf_counter()
+        found: list[Measured] = []
         try:
             for each in chosen:
                 if not found or time.perf_counter() - began < seconds * 2 / 3:
