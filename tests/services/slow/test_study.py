@@ -1,0 +1,162 @@
+"""A study from the command to the exported model, as a user runs it: real data, Ray, store, MLflow, report."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nas_blockout.data import DataSettings, load
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = "from services.cli import main; main()"
+SEEDS = [0, 1]
+STUDY: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "whole",
+    "data": {"name": "digits", "train_samples": 100},
+    "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [16], "normalise_logits": True},
+    "training": {"epochs": 4, "batch_size": 20},
+    "budget": {"sample_passes": 1600},
+    "retrain": {"seeds": SEEDS},
+    "arms": {
+        "dense": {"space": ["training"]},
+        "bayesian": {"space": ["training", "branched"], "searcher": "tpe"},
+        "confusion": {"confusion": {"branches": 2}},
+        "blockout": {
+            "method": {"name": "blockout", "clusters": 2, "masked": "all", "first_probability": 0.9},
+            "distillation": {"target_macs": 0.8},
+        },
+        "placebo-nodes": {"like": "blockout", "distillation": {"placebo": "nodes"}},
+        "pruned": {"pruning": {}, "match": {"arm": "blockout"}},
+        "thin": {"match": {"arm": "blockout"}},
+    },
+    "export": ["dense", "blockout"],
+}
+ALONE = """
+import sys, torch
+from safetensors.torch import load_file
+model = torch.export.load(sys.argv[1]).module()
+held = load_file(sys.argv[2])
+with torch.no_grad():
+    hits = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(held["x"].split(90), held["y"].split(90)))
+assert "nas_blockout" not in sys.modules
+print(hits / len(held["y"]))
+"""
+
+
+def program(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROGRAM, *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    (home / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    found = program(home, "run", str(home / "study.yaml"))
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert "By mean test accuracy" in found.stdout
+    return home
+
+
+@pytest.fixture(scope="module")
+def comparison(home: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((home / "runs" / "whole" / "comparison.json").read_text())
+    return found
+
+
+def test_every_arm_spends_its_budget_and_is_tested_once_a_seed(home: Path, comparison: dict[str, Any]) -> None:
+    assert set(comparison["arms"]) == set(STUDY["arms"])
+    for arm in comparison["arms"].values():
+        spent = arm["cost"]["search"]["sample_passes"] + arm["cost"]["retrain"]["sample_passes"]
+        assert spent == 1600
+        assert set(arm["test_accuracy"]["per_seed"]) == {"0", "1"}
+    assert comparison["ranking"] is not None
+    assert {(pair["a"], pair["b"]) for pair in comparison["pairs"]} == {
+        ("blockout", name) for name in STUDY["arms"] if name != "blockout"
+    }
+    blockout, pruned, thin = (comparison["arms"][name]["macs_per_seed"] for name in ("blockout", "pruned", "thin"))
+    for seed in ("0", "1"):
+        assert pruned[seed] <= blockout[seed]
+        assert abs(thin[seed] / blockout[seed] - 1) < 0.1
+
+
+def test_what_the_study_leaves_is_whole(home: Path) -> None:
+    folder = home / "runs" / "whole"
+    for name in ("study.yaml", "environment.json", "trials.csv", "comparison.json", "report/index.html"):
+        assert (folder / name).stat().st_size > 0
+    assert {path.name for path in (folder / "models").iterdir()} == {"dense", "blockout"}
+    rows = (folder / "trials.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4 * len(STUDY["arms"])
+
+
+def test_the_exported_model_alone_has_the_recorded_test_accuracy(
+    home: Path, comparison: dict[str, Any], tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    splits = load(DataSettings(train_samples=100))
+    part = splits.test()
+    held = {"x": splits.preprocessing.undo(part.images.clone()).contiguous(), "y": part.labels}
+    save_file(held, tmp_path / "test.safetensors")
+    model = home / "runs" / "whole" / "models" / "blockout" / "model.pt2"
+    command = [sys.executable, "-I", "-c", ALONE, str(model), str(tmp_path / "test.safetensors")]
+    accuracy = float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
+    arm = comparison["arms"]["blockout"]
+    assert accuracy == pytest.approx(arm["test_accuracy"]["per_seed"][str(arm["exported_seed"])], abs=1e-9)
+
+
+def test_running_again_prints_the_result_and_trains_nothing(home: Path) -> None:
+    before = (home / "runs" / "whole" / "comparison.json").stat().st_mtime_ns
+    found = program(home, "run", str(home / "study.yaml"))
+    assert found.returncode == 0, found.stderr
+    assert "By mean test accuracy" in found.stdout
+    assert (home / "runs" / "whole" / "comparison.json").stat().st_mtime_ns == before
+    shown = program(home, "show", "whole", "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)
+
+
+def test_a_verified_model_with_a_changed_byte_is_refused(home: Path) -> None:
+    model = home / "runs" / "whole" / "models" / "blockout"
+    found = program(home, "verify", str(model))
+    assert (found.returncode, "verified" in found.stdout) == (0, True), found.stderr
+    content = bytearray((model / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (model / "weights.safetensors").write_bytes(content)
+    refused = program(home, "verify", str(model))
+    assert refused.returncode == 6
+    assert "weights.safetensors" in refused.stdout + refused.stderr
+    again = program(home, "export", "whole", "blockout")
+    assert again.returncode == 0, again.stderr
+    assert program(home, "verify", str(model)).returncode == 0
+
+
+def test_mlflow_has_the_study_once(home: Path) -> None:
+    found = program(home, "sync", "whole")
+    assert found.returncode == 0, found.stderr
+    with sqlite3.connect(home / "runs" / "mlflow.db") as database:
+        runs = database.execute("select name from runs where lifecycle_stage = 'active'").fetchall()
+    assert len(runs) == 1 + 4 * len(STUDY["arms"])
+    assert len({name for (name,) in runs}) == len(runs)
+
+
+def test_an_arm_that_diverges_ends_the_study_with_4_and_no_ranking(tmp_path: Path) -> None:
+    wild = {"training": {"optimizer": "sgd", "learning_rate": 1e30}}
+    study = {**STUDY, "name": "wild", "arms": {"dense": {}, "wild": wild}, "export": ["dense"]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    found = program(tmp_path, "run", str(tmp_path / "study.yaml"))
+    assert found.returncode == 4, found.stderr[-3000:]
+    document = json.loads((tmp_path / "runs" / "wild" / "comparison.json").read_text())
+    assert document["ranking"] is None
+    assert "no retrained model in wild" in document["reason"]
+    assert document["arms"]["wild"]["failed"] > 0
+    assert document["arms"]["dense"]["missing_seeds"] == []
