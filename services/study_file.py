@@ -367,7 +367,7 @@ def _resolve_arm(config: StudyConfig, name: str, data: DataSettings) -> Arm:
             raise ValueError(f"space: no such search space {space!r}; {near(space, SPACES)}")
     experiment = Experiment(
         data=data,
-        backbone=backbone_from_json({**config.backbone, **(other.backbone or {}), **(own.backbone or {})}),
+        backbone=backbone_from_json(_backbone(config.backbone, other.backbone, own.backbone)),
         method=method_from_json(_method(own, other)),
         training=from_json(
             TrainingSettings, {**config.training, **(other.training or {}), **(own.training or {})}, where="training"
@@ -380,6 +380,16 @@ def _resolve_arm(config: StudyConfig, name: str, data: DataSettings) -> Arm:
             require_stages(experiment.backbone, wanted)
     searcher, rules = resolve_rules(own, other, config, epochs=experiment.training.epochs)
     return Arm(name, experiment, tuple(spaces), searcher, match.arm if match else None, own.purpose, rules)
+
+
+def _backbone(*documents: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Merge settings, the later over the earlier; another backbone starts anew."""
+    merged: dict[str, Any] = {}
+    for document in documents:
+        if document is not None:
+            same = document.get("name", merged.get("name")) == merged.get("name")
+            merged = {**merged, **document} if same else dict(document)
+    return merged
 
 
 def _method(own: ArmConfig, other: ArmConfig) -> dict[str, Any]:

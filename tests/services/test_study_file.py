@@ -81,6 +81,21 @@ def test_an_arm_like_another_takes_its_entries() -> None:
     assert (placebo.distillation.target_macs, placebo.distillation.placebo) == (0.5, "nodes")
 
 
+def test_an_arm_may_change_the_backbone_or_take_another() -> None:
+    document = changed(
+        "arms",
+        {
+            "wide": {"backbone": {"hidden": [24]}},
+            "other": {"backbone": {"name": "resnet", "depth": 8}},
+            "like": {"like": "other", "backbone": {"width": 0.5}},
+        },
+    )
+    arms = resolve(parse(document, source="x"), source="x").arms
+    assert arms["wide"].experiment.backbone.hidden == (24,)
+    assert (arms["other"].experiment.backbone.depth, arms["other"].experiment.backbone.width) == (8, 1.0)
+    assert (arms["like"].experiment.backbone.depth, arms["like"].experiment.backbone.width) == (8, 0.5)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
