@@ -5,6 +5,7 @@ read the same groups of the stage before are one operation (a bundle), so that a
 or linear layer.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.architecture import Architecture, Group, Layer
+from nas_blockout.backbones.fused import Folded, FusedNetwork, FusedStage, Place, fold, image_places
 from nas_blockout.methods.blockout import Connection
 
 Regularizer = Callable[[], nn.Module]
@@ -46,6 +48,8 @@ class Stage:
 @dataclass(frozen=True, slots=True)
 class Sites:
     """Where a method enters a network: factories of layers, each called once for every place.
+
+    In eval mode each layer is the identity, and each wrapped linear layer the plain one.
 
     Args:
         maps: Layer put after every convolution stage.
@@ -145,6 +149,23 @@ class BranchedStage(nn.Module):
             return x.mean((2, 3))
         return F.max_pool2d(x, self.stage.pool) if self.stage.pool > 1 else x
 
+    def fused(self, places: Sequence[Place]) -> FusedStage:
+        """Return the stage as it is run in eval mode, its weights copied, normalisation folded in.
+
+        The layers of a method are left out: in eval mode they do nothing.
+
+        Args:
+            places: Where the nodes of the layer before are found.
+        """
+        folded, start = [], 0
+        for index, ranges in enumerate(self.ranges):
+            weight = self.get_parameter(f"operations.{index}.weight")
+            bias = None if self.normalise else self.get_parameter(f"operations.{index}.bias")
+            rows = slice(start, start + len(weight))
+            folded.append(Folded(*fold(weight, bias, self.normalise, rows), ranges))
+            start = rows.stop
+        return FusedStage(folded, places, pool=self.stage.pool, activation=self.normalise is not None)
+
     def _operate(self, index: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         parts = [x.narrow(1, start, stop - start) for start, stop in self.ranges[index]]
         read = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -179,7 +200,7 @@ class BranchedNetwork(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.full = full = complete(architecture, stages)
-        self.plan = tuple(stages)
+        self.plan, self.channels = tuple(stages), channels
         layers = bundles_of(full, channels)
         order = node_order(full, channels)[-1]
         self.stages = nn.ModuleDict(
@@ -213,6 +234,18 @@ class BranchedNetwork(nn.Module):
         if self.class_order is not None:
             x = x.index_select(1, self.class_order)
         return x if self.normalise_logits is None else self.normalise_logits(x)
+
+    def for_inference(self) -> FusedNetwork:
+        """Return a copy to be run, not trained: normalisation folded in, equal parallel operations as one.
+
+        It computes what this network computes in eval mode, to rounding.
+        """
+        places, fused = image_places(self.channels), {}
+        for name, stage in self.stages.items():
+            assert isinstance(stage, BranchedStage)
+            fused[name] = stage.fused(places)
+            places = fused[name].places
+        return FusedNetwork(fused, class_order=self.class_order, normalise_logits=copy.deepcopy(self.normalise_logits))
 
 
 def complete(architecture: Architecture, stages: Sequence[Stage]) -> Architecture:

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -26,6 +26,7 @@ BATCHES = (1, 7, 256)
 BOUND = 1e-4  # of a logit's difference, times the largest logit where that is above 1
 FORBIDDEN = ("nas_blockout", "search_spaces", "services")
 REFERENCE = "reference.safetensors"
+BATCH_NORM_EPSILON = 1e-5  # PyTorch's, which every normalisation of ours has
 
 _ENTRY = re.compile(
     r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|models/model\.json"
@@ -37,6 +38,7 @@ _OPERATOR = re.compile(r"torch\.ops\.aten\.(?!_|from_file)\w+\.\w+|_operator\.(a
 _SHAPE = re.compile(
     r"((Symbol|Integer|Add|Mul|FloorDiv|Mod|Max|Min)\(|'[su]\d+'|(positive|integer|nonnegative)=True|\d{1,9}|[-(), ])+"
 )
+_FUSED = re.compile(r"(.+)\.operations\.(\d+(?:_\d+)*)\.weight")
 _TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 
 
@@ -159,20 +161,54 @@ def _weights(content: bytes, program: Callable[[], Any]) -> dict[str, float]:
     """Compare the weights with those of the program, whose logits have been compared; they cannot be run alone."""
     from safetensors.torch import load
 
-    tensors = {f"network.{name}": value for name, value in load(content).items()}
-    held = {name: value for name, value in program().state_dict.items() if name.startswith("network.")}
+    found = load(content)
+    held = {name[8:]: value for name, value in program().state_dict.items() if name.startswith("network.")}
+    for name, value in found.items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{name} is not finite")
+    tensors = found if found.keys() == held.keys() else _folded(found, held)
     if tensors.keys() != held.keys():
         raise ValueError("it holds other tensors than model.pt2")
-    found = 0.0
+    largest = 0.0
     for name, value in tensors.items():
         other = held[name]
         if (value.shape, value.dtype) != (other.shape, other.dtype):
             raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(other.shape)} as in model.pt2")
-        if not bool(value.isfinite().all()):
-            raise ValueError(f"{name} is not finite")
         if value.numel():
-            found = max(found, float((value.double() - other.double()).detach().abs().max()))  # also of booleans
-    return {"tensors": found}
+            largest = max(largest, float((value.double() - other.double()).detach().abs().max()))  # also of booleans
+    return {"tensors": largest}
+
+
+def _folded(weights: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return what the weights become when normalisation is folded into them, under names like ``operations.0_2.bias``.
+
+    Those of the operations 0 and 2 of a stage, one after another, are the weight of the program's operation ``0_2``.
+    """
+    import torch
+
+    found = {name: weights[name] for name in names if name in weights and ".operations." not in name}
+    for stage, members in {match.groups() for name in names if (match := _FUSED.fullmatch(name))}:
+        operations = [f"{stage}.operations.{number}" for number in members.split("_")]
+        if not all(f"{operation}.weight" in weights for operation in operations):
+            raise ValueError("it holds other tensors than model.pt2")
+        parts = [_folded_operation(weights, operation) for operation in operations]
+        for kind, tensors in zip(("weight", "bias"), zip(*parts, strict=True), strict=True):
+            found[f"{stage}.operations.{members}.{kind}"] = torch.cat(tensors)
+    return found
+
+
+def _folded_operation(weights: Mapping[str, Any], operation: str) -> tuple[Any, Any]:
+    weight, stage = weights[f"{operation}.weight"], operation.rpartition(".operations.")[0]
+    bias = weights.get(f"{operation}.bias", weight.new_zeros(len(weight))).double()
+    if f"{stage}.normalise.weight" not in weights:
+        return weight, bias.to(weight.dtype)
+    number = int(operation.rpartition(".")[2])
+    start = sum(len(weights[f"{stage}.operations.{before}.weight"]) for before in range(number))
+    norm = (f"{stage}.normalise.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
+    gain, shift, mean, variance = (weights[name][start : start + len(weight)].double() for name in norm)
+    scale = gain / (variance + BATCH_NORM_EPSILON).sqrt()
+    wide = weight.double() * scale.reshape(-1, *(1,) * (weight.dim() - 1))
+    return wide.to(weight.dtype), ((bias - mean) * scale + shift).to(weight.dtype)
 
 
 def _reference(content: bytes, preprocessing: bytes) -> tuple[Any, Any]:

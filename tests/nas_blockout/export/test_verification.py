@@ -180,7 +180,7 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     ),
     "weights that differ": (
         weights(lambda tensors: first(tensors, lambda weight: weight + 1)),
-        f"weights.safetensors: weights differ by 1.00e.00, more than 0e.00; {AGAIN}",
+        rf"weights.safetensors: weights differ by \d\.\d\de\+00, more than 0e.00; {AGAIN}",
     ),
     "weights that are no numbers": (
         weights(lambda tensors: first(tensors, lambda weight: weight * math.nan)),
