@@ -4,8 +4,8 @@ A convnet of 32, 64 and 128 channels and 256 hidden nodes on 3x32x32 images is t
 have 2, 4 or 8 branches from the second convolution on. So many nodes are shared by all branches, or all layers are made
 so thin, that 60, 40 or 25% of the parent's multiply-accumulates are left; ``uneven`` ones have branches of widths 3:1.
 Forms: ``trained`` is the network as it is trained, in eval mode; ``eager`` is `for_inference` of it, with batch
-normalisation folded in; ``exported`` the .pt2 program of that, ``onnx`` the same in onnxruntime. The parent has the same
-form. Weights are random.
+normalisation folded in; ``exported`` the .pt2 program of that, ``onnx`` the same in onnxruntime. The parent always has
+the same form. Weights are random.
 
 A figure is the median over rounds of the ratio of two passes that follow one another, one of each network, on one
 thread: other load on the machine moves both.
