@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services import cli_data, cli_show, cli_studies
+from services import cli_data, cli_models, cli_show, cli_studies
 from services.cli_output import (
     FAILED,
     INTERRUPTED,
@@ -200,6 +200,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 app.command()(cli_show.show)
+app.command()(cli_models.predict)
 app.command()(cli_studies.estimate)
 app.command()(cli_studies.replay)
 app.command()(cli_studies.compare)

@@ -1,10 +1,12 @@
 """``nas-blockout show``: where a study stands, its trials, and what it has cost."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from services.cli_models import show_model
 from services.cli_output import JsonOption, draw, installation, print_json, say, table
 
 _COSTS = ("arm", "phase", "trials", "failed", "pruned", "passes", "failed %", "pruned %", "seconds", "proposing")
@@ -12,11 +14,17 @@ _TRIALS = ("trial", "arm", "phase", "seed", "state", "validation", "test", "pass
 
 
 def show(
-    study: Annotated[str, typer.Argument(help="Name of a study in the store.")],
+    study: Annotated[str, typer.Argument(help="Name of a study in the store, or the folder of an exported model.")],
     as_json: JsonOption = False,
     failed: Annotated[bool, typer.Option("--failed", help="Only trials that failed, with their reasons.")] = False,
 ) -> None:
-    """Show a study: its state, its trials, what they cost, errors on corrupted images if any, what ended each arm."""
+    """Show a study: its state, its trials, what they cost, errors on corrupted images if any, what ended each arm.
+
+    The folder of an exported model is shown as a tree: layers, groups, their classes, nodes, parameters and MACs.
+    """
+    if (folder := Path(study)).is_dir() and ("/" in study or (folder / "verification.json").exists()):
+        show_model(folder, as_json=as_json)
+        return
     from services.results import flat
     from services.spending import END_WORDS, ends, standing
     from services.store import Store

@@ -103,7 +103,8 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "api": {"store", "cluster", "study_file"},
         "cli_output": set(),
         "cli_data": {"cli_output"},
-        "cli_show": {"cli_output", "results", "robustness", "spending", "store", "study_file", "wording"},
+        "cli_models": {"cli_output"},
+        "cli_show": {"cli_models", "cli_output", "results", "robustness", "spending", "store", "study_file", "wording"},
         "cli_studies": {
             "across", "assignments", "cli_output", "display", "estimate", "replay", "study_file", "wording",
         },

@@ -130,13 +130,15 @@ _HARMLESS: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-def _program(content: bytes) -> Any:
+def load_program(content: bytes) -> Any:
+    """Return an exported program; refuses what could do more than compute, as `cleaned` does."""
     import torch
 
     return torch.export.load(io.BytesIO(cleaned(content)))
 
 
-def _onnx(content: bytes) -> Callable[[Any], Any]:
+def load_onnx(content: bytes) -> Callable[[Any], Any]:
+    """Return an ONNX model as a function of a batch of images."""
     import onnxruntime
     import torch
 
@@ -248,10 +250,10 @@ def examine(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  # whatever a file says is what has to be reported
         return {REFERENCE: _said(error)}
     bound = BOUND * max(1.0, float(logits.abs().max()))
-    program = cache(lambda: _program(content("model.pt2")))
+    program = cache(lambda: load_program(content("model.pt2")))
     forms: Mapping[str, tuple[float, Callable[[], dict[str, float]]]] = {
         "model.pt2": (bound, lambda: _differences(program().module(), images, logits)),
-        "model.onnx": (bound, lambda: _differences(_onnx(content("model.onnx")), images, logits)),
+        "model.onnx": (bound, lambda: _differences(load_onnx(content("model.onnx")), images, logits)),
         "weights.safetensors": (0.0, lambda: _weights(content("weights.safetensors"), program)),
     }
     found: dict[str, Any] = {}

@@ -70,7 +70,7 @@ def verify(folder: Path) -> Verification:
 
 def verify_all(folders: Sequence[Path]) -> list[Verification]:
     """Verify several exported models as `verify` does; all whose files are unchanged share one fresh process."""
-    checked = [_check_files(folder) for folder in folders]
+    checked = [check_files(folder) for folder in folders]
     jobs = [Job(folder, files) for folder, (files, findings) in zip(folders, checked, strict=True) if not findings]
     answers: list[Mapping[str, Any]] = []
     if jobs:
@@ -147,7 +147,7 @@ def reload(jobs: Sequence[Job], process: subprocess.Popen[str]) -> list[Mapping[
         return answers + reload(rest, another)
 
 
-def _check_files(folder: Path) -> tuple[dict[str, str], list[str]]:
+def check_files(folder: Path) -> tuple[dict[str, str], list[str]]:
     """Return the recorded hashes and what is wrong with the files, without loading any but the manifest."""
     if not folder.is_dir():
         return {}, [f"{folder} is no folder of an exported model: name one that holds {MANIFEST}"]

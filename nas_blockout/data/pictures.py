@@ -1,0 +1,46 @@
+"""Image files as a model takes them: of its size and colours, values in [0, 1]."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from nas_blockout.data.errors import DataCorrupt
+
+
+def read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
+    """Return an image file as a tensor; one of another size is scaled until it covers `size`, and its middle cut out.
+
+    Args:
+        path: A file that Pillow reads.
+        channels: 1 for grey, 3 for colour.
+        size: Height and width.
+
+    Returns:
+        Shape ``(channels, height, width)``, float32 in [0, 1].
+
+    Raises:
+        DataCorrupt: The file is no image or is truncated.
+        ValueError: `channels` is neither 1 nor 3.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"pictures have 1 or 3 channels, but the model takes {channels}")
+    try:
+        with Image.open(path) as file:
+            picture = _eight_bits(ImageOps.exif_transpose(file)).convert("L" if channels == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataCorrupt(f"{path} must be a whole image, got: {error}; name a PNG or JPEG file") from error
+    height, width = size
+    if picture.size != (width, height):
+        picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.BILINEAR)
+    values = torch.from_numpy(np.array(picture)).reshape(height, width, channels)
+    return values.permute(2, 0, 1).contiguous().float() / 255
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Return a picture of 16 bits with its upper 8, which a plain conversion would cut off at 255."""
+    if picture.mode.startswith("I"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture

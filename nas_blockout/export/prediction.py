@@ -1,0 +1,91 @@
+"""Use of an exported model: its files are checked by their hashes, then one form is loaded from those very bytes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from nas_blockout.export.reloading import load_onnx, load_program
+from nas_blockout.export.verification import MANIFEST, VerificationError, check_files
+
+Form = Literal["pt2", "onnx"]
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A folder of an exported model whose files are those that were written.
+
+    Args:
+        folder: Of the model.
+        files: SHA-256 of every file.
+        manifest: What ``verification.json`` says.
+    """
+
+    folder: Path
+    files: Mapping[str, str]
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> "ExportedModel":
+        """Check the files of a folder by their hashes.
+
+        Raises:
+            VerificationError: A file is missing or changed, or the folder holds no exported model; says which.
+        """
+        files, findings = check_files(folder)
+        if findings:
+            raise VerificationError(f"{folder}: {'; '.join(findings)}")
+        return cls(folder, files, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+
+    @cached_property
+    def preprocessing(self) -> dict[str, Any]:
+        """Size and channels of the images, names of the classes."""
+        found: dict[str, Any] = json.loads(self.content("preprocessing.json"))
+        return found
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes in the order of the logits."""
+        return [str(name) for name in self.preprocessing["class_names"]]
+
+    def content(self, name: str) -> bytes:
+        """Return the bytes of a file, which are those that were hashed.
+
+        Raises:
+            VerificationError: There is no such file, or it has been changed meanwhile.
+        """
+        if name not in self.files:
+            raise VerificationError(f"{self.folder} has no {name}: {self.manifest.get('skipped', {}).get(name, '')}")
+        found = (self.folder / name).read_bytes()
+        if hashlib.sha256(found).hexdigest() != self.files[name]:
+            raise VerificationError(f"{self.folder / name} has been changed while it was read: export the model again")
+        return found
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, *, form: Form = "pt2") -> Tensor:
+        """Return the logits of images, shape ``(batch, classes)``.
+
+        Args:
+            images: Shape ``(batch, channels, height, width)``, float32 in [0, 1].
+            form: ``pt2`` for the program of PyTorch, ``onnx`` for onnxruntime.
+
+        Raises:
+            VerificationError: The form cannot be loaded: it is not there, or holds more than a computation.
+        """
+        if form not in get_args(Form):
+            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+        content = self.content(f"model.{form}")
+        try:
+            run = load_program(content).module() if form == "pt2" else load_onnx(content)
+        except ModuleNotFoundError as error:
+            raise VerificationError(f"model.{form} needs {error.name}: pip install {error.name}") from None
+        except Exception as error:
+            raise VerificationError(f"{self.folder}/model.{form} cannot be used: {error}") from error
+        found: Tensor = run(images)
+        return found
