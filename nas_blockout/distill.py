@@ -33,6 +33,9 @@ class DistillationSettings:
         threshold: A node belongs to a cluster if its probability is at least this, in 0..1 exclusive.
         target_macs: Largest share of the dense MACs, in 0..1; where `threshold` leaves more, the lowest one that meets
             it is used.
+        target_parameters: The same of the weights between nodes, without biases and normalisation.
+        smallest_group: Groups of fewer nodes join the most similar group of their layer that has as many; 1 for none.
+            Classes stay where they are.
         weights: ``inherited`` carries the learned weights over, ``scratch`` draws new ones (the control).
         learn_share: Share of the epochs spent on learning the structure, in 0..1 exclusive; the rest trains the
             branches.
@@ -44,6 +47,8 @@ class DistillationSettings:
 
     threshold: float = 0.5
     target_macs: float | None = None
+    target_parameters: float | None = None
+    smallest_group: int = 1
     weights: Weights = "inherited"
     learn_share: float = 0.5
     learning_rate_scale: float = 2 / 3
@@ -54,12 +59,17 @@ class DistillationSettings:
         for name in ("threshold", "learn_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {name}={getattr(self, name)}")
-        if self.target_macs is not None and not 0 < self.target_macs <= 1:
-            raise ValueError(f"target_macs must lie in 0..1, got target_macs={self.target_macs}")
+        for name in ("target_macs", "target_parameters"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0..1, got {name}={getattr(self, name)}")
+        self._check_choices()
         if not self.learning_rate_scale > 0:
             raise ValueError(f"learning_rate_scale must be above 0, got {self.learning_rate_scale}")
-        if self.draws < 1:
-            raise ValueError(f"draws must be at least 1, got draws={self.draws}")
+        for name in ("draws", "smallest_group"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
+
+    def _check_choices(self) -> None:
         for name, choices in (("weights", Weights), ("placebo", Placebo)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
@@ -93,7 +103,7 @@ def harden(probabilities: Mapping[str, Tensor], threshold: float) -> dict[str, T
     return hard
 
 
-def distil(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]) -> Distilled:
+def distil(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor], *, smallest_group: int = 1) -> Distilled:
     """Return the branched architecture of hard memberships.
 
     Nodes without a cluster, nodes that read nothing and nodes that no class can reach are removed, and so are
@@ -103,10 +113,15 @@ def distil(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]) -> D
     Args:
         probabilities: P of every masked layer, from the first to the classes.
         hard: Memberships as booleans, shaped as the probabilities.
+        smallest_group: Nodes of smaller groups get the memberships of the most similar group of their layer that is not
+            smaller (most shared, then fewest other clusters, then widest); where a layer has none, of its widest. Then
+            all is cleaned up again. Classes are not touched.
     """
     names = list(hard)
-    kept = _remove_unread(names, _remove_unfed(names, probabilities, hard))
-    kept = _remove_unshared(names, kept)
+    kept = _cleaned(names, probabilities, hard)
+    if smallest_group > 1:
+        merged = {name: _merged(kept[name], smallest_group) for name in names[:-1]}
+        kept = _cleaned(names, probabilities, {**merged, names[-1]: kept[names[-1]]})
     layers, nodes = [], {}
     for name in names:
         layer, nodes[name] = _grouped(name, kept[name], classes=name == names[-1])
@@ -139,6 +154,7 @@ def threshold_for(
     share_of: Callable[[Architecture], float],
     *,
     least: float = 0.0,
+    smallest_group: int = 1,
 ) -> float:
     """Return the lowest threshold, to one part in a thousand million, whose architecture costs at most a target.
 
@@ -148,19 +164,24 @@ def threshold_for(
         share_of: Cost of an architecture as a share of the dense network's.
         least: Lowest threshold to return, in 0..1. Below it stand memberships that were learned not to be: to take them
             in because there is room would fill the network with what was unlearned.
+        smallest_group: As of `distil`.
 
     Raises:
         ValueError: Even the highest threshold costs more than the target.
     """
 
     def meets(threshold: float) -> bool:
-        return share_of(distil(probabilities, harden(probabilities, threshold)).architecture) <= target
+        return cost(threshold) <= target
+
+    def cost(threshold: float) -> float:
+        hard = harden(probabilities, threshold)
+        return share_of(distil(probabilities, hard, smallest_group=smallest_group).architecture)
 
     if meets(least):
         return least
     low, high = least, 1.0 - 1e-9
     if not meets(high):
-        smallest = share_of(distil(probabilities, harden(probabilities, high)).architecture)
+        smallest = cost(high)
         raise ValueError(
             f"no threshold reaches {target:.1%} of the dense cost; the smallest network costs {smallest:.1%}"
         )
@@ -256,6 +277,28 @@ def _network_of(learned: Learned) -> BranchedNetwork:
     network = learned.network if isinstance(learned, Blockout) else learned
     assert isinstance(network, BranchedNetwork), "only a network built from stages can be distilled"
     return network
+
+
+def _cleaned(names: list[str], probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return _remove_unshared(names, _remove_unread(names, _remove_unfed(names, probabilities, hard)))
+
+
+def _merged(hard: Tensor, smallest: int) -> Tensor:
+    """Return the memberships of a layer with those of small groups replaced; nodes without any keep none."""
+    rows, group, counts = hard.unique(dim=0, return_inverse=True, return_counts=True)
+    counts = torch.where(rows.any(1), counts, 0)
+    large = counts >= smallest if bool((counts >= smallest).any()) else counts == counts.max()
+    if not large.any():
+        return hard
+    found = rows.clone()
+    for position in ((counts > 0) & ~large).nonzero().flatten().tolist():
+        shared = (rows & rows[position]).sum(1)
+        rank = [
+            (int(shared[other]), -int(rows[other].sum()), int(counts[other]), -other)
+            for other in large.nonzero().flatten().tolist()
+        ]
+        found[position] = rows[-max(rank)[-1]]
+    return found[group]
 
 
 def _remove_unfed(

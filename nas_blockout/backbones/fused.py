@@ -143,7 +143,7 @@ class FusedNetwork(nn.Module):
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return logits in the order of the classes, shape ``(batch, classes)``."""
-        blocks = [x.contiguous(memory_format=torch.channels_last)]
+        blocks = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x]
         for stage in self.stages.values():
             blocks = stage(blocks)
         x = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.backbones.branched import BranchedNetwork, macs_of
+from nas_blockout.backbones.branched import BranchedNetwork, macs_of, weights_of
 from nas_blockout.confusion import ConfusionSettings, class_branches, memberships, soft_confusion
 from nas_blockout.data import Loader, Splits
 from nas_blockout.distill import (
@@ -140,16 +140,28 @@ def _distilled(
         return distil(probabilities, harden(probabilities, 0.5))
     assert settings is not None
     threshold = settings.threshold if isinstance(settings, DistillationSettings) else 0.0
+    smallest = settings.smallest_group if isinstance(settings, DistillationSettings) else 1
     if settings.target_macs is not None:
-        threshold = threshold_for(probabilities, settings.target_macs, share_of, least=threshold)
+        threshold = threshold_for(
+            probabilities, settings.target_macs, share_of, least=threshold, smallest_group=smallest
+        )
+    if isinstance(settings, DistillationSettings) and settings.target_parameters is not None:
+        all_weights = sum(weights_of(network.full, network.plan, channels))
+
+        def weights_share(found: Architecture) -> float:
+            return sum(weights_of(found, network.plan, channels)) / all_weights
+
+        target = settings.target_parameters
+        threshold = threshold_for(probabilities, target, weights_share, least=threshold, smallest_group=smallest)
     hard = harden(probabilities, threshold)
     if isinstance(settings, PruningSettings):
         return distil(probabilities, hard)
-    found = distil(probabilities, hard)
+    found = distil(probabilities, hard, smallest_group=smallest)
     if settings.placebo == "random":
         return random_like(probabilities, share_of(found.architecture), share_of, seed=experiment.seed)
     generator = torch.Generator().manual_seed(experiment.seed)
-    return distil(probabilities, shuffled(hard, generator, placebo=settings.placebo))
+    moved = shuffled(hard, generator, placebo=settings.placebo)
+    return distil(probabilities, moved, smallest_group=smallest)
 
 
 def _gap(

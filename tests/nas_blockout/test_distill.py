@@ -176,6 +176,21 @@ def test_a_target_that_no_threshold_meets_is_refused() -> None:
         threshold_for(p, 0.01, lambda architecture: macs_of(architecture, STAGES, 2) / 10_000)
 
 
+def test_small_groups_join_the_most_similar_large_one() -> None:
+    rows = [[1, 0, 0]] * 3 + [[0, 1, 1]] * 2 + [[0, 0, 1], [0, 0, 0]]
+    hard = {
+        "hidden": torch.tensor(rows, dtype=torch.bool),
+        "classes": torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.bool),
+    }
+    p = {name: value.double() for name, value in hard.items()}
+    found = distil(p, hard, smallest_group=2)
+    assert [(g.clusters, g.width) for g in found.architecture.layers[0].groups] == [((0,), 3), ((1, 2), 3)]
+    assert found.memberships["hidden"][-1].tolist() == [0, 0, 0], "a node without a cluster stays without"
+    everything = distil(p, hard, smallest_group=100)
+    assert [(g.clusters, g.width) for g in everything.architecture.layers[0].groups] == [((0,), 6)]
+    assert distil(p, hard, smallest_group=1).architecture == distil(p, hard).architecture
+
+
 def test_placebo_keeps_the_rows_of_every_layer_and_the_cost() -> None:
     p = probabilities(masked_network(4))
     hard = harden(p, 0.5)
@@ -197,6 +212,8 @@ def test_placebo_keeps_the_rows_of_every_layer_and_the_cost() -> None:
         ({"target_macs": 1.5}, r"0\.\.1"),
         ({"learning_rate_scale": 0.0}, "above 0"),
         ({"draws": 0}, "draws=0"),
+        ({"smallest_group": 0}, "smallest_group=0"),
+        ({"target_parameters": 0.0}, "target_parameters=0.0"),
         ({"weights": "old"}, "weights must be one of"),
         ({"placebo": "rows"}, "placebo must be one of"),
     ],
