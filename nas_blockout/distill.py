@@ -290,7 +290,7 @@ def _merged(hard: Tensor, smallest: int) -> Tensor:
     large = counts >= smallest if bool((counts >= smallest).any()) else counts == counts.max()
     if not large.any():
         return hard
-    found = rows.clone()
+    found: Tensor = rows.clone()
     for position in ((counts > 0) & ~large).nonzero().flatten().tolist():
         shared = (rows & rows[position]).sum(1)
         rank = [
