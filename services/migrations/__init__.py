@@ -13,10 +13,15 @@ from sqlalchemy import Connection
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0001"
+HEAD = "0002"
 VERSION_TABLE = "nas_blockout_schema"
 
 _one_at_a_time = threading.Lock()  # alembic keeps the migration that runs in a global
+
+
+def versions() -> tuple[str, ...]:
+    """Return all versions of the tables, the oldest first."""
+    return tuple(path.stem[:4] for path in sorted((Path(__file__).parent / "versions").glob("[0-9]*.py")))
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:

@@ -1,7 +1,8 @@
 """The store: studies, trials, attempts, epochs, architectures and exports; the truth of which all else is a projection.
 
 Its parts: `errors`, `rows` (what is handed out), `values` (what may go in), `schema` (the tables), `database` (the
-connection, SQLite or PostgreSQL), and the two halves of `Store`, `studies` and `trials`.
+connection, SQLite or PostgreSQL), `versions` (of the tables), and the parts of `Store`: `studies`, `trials`, `queue`
+(what the service was given) and `tokens` (who may give it something).
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,18 @@ import sqlalchemy as sa
 
 from services.store import schema
 from services.store.database import Database
-from services.store.errors import NotFound, StateError, StoreError, StoreUnreachable, StudyBusy, StudyConflict, Taken
+from services.store.errors import (
+    LeaseLost,
+    NotFound,
+    StateError,
+    StoreError,
+    StoreUnreachable,
+    StudyBusy,
+    StudyConflict,
+    Taken,
+    TooMany,
+)
+from services.store.queue import Queue
 from services.store.rows import (
     AttemptRow,
     EpochRow,
@@ -20,12 +32,16 @@ from services.store.rows import (
     ExportRow,
     Json,
     ProjectionRow,
+    QueueLine,
+    QueueRow,
     SpentRow,
     StudyLine,
     StudyRow,
+    TokenRow,
     TrialRow,
 )
 from services.store.studies import Studies, this_process
+from services.store.tokens import Tokens
 from services.store.trials import Trials, keep_architecture, study_id
 
 __all__ = [
@@ -33,8 +49,11 @@ __all__ = [
     "EpochRow",
     "EventRow",
     "ExportRow",
+    "LeaseLost",
     "NotFound",
     "ProjectionRow",
+    "QueueLine",
+    "QueueRow",
     "SpentRow",
     "StateError",
     "Store",
@@ -45,13 +64,15 @@ __all__ = [
     "StudyLine",
     "StudyRow",
     "Taken",
+    "TokenRow",
+    "TooMany",
     "TrialRow",
     "this_process",
 ]
 
 
-class Store(Studies, Trials):
-    """Studies and their trials in one database: SQLite, or PostgreSQL.
+class Store(Studies, Trials, Queue, Tokens):
+    """Studies and their trials, the queue and the tokens of the service, in one database: SQLite, or PostgreSQL.
 
     The driver that has claimed a study is the only one to write to it; anyone may read at any time, from any thread or
     process.
@@ -71,17 +92,18 @@ class Store(Studies, Trials):
         self._database = database
 
     @classmethod
-    def open(cls, url: str) -> "Store":
+    def open(cls, url: str, *, patience: float | None = None) -> "Store":
         """Open a store, make it if it is not there, and bring it up to date; several processes may do so at once.
 
         Args:
             url: ``sqlite:////absolute/path.db`` or ``postgresql+psycopg://user:password@host/name``.
+            patience: Seconds for which a server that has gone away is waited for; half a minute if left out.
 
         Raises:
             StoreUnreachable: Nobody answers at the URL.
             StoreError: The URL cannot be used, or what lies there is no store, or is that of a newer version.
         """
-        return cls(Database.open(url))
+        return cls(Database.open(url, patience=patience))
 
     @property
     def url(self) -> str:

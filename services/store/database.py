@@ -45,8 +45,12 @@ class Database:
         self._writer = self._engine.execution_options(nas_blockout_writes=True)
 
     @classmethod
-    def open(cls, url: str) -> "Database":
+    def open(cls, url: str, *, patience: float | None = None) -> "Database":
         """Connect, and bring the schema up to date; several processes may do so at once.
+
+        Args:
+            url: Of the database.
+            patience: Seconds for which a server that has gone away is waited for; half a minute if left out.
 
         Raises:
             StoreUnreachable: Nobody answers.
@@ -58,7 +62,7 @@ class Database:
         except StoreError:
             database.close()
             raise
-        database._patience = PATIENCE_SECONDS
+        database._patience = PATIENCE_SECONDS if patience is None else patience
         return database
 
     @contextlib.contextmanager
@@ -99,6 +103,23 @@ class Database:
             return connection.scalars(sa.select(sa.func.clock_timestamp(type_=Instant))).one()
         return datetime.now(UTC)
 
+    def serialise(self, connection: Connection, lock: int) -> None:
+        """Let no other transaction go on that asks for the same lock, until this one, which writes, has ended."""
+        if self._server:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+
+    def version(self) -> str | None:
+        """Return the version of the tables, or None of an empty database; no file is made."""
+        if not self._server and not Path(str(self._parsed.database)).exists():
+            return None
+        with self.reading() as connection:
+            return self._revision(connection)
+
+    def migrate_down(self, version: str) -> None:
+        """Take the tables down to an older version."""
+        self._engine.dispose()
+        self._migrate(down_to=version)
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
@@ -138,12 +159,15 @@ class Database:
             )
         return None
 
-    def _migrate(self) -> None:
+    def _migrate(self, *, down_to: str | None = None) -> None:
         engine = _engine(self._parsed, migrating=True)
         with self._translated(), engine.connect() as connection, connection.begin():
             if self._server:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            migrations.upgrade(connection)  # which finds nothing to do if another process was first
+            if down_to is not None:
+                migrations.downgrade(connection, down_to)
+            else:
+                migrations.upgrade(connection)  # which finds nothing to do if another process was first
 
     def _connected(self, engine: Engine) -> Connection:
         """Connect; wait a while for a server that is being started again."""

@@ -27,3 +27,11 @@ class Taken(StoreError):
 
 class StateError(StoreError):
     """What has ended stays as it ended; the message names both states."""
+
+
+class LeaseLost(StoreError):
+    """A worker no longer has the study that it sees through: it was too late, and another may have it."""
+
+
+class TooMany(StoreError):
+    """An owner has as many studies open as may be."""

@@ -9,8 +9,11 @@ PHASES = ("search", "retrain")
 STUDY_STATES = ("created", "running", "complete", "failed", "cancelled")
 TRIAL_STATES = ("queued", "running", "complete", "failed", "pruned")
 ATTEMPT_STATES = ("running", "complete", "failed", "lost")
+QUEUE_STATES = ("queued", "running", "cancelling", "complete", "failed", "cancelled")
+SCOPES = ("read", "write")
 ENDED_STUDY = frozenset({"complete", "failed", "cancelled"})
 ENDED_TRIAL = frozenset({"complete", "failed", "pruned"})
+OPEN_QUEUE = frozenset({"queued", "running", "cancelling"})
 STALE_SECONDS = 30.0
 
 Json = Mapping[str, Any]
@@ -243,6 +246,84 @@ class SpentRow:
     seconds: float
     thinking_seconds: float
     best: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLine:
+    """A study that somebody gave to the service, as a line of a list.
+
+    Args:
+        id: Identity in the queue; a later one is higher.
+        study: Name of the study.
+        owner: Who gave it to the service.
+        state: ``queued``, ``running``, ``cancelling``, ``complete``, ``failed`` or ``cancelled``.
+        config_hash: Name of everything in it that decides the results.
+        worker: The worker that sees it through, or None.
+        lease_until: When that worker's right to it ends, unless it is renewed; None without a worker.
+        job: Last job that was submitted for it, or None if there was none since it was last queued.
+        attempt: Number of that job among all of the study, from 0; without a job that of the next one.
+        first_attempt: The attempt with which the study was begun when it was last queued.
+        message: One sentence for its owner, perhaps empty.
+        created_at: When it was given to the service.
+        updated_at: When its state, its job or its contents last changed.
+    """
+
+    id: int
+    study: str
+    owner: str
+    state: str
+    config_hash: str
+    worker: str | None
+    lease_until: datetime | None
+    job: str | None
+    attempt: int
+    first_attempt: int
+    message: str
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is done with it, unless it is resumed or extended."""
+        return self.state not in OPEN_QUEUE
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRow(QueueLine):
+    """A study that somebody gave to the service, with its contents.
+
+    Args:
+        document: The resolved study.
+        source: The study as it was written, or None.
+        new: Whether the call that returned the row has made it.
+    """
+
+    document: Json = field(repr=False)
+    source: Json | None = field(default=None, repr=False)
+    new: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A token of the service; nothing in it tells the secret.
+
+    Args:
+        id: Identity in the store.
+        name: What it is for, in its owner's words.
+        owner: Whose studies it gives access to.
+        scope: ``read``, or ``write`` to give, cancel, resume and extend studies as well.
+        created_at: When it was made.
+        expires_at: When it ends, or None.
+        revoked_at: When it was revoked, or None.
+    """
+
+    id: int
+    name: str
+    owner: str
+    scope: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
 
 
 def _interrupted(state: str, heartbeat_age: float | None) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, Column, Dialect, ForeignKey, Index, Table, Text, UniqueConstraint
 
-from services.store.rows import ATTEMPT_STATES, PHASES, STUDY_STATES, TRIAL_STATES
+from services.store.rows import ATTEMPT_STATES, PHASES, QUEUE_STATES, SCOPES, STUDY_STATES, TRIAL_STATES
 
 
 class Instant(sa.types.TypeDecorator[datetime]):
@@ -186,4 +186,44 @@ Index(
     unique=True,
     sqlite_where=_OF_STUDY,
     postgresql_where=_OF_STUDY,
+)
+
+tokens = Table(
+    "tokens",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("owner", Text, nullable=False, index=True),
+    Column("scope", Text, nullable=False),
+    Column("hash", Text, nullable=False, unique=True),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant),
+    Column("revoked_at", Instant),
+    _one_of("scope", SCOPES),
+)
+
+queue = Table(
+    "queue",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True),
+    Column("study", Text, nullable=False, unique=True),
+    Column("owner", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("config_hash", Text, nullable=False),
+    Column("first_hash", Text, nullable=False),
+    Column("key", Text),
+    Column("worker", Text),
+    Column("lease_until", Instant),
+    Column("job", Text),
+    Column("attempt", sa.Integer, nullable=False),
+    Column("first_attempt", sa.Integer, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    Column("document", _JSON, nullable=False),
+    Column("source", _JSON),
+    UniqueConstraint("owner", "key"),
+    _one_of("state", QUEUE_STATES),
+    Index(None, "state", "id"),
+    Index(None, "owner", "id"),
 )
