@@ -2,9 +2,10 @@
 
 All forms take turns within one process, so that the ratios hold where the machine's speed drifts. A step is forward
 and backward with gradients for the input, the weight and the memberships of both sides; the draw of the memberships is
-part of it.
+part of it. A second table has the training step of whole networks, optimiser included, against the same networks with
+Dropout.
 
-Run: ``python benchmarks/blockout.py [--device cuda] [--rounds 15]``; prints a Markdown table of median ratios with
+Run: ``python benchmarks/blockout.py [--device cuda] [--rounds 15]``; prints Markdown tables of median ratios with
 quartiles.
 """
 
@@ -18,11 +19,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_blockout.backbones.convnet import ConvNetSettings
+from nas_blockout.backbones.inception import InceptionSettings
+from nas_blockout.data import Preprocessing, Splits
+from nas_blockout.data.parts import Labelled
+from nas_blockout.experiment import Experiment, build
+from nas_blockout.methods import method_from_json
 from nas_blockout.methods.blockout import draw_memberships, masked_weight
 
 CLUSTERS = 6
 SIZES = (512, 1024, 2048, 4096)
 BATCHES = (128, 512)
+SHAPE, CLASSES = (3, 32, 32), 100
+CONVNET = ConvNetSettings((32, 64), (512, 512))
+PAPER = InceptionSettings(hidden=(512, 512))  # two fully connected layers before the classes, as for CIFAR-100
+WHOLE = {
+    "inception, two layers of 512": (PAPER, "head", 16),
+    "convnet, two layers of 512": (CONVNET, "head", 64),
+    "convnet, all layers masked": (CONVNET, "all", 64),
+}
 
 
 def naive(x: Tensor, linear: nn.Linear, logits: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
@@ -73,6 +88,36 @@ def forms(size: int, batch: int, device: str) -> dict[str, Callable[[], None]]:
         "fused": step(lambda: fused(x, linear, logits, generator)),  # type: ignore[arg-type]
         "plain inference": infer(linear),
         "folded inference": infer(folded),
+    }
+
+
+def steps(name: str, device: str) -> dict[str, Callable[[], None]]:
+    """Return one whole training step of a network with Dropout, and of the same with Blockout in its layers."""
+    backbone, masked, batch = WHOLE[name]
+    raw = Labelled(torch.randint(256, (CLASSES, *SHAPE), dtype=torch.uint8), torch.arange(CLASSES))
+    preprocessing = Preprocessing(*SHAPE, mean=(0.5,) * 3, std=(0.3,) * 3)
+    part, names = raw.normalised(preprocessing), tuple(map(str, range(CLASSES)))
+    splits = Splits(part, part, preprocessing=preprocessing, class_names=names, load_test=lambda: raw)
+    x, y = torch.randn(batch, *SHAPE, device=device), torch.randint(CLASSES, (batch,), device=device)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def step_of(**method: object) -> Callable[[], None]:
+        experiment = Experiment(backbone=backbone, method=method_from_json(method))
+        model = build(experiment, splits).to(device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        loss_of = getattr(model, "loss", None)
+
+        def run() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            loss = F.cross_entropy(model(x, generator), y) if loss_of is None else loss_of(x, y, generator)
+            loss.backward()
+            optimizer.step()
+
+        return run
+
+    return {
+        "dropout": step_of(name="dropout"),
+        "blockout": step_of(name="blockout", clusters=CLUSTERS, masked=masked),
     }
 
 
@@ -131,6 +176,10 @@ def main() -> None:
                 ratio(seconds, "folded inference", "plain inference"),
             )
             print(f"| {size} | {batch} | {' | '.join(cells)} |", flush=True)
+    print("\n| whole training step | batch | blockout / dropout |\n|---|---|---|")
+    for model, (_, _, batch) in WHOLE.items():
+        seconds = measure(steps(model, options.device), options.rounds, options.device)
+        print(f"| {model} | {batch} | {ratio(seconds, 'blockout', 'dropout')} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ by their masked values.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -26,6 +26,7 @@ Assignments = Mapping[str, Tensor]
 
 DENSITY_BINS = 20
 _COLLAPSED = 0.95
+_CACHED_NUMBERS = 1 << 17  # of a slice of a weight: 512 KiB of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,29 +127,52 @@ class _Draw(torch.autograd.Function):
 class _MaskedWeight(torch.autograd.Function):
     """``W~ (.) (C_out C_in^T) / k`` with the gradients of eq. 8.
 
-    Two weight-sized tensors are kept: the mask, and the result where the next operation needs it. The sums over nodes
-    are products with the few clusters on the left, which run many times faster than with them on the right.
+    A large weight is worked through in slices of output nodes: what is made of a slice (mask, products) is used up
+    while it is still in the cache, so that only the weight, the result and their gradients go through memory. The mask
+    is not kept but made again. The sums over nodes are products with the few clusters on the left, which run many times
+    faster than with them on the right.
     """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, c_out: Tensor, c_in: Tensor) -> Tensor:
-        mask = torch.mm(c_out / c_out.shape[1], c_in.t())
-        if weight.dim() == 4:
-            mask = mask[:, :, None, None]
-        ctx.save_for_backward(weight, mask, c_out, c_in)
-        return weight * mask
+        ctx.save_for_backward(weight, c_out, c_in)
+        result = torch.empty_like(weight)
+        for nodes in _slices(weight):
+            torch.mul(weight[nodes], _mask(c_out[nodes], c_in, weight), out=result[nodes])
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        weight, mask, c_out, c_in = ctx.saved_tensors
-        by_out = by_in = None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            product = weight * gradient
-            sums = product if product.dim() == 2 else product.sum((2, 3))
-            by_out = torch.mm(c_in.t(), sums.t()).t() / c_in.shape[1]
-            by_in = torch.mm(c_out.t(), sums).t() / c_out.shape[1]
-        return gradient * mask if ctx.needs_input_grad[0] else None, by_out, by_in
+        weight, c_out, c_in = ctx.saved_tensors
+        of_weight, of_memberships = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
+        by_weight = torch.empty_like(weight) if of_weight else None
+        by_out = torch.empty_like(c_out) if of_memberships else None
+        by_in = torch.zeros_like(c_in) if of_memberships else None
+        for nodes in _slices(weight):
+            if by_out is not None and by_in is not None:
+                product = weight[nodes] * gradient[nodes]
+                sums = product if product.dim() == 2 else product.sum((2, 3))
+                by_out[nodes] = torch.mm(c_in.t(), sums.t()).t()
+                by_in += torch.mm(c_out[nodes].t(), sums).t()
+            if by_weight is not None:
+                torch.mul(gradient[nodes], _mask(c_out[nodes], c_in, weight), out=by_weight[nodes])
+        clusters = c_in.shape[1]
+        return by_weight, None if by_out is None else by_out / clusters, None if by_in is None else by_in / clusters
+
+
+def _mask(c_out: Tensor, c_in: Tensor, weight: Tensor) -> Tensor:
+    """Return the share of clusters that two nodes have in common, shaped to scale the weight between them."""
+    mask = torch.mm(c_out / c_out.shape[1], c_in.t())
+    return mask[:, :, None, None] if weight.dim() == 4 else mask
+
+
+def _slices(weight: Tensor) -> Iterator[slice]:
+    """Yield slices of the output nodes of a weight: a cache full each on a processor, all at once on other devices."""
+    nodes = weight.shape[0]
+    step = nodes if weight.device.type != "cpu" else max(1, _CACHED_NUMBERS // max(1, weight[:1].numel()))
+    for first in range(0, nodes, step):
+        yield slice(first, min(first + step, nodes))
 
 
 def masked_weight(weight: Tensor, c_out: Tensor, c_in: Tensor) -> Tensor:
