@@ -34,6 +34,8 @@ class DistillationSettings:
         target_macs: Largest share of the dense MACs, in 0..1; where `threshold` leaves more, the lowest one that meets
             it is used.
         target_parameters: The same of the weights between nodes, without biases and normalisation.
+        fill_target: Whether the threshold may also fall below `threshold`, as far as the target allows, so that the
+            cost is met from both sides; for arms whose cost must equal another's.
         smallest_group: Groups of fewer nodes join the most similar group of their layer that has as many; 1 for none.
             Classes stay where they are.
         weights: ``inherited`` carries the learned weights over, ``scratch`` draws new ones (the control).
@@ -48,6 +50,7 @@ class DistillationSettings:
     threshold: float = 0.5
     target_macs: float | None = None
     target_parameters: float | None = None
+    fill_target: bool = False
     smallest_group: int = 1
     weights: Weights = "inherited"
     learn_share: float = 0.5
@@ -163,7 +166,7 @@ def threshold_for(
         target: Largest share of the dense cost, in 0..1.
         share_of: Cost of an architecture as a share of the dense network's.
         least: Lowest threshold to return, in 0..1. Below it stand memberships that were learned not to be: to take them
-            in because there is room would fill the network with what was unlearned.
+            in because there is room would fill the network with what was unlearned. 0 fills it all the same.
         smallest_group: As of `distil`.
 
     Raises:

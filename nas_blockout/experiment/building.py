@@ -111,7 +111,7 @@ def matched(experiment: Experiment, macs: int, *, shape: tuple[int, int, int], c
 
     Args:
         experiment: Of a backbone that has stages.
-        macs: Multiply-accumulates an image to come near to, from below where structure is learned.
+        macs: Multiply-accumulates an image to come near to, from below where structure is learned or pruned.
         shape: Channels, height and width of an image.
         classes: Number of classes.
 
@@ -123,10 +123,10 @@ def matched(experiment: Experiment, macs: int, *, shape: tuple[int, int, int], c
         return replace(experiment, target_macs=macs)
     if isinstance(handover, ConfusionSettings):
         raise ValueError("the cost of branches from confusions cannot be chosen: give the arm no match")
-    target = replace(handover, target_macs=min(1.0, macs / _dense_macs(experiment.backbone, shape, classes)))
-    if isinstance(target, PruningSettings):
-        return replace(experiment, pruning=target)
-    return replace(experiment, distillation=target)
+    share = min(1.0, macs / _dense_macs(experiment.backbone, shape, classes))
+    if isinstance(handover, PruningSettings):
+        return replace(experiment, pruning=replace(handover, target_macs=share))
+    return replace(experiment, distillation=replace(handover, target_macs=share, fill_target=True))
 
 
 def _dense_macs(backbone: Any, shape: tuple[int, int, int], classes: int) -> int:

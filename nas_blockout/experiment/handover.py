@@ -139,7 +139,8 @@ def _distilled(
     if isinstance(settings, ConfusionSettings):
         return distil(probabilities, harden(probabilities, 0.5))
     assert settings is not None
-    threshold = settings.threshold if isinstance(settings, DistillationSettings) else 0.0
+    filled = isinstance(settings, PruningSettings) or settings.fill_target
+    threshold = 0.0 if filled else settings.threshold
     smallest = settings.smallest_group if isinstance(settings, DistillationSettings) else 1
     if settings.target_macs is not None:
         threshold = threshold_for(

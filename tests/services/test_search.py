@@ -136,6 +136,7 @@ def test_pruned_and_distilled_arms_meet_the_macs_of_the_other_as_a_share_of_the_
         assert mine.experiment.pruning.target_macs == theirs.macs / dense
         assert widths.experiment.distillation is not None
         assert widths.experiment.distillation.target_macs == theirs.macs / dense
+        assert widths.experiment.distillation.fill_target
         assert mine.experiment.target_macs is None
 
 
