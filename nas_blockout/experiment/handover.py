@@ -139,9 +139,9 @@ def _distilled(
     if isinstance(settings, ConfusionSettings):
         return distil(probabilities, harden(probabilities, 0.5))
     assert settings is not None
-    filled = isinstance(settings, PruningSettings) or settings.fill_target
-    threshold = 0.0 if filled else settings.threshold
-    smallest = settings.smallest_group if isinstance(settings, DistillationSettings) else 1
+    threshold, smallest = 0.0, 1
+    if isinstance(settings, DistillationSettings):
+        threshold, smallest = 0.0 if settings.fill_target else settings.threshold, settings.smallest_group
     if settings.target_macs is not None:
         threshold = threshold_for(
             probabilities, settings.target_macs, share_of, least=threshold, smallest_group=smallest
