@@ -122,6 +122,8 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         kinds=corruption.kind_rows(document),
         robust_pairs=[_pair_row(pair) for pair in document.robustness.pairs] if document.robustness else [],
         costs=tables.cost_rows(view, document),
+        searches=tables.search_rows(view, document),
+        fronts=tables.front_rows(document),
         pictures=drawn,
         svgs=svgs,
         learned=_by_arm(drawn["structure"]),

@@ -1,12 +1,13 @@
 """Tables of a report beside that of the arms, as texts: cost in shares, agreement, images apart from all others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.comparison import ArmResult, ComparisonDocument
 from services.report.answers import Alone
 from services.report.classes import Kinship
 from services.report.view import ReportView, in_order
+from services.spending import END_WORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,30 @@ class CostRow:
     unspent: str
     seconds: str
     overhead: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRow:
+    """How an arm was searched."""
+
+    arm: str
+    searcher: str
+    complete: str
+    failed: str
+    pruned: str
+    replicates: str
+    refused: str
+    ended_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrontRow:
+    """A trial of an arm that searched for several objectives, which no other of its trials beats in all of them."""
+
+    arm: str
+    hypervolume: str
+    trial: str
+    values: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +101,43 @@ def _cost_row(view: ReportView, name: str, arm: ArmResult) -> CostRow:
 
 def _share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole > 0 else "–"
+
+
+def search_rows(view: ReportView, document: ComparisonDocument) -> list[SearchRow]:
+    """Return how every arm was searched and what ended it."""
+    described = view.study.get("arms", {})
+
+    def count(name: str, state: str) -> str:
+        return str(sum((t.arm, t.phase, t.state) == (name, "search", state) for t in view.trials))
+
+    return [
+        SearchRow(
+            arm=name,
+            searcher=str(described.get(name, {}).get("searcher", "–")),
+            complete=count(name, "complete"),
+            failed=count(name, "failed"),
+            pruned=count(name, "pruned"),
+            replicates=str(arm.replicates),
+            refused=str(arm.refused),
+            ended_by=END_WORDS[arm.ended_by] if arm.ended_by else "–",
+        )
+        for name, arm in in_order(document).items()
+    ]
+
+
+def front_rows(document: ComparisonDocument) -> list[FrontRow]:
+    """Return the fronts of the arms that searched for several objectives; of all others nothing."""
+    return [
+        FrontRow(name, f"{arm.front.hypervolume:.4f}", str(trial.number), _values(trial.values))
+        for name, arm in in_order(document).items()
+        if arm.front is not None
+        for trial in arm.front.trials
+    ]
+
+
+def _values(values: Mapping[str, float]) -> str:
+    shown = (f"{100 * value:.2f}%" if name == "accuracy" else f"{value:,.6g}" for name, value in values.items())
+    return ", ".join(f"{name} {text}" for name, text in zip(values, shown, strict=True))
 
 
 def kinship_rows(found: Sequence[Kinship]) -> list[KinshipRow]:

@@ -377,6 +377,28 @@ def test_arms_of_like_names_do_not_share_a_file(tmp_path: Path, made_up: MadeUp)
     assert len(list((path.parent / "figures").iterdir())) == drawn
 
 
+def test_how_every_arm_was_searched_and_what_it_traded_is_told(made_up: MadeUp) -> None:
+    view = made_up(arms=["dense", "random"], seeds=2, trials=6)
+    comparison = json.loads(json.dumps(view.comparison))
+    front = {"objectives": ["accuracy", "macs"], "trials": [{"number": 4, "values": {"accuracy": 0.875, "macs": 2e6}}]}
+    comparison["arms"]["random"] |= {
+        "front": {**front, "reference_point": {"accuracy": 0, "macs": 4e6}, "hypervolume": 0.4375},
+        "replicates": 3, "refused": 12, "ended_by": "space",
+    }
+    study = {**view.study, "arms": {"dense": {"searcher": "grid"}, "random": {"searcher": "tpe"}}}
+    page = parsed(render(replace(view, comparison=comparison, study=study)))
+    states = [trial.state for trial in view.trials if (trial.arm, trial.phase) == ("random", "search")]
+    counts = [str(states.count(state)) for state in ("complete", "failed", "pruned")]
+    cells = [cell.text for cell in page.all("th", "td")]
+
+    def has_row(*row: str) -> bool:
+        return any(tuple(cells[at : at + len(row)]) == row for at in range(len(cells)))
+
+    assert has_row("random", "tpe", *counts, "3", "12", "nothing left to try")
+    assert has_row("random", "0.4375", "4", "accuracy 87.50%, macs 2e+06")
+    assert "hypervolume" not in render(view)
+
+
 def test_importing_the_report_draws_nothing() -> None:
     code = "import sys, services.report; assert not {'matplotlib', 'nas_blockout.plots'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
