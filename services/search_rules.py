@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 GRID_POINTS = 3
+STARTUP = 4
 Searcher = Literal["random", "tpe", "gp", "grid"]
 Objective = Literal["accuracy", "parameters", "macs", "latency_ms"]
 
@@ -92,6 +93,7 @@ class Rules:
 
     Args:
         grid_points: Values of each number on the grid of grid search.
+        startup: Trials drawn at random before TPE or the Gaussian process say anything.
         pruner: When trials are stopped early, with its rungs; None for never.
         constraints: What the network of a trial may not exceed.
         objectives: What is searched for; accuracy should be high and everything else low.
@@ -99,6 +101,7 @@ class Rules:
     """
 
     grid_points: int = GRID_POINTS
+    startup: int = STARTUP
     pruner: Pruner | None = None
     constraints: Constraints = field(default_factory=Constraints)
     objectives: tuple[Objective, ...] = ("accuracy",)
@@ -119,6 +122,7 @@ class Rules:
         """Return the rules that differ from the usual ones as plain JSON types."""
         found = {
             "grid_points": self.grid_points if self.grid_points != GRID_POINTS else None,
+            "startup": self.startup if self.startup != STARTUP else None,
             "pruner": self.pruner.model_dump() if self.pruner else None,
             "constraints": self.constraints.limits or None,
             "objectives": list(self.objectives) if self.objectives != ("accuracy",) else None,
@@ -131,6 +135,7 @@ class Rules:
         """Read rules back from what `to_json` gave; other keys are left alone."""
         return cls(
             grid_points=document.get("grid_points", GRID_POINTS),
+            startup=document.get("startup", STARTUP),
             pruner=Pruner.model_validate(document["pruner"]) if "pruner" in document else None,
             constraints=Constraints.model_validate(document.get("constraints", {})),
             objectives=tuple(document.get("objectives", ("accuracy",))),
@@ -169,6 +174,12 @@ class Searching(Wanted):
         le=100,
         description=f"Values of each number on the grid of searcher grid; {GRID_POINTS} if left out.",
     )
+    startup: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description=f"Trials drawn at random before searcher tpe or gp says anything; {STARTUP} if left out.",
+    )
     pruner: Pruner | None = Field(None, description="When trials are stopped early; never if left out.")
 
 
@@ -189,8 +200,12 @@ def resolve_rules(own: Searching, other: Searching, study: Wanted, *, epochs: in
     points = own.grid_points or other.grid_points
     if points is not None and searcher != "grid":
         raise ValueError(f"grid_points: belongs to searcher grid, this arm has searcher {searcher}")
+    startup = own.startup or other.startup
+    if startup is not None and searcher not in ("tpe", "gp"):
+        raise ValueError(f"startup: belongs to searcher tpe or gp, this arm has searcher {searcher}")
     return searcher, Rules(
         grid_points=points or GRID_POINTS,
+        startup=startup or STARTUP,
         pruner=pruner.resolved(epochs) if pruner else None,
         constraints=own.constraints or other.constraints or study.constraints or Constraints(),
         objectives=tuple(own.objectives or other.objectives or study.objectives or ["accuracy"]),

@@ -12,8 +12,6 @@ from services.search.entries import TERMINAL, Entry
 from services.search.feasibility import exceeded_after
 from services.search_rules import Rules
 
-_STARTUP = 4  # trials before TPE or the Gaussian process say anything; until then they draw at random
-
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -34,7 +32,7 @@ def ask(
     """
     rules = rules or Rules()
     directions = [direction(objective) for objective in rules.objectives]
-    study = optuna.create_study(directions=directions, sampler=_sampler(searcher, seed))
+    study = optuna.create_study(directions=directions, sampler=_sampler(searcher, seed, rules.startup))
     study.add_trials([*(trial for entry in told for trial in _frozen(entry, rules)), *map(_infeasible, refused)])
     return study.ask()
 
@@ -57,11 +55,11 @@ def direction(objective: str) -> Literal["maximize", "minimize"]:
     return "maximize" if objective == "accuracy" else "minimize"
 
 
-def _sampler(searcher: str, seed: int) -> BaseSampler:
+def _sampler(searcher: str, seed: int, startup: int) -> BaseSampler:
     if searcher == "tpe":
-        return TPESampler(seed=seed, n_startup_trials=_STARTUP)
+        return TPESampler(seed=seed, n_startup_trials=startup)
     if searcher == "gp":
-        return GPSampler(seed=seed, n_startup_trials=_STARTUP, warn_independent_sampling=False)
+        return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
     return RandomSampler(seed=seed)
 
 

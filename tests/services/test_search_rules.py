@@ -37,7 +37,10 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize("arm", [{}, EVERYTHING, {"searcher": "gp", "pruner": {"name": "asha", "rungs": [3, 9]}}])
+GAUSSIAN = {"searcher": "gp", "startup": 2, "pruner": {"name": "asha", "rungs": [3, 9]}}
+
+
+@pytest.mark.parametrize("arm", [{}, EVERYTHING, GAUSSIAN])
 def test_rules_survive_the_store_and_the_schema_knows_them(arm: dict[str, Any]) -> None:
     study = resolved(arm)
     again = parse_resolved(json.loads(json.dumps(study.to_json())))
@@ -48,7 +51,8 @@ def test_rules_survive_the_store_and_the_schema_knows_them(arm: dict[str, Any]) 
 def test_a_study_without_any_of_them_is_named_as_before() -> None:
     study = resolved({})
     assert study.arms["arm"].rules == Rules()
-    assert not {"pruner", "constraints", "objectives", "prefer", "grid_points"} & study.to_json()["arms"]["arm"].keys()
+    keys = {"pruner", "constraints", "objectives", "prefer", "grid_points", "startup"}
+    assert not keys & study.to_json()["arms"]["arm"].keys()
     assert study.hash != resolved({}, constraints={"macs": 10}).hash
 
 
@@ -93,6 +97,8 @@ ASHA = {"name": "asha"}
         ({"searcher": "tpee"}, r"arms\.arm\.searcher: .*'grid', got 'tpee'; did you mean 'tpe'\?"),
         ({"searcher": "grid", "grid_points": 0}, r"arms\.arm\.grid_points: .*greater than or equal to 1, got 0"),
         ({"grid_points": 3}, r"arms\.arm\.grid_points: belongs to searcher grid, this arm has searcher random"),
+        ({"startup": 2}, r"arms\.arm\.startup: belongs to searcher tpe or gp, this arm has searcher random"),
+        ({"searcher": "tpe", "startup": 0}, r"arms\.arm\.startup: .*greater than or equal to 1, got 0"),
         ({"grid_point": 3}, r"arms\.arm\.grid_point: no such key; did you mean 'grid_points'\?"),
         ({"pruner": {}}, r"arms\.arm\.pruner\.name: this key is required"),
         ({"pruner": {"name": "median"}}, r"arms\.arm\.pruner\.name: .*'asha', got 'median'"),

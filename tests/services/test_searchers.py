@@ -106,6 +106,18 @@ def test_what_was_told_decides_what_is_proposed(searcher: str) -> None:
     assert asked(told) != asked(worse)
 
 
+@pytest.mark.parametrize("searcher", ["tpe", "gp"])
+def test_a_searcher_draws_at_random_until_its_startup_is_over(searcher: str) -> None:
+    told = run_to_end(study(SEARCHED["tpe"]))[:8]
+
+    def asked(who: str, startup: int) -> float:
+        rules = Rules(startup=startup)
+        return ask(who, told, 1, rules=rules).suggest_float("optim.lr", 0.0005, 0.008, log=True)
+
+    assert asked(searcher, len(told) + 1) == asked("random", 1)
+    assert asked(searcher, len(told)) != asked("random", 1)
+
+
 def test_a_grid_is_tried_whole_once_and_ends_its_arm() -> None:
     given = study({**TRAINING, "searcher": "grid", "grid_points": 3}, trials=30)
     found = run_to_end(given)
