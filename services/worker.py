@@ -24,7 +24,7 @@ from nas_blockout.experiment import EVALUATION_BATCH, Experiment, Run, Snapshot
 from nas_blockout.export import measure_latency, save_weights
 from nas_blockout.train import EpochRecord, evaluate
 
-REPORT_SECONDS = 0.5
+REPORT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
