@@ -11,6 +11,9 @@ from nas_blockout.values import near
 
 PREFIX = "NAS_BLOCKOUT_"
 FEWEST_TOKEN_CHARACTERS = 16
+MOST_WHOLE = 10**9
+_MOST_DIGITS = 12
+_API_BODY_BYTES, _API_RATE, _API_OPEN_STUDIES = 262_144, 20, 20
 _OFF = frozenset({"", "none"})
 _STORE_SCHEMES = frozenset({"sqlite", "postgres", "postgresql", "postgresql+psycopg"})
 _GUESSABLE = re.compile(r"change|secret|password|token|default|example|admin|1234", re.IGNORECASE)
@@ -78,8 +81,39 @@ class Settings:
         str | None,
         Variable(
             "NAS_BLOCKOUT_API_TOKEN",
-            f"Secret that clients of the HTTP API send, {FEWEST_TOKEN_CHARACTERS} characters or more.",
+            "Secret of the service: it signs the sessions of the page, and is itself a token of the owner `admin`; "
+            f"{FEWEST_TOKEN_CHARACTERS} characters or more.",
             "none: the API does not start",
+        ),
+    ] = None
+    api_body_bytes: Annotated[
+        int, Variable("NAS_BLOCKOUT_API_BODY_BYTES", "Most bytes of a request to the API.", "262144")
+    ] = _API_BODY_BYTES
+    api_rate: Annotated[
+        int,
+        Variable(
+            "NAS_BLOCKOUT_API_RATE",
+            "Requests a second that a token may send on average; four times as many at once.",
+            "20",
+        ),
+    ] = _API_RATE
+    api_open_studies: Annotated[
+        int, Variable("NAS_BLOCKOUT_API_OPEN_STUDIES", "Studies that an owner may have queued or running.", "20")
+    ] = _API_OPEN_STUDIES
+    mlflow_url: Annotated[
+        str | None,
+        Variable(
+            "NAS_BLOCKOUT_MLFLOW_URL",
+            "Where people open MLflow in a browser, such as `http://127.0.0.1:5000`; the page links to it.",
+            "no links to MLflow",
+        ),
+    ] = None
+    ray_url: Annotated[
+        str | None,
+        Variable(
+            "NAS_BLOCKOUT_RAY_URL",
+            "Where people open Ray's dashboard in a browser, such as `http://127.0.0.1:8265`; the page links to it.",
+            "no links to Ray",
         ),
     ] = None
 
@@ -106,6 +140,11 @@ class Settings:
             data=_folder(values, "DATA"),
             ray_address=values.get(PREFIX + "RAY_ADDRESS", "").strip() or None,
             api_token=_token(values.get(PREFIX + "API_TOKEN", "")),
+            api_body_bytes=_whole(values, "API_BODY_BYTES", _API_BODY_BYTES),
+            api_rate=_whole(values, "API_RATE", _API_RATE),
+            api_open_studies=_whole(values, "API_OPEN_STUDIES", _API_OPEN_STUDIES),
+            mlflow_url=_page(values, "MLFLOW_URL"),
+            ray_url=_page(values, "RAY_URL"),
         )
 
     @property
@@ -146,6 +185,26 @@ def _folder(values: Mapping[str, str], variable: str) -> Path | None:
     if path.exists() and not path.is_dir():
         raise SettingsError(f"{PREFIX}{variable} must be a folder, got the file {path}")
     return path
+
+
+def _whole(values: Mapping[str, str], variable: str, default: int) -> int:
+    text = values.get(PREFIX + variable, "").strip()
+    if not text:
+        return default
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:_MOST_DIGITS]) <= MOST_WHOLE:
+        raise SettingsError(f"{PREFIX}{variable} must be a whole number in 1..{MOST_WHOLE}, got {text[:40]!r}")
+    return int(text)
+
+
+def _page(values: Mapping[str, str], variable: str) -> str | None:
+    text = values.get(PREFIX + variable, "").strip().rstrip("/")
+    if not text:
+        return None
+    if not re.fullmatch(r"https?://[^\s/?#@]+[^\s?#@]*", text):
+        raise SettingsError(
+            f"{PREFIX}{variable} must be a URL such as http://127.0.0.1:5000, without a password, got {masked(text)!r}"
+        )
+    return text
 
 
 def _store_url(text: str, home: Path) -> str:

@@ -82,6 +82,14 @@ def test_an_empty_variable_is_one_that_is_not_set(variable):
         ("api_token", "short", r"API_TOKEN must be 16 characters or more that nobody can guess, got 5 characters"),
         ("api_token", "a" * 40, r"nobody can guess"),
         ("api_token", "change-me-before-use-0123", r"nobody can guess"),
+        ("api_rate", "0", r"API_RATE must be a whole number in 1..1000000000, got '0'"),
+        ("api_rate", "1.5", r"whole number"),
+        ("api_rate", "\u0663", r"whole number"),
+        ("api_body_bytes", "9" * 50, r"API_BODY_BYTES must be a whole number"),
+        ("api_open_studies", "-1", r"API_OPEN_STUDIES must be"),
+        ("mlflow_url", "mlflow:5000", r"MLFLOW_URL must be a URL such as http://127.0.0.1:5000"),
+        ("ray_url", "https://me:hunter22@ray", r"RAY_URL must be a URL .* got 'https://me:\*\*\*@ray'"),
+        ("ray_url", "javascript:alert(1)", r"RAY_URL must be a URL"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_value_rule_and_remedy(variable, value, message):
@@ -89,6 +97,12 @@ def test_a_bad_value_is_refused_with_its_name_value_rule_and_remedy(variable, va
         read(**{variable: value})
     assert "hunter22" not in str(caught.value)
     assert variable != "api_token" or value not in str(caught.value)
+
+
+def test_limits_and_pages_are_taken_as_given():
+    found = read(api_body_bytes="1000", api_rate=" 5 ", api_open_studies="1", mlflow_url="https://mlflow/x/")
+    assert (found.api_body_bytes, found.api_rate, found.api_open_studies) == (1000, 5, 1)
+    assert (found.mlflow_url, found.ray_url) == ("https://mlflow/x", None)
 
 
 def test_a_file_is_no_home(tmp_path):
