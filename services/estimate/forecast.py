@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nas_blockout.data import Splits, load
+from nas_blockout.data.corruptions import TESTING
 from nas_blockout.experiment import Experiment, count_macs, dense_macs, rebuild
 from services.estimate.measuring import Measured, measure
 from services.search import RETRAIN, SEARCH, Entry, Plan
@@ -252,4 +253,10 @@ def _notes(study: Study, settings: Settings) -> tuple[str, ...]:
         notes.append("measured on processors: this machine has no GPU")
     if any(arm.rules.pruner for arm in study.arms.values()):
         notes.append("trials that are stopped early leave their passes to further ones, which are not counted here")
+    if (robustness := study.config.robustness) is not None:
+        rounds = len(TESTING) * len(robustness.severities)
+        notes.append(
+            f"each retrained model is also tested on {robustness.images:,} images corrupted in {rounds} ways, which is "
+            "not counted here"
+        )
     return tuple(notes)

@@ -1,5 +1,6 @@
 """Estimates: the plan is counted exactly, the seconds are measured on some of the images, and no test image is read."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from nas_blockout.train import EpochRecord
 from services.estimate import Estimate, estimate
 from services.estimate.forecast import TRIAL_SECONDS, forecast
 from services.estimate.measuring import Measured, epoch_seconds, measure, part_of
+from services.robustness import Robustness
 from services.search import RETRAIN, SEARCH
 from services.settings import Settings
 from services.study_file import Study, parse, resolve
@@ -74,6 +76,14 @@ def test_wall_clock_follows_from_the_workers(tmp_path: Path) -> None:
     assert many.total.seconds == 200
     assert 3 * trial <= many.trials_seconds < two.trials_seconds  # seeds wait for searches, thin for blockout
     assert two.wall_seconds > two.trials_seconds
+
+
+def test_what_is_not_counted_is_said(tmp_path: Path) -> None:
+    given = study_of()
+    config = given.config.model_copy(update={"robustness": Robustness(images=200, severities=[1, 3])})
+    splits, measured = load(given.data), dict.fromkeys(given.arms, Measured(10.0, 0.0, 1000))
+    found = forecast(replace(given, config=config), splits, settings_of(tmp_path), measured, processors=2)
+    assert [note for note in found.notes if "200 images corrupted in 30 ways" in note]
 
 
 def test_a_cluster_and_mlflow_are_reckoned_with(tmp_path: Path) -> None:
