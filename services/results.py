@@ -301,4 +301,5 @@ def _log_model(projection: Projection, arm: str, model: nn.Module, splits: Split
     normalisation = splits.preprocessing
     deployed = Deployed(model, normalisation.mean, normalisation.std).eval()
     images = normalisation.undo(splits.validation.images[:2].clone())
-    projection.log_model(arm, deployed, images.numpy(), requirements=[f"torch=={torch.__version__.split('+')[0]}"])
+    requirements = [f"torch=={torch.__version__.split('+')[0]}"]
+    projection.log_model(arm, deployed, images.numpy(), class_names=splits.class_names, requirements=requirements)

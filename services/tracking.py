@@ -181,13 +181,19 @@ class Projection:
             if run.info.status not in _STATUS.values():
                 self._client.set_terminated(self.parent)
 
-    def log_model(self, arm: str, model: Any, images: Any, *, requirements: Sequence[str]) -> None:
-        """Log the exported model of an arm, with a signature, to the parent run.
+    def log_model(
+        self, arm: str, model: Any, images: Any, *, class_names: Sequence[str], requirements: Sequence[str]
+    ) -> None:
+        """Log the exported model of an arm, with a signature, to the parent run, unless that very model is there.
+
+        The run's tag ``nas.model`` is the identity of the latest. A model that an extension of the study has replaced
+        stays, and bears the identity of its successor in its own tag ``nas.superseded``.
 
         Args:
             arm: Name of the contestant; the logged model is called so.
             model: A network in eval mode.
             images: Example input as an array, two images or more.
+            class_names: In the order of the logits; kept as metadata of the model.
             requirements: Packages that a server of the model needs.
         """
         import torch
@@ -195,10 +201,23 @@ class Projection:
 
         with torch.no_grad():
             logits = model(torch.from_numpy(images)).numpy()
+        digest = f"{arm}:{_weights_digest(model)}"
         with self._writing(WAIT_SECONDS):
-            if f"nas.model.{arm}" in self._client.get_run(self.parent).data.tags:
+            tags = self._client.get_run(self.parent).data.tags
+            if tags.get("nas.model.digest") == digest:
                 return
-            self._log_model(arm, model, images, infer_signature(images, logits), requirements)
+            options = {
+                "name": arm,
+                "input_example": images,
+                "signature": infer_signature(images, logits),
+                "pip_requirements": list(requirements),
+                "metadata": {"class_names": list(class_names), "arm": arm, "study": self.study},
+            }
+            logged = self._log_model(model, options)
+            if (before := tags.get("nas.model")) is not None:
+                self._client.set_logged_model_tags(before, {"nas.superseded": logged})
+            self._client.set_tag(self.parent, "nas.model", logged)
+            self._client.set_tag(self.parent, "nas.model.digest", digest)  # last: what is cut off is logged again
 
     @contextmanager
     def _writing(self, patience: float) -> Iterator[None]:
@@ -214,21 +233,16 @@ class Projection:
         except StoreError as error:
             raise TrackingError(str(error)) from None
 
-    def _log_model(self, arm: str, model: Any, images: Any, signature: Any, requirements: Sequence[str]) -> None:
+    def _log_model(self, model: Any, options: Mapping[str, Any]) -> str:
+        """Log a model as a program of torch.export, without a pickle; return its identity."""
         import mlflow
 
         mlflow.set_tracking_uri(self.uri)
         with warnings.catch_warnings(), mlflow.start_run(run_id=self.parent):
             warnings.simplefilter("ignore")
-            info = mlflow.pytorch.log_model(
-                model,
-                name=arm,
-                input_example=images,
-                signature=signature,
-                pip_requirements=list(requirements),
-            )
-        self._client.set_tag(self.parent, f"nas.model.{arm}", info.model_id)
+            info = mlflow.pytorch.log_model(model, serialization_format="pt2", **options)
         self._client.set_terminated(self.parent)
+        return str(info.model_id)
 
     def _experiment_id(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -330,6 +344,17 @@ def _digest(files: Mapping[Path, str]) -> str:
     found = hashlib.sha256()
     for path, place in files.items():
         found.update(f"{place}/{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()};".encode())
+    return found.hexdigest()[:16]
+
+
+def _weights_digest(model: Any) -> str:
+    """Return a name of the parameters and buffers of a network."""
+    import torch
+
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 
 
