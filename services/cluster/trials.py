@@ -1,11 +1,10 @@
-"""Ray: one `Tuner.fit` runs every trial of every arm. The sole importer of ray."""
+"""The trials of a study on Ray: one `Tuner.fit` runs those of every arm."""
 
 import logging
 import os
 import secrets
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from services.cluster.access import ClusterError, check, own_cluster
 from services.worker import Report, Task, Worker
 
-ANSWER_SECONDS = 5.0
 _QUIET = {
-    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -26,10 +24,6 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
-
-
-class ClusterError(RuntimeError):
-    """Ray cannot be reached, or cannot give what a study asks for."""
 
 
 class Tasks(Protocol):
@@ -73,36 +67,30 @@ def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None
         tasks: Where the work comes from.
         resources: What trials may use.
         folder: Scratch space of the study; Ray's own state goes below it and is removed at the end.
-        address: An existing cluster, or None to start one in this process.
+        address: An existing cluster; if left out that of the job which this process is, else one is started here.
 
     Raises:
         ClusterError: The cluster cannot be reached or is too small.
     """
-    os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    address = address or own_cluster()
+    _prepare(folder, own=address is None)
     import ray
 
     try:
         with _signals_kept():
-            _connect(resources, folder, address)
+            _connect(resources, address)
         _fit(tasks, resources, folder / "ray")
     finally:
         ray.shutdown()
         shutil.rmtree(folder / "ray", ignore_errors=True)
 
 
-def check(address: str) -> None:
-    """Ask whether something listens at an address such as ``ray://host:10001`` or ``host:6379``; ``auto`` is not asked.
-
-    Raises:
-        ClusterError: Nothing does.
-    """
-    if address == "auto":
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise ClusterError(f"Ray cannot be reached at {address}: {error}") from error
+def _prepare(folder: Path, *, own: bool) -> None:
+    """Set what Ray reads from the environment when it is imported; a cluster of our own is guarded by a token."""
+    settings = _QUIET | ({"RAY_AUTH_MODE": "token"} if own else {})
+    os.environ.update({key: value for key, value in settings.items() if key not in os.environ})
+    if own and not Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "")).is_file():
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token(folder))
 
 
 @contextmanager
@@ -117,19 +105,17 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _connect(resources: Resources, folder: Path, address: str | None) -> None:
+def _connect(resources: Resources, address: str | None) -> None:
     import ray
 
     if address is not None:
         check(address)
-    elif not Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "")).is_file():
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token(folder))
     logging.getLogger("ray").setLevel(logging.ERROR)
     cpus = resources.at_once * resources.cpus if address is None else None
     dashboard = None if address else False
     try:
         ray.init(
-            address=address,
+            address=address or "local",  # whatever RAY_ADDRESS says
             num_cpus=cpus,
             include_dashboard=dashboard,
             log_to_driver=False,
