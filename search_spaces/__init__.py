@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from search_spaces.blockout import blockout
+from search_spaces.blockout import blockout, structure
 from search_spaces.branched import branched
 from search_spaces.confusion import confusion
 from search_spaces.grid import MOST_POINTS, Point, grid
@@ -18,6 +18,7 @@ SPACES: Mapping[str, Space] = MappingProxyType(
         "confusion": confusion,
         "light_regularizers": light_regularizers,
         "regularizers": regularizers,
+        "structure": structure,
         "training": training,
     }
 )

@@ -1,13 +1,46 @@
-"""How Blockout learns its structure."""
+"""How Blockout learns its structure, and of what."""
 
 from dataclasses import replace
+from typing import cast
 
+from nas_blockout.backbones import BACKBONES, name_of, stages_of
 from nas_blockout.experiment import Experiment
-from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.blockout import BlockoutSettings, Mode
 from search_spaces.trial import Context, Trial
+
+_MOST_CLUSTERS = 8
+_LEARNED: tuple[Mode, ...] = ("hard-learned", "soft-learned")
+_STRUCTURE_LR = (10.0, 100.0)
 
 
 def blockout(trial: Trial, context: Context) -> Experiment:
+    """Vary the clusters, the widths, the learning rate of the structure, and whether draws or P are trained with.
+
+    Parameters: ``blockout.clusters`` (2 to 8, at most the nodes of the narrowest layer), ``model.width`` (.5 to 1.5
+    times all widths; not of a backbone whose widths have no one factor), ``blockout.structure_lr`` (10 to 100,
+    logarithmic), ``blockout.mode`` (hard-learned, soft-learned, and hard-fixed where nothing is distilled).
+
+    Raises:
+        ValueError: The arm's method is not blockout.
+    """
+    experiment, method = context.experiment, _method(context, "blockout")
+    backbone, kind = experiment.backbone, BACKBONES[name_of(experiment.backbone)]
+    if kind.scaled is not None:
+        backbone = kind.scaled(backbone, trial.suggest_float("model.width", 0.5, 1.5))
+    narrowest = context.classes
+    if kind.stages is not None:
+        narrowest = min(stage.width for stage in stages_of(backbone, context.shape, context.classes))
+    modes = [*_LEARNED, *(["hard-fixed"] if experiment.handover is None else [])]
+    settings = replace(
+        method,
+        clusters=trial.suggest_int("blockout.clusters", min(2, narrowest), min(_MOST_CLUSTERS, narrowest)),
+        structure_lr=trial.suggest_float("blockout.structure_lr", *_STRUCTURE_LR, log=True),
+        mode=cast(Mode, trial.suggest_categorical("blockout.mode", modes)),
+    )
+    return replace(experiment, method=settings, backbone=backbone)
+
+
+def structure(trial: Trial, context: Context) -> Experiment:
     """Vary the learning rate of the structure, the first layer's initial probability, and the charge for MACs.
 
     Parameters: ``blockout.structure_lr`` (10 to 100, logarithmic), ``blockout.first_probability`` (.8 to .98),
@@ -16,13 +49,17 @@ def blockout(trial: Trial, context: Context) -> Experiment:
     Raises:
         ValueError: The arm's method is not blockout.
     """
-    method = context.experiment.method
-    if not isinstance(method, BlockoutSettings):
-        raise ValueError("the space 'blockout' needs an arm whose method is blockout")
     settings = replace(
-        method,
-        structure_lr=trial.suggest_float("blockout.structure_lr", 10.0, 100.0, log=True),
+        _method(context, "structure"),
+        structure_lr=trial.suggest_float("blockout.structure_lr", *_STRUCTURE_LR, log=True),
         first_probability=trial.suggest_float("blockout.first_probability", 0.8, 0.98),
         charge=trial.suggest_float("blockout.charge", 2.0, 16.0, log=True),
     )
     return replace(context.experiment, method=settings)
+
+
+def _method(context: Context, space: str) -> BlockoutSettings:
+    method = context.experiment.method
+    if not isinstance(method, BlockoutSettings):
+        raise ValueError(f"the space {space!r} needs an arm whose method is blockout")
+    return method

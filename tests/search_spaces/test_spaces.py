@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from nas_blockout.backbones import dense_of, stages_of
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings
+from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.confusion import ConfusionSettings
+from nas_blockout.distill import DistillationSettings
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockout import BlockoutSettings
@@ -24,6 +26,7 @@ BASES = {
     "training": Experiment(backbone=BACKBONE),
     "branched": Experiment(backbone=BACKBONE),
     "blockout": Experiment(backbone=BACKBONE, method=BlockoutSettings()),
+    "structure": Experiment(backbone=BACKBONE, method=BlockoutSettings()),
     "confusion": Experiment(backbone=BACKBONE, confusion=ConfusionSettings()),
     "regularizers": Experiment(backbone=BACKBONE, method=METHODS["dropout"].settings()),
     "light_regularizers": Experiment(backbone=BACKBONE, method=METHODS["dropblock"].settings()),
@@ -82,11 +85,42 @@ def test_spaces_compose_in_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "base"), [("regularizers", "training"), ("light_regularizers", "training"), ("blockout", "training")]
+    ("name", "base"), [(name, "training") for name in ("regularizers", "light_regularizers", "blockout", "structure")]
 )
 def test_a_space_refuses_an_arm_that_it_does_not_fit(name: str, base: str) -> None:
     with pytest.raises(ValueError, match=f"the space '{name}' needs"):
         SPACES[name](Recorded({}), Context(BASES[base], SHAPE, CLASSES))
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_blockout_varies_clusters_widths_and_mode_within_what_can_be_built(seed: int) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    narrow = replace(BASES["blockout"], backbone=ConvNetSettings((16, 24), (5,)))
+    found = SPACES["blockout"](study.ask(), Context(narrow, SHAPE, CLASSES))
+    narrowest = min(stage.width for stage in stages_of(found.backbone, SHAPE, CLASSES))
+    assert isinstance(found.method, BlockoutSettings)
+    assert 2 <= found.method.clusters <= narrowest <= 8
+    assert 8 <= found.backbone.channels[0] <= 24
+
+
+def test_a_structure_that_is_distilled_is_one_that_was_learned() -> None:
+    distilled = replace(BASES["blockout"], distillation=DistillationSettings())
+
+    def modes(base: Experiment) -> list[object]:
+        trial = optuna.create_study().ask()
+        SPACES["blockout"](trial, Context(base, SHAPE, CLASSES))
+        return list(trial.distributions["blockout.mode"].choices)  # type: ignore[attr-defined]
+
+    assert modes(distilled) == ["hard-learned", "soft-learned"]
+    assert modes(BASES["blockout"]) == ["hard-learned", "soft-learned", "hard-fixed"]
+
+
+def test_a_backbone_without_one_width_keeps_its_widths() -> None:
+    trial = optuna.create_study().ask()
+    base = replace(BASES["blockout"], backbone=ResNetSettings())
+    assert SPACES["blockout"](trial, Context(base, SHAPE, CLASSES)).backbone == base.backbone
+    assert "model.width" not in trial.params
 
 
 def test_branches_need_classes_to_divide() -> None:
