@@ -42,6 +42,10 @@ class DistillationSettings:
         learn_share: Share of the epochs spent on learning the structure, in 0..1 exclusive; the rest trains the
             branches.
         learning_rate_scale: Peak learning rate of the branches as a multiple of the experiment's, above 0.
+        soft_targets: Weight of the soft outputs of the network that learned under masks in the loss of the second part,
+            in 0..1; 0 for labels alone. The teacher's forward passes are no sample passes, but take their seconds and
+            are counted in ``teacher_passes``.
+        temperature: Of the soft outputs, above 0.
         placebo: ``nodes`` shuffles the memberships of the nodes inside every layer, ``classes`` those of the classes
             only, ``random`` draws all of them anew for the same MACs and number of clusters; needs ``scratch``.
         draws: Draws of C behind the mean accuracy of the discretisation gap, 1 or more.
@@ -55,6 +59,8 @@ class DistillationSettings:
     weights: Weights = "inherited"
     learn_share: float = 0.5
     learning_rate_scale: float = 2 / 3
+    soft_targets: float = 0.0
+    temperature: float = 2.0
     placebo: Placebo = "none"
     draws: int = 8
 
@@ -68,6 +74,11 @@ class DistillationSettings:
         self._check_choices()
         if not self.learning_rate_scale > 0:
             raise ValueError(f"learning_rate_scale must be above 0, got {self.learning_rate_scale}")
+        if not (0 <= self.soft_targets <= 1 and self.temperature > 0):
+            raise ValueError(
+                f"soft_targets must lie in 0..1 and temperature be above 0, got {self.soft_targets} and "
+                f"{self.temperature}"
+            )
         for name in ("draws", "smallest_group"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")

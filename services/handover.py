@@ -69,10 +69,14 @@ def describe(study: Study, row: TrialRow, splits: Splits, document: ComparisonDo
         test_images=result.get("test_images"),
         accuracy=_accuracy(arm),
         verdict=sentence(document),
-        spent=f"{arm.cost.sample_passes:,} sample passes",
+        spent=f"{arm.cost.sample_passes:,} sample passes{_asked(result.get('teacher_passes') or 0)}",
         architecture=result.get("architecture"),
         equality=result.get("equality"),
     )
+
+
+def _asked(passes: int) -> str:
+    return f"; a teacher was asked {passes:,} times for soft targets of this model" if passes else ""
 
 
 def _accuracy(arm: ArmResult) -> str:

@@ -183,6 +183,7 @@ class Worker:
             "equality": handover.equality if handover else None,
             "probabilities": handover.probabilities if handover else None,
             "overhead_seconds": handover.overhead_seconds if handover else 0.0,
+            "teacher_passes": outcome.teacher_passes,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         if self._task.measures_latency:

@@ -16,6 +16,7 @@ from nas_blockout.distill import DistillationSettings
 from nas_blockout.experiment.building import build, count_macs, expected_macs, plain_state, rebuild
 from nas_blockout.experiment.described import Experiment
 from nas_blockout.experiment.handover import EVALUATION_BATCH, STAGE_SEED, Handover, hand_over, second_network
+from nas_blockout.experiment.teaching import Taught
 from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.pruning import PruningSettings
@@ -32,6 +33,7 @@ class Outcome:
         parameters: Trainable parameters.
         macs: Multiply-accumulates an image; with blockdrop their mean over the validation images, the policy counted.
         handover: What distillation handed over, if there was one.
+        teacher_passes: Images that a teacher was asked about; 0 where none taught.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Outcome:
     parameters: int
     macs: int
     handover: Handover | None
+    teacher_passes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +122,21 @@ class Run(Iterator[EpochRecord]):
                 self.outcome = self._finish(model)
             return
         learning, training = _split_epochs(experiment.training, experiment.handover)
+        teacher: nn.Module | None = None
         if self._handover is None:
             learned = build(experiment, self.splits)
             yield from self._fit("learn", learned, learning, experiment.seed)
             if self.failure is not None:
                 return
             self._handover, branched = hand_over(experiment, learned, self.splits, device=self.device)
+            teacher = learned
         else:
             branched = second_network(experiment, self._handover.architecture, self.splits)
-        yield from self._fit("finetune", branched, training, experiment.seed + STAGE_SEED)
+        second = self._taught(branched, teacher) if experiment.handover.soft_targets else branched
+        yield from self._fit("finetune", second, training, experiment.seed + STAGE_SEED)
         if self.failure is None:
-            self.outcome = self._finish(branched)
+            passes = int(second.passes) if isinstance(second, Taught) else 0
+            self.outcome = replace(self._finish(branched), teacher_passes=passes)
 
     def _fit(self, stage: str, model: nn.Module, settings: TrainingSettings, seed: int) -> Iterator[EpochRecord]:
         start = self._start.checkpoint if self._start is not None and self._stage == stage else None
@@ -148,12 +155,23 @@ class Run(Iterator[EpochRecord]):
             self.failure = record.failure
             yield shifted
 
-    def _finish(self, model: nn.Module) -> Outcome:
+    def _taught(self, branched: BranchedNetwork, teacher: nn.Module | None) -> Taught:
+        """Return the second stage's network with its teacher; where that is not at hand, a checkpoint brings it."""
+        settings = self.experiment.handover
+        assert settings is not None
+        dense = rebuild(self.experiment, None, self.splits) if teacher is None else self._plain(teacher)
+        return Taught(branched, dense, weight=settings.soft_targets, temperature=settings.temperature)
+
+    def _plain(self, model: nn.Module) -> nn.Module:
+        """Return a network that computes what a trained one does in eval mode, without a trace of its method."""
         trained = model.fold() if isinstance(model, Blockout) else model
         found = trained.full if isinstance(trained, BranchedNetwork) else None
         plain = rebuild(self.experiment, found, self.splits)
         plain.load_state_dict(plain_state(trained.cpu().state_dict(), plain.state_dict()))
-        plain.eval()
+        return plain.eval()
+
+    def _finish(self, model: nn.Module) -> Outcome:
+        plain = self._plain(model)
         parameters = sum(parameter.numel() for parameter in plain.parameters())
         architecture = plain.full if isinstance(plain, BranchedNetwork) else None
         return Outcome(plain, architecture, parameters, self._macs(plain), self._handover)
