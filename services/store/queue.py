@@ -158,8 +158,15 @@ class Queue:
             until = self._database.now(connection) + timedelta(seconds=seconds)
             return _change(connection, row, lease_until=until)
 
-    def note_job(self, study: str, worker: str, *, job: str, attempt: int) -> QueueRow:
+    def note_job(self, study: str, worker: str, *, job: str, attempt: int, message: str = "") -> QueueRow:
         """Note the job that was submitted for a study.
+
+        Args:
+            study: Name of the study.
+            worker: Who holds it.
+            job: The job's name.
+            attempt: Number of the attempt.
+            message: One sentence for its owner: why it was submitted again.
 
         Raises:
             LeaseLost: Another worker has it, or it has ended.
@@ -167,7 +174,19 @@ class Queue:
         with self._database.writing() as connection:
             row = _held(connection, study, worker)
             now = self._database.now(connection)
-            return _change(connection, row, job=job, attempt=count("attempt", attempt), updated_at=now)
+            changes = {"job": job, "attempt": count("attempt", attempt), "message": storable(message)}
+            return _change(connection, row, **changes, updated_at=now)
+
+    def note(self, study: str, worker: str, *, message: str) -> QueueRow:
+        """Tell the owner of a study in one sentence what it waits for.
+
+        Raises:
+            LeaseLost: Another worker has it, or it has ended.
+        """
+        with self._database.writing() as connection:
+            row = _held(connection, study, worker)
+            now = self._database.now(connection)
+            return _change(connection, row, message=storable(message), updated_at=now)
 
     def release(self, study: str, worker: str) -> None:
         """Give a study back, so that another worker goes on at once; nothing if another has it."""
@@ -278,7 +297,7 @@ def _select() -> "sa.Select[Any]":
     return sa.select(*(columns[name] for name in _LINE), columns.document, columns.source)
 
 
-def _row(row: Mapping[str, Any], *, new: bool = False) -> QueueRow:
+def _row(row: Mapping[str, Any] | RowMapping, *, new: bool = False) -> QueueRow:
     return QueueRow(**row, new=new)
 
 

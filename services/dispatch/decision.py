@@ -1,0 +1,131 @@
+"""What is to be done with a study of the queue, from what queue, cluster and store know of it; nothing is done here."""
+
+from dataclasses import dataclass
+
+from services.cluster.jobs import Job
+from services.store import QueueRow, StudyRow
+from services.store.rows import STALE_SECONDS
+
+MOST_RESTARTS = 5
+MOST_CHARACTERS = 500
+SOME_FAILED, UNREACHABLE = 4, 5
+_FIRST_SIGNAL = 128  # a shell's code for an end by signal 0
+_MEANING = {1: "failed", 2: "was refused", 3: "did not find what it needs", 6: "could not verify its models"}
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Submit the study as a job.
+
+    Args:
+        attempt: Number of the attempt, from 0.
+        reason: Why it is submitted again; empty for the first attempt.
+    """
+
+    attempt: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask the cluster to stop a job, and look again later."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Do nothing now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """End the study in the queue.
+
+    Args:
+        state: ``complete``, ``failed`` or ``cancelled``.
+        message: One sentence for its owner; empty if there is nothing to say.
+    """
+
+    state: str
+    message: str = ""
+
+
+Action = Submit | Stop | Wait | Settle
+
+
+def decide(row: QueueRow, job: Job | None, study: StudyRow | None) -> Action:
+    """Return what is to be done with a study whose lease this worker holds.
+
+    A living job is left alone, or stopped if its owner asked for that. Without one, a study that is complete in the
+    store has ended, however its job did; one that a driver is seen to run is waited for; of any other, the end of its
+    last job decides.
+
+    Args:
+        row: The study in the queue.
+        job: Its last job, or None if there was none or the cluster does not know it.
+        study: The study in the store, or None if no driver has begun it.
+    """
+    complete = study is not None and study.state == "complete" and study.config_hash == row.config_hash
+    if job is not None and job.living:
+        return Stop(job.id) if row.state == "cancelling" and not complete else Wait()
+    if complete and (job is None or row.state == "cancelling"):
+        return Settle("complete", "it had finished before it could be cancelled" if row.state == "cancelling" else "")
+    if study is not None and is_driven(study):
+        return Wait()
+    if row.state == "cancelling":
+        return Settle("cancelled", "cancelled as asked; `resume` goes on with it")
+    if row.job is None:
+        return Submit(row.attempt)
+    if job is None:
+        return _again(row, "the Ray cluster was started anew and no longer knew its job")
+    return _judge(row, job, complete=complete)
+
+
+def is_driven(study: StudyRow) -> bool:
+    """Whether a driver runs a study: it has claimed it, and has said not long ago that it lives."""
+    age = study.heartbeat_age
+    return study.owner is not None and age is not None and age <= STALE_SECONDS
+
+
+def sentence(message: str) -> str:
+    """Return the last error that a job's message quotes from its log, or the first line of the message."""
+    lines = [" ".join(line.split()) for line in message.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    found = errors[-1] if errors else (lines or [""])[0]
+    return found if len(found) <= MOST_CHARACTERS else found[: MOST_CHARACTERS - 3] + "..."
+
+
+def _judge(row: QueueRow, job: Job, *, complete: bool) -> Action:
+    """Return what the end of a job means."""
+    if job.state == "succeeded" or job.exit_code == 0:
+        return Settle("complete")
+    if job.exit_code == SOME_FAILED:
+        return Settle("complete", f"some of its trials failed; `nas-blockout show {row.study} --failed` says why")
+    if complete:
+        return Settle("complete", "its job ended badly after the study was complete")
+    if job.state == "stopped":
+        return Settle("cancelled", "its Ray job was stopped from outside; `resume` goes on with it")
+    if (reason := _passing(job)) is not None:
+        return _again(row, reason)
+    meaning = _MEANING.get(job.exit_code or 0, "ended badly")
+    return Settle("failed", sentence(job.message) or f"its job {meaning}, with exit code {job.exit_code}")
+
+
+def _passing(job: Job) -> str | None:
+    """Return what ended a job, if it may not happen again, or None."""
+    code = job.exit_code
+    if code is None:
+        return sentence(job.message) or "its job ended without an exit code"
+    if code == UNREACHABLE:
+        return sentence(job.message) or "a service could not be reached"
+    if code < 0 or code > _FIRST_SIGNAL:
+        return f"its driver was ended by signal {-code if code < 0 else code - _FIRST_SIGNAL}"
+    return None
+
+
+def _again(row: QueueRow, reason: str) -> Action:
+    restarts = row.attempt - row.first_attempt
+    if restarts >= MOST_RESTARTS:
+        return Settle("failed", f"given up after {restarts + 1} attempts: {reason}; `resume` tries again")
+    return Submit(row.attempt + 1, reason)

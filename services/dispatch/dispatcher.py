@@ -1,0 +1,177 @@
+"""One worker: it holds a few studies at a time by leases, and does with each of them what is to be done."""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from services.cluster import ClusterError
+from services.cluster.jobs import Job, job_id
+from services.dispatch.decision import Settle, Stop, Submit, decide
+from services.store import LeaseLost, NotFound, QueueRow, StateError, Store, StoreError, StudyRow
+from services.store.rows import ENDED_STUDY
+from services.study_file import Study, parse_resolved
+
+AT_ONCE = 4
+REFUSED_SECONDS = 600.0
+_LOG = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+
+class Cluster(Protocol):
+    """What the worker asks of the cluster; `services.cluster.jobs.Jobs` is it."""
+
+    def submit(self, study: Study, *, attempt: int = 0) -> Job:
+        """Submit a study, or return the job that this attempt at it already is."""
+
+    def job(self, id: str) -> Job | None:  # the cluster's own word
+        """Return a job, or None if the cluster does not know it."""
+
+    def stop(self, id: str) -> None:
+        """Ask a job to stop."""
+
+    def capacity(self) -> object:
+        """Return what the cluster has; fails if it cannot be reached."""
+
+
+class Dispatcher:
+    """Sees the studies through whose lease it holds; takes others as long as there is room.
+
+    Args:
+        store: Holds queue and studies.
+        cluster: Runs the jobs.
+        worker: Name of this worker among all.
+        lease_seconds: How long a study stays this worker's after it was last heard of.
+        at_once: Studies held at a time.
+        refused_seconds: How long to try with a study that is too large for the cluster, which may still be growing.
+        say: Told what happened, one line each.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        cluster: Cluster,
+        *,
+        worker: str,
+        lease_seconds: float = 30.0,
+        at_once: int = AT_ONCE,
+        refused_seconds: float = REFUSED_SECONDS,
+        say: Say = _LOG.info,
+    ) -> None:
+        self._store, self._cluster, self._worker = store, cluster, worker
+        self._lease_seconds, self._at_once, self._refused_seconds = lease_seconds, at_once, refused_seconds
+        self._say = say
+        self._held: dict[str, None] = {}
+        self._refused: dict[str, float] = {}
+        self._stopping: set[str] = set()
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Names of the studies that this worker holds."""
+        return tuple(self._held)
+
+    def round(self) -> None:
+        """Renew all leases, do what is to be done with each study, and take others.
+
+        Raises:
+            StoreUnreachable: The database is away; leases may end meanwhile, and others go on.
+            ClusterError: The cluster is away; the leases stand.
+        """
+        for row in [row for study in self.held if (row := self._renewed(study)) is not None]:
+            self._tend(row)
+        new: set[str] = set()
+        while len(self._held) < self._at_once:
+            taken = self._store.lease(self._worker, seconds=self._lease_seconds)
+            if taken is None or taken.study in new:  # a lease that was over before the round was
+                return
+            new.add(taken.study)
+            self._held[taken.study] = None
+            self._tend(taken)
+
+    def release(self) -> None:
+        """Give all leases back, so that another worker goes on at once."""
+        for study in self.held:
+            with suppress(StoreError):
+                self._store.release(study, self._worker)
+            self._forget(study)
+
+    def _renewed(self, study: str) -> QueueRow | None:
+        try:
+            return self._store.renew(study, self._worker, seconds=self._lease_seconds)
+        except LeaseLost as error:
+            self._say(f"{study}: {error}")
+            self._forget(study)
+            return None
+
+    def _tend(self, row: QueueRow) -> None:
+        """Do what is to be done; what another worker or driver did meanwhile is seen in the next round."""
+        try:
+            self._act(row)
+        except LeaseLost as error:
+            self._say(f"{row.study}: {error}")
+            self._forget(row.study)
+        except StateError:
+            return
+
+    def _act(self, row: QueueRow) -> None:
+        row, job = self._last_job(row)
+        action = decide(row, job, self._study(row.study))
+        if isinstance(action, Submit):
+            self._submit(row, action)
+        elif isinstance(action, Stop) and action.job not in self._stopping:
+            self._say(f"{row.study}: stopping {action.job}")
+            self._cluster.stop(action.job)
+            self._stopping.add(action.job)
+        elif isinstance(action, Settle):
+            self._settle(row, action)
+
+    def _last_job(self, row: QueueRow) -> tuple[QueueRow, Job | None]:
+        """Return the last job of a study, with its row; one that a worker did not live to note is noted."""
+        job = self._cluster.job(row.job) if row.job is not None else None
+        if job is not None and job.living:
+            return row, job
+        attempt = row.attempt + (row.job is not None)
+        later = self._cluster.job(job_id(parse_resolved(row.document), attempt))
+        if later is None:
+            return row, job
+        return self._store.note_job(row.study, self._worker, job=later.id, attempt=attempt, message=row.message), later
+
+    def _study(self, name: str) -> StudyRow | None:
+        with suppress(NotFound):
+            return self._store.study(name)
+        return None
+
+    def _submit(self, row: QueueRow, action: Submit) -> None:
+        try:
+            job = self._cluster.submit(parse_resolved(row.document), attempt=action.attempt)
+        except ClusterError as error:
+            self._cluster.capacity()  # fails if the cluster is away; else it is there, and has refused
+            self._wait_for_room(row, str(error))
+            return
+        self._refused.pop(row.study, None)
+        message = f"attempt {action.attempt - row.first_attempt + 1}: {action.reason}" if action.reason else ""
+        self._store.note_job(row.study, self._worker, job=job.id, attempt=action.attempt, message=message)
+        self._say(f"{row.study}: submitted as {job.id}{f', because {action.reason}' if action.reason else ''}")
+
+    def _wait_for_room(self, row: QueueRow, error: str) -> None:
+        if row.study not in self._refused:
+            self._refused[row.study] = time.monotonic()
+            self._store.note(row.study, self._worker, message=f"waits: {error}")
+            self._say(f"{row.study}: waits: {error}")
+        if time.monotonic() - self._refused[row.study] >= self._refused_seconds:
+            self._settle(row, Settle("failed", error))
+
+    def _settle(self, row: QueueRow, action: Settle) -> None:
+        """End the study first where it is kept, then in the queue: if this worker dies between, another does both."""
+        study = self._study(row.study)
+        if action.state != "complete" and study is not None and study.state not in ENDED_STUDY:
+            self._store.finish_study(row.study, action.state, error=action.message or None)
+        self._store.settle(row.study, self._worker, action.state, message=action.message)
+        self._say(f"{row.study}: {action.state}{f': {action.message}' if action.message else ''}")
+        self._forget(row.study)
+
+    def _forget(self, study: str) -> None:
+        self._held.pop(study, None)
+        self._refused.pop(study, None)
