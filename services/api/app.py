@@ -1,0 +1,146 @@
+"""The application: its routes put together, its description, and the server that runs it."""
+
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from nas_blockout import __version__
+from services.api import files, health, metrics, page, refusals, studies
+from services.api.guard import Guard
+from services.api.health import Probes, probes_of
+from services.api.models import Changes
+from services.api.service import make_service, service_of
+from services.settings import Settings
+from services.store import Store
+from services.study_file import StudyConfig
+
+PATIENCE_SECONDS = 2.0
+MOST_CONNECTIONS = 1000
+GOODBYE_SECONDS = 5
+_REFERENCE = "#/components/schemas/{model}"
+_DESCRIPTION = """Give studies to the service, follow them, fetch what they leave behind. A worker runs them.
+
+Every request but those of health needs `Authorization: Bearer TOKEN`, and sees the studies of the token's owner only.
+Every error has the shape of `ErrorDocument`."""
+
+Say = Callable[[str], None]
+
+
+def application(settings: Settings, store: Store, *, probes: Probes | None = None) -> FastAPI:
+    """Return the application.
+
+    Args:
+        settings: Of the installation; `api_token` is set.
+        store: Open; stays so.
+        probes: Ask what the service needs; what is configured if left out.
+    """
+    asked = probes if probes is not None else probes_of(settings, store)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        asked.close()
+
+    app = FastAPI(
+        title="nas-blockout",
+        version=__version__,
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    service = make_service(settings, store, asked)
+    service.metrics.watch(store.count_queue, lambda: service.streams.total)
+    app.state.service = service
+    refusals.handle(app)
+    app.add_exception_handler(page.LoggedOut, page.logged_out)
+    for router in (studies.router, files.router, health.router, page.router):
+        app.include_router(router)
+    app.add_api_route("/metrics", _metrics, tags=["health"], summary="Numbers for Prometheus", response_class=Response,
+                      responses={200: {"content": {"text/plain": {}}}})  # fmt: skip
+    app.add_middleware(Guard, metrics=service.metrics)
+    app.openapi = lambda: _description(app)  # type: ignore[method-assign]
+    return app
+
+
+def run(settings: Settings, *, host: str, port: int, say: Say) -> None:
+    """Serve the application until SIGINT or SIGTERM.
+
+    Args:
+        settings: Of the installation; `api_token` is set.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        say: Told the address.
+
+    Raises:
+        StoreError: The store cannot be opened.
+        OSError: The address is taken, or is none of this machine.
+    """
+    _log_to_stderr()
+    with Store.open(settings.store_url, patience=PATIENCE_SECONDS) as store, _listening(host, port) as listener:
+        shown = f"[{host}]" if ":" in host else host
+        say(f"http://{shown}:{listener.getsockname()[1]}/ serves the studies of {store.url}")
+        config = uvicorn.Config(
+            application(settings, store),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=GOODBYE_SECONDS,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def description() -> dict[str, Any]:
+    """Return the OpenAPI description; needs no store."""
+    app = FastAPI(title="nas-blockout", version=__version__, description=_DESCRIPTION)
+    for router in (studies.router, files.router, health.router):
+        app.include_router(router)
+    return _description(app)
+
+
+def _metrics(request: Request) -> Response:
+    """Requests, their times, open streams and the queue, in Prometheus's text format."""
+    return Response(service_of(request).metrics.text(), media_type=metrics.CONTENT_TYPE)
+
+
+def _description(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI description, with the schemas of bodies that are read by hand."""
+    if app.openapi_schema is None:
+        found = FastAPI.openapi(app)
+        schemas = found["components"]["schemas"]
+        for model in (StudyConfig, Changes):
+            schema = model.model_json_schema(ref_template=_REFERENCE)
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        app.openapi_schema = found
+    return app.openapi_schema or {}
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port") from None
+    return listener
+
+
+def _log_to_stderr() -> None:
+    """Write a line for every change and every failure; of requests there are numbers at ``/metrics``."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("nas_blockout.api")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").addHandler(handler)

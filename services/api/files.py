@@ -1,0 +1,180 @@
+"""Routes of what a study leaves behind; a file is found by what the store knows, never by a path of a request."""
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import quote
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse, Response
+
+from services.api.auth import Caller, Reader
+from services.api.models import ArchitectureView, FileView, ModelView
+from services.api.refusals import Refused, not_found
+from services.api.service import Service
+from services.api.studies import Shared, own, refusals
+from services.folder import Folder
+from services.store import ExportRow, NotFound, QueueRow, TrialRow
+
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'self'"
+_KINDS = {
+    ".json": "application/json",
+    ".md": "text/plain; charset=utf-8",
+    ".yaml": "text/plain; charset=utf-8",
+}
+_BINARY = "application/octet-stream"
+_CHUNK = 1 << 20
+
+router = APIRouter(prefix="/v1/studies/{name}", tags=["results"])
+
+
+def _described(kind: str, what: str) -> dict[int | str, dict[str, object]]:
+    return {200: {"content": {kind: {}}, "description": what}, **refusals(404)}
+
+
+@router.get(
+    "/report", summary="The report", response_class=Response, responses=_described("text/html", "One HTML file.")
+)
+def report(shared: Shared, caller: Reader, name: str) -> Response:
+    """The report as one HTML file that needs no network and no script."""
+    path = _folder(shared, caller, name).report
+    _require(path, "report")
+    return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
+
+
+@router.get(
+    "/comparison",
+    summary="The comparison",
+    response_class=Response,
+    responses=_described("application/json", "`comparison.json`."),
+)
+def comparison(shared: Shared, caller: Reader, name: str) -> Response:
+    """The comparison of the arms, as `comparison.json` has it."""
+    path = _folder(shared, caller, name).comparison
+    _require(path, "comparison")
+    return FileResponse(path, media_type="application/json")
+
+
+@router.get(
+    "/trials", summary="All trials", response_class=Response, responses=_described("text/csv", "One row a trial.")
+)
+def trials(shared: Shared, caller: Reader, name: str) -> Response:
+    """All trials so far as CSV, while the study runs too."""
+    from services.results import flat
+
+    rows = [flat(row) for row in _trials(shared, own(shared, caller, name))]
+    columns = list(dict.fromkeys(key for row in rows for key in row)) or ["trial"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
+    headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
+    return Response(text.getvalue(), media_type="text/csv", headers=headers)
+
+
+@router.get("/architectures", summary="The architectures", responses=refusals(404))
+def architectures(shared: Shared, caller: Reader, name: str) -> list[ArchitectureView]:
+    """The architecture of every retrained model, by arm and seed."""
+    return [
+        ArchitectureView(
+            arm=row.arm,
+            trial=row.id,
+            seed=row.seed,
+            hash=row.result.get("architecture_hash"),
+            architecture=row.result["architecture"],
+        )
+        for row in _trials(shared, own(shared, caller, name))
+        if row.phase == "retrain" and row.state == "complete" and row.result and row.result.get("architecture")
+    ]
+
+
+@router.get("/models", summary="The exported models", responses=refusals(404))
+def models(shared: Shared, caller: Reader, name: str) -> list[ModelView]:
+    """The exported model of every arm, with the hashes of its files."""
+    row = own(shared, caller, name)
+    return [
+        ModelView(
+            arm=each.arm,
+            verified=each.verified,
+            created_at=each.created_at,
+            files=[
+                FileView(
+                    name=file, sha256=digest, url=f"/v1/studies/{row.study}/models/{quote(each.arm)}/{quote(file)}"
+                )
+                for file, digest in sorted(each.hashes.items())
+            ],
+        )
+        for each in newest_exports(shared, row)
+    ]
+
+
+@router.get(
+    "/models/{arm}/{file}",
+    summary="A file of an exported model",
+    response_class=Response,
+    responses=_described(_BINARY, "The file; `ETag` is its SHA-256."),
+)
+def model_file(shared: Shared, caller: Reader, name: str, arm: str, file: str) -> Response:
+    """A file of the exported model of an arm, after its hash was found to be that of the export."""
+    row = own(shared, caller, name)
+    found = next((each for each in newest_exports(shared, row) if each.arm == arm), None)
+    known = next((each for each in found.hashes if each == file), None) if found else None
+    if found is None or known is None:
+        raise not_found("such file of a model")
+    path = Folder(shared.settings.folder(row.study)).models / found.arm / known
+    _require(path, "file of the model")
+    stat = path.stat()
+    if _digest(path, stat.st_mtime_ns, stat.st_size) != found.hashes[known]:
+        raise Refused(
+            409,
+            "changed",
+            "the file is not the one that was exported",
+            key="file",
+            value=known,
+            remedy=f"`nas-blockout export {row.study} {found.arm}` writes it again",
+        )
+    kind = _KINDS.get(path.suffix, _BINARY)
+    return FileResponse(path, media_type=kind, filename=known, headers={"ETag": f'"{found.hashes[known]}"'})
+
+
+def newest_exports(shared: Service, row: QueueRow) -> list[ExportRow]:
+    """Return the last export of every arm of a study."""
+    try:
+        exports = shared.store.exports(row.study)
+    except NotFound:
+        return []
+    return list({each.arm: each for each in sorted(exports, key=lambda each: each.created_at)}.values())
+
+
+def _folder(shared: Service, caller: Caller, name: str) -> Folder:
+    return Folder(shared.settings.folder(own(shared, caller, name).study))
+
+
+def _trials(shared: Service, row: QueueRow) -> Iterator[TrialRow]:
+    try:
+        yield from shared.store.trials(row.study)
+    except NotFound:
+        return
+
+
+def _require(path: Path, what: str) -> None:
+    if not path.is_file():
+        raise Refused(404, "not_finished", f"there is no {what} yet", remedy="wait until the study is complete")
+
+
+def _harmless(value: object) -> object:
+    """Return a value that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: Path, modified: int, size: int) -> str:
+    """Return the SHA-256 of a file; of one that has not changed it is known."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()

@@ -1,0 +1,368 @@
+"""Routes of studies: give one to the service, list, show, follow, cancel, resume, extend. Nothing is trained here."""
+
+import base64
+import binascii
+import logging
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import ValidationError
+from starlette.responses import StreamingResponse
+
+from services.api import auth, reading
+from services.api.auth import Caller, Reader, Writer
+from services.api.models import (
+    Changes,
+    ErrorDocument,
+    State,
+    StudyDetail,
+    StudyPage,
+    StudyView,
+    study_fields,
+    study_view,
+)
+from services.api.progress import Snapshot, follow, has_seen_the_end
+from services.api.refusals import SOURCE, Refused, not_found
+from services.api.service import Service, service_of
+from services.assignments import assigned
+from services.extension import additions
+from services.store import QueueRow
+from services.store.values import MOST
+from services.study_file import Study, parse, parse_resolved, resolve
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+KEY_PATTERN = r"^[\x21-\x7e]{1,200}$"
+_LOG = logging.getLogger("nas_blockout.api")
+_EXAMPLE = """schema_version: 1
+name: hello
+question: Does dropout help with fifty digits?
+data: {name: digits, train_samples: 50}
+backbone: {name: convnet, channels: [4], hidden: [8]}
+training: {epochs: 2, batch_size: 16}
+budget: {sample_passes: 300}
+retrain: {seeds: [0, 1]}
+arms:
+  dense: {}
+  dropout: {method: {name: dropout}}
+"""
+_BODIES = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/yaml": {"schema": {"type": "object"}, "examples": {"hello": {"value": _EXAMPLE}}},
+            "application/json": {"schema": {"$ref": "#/components/schemas/StudyConfig"}},
+        },
+    }
+}
+_CHANGES = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Changes"}}},
+    }
+}
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return how OpenAPI describes the answers to refused requests; those that every route may give included."""
+    return {status: {"model": ErrorDocument} for status in (401, 422, 429, 503, *statuses)}
+
+
+router = APIRouter(prefix="/v1/studies", tags=["studies"])
+Body = Annotated[bytes, Depends(reading.body)]
+
+
+def service(request: Request) -> Service:
+    """Return the service that a request has come to."""
+    return service_of(request)
+
+
+Shared = Annotated[Service, Depends(service)]
+
+
+def checked(document: Mapping[str, Any]) -> Study:
+    """Return a study that was sent, resolved.
+
+    Raises:
+        Refused: It names a folder, which only who owns the machines may.
+        StudyError: It breaks a rule of study files.
+    """
+    study = resolve(parse(document, source=SOURCE), source=SOURCE)
+    if study.data.folder is not None:
+        raise Refused(
+            422,
+            "invalid_study",
+            f"data.folder: a study that is sent here names no folder of the machines, got {study.data.folder!r}",
+            key="data.folder",
+            value=study.data.folder,
+            remedy="leave it out, or run the study with `nas-blockout submit`",
+        )
+    return study
+
+
+def give(shared: Service, caller: Caller, document: Mapping[str, Any], key: str | None) -> QueueRow:
+    """Check a study and queue it; the same one again is returned as it is."""
+    auth.require_write(caller)
+    study = checked(document)
+    row = shared.store.enqueue(
+        study.name,
+        document=study.to_json(),
+        config_hash=study.hash,
+        owner=caller.owner,
+        key=key,
+        source=dict(document),
+        most_open=shared.settings.api_open_studies,
+    )
+    if row.new:
+        _noted(caller, "gave", row)
+    return row
+
+
+def own(shared: Service, caller: Caller, name: str) -> QueueRow:
+    """Return a study of the caller; one of somebody else is not there.
+
+    Raises:
+        Refused: There is none of that name.
+    """
+    row = shared.store.queue_row(name) if NAME.fullmatch(name) else None
+    if row is None or row.owner != caller.owner:
+        raise not_found("study of that name")
+    return row
+
+
+def look(shared: Service, caller: Caller, name: str) -> Snapshot:
+    """Return where a study of the caller stands."""
+    if not NAME.fullmatch(name):
+        raise not_found("study of that name")
+    if (known := shared.watcher.fresh(name)) is not None and known.row.owner == caller.owner:
+        return known
+    own(shared, caller, name)
+    return shared.watcher.look(name)
+
+
+def page(
+    shared: Service,
+    caller: Caller,
+    *,
+    states: list[State] | None = None,
+    owner: str | None = None,
+    prefix: str = "",
+    limit: int = 50,
+    cursor: str | None = None,
+) -> StudyPage:
+    """Return studies of the caller, the newest first."""
+    if owner is not None and owner != caller.owner:
+        return StudyPage(studies=[], next=None)
+    before = _opened(cursor) if cursor else None
+    rows = shared.store.queue(states, owner=caller.owner, prefix=prefix, limit=limit + 1, before=before)
+    more = len(rows) > limit
+    return StudyPage(
+        studies=[study_view(row) for row in rows[:limit]], next=_closed(rows[limit - 1].id) if more else None
+    )
+
+
+def cancel(shared: Service, caller: Caller, name: str) -> QueueRow:
+    """Ask that a study of the caller be cancelled."""
+    auth.require_write(caller)
+    row = shared.store.ask_cancel(own(shared, caller, name).study)
+    return _changed(shared, caller, "cancelled", row)
+
+
+def resume(shared: Service, caller: Caller, name: str) -> QueueRow:
+    """Queue a study of the caller again that has failed or was cancelled."""
+    auth.require_write(caller)
+    row = shared.store.ask_resume(own(shared, caller, name).study, most_open=shared.settings.api_open_studies)
+    return _changed(shared, caller, "resumed", row)
+
+
+def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -> QueueRow:
+    """Queue a study of the caller again with more to do."""
+    auth.require_write(caller)
+    row = own(shared, caller, name)
+    source = assigned(row.source or row.document, assignments)
+    reading.require_harmless(source)
+    study = checked(source)
+    if study.name != row.study:
+        raise Refused(
+            409, "conflict", f"name: an extended study keeps its name, got {study.name!r}", key="name", value=study.name
+        )
+    if not additions(parse_resolved(row.document), study):
+        return row
+    extended = shared.store.ask_resume(
+        row.study,
+        document=study.to_json(),
+        config_hash=study.hash,
+        source=source,
+        most_open=shared.settings.api_open_studies,
+    )
+    return _changed(shared, caller, "extended", extended)
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Give a study to the service",
+    openapi_extra=_BODIES,
+    responses={200: {"model": StudyView, "description": "It was given before."}, **refusals(403, 408, 409, 413, 415)},
+)
+def give_study(
+    request: Request,
+    response: Response,
+    shared: Shared,
+    caller: Writer,
+    content: Body,
+    key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            pattern=KEY_PATTERN,
+            description="Chosen by the client, one a study; sent again it is known.",
+        ),
+    ] = None,
+) -> StudyView:
+    """Queue a study, as YAML or JSON; a worker runs it. The same study sent twice, or the same key, is one study."""
+    row = give(shared, caller, reading.document(content, reading.media_type(request)), key)
+    response.status_code = 201 if row.new else 200
+    response.headers["Location"] = f"/v1/studies/{row.study}"
+    return study_view(row)
+
+
+@router.get("", summary="List your studies", responses=refusals())
+def list_studies(
+    shared: Shared,
+    caller: Reader,
+    state: Annotated[list[State] | None, Query(description="Only those in this state; repeatable.")] = None,
+    owner: Annotated[str | None, Query(max_length=64, description="Only those of this owner.")] = None,
+    prefix: Annotated[str, Query(pattern=r"^[a-z0-9-]{0,63}$", description="Only those whose name begins so.")] = "",
+    limit: Annotated[int, Query(ge=1, le=100, description="Most studies of a page.")] = 50,
+    cursor: Annotated[
+        str | None, Query(pattern=r"^[A-Za-z0-9_=-]{1,40}$", description="`next` of the page before.")
+    ] = None,
+) -> StudyPage:
+    """List the studies of the token's owner, the newest first, in pages."""
+    return page(shared, caller, states=state, owner=owner, prefix=prefix, limit=limit, cursor=cursor)
+
+
+@router.get("/{name}", summary="Show a study", responses=refusals(404))
+def show_study(shared: Shared, caller: Reader, name: str) -> StudyDetail:
+    """Show a study: where each arm stands, and every setting with its value."""
+    found = look(shared, caller, name)
+    document = dict(found.row.document)
+    return StudyDetail(
+        **study_fields(found.row),
+        question=document.get("question", ""),
+        share=found.progress.share,
+        arms=found.progress.arms,
+        study=document,
+    )
+
+
+@router.get(
+    "/{name}/events",
+    summary="Follow a study",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "Events `progress`, `happened` and, last, `end`."},
+        204: {"description": "The client has been told the end: it is not to connect again."},
+        **refusals(404),
+    },
+)
+def follow_study(
+    shared: Shared,
+    caller: Reader,
+    name: str,
+    last: Annotated[
+        str, Header(alias="Last-Event-ID", max_length=100, description="Identity of the last event received.")
+    ] = "",
+) -> Response:
+    """Follow a study by server-sent events until it has ended; goes on after `Last-Event-ID`."""
+    found = look(shared, caller, name)
+    if has_seen_the_end(last, found):
+        return Response(status_code=204)
+    client = ("token", caller.token)
+    if not shared.streams.enter(client):
+        raise Refused(
+            429,
+            "too_many_streams",
+            "this token follows as many studies as it may",
+            remedy="close another stream",
+            headers={"Retry-After": "5"},
+        )
+
+    async def events() -> Any:
+        try:
+            allowed = lambda: auth.by_token(shared, caller.token) is not None  # noqa: E731
+            async for text in follow(shared.watcher, found.row.study, last=last, allowed=allowed):
+                yield text
+        finally:
+            shared.streams.leave(client)
+
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+@router.post("/{name}/cancel", summary="Cancel a study", responses=refusals(403, 404, 409))
+def cancel_study(shared: Shared, caller: Writer, name: str) -> StudyView:
+    """Cancel a study that is queued or runs; one that runs is `cancelling` until its worker has stopped it."""
+    return study_view(cancel(shared, caller, name))
+
+
+@router.post("/{name}/resume", summary="Resume a study", responses=refusals(403, 404, 409))
+def resume_study(shared: Shared, caller: Writer, name: str) -> StudyView:
+    """Queue a study again that has failed or was cancelled: it goes on where it stopped."""
+    return study_view(resume(shared, caller, name))
+
+
+@router.post(
+    "/{name}/extend",
+    summary="Extend a study",
+    openapi_extra=_CHANGES,
+    responses=refusals(403, 404, 408, 409, 413, 415),
+)
+def extend_study(request: Request, shared: Shared, caller: Writer, name: str, content: Body) -> StudyView:
+    """Queue a study that has ended again with a larger budget, more seeds or further arms; what stands is kept."""
+    document = reading.document(content, reading.media_type(request))
+    try:
+        changes = Changes.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        message = f"{key}: {first['msg']}"
+        raise Refused(422, "invalid_request", message, key=key, remedy=_HOW_TO_EXTEND) from None
+    return study_view(extend(shared, caller, name, changes.assignments))
+
+
+_HOW_TO_EXTEND = 'send {"assignments": ["budget.sample_passes=60000"]}'
+
+
+def _changed(shared: Service, caller: Caller, what: str, row: QueueRow) -> QueueRow:
+    shared.watcher.forget(row.study)
+    _noted(caller, what, row)
+    return row
+
+
+def _noted(caller: Caller, what: str, row: QueueRow) -> None:
+    _LOG.info("%s %s %s by token %d", caller.owner, what, row.study, caller.token)
+
+
+def _closed(identity: int) -> str:
+    return base64.urlsafe_b64encode(f"before {identity}".encode()).decode()
+
+
+def _opened(cursor: str) -> int:
+    """Return the identity in the queue that a cursor stands for."""
+    try:
+        word, _, number = base64.urlsafe_b64decode(cursor).decode("ascii").partition(" ")
+    except (binascii.Error, ValueError):
+        word, number = "", ""
+    if word != "before" or not number.isdecimal() or not 0 <= int(number[:20]) <= MOST:
+        raise Refused(
+            422,
+            "invalid_request",
+            f"cursor: it is `next` of the page before, got {cursor}",
+            key="cursor",
+            value=cursor,
+            remedy="leave it out to begin at the newest study",
+        )
+    return int(number)

@@ -1,0 +1,130 @@
+"""The application over a real store, and clients of it."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from services.api import application
+from services.api.health import Probes
+from services.settings import Settings
+from services.store import Store
+
+ROOT = "q7Rz_0vLw2-Xb9TnYd4K"
+STUDY: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "tiny",
+    "question": "Größer? 漢字",
+    "data": {"name": "digits", "train_samples": 50},
+    "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
+    "training": {"epochs": 2, "batch_size": 16},
+    "budget": {"sample_passes": 300},
+    "retrain": {"seeds": [0, 1]},
+    "arms": {"dense": {}, "dropout": {"method": {"name": "dropout"}}},
+}
+Client = Callable[..., httpx.Client]
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """Run a real server on the loopback, in a thread; yield its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.005)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=30)
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[[FastAPI], str]]:
+    """Serves applications until the test has ended; returns their addresses."""
+    with ExitStack() as stack:
+        addresses: dict[int, str] = {}
+
+        def serve(app: FastAPI) -> str:
+            if id(app) not in addresses:
+                addresses[id(app)] = stack.enter_context(serving(app))
+            return addresses[id(app)]
+
+        yield serve
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    values = {"HOME": str(tmp_path), "API_TOKEN": ROOT, "TRACKING_URI": "none", "API_RATE": "1000"}
+    return Settings.from_environment({f"NAS_BLOCKOUT_{name}": value for name, value in values.items()})
+
+
+@pytest.fixture
+def app(settings: Settings, store: Store) -> FastAPI:
+    """The application over an empty store, on every kind of database."""
+    return application(settings, store, probes=Probes({"database": lambda: "ok"}))
+
+
+@pytest.fixture
+def client(app: FastAPI, store: Store, served: Callable[[FastAPI], str]) -> Iterator[Client]:
+    """Makes a client with a token of an owner, or one without a token."""
+    with ExitStack() as stack:
+
+        def make(owner: str | None = "ann", scope: str = "write", *, to: FastAPI = app) -> httpx.Client:
+            found = stack.enter_context(httpx.Client(base_url=served(to), timeout=20.0))
+            if owner is not None:
+                found.headers["Authorization"] = f"Bearer {store.create_token('', owner=owner, scope=scope)[1]}"
+            return found
+
+        yield make
+
+
+@pytest.fixture
+def ann(client: Client) -> httpx.Client:
+    return client("ann")
+
+
+@pytest.fixture
+def study() -> dict[str, Any]:
+    return {**STUDY}
+
+
+@pytest.fixture
+def sqlite_store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path / 'runs' / 'store.db'}") as opened:
+        yield opened
+
+
+@pytest.fixture
+def limited(settings: Settings, store: Store) -> Callable[..., FastAPI]:
+    """Makes the application with other settings."""
+    return lambda **changes: application(replace(settings, **changes), store, probes=Probes({}))
+
+
+def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The problem that an answer tells, in the one shape of errors."""
+    assert answer.status_code == status, answer.text
+    document = answer.json()
+    assert set(document) == {"error"}
+    found: dict[str, Any] = document["error"]
+    assert set(found) == {"code", "message", "key", "value", "remedy"}
+    assert found["code"] == code
+    assert found["message"]
+    return found
+
+
+@pytest.fixture
+def told() -> Callable[..., dict[str, Any]]:
+    return problem

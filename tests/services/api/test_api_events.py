@@ -1,0 +1,132 @@
+"""Following a study: its progress as it changes, what happened to it, its end; and going on after a break."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from services.api.progress import Watcher, follow
+from services.store import Store
+
+FOR_LONG = 600.0
+
+
+def parsed(lines: Iterator[str]) -> Iterator[dict[str, str]]:
+    event: dict[str, str] = {}
+    for line in lines:
+        if not line:
+            if "event" in event:
+                yield event
+            event = {}
+        elif not line.startswith(":"):
+            key, _, value = line.partition(": ")
+            event[key] = value
+
+
+@pytest.fixture
+def running(ann, study, store: Store) -> int:
+    """A trial that runs of a study that a worker holds."""
+    ann.post("/v1/studies", json=study)
+    row = store.lease("one", seconds=FOR_LONG)
+    store.create_study("tiny", config=row.document, config_hash=row.config_hash, arms=["dense", "dropout"])
+    trial = store.add_trial("tiny", arm="dense", phase="search", number=0, seed=0, experiment={}, planned=100).id
+    store.start_attempt(trial)
+    return trial
+
+
+def end(store: Store, trial: int) -> None:
+    store.record_epochs(trial, [{"epoch": 0, "sample_passes": 150, "seconds": 1.0}])
+    store.finish_trial(trial, "complete", score=0.75, result={})
+    store.finish_study("tiny", "complete")
+    store.settle("tiny", "one", "complete", message="well done")
+
+
+def test_progress_is_told_until_the_end(ann, running, store):
+    with ann.stream("GET", "/v1/studies/tiny/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = parsed(answer.iter_lines())
+        first, second = next(events), next(events)
+        assert (first["event"], json.loads(first["data"])["kind"]) == ("happened", "created")
+        assert second["event"] == "progress"
+        progress = json.loads(second["data"])
+        assert (progress["state"], progress["share"], progress["arms"][0]["running"]) == ("running", 0.0, 1)
+        end(store, running)
+        rest = list(events)
+    assert [event["event"] for event in rest][-2:] == ["progress", "end"]
+    progress = json.loads(rest[-2]["data"])
+    assert progress["arms"][0] == {
+        "name": "dense", "done": 1, "running": 0, "queued": 0, "failed": 0, "pruned": 0, "sample_passes": 150,
+        "seconds": 1.0, "best": 0.75, "share": 0.5,
+    }  # fmt: skip
+    assert progress["share"] == 0.25
+    assert json.loads(rest[-1]["data"]) == {"state": "complete", "message": "well done"}
+    assert len({event["id"] for event in [first, second, *rest]}) == len(rest) + 2
+
+
+def told_after(ann: httpx.Client, last: str) -> list[str]:
+    with ann.stream("GET", "/v1/studies/tiny/events", headers={"Last-Event-ID": last}) as answer:
+        return [event["event"] for event in parsed(answer.iter_lines())] if answer.status_code == 200 else ["none"]
+
+
+def test_a_client_that_comes_back_is_told_what_it_missed(ann, running, store):
+    end(store, running)
+    with ann.stream("GET", "/v1/studies/tiny/events") as answer:
+        events = list(parsed(answer.iter_lines()))
+    assert [event["event"] for event in events] == ["happened", "happened", "progress", "end"]
+    after = {event["event"] + event["id"].partition("-")[0]: event["id"] for event in events}
+    assert told_after(ann, after["happened1"]) == ["happened", "progress", "end"]
+    assert told_after(ann, after["progress2"]) == ["end"]
+    assert told_after(ann, after["end2"]) == ["none"]
+    store.ask_resume("tiny", document=store.queue_row("tiny").document, config_hash="more")
+    store.ask_cancel("tiny")
+    ann.post("/v1/studies/tiny/cancel")
+    assert told_after(ann, after["end2"])[-1] == "end"
+
+
+@pytest.mark.parametrize("last", ["", "x", "-", "99999999999999-x", "-1-x", "\u0663-x", "1" * 100])
+def test_an_identity_that_nobody_gave_begins_anew(ann, running, store, last):
+    end(store, running)
+    assert told_after(ann, last.encode())[-1] == "end"
+
+
+def test_streams_of_a_token_are_limited_and_let_go(client, app, study, told):
+    ann = client("ann")
+    ann.post("/v1/studies", json=study)
+    app.state.service.streams._most = 1
+    with ann.stream("GET", "/v1/studies/tiny/events") as answer:
+        lines = answer.iter_lines()  # kept: a stream that nobody reads any more is closed
+        assert next(lines).startswith("retry")
+        told(ann.get("/v1/studies/tiny/events"), 429, "too_many_streams")
+        assert "nas_blockout_streams_open 1.0" in ann.get("/metrics").text
+    gone = threading.Event()
+    for _ in range(100):
+        if app.state.service.streams.total == 0:
+            gone.set()
+            break
+        threading.Event().wait(0.05)
+    assert gone.is_set()
+
+
+def test_all_who_follow_share_one_look(ann, running, store, monkeypatch):
+    watcher, looks = Watcher(store), []
+    spent = store.spent
+    monkeypatch.setattr(store, "spent", lambda name: looks.append(name) or spent(name))
+    assert {watcher.look("tiny").digest for _ in range(50)} == {watcher.look("tiny").digest}
+    assert len(looks) == 1
+    watcher.forget("tiny")
+    watcher.look("tiny")
+    assert len(looks) == 2
+
+
+def test_a_stream_ends_when_its_token_does(ann, running, store, monkeypatch):
+    monkeypatch.setattr("services.api.progress.HEARTBEAT_SECONDS", 0.0)
+
+    async def listen() -> list[str]:
+        return [text async for text in follow(Watcher(store), "tiny", allowed=lambda: False, pause=0.0)]
+
+    told = asyncio.run(listen())
+    assert ": still here\n\n" in told
+    assert not any("event: end" in text for text in told)
