@@ -4,8 +4,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from importlib import metadata
 from typing import Any
 
@@ -14,7 +16,9 @@ from services.settings import Settings, masked
 _PYTHON = (3, 11)
 _NEEDED = ("torch", "torchvision", "ray", "optuna", "mlflow", "sqlalchemy", "onnxruntime")
 _FREE_BYTES = 2 << 30
-SERVICES = frozenset({"store", "MLflow", "Ray"})
+_CLOCK_SECONDS = 5.0
+_ANSWER_SECONDS = 5.0
+SERVICES = frozenset({"store", "MLflow", "Ray", "Ray jobs", "API"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,13 @@ class Finding:
         return asdict(self)
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at everything that a study needs, one thing after another; what is missing of folder and stores is made."""
+def examine(settings: Settings, *, api: str | None = None) -> Iterator[Finding]:
+    """Look at everything that a study needs, one thing after another; what is missing of folder and stores is made.
+
+    Args:
+        settings: Of the installation.
+        api: Address of a service, such as ``http://127.0.0.1:8000``, to be asked as well.
+    """
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _python,
         _packages,
@@ -47,10 +56,13 @@ def examine(settings: Settings) -> Iterator[Finding]:
         _store,
         _tracking,
         _ray,
+        _jobs,
         _data,
     )
     for check in checks:
         yield from check(settings)
+    if api is not None:
+        yield from _api(api)
 
 
 def _python(settings: Settings) -> Iterator[Finding]:
@@ -86,8 +98,9 @@ def _store(settings: Settings) -> Iterator[Finding]:
 
     try:
         with Store.open(settings.store_url) as store:
-            found = len(store.studies(limit=1000))
+            found, ahead = len(store.studies(limit=1000)), store.clock_ahead()
         yield Finding("store", True, f"{masked(settings.store_url)}, studies: {found}")
+        yield _clock("store", ahead)
     except StoreError as error:
         yield Finding("store", False, str(error), "start the database, or correct NAS_BLOCKOUT_STORE_URL")
 
@@ -102,6 +115,12 @@ def _tracking(settings: Settings) -> Iterator[Finding]:
         yield Finding("MLflow", True, f"{masked(settings.tracking_uri)}, {check(settings.tracking_uri)}")
     except TrackingError as error:
         yield Finding("MLflow", False, str(error), "start the tracking server, or correct NAS_BLOCKOUT_TRACKING_URI")
+        return
+    if settings.tracking_uri.startswith(("http://", "https://")):
+        answer = _asked(f"{settings.tracking_uri.rstrip('/')}/version")
+        if answer.status == 200:
+            yield _version("MLflow's server", answer.text, "mlflow")
+        yield from _clock_of("MLflow", answer)
 
 
 def _ray(settings: Settings) -> Iterator[Finding]:
@@ -115,6 +134,80 @@ def _ray(settings: Settings) -> Iterator[Finding]:
         yield Finding("Ray", True, f"{settings.ray_address} answers")
     except ClusterError as error:
         yield Finding("Ray", False, str(error), "start the cluster, or correct NAS_BLOCKOUT_RAY_ADDRESS")
+
+
+def _jobs(settings: Settings) -> Iterator[Finding]:
+    if settings.jobs_address is None:
+        return
+    from services.cluster import ClusterError
+    from services.cluster.jobs import Jobs
+
+    jobs = Jobs(settings.jobs_address)
+    try:
+        have = jobs.capacity()
+        yield Finding("Ray jobs", True, f"{settings.jobs_address}, {have['CPU']:g} CPUs and {have['GPU']:g} GPUs")
+        yield _version("Ray's cluster", jobs.version(), "ray")
+        yield from _clock_of("Ray", _asked(f"{settings.jobs_address.rstrip('/')}/api/gcs_healthz"))
+    except ClusterError as error:
+        remedy = "start the cluster, correct NAS_BLOCKOUT_JOBS_ADDRESS, or set RAY_AUTH_TOKEN to the cluster's"
+        yield Finding("Ray jobs", False, str(error), remedy)
+
+
+def _api(address: str) -> Iterator[Finding]:
+    answer = _asked(f"{address.rstrip('/')}/readyz")
+    if answer.status == 200:
+        yield Finding("API", True, f"{address} is ready")
+    elif answer.status == 503:
+        remedy = "mend what is named, which `nas-blockout doctor` in its container says more of"
+        yield Finding("API", False, f"{address} answers, but is not ready: {answer.text}", remedy)
+    else:
+        found = f"answers {answer.status}" if answer.status else f"does not answer: {answer.text}"
+        yield Finding("API", False, f"{address} {found}", "start it with `nas-blockout serve api`, or correct --api")
+    yield from _clock_of("API", answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a server said: its status, 0 without an answer; its text, or why; how far its clock is ahead, if known."""
+
+    status: int
+    text: str
+    ahead: float | None = None
+
+
+def _asked(url: str, headers: Mapping[str, str] | None = None) -> _Answer:
+    import httpx
+
+    try:
+        answer = httpx.get(url, headers=dict(headers or {}), timeout=_ANSWER_SECONDS)
+    except httpx.HTTPError as error:
+        return _Answer(0, str(error) or type(error).__name__)
+    except httpx.InvalidURL as error:
+        return _Answer(0, str(error))
+    text = " ".join(answer.text.split())[:200]
+    try:
+        moment = parsedate_to_datetime(answer.headers["date"])
+    except (KeyError, ValueError):
+        return _Answer(answer.status_code, text)
+    return _Answer(answer.status_code, text, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _clock_of(what: str, answer: _Answer) -> Iterator[Finding]:
+    if answer.ahead is not None:
+        yield _clock(what, answer.ahead)
+
+
+def _clock(what: str, ahead: float) -> Finding:
+    found = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} this machine"
+    right = abs(ahead) <= _CLOCK_SECONDS
+    return Finding(f"clock of {what}", right, found, "" if right else "set both clocks by NTP")
+
+
+def _version(what: str, theirs: str, package: str) -> Finding:
+    ours = metadata.version(package)
+    same = theirs.split(".")[:2] == ours.split(".")[:2]
+    remedy = "" if same else f"run the same {package} on both sides; constraints.txt has the versions that are tested"
+    return Finding(what, same, theirs if same else f"{theirs}, here it is {ours}", remedy)
 
 
 def _data(settings: Settings) -> Iterator[Finding]:

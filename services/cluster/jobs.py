@@ -177,6 +177,18 @@ class Jobs:
         nodes = self.nodes()
         return {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
 
+    def version(self) -> str:
+        """Return the version of Ray that the cluster runs.
+
+        Raises:
+            ClusterError: The cluster cannot be reached or does not know our token.
+        """
+        with self._explained():
+            answer = self._client()._do_request("GET", "/api/version")
+            if answer.status_code != 200:
+                raise RuntimeError(answer.text)
+            return str(answer.json()["ray_version"])
+
     def nodes(self) -> tuple[Node, ...]:
         """Return what each living machine of the cluster has.
 

@@ -110,6 +110,13 @@ class Store(Studies, Trials, Queue, Tokens):
         """URL of the database, without its password."""
         return self._database.url
 
+    def clock_ahead(self) -> float:
+        """Return by how many seconds the clock of the database is ahead of that of this machine."""
+        with self._database.reading() as connection:
+            before = datetime.now(UTC)
+            theirs = self._database.now(connection)
+            return (theirs - before).total_seconds() - (datetime.now(UTC) - before).total_seconds() / 2
+
     def close(self) -> None:
         """Close all connections."""
         self._database.close()
