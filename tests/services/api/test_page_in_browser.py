@@ -1,0 +1,189 @@
+"""The page in a real browser: log in, submit a study, watch it run to its end, open its report, download its model."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.store import Store
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+PATIENCE = 280_000
+ROOT = "q7Rz_0vLw2-Xb9TnYd4K"
+CALL = "import sys; from services.cli import main; main(sys.argv[1:])"
+STUDY = {
+    "schema_version": 1,
+    "name": "from-the-page",
+    "question": "Does dropout help with fifty digits?",
+    "data": {"name": "digits", "train_samples": 50},
+    "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
+    "training": {"epochs": 2, "batch_size": 16},
+    "budget": {"sample_passes": 300},
+    "retrain": {"seeds": [0, 1]},
+    "export": ["dense"],
+    "arms": {"dense": {}, "dropout": {"method": {"name": "dropout"}}},
+}
+FAINT = """() => [...document.querySelectorAll('p, td, th, dt, dd, a, label, button, h1, h2, caption')].filter(e => {
+  const linear = share => share <= .04 ? share / 12.92 : ((share + .055) / 1.055) ** 2.4;
+  const light = colour => {
+    const [r, g, b] = colour.match(/[0-9.]+/g).map(part => linear(part / 255));
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  let behind = e;
+  const ground = () => getComputedStyle(behind).backgroundColor;
+  while (ground() === 'rgba(0, 0, 0, 0)' && behind !== document.body) behind = behind.parentElement ?? document.body;
+  const page = light(ground());
+  const ink = light(getComputedStyle(e).color);
+  return e.textContent.trim() && (Math.max(ink, page) + .05) / (Math.min(ink, page) + .05) < 4.5;
+}).map(e => e.tagName + ' ' + e.textContent.trim().slice(0, 40))"""
+UNNAMED = """() => [...document.querySelectorAll('input:not([type=hidden]), select, textarea, button, a, progress')]
+  .filter(e => !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim())).map(e => e.outerHTML)"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("service")
+
+
+def environment(home: Path) -> dict[str, str]:
+    own = {"NAS_BLOCKOUT_HOME": str(home), "NAS_BLOCKOUT_TRACKING_URI": "none", "NAS_BLOCKOUT_API_TOKEN": ROOT}
+    return {**os.environ, **own}
+
+
+@pytest.fixture(scope="module")
+def store(home: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{home}/runs/nas_blockout.db") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def address(home: Path, store: Store) -> Iterator[str]:
+    """The service as a user starts it."""
+    command = [sys.executable, "-c", CALL, "serve", "api", "--port", "0"]
+    with subprocess.Popen(command, env=environment(home), stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        said = server.stderr.readline()
+        found = re.match(r"(http://127\.0\.0\.1:\d+)/ serves the studies of sqlite:///", said)
+        assert found is not None, said + server.stderr.read()
+        yield found[1]
+        server.terminate()
+        assert server.wait(timeout=30) in (0, 143)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or pytest.skip("needs Debian's chromium")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield started
+        started.close()
+
+
+def work(home: Path, begin: threading.Event) -> None:
+    """Do what the worker does for one study, with this machine for a cluster."""
+    with Store.open(f"sqlite:///{home}/runs/nas_blockout.db") as store:
+        while not begin.wait(0.1):
+            pass
+        row = store.lease("test", seconds=600)
+        assert row is not None
+        path = home / "study.yaml"
+        path.write_text(yaml.safe_dump(row.source), encoding="utf-8")
+        command = [sys.executable, "-c", CALL, "run", str(path), "--quiet"]
+        done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
+        message = "" if done.returncode == 0 else done.stderr[-500:]
+        store.settle(row.study, "test", "failed" if message else "complete", message=message)
+
+
+def test_a_study_from_the_form_to_the_downloaded_model(home, store, address, browser, tmp_path):
+    begin = threading.Event()
+    worker = threading.Thread(target=work, args=(home, begin), daemon=True)
+    worker.start()
+    said: list[str] = []
+    asked: set[str] = set()
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    page.on("console", lambda message: said.append(message.text) if "401" not in message.text else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.add(request.url))
+
+    page.goto(address)
+    page.get_by_label("Token").fill("nab_wrong")
+    page.keyboard.press("Enter")
+    page.get_by_role("alert").wait_for()
+    page.get_by_label("Token").fill(store.create_token("browser", owner="ann", scope="write")[1])
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Studies").wait_for()
+    assert page.get_by_label("Bundled study").locator("option", has_text="quickstart").count() == 1
+
+    page.get_by_label("Or your own, as YAML").fill("budgte: 3")
+    page.get_by_role("button", name="Run").click()
+    page.get_by_role("alert").get_by_text("did you mean 'budget'?").first.wait_for()
+    assert [text for text in said if "status of 422" not in text] == []  # the browser says so of the refused form
+    said.clear()
+    page.get_by_label("Or your own, as YAML").fill(yaml.safe_dump(STUDY))
+    page.get_by_role("button", name="Run").click()
+    page.get_by_role("heading", name="from-the-page", exact=True).wait_for()
+    assert page.locator("#state").inner_text() == "queued"
+
+    begin.set()
+    page.locator("#state", has_text="running").wait_for()  # by htmx: nothing is loaded again
+    assert page.locator("#said").inner_text() == "from-the-page is running"
+    page.goto(address)
+    page.get_by_role("row").filter(has_text="from-the-page").get_by_text("running").wait_for()
+    page.get_by_role("row").filter(has_text="from-the-page").get_by_text("complete").wait_for()
+    worker.join()
+    page.get_by_role("link", name="from-the-page").click()
+    page.get_by_role("heading", name="Model of dense").wait_for()
+    for width, scheme in ((390, "light"), (390, "dark"), (1280, "dark"), (1280, "light")):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(FAINT) == []
+        assert page.evaluate(UNNAMED) == []
+    if picture := os.environ.get("SERVICE_PICTURE"):
+        page.screenshot(path=picture, full_page=True)
+
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="model.onnx").click()
+    downloading.value.save_as(tmp_path / "model.onnx")
+    original = home / "runs" / "from-the-page" / "models" / "dense" / "model.onnx"
+    assert (tmp_path / "model.onnx").read_bytes() == original.read_bytes()
+    page.get_by_role("link", name="Report").click()
+    page.get_by_role("heading", name="from-the-page").wait_for()
+    page.get_by_role("heading", name="Verdict").wait_for()
+    assert [text for text in said if "ERR_ABORTED" not in text] == []
+    assert {url for url in asked if not url.startswith((address, "data:"))} == set()
+    page.close()
+
+
+def test_all_is_reached_by_the_keyboard(address, store, browser):
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(address + "/login")
+    page.get_by_label("Token").fill(store.create_token("keys", owner="bob", scope="write")[1])
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Studies").wait_for()
+    reached = []
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+    for _ in range(12):
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+        page.keyboard.press("Tab")
+    for each in ("Log out", "bundled", "yaml", "name", "Run"):
+        assert each in reached
+    assert page.get_by_role("main").count() == page.get_by_role("banner").count() == 1
+    assert page.locator("html").get_attribute("lang") == "en"
+    page.close()
