@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
 from nas_blockout import __version__
@@ -30,6 +30,8 @@ Every request but those of health needs `Authorization: Bearer TOKEN`, and sees 
 Every error has the shape of `ErrorDocument`."""
 
 Say = Callable[[str], None]
+router = APIRouter(tags=["health"])
+_ROUTERS = (studies.router, files.router, health.router, router)
 
 
 def application(settings: Settings, store: Store, *, probes: Probes | None = None) -> FastAPI:
@@ -61,10 +63,8 @@ def application(settings: Settings, store: Store, *, probes: Probes | None = Non
     app.state.service = service
     refusals.handle(app)
     app.add_exception_handler(page.LoggedOut, page.logged_out)
-    for router in (studies.router, files.router, health.router, page.router):
-        app.include_router(router)
-    app.add_api_route("/metrics", _metrics, tags=["health"], summary="Numbers for Prometheus", response_class=Response,
-                      responses={200: {"content": {"text/plain": {}}}})  # fmt: skip
+    for routes in (*_ROUTERS, page.router):
+        app.include_router(routes)
     app.add_middleware(Guard, metrics=service.metrics)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
     return app
@@ -101,12 +101,18 @@ def run(settings: Settings, *, host: str, port: int, say: Say) -> None:
 def description() -> dict[str, Any]:
     """Return the OpenAPI description; needs no store."""
     app = FastAPI(title="nas-blockout", version=__version__, description=_DESCRIPTION)
-    for router in (studies.router, files.router, health.router):
-        app.include_router(router)
+    for routes in _ROUTERS:
+        app.include_router(routes)
     return _description(app)
 
 
-def _metrics(request: Request) -> Response:
+@router.get(
+    "/metrics",
+    summary="Numbers for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus's text format."}},
+)
+def show_metrics(request: Request) -> Response:
     """Requests, their times, open streams and the queue, in Prometheus's text format."""
     return Response(service_of(request).metrics.text(), media_type=metrics.CONTENT_TYPE)
 
