@@ -1,6 +1,6 @@
 """Does the plan, asked again, propose what it really proposed? The proof that a replay is faithful."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ def reproduce(
     shape: tuple[int, int, int],
     classes: int,
     images: int,
+    arms: Collection[str] | None = None,
 ) -> dict[str, Reproduction]:
     """Ask the plan of a study for every trial again, knowing what was known when it was proposed.
 
@@ -46,11 +47,14 @@ def reproduce(
         shape: Channels, height and width of an image.
         classes: Number of classes.
         images: Training images.
+        arms: Whose trials to ask for again; those of all if left out.
     """
-    found = {arm: Reproduction(0, 0) for arm in row.arms}
+    found = {arm: Reproduction(0, 0) for arm in row.arms if arms is None or arm in arms}
     entries = [entry_of(trial) for trial in trials]
     plan, in_force = None, None
     for position, trial in enumerate(trials):
+        if trial.arm not in found:
+            continue
         config = _config_at(row, events, trial)
         if plan is None or config is not in_force:
             study = parse_resolved(config)

@@ -105,7 +105,7 @@ def replay(settings: Settings, name: str, request: Request) -> Replayed:
         searchers={arm: _searcher(study, arm, request) for arm in pools},
         recorded={arm: study.arms[arm].searcher for arm in pools},
         seed=_seed(study, request),
-        reproduction=reproduce(row, events, trials, **data),
+        reproduction=reproduce(row, events, trials, **data, arms=pools if request.arm else None),
         outcomes=tuple(outcomes),
     )
 

@@ -207,8 +207,8 @@ class Plan:
             finish=lambda experiment: self._matched(experiment, target),
             points=self._points(arm),
         ).draft()
-        same = (entry.number for entry in told if entry.architecture_hash == found.architecture_hash)
-        replicate = next(same, None) if found.architecture_hash else None
+        name = found.architecture_hash
+        replicate = next((e.number for e in told if e.architecture_hash == name), None) if name else None
         entry = Entry(
             arm.name,
             SEARCH,
@@ -218,7 +218,7 @@ class Plan:
             0 if "gave_up" in found.parameters else self.cost(found.experiment),
             found.experiment,
             parameters=found.parameters,
-            architecture_hash=found.architecture_hash,
+            architecture_hash=name,
         )
         return Proposal(entry, replicate, time.perf_counter() - began)
 
