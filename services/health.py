@@ -26,9 +26,10 @@ def ask(url: str, *, token: str | None = None, seconds: float = SECONDS) -> str 
     """
     if not url.startswith(("http://", "https://")):
         return f"{url!r} is neither http:// nor https://"
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})  # noqa: S310
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310  # the scheme is checked above
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310  # the scheme is checked above
+        with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
             answer.read()
     except urllib.error.HTTPError as error:
         return f"{url} answers {error.code} {error.reason}"
