@@ -6,7 +6,25 @@ from typing import Any
 
 import yaml
 
-from services.study_file import StudyError, yaml_value
+from services.study_file import Study, StudyError, find, is_resolved, read_document, study_of, yaml_value
+
+
+def read_resolved(study: str, assignments: Sequence[str] = ()) -> tuple[Study, str]:
+    """Return a study given by name or path, with some keys changed and every setting resolved, and its file.
+
+    Args:
+        study: A bundled study by name, or the path of a YAML file; of a study as people write it or a resolved one.
+        assignments: As `assigned` takes them.
+
+    Raises:
+        StudyNotFound: There is no such study.
+        StudyError: It breaks a rule, an assignment does, or keys of a resolved study are to be changed.
+    """
+    path = find(study)
+    document = read_document(path)
+    if assignments and is_resolved(document):
+        raise StudyError(f"{path}: --set changes study files, this one is resolved; change the one that it came from")
+    return study_of(assigned(document, assignments), source=str(path)), str(path)
 
 
 def assigned(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

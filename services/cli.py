@@ -3,13 +3,14 @@
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from services import cli_data, cli_models, cli_show, cli_studies
+from services import cli_data, cli_models, cli_service, cli_show, cli_studies, cli_submit
 from services.cli_output import (
     FAILED,
     INTERRUPTED,
@@ -181,12 +182,17 @@ def sync(study: StoredArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
-    """Check versions, folders, store, MLflow, Ray and data, and say how to mend what is wrong."""
+def doctor(
+    as_json: JsonOption = False,
+    api: Annotated[
+        str | None, typer.Option("--api", metavar="URL", help="Ask the service at this address as well.")
+    ] = None,
+) -> None:
+    """Check versions, folders, store, MLflow, Ray, data and clocks, and say how to mend what is wrong."""
     from services.doctor import SERVICES, examine
 
     findings = []
-    for finding in examine(installation()):  # some take seconds: each is shown when it is there
+    for finding in examine(installation(), api=api):  # some take seconds: each is shown when it is there
         findings.append(finding)
         if not as_json:
             say(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}: {finding.found}")
@@ -201,10 +207,14 @@ def doctor(as_json: JsonOption = False) -> None:
 
 app.command()(cli_show.show)
 app.command()(cli_models.predict)
+app.command()(cli_submit.submit)
 app.command()(cli_studies.estimate)
 app.command()(cli_studies.replay)
 app.command()(cli_studies.compare)
+app.command()(cli_service.serve)
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_service.tokens, name="token")
+app.add_typer(cli_service.tables, name="db")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -238,6 +248,7 @@ def exit_code(error: Exception) -> int | None:
     """Return the exit code of an error, or None of one that nobody foresaw."""
     from nas_blockout.data import DataCorrupt, DataMissing, DataUnsuitable
     from nas_blockout.export import VerificationError
+    from services.artifacts import ArtifactError
     from services.cluster import ClusterError
     from services.settings import SettingsError
     from services.store import NotFound, StoreError, StoreUnreachable, StudyConflict
@@ -247,7 +258,7 @@ def exit_code(error: Exception) -> int | None:
     codes: Mapping[int, tuple[type[Exception], ...]] = {
         USAGE: (StudyError, StudyConflict, SettingsError, DataUnsuitable),
         NOT_FOUND: (StudyNotFound, NotFound, DataMissing),
-        UNREACHABLE: (ClusterError, StoreUnreachable, TrackingError),
+        UNREACHABLE: (ArtifactError, ClusterError, StoreUnreachable, TrackingError),
         UNVERIFIED: (VerificationError,),
         FAILED: (StoreError, DataCorrupt),
     }
@@ -255,14 +266,14 @@ def exit_code(error: Exception) -> int | None:
 
 
 def _resolved(study: str, *, workers: int | None = None, assignments: Sequence[str] | None = None) -> Any:
-    from services.assignments import assigned
-    from services.study_file import find, parse, read_document, resolve
+    from services.assignments import read_resolved
 
-    path = find(study)
-    config = parse(assigned(read_document(path), assignments or ()), source=str(path))
+    resolved, source = read_resolved(study, assignments or ())
     if workers is not None:
+        config = resolved.config
         config = config.model_copy(update={"workers": config.workers.model_copy(update={"at_once": workers})})
-    return resolve(config, source=str(path)), str(path)
+        resolved = replace(resolved, config=config)
+    return resolved, source
 
 
 def _store() -> Any:

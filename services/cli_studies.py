@@ -74,14 +74,11 @@ def estimate(
 
     Something of every arm is trained in this process for a moment; nothing is written.
     """
-    from services.assignments import assigned
+    from services.assignments import read_resolved
     from services.estimate import estimate as estimated
-    from services.study_file import find, parse, read_document, resolve
 
-    path = find(study)
-    source = str(path)
-    config = parse(assigned(read_document(path), assignments or ()), source=source)
-    found = estimated(resolve(config, source=source), installation(), source=source, quick=quick, say=tell)
+    resolved, source = read_resolved(study, assignments or ())
+    found = estimated(resolved, installation(), source=source, quick=quick, say=tell)
     print_json(found.to_json()) if as_json else _draw_estimate(found)
 
 

@@ -14,6 +14,7 @@ from nas_blockout.architecture import Architecture
 from nas_blockout.data import Splits, load
 from nas_blockout.experiment import Experiment, rebuild
 from nas_blockout.export import Deployed, load_weights, measure_latency
+from services.artifacts import fetch, place_of, put_folder
 from services.comparison import ComparisonDocument, Trial, build
 from services.extension import looks
 from services.folder import Folder, write_csv, write_json
@@ -58,6 +59,9 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, sa
         settings: Of the installation.
         splits: Its data.
         say: Told what takes a while, and of what could not be done.
+
+    Raises:
+        ArtifactError: Shared storage cannot be reached: the same again goes on with what is left to do.
     """
     folder = Folder(settings.folder(study.name))
     rows = store.trials(study.name)
@@ -66,13 +70,14 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, sa
         return Finished(ComparisonDocument.model_validate(json.loads(folder.comparison.read_text())), failed)
     winners = exported_trials(study, rows)
     say("measuring, exporting and verifying the winners")
-    models = {arm: model_of(row, folder, splits) for arm, row in winners.items()}
+    models = models_of(winners, folder, splits, shared=settings.shared(study.name))
     document = write_comparison(study, rows, folder, latency=_latencies(models, splits))
     exported = {arm: row for arm, row in winners.items() if study.config.export is None or arm in study.config.export}
     export_trials(study, exported, models, splits, document, folder=folder, store=store)
     say("writing the report")
     write_report(study, store, rows, document, splits, folder)
     _project(study, store, settings, document, _winner(document, models, splits), say=say)
+    _share(folder, settings.shared(study.name), say=say)
     store.finish_study(study.name, "complete")
     shutil.rmtree(folder.scratch / "checkpoints", ignore_errors=True)
     return Finished(document, failed)
@@ -139,8 +144,10 @@ def export_again(settings: Settings, name: str, arm: str | None) -> list[Path]:
         document = ComparisonDocument.model_validate(json.loads(folder.comparison.read_text()))
         splits = load(study.data, root=settings.data)
         chosen = {arm: winners[arm]} if arm is not None else winners
-        models = {arm: model_of(row, folder, splits) for arm, row in chosen.items()}
-        return export_trials(study, chosen, models, splits, document, folder=folder, store=store)
+        models = models_of(chosen, folder, splits, shared=settings.shared(name))
+        exported = export_trials(study, chosen, models, splits, document, folder=folder, store=store)
+        _share(folder, settings.shared(name))
+        return exported
 
 
 def sync_again(settings: Settings, name: str) -> Synced:
@@ -162,7 +169,7 @@ def sync_again(settings: Settings, name: str) -> Synced:
             document = ComparisonDocument.model_validate(json.loads(folder.comparison.read_text()))
             splits = load(study.data, root=settings.data)
             winners = exported_trials(study, store.trials(name))
-            models = {arm: model_of(trial, folder, splits) for arm, trial in winners.items()}
+            models = models_of(winners, folder, splits, shared=settings.shared(name))
             if (winner := _winner(document, models, splits)) is not None:
                 _log_model(projection, *winner)
             projection.finish(document.model_dump(mode="json"), folder.root)
@@ -199,6 +206,26 @@ def exported_trials(study: Study, rows: Sequence[TrialRow]) -> dict[str, TrialRo
         if best is None or (best.score or 0.0) < row.score:
             found[row.arm] = row
     return {arm: found[arm] for arm in study.arms if arm in found}
+
+
+def models_of(
+    rows: Mapping[str, TrialRow], folder: Folder, splits: Splits, *, shared: str | None
+) -> dict[str, nn.Module]:
+    """Return the trained networks of retrained trials by arm, in eval mode.
+
+    Args:
+        rows: The trials by arm.
+        folder: Of the study; weights that another machine has written are fetched to it.
+        splits: The data.
+        shared: URL of the study's folder on shared storage, or None.
+
+    Raises:
+        ArtifactError: Shared storage cannot be reached.
+    """
+    for row in rows.values() if shared is not None else ():
+        path = folder.weights(row.id)
+        fetch(place_of(path, folder.root, shared), path)
+    return {arm: model_of(row, folder, splits) for arm, row in rows.items()}
 
 
 def model_of(row: TrialRow, folder: Folder, splits: Splits) -> nn.Module:
@@ -265,6 +292,13 @@ def _view(row: TrialRow, store: Store) -> TrialView:
         result=row.result or {},
         epochs=epochs,
     )
+
+
+def _share(folder: Folder, shared: str | None, *, say: Say = lambda text: None) -> None:
+    """Copy what a study leaves behind to shared storage, the comparison last."""
+    if shared is not None:
+        say(f"copying the results to {shared}")
+        put_folder(folder.root, shared, last=folder.comparison.name)
 
 
 def _project(

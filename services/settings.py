@@ -69,12 +69,29 @@ class Settings:
     data: Annotated[
         Path | None, Variable("NAS_BLOCKOUT_DATA", "Folder of the data sets.", "the usual places of each data set")
     ] = None
+    artifacts: Annotated[
+        str | None,
+        Variable(
+            "NAS_BLOCKOUT_ARTIFACTS",
+            "Storage that all machines of a cluster reach, by fsspec URL such as `s3://bucket/prefix` or "
+            "`file:///shared`: for checkpoints and weights on their way, and a copy of each finished study's folder.",
+            "none: the home folder must be the same on all machines",
+        ),
+    ] = None
     ray_address: Annotated[
         str | None,
         Variable(
             "NAS_BLOCKOUT_RAY_ADDRESS",
             "Ray cluster to run on, such as `auto` or `ray://host:10001`.",
             "a cluster that is started for the study and ends with it",
+        ),
+    ] = None
+    jobs_address: Annotated[
+        str | None,
+        Variable(
+            "NAS_BLOCKOUT_JOBS_ADDRESS",
+            "Dashboard of the Ray cluster that studies are submitted to as jobs, such as `http://127.0.0.1:8265`.",
+            "none: `submit` asks for `--address`, and the service does not start its worker",
         ),
     ] = None
     api_token: Annotated[
@@ -138,7 +155,9 @@ class Settings:
             store_url=_store_url(values.get(PREFIX + "STORE_URL", ""), home),
             tracking_uri=_tracking_uri(values.get(PREFIX + "TRACKING_URI"), home),
             data=_folder(values, "DATA"),
+            artifacts=_artifacts(values.get(PREFIX + "ARTIFACTS", "")),
             ray_address=values.get(PREFIX + "RAY_ADDRESS", "").strip() or None,
+            jobs_address=_page(values, "JOBS_ADDRESS"),
             api_token=_token(values.get(PREFIX + "API_TOKEN", "")),
             api_body_bytes=_whole(values, "API_BODY_BYTES", _API_BODY_BYTES),
             api_rate=_whole(values, "API_RATE", _API_RATE),
@@ -155,6 +174,10 @@ class Settings:
     def folder(self, study: str) -> Path:
         """Return the folder of a study."""
         return self.runs / study
+
+    def shared(self, study: str) -> str | None:
+        """Return the URL of the folder of a study on shared storage, or None if there is no such storage."""
+        return f"{self.artifacts}/{study}" if self.artifacts is not None else None
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__slots__}
@@ -185,6 +208,18 @@ def _folder(values: Mapping[str, str], variable: str) -> Path | None:
     if path.exists() and not path.is_dir():
         raise SettingsError(f"{PREFIX}{variable} must be a folder, got the file {path}")
     return path
+
+
+def _artifacts(text: str) -> str | None:
+    url = text.strip().rstrip("/")
+    if not url:
+        return None
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s@?#]+", url):
+        raise SettingsError(
+            f"{PREFIX}ARTIFACTS must be a URL such as s3://bucket/prefix or file:///shared/folder, without credentials "
+            f"(those stand where the storage's library looks for them, such as AWS_ACCESS_KEY_ID), got {masked(url)!r}"
+        )
+    return url
 
 
 def _whole(values: Mapping[str, str], variable: str, default: int) -> int:

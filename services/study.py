@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from nas_blockout.data import Splits, load
 from nas_blockout.experiment import Experiment
 from services import cluster
+from services.artifacts import ArtifactError, fetch_folder, place_of, remove
 from services.budget import Unit, shares
 from services.extension import enter
 from services.folder import Folder, environment, write_json, write_yaml
@@ -183,8 +185,8 @@ class Driver:
             trial=trial,
             experiment=entry.experiment.to_json(),
             evaluates_test=retrain,
-            checkpoint=str(self.folder.checkpoint(trial).absolute()),
-            model=str(self.folder.weights(trial).absolute()) if retrain else None,
+            checkpoint=self._place(self.folder.checkpoint(trial)),
+            model=self._place(self.folder.weights(trial)) if retrain else None,
             data_root=str(self.settings.data) if self.settings.data else None,
             threads=workers.cpus,
             device="cuda" if workers.gpus else "cpu",
@@ -192,6 +194,10 @@ class Driver:
             measures_latency=rules.needs_latency,
             robustness=self._robustness() if retrain else None,
         )
+
+    def _place(self, path: Path) -> str:
+        """Return where workers find a file of the study, wherever they run."""
+        return place_of(path, self.folder.root, self.settings.shared(self.study.name))
 
     def _robustness(self) -> dict[str, Any] | None:
         """Return which corrupted images retrained models are tested on, drawn by the seed of the study."""
@@ -205,7 +211,8 @@ class Driver:
         self.store.finish_trial(trial, state, score=score, result=result, reason=reason)
         ended = self.store.trial(trial)
         self._update(trial, state=state, score=score, seconds=charged_seconds(ended), **outcome_of(ended))
-        self.folder.checkpoint(trial).unlink(missing_ok=True)
+        with suppress(ArtifactError):  # what is left of it does no harm: it belongs to a trial that has ended
+            remove(self._place(self.folder.checkpoint(trial)))
 
     def _watched(self, arm: str, phase: str) -> bool:
         """Whether trials may be stopped early, so that their curves are needed."""
@@ -309,11 +316,15 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> t
         StudyConflict: A study of that name is in the store, to which this one does not only add.
         StudyBusy: Another driver runs it.
         ClusterError: Ray cannot be reached or is too small.
+        ArtifactError: Shared storage cannot be reached.
     """
     splits = load(study.data, root=settings.data)
     check_against_data(study, splits, source=source)
     store = Store.open(settings.store_url)
     folder = Folder(settings.folder(study.name))
+    shared = settings.shared(study.name)
+    if shared is not None and not folder.root.exists():  # another machine may have run the study, or some of it
+        fetch_folder(shared, folder.root)
     study, row = enter(study, store, folder)
     if row.state == "complete":
         return study, store, splits

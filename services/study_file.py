@@ -330,6 +330,30 @@ def resolve(config: StudyConfig, *, source: str) -> Study:
     return Study(config, arms, data)
 
 
+def study_of(document: Mapping[str, Any], *, source: str) -> Study:
+    """Check and resolve a study given as plain values; one that is resolved already is read as it is.
+
+    Raises:
+        StudyError: A rule is broken.
+    """
+    if not is_resolved(document):
+        return resolve(parse(document, source=source), source=source)
+    try:
+        return parse_resolved(document)
+    except ValidationError as error:
+        raise StudyError(f"{source}: {_explain(error)}") from None
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise StudyError(
+            f"{source}: no resolved study, as `study.yaml` in the folder of a study is: {_one_line(repr(error))}"
+        ) from None
+
+
+def is_resolved(document: Mapping[str, Any]) -> bool:
+    """Whether a document is what `Study.to_json` gives, and no study file as people write it."""
+    arms = document.get("arms")
+    return isinstance(arms, Mapping) and any(isinstance(arm, Mapping) and "experiment" in arm for arm in arms.values())
+
+
 def parse_resolved(document: Mapping[str, Any]) -> Study:
     """Read back a study from its resolved form, as the store and ``study.yaml`` of its folder hold it.
 

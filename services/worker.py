@@ -23,6 +23,7 @@ from nas_blockout.data.corruptions import CorruptedImages
 from nas_blockout.experiment import EVALUATION_BATCH, Experiment, Run, Snapshot
 from nas_blockout.export import measure_latency, save_weights
 from nas_blockout.train import EpochRecord, evaluate
+from services.artifacts import reading, writing
 
 REPORT_SECONDS = 2.0
 
@@ -35,8 +36,9 @@ class Task:
         trial: Identity of the trial in the store.
         experiment: What to run, as plain JSON types.
         evaluates_test: Whether the trained model is measured, once, on the test images.
-        checkpoint: File that continues the trial; written after every epoch, removed by the driver.
-        model: File for the trained weights, or None to keep none.
+        checkpoint: File that continues the trial; written after every epoch, removed by the driver. A path, or a URL
+            where workers on several machines share storage.
+        model: File for the trained weights, a path or a URL, or None to keep none.
         data_root: Folder of the data sets, or None for the usual places.
         threads: Threads of the training.
         device: Where to train.
@@ -119,7 +121,8 @@ class Worker:
         self._task, self._run, self._error, self._unreported = task, None, None, []
         try:
             experiment = Experiment.from_json(task.experiment)
-            start = read_snapshot(Path(task.checkpoint), task.experiment)
+            with reading(task.checkpoint) as path:
+                start = read_snapshot(path, task.experiment)
             self._run = Run(experiment, self._splits(experiment.data, task), device=task.device, start=start)
             self._unreported = list(start.records) if start else []
         except Exception as error:  # noqa: BLE001  # a trial that cannot be built fails; the worker goes on
@@ -140,7 +143,8 @@ class Worker:
                 if time.monotonic() - began >= self._report_seconds:
                     break
             if trained and self._error is None and self._run is not None:
-                write_snapshot(self._run.snapshot(), Path(self._task.checkpoint), self._task.experiment)
+                with writing(self._task.checkpoint) as path:
+                    write_snapshot(self._run.snapshot(), path, self._task.experiment)
         except Exception as error:  # noqa: BLE001  # as above: reported, never swallowed
             self._error = describe_error(error)
         return self._report(failure=self._error)
@@ -191,7 +195,8 @@ class Worker:
         if self._task.evaluates_test:
             result |= self._tested(outcome.model)
         if self._task.model is not None:
-            save_weights(outcome.model, Path(self._task.model))
+            with writing(self._task.model) as path:
+                save_weights(outcome.model, path)
         return result
 
     def _tested(self, model: torch.nn.Module) -> dict[str, Any]:

@@ -72,7 +72,11 @@ def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None
     Raises:
         ClusterError: The cluster cannot be reached or is too small.
     """
-    address = address or own_cluster()
+    folder = folder.absolute()
+    if (job := own_cluster()) is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.chdir(folder)  # Ray may take a job's working folder away, or another node of the machine unpack it anew
+    address = address or job
     _prepare(folder, own=address is None)
     import ray
 

@@ -37,10 +37,16 @@ def test_values_are_taken_as_given(tmp_path):
         store_url=url,
         tracking_uri=tracking,
         data=str(tmp_path),
+        artifacts=" s3://bucket/studies/ ",
         ray_address="auto",
+        jobs_address="http://ray-head:8265/",
         api_token=TOKEN,
     )
-    assert found == Settings(tmp_path, url, tracking, tmp_path, "auto", TOKEN)
+    assert found == Settings(
+        tmp_path, url, tracking, tmp_path, "s3://bucket/studies", "auto", "http://ray-head:8265", TOKEN
+    )
+    assert found.shared("quickstart") == "s3://bucket/studies/quickstart"
+    assert read().shared("quickstart") is None
 
 
 def test_databases_follow_the_home_folder(tmp_path):

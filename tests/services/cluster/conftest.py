@@ -1,0 +1,181 @@
+"""What a cluster consists of, on this machine: a Ray head and a node, and storage that speaks S3."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import psutil
+import pytest
+from moto.server import ThreadedMotoServer
+
+from services.cluster import ClusterError
+from services.cluster.jobs import Jobs
+
+TOKEN = "0123456789abcdef" * 4
+SECRET = "kept-from-everyone"
+ROOT = Path(__file__).resolve().parents[3]
+PROGRAM = f"#!/bin/sh\nexec {sys.executable} -c 'from services.cli import main; main()' \"$@\"\n"
+RAY = "from ray.scripts.scripts import main; main()"
+PORTS = (
+    "port",
+    "dashboard-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+    "metrics-export-port",
+    "ray-client-server-port",
+    "node-manager-port",
+    "object-manager-port",
+)
+ALONE = frozenset({"port", "dashboard-port", "ray-client-server-port"})
+
+
+class RayCluster:
+    """A head and further nodes, each a process with its children; nothing of another cluster is touched.
+
+    Args:
+        folder: Short, for the sockets that Ray makes below it; the studies' home lies in it too.
+        storage: URL of what its machines share.
+    """
+
+    def __init__(self, folder: Path, storage: str) -> None:
+        self.folder, self.storage, self.token = folder, storage, TOKEN
+        self.home = folder / "home"
+        (folder / "bin").mkdir()
+        (folder / "bin" / "nas-blockout").write_text(PROGRAM)
+        (folder / "bin" / "nas-blockout").chmod(0o755)
+        (folder / "token").write_text(TOKEN)
+        self._nodes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Start the head and a further node, and wait until both are there."""
+        ports = free_ports(PORTS)
+        self.gcs, self.address = f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['dashboard-port']}"
+        self._start("--head", "--dashboard-host=127.0.0.1", "--include-dashboard=true", cpus=1, ports=ports)
+        self.wait(nodes=1)
+        self.add_node()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What nodes, their jobs and the commands of the tests run in."""
+        return {
+            **os.environ,
+            "PATH": f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "ignore",
+            "OMP_NUM_THREADS": "1",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "NAS_BLOCKOUT_HOME": str(self.home),
+            "NAS_BLOCKOUT_ARTIFACTS": self.storage,
+            "NAS_BLOCKOUT_TRACKING_URI": "none",
+        }
+
+    def add_node(self) -> None:
+        """Start a further node on this machine and wait until the cluster knows it."""
+        ports = {name: port for name, port in free_ports(PORTS).items() if name not in ALONE}
+        self._start(f"--address={self.gcs}", cpus=1, ports=ports)
+        self.wait(nodes=len(self._nodes))
+
+    def jobs(self) -> Jobs:
+        """A client of it, in this process."""
+        return Jobs(self.address)
+
+    def wait(self, *, nodes: int) -> None:
+        """Wait until so many nodes are there, and the job server too."""
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                if len(self.jobs().nodes()) >= nodes and self.jobs().job("none") is None:
+                    return
+            except ClusterError:
+                if time.monotonic() > deadline or any(node.poll() is not None for node in self._nodes):
+                    raise
+            time.sleep(0.25)
+
+    def close(self) -> None:
+        """End the processes of this cluster, and remove its folder."""
+        for node in self._nodes:
+            family = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+            for process in family:
+                try:
+                    process.send_signal(signal.SIGKILL)
+                except psutil.NoSuchProcess:
+                    continue
+            node.wait(timeout=30)
+        for process in psutil.process_iter(["environ"]):  # jobs have sessions of their own
+            if (process.info["environ"] or {}).get("RAY_AUTH_TOKEN_PATH") == str(self.folder / "token"):
+                process.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self, *words: str, cpus: int, ports: dict[str, int]) -> None:
+        options = [f"--{name}={port}" for name, port in ports.items()]
+        temporary = self.folder / f"ray-{len(self._nodes)}"  # a node that shares another's unpacks jobs over its feet
+        command = [sys.executable, "-c", RAY, "start", *words, "--block", f"--num-cpus={cpus}", "--num-gpus=0"]
+        with (self.folder / f"node-{len(self._nodes)}.log").open("wb") as log:
+            self._nodes.append(
+                subprocess.Popen(
+                    [
+                        *command,
+                        "--object-store-memory=80000000",
+                        "--disable-usage-stats",
+                        f"--temp-dir={temporary}",
+                        *options,
+                    ],
+                    env=self.environment,
+                    cwd=self.folder,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+
+
+def free_ports(names: tuple[str, ...]) -> dict[str, int]:
+    """Ports that nothing listens on; all are held until each is found, so that no two are the same."""
+    sockets = {name: socket.socket() for name in names}
+    for each in sockets.values():
+        each.bind(("127.0.0.1", 0))
+    found = {name: each.getsockname()[1] for name, each in sockets.items()}
+    for each in sockets.values():
+        each.close()
+    return found
+
+
+@pytest.fixture(scope="session")
+def storage() -> Iterator[str]:
+    """The URL of storage that speaks S3, with what its clients read from the environment."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "tester")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3").create_bucket(Bucket="shared")
+        yield "s3://shared/studies"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(storage: str) -> Iterator[RayCluster]:
+    """A head and another node with one processor each; entered with its token."""
+    folder = Path(tempfile.mkdtemp(prefix="nas-ray-"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
+        cluster = RayCluster(folder, storage)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.close()
