@@ -14,7 +14,7 @@ export MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format docs clean
+.PHONY: help install quickstart test test-faults check format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,7 +35,10 @@ quickstart: install ## the whole of it on small data: search, learn, compare, ex
 	@$(BIN)/nas-blockout run quickstart
 
 test: install ## every test (WORKERS=0 for one process, TESTS=... for some)
-	@$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist loadfile $(TESTS)
+	@$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist loadfile -m 'not faults' $(TESTS)
+
+test-faults: install ## kill, stall and fill what the service stands on; writes docs/results/faults.md (FAULT_SECONDS=60)
+	@FAULTS_REPORT=docs/results/faults.md $(BIN)/python -m pytest --quiet -m faults --capture=no tests/services/topology
 
 check: install ## format, lint, types, layout, docs: what must hold before a commit
 	@$(BIN)/ruff format --check --quiet . || { echo "error: not formatted, see above; run: make format" >&2; exit 1; }

@@ -1,0 +1,75 @@
+"""What was done to the service and what came of it: printed, and written where ``FAULTS_REPORT`` says."""
+
+import json
+import os
+import platform
+import sys
+import urllib.request
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.services.topology.system import System
+
+_LINES: list["Line"] = []
+_HEAD = """# Faults
+
+Every service of [docker-compose.yml](../guides/compose.md) runs as a process of one machine, with its own command,
+environment and order; each fault is injected while a trial trains. Afterwards the trials in the store (state, sample
+passes, score, every epoch) are equal to those of a run to which nothing happened: nothing that had finished was lost,
+and nothing was charged twice. MLflow has each trial once, after `nas-blockout sync`.
+Command: `make test-faults`{setting}.
+
+"Jobs" are the Ray jobs that the study took, "attempts lost" those of its trials that a fault cut off, "lost or twice"
+what was missing or double in store or MLflow; "ended after" counts from the fault.
+
+| fault | times | jobs | attempts lost | lost or twice | ended after | the owner is told |
+|---|---|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A fault: how often it was injected, what the owner was told, jobs and further attempts, seconds to the end."""
+
+    fault: str
+    times: int
+    told: str
+    jobs: int
+    retried: int
+    seconds: float
+
+
+def note(line: Line) -> None:
+    """Keep a line, print it, and write all of them."""
+    _LINES.append(line)
+    sys.stdout.write("\n" + "  ".join(map(str, astuple(line))) + "\n")
+    if path := os.environ.get("FAULTS_REPORT"):
+        Path(path).write_text(report(_LINES), encoding="utf-8")
+
+
+def report(lines: list[Line]) -> str:
+    """The table as a page of the docs; a line is only there if what it says was found to hold."""
+    down = os.environ.get("FAULT_SECONDS")
+    rows = [
+        f"| {each.fault} | {each.times} | {each.jobs} | {each.retried} | 0 | {each.seconds:.0f} s | {each.told} |"
+        for each in lines
+    ]
+    machine = f"\nPython {platform.python_version()}, {os.cpu_count()} processors, shared with other work.\n"
+    return _HEAD.format(setting=f" with `FAULT_SECONDS={down}`" if down else "") + "\n".join(rows) + "\n" + machine
+
+
+def mlflow_runs(system: System, study: str) -> list[str]:
+    """The runs of a study in MLflow by the trial they are of, the study's own run as an empty text."""
+    server = f"http://{system.address('mlflow', 5000)}/api/2.0/mlflow"
+    experiment = _asked(f"{server}/experiments/get-by-name?experiment_name=nas-blockout/{study}")["experiment"]
+    found = _asked(f"{server}/runs/search", {"experiment_ids": [experiment["experiment_id"]], "max_results": 1000})
+    tags = [{tag["key"]: tag["value"] for tag in run["data"].get("tags", ())} for run in found.get("runs", ())]
+    return [each.get("nas.trial", "") for each in tags]
+
+
+def _asked(url: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)

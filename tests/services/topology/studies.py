@@ -1,0 +1,86 @@
+"""Small studies for the running system, and what must come out of them whatever happens on the way."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from services.store import Store, TrialRow
+from services.study_file import find, read_document
+from tests.services.topology.compose import ROOT
+
+STUDY = os.environ.get("TOPOLOGY_STUDY", "tiny")  # `quickstart`, or any other that is bundled, takes its time
+TINY: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "tiny",
+    "data": {"name": "digits", "train_samples": 100},
+    "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
+    "training": {"epochs": 6, "batch_size": 20},
+    "budget": {"sample_passes": 1800},
+    "retrain": {"seeds": [0, 1]},
+    "workers": {"at_once": 1},
+    "arms": {"dense": {"space": ["training"]}, "dropout": {"method": {"name": "dropout"}, "space": ["training"]}},
+    "export": ["dense"],
+}
+LONG: dict[str, Any] = {
+    **TINY,
+    "training": {"epochs": 120, "batch_size": 10},
+    "budget": {"sample_passes": 24_000},
+    "arms": {"dense": {}},
+    "export": [],
+}
+_MEASURED = {"study", "seconds", "overhead_seconds", "latency_ms", "thinking_seconds", "peak_memory_bytes"}
+_PROGRAM = "from services.cli import main; main()"
+
+
+def chosen() -> dict[str, Any]:
+    """The study of the topology test; one trial at a time, so that a search sees its results in one order."""
+    document = TINY if STUDY == "tiny" else read_document(find(STUDY))
+    return {**document, "workers": {**document.get("workers", {}), "at_once": 1}}
+
+
+def write(folder: Path, document: Mapping[str, Any], name: str) -> Path:
+    """Write a study under a name; return its file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**document, "name": name}, sort_keys=False))
+    return path
+
+
+def run_here(home: Path, document: Mapping[str, Any], name: str, *, seconds: float = 600) -> None:
+    """Run a study without any service, as on a laptop."""
+    path = write(home, document, name)
+    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "NAS_BLOCKOUT_TRACKING_URI": "none"}
+    command = [sys.executable, "-c", _PROGRAM, "run", "--quiet", str(path)]
+    done = subprocess.run(
+        command, env={**environment, "PYTHONPATH": str(ROOT)}, cwd=home, capture_output=True, text=True, timeout=seconds
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def timeless(value: Any) -> Any:
+    """A comparison without its name and what a clock has measured."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in _MEASURED}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def comparison(home: Path, name: str) -> Any:
+    """What a study found, without its name and what a clock has measured."""
+    return timeless(json.loads((home / "runs" / name / "comparison.json").read_text()))
+
+
+def trials(store: Store, name: str) -> list[Any]:
+    """The trials of a study as they must come out, in order: whatever was done twice would be here twice."""
+    return sorted((_trial(store, row) for row in store.trials(name)), key=str)
+
+
+def _trial(store: Store, row: TrialRow) -> Any:
+    result = {key: (row.result or {}).get(key) for key in ("validation_accuracy", "test_accuracy", "parameters")}
+    epochs = [epoch.epoch for epoch in store.epochs(row.id)]
+    return [row.arm, row.phase, row.number, row.seed, row.state, row.sample_passes, row.score, result, epochs]
