@@ -23,7 +23,8 @@ from nas_blockout.experiment import HANDOVERS
 from nas_blockout.methods import METHODS
 from nas_blockout.train import TrainingSettings
 from search_spaces import SPACES
-from services import budget, cli, search_rules, settings, study_file
+from services import api, budget, cli, search_rules, settings, study_file
+from services.api import models as api_models
 from services.budget import WORDS
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -199,7 +200,75 @@ def settings_page() -> str:
     return intro + "\n" + table(("variable", "is", "where it is not set"), rows)
 
 
+def api_page() -> str:
+    """Every route of the HTTP API, and every shape it answers with, from its OpenAPI description."""
+    described = api.description()
+    parts = [
+        "# HTTP API\n",
+        "`/openapi.json` of a running service says the same for programs; [the guide](../guides/service.md) has "
+        "examples. Every request under `/v1` needs `Authorization: Bearer TOKEN`; every error is an `ErrorDocument`.\n",
+    ]
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            parts.append(_route(method.upper(), path, operation))
+    shapes = described["components"]["schemas"]
+    answered = [name for name, shape in shapes.items() if _is_answered(name, shape)]
+    parts += [f"## `{name}`\n\n{_shape(shapes[name])}" for name in sorted(answered)]
+    return "\n".join(parts)
+
+
+def _is_answered(name: str, shape: dict[str, Any]) -> bool:
+    """Whether a shape is one of the API's own; those of study files have a page of their own."""
+    return "properties" in shape and hasattr(api_models, name)
+
+
+def _route(method: str, path: str, operation: dict[str, Any]) -> str:
+    rows = [
+        (f"`{each['name']}`", each["in"], _json_type(each["schema"]), each.get("description", ""))
+        for each in operation.get("parameters", [])
+        if each["in"] != "path"
+    ]
+    taken = [
+        f"Takes {', '.join(f'`{kind}`' for kind in body['content'])}."
+        for body in [operation.get("requestBody")]
+        if body
+    ]
+    answers = {status: _content(answer) for status, answer in sorted(operation["responses"].items())}
+    given = [f"`{status}` {content}".rstrip() for status, content in answers.items() if content != "`ErrorDocument`"]
+    refused = [f"`{status}`" for status, content in answers.items() if content == "`ErrorDocument`"]
+    given += [f"and `ErrorDocument` with {', '.join(refused)}"] if refused else []
+    text = " ".join([operation.get("description", "").strip(), *taken, f"Answers {', '.join(given)}."])
+    asked = "\n" + table(("parameter", "in", "type", "is"), rows) if rows else ""
+    return f"## `{method} {path}`\n\n{text}\n{asked}"
+
+
+def _content(answer: dict[str, Any]) -> str:
+    return ", ".join(
+        f"`{_json_type(media['schema'])}`" if kind == "application/json" and media.get("schema") else kind
+        for kind, media in answer.get("content", {}).items()
+    )
+
+
+def _shape(shape: dict[str, Any]) -> str:
+    rows = [(f"`{name}`", _json_type(each), each.get("description", "")) for name, each in shape["properties"].items()]
+    return f"{shape.get('description', '')}\n\n{table(('key', 'type', 'is'), rows)}"
+
+
+def _json_type(schema: dict[str, Any]) -> str:
+    """A type of JSON Schema in words."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if "anyOf" in schema:
+        return " or ".join(_json_type(each) for each in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return " or ".join(schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array":
+        return f"list of {_json_type(schema['items'])}"
+    return {"string": "text", "object": "mapping"}.get(schema.get("type", ""), schema.get("type", "anything"))
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "api.md": api_page,
     "cli.md": cli_page,
     "settings.md": settings_page,
     "study-file.md": study_file_page,

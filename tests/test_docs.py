@@ -116,12 +116,15 @@ def test_every_card_of_a_method_names_all_its_settings() -> None:
     assert missing == {}
 
 
-def test_every_space_study_and_command_has_its_section() -> None:
+def test_every_space_study_command_and_route_has_its_section() -> None:
     from search_spaces import SPACES
+    from services.api import description as api_description
     from services.study_file import bundled
 
     assert headings("spaces.md") == set(SPACES)
     assert headings("studies.md") == set(bundled())
+    routes = {f"{method.upper()} {path}" for path, each in api_description()["paths"].items() for method in each}
+    assert routes <= headings("api.md")
     assert headings("cli.md") == {"nas-blockout " + " ".join(words) for words in generator().commands()}
 
 

@@ -4,6 +4,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -87,15 +88,29 @@ def run(settings: Settings, *, host: str, port: int, say: Say) -> None:
     with Store.open(settings.store_url, patience=PATIENCE_SECONDS) as store, _listening(host, port) as listener:
         shown = f"[{host}]" if ":" in host else host
         say(f"http://{shown}:{listener.getsockname()[1]}/ serves the studies of {store.url}")
+        app = application(settings, store)
         config = uvicorn.Config(
-            application(settings, store),
+            app,
             log_config=None,
             access_log=False,
             server_header=False,
             limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=GOODBYE_SECONDS,
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, ending=app.state.service.watcher.close).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """A server that ends its streams before it waits for them."""
+
+    def __init__(self, config: uvicorn.Config, *, ending: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note that the process is to end."""
+        self._ending()
+        super().handle_exit(sig, frame)
 
 
 def description() -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _password() -> tuple[str, str] | None:
 router = APIRouter(tags=["health"])
 
 
-def _probes(request: Request) -> Probes:
+async def _probes(request: Request) -> Probes:
     probes: Probes = request.app.state.service.probes
     return probes
 

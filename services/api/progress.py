@@ -57,6 +57,7 @@ class Watcher:
         self._known: dict[str, Snapshot] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
+        self.closing = False
 
     def fresh(self, study: str) -> Snapshot | None:
         """Return where a study stood less than a second ago, if that was read; touches no database."""
@@ -80,6 +81,10 @@ class Watcher:
                 found = self._read(study)
                 self._known[study] = found
             return found
+
+    def close(self) -> None:
+        """Let all who follow know that the service ends."""
+        self.closing = True
 
     def forget(self, study: str) -> None:
         """Take note that a study was changed here."""
@@ -145,7 +150,7 @@ async def follow(
     told, shown = _parsed(last)
     began = spoke = asked = time.monotonic()
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
-    while time.monotonic() - began < LONGEST_SECONDS:
+    while not watcher.closing and time.monotonic() - began < LONGEST_SECONDS:
         found = watcher.fresh(study)
         if found is None:
             found = await run_in_threadpool(watcher.look, study)

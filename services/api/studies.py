@@ -73,7 +73,7 @@ router = APIRouter(prefix="/v1/studies", tags=["studies"])
 Body = Annotated[bytes, Depends(reading.body)]
 
 
-def service(request: Request) -> Service:
+async def service(request: Request) -> Service:  # not put into a thread: there is nothing to wait for
     """Return the service that a request has come to."""
     return service_of(request)
 

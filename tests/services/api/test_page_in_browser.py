@@ -15,10 +15,10 @@ import yaml
 
 from services.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-PATIENCE = 280_000
+PATIENCE = 700_000  # milliseconds: a study trains, perhaps on a busy machine
 ROOT = "q7Rz_0vLw2-Xb9TnYd4K"
 CALL = "import sys; from services.cli import main; main(sys.argv[1:])"
 STUDY = {
@@ -77,7 +77,7 @@ def address(home: Path, store: Store) -> Iterator[str]:
         assert found is not None, said + server.stderr.read()
         yield found[1]
         server.terminate()
-        assert server.wait(timeout=30) in (0, 143)
+        assert server.wait(timeout=60) == 143
 
 
 @pytest.fixture(scope="module")

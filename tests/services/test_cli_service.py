@@ -1,0 +1,124 @@
+"""The commands of the service: tokens are shown once, tables go up and down, nothing starts without its secret."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from services import cli
+from services.store import Store
+
+ROOT = "q7Rz_0vLw2-Xb9TnYd4K"
+CALL = "import sys; from services.cli import main; main(sys.argv[1:])"
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NAS_BLOCKOUT_HOME", str(tmp_path))
+    monkeypatch.setenv("NAS_BLOCKOUT_TRACKING_URI", "none")
+    return tmp_path
+
+
+@pytest.fixture
+def call(home: Path, capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*words: str) -> tuple[int, str, str]:
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+def test_a_token_is_shown_once_listed_without_its_secret_and_revoked(call, home):
+    code, secret, told = call("token", "create", "--owner", "ann", "--scope", "write", "--expires-days", "7")
+    assert code == 0
+    assert re.fullmatch(r"nab_\S+\n", secret)
+    assert "token 1 of ann, scope write; its secret is not shown again" in told
+    with Store.open(f"sqlite:///{home}/runs/nas_blockout.db") as store:
+        assert store.token(secret.strip()).owner == "ann"
+    for words in (("token", "list"), ("token", "list", "--json")):
+        code, listed, _ = call(*words)
+        assert code == 0
+        assert "ann" in listed
+        assert "valid" in listed
+        assert "nab_" not in listed
+    assert call("token", "revoke", "1")[:2] == (0, "token 1 of ann is revoked\n")
+    assert json.loads(call("token", "list", "--owner", "ann", "--json")[1])[0]["state"] == "revoked"
+    code, _, told = call("token", "revoke", "9")
+    assert (code, told) == (3, "error: there is no token 9; `nas-blockout token list` names them\n")
+
+
+def test_a_token_that_breaks_a_rule_is_not_made(call):
+    code, _, told = call("token", "create", "--owner", "no body")
+    assert (code, "got 'no body'" in told) == (2, True)
+    assert call("token", "create", "--owner", "ann", "--scope", "admin")[0] == 2
+    assert call("token", "create", "--owner", "ann", "--expires-days", "0")[0] == 2
+    assert call("token", "list")[1].startswith("there is no token")
+
+
+def test_tables_go_up_and_down(call):
+    assert call("db", "current")[1] == "no tables; this release uses 0002\n"
+    assert call("db", "upgrade")[1] == "the tables have version 0002\n"
+    code, _, told = call("db", "downgrade", "0001")
+    assert (code, "then add --yes" in told) == (2, True)
+    assert call("db", "downgrade", "0001", "--yes")[0] == 0
+    assert json.loads(call("db", "current", "--json")[1]) == {"version": "0001", "newest": "0002"}
+    assert call("db", "downgrade", "0009", "--yes")[0] == 1
+
+
+@pytest.mark.parametrize("token", [None, "", "short", "change-me-before-use-0123"])
+def test_the_api_does_not_start_without_a_good_secret(call, monkeypatch, token):
+    if token is not None:
+        monkeypatch.setenv("NAS_BLOCKOUT_API_TOKEN", token)
+    code, _, told = call("serve", "api")
+    assert code == 2
+    assert "NAS_BLOCKOUT_API_TOKEN" in told
+    assert "make one: python -c" in told
+
+
+def test_the_worker_does_not_start_without_a_cluster(call):
+    code, _, told = call("serve", "worker")
+    assert (code, "NAS_BLOCKOUT_JOBS_ADDRESS" in told) == (2, True)
+
+
+@pytest.fixture
+def server(home: Path) -> Iterator["subprocess.Popen[str]"]:
+    """The API as a user starts it, on a free port."""
+    command = [sys.executable, "-c", CALL, "serve", "--port", "0"]
+    environment = {**os.environ, "NAS_BLOCKOUT_API_TOKEN": ROOT}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as started:
+        yield started
+        started.kill()
+
+
+def test_the_api_serves_until_it_is_terminated(server):
+    said = server.stderr.readline()
+    address = re.match(r"(http://127\.0\.0\.1:\d+)/ serves the studies of sqlite:///", said)[1]
+    with urllib.request.urlopen(address + "/healthz", timeout=60) as answer:
+        assert answer.read() == b'{"status":"ok"}'
+        assert "server" not in {name.lower() for name in answer.headers}
+    server.terminate()
+    assert server.wait(timeout=60) == 143
+    assert ROOT not in said + server.stderr.read()
+
+
+def test_an_address_that_is_taken_is_named(call, monkeypatch):
+    monkeypatch.setenv("NAS_BLOCKOUT_API_TOKEN", ROOT)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, _, told = call("serve", "--port", port)
+    assert code == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another --host or --port" in told
