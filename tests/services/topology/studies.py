@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
 LONG: dict[str, Any] = {
     **TINY,
     "training": {"epochs": 120, "batch_size": 10},
-    "budget": {"sample_passes": 24_000},
+    "budget": {"sample_passes": 36_000},
     "arms": {"dense": {}},
     "export": [],
 }

@@ -200,8 +200,10 @@ class System:
                     with contextlib.suppress(psutil.Error):
                         process.kill()
                     ended.add(process.pid)
-                self._reap(name)
                 time.sleep(0.02)
+            process = self.instances[name].process
+            if process is not None:
+                process.wait(30)
         return len(ended)
 
     def stop(self, name: str, *, seconds: float = 30) -> None:
@@ -273,7 +275,9 @@ class System:
         if not instance.service.restarts:
             assert code in (None, 0), f"{name} ended with {code}\n{self.logs(name)}"
             return code == 0
-        assert code is None, f"{name} ended with {code}\n{self.logs(name)}"
+        if code is not None:  # the restart policy
+            self.kill_rest(name)
+            self.launch(name)
         return self.is_healthy(name)
 
     def _keep(self) -> None:
@@ -291,11 +295,6 @@ class System:
         down = self.instances[name].down
         self.kill(name)
         self.instances[name].down = down
-
-    def _reap(self, name: str) -> None:
-        process = self.instances[name].process
-        if process is not None:
-            process.poll()
 
     def _inside(self, instance: Instance, text: str) -> str:
         """A text of the file with the addresses and paths that hold here."""
