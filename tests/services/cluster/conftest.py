@@ -92,15 +92,19 @@ class RayCluster:
 
     def wait(self, *, nodes: int) -> None:
         """Wait until so many nodes are there, and the job server too."""
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                if len(self.jobs().nodes()) >= nodes and self.jobs().job("none") is None:
-                    return
-            except ClusterError:
-                if time.monotonic() > deadline or any(node.poll() is not None for node in self._nodes):
-                    raise
+        deadline = time.monotonic() + 180
+        while not self._has(nodes):
+            for number, node in enumerate(self._nodes):
+                log = self.folder / f"node-{number}.log"
+                assert node.poll() is None, f"node {number} has ended:\n{log.read_text()[-2000:]}"
+            assert time.monotonic() < deadline, f"the cluster does not have {nodes} nodes in time"
             time.sleep(0.25)
+
+    def _has(self, nodes: int) -> bool:
+        try:
+            return len(self.jobs().nodes()) >= nodes and self.jobs().job("none") is None
+        except ClusterError:
+            return False
 
     def close(self) -> None:
         """End the processes of this cluster, and remove its folder."""
