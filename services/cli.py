@@ -64,10 +64,13 @@ def run(
     settings = installation()
     resolved, source = _resolved(study, workers=workers, assignments=assignments)
 
+    from services.cluster import own_cluster
     from services.display import result_tables, watching
     from services.results import finish
     from services.study import run as run_study
 
+    if own_cluster() is not None and settings.home == Path.cwd():
+        tell("warning: NAS_BLOCKOUT_HOME is not set: what this job leaves goes when Ray removes the job's folder")
     with watching(errors(), name=resolved.name, quiet=quiet) as observe:
         ran, store, splits = run_study(resolved, settings, observe=observe, source=source)
     with store:

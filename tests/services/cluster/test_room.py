@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.cli import main
 from services.cluster import ClusterError
 from services.cluster.access import own_cluster, token
 from services.cluster.jobs import Jobs, Node, room
@@ -60,6 +61,21 @@ def test_a_process_belongs_to_a_cluster_only_as_a_job_of_it() -> None:
     assert own_cluster(job) == "10.0.0.1:6379"
     assert own_cluster({"RAY_ADDRESS": "http://10.0.0.1:8265"}) is None
     assert own_cluster({}) is None
+
+
+def test_a_job_without_a_home_that_stays_is_warned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    for home in (None, tmp_path / "stays"):
+        if home is not None:
+            monkeypatch.setenv("NAS_BLOCKOUT_HOME", str(home))
+        with pytest.raises(SystemExit) as ended:  # too small a budget, which ends it before it needs the cluster
+            main(["run", "quickstart", "--set", "budget.sample_passes=1", "--quiet"])
+        assert ended.value.code == 2
+        assert ("NAS_BLOCKOUT_HOME is not set" in capsys.readouterr().err) is (home is None)
 
 
 def test_the_token_is_found_where_ray_looks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
