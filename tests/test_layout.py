@@ -103,7 +103,9 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "dispatch": {"cluster", "store", "study_file"},
         "health": set(),
         "doctor": {"store", "tracking", "cluster", "study_file"},
-        "api": {"assignments", "budget", "cluster", "extension", "folder", "results", "store", "study_file"},
+        "api": {
+            "artifacts", "assignments", "budget", "cluster", "extension", "folder", "results", "store", "study_file",
+        },
         "cli_output": set(),
         "cli_submit": {"assignments", "cli_output", "cluster", "study_file"},
         "cli_data": {"cli_output"},

@@ -3,7 +3,7 @@
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -18,7 +18,7 @@ from services.api.health import Probes, probes_of
 from services.api.models import Changes
 from services.api.service import make_service, service_of
 from services.settings import Settings
-from services.store import Store
+from services.store import Store, StoreError
 from services.study_file import StudyConfig
 
 PATIENCE_SECONDS = 2.0
@@ -60,7 +60,7 @@ def application(settings: Settings, store: Store, *, probes: Probes | None = Non
         redirect_slashes=False,
     )
     service = make_service(settings, store, asked)
-    service.metrics.watch(store.count_queue, lambda: service.streams.total)
+    service.metrics.watch(lambda: _counted(store), lambda: service.streams.total)
     app.state.service = service
     refusals.handle(app)
     app.add_exception_handler(page.LoggedOut, page.logged_out)
@@ -130,6 +130,13 @@ def description() -> dict[str, Any]:
 def show_metrics(request: Request) -> Response:
     """Requests, their times, open streams and the queue, in Prometheus's text format."""
     return Response(service_of(request).metrics.text(), media_type=metrics.CONTENT_TYPE)
+
+
+def _counted(store: Store) -> dict[str, int]:
+    """Return studies by state; none of a database that is away, so that all other numbers are still told."""
+    with suppress(StoreError):
+        return store.count_queue()
+    return {}
 
 
 def _description(app: FastAPI) -> dict[str, Any]:

@@ -4,18 +4,18 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
-from services.api.auth import Caller, Reader
+from services.api.auth import Reader
 from services.api.models import ArchitectureView, FileView, ModelView
 from services.api.refusals import Refused, not_found
 from services.api.service import Service
 from services.api.studies import Shared, own, refusals
+from services.artifacts import place_of, reading
 from services.folder import Folder
 from services.store import ExportRow, NotFound, QueueRow, TrialRow
 
@@ -26,7 +26,6 @@ _KINDS = {
     ".yaml": "text/plain; charset=utf-8",
 }
 _BINARY = "application/octet-stream"
-_CHUNK = 1 << 20
 
 router = APIRouter(prefix="/v1/studies/{name}", tags=["results"])
 
@@ -40,9 +39,9 @@ def _described(kind: str, what: str) -> dict[int | str, dict[str, object]]:
 )
 def report(shared: Shared, caller: Reader, name: str) -> Response:
     """The report as one HTML file that needs no network and no script."""
-    path = _folder(shared, caller, name).report
-    _require(path, "report")
-    return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
+    row = own(shared, caller, name)
+    content = _content(shared, row, Folder(shared.settings.folder(row.study)).report, "report")
+    return Response(content, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
 
 
 @router.get(
@@ -53,9 +52,9 @@ def report(shared: Shared, caller: Reader, name: str) -> Response:
 )
 def comparison(shared: Shared, caller: Reader, name: str) -> Response:
     """The comparison of the arms, as `comparison.json` has it."""
-    path = _folder(shared, caller, name).comparison
-    _require(path, "comparison")
-    return FileResponse(path, media_type="application/json")
+    row = own(shared, caller, name)
+    content = _content(shared, row, Folder(shared.settings.folder(row.study)).comparison, "comparison")
+    return Response(content, media_type="application/json")
 
 
 @router.get(
@@ -125,9 +124,8 @@ def model_file(shared: Shared, caller: Reader, name: str, arm: str, file: str) -
     if found is None or known is None:
         raise not_found("such file of a model")
     path = Folder(shared.settings.folder(row.study)).models / found.arm / known
-    _require(path, "file of the model")
-    stat = path.stat()
-    if _digest(path, stat.st_mtime_ns, stat.st_size) != found.hashes[known]:
+    content = _content(shared, row, path, "file of the model")
+    if hashlib.sha256(content).hexdigest() != found.hashes[known]:
         raise Refused(
             409,
             "changed",
@@ -136,8 +134,8 @@ def model_file(shared: Shared, caller: Reader, name: str, arm: str, file: str) -
             value=known,
             remedy=f"`nas-blockout export {row.study} {found.arm}` writes it again",
         )
-    kind = _KINDS.get(path.suffix, _BINARY)
-    return FileResponse(path, media_type=kind, filename=known, headers={"ETag": f'"{found.hashes[known]}"'})
+    headers = {"ETag": f'"{found.hashes[known]}"', "Content-Disposition": f'attachment; filename="{known}"'}
+    return Response(content, media_type=_KINDS.get(path.suffix, _BINARY), headers=headers)
 
 
 def newest_exports(shared: Service, row: QueueRow) -> list[ExportRow]:
@@ -149,10 +147,6 @@ def newest_exports(shared: Service, row: QueueRow) -> list[ExportRow]:
     return list({each.arm: each for each in sorted(exports, key=lambda each: each.created_at)}.values())
 
 
-def _folder(shared: Service, caller: Caller, name: str) -> Folder:
-    return Folder(shared.settings.folder(own(shared, caller, name).study))
-
-
 def _trials(shared: Service, row: QueueRow) -> Iterator[TrialRow]:
     try:
         yield from shared.store.trials(row.study)
@@ -160,21 +154,20 @@ def _trials(shared: Service, row: QueueRow) -> Iterator[TrialRow]:
         return
 
 
-def _require(path: Path, what: str) -> None:
-    if not path.is_file():
-        raise Refused(404, "not_finished", f"there is no {what} yet", remedy="wait until the study is complete")
+def _content(shared: Service, row: QueueRow, path: Path, what: str) -> bytes:
+    """Return what a file of a study holds, from shared storage where that is used.
+
+    Raises:
+        Refused: There is no such file yet.
+        ArtifactError: The storage cannot be reached.
+    """
+    settings = shared.settings
+    with reading(place_of(path, settings.folder(row.study), settings.shared(row.study))) as found:
+        if not found.is_file():
+            raise Refused(404, "not_finished", f"there is no {what} yet", remedy="wait until the study is complete")
+        return found.read_bytes()
 
 
 def _harmless(value: object) -> object:
     """Return a value that no spreadsheet takes for a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-
-
-@lru_cache(maxsize=1024)
-def _digest(path: Path, modified: int, size: int) -> str:
-    """Return the SHA-256 of a file; of one that has not changed it is known."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()

@@ -309,7 +309,7 @@ def _standing(visited: Visit, name: str) -> dict[str, Any]:
     arms = {"share": progress.share, "arms": progress.arms}
     detail = StudyDetail(**study_fields(row), question=question, **arms, study={})
     models = files.models(shared, visited.caller, name) if row.ended else []
-    results = Folder(shared.settings.folder(row.study)).report.is_file()
+    results = row.state == "complete" or Folder(shared.settings.folder(row.study)).report.is_file()
     shown = {
         "study": detail,
         "models": models,

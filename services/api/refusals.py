@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from services.api.models import ErrorDocument, Problem
+from services.artifacts import ArtifactError
 from services.store import NotFound, StateError, StoreError, StoreUnreachable, StudyConflict, TooMany
 from services.study_file import StudyError, StudyNotFound
 
@@ -113,6 +114,9 @@ def translated(error: Exception) -> Refused:
         _LOG.error("the store failed: %s", error)
         words = "cannot be reached" if isinstance(error, StoreUnreachable) else "cannot be used"
         return _refused(503, "unavailable", f"the database {words} now; nothing was changed; try again", RETRY_SECONDS)
+    if isinstance(error, ArtifactError):
+        _LOG.error("shared storage failed: %s", error)
+        return _refused(503, "unavailable", "the files of studies cannot be reached now; try again", RETRY_SECONDS)
     return Refused(500, "internal", "something went wrong here; the log of the service says what")
 
 
@@ -122,7 +126,7 @@ def handle(app: FastAPI) -> None:
     def known(request: Request, error: Exception) -> Response:
         return respond(translated(error))
 
-    for kind in (Refused, StudyError, StudyNotFound, StoreError):
+    for kind in (Refused, StudyError, StudyNotFound, StoreError, ArtifactError):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _plain_http)

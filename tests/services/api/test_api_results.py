@@ -100,6 +100,22 @@ def test_a_file_that_has_changed_is_not_handed_out(ann, finished, told):
     assert found["remedy"] == "`nas-blockout export tiny dense` writes it again"
 
 
+def test_files_come_from_shared_storage_where_that_is_used(client, finished, limited, settings, tmp_path, told):
+    shared = tmp_path / "shared"
+    finished.root.rename(tmp_path / "moved")
+    shared.mkdir()
+    (tmp_path / "moved").rename(shared / "tiny")
+    ann = client("ann", to=limited(artifacts=f"file://{shared}"))
+    assert ann.get("/v1/studies/tiny/comparison").json() == {"study": "tiny"}
+    assert ann.get("/v1/studies/tiny/models/dense/model.onnx").content == FILES["model.onnx"]
+    (shared / "tiny" / "report" / "index.html").unlink()
+    told(ann.get("/v1/studies/tiny/report"), 404, "not_finished")
+    broken = client("ann", to=limited(artifacts="nonsense://bucket"))
+    answer = broken.get("/v1/studies/tiny/comparison")
+    told(answer, 503, "unavailable")
+    assert "bucket" not in answer.text
+
+
 def test_before_the_end_there_is_nothing_but_trials(ann, study, told):
     ann.post("/v1/studies", json=study)
     for path in ("report", "comparison"):

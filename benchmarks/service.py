@@ -1,0 +1,206 @@
+"""How fast the service answers: with many studies in the store, and with many clients while a study trains.
+
+``python benchmarks/service.py studies`` fills a store with 10,000 studies and 100,000 trials and times list and show
+over HTTP; ``python benchmarks/service.py clients`` lets 200 clients of 20 owners list once a second and follow a study
+each for a minute, while one of them trains. ``--url postgresql+psycopg://user@host/empty-database`` takes another
+database than SQLite in a folder that is removed afterwards. The service runs as a process of its own.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import re
+import runpy
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import sqlalchemy as sa
+import yaml
+
+from services.store import Store, schema
+from services.study_file import Study, parse, resolve
+
+CALL = "import sys; from services.cli import main; main(sys.argv[1:])"
+STORE = runpy.run_path(str(Path(__file__).with_name("store.py")))
+OWNERS = 20
+STUDY = {
+    "schema_version": 1,
+    "name": "trained",
+    "question": "How does the service answer while this trains?",
+    "data": {"name": "digits", "train_samples": 150},
+    "training": {"epochs": 32, "batch_size": 16},
+    "budget": {"sample_passes": 2_000_000},
+    "retrain": {"seeds": [0]},
+    "arms": {"dense": {"space": ["training"]}, "dropout": {"method": {"name": "dropout"}, "space": ["training"]}},
+}
+Samples = dict[str, list[float]]
+
+
+def study(name: str = "trained") -> Study:
+    return resolve(parse({**STUDY, "name": name}, source="example"), source="example")
+
+
+@contextlib.contextmanager
+def serving(home: Path, url: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Run the service; yield its address and the environment of all that belongs to it."""
+    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "NAS_BLOCKOUT_STORE_URL": url,
+                   "NAS_BLOCKOUT_TRACKING_URI": "none", "NAS_BLOCKOUT_API_TOKEN": secrets.token_hex(32),
+                   "NAS_BLOCKOUT_API_RATE": "1000"}  # fmt: skip
+    command = [sys.executable, "-c", CALL, "serve", "api", "--port", "0"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        found = re.match(r"(http://\S+)/ serves", server.stderr.readline())
+        try:
+            yield found[1], environment
+        finally:
+            server.terminate()
+
+
+def queued(store: Store, studies: int) -> None:
+    """Give the studies that a store is filled with to one owner, past the interface."""
+    document = study().to_json()
+    now = STORE["NOW"]
+    values = {"owner": "ann", "state": "complete", "config_hash": "cafe", "first_hash": "cafe", "message": ""}
+    values |= {"attempt": 0, "first_attempt": 0, "created_at": now, "updated_at": now, "document": document}
+    with store._database.writing() as connection:
+        for start in range(1, studies + 1, 500):
+            numbers = range(start, min(start + 500, studies + 1))
+            rows = [{**values, "id": number, "study": f"study-{number:06d}"} for number in numbers]
+            connection.execute(sa.insert(schema.queue), rows)
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.text("ANALYZE"))
+
+
+def time_studies(home: Path, url: str, studies: int, repeats: int) -> None:
+    with Store.open(url) as store:
+        STORE["fill"](store, studies, 10, 10)
+        queued(store, studies)
+        token = store.create_token("", owner="ann", scope="read")[1]
+    with serving(home, url) as (address, _), httpx.Client(base_url=address, timeout=60) as client:
+        client.headers["Authorization"] = f"Bearer {token}"
+        middle = client.get("/v1/studies?limit=100").json()["next"]
+        asked = {
+            "list, the newest 50": lambda _: "/v1/studies",
+            "list, 100 after the first page": lambda _: f"/v1/studies?limit=100&cursor={middle}",
+            "list, 50 by state": lambda _: "/v1/studies?state=complete",
+            "list, 50 by prefix": lambda index: f"/v1/studies?prefix=study-00{index % 10}",
+            "show": lambda index: f"/v1/studies/study-{index * 7919 % studies + 1:06d}",
+            "trials as CSV": lambda index: f"/v1/studies/study-{index * 7919 % studies + 1:06d}/trials",
+        }
+        print(f"{url.partition(':')[0]}, {studies} studies, {10 * studies} trials\n")
+        print("| | median, ms | 99%, ms |\n|---|---|---|")
+        for name, path in asked.items():
+            found = []
+            for index in range(repeats + 3):
+                began = time.perf_counter()
+                assert client.get(path(index)).status_code == 200
+                found.append(1000 * (time.perf_counter() - began))
+            print(f"| {name} | {statistics.median(found[3:]):.1f} | {percentile(found[3:], 99):.1f} |", flush=True)
+
+
+async def listing(client: httpx.AsyncClient, ends: float, found: Samples) -> None:
+    """List once a second."""
+    while time.monotonic() < ends:
+        began = time.perf_counter()
+        answer = await client.get("/v1/studies?limit=20")
+        found[f"list, {answer.status_code}"].append(1000 * (time.perf_counter() - began))
+        await asyncio.sleep(max(0.0, 1.0 - (time.perf_counter() - began)))
+
+
+async def following(client: httpx.AsyncClient, name: str, ends: float, found: Samples) -> None:
+    """Follow a study; what is timed is how long the stream takes to begin."""
+    began = time.perf_counter()
+    async with client.stream("GET", f"/v1/studies/{name}/events") as answer:
+        async for line in answer.aiter_lines():
+            if line.startswith("retry"):
+                found[f"stream begins, {answer.status_code}"].append(1000 * (time.perf_counter() - began))
+            elif line.startswith("event"):
+                found["events"].append(0.0)
+            if time.monotonic() > ends:
+                return
+
+
+async def visit(address: str, tokens: list[str], clients: int, seconds: float, found: Samples) -> None:
+    ends = time.monotonic() + seconds
+    async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        for number in range(clients):
+            headers = {"Authorization": f"Bearer {tokens[number % len(tokens)]}"}
+            client = await stack.enter_async_context(httpx.AsyncClient(base_url=address, headers=headers, timeout=60))
+            await asyncio.sleep(1.0 / clients)  # clients do not all begin in the same moment
+            group.create_task(listing(client, ends, found))
+            group.create_task(until(ends, following(client, f"trained-{number % len(tokens)}", ends, found)))
+
+
+async def until(ends: float, task: object) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, ends - time.monotonic())):
+            await task
+
+
+def time_clients(home: Path, url: str, clients: int, seconds: float) -> None:
+    with Store.open(url) as store:
+        tokens = []
+        for owner in range(OWNERS):
+            tokens.append(store.create_token("", owner=f"owner-{owner}", scope="read")[1])
+            for number in range(20):
+                name = f"trained-{owner}" if number == 0 else f"owner-{owner}-{number}"
+                each = study(name)
+                store.enqueue(name, document=each.to_json(), config_hash=each.hash, owner=f"owner-{owner}")
+    (home / "study.yaml").write_text(yaml.safe_dump({**STUDY, "name": "trained-0"}), encoding="utf-8")
+    found: Samples = {"list, 200": [], "stream begins, 200": [], "events": [], "list, 429": [], "list, 503": []}
+    with serving(home, url) as (address, environment):
+        command = [sys.executable, "-c", CALL, "run", str(home / "study.yaml"), "--quiet"]
+        with subprocess.Popen(command, env=environment) as trained, Store.open(url) as store:
+            try:
+                while not epochs_of(store):
+                    assert trained.poll() is None, "the study did not run"
+                    time.sleep(0.5)
+                before = epochs_of(store)
+                asyncio.run(visit(address, tokens, clients, seconds, found))
+                during = epochs_of(store) - before
+            finally:
+                trained.terminate()
+    print(f"{url.partition(':')[0]}, {clients} clients of {OWNERS} owners, {seconds:.0f} s, {during} epochs trained\n")
+    print("| | number | median, ms | 99%, ms | longest, ms |\n|---|---|---|---|---|")
+    for name, times in found.items():
+        if len(times) > 1 and name != "events":
+            shown = (statistics.median(times), percentile(times, 99), max(times))
+            print(f"| {name} | {len(times)} | {' | '.join(f'{each:.0f}' for each in shown)} |")
+    print(f"\n{len(found['events'])} events were received")
+
+
+def epochs_of(store: Store) -> int:
+    with store._database.reading() as connection:
+        return connection.scalar(sa.select(sa.func.count()).select_from(schema.epochs)) or 0
+
+
+def percentile(found: list[float], share: int) -> float:
+    return statistics.quantiles(found, n=100, method="inclusive")[share - 1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["studies", "clients"])
+    parser.add_argument("--url", help="an empty database; SQLite in a temporary folder if left out")
+    parser.add_argument("--studies", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=60)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        url = options.url or f"sqlite:///{folder}/store.db"
+        if options.what == "studies":
+            time_studies(Path(folder), url, options.studies, options.repeats)
+        else:
+            time_clients(Path(folder), url, options.clients, options.seconds)
+
+
+if __name__ == "__main__":
+    main()
