@@ -1,0 +1,202 @@
+"""What a finished study hands over, used as strangers do: from image files, in onnxruntime, behind MLflow's server."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from nas_blockout.data import DataSettings, load
+from services.store import Store, TrialRow
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # of MLflow's own database
+]
+
+PROGRAM = "from services.cli import main; main()"
+DATA = {"name": "digits", "train_samples": 300}
+STUDY: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "used",
+    "data": DATA,
+    "backbone": {"name": "convnet", "channels": [8, 16], "hidden": [16], "normalise_logits": True},
+    "training": {"epochs": 10, "batch_size": 20, "learning_rate": 0.01},
+    "budget": {"sample_passes": 9000},
+    "retrain": {"seeds": [0, 1]},
+    "arms": {
+        "dense": {},
+        "blockout": {
+            "method": {
+                "name": "blockout", "clusters": 2, "masked": "all", "first_probability": 0.9, "last_probability": 0.9,
+            },
+            "distillation": {"target_macs": 0.8},
+        },
+    },
+}  # fmt: skip
+PICTURES = 60
+START_SECONDS = 120
+ALONE = """
+import sys, numpy, onnxruntime
+images, labels = numpy.load(sys.argv[2]), numpy.load(sys.argv[3])
+session = onnxruntime.InferenceSession(sys.argv[1])
+logits = numpy.concatenate([session.run(None, {"images": part})[0] for part in numpy.array_split(images, 7)])
+assert "nas_blockout" not in sys.modules and "torch" not in sys.modules
+print(float((logits.argmax(1) == labels).mean()))
+"""
+
+
+def program(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROGRAM, *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The test split as images in [0, 1] and labels, and where pictures of its first images stand."""
+
+    images: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    pictures: tuple[Path, ...]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    (home / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    found = program(home, "run", "--quiet", str(home / "study.yaml"))
+    assert found.returncode == 0, found.stderr[-3000:]
+    return home
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Held:
+    splits = load(DataSettings(train_samples=DATA["train_samples"]))  # type: ignore[arg-type]
+    part, folder = splits.test(), tmp_path_factory.mktemp("pictures")
+    images = splits.preprocessing.undo(part.images.clone()).clamp(0, 1).numpy()
+    for number, image in enumerate(images[:PICTURES]):
+        Image.fromarray((image[0] * 255).round().astype(np.uint8)).save(folder / f"{number:03}.png")
+    return Held(images, part.labels.numpy(), tuple(sorted(folder.iterdir())))
+
+
+def handed_over(home: Path, arm: str) -> TrialRow:
+    """The trial whose network an arm handed over; its result has the recorded predictions."""
+    comparison = json.loads((home / "runs" / "used" / "comparison.json").read_text())
+    seed = comparison["arms"][arm]["exported_seed"]
+    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+        trials = [row for row in store.trials("used", phase="retrain") if (row.arm, row.seed) == (arm, seed)]
+    assert len(trials) == 1
+    return trials[0]
+
+
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+@pytest.mark.parametrize("arm", ["dense", "blockout"])
+def test_pictures_of_the_test_split_are_classified_as_recorded(home: Path, held: Held, arm: str, form: str) -> None:
+    model = home / "runs" / "used" / "models" / arm
+    found = program(home, "predict", str(model), *map(str, held.pictures), "--form", form, "--json")
+    assert found.returncode == 0, found.stderr
+    predictions = json.loads(found.stdout)["predictions"]
+    recorded = handed_over(home, arm).result["predictions"]  # type: ignore[index]
+    assert len(set(recorded[:PICTURES])) > 5, "it tells classes apart"
+    agreed = 0
+    for each, label in zip(predictions, recorded[:PICTURES], strict=True):
+        best, second = each["classes"][:2]
+        agreed += best["name"] == str(label)
+        if best["probability"] - second["probability"] > 0.02:  # less than that may be rounding to 256 shades
+            assert best["name"] == str(label)
+    assert agreed >= 0.95 * PICTURES
+
+
+@pytest.mark.parametrize("arm", ["dense", "blockout"])
+def test_onnxruntime_alone_has_the_recorded_test_accuracy(home: Path, held: Held, arm: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", held.images)
+    np.save(tmp_path / "labels.npy", held.labels)
+    model = home / "runs" / "used" / "models" / arm / "model.onnx"
+    command = [sys.executable, "-I", "-c", ALONE, str(model), "images.npy", "labels.npy"]
+    accuracy = float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
+    assert accuracy == pytest.approx(handed_over(home, arm).result["test_accuracy"], abs=5e-5)  # type: ignore[index]
+
+
+@contextmanager
+def served(home: Path, model: str) -> Iterator[str]:
+    """MLflow's server of a model, as the guide starts it; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{model}"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'runs' / 'mlflow.db'}",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # MLflow starts uvicorn by its name
+        "OMP_NUM_THREADS": "1",
+    }
+    with (home / "served.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            assert process.poll() is None, (home / "served.log").read_text()[-3000:]
+            assert time.monotonic() < deadline, (home / "served.log").read_text()[-3000:]
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5):
+                break
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=30)
+
+
+def ask(address: str, images: Any) -> Any:
+    body = json.dumps({"inputs": images}).encode()
+    request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)["predictions"]
+
+
+def test_mlflow_serves_the_logged_model(home: Path, held: Held) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{home / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("nas-blockout/used")
+    assert experiment is not None
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.`nas.trial` = 'study'")
+    logged = client.get_logged_model(parent.data.tags["nas.model"])
+    recorded = handed_over(home, logged.name).result["predictions"]  # type: ignore[index]
+    exported = torch.export.load(home / "runs" / "used" / "models" / logged.name / "model.pt2").module()
+    with served(home, logged.model_id) as address:
+        answered = torch.tensor(ask(address, held.images.tolist()))
+        assert answered.argmax(1).tolist() == recorded
+        with torch.no_grad():
+            expected = exported(torch.from_numpy(held.images))
+        torch.testing.assert_close(answered.softmax(1), expected.softmax(1), rtol=0, atol=1e-4)
+        (alone,) = ask(address, held.images[:1].tolist())
+        torch.testing.assert_close(torch.tensor(alone), answered[0], rtol=1e-4, atol=1e-4)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(address, held.images[:1, :, :5, :5].tolist())
+        with refused.value as error:
+            assert error.code == 400
+            assert "shape" in error.read().decode().lower()
