@@ -383,7 +383,9 @@ def test_how_every_arm_was_searched_and_what_it_traded_is_told(made_up: MadeUp) 
     front = {"objectives": ["accuracy", "macs"], "trials": [{"number": 4, "values": {"accuracy": 0.875, "macs": 2e6}}]}
     comparison["arms"]["random"] |= {
         "front": {**front, "reference_point": {"accuracy": 0, "macs": 4e6}, "hypervolume": 0.4375},
-        "replicates": 3, "refused": 12, "ended_by": "space",
+        "replicates": 3,
+        "refused": 12,
+        "ended_by": "space",
     }
     study = {**view.study, "arms": {"dense": {"searcher": "grid"}, "random": {"searcher": "tpe"}}}
     page = parsed(render(replace(view, comparison=comparison, study=study)))
