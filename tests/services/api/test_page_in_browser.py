@@ -100,7 +100,10 @@ def work(home: Path, begin: threading.Event) -> None:
         path = home / "study.yaml"
         path.write_text(yaml.safe_dump(row.source), encoding="utf-8")
         command = [sys.executable, "-c", CALL, "run", str(path), "--quiet"]
-        done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
+        for _ in range(3):  # on a machine that is overloaded Ray gives up starting; the same command goes on
+            done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                break
         message = "" if done.returncode == 0 else done.stderr[-500:]
         store.settle(row.study, "test", "failed" if message else "complete", message=message)
 
