@@ -79,9 +79,10 @@ class System:
     # What the outside sees.
 
     def start(self) -> None:
-        """Start everything in the order of the file, waiting as it says; then keep it up."""
+        """Start everything in the order of the file, waiting as it says, and keep it up."""
         waiting, running, well = list(self.instances), [], set()
         deadline = time.monotonic() + START_SECONDS
+        self._keeper.start()
         while waiting or running:
             for name in [name for name in waiting if self._may_start(self.instances[name].service, well)]:
                 waiting.remove(name)
@@ -92,7 +93,6 @@ class System:
                 well.add(name)
             assert time.monotonic() < deadline, f"not up: {running}, not started: {waiting}\n{self.logs(*running)}"
             time.sleep(0.25)
-        self._keeper.start()
 
     def close(self) -> None:
         """End everything, the last started first."""
@@ -275,10 +275,7 @@ class System:
         if not instance.service.restarts:
             assert code in (None, 0), f"{name} ended with {code}\n{self.logs(name)}"
             return code == 0
-        if code is not None:  # the restart policy
-            self.kill_rest(name)
-            self.launch(name)
-        return self.is_healthy(name)
+        return self.is_healthy(name)  # one that has ended is started again, as the restart policy asks
 
     def _keep(self) -> None:
         """Start again what has ended, as the restart policy asks."""
