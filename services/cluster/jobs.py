@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -321,6 +321,10 @@ def _told(chunks: AsyncIterator[str]) -> Iterator[str]:
             except StopAsyncIteration:
                 return
     finally:
+        for task in asyncio.all_tasks(loop):  # whoever stopped following did so while the next chunk was waited for
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                loop.run_until_complete(task)
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

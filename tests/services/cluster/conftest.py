@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -75,6 +75,7 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "150",  # on a machine that does much else
             "NAS_BLOCKOUT_HOME": str(self.home),
             "NAS_BLOCKOUT_ARTIFACTS": self.storage,
             "NAS_BLOCKOUT_TRACKING_URI": "none",
@@ -109,16 +110,16 @@ class RayCluster:
     def close(self) -> None:
         """End the processes of this cluster, and remove its folder."""
         for node in self._nodes:
-            family = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
-            for process in family:
-                try:
-                    process.send_signal(signal.SIGKILL)
-                except psutil.NoSuchProcess:
-                    continue
+            with suppress(psutil.NoSuchProcess):
+                for process in psutil.Process(node.pid).children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+            node.kill()
             node.wait(timeout=30)
         for process in psutil.process_iter(["environ"]):  # jobs have sessions of their own
             if (process.info["environ"] or {}).get("RAY_AUTH_TOKEN_PATH") == str(self.folder / "token"):
-                process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, *words: str, cpus: int, ports: dict[str, int]) -> None:

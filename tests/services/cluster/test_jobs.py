@@ -1,0 +1,242 @@
+"""Studies run as jobs on a real Ray cluster of two nodes, with storage that speaks S3 between them."""
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+
+from services.cluster import ClusterError
+from services.cluster.jobs import Jobs, job_id
+from services.study_file import Study, study_of
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    # Ray's own connections and files are not ours to close.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+PROGRAM = [sys.executable, "-c", "from services.cli import main; main()"]
+SUBMIT_BY_RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "job", "submit"]
+STUDY: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "on-a-cluster",
+    "data": {"name": "digits", "train_samples": 60},
+    "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
+    "training": {"epochs": 2, "batch_size": 30},
+    "budget": {"sample_passes": 360},
+    "retrain": {"seeds": [0, 1]},
+    "arms": {"dense": {}},
+    "export": [],
+}
+
+
+def resolved(**changes: Any) -> Study:
+    return study_of({**STUDY, **changes}, source="x")
+
+
+def command(cluster: Any, *words: str, program: list[str] = PROGRAM, **changes: str) -> list[Any]:
+    environment = {**cluster.environment, **changes}
+    done = subprocess.run(
+        [*program, *words],
+        env=environment,
+        cwd=cluster.folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    return [done.returncode, done.stdout, done.stderr]
+
+
+def scores(comparison: dict[str, Any]) -> dict[str, Any]:
+    """What a comparison has that is the same wherever the study ran."""
+    return {
+        name: {key: arm[key] for key in ("validation_accuracy", "test_accuracy", "macs", "parameters")}
+        for name, arm in comparison["arms"].items()
+    }
+
+
+def stored(name: str) -> dict[str, Any]:
+    found = boto3.client("s3").get_object(Bucket="shared", Key=f"studies/{name}/comparison.json")
+    document: dict[str, Any] = json.loads(found["Body"].read())
+    return document
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The comparison of the study, run here without a cluster."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "NAS_BLOCKOUT_TRACKING_URI": "none"}
+    done = subprocess.run(
+        [*PROGRAM, "run", str(home / "study.yaml"), "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def test_a_submitted_study_ends_as_a_local_one_and_is_one_job(ray_cluster: Any, local: dict[str, Any]) -> None:
+    (ray_cluster.folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    words = ("submit", "study.yaml", "--address", ray_cluster.address)
+    code, out, err = command(ray_cluster, *words)
+    study, jobs = resolved(), ray_cluster.jobs()
+    assert code == 0, err[-3000:]
+    assert f"job {job_id(study)}, study on-a-cluster, configuration {study.hash}, at {ray_cluster.address}" in out
+    assert "copying the results to s3://shared/studies/on-a-cluster" in out  # the log of the job
+    assert scores(stored("on-a-cluster")) == scores(local)
+
+    job = jobs.job(job_id(study))
+    assert (job.state, job.exit_code) == ("succeeded", 0)
+    assert job.metadata["study"] == "on-a-cluster"
+    assert job.metadata["config_hash"] == study.hash
+    details = json.dumps(jobs._client()._do_request("GET", f"/api/jobs/{job.id}").json())
+    for secret in (ray_cluster.token, "kept-from-everyone", "NAS_BLOCKOUT"):
+        assert secret not in details
+
+    code, out, err = command(ray_cluster, *words, "--json")
+    assert code == 0, err
+    assert json.loads(out)["job"] == job_id(study)
+    assert "is there already: succeeded" in err
+    assert jobs.job(job_id(study, 1)) is None
+
+
+def test_ray_itself_submits_a_folder_and_another_machine_finds_the_results(
+    ray_cluster: Any, local: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump({**STUDY, "name": "plain"}))
+    words = (
+        "--address",
+        ray_cluster.address,
+        "--working-dir",
+        str(tmp_path),
+        "--",
+        "nas-blockout",
+        "run",
+        "plain.yaml",
+    )
+    code, out, err = command(ray_cluster, *words, program=SUBMIT_BY_RAY)
+    assert code == 0, out[-3000:] + err[-3000:]
+    assert scores(stored("plain")) == scores(local)
+    store = f"sqlite:///{ray_cluster.home / 'runs' / 'nas_blockout.db'}"
+    elsewhere = {"NAS_BLOCKOUT_HOME": str(tmp_path / "elsewhere"), "NAS_BLOCKOUT_STORE_URL": store}
+    code, out, err = command(ray_cluster, "run", str(tmp_path / "plain.yaml"), "--json", **elsewhere)
+    assert code == 0, err[-3000:]
+    assert scores(json.loads(out)) == scores(local)
+    assert (tmp_path / "elsewhere" / "runs" / "plain" / "report" / "index.html").stat().st_size > 0
+
+
+def test_the_exit_code_is_that_of_the_job_and_a_failed_job_is_tried_again(ray_cluster: Any) -> None:
+    small = {**STUDY, "name": "too-small", "budget": {"sample_passes": 1}}
+    (ray_cluster.folder / "small.yaml").write_text(yaml.safe_dump(small))
+    words = ("submit", "small.yaml", "--address", ray_cluster.address)
+    code, out, err = command(ray_cluster, *words)
+    study = study_of(small, source="x")
+    assert code == 2, err
+    assert "budget.sample_passes=1 is too small" in out
+    assert f"{job_id(study)} ended with exit code 2" in err
+    code, out, err = command(ray_cluster, *words, "--no-wait")
+    assert code == 0, err
+    assert f"{job_id(study)} ended with exit code 2; a new attempt goes on with the study" in err
+    assert f"job {job_id(study, 1)}, study too-small" in out
+
+
+def test_who_stops_following_leaves_the_job_alone(ray_cluster: Any) -> None:
+    long = {**STUDY, "name": "long", "training": {"epochs": 2000}, "budget": {"sample_passes": 360_000}}
+    (ray_cluster.folder / "long.yaml").write_text(yaml.safe_dump(long))
+    words = [*PROGRAM, "submit", "long.yaml", "--address", ray_cluster.address]
+    environment, jobs, name = ray_cluster.environment, ray_cluster.jobs(), job_id(study_of(long, source="x"))
+    with (ray_cluster.folder / "followed").open("w+") as out:
+        process = subprocess.Popen(words, env=environment, cwd=ray_cluster.folder, stdout=out, stderr=subprocess.STDOUT)
+        until(lambda: "Running entrypoint" in (ray_cluster.folder / "followed").read_text())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    told = (ray_cluster.folder / "followed").read_text()
+    assert f"the job goes on; the same command follows it again, `ray job stop --address {jobs.address} {name}`" in told
+    assert "Traceback" not in told
+    assert jobs.job(name).living
+    assert jobs.submit(study_of(long, source="x")).id == name
+    jobs.stop(name)
+    until(lambda: not jobs.job(name).living)
+    assert jobs.job(name).state == "stopped"
+    jobs.stop(name)
+    jobs.stop("nothing")
+
+
+@pytest.mark.parametrize(
+    ("workers", "needs"), [({"cpus": 2}, "2 CPUs and 0 GPUs"), ({"gpus": 0.5}, "1 CPU and 0.5 GPUs")]
+)
+def test_a_study_that_is_too_large_is_refused_with_what_there_is(
+    ray_cluster: Any, workers: dict[str, Any], needs: str
+) -> None:
+    study, jobs = resolved(name="large", workers=workers), ray_cluster.jobs()
+    told = f"one trial of study 'large' needs {needs} on one node, the cluster has 2 nodes of 1 CPU and 0 GPUs; lower"
+    with pytest.raises(ClusterError, match=told):
+        jobs.submit(study)
+    assert jobs.job(job_id(study)) is None
+    assert jobs.capacity() == {"CPU": 2, "GPU": 0}
+    assert jobs.room(resolved()) == 2
+
+
+def test_a_wrong_token_a_closed_port_and_another_server_are_told_apart(
+    ray_cluster: Any, no_ray: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address, told in ((no_ray, "did not answer as one"), ("http://127.0.0.1:1", "cannot be reached at")):
+        with pytest.raises(ClusterError, match=told):
+            Jobs(address).capacity()
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # which Ray would prefer to what it is told
+    assert Jobs(ray_cluster.address).capacity()["CPU"] == 2
+    for wrong in ("f" * 64, ""):
+        monkeypatch.setenv("RAY_AUTH_TOKEN", wrong)
+        monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+        monkeypatch.setenv("HOME", str(ray_cluster.folder))
+        with pytest.raises(ClusterError, match="does not accept our token; set RAY_AUTH_TOKEN") as caught:
+            Jobs(ray_cluster.address).capacity()
+        assert "ffff" not in str(caught.value)
+    wrong = {"RAY_AUTH_TOKEN": "f" * 64, "NAS_BLOCKOUT_JOBS_ADDRESS": ray_cluster.address}
+    code, _, err = command(ray_cluster, "submit", "quickstart", **wrong)
+    assert (code, err.count("\n")) == (5, 1), err
+
+
+@pytest.fixture
+def no_ray() -> Iterator[str]:
+    """The address of a web server that knows nothing of Ray."""
+
+    class Silent(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *arguments: Any) -> None:
+            """Say nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def until(condition: Any, *, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.2)
