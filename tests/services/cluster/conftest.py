@@ -75,7 +75,6 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_raylet_start_wait_time_s": "150",  # on a machine that does much else
             "NAS_BLOCKOUT_HOME": str(self.home),
             "NAS_BLOCKOUT_ARTIFACTS": self.storage,
             "NAS_BLOCKOUT_TRACKING_URI": "none",
