@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rate", type=float, default=0.1)
+    parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS), help="methods beside none")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = DataSettings(options.data, train_samples=options.samples, validation_samples=options.validation)
@@ -62,6 +63,8 @@ def main() -> None:
     print("| method | mean (sd) | minus none: mean (standard error) |\n|---|---|---|")
     baseline: list[float] = []
     for name, document in METHODS.items():
+        if name not in ("none", *options.only):
+            continue
         maps = document["name"] not in ("none", "dropout", "dropconnect")
         method = method_from_json({**document, **({"rate": options.rate} if maps else {})})
         found = [accuracy(method, splits, data, options.epochs, seed) for seed in range(options.seeds)]
