@@ -18,6 +18,7 @@ def pytest_configure() -> None:
     """Forget what the shell says of services and of its size: a test that needs it sets it itself."""
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
+    os.environ["RAY_AUTH_MODE"] = "token"  # Ray reads it once a process, whichever test imports it first
     torch.set_num_threads(1)
     hypothesis.settings.register_profile("explore", max_examples=1000, deadline=None)
     hypothesis.settings.register_profile("repeatable", derandomize=True, max_examples=50, deadline=None)

@@ -183,7 +183,8 @@ def test_all_is_reached_by_the_keyboard(address, store, browser):
     assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
     for _ in range(12):
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
-        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+        if not page.evaluate("document.activeElement === document.body"):  # past the last the browser's own come
+            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", reached
         page.keyboard.press("Tab")
     for each in ("Log out", "bundled", "yaml", "name", "Run"):
         assert each in reached
