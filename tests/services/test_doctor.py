@@ -96,6 +96,12 @@ def test_a_clock_that_is_wrong_is_found(serve: Serve, settings: Settings, ahead:
     assert "NTP" in found.remedy
 
 
+@pytest.fixture
+def ray_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token of the test's own, so that it finds the same with and without one in the developer's home."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t" * 64)
+
+
 def jobs(serve: Serve, settings: Settings, *, version: str, status: int = 200) -> dict[str, Finding]:
     node = {"state": "ALIVE", "resources_total": {"CPU": 4.0}}
     answers = {
@@ -106,6 +112,7 @@ def jobs(serve: Serve, settings: Settings, *, version: str, status: int = 200) -
     return findings(replace(settings, jobs_address=serve(answers)))
 
 
+@pytest.mark.usefixtures("ray_token")
 def test_a_cluster_says_what_it_has_and_its_version(serve: Serve, settings: Settings) -> None:
     found = jobs(serve, settings, version=metadata.version("ray"))
     assert found["Ray jobs"].ok
@@ -114,6 +121,7 @@ def test_a_cluster_says_what_it_has_and_its_version(serve: Serve, settings: Sett
     assert found["clock of Ray"].ok
 
 
+@pytest.mark.usefixtures("ray_token")
 def test_a_cluster_of_another_version_is_bad(serve: Serve, settings: Settings) -> None:
     found = jobs(serve, settings, version="2.40.0")["Ray's cluster"]
     assert not found.ok
