@@ -25,7 +25,8 @@ from nas_blockout.data import Preprocessing, Splits
 from nas_blockout.data.parts import Labelled
 from nas_blockout.experiment import Experiment, build
 from nas_blockout.methods import method_from_json
-from nas_blockout.methods.blockout import draw_memberships, masked_weight
+from nas_blockout.methods.blockout import draw_memberships
+from nas_blockout.methods.masking import lazily_masked, masked_weight
 
 CLUSTERS = 6
 SIZES = (512, 1024, 2048, 4096)
@@ -50,7 +51,7 @@ def naive(x: Tensor, linear: nn.Linear, logits: tuple[Tensor, Tensor], generator
 def fused(x: Tensor, linear: nn.Linear, logits: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
     """The form that the package uses."""
     c_out, c_in = (draw_memberships(torch.sigmoid(value), generator) for value in logits)
-    return F.linear(x, masked_weight(linear.weight, c_out, c_in), linear.bias)
+    return F.linear(x, lazily_masked(linear.weight, c_out, c_in), linear.bias)
 
 
 def forms(size: int, batch: int, device: str) -> dict[str, Callable[[], None]]:

@@ -18,6 +18,8 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from nas_blockout.methods.masking import lazily_masked, masked_weight
+
 Mode = Literal["hard-learned", "hard-fixed", "soft-learned"]
 Estimator = Literal["masked", "straight-through", "arm"]
 Masked = Literal["head", "all"]
@@ -26,7 +28,6 @@ Assignments = Mapping[str, Tensor]
 
 DENSITY_BINS = 20
 _COLLAPSED = 0.95
-_CACHED_NUMBERS = 1 << 17  # of a slice of a weight: 512 KiB of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,77 +123,6 @@ class _Draw(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return (gradient * ctx.saved_tensors[0] if ctx.saved_tensors else gradient), None, None
-
-
-class _MaskedWeight(torch.autograd.Function):
-    """``W~ (.) (C_out C_in^T) / k`` with the gradients of eq. 8.
-
-    A large weight is worked through in slices of output nodes: what is made of a slice (mask, products) is used up
-    while it is still in the cache, so that only the weight, the result and their gradients go through memory. The mask
-    is not kept but made again. The sums over nodes are products with the few clusters on the left, which run many times
-    faster than with them on the right.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, c_out: Tensor, c_in: Tensor) -> Tensor:
-        ctx.save_for_backward(weight, c_out, c_in)
-        result = torch.empty_like(weight)
-        for nodes in _slices(weight):
-            torch.mul(weight[nodes], _mask(c_out[nodes], c_in, weight), out=result[nodes])
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        weight, c_out, c_in = ctx.saved_tensors
-        of_weight, of_memberships = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
-        by_weight = torch.empty_like(weight) if of_weight else None
-        by_out = torch.empty_like(c_out) if of_memberships else None
-        by_in = torch.zeros_like(c_in) if of_memberships else None
-        for nodes in _slices(weight):
-            if by_out is not None and by_in is not None:
-                product = weight[nodes] * gradient[nodes]
-                sums = product if product.dim() == 2 else product.sum((2, 3))
-                by_out[nodes] = torch.mm(c_in.t(), sums.t()).t()
-                by_in += torch.mm(c_out[nodes].t(), sums).t()
-            if by_weight is not None:
-                torch.mul(gradient[nodes], _mask(c_out[nodes], c_in, weight), out=by_weight[nodes])
-        clusters = c_in.shape[1]
-        return by_weight, None if by_out is None else by_out / clusters, None if by_in is None else by_in / clusters
-
-
-def _mask(c_out: Tensor, c_in: Tensor, weight: Tensor) -> Tensor:
-    """Return the share of clusters that two nodes have in common, shaped to scale the weight between them."""
-    mask = torch.mm(c_out / c_out.shape[1], c_in.t())
-    return mask[:, :, None, None] if weight.dim() == 4 else mask
-
-
-def _slices(weight: Tensor) -> Iterator[slice]:
-    """Yield slices of the output nodes of a weight: a cache full each on a processor, all at once on other devices."""
-    nodes = weight.shape[0]
-    step = nodes if weight.device.type != "cpu" else max(1, _CACHED_NUMBERS // max(1, weight[:1].numel()))
-    for first in range(0, nodes, step):
-        yield slice(first, min(first + step, nodes))
-
-
-def masked_weight(weight: Tensor, c_out: Tensor, c_in: Tensor) -> Tensor:
-    r"""Return the weight with every entry scaled by the share of clusters that its two nodes have in common.
-
-    .. math:: W_j = \frac{1}{k} \widetilde{W}_j \odot C_j C_{j-1}^{\mathsf T}
-
-    Args:
-        weight: The unconstrained weight, shape ``(out, in)`` or ``(out, in, height, width)``.
-        c_out: Memberships C_j of the output nodes, shape ``(out, k)``: a draw, or P for inference (eq. 5).
-        c_in: Memberships C_{j-1} of the input nodes, shape ``(in, k)``.
-
-    Returns:
-        The masked weight, shaped as `weight`.
-
-    References:
-        Murdock, Li, Zhou, Duerig. Blockout. CVPR 2016, eq. 3, 4, 5, 7 and 8.
-    """
-    result: Tensor = _MaskedWeight.apply(weight, c_out, c_in)  # type: ignore[no-untyped-call]  # untyped in torch
-    return result
 
 
 def draw_memberships(p: Tensor, generator: torch.Generator, *, estimator: Estimator = "masked") -> Tensor:
@@ -307,17 +237,20 @@ class Blockout(nn.Module):
 
     def masked_weights(self, assignments: Assignments) -> dict[str, Tensor]:
         """Return the masked value of every weight between two layers that carry memberships, by parameter name."""
-        masked = {}
+        return {name: masked_weight(weight, c_out, c_in) for name, weight, c_out, c_in in self._masked(assignments)}
+
+    def _masked(self, assignments: Assignments) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+        """Yield the weights between two layers that carry memberships: name, weight, memberships out and in."""
         for connection in self.connections:
             c_in = assignments.get(connection.source or "")
             c_out = assignments.get(connection.target)
             if c_in is not None and c_out is not None:
-                masked[connection.weight] = masked_weight(self.network.get_parameter(connection.weight), c_out, c_in)
-        return masked
+                yield connection.weight, self.network.get_parameter(connection.weight), c_out, c_in
 
     def with_memberships(self, x: Tensor, assignments: Assignments, generator: torch.Generator | None = None) -> Tensor:
         """Return the logits under given memberships, shape ``(batch, classes)``."""
-        result: Tensor = functional_call(self.network, self.masked_weights(assignments), (x, generator))
+        masked = {name: lazily_masked(*parts) for name, *parts in self._masked(assignments)}
+        result: Tensor = functional_call(self.network, masked, (x, generator))
         return result
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -16,8 +16,8 @@ from nas_blockout.methods.blockout import (
     collapse_of,
     draw_memberships,
     expected_share,
-    masked_weight,
 )
+from nas_blockout.methods.masking import masked_weight
 
 SEED = 20
 

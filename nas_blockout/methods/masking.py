@@ -1,0 +1,206 @@
+"""The masked layers of Blockout: a weight scaled by the share of clusters that its two nodes have in common.
+
+`masked_weight` makes the scaled weight; `masked_linear` multiplies by it without ever holding all of it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
+
+_CACHED_NUMBERS = 1 << 17  # of a slice of a weight that is scaled: 512 KiB of float32
+_NODES = 256  # of a slice of a weight that is multiplied by: fewer, and the matrix products get slow
+
+
+class _MaskedWeight(torch.autograd.Function):
+    """``W~ (.) (C_out C_in^T) / k`` with the gradients of eq. 8.
+
+    A large weight is worked through in slices of output nodes: what is made of a slice (mask, products) is used up
+    while it is still in the cache, so that only the weight, the result and their gradients go through memory. The mask
+    is not kept but made again. The sums over nodes are products with the few clusters on the left, which run many times
+    faster than with them on the right.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, c_out: Tensor, c_in: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, c_out, c_in)
+        result = torch.empty_like(weight)
+        for nodes in _slices(weight):
+            torch.mul(weight[nodes], _mask(c_out[nodes], c_in, weight), out=result[nodes])
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        weight, c_out, c_in = ctx.saved_tensors
+        of_weight, of_memberships = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
+        by_weight = torch.empty_like(weight) if of_weight else None
+        by_out = torch.empty_like(c_out) if of_memberships else None
+        by_in = torch.zeros_like(c_in) if of_memberships else None
+        for nodes in _slices(weight):
+            if by_out is not None and by_in is not None:
+                product = weight[nodes] * gradient[nodes]
+                sums = product if product.dim() == 2 else product.sum((2, 3))
+                by_out[nodes] = torch.mm(c_in.t(), sums.t()).t()
+                by_in += torch.mm(c_out[nodes].t(), sums).t()
+            if by_weight is not None:
+                torch.mul(gradient[nodes], _mask(c_out[nodes], c_in, weight), out=by_weight[nodes])
+        clusters = c_in.shape[1]
+        return by_weight, None if by_out is None else by_out / clusters, None if by_in is None else by_in / clusters
+
+
+def _mask(c_out: Tensor, c_in: Tensor, weight: Tensor) -> Tensor:
+    """Return the share of clusters that two nodes have in common, shaped to scale the weight between them."""
+    mask = torch.mm(c_out / c_out.shape[1], c_in.t())
+    return mask[:, :, None, None] if weight.dim() == 4 else mask
+
+
+def _slices(weight: Tensor) -> Iterator[slice]:
+    """Yield slices of the output nodes of a weight: a cache full each on a processor, all at once on other devices."""
+    nodes = weight.shape[0]
+    step = nodes if weight.device.type != "cpu" else max(1, _CACHED_NUMBERS // max(1, weight[:1].numel()))
+    for first in range(0, nodes, step):
+        yield slice(first, min(first + step, nodes))
+
+
+def masked_weight(weight: Tensor, c_out: Tensor, c_in: Tensor) -> Tensor:
+    r"""Return the weight with every entry scaled by the share of clusters that its two nodes have in common.
+
+    .. math:: W_j = \frac{1}{k} \widetilde{W}_j \odot C_j C_{j-1}^{\mathsf T}
+
+    Args:
+        weight: The unconstrained weight, shape ``(out, in)`` or ``(out, in, height, width)``.
+        c_out: Memberships C_j of the output nodes, shape ``(out, k)``: a draw, or P for inference (eq. 5).
+        c_in: Memberships C_{j-1} of the input nodes, shape ``(in, k)``.
+
+    Returns:
+        The masked weight, shaped as `weight`.
+
+    References:
+        Murdock, Li, Zhou, Duerig. Blockout. CVPR 2016, eq. 3, 4, 5, 7 and 8.
+    """
+    result: Tensor = _MaskedWeight.apply(weight, c_out, c_in)  # type: ignore[no-untyped-call]  # untyped in torch
+    return result
+
+
+class _MaskedLinear(torch.autograd.Function):
+    """``x W^T + b`` of a masked weight, slice by slice of output nodes.
+
+    Mask, masked weight and the gradient of the latter exist for one slice at a time, and are used up while it is still
+    in the cache: forward and backward read the weight once each, as a plain layer does, and write only its gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, c_out: Tensor, c_in: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, c_out, c_in)
+        ctx.has_bias = bias is not None
+        rows = x.reshape(-1, x.shape[-1])
+        result = rows.new_empty(rows.shape[0], weight.shape[0])
+        scaled, inputs = c_out / c_out.shape[1], c_in.t().contiguous()
+        (space,) = _spaces(weight, 1)
+        for nodes in _strips(weight):
+            part = torch.mm(scaled[nodes], inputs, out=space[: len(weight[nodes])]).mul_(weight[nodes])
+            torch.mm(rows, part.t(), out=result[:, nodes])
+        if bias is not None:
+            result += bias
+        return result.reshape(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, c_out, c_in = ctx.saved_tensors
+        of_x, of_weight = ctx.needs_input_grad[:2]
+        rows, above = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+        by_x = torch.zeros_like(rows) if of_x else None
+        by_weight = torch.empty_like(weight) if of_weight else None
+        scaled, inputs = c_out / c_out.shape[1], c_in.t().contiguous()
+        by_out, by_in = torch.empty_like(c_out), torch.zeros_like(inputs)
+        spaces = _spaces(weight, 2)
+        for nodes in _strips(weight):
+            mask, product = (space[: len(weight[nodes])] for space in spaces)
+            torch.mm(scaled[nodes], inputs, out=mask)
+            if by_x is not None:
+                by_x.addmm_(above[:, nodes], torch.mul(mask, weight[nodes], out=product))
+            torch.mm(above[:, nodes].t(), rows, out=product)
+            if by_weight is not None:
+                torch.mul(product, mask, out=by_weight[nodes])
+            product.mul_(weight[nodes])
+            by_out[nodes] = torch.mm(inputs, product.t()).t()
+            by_in.addmm_(scaled[nodes].t(), product)
+        return (
+            None if by_x is None else by_x.reshape(x.shape),
+            by_weight,
+            above.sum(0) if ctx.has_bias else None,
+            by_out / c_in.shape[1],
+            by_in.t(),
+        )
+
+
+def _spaces(weight: Tensor, number: int) -> list[Tensor]:
+    """Return memory for slices of a weight: taking it anew for each slice costs more than filling it."""
+    return [weight.new_empty(min(_NODES, weight.shape[0]), weight.shape[1]) for _ in range(number)]
+
+
+def _strips(weight: Tensor) -> Iterator[slice]:
+    """Yield slices of the output nodes of a matrix, each large enough for a matrix product at full speed."""
+    for first in range(0, weight.shape[0], _NODES):
+        yield slice(first, min(first + _NODES, weight.shape[0]))
+
+
+def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, c_out: Tensor, c_in: Tensor) -> Tensor:
+    """Return ``linear(x, masked_weight(weight, c_out, c_in), bias)`` without a tensor of the weight's size.
+
+    Args:
+        x: Input, shape ``(..., in)``.
+        weight: The unconstrained weight, shape ``(out, in)``.
+        bias: Shape ``(out,)``, or None.
+        c_out: Memberships of the output nodes, shape ``(out, k)``.
+        c_in: Memberships of the input nodes, shape ``(in, k)``.
+
+    Returns:
+        Shape ``(..., out)``.
+
+    References:
+        Murdock, Li, Zhou, Duerig. Blockout. CVPR 2016, eq. 3, 4, 7 and 8.
+    """
+    result: Tensor = _MaskedLinear.apply(x, weight, bias, c_out, c_in)  # type: ignore[no-untyped-call]
+    return result
+
+
+class LazilyMasked(Tensor):
+    """A masked weight that stands in for a parameter: linear layers never make it, whatever else uses it does.
+
+    It is made with `lazily_masked`, and only where `masked_linear` is the faster form: for a matrix of more than one
+    slice, on a processor.
+    """
+
+    parts: tuple[Tensor, Tensor, Tensor]
+    made: Tensor | None
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute a linear layer in slices; give every other function the masked weight itself."""
+        if func is F.linear and not kwargs and type(args[0]) is not cls and type(args[1]) is cls:
+            weight, c_out, c_in = args[1].parts
+            return masked_linear(args[0], weight, args[2] if len(args) > 2 else None, c_out, c_in)
+        given = tree_map_only(cls, _make, (args, kwargs or {}))
+        return func(*given[0], **given[1])
+
+
+def _make(lazy: LazilyMasked) -> Tensor:
+    if lazy.made is None:
+        lazy.made = masked_weight(*lazy.parts)
+    return lazy.made
+
+
+def lazily_masked(weight: Tensor, c_out: Tensor, c_in: Tensor) -> Tensor:
+    """Return `masked_weight`, or what stands in for it where a linear layer is faster without it."""
+    if weight.dim() != 2 or weight.device.type != "cpu" or weight.shape[0] <= _NODES:
+        return masked_weight(weight, c_out, c_in)
+    lazy = weight.detach().as_subclass(LazilyMasked)
+    lazy.parts, lazy.made = (weight, c_out, c_in), None
+    return lazy

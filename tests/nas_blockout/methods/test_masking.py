@@ -1,0 +1,83 @@
+"""The masked linear layer that never holds its weight, against the plain formula; and what stands in for a weight."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from nas_blockout.methods.masking import LazilyMasked, lazily_masked, masked_linear, masked_weight
+
+OUT, IN, CLUSTERS = 515, 37, 3  # two whole slices of nodes and a part of one
+
+
+def parts(out: int = OUT) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(out, IN, generator=generator, dtype=torch.float64)
+    c_out, c_in = (torch.rand(nodes, CLUSTERS, generator=generator, dtype=torch.float64) for nodes in (out, IN))
+    return weight.requires_grad_(), c_out.requires_grad_(), c_in.requires_grad_()
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, c_out: Tensor, c_in: Tensor) -> Tensor:
+    """Eq. 4 as it is written: mask, product, layer."""
+    return F.linear(x, weight * (c_out @ c_in.T) / CLUSTERS, bias)
+
+
+@pytest.mark.parametrize("leading", [(7,), (2, 5), ()])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_masked_linear_is_the_plain_formula_in_value_and_gradient(leading: tuple[int, ...], with_bias: bool) -> None:
+    weight, c_out, c_in = parts()
+    x = torch.randn(*leading, IN, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(OUT, dtype=torch.float64, requires_grad=True) if with_bias else None
+    inputs = [x, weight, c_out, c_in, *([bias] if bias is not None else [])]
+    found, expected = masked_linear(x, weight, bias, c_out, c_in), plain(x, weight, bias, c_out, c_in)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    upstream = torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad(value, inputs, upstream) for value in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-11)
+
+
+def test_only_what_needs_a_gradient_gets_one() -> None:
+    weight, c_out, c_in = (value.detach() for value in parts())
+    x = torch.randn(4, IN, dtype=torch.float64)
+    assert not masked_linear(x, weight, None, c_out, c_in).requires_grad
+    weight.requires_grad_()
+    masked_linear(x, weight, None, c_out, c_in).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(0) * (c_out @ c_in.T) / CLUSTERS)
+    assert x.grad is None
+
+
+def test_a_linear_layer_takes_what_stands_in_for_its_weight_without_making_it() -> None:
+    layer, x = nn.Linear(IN, OUT).double(), torch.randn(4, IN, dtype=torch.float64)
+    _, c_out, c_in = parts()
+    lazy = lazily_masked(layer.weight, c_out, c_in)
+    assert isinstance(lazy, LazilyMasked)
+    found = functional_call(layer, {"weight": lazy}, (x,))
+    torch.testing.assert_close(found, plain(x, layer.weight, layer.bias, c_out, c_in))
+    found.sum().backward()
+    assert layer.weight.grad is not None
+    assert lazy.made is None
+
+
+def test_whatever_else_uses_it_gets_the_masked_weight_and_its_gradient() -> None:
+    weight, c_out, c_in = parts()
+    lazy, masked = lazily_masked(weight, c_out, c_in), masked_weight(weight, c_out, c_in)
+    x = torch.randn(4, IN, dtype=torch.float64)
+    for use in (
+        lambda w: x @ w.T,
+        lambda w: w[3:9].exp(),
+        lambda w: F.linear(x, weight=w),
+        lambda w: torch.cat([w, w]),
+    ):
+        torch.testing.assert_close(use(lazy), use(masked))
+    ours, theirs = (torch.autograd.grad((x @ w.T).square().sum(), c_out)[0] for w in (lazy, masked))
+    torch.testing.assert_close(ours, theirs)
+    assert lazy.shape == masked.shape
+
+
+def test_small_weights_and_convolutions_are_made_at_once() -> None:
+    weight, c_out, c_in = parts(out=16)
+    assert type(lazily_masked(weight, c_out, c_in)) is Tensor
+    kernel = torch.randn(OUT, IN, 3, 3, dtype=torch.float64)
+    assert type(lazily_masked(kernel, parts()[1], c_in)) is Tensor
