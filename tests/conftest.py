@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
+import pytest
 import torch
 
 FOREIGN = ("NAS_BLOCKOUT_", "MLFLOW_", "RAY_", "COLUMNS", "LINES")
@@ -23,3 +24,9 @@ def pytest_configure() -> None:
     hypothesis.settings.register_profile("explore", max_examples=1000, deadline=None)
     hypothesis.settings.register_profile("repeatable", derandomize=True, max_examples=50, deadline=None)
     hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with slow tests first: begun last, one of them would keep a single worker busy to the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
