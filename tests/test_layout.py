@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -181,6 +182,7 @@ Tree = Mapping[str, Source]
 Rule = Callable[[Tree], list[str]]
 
 
+@cache
 def read(root: Path) -> Tree:
     """All Python files of the code under `root`, by path."""
     paths = sorted(path for folder in CODE for path in (root / folder).rglob("*.py"))
@@ -195,6 +197,11 @@ def packages(tree: Tree) -> list[Source]:
     return [source for source in tree.values() if source.package in PACKAGES]
 
 
+def called(node: ast.Call) -> str:
+    """The last name of what is called, without the modules before it."""
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
 def imports(source: Source, modules: set[str]) -> Iterator[str]:
     """Modules that a file imports anywhere in it: at the top, in a function, for types, or by name at run time."""
     here = source.module.split(".") if source.path.endswith("__init__.py") else source.module.split(".")[:-1]
@@ -207,7 +214,7 @@ def imports(source: Source, modules: set[str]) -> Iterator[str]:
             for alias in node.names:
                 submodule = f"{origin}.{alias.name}"
                 yield submodule if submodule in modules else origin
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"import_module", "__import__"}:
+        elif isinstance(node, ast.Call) and called(node) in {"import_module", "__import__"}:
             yield from (
                 arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
             )
