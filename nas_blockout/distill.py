@@ -31,11 +31,14 @@ class DistillationSettings:
 
     Args:
         threshold: A node belongs to a cluster if its probability is at least this, in 0..1 exclusive.
+        thresholds: If any, each of them is tried in the place of `threshold`, and the one with the most accurate hard
+            network on the validation images is used; of equal ones the highest. These passes train nothing and are no
+            sample passes, but take their seconds.
         target_macs: Largest share of the dense MACs, in 0..1; where `threshold` leaves more, the lowest one that meets
             it is used.
         target_parameters: The same of the weights between nodes, without biases and normalisation.
         fill_target: Whether the threshold may also fall below `threshold`, as far as the target allows, so that the
-            cost is met from both sides; for arms whose cost must equal another's.
+            cost is met from both sides; for arms whose cost must equal another's, so without `thresholds`.
         smallest_group: Groups of fewer nodes join the most similar group of their layer that has as many; 1 for none.
             Classes stay where they are.
         weights: ``inherited`` carries the learned weights over, ``scratch`` draws new ones (the control).
@@ -52,6 +55,7 @@ class DistillationSettings:
     """
 
     threshold: float = 0.5
+    thresholds: tuple[float, ...] = ()
     target_macs: float | None = None
     target_parameters: float | None = None
     fill_target: bool = False
@@ -68,6 +72,8 @@ class DistillationSettings:
         for name in ("threshold", "learn_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {name}={getattr(self, name)}")
+        if not all(0 < threshold < 1 for threshold in self.thresholds):
+            raise ValueError(f"each of thresholds must lie between 0 and 1, got thresholds={list(self.thresholds)}")
         for name in ("target_macs", "target_parameters"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, got {name}={getattr(self, name)}")
@@ -87,6 +93,10 @@ class DistillationSettings:
         for name, choices in (("weights", Weights), ("placebo", Placebo)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        if self.fill_target and self.thresholds:
+            raise ValueError(
+                "fill_target leaves no threshold to choose: give thresholds without it, or it without thresholds"
+            )
         if self.placebo == "random" and self.weights != "scratch":
             raise ValueError(
                 f"placebo='random' has no weights to inherit: it needs weights='scratch', got {self.weights!r}"

@@ -34,6 +34,7 @@ _FLAT = (
     "test_loss",
     "parameters",
     "macs",
+    "threshold",
     "latency_ms",
     "stopped_after",
     "architecture_hash",

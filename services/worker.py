@@ -184,6 +184,8 @@ class Worker:
             "architecture": outcome.architecture.to_json() if outcome.architecture else None,
             "architecture_hash": outcome.architecture.hash if outcome.architecture else None,
             "gap": {**handover.gap, "finetuned": last.validation_accuracy} if handover else None,
+            "threshold": handover.threshold if handover else None,
+            "thresholds": handover.thresholds if handover else None,
             "equality": handover.equality if handover else None,
             "probabilities": handover.probabilities if handover else None,
             "overhead_seconds": handover.overhead_seconds if handover else 0.0,

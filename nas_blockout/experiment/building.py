@@ -126,7 +126,7 @@ def matched(experiment: Experiment, macs: int, *, shape: tuple[int, int, int], c
     share = min(1.0, macs / _dense_macs(experiment.backbone, shape, classes))
     if isinstance(handover, PruningSettings):
         return replace(experiment, pruning=replace(handover, target_macs=share))
-    return replace(experiment, distillation=replace(handover, target_macs=share, fill_target=True))
+    return replace(experiment, distillation=replace(handover, target_macs=share, fill_target=True, thresholds=()))
 
 
 def _dense_macs(backbone: Any, shape: tuple[int, int, int], classes: int) -> int:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,8 @@ class Handover:
             one with the same weights, and its bound, by precision.
         overhead_seconds: Wall-clock of distillation, proof and gap.
         probabilities: The learned P by layer, or what stands for it, rounded to four digits.
+        threshold: From which on a probability became a membership.
+        thresholds: Validation accuracy of the hard network by threshold, where the threshold was chosen by it.
     """
 
     architecture: Architecture
@@ -58,6 +60,8 @@ class Handover:
     equality: Mapping[str, Mapping[str, float]]
     overhead_seconds: float
     probabilities: Mapping[str, list[list[float]]]
+    threshold: float | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the handover as plain JSON types."""
@@ -89,7 +93,7 @@ def hand_over(
     assert isinstance(learned, Blockout | BranchedNetwork)
     learned.cpu().eval()
     probabilities = _probabilities(learned, settings, splits, seed=experiment.seed)
-    distilled = _distilled(experiment, learned, probabilities, splits)
+    distilled, threshold, tried = _distilled(experiment, learned, probabilities, splits, device=device)
     branched = second_network(experiment, distilled.architecture, splits)
     equality = _equality(learned, distilled, branched, splits.train.images[:EQUALITY_IMAGES])
     if isinstance(settings, PruningSettings) or settings.weights == "inherited":
@@ -100,7 +104,8 @@ def hand_over(
     draws = settings.draws if isinstance(settings, DistillationSettings) else 0
     gap = _gap(learned, distilled, branched.to(device), splits, draws=draws, seed=experiment.seed, device=device)
     rounded = {name: [[round(value, 4) for value in row] for row in p.tolist()] for name, p in probabilities.items()}
-    return Handover(distilled.architecture, gap, equality, time.perf_counter() - began, rounded), branched
+    seconds = time.perf_counter() - began
+    return Handover(distilled.architecture, gap, equality, seconds, rounded, threshold, tried), branched
 
 
 def second_network(experiment: Experiment, architecture: Architecture, splits: Splits) -> BranchedNetwork:
@@ -126,40 +131,101 @@ def _probabilities(
 
 
 def _distilled(
-    experiment: Experiment, learned: Learned, probabilities: Mapping[str, Tensor], splits: Splits
-) -> Distilled:
-    settings, channels = experiment.handover, splits.shape[0]
-    network = learned.network if isinstance(learned, Blockout) else learned
-    assert isinstance(network, BranchedNetwork)
-    dense = macs_of(network.full, network.plan, channels)
-
-    def share_of(found: Architecture) -> float:
-        return macs_of(found, network.plan, channels) / dense
-
-    if isinstance(settings, ConfusionSettings):
-        return distil(probabilities, harden(probabilities, 0.5))
+    experiment: Experiment,
+    learned: Learned,
+    probabilities: Mapping[str, Tensor],
+    splits: Splits,
+    *,
+    device: str | torch.device,
+) -> tuple[Distilled, float, dict[str, float]]:
+    """Return what is distilled, the threshold behind it, and the accuracies by threshold that chose it."""
+    settings = experiment.handover
     assert settings is not None
-    threshold, smallest = 0.0, 1
-    if isinstance(settings, DistillationSettings):
-        threshold, smallest = 0.0 if settings.fill_target else settings.threshold, settings.smallest_group
-    if settings.target_macs is not None:
-        threshold = threshold_for(
-            probabilities, settings.target_macs, share_of, least=threshold, smallest_group=smallest
-        )
-    if isinstance(settings, DistillationSettings) and settings.target_parameters is not None:
-        all_weights = sum(weights_of(network.full, network.plan, channels))
-
-        def weights_share(found: Architecture) -> float:
-            return sum(weights_of(found, network.plan, channels)) / all_weights
-
-        target = settings.target_parameters
-        threshold = threshold_for(probabilities, target, weights_share, least=threshold, smallest_group=smallest)
-    hard = harden(probabilities, threshold)
+    if isinstance(settings, ConfusionSettings):
+        return distil(probabilities, harden(probabilities, 0.5)), 0.5, {}
+    costs = _Costs(learned, splits.shape[0])
     if isinstance(settings, PruningSettings):
-        return distil(probabilities, hard)
-    found = distil(probabilities, hard, smallest_group=smallest)
+        threshold = threshold_for(probabilities, settings.target_macs, costs.macs)
+        return distil(probabilities, harden(probabilities, threshold)), threshold, {}
+    tried = _tried(learned, probabilities, settings, splits, costs, device=device)
+    threshold = max(tried, key=lambda each: (tried[each] or 0.0, each))
+    found = _structure(experiment, settings, probabilities, threshold, costs)
+    return found, threshold, {str(each): accuracy for each, accuracy in tried.items() if accuracy is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """What an architecture costs, as a share of the dense network that learned it."""
+
+    learned: Learned
+    channels: int
+
+    def macs(self, found: Architecture) -> float:
+        dense = self._network
+        return macs_of(found, dense.plan, self.channels) / macs_of(dense.full, dense.plan, self.channels)
+
+    def weights(self, found: Architecture) -> float:
+        dense = self._network
+        kept, there_were = (sum(weights_of(each, dense.plan, self.channels)) for each in (found, dense.full))
+        return kept / there_were
+
+    @property
+    def _network(self) -> BranchedNetwork:
+        network = self.learned.network if isinstance(self.learned, Blockout) else self.learned
+        assert isinstance(network, BranchedNetwork)
+        return network
+
+
+def _tried(
+    learned: Learned,
+    probabilities: Mapping[str, Tensor],
+    settings: DistillationSettings,
+    splits: Splits,
+    costs: _Costs,
+    *,
+    device: str | torch.device,
+) -> dict[float, float | None]:
+    """Return the thresholds to choose from, each raised until it meets the targets, with accuracies if many are asked.
+
+    The accuracy is that of the learned network under the hard memberships, on the validation images.
+    """
+    smallest = settings.smallest_group
+    targets = ((settings.target_macs, costs.macs), (settings.target_parameters, costs.weights))
+
+    def meeting(threshold: float) -> float:
+        for target, share in targets:
+            if target is not None:
+                threshold = threshold_for(probabilities, target, share, least=threshold, smallest_group=smallest)
+        return threshold
+
+    if not settings.thresholds:
+        return {meeting(0.0 if settings.fill_target else settings.threshold): None}
+    validation, found = Loader(splits.validation, EVALUATION_BATCH), dict[float, float | None]()
+    learned.to(device)
+    above: dict[str, Tensor] = {}
+    for threshold in sorted({meeting(each) for each in settings.thresholds}, reverse=True):
+        hard = harden(probabilities, threshold)
+        if above and all(torch.equal(hard[name], above[name]) for name in hard):
+            continue  # the same network
+        above, kept = hard, distil(probabilities, hard, smallest_group=smallest).memberships
+        moved = {name: value.to(device) for name, value in kept.items()}
+        found[threshold] = _accuracy_under(learned, moved, validation, device)
+    learned.cpu()
+    return found
+
+
+def _structure(
+    experiment: Experiment,
+    settings: DistillationSettings,
+    probabilities: Mapping[str, Tensor],
+    threshold: float,
+    costs: _Costs,
+) -> Distilled:
+    """Return the structure that was learned, or the placebo in its place."""
+    hard, smallest = harden(probabilities, threshold), settings.smallest_group
     if settings.placebo == "random":
-        return random_like(probabilities, share_of(found.architecture), share_of, seed=experiment.seed)
+        share = costs.macs(distil(probabilities, hard, smallest_group=smallest).architecture)
+        return random_like(probabilities, share, costs.macs, seed=experiment.seed)
     generator = torch.Generator().manual_seed(experiment.seed)
     moved = shuffled(hard, generator, placebo=settings.placebo)
     return distil(probabilities, moved, smallest_group=smallest)

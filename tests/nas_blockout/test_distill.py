@@ -208,6 +208,8 @@ def test_placebo_keeps_the_rows_of_every_layer_and_the_cost() -> None:
     ("values", "rule"),
     [
         ({"threshold": 0.0}, "threshold must lie between"),
+        ({"thresholds": (0.5, 1.0)}, r"each of thresholds must lie between 0 and 1, got thresholds=\[0.5, 1.0\]"),
+        ({"thresholds": (0.5,), "fill_target": True}, "give thresholds without it"),
         ({"learn_share": 1.0}, "learn_share must lie between"),
         ({"target_macs": 1.5}, r"0\.\.1"),
         ({"learning_rate_scale": 0.0}, "above 0"),

@@ -11,7 +11,7 @@ from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.distill import DistillationSettings
-from nas_blockout.experiment import Experiment, Run, Snapshot, build, count_macs, dense_macs, rebuild
+from nas_blockout.experiment import Experiment, Handover, Run, Snapshot, build, count_macs, dense_macs, matched, rebuild
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.train import EpochRecord, Loaders, TrainingSettings, evaluate
@@ -112,6 +112,39 @@ def test_distillation_is_proved_and_its_gap_is_reported(splits: Splits) -> None:
         assert found["max_abs_difference"] <= found["bound"]
     assert set(outcome.handover.gap) == {"soft", "drawn", "hard", "inherited"}
     assert outcome.macs <= 0.8 * dense_macs(LEARNED, splits)
+
+
+def test_the_threshold_is_chosen_by_the_hard_network_on_validation_images(splits: Splits) -> None:
+    def handed_over(settings: DistillationSettings) -> Handover:
+        run = finished(replace(LEARNED, distillation=settings), splits)
+        assert run.records[-1].sample_passes == 400, "evaluation is no sample pass"
+        assert run.outcome is not None
+        assert run.outcome.handover is not None
+        return run.outcome.handover
+
+    thresholds = (0.7, 0.3, 0.5)
+    chosen = handed_over(DistillationSettings(thresholds=thresholds))
+    alone = {str(each): handed_over(DistillationSettings(threshold=each)) for each in thresholds}
+    assert chosen.thresholds == {name: found.gap["hard"] for name, found in alone.items()}
+    best = max(thresholds, key=lambda each: (chosen.thresholds[str(each)], each))
+    assert chosen.threshold == best
+    assert chosen.architecture == alone[str(best)].architecture
+    assert len({found.architecture.hash for found in alone.values()}) == 3, "there was something to choose"
+    assert alone["0.5"].thresholds == {}
+    assert Handover.from_json(chosen.to_json()) == chosen
+    assert splits.test_reads == 0
+
+
+def test_only_thresholds_that_meet_the_target_are_tried(splits: Splits) -> None:
+    settings = DistillationSettings(thresholds=(0.01, 0.02, 0.99), target_macs=0.5)
+    outcome = finished(replace(LEARNED, distillation=settings), splits).outcome
+    assert outcome is not None
+    assert outcome.handover is not None
+    assert outcome.macs <= 0.5 * dense_macs(LEARNED, splits)
+    assert len(outcome.handover.thresholds) == 2, "the two lowest are raised to the same one"
+    matched_to = matched(replace(LEARNED, distillation=settings), 4000, shape=splits.shape, classes=10)
+    assert matched_to.distillation is not None
+    assert (matched_to.distillation.thresholds, matched_to.distillation.fill_target) == ((), True)
 
 
 def test_placebo_shares_the_learning_stage_and_the_cost_but_not_the_network(splits: Splits) -> None:
