@@ -1,16 +1,18 @@
 """Is a branched network faster where it is smaller? The time saved over the multiply-accumulates saved.
 
-A convnet of 32, 64 and 128 channels and 256 hidden nodes on 3x32x32 images is the dense parent. Its branched variants
-have 2, 4 or 8 branches from the second convolution on. So many nodes are shared by all branches, or all layers are made
-so thin, that 60, 40 or 25% of the parent's multiply-accumulates are left; ``uneven`` ones have branches of widths 3:1.
+Two convnets on 3x32x32 images are the dense parents: ``small`` with 32, 64 and 128 channels and 256 hidden nodes,
+``large`` with twice as many of each. Their branched variants have 2, 4 or 8 branches and 60, 40 or 25% of the parent's
+multiply-accumulates, in two ways: with a ``trunk`` of layers before the first branches, from there on disjoint, and all
+layers thinned; or with nodes in every layer that are ``shared`` by all branches, as distilled networks often have.
 Forms: ``trained`` is the network as it is trained, in eval mode; ``eager`` is `for_inference` of it, with batch
 normalisation folded in; ``exported`` the .pt2 program of that, ``onnx`` the same in onnxruntime. The parent always has
 the same form. Weights are random.
 
-A figure is the median over rounds of the ratio of two passes that follow one another, one of each network, on one
-thread: other load on the machine moves both.
+A figure is the ratio of the lower quartiles over passes of both networks, which take turns, in seconds of processor
+time of the one thread that computes: what else runs on the machine is not counted.
 
-Run: ``python benchmarks/branched.py [--rounds N]``; prints Markdown tables. With ``--csv FILE`` the rows go there.
+Run: ``python -m benchmarks.branched [--rounds N] [--parents small large]``; prints Markdown tables. With ``--csv FILE``
+the rows go there.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import onnxruntime
@@ -30,64 +33,81 @@ from torch import Tensor
 
 from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones import dense_of
-from nas_blockout.backbones.branched import BranchedNetwork, macs_of
+from nas_blockout.backbones.branched import BranchedNetwork, Stage, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
 
 SHAPE, CLASSES = (3, 32, 32), 10
-STAGES = stages(ConvNetSettings((32, 64, 128), (256,)), SHAPE, CLASSES)
-DENSE = macs_of(dense_of(STAGES), STAGES, SHAPE[0])
+PARENTS = {
+    "small": stages(ConvNetSettings((32, 64, 128), (256,)), SHAPE, CLASSES),
+    "large": stages(ConvNetSettings((64, 128, 256), (512,)), SHAPE, CLASSES),
+}
 FORMS = ("trained", "eager", "exported", "onnx")
 BATCHES = (1, 256)
 TARGET = 0.7
-COLUMNS = ("branches", "widths", "macs", *(f"{form} {batch}" for batch in BATCHES for form in FORMS))
+COLUMNS = ("parent", "kind", "branches", "macs", *(f"{form} {batch}" for batch in BATCHES for form in FORMS))
 
 Run = Callable[[Tensor], object]
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A branched network: its number of branches, whether they are uneven, and the share of MACs that is left."""
+    """A branched network: its parent and kind, its number of branches, and the share of MACs that is left."""
 
+    parent: str
+    kind: str
     branches: int
-    uneven: bool
     architecture: Architecture
     share: float
 
 
-def structure(branches: int, shared: float, thin: float, *, uneven: bool) -> Architecture:
-    """Return an architecture of parallel branches.
+def structure(plan: Sequence[Stage], branches: int, trunk: int, shared: float, thin: float) -> Architecture:
+    """Return an architecture of parallel branches of equal widths.
 
     Args:
+        plan: Stages of the parent.
         branches: Number of branches.
-        shared: Share of each layer's nodes that belongs to all of them.
+        trunk: Layers before the first branches, from the image on.
+        shared: Share of the nodes of each layer with branches that belongs to all of them.
         thin: Share of the parent's nodes that is left in each layer.
-        uneven: Whether every second branch has a third of the width of the others.
     """
-    parts = [1.0 if not uneven or branch % 2 == 0 else 1 / 3 for branch in range(branches)]
-    layers = []
-    for stage in STAGES[1:-1]:
-        common, private = round(stage.width * thin * shared), stage.width * thin * (1 - shared)
-        groups = [Group((b,), max(1, round(private * part / sum(parts)))) for b, part in enumerate(parts)]
-        everywhere = [Group(tuple(range(branches)), common)] if common else []
-        layers.append(Layer(stage.name, (*groups, *everywhere)))
+    layers, everywhere = [], tuple(range(branches))
+    for depth, stage in enumerate(plan[:-1]):
+        width = stage.width * thin
+        if depth < trunk:
+            layers.append(Layer(stage.name, (Group(everywhere, round(width)),)))
+            continue
+        private = max(1, round(width * (1 - shared) / branches))
+        groups = [Group((branch,), private) for branch in range(branches)]
+        common = round(width * shared)
+        layers.append(Layer(stage.name, (*groups, *([Group(everywhere, common)] if common else []))))
     labels = [tuple(label for label in range(CLASSES) if label % branches == b) for b in range(branches)]
     last = Layer("classes", tuple(Group((b,), len(held), held) for b, held in enumerate(labels) if held))
     return Architecture(branches, (*layers, last))
 
 
-def variant(branches: int, target: float, *, uneven: bool) -> Variant:
-    """Return the architecture nearest to a share of the MACs: with shared nodes, or else with thinner layers."""
-    candidates = [structure(branches, step / 64, 1.0, uneven=uneven) for step in range(64)]
-    candidates += [structure(branches, 0.0, step / 64, uneven=uneven) for step in range(16, 64)]
-    costs = [macs_of(candidate, STAGES, SHAPE[0]) / DENSE for candidate in candidates]
-    best = min(range(len(costs)), key=lambda index: abs(costs[index] - target))
-    return Variant(branches, uneven, candidates[best], costs[best])
+def variant(parent: str, kind: str, branches: int, target: float) -> Variant:
+    """Return the architecture nearest to a share of the MACs, of the least thinned of those within a fiftieth."""
+    plan = PARENTS[parent]
+    dense = macs_of(dense_of(plan), plan, SHAPE[0])
+    if kind == "shared":
+        settings = [(0, step / 64, 1.0) for step in range(64)]
+    else:
+        settings = [(trunk, 0.0, step / 64) for trunk in range(len(plan) - 1) for step in range(16, 65)]
+    found = []
+    for trunk, shared, thin in settings:
+        architecture = structure(plan, branches, trunk, shared, thin)
+        share = macs_of(architecture, plan, SHAPE[0]) / dense
+        far = abs(share - target)
+        found.append(
+            ((far > 0.02, -thin if far <= 0.02 else far, far), Variant(parent, kind, branches, architecture, share))
+        )
+    return min(found, key=lambda pair: pair[0])[1]
 
 
-def forms_of(architecture: Architecture) -> dict[str, Run]:
+def forms_of(plan: Sequence[Stage], architecture: Architecture) -> dict[str, Run]:
     """Return a network in every form, as functions of a batch of images."""
     torch.manual_seed(0)
-    network = BranchedNetwork(STAGES, architecture, channels=SHAPE[0]).eval()
+    network = BranchedNetwork(plan, architecture, channels=SHAPE[0]).eval()
     fused = network.for_inference()
     example = torch.zeros(2, *SHAPE)
     with warnings.catch_warnings():
@@ -114,47 +134,50 @@ def _session(content: bytes) -> Run:
 
 
 def ratio(parent: Run, network: Run, images: Tensor, rounds: int) -> float:
-    """Return the median over rounds of the time of `network` as a share of the time of `parent`."""
-    found = []
+    """Return the time of `network` as a share of the time of `parent`."""
+    seconds: tuple[list[float], list[float]] = [], []
     for number in range(rounds + 2):
-        pair = [(parent, 0), (network, 1)][:: 1 if number % 2 else -1]
-        seconds = [0.0, 0.0]
-        for run, index in pair:
-            began = time.perf_counter()
-            run(images)
-            seconds[index] = time.perf_counter() - began
-        found.append(seconds[1] / seconds[0])
-    return statistics.median(found[2:])
+        for index in (0, 1) if number % 2 else (1, 0):
+            began = time.thread_time()
+            (parent, network)[index](images)
+            seconds[index].append(time.thread_time() - began)
+    of_parent, of_network = (statistics.quantiles(found[2:], n=4)[0] for found in seconds)
+    return of_network / of_parent
 
 
-def measured(parents: Mapping[str, Run], each: Variant, rounds: int) -> list[object]:
+def measured(parent: Mapping[str, Run], each: Variant, rounds: int) -> list[object]:
     """Return the row of one variant: its time as a share of the parent's, by batch and form."""
-    networks = forms_of(each.architecture)
-    row: list[object] = [each.branches, "uneven" if each.uneven else "equal", round(each.share, 4)]
+    networks = forms_of(PARENTS[each.parent], each.architecture)
+    row: list[object] = [each.parent, each.kind, each.branches, round(each.share, 4)]
     for batch in BATCHES:
         images = torch.rand(batch, *SHAPE, generator=torch.Generator().manual_seed(batch))
         times = rounds * (20 if batch == 1 else 1)
-        row += [round(ratio(parents[form], networks[form], images, times), 4) for form in FORMS]
+        row += [round(ratio(parent[form], networks[form], images, times), 4) for form in FORMS]
     return row
 
 
 def tables(rows: Sequence[Sequence[object]]) -> str:
     """Return the rows as Markdown: for each form, time left, and time saved over MACs saved."""
-    lines = ["| branches | widths | MACs left | " + " | ".join(COLUMNS[3:]) + " |", "|---" * len(COLUMNS) + "|"]
-    for branches, widths, share, *times in rows:
+    lines = ["| parent | kind | branches | MACs left | " + " | ".join(COLUMNS[4:]) + " |"]
+    lines.append("|---" * len(COLUMNS) + "|")
+    for parent, kind, branches, share, *times in rows:
         saved = [f"{t:.0%} ({(1 - t) / (1 - share):.2f})" for t in times]  # type: ignore[operator]
-        lines.append(f"| {branches} | {widths} | {share:.1%} | " + " | ".join(saved) + " |")
+        lines.append(f"| {parent} | {kind} | {branches} | {share:.1%} | " + " | ".join(saved) + " |")
     lines += [
         "",
-        "| form and batch | least ratio | median | at least .7 | slower than the parent |",
-        "|---|---|---|---|---|",
+        "| parent | kind | form and batch | least ratio | median | at least .7 | slower than the parent |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for index, name in enumerate(COLUMNS[3:], 3):
-        ratios = [(1 - row[index]) / (1 - row[2]) for row in rows]  # type: ignore[operator]
-        slower = sum(ratio < 0 for ratio in ratios)
-        met = sum(ratio >= TARGET for ratio in ratios)
-        middle = statistics.median(ratios)
-        lines.append(f"| {name} | {min(ratios):.2f} | {middle:.2f} | {met} of {len(ratios)} | {slower} |")
+    for family in dict.fromkeys((row[0], row[1]) for row in rows):
+        own = [row for row in rows if (row[0], row[1]) == family]
+        for index, name in enumerate(COLUMNS[4:], 4):
+            ratios = [(1 - row[index]) / (1 - row[3]) for row in own]  # type: ignore[operator]
+            slower, met = sum(ratio < 0 for ratio in ratios), sum(ratio >= TARGET for ratio in ratios)
+            least, middle = min(ratios), statistics.median(ratios)
+            lines.append(
+                f"| {' | '.join(map(str, family))} | {name} | {least:.2f} | {middle:.2f} "
+                f"| {met} of {len(ratios)} | {slower} |"
+            )
     return "\n".join(lines)
 
 
@@ -162,18 +185,19 @@ def main() -> None:
     """Measure all variants and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--rounds", type=int, default=11, help="pairs of passes at batch 256; 20 times as many at batch 1"
+        "--rounds", type=int, default=7, help="pairs of passes at batch 256; 20 times as many at batch 1"
     )
+    parser.add_argument("--parents", nargs="+", choices=list(PARENTS), default=list(PARENTS))
     parser.add_argument("--csv", type=Path, help="where to write the rows")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    parents, rows = forms_of(dense_of(STAGES)), []
-    for uneven in (False, True):
-        for branches in (2, 4, 8):
-            for target in (0.6, 0.4, 0.25):
-                rows.append(measured(parents, variant(branches, target, uneven=uneven), options.rounds))
-                print(*rows[-1], file=sys.stderr, flush=True)
+    rows = []
+    for parent in options.parents:
+        dense = forms_of(PARENTS[parent], dense_of(PARENTS[parent]))
+        for kind, branches, target in product(("trunk", "shared"), (2, 4, 8), (0.6, 0.4, 0.25)):
+            rows.append(measured(dense, variant(parent, kind, branches, target), options.rounds))
+            print(*rows[-1], file=sys.stderr, flush=True)
     if options.csv:
         with options.csv.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])

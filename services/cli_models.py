@@ -1,5 +1,6 @@
 """``nas-blockout predict`` and what `show` says of a folder: exported models used and seen."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.tree import Tree
 from services.cli_output import NOT_FOUND, USAGE, JsonOption, draw, print_json, say, shown, stop, table, tell
 
 MOST_CLASSES = 8
+FIGURES = (".svg", ".png")
 
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files, such as PNG or JPEG.")]
 
@@ -55,12 +57,16 @@ def predict(
         say(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in best))
 
 
-def show_model(folder: Path, *, as_json: bool) -> None:
-    """Show an exported model: what it is, and its layers and groups as a tree."""
+def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> None:
+    """Show an exported model: what it is, and its layers and groups as a tree, or as a diagram in a file too."""
     from nas_blockout.export.outline import outline
     from nas_blockout.export.prediction import ExportedModel
 
+    if figure is not None and figure.suffix.lower() not in FIGURES:
+        stop(USAGE, f"a figure's file must end in {' or '.join(FIGURES)}, got {figure}")
     model = ExportedModel.open(folder)
+    if figure is not None:
+        _write_diagram(model, figure)
     layers, manifest = outline(model), model.manifest
     accuracy = manifest.get("test_accuracy")
     if as_json:
@@ -82,6 +88,27 @@ def show_model(folder: Path, *, as_json: bool) -> None:
     if len(clusters) > 1:
         rows = [_branch(cluster, layers) for cluster in clusters]
         draw(table(("cluster", "nodes by layer", "parameters", "MACs", "of them shared", "classes"), rows))
+
+
+def _write_diagram(model: Any, path: Path) -> None:
+    """Draw the architecture of an exported model into a file, which appears whole or not at all."""
+    from nas_blockout.export.folders import write_whole
+    from nas_blockout.plots import figure_architecture, standalone, to_png, to_svg
+
+    architecture = json.loads(model.content("architecture.json"))
+    if not architecture:
+        stop(USAGE, f"{model.folder} is not built from layers of groups, so there is no architecture to draw")
+    drawn = figure_architecture(architecture, model.class_names)
+    said = f"architecture of {model.manifest['name']}"
+
+    def write(part: Path) -> None:
+        if path.suffix.lower() == ".png":
+            to_png(drawn, part)
+        else:
+            part.write_text(standalone(to_svg(drawn, description=said)), encoding="utf-8")
+
+    write_whole(path, write)
+    tell(f"wrote {path}")
 
 
 def _branch(cluster: int, layers: Sequence[Any]) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from services.cli_models import show_model
-from services.cli_output import JsonOption, draw, installation, print_json, say, table
+from services.cli_output import USAGE, JsonOption, draw, installation, print_json, say, stop, table
 
 _COSTS = ("arm", "phase", "trials", "failed", "pruned", "passes", "failed %", "pruned %", "seconds", "proposing")
 _TRIALS = ("trial", "arm", "phase", "seed", "state", "validation", "test", "passes", "seconds", "reason")
@@ -17,14 +17,19 @@ def show(
     study: Annotated[str, typer.Argument(help="Name of a study in the store, or the folder of an exported model.")],
     as_json: JsonOption = False,
     failed: Annotated[bool, typer.Option("--failed", help="Only trials that failed, with their reasons.")] = False,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw the architecture of an exported model into this .svg or .png file.")
+    ] = None,
 ) -> None:
     """Show a study: its state, its trials, what they cost, errors on corrupted images if any, what ended each arm.
 
     The folder of an exported model is shown as a tree: layers, groups, their classes, nodes, parameters and MACs.
     """
     if (folder := Path(study)).is_dir() and ("/" in study or (folder / "verification.json").exists()):
-        show_model(folder, as_json=as_json)
+        show_model(folder, as_json=as_json, figure=figure)
         return
+    if figure is not None:
+        stop(USAGE, f"--figure draws an exported model, and {study} is no folder of one; see `nas-blockout export`")
     from services.results import flat
     from services.spending import END_WORDS, ends, standing
     from services.store import Store

@@ -8,14 +8,15 @@ or linear layer.
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.architecture import Architecture, Group, Layer
-from nas_blockout.backbones.fused import Folded, FusedNetwork, FusedStage, Place, fold, image_places
+from nas_blockout.backbones.division import Folded, FoldedLayer, Operations, fastest_forms
+from nas_blockout.backbones.fused import FusedNetwork, FusedStage, fold, image_places
 from nas_blockout.methods.blockout import Connection
 
 Regularizer = Callable[[], nn.Module]
@@ -149,22 +150,19 @@ class BranchedStage(nn.Module):
             return x.mean((2, 3))
         return F.max_pool2d(x, self.stage.pool) if self.stage.pool > 1 else x
 
-    def fused(self, places: Sequence[Place]) -> FusedStage:
-        """Return the stage as it is run in eval mode, its weights copied, normalisation folded in.
+    def folded(self) -> FoldedLayer:
+        """Return the operations of the layer as they are run in eval mode, normalisation folded into their weights.
 
         The layers of a method are left out: in eval mode they do nothing.
-
-        Args:
-            places: Where the nodes of the layer before are found.
         """
-        folded, start = [], 0
+        found, start = [], 0
         for index, ranges in enumerate(self.ranges):
             weight = self.get_parameter(f"operations.{index}.weight")
             bias = None if self.normalise else self.get_parameter(f"operations.{index}.bias")
             rows = slice(start, start + len(weight))
-            folded.append(Folded(*fold(weight, bias, self.normalise, rows), ranges))
+            found.append(Folded(*fold(weight, bias, self.normalise, rows), ranges))
             start = rows.stop
-        return FusedStage(folded, places, pool=self.stage.pool, activation=self.normalise is not None)
+        return FoldedLayer(tuple(found), self.stage.positions)
 
     def _operate(self, index: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         parts = [x.narrow(1, start, stop - start) for start, stop in self.ranges[index]]
@@ -235,16 +233,24 @@ class BranchedNetwork(nn.Module):
             x = x.index_select(1, self.class_order)
         return x if self.normalise_logits is None else self.normalise_logits(x)
 
-    def for_inference(self) -> FusedNetwork:
+    def for_inference(self, *, operations: Operations = "fastest") -> FusedNetwork:
         """Return a copy to be run, not trained: normalisation folded in, equal parallel operations as one.
 
         It computes what this network computes in eval mode, to rounding.
+
+        Args:
+            operations: How layers are divided into operations: ``split`` for as few as need no zeros, ``whole`` for one
+                that has them between its branches, or ``fastest`` for what is expected to take less time.
         """
-        places, fused = image_places(self.channels), {}
-        for name, stage in self.stages.items():
-            assert isinstance(stage, BranchedStage)
-            fused[name] = stage.fused(places)
-            places = fused[name].places
+        if operations not in get_args(Operations):
+            raise ValueError(f"operations must be one of {', '.join(get_args(Operations))}, got {operations!r}")
+        stages = [stage for stage in self.stages.values() if isinstance(stage, BranchedStage)]
+        layers, places, fused = [stage.folded() for stage in stages], image_places(self.channels), {}
+        forms = fastest_forms(layers, places) if operations == "fastest" else (operations,) * len(layers)
+        for stage, layer, form in zip(stages, layers, forms, strict=True):
+            plan, activation = stage.stage, stage.normalise is not None
+            fused[plan.name] = FusedStage(layer, places, form=form, pool=plan.pool, activation=activation)
+            places = fused[plan.name].places
         return FusedNetwork(fused, class_order=self.class_order, normalise_logits=copy.deepcopy(self.normalise_logits))
 
 

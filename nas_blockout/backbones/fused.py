@@ -1,64 +1,50 @@
 """The form of a branched network that is only run: normalisation folded into the weights, no copy where none is needed.
 
-Nodes travel in blocks, a tensor an operation. An operation reads whole blocks or views of them; blocks are copied only
-where one operation reads several. Operations of one layer with equal inputs and outputs become a single one: a grouped
-convolution, or a batched product. What is read and written stays in the order of the network that was trained, so each
-weight here is the rows of some weights there, times a factor a row.
+What is read and written stays in the order of the network that was trained, so each weight here is the rows of some
+weights there, times a factor a row, between columns of zeros where a layer is whole (see `division`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Piece = tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where nodes of a layer are found: ``start..stop`` in the order of training stand in `block` from `offset` on."""
-
-    start: int
-    stop: int
-    block: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Folded:
-    """One operation of the trained network with what follows folded in.
-
-    Args:
-        weight: Shape ``(width, inputs)``, or ``(width, inputs, kernel, kernel)``.
-        bias: Shape ``(width,)``.
-        ranges: Half-open ranges of nodes that are read, in the order of training.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    ranges: tuple[tuple[int, int], ...]
+from nas_blockout.backbones.division import (
+    FoldedLayer,
+    Form,
+    Part,
+    Piece,
+    Place,
+    parts_of,
+    pieces_of,
+    places_after,
+    widths_of,
+)
 
 
 class FusedOperation(nn.Module):
-    """One convolution or product over operations of equal inputs and outputs.
+    """One convolution or product in place of one operation of training or of several.
 
     Args:
-        folded: The operations; one after another they give the rows of the weight.
-        pieces: What is read, as ``(block, start, stop)``; all operations one after another.
-        before: Widths of the blocks.
+        layer: What was trained.
+        part: Which of its operations, and what they read.
+        places: Where the nodes of the layer before are found.
     """
 
-    def __init__(self, folded: Sequence[Folded], pieces: Sequence[Piece], before: Sequence[int]) -> None:
+    def __init__(self, layer: FoldedLayer, part: Part, places: Sequence[Place]) -> None:
         super().__init__()
-        weight = torch.cat([each.weight for each in folded])
+        before, members = widths_of(places), [layer.operations[index] for index in part.members]
+        weights = [each.weight for each in members]
+        if part.groups < len(members):
+            weights = [_widened(each.weight, pieces_of(each.ranges, places), before) for each in members]
+        weight = torch.cat(weights)
         if weight.dim() == 4:
             weight = weight.contiguous(memory_format=torch.channels_last)
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(torch.cat([each.bias for each in folded]), requires_grad=False)
-        self.groups = len(folded)
-        self.reads = tuple((b, None if stop - start == before[b] else (start, stop)) for b, start, stop in pieces)
+        self.bias = nn.Parameter(torch.cat([each.bias for each in members]), requires_grad=False)
+        self.groups = part.groups
+        self.reads = tuple((b, None if stop - start == before[b] else (start, stop)) for b, start, stop in part.pieces)
 
     def forward(self, blocks: Sequence[Tensor]) -> Tensor:
         """Return the block of this operation, without the activation."""
@@ -78,28 +64,23 @@ class FusedStage(nn.Module):
     """One layer: its operations by the numbers of those that they stand for, then ReLU and pooling.
 
     Args:
-        folded: The operations of the layer in the order of training.
+        layer: What was trained.
         places: Where the nodes of the layer before are found.
+        form: How it is divided.
         pool: Side of the max pooling, 1 for none, 0 for the mean over all positions.
         activation: Whether ReLU follows.
     """
 
     def __init__(
-        self, folded: Sequence[Folded], places: Sequence[Place], *, pool: int = 1, activation: bool = True
+        self, layer: FoldedLayer, places: Sequence[Place], *, form: Form, pool: int = 1, activation: bool = True
     ) -> None:
         super().__init__()
         self.pool, self.activation = pool, activation
-        before = _widths(places)
-        self.operations = nn.ModuleDict()
-        starts = [sum(len(each.bias) for each in folded[:index]) for index in range(len(folded))]
-        found: list[Place] = []
-        for block, members in enumerate(_equal(folded)):
-            chosen = [folded[index] for index in members]
-            pieces = _pieces([span for each in chosen for span in each.ranges], places)
-            self.operations["_".join(map(str, members))] = FusedOperation(chosen, pieces, before)
-            width = len(chosen[0].bias)
-            found += [Place(starts[i], starts[i] + width, block, n * width) for n, i in enumerate(members)]
-        self.places = tuple(sorted(found, key=lambda place: place.start))
+        parts = parts_of(layer, places, form)
+        self.operations = nn.ModuleDict(
+            {"_".join(map(str, part.members)): FusedOperation(layer, part, places) for part in parts}
+        )
+        self.places = places_after(layer, parts)
 
     def forward(self, blocks: Sequence[Tensor]) -> list[Tensor]:
         """Return the blocks of the layer."""
@@ -134,7 +115,7 @@ class FusedNetwork(nn.Module):
         self.stages = nn.ModuleDict(stages)
         self.normalise_logits = normalise_logits
         places = list(stages.values())[-1].places
-        widths = _widths(places)
+        widths = widths_of(places)
         position = torch.cat([_found_at(place, widths) for place in places])
         order = position if class_order is None else position[class_order.cpu()]
         ordered = bool((order == torch.arange(len(order))).all())
@@ -184,33 +165,12 @@ def fold(
     return wide.to(weight.dtype), shift.to(weight.dtype)
 
 
-def _equal(folded: Sequence[Folded]) -> list[list[int]]:
-    """Return the operations put together: those of equal inputs and outputs."""
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for index, each in enumerate(folded):
-        by_shape.setdefault(tuple(each.weight.shape), []).append(index)
-    return list(by_shape.values())
-
-
-def _pieces(ranges: Sequence[tuple[int, int]], places: Sequence[Place]) -> list[Piece]:
-    found: list[Piece] = []
-    for start, stop in ranges:
-        for place in places:
-            first, last = max(start, place.start), min(stop, place.stop)
-            if first < last:
-                shift = place.offset - place.start
-                piece = (place.block, first + shift, last + shift)
-                if found and found[-1][0] == piece[0] and found[-1][2] == piece[1]:
-                    piece = (piece[0], found.pop()[1], piece[2])
-                found.append(piece)
-    return found
-
-
-def _widths(places: Sequence[Place]) -> list[int]:
-    widths = [0] * (1 + max(place.block for place in places))
-    for place in places:
-        widths[place.block] += place.stop - place.start
-    return widths
+def _widened(weight: Tensor, pieces: Sequence[Piece], before: Sequence[int]) -> Tensor:
+    """Return a weight that reads all nodes of all blocks, with zeros for those that it did not read."""
+    columns = [torch.arange(start, stop) + sum(before[:block]) for block, start, stop in pieces]
+    wide = weight.new_zeros(len(weight), sum(before), *weight.shape[2:])
+    wide[:, torch.cat(columns)] = weight
+    return wide
 
 
 def _found_at(place: Place, widths: Sequence[int]) -> Tensor:

@@ -9,6 +9,22 @@ MOST_CLASSES_IN_GROUP = 8
 MOST_CLASSES_LISTED = 20
 _UNSAFE_IN_LABELS = {ord(character): f"#{ord(character)};" for character in '"#<>[]`&'}
 
+_LOAD_PROGRAM = """With PyTorch, `images` being a tensor:
+
+```python
+import torch
+model = torch.export.load("model.pt2").module()
+logits = model(images)
+```
+
+Its classes, size, mean and standard deviation:
+
+```python
+import json, torch
+torch.export.load("model.pt2", extra_files=(inside := {"preprocessing.json": ""}))
+asked = json.loads(inside["preprocessing.json"])
+```"""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
@@ -120,16 +136,11 @@ Winner of the arm `{description.name}` of the study `{description.study}`: {_lin
 
 ## Load it
 
-Input: float32 images in [0, 1], shape `{shape}`, any batch; output: logits in the order of `class_names` in
-`preprocessing.json`. The model normalises the images itself.
+Input: float32 images in [0, 1], shape `{shape}`, any batch; output: logits in the order of `class_names`. The model
+normalises the images itself. What `preprocessing.json` says of images and classes stands inside `model.pt2`
+{"" if without_onnx else "and `model.onnx` "}too, so that each file is enough by itself.
 
-With PyTorch, `images` being a tensor:
-
-```python
-import torch
-model = torch.export.load("model.pt2").module()
-logits = model(images)
-```
+{_LOAD_PROGRAM}
 
 {_load_onnx(without_onnx)}
 
@@ -184,6 +195,14 @@ def _load_onnx(missing: str | None) -> str:
 import onnxruntime
 session = onnxruntime.InferenceSession("model.onnx")
 logits = session.run(None, {"images": images})[0]
+```
+
+Its classes, size, mean and standard deviation:
+
+```python
+import json, onnxruntime
+session = onnxruntime.InferenceSession("model.onnx")
+asked = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing.json"])
 ```"""
 
 

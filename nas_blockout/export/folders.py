@@ -68,9 +68,14 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     _flush(path.parent)
 
 
+def json_text(document: Any) -> str:
+    """Return a JSON document as a text for people and programs, in ASCII."""
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON document for people and programs."""
-    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(document), encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.export.cards import ModelDescription, card
-from nas_blockout.export.folders import begin, put_in_place, sha256, write_json, write_whole
-from nas_blockout.export.reloading import BATCHES, REFERENCE
+from nas_blockout.export.folders import begin, json_text, put_in_place, sha256, write_json, write_whole
+from nas_blockout.export.reloading import BATCHES, PREPROCESSING, REFERENCE
 from nas_blockout.export.verification import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -36,6 +36,7 @@ from nas_blockout.export.verification import (
     fresh_process,
     judge,
     reload,
+    sealed,
 )
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -106,9 +107,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def export_model(model: nn.Module, folder: Path, description: ModelDescription) -> Verification:
     """Write a model in every form, reload each in a fresh process, compare, and only then put the folder in place.
 
-    ``model.pt2`` (torch.export) and ``model.onnx`` take any number of images in [0, 1] and give logits; they hold no
-    pickle, no source text and no path. ONNX is left out, with the reason recorded, where one of onnx, onnxscript and
-    onnxruntime is not installed.
+    ``model.pt2`` (torch.export) and ``model.onnx`` take any number of images in [0, 1] and give logits; they hold the
+    text of ``preprocessing.json`` under that name, and no pickle, no source text and no path. ONNX is left out, with
+    the reason recorded, where one of onnx, onnxscript and onnxruntime is not installed.
 
     Args:
         model: A network that takes normalised images, shape ``(batch, channels, height, width)``, and gives logits;
@@ -206,7 +207,8 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
     save_file({"images": images, "logits": logits}, folder / REFERENCE)
     save_weights(deployed.network, folder / "weights.safetensors")
     write_json(folder / "architecture.json", description.architecture or {})
-    write_json(folder / "preprocessing.json", description.preprocessing())
+    inside = {PREPROCESSING: json_text(description.preprocessing())}
+    (folder / PREPROCESSING).write_text(inside[PREPROCESSING], encoding="utf-8")
     example = images[:2].clone()  # of more than one image, or its number would be frozen
     skipped = missing_for_onnx()
     with _quiet():
@@ -214,9 +216,9 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
             to_run, (example,), dynamic_shapes={"images": {0: torch.export.Dim(_BATCH, min=1)}}
         )
         _strip(program)
-        torch.export.save(program, folder / "model.pt2")
+        torch.export.save(program, folder / "model.pt2", extra_files=dict(inside))
         if skipped is None:
-            _write_onnx(program, folder / "model.onnx", example)
+            _write_onnx(program, folder / "model.onnx", example, inside)
     (folder / "card.md").write_text(card(description, without_onnx=skipped), encoding="utf-8")
 
 
@@ -239,7 +241,7 @@ def _strip(program: torch.export.ExportedProgram) -> None:
             del node.meta[key]
 
 
-def _write_onnx(program: torch.export.ExportedProgram, path: Path, images: Tensor) -> None:
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, images: Tensor, inside: Mapping[str, str]) -> None:
     exported = torch.onnx.export(
         program, (images,), dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]
     )
@@ -255,6 +257,8 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, images: Tenso
         for axis, size in enumerate(shape or ()):
             if shape is not None and not isinstance(size, int):
                 shape[axis] = _BATCH
+    exported.model.metadata_props.clear()
+    exported.model.metadata_props.update(inside)
     exported.save(path, external_data=False)
 
 
@@ -293,4 +297,4 @@ def _write_manifest(job: Job, description: ModelDescription, found: Verification
             **{name: version(name) for name in ("torch", "safetensors", *(() if skipped else ONNX_PACKAGES))},
         },
     }
-    write_json(job.folder / MANIFEST, manifest)
+    (job.folder / MANIFEST).write_text(sealed(manifest), encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from nas_blockout.export.reloading import load_onnx, load_program
+from nas_blockout.export.reloading import PREPROCESSING, load_onnx, load_program
 from nas_blockout.export.verification import MANIFEST, VerificationError, check_files
 
 Form = Literal["pt2", "onnx"]
@@ -46,7 +46,7 @@ class ExportedModel:
     @cached_property
     def preprocessing(self) -> dict[str, Any]:
         """Size and channels of the images, names of the classes."""
-        found: dict[str, Any] = json.loads(self.content("preprocessing.json"))
+        found: dict[str, Any] = json.loads(self.content(PREPROCESSING))
         return found
 
     @property

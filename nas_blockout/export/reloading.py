@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -26,12 +26,14 @@ BATCHES = (1, 7, 256)
 BOUND = 1e-4  # of a logit's difference, times the largest logit where that is above 1
 FORBIDDEN = ("nas_blockout", "search_spaces", "services")
 REFERENCE = "reference.safetensors"
+PREPROCESSING = "preprocessing.json"  # stands beside the forms and, under the same name, in each of them
 BATCH_NORM_EPSILON = 1e-5  # PyTorch's, which every normalisation of ours has
 
 _ENTRY = re.compile(
     r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|models/model\.json"
     r"|data/sample_inputs/model\.pt|data/weights/(weight_\d+|model_weights_config\.json)"
     r"|data/constants/(tensor_\d+|model_constants_config\.json)"
+    rf"|extra/{re.escape(PREPROCESSING)}"
 )
 _PAYLOAD = re.compile(r"(weight|tensor)_\d+")
 _OPERATOR = re.compile(r"torch\.ops\.aten\.(?!_|from_file)\w+\.\w+|_operator\.(add|sub|mul|floordiv|mod|getitem)")
@@ -139,14 +141,35 @@ def load_program(content: bytes) -> Any:
 
 def load_onnx(content: bytes) -> Callable[[Any], Any]:
     """Return an ONNX model as a function of a batch of images."""
+    return _runner(_session(content))
+
+
+def _session(content: bytes) -> Any:
     import onnxruntime
-    import torch
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _runner(session: Any) -> Callable[[Any], Any]:
+    import torch
+
     name = session.get_inputs()[0].name
     return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def _inside_program(content: bytes) -> str:
+    return _entries(content).get(f"extra/{PREPROCESSING}", b"").decode()
+
+
+def _inside_onnx(session: Any) -> str:
+    return str(session.get_modelmeta().custom_metadata_map.get(PREPROCESSING, ""))
+
+
+def _require_same(inside: str, beside: bytes) -> None:
+    if inside != beside.decode():
+        raise ValueError(f"what it says of its images and classes is not what {PREPROCESSING} says")
 
 
 def _differences(run: Callable[[Any], Any], images: Any, logits: Any) -> dict[str, float]:
@@ -168,7 +191,7 @@ def _weights(content: bytes, program: Callable[[], Any]) -> dict[str, float]:
     for name, value in found.items():
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name} is not finite")
-    tensors = found if found.keys() == held.keys() else _folded(found, held)
+    tensors = dict(found) if found.keys() == held.keys() else _folded(found, held)
     if tensors.keys() != held.keys():
         raise ValueError("it holds other tensors than model.pt2")
     largest = 0.0
@@ -181,22 +204,36 @@ def _weights(content: bytes, program: Callable[[], Any]) -> dict[str, float]:
     return {"tensors": largest}
 
 
-def _folded(weights: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def _folded(weights: Mapping[str, Any], held: dict[str, Any]) -> dict[str, Any]:
     """Return what the weights become when normalisation is folded into them, under names like ``operations.0_2.bias``.
 
     Those of the operations 0 and 2 of a stage, one after another, are the weight of the program's operation ``0_2``.
+    Where that reads more than each of them, with zeros for what one does not read, both are brought into a form that
+    can be compared: their columns that are not all zero, in order of their numbers. In `held` too.
     """
     import torch
 
-    found = {name: weights[name] for name in names if name in weights and ".operations." not in name}
-    for stage, members in {match.groups() for name in names if (match := _FUSED.fullmatch(name))}:
+    found = {name: weights[name] for name in held if name in weights and ".operations." not in name}
+    for stage, members in {match.groups() for name in held if (match := _FUSED.fullmatch(name))}:
         operations = [f"{stage}.operations.{number}" for number in members.split("_")]
         if not all(f"{operation}.weight" in weights for operation in operations):
             raise ValueError("it holds other tensors than model.pt2")
         parts = [_folded_operation(weights, operation) for operation in operations]
-        for kind, tensors in zip(("weight", "bias"), zip(*parts, strict=True), strict=True):
-            found[f"{stage}.operations.{members}.{kind}"] = torch.cat(tensors)
+        name, rows = f"{stage}.operations.{members}", [len(weight) for weight, _ in parts]
+        if all(weight.shape[1:] == held[f"{name}.weight"].shape[1:] for weight, _ in parts):
+            found[f"{name}.weight"] = torch.cat([weight for weight, _ in parts])
+        elif sum(rows) == len(held[f"{name}.weight"]):
+            found[f"{name}.weight"] = torch.cat([_columns(weight) for weight, _ in parts])
+            held[f"{name}.weight"] = torch.cat([_columns(part) for part in held[f"{name}.weight"].split(rows)])
+        found[f"{name}.bias"] = torch.cat([bias for _, bias in parts])
     return found
+
+
+def _columns(weight: Any) -> Any:
+    """Return all numbers of the columns that are not all zero, the columns ordered by their numbers."""
+    columns = weight.detach().transpose(0, 1).flatten(1)
+    kept = columns[(columns != 0).any(1)].tolist()
+    return weight.new_tensor([number for column in sorted(kept) for number in column])
 
 
 def _folded_operation(weights: Mapping[str, Any], operation: str) -> tuple[Any, Any]:
@@ -225,7 +262,7 @@ def _reference(content: bytes, preprocessing: bytes) -> tuple[Any, Any]:
         ("logits", tuple(logits.shape), (max(BATCHES), len(promised["class_names"]))),
     ):
         if found != expected:
-            raise ValueError(f"{name} have the shape {found}, not {expected} as preprocessing.json says")
+            raise ValueError(f"{name} have the shape {found}, not {expected} as {PREPROCESSING} says")
     if not bool(images.isfinite().all() and logits.isfinite().all()):
         raise ValueError("a recorded number is not finite")
     return images, logits
@@ -246,14 +283,26 @@ def examine(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
         return found
 
     try:
-        images, logits = _reference(content(REFERENCE), content("preprocessing.json"))
+        beside = content(PREPROCESSING)
+        images, logits = _reference(content(REFERENCE), beside)
     except Exception as error:  # noqa: BLE001  # whatever a file says is what has to be reported
         return {REFERENCE: _said(error)}
     bound = BOUND * max(1.0, float(logits.abs().max()))
     program = cache(lambda: load_program(content("model.pt2")))
+
+    def of_program() -> dict[str, float]:
+        found = _differences(program().module(), images, logits)
+        _require_same(_inside_program(content("model.pt2")), beside)
+        return found
+
+    def of_onnx() -> dict[str, float]:
+        session = _session(content("model.onnx"))
+        _require_same(_inside_onnx(session), beside)
+        return _differences(_runner(session), images, logits)
+
     forms: Mapping[str, tuple[float, Callable[[], dict[str, float]]]] = {
-        "model.pt2": (bound, lambda: _differences(program().module(), images, logits)),
-        "model.onnx": (bound, lambda: _differences(load_onnx(content("model.onnx")), images, logits)),
+        "model.pt2": (bound, of_program),
+        "model.onnx": (bound, of_onnx),
         "weights.safetensors": (0.0, lambda: _weights(content("weights.safetensors"), program)),
     }
     found: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """Verification of exported models: hashes first, then every form reloaded in a fresh process without this package."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from nas_blockout.export import reloading
-from nas_blockout.export.folders import sha256
-from nas_blockout.export.reloading import REFERENCE
+from nas_blockout.export.folders import json_text, sha256
+from nas_blockout.export.reloading import PREPROCESSING, REFERENCE
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "verification.json"
-REQUIRED = ("model.pt2", "weights.safetensors", "architecture.json", "preprocessing.json", "card.md", REFERENCE)
+REQUIRED = ("model.pt2", "weights.safetensors", "architecture.json", PREPROCESSING, "card.md", REFERENCE)
 ALWAYS_COMPARED = ("model.pt2", "weights.safetensors")
 MAX_FILE_BYTES = 4 << 30
 MAX_MANIFEST_BYTES = 1 << 20
+_OWN_HASH, _NO_HASH = "own_sha256", "0" * 64
 _RELOAD_SECONDS = 300
 _REMEDY = "export the model again"
 
@@ -147,6 +149,12 @@ def reload(jobs: Sequence[Job], process: subprocess.Popen[str]) -> list[Mapping[
         return answers + reload(rest, another)
 
 
+def sealed(manifest: Mapping[str, Any]) -> str:
+    """Return a manifest as the text of its file, with the SHA-256 of that very text with zeros in the hash's place."""
+    text = json_text({**manifest, _OWN_HASH: _NO_HASH})
+    return _with_own_hash(text, _NO_HASH, _sha256_of(text))
+
+
 def check_files(folder: Path) -> tuple[dict[str, str], list[str]]:
     """Return the recorded hashes and what is wrong with the files, without loading any but the manifest."""
     if not folder.is_dir():
@@ -155,12 +163,16 @@ def check_files(folder: Path) -> tuple[dict[str, str], list[str]]:
     if manifest.is_symlink() or not manifest.is_file() or manifest.stat().st_size > MAX_MANIFEST_BYTES:
         return {}, [f"{MANIFEST} is missing or no plain file of a reasonable size: {_REMEDY}"]
     try:
-        recorded = json.loads(manifest.read_text(encoding="utf-8"))
+        text = manifest.read_bytes().decode()
+        recorded = json.loads(text)
         version, hashes, skipped = recorded["schema_version"], dict(recorded["files"]), recorded.get("skipped", {})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return {}, [f"{MANIFEST} cannot be read ({type(error).__name__}: {error}): {_REMEDY}"]
     if version != SCHEMA_VERSION:
         return {}, [f"{MANIFEST} has schema_version {version!r}, this program reads {SCHEMA_VERSION}: {_REMEDY}"]
+    own = str(recorded.get(_OWN_HASH))
+    if _sha256_of(_with_own_hash(text, own, _NO_HASH)) != own:
+        return {}, [f"{MANIFEST} has been changed since it was written: {_REMEDY}"]
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
     listed = hashes.keys()
     findings = [f"{name} is missing: {_REMEDY}" for name in sorted(listed - present)]
@@ -170,6 +182,16 @@ def check_files(folder: Path) -> tuple[dict[str, str], list[str]]:
     for name in sorted(listed & present):
         findings += _check_file(folder / name, hashes[name])
     return hashes, findings
+
+
+def _with_own_hash(text: str, old: str, new: str) -> str:
+    """Return the text of a manifest with another hash of itself, which is its last entry."""
+    before, found, after = text.rpartition(f'"{_OWN_HASH}": "{old}"')
+    return f'{before}"{_OWN_HASH}": "{new}"{after}' if found else text
+
+
+def _sha256_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_file(path: Path, recorded: str) -> list[str]:

@@ -6,6 +6,7 @@ The suite tries a few; ``NAS_BLOCKOUT_MEMBERSHIPS=10000`` tries as many as it sa
 import os
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import get_args
 
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +17,7 @@ from nas_blockout.architecture import Architecture, Layer
 from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork, Stage, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
+from nas_blockout.backbones.division import Operations
 from nas_blockout.distill import TOLERANCE, Distilled, distil, harden, logits_under, transplant
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
 
@@ -115,13 +117,14 @@ def check_structure(found: Distilled) -> None:
 
 @torch.no_grad()
 def differences(model: Blockout, found: Distilled, plan: tuple[Stage, ...], x: Tensor) -> dict[str, float]:
-    """Largest difference to the masked network, of the network as it is trained and as it is run."""
+    """Largest difference to the masked network, of the network as it is trained and as it may be run."""
     normalise = isinstance(model.network, BranchedNetwork) and model.network.normalise_logits is not None
     branched = BranchedNetwork(plan, found.architecture, channels=x.shape[1], normalise_logits=normalise)
     branched = branched.to(x.dtype).eval()
     transplant(model, found, branched)
     expected = logits_under(model, x, {name: value.to(x.dtype) for name, value in found.memberships.items()})
-    forms = {"trained": branched, "run": branched.for_inference()}
+    forms: dict[str, nn.Module] = {"trained": branched}
+    forms |= {f"run, {each}": branched.for_inference(operations=each) for each in get_args(Operations)}
     return {name: float((form(x) - expected).abs().max()) for name, form in forms.items()}
 
 

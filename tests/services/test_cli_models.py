@@ -6,13 +6,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture, Group, Layer
@@ -23,6 +26,7 @@ from nas_blockout.experiment import Experiment, Run
 from nas_blockout.export import ModelDescription, export_model
 from nas_blockout.train import TrainingSettings
 from services import cli
+from tests.nas_blockout.export.examples import Hostile, rehashed, saved
 
 ARCHITECTURE = Architecture(
     2,
@@ -165,10 +169,11 @@ def test_what_is_no_picture_is_refused(
     assert str(tmp_path / name) in ended.err
 
 
-def changed(folder: Path) -> None:
-    content = bytearray((folder / "model.pt2").read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / "model.pt2").write_bytes(content)
+def flip(folder: Path, name: str = "model.pt2") -> None:
+    content = bytearray((folder / name).read_bytes())
+    place = content.index(b"test_accuracy") if name == "verification.json" else len(content) // 2
+    content[place] ^= 1
+    (folder / name).write_bytes(content)
 
 
 def emptied(folder: Path) -> None:
@@ -179,7 +184,7 @@ def emptied(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("tamper", "code", "message"),
     [
-        (changed, 6, "model.pt2 has been changed since it was written"),
+        (flip, 6, "model.pt2 has been changed since it was written"),
         (emptied, 6, "verification.json is missing"),
         (shutil.rmtree, 3, "there is no folder"),
     ],
@@ -204,6 +209,87 @@ def test_the_tree_adds_up_to_the_parameters_and_macs(call: Call, made: Made) -> 
     assert sum(group["parameters"] for group in groups) == sum(p.numel() for p in made.model.parameters())
     assert [group["reads"] for group in layers[2]["groups"]] == [10, 10]
     assert layers[3]["groups"][1]["classes"] == [str(made.splits.class_names[label]) for label in (1, 3, 5, 7, 9)]
+
+
+@pytest.mark.parametrize("name", ["drawn.svg", "deep/drawn.PNG"])
+def test_the_architecture_is_drawn_into_a_file(call: Call, made: Made, tmp_path: Path, name: str) -> None:
+    ended = call("show", made.folder, "--figure", tmp_path / name, "--json")
+    assert (ended.code, json.loads(ended.out)["name"]) == (0, "branched")
+    assert f"wrote {tmp_path / name}" in ended.err
+    assert [path.name for path in (tmp_path / name).parent.iterdir() if path.suffix] == [Path(name).name]
+    if name.endswith("svg"):
+        texts = [node.text for node in ElementTree.parse(tmp_path / name).iter("{http://www.w3.org/2000/svg}text")]
+        assert {"features", "hidden", "classes"} <= set(texts)
+        assert "0  2  4  6  8" in texts, "the classes of the first branch"
+        return
+    with Image.open(tmp_path / name) as picture:
+        assert picture.format == "PNG"
+        assert picture.getextrema() != ((255, 255),) * len(picture.getbands()), "something is drawn on the white"
+
+
+@pytest.mark.parametrize("asked", ["drawn.pdf", "drawn"])
+def test_a_figure_of_another_kind_is_refused(call: Call, made: Made, tmp_path: Path, asked: str) -> None:
+    ended = call("show", made.folder, "--figure", tmp_path / asked)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == f"error: a figure's file must end in .svg or .png, got {tmp_path / asked}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_figure_is_drawn_of_what_is_no_exported_model(call: Call, tmp_path: Path) -> None:
+    ended = call("show", "quickstart", "--figure", tmp_path / "drawn.svg")
+    assert ended.code == 2
+    assert "quickstart is no folder of one" in ended.err
+
+
+# What somebody did to a model's folder, and what `verify` says of it, in one line.
+TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
+    **{
+        f"changed byte of {name}": (partial(flip, name=name), f"{name} has been changed since it was written")
+        for name in (
+            "model.pt2", "model.onnx", "weights.safetensors", "reference.safetensors", "architecture.json",
+            "preprocessing.json", "card.md", "verification.json",
+        )
+    },
+    **{
+        f"missing {name}": (lambda folder, name=name: (folder / name).unlink(), f"{name} is missing")
+        for name in ("model.pt2", "weights.safetensors", "verification.json")
+    },
+    "pickle as weights": (
+        lambda folder: torch.save({"a": 1}, folder / "weights.safetensors"),
+        "weights.safetensors has been changed since it was written",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TAMPERED)
+def test_what_was_tampered_with_ends_with_6_and_one_line(call: Call, made: Made, tmp_path: Path, kind: str) -> None:
+    folder = Path(shutil.copytree(made.folder, tmp_path / "model"))
+    tamper, message = TAMPERED[kind]
+    tamper(folder)
+    ended = call("verify", folder)
+    assert ended.code == 6
+    assert ended.out.splitlines()[0] == f"{folder}: NOT verified"
+    (finding,) = ended.out.splitlines()[1:]
+    assert finding.startswith(f"  {message}")
+    assert finding.endswith(": export the model again")
+
+
+def test_who_also_forges_the_hashes_is_found_out_by_what_the_files_hold(call: Call, made: Made, tmp_path: Path) -> None:
+    folders = {name: Path(shutil.copytree(made.folder, tmp_path / name)) for name in ("pickle", "shape", "whole")}
+    (folders["pickle"] / "weights.safetensors").write_bytes(saved(Hostile(tmp_path / "mark")))
+    weights = load_file(folders["shape"] / "weights.safetensors")
+    weights["stages.conv1.operations.0.weight"] = torch.zeros(1, 1, 3, 3)
+    save_file(weights, folders["shape"] / "weights.safetensors")
+    for name in ("pickle", "shape"):
+        rehashed(folders[name], "weights.safetensors")
+    ended = call("verify", *folders.values(), "--json")
+    found = json.loads(ended.out)
+    assert ended.code == 6
+    (pickle,), (shape,) = (found[str(folders[name])]["findings"] for name in ("pickle", "shape"))
+    assert pickle.startswith("weights.safetensors: cannot be used: SafetensorError")
+    assert "conv1.operations.0.weight has the shape (1, 1, 3, 3), not (8, 1, 3, 3)" in shape
+    assert found[str(folders["whole"])] == {"ok": True, "findings": []}
+    assert not (tmp_path / "mark").exists(), "code of the file was run"
 
 
 def test_the_tree_shows_branches_with_classes_and_costs(call: Call, made: Made) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork, Sites
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
+from nas_blockout.backbones.division import Operations
 from nas_blockout.backbones.fused import FusedNetwork, FusedOperation, FusedStage
 from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
 from nas_blockout.methods.dropout import Dropout, DropoutSettings
@@ -61,10 +63,15 @@ def operations(fused: FusedNetwork, stage: str) -> dict[str, FusedOperation]:
     return dict(found.operations.items())  # type: ignore[arg-type]
 
 
-@given(hierarchy=HIERARCHIES, normalise=st.booleans(), channels_last=st.booleans())
+@given(
+    hierarchy=HIERARCHIES,
+    normalise=st.booleans(),
+    channels_last=st.booleans(),
+    operations=st.sampled_from(get_args(Operations)),
+)
 @settings(max_examples=30, deadline=None)
 def test_it_computes_what_the_trained_network_computes(
-    hierarchy: Hierarchy, normalise: bool, channels_last: bool
+    hierarchy: Hierarchy, normalise: bool, channels_last: bool, operations: Operations
 ) -> None:
     network = network_of(hierarchical(hierarchy, STAGES), normalise=normalise)
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
@@ -72,11 +79,11 @@ def test_it_computes_what_the_trained_network_computes(
         x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
         with torch.no_grad():
             expected = network.to(dtype)(x)
-            assert (network.for_inference()(x) - expected).abs().max() <= bound
+            assert (network.for_inference(operations=operations)(x) - expected).abs().max() <= bound
 
 
 def test_equal_branches_are_one_operation_and_copy_nothing() -> None:
-    fused = network_of(PARALLEL).for_inference()
+    fused = network_of(PARALLEL).for_inference(operations="split")
     assert {name: list(operations(fused, name)) for name in fused.stages} == {
         "conv1": ["0"],
         "conv2": ["0"],  # all groups read the trunk
@@ -87,6 +94,43 @@ def test_equal_branches_are_one_operation_and_copy_nothing() -> None:
     for stage in ("features", "hidden"):
         (operation,) = operations(fused, stage).values()
         assert (operation.groups, operation.reads) == (4, ((0, None),)), "the whole block, no view and no copy"
+
+
+def test_a_whole_layer_is_one_operation_with_zeros_for_what_is_not_read() -> None:
+    fused = network_of(PARALLEL).for_inference(operations="whole")
+    for name in fused.stages:
+        (operation,) = operations(fused, name).values()
+        assert operation.groups == 1
+    (hidden,) = operations(fused, "hidden").values()
+    assert [(row != 0).nonzero().flatten().tolist() for row in hidden.weight[::2]] == [
+        [0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11],
+    ]  # fmt: skip
+
+
+def branches(width: int, shared: int) -> Architecture:
+    """Two branches in every layer, and nodes of both."""
+    groups = (Group((0,), width), Group((1,), width), *([Group((0, 1), shared)] if shared else []))
+    last = Layer("classes", (Group((0,), 3, (0, 1, 2)), Group((1,), 3, (3, 4, 5))))
+    return Architecture(2, (*(Layer(name, groups) for name in ("conv1", "conv2", "features", "hidden")), last))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [(branches(512, 0), ["0_1"]), (branches(6, 12), ["0_1_2"])],
+    ids=["wide", "narrow"],
+)
+def test_layers_are_divided_where_that_is_expected_to_be_faster(
+    architecture: Architecture, expected: list[str]
+) -> None:
+    fused = network_of(architecture).for_inference()
+    found = operations(fused, "conv2")
+    assert list(found) == expected
+    assert found[expected[0]].groups == (2 if architecture.layers[0].width > 512 else 1)
+
+
+def test_a_division_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="operations must be one of fastest, whole, split, got 'slow'"):
+        network_of(PARALLEL).for_inference(operations="slow")  # type: ignore[arg-type]
 
 
 def test_a_stage_keeps_channels_last() -> None:
@@ -120,8 +164,9 @@ def test_it_is_a_copy_and_cannot_be_trained() -> None:
 
 
 @pytest.mark.parametrize("architecture", [PARALLEL, dense_of(STAGES)], ids=["parallel", "dense"])
-def test_it_is_exported_with_any_batch(architecture: Architecture) -> None:
-    fused = network_of(architecture, normalise=True).for_inference()
+@pytest.mark.parametrize("operations", ["split", "whole"])
+def test_it_is_exported_with_any_batch(architecture: Architecture, operations: Operations) -> None:
+    fused = network_of(architecture, normalise=True).for_inference(operations=operations)
     program = torch.export.export(fused, (images(2),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     saved = io.BytesIO()
     with warnings.catch_warnings():
@@ -132,8 +177,9 @@ def test_it_is_exported_with_any_batch(architecture: Architecture) -> None:
         torch.testing.assert_close(loaded(images(batch)), fused(images(batch)), rtol=1e-5, atol=1e-5)
 
 
-def test_it_is_traced_whole_by_the_compiler() -> None:
-    fused = network_of(PARALLEL).for_inference()
+@pytest.mark.parametrize("operations", ["split", "whole"])
+def test_it_is_traced_whole_by_the_compiler(operations: Operations) -> None:
+    fused = network_of(PARALLEL).for_inference(operations=operations)
     torch._dynamo.reset()
     compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(images(3)), fused(images(3)), rtol=1e-5, atol=1e-5)

@@ -21,6 +21,7 @@ from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.backbones.inception import Inception, InceptionSettings
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.export import MANIFEST, ModelDescription
+from nas_blockout.export.verification import sealed
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 
 STAGES = stages(ConvNetSettings((4, 6), (8,)), (1, 8, 8), 5)
@@ -105,7 +106,7 @@ def rehashed(folder: Path, *names: str) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     for name in names:
         manifest["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(sealed(manifest))
 
 
 class Hostile:

@@ -58,17 +58,28 @@ def test_reference_holds_what_the_trained_network_computes(exported: Path) -> No
 def test_loading_as_the_card_says_gives_the_logits(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(exported / "branched")
     blocks = re.findall(r"```python\n(.+?)```", Path("card.md").read_text(), re.DOTALL)
-    assert [block.count("\n") for block in blocks] == [3, 3, 3]
+    assert [block.count("\n") for block in blocks] == [3] * 5
     own = BranchedNetwork(STAGES, BRANCHED, channels=1, normalise_logits=True).eval()
     for batch in (1, 2, 33):
         given, expected = images(batch), network(branched=True)
         names: list[dict[str, Any]] = [{"images": given}, {"images": given.numpy()}, {"network": own}]
         with torch.no_grad():
-            for block, values in zip(blocks, names, strict=True):
+            for block, values in zip((blocks[0], blocks[2], blocks[4]), names, strict=True):
                 exec(block, values)
             logits = expected((given - MEAN) / STD)
             for found in (names[0]["logits"], torch.tensor(names[1]["logits"]), own((given - MEAN) / STD)):
                 torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_program_and_graph_say_what_they_take_and_what_their_classes_are(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(exported / "branched")
+    blocks = re.findall(r"```python\n(.+?)```", Path("card.md").read_text(), re.DOTALL)
+    for block in (blocks[1], blocks[3]):
+        values: dict[str, Any] = {}
+        exec(block, values)
+        assert values["asked"] == DESCRIPTION.preprocessing()
 
 
 def test_card_says_what_how_well_and_at_what_cost(exported: Path) -> None:

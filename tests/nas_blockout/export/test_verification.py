@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from nas_blockout.export import MANIFEST, Verification, verify, verify_all
-from nas_blockout.export.verification import Job, judge, reload
+from nas_blockout.export.verification import Job, check_files, judge, reload, sealed
 from tests.nas_blockout.export.examples import RUNS_CODE, Hostile, edit, rehashed, rewrite, saved
 
 Tamper = Callable[[Path], None]
@@ -35,7 +38,7 @@ def manifest(change: Callable[[Any], None]) -> Tamper:
     def tamper(folder: Path) -> None:
         document = json.loads((folder / MANIFEST).read_text())
         change(document)
-        (folder / MANIFEST).write_text(json.dumps(document))
+        (folder / MANIFEST).write_text(sealed(document))
 
     return tamper
 
@@ -52,6 +55,12 @@ def forged(name: str, change: Callable[[Path], object]) -> Tamper:
         rehashed(folder, name)
 
     return tamper
+
+
+def replaced(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
 
 
 def void(_: object) -> None:
@@ -137,9 +146,21 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     "deep manifest": (written(MANIFEST, "[" * 500_000), rf"{MANIFEST} cannot be read \(RecursionError"),
     "manifest of a list": (written(MANIFEST, "[]"), rf"{MANIFEST} cannot be read \(TypeError"),
     "binary manifest": (written(MANIFEST, b"\xff"), rf"{MANIFEST} cannot be read \(UnicodeDecodeError"),
-    "later manifest": (
-        manifest(lambda document: document.update(schema_version=2)),
-        f"{MANIFEST} has schema_version 2, this program reads 1: {AGAIN}",
+    "earlier manifest": (
+        manifest(lambda document: document.update(schema_version=1)),
+        f"{MANIFEST} has schema_version 1, this program reads 2: {AGAIN}",
+    ),
+    "better accuracy": (
+        lambda f: replaced(f / MANIFEST, '"test_accuracy": 0.9', '"test_accuracy": 1.0'),
+        f"{MANIFEST} {CHANGED}",
+    ),
+    "other class names beside the program": (
+        forged("preprocessing.json", lambda path: replaced(path, '"a"', '"z"')),
+        f"model.pt2: cannot be used: ValueError: what it says of its images and classes is not what .*; {AGAIN}",
+    ),
+    "other class names beside the graph": (
+        forged("preprocessing.json", lambda path: replaced(path, '"a"', '"z"')),
+        f"model.onnx: cannot be used: ValueError: what it says of its images and classes is not what .*; {AGAIN}",
     ),
     "pickle as weights": (
         forged("weights.safetensors", lambda path: path.write_bytes(saved(Hostile(path.parent / "mark")))),
@@ -267,6 +288,21 @@ def test_the_archives_that_are_refused_do_run_code_where_torch_loads_them(
     command = [sys.executable, "-I", "-W", "ignore", "-c", LOADS, *map(str, paths.values())]
     subprocess.run(command, check=True, capture_output=True)
     assert {name for name in RUNS_CODE if (tmp_path / f"{name}-ran").is_dir()} == set(RUNS_CODE)
+
+
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+@settings(max_examples=50, deadline=None)
+def test_no_byte_of_the_manifest_can_change(exported: Path, place: int, bit: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (exported / "branched").iterdir():
+            Path(folder, path.name).symlink_to(path)  # what is judged after the manifest, and not here
+        content = bytearray(Path(folder, MANIFEST).read_bytes())
+        content[place % len(content)] ^= 1 << bit
+        Path(folder, MANIFEST).unlink()
+        Path(folder, MANIFEST).write_bytes(content)
+        _, (finding,) = check_files(Path(folder))
+    assert finding.startswith(MANIFEST)
+    assert finding.endswith(AGAIN)
 
 
 def test_a_number_that_is_none_is_not_within_a_bound() -> None:

@@ -1,0 +1,87 @@
+"""The division of layers into operations: what is read is right, and the forms chosen are expected to take least."""
+
+from itertools import product
+from typing import get_args
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nas_blockout.backbones.division import (
+    Folded,
+    FoldedLayer,
+    Form,
+    Place,
+    expected_times,
+    fastest_forms,
+    parts_of,
+    pieces_of,
+    places_after,
+)
+
+IMAGE = (Place(0, 3, 0, 0),)
+
+
+def operation(width: int, *ranges: tuple[int, int], kernel: int = 3) -> Folded:
+    inputs = sum(stop - start for start, stop in ranges)
+    shape = (width, inputs, kernel, kernel) if kernel else (width, inputs)
+    return Folded(torch.empty(shape), torch.empty(width), ranges)
+
+
+def branched(branches: int, width: int, *, shared: int = 0, positions: int = 64) -> list[FoldedLayer]:
+    """A trunk, two layers of equal branches, and nodes that every branch reads, if asked for."""
+    trunk = FoldedLayer((operation(width, (0, 3)),), positions)
+    first = FoldedLayer((operation(width * branches + shared, (0, width)),), positions)
+    last = (width * branches, width * branches + shared)
+    spans = [((b * width, (b + 1) * width), *([last] if shared else [])) for b in range(branches)]
+    own = [operation(width, *span) for span in spans]
+    every = [operation(shared, (0, last[1]))] if shared else []
+    return [trunk, first, FoldedLayer((*own, *every), positions), FoldedLayer((*own, *every), positions)]
+
+
+def test_every_form_covers_every_node_once() -> None:
+    layer = branched(4, 6, shared=5)[2]
+    for form in get_args(Form):
+        parts = parts_of(layer, (Place(0, 29, 0, 0),), form)
+        assert sorted(member for part in parts for member in part.members) == [0, 1, 2, 3, 4]
+        places = places_after(layer, parts)
+        assert [place.start for place in places] == [0, 6, 12, 18, 24]
+        assert places[-1].stop == 29
+    assert [part.members for part in parts_of(layer, IMAGE, "split")] == [(0, 1, 2, 3), (4,)]
+    assert [part.groups for part in parts_of(layer, IMAGE, "split")] == [4, 1]
+    assert [part.members for part in parts_of(layer, IMAGE, "whole")] == [(0, 1, 2, 3, 4)]
+
+
+def test_nodes_that_stand_side_by_side_are_read_as_one_piece() -> None:
+    places = (Place(0, 4, 0, 0), Place(4, 6, 1, 0), Place(6, 10, 0, 4))
+    assert pieces_of([(1, 3)], places) == ((0, 1, 3),)
+    assert pieces_of([(0, 6)], places) == ((0, 0, 4), (1, 0, 2))
+    assert pieces_of([(2, 4), (6, 7)], places) == ((0, 2, 5),)
+
+
+@given(
+    branches=st.integers(2, 5),
+    width=st.integers(1, 200),
+    shared=st.integers(0, 100),
+    positions=st.sampled_from([1, 16, 256]),
+)
+@settings(max_examples=50, deadline=None)
+def test_no_division_is_expected_to_take_longer_than_whole_layers(
+    branches: int, width: int, shared: int, positions: int
+) -> None:
+    layers = branched(branches, width, shared=shared, positions=positions)
+    forms = fastest_forms(layers, IMAGE)
+    assert forms == fastest_forms(layers, IMAGE)
+    whole = expected_times(layers, IMAGE, ["whole"] * 4)
+
+    def shares(chosen: tuple[Form, ...]) -> list[float]:
+        return [time / most for time, most in zip(expected_times(layers, IMAGE, chosen), whole, strict=True)]
+
+    assert max(shares(forms)) <= 1
+    others = [each for each in product(get_args(Form), repeat=4) if max(shares(each)) <= 1]
+    assert sum(shares(forms)) <= 1.02 * min(sum(shares(each)) for each in others), "found without trying all of them"
+
+
+def test_wide_branches_are_divided_and_narrow_ones_are_not() -> None:
+    assert "whole" not in fastest_forms(branched(2, 256), IMAGE)[2:]
+    assert set(fastest_forms(branched(8, 2, positions=4), IMAGE)) == {"whole"}
