@@ -1,5 +1,6 @@
 """Handing a winner over: its folder of exported files, described, verified, and noted in the store."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,8 +43,7 @@ def export_trials(
     targets = {arm: folder.models / arm for arm in rows}
     found = export_models([(models[arm], targets[arm], describe(study, rows[arm], splits, document)) for arm in rows])
     for (arm, row), verification in zip(rows.items(), found, strict=True):
-        hashes = json.loads((targets[arm] / MANIFEST).read_text(encoding="utf-8"))["files"]
-        store.add_export(row.id, path=str(targets[arm]), hashes=hashes, verified=verification.ok)
+        store.add_export(row.id, path=str(targets[arm]), hashes=_hashes(targets[arm]), verified=verification.ok)
     return list(targets.values())
 
 
@@ -73,6 +73,13 @@ def describe(study: Study, row: TrialRow, splits: Splits, document: ComparisonDo
         architecture=result.get("architecture"),
         equality=result.get("equality"),
     )
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of an exported model: those that its verification lists, and its own."""
+    manifest = (folder / MANIFEST).read_bytes()
+    files: dict[str, str] = json.loads(manifest)["files"]
+    return {**files, MANIFEST: hashlib.sha256(manifest).hexdigest()}
 
 
 def _asked(passes: int) -> str:

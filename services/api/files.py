@@ -155,17 +155,18 @@ def _trials(shared: Service, row: QueueRow) -> Iterator[TrialRow]:
 
 
 def _content(shared: Service, row: QueueRow, path: Path, what: str) -> bytes:
-    """Return what a file of a study holds, from shared storage where that is used.
+    """Return what a file of a study holds: from shared storage where that is used and has it, else from this machine.
 
     Raises:
         Refused: There is no such file yet.
         ArtifactError: The storage cannot be reached.
     """
-    settings = shared.settings
-    with reading(place_of(path, settings.folder(row.study), settings.shared(row.study))) as found:
-        if not found.is_file():
-            raise Refused(404, "not_finished", f"there is no {what} yet", remedy="wait until the study is complete")
-        return found.read_bytes()
+    root, elsewhere = shared.settings.folder(row.study), shared.settings.shared(row.study)
+    for place in dict.fromkeys((place_of(path, root, elsewhere), str(path.absolute()))):
+        with reading(place) as found:
+            if found.is_file():
+                return found.read_bytes()
+    raise Refused(404, "not_finished", f"there is no {what} yet", remedy="wait until the study is complete")
 
 
 def _harmless(value: object) -> object:

@@ -34,6 +34,16 @@ _ARM = {
 }
 
 
+_PROBLEM = {
+    "code": "invalid_study",
+    "message": "arms.blockout.method.clusters: must lie in 1..64, got 0",
+    "key": "arms.blockout.method.clusters",
+    "value": "0",
+    "remedy": None,
+}
+_FILE = {"name": "model.onnx", "sha256": "9f86d081", "url": "/v1/studies/quickstart/models/blockout/model.onnx"}
+
+
 def _example(document: dict[str, Any]) -> ConfigDict:
     return ConfigDict(frozen=True, json_schema_extra={"examples": [document]})
 
@@ -41,15 +51,7 @@ def _example(document: dict[str, Any]) -> ConfigDict:
 class Problem(BaseModel):
     """What is wrong with a request, and what to do."""
 
-    model_config = _example(
-        {
-            "code": "invalid_study",
-            "message": "arms.blockout.method.clusters: must lie in 1..64, got 0",
-            "key": "arms.blockout.method.clusters",
-            "value": "0",
-            "remedy": None,
-        }
-    )
+    model_config = _example(_PROBLEM)
 
     code: str = Field(description="Kind of the problem, for programs: it stays the same when words change.")
     message: str = Field(description="The rule, the value that breaks it, and what to do, for people.")
@@ -61,7 +63,7 @@ class Problem(BaseModel):
 class ErrorDocument(BaseModel):
     """The one shape of every error."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = _example({"error": _PROBLEM})
 
     error: Problem
 
@@ -147,7 +149,7 @@ class ArchitectureView(BaseModel):
 class FileView(BaseModel):
     """A file of an exported model."""
 
-    model_config = _example({"name": "model.onnx", "sha256": "9f86d081", "url": "/v1/studies/s/models/a/model.onnx"})
+    model_config = _example(_FILE)
 
     name: str
     sha256: str
@@ -157,7 +159,7 @@ class FileView(BaseModel):
 class ModelView(BaseModel):
     """The exported model of an arm."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = _example({"arm": "blockout", "verified": True, "created_at": _MOMENT, "files": [_FILE]})
 
     arm: str
     verified: bool = Field(description="Whether every form was shown to compute what the trained network does.")
@@ -179,6 +181,8 @@ class Changes(BaseModel):
 
 class Alive(BaseModel):
     """The process answers."""
+
+    model_config = _example({"status": "ok"})
 
     status: Literal["ok"] = "ok"
 

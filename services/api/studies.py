@@ -47,12 +47,27 @@ arms:
   dense: {}
   dropout: {method: {name: dropout}}
 """
+_EXAMPLE_JSON = {
+    "schema_version": 1,
+    "name": "hello",
+    "data": {"name": "digits", "train_samples": 50},
+    "budget": {"sample_passes": 4800},
+    "arms": {"dense": {}, "dropout": {"method": {"name": "dropout"}}},
+}
+_EXAMPLE_EVENT = """id: 1-8c1f0a9b2d3e
+event: progress
+data: {"state":"running","message":"","share":0.18,"arms":[]}
+
+"""
 _BODIES = {
     "requestBody": {
         "required": True,
         "content": {
             "application/yaml": {"schema": {"type": "object"}, "examples": {"hello": {"value": _EXAMPLE}}},
-            "application/json": {"schema": {"$ref": "#/components/schemas/StudyConfig"}},
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/StudyConfig"},
+                "examples": {"hello": {"value": _EXAMPLE_JSON}},
+            },
         },
     }
 }
@@ -263,7 +278,10 @@ def show_study(shared: Shared, caller: Reader, name: str) -> StudyDetail:
     summary="Follow a study",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/event-stream": {}}, "description": "Events `progress`, `happened` and, last, `end`."},
+        200: {
+            "content": {"text/event-stream": {"example": _EXAMPLE_EVENT}},
+            "description": "Events `progress`, `happened` and, last, `end`.",
+        },
         204: {"description": "The client has been told the end: it is not to connect again."},
         **refusals(404),
     },

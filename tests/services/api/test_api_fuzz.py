@@ -1,11 +1,19 @@
-"""The whole OpenAPI, sent what it allows and what it does not: no server error, only answers that it describes."""
+"""The whole OpenAPI, sent what it allows and what it does not: no server error, only answers that it describes.
 
+``FUZZ_EXAMPLES=1000 pytest -s tests/services/api/test_api_fuzz.py`` sends more, and says how it was answered.
+"""
+
+import os
+import re
 import socket
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 import pytest
 import schemathesis
 import uvicorn
@@ -26,7 +34,7 @@ from services.study_file import parse, resolve
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = 25
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 ROOT = "q7Rz_0vLw2-Xb9TnYd4K"
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLE = {
@@ -54,6 +62,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         store.settle("tiny", "one", "complete")
         with serving(application(known, store, probes=Probes({}))) as found:
             yield found
+            if "FUZZ_EXAMPLES" in os.environ:
+                sys.stdout.write(f"\nanswers by status: {answered(found)}\n")
+
+
+def answered(address: str) -> dict[str, int]:
+    """How many requests the service has answered with each status, by its own numbers."""
+    found: Counter[str] = Counter()
+    numbers = httpx.get(f"{address}/metrics", timeout=30).text
+    for status, number in re.findall(r'^nas_blockout_requests_total\{.*status="(\d+)"\} (\S+)$', numbers, re.MULTILINE):
+        found[status] += int(float(number))
+    return dict(sorted(found.items()))
 
 
 @contextmanager

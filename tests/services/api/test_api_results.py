@@ -11,7 +11,7 @@ from services.folder import Folder
 from services.store import Store
 
 ARCHITECTURE = {"schema_version": 1, "clusters": 1, "layers": []}
-FILES = {"model.onnx": b"\x00onnx", "card.md": b"# A card", "architecture.json": b"{}"}
+FILES = {"model.onnx": b"\x00onnx", "card.md": b"# A card", "architecture.json": b"{}", "verification.json": b"{}"}
 
 
 @pytest.fixture
@@ -107,9 +107,14 @@ def test_files_come_from_shared_storage_where_that_is_used(client, finished, lim
     (tmp_path / "moved").rename(shared / "tiny")
     ann = client("ann", to=limited(artifacts=f"file://{shared}"))
     assert ann.get("/v1/studies/tiny/comparison").json() == {"study": "tiny"}
-    assert ann.get("/v1/studies/tiny/models/dense/model.onnx").content == FILES["model.onnx"]
+    assert ann.get("/v1/studies/tiny/report").text.endswith("<title>tiny</title>")
+    (model,) = ann.get("/v1/studies/tiny/models").json()
+    assert {each["name"]: ann.get(each["url"]).content for each in model["files"]} == FILES
     (shared / "tiny" / "report" / "index.html").unlink()
     told(ann.get("/v1/studies/tiny/report"), 404, "not_finished")
+    finished.report.parent.mkdir(parents=True)
+    finished.report.write_text("written before there was shared storage")
+    assert ann.get("/v1/studies/tiny/report").text == "written before there was shared storage"
     broken = client("ann", to=limited(artifacts="nonsense://bucket"))
     answer = broken.get("/v1/studies/tiny/comparison")
     told(answer, 503, "unavailable")

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import httpx
 import pytest
+import yaml
 
 from services.api import application
 from services.api.health import Probes, Unready
 from services.api.limits import Buckets, Streams
 from services.api.sessions import SECONDS, Signer
 from services.store import Store, StoreUnreachable
+from services.study_file import parse, resolve
 
 YAML = {"Content-Type": "application/yaml"}
 BOMB = "a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b]\n"
@@ -291,3 +293,27 @@ def test_the_description_is_whole_and_has_examples(ann):
     names = {part.partition('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert names <= set(described["components"]["schemas"])
     assert described["components"]["schemas"]["StudyView"]["examples"][0]["name"] == "quickstart"
+
+
+def test_every_body_is_described_by_an_example_that_is_valid(ann):
+    described = ann.get("/openapi.json").json()
+    schemas = described["components"]["schemas"]
+
+    def shown(content):
+        """The examples of a body, its own or those of its model."""
+        schema = content["schema"].get("items", content["schema"])
+        own = [each["value"] for each in content.get("examples", {}).values()]
+        return own or schemas[schema["$ref"].rpartition("/")[2]]["examples"]
+
+    operations = [each for methods in described["paths"].values() for each in methods.values()]
+    for operation in operations:
+        for answer in operation["responses"].values():
+            if content := answer.get("content", {}).get("application/json"):
+                assert shown(content), operation["summary"]
+    bodies = [each["requestBody"]["content"] for each in operations if "requestBody" in each]
+    assert [sorted(body) for body in bodies] == [["application/json", "application/yaml"], ["application/json"]]
+    for kind, content in [pair for body in bodies for pair in body.items()]:
+        for example in shown(content):
+            if "assignments" not in example:
+                document = yaml.safe_load(example) if kind == "application/yaml" else example
+                assert resolve(parse(document, source="example"), source="example").name == "hello"

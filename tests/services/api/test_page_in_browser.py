@@ -20,10 +20,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PATIENCE = 700_000  # milliseconds: a study trains, perhaps on a busy machine
 ROOT = "q7Rz_0vLw2-Xb9TnYd4K"
+BUNDLED = os.environ.get("PAGE_STUDY", "")  # such as quickstart, which takes minutes; the small one below if left out
+NAME = BUNDLED or "from-the-page"
 CALL = "import sys; from services.cli import main; main(sys.argv[1:])"
 STUDY = {
     "schema_version": 1,
-    "name": "from-the-page",
+    "name": NAME,
     "question": "Does dropout help with fifty digits?",
     "data": {"name": "digits", "train_samples": 50},
     "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
@@ -134,19 +136,20 @@ def test_a_study_from_the_form_to_the_downloaded_model(home, store, address, bro
     page.get_by_role("alert").get_by_text("did you mean 'budget'?").first.wait_for()
     assert [text for text in said if "status of 422" not in text] == []  # the browser says so of the refused form
     said.clear()
-    page.get_by_label("Or your own, as YAML").fill(yaml.safe_dump(STUDY))
+    page.get_by_label("Or your own, as YAML").fill("" if BUNDLED else yaml.safe_dump(STUDY))
+    page.get_by_label("Bundled study").select_option(BUNDLED)
     page.get_by_role("button", name="Run").click()
-    page.get_by_role("heading", name="from-the-page", exact=True).wait_for()
+    page.get_by_role("heading", name=NAME, exact=True).wait_for()
     assert page.locator("#state").inner_text() == "queued"
 
     begin.set()
     page.locator("#state", has_text="running").wait_for()  # by htmx: nothing is loaded again
-    assert page.locator("#said").inner_text() == "from-the-page is running"
+    assert page.locator("#said").inner_text() == f"{NAME} is running"
     page.goto(address)
-    page.get_by_role("row").filter(has_text="from-the-page").get_by_text("running").wait_for()
-    page.get_by_role("row").filter(has_text="from-the-page").get_by_text("complete").wait_for()
+    page.get_by_role("row").filter(has_text=NAME).get_by_text("running").wait_for()
+    page.get_by_role("row").filter(has_text=NAME).get_by_text("complete").wait_for()
     worker.join()
-    page.get_by_role("link", name="from-the-page").click()
+    page.get_by_role("link", name=NAME).click()
     page.get_by_role("heading", name="Model of dense").wait_for()
     for width, scheme in ((390, "light"), (390, "dark"), (1280, "dark"), (1280, "light")):
         page.set_viewport_size({"width": width, "height": 900})
@@ -154,16 +157,15 @@ def test_a_study_from_the_form_to_the_downloaded_model(home, store, address, bro
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.evaluate(FAINT) == []
         assert page.evaluate(UNNAMED) == []
-    if picture := os.environ.get("SERVICE_PICTURE"):
-        page.screenshot(path=picture, full_page=True)
 
-    with page.expect_download() as downloading:
-        page.get_by_role("link", name="model.onnx").click()
-    downloading.value.save_as(tmp_path / "model.onnx")
-    original = home / "runs" / "from-the-page" / "models" / "dense" / "model.onnx"
-    assert (tmp_path / "model.onnx").read_bytes() == original.read_bytes()
+    for name in ("model.onnx", "verification.json"):
+        with page.expect_download() as downloading:
+            page.get_by_role("link", name=name).first.click()
+        downloading.value.save_as(tmp_path / name)
+        original = home / "runs" / NAME / "models" / "dense" / name
+        assert (tmp_path / name).read_bytes() == original.read_bytes()
     page.get_by_role("link", name="Report").click()
-    page.get_by_role("heading", name="from-the-page").wait_for()
+    page.get_by_role("heading", name=NAME, exact=True).wait_for()
     page.get_by_role("heading", name="Verdict").wait_for()
     assert [text for text in said if "ERR_ABORTED" not in text] == []
     assert {url for url in asked if not url.startswith((address, "data:"))} == set()

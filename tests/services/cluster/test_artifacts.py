@@ -1,11 +1,17 @@
 """Files on storage that machines share are there whole or not at all; trials go on with them on another machine."""
 
+import asyncio
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
 import pytest
 
+from services.api import application
+from services.api.health import Probes
 from services.artifacts import (
     ArtifactError,
     fetch,
@@ -17,11 +23,13 @@ from services.artifacts import (
     remove,
     writing,
 )
-from services.settings import SettingsError
+from services.settings import Settings, SettingsError
+from services.store import Store
 from services.worker import Task, Worker
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # s3fs keeps its connections to the end
 
+ROOT = "q7Rz_0vLw2-Xb9TnYd4K"
 EXPERIMENT: dict[str, Any] = {
     "data": {"name": "digits", "train_samples": 50},
     "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
@@ -129,13 +137,38 @@ def test_a_bucket_that_is_missing_is_said_without_the_secret(storage: str, tmp_p
     assert "kept-from-everyone" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["/shared", "shared", "s3://", "s3://key:secret@bucket/x", "s3://bucket/x?token=1"])
-def test_settings_take_no_path_and_no_credentials_for_storage(url: str) -> None:
-    from services.settings import Settings
-
+@pytest.mark.parametrize("url", ["shared", "/a b", "s3://", "s3://key:secret@bucket/x", "s3://bucket/x?token=1"])
+def test_settings_take_no_relative_path_and_no_credentials_for_storage(url: str) -> None:
     with pytest.raises(SettingsError, match="NAS_BLOCKOUT_ARTIFACTS must be a URL") as caught:
         Settings.from_environment({"NAS_BLOCKOUT_ARTIFACTS": url})
     assert "secret@" not in str(caught.value)
+
+
+def test_the_api_hands_out_files_that_lie_on_shared_storage_alone(shared: str, tmp_path: Path) -> None:
+    files = {"comparison.json": "{}", "report/index.html": "<p>", "models/dense/verification.json": "[]"}
+    for name, text in files.items():
+        written(tmp_path / "elsewhere" / name, text)
+    put_folder(tmp_path / "elsewhere", f"{shared}/tiny", last="comparison.json")
+    settings = Settings.from_environment({"NAS_BLOCKOUT_HOME": str(tmp_path / "api"), "NAS_BLOCKOUT_API_TOKEN": ROOT})
+    with Store.open(settings.store_url) as store:
+        store.enqueue("tiny", document={}, config_hash="cafe", owner="admin")
+        store.create_study("tiny", config={}, config_hash="cafe", arms=["dense"])
+        trial = store.add_trial("tiny", arm="dense", phase="retrain", number=0, seed=0, experiment={}, planned=1).id
+        store.add_export(trial, path="x", hashes={"verification.json": sha256("[]")}, verified=True)
+        app = application(replace(settings, artifacts=shared), store, probes=Probes({}))
+
+        async def fetched() -> dict[str, str]:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
+                headers = {"Authorization": f"Bearer {ROOT}"}
+                paths = ("comparison", "report", "models/dense/verification.json")
+                return {path: (await client.get(f"/v1/studies/tiny/{path}", headers=headers)).text for path in paths}
+
+        found = asyncio.run(fetched())
+    assert list(found.values()) == list(files.values())
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_trial_goes_on_on_another_machine_and_leaves_its_weights_for_the_driver(shared: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A study from the command to the exported model, as a user runs it: real data, Ray, store, MLflow, report."""
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from nas_blockout.data import DataSettings, load
+from services.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +98,16 @@ def test_what_the_study_leaves_is_whole(home: Path) -> None:
     assert {path.name for path in (folder / "models").iterdir()} == {"dense", "blockout"}
     rows = (folder / "trials.csv").read_text().splitlines()
     assert len(rows) == 1 + 4 * len(STUDY["arms"])
+
+
+def test_the_store_knows_the_hash_of_every_exported_file(home: Path) -> None:
+    with Store.open(f"sqlite:///{home}/runs/nas_blockout.db") as store:
+        exports = store.exports("whole")
+    assert [(row.arm, row.verified) for row in exports] == [("dense", True), ("blockout", True)]
+    for row in exports:
+        files = {path.name: path.read_bytes() for path in Path(row.path).iterdir()}
+        assert row.hashes == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        assert "verification.json" in files
 
 
 def test_the_exported_model_alone_has_the_recorded_test_accuracy(
