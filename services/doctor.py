@@ -4,11 +4,13 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from services.settings import Settings, masked
@@ -18,7 +20,7 @@ _NEEDED = ("torch", "torchvision", "ray", "optuna", "mlflow", "sqlalchemy", "onn
 _FREE_BYTES = 2 << 30
 _CLOCK_SECONDS = 5.0
 _ANSWER_SECONDS = 5.0
-SERVICES = frozenset({"store", "MLflow", "Ray", "Ray jobs", "API"})
+SERVICES = frozenset({"store", "shared storage", "MLflow", "Ray", "Ray jobs", "API", "API token"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ def examine(settings: Settings, *, api: str | None = None) -> Iterator[Finding]:
         _packages,
         _folder,
         _store,
+        _storage,
         _tracking,
         _ray,
         _jobs,
@@ -62,7 +65,7 @@ def examine(settings: Settings, *, api: str | None = None) -> Iterator[Finding]:
     for check in checks:
         yield from check(settings)
     if api is not None:
-        yield from _api(api)
+        yield from _api(settings, api)
 
 
 def _python(settings: Settings) -> Iterator[Finding]:
@@ -103,6 +106,28 @@ def _store(settings: Settings) -> Iterator[Finding]:
         yield _clock("store", ahead)
     except StoreError as error:
         yield Finding("store", False, str(error), "start the database, or correct NAS_BLOCKOUT_STORE_URL")
+
+
+def _storage(settings: Settings) -> Iterator[Finding]:
+    """Write a small file to shared storage, read it and remove it: a place that may only be read is of no use."""
+    if settings.artifacts is None:
+        return
+    from services.artifacts import ArtifactError, fetch, put, remove
+
+    url, content = f"{settings.artifacts}/.doctor-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
+    remedy = "correct NAS_BLOCKOUT_ARTIFACTS, or the credentials where the storage's library looks for them"
+    with tempfile.TemporaryDirectory() as folder:
+        sent, back = Path(folder) / "sent", Path(folder) / "back"
+        sent.write_text(content, encoding="utf-8")
+        try:
+            put(sent, url)
+            same = fetch(url, back) and back.read_text(encoding="utf-8") == content
+            remove(url)
+        except ArtifactError as error:
+            yield Finding("shared storage", False, str(error), remedy)
+            return
+    found = "is written, read and cleared" if same else "does not give back what was written"
+    yield Finding("shared storage", same, f"{settings.artifacts} {found}", "" if same else remedy)
 
 
 def _tracking(settings: Settings) -> Iterator[Finding]:
@@ -153,7 +178,7 @@ def _jobs(settings: Settings) -> Iterator[Finding]:
         yield Finding("Ray jobs", False, str(error), remedy)
 
 
-def _api(address: str) -> Iterator[Finding]:
+def _api(settings: Settings, address: str) -> Iterator[Finding]:
     answer = _asked(f"{address.rstrip('/')}/readyz")
     if answer.status == 200:
         yield Finding("API", True, f"{address} is ready")
@@ -164,6 +189,11 @@ def _api(address: str) -> Iterator[Finding]:
         found = f"answers {answer.status}" if answer.status else f"does not answer: {answer.text}"
         yield Finding("API", False, f"{address} {found}", "start it with `nas-blockout serve api`, or correct --api")
     yield from _clock_of("API", answer)
+    if answer.status and settings.api_token is not None:
+        headers = {"Authorization": f"Bearer {settings.api_token}"}
+        status = _asked(f"{address.rstrip('/')}/v1/studies?limit=1", headers).status
+        known, remedy = status == 200, "set NAS_BLOCKOUT_API_TOKEN to the value with which the service was started"
+        yield Finding("API token", known, "is known" if known else f"answers {status}", "" if known else remedy)
 
 
 @dataclass(frozen=True, slots=True)

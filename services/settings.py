@@ -73,8 +73,8 @@ class Settings:
         str | None,
         Variable(
             "NAS_BLOCKOUT_ARTIFACTS",
-            "Storage that all machines of a cluster reach, by fsspec URL such as `s3://bucket/prefix` or "
-            "`file:///shared`: for checkpoints and weights on their way, and a copy of each finished study's folder.",
+            "Storage that all machines of a cluster reach, by fsspec URL such as `s3://bucket/prefix`, or the absolute "
+            "path of a folder: for checkpoints and weights on their way, and a copy of each finished study's folder.",
             "none: the home folder must be the same on all machines",
         ),
     ] = None
@@ -214,10 +214,12 @@ def _artifacts(text: str) -> str | None:
     url = text.strip().rstrip("/")
     if not url:
         return None
+    url = f"file://{url}" if url.startswith("/") else url
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s@?#]+", url):
         raise SettingsError(
-            f"{PREFIX}ARTIFACTS must be a URL such as s3://bucket/prefix or file:///shared/folder, without credentials "
-            f"(those stand where the storage's library looks for them, such as AWS_ACCESS_KEY_ID), got {masked(url)!r}"
+            f"{PREFIX}ARTIFACTS must be a URL such as s3://bucket/prefix, or the absolute path of a folder that all "
+            "machines share, without blanks and credentials (those stand where the storage's library looks for them, "
+            f"such as AWS_ACCESS_KEY_ID), got {masked(url)!r}"
         )
     return url
 

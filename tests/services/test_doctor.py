@@ -18,6 +18,8 @@ from services.settings import Settings
 from services.store import Store
 
 Serve = Callable[..., str]
+KNOWN = 0  # stands for an answer that needs the token
+TOKEN = "q7Rz_0vLw2-Xb9TnYd4K"
 
 
 @pytest.fixture
@@ -32,6 +34,8 @@ def serve() -> Iterator[Serve]:
 
             def do_GET(self) -> None:
                 status, body = answers.get(self.path.partition("?")[0], (404, "no such page"))
+                if status == KNOWN:
+                    status = 200 if self.headers["Authorization"] == f"Bearer {TOKEN}" else 401
                 content = (body if isinstance(body, str) else json.dumps(body)).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -75,6 +79,27 @@ def test_an_api_that_is_not_ready_says_what_is_missing(serve: Serve, settings: S
     found = findings(settings, api=serve({"/readyz": (503, {"ready": False, "services": {"ray": "away"}})}))["API"]
     assert not found.ok
     assert '"ray": "away"' in found.found
+
+
+@pytest.mark.parametrize(("token", "ok"), [(TOKEN, True), (TOKEN[::-1], False)])
+def test_the_token_of_the_service_is_tried_where_it_is_set(
+    serve: Serve, settings: Settings, token: str, ok: bool
+) -> None:
+    address = serve({"/readyz": (200, ""), "/v1/studies": (KNOWN, "")})
+    found = findings(replace(settings, api_token=token), api=address)["API token"]
+    assert (found.ok, found.what in SERVICES) == (ok, True)
+    assert token not in found.found + found.remedy
+    assert "API token" not in findings(settings, api=address)
+
+
+def test_shared_storage_is_written_read_and_cleared(settings: Settings, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    assert findings(replace(settings, artifacts=f"file://{shared}"))["shared storage"].ok
+    assert list(shared.iterdir()) == []
+    found = findings(replace(settings, artifacts="file:///dev/null/x"))["shared storage"]
+    assert not found.ok
+    assert "NAS_BLOCKOUT_ARTIFACTS" in found.remedy
+    assert found.what in SERVICES
 
 
 @pytest.mark.parametrize(("answers", "words"), [({}, "answers 404"), (None, "does not answer")])

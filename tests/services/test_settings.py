@@ -46,6 +46,7 @@ def test_values_are_taken_as_given(tmp_path):
         tmp_path, url, tracking, tmp_path, "s3://bucket/studies", "auto", "http://ray-head:8265", TOKEN
     )
     assert found.shared("quickstart") == "s3://bucket/studies/quickstart"
+    assert read(artifacts="/shared/").shared("quickstart") == "file:///shared/quickstart"
     assert read().shared("quickstart") is None
 
 
