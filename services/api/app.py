@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
@@ -24,6 +25,7 @@ from services.study_file import StudyConfig
 PATIENCE_SECONDS = 2.0
 MOST_CONNECTIONS = 1000
 GOODBYE_SECONDS = 5
+THREADS = 10  # of one interpreter: more of them hand it to and fro, and each request takes longer
 _REFERENCE = "#/components/schemas/{model}"
 _DESCRIPTION = """Give studies to the service, follow them, fetch what they leave behind. A worker runs them.
 
@@ -47,6 +49,7 @@ def application(settings: Settings, store: Store, *, probes: Probes | None = Non
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        to_thread.current_default_thread_limiter().total_tokens = THREADS
         yield
         asked.close()
 
@@ -155,7 +158,8 @@ def _description(app: FastAPI) -> dict[str, Any]:
 
 def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named as TCP: else asyncio leaves Nagle's delay on, and every answer waits 40 ms for the client's acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

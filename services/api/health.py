@@ -134,7 +134,7 @@ async def _probes(request: Request) -> Probes:
 
 
 @router.get("/healthz", summary="Whether the process answers")
-def healthz() -> Alive:
+async def healthz() -> Alive:  # in no thread: it answers while all of them wait for a database
     """Always well while the process answers: for who restarts it."""
     return Alive()
 

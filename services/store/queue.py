@@ -117,7 +117,7 @@ class Queue:
         if before is not None:
             query = query.where(columns.id < before)
         with self._database.reading() as connection:
-            return tuple(QueueLine(**row) for row in connection.execute(query).mappings())
+            return tuple(QueueLine(*row) for row in connection.execute(query))
 
     def count_queue(self) -> dict[str, int]:
         """Return how many studies of the queue are in each state."""
