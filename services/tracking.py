@@ -229,6 +229,7 @@ class Projection:
                 self._known = {run.data.tags["nas.trial"]: str(run.info.run_id) for run in runs}
                 self._written = {run.data.tags["nas.trial"] for run in runs if run.info.status in _STATUS.values()}
                 self.parent = self._parent()
+                self.store.project(self.study, target=TARGET, external_id=self.parent)  # the page links to it
                 yield
         except StoreError as error:
             raise TrackingError(str(error)) from None

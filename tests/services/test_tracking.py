@@ -137,6 +137,7 @@ def test_a_study_is_one_parent_and_a_child_for_every_ended_trial(uri: str, name:
     parent = found.pop(name)
     assert parent.data.params["budget.sample_passes"] == "400"
     assert "mlflow.parentRunId" not in parent.data.tags
+    assert [(row.trial, row.external_id) for row in store.projections(name, "mlflow")] == [(None, parent.info.run_id)]
     for run in found.values():
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
 
