@@ -1,0 +1,216 @@
+"""Which recipe makes learned branches worth having: hypotheses on validation data, against rivals of equal cost.
+
+Every row is one experiment, all stages charged to the same epochs: Blockout learns and is distilled to the target share
+of the dense network's MACs, `thin` is a dense network of that share, `pruned` reaches it from a dense one, and
+`one cluster` learns widths without branches. Rows are appended to a CSV file as they end, and run only once.
+
+Run: ``python benchmarks/structure.py --data glyphs --rows structure.csv [--target .5] [--seeds 0 1] [--only NAME...]``;
+prints a Markdown table of all rows of the file. Test images are not read.
+"""
+
+import argparse
+import csv
+import statistics
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas_blockout.backbones.branched import macs_of
+from nas_blockout.data import Splits, load
+from nas_blockout.experiment import Experiment, Run, build
+
+Document = dict[str, Any]
+DATA: Mapping[str, Document] = {
+    "glyphs": {
+        "data": {"name": "glyphs", "train_samples": 4700, "validation_samples": 1880},
+        "backbone": {"name": "convnet", "channels": [16, 32, 64], "hidden": [128], "normalise_logits": True},
+    },
+    "fashion_mnist": {
+        "data": {"name": "fashion_mnist", "train_samples": 10000, "validation_samples": 2000},
+        "backbone": {"name": "convnet", "channels": [16, 32], "hidden": [64], "normalise_logits": True},
+    },
+}
+BLOCKOUT: Document = {
+    "name": "blockout",
+    "clusters": 4,
+    "masked": "all",
+    "first_probability": 0.95,
+    "last_probability": 0.75,
+    "logit_noise": 0.3,
+    "structure_lr": 60.0,
+    "charge": 8.0,
+    "charge_target": 0.9,
+    "charge_ramp": 0.3,
+    "polarisation": 2.0,
+}
+# Name: what is changed of the method and the distillation; `charge_target` is in shares of the target.
+RECIPES: Mapping[str, Mapping[str, Document]] = {
+    "blockout": {},
+    "filled": {"distillation": {"fill_target": True}},
+    "charged to the target": {"method": {"charge_target": 1.0}},
+    "learn a quarter": {"distillation": {"learn_share": 0.25}},
+    "learn three eighths": {"distillation": {"learn_share": 0.375}},
+    "learn two thirds": {"distillation": {"learn_share": 0.67}},
+    "soft-learned": {"method": {"mode": "soft-learned"}},
+    "straight-through": {"method": {"estimator": "straight-through"}},
+    "arm": {"method": {"estimator": "arm"}},
+    "two clusters": {"method": {"clusters": 2}},
+    "eight clusters": {"method": {"clusters": 8}},
+    "structure at 30": {"method": {"structure_lr": 30.0}},
+    "structure at 120": {"method": {"structure_lr": 120.0}},
+    "P from .95 to .9": {"method": {"last_probability": 0.9}},
+    "P from .95 to .5": {"method": {"last_probability": 0.5}},
+    "P from .99 to .9": {"method": {"first_probability": 0.99, "last_probability": 0.9}},
+    "no polarisation": {"method": {"polarisation": 0.0}},
+    "polarisation 8": {"method": {"polarisation": 8.0}},
+    "balance 1": {"method": {"balance": 1.0}},
+    "charge late": {"method": {"charge_ramp": 0.8}},
+    "charge 4": {"method": {"charge": 4.0}},
+    "charge 16": {"method": {"charge": 16.0}},
+    "noise 1": {"method": {"logit_noise": 1.0}},
+    "soft targets .5": {"distillation": {"soft_targets": 0.5}},
+    "full rate again": {"distillation": {"learning_rate_scale": 1.0}},
+    "a third of the rate": {"distillation": {"learning_rate_scale": 0.33}},
+    "placebo-nodes": {"distillation": {"placebo": "nodes"}},
+    "scratch": {"distillation": {"weights": "scratch"}},
+    "one cluster": {"method": {"clusters": 1}},
+    "one cluster, P .95": {"method": {"clusters": 1, "last_probability": 0.95}},
+    "one cluster, P .99": {"method": {"clusters": 1, "first_probability": 0.99, "last_probability": 0.99}},
+    "one cluster, P .95, charge 2": {"method": {"clusters": 1, "last_probability": 0.95, "charge": 2.0}},
+    "one cluster, P .95, slow": {
+        "method": {"clusters": 1, "last_probability": 0.95, "charge": 2.0, "polarisation": 0.5, "structure_lr": 15.0}
+    },
+    "one cluster, soft": {"method": {"clusters": 1, "last_probability": 0.95, "mode": "soft-learned"}},
+    "one cluster, filled": {"method": {"clusters": 1, "last_probability": 0.95}, "distillation": {"fill_target": True}},
+}
+RIVALS = ("dense", "thin", "pruned", "pruned, learn a quarter")
+COLUMNS = ("data", "target", "epochs", "seed", "recipe", "validation", "macs", "soft", "hard", "inherited", "separated")
+_SPLITS: dict[str, Splits] = {}
+
+
+def experiment_of(data: str, recipe: str, *, target: float, epochs: int, seed: int) -> Document:
+    """Return an experiment of the table; a thin network's MACs are still a share."""
+    training = {"epochs": epochs, "batch_size": 64, "learning_rate": 0.004}
+    found: Document = {**DATA[data], "training": training, "seed": seed}
+    if recipe == "dense":
+        return found
+    if recipe == "thin":
+        return {**found, "target_macs": target}
+    if recipe.startswith("pruned"):
+        share = {"learn_share": 0.25} if recipe.endswith("a quarter") else {}
+        return {**found, "pruning": {"target_macs": target, **share}}
+    method, distillation = dict(BLOCKOUT), {"target_macs": target}
+    for name in recipe.split(" + "):
+        method |= RECIPES[name].get("method", {})
+        distillation |= RECIPES[name].get("distillation", {})
+    method["charge_target"] *= target
+    return {**found, "method": method, "distillation": distillation}
+
+
+def trained(data: str, recipe: str, target: float, epochs: int, seed: int) -> dict[str, Any]:
+    """Run one experiment; return its row."""
+    torch.set_num_threads(1)
+    document = experiment_of(data, recipe, target=target, epochs=epochs, seed=seed)
+    if data not in _SPLITS:
+        _SPLITS[data] = load(Experiment.from_json({**document, "target_macs": None}).data)
+    splits = _SPLITS[data]
+    dense = build(Experiment.from_json({**DATA[data]}), splits)
+    all_macs = macs_of(dense.full, dense.plan, splits.shape[0])  # type: ignore[arg-type]
+    if recipe == "thin":
+        document["target_macs"] = round(target * all_macs)
+    run = Run(Experiment.from_json(document), splits)
+    *_, last = run
+    row = {"data": data, "target": target, "epochs": epochs, "seed": seed, "recipe": recipe}
+    row["validation"] = round(100 * (last.validation_accuracy or 0.0), 2)
+    if run.outcome is None:
+        return row
+    row["macs"] = round(run.outcome.macs / all_macs, 3)
+    if run.outcome.handover is not None:
+        row |= {name: round(100 * value, 1) for name, value in run.outcome.handover.gap.items() if name in COLUMNS}
+        row["separated"] = round(_separated(run.outcome.handover.probabilities), 2)
+    return row
+
+
+def _separated(probabilities: Mapping[str, list[list[float]]]) -> float:
+    """Return the least share, over layers, of P beyond .05 and .95."""
+    layers = (torch.tensor(p) for p in probabilities.values())
+    return min(float(((p < 0.05) | (p > 0.95)).float().mean()) for p in layers)
+
+
+def main() -> None:
+    """Run what is not in the file yet, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", choices=DATA, default="glyphs")
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--target", type=float, nargs="*", default=[0.5])
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument(
+        "--only", nargs="*", type=known, default=[*RIVALS, *RECIPES], help="recipes; A + B changes both"
+    )
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    wanted = [
+        (options.data, name, target, options.epochs, seed)
+        for target in options.target
+        for seed in options.seeds
+        for name in options.only
+    ]
+    there = {(r["data"], r["recipe"], float(r["target"]), int(r["epochs"]), int(r["seed"])) for r in read(options.rows)}
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(trained, *each) for each in wanted if each not in there]):
+            append(options.rows, done.result())
+            print(done.result(), flush=True)
+    print_table(list(read(options.rows)))
+
+
+def known(recipe: str) -> str:
+    """Return a recipe, or the names of several joined by a plus, if there are such."""
+    if recipe not in RIVALS and (unknown := [name for name in recipe.split(" + ") if name not in RECIPES]):
+        raise argparse.ArgumentTypeError(f"no such recipe {unknown[0]!r}; there are {', '.join([*RIVALS, *RECIPES])}")
+    return recipe
+
+
+def read(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a file, none of one that is not there."""
+    if path.exists():
+        with path.open(newline="") as file:
+            yield from csv.DictReader(file)
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a row, after the names of the columns in a new file."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def print_table(rows: list[dict[str, str]]) -> None:
+    """Print means over seeds, the best first."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["data"], row["target"], row["epochs"], row["recipe"]), []).append(row)
+    print(
+        "| data | target | epochs | recipe | seeds | validation % | sd | MACs | soft | hard | inherited | separated |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for key, found in sorted(groups.items(), key=lambda item: (*item[0][:3], -_mean(item[1], "validation"))):
+        accuracies = [float(row["validation"]) for row in found]
+        sd = f"{statistics.stdev(accuracies):.2f}" if len(found) > 1 else ""
+        others = [f"{_mean(found, name):.4g}" if found[0][name] else "" for name in COLUMNS[6:]]
+        print("| " + " | ".join([*key, str(len(found)), f"{_mean(found, 'validation'):.2f}", sd, *others]) + " |")
+
+
+def _mean(rows: list[dict[str, str]], name: str) -> float:
+    return statistics.fmean(float(row[name]) for row in rows)
+
+
+if __name__ == "__main__":
+    main()
