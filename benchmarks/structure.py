@@ -55,6 +55,7 @@ RECIPES: Mapping[str, Mapping[str, Document]] = {
     "learn a quarter": {"distillation": {"learn_share": 0.25}},
     "learn three eighths": {"distillation": {"learn_share": 0.375}},
     "learn two thirds": {"distillation": {"learn_share": 0.67}},
+    "one decay": {"distillation": {"learn_schedule": "constant", "learning_rate_scale": 1.0}},
     "soft-learned": {"method": {"mode": "soft-learned"}},
     "straight-through": {"method": {"estimator": "straight-through"}},
     "arm": {"method": {"estimator": "arm"}},
@@ -69,6 +70,7 @@ RECIPES: Mapping[str, Mapping[str, Document]] = {
     "polarisation 8": {"method": {"polarisation": 8.0}},
     "balance 1": {"method": {"balance": 1.0}},
     "charge late": {"method": {"charge_ramp": 0.8}},
+    "P .99, charge late": {"method": {"first_probability": 0.99, "last_probability": 0.9, "charge_ramp": 0.8}},
     "charge 4": {"method": {"charge": 4.0}},
     "charge 16": {"method": {"charge": 16.0}},
     "noise 1": {"method": {"logit_noise": 1.0}},
@@ -87,7 +89,7 @@ RECIPES: Mapping[str, Mapping[str, Document]] = {
     "one cluster, soft": {"method": {"clusters": 1, "last_probability": 0.95, "mode": "soft-learned"}},
     "one cluster, filled": {"method": {"clusters": 1, "last_probability": 0.95}, "distillation": {"fill_target": True}},
 }
-RIVALS = ("dense", "thin", "pruned", "pruned, learn a quarter")
+RIVALS = ("dense", "thin", "pruned", "pruned, one decay")
 COLUMNS = ("data", "target", "epochs", "seed", "recipe", "validation", "macs", "soft", "hard", "inherited", "separated")
 _SPLITS: dict[str, Splits] = {}
 
@@ -101,8 +103,8 @@ def experiment_of(data: str, recipe: str, *, target: float, epochs: int, seed: i
     if recipe == "thin":
         return {**found, "target_macs": target}
     if recipe.startswith("pruned"):
-        share = {"learn_share": 0.25} if recipe.endswith("a quarter") else {}
-        return {**found, "pruning": {"target_macs": target, **share}}
+        changes = RECIPES["one decay"]["distillation"] if recipe.endswith("one decay") else {}
+        return {**found, "pruning": {"target_macs": target, **changes}}
     method, distillation = dict(BLOCKOUT), {"target_macs": target}
     for name in recipe.split(" + "):
         method |= RECIPES[name].get("method", {})

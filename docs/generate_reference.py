@@ -86,7 +86,8 @@ def type_name(hint: Any) -> str:
 
 def dataclass_table(kind: type) -> str:
     """The settings of a frozen dataclass: name, type, default, and what its docstring says of it."""
-    hints, words = get_type_hints(kind), described(kind.__doc__)
+    hints = get_type_hints(kind)
+    words = {name: text for each in reversed(kind.__mro__[:-1]) for name, text in described(each.__doc__).items()}
     if missing := [item.name for item in fields(kind) if item.name not in words]:
         raise ValueError(f"the docstring of {kind.__name__} must describe every setting under Args: {missing} are not")
     rows = []

@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
+from nas_blockout.two_stages import TwoStageSettings
 
 Clustering = Literal["spectral", "affinity"]
 Weights = Literal["inherited", "scratch"]
@@ -20,7 +21,7 @@ _OVERLAP = 5.0  # gamma of Yan et al., section 4.2
 
 
 @dataclass(frozen=True, slots=True)
-class ConfusionSettings:
+class ConfusionSettings(TwoStageSettings):
     """How the confusions of a dense network become branches.
 
     Args:
@@ -29,12 +30,6 @@ class ConfusionSettings:
         overlap: Whether a class also joins every branch that holds at least ``1 / (5 branches)`` of its probability.
         split_layers: Layers of nodes that branch, counted back from the one before the classes, 1 or more.
         weights: ``inherited`` carries the dense network's weights over, ``scratch`` draws new ones.
-        learn_share: Share of the epochs spent on the dense network, in 0..1 exclusive; the rest trains the branches.
-        learning_rate_scale: Peak learning rate of the branches as a multiple of the experiment's, above 0.
-        soft_targets: Weight of the soft outputs of the dense network in the loss of the second part,
-            in 0..1; 0 for labels alone. The teacher's forward passes are no sample passes, but take their seconds and
-            are counted in ``teacher_passes``.
-        temperature: Of the soft outputs, above 0.
     """
 
     clustering: Clustering = "spectral"
@@ -42,27 +37,15 @@ class ConfusionSettings:
     overlap: bool = False
     split_layers: int = 1
     weights: Weights = "inherited"
-    learn_share: float = 0.5
-    learning_rate_scale: float = 2 / 3
-    soft_targets: float = 0.0
-    temperature: float = 2.0
 
     def __post_init__(self) -> None:
+        TwoStageSettings.__post_init__(self)
         for name, choices in (("clustering", Clustering), ("weights", Weights)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         if self.branches < 2 or self.split_layers < 1:
             raise ValueError(
                 f"branches must be at least 2 and split_layers at least 1, got {self.branches} and {self.split_layers}"
-            )
-        if not 0 < self.learn_share < 1:
-            raise ValueError(f"learn_share must lie between 0 and 1, got learn_share={self.learn_share}")
-        if not self.learning_rate_scale > 0:
-            raise ValueError(f"learning_rate_scale must be above 0, got {self.learning_rate_scale}")
-        if not (0 <= self.soft_targets <= 1 and self.temperature > 0):
-            raise ValueError(
-                f"soft_targets must lie in 0..1 and temperature be above 0, got {self.soft_targets} and "
-                f"{self.temperature}"
             )
 
 

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage, node_order
 from nas_blockout.methods.blockout import Blockout
+from nas_blockout.two_stages import TwoStageSettings
 
 Weights = Literal["inherited", "scratch"]
 Placebo = Literal["none", "nodes", "classes", "random"]
@@ -26,7 +27,7 @@ _BISECTIONS = 30
 
 
 @dataclass(frozen=True, slots=True)
-class DistillationSettings:
+class DistillationSettings(TwoStageSettings):
     """How a learned structure becomes a branched network.
 
     Args:
@@ -42,13 +43,6 @@ class DistillationSettings:
         smallest_group: Groups of fewer nodes join the most similar group of their layer that has as many; 1 for none.
             Classes stay where they are.
         weights: ``inherited`` carries the learned weights over, ``scratch`` draws new ones (the control).
-        learn_share: Share of the epochs spent on learning the structure, in 0..1 exclusive; the rest trains the
-            branches.
-        learning_rate_scale: Peak learning rate of the branches as a multiple of the experiment's, above 0.
-        soft_targets: Weight of the soft outputs of the network that learned under masks in the loss of the second part,
-            in 0..1; 0 for labels alone. The teacher's forward passes are no sample passes, but take their seconds and
-            are counted in ``teacher_passes``.
-        temperature: Of the soft outputs, above 0.
         placebo: ``nodes`` shuffles the memberships of the nodes inside every layer, ``classes`` those of the classes
             only, ``random`` draws all of them anew for the same MACs and number of clusters; needs ``scratch``.
         draws: Draws of C behind the mean accuracy of the discretisation gap, 1 or more.
@@ -61,30 +55,19 @@ class DistillationSettings:
     fill_target: bool = False
     smallest_group: int = 1
     weights: Weights = "inherited"
-    learn_share: float = 0.5
-    learning_rate_scale: float = 2 / 3
-    soft_targets: float = 0.0
-    temperature: float = 2.0
     placebo: Placebo = "none"
     draws: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "learn_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {name}={getattr(self, name)}")
+        TwoStageSettings.__post_init__(self)
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must lie between 0 and 1, got threshold={self.threshold}")
         if not all(0 < threshold < 1 for threshold in self.thresholds):
             raise ValueError(f"each of thresholds must lie between 0 and 1, got thresholds={list(self.thresholds)}")
         for name in ("target_macs", "target_parameters"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, got {name}={getattr(self, name)}")
         self._check_choices()
-        if not self.learning_rate_scale > 0:
-            raise ValueError(f"learning_rate_scale must be above 0, got {self.learning_rate_scale}")
-        if not (0 <= self.soft_targets <= 1 and self.temperature > 0):
-            raise ValueError(
-                f"soft_targets must lie in 0..1 and temperature be above 0, got {self.soft_targets} and "
-                f"{self.temperature}"
-            )
         for name in ("draws", "smallest_group"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")

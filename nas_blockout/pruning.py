@@ -10,40 +10,23 @@ import torch
 from torch import Tensor
 
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
+from nas_blockout.two_stages import TwoStageSettings
 
 
 @dataclass(frozen=True, slots=True)
-class PruningSettings:
+class PruningSettings(TwoStageSettings):
     """How a trained dense network becomes a narrower one.
 
     Args:
         target_macs: Share of the dense MACs that is kept at most, in 0..1.
-        learn_share: Share of the epochs spent on the dense network, in 0..1 exclusive; the rest trains what is kept.
-        learning_rate_scale: Peak learning rate of the second part as a multiple of the experiment's, above 0.
-        soft_targets: Weight of the soft outputs of the dense network in the loss of the second part,
-            in 0..1; 0 for labels alone. The teacher's forward passes are no sample passes, but take their seconds and
-            are counted in ``teacher_passes``.
-        temperature: Of the soft outputs, above 0.
     """
 
     target_macs: float = 0.5
-    learn_share: float = 0.5
-    learning_rate_scale: float = 2 / 3
-    soft_targets: float = 0.0
-    temperature: float = 2.0
 
     def __post_init__(self) -> None:
+        TwoStageSettings.__post_init__(self)
         if not 0 < self.target_macs <= 1:
             raise ValueError(f"target_macs must lie in 0..1, got target_macs={self.target_macs}")
-        if not 0 < self.learn_share < 1:
-            raise ValueError(f"learn_share must lie between 0 and 1, got learn_share={self.learn_share}")
-        if not self.learning_rate_scale > 0:
-            raise ValueError(f"learning_rate_scale must be above 0, got {self.learning_rate_scale}")
-        if not (0 <= self.soft_targets <= 1 and self.temperature > 0):
-            raise ValueError(
-                f"soft_targets must lie in 0..1 and temperature be above 0, got {self.soft_targets} and "
-                f"{self.temperature}"
-            )
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,11 +42,12 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "plots": set(),
         "export": set(),
         "backbones": {"methods", "architecture"},
-        "distill": {"backbones", "methods", "architecture"},
-        "pruning": {"backbones"},
-        "confusion": {"backbones"},
+        "two_stages": set(),
+        "distill": {"backbones", "methods", "architecture", "two_stages"},
+        "pruning": {"backbones", "two_stages"},
+        "confusion": {"backbones", "two_stages"},
         "experiment": {
-            "train", "data", "distill", "pruning", "confusion", "backbones", "methods", "architecture",
+            "train", "data", "distill", "pruning", "confusion", "two_stages", "backbones", "methods", "architecture",
         },
     },
     "search_spaces": {

@@ -10,17 +10,15 @@ from torch import nn
 
 from nas_blockout.architecture import Architecture
 from nas_blockout.backbones.branched import BranchedNetwork
-from nas_blockout.confusion import ConfusionSettings
 from nas_blockout.data import Loader, Splits
-from nas_blockout.distill import DistillationSettings
 from nas_blockout.experiment.building import build, count_macs, expected_macs, plain_state, rebuild
 from nas_blockout.experiment.described import Experiment
 from nas_blockout.experiment.handover import EVALUATION_BATCH, STAGE_SEED, Handover, hand_over, second_network
 from nas_blockout.experiment.teaching import Taught
 from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.methods.blockout import Blockout
-from nas_blockout.pruning import PruningSettings
 from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSettings, fit
+from nas_blockout.two_stages import TwoStageSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +180,11 @@ class Run(Iterator[EpochRecord]):
         return count_macs(plain, self.splits.train.images[:1])
 
 
-def _split_epochs(
-    training: TrainingSettings, handover: DistillationSettings | PruningSettings | ConfusionSettings
-) -> tuple[TrainingSettings, TrainingSettings]:
+def _split_epochs(training: TrainingSettings, handover: TwoStageSettings) -> tuple[TrainingSettings, TrainingSettings]:
     learning = min(training.epochs - 1, max(1, round(training.epochs * handover.learn_share)))
+    schedule = training.schedule if handover.learn_schedule == "same" else handover.learn_schedule
     return (
-        replace(training, epochs=learning),
+        replace(training, epochs=learning, schedule=schedule),
         replace(
             training,
             epochs=training.epochs - learning,

@@ -85,6 +85,16 @@ def test_a_distilled_run_has_two_stages_that_cost_what_one_training_costs(splits
     assert splits.test_reads == 0
 
 
+def test_the_first_stage_may_keep_its_learning_rate(splits: Splits) -> None:
+    def first_stage(learn_schedule: str, **training: str) -> tuple[float, ...]:
+        settings = replace(LEARNED.distillation, learn_schedule=learn_schedule)
+        run = Run(replace(LEARNED, distillation=settings, training=replace(SMALL.training, **training)), splits)
+        return tuple(next(run).train_loss for _ in range(2))
+
+    assert first_stage("same") == first_stage("cosine") != first_stage("constant")
+    assert first_stage("constant") == first_stage("same", schedule="constant")
+
+
 @pytest.mark.parametrize("experiment", [SMALL, LEARNED], ids=["dense", "distilled"])
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_resumed_run_gives_the_same_numbers(experiment: Experiment, stop_after: int, splits: Splits) -> None:
