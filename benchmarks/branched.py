@@ -2,14 +2,14 @@
 
 Two convnets on 3x32x32 images are the dense parents: ``small`` with 32, 64 and 128 channels and 256 hidden nodes,
 ``large`` with twice as many of each. Their branched variants have 2, 4 or 8 branches and 60, 40 or 25% of the parent's
-multiply-accumulates, in two ways: with a ``trunk`` of layers before the first branches, from there on disjoint, and all
-layers thinned; or with nodes in every layer that are ``shared`` by all branches, as distilled networks often have.
-Forms: ``trained`` is the network as it is trained, in eval mode; ``eager`` is `for_inference` of it, with batch
-normalisation folded in; ``exported`` the .pt2 program of that, ``onnx`` the same in onnxruntime. The parent always has
-the same form. Weights are random.
+multiply-accumulates, and no layer is wider than the parent's. Two kinds: with a ``trunk`` of layers before the first
+branches, which are disjoint from there on; or with nodes in every layer that are ``shared`` by all branches, at least
+an eighth of them, as distilled networks have. Layers are thinned as little as the multiply-accumulates allow.
+Forms: ``eager`` is `for_inference` of the trained network, ``exported`` the .pt2 program of that, ``onnx`` the same in
+onnxruntime. The parent always has the same form. Weights are random.
 
 A figure is the ratio of the lower quartiles over passes of both networks, which take turns, in seconds of processor
-time of the one thread that computes: what else runs on the machine is not counted.
+time of the one thread that computes: what else runs on the machine is not counted, though it disturbs.
 
 Run: ``python -m benchmarks.branched [--rounds N] [--parents small large]``; prints Markdown tables. With ``--csv FILE``
 the rows go there.
@@ -18,6 +18,7 @@ the rows go there.
 import argparse
 import csv
 import io
+import os
 import statistics
 import sys
 import time
@@ -41,7 +42,7 @@ PARENTS = {
     "small": stages(ConvNetSettings((32, 64, 128), (256,)), SHAPE, CLASSES),
     "large": stages(ConvNetSettings((64, 128, 256), (512,)), SHAPE, CLASSES),
 }
-FORMS = ("trained", "eager", "exported", "onnx")
+FORMS = ("eager", "exported", "onnx")
 BATCHES = (1, 256)
 TARGET = 0.7
 COLUMNS = ("parent", "kind", "branches", "macs", *(f"{form} {batch}" for batch in BATCHES for form in FORMS))
@@ -61,24 +62,21 @@ class Variant:
 
 
 def structure(plan: Sequence[Stage], branches: int, trunk: int, shared: float, thin: float) -> Architecture:
-    """Return an architecture of parallel branches of equal widths.
+    """Return an architecture of parallel branches of equal widths, no layer wider than the parent's.
 
     Args:
         plan: Stages of the parent.
         branches: Number of branches.
         trunk: Layers before the first branches, from the image on.
-        shared: Share of the nodes of each layer with branches that belongs to all of them.
+        shared: Least share of the nodes of each layer with branches that belongs to all of them.
         thin: Share of the parent's nodes that is left in each layer.
     """
     layers, everywhere = [], tuple(range(branches))
     for depth, stage in enumerate(plan[:-1]):
-        width = stage.width * thin
-        if depth < trunk:
-            layers.append(Layer(stage.name, (Group(everywhere, round(width)),)))
-            continue
-        private = max(1, round(width * (1 - shared) / branches))
-        groups = [Group((branch,), private) for branch in range(branches)]
-        common = round(width * shared)
+        width = round(stage.width * thin)
+        private = 0 if depth < trunk else int(width * (1 - shared)) // branches
+        groups = [Group((branch,), private) for branch in range(branches) if private]
+        common = width - branches * private if shared or not private else 0
         layers.append(Layer(stage.name, (*groups, *([Group(everywhere, common)] if common else []))))
     labels = [tuple(label for label in range(CLASSES) if label % branches == b) for b in range(branches)]
     last = Layer("classes", tuple(Group((b,), len(held), held) for b, held in enumerate(labels) if held))
@@ -88,19 +86,18 @@ def structure(plan: Sequence[Stage], branches: int, trunk: int, shared: float, t
 def variant(parent: str, kind: str, branches: int, target: float) -> Variant:
     """Return the architecture nearest to a share of the MACs, of the least thinned of those within a fiftieth."""
     plan = PARENTS[parent]
-    dense = macs_of(dense_of(plan), plan, SHAPE[0])
+    dense, thins = macs_of(dense_of(plan), plan, SHAPE[0]), [step / 64 for step in range(16, 65)]
     if kind == "shared":
-        settings = [(0, step / 64, 1.0) for step in range(64)]
+        settings = [(0, step / 32, thin) for step in range(4, 33) for thin in thins]
     else:
-        settings = [(trunk, 0.0, step / 64) for trunk in range(len(plan) - 1) for step in range(16, 65)]
+        settings = [(trunk, 0.0, thin) for trunk in range(len(plan) - 1) for thin in thins]
     found = []
     for trunk, shared, thin in settings:
         architecture = structure(plan, branches, trunk, shared, thin)
         share = macs_of(architecture, plan, SHAPE[0]) / dense
         far = abs(share - target)
-        found.append(
-            ((far > 0.02, -thin if far <= 0.02 else far, far), Variant(parent, kind, branches, architecture, share))
-        )
+        rank = (far > 0.02, -thin if far <= 0.02 else far, far)
+        found.append((rank, Variant(parent, kind, branches, architecture, share)))
     return min(found, key=lambda pair: pair[0])[1]
 
 
@@ -119,7 +116,6 @@ def forms_of(plan: Sequence[Stage], architecture: Architecture) -> dict[str, Run
     assert exported is not None
     graph.write(exported.model_proto.SerializeToString())
     return {
-        "trained": network,
         "eager": fused,
         "exported": torch.export.load(io.BytesIO(saved.getvalue())).module(),
         "onnx": _session(graph.getvalue()),
@@ -192,7 +188,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    rows = []
+    rows, load = [], os.getloadavg()[0]
     for parent in options.parents:
         dense = forms_of(PARENTS[parent], dense_of(PARENTS[parent]))
         for kind, branches, target in product(("trunk", "shared"), (2, 4, 8), (0.6, 0.4, 0.25)):
@@ -201,7 +197,10 @@ def main() -> None:
     if options.csv:
         with options.csv.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
-    print(f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, one thread, {options.rounds} rounds\n")
+    print(
+        f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, one thread, {options.rounds} rounds; load"
+    )
+    print(f"average {load:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores\n")
     print(tables(rows))
 
 

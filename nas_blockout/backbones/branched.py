@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.architecture import Architecture, Group, Layer
-from nas_blockout.backbones.division import Folded, FoldedLayer, Operations, fastest_forms
+from nas_blockout.backbones.division import Folded, FoldedLayer, Operations, fastest_forms, fillings
 from nas_blockout.backbones.fused import FusedNetwork, FusedStage, fold, image_places
 from nas_blockout.methods.blockout import Connection
 
@@ -247,9 +247,11 @@ class BranchedNetwork(nn.Module):
         stages = [stage for stage in self.stages.values() if isinstance(stage, BranchedStage)]
         layers, places, fused = [stage.folded() for stage in stages], image_places(self.channels), {}
         forms = fastest_forms(layers, places) if operations == "fastest" else (operations,) * len(layers)
-        for stage, layer, form in zip(stages, layers, forms, strict=True):
+        for stage, layer, form, filled in zip(stages, layers, forms, fillings(layers, forms), strict=True):
             plan, activation = stage.stage, stage.normalise is not None
-            fused[plan.name] = FusedStage(layer, places, form=form, pool=plan.pool, activation=activation)
+            fused[plan.name] = FusedStage(
+                layer, places, form=form, filled=filled, pool=plan.pool, activation=activation
+            )
             places = fused[plan.name].places
         return FusedNetwork(fused, class_order=self.class_order, normalise_logits=copy.deepcopy(self.normalise_logits))
 

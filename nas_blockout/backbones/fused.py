@@ -1,7 +1,8 @@
 """The form of a branched network that is only run: normalisation folded into the weights, no copy where none is needed.
 
 What is read and written stays in the order of the network that was trained, so each weight here is the rows of some
-weights there, times a factor a row, between columns of zeros where a layer is whole (see `division`).
+weights there, times a factor a row, between columns and rows of zeros where a layer is whole or is filled up (see
+`division`).
 """
 
 from collections.abc import Sequence
@@ -11,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.backbones.division import (
+    Folded,
     FoldedLayer,
     Form,
     Part,
     Piece,
     Place,
     parts_of,
-    pieces_of,
     places_after,
     widths_of,
 )
@@ -35,14 +36,16 @@ class FusedOperation(nn.Module):
     def __init__(self, layer: FoldedLayer, part: Part, places: Sequence[Place]) -> None:
         super().__init__()
         before, members = widths_of(places), [layer.operations[index] for index in part.members]
-        weights = [each.weight for each in members]
-        if part.groups < len(members):
-            weights = [_widened(each.weight, pieces_of(each.ranges, places), before) for each in members]
+        rooms = [part.room] * part.groups if part.groups > 1 else [len(each.bias) for each in members]
+        rooms[-1] += part.room * part.groups - sum(rooms)
+        read = part.reads if part.groups > 1 else part.reads * len(members)
+        weights = [_widened(*each, places) for each in zip(members, rooms, read, strict=True)]
+        biases = [F.pad(each.bias, (0, room - len(each.bias))) for each, room in zip(members, rooms, strict=True)]
         weight = torch.cat(weights)
         if weight.dim() == 4:
             weight = weight.contiguous(memory_format=torch.channels_last)
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(torch.cat([each.bias for each in members]), requires_grad=False)
+        self.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
         self.groups = part.groups
         self.reads = tuple((b, None if stop - start == before[b] else (start, stop)) for b, start, stop in part.pieces)
 
@@ -67,16 +70,24 @@ class FusedStage(nn.Module):
         layer: What was trained.
         places: Where the nodes of the layer before are found.
         form: How it is divided.
+        filled: Whether its blocks may end in zeros.
         pool: Side of the max pooling, 1 for none, 0 for the mean over all positions.
         activation: Whether ReLU follows.
     """
 
     def __init__(
-        self, layer: FoldedLayer, places: Sequence[Place], *, form: Form, pool: int = 1, activation: bool = True
+        self,
+        layer: FoldedLayer,
+        places: Sequence[Place],
+        *,
+        form: Form,
+        filled: bool = True,
+        pool: int = 1,
+        activation: bool = True,
     ) -> None:
         super().__init__()
         self.pool, self.activation = pool, activation
-        parts = parts_of(layer, places, form)
+        parts = parts_of(layer, places, form, filled=filled)
         self.operations = nn.ModuleDict(
             {"_".join(map(str, part.members)): FusedOperation(layer, part, places) for part in parts}
         )
@@ -135,7 +146,7 @@ class FusedNetwork(nn.Module):
 
 def image_places(channels: int) -> tuple[Place, ...]:
     """Return where the channels of the image are found."""
-    return (Place(0, channels, 0, 0),)
+    return (Place(0, channels, 0, 0, channels),)
 
 
 @torch.no_grad()
@@ -165,11 +176,16 @@ def fold(
     return wide.to(weight.dtype), shift.to(weight.dtype)
 
 
-def _widened(weight: Tensor, pieces: Sequence[Piece], before: Sequence[int]) -> Tensor:
-    """Return a weight that reads all nodes of all blocks, with zeros for those that it did not read."""
-    columns = [torch.arange(start, stop) + sum(before[:block]) for block, start, stop in pieces]
-    wide = weight.new_zeros(len(weight), sum(before), *weight.shape[2:])
-    wide[:, torch.cat(columns)] = weight
+def _widened(folded: Folded, rows: int, pieces: Sequence[Piece], places: Sequence[Place]) -> Tensor:
+    """Return a weight of more rows that reads whole pieces, with zeros for what it did not make or read."""
+    before = widths_of(places)
+    stands = torch.cat([_found_at(place, before) for place in places])  # in all blocks, one after another
+    nodes = stands[torch.cat([torch.arange(start, stop) for start, stop in folded.ranges])]
+    read = torch.cat([torch.arange(start, stop) + sum(before[:block]) for block, start, stop in pieces])
+    column = torch.full((sum(before),), -1)
+    column[read] = torch.arange(len(read))
+    wide = folded.weight.new_zeros(rows, len(read), *folded.weight.shape[2:])
+    wide[: len(folded.weight), column[nodes]] = folded.weight
     return wide
 
 

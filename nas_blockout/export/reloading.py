@@ -208,8 +208,9 @@ def _folded(weights: Mapping[str, Any], held: dict[str, Any]) -> dict[str, Any]:
     """Return what the weights become when normalisation is folded into them, under names like ``operations.0_2.bias``.
 
     Those of the operations 0 and 2 of a stage, one after another, are the weight of the program's operation ``0_2``.
-    Where that reads more than each of them, with zeros for what one does not read, both are brought into a form that
-    can be compared: their columns that are not all zero, in order of their numbers. In `held` too.
+    Where that has another shape, for it has zeros where they read or make nothing, both are brought into a form that
+    can be compared: the rows that are not all zero, and of each operation's the columns that are not, in order of their
+    numbers. In `held` too.
     """
     import torch
 
@@ -218,20 +219,30 @@ def _folded(weights: Mapping[str, Any], held: dict[str, Any]) -> dict[str, Any]:
         operations = [f"{stage}.operations.{number}" for number in members.split("_")]
         if not all(f"{operation}.weight" in weights for operation in operations):
             raise ValueError("it holds other tensors than model.pt2")
-        parts = [_folded_operation(weights, operation) for operation in operations]
-        name, rows = f"{stage}.operations.{members}", [len(weight) for weight, _ in parts]
-        if all(weight.shape[1:] == held[f"{name}.weight"].shape[1:] for weight, _ in parts):
-            found[f"{name}.weight"] = torch.cat([weight for weight, _ in parts])
-        elif sum(rows) == len(held[f"{name}.weight"]):
-            found[f"{name}.weight"] = torch.cat([_columns(weight) for weight, _ in parts])
-            held[f"{name}.weight"] = torch.cat([_columns(part) for part in held[f"{name}.weight"].split(rows)])
-        found[f"{name}.bias"] = torch.cat([bias for _, bias in parts])
+        name, parts = f"{stage}.operations.{members}", [_folded_operation(weights, each) for each in operations]
+        own, other = f"{name}.weight", held[f"{name}.weight"]
+        rows, inputs = sum(len(weight) for weight, _ in parts), {weight.shape[1:] for weight, _ in parts}
+        if (rows, inputs) != (len(other), {other.shape[1:]}):
+            parts = [_without_zeros(*part) for part in parts]
+            other, held[f"{name}.bias"] = _without_zeros(other, held[f"{name}.bias"])
+            kept = [len(weight) for weight, _ in parts]
+            if sum(kept) != len(other):
+                raise ValueError(f"{own} has {sum(kept)} rows that are not zero, not {len(other)} as in model.pt2")
+            held[own] = torch.cat([_columns(part) for part in other.split(kept)])
+            parts = [(_columns(weight), bias) for weight, bias in parts]
+        found[own], found[f"{name}.bias"] = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return found
+
+
+def _without_zeros(weight: Any, bias: Any) -> tuple[Any, Any]:
+    """Return the rows that can give anything but zero."""
+    kept = (weight.detach() != 0).flatten(1).any(1) | (bias.detach() != 0)
+    return weight.detach()[kept], bias.detach()[kept]
 
 
 def _columns(weight: Any) -> Any:
     """Return all numbers of the columns that are not all zero, the columns ordered by their numbers."""
-    columns = weight.detach().transpose(0, 1).flatten(1)
+    columns = weight.transpose(0, 1).flatten(1)
     kept = columns[(columns != 0).any(1)].tolist()
     return weight.new_tensor([number for column in sorted(kept) for number in column])
 

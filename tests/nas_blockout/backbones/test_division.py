@@ -19,7 +19,8 @@ from nas_blockout.backbones.division import (
     places_after,
 )
 
-IMAGE = (Place(0, 3, 0, 0),)
+LEAST_SAVED = 0.05
+IMAGE = (Place(0, 3, 0, 0, 3),)
 
 
 def operation(width: int, *ranges: tuple[int, int], kernel: int = 3) -> Folded:
@@ -42,7 +43,7 @@ def branched(branches: int, width: int, *, shared: int = 0, positions: int = 64)
 def test_every_form_covers_every_node_once() -> None:
     layer = branched(4, 6, shared=5)[2]
     for form in get_args(Form):
-        parts = parts_of(layer, (Place(0, 29, 0, 0),), form)
+        parts = parts_of(layer, (Place(0, 29, 0, 0, 32),), form)
         assert sorted(member for part in parts for member in part.members) == [0, 1, 2, 3, 4]
         places = places_after(layer, parts)
         assert [place.start for place in places] == [0, 6, 12, 18, 24]
@@ -53,7 +54,7 @@ def test_every_form_covers_every_node_once() -> None:
 
 
 def test_nodes_that_stand_side_by_side_are_read_as_one_piece() -> None:
-    places = (Place(0, 4, 0, 0), Place(4, 6, 1, 0), Place(6, 10, 0, 4))
+    places = (Place(0, 4, 0, 0, 4), Place(4, 6, 1, 0, 2), Place(6, 10, 0, 4, 4))
     assert pieces_of([(1, 3)], places) == ((0, 1, 3),)
     assert pieces_of([(0, 6)], places) == ((0, 0, 4), (1, 0, 2))
     assert pieces_of([(2, 4), (6, 7)], places) == ((0, 2, 5),)
@@ -79,7 +80,8 @@ def test_no_division_is_expected_to_take_longer_than_whole_layers(
 
     assert max(shares(forms)) <= 1
     others = [each for each in product(get_args(Form), repeat=4) if max(shares(each)) <= 1]
-    assert sum(shares(forms)) <= 1.02 * min(sum(shares(each)) for each in others), "found without trying all of them"
+    least = min(sum(shares(each)) for each in others)
+    assert sum(shares(forms)) <= least + 2 * LEAST_SAVED, "found without trying all of them"
 
 
 def test_wide_branches_are_divided_and_narrow_ones_are_not() -> None:

@@ -128,6 +128,18 @@ def test_layers_are_divided_where_that_is_expected_to_be_faster(
     assert found[expected[0]].groups == (2 if architecture.layers[0].width > 512 else 1)
 
 
+def test_blocks_of_channels_are_filled_up_to_a_multiple_of_sixteen() -> None:
+    network = network_of(PARALLEL)
+    whole, split = (network.for_inference(operations=form) for form in ("whole", "split"))
+    assert [len(operations(whole, name)[key].bias) for name, key in (("conv1", "0"), ("features", "0_1_2_3"))] == [
+        16,
+        16,
+    ]
+    assert len(operations(split, "features")["0_1_2_3"].bias) == 16, "four for each group of three"
+    assert len(operations(split, "conv2")["0"].bias) == 8, "groups would have to pass over the zeros"
+    assert len(operations(whole, "hidden")["0_1_2_3"].bias) == 8, "nodes are not filled up"
+
+
 def test_a_division_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="operations must be one of fastest, whole, split, got 'slow'"):
         network_of(PARALLEL).for_inference(operations="slow")  # type: ignore[arg-type]
