@@ -104,7 +104,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "display": {"cli_output", "study", "comparison", "wording"},
         "dispatch": {"cluster", "store", "study_file"},
         "health": set(),
-        "doctor": {"store", "tracking", "cluster", "study_file"},
+        "doctor": {"artifacts", "store", "tracking", "cluster", "study_file"},
         "api": {
             "artifacts", "assignments", "budget", "cluster", "extension", "folder", "results", "store", "study_file",
         },

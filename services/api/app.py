@@ -8,7 +8,6 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
@@ -25,7 +24,6 @@ from services.study_file import StudyConfig
 PATIENCE_SECONDS = 2.0
 MOST_CONNECTIONS = 1000
 GOODBYE_SECONDS = 5
-THREADS = 10  # of one interpreter: more of them hand it to and fro, and each request takes longer
 _REFERENCE = "#/components/schemas/{model}"
 _DESCRIPTION = """Give studies to the service, follow them, fetch what they leave behind. A worker runs them.
 
@@ -49,7 +47,6 @@ def application(settings: Settings, store: Store, *, probes: Probes | None = Non
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        to_thread.current_default_thread_limiter().total_tokens = THREADS
         yield
         asked.close()
 
