@@ -26,6 +26,7 @@ class Service:
     command: tuple[str, ...]
     environment: Mapping[str, str]
     ports: tuple[int, ...]
+    published: Mapping[int, int]
     volumes: Mapping[str, str]
     after: Mapping[str, str]
     health: tuple[str, ...] | None
@@ -80,9 +81,16 @@ def _service(name: str, given: Mapping[str, Any]) -> Service:
         command=tuple(map(str, given["command"])),
         environment={key: str(value) for key, value in given.get("environment", {}).items()},
         ports=tuple(int(port) for port in given.get("expose", ())),
+        published=dict(_published(port) for port in given.get("ports", ())),
         volumes={target: source for source, target, *_ in (volume.split(":") for volume in given.get("volumes", ()))},
         after={other: rule["condition"] for other, rule in given.get("depends_on", {}).items()},
         health=None if health is None else tuple(["sh", "-c", *words] if kind == "CMD-SHELL" else words),
         restarts=given.get("restart") == "unless-stopped",
         profiles=tuple(given.get("profiles", ())),
     )
+
+
+def _published(port: str) -> tuple[int, int]:
+    """A port of a service and the port of the machine that it is published as."""
+    _, outside, inside = port.split(":")
+    return int(inside), int(outside)

@@ -1,4 +1,7 @@
-"""What was done to the service and what came of it: printed, and written where ``FAULTS_REPORT`` says."""
+"""What was done to the service and what came of it: printed, and written where ``FAULTS_REPORT`` says.
+
+Faults that were not injected this time keep the lines that the page has of them.
+"""
 
 import json
 import os
@@ -11,14 +14,13 @@ from typing import Any
 
 from tests.services.topology.system import System
 
-_LINES: list["Line"] = []
 _HEAD = """# Faults
 
 Every service of [docker-compose.yml](../guides/compose.md) runs as a process of one machine, with its own command,
 environment and order; each fault is injected while a trial trains. Afterwards the trials in the store (state, sample
 passes, score, every epoch) are equal to those of a run to which nothing happened: nothing that had finished was lost,
 and nothing was charged twice. MLflow has each trial once, after `nas-blockout sync`.
-Command: `make test-faults`{setting}.
+Command: `make test-faults`{setting}; the lines are of several runs, the last of each fault.
 
 "Jobs" are the Ray jobs that the study took, "attempts lost" those of its trials that a fault cut off, "lost or twice"
 what was missing or double in store or MLflow; "ended after" counts from the fault.
@@ -41,31 +43,38 @@ class Line:
 
 
 def note(line: Line) -> None:
-    """Keep a line, print it, and write all of them."""
-    _LINES.append(line)
+    """Print a line and write it into the page, in the place of what was found of the same fault before."""
     sys.stdout.write("\n" + "  ".join(map(str, astuple(line))) + "\n")
-    if path := os.environ.get("FAULTS_REPORT"):
-        Path(path).write_text(report(_LINES), encoding="utf-8")
+    if given := os.environ.get("FAULTS_REPORT"):
+        path = Path(given)
+        path.write_text(report(line, path.read_text(encoding="utf-8") if path.exists() else ""), encoding="utf-8")
 
 
-def report(lines: list[Line]) -> str:
-    """The table as a page of the docs; a line is only there if what it says was found to hold."""
+def report(line: Line, page: str) -> str:
+    """The page of the docs with a line; a line is only there if what it says was found to hold."""
     down = os.environ.get("FAULT_SECONDS")
-    rows = [
-        f"| {each.fault} | {each.times} | {each.jobs} | {each.retried} | 0 | {each.seconds:.0f} s | {each.told} |"
-        for each in lines
-    ]
+    told = f"{line.jobs} | {line.retried} | 0 | {line.seconds:.0f} s | {line.told}"
+    rows = {row.split(" | ")[0]: row for row in page.splitlines() if row.startswith("| ") and " s | " in row}
+    rows[f"| {line.fault}"] = f"| {line.fault} | {line.times} | {told} |"
     machine = f"\nPython {platform.python_version()}, {os.cpu_count()} processors, shared with other work.\n"
-    return _HEAD.format(setting=f" with `FAULT_SECONDS={down}`" if down else "") + "\n".join(rows) + "\n" + machine
+    head = _HEAD.format(setting=f" with `FAULT_SECONDS={down}`" if down else "")
+    return head + "\n".join(rows.values()) + "\n" + machine
 
 
 def mlflow_runs(system: System, study: str) -> list[str]:
     """The runs of a study in MLflow by the trial they are of, the study's own run as an empty text."""
+    found = in_mlflow(system, study)
+    tags = [{tag["key"]: tag["value"] for tag in run["data"].get("tags", ())} for run in found]
+    return [each.get("nas.trial", "") for each in tags]
+
+
+def in_mlflow(system: System, study: str) -> list[Any]:
+    """Everything that MLflow says of the runs of a study."""
     server = f"http://{system.address('mlflow', 5000)}/api/2.0/mlflow"
     experiment = _asked(f"{server}/experiments/get-by-name?experiment_name=nas-blockout/{study}")["experiment"]
     found = _asked(f"{server}/runs/search", {"experiment_ids": [experiment["experiment_id"]], "max_results": 1000})
-    tags = [{tag["key"]: tag["value"] for tag in run["data"].get("tags", ())} for run in found.get("runs", ())]
-    return [each.get("nas.trial", "") for each in tags]
+    runs: list[Any] = found.get("runs", [])
+    return runs
 
 
 def _asked(url: str, body: Any = None) -> Any:

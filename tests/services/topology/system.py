@@ -1,8 +1,9 @@
 """Runs the services of docker-compose.yml as processes of this machine, as Docker Compose would run them in containers.
 
-What a container has of its own, a process gets made up: addresses (``name:port`` becomes a free port of the loopback),
-folders (volumes lie below one private folder), a home and a ``/tmp``. What belongs to a service is found by a mark in
-its environment, which all its children inherit; only such processes are ever ended, by their numbers.
+What a container has of its own, a process gets made up: addresses (``name:port`` becomes a free port of the loopback,
+the published one where there is one), folders (volumes lie below one private folder), a home and a ``/tmp``. What
+belongs to a service is found by a mark in its environment, which all its children inherit; only such processes are
+ever ended, by their numbers.
 """
 
 import contextlib
@@ -31,8 +32,9 @@ from tests.services.conftest import ordinary_user, postgres_programs
 from tests.services.topology.compose import FILE, ROOT, Service, read_env, services
 
 SECRETS = ("POSTGRES_PASSWORD", "STORE_PASSWORD", "MLFLOW_PASSWORD", "RAY_AUTH_TOKEN", "NAS_BLOCKOUT_API_TOKEN")
+PUBLISHED = ("API_PORT", "MLFLOW_PORT", "RAY_DASHBOARD_PORT")
 MARK = "TOPOLOGY_INSTANCE"
-START_SECONDS = 300.0
+START_SECONDS = 900.0
 RESTART_SECONDS = 1.0
 _PROGRAM = f'#!/bin/sh\nexec {sys.executable} -c "from services.cli import main; main()" "$@"\n'
 _LOOPBACK = "127.0.0.1"
@@ -71,7 +73,9 @@ class System:
         for name, service in self.services.items():
             for number in range(1, (scale or {}).get(name, 1) + 1):
                 own = name if number == 1 else f"{name}-{number}"
-                self.instances[own] = Instance(own, service, {port: free_port() for port in service.ports})
+                published = service.published if own == name else {}
+                ports = {port: published.get(port) or free_port() for port in service.ports}
+                self.instances[own] = Instance(own, service, ports)
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="restarts", daemon=True)
@@ -248,7 +252,8 @@ class System:
 
     def _write_env(self, variables: Mapping[str, str]) -> None:
         drawn = {name: secrets.token_hex(32).replace("1234", "5678") for name in SECRETS}
-        lines = [f"{name}={value}" for name, value in {**drawn, **variables}.items()]
+        ports = {name: str(free_port()) for name in PUBLISHED}
+        lines = [f"{name}={value}" for name, value in {**drawn, **ports, **variables}.items()]
         path = self.folder / ".env"
         path.write_text("\n".join(lines) + "\n")
         path.chmod(0o600)
