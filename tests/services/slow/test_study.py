@@ -103,7 +103,7 @@ def test_what_the_study_leaves_is_whole(home: Path) -> None:
 def test_the_store_knows_the_hash_of_every_exported_file(home: Path) -> None:
     with Store.open(f"sqlite:///{home}/runs/nas_blockout.db") as store:
         exports = store.exports("whole")
-    assert [(row.arm, row.verified) for row in exports] == [("dense", True), ("blockout", True)]
+    assert {row.arm: row.verified for row in exports} == {"dense": True, "blockout": True}
     for row in exports:
         files = {path.name: path.read_bytes() for path in Path(row.path).iterdir()}
         assert row.hashes == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
