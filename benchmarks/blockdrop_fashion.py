@@ -74,7 +74,7 @@ class Tested:
 
 def chosen(**values: object) -> BlockDropSettings:
     """Return the common settings of all arms with some replaced."""
-    return replace(COMMON, **values)  # type: ignore[arg-type]
+    return replace(COMMON, **values)  # type: ignore[arg-type]  # the settings check them
 
 
 def loaded(train_samples: int) -> Images:

@@ -85,8 +85,8 @@ def forms(size: int, batch: int, device: str) -> dict[str, Callable[[], None]]:
     return {
         "Linear": step(lambda: linear(x)),
         "Linear + Dropout": step(lambda: dropout(linear(x))),
-        "naive": step(lambda: naive(x, linear, logits, generator)),  # type: ignore[arg-type]
-        "fused": step(lambda: fused(x, linear, logits, generator)),  # type: ignore[arg-type]
+        "naive": step(lambda: naive(x, linear, logits, generator)),  # type: ignore[arg-type]  # always two
+        "fused": step(lambda: fused(x, linear, logits, generator)),  # type: ignore[arg-type]  # always two
         "plain inference": infer(linear),
         "folded inference": infer(folded),
     }

@@ -157,7 +157,7 @@ def tables(rows: Sequence[Sequence[object]]) -> str:
     lines = ["| parent | kind | branches | MACs left | " + " | ".join(COLUMNS[4:]) + " |"]
     lines.append("|---" * len(COLUMNS) + "|")
     for parent, kind, branches, share, *times in rows:
-        saved = [f"{t:.0%} ({(1 - t) / (1 - share):.2f})" for t in times]  # type: ignore[operator]
+        saved = [f"{t:.0%} ({(1 - t) / (1 - share):.2f})" for t in times]  # type: ignore[operator]  # numbers
         lines.append(f"| {parent} | {kind} | {branches} | {share:.1%} | " + " | ".join(saved) + " |")
     lines += [
         "",
@@ -167,7 +167,7 @@ def tables(rows: Sequence[Sequence[object]]) -> str:
     for family in dict.fromkeys((row[0], row[1]) for row in rows):
         own = [row for row in rows if (row[0], row[1]) == family]
         for index, name in enumerate(COLUMNS[4:], 4):
-            ratios = [(1 - row[index]) / (1 - row[3]) for row in own]  # type: ignore[operator]
+            ratios = [(1 - row[index]) / (1 - row[3]) for row in own]  # type: ignore[operator]  # numbers
             slower, met = sum(ratio < 0 for ratio in ratios), sum(ratio >= TARGET for ratio in ratios)
             least, middle = min(ratios), statistics.median(ratios)
             lines.append(

@@ -238,14 +238,14 @@ def print_clustering(rounds: int, device: str) -> None:
 
         def ours(start: Tensor | None = None) -> Tensor:
             generator = torch.Generator(device).manual_seed(next(seeds))  # noqa: B023  # called before the next shape
-            return kmeans(points, clusters, generator=generator, start=start)  # noqa: B023
+            return kmeans(points, clusters, generator=generator, start=start)  # noqa: B023  # called before the next shape
 
         known = ours()
         runs: Runs = {
-            "scikit-learn": lambda: by_scikit_learn(points, clusters, next(seeds)),  # noqa: B023
+            "scikit-learn": lambda: by_scikit_learn(points, clusters, next(seeds)),  # noqa: B023  # called before the next shape
             "ours": ours,
-            "again": lambda: ours(known),  # noqa: B023
-            "rena": lambda: rena(points, clusters, height=height, width=width),  # noqa: B023
+            "again": lambda: ours(known),  # noqa: B023  # called before the next shape
+            "rena": lambda: rena(points, clusters, height=height, width=width),  # noqa: B023  # called before the next shape
         }
         seconds = measure(runs, rounds, device)
         found = [inertia(points, ours()) / inertia(points, by_scikit_learn(points, clusters, n)) for n in range(3)]
@@ -270,7 +270,7 @@ def print_share(data: str) -> None:
     training = TrainingSettings(epochs=10)
     loaders = Loaders(Loader(splits.train, training.batch_size), Loader(splits.validation, 512))
     for clustering, every in (("kmeans", 1), ("kmeans", 2), ("kmeans", 5), ("rena", 1), ("rena", 2)):
-        settings = DropClusterSettings(clustering=clustering, update_every=every)  # type: ignore[arg-type]
+        settings = DropClusterSettings(clustering=clustering, update_every=every)  # type: ignore[arg-type]  # of the list
         experiment = Experiment(backbone=ConvNetSettings((32, 64), (128,)), method=settings)
         model = build(experiment, splits)
         layers = [module for module in model.modules() if isinstance(module, DropCluster)]

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from nas_blockout.backbones.branched import macs_of
+from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.data import Splits, load
 from nas_blockout.experiment import Experiment, Run, build
 
@@ -122,8 +122,9 @@ def trained(data: str, recipe: str, target: float, epochs: int, seed: int) -> di
     if data not in _SPLITS:
         _SPLITS[data] = load(Experiment.from_json({**document, "target_macs": None}).data)
     splits = _SPLITS[data]
-    dense = build(Experiment.from_json({**DATA[data]}), splits)
-    all_macs = macs_of(dense.full, dense.plan, splits.shape[0])  # type: ignore[arg-type]
+    dense = build(Experiment.from_json(DATA[data]), splits)
+    assert isinstance(dense, BranchedNetwork)
+    all_macs = macs_of(dense.full, dense.plan, splits.shape[0])
     if recipe == "thin":
         document["target_macs"] = round(target * all_macs)
     run = Run(Experiment.from_json(document), splits)

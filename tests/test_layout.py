@@ -478,5 +478,6 @@ def test_no_tracked_file_names_a_path_of_one_machine() -> None:
 
 def test_a_path_of_one_machine_is_found(tmp_path: Path) -> None:
     path = tmp_path / "note.md"
-    path.write_text("see frame/work/x\n" + "root = '/" + "work/main'\n" + "cd /tmp/" + "work\n", encoding="utf-8")
+    home = "/" + "work"  # in two parts, or this file would be found too
+    path.write_text(f"see frame{home}/x\nroot = '{home}/main'\ncd /tmp{home}\n", encoding="utf-8")
     assert naming_a_machine(path) == [2, 3]

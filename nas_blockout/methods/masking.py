@@ -167,7 +167,7 @@ def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, c_out: Tensor,
     References:
         Murdock, Li, Zhou, Duerig. Blockout. CVPR 2016, eq. 3, 4, 7 and 8.
     """
-    result: Tensor = _MaskedLinear.apply(x, weight, bias, c_out, c_in)  # type: ignore[no-untyped-call]
+    result: Tensor = _MaskedLinear.apply(x, weight, bias, c_out, c_in)  # type: ignore[no-untyped-call]  # in torch
     return result
 
 
