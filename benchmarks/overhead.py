@@ -3,11 +3,13 @@
 The study is run as a user runs it, from an empty home: data, store, Ray, trials, MLflow, exports, report. Then exactly
 the same experiments are trained again by as many plain processes as the study had workers, without store or Ray.
 
-Run: ``python benchmarks/overhead.py [STUDY] [--longer N]``; prints a Markdown table. The orchestration of a trial is
-the time from its being handed out to its last report, less its training and, where it has one, its distillation.
+Run: ``python benchmarks/overhead.py [STUDY] [--longer N] [--home DIR]``; prints a Markdown table. The orchestration of
+a trial is the time from its being handed out to its last report, less its training and, where it has one, its
+distillation.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sqlite3
@@ -49,8 +51,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", nargs="?", default="quickstart")
     parser.add_argument("--longer", type=int, default=1, help="train every trial so many times longer; default 1")
+    parser.add_argument("--home", type=Path, help="empty folder in which the finished study is kept")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home:
+    if options.home is not None and options.home.exists() and any(options.home.iterdir()):
+        parser.error(f"--home must be an empty folder, {options.home} is not")
+    with contextlib.ExitStack() as stack:
+        home = str(options.home or stack.enter_context(tempfile.TemporaryDirectory()))
         study = _longer(options.study, options.longer, Path(home))
         environment = {**os.environ, "NAS_BLOCKOUT_HOME": home, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", "from services.cli import main; main()", "run", study, "--quiet"]

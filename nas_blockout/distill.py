@@ -20,6 +20,7 @@ from nas_blockout.two_stages import TwoStageSettings
 
 Weights = Literal["inherited", "scratch"]
 Placebo = Literal["none", "nodes", "classes", "random"]
+Surplus = Literal["probability", "magnitude"]
 Learned = Blockout | BranchedNetwork  # a dense BranchedNetwork: its weights are kept or not, but never scaled
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -38,6 +39,8 @@ class DistillationSettings(TwoStageSettings):
         target_macs: Largest share of the dense MACs, in 0..1; where `threshold` leaves more, the lowest one that meets
             it is used.
         target_parameters: The same of the weights between nodes, without biases and normalisation.
+        surplus: What goes first where `threshold` leaves more than the targets: the memberships of the least
+            ``probability``, though all of them say yes, or the nodes of the least ``magnitude``, as in pruning.
         fill_target: Whether the threshold may also fall below `threshold`, as far as the target allows, so that the
             cost is met from both sides; for arms whose cost must equal another's, so without `thresholds`.
         smallest_group: Groups of fewer nodes join the most similar group of their layer that has as many; 1 for none.
@@ -52,6 +55,7 @@ class DistillationSettings(TwoStageSettings):
     thresholds: tuple[float, ...] = ()
     target_macs: float | None = None
     target_parameters: float | None = None
+    surplus: Surplus = "probability"
     fill_target: bool = False
     smallest_group: int = 1
     weights: Weights = "inherited"
@@ -73,7 +77,7 @@ class DistillationSettings(TwoStageSettings):
                 raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
 
     def _check_choices(self) -> None:
-        for name, choices in (("weights", Weights), ("placebo", Placebo)):
+        for name, choices in (("weights", Weights), ("placebo", Placebo), ("surplus", Surplus)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         if self.fill_target and self.thresholds:

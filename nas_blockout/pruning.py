@@ -4,6 +4,7 @@ A node's magnitude takes the place of its membership in a single cluster, so tha
 transplant of the weights and the proof of equality are those of distillation.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,7 @@ class PruningSettings(TwoStageSettings):
 
 
 @torch.no_grad()
-def magnitudes(network: BranchedNetwork) -> dict[str, Tensor]:
+def magnitudes(network: BranchedNetwork, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     r"""Return the importance of every node of a dense network, comparable between layers.
 
     .. math:: I_t = \tfrac{1}{3} \left( \|W_{t,\cdot}\|^2 + \gamma_t^2 + \|W'_{\cdot,t}\|^2 \right)
@@ -40,6 +41,7 @@ def magnitudes(network: BranchedNetwork) -> dict[str, Tensor]:
 
     Args:
         network: Dense, built from stages.
+        weights: Values in the place of the network's own, by name, such as those under masks.
 
     Returns:
         For every stage ``I / (1 + I)``, in 0..1, shape ``(nodes, 1)``; ones for the classes, which are all kept.
@@ -48,16 +50,17 @@ def magnitudes(network: BranchedNetwork) -> dict[str, Tensor]:
         Fang, Ma, Song, Mi, Wang. DepGraph: Towards Any Structural Pruning. CVPR 2023, section 3.3 (the group of
         parameters that stand or fall together), there with the magnitudes of He, Zhang, Sun and of Li et al. (2017).
     """
+    values = {**dict(network.named_parameters()), **(weights or {})}
     found: dict[str, Tensor] = {}
     for stage, after in zip(network.plan, network.plan[1:], strict=False):
-        own, reader = network.stages[stage.name], network.stages[after.name]
+        own = network.stages[stage.name]
         assert isinstance(own, BranchedStage)
-        assert isinstance(reader, BranchedStage)
-        weight = own.get_parameter("operations.0.weight")
+        weight = values[f"stages.{stage.name}.operations.0.weight"]
         parts = [weight.flatten(1).square().sum(1)]
         if own.normalise is not None and own.normalise.weight is not None:
             parts.append(own.normalise.weight.square())
-        parts.append(reader.get_parameter("operations.0.weight").transpose(0, 1).flatten(1).square().sum(1))
+        read = values[f"stages.{after.name}.operations.0.weight"]
+        parts.append(read.transpose(0, 1).flatten(1).square().sum(1))
         importance = torch.stack(parts).mean(0)
         importance = importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)
         found[stage.name] = (importance / (1 + importance))[:, None]

@@ -25,6 +25,7 @@ from nas_blockout.distill import (
     shuffled,
     threshold_for,
     transplant,
+    weights_under,
 )
 from nas_blockout.experiment.building import build, plain
 from nas_blockout.experiment.described import Experiment
@@ -147,10 +148,25 @@ def _distilled(
     if isinstance(settings, PruningSettings):
         threshold = threshold_for(probabilities, settings.target_macs, costs.macs)
         return distil(probabilities, harden(probabilities, threshold)), threshold, {}
+    if settings.surplus == "magnitude":
+        probabilities = _ranked(learned, probabilities, settings.threshold)
     tried = _tried(learned, probabilities, settings, splits, costs, device=device)
     threshold = max(tried, key=lambda each: (tried[each] or 0.0, each))
     found = _structure(experiment, settings, probabilities, threshold, costs)
     return found, threshold, {str(each): accuracy for each, accuracy in tried.items() if accuracy is not None}
+
+
+def _ranked(learned: Learned, probabilities: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
+    """Return P with what reaches the threshold put in the order of the nodes' magnitudes under the hard memberships."""
+    hard = harden(probabilities, threshold)
+    network = learned.network if isinstance(learned, Blockout) else learned
+    assert isinstance(network, BranchedNetwork)
+    kept = {name: value.to(probabilities[name].dtype) for name, value in hard.items()}
+    importance = magnitudes(network, weights_under(learned, kept))
+    return {
+        name: torch.where(hard[name], threshold + (1 - threshold) * importance[name], p)
+        for name, p in probabilities.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ from nas_blockout.methods.masking import lazily_masked, masked_weight
 Mode = Literal["hard-learned", "hard-fixed", "soft-learned"]
 Estimator = Literal["masked", "straight-through", "arm"]
 Masked = Literal["head", "all"]
+ChargeSides = Literal["above", "both"]
+_CHOICES = {"mode": Mode, "masked": Masked, "estimator": Estimator, "charge_sides": ChargeSides}
 Collapse = Literal["none", "all ones", "all zeros", "one cluster"]
 Assignments = Mapping[str, Tensor]
 
@@ -67,6 +69,8 @@ class BlockoutSettings:
             plain layer.
         charge: Weight of the charge for expected MACs beyond `charge_target`; 0 turns it off.
         charge_target: Share of the dense MACs that is free of charge, in 0..1.
+        charge_sides: ``above`` charges what is beyond the target, ``both`` what is short of it as well, so that
+            polarisation, which settles every P, cannot carry the cost past the target.
         charge_ramp: Share of the epochs over which the charge and the polarisation rise linearly, in 0..1.
         polarisation: Weight of the mean of ``P (1 - P)``; pushes probabilities to 0 or 1.
         balance: Weight of the variance over clusters of their mean membership; keeps clusters equally used.
@@ -83,6 +87,7 @@ class BlockoutSettings:
     rescale: bool = True
     charge: float = 0.0
     charge_target: float = 0.5
+    charge_sides: ChargeSides = "above"
     charge_ramp: float = 0.5
     polarisation: float = 0.0
     balance: float = 0.0
@@ -90,7 +95,7 @@ class BlockoutSettings:
     def __post_init__(self) -> None:
         if self.clusters < 1:
             raise ValueError(f"clusters must be at least 1, got clusters={self.clusters}")
-        for name, choices in (("mode", Mode), ("masked", Masked), ("estimator", Estimator)):
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         self._check_ranges()
@@ -270,7 +275,9 @@ class Blockout(nn.Module):
         total = next(iter(p.values())).new_zeros(())
         if settings.charge:
             share = self.expected_macs(p) / self.dense_macs()
-            total = total + settings.charge * self.ramp * F.relu(share - settings.charge_target)
+            beyond = share - settings.charge_target
+            beyond = beyond.abs() if settings.charge_sides == "both" else F.relu(beyond)
+            total = total + settings.charge * self.ramp * beyond
         if settings.polarisation:
             total = (
                 total

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from nas_blockout.architecture import Architecture, Group, Layer
-from nas_blockout.backbones.branched import BranchedNetwork
+from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.distill import DistillationSettings
 from nas_blockout.experiment import Experiment, Handover, Run, Snapshot, build, count_macs, dense_macs, matched, rebuild
+from nas_blockout.experiment.handover import hand_over
 from nas_blockout.methods import METHODS
-from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.blockout import Blockout, BlockoutSettings
 from nas_blockout.train import EpochRecord, Loaders, TrainingSettings, evaluate
 
 SMALL = Experiment(
@@ -22,9 +23,10 @@ SMALL = Experiment(
     training=TrainingSettings(epochs=4, batch_size=25),
     seed=3,
 )
+BLOCKOUT = BlockoutSettings(clusters=2, masked="all", structure_lr=30.0)
 LEARNED = replace(
     SMALL,
-    method=BlockoutSettings(clusters=2, masked="all", structure_lr=30.0),
+    method=BLOCKOUT,
     distillation=DistillationSettings(target_macs=0.8),
 )
 
@@ -155,6 +157,28 @@ def test_only_thresholds_that_meet_the_target_are_tried(splits: Splits) -> None:
     matched_to = matched(replace(LEARNED, distillation=settings), 4000, shape=splits.shape, classes=10)
     assert matched_to.distillation is not None
     assert (matched_to.distillation.thresholds, matched_to.distillation.fill_target) == ((), True)
+
+
+def test_what_is_too_much_goes_by_magnitude_where_all_probabilities_say_yes(splits: Splits) -> None:
+    """Of a network that has learned nothing yet P says nothing; its nodes without weights go first."""
+    settings = DistillationSettings(target_macs=0.6, surplus="magnitude")
+    method = replace(BLOCKOUT, clusters=1, first_probability=0.99, last_probability=0.99, logit_noise=0.1)
+    experiment = replace(LEARNED, method=method, distillation=settings)
+    learned = build(experiment, splits)
+    assert isinstance(learned, Blockout)
+    assert isinstance(learned.network, BranchedNetwork)
+    idle = (1, 4)
+    with torch.no_grad():
+        for name, value in learned.network.named_parameters():
+            if name.startswith("stages.features."):
+                value[list(idle)] = 0
+            elif name == "stages.hidden.operations.0.weight":
+                value[:, list(idle)] = 0
+    found, network = hand_over(experiment, learned, splits, device="cpu")
+    assert macs_of(found.architecture, network.plan, splits.shape[0]) <= 0.6 * dense_macs(experiment, splits)
+    (features,) = (layer for layer in found.architecture.layers if layer.name == "features")
+    assert sum(group.width for group in features.groups) <= 8 - len(idle)
+    assert all(bound["max_abs_difference"] <= bound["bound"] for bound in found.equality.values())
 
 
 def test_placebo_shares_the_learning_stage_and_the_cost_but_not_the_network(splits: Splits) -> None:

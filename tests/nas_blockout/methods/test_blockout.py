@@ -265,6 +265,22 @@ def test_charge_pulls_expected_macs_down_to_its_target() -> None:
     assert shares[-1] == pytest.approx(0.3, abs=0.05)
 
 
+@pytest.mark.parametrize(("sides", "low", "high"), [("above", 0.0, 0.1), ("both", 0.25, 0.45)])
+def test_a_charge_on_both_sides_holds_the_cost_that_polarisation_would_carry_away(
+    sides: str, low: float, high: float
+) -> None:
+    model = two_layers(clusters=2, charge=10.0, charge_target=0.35, charge_sides=sides, polarisation=8.0)
+    for value in model.logits.values():
+        value.data = torch.randn(value.shape, generator=seeded(1), dtype=value.dtype) * 0.1 - 0.2
+    optimizer = torch.optim.SGD(model.logits.values(), lr=0.5)
+    for _ in range(400):
+        optimizer.zero_grad()
+        model.penalty().backward()
+        optimizer.step()
+    share = float(model.expected_macs(model.probabilities()).detach()) / model.dense_macs()
+    assert low <= share <= high
+
+
 def test_charge_ramps_up_linearly_over_the_first_epochs() -> None:
     model = two_layers(clusters=2, charge=1.0, charge_ramp=0.5)
     ramps = []
