@@ -7,9 +7,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import AffinityPropagation, SpectralClustering
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
@@ -141,6 +138,9 @@ def memberships(network: BranchedNetwork, classes: Tensor, settings: ConfusionSe
 
 
 def _clusters(alike: np.ndarray, settings: ConfusionSettings, seed: int) -> np.ndarray:
+    from sklearn.cluster import AffinityPropagation, SpectralClustering  # which takes two seconds, and few ask for it
+    from sklearn.exceptions import ConvergenceWarning
+
     if settings.clustering == "spectral":
         # a little of every class in every other: the graph stays connected when two classes are never confused
         graph = alike + 1e-6 * max(float(alike.max()), 1e-12)
@@ -157,6 +157,8 @@ def _clusters(alike: np.ndarray, settings: ConfusionSettings, seed: int) -> np.n
 
 def _shared_out(affinity: Tensor, classes: Tensor, name: str) -> Tensor:
     """Assign every node one branch, in proportion to the classes of the branches and at least one each."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, as above
+
     nodes, branches = affinity.shape
     if nodes < branches:
         raise ValueError(f"a layer that branches needs a node for each of {branches} branches, {name!r} has {nodes}")

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
 from nas_blockout.methods.blockout import Connection
-from nas_blockout.vision import torchvision
 
 
 class Plan(NamedTuple):
@@ -277,6 +276,8 @@ def _stem(channels: int, width: int, kind: str) -> nn.Sequential:
 def _stage(
     settings: ResNetSettings, inputs: int, width: int, *, outputs: int, blocks: int, stride: int
 ) -> nn.Sequential:
+    from nas_blockout.vision import torchvision  # which takes two seconds, and only these networks need it
+
     plan = PLANS[settings.depth]
     kind = torchvision.models.resnet.Bottleneck if plan.bottleneck else torchvision.models.resnet.BasicBlock
     shortcut = None

@@ -7,10 +7,12 @@ References:
 """
 
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nas_blockout.data.division import stratified
@@ -20,6 +22,7 @@ from nas_blockout.data.splits import Collection
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.5, 0.2
 _INK_LEVELS = 16
+_INSIDE = Path("datasets") / "data" / "digits.csv.gz"
 
 
 def read(settings: DataSettings, root: Path | None = None) -> Collection:
@@ -39,6 +42,22 @@ def _read_at(index: Tensor) -> Labelled:
 
 
 def _everything() -> Labelled:
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images).to(torch.float32).div_(_INK_LEVELS)
-    return Labelled(images.unsqueeze(1), torch.from_numpy(bunch.target).to(torch.int64))
+    table = torch.from_numpy(_table())
+    images = table[:, :-1].to(torch.float32).div_(_INK_LEVELS)
+    return Labelled(images.reshape(-1, 1, 8, 8), table[:, -1].to(torch.int64))
+
+
+def _table() -> NDArray[np.float64]:
+    """Return one row an image: 64 levels of ink, and the label.
+
+    The file is read past scikit-learn, whose import takes two seconds, in every process that trains; a release that
+    keeps it elsewhere is asked for it.
+    """
+    package = find_spec("sklearn")
+    path = Path(package.origin).parent / _INSIDE if package is not None and package.origin else _INSIDE
+    if path.is_file():
+        return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return np.column_stack([images, labels])

@@ -21,7 +21,6 @@ from nas_blockout.methods.routes import (
     path_statistics,
     statistics_kept,
 )
-from nas_blockout.vision import torchvision
 
 Policy = Literal["learned", "static", "all", "first", "random", "spread"]
 Estimator = Literal["reinforce", "straight-through", "gumbel"]
@@ -224,6 +223,8 @@ class PolicyNetwork(nn.Module):
     """
 
     def __init__(self, channels: int, blocks: int, settings: BlockDropSettings) -> None:
+        from nas_blockout.vision import torchvision  # which takes two seconds, and only this network needs it
+
         super().__init__()
         first, *_ = widths = settings.policy_widths
         layers: list[nn.Module] = [nn.AvgPool2d(settings.policy_pool)] if settings.policy_pool > 1 else []

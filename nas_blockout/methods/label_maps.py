@@ -7,8 +7,6 @@ channels are clustered at once, each on its own. Descriptors are clustered by Eu
 import math
 
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 _MOST_ROUNDS = 50
@@ -233,6 +231,9 @@ def _joined(means: Tensor, edges: Tensor, channel_of: Tensor, clusters: int) -> 
 
 def _components(pairs: Tensor, nodes: int) -> Tensor:
     """Return the number of the connected component of every node, in the order of their first nodes."""
+    from scipy.sparse import coo_matrix  # slow to import, and few methods need it
+    from scipy.sparse.csgraph import connected_components
+
     first, second = pairs.numpy()
     graph = coo_matrix((torch.ones(len(first)).numpy(), (first, second)), shape=(nodes, nodes))
     return torch.from_numpy(connected_components(graph, directed=False)[1]).to(torch.int64)

@@ -1,9 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from nas_blockout.data import DataSettings, load
+from nas_blockout.data import DataSettings, digits, load
 
 
 def rows(images: torch.Tensor) -> set[bytes]:
@@ -33,6 +35,15 @@ def test_no_image_is_in_two_splits():
     parts = [rows(unseen.preprocessing.undo(part.images)) for part in (unseen.train, unseen.validation, unseen.test())]
     everything = rows(torch.from_numpy(load_digits().images).float().unsqueeze(1) / 16)
     assert len(everything) == sum(len(part) for part in parts) == 1797
+
+
+def test_the_file_read_past_scikit_learn_is_what_it_hands_out(monkeypatch):
+    straight = digits._table()
+    monkeypatch.setattr(digits, "_INSIDE", Path("moved"))
+    asked = digits._table()
+    assert np.array_equal(straight, asked)
+    assert np.array_equal(straight[:, :-1].reshape(-1, 8, 8), load_digits().images)
+    assert np.array_equal(straight[:, -1], load_digits().target)
 
 
 def test_a_smaller_training_set_is_part_of_a_larger_one():
