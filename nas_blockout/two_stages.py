@@ -12,8 +12,8 @@ class TwoStageSettings:
 
     Args:
         learn_share: Share of the epochs spent on the first network, in 0..1 exclusive; the rest trains the second.
-        learn_schedule: Learning rate of the first stage: ``same`` as of the whole training (a cosine then falls to zero
-            twice), or ``cosine`` or ``constant``, whatever that of the training is.
+        learn_schedule: Learning rate of the first stage: ``constant``, so that it falls only once, in the second; or
+            ``same`` as of the whole training (a cosine then falls to zero twice), or ``cosine``, whatever that is.
         learning_rate_scale: Peak learning rate of the second stage as a multiple of the experiment's, above 0.
         soft_targets: Weight of the soft outputs of the first network in the loss of the second, in 0..1; 0 for labels
             alone. The teacher's forward passes are no sample passes, but take their seconds and are counted in
@@ -22,8 +22,8 @@ class TwoStageSettings:
     """
 
     learn_share: float = 0.5
-    learn_schedule: LearnSchedule = "same"
-    learning_rate_scale: float = 2 / 3
+    learn_schedule: LearnSchedule = "constant"
+    learning_rate_scale: float = 1.0
     soft_targets: float = 0.0
     temperature: float = 2.0
 
