@@ -84,6 +84,8 @@ class DistillationSettings(TwoStageSettings):
             raise ValueError(
                 "fill_target leaves no threshold to choose: give thresholds without it, or it without thresholds"
             )
+        if self.surplus == "magnitude" and self.thresholds:
+            raise ValueError("thresholds are compared with probabilities: give them with surplus='probability'")
         if self.placebo == "random" and self.weights != "scratch":
             raise ValueError(
                 f"placebo='random' has no weights to inherit: it needs weights='scratch', got {self.weights!r}"

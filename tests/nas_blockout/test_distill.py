@@ -213,6 +213,8 @@ def test_placebo_keeps_the_rows_of_every_layer_and_the_cost() -> None:
         ({"learn_share": 1.0}, "learn_share must lie between"),
         ({"target_macs": 1.5}, r"0\.\.1"),
         ({"learning_rate_scale": 0.0}, "above 0"),
+        ({"thresholds": (0.6,), "surplus": "magnitude"}, "give them with surplus='probability'"),
+        ({"surplus": "size"}, "surplus must be one of probability, magnitude"),
         ({"learn_schedule": "linear"}, "learn_schedule must be one of same, cosine, constant"),
         ({"draws": 0}, "draws=0"),
         ({"smallest_group": 0}, "smallest_group=0"),
