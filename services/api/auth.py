@@ -1,46 +1,24 @@
 """Who sends a request: by a bearer token, or, where nothing is changed, by a session of the page."""
 
-import hmac
 import math
-from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
 
+from services.api.callers import Caller
 from services.api.refusals import Refused
 from services.api.service import Service, service_of
 from services.api.sessions import COOKIE, Session
 
-ROOT_OWNER = "admin"
-ROOT_TOKEN = 0
 SAFE = frozenset({"GET", "HEAD"})
 _bearer = HTTPBearer(
     auto_error=False, scheme_name="token", description="A token made by `nas-blockout token create --owner NAME`."
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who sends a request.
-
-    Args:
-        token: Identity of the token; 0 stands for the secret of the service.
-        owner: Whose studies are seen and changed.
-        scope: ``read`` or ``write``.
-    """
-
-    token: int
-    owner: str
-    scope: str
-
-    @property
-    def writes(self) -> bool:
-        """Whether studies may be given, cancelled, resumed and extended."""
-        return self.scope == "write"
-
-
-def reader(
+async def reader(
     request: Request,
     described: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
 ) -> Caller:
@@ -54,13 +32,7 @@ def reader(
         Refused: Nobody known does, or too often.
     """
     service = service_of(request)
-    header = request.headers.get("authorization")
-    if header is not None:
-        scheme, _, secret = header.partition(" ")
-        caller = by_secret(service, secret.strip()) if scheme.lower() == "bearer" else None
-    else:
-        session = session_of(request) if request.method in SAFE else None
-        caller = by_token(service, session.token) if session else None
+    caller = await _caller(service, request)
     if caller is None:
         count(service, ("address", request.client.host if request.client else ""))
         raise Refused(
@@ -75,7 +47,7 @@ def reader(
     return caller
 
 
-def writer(caller: Annotated[Caller, Depends(reader)]) -> Caller:
+async def writer(caller: Annotated[Caller, Depends(reader)]) -> Caller:
     """Return who sends a request that changes something.
 
     Raises:
@@ -98,21 +70,22 @@ def require_write(caller: Caller) -> None:
         )
 
 
-def by_secret(service: Service, secret: str) -> Caller | None:
-    """Return who has a secret, or None; the secret of the service is compared in constant time."""
-    root = (service.settings.api_token or "").encode()
-    if root and hmac.compare_digest(root, secret.encode("utf-8", "replace")):
-        return Caller(ROOT_TOKEN, ROOT_OWNER, "write")
-    row = service.store.token(secret)
-    return None if row is None else Caller(row.id, row.owner, row.scope)
-
-
-def by_token(service: Service, token: int) -> Caller | None:
-    """Return who has a token, by its identity, or None if it has ended or was revoked."""
-    if token == ROOT_TOKEN:
-        return Caller(ROOT_TOKEN, ROOT_OWNER, "write")
-    row = service.store.valid_token(token)
-    return None if row is None else Caller(row.id, row.owner, row.scope)
+async def _caller(service: Service, request: Request) -> Caller | None:
+    """Return who sends a request; of one that changes something the store is asked, whoever was known just now."""
+    key: str | int
+    header, safe = request.headers.get("authorization"), request.method in SAFE
+    if header is not None:
+        scheme, _, secret = header.partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        key = secret.strip()
+    else:
+        session = session_of(request) if safe else None
+        if session is None:
+            return None
+        key = session.token
+    known = service.callers.recent(key) if safe else None
+    return known if known is not None else await run_in_threadpool(service.callers.ask, key)
 
 
 def session_of(request: Request) -> Session | None:

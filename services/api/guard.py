@@ -10,7 +10,7 @@ from typing import Any
 from services.api import refusals
 from services.api.metrics import Metrics
 
-HEADERS = {
+_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "SAMEORIGIN",
     "referrer-policy": "same-origin",
@@ -22,6 +22,10 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+_WANTED = [
+    (name.encode(), value.encode())
+    for name, value in {**_HEADERS, "content-security-policy": POLICY, "cache-control": "no-store"}.items()
+]
 _LOG = logging.getLogger("nas_blockout.api")
 
 Scope = MutableMapping[str, Any]
@@ -71,8 +75,7 @@ class Guard:
 
 def _with_safety(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     present = {name.lower() for name, _ in headers}
-    wanted = {**HEADERS, "content-security-policy": POLICY, "cache-control": "no-store"}
-    return headers + [(name.encode(), value.encode()) for name, value in wanted.items() if name.encode() not in present]
+    return headers + [header for header in _WANTED if header[0] not in present]
 
 
 def _method(scope: Scope) -> str:

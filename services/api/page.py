@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from services.api import auth, files, reading, studies
-from services.api.auth import Caller
+from services.api.callers import Caller
 from services.api.models import Problem, StudyDetail, StudyView, study_fields
 from services.api.progress import Snapshot
 from services.api.refusals import Refused, translated
@@ -76,7 +76,7 @@ def visit(request: Request, shared: Shared) -> Visit:
         LoggedOut: Nobody has logged in, or the token has ended.
     """
     session = auth.session_of(request)
-    caller = auth.by_token(shared, session.token) if session else None
+    caller = shared.callers.ask(session.token) if session else None
     if session is None or caller is None:
         raise LoggedOut
     return Visit(shared, caller, session)
@@ -138,7 +138,7 @@ def login_page() -> Response:
 def login(request: Request, shared: Shared, content: Body) -> Response:
     """Open a session with a token."""
     _require_own(request)
-    caller = auth.by_secret(shared, _form(content).get("token", "").strip())
+    caller = shared.callers.ask(_form(content).get("token", "").strip())
     if caller is None:
         auth.count(shared, ("address", request.client.host if request.client else ""))
         problem = Problem(

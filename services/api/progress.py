@@ -1,25 +1,16 @@
-"""Where studies stand, read from the store at most once a second however many follow, and told as it changes."""
+"""Where studies stand, read from the store at most once a second however many ask."""
 
-import asyncio
 import hashlib
-import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from typing import Any
-
-from starlette.concurrency import run_in_threadpool
+from dataclasses import dataclass, replace
 
 from services.api.models import ArmView, ProgressView
 from services.budget import Unit, shares
-from services.store import EventRow, NotFound, QueueRow, SpentRow, Store
+from services.store import EventRow, NotFound, QueueRow, SpentRow, Standing, Store
 from services.study_file import Budget
 
 FRESH_SECONDS = 1.0
-HEARTBEAT_SECONDS = 15.0
-LONGEST_SECONDS = 3600.0
-RETRY_MILLISECONDS = 2000
 MOST_WATCHED = 1000
 
 
@@ -28,21 +19,28 @@ class Snapshot:
     """Where a study stood at a moment.
 
     Args:
-        row: The study in the queue.
+        standing: What the store says.
         progress: Where its arms stand.
-        events: What has happened to it as a whole.
+        text: The same as JSON.
+        digest: Name of that: equal if nothing has changed.
         at: Seconds of a clock that does not jump.
     """
 
-    row: QueueRow
+    standing: Standing
     progress: ProgressView
-    events: tuple[EventRow, ...]
+    text: str
+    digest: str
     at: float
 
     @property
-    def digest(self) -> str:
-        """Name of what is shown: equal if nothing has changed."""
-        return hashlib.sha256(self.progress.model_dump_json().encode()).hexdigest()[:12]
+    def row(self) -> QueueRow:
+        """The study in the queue."""
+        return self.standing.row
+
+    @property
+    def events(self) -> tuple[EventRow, ...]:
+        """What has happened to it as a whole."""
+        return self.standing.events
 
 
 class Watcher:
@@ -71,14 +69,14 @@ class Watcher:
             NotFound: It was not given to the service.
         """
         with self._guard:
-            if len(self._known) > MOST_WATCHED:
+            if len(self._locks) > MOST_WATCHED:
                 self._known.clear()
                 self._locks.clear()
             lock = self._locks.setdefault(study, threading.Lock())
         with lock:
             found = self.fresh(study)
             if found is None:
-                found = self._read(study)
+                found = self._read(study, self._known.get(study))
                 self._known[study] = found
             return found
 
@@ -90,15 +88,15 @@ class Watcher:
         """Take note that a study was changed here."""
         self._known.pop(study, None)
 
-    def _read(self, study: str) -> Snapshot:
-        row = self._store.queue_row(study)
-        if row is None:
+    def _read(self, study: str, before: Snapshot | None) -> Snapshot:
+        at, found = time.monotonic(), self._store.standing(study)
+        if found is None:
             raise NotFound(f"study {study!r} was not given to the service")
-        try:
-            spent, events = self._store.spent(study), self._store.events(study)
-        except NotFound:  # no driver has begun it
-            spent, events = (), ()
-        return Snapshot(row, progress_of(row, spent), events, time.monotonic())
+        if before is not None and before.standing == found:
+            return replace(before, at=at)
+        progress = progress_of(found.row, found.spent)
+        text = progress.model_dump_json()
+        return Snapshot(found, progress, text, hashlib.sha256(text.encode()).hexdigest()[:12], at)
 
 
 def progress_of(row: QueueRow, spent: tuple[SpentRow, ...]) -> ProgressView:
@@ -130,61 +128,3 @@ def _arm(name: str, budget: Budget, spent: list[SpentRow]) -> ArmView:
 
 
 _COUNTED = ("complete", "failed", "pruned", "queued", "running", "sample_passes")
-
-
-async def follow(
-    watcher: Watcher, study: str, *, last: str = "", allowed: Callable[[], bool], pause: float = FRESH_SECONDS
-) -> AsyncIterator[str]:
-    """Yield server-sent events of a study until it has ended: what happened to it, and where it stands.
-
-    The identity of an event says how many happenings were told, and which progress; with it a client that was cut off
-    goes on where it was.
-
-    Args:
-        watcher: Knows where studies stand.
-        study: Name of the study.
-        last: Identity of the last event that the client has, if any.
-        allowed: Asked now and then whether the client may still see it.
-        pause: Seconds between looks.
-    """
-    told, shown = _parsed(last)
-    began = spoke = asked = time.monotonic()
-    yield f"retry: {RETRY_MILLISECONDS}\n\n"
-    while not watcher.closing and time.monotonic() - began < LONGEST_SECONDS:
-        found = watcher.fresh(study)
-        if found is None:
-            found = await run_in_threadpool(watcher.look, study)
-        for event in found.events[told:]:
-            told += 1
-            yield _event("happened", f"{told}-{shown}", {"at": event.at.isoformat(), "kind": event.kind})
-        if found.digest != shown:
-            shown, spoke = found.digest, time.monotonic()
-            yield _event("progress", f"{told}-{shown}", found.progress.model_dump(mode="json"))
-        if found.row.ended:
-            yield _event("end", f"{told}-{shown}-end", {"state": found.row.state, "message": found.row.message})
-            return
-        if time.monotonic() - spoke >= HEARTBEAT_SECONDS:
-            spoke = time.monotonic()
-            yield ": still here\n\n"
-        if time.monotonic() - asked >= HEARTBEAT_SECONDS:
-            asked = time.monotonic()
-            if not await run_in_threadpool(allowed):
-                return
-        await asyncio.sleep(pause)
-
-
-def has_seen_the_end(last: str, found: Snapshot) -> bool:
-    """Whether a client that comes back has been told how a study ended, and that still holds."""
-    told, shown = _parsed(last)
-    return last.endswith("-end") and found.row.ended and (told, shown) == (len(found.events), found.digest)
-
-
-def _event(kind: str, identity: str, data: Any) -> str:
-    return f"id: {identity}\nevent: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
-
-
-def _parsed(identity: str) -> tuple[int, str]:
-    number, _, rest = identity.partition("-")
-    if not (number.isascii() and number.isdecimal() and len(number) < 9):
-        return 0, ""
-    return int(number), rest.partition("-")[0]

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
+from services.api.callers import Callers
+from services.api.following import Feeds
 from services.api.health import Probes
 from services.api.limits import Buckets, Streams
 from services.api.metrics import Metrics
@@ -27,8 +29,10 @@ class Service:
     store: Store
     probes: Probes
     signer: Signer
+    callers: Callers
     buckets: Buckets
     watcher: Watcher
+    feeds: Feeds
     streams: Streams = field(default_factory=Streams)
     metrics: Metrics = field(default_factory=Metrics)
 
@@ -39,7 +43,7 @@ def make_service(settings: Settings, store: Store, probes: Probes) -> Service:
     if secret is None:
         raise ValueError("the service needs NAS_BLOCKOUT_API_TOKEN")
     buckets, watcher = Buckets(settings.api_rate), Watcher(store)
-    return Service(settings, store, probes, Signer(secret), buckets, watcher)
+    return Service(settings, store, probes, Signer(secret), Callers(store, secret), buckets, watcher, Feeds(watcher))
 
 
 def service_of(request: Request) -> Service:

@@ -5,14 +5,18 @@ import binascii
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from services.api import auth, reading
-from services.api.auth import Caller, Reader, Writer
+from services.api.auth import Reader, Writer
+from services.api.callers import Caller
+from services.api.following import follow, has_seen_the_end
 from services.api.models import (
     Changes,
     ErrorDocument,
@@ -23,12 +27,12 @@ from services.api.models import (
     study_fields,
     study_view,
 )
-from services.api.progress import Snapshot, follow, has_seen_the_end
+from services.api.progress import Snapshot
 from services.api.refusals import SOURCE, Refused, not_found
 from services.api.service import Service, service_of
 from services.assignments import assigned
 from services.extension import additions
-from services.store import QueueRow
+from services.store import NotFound, QueueRow
 from services.store.values import MOST
 from services.study_file import Study, parse, parse_resolved, resolve
 
@@ -148,12 +152,12 @@ def own(shared: Service, caller: Caller, name: str) -> QueueRow:
 
 def look(shared: Service, caller: Caller, name: str) -> Snapshot:
     """Return where a study of the caller stands."""
-    if not NAME.fullmatch(name):
+    found = shared.watcher.fresh(name)
+    with suppress(NotFound):
+        found = found or (shared.watcher.look(name) if NAME.fullmatch(name) else None)
+    if found is None or found.row.owner != caller.owner:
         raise not_found("study of that name")
-    if (known := shared.watcher.fresh(name)) is not None and known.row.owner == caller.owner:
-        return known
-    own(shared, caller, name)
-    return shared.watcher.look(name)
+    return found
 
 
 def page(
@@ -243,7 +247,7 @@ def give_study(
     return study_view(row)
 
 
-@router.get("", summary="List your studies", responses=refusals())
+@router.get("", summary="List your studies", response_model=StudyPage, responses=refusals())
 def list_studies(
     shared: Shared,
     caller: Reader,
@@ -254,22 +258,24 @@ def list_studies(
     cursor: Annotated[
         str | None, Query(pattern=r"^[A-Za-z0-9_=-]{1,40}$", description="`next` of the page before.")
     ] = None,
-) -> StudyPage:
+) -> Response:
     """List the studies of the token's owner, the newest first, in pages."""
-    return page(shared, caller, states=state, owner=owner, prefix=prefix, limit=limit, cursor=cursor)
+    return _written(page(shared, caller, states=state, owner=owner, prefix=prefix, limit=limit, cursor=cursor))
 
 
-@router.get("/{name}", summary="Show a study", responses=refusals(404))
-def show_study(shared: Shared, caller: Reader, name: str) -> StudyDetail:
+@router.get("/{name}", summary="Show a study", response_model=StudyDetail, responses=refusals(404))
+def show_study(shared: Shared, caller: Reader, name: str) -> Response:
     """Show a study: where each arm stands, and every setting with its value."""
     found = look(shared, caller, name)
     document = dict(found.row.document)
-    return StudyDetail(
-        **study_fields(found.row),
-        question=document.get("question", ""),
-        share=found.progress.share,
-        arms=found.progress.arms,
-        study=document,
+    return _written(
+        StudyDetail(
+            **study_fields(found.row),
+            question=document.get("question", ""),
+            share=found.progress.share,
+            arms=found.progress.arms,
+            study=document,
+        )
     )
 
 
@@ -286,7 +292,7 @@ def show_study(shared: Shared, caller: Reader, name: str) -> StudyDetail:
         **refusals(404),
     },
 )
-def follow_study(
+async def follow_study(
     shared: Shared,
     caller: Reader,
     name: str,
@@ -295,7 +301,7 @@ def follow_study(
     ] = "",
 ) -> Response:
     """Follow a study by server-sent events until it has ended; goes on after `Last-Event-ID`."""
-    found = look(shared, caller, name)
+    found = await run_in_threadpool(look, shared, caller, name)
     if has_seen_the_end(last, found):
         return Response(status_code=204)
     client = ("token", caller.token)
@@ -310,8 +316,8 @@ def follow_study(
 
     async def events() -> Any:
         try:
-            allowed = lambda: auth.by_token(shared, caller.token) is not None  # noqa: E731
-            async for text in follow(shared.watcher, found.row.study, last=last, allowed=allowed):
+            allowed = lambda: shared.callers.ask(caller.token) is not None  # noqa: E731
+            async for text in follow(shared.feeds, found.row.study, last=last, allowed=allowed):
                 yield text
         finally:
             shared.streams.leave(client)
@@ -352,6 +358,11 @@ def extend_study(request: Request, shared: Shared, caller: Writer, name: str, co
 
 
 _HOW_TO_EXTEND = 'send {"assignments": ["budget.sample_passes=60000"]}'
+
+
+def _written(answer: BaseModel) -> Response:
+    """Return an answer as it is sent; the framework would check it once more, in another thread."""
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _changed(shared: Service, caller: Caller, what: str, row: QueueRow) -> QueueRow:

@@ -1,5 +1,6 @@
 """The queue of the service: studies that were given to it, their owners, and the workers that see them through."""
 
+import functools
 from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
@@ -10,7 +11,9 @@ from sqlalchemy import Connection, RowMapping
 from services.store import schema
 from services.store.database import Database
 from services.store.errors import LeaseLost, NotFound, StateError, StudyConflict, TooMany
-from services.store.rows import OPEN_QUEUE, QUEUE_STATES, Json, QueueLine, QueueRow
+from services.store.rows import OPEN_QUEUE, QUEUE_STATES, Json, QueueLine, QueueRow, Standing
+from services.store.studies import event_rows
+from services.store.trials import spent_rows
 from services.store.values import count, exact, one_of, storable
 
 ENDS = ("complete", "failed", "cancelled")
@@ -83,8 +86,19 @@ class Queue:
     def queue_row(self, study: str) -> QueueRow | None:
         """Return a study that was given to the service, or None."""
         with self._database.reading() as connection:
-            found = connection.execute(_select().where(schema.queue.c.study == study)).mappings().one_or_none()
+            found = connection.execute(_ONE, {"study": study}).mappings().one_or_none()
         return None if found is None else _row(found)
+
+    def standing(self, study: str) -> Standing | None:
+        """Return a study that was given to the service with what it has spent and what happened to it, or None."""
+        with self._database.reading() as connection:
+            found = connection.execute(_ONE, {"study": study}).mappings().one_or_none()
+            if found is None:
+                return None
+            begun = connection.scalars(_BEGUN, {"study": study}).one_or_none()
+            if begun is None:  # by no driver
+                return Standing(_row(found), (), ())
+            return Standing(_row(found), spent_rows(connection, begun), event_rows(connection, begun))
 
     def queue(
         self,
@@ -104,20 +118,13 @@ class Queue:
             limit: Most lines.
             before: Only those whose `id` is lower, which is how the next page is asked for.
         """
-        columns = schema.queue.c
-        query = sa.select(*(columns[name] for name in _LINE)).order_by(columns.id.desc()).limit(count("limit", limit))
-        if states is not None:
-            query = query.where(
-                columns.state.in_([one_of("state in the queue", state, QUEUE_STATES) for state in states])
-            )
-        if owner is not None:
-            query = query.where(columns.owner == owner)
+        query = _select_lines(states is not None, owner is not None, before is not None)
         if prefix:
-            query = query.where(columns.study.startswith(prefix, autoescape=True))
-        if before is not None:
-            query = query.where(columns.id < before)
+            query = query.where(schema.queue.c.study.startswith(prefix, autoescape=True))
+        chosen = [one_of("state in the queue", state, QUEUE_STATES) for state in states or ()]
+        values = {"states": chosen, "owner": owner, "before": before, "limit": count("limit", limit)}
         with self._database.reading() as connection:
-            return tuple(QueueLine(*row) for row in connection.execute(query))
+            return tuple(QueueLine(*row) for row in connection.execute(query, values))
 
     def count_queue(self) -> dict[str, int]:
         """Return how many studies of the queue are in each state."""
@@ -295,6 +302,24 @@ class Queue:
 def _select() -> "sa.Select[Any]":
     columns = schema.queue.c
     return sa.select(*(columns[name] for name in _LINE), columns.document, columns.source)
+
+
+@functools.cache
+def _select_lines(states: bool, owner: bool, before: bool) -> "sa.Select[Any]":
+    """Return the query for lines of a list; made once a kind, which takes longer than to answer it."""
+    columns = schema.queue.c
+    query = sa.select(*(columns[name] for name in _LINE)).order_by(columns.id.desc()).limit(sa.bindparam("limit"))
+    if states:
+        query = query.where(columns.state.in_(sa.bindparam("states", expanding=True)))
+    if owner:
+        query = query.where(columns.owner == sa.bindparam("owner"))
+    if before:
+        query = query.where(columns.id < sa.bindparam("before"))
+    return query
+
+
+_ONE = _select().where(schema.queue.c.study == sa.bindparam("study"))
+_BEGUN = sa.select(schema.studies.c.id).where(schema.studies.c.name == sa.bindparam("study"))
 
 
 def _row(row: Mapping[str, Any] | RowMapping, *, new: bool = False) -> QueueRow:

@@ -304,6 +304,21 @@ class QueueRow(QueueLine):
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a study that somebody gave to the service stands.
+
+    Args:
+        row: The study in the queue.
+        spent: What its arms have spent; nothing before a driver has begun it.
+        events: What has happened to it as a whole.
+    """
+
+    row: QueueRow
+    spent: tuple[SpentRow, ...]
+    events: tuple[EventRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TokenRow:
     """A token of the service; nothing in it tells the secret.
 

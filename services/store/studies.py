@@ -29,6 +29,11 @@ from services.store.trials import counts_by_state, no_study, requeue, study_id
 from services.store.values import exact, one_of, storable
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_EVENTS = (
+    sa.select(schema.events.c.at, schema.events.c.kind, schema.events.c.detail)
+    .where(schema.events.c.study_id == sa.bindparam("study"))
+    .order_by(schema.events.c.id)
+)
 
 
 class Studies:
@@ -101,11 +106,8 @@ class Studies:
 
     def events(self, study: str) -> tuple[EventRow, ...]:
         """Return what happened to a study as a whole, in order."""
-        columns = schema.events.c
-        query = sa.select(columns.at, columns.kind, columns.detail).order_by(columns.id)
         with self._database.reading() as connection:
-            rows = connection.execute(query.where(columns.study_id == study_id(connection, study)))
-            return tuple(EventRow(**row) for row in rows.mappings())
+            return event_rows(connection, study_id(connection, study))
 
     def claim_study(self, name: str, owner: str | None = None, *, stale_seconds: float = STALE_SECONDS) -> StudyRow:
         """Make this driver the one that runs a study; it then runs.
@@ -237,6 +239,11 @@ class Studies:
         age = _age(row["heartbeat_at"], self._database.now(connection))
         values = {key: value for key, value in row.items() if key != "heartbeat_at"}
         return StudyRow(**values, arms=tuple(names), heartbeat_age=age)
+
+
+def event_rows(connection: Connection, study: int) -> tuple[EventRow, ...]:
+    """Return what happened to a study, given by its identity, as a whole, in order."""
+    return tuple(EventRow(**row) for row in connection.execute(_EVENTS, {"study": study}).mappings())
 
 
 def this_process() -> str:

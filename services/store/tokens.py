@@ -68,11 +68,11 @@ class Tokens:
         if not secret.startswith(SECRET_PREFIX) or len(secret) > _MOST_SECRET:
             return None
         digest = _digest(secret)
-        return self._valid(schema.tokens.c.hash == digest, digest)
+        return self._valid(_BY_HASH, digest, digest)
 
     def valid_token(self, token: int) -> TokenRow | None:
         """Return a token by its identity, or None if there is none, it has ended or was revoked."""
-        return self._valid(schema.tokens.c.id == token, None)
+        return self._valid(_BY_ID, token)
 
     def tokens(self, owner: str | None = None) -> tuple[TokenRow, ...]:
         """Return all tokens, or those of an owner, ended and revoked ones too, in the order in which they were made."""
@@ -99,9 +99,9 @@ class Tokens:
             raise NotFound(f"there is no token {token}; `nas-blockout token list` names them")
         return _row(row)
 
-    def _valid(self, which: sa.ColumnElement[bool], digest: str | None) -> TokenRow | None:
+    def _valid(self, query: "sa.Select[Any]", key: str | int, digest: str | None = None) -> TokenRow | None:
         with self._database.reading() as connection:
-            row = connection.execute(_select().where(which)).mappings().one_or_none()
+            row = connection.execute(query, {"key": key}).mappings().one_or_none()
             now = self._database.now(connection) if row is not None and row["expires_at"] is not None else None
         if row is None or row["revoked_at"] is not None or (now is not None and row["expires_at"] <= now):
             return None
@@ -116,6 +116,10 @@ def _digest(secret: str) -> str:
 
 def _select() -> "sa.Select[Any]":
     return sa.select(schema.tokens)
+
+
+_BY_HASH = _select().where(schema.tokens.c.hash == sa.bindparam("key"))
+_BY_ID = _select().where(schema.tokens.c.id == sa.bindparam("key"))
 
 
 def _row(row: "sa.RowMapping") -> TokenRow:

@@ -1,6 +1,7 @@
 """Trials, their attempts and their epochs: how they are proposed, run, recorded and ended."""
 
 import difflib
+import functools
 import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -239,29 +240,8 @@ class Trials:
 
     def spent(self, study: str) -> tuple[SpentRow, ...]:
         """Return what every arm has spent in every phase in which it has trials, and where these stand."""
-        columns = schema.trials.c
-        of = {state: sa.case((columns.state == state, columns.sample_passes), else_=0) for state in ENDED_TRIAL}
-        query = (
-            sa.select(
-                schema.arms.c.name.label("arm"),
-                columns.phase,
-                sa.func.count().label("trials"),
-                *counts_by_state(),
-                sa.func.sum(columns.planned).label("planned"),
-                sa.func.sum(columns.sample_passes).label("sample_passes"),
-                sa.func.sum(of["failed"]).label("failed_sample_passes"),
-                sa.func.sum(of["pruned"]).label("pruned_sample_passes"),
-                sa.func.sum(columns.seconds).label("seconds"),
-                sa.func.sum(columns.thinking_seconds).label("thinking_seconds"),
-                sa.func.max(sa.case((columns.state == "complete", columns.score))).label("best"),
-            )
-            .join_from(schema.arms, schema.trials, columns.arm_id == schema.arms.c.id)
-            .group_by(schema.arms.c.position, schema.arms.c.name, columns.phase)
-            .order_by(schema.arms.c.position, columns.phase.desc())
-        )
         with self._database.reading() as connection:
-            rows = connection.execute(query.where(schema.arms.c.study_id == study_id(connection, study)))
-            return tuple(_spent_row(row) for row in rows.mappings())
+            return spent_rows(connection, study_id(connection, study))
 
 
 def study_id(connection: Connection, name: str) -> int:
@@ -275,6 +255,11 @@ def study_id(connection: Connection, name: str) -> int:
     if found is None:
         raise no_study(connection, name)
     return found
+
+
+def spent_rows(connection: Connection, study: int) -> tuple[SpentRow, ...]:
+    """Return what every arm of a study, given by its identity, has spent in every phase in which it has trials."""
+    return tuple(_spent_row(row) for row in connection.execute(_select_spent(), {"study": study}).mappings())
 
 
 def no_study(connection: Connection, name: str) -> NotFound:
@@ -391,6 +376,32 @@ def _check_end(trial: int, state: str, score: float | None, reason: str | None) 
 def _ended(trial: int, before: str, after: str) -> StateError:
     rule = "what has ended stays so" if before in ENDED_TRIAL else "start an attempt first"
     return StateError(f"trial {trial} is {before!r} and cannot become {after!r}: {rule}")
+
+
+@functools.cache
+def _select_spent() -> sa.Select[Any]:
+    """Return the query for what a study has spent; made once, which takes longer than to answer it."""
+    columns, arms = schema.trials.c, schema.arms.c
+    of = {state: sa.case((columns.state == state, columns.sample_passes), else_=0) for state in ENDED_TRIAL}
+    return (
+        sa.select(
+            arms.name.label("arm"),
+            columns.phase,
+            sa.func.count().label("trials"),
+            *counts_by_state(),
+            sa.func.sum(columns.planned).label("planned"),
+            sa.func.sum(columns.sample_passes).label("sample_passes"),
+            sa.func.sum(of["failed"]).label("failed_sample_passes"),
+            sa.func.sum(of["pruned"]).label("pruned_sample_passes"),
+            sa.func.sum(columns.seconds).label("seconds"),
+            sa.func.sum(columns.thinking_seconds).label("thinking_seconds"),
+            sa.func.max(sa.case((columns.state == "complete", columns.score))).label("best"),
+        )
+        .join_from(schema.arms, schema.trials, columns.arm_id == arms.id)
+        .where(arms.study_id == sa.bindparam("study"))
+        .group_by(arms.position, arms.name, columns.phase)
+        .order_by(arms.position, columns.phase.desc())
+    )
 
 
 def _spent_row(row: RowMapping) -> SpentRow:

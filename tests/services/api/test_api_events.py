@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from services.api.progress import Watcher, follow
-from services.store import Store
+from services.api.following import Feeds, follow
+from services.api.progress import Watcher
+from services.store import Store, StoreError
 
 FOR_LONG = 600.0
 
@@ -112,8 +113,8 @@ def test_streams_of_a_token_are_limited_and_let_go(client, app, study, told):
 
 def test_all_who_follow_share_one_look(ann, running, store, monkeypatch):
     watcher, looks = Watcher(store), []
-    spent = store.spent
-    monkeypatch.setattr(store, "spent", lambda name: looks.append(name) or spent(name))
+    standing = store.standing
+    monkeypatch.setattr(store, "standing", lambda name: looks.append(name) or standing(name))
     assert {watcher.look("tiny").digest for _ in range(50)} == {watcher.look("tiny").digest}
     assert len(looks) == 1
     watcher.forget("tiny")
@@ -121,11 +122,51 @@ def test_all_who_follow_share_one_look(ann, running, store, monkeypatch):
     assert len(looks) == 2
 
 
+def test_all_who_follow_are_woken_by_one_look(ann, running, store, monkeypatch):
+    looks, standing = [], store.standing
+    monkeypatch.setattr(store, "standing", lambda name: looks.append(name) or standing(name))
+
+    async def listen(feeds: Feeds) -> list[str]:
+        return [text async for text in follow(feeds, "tiny", allowed=lambda: True)]
+
+    async def everybody() -> tuple[list[list[str]], int]:
+        feeds = Feeds(Watcher(store))
+        tasks = [asyncio.create_task(listen(feeds)) for _ in range(50)]
+        await asyncio.sleep(0.2)
+        begun = len(looks)
+        await asyncio.to_thread(end, store, running)
+        return await asyncio.gather(*tasks), begun
+
+    told, begun = asyncio.run(everybody())
+    assert told == [told[0]] * 50
+    assert "event: end" in told[0][-1]
+    assert begun == 1
+    assert len(looks) < 50
+
+
+def test_a_stream_is_cut_off_when_the_database_fails(ann, running, store, monkeypatch):
+    heard = []
+
+    async def listen() -> None:
+        async for text in follow(Feeds(Watcher(store), pause=0.0), "tiny", allowed=lambda: True):
+            heard.append(text)
+            if "event: progress" in text:
+                monkeypatch.setattr("services.api.progress.FRESH_SECONDS", 0.0)
+                monkeypatch.setattr(store, "standing", gone)
+
+    def gone(name: str) -> None:
+        raise StoreError("away")
+
+    with pytest.raises(StoreError, match="away"):
+        asyncio.run(listen())
+    assert heard[0].startswith("retry")
+
+
 def test_a_stream_ends_when_its_token_does(ann, running, store, monkeypatch):
-    monkeypatch.setattr("services.api.progress.HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr("services.api.following.HEARTBEAT_SECONDS", 0.0)
 
     async def listen() -> list[str]:
-        return [text async for text in follow(Watcher(store), "tiny", allowed=lambda: False, pause=0.0)]
+        return [text async for text in follow(Feeds(Watcher(store), pause=0.0), "tiny", allowed=lambda: False)]
 
     told = asyncio.run(listen())
     assert ": still here\n\n" in told

@@ -111,6 +111,34 @@ def test_who_has_no_valid_token_is_told_nothing(client, settings, store, told):
             assert answer.headers["www-authenticate"] == "Bearer"
 
 
+def test_a_token_that_is_revoked_changes_nothing_more_and_reads_for_less_than_a_second(
+    client, store, study, monkeypatch, told
+):
+    monkeypatch.setattr("services.api.callers.REMEMBERED_SECONDS", 3600.0)
+    ann, bob = client("ann"), client("bob")
+    for each in (ann, bob):
+        assert each.get("/v1/studies").status_code == 200
+    store.revoke_token(store.tokens("ann")[0].id)
+    told(ann.post("/v1/studies", json=study), 401, "unauthorised")
+    assert ann.get("/v1/studies").status_code == 200
+    monkeypatch.setattr("services.api.callers.REMEMBERED_SECONDS", 0.0)
+    told(ann.get("/v1/studies"), 401, "unauthorised")
+    assert bob.post("/v1/studies", json=study).status_code == 201
+
+
+def test_who_sent_a_request_just_now_is_known_without_the_database(client, store, monkeypatch):
+    asked, token = [], store.token
+    monkeypatch.setattr(store, "token", lambda secret: asked.append(secret) or token(secret))
+    monkeypatch.setattr("services.api.callers.REMEMBERED_SECONDS", 3600.0)
+    monkeypatch.setattr("services.api.callers.MOST_REMEMBERED", 2)
+    clients = [client(owner) for owner in ("ann", "bob", "cid")]
+    for each in clients:
+        assert [each.get("/v1/studies").status_code for _ in range(5)] == [200] * 5
+    assert len(asked) == 3
+    assert clients[0].get("/v1/studies").status_code == 200
+    assert len(asked) == 4  # of many, only so many are remembered
+
+
 def test_the_secret_of_the_service_is_a_token_of_its_own_owner(client, settings, study):
     root = client(None)
     root.headers["Authorization"] = f"Bearer {settings.api_token}"
