@@ -65,16 +65,19 @@ def run(
     resolved, source = _resolved(study, workers=workers, assignments=assignments)
 
     from services.cluster import own_cluster
+    from services.disk import room_in
     from services.display import result_tables, watching
     from services.results import finish
     from services.study import run as run_study
 
     if own_cluster() is not None and settings.home == Path.cwd():
         tell("warning: NAS_BLOCKOUT_HOME is not set: what this job leaves goes when Ray removes the job's folder")
-    with watching(errors(), name=resolved.name, quiet=quiet) as observe:
-        ran, store, splits = run_study(resolved, settings, observe=observe, source=source)
-    with store:
-        finished = finish(ran, store, settings, splits=splits, say=teller(quiet=quiet))
+    again = "run the same command again, or resume the study in the service"
+    with room_in(settings.folder(resolved.name), again=again):
+        with watching(errors(), name=resolved.name, quiet=quiet) as observe:
+            ran, store, splits = run_study(resolved, settings, observe=observe, source=source)
+        with store:
+            finished = finish(ran, store, settings, splits=splits, say=teller(quiet=quiet))
     if as_json:
         print_json(finished.document.model_dump(mode="json"))
     else:
@@ -139,10 +142,13 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Export the winner of an arm again: .pt2, ONNX, safetensors, card and verification."""
+    from services.disk import room_in
     from services.results import export_again
 
     tell(f"exporting and verifying {arm or 'the winner of every arm'}")
-    folders = export_again(installation(), study, arm)
+    settings = installation()
+    with room_in(settings.folder(study), again="run the same command again"):
+        folders = export_again(settings, study, arm)
     if as_json:
         print_json({"folders": [str(folder) for folder in folders]})
     for folder in () if as_json else folders:
@@ -253,6 +259,7 @@ def exit_code(error: Exception) -> int | None:
     from nas_blockout.export import VerificationError
     from services.artifacts import ArtifactError
     from services.cluster import ClusterError
+    from services.disk import DiskFull
     from services.settings import SettingsError
     from services.store import NotFound, StoreError, StoreUnreachable, StudyConflict
     from services.study_file import StudyError, StudyNotFound
@@ -263,7 +270,7 @@ def exit_code(error: Exception) -> int | None:
         NOT_FOUND: (StudyNotFound, NotFound, DataMissing),
         UNREACHABLE: (ArtifactError, ClusterError, StoreUnreachable, TrackingError),
         UNVERIFIED: (VerificationError,),
-        FAILED: (StoreError, DataCorrupt),
+        FAILED: (StoreError, DataCorrupt, DiskFull),
     }
     return next((code for code, kinds in codes.items() if isinstance(error, kinds)), None)
 

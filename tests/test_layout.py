@@ -103,6 +103,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "replay": {"search", "store", "study", "study_file"},
         "display": {"cli_output", "study", "comparison", "wording"},
         "dispatch": {"cluster", "store", "study_file"},
+        "disk": {"store"},
         "health": set(),
         "doctor": {"artifacts", "store", "tracking", "cluster", "study_file"},
         "api": {

@@ -205,6 +205,8 @@ class Database:
 def _remedy(text: str) -> str:
     if "not a database" in text or "malformed" in text:
         return "; move the file away, or name another in NAS_BLOCKOUT_STORE_URL"
+    if "disk is full" in text or "No space left" in text:
+        return "; free room on the disk of the database, then do the same again: what was written before is kept"
     if "readonly" in text or "unable to open" in text:
         return "; its folder must exist and be writable"
     return ""

@@ -172,6 +172,15 @@ def test_a_database_that_is_not_there_is_named(postgres):
         Store.open(postgres.url("nothing"))
 
 
+def test_a_database_without_room_says_what_to_do(tmp_path):
+    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
+        with store._database.reading() as connection:
+            connection.exec_driver_sql("PRAGMA max_page_count=1")  # it grows no more
+        with pytest.raises(StoreError, match="free room on the disk of the database, then do the same again"):
+            store.create_study("large", config={"text": "x" * 10**6}, config_hash="cafe", arms=["dense"])
+        assert store.studies() == ()
+
+
 @pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
 def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path, content):
     path = tmp_path / "store.db"

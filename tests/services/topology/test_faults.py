@@ -158,7 +158,8 @@ def test_a_full_disk_under_the_artifacts(scene: Scene) -> None:
         scene.submit("full-disk", {**LONG, "export": ["dense"]})
         row = scene.wait_for_end("full-disk")
         assert row.state == "failed"
-        assert "No space left on device" in row.message
+        assert row.message.startswith(f"the disk under {models} is full")
+        assert row.message.endswith("resume the study in the service: it goes on where it stopped")
         assert trials(scene.store, "full-disk") == scene.undisturbed
         told = row.message
     assert scene.client("POST", "/v1/studies/full-disk/resume")[0] in (200, 202)

@@ -1,0 +1,59 @@
+"""A full disk is told in one sentence, whoever met it; other errors stay what they are."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from services.disk import DiskFull, room_in
+from services.store import StoreError
+
+FULL = Path("/dev/full")  # refuses every byte, as a disk without room does
+pytestmark = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+
+
+def write_text() -> None:
+    with FULL.open("w") as file:
+        file.write("x")
+
+
+def raise_what_a_library_says() -> None:
+    raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def raise_from_a_full_disk() -> None:
+    try:
+        write_text()
+    except OSError as error:
+        raise ValueError("the report cannot be written") from error
+
+
+def raise_from_a_full_database() -> None:
+    try:
+        write_text()
+    except OSError as error:
+        raise StoreError("could not extend file: No space left on device") from error
+
+
+@pytest.mark.parametrize("write", [write_text, raise_what_a_library_says, raise_from_a_full_disk])
+def test_a_full_disk_is_told_in_one_sentence(tmp_path, write):
+    folder = tmp_path / "runs" / "example"
+    with pytest.raises(DiskFull) as told, room_in(folder, again="run the same command again"):
+        write()
+    sentence = str(told.value)
+    assert sentence.startswith(f"the disk under {tmp_path} is full (")
+    assert "every trial that has ended is kept" in sentence
+    assert sentence.endswith("free 100 MB there and run the same command again: it goes on where it stopped")
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), KeyError("x"), StoreError("database or disk is full")])
+def test_other_errors_stay_what_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as told, room_in(tmp_path, again="again"):
+        raise error
+    assert told.value is error
+
+
+def test_a_database_without_room_is_no_disk_of_the_study(tmp_path):
+    with pytest.raises(StoreError), room_in(tmp_path, again="again"):
+        raise_from_a_full_database()
