@@ -1,13 +1,15 @@
 """What was done to the service and what came of it: printed, and written where ``FAULTS_REPORT`` says.
 
-Faults that were not injected this time keep the lines that the page has of them.
+The page is of one run: it has a line of every fault that was injected, and whose checks all held, in that.
 """
 
 import json
 import os
 import platform
 import sys
+import time
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ Every service of [docker-compose.yml](../guides/compose.md) runs as a process of
 environment and order; each fault is injected while a trial trains. Afterwards the trials in the store (state, sample
 passes, score, every epoch) are equal to those of a run to which nothing happened: nothing that had finished was lost,
 and nothing was charged twice. MLflow has each trial once, after `nas-blockout sync`.
-Command: `make test-faults`{setting}; the lines are of several runs, the last of each fault.
+Command: `make test-faults`{setting}; one run of {date}.
 
 "Jobs" are the Ray jobs that the study took, "attempts lost" those of its trials that a fault cut off, "lost or twice"
 what was missing or double in store or MLflow; "ended after" counts from the fault.
@@ -46,19 +48,23 @@ def note(line: Line) -> None:
     """Print a line and write it into the page, in the place of what was found of the same fault before."""
     sys.stdout.write("\n" + "  ".join(map(str, astuple(line))) + "\n")
     if given := os.environ.get("FAULTS_REPORT"):
-        path = Path(given)
-        path.write_text(report(line, path.read_text(encoding="utf-8") if path.exists() else ""), encoding="utf-8")
+        Path(given).write_text(report([*_NOTED, line]), encoding="utf-8")
+    _NOTED.append(line)
 
 
-def report(line: Line, page: str) -> str:
-    """The page of the docs with a line; a line is only there if what it says was found to hold."""
+_NOTED: list[Line] = []
+
+
+def report(lines: Sequence[Line]) -> str:
+    """The page of the docs; a line is only there if what it says was found to hold."""
     down = os.environ.get("FAULT_SECONDS")
-    told = f"{line.jobs} | {line.retried} | 0 | {line.seconds:.0f} s | {line.told}"
-    rows = {row.split(" | ")[0]: row for row in page.splitlines() if row.startswith("| ") and " s | " in row}
-    rows[f"| {line.fault}"] = f"| {line.fault} | {line.times} | {told} |"
+    rows = [
+        f"| {line.fault} | {line.times} | {line.jobs} | {line.retried} | 0 | {line.seconds:.0f} s | {line.told} |"
+        for line in lines
+    ]
     machine = f"\nPython {platform.python_version()}, {os.cpu_count()} processors, shared with other work.\n"
-    head = _HEAD.format(setting=f" with `FAULT_SECONDS={down}`" if down else "")
-    return head + "\n".join(rows.values()) + "\n" + machine
+    head = _HEAD.format(setting=f" with `FAULT_SECONDS={down}`" if down else "", date=time.strftime("%Y-%m-%d"))
+    return head + "\n".join(rows) + "\n" + machine
 
 
 def mlflow_runs(system: System, study: str) -> list[str]:
