@@ -2,8 +2,11 @@
 
 ``python benchmarks/service.py studies`` fills a store with 10,000 studies and 100,000 trials and times list and show
 over HTTP; ``python benchmarks/service.py clients`` lets 200 clients of 20 owners list once a second and follow a study
-each for a minute, while one of them trains. Service, clients and study are sessions of their own, between which Linux
-divides the processors; what trains has an eighth of the weight of the others, as docker-compose.yml gives it. ``--url
+each for a minute, while one of them trains; ``python benchmarks/service.py costs --against FOLDER`` says how much
+processor time a request takes of the service, here and in another checkout, asked in turns.
+
+Service, clients and study are sessions of their own, between which Linux divides the processors; what trains has an
+eighth of the weight of the others, as docker-compose.yml gives it. ``--url
 postgresql+psycopg://user@host/empty-database`` takes another database than SQLite in a folder that is removed
 afterwards.
 """
@@ -35,7 +38,9 @@ from services.study_file import Study, parse, resolve
 
 CALL = "import sys; from services.cli import main; main(sys.argv[1:])"
 STORE = runpy.run_path(str(Path(__file__).with_name("store.py")))
+ROOT = Path(__file__).parents[1]
 OWNERS, STUDIES = 20, 20
+COST_REQUESTS, COST_SECONDS = 100, 5.0
 STUDY = {
     "schema_version": 1,
     "name": "trained",
@@ -54,14 +59,17 @@ def study(name: str = "trained") -> Study:
 
 
 @contextlib.contextmanager
-def serving(home: Path, url: str) -> Iterator[tuple[str, dict[str, str], psutil.Process]]:
+def serving(home: Path, url: str, checkout: Path = ROOT) -> Iterator[tuple[str, dict[str, str], psutil.Process]]:
     """Run the service; yield its address, the environment of all that belongs to it, and its process."""
-    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "NAS_BLOCKOUT_STORE_URL": url,
-                   "NAS_BLOCKOUT_TRACKING_URI": "none", "NAS_BLOCKOUT_API_TOKEN": secrets.token_hex(32),
-                   "NAS_BLOCKOUT_API_RATE": "1000"}  # fmt: skip
+    own = {"HOME": str(home), "STORE_URL": url, "TRACKING_URI": "none", "API_TOKEN": secrets.token_hex(32)}
+    environment = {
+        **os.environ,
+        **{f"NAS_BLOCKOUT_{name}": value for name, value in (own | {"API_RATE": "1000"}).items()},
+    }
+    environment["PYTHONPATH"] = str(checkout)
     command = [sys.executable, "-c", CALL, "serve", "api", "--port", "0"]
     with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, env=environment, cwd=checkout, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as server:
         found = re.match(r"(http://\S+)/ serves", server.stderr.readline())
         try:
@@ -190,15 +198,66 @@ async def until(ends: float, task: Coroutine[None, None, None]) -> None:
             await task
 
 
-def time_clients(home: Path, url: str, clients: int, seconds: float) -> None:
+def owned(url: str) -> list[str]:
+    """Give a store studies of many owners; return a token of each."""
+    tokens = []
     with Store.open(url) as store:
-        tokens = []
         for owner in range(OWNERS):
             tokens.append(store.create_token("", owner=f"owner-{owner}", scope="read")[1])
             for number in range(STUDIES):
                 name = f"trained-{owner}" if number == 0 else f"owner-{owner}-{number}"
                 each = study(name)
                 store.enqueue(name, document=each.to_json(), config_hash=each.hash, owner=f"owner-{owner}")
+    return tokens
+
+
+async def weigh(addresses: list[str], servers: list[psutil.Process], tokens: list[str], rounds: int) -> list[Samples]:
+    """Return what requests and streams cost each of several services, in milliseconds, asked in turns."""
+    found: list[Samples] = [defaultdict(list) for _ in servers]
+    paths = {"list": "/v1/studies?limit=20", "show": "/v1/studies/trained-0", "no route": "/healthz"}
+    for turn in range(rounds + 1):
+        for samples, address, server in zip(found, addresses, servers, strict=True):
+            for name, path in paths.items():
+                clients = [Client(address, token) for token in (tokens if name == "list" else tokens[:1])]
+                for client in clients:  # anew: the service closes what is idle
+                    await client.open()
+                before = busy(server)
+                for number in range(COST_REQUESTS):
+                    assert await clients[number % len(clients)].ask(path) == "200"
+                    await clients[number % len(clients)].body()
+                if turn:  # the first warms up
+                    samples[name].append(1000 * (busy(server) - before) / COST_REQUESTS)
+                for client in clients:
+                    client.close()
+    for samples, address, server in zip(found, addresses, servers, strict=True):
+        followers = [
+            following(Client(address, tokens[n % OWNERS]), f"trained-{n % OWNERS}", defaultdict(list))
+            for n in range(200)
+        ]
+        tasks = [asyncio.create_task(each) for each in followers]
+        await asyncio.sleep(COST_SECONDS)
+        before = busy(server)
+        await asyncio.sleep(COST_SECONDS)
+        samples["stream, a second"].append(1000 * (busy(server) - before) / COST_SECONDS / len(tasks))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return found
+
+
+def time_costs(home: Path, url: str, rounds: int, against: list[Path]) -> None:
+    tokens, checkouts = owned(url), [ROOT, *against]
+    with contextlib.ExitStack() as stack:
+        ran = [stack.enter_context(serving(home, url, checkout)) for checkout in checkouts]
+        found = asyncio.run(weigh([each[0] for each in ran], [each[2] for each in ran], tokens, rounds))
+    print(f"{url.partition(':')[0]}, median of {rounds} rounds of {COST_REQUESTS} requests\n")
+    print(f"| processor time, ms | here | {' | '.join(map(str, against))} |\n|---|{'---|' * len(checkouts)}")
+    for name in found[0]:
+        print(f"| {name} | {' | '.join(f'{statistics.median(each[name]):.2f}' for each in found)} |")
+
+
+def time_clients(home: Path, url: str, clients: int, seconds: float) -> None:
+    tokens = owned(url)
     (home / "study.yaml").write_text(yaml.safe_dump({**STUDY, "name": "trained-0"}), encoding="utf-8")
     with serving(home, url) as (address, environment, server):
         command = [sys.executable, "-c", CALL, "run", str(home / "study.yaml"), "--quiet"]
@@ -229,8 +288,8 @@ def time_clients(home: Path, url: str, clients: int, seconds: float) -> None:
 
 def busy(process: psutil.Process) -> float:
     """Return the seconds of processor time that a process has taken."""
-    times = process.cpu_times()
-    return times.user + times.system
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
 def stand_back(driver: int) -> None:
@@ -253,10 +312,12 @@ def percentile(found: list[float], share: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["studies", "clients"])
+    parser.add_argument("what", choices=["studies", "clients", "costs"])
     parser.add_argument("--url", help="an empty database; SQLite in a temporary folder if left out")
     parser.add_argument("--studies", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--against", type=Path, action="append", default=[], help="another checkout")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()
@@ -264,6 +325,8 @@ def main() -> None:
         url = options.url or f"sqlite:///{folder}/store.db"
         if options.what == "studies":
             time_studies(Path(folder), url, options.studies, options.repeats)
+        elif options.what == "costs":
+            time_costs(Path(folder), url, options.rounds, options.against)
         else:
             time_clients(Path(folder), url, options.clients, options.seconds)
 
