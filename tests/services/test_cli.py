@@ -1,11 +1,6 @@
 """Every command: what it prints, where, and the code it ends with; and that bad input changes nothing."""
 
-import json
-import signal
 import socket
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ import yaml
 from services import cli
 from services.store import Store
 from services.study_file import parse, resolve
+from tests.services.program import Call, here
 
 STUDY: dict[str, Any] = {
     "schema_version": 1,
@@ -31,20 +27,6 @@ EXPERIMENT = {"method": {"name": "none"}, "training": {"learning_rate": 0.1}}
 HOSTILE = "diverged [/red] [bold]\x1b[31m"
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Call = Callable[..., Ended]
-
-
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that has nothing in it, which is the home of all that is called."""
@@ -57,23 +39,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def call(home: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
+def call(home: Path) -> Call:
     """Calls the program as its script does, in this process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    hook = sys.excepthook
-
-    def called(*arguments: object) -> Ended:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-        streams = capsys.readouterr()
-        assert "Traceback" not in streams.err
-        return Ended(int(ended.value.code or 0), streams.out, streams.err)
-
-    yield called
-    sys.excepthook = hook
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return here
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +23,8 @@ from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run
 from nas_blockout.export import ModelDescription, export_model
 from nas_blockout.train import TrainingSettings
-from services import cli
 from tests.nas_blockout.export.examples import Hostile, rehashed, saved
+from tests.services.program import Call, here
 
 ARCHITECTURE = Architecture(
     2,
@@ -38,35 +36,9 @@ ARCHITECTURE = Architecture(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Ended]
-
-
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    monkeypatch.setenv("NAS_BLOCKOUT_HOME", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "200")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    hook = sys.excepthook
-
-    def called(*arguments: object) -> Ended:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-        streams = capsys.readouterr()
-        assert "Traceback" not in streams.err
-        return Ended(int(ended.value.code or 0), streams.out, streams.err)
-
-    yield called
-    sys.excepthook = hook
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def call(tmp_path: Path) -> Call:
+    return partial(here, NAS_BLOCKOUT_HOME=str(tmp_path), COLUMNS="200")
 
 
 @dataclass(frozen=True, slots=True)

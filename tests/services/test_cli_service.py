@@ -3,21 +3,18 @@
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from services import cli
 from services.store import Store
+from tests.services.program import COMMAND, here
 
 ROOT = "q7Rz_0vLw2-Xb9TnYd4K"
-CALL = "import sys; from services.cli import main; main(sys.argv[1:])"
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -29,15 +26,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def call(home: Path, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(home: Path) -> Call:
     def run(*words: str) -> tuple[int, str, str]:
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        with pytest.raises(SystemExit) as ended:
-            cli.main(words)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
+        ended = here(*words)
+        return ended.code, ended.out, ended.err
 
     return run
 
@@ -97,7 +89,7 @@ def test_the_worker_does_not_start_without_a_cluster(call):
 @pytest.fixture
 def server(home: Path) -> Iterator["subprocess.Popen[str]"]:
     """The API as a user starts it, on a free port."""
-    command = [sys.executable, "-c", CALL, "serve", "--port", "0"]
+    command = [*COMMAND, "serve", "--port", "0"]
     environment = {**os.environ, "NAS_BLOCKOUT_API_TOKEN": ROOT}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as started:
         yield started

@@ -1,19 +1,14 @@
 """`nas-blockout replay`, `estimate` and `compare`: what they print, and the codes they end with."""
 
-import json
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from services import cli
 from services.store import Store
 from services.study_file import parse, resolve
+from tests.services.program import Call, here
 
 STUDY: dict[str, Any] = {
     "schema_version": 1,
@@ -27,20 +22,6 @@ STUDY: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Call = Callable[..., Ended]
-
-
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NAS_BLOCKOUT_HOME", str(tmp_path))
@@ -50,23 +31,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
+def call() -> Call:
     """Calls the program as its script does, in this process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    hook = sys.excepthook
-
-    def called(*arguments: object) -> Ended:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-        streams = capsys.readouterr()
-        assert "Traceback" not in streams.err
-        return Ended(int(ended.value.code or 0), streams.out, streams.err)
-
-    yield called
-    sys.excepthook = hook
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return here
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""One export of all example models, in one go, that the tests of the package read or copy."""
+"""One export of all example models, in one go, that the tests of the package read or copy, in whichever process."""
 
 import shutil
 from collections.abc import Callable
@@ -9,12 +9,16 @@ import pytest
 
 from nas_blockout.export import export_models
 from tests.nas_blockout.export.examples import COLOURED, DESCRIPTION, network, unbranched
+from tests.once import once
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the exported models `branched`, `dense` and those that are not built from stages."""
-    folder = tmp_path_factory.mktemp("models")
+    return once(tmp_path_factory, "models", export_examples)
+
+
+def export_examples(folder: Path) -> None:
     dense = network(branched=False).train()
     models = [
         (network(branched=True), folder / "branched", DESCRIPTION),
@@ -23,7 +27,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     assert [found.findings for found in export_models(models)] == [()] * len(models)
     assert dense.training, "a model is left as it was"
-    return folder
 
 
 @pytest.fixture(scope="session")
