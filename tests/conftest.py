@@ -4,6 +4,7 @@
 """
 
 import os
+from pathlib import Path
 
 # Before torch is imported by any test, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +21,8 @@ def pytest_configure() -> None:
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
     os.environ["RAY_AUTH_MODE"] = "token"  # Ray reads it once a process, whichever test imports it first
+    # 15 by itself: the short tests would starve the trials of the long ones.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray's own spelling
     torch.set_num_threads(1)
     hypothesis.settings.register_profile("explore", max_examples=1000, deadline=None)
     hypothesis.settings.register_profile("repeatable", derandomize=True, max_examples=50, deadline=None)
@@ -27,6 +30,9 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files with slow tests first: begun last, one of them would keep a single worker busy to the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Put the files with slow tests first, the longest ahead: begun last, it would keep one worker to the end."""
+    seconds: dict[Path, float] = {}
+    for item in items:
+        if (slow := item.get_closest_marker("slow")) is not None:
+            seconds[item.path] = max(seconds.get(item.path, 0), *slow.args, 1)
+    items.sort(key=lambda item: -seconds.get(item.path, 0))
