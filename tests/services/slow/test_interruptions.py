@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +14,10 @@ import pytest
 import yaml
 
 from services.store import Store, TrialRow
+from tests.services.program import COMMAND, of
 
 pytestmark = pytest.mark.slow
 
-PROGRAM = "from services.cli import main; main()"
 STUDY: dict[str, Any] = {
     "schema_version": 1,
     "name": "interrupted",
@@ -27,6 +26,7 @@ STUDY: dict[str, Any] = {
     "training": {"epochs": 400, "batch_size": 16},
     "budget": {"sample_passes": 240_000},
     "retrain": {"seeds": [0, 1]},
+    "workers": {"at_once": 1},
     "arms": {"dense": {}},
 }
 
@@ -35,11 +35,9 @@ STUDY: dict[str, Any] = {
 def running(home: Path) -> Iterator[subprocess.Popen[str]]:
     """The program, running the study; what is left of it is killed at the end."""
     (home / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "NAS_BLOCKOUT_TRACKING_URI": "none"}
-    command = [sys.executable, "-c", PROGRAM, "run", str(home / "study.yaml")]
-    program = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command, environment = [*COMMAND, "run", str(home / "study.yaml")], {**os.environ, **of(home)}
+    program = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
     try:
         yield program
     finally:
