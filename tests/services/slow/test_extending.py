@@ -1,9 +1,6 @@
 """A study that Ray has run is extended from the command line: nothing that stands is trained again."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +8,10 @@ import pytest
 import yaml
 
 from services.store import Store, TrialRow
+from tests.services.program import RUNS_HERE, Ended, here, of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, *RUNS_HERE]
 
-PROGRAM = "from services.cli import main; main()"
 STUDY: dict[str, Any] = {
     "schema_version": 1,
     "name": "grows",
@@ -23,18 +20,18 @@ STUDY: dict[str, Any] = {
     "training": {"epochs": 3},
     "budget": {"sample_passes": 720},
     "retrain": {"seeds": [0, 1]},
+    "workers": {"at_once": 1},
+    "export": ["random"],
     "arms": {
         "random": {"space": ["training", "branched"]},
         "thin": {"space": ["training"], "match": {"arm": "random"}},
     },
 }
-MORE = ("budget.sample_passes=1260", "retrain.seeds=[0, 1, 2]", "arms.dropout={method: {name: dropout}}")
+MORE = ("budget.sample_passes=1260", "retrain.seeds=[0, 1, 2]", "arms.dropout={method: {name: dropout}}", "export=null")
 
 
-def call(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "NAS_BLOCKOUT_TRACKING_URI": "none"}
-    command = [sys.executable, "-c", PROGRAM, *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+def call(home: Path, *words: object) -> Ended:
+    return here(*words, **of(home))
 
 
 def trials(home: Path) -> tuple[TrialRow, ...]:
@@ -45,15 +42,15 @@ def trials(home: Path) -> tuple[TrialRow, ...]:
 def test_a_finished_study_is_extended_and_replayed(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(STUDY))
-    ended = call(tmp_path, "run", "--quiet", str(path))
-    assert ended.returncode == 0, ended.stderr
+    ended = call(tmp_path, "run", "--quiet", path)
+    assert ended.code == 0, ended.err
     first, folder = trials(tmp_path), tmp_path / "runs" / "grows"
     before = (folder / "comparison.json").read_text()
 
     assignments = [word for assignment in MORE for word in ("--set", assignment)]
-    ended = call(tmp_path, "run", "--quiet", str(path), *assignments)
-    assert ended.returncode == 0, ended.stderr
-    assert "the study was extended once after its result was known" in " ".join(ended.stdout.split())
+    ended = call(tmp_path, "run", "--quiet", path, *assignments)
+    assert ended.code == 0, ended.err
+    assert "the study was extended once after its result was known" in " ".join(ended.out.split())
     rows = trials(tmp_path)
     assert rows[: len(first)] == first
     assert (folder / "comparison.1.json").read_text() == before
@@ -64,8 +61,8 @@ def test_a_finished_study_is_extended_and_replayed(tmp_path: Path) -> None:
         assert document["arms"][arm]["cost"]["search"]["sample_passes"] == 720
         assert (folder / "models" / arm / "model.onnx").exists()
 
-    again = call(tmp_path, "run", "--quiet", "--json", str(path))
-    assert json.loads(again.stdout) == document
+    again = call(tmp_path, "run", "--quiet", "--json", path)
+    assert again.json == document
     assert trials(tmp_path) == rows
     replayed = call(tmp_path, "replay", "grows", "--repeats", "2", "--json")
-    assert json.loads(replayed.stdout)["reproduced"] is True
+    assert replayed.json["reproduced"] is True
