@@ -25,7 +25,8 @@ class ConfusionSettings(TwoStageSettings):
         clustering: ``spectral`` into a given number of branches, or ``affinity`` propagation, which finds the number.
         branches: Branches of the spectral clustering, 2 or more.
         overlap: Whether a class also joins every branch that holds at least ``1 / (5 branches)`` of its probability.
-        split_layers: Layers of nodes that branch, counted back from the one before the classes, 1 or more.
+        split_layers: Layers of nodes that branch, counted back from the one before the classes, 1 or more. Where affinity
+            propagation finds more branches than a layer has nodes, that layer and those before it do not branch.
         weights: ``inherited`` carries the dense network's weights over, ``scratch`` draws new ones.
     """
 
@@ -118,16 +119,19 @@ def memberships(network: BranchedNetwork, classes: Tensor, settings: ConfusionSe
         Booleans, shape ``(nodes, branches)``, by stage.
 
     Raises:
-        ValueError: A layer that should branch does not exist or has fewer nodes than there are branches.
+        ValueError: A layer that should branch does not exist or has fewer nodes than the branches that were asked for.
     """
-    names = [stage.name for stage in network.plan]
-    if settings.split_layers > len(names) - 1:
+    names, split_layers = [stage.name for stage in network.plan], settings.split_layers
+    if split_layers > len(names) - 1:
         raise ValueError(f"split_layers must lie in 1..{len(names) - 1}, got split_layers={settings.split_layers}")
     classes = classes.to(next(network.parameters()).device)
     found = {names[-1]: classes}
     for position in range(len(names) - 2, -1, -1):
         stage, after = network.plan[position], network.stages[names[position + 1]]
-        if len(names) - 2 - position >= settings.split_layers:
+        split = len(names) - 2 - position
+        if settings.clustering == "affinity" and stage.width < classes.shape[1]:
+            split_layers = min(split_layers, split)  # nobody could know how many branches it would find
+        if split >= split_layers:
             found[stage.name] = torch.ones(stage.width, classes.shape[1], dtype=torch.bool, device=classes.device)
             continue
         assert isinstance(after, BranchedStage)

@@ -96,6 +96,18 @@ def test_nodes_follow_the_classes_that_read_them_and_the_trunk_is_shared(splits:
         memberships(network, classes, ConfusionSettings(branches=2, split_layers=4))
 
 
+def test_a_layer_with_fewer_nodes_than_affinity_found_branches_does_not_branch(splits: Splits) -> None:
+    network = build(replace(BRANCHED, confusion=None), splits)
+    assert isinstance(network, BranchedNetwork)
+    classes = torch.nn.functional.one_hot(torch.arange(10) % 7).bool()  # seven branches, and six nodes in conv1
+    found = memberships(network, classes, ConfusionSettings(clustering="affinity", split_layers=3))
+    assert found["conv1"].all()
+    for name in ("features", "hidden"):
+        assert found[name].sum(1).eq(1).all(), name
+    with pytest.raises(ValueError, match="needs a node for each of 7 branches, 'conv1' has 6"):
+        memberships(network, classes, ConfusionSettings(branches=7, split_layers=3))
+
+
 @pytest.mark.parametrize(
     "settings",
     [
