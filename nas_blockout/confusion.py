@@ -25,8 +25,8 @@ class ConfusionSettings(TwoStageSettings):
         clustering: ``spectral`` into a given number of branches, or ``affinity`` propagation, which finds the number.
         branches: Branches of the spectral clustering, 2 or more.
         overlap: Whether a class also joins every branch that holds at least ``1 / (5 branches)`` of its probability.
-        split_layers: Layers of nodes that branch, counted back from the one before the classes, 1 or more. Where affinity
-            propagation finds more branches than a layer has nodes, that layer and those before it do not branch.
+        split_layers: Layers of nodes that branch, counted back from the one before the classes, 1 or more. Where
+            affinity propagation finds more branches than a layer has nodes, it and the layers before it stay whole.
         weights: ``inherited`` carries the dense network's weights over, ``scratch`` draws new ones.
     """
 
