@@ -10,6 +10,7 @@ from pathlib import Path
 from services.store import StoreError
 
 ROOM_BYTES = 100 * 10**6
+_ROOM = f"{ROOM_BYTES / 1e6:.0f} MB"
 _NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT})
 _WORDS = ("No space left on device", "Disk quota exceeded")  # as libraries in other languages pass it on
 
@@ -35,10 +36,18 @@ def room_in(folder: Path, *, again: str) -> Iterator[None]:
         if not any(_tells(each) for each in _chain(error)):
             raise
         place, free = _fullest(folder)
+        where = f"the disk under {place} is full ({free / 1e6:.1f} MB free)"
+        if free >= ROOM_BYTES:
+            where = f"a disk to which the study of {folder} writes, here or on a worker, had no room"
         raise DiskFull(
-            f"the disk under {place} is full ({free / 1e6:.1f} MB free): every trial that has ended is kept, with what "
-            f"was written before; free {ROOM_BYTES / 1e6:.0f} MB there and {again}: it goes on where it stopped"
+            f"{where}: every trial that has ended is kept, with what was written before; free "
+            f"{_ROOM} there and {again}: it goes on where it stopped"
         ) from error
+
+
+def is_told(failure: str) -> bool:
+    """Whether the text of an error says that a disk is full."""
+    return any(words in failure for words in _WORDS)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -48,7 +57,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _tells(error: BaseException) -> bool:
-    return getattr(error, "errno", None) in _NUMBERS or any(words in str(error) for words in _WORDS)
+    return getattr(error, "errno", None) in _NUMBERS or is_told(str(error))
 
 
 def _fullest(folder: Path) -> tuple[Path, int]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nas_blockout.experiment import Experiment
 from services import cluster
 from services.artifacts import ArtifactError, fetch_folder, place_of, remove
 from services.budget import Unit, shares
+from services.disk import is_told
 from services.extension import enter
 from services.folder import Folder, environment, write_json, write_yaml
 from services.search import RETRAIN, SEARCH, TERMINAL, Entry, Plan, Proposal
@@ -130,7 +132,11 @@ class Driver:
         return self._task(trial)
 
     def report(self, report: Report) -> bool:
-        """Write epoch records, a new attempt after a restart, and the end of a trial; return whether it is stopped."""
+        """Write epoch records, a new attempt after a restart, and the end of a trial; return whether it is stopped.
+
+        Raises:
+            OSError: A disk of the worker is full; the trial is neither failed nor charged, but runs again.
+        """
         entry = self._entries[report.trial]
         if entry.state in TERMINAL:
             return entry.state == "pruned"
@@ -141,6 +147,8 @@ class Driver:
             self.store.record_epochs(report.trial, report.records, worker=report.worker)
             curve = longer(entry.curve, report.records) if self._watched(entry.arm, entry.phase) else ()
             self._update(report.trial, spent=int(report.records[-1]["sample_passes"]), curve=curve)
+        if report.failure is not None and is_told(report.failure):  # the next trial would fail, too, and be charged
+            raise OSError(ENOSPC, f"trial {report.trial}: {report.failure}")
         if report.failure is not None:
             self._finish(report.trial, "failed", reason=report.failure)
         elif report.result is not None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from services.disk import DiskFull, room_in
+from services.disk import DiskFull, is_told, room_in
 from services.store import StoreError
+from services.worker import describe_error
 
 FULL = Path("/dev/full")  # refuses every byte, as a disk without room does
 pytestmark = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
@@ -36,15 +37,28 @@ def raise_from_a_full_database() -> None:
 
 
 @pytest.mark.parametrize("write", [write_text, raise_what_a_library_says, raise_from_a_full_disk])
-def test_a_full_disk_is_told_in_one_sentence(tmp_path, write):
+@pytest.mark.parametrize("still", [True, False])
+def test_a_full_disk_is_told_in_one_sentence(tmp_path, monkeypatch, write, still):
     folder = tmp_path / "runs" / "example"
+    monkeypatch.setattr("services.disk.ROOM_BYTES", 10**18 if still else 0)
     with pytest.raises(DiskFull) as told, room_in(folder, again="run the same command again"):
         write()
     sentence = str(told.value)
-    assert sentence.startswith(f"the disk under {tmp_path} is full (")
+    if still:
+        assert sentence.startswith(f"the disk under {tmp_path} is full (")
+    else:
+        assert sentence.startswith(f"a disk to which the study of {folder} writes, here or on a worker, had no room")
     assert "every trial that has ended is kept" in sentence
     assert sentence.endswith("free 100 MB there and run the same command again: it goes on where it stopped")
     assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("write", [write_text, raise_what_a_library_says])
+def test_a_worker_that_meets_a_full_disk_is_understood(write):
+    with pytest.raises((OSError, RuntimeError)) as met:
+        write()
+    assert is_told(describe_error(met.value))
+    assert not is_told("RuntimeError: loss is not finite")
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), KeyError("x"), StoreError("database or disk is full")])

@@ -1,7 +1,9 @@
 """The driver and a worker without Ray between them: who is stopped, what is charged, and that deaths change nothing."""
 
+import os
 import random
 from collections.abc import Callable
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from services.settings import Settings
 from services.store import Store, TrialRow
 from services.study import Driver
 from services.study_file import Study, parse, resolve
-from services.worker import Worker
+from services.worker import Report, Worker, describe_error
 
 EPOCHS, IMAGES = 9, 50
 ASHA = {"name": "asha", "reduction_factor": 3}
@@ -57,10 +59,10 @@ class Machine:
         self.store = Store.open(self.settings.store_url)
         self.store.create_study(study.name, config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
 
-    def live(self, dies: Dies = lambda: False) -> None:
-        """Run until the study has ended, or until death at one of the moments between two steps."""
+    def driver(self) -> Driver:
+        """A driver of what is left."""
         self.store.requeue_running(self.study.name)
-        driver = Driver(
+        return Driver(
             self.study,
             self.splits,
             self.store,
@@ -68,6 +70,10 @@ class Machine:
             settings=self.settings,
             observe=lambda progress: None,
         )
+
+    def live(self, dies: Dies = lambda: False) -> None:
+        """Run until the study has ended, or until death at one of the moments between two steps."""
+        driver = self.driver()
         worker = Worker(report_seconds=1000)
 
         def moment() -> None:
@@ -111,6 +117,22 @@ def test_a_study_whose_processes_die_at_any_moment_ends_like_one_whose_live(tmp_
     assert [outcome(row) for row in disturbed.trials] == [outcome(row) for row in undisturbed.trials]
     states = [row.state for row in undisturbed.trials]
     assert states.count("pruned") > 4
+
+
+def test_a_full_disk_ends_the_driver_and_no_trial(tmp_path: Path, splits: Splits) -> None:
+    study = study_of(random={"space": ["training"]})
+    undisturbed, disturbed = Machine(tmp_path / "a", study, splits), Machine(tmp_path / "b", study, splits)
+    undisturbed.live()
+    driver = disturbed.driver()
+    task = driver.next()
+    assert task is not None
+    failure = describe_error(OSError(ENOSPC, os.strerror(ENOSPC)))
+    with pytest.raises(OSError, match=f"trial {task.trial}: OSError") as told:
+        driver.report(Report(task.trial, "one:1", (), failure=failure))
+    assert told.value.errno == ENOSPC
+    assert [row.state for row in disturbed.trials] == ["running"]
+    disturbed.live()
+    assert [outcome(row) for row in disturbed.trials] == [outcome(row) for row in undisturbed.trials]
 
 
 def test_a_stopped_trial_is_charged_what_it_used_and_says_why(tmp_path: Path, splits: Splits) -> None:
