@@ -47,12 +47,14 @@ class RayCluster:
     """
 
     def __init__(self, folder: Path, storage: str) -> None:
-        self.folder, self.storage, self.token = folder, storage, TOKEN
+        self.folder, self.storage = folder, storage
+        known = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", ""))
+        self.token = known.read_text().strip() if known.is_file() else TOKEN  # Ray reads it once a process
         self.home = folder / "home"
         (folder / "bin").mkdir()
         (folder / "bin" / "nas-blockout").write_text(PROGRAM)
         (folder / "bin" / "nas-blockout").chmod(0o755)
-        (folder / "token").write_text(TOKEN)
+        (folder / "token").write_text(self.token)
         self._nodes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
@@ -64,20 +66,27 @@ class RayCluster:
         self.add_node()
 
     @property
+    def own(self) -> dict[str, str]:
+        """What says where the cluster is, and what its studies share."""
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+            "NAS_BLOCKOUT_HOME": str(self.home),
+            "NAS_BLOCKOUT_ARTIFACTS": self.storage,
+            "NAS_BLOCKOUT_TRACKING_URI": "none",
+        }
+
+    @property
     def environment(self) -> dict[str, str]:
         """What nodes, their jobs and the commands of the tests run in."""
         return {
             **os.environ,
+            **self.own,
             "PATH": f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "ignore",
             "OMP_NUM_THREADS": "1",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "NAS_BLOCKOUT_HOME": str(self.home),
-            "NAS_BLOCKOUT_ARTIFACTS": self.storage,
-            "NAS_BLOCKOUT_TRACKING_URI": "none",
         }
 
     def add_node(self) -> None:
@@ -174,10 +183,10 @@ def storage() -> Iterator[str]:
 def ray_cluster(storage: str) -> Iterator[RayCluster]:
     """A head and another node with one processor each; entered with its token."""
     folder = Path(tempfile.mkdtemp(prefix="nas-ray-"))
+    cluster = RayCluster(folder, storage)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
-        cluster = RayCluster(folder, storage)
         try:
             cluster.start()
             yield cluster

@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,16 +18,10 @@ import yaml
 from services.cluster import ClusterError
 from services.cluster.jobs import Jobs, job_id
 from services.study_file import Study, study_of
+from tests.services.program import COMMAND, RUNS_HERE, Ended, alone, here, of
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    # Ray's own connections and files are not ours to close.
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.slow(120), pytest.mark.timeout(900), *RUNS_HERE]
 
-PROGRAM = [sys.executable, "-c", "from services.cli import main; main()"]
 SUBMIT_BY_RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "job", "submit"]
 STUDY: dict[str, Any] = {
     "schema_version": 1,
@@ -47,18 +40,8 @@ def resolved(**changes: Any) -> Study:
     return study_of({**STUDY, **changes}, source="x")
 
 
-def command(cluster: Any, *words: str, program: list[str] = PROGRAM, **changes: str) -> list[Any]:
-    environment = {**cluster.environment, **changes}
-    done = subprocess.run(
-        [*program, *words],
-        env=environment,
-        cwd=cluster.folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    return [done.returncode, done.stdout, done.stderr]
+def command(cluster: Any, *words: object, **changes: str) -> Ended:
+    return here(*words, **{**cluster.own, **changes})
 
 
 def scores(comparison: dict[str, Any]) -> dict[str, Any]:
@@ -80,25 +63,18 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The comparison of the study, run here without a cluster."""
     home = tmp_path_factory.mktemp("home")
     (home / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "NAS_BLOCKOUT_TRACKING_URI": "none"}
-    done = subprocess.run(
-        [*PROGRAM, "run", str(home / "study.yaml"), "--json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    document: dict[str, Any] = json.loads(done.stdout)
+    ended = here("run", home / "study.yaml", "--json", **of(home))
+    assert ended.code == 0, ended.err[-3000:]
+    document: dict[str, Any] = ended.json
     return document
 
 
 def test_a_submitted_study_ends_as_a_local_one_and_is_one_job(ray_cluster: Any, local: dict[str, Any]) -> None:
     (ray_cluster.folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    words = ("submit", "study.yaml", "--address", ray_cluster.address)
-    code, out, err = command(ray_cluster, *words)
-    study, jobs = resolved(), ray_cluster.jobs()
-    assert code == 0, err[-3000:]
+    words = ("submit", ray_cluster.folder / "study.yaml", "--address", ray_cluster.address)
+    ended = command(ray_cluster, *words)
+    study, jobs, out = resolved(), ray_cluster.jobs(), ended.out
+    assert ended.code == 0, ended.err[-3000:]
     assert f"job {job_id(study)}, study on-a-cluster, configuration {study.hash}, at {ray_cluster.address}" in out
     assert "copying the results to s3://shared/studies/on-a-cluster" in out  # the log of the job
     assert scores(stored("on-a-cluster")) == scores(local)
@@ -111,10 +87,10 @@ def test_a_submitted_study_ends_as_a_local_one_and_is_one_job(ray_cluster: Any, 
     for secret in (ray_cluster.token, "kept-from-everyone", "NAS_BLOCKOUT"):
         assert secret not in details
 
-    code, out, err = command(ray_cluster, *words, "--json")
-    assert code == 0, err
-    assert json.loads(out)["job"] == job_id(study)
-    assert "is there already: succeeded" in err
+    ended = command(ray_cluster, *words, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["job"] == job_id(study)
+    assert "is there already: succeeded" in ended.err
     assert jobs.job(job_id(study, 1)) is None
 
 
@@ -122,46 +98,38 @@ def test_ray_itself_submits_a_folder_and_another_machine_finds_the_results(
     ray_cluster: Any, local: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "plain.yaml").write_text(yaml.safe_dump({**STUDY, "name": "plain"}))
-    words = (
-        "--address",
-        ray_cluster.address,
-        "--working-dir",
-        str(tmp_path),
-        "--",
-        "nas-blockout",
-        "run",
-        "plain.yaml",
-    )
-    code, out, err = command(ray_cluster, *words, program=SUBMIT_BY_RAY)
-    assert code == 0, out[-3000:] + err[-3000:]
+    words = ("--address", ray_cluster.address, "--working-dir", tmp_path, "--", "nas-blockout", "run", "plain.yaml")
+    streams: dict[str, Any] = {"env": ray_cluster.environment, "cwd": ray_cluster.folder, "capture_output": True}
+    done = subprocess.run([*SUBMIT_BY_RAY, *map(str, words)], **streams, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert scores(stored("plain")) == scores(local)
     store = f"sqlite:///{ray_cluster.home / 'runs' / 'nas_blockout.db'}"
     elsewhere = {"NAS_BLOCKOUT_HOME": str(tmp_path / "elsewhere"), "NAS_BLOCKOUT_STORE_URL": store}
-    code, out, err = command(ray_cluster, "run", str(tmp_path / "plain.yaml"), "--json", **elsewhere)
-    assert code == 0, err[-3000:]
-    assert scores(json.loads(out)) == scores(local)
+    ended = command(ray_cluster, "run", tmp_path / "plain.yaml", "--json", **elsewhere)
+    assert ended.code == 0, ended.err[-3000:]
+    assert scores(ended.json) == scores(local)
     assert (tmp_path / "elsewhere" / "runs" / "plain" / "report" / "index.html").stat().st_size > 0
 
 
 def test_the_exit_code_is_that_of_the_job_and_a_failed_job_is_tried_again(ray_cluster: Any) -> None:
     small = {**STUDY, "name": "too-small", "budget": {"sample_passes": 1}}
     (ray_cluster.folder / "small.yaml").write_text(yaml.safe_dump(small))
-    words = ("submit", "small.yaml", "--address", ray_cluster.address)
-    code, out, err = command(ray_cluster, *words)
+    words = ("submit", ray_cluster.folder / "small.yaml", "--address", ray_cluster.address)
+    ended = command(ray_cluster, *words)
     study = study_of(small, source="x")
-    assert code == 2, err
-    assert "budget.sample_passes=1 is too small" in out
-    assert f"{job_id(study)} ended with exit code 2" in err
-    code, out, err = command(ray_cluster, *words, "--no-wait")
-    assert code == 0, err
-    assert f"{job_id(study)} ended with exit code 2; a new attempt goes on with the study" in err
-    assert f"job {job_id(study, 1)}, study too-small" in out
+    assert ended.code == 2, ended.err
+    assert "budget.sample_passes=1 is too small" in ended.out
+    assert f"{job_id(study)} ended with exit code 2" in ended.err
+    ended = command(ray_cluster, *words, "--no-wait")
+    assert ended.code == 0, ended.err
+    assert f"{job_id(study)} ended with exit code 2; a new attempt goes on with the study" in ended.err
+    assert f"job {job_id(study, 1)}, study too-small" in ended.out
 
 
 def test_who_stops_following_leaves_the_job_alone(ray_cluster: Any) -> None:
     long = {**STUDY, "name": "long", "training": {"epochs": 2000}, "budget": {"sample_passes": 360_000}}
     (ray_cluster.folder / "long.yaml").write_text(yaml.safe_dump(long))
-    words = [*PROGRAM, "submit", "long.yaml", "--address", ray_cluster.address]
+    words = [*COMMAND, "submit", "long.yaml", "--address", ray_cluster.address]
     environment, jobs, name = ray_cluster.environment, ray_cluster.jobs(), job_id(study_of(long, source="x"))
     with (ray_cluster.folder / "followed").open("w+") as out:
         process = subprocess.Popen(words, env=environment, cwd=ray_cluster.folder, stdout=out, stderr=subprocess.STDOUT)
@@ -203,16 +171,19 @@ def test_a_wrong_token_a_closed_port_and_another_server_are_told_apart(
             Jobs(address).capacity()
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # which Ray would prefer to what it is told
     assert Jobs(ray_cluster.address).capacity()["CPU"] == 2
-    for wrong in ("f" * 64, ""):
-        monkeypatch.setenv("RAY_AUTH_TOKEN", wrong)
-        monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
-        monkeypatch.setenv("HOME", str(ray_cluster.folder))
-        with pytest.raises(ClusterError, match="does not accept our token; set RAY_AUTH_TOKEN") as caught:
-            Jobs(ray_cluster.address).capacity()
-        assert "ffff" not in str(caught.value)
-    wrong = {"RAY_AUTH_TOKEN": "f" * 64, "NAS_BLOCKOUT_JOBS_ADDRESS": ray_cluster.address}
-    code, _, err = command(ray_cluster, "submit", "quickstart", **wrong)
-    assert (code, err.count("\n")) == (5, 1), err
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("HOME", str(ray_cluster.folder))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
+    with pytest.raises(ClusterError, match="does not accept our token; set RAY_AUTH_TOKEN") as caught:
+        Jobs(ray_cluster.address).capacity()
+    assert "ffff" not in str(caught.value)
+    known = {**ray_cluster.environment, "NAS_BLOCKOUT_JOBS_ADDRESS": ray_cluster.address}
+    ended = alone("submit", "quickstart", **known)
+    assert (ended.code, ended.err.count("\n")) == (5, 1), ended.err
+    del known["RAY_AUTH_TOKEN_PATH"]
+    ended = alone("submit", "quickstart", **{**known, "RAY_AUTH_TOKEN": ""})  # this process keeps what Ray once found
+    assert ended.code == 5, ended.err
+    assert "does not accept our token; set RAY_AUTH_TOKEN" in ended.err.splitlines()[-1]
 
 
 @pytest.fixture
