@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sqlite3
 import subprocess
 import sys
@@ -14,10 +13,10 @@ import yaml
 
 from nas_blockout.data import DataSettings, load
 from services.store import Store
+from tests.services.program import RUNS_HERE, Ended, alone, here, of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow(100), *RUNS_HERE]
 
-PROGRAM = "from services.cli import main; main()"
 SEEDS = [0, 1]
 STUDY: dict[str, Any] = {
     "schema_version": 1,
@@ -53,19 +52,17 @@ print(hits / len(held["y"]))
 """
 
 
-def program(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+def program(home: Path, *words: object) -> Ended:
+    return here(*words, **of(home, tracking=None))
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     (home / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    found = program(home, "run", str(home / "study.yaml"))
-    assert found.returncode == 0, found.stderr[-3000:]
-    assert "By mean test accuracy" in found.stdout
+    found = alone("run", home / "study.yaml", **of(home, tracking=None))
+    assert found.code == 0, found.err[-3000:]
+    assert "By mean test accuracy" in found.out
     return home
 
 
@@ -128,33 +125,32 @@ def test_the_exported_model_alone_has_the_recorded_test_accuracy(
 
 def test_running_again_prints_the_result_and_trains_nothing(home: Path) -> None:
     before = (home / "runs" / "whole" / "comparison.json").stat().st_mtime_ns
-    found = program(home, "run", str(home / "study.yaml"))
-    assert found.returncode == 0, found.stderr
-    assert "By mean test accuracy" in found.stdout
+    found = program(home, "run", home / "study.yaml")
+    assert found.code == 0, found.err
+    assert "By mean test accuracy" in found.out
     assert (home / "runs" / "whole" / "comparison.json").stat().st_mtime_ns == before
     shown = program(home, "show", "whole", "--json")
-    assert shown.returncode == 0, shown.stderr
-    assert json.loads(shown.stdout)
+    assert shown.code == 0, shown.err
+    assert shown.json
 
 
-def test_a_verified_model_with_a_changed_byte_is_refused(home: Path) -> None:
+def test_an_exported_model_with_a_changed_byte_is_refused_until_it_is_exported_again(home: Path) -> None:
     model = home / "runs" / "whole" / "models" / "blockout"
-    found = program(home, "verify", str(model))
-    assert (found.returncode, "verified" in found.stdout) == (0, True), found.stderr
     content = bytearray((model / "weights.safetensors").read_bytes())
     content[-1] ^= 1
     (model / "weights.safetensors").write_bytes(content)
-    refused = program(home, "verify", str(model))
-    assert refused.returncode == 6
-    assert "weights.safetensors" in refused.stdout + refused.stderr
+    refused = program(home, "verify", model)
+    assert refused.code == 6
+    assert "weights.safetensors" in refused.out + refused.err
     again = program(home, "export", "whole", "blockout")
-    assert again.returncode == 0, again.stderr
-    assert program(home, "verify", str(model)).returncode == 0
+    assert again.code == 0, again.err
+    found = program(home, "verify", model)
+    assert (found.code, found.out) == (0, f"{model}: verified\n"), found.err
 
 
 def test_mlflow_has_the_study_once(home: Path) -> None:
     found = program(home, "sync", "whole")
-    assert found.returncode == 0, found.stderr
+    assert found.code == 0, found.err
     with sqlite3.connect(home / "runs" / "mlflow.db") as database:
         runs = database.execute("select name from runs where lifecycle_stage = 'active'").fetchall()
     assert len(runs) == 1 + 4 * len(STUDY["arms"])
@@ -165,8 +161,8 @@ def test_an_arm_that_diverges_ends_the_study_with_4_and_no_ranking(tmp_path: Pat
     wild = {"training": {"optimizer": "sgd", "learning_rate": 1e30}}
     study = {**STUDY, "name": "wild", "arms": {"dense": {}, "wild": wild}, "export": ["dense"]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    found = program(tmp_path, "run", str(tmp_path / "study.yaml"))
-    assert found.returncode == 4, found.stderr[-3000:]
+    found = alone("run", tmp_path / "study.yaml", **of(tmp_path, tracking=None))
+    assert found.code == 4, found.err[-3000:]
     document = json.loads((tmp_path / "runs" / "wild" / "comparison.json").read_text())
     assert document["ranking"] is None
     assert "no retrained model in wild" in document["reason"]
