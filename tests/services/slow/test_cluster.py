@@ -14,7 +14,7 @@ from services.cluster import ClusterError, Resources
 from services.worker import Report, Task, Worker
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow(60),
     # Ray's own processes and files are not ours to close.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -19,7 +19,7 @@ import yaml
 from services.store import Store, TrialRow
 
 KILLS = int(os.environ.get("KILLS", "3"))
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400 + 60 * KILLS)]
+pytestmark = [pytest.mark.slow(60), pytest.mark.timeout(400 + 60 * KILLS)]
 STUDY: dict[str, Any] = {
     "schema_version": 1,
     "name": "killed",
