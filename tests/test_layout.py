@@ -90,8 +90,8 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "search": {"budget", "store", "tracking", "study_file", "search_rules"},
         "cluster": {"study_file", "worker"},
         "study": {
-            "artifacts", "budget", "disk", "extension", "spending", "search", "cluster", "store", "tracking", "study_file",
-            "suitability", "worker", "folder", "comparison", "report", "wording",
+            "artifacts", "budget", "disk", "extension", "spending", "search", "cluster", "store", "tracking",
+            "study_file", "suitability", "worker", "folder", "comparison", "report", "wording",
         },
         "handover": {"store", "study_file", "folder", "comparison", "wording"},
         "results": {
