@@ -24,13 +24,10 @@ from PIL import Image
 
 from nas_blockout.data import DataSettings, load
 from services.store import Store, TrialRow
+from tests.services.program import RUNS_HERE, Ended, alone, here, of
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # of MLflow's own database
-]
+pytestmark = [pytest.mark.slow, *RUNS_HERE]
 
-PROGRAM = "from services.cli import main; main()"
 DATA = {"name": "digits", "train_samples": 300}
 STUDY: dict[str, Any] = {
     "schema_version": 1,
@@ -50,37 +47,40 @@ STUDY: dict[str, Any] = {
         },
     },
 }  # fmt: skip
+ARMS = tuple(STUDY["arms"])
 PICTURES = 60
 START_SECONDS = 120
-# Programs of strangers, whose Python cannot find our packages; they print the test accuracy of a model.
+# Programs of strangers, whose Python cannot find our packages; they print the test accuracies of models.
 ALONE = {
     "model.onnx": """
 import sys, json, numpy, onnxruntime
 images, labels = numpy.load("images.npy"), numpy.load("labels.npy")
-session = onnxruntime.InferenceSession(sys.argv[1])
-logits = numpy.concatenate([session.run(None, {"images": part})[0] for part in numpy.array_split(images, 7)])
-inside = session.get_modelmeta().custom_metadata_map
-assert "torch" not in sys.modules
+def classify(path):
+    session = onnxruntime.InferenceSession(path)
+    logits = numpy.concatenate([session.run(None, {"images": part})[0] for part in numpy.array_split(images, 7)])
+    assert "torch" not in sys.modules
+    return session.get_modelmeta().custom_metadata_map, logits
 """,
     "model.pt2": """
 import sys, json, numpy, torch
 images, labels = numpy.load("images.npy"), numpy.load("labels.npy")
-model = torch.export.load(sys.argv[1], extra_files=(inside := {"preprocessing.json": ""})).module()
-with torch.no_grad():
-    logits = torch.cat([model(part) for part in torch.from_numpy(images).tensor_split(7)]).numpy()
+def classify(path):
+    model = torch.export.load(path, extra_files=(inside := {"preprocessing.json": ""})).module()
+    with torch.no_grad():
+        return inside, torch.cat([model(part) for part in torch.from_numpy(images).tensor_split(7)]).numpy()
 """,
 }
 AND_SAY = """
-names = json.loads(inside["preprocessing.json"])["class_names"]
+for path in sys.argv[1:]:
+    inside, logits = classify(path)
+    names = json.loads(inside["preprocessing.json"])["class_names"]
+    print(float(numpy.mean([names[best] == str(label) for best, label in zip(logits.argmax(1), labels, strict=True)])))
 assert not {"nas_blockout", "search_spaces", "services"} & {name.split(".")[0] for name in sys.modules}
-print(float(numpy.mean([names[best] == str(label) for best, label in zip(logits.argmax(1), labels, strict=True)])))
 """
 
 
-def program(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+def program(home: Path, *words: object) -> Ended:
+    return here(*words, **of(home, tracking=None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +96,8 @@ class Held:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     (home / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    found = program(home, "run", "--quiet", str(home / "study.yaml"))
-    assert found.returncode == 0, found.stderr[-3000:]
+    found = alone("run", "--quiet", home / "study.yaml", **of(home, tracking=None))
+    assert found.code == 0, found.err[-3000:]
     return home
 
 
@@ -122,12 +122,12 @@ def handed_over(home: Path, arm: str) -> TrialRow:
 
 
 @pytest.mark.parametrize("form", ["pt2", "onnx"])
-@pytest.mark.parametrize("arm", ["dense", "blockout"])
+@pytest.mark.parametrize("arm", ARMS)
 def test_pictures_of_the_test_split_are_classified_as_recorded(home: Path, held: Held, arm: str, form: str) -> None:
     model = home / "runs" / "used" / "models" / arm
-    found = program(home, "predict", str(model), *map(str, held.pictures), "--form", form, "--json")
-    assert found.returncode == 0, found.stderr
-    predictions = json.loads(found.stdout)["predictions"]
+    found = program(home, "predict", model, *held.pictures, "--form", form, "--json")
+    assert found.code == 0, found.err
+    predictions = found.json["predictions"]
     recorded = handed_over(home, arm).result["predictions"]  # type: ignore[index]
     assert len(set(recorded[:PICTURES])) > 5, "it tells classes apart"
     agreed = 0
@@ -140,16 +140,14 @@ def test_pictures_of_the_test_split_are_classified_as_recorded(home: Path, held:
 
 
 @pytest.mark.parametrize("form", ALONE)
-@pytest.mark.parametrize("arm", ["dense", "blockout"])
-def test_each_form_alone_has_the_recorded_test_accuracy(
-    home: Path, held: Held, arm: str, form: str, tmp_path: Path
-) -> None:
+def test_each_form_alone_has_the_recorded_test_accuracies(home: Path, held: Held, form: str, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", held.images)
     np.save(tmp_path / "labels.npy", held.labels)
-    model = home / "runs" / "used" / "models" / arm / form
-    command = [sys.executable, "-I", "-W", "ignore", "-c", ALONE[form] + AND_SAY, str(model)]
-    accuracy = float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
-    assert accuracy == pytest.approx(handed_over(home, arm).result["test_accuracy"], abs=5e-5)  # type: ignore[index]
+    models = [str(home / "runs" / "used" / "models" / arm / form) for arm in ARMS]
+    command = [sys.executable, "-I", "-W", "ignore", "-c", ALONE[form] + AND_SAY, *models]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    recorded = [handed_over(home, arm).result["test_accuracy"] for arm in ARMS]  # type: ignore[index]
+    assert [float(accuracy) for accuracy in said.split()] == pytest.approx(recorded, abs=5e-5)
 
 
 @contextmanager
