@@ -96,7 +96,7 @@ class System:
                 running.remove(name)
                 well.add(name)
             assert time.monotonic() < deadline, f"not up: {running}, not started: {waiting}\n{self.logs(*running)}"
-            time.sleep(0.25)
+            time.sleep(0.5)  # each check is a process, which takes from what starts
 
     def close(self) -> None:
         """End everything, the last started first."""
@@ -140,6 +140,7 @@ class System:
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",
+            "RAY_worker_niceness": "0",  # as in tests/conftest.py: other tests run beside it
             **given,
             **instance.extra,
         }
