@@ -4,6 +4,7 @@ A worker reads its task and the data, writes its checkpoint and its model, and r
 and opens no database. It runs the same inside a Ray actor and in a plain process.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -259,7 +260,11 @@ def write_snapshot(snapshot: Snapshot, path: Path, experiment: Mapping[str, Any]
     """Write what continues a run of an experiment; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        torch.save({**snapshot.to_state(), "experiment": _fingerprint(experiment)}, file)
+        try:
+            torch.save({**snapshot.to_state(), "experiment": _fingerprint(experiment)}, file)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)  # on a full disk, half a file is what is in the way
+            raise
     Path(file.name).replace(path)
 
 
@@ -282,6 +287,10 @@ def _fingerprint(experiment: Mapping[str, Any]) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return one line that says what went wrong."""
+    """Return one line that says what went wrong; where a full disk was behind it, that."""
+    behind: BaseException | None = error
+    while behind is not None and getattr(behind, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+        behind = behind.__cause__ or behind.__context__  # torch's archive says only that a position is wrong
+    error = behind if behind is not None else error
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 import pytest
+import torch
 
 from services.disk import DiskFull, is_told, room_in
 from services.store import StoreError
@@ -53,7 +54,12 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path, monkeypatch, write, still
     assert "\n" not in sentence
 
 
-@pytest.mark.parametrize("write", [write_text, raise_what_a_library_says])
+def write_archive() -> None:
+    with FULL.open("wb") as file:
+        torch.save({"weights": torch.zeros(10**6)}, file)
+
+
+@pytest.mark.parametrize("write", [write_text, write_archive, raise_what_a_library_says])
 def test_a_worker_that_meets_a_full_disk_is_understood(write):
     with pytest.raises((OSError, RuntimeError)) as met:
         write()
