@@ -65,7 +65,7 @@ def _fullest(folder: Path) -> tuple[Path, int]:
 
     What could not be written has been removed, so that a disk that was full may have some room again.
     """
-    inside = [path for path in folder.glob("*") if path.is_dir()] if folder.is_dir() else []
+    inside = [path for depth in ("*", "*/*") for path in folder.glob(depth) if path.is_dir()]
     places = [next(path for path in (folder, *folder.parents) if path.exists()), *inside]
     place = min(places, key=_free)
     passing = Path(tempfile.gettempdir())
