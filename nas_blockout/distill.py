@@ -242,7 +242,7 @@ def weights_under(learned: Learned, memberships: Mapping[str, Tensor]) -> dict[s
 
 def logits_under(learned: Learned, images: Tensor, memberships: Mapping[str, Tensor]) -> Tensor:
     """Return the logits of a learned network in eval mode under hard memberships, shape ``(batch, classes)``."""
-    result: Tensor = functional_call(_network_of(learned), weights_under(learned, memberships), (images,))
+    result: Tensor = functional_call(network_of(learned), weights_under(learned, memberships), (images,))
     return result
 
 
@@ -256,7 +256,7 @@ def transplant(learned: Learned, distilled: Distilled, branched: BranchedNetwork
         branched: Built from ``distilled.architecture`` and the same stages; it receives the weights as `weights_under`
             gives them, biases and the statistics of normalisation.
     """
-    dense = _network_of(learned)
+    dense = network_of(learned)
     dtype = next(dense.parameters()).dtype
     weights = weights_under(learned, {name: value.to(dtype) for name, value in distilled.memberships.items()})
     order = _memory_order(distilled, dense, branched)
@@ -286,7 +286,8 @@ def largest_difference(learned: Learned, distilled: Distilled, branched: Branche
     return float((logits_under(first, images, hard) - second(images)).abs().max())
 
 
-def _network_of(learned: Learned) -> BranchedNetwork:
+def network_of(learned: Learned) -> BranchedNetwork:
+    """Return the dense network that learned, without the masks over it."""
     network = learned.network if isinstance(learned, Blockout) else learned
     assert isinstance(network, BranchedNetwork), "only a network built from stages can be distilled"
     return network

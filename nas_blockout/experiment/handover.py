@@ -21,6 +21,7 @@ from nas_blockout.distill import (
     harden,
     largest_difference,
     logits_under,
+    network_of,
     random_like,
     shuffled,
     threshold_for,
@@ -159,10 +160,8 @@ def _distilled(
 def _ranked(learned: Learned, probabilities: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
     """Return P with what reaches the threshold put in the order of the nodes' magnitudes under the hard memberships."""
     hard = harden(probabilities, threshold)
-    network = learned.network if isinstance(learned, Blockout) else learned
-    assert isinstance(network, BranchedNetwork)
     kept = {name: value.to(probabilities[name].dtype) for name, value in hard.items()}
-    importance = magnitudes(network, weights_under(learned, kept))
+    importance = magnitudes(network_of(learned), weights_under(learned, kept))
     return {
         name: torch.where(hard[name], threshold + (1 - threshold) * importance[name], p)
         for name, p in probabilities.items()
@@ -177,19 +176,13 @@ class _Costs:
     channels: int
 
     def macs(self, found: Architecture) -> float:
-        dense = self._network
+        dense = network_of(self.learned)
         return macs_of(found, dense.plan, self.channels) / macs_of(dense.full, dense.plan, self.channels)
 
     def weights(self, found: Architecture) -> float:
-        dense = self._network
+        dense = network_of(self.learned)
         kept, there_were = (sum(weights_of(each, dense.plan, self.channels)) for each in (found, dense.full))
         return kept / there_were
-
-    @property
-    def _network(self) -> BranchedNetwork:
-        network = self.learned.network if isinstance(self.learned, Blockout) else self.learned
-        assert isinstance(network, BranchedNetwork)
-        return network
 
 
 def _tried(

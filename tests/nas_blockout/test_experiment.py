@@ -10,7 +10,7 @@ from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Splits, load
-from nas_blockout.distill import DistillationSettings
+from nas_blockout.distill import DistillationSettings, Surplus
 from nas_blockout.experiment import Experiment, Handover, Run, Snapshot, build, count_macs, dense_macs, matched, rebuild
 from nas_blockout.experiment.handover import hand_over
 from nas_blockout.methods import METHODS
@@ -159,9 +159,12 @@ def test_only_thresholds_that_meet_the_target_are_tried(splits: Splits) -> None:
     assert (matched_to.distillation.thresholds, matched_to.distillation.fill_target) == ((), True)
 
 
-def test_what_is_too_much_goes_by_magnitude_where_all_probabilities_say_yes(splits: Splits) -> None:
+@pytest.mark.parametrize(("surplus", "kept"), [("magnitude", 0), ("probability", 1)])
+def test_what_is_too_much_goes_by_magnitude_where_all_probabilities_say_yes(
+    splits: Splits, surplus: Surplus, kept: int
+) -> None:
     """Of a network that has learned nothing yet P says nothing; its nodes without weights go first."""
-    settings = DistillationSettings(target_macs=0.6, surplus="magnitude")
+    settings = DistillationSettings(target_macs=0.6, surplus=surplus)
     method = replace(BLOCKOUT, clusters=1, first_probability=0.99, last_probability=0.99, logit_noise=0.1)
     experiment = replace(LEARNED, method=method, distillation=settings)
     learned = build(experiment, splits)
@@ -176,8 +179,8 @@ def test_what_is_too_much_goes_by_magnitude_where_all_probabilities_say_yes(spli
                 value[:, list(idle)] = 0
     found, network = hand_over(experiment, learned, splits, device="cpu")
     assert macs_of(found.architecture, network.plan, splits.shape[0]) <= 0.6 * dense_macs(experiment, splits)
-    (features,) = (layer for layer in found.architecture.layers if layer.name == "features")
-    assert sum(group.width for group in features.groups) <= 8 - len(idle)
+    rows = network.get_parameter("stages.features.operations.0.weight").flatten(1).square().sum(1)
+    assert int((rows == 0).sum()) == kept
     assert all(bound["max_abs_difference"] <= bound["bound"] for bound in found.equality.values())
 
 
