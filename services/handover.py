@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -25,6 +25,7 @@ def export_trials(
     *,
     folder: Folder,
     store: Store,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> list[Path]:
     """Export the models of retrained trials in every form and note them in the store; return their folders.
 
@@ -36,12 +37,14 @@ def export_trials(
         document: The comparison.
         folder: Of the study.
         store: Where the exports are noted.
+        meanwhile: Called once, while another process verifies.
 
     Raises:
         VerificationError: A form does not compute what the model does; no folder has been changed.
     """
     targets = {arm: folder.models / arm for arm in rows}
-    found = export_models([(models[arm], targets[arm], describe(study, rows[arm], splits, document)) for arm in rows])
+    described = [(models[arm], targets[arm], describe(study, rows[arm], splits, document)) for arm in rows]
+    found = export_models(described, meanwhile=meanwhile)
     for (arm, row), verification in zip(rows.items(), found, strict=True):
         store.add_export(row.id, path=str(targets[arm]), hashes=_hashes(targets[arm]), verified=verification.ok)
     return list(targets.values())

@@ -74,9 +74,12 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, sa
     models = models_of(winners, folder, splits, shared=settings.shared(study.name))
     document = write_comparison(study, rows, folder, latency=_latencies(models, splits))
     exported = {arm: row for arm, row in winners.items() if study.config.export is None or arm in study.config.export}
-    export_trials(study, exported, models, splits, document, folder=folder, store=store)
-    say("writing the report")
-    write_report(study, store, rows, document, splits, folder)
+
+    def report() -> None:
+        say("writing the report")
+        write_report(study, store, rows, document, splits, folder)
+
+    export_trials(study, exported, models, splits, document, folder=folder, store=store, meanwhile=report)
     _project(study, store, settings, document, _winner(document, models, splits), say=say)
     _share(folder, settings.shared(study.name), say=say)
     store.finish_study(study.name, "complete")

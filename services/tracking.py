@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 500
 ERROR_CHARACTERS = 300
 FOLLOW_SECONDS = 10.0
+FOLLOW_SECONDS_MOST = 60.0
+FOLLOW_SHARE = 0.02  # of the time, at most: what is read and written competes with training
 WAIT_SECONDS = 120.0
 TARGET = "mlflow"
 FILES = ("comparison.json", "study.yaml", "environment.json", "trials.csv")
@@ -86,11 +89,13 @@ def following(uri: str | None, study: str, config: Mapping[str, Any], store: Sto
     ended = threading.Event()
 
     def follow() -> None:
-        projection = None
-        while not ended.wait(FOLLOW_SECONDS):
+        projection, pause = None, FOLLOW_SECONDS
+        while not ended.wait(pause):
+            began = time.monotonic()
             with suppress(TrackingError):
                 projection = projection or Projection(str(uri), study, config, store)
                 projection.sync(until=ended.is_set, patience=0.0)
+            pause = min(FOLLOW_SECONDS_MOST, max(FOLLOW_SECONDS, (time.monotonic() - began) / FOLLOW_SHARE))
 
     thread = threading.Thread(target=follow, name="tracking", daemon=True)
     if uri is not None:

@@ -11,7 +11,7 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -33,9 +33,10 @@ from nas_blockout.export.verification import (
     Job,
     Verification,
     VerificationError,
+    collect,
     fresh_process,
+    hand_over,
     judge,
-    reload,
     sealed,
 )
 
@@ -127,22 +128,32 @@ def export_model(model: nn.Module, folder: Path, description: ModelDescription) 
     return export_models([(model, folder, description)])[0]
 
 
-def export_models(models: Sequence[tuple[nn.Module, Path, ModelDescription]]) -> list[Verification]:
+def export_models(
+    models: Sequence[tuple[nn.Module, Path, ModelDescription]], *, meanwhile: Callable[[], None] = lambda: None
+) -> list[Verification]:
     """Export several models as `export_model` does, and reload all of them in one fresh process.
 
     No folder is put in place before every model has been verified.
+
+    Args:
+        models: Each with its folder and description.
+        meanwhile: Called once, while the fresh process still reloads and compares.
     """
     folders = [folder for _, folder, _ in models]
     if len(set(folders)) < len(folders):
         raise ValueError(f"models must be exported to different folders, got {sorted(map(str, folders))}")
     parts: list[Path] = []
+    jobs: list[Job] = []
     try:
         with fresh_process() as process:  # it imports torch while the forms are written
             for model, folder, description in models:
-                parts.append(begin(folder))
-                _write_forms(model, parts[-1], description)
-            jobs = [Job(part, {path.name: sha256(path) for path in sorted(part.iterdir())}) for part in parts]
-            found = [judge(answer) for answer in (reload(jobs, process) if jobs else [])]
+                part = begin(folder)
+                parts.append(part)
+                _write_forms(model, part, description)
+                jobs.append(Job(part, {path.name: sha256(path) for path in sorted(part.iterdir())}))
+                hand_over(jobs[-1], process)
+            meanwhile()
+            found = [judge(answer) for answer in collect(jobs, process)]
         for (_, folder, description), job, each in zip(models, jobs, found, strict=True):
             if not each.ok:
                 raise VerificationError(f"{folder.name} is not the model that was trained: {'; '.join(each.findings)}")

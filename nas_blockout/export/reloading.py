@@ -1,8 +1,9 @@
 """Run by `export` in a fresh process: load every form of exported models and compare logits with the recorded ones.
 
 This file imports nothing of this package and makes sure that nothing else does: it is what a stranger would do. It
-reads a job from standard input, ``[{"folder": path, "files": {name: SHA-256}}]``, and answers each folder with a line
-of JSON: for each form the largest absolute differences and their bound, or a text that says why it cannot be used.
+reads jobs from standard input, a line of JSON each, ``{"folder": path, "files": {name: SHA-256}}``, and answers each
+with a line of JSON: for each form the largest absolute differences and their bound, or a text that says why it cannot
+be used.
 
 `torch.export.load` is no safe reader: it unpickles sample inputs, constants and weights that ask for it, loads compiled
 libraries and evaluates text of the archive. So nothing is loaded here but an archive written anew from entries that
@@ -333,7 +334,7 @@ def _said(error: Exception) -> str:
 
 
 def main() -> None:
-    """Do the job of standard input; what libraries print goes to standard error, answers go to standard output."""
+    """Do the jobs of standard input; what libraries print goes to standard error, answers go to standard output."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.meta_path.insert(0, _Forbidden())
@@ -341,7 +342,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    for task in json.loads(sys.stdin.read()):
+    for line in sys.stdin:
+        task = json.loads(line)
         found = examine(Path(task["folder"]), task["files"])
         assert not any(name.split(".")[0] in FORBIDDEN for name in sys.modules)
         answers.write(json.dumps(found) + "\n")

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,9 @@ def verify_all(folders: Sequence[Path]) -> list[Verification]:
     answers: list[Mapping[str, Any]] = []
     if jobs:
         with fresh_process() as process:
-            answers = reload(jobs, process)
+            for job in jobs:
+                hand_over(job, process)
+            answers = collect(jobs, process)
     pending = iter(answers)
     return [Verification(False, tuple(findings)) if findings else judge(next(pending)) for _, findings in checked]
 
@@ -122,17 +124,24 @@ def fresh_process() -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def reload(jobs: Sequence[Job], process: subprocess.Popen[str]) -> list[Mapping[str, Any]]:
+def hand_over(job: Job, process: subprocess.Popen[str]) -> None:
+    """Tell a process from `fresh_process` to reload a model; it begins while the caller does something else."""
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it has died: `collect` finds out
+        process.stdin.write(json.dumps({"folder": str(job.folder.absolute()), "files": dict(job.files)}) + "\n")
+        process.stdin.flush()
+
+
+def collect(jobs: Sequence[Job], process: subprocess.Popen[str]) -> list[Mapping[str, Any]]:
     """Return the answer about each model; one that the process dies of is blamed alone, the others get a new one.
 
     Args:
-        jobs: What to reload.
-        process: From `fresh_process`, not used before.
+        jobs: Which the process was told to reload, in their order.
+        process: Is done with afterwards.
     """
-    tasks = [{"folder": str(job.folder.absolute()), "files": dict(job.files)} for job in jobs]
     why = ""
     try:
-        lines, errors = process.communicate(json.dumps(tasks), timeout=_RELOAD_SECONDS)
+        lines, errors = process.communicate(timeout=_RELOAD_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         lines, errors = process.communicate()
@@ -146,7 +155,9 @@ def reload(jobs: Sequence[Job], process: subprocess.Popen[str]) -> list[Mapping[
     if not rest:
         return answers
     with fresh_process() as another:
-        return answers + reload(rest, another)
+        for job in rest:
+            hand_over(job, another)
+        return answers + collect(rest, another)
 
 
 def sealed(manifest: Mapping[str, Any]) -> str:

@@ -7,8 +7,10 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +25,12 @@ _QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+}
+_OWN = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_preload_python_modules": "services.worker",  # its workers are ready when the first trials are
+    "RAY_enable_metrics_collection": "0",  # nobody asks a cluster without a dashboard for figures
+    "RAY_task_events_report_interval_ms": "0",
 }
 
 
@@ -81,7 +89,8 @@ def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None
     import ray
 
     try:
-        with _signals_kept():
+        with ThreadPoolExecutor(1) as beside, _signals_kept():
+            beside.submit(import_module, "ray.tune")  # takes a second, in which Ray starts
             _connect(resources, address)
         _fit(tasks, resources, folder / "ray")
     finally:
@@ -91,7 +100,7 @@ def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None
 
 def _prepare(folder: Path, *, own: bool) -> None:
     """Set what Ray reads from the environment when it is imported; a cluster of our own is guarded by a token."""
-    settings = _QUIET | ({"RAY_AUTH_MODE": "token"} if own else {})
+    settings = _QUIET | (_OWN if own else {})
     os.environ.update({key: value for key, value in settings.items() if key not in os.environ})
     if own and not Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "")).is_file():
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token(folder))

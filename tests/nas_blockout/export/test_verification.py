@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from nas_blockout.export import MANIFEST, Verification, verify, verify_all
-from nas_blockout.export.verification import Job, check_files, judge, reload, sealed
+from nas_blockout.export.verification import Job, check_files, collect, hand_over, judge, sealed
 from tests.nas_blockout.export.examples import RUNS_CODE, Hostile, edit, rehashed, rewrite, saved
 
 Tamper = Callable[[Path], None]
@@ -318,7 +318,7 @@ def test_what_was_not_compared_is_not_verified() -> None:
 
 ANSWERS_ONCE = """
 import json, sys
-first = json.loads(sys.stdin.read())[0]
+first = json.loads(sys.stdin.readline())
 print('{"model.pt2": "answered"}')
 sys.exit("out of memory")
 """
@@ -329,7 +329,10 @@ def test_a_model_that_the_process_dies_of_is_blamed_alone(exported: Path) -> Non
     command = [sys.executable, "-I", "-c", ANSWERS_ONCE]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
-        first, second, third = reload([Job(exported / "dense", hashes)] * 3, process)
+        jobs = [Job(exported / "dense", hashes)] * 3
+        for job in jobs:
+            hand_over(job, process)
+        first, second, third = collect(jobs, process)
     assert first == {"model.pt2": "answered"}
     (blamed,) = judge(second).findings
     assert blamed.startswith("reloading: cannot be used: the process ended with 1: out of memory")
