@@ -19,7 +19,7 @@ from nas_blockout.methods.blockout import Blockout
 from nas_blockout.two_stages import TwoStageSettings
 
 Weights = Literal["inherited", "scratch"]
-Placebo = Literal["none", "nodes", "classes", "random"]
+Placebo = Literal["none", "nodes", "classes", "random", "undivided"]
 Surplus = Literal["probability", "magnitude"]
 Learned = Blockout | BranchedNetwork  # a dense BranchedNetwork: its weights are kept or not, but never scaled
 
@@ -48,6 +48,8 @@ class DistillationSettings(TwoStageSettings):
         weights: ``inherited`` carries the learned weights over, ``scratch`` draws new ones (the control).
         placebo: ``nodes`` shuffles the memberships of the nodes inside every layer, ``classes`` those of the classes
             only, ``random`` draws all of them anew for the same MACs and number of clusters; needs ``scratch``.
+            ``undivided`` takes the branches away and nothing else: every node that is kept is in one cluster, and
+            where that costs more than the target some more nodes go.
         draws: Draws of C behind the mean accuracy of the discretisation gap, 1 or more.
     """
 
@@ -159,6 +161,11 @@ def shuffled(
         name: value[torch.randperm(len(value), generator=generator).to(value.device)] if name in chosen else value
         for name, value in hard.items()
     }
+
+
+def undivided(probabilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return P of the same nodes in one cluster, of which each is as probably as of the most probable of its own."""
+    return {name: p.amax(1, keepdim=True) for name, p in probabilities.items()}
 
 
 def threshold_for(

@@ -182,13 +182,13 @@ def role(arm: Arm) -> Role:
 
     - ``learned``: learns which nodes share a branch and inherits the weights;
     - ``placebo``: learns it and shuffles it, or draws it anew;
-    - ``control``: has what else could explain a gain: one cluster, fixed masks, weights drawn anew, pruning, a
-      regulariser, the MACs of the learned arm;
+    - ``control``: has what else could explain a gain: its nodes without its branches, one cluster, fixed masks, weights
+      drawn anew, pruning, a regulariser, the MACs of the learned arm;
     - ``rival``: answers the question of the study otherwise, by a dense network, by search or by confusions.
     """
     method, distillation = arm.experiment.method, arm.experiment.distillation
     if distillation is not None and distillation.placebo != "none":
-        return "placebo"
+        return "control" if distillation.placebo == "undivided" else "placebo"
     if isinstance(method, BlockoutSettings):
         scratch = distillation is not None and distillation.weights == "scratch"
         return "learned" if method.clusters > 1 and method.mode != "hard-fixed" and not scratch else "control"

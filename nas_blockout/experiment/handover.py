@@ -26,6 +26,7 @@ from nas_blockout.distill import (
     shuffled,
     threshold_for,
     transplant,
+    undivided,
     weights_under,
 )
 from nas_blockout.experiment.building import build, plain
@@ -149,6 +150,8 @@ def _distilled(
     if isinstance(settings, PruningSettings):
         threshold = threshold_for(probabilities, settings.target_macs, costs.macs)
         return distil(probabilities, harden(probabilities, threshold)), threshold, {}
+    if settings.placebo == "undivided":
+        probabilities = undivided(probabilities)
     if settings.surplus == "magnitude":
         probabilities = _ranked(learned, probabilities, settings.threshold)
     tried = _tried(learned, probabilities, settings, splits, costs, device=device)

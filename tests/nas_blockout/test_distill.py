@@ -20,6 +20,7 @@ from nas_blockout.distill import (
     shuffled,
     threshold_for,
     transplant,
+    undivided,
 )
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
 
@@ -202,6 +203,16 @@ def test_placebo_keeps_the_rows_of_every_layer_and_the_cost() -> None:
     assert torch.equal(only_classes["features"], hard["features"])
     assert macs_of(distil(p, moved).architecture, STAGES, 2) == macs_of(distil(p, hard).architecture, STAGES, 2)
     assert shuffled(hard, torch.Generator(), placebo="none") == hard
+
+
+def test_undivided_keeps_the_nodes_and_every_connection_between_them() -> None:
+    p = probabilities(masked_network(4))
+    divided, whole = harden(p, 0.5), harden(undivided(p), 0.5)
+    found = distil(undivided(p), whole).architecture
+    assert [layer.width for layer in found.layers] == [int(hard.any(1).sum()) for hard in divided.values()]
+    assert all(torch.equal(whole[name][:, 0], hard.any(1)) for name, hard in divided.items())
+    assert found.is_dense
+    assert macs_of(found, STAGES, 2) > macs_of(distil(p, divided).architecture, STAGES, 2)
 
 
 @pytest.mark.parametrize(

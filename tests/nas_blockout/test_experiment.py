@@ -195,6 +195,22 @@ def test_placebo_shares_the_learning_stage_and_the_cost_but_not_the_network(spli
     assert learned.records[-1].train_loss != shuffled.records[-1].train_loss
 
 
+def test_without_its_branches_a_learned_network_has_one_group_a_layer_within_the_same_cost(splits: Splits) -> None:
+    assert LEARNED.distillation is not None
+    settings = replace(LEARNED.distillation, target_macs=0.5, surplus="magnitude")
+    learned = finished(replace(LEARNED, distillation=settings), splits)
+    whole = finished(replace(LEARNED, distillation=replace(settings, placebo="undivided")), splits)
+    assert timeless(learned.records[:2]) == timeless(whole.records[:2])
+    assert whole.outcome is not None
+    assert whole.outcome.architecture is not None
+    assert whole.outcome.architecture.is_dense
+    assert whole.outcome.macs <= 0.5 * dense_macs(LEARNED, splits)
+    assert whole.outcome.handover is not None
+    assert learned.outcome is not None
+    assert learned.outcome.handover is not None
+    assert whole.outcome.handover.probabilities == learned.outcome.handover.probabilities
+
+
 def test_weights_from_scratch_are_the_control(splits: Splits) -> None:
     assert LEARNED.distillation is not None
     scratch = replace(LEARNED, distillation=replace(LEARNED.distillation, weights="scratch"))

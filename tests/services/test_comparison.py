@@ -307,6 +307,7 @@ def test_roles_follow_from_settings() -> None:
         "hard-fixed": {"method": {"name": "blockout", "mode": "hard-fixed"}},
         "scratch": {"like": "blockout", "distillation": {"weights": "scratch"}},
         "placebo-random": {"like": "blockout", "distillation": {"weights": "scratch", "placebo": "random"}},
+        "undivided": {"like": "blockout", "distillation": {"placebo": "undivided"}},
         "pruned": {"pruning": {}, "match": {"arm": "blockout"}},
         "confusion": {"confusion": {}},
     }
@@ -321,6 +322,7 @@ def test_roles_follow_from_settings() -> None:
         "hard-fixed": "control",
         "scratch": "control",
         "placebo-random": "placebo",
+        "undivided": "control",
         "pruned": "control",
         "confusion": "rival",
     }
