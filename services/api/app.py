@@ -1,5 +1,6 @@
 """The application: its routes put together, its description, and the server that runs it."""
 
+import gc
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -7,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from types import FrameType
 from typing import Any
 
+import httpx
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
@@ -24,6 +26,7 @@ from services.study_file import StudyConfig
 PATIENCE_SECONDS = 2.0
 MOST_CONNECTIONS = 1000
 GOODBYE_SECONDS = 5
+_FIRST = ("/v1/studies", "/v1/studies/none", "/v1/studies/none/events")
 _REFERENCE = "#/components/schemas/{model}"
 _DESCRIPTION = """Give studies to the service, follow them, fetch what they leave behind. A worker runs them.
 
@@ -98,19 +101,35 @@ def run(settings: Settings, *, host: str, port: int, say: Say) -> None:
             limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=GOODBYE_SECONDS,
         )
-        _Server(config, ending=app.state.service.watcher.close).run(sockets=[listener])
+        _Server(config, app).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    """A server that ends its streams before it waits for them."""
+    """A server whose first clients wait no longer than later ones, and that ends its streams before it waits for them.
 
-    def __init__(self, config: uvicorn.Config, *, ending: Callable[[], None]) -> None:
+    Args:
+        config: Of uvicorn.
+        app: What is served.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
-        self._ending = ending
+        self._app, self._service = app, app.state.service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, when what is made at first use has been made and stands outside of garbage collection."""
+        headers = {"Authorization": f"Bearer {self._service.settings.api_token}"}
+        inside = httpx.ASGITransport(self._app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=inside, base_url="http://localhost", headers=headers) as client:
+            for path in _FIRST:
+                await client.get(path)
+        gc.collect()
+        gc.freeze()  # a full collection would go through all of it, and stop every request for a quarter of a second
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Note that the process is to end."""
-        self._ending()
+        self._service.watcher.close()
         super().handle_exit(sig, frame)
 
 

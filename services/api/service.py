@@ -8,6 +8,7 @@ from services.api.callers import Callers
 from services.api.following import Feeds
 from services.api.health import Probes
 from services.api.limits import Buckets, Streams
+from services.api.lists import Lists
 from services.api.metrics import Metrics
 from services.api.progress import Watcher
 from services.api.sessions import Signer
@@ -33,6 +34,7 @@ class Service:
     buckets: Buckets
     watcher: Watcher
     feeds: Feeds
+    lists: Lists = field(default_factory=Lists)
     streams: Streams = field(default_factory=Streams)
     metrics: Metrics = field(default_factory=Metrics)
 

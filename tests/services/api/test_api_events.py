@@ -125,6 +125,7 @@ def test_all_who_follow_share_one_look(ann, running, store, monkeypatch):
 def test_all_who_follow_are_woken_by_one_look(ann, running, store, monkeypatch):
     looks, standing = [], store.standing
     monkeypatch.setattr(store, "standing", lambda name: looks.append(name) or standing(name))
+    monkeypatch.setattr("services.api.progress.FRESH_SECONDS", FOR_LONG)
 
     async def listen(feeds: Feeds) -> list[str]:
         return [text async for text in follow(feeds, "tiny", allowed=lambda: True)]
@@ -134,6 +135,7 @@ def test_all_who_follow_are_woken_by_one_look(ann, running, store, monkeypatch):
         tasks = [asyncio.create_task(listen(feeds)) for _ in range(50)]
         await asyncio.sleep(0.2)
         begun = len(looks)
+        monkeypatch.setattr("services.api.progress.FRESH_SECONDS", 1.0)
         await asyncio.to_thread(end, store, running)
         return await asyncio.gather(*tasks), begun
 
