@@ -1,4 +1,4 @@
-"""What happens inside a worker: one trial at a time, epoch by epoch, with a checkpoint after each.
+"""What happens inside a worker: one trial at a time, epoch by epoch, with a checkpoint every two seconds of epochs.
 
 A worker reads its task and the data, writes its checkpoint and its model, and returns reports; it holds no credentials
 and opens no database. It runs the same inside a Ray actor and in a plain process.
@@ -37,7 +37,7 @@ class Task:
         trial: Identity of the trial in the store.
         experiment: What to run, as plain JSON types.
         evaluates_test: Whether the trained model is measured, once, on the test images.
-        checkpoint: File that continues the trial; written after every epoch, removed by the driver. A path, or a URL
+        checkpoint: File that continues the trial; written with every report, removed by the driver. A path, or a URL
             where workers on several machines share storage.
         model: File for the trained weights, a path or a URL, or None to keep none.
         data_root: Folder of the data sets, or None for the usual places.
