@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.architecture import Architecture, Group, Layer
-from nas_blockout.backbones.division import Folded, FoldedLayer, Operations, fastest_forms, fillings
+from nas_blockout.backbones.division import (
+    Folded,
+    FoldedLayer,
+    Operations,
+    Runtime,
+    cut_for_readers,
+    fastest_forms,
+    fillings,
+)
 from nas_blockout.backbones.fused import FusedNetwork, FusedStage, fold, image_places
 from nas_blockout.methods.blockout import Connection
 
@@ -162,7 +170,7 @@ class BranchedStage(nn.Module):
             rows = slice(start, start + len(weight))
             found.append(Folded(*fold(weight, bias, self.normalise, rows), ranges))
             start = rows.stop
-        return FoldedLayer(tuple(found), self.stage.positions)
+        return FoldedLayer(tuple(found), self.stage.positions, self.stage.pool)
 
     def _operate(self, index: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         parts = [x.narrow(1, start, stop - start) for start, stop in self.ranges[index]]
@@ -233,20 +241,29 @@ class BranchedNetwork(nn.Module):
             x = x.index_select(1, self.class_order)
         return x if self.normalise_logits is None else self.normalise_logits(x)
 
-    def for_inference(self, *, operations: Operations = "fastest") -> FusedNetwork:
+    def for_inference(self, *, operations: Operations = "fastest", runtime: Runtime = "torch") -> FusedNetwork:
         """Return a copy to be run, not trained: normalisation folded in, equal parallel operations as one.
 
         It computes what this network computes in eval mode, to rounding.
 
         Args:
             operations: How layers are divided into operations: ``split`` for as few as need no zeros, ``whole`` for one
-                that has them between its branches, or ``fastest`` for what is expected to take less time.
+                that has them between its branches, ``summed`` for one block of what every branch reads and one of what
+                only some do, or ``fastest`` for what is expected to take least time.
+            runtime: What is expected to run it: PyTorch, or ``onnxruntime`` once it is exported, where calls and sums
+                cost less and copies more. Either runs all.
         """
-        if operations not in get_args(Operations):
-            raise ValueError(f"operations must be one of {', '.join(get_args(Operations))}, got {operations!r}")
+        for name, value, known in (("operations", operations, Operations), ("runtime", runtime, Runtime)):
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
         stages = [stage for stage in self.stages.values() if isinstance(stage, BranchedStage)]
-        layers, places, fused = [stage.folded() for stage in stages], image_places(self.channels), {}
-        forms = fastest_forms(layers, places) if operations == "fastest" else (operations,) * len(layers)
+        layers = cut_for_readers([stage.folded() for stage in stages])
+        places, fused = image_places(self.channels), {}
+        forms = (
+            fastest_forms(layers, places, runtime, parent=self._parent())
+            if operations == "fastest"
+            else (operations,) * len(layers)
+        )
         for stage, layer, form, filled in zip(stages, layers, forms, fillings(layers, forms), strict=True):
             plan, activation = stage.stage, stage.normalise is not None
             fused[plan.name] = FusedStage(
@@ -254,6 +271,19 @@ class BranchedNetwork(nn.Module):
             )
             places = fused[plan.name].places
         return FusedNetwork(fused, class_order=self.class_order, normalise_logits=copy.deepcopy(self.normalise_logits))
+
+    def _parent(self) -> list[FoldedLayer]:
+        """Return the layers of the dense network of the same stages, without values."""
+        found, inputs = [], self.channels
+        for stage in self.plan:
+            window = (stage.kernel, stage.kernel) if stage.kind == "convolution" else ()
+            weight, bias = (
+                torch.empty(stage.width, inputs, *window, device="meta"),
+                torch.empty(stage.width, device="meta"),
+            )
+            found.append(FoldedLayer((Folded(weight, bias, ((0, inputs),)),), stage.positions, stage.pool))
+            inputs = stage.width
+        return found
 
 
 def complete(architecture: Architecture, stages: Sequence[Stage]) -> Architecture:

@@ -1,34 +1,91 @@
 """How the layers of a network that is only run are divided into operations, and what each division is expected to take.
 
-A layer was trained as operations that read different nodes. It is run in one of two forms. ``split``: operations of
+A layer was trained as operations that read different nodes. It is run in one of three forms. ``split``: operations of
 equal shape as one, a grouped convolution or a batched product, the others by themselves. ``whole``: all of them as one
-dense operation whose weight has zeros, which takes less time where layers are small and where nodes are read often.
-Nodes travel in blocks, one for each operation; blocks are copied where one operation reads several, and where a
+dense operation whose weight has zeros, which takes less time where layers are small. ``summed``: nodes that everything
+after reads are a block, the others a second one, and each is a sum of what it reads from either; from branch to branch
+that is a grouped operation, all else is dense, and nothing is copied for nodes that are read often.
+Nodes travel in blocks, one for each part of a layer; blocks are copied where one operation reads several, and where a
 convolution reads a part of one. Blocks of channels are filled up with channels of zeros to a multiple of sixteen, which
 is what processors take at a time: pooling of 28 channels takes four times as long as that of 32.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, groupby
+from typing import Literal, get_args
 
 from torch import Tensor
 
 Piece = tuple[int, int, int]
-Form = Literal["whole", "split"]
-Operations = Literal["fastest", "whole", "split"]
+Form = Literal["whole", "split", "summed"]
+Runtime = Literal["torch", "onnxruntime"]
+Operations = Literal["fastest", "whole", "split", "summed"]
 
-# What an operation takes on one core, in microseconds and by microsecond, for one image and for many. Measured once and
-# kept, so that a network is always divided alike; only the proportions decide anything.
+# What operations take on one core was measured once (see `benchmarks.division`) and is kept, so that a network is
+# always divided alike; only the proportions decide anything.
 _BATCHES = (1, 256)
-_CALL = {4: 45.0, 2: 5.0}  # of a convolution with what follows it, and of a product
-_MORE_FOR_GROUPS = {4: 0.0, 2: 5.0}
-_MACS = {4: (42e3, 59e3), 2: (12e3, 48e3)}  # a product for one image waits for its weight
-_RATE_OF_GROUPS = {4: (0.95, 0.8), 2: (1.0, 1.0)}
-_CALL_TO_COPY, _PIECE, _COPIED = 10.0, 2.5, (1e3, 250.0)  # much memory comes page by page from the system
-_LANES = 16  # outputs that a convolution works on at a time: fewer take as long
+PAGED = 2**23  # numbers: as much memory comes page by page from the system, each time it is asked for
+LANES = 16  # outputs that a convolution works on at a time: fewer take as long
 _LEAST_SAVED = 0.05  # of both times together: less than that is less than what is known of them
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Microseconds that an operation takes: each call, and by numbers read, written and multiply-accumulates."""
+
+    call: float
+    read: float = 0.0
+    written: float = 0.0
+    macs: float = 0.0
+    call_in_groups: float = 0.0
+    macs_in_groups: float = 0.0
+    paged: float = 2.3e-3
+
+    def time(
+        self, *, read: float = 0.0, written: float = 0.0, macs: float = 0.0, asked: float = 0.0, in_groups: bool = False
+    ) -> float:
+        """Return the microseconds of one call that asks for memory for so many numbers of four bytes."""
+        call = self.call + self.call_in_groups * in_groups + self.paged * asked * (asked >= PAGED)
+        return call + self.read * read + self.written * written + (self.macs + self.macs_in_groups * in_groups) * macs
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What operations take in a runtime, for one image and for many; some by the dimensions of their weight."""
+
+    term: Mapping[int, tuple[Rates, Rates]]
+    followed: Mapping[int, tuple[Rates, Rates]]
+    added: tuple[Rates, Rates]
+    copied: tuple[Rates, Rates]
+    piece: float
+
+
+# A product for one image waits for its weight. What onnxruntime adds is a part of the convolution; its copies leave the
+# layout of convolutions and come back, and it keeps its memory.
+_COSTS: Mapping[Runtime, Costs] = {
+    "torch": Costs(
+        term={
+            4: (Rates(36, 0, 0.39e-3, 22e-6, 55, 0), Rates(36, 0.5e-3, 0.3e-3, 16.4e-6, 55, 1.5e-6)),
+            2: (Rates(5, 0, 0.41e-3, 81e-6, 4, 0), Rates(5, 0.24e-3, 0.06e-3, 19e-6, 4, 0.3e-6)),
+        },
+        followed={4: (Rates(15, 0.43e-3), Rates(15, 0.5e-3, paged=0.6e-3)), 2: (Rates(5), Rates(5))},
+        added=(Rates(6.5, 0.35e-3), Rates(6.5, 0.18e-3)),
+        copied=(Rates(20, 0, 0.29e-3), Rates(20, 0, 0.75e-3)),
+        piece=2.7,
+    ),
+    "onnxruntime": Costs(
+        term={
+            4: (Rates(6, 0, 0.3e-3, 18.6e-6, 6, 12e-6, 0), Rates(6, 0, 0.57e-3, 16e-6, 6, 11e-6, 0)),
+            2: (Rates(4, 0, 0.41e-3, 81e-6, 8, 0, 0), Rates(4, 0.24e-3, 0.06e-3, 19e-6, 8, 0, 0)),
+        },
+        followed={4: (Rates(4, 0.1e-3, paged=0), Rates(4, 0.1e-3, paged=0)), 2: (Rates(3), Rates(3))},
+        added=(Rates(1), Rates(1)),
+        copied=(Rates(18, 0, 2.2e-3, paged=0), Rates(18, 0, 2.2e-3, paged=0)),
+        piece=0,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +119,41 @@ class Folded:
 
 @dataclass(frozen=True, slots=True)
 class FoldedLayer:
-    """The operations of a layer in the order of training, and at how many positions of an image each weight is used."""
+    """The operations of a layer in the order of training.
+
+    Args:
+        operations: One for nodes that read the same, or several (see `cut_for_readers`).
+        positions: Positions of an image at which each weight is used.
+        pool: Side of the max pooling that follows.
+        shared: Numbers of the operations whose nodes all operations of the layer after read.
+    """
 
     operations: tuple[Folded, ...]
     positions: int = 1
+    pool: int = 1
+    shared: tuple[int, ...] = ()
+
+    @property
+    def units(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the operations side by side that read the same."""
+        by_reads = groupby(range(len(self.operations)), key=lambda index: self.operations[index].ranges)
+        return tuple(tuple(members) for _, members in by_reads)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One operation that is run.
+class Term:
+    """One convolution or product that is run.
 
     Args:
-        members: Numbers of the operations of training that it stands for, in the order of its rows.
-        reads: What each group reads, as ``(block, start, stop)``; of all the same width.
-        groups: Members that read their own each, or 1 if all rows read the same.
-        room: Rows of each group: those of its members, and zeros.
+        reads: What each of its groups reads, as ``(block, start, stop)``; of all the same width.
     """
 
-    members: tuple[int, ...]
     reads: tuple[tuple[Piece, ...], ...]
-    groups: int
-    room: int
+
+    @property
+    def groups(self) -> int:
+        """Rows in equal shares that read their own each, or 1 if all rows read the same."""
+        return len(self.reads)
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
@@ -90,8 +161,45 @@ class Part:
         return _joined(piece for read in self.reads for piece in read)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What makes one block of nodes: a sum of terms.
+
+    Args:
+        slots: Numbers of the operations of training that stand in the block, in equal shares of it.
+        terms: What is added, of as many rows as the block has.
+        room: Rows of each slot: those of its operations, and zeros.
+    """
+
+    slots: tuple[tuple[int, ...], ...]
+    terms: tuple[Term, ...]
+    room: int
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Numbers of the operations, in the order of their rows."""
+        return tuple(member for slot in self.slots for member in slot)
+
+
+def cut_for_readers(layers: Sequence[FoldedLayer]) -> tuple[FoldedLayer, ...]:
+    """Return the layers with operations cut up, so that each one's nodes are read together by all that read them."""
+    found = []
+    for layer, after in zip(layers, (*layers[1:], None), strict=True):
+        readers = [each.ranges for each in after.operations] if after else []
+        edges = sorted({edge for ranges in readers for span in ranges for edge in span})
+        cut = []
+        for first, each in zip(starts_of(layer.operations), layer.operations, strict=True):
+            inside = [edge - first for edge in edges if 0 < edge - first < len(each.bias)]
+            spans = zip((0, *inside), (*inside, len(each.bias)), strict=True)
+            cut += [Folded(each.weight[start:stop], each.bias[start:stop], each.ranges) for start, stop in spans]
+        starts = starts_of(cut)
+        shared = [n for n, at in enumerate(starts) if readers and all(_holds(ranges, at) for ranges in readers)]
+        found.append(replace(layer, operations=tuple(cut), shared=tuple(shared)))
+    return tuple(found)
+
+
 def parts_of(layer: FoldedLayer, places: Sequence[Place], form: Form, *, filled: bool = True) -> tuple[Part, ...]:
-    """Return the operations of a layer in one of its forms.
+    """Return what makes the blocks of a layer in one of its forms.
 
     Args:
         layer: What was trained.
@@ -99,17 +207,20 @@ def parts_of(layer: FoldedLayer, places: Sequence[Place], form: Form, *, filled:
         form: How it is divided.
         filled: Whether a block of one group may end in zeros, which groups that read it would have to pass over.
     """
-    every = tuple(range(len(layer.operations)))
-    if form == "whole" and len(every) > 1:
+    if form == "summed":
+        return _summed(layer, places, filled=filled)
+    units = layer.units
+    if form == "whole" and len(units) > 1:
+        slot = tuple(range(len(layer.operations)))
         pieces = tuple((block, 0, width) for block, width in enumerate(widths_of(places)))
-        return (Part(every, (pieces,), 1, _room(layer, every, 1, filled=filled)),)
+        return (Part((slot,), (Term((pieces,)),), _room(layer, (slot,), filled=filled)),)
     found = []
-    for members in _equal(layer.operations):
-        spans, groups = [layer.operations[index].ranges for index in members], len(members)
+    for slots in _equal(layer):
+        spans = [layer.operations[slot[0]].ranges for slot in slots]
         reads = tuple(pieces_of(each, places, zeros=True) for each in spans)
         if len({sum(stop - start for _, start, stop in read) for read in reads}) > 1:
             reads = tuple(pieces_of(each, places) for each in spans)
-        found.append(Part(members, reads, groups, _room(layer, members, groups, filled=filled)))
+        found.append(Part(slots, (Term(reads),), _room(layer, slots, filled=filled)))
     return tuple(found)
 
 
@@ -117,41 +228,53 @@ def places_after(layer: FoldedLayer, parts: Sequence[Part]) -> tuple[Place, ...]
     """Return where the nodes of a layer are found once its parts have been run, a block a part."""
     starts, found = starts_of(layer.operations), []
     for block, part in enumerate(parts):
-        offset = 0
-        for number, member in enumerate(part.members, 1):
-            width = len(layer.operations[member].bias)
-            fills = part.groups > 1 or number == len(part.members)
-            room = part.room * (number if part.groups > 1 else 1) - offset if fills else width
-            found.append(Place(starts[member], starts[member] + width, block, offset, room))
-            offset += room
+        for number, slot in enumerate(part.slots, 1):
+            offset = (number - 1) * part.room
+            for member in slot:
+                width = len(layer.operations[member].bias)
+                room = number * part.room - offset if member == slot[-1] else width
+                found.append(Place(starts[member], starts[member] + width, block, offset, room))
+                offset += room
     return tuple(sorted(found, key=lambda place: place.start))
 
 
-def fastest_forms(layers: Sequence[FoldedLayer], places: Sequence[Place]) -> tuple[Form, ...]:
+def fastest_forms(
+    layers: Sequence[FoldedLayer],
+    places: Sequence[Place],
+    runtime: Runtime = "torch",
+    *,
+    parent: Sequence[FoldedLayer] | None = None,
+) -> tuple[Form, ...]:
     """Return the form of each layer with which the network is expected to take little time.
 
-    From all layers whole on, the one is split that saves most, as long as any saves enough, and as long as the network
-    is expected to take more time neither for one image nor for many than with all layers whole: so it is not slower
-    than the dense network that it came from. What is saved is the sum of both times, each as a share of that.
+    From all layers whole on, those side by side take another form that save most, as long as any save enough, and as
+    long as the network is expected to take no more time, neither for one image nor for many, than the dense network
+    that it came from, or than with all layers whole if that takes more. What is saved is the sum of both times, each
+    as a share of that.
 
     Args:
         layers: From the image on.
         places: Where the channels of the image are found.
+        runtime: What runs the network.
+        parent: Layers of the dense network that it came from, if that is known.
     """
-    first: Form = "whole"
-    chosen = (first,) * len(layers)
-    whole = expected_times(layers, places, chosen)
+    whole: Form = "whole"
+    chosen = (whole,) * len(layers)
+    of_parent = expected_times(parent or layers, places, (whole,) * len(parent or layers), runtime)
+    bounds = [max(pair) for pair in zip(expected_times(layers, places, chosen, runtime), of_parent, strict=True)]
 
     def shares(forms: tuple[Form, ...]) -> list[float]:
-        return [time / most for time, most in zip(expected_times(layers, places, forms), whole, strict=True)]
+        times = expected_times(layers, places, forms, runtime)
+        return [time / most for time, most in zip(times, bounds, strict=True)]
 
     while True:
-        options = [chosen]
-        for index, layer in enumerate(layers):
-            if len(layer.operations) > 1:
-                options.append((*chosen[:index], "split", *chosen[index + 1 :]))
-        best = min((each for each in options if max(shares(each)) <= 1), key=lambda each: sum(shares(each)))
-        if sum(shares(chosen)) - sum(shares(best)) < _LEAST_SAVED:
+        options = {chosen: shares(chosen)}
+        for first, last in combinations(range(len(layers) + 1), 2):
+            for form in get_args(Form):
+                option = (*chosen[:first], *[form] * (last - first), *chosen[last:])
+                options[option] = options.get(option) or shares(option)
+        best = min((each for each in options if max(options[each]) <= 1), key=lambda each: sum(options[each]))
+        if sum(options[chosen]) - sum(options[best]) < _LEAST_SAVED:
             return chosen
         chosen = best
 
@@ -159,7 +282,7 @@ def fastest_forms(layers: Sequence[FoldedLayer], places: Sequence[Place]) -> tup
 def fillings(layers: Sequence[FoldedLayer], forms: Sequence[Form]) -> tuple[bool, ...]:
     """Return of each layer whether its blocks may end in zeros: where the next layer reads whole blocks."""
     following = zip(layers[1:], forms[1:], strict=True)
-    return (*(form == "whole" or len(layer.operations) == 1 for layer, form in following), True)
+    return (*(form != "split" or len(layer.units) == 1 for layer, form in following), True)
 
 
 def widths_of(places: Sequence[Place]) -> list[int]:
@@ -191,39 +314,72 @@ def pieces_of(ranges: Sequence[tuple[int, int]], places: Sequence[Place], *, zer
     return _joined(found)
 
 
-def expected_times(layers: Sequence[FoldedLayer], places: Sequence[Place], forms: Sequence[Form]) -> tuple[float, ...]:
+def expected_times(
+    layers: Sequence[FoldedLayer], places: Sequence[Place], forms: Sequence[Form], runtime: Runtime = "torch"
+) -> tuple[float, ...]:
     """Return the microseconds that a network is expected to take, for one image and for many.
 
     Args:
         layers: From the image on.
         places: Where the channels of the image are found.
         forms: Of the layers.
+        runtime: What runs the network.
     """
     total = [0.0] * len(_BATCHES)
     for layer, form, filled in zip(layers, forms, fillings(layers, forms), strict=True):
-        parts = parts_of(layer, places, form, filled=filled)
-        total = [sum(pair) for pair in zip(total, _layer_times(layer, parts, places), strict=True)]
+        parts, widths = parts_of(layer, places, form, filled=filled), widths_of(places)
+        for index in range(len(_BATCHES)):
+            total[index] += sum(_expected(layer, part, widths, runtime, index) for part in parts)
         places = places_after(layer, parts)
     return tuple(total)
 
 
-def _layer_times(layer: FoldedLayer, parts: Sequence[Part], places: Sequence[Place]) -> tuple[float, ...]:
-    widths = widths_of(places)
-    return tuple(sum(_expected(layer, part, widths, index) for part in parts) for index in range(len(_BATCHES)))
+def _expected(layer: FoldedLayer, part: Part, widths: Sequence[int], runtime: Runtime, index: int) -> float:
+    """Return the microseconds that a part is expected to take."""
+    kind, costs = layer.operations[0].weight.dim(), _COSTS[runtime]
+    numbers = _BATCHES[index] * layer.positions * part.room * len(part.slots)
+    added = (len(part.terms) - 1) * costs.added[index].time(read=numbers)
+    terms = sum(_expected_term(layer, part, term, widths, costs, index) for term in part.terms)
+    indices = 2 * numbers / layer.pool**2 if layer.pool > 1 else 0.0  # of eight bytes
+    return terms + added + costs.followed[kind][index].time(read=numbers, asked=indices)
 
 
-def _expected(layer: FoldedLayer, part: Part, widths: Sequence[int], index: int) -> float:
-    """Return the microseconds that an operation is expected to take."""
-    first = layer.operations[part.members[0]].weight
-    kind, used = first.dim(), _BATCHES[index] * layer.positions
-    read = sum(stop - start for _, start, stop in part.pieces)
-    lanes = _LANES if kind == 4 else 1
-    macs = used * -(-part.room // lanes) * lanes * read * (first.shape[2] ** 2 if kind == 4 else 1)
-    rate = _MACS[kind][index] * (_RATE_OF_GROUPS[kind][index] if part.groups > 1 else 1.0)
-    block, start, stop = part.pieces[0]
-    copied = len(part.pieces) > 1 or (kind == 4 and (start, stop) != (0, widths[block]))
-    copying = _CALL_TO_COPY + _PIECE * len(part.pieces) + used * read / _COPIED[index] if copied else 0.0
-    return _CALL[kind] + (_MORE_FOR_GROUPS[kind] if part.groups > 1 else 0.0) + macs / rate + copying
+def _expected_term(
+    layer: FoldedLayer, part: Part, term: Term, widths: Sequence[int], costs: Costs, index: int
+) -> float:
+    weight, used, pieces = layer.operations[0].weight, _BATCHES[index] * layer.positions, term.pieces
+    read, rows = sum(stop - start for _, start, stop in pieces), part.room * len(part.slots) // term.groups
+    kind, lanes = weight.dim(), LANES if weight.dim() == 4 else 1
+    macs, written = used * -(-rows // lanes) * lanes * read * weight[0, 0].numel(), used * rows * term.groups
+    block, start, stop = pieces[0]
+    copied = len(pieces) > 1 or (kind == 4 and (start, stop) != (0, widths[block]))
+    copy = costs.copied[index].time(written=used * read, asked=used * read) + costs.piece * len(pieces)
+    return copied * copy + costs.term[kind][index].time(
+        read=used * read, written=written, macs=macs, asked=written, in_groups=term.groups > 1
+    )
+
+
+def _summed(layer: FoldedLayer, places: Sequence[Place], *, filled: bool) -> tuple[Part, ...]:
+    """Return the nodes that everything after reads as one part, and the others as one, in slots of equal room."""
+    reads = [pieces_of(each.ranges, places, zeros=True) for each in layer.operations]
+    own = sorted(set(range(len(reads))) - set(layer.shared), key=lambda number: sorted(reads[number]))
+    found = []
+    for slots in filter(None, (tuple((number,) for number in own), (layer.shared,) if layer.shared else ())):
+        of_slots = [[reads[number] for number in slot] for slot in slots]
+        terms = [_term(of_slots, block, width) for block, width in enumerate(widths_of(places))]
+        found.append(Part(slots, tuple(filter(None, terms)), _room(layer, slots, filled=filled)))
+    return tuple(found)
+
+
+def _term(reads: Sequence[Sequence[tuple[Piece, ...]]], block: int, width: int) -> Term | None:
+    """Return how slots read a block, whole: in groups if they read equal shares of it in its order, else with zeros."""
+    of_block = [{tuple(sorted(piece for piece in each if piece[0] == block)) for each in slot} for slot in reads]
+    if not any(any(slot) for slot in of_block):
+        return None
+    whole, runs = ((block, 0, width),), [(min(slot), len(list(same))) for slot, same in groupby(of_block)]
+    shares = {(sum(stop - start for _, start, stop in read), slots) for read, slots in runs}
+    in_order = _joined(piece for read, _ in runs for piece in read) == whole
+    return Term(tuple(read for read, _ in runs) if in_order and len(shares) == 1 else (whole,))
 
 
 def _joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
@@ -235,17 +391,22 @@ def _joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     return tuple(joined)
 
 
-def _room(layer: FoldedLayer, members: Sequence[int], groups: int, *, filled: bool) -> int:
-    """Return the rows of each group, filled up so that all of them are a multiple of what is worked on at a time."""
-    rows = sum(len(layer.operations[member].bias) for member in members) // groups
-    is_filled = layer.operations[members[0]].weight.dim() == 4 and (filled or groups > 1)
-    multiple = _LANES // math.gcd(_LANES, groups) if is_filled else 1
+def _room(layer: FoldedLayer, slots: Sequence[Sequence[int]], *, filled: bool) -> int:
+    """Return the rows of each slot, filled up so that all of them are a multiple of what is worked on at a time."""
+    rows = max(sum(len(layer.operations[member].bias) for member in slot) for slot in slots)
+    is_filled = layer.operations[0].weight.dim() == 4 and (filled or len(slots) > 1)
+    multiple = LANES // math.gcd(LANES, len(slots)) if is_filled else 1
     return -(-rows // multiple) * multiple
 
 
-def _equal(operations: Sequence[Folded]) -> list[tuple[int, ...]]:
-    """Return the operations put together: those of equal inputs and outputs."""
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for index, each in enumerate(operations):
-        by_shape.setdefault(tuple(each.weight.shape), []).append(index)
-    return [tuple(members) for members in by_shape.values()]
+def _holds(ranges: Iterable[tuple[int, int]], node: int) -> bool:
+    return any(start <= node < stop for start, stop in ranges)
+
+
+def _equal(layer: FoldedLayer) -> list[tuple[tuple[int, ...], ...]]:
+    """Return the units of a layer put together: those of equal inputs and outputs."""
+    by_shape: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+    for unit in layer.units:
+        rows = sum(len(layer.operations[member].bias) for member in unit)
+        by_shape.setdefault((rows, layer.operations[unit[0]].weight.shape[1]), []).append(unit)
+    return [tuple(units) for units in by_shape.values()]

@@ -18,39 +18,34 @@ from nas_blockout.backbones.division import (
     Part,
     Piece,
     Place,
+    Term,
     parts_of,
     places_after,
     widths_of,
 )
 
 
-class FusedOperation(nn.Module):
-    """One convolution or product in place of one operation of training or of several.
+class FusedTerm(nn.Module):
+    """One convolution or product in place of one operation of training or of several, or of a part of them.
 
     Args:
-        layer: What was trained.
-        part: Which of its operations, and what they read.
-        places: Where the nodes of the layer before are found.
+        weight: Shape ``(rows, inputs of a group)``, or ``(rows, inputs of a group, kernel, kernel)``.
+        bias: Shape ``(rows,)``; None for zeros.
+        term: What it reads.
+        widths: Of the blocks that it reads from.
     """
 
-    def __init__(self, layer: FoldedLayer, part: Part, places: Sequence[Place]) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, term: Term, widths: Sequence[int]) -> None:
         super().__init__()
-        before, members = widths_of(places), [layer.operations[index] for index in part.members]
-        rooms = [part.room] * part.groups if part.groups > 1 else [len(each.bias) for each in members]
-        rooms[-1] += part.room * part.groups - sum(rooms)
-        read = part.reads if part.groups > 1 else part.reads * len(members)
-        weights = [_widened(*each, places) for each in zip(members, rooms, read, strict=True)]
-        biases = [F.pad(each.bias, (0, room - len(each.bias))) for each, room in zip(members, rooms, strict=True)]
-        weight = torch.cat(weights)
         if weight.dim() == 4:
             weight = weight.contiguous(memory_format=torch.channels_last)
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
-        self.groups = part.groups
-        self.reads = tuple((b, None if stop - start == before[b] else (start, stop)) for b, start, stop in part.pieces)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.groups = term.groups
+        self.reads = tuple((b, None if stop - start == widths[b] else (start, stop)) for b, start, stop in term.pieces)
 
     def forward(self, blocks: Sequence[Tensor]) -> Tensor:
-        """Return the block of this operation, without the activation."""
+        """Return what it adds to its block."""
         parts = [blocks[b] if r is None else blocks[b].narrow(1, r[0], r[1] - r[0]) for b, r in self.reads]
         x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         if self.weight.dim() == 4:
@@ -59,8 +54,41 @@ class FusedOperation(nn.Module):
             return F.linear(x, self.weight, self.bias)
         weights = self.weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
         nodes = x.unflatten(1, (self.groups, -1)).transpose(0, 1)
+        if self.bias is None:
+            return torch.bmm(nodes, weights).transpose(0, 1).flatten(1)
         biases = self.bias.unflatten(0, (self.groups, 1, -1))
         return torch.baddbmm(biases, nodes, weights).transpose(0, 1).flatten(1)
+
+
+class FusedOperation(nn.Module):
+    """What makes one block of nodes: one term, or the sum of several.
+
+    Args:
+        layer: What was trained.
+        part: Which of its operations stand in the block, and what is added.
+        places: Where the nodes of the layer before are found.
+    """
+
+    def __init__(self, layer: FoldedLayer, part: Part, places: Sequence[Place]) -> None:
+        super().__init__()
+        rooms = [place.room for place in sorted(places_after(layer, [part]), key=lambda place: place.offset)]
+        members = [layer.operations[index] for index in part.members]
+        biases = [F.pad(each.bias, (0, room - len(each.bias))) for each, room in zip(members, rooms, strict=True)]
+        terms = []
+        for number, term in enumerate(part.terms):
+            read = [term.reads[n * term.groups // len(part.slots)] for n, slot in enumerate(part.slots) for _ in slot]
+            weights = [_widened(*each, places) for each in zip(members, rooms, read, strict=True)]
+            bias = None if number else torch.cat(biases)
+            terms.append(FusedTerm(torch.cat(weights), bias, term, widths_of(places)))
+        self.terms = nn.ModuleList(terms)
+
+    def forward(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Return the block, without the activation."""
+        first, *others = self.terms
+        x: Tensor = first(blocks)
+        for term in others:
+            x += term(blocks)
+        return x
 
 
 class FusedStage(nn.Module):
@@ -177,7 +205,10 @@ def fold(
 
 
 def _widened(folded: Folded, rows: int, pieces: Sequence[Piece], places: Sequence[Place]) -> Tensor:
-    """Return a weight of more rows that reads whole pieces, with zeros for what it did not make or read."""
+    """Return a weight of more rows that reads whole pieces, with zeros for what it did not make or read.
+
+    What it read elsewhere than in the pieces is left out.
+    """
     before = widths_of(places)
     stands = torch.cat([_found_at(place, before) for place in places])  # in all blocks, one after another
     nodes = stands[torch.cat([torch.arange(start, stop) for start, stop in folded.ranges])]
@@ -185,7 +216,8 @@ def _widened(folded: Folded, rows: int, pieces: Sequence[Piece], places: Sequenc
     column = torch.full((sum(before),), -1)
     column[read] = torch.arange(len(read))
     wide = folded.weight.new_zeros(rows, len(read), *folded.weight.shape[2:])
-    wide[: len(folded.weight), column[nodes]] = folded.weight
+    held = column[nodes] >= 0
+    wide[: len(folded.weight), column[nodes][held]] = folded.weight[:, held]
     return wide
 
 

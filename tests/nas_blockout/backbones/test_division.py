@@ -12,6 +12,7 @@ from nas_blockout.backbones.division import (
     FoldedLayer,
     Form,
     Place,
+    cut_for_readers,
     expected_times,
     fastest_forms,
     parts_of,
@@ -37,7 +38,39 @@ def branched(branches: int, width: int, *, shared: int = 0, positions: int = 64)
     spans = [((b * width, (b + 1) * width), *([last] if shared else [])) for b in range(branches)]
     own = [operation(width, *span) for span in spans]
     every = [operation(shared, (0, last[1]))] if shared else []
-    return [trunk, first, FoldedLayer((*own, *every), positions), FoldedLayer((*own, *every), positions)]
+    layers = [trunk, first, FoldedLayer((*own, *every), positions), FoldedLayer((*own, *every), positions)]
+    return list(cut_for_readers(layers))
+
+
+def test_layers_are_cut_where_what_reads_them_begins_and_ends() -> None:
+    trunk, first, second, last = branched(3, 4, shared=5)
+    assert [len(each.bias) for each in first.operations] == [4, 4, 4, 5]
+    assert [each.ranges for each in first.operations] == [((0, 4),)] * 4
+    assert first.units == ((0, 1, 2, 3),), "still one operation"
+    assert second.units == ((0,), (1,), (2,), (3,))
+    assert [layer.shared for layer in (trunk, first, second, last)] == [(0,), (3,), (3,), ()]
+
+
+def test_slots_stand_in_the_order_in_which_they_read() -> None:
+    layers = branched(3, 4, shared=5)
+    own = layers[2].operations
+    turned = FoldedLayer((own[2], own[3], own[0], own[1]), 64, shared=(1,))
+    before = parts_of(layers[1], (Place(0, 4, 0, 0, 4),), "summed")
+    places = places_after(layers[1], before)
+    assert [part.slots for part in before] == [((0,), (1,), (2,)), ((3,),)]
+    private, shared = parts_of(turned, places, "summed")
+    assert (private.slots, shared.slots) == (((2,), (3,), (0,)), ((1,),))
+    assert [term.groups for term in private.terms] == [3, 1]
+    assert [term.pieces for term in private.terms] == [((0, 0, 48),), ((1, 0, 16),)]
+
+
+def test_it_may_be_slower_than_whole_where_the_parent_is_slower_still() -> None:
+    layers = branched(2, 24, positions=16)
+    parent = [FoldedLayer((operation(width, (0, read)),), 16) for read, width in ((3, 256), *[(256, 256)] * 3)]
+    alone, with_parent = fastest_forms(layers, IMAGE), fastest_forms(layers, IMAGE, parent=parent)
+    bound = expected_times(parent, IMAGE, ["whole"] * 4)
+    assert all(a <= b for a, b in zip(expected_times(layers, IMAGE, with_parent), bound, strict=True))
+    assert sum(expected_times(layers, IMAGE, with_parent)) <= sum(expected_times(layers, IMAGE, alone))
 
 
 def test_every_form_covers_every_node_once() -> None:
@@ -49,7 +82,7 @@ def test_every_form_covers_every_node_once() -> None:
         assert [place.start for place in places] == [0, 6, 12, 18, 24]
         assert places[-1].stop == 29
     assert [part.members for part in parts_of(layer, IMAGE, "split")] == [(0, 1, 2, 3), (4,)]
-    assert [part.groups for part in parts_of(layer, IMAGE, "split")] == [4, 1]
+    assert [len(part.slots) for part in parts_of(layer, IMAGE, "split")] == [4, 1]
     assert [part.members for part in parts_of(layer, IMAGE, "whole")] == [(0, 1, 2, 3, 4)]
 
 

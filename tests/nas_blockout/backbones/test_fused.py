@@ -2,8 +2,11 @@
 
 import io
 import warnings
+from pathlib import Path
 from typing import get_args
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,13 +17,14 @@ from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork, Sites
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
-from nas_blockout.backbones.division import Operations
+from nas_blockout.backbones.division import Operations, Runtime
 from nas_blockout.backbones.fused import FusedNetwork, FusedOperation, FusedStage
 from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
 from nas_blockout.methods.dropout import Dropout, DropoutSettings
 from search_spaces.branched import Hierarchy, hierarchical
 
 SHAPE, CLASSES = (2, 8, 8), 6
+Reads = tuple[tuple[int, tuple[int, int] | None], ...]
 STAGES = stages(ConvNetSettings((6, 8, 12), (8,)), SHAPE, CLASSES)
 PARALLEL = Architecture(
     4,
@@ -63,6 +67,15 @@ def operations(fused: FusedNetwork, stage: str) -> dict[str, FusedOperation]:
     return dict(found.operations.items())  # type: ignore[arg-type]
 
 
+def terms(operation: FusedOperation) -> list[tuple[int, Reads]]:
+    """The groups of each term, and what it reads: blocks, and which part of them."""
+    return [(term.groups, term.reads) for term in operation.terms]
+
+
+def width(operation: FusedOperation) -> int:
+    return len(operation.terms[0].weight)
+
+
 @given(
     hierarchy=HIERARCHIES,
     normalise=st.booleans(),
@@ -86,23 +99,74 @@ def test_equal_branches_are_one_operation_and_copy_nothing() -> None:
     fused = network_of(PARALLEL).for_inference(operations="split")
     assert {name: list(operations(fused, name)) for name in fused.stages} == {
         "conv1": ["0"],
-        "conv2": ["0"],  # all groups read the trunk
+        "conv2": ["0_1_2_3"],  # all groups read the trunk
         "features": ["0_1_2_3"],
         "hidden": ["0_1_2_3"],
         "classes": ["0_2", "1_3"],
     }
     for stage in ("features", "hidden"):
         (operation,) = operations(fused, stage).values()
-        assert (operation.groups, operation.reads) == (4, ((0, None),)), "the whole block, no view and no copy"
+        assert terms(operation) == [(4, ((0, None),))], "the whole block, no view and no copy"
+
+
+def shared_by_four(*, width: int = 3, shared: int = 5) -> Architecture:
+    """Four branches from the first layer on, and nodes that all of them read."""
+    groups = (*(Group((b,), width) for b in range(4)), Group((0, 1, 2, 3), shared))
+    return Architecture(
+        4, (*(Layer(name, groups) for name in ("conv1", "conv2", "features", "hidden")), PARALLEL.layers[-1])
+    )
+
+
+def test_a_summed_layer_is_two_blocks_of_what_each_reads_of_either() -> None:
+    fused = network_of(shared_by_four()).for_inference(operations="summed")
+    for stage in ("conv2", "features", "hidden"):
+        own, shared = operations(fused, stage).values()
+        assert terms(own) == [(4, ((0, None),)), (1, ((1, None),))], "whole blocks, no view and no copy"
+        assert terms(shared) == [(1, ((0, None),)), (1, ((1, None),))]
+        assert [each.bias is None for each in own.terms] == [False, True], "what is added once is not added again"
+    assert list(operations(fused, "conv1")) == ["0_1_2_3", "4"]
+
+
+@pytest.mark.parametrize("skewed", [False, True], ids=["equal", "unequal"])
+def test_every_form_of_a_layer_with_shared_nodes_computes_the_same(skewed: bool) -> None:
+    widths = (1, 4, 2, 3) if skewed else (3, 3, 3, 3)
+    groups = (*(Group((b,), width) for b, width in enumerate(widths)), Group((0, 1), 2), Group((0, 1, 2, 3), 5))
+    names = ("conv1", "conv2", "features", "hidden")
+    network = network_of(Architecture(4, (*(Layer(name, groups) for name in names), PARALLEL.layers[-1]))).double()
+    x = images(5).double()
+    with torch.no_grad():
+        expected = network(x)
+        for form in get_args(Operations):
+            assert (network.for_inference(operations=form)(x) - expected).abs().max() <= 1e-10
+
+
+def test_one_network_may_be_divided_differently_for_onnxruntime() -> None:
+    plan = stages(ConvNetSettings((64, 128, 256), (512,)), (3, 32, 32), CLASSES)
+    layers = [
+        Layer(
+            stage.name, (*(Group((b,), stage.width * 3 // 16) for b in range(4)), Group((0, 1, 2, 3), stage.width // 4))
+        )
+        for stage in plan[:-1]
+    ]
+    architecture = Architecture(4, (*layers, PARALLEL.layers[-1]))
+    network = BranchedNetwork(plan, architecture, channels=3).eval().double()
+    for_torch, for_onnx = (network.for_inference(runtime=runtime) for runtime in get_args(Runtime))
+    assert [list(operations(for_torch, name)) for name in for_torch.stages] != [
+        list(operations(for_onnx, name)) for name in for_onnx.stages
+    ]
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (for_onnx(x) - network(x)).abs().max() <= 1e-10
+        assert (for_torch(x) - network(x)).abs().max() <= 1e-10
 
 
 def test_a_whole_layer_is_one_operation_with_zeros_for_what_is_not_read() -> None:
     fused = network_of(PARALLEL).for_inference(operations="whole")
     for name in fused.stages:
         (operation,) = operations(fused, name).values()
-        assert operation.groups == 1
+        assert terms(operation) == [(1, ((0, None),))]
     (hidden,) = operations(fused, "hidden").values()
-    assert [(row != 0).nonzero().flatten().tolist() for row in hidden.weight[::2]] == [
+    assert [(row != 0).nonzero().flatten().tolist() for row in hidden.terms[0].weight[::2]] == [
         [0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11],
     ]  # fmt: skip
 
@@ -116,33 +180,31 @@ def branches(width: int, shared: int) -> Architecture:
 
 @pytest.mark.parametrize(
     ("architecture", "expected"),
-    [(branches(512, 0), ["0_1"]), (branches(6, 12), ["0_1_2"])],
+    [(branches(512, 0), "0_1"), (branches(6, 12), "0_1_2")],
     ids=["wide", "narrow"],
 )
-def test_layers_are_divided_where_that_is_expected_to_be_faster(
-    architecture: Architecture, expected: list[str]
-) -> None:
+def test_layers_are_divided_where_that_is_expected_to_be_faster(architecture: Architecture, expected: str) -> None:
     fused = network_of(architecture).for_inference()
     found = operations(fused, "conv2")
-    assert list(found) == expected
-    assert found[expected[0]].groups == (2 if architecture.layers[0].width > 512 else 1)
+    assert sorted("_".join(found).split("_")) == expected.split("_")
+    assert len(found) == 1
+    assert terms(found.popitem()[1])[0][0] == (2 if architecture.layers[0].width > 512 else 1)
 
 
 def test_blocks_of_channels_are_filled_up_to_a_multiple_of_sixteen() -> None:
     network = network_of(PARALLEL)
     whole, split = (network.for_inference(operations=form) for form in ("whole", "split"))
-    assert [len(operations(whole, name)[key].bias) for name, key in (("conv1", "0"), ("features", "0_1_2_3"))] == [
-        16,
-        16,
-    ]
-    assert len(operations(split, "features")["0_1_2_3"].bias) == 16, "four for each group of three"
-    assert len(operations(split, "conv2")["0"].bias) == 8, "groups would have to pass over the zeros"
-    assert len(operations(whole, "hidden")["0_1_2_3"].bias) == 8, "nodes are not filled up"
+    assert [width(operations(whole, name)[key]) for name, key in (("conv1", "0"), ("features", "0_1_2_3"))] == [16, 16]
+    assert width(operations(split, "features")["0_1_2_3"]) == 16, "four for each group of three"
+    assert width(operations(split, "conv2")["0_1_2_3"]) == 8, "groups would have to pass over the zeros"
+    assert width(operations(whole, "hidden")["0_1_2_3"]) == 8, "nodes are not filled up"
 
 
 def test_a_division_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="operations must be one of fastest, whole, split, got 'slow'"):
+    with pytest.raises(ValueError, match="operations must be one of fastest, whole, split, summed, got 'slow'"):
         network_of(PARALLEL).for_inference(operations="slow")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="runtime must be one of torch, onnxruntime, got 'slow'"):
+        network_of(PARALLEL).for_inference(runtime="slow")  # type: ignore[arg-type]
 
 
 def test_a_stage_keeps_channels_last() -> None:
@@ -175,9 +237,10 @@ def test_it_is_a_copy_and_cannot_be_trained() -> None:
     assert not any(parameter.requires_grad for parameter in fused.parameters())
 
 
-@pytest.mark.parametrize("architecture", [PARALLEL, dense_of(STAGES)], ids=["parallel", "dense"])
-@pytest.mark.parametrize("operations", ["split", "whole"])
-def test_it_is_exported_with_any_batch(architecture: Architecture, operations: Operations) -> None:
+@pytest.mark.parametrize("operations", ["split", "whole", "summed"])
+@pytest.mark.parametrize("kind", ["parallel", "shared", "dense"])
+def test_it_is_exported_with_any_batch(kind: str, operations: Operations) -> None:
+    architecture = {"parallel": PARALLEL, "shared": shared_by_four(), "dense": dense_of(STAGES)}[kind]
     fused = network_of(architecture, normalise=True).for_inference(operations=operations)
     program = torch.export.export(fused, (images(2),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     saved = io.BytesIO()
@@ -189,9 +252,31 @@ def test_it_is_exported_with_any_batch(architecture: Architecture, operations: O
         torch.testing.assert_close(loaded(images(batch)), fused(images(batch)), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("operations", ["split", "whole"])
+def test_a_summed_layer_runs_in_onnxruntime_with_its_sum_inside_the_convolution(tmp_path: Path) -> None:
+    fused = network_of(shared_by_four(width=4, shared=16)).for_inference(operations="summed")
+    example = images(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(fused, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        exported = torch.onnx.export(program, (example,), dynamo=True, verbose=False, input_names=["images"])
+    assert exported is not None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "run.onnx")
+    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString(), options)
+    for batch in (1, 7):
+        (logits,) = session.run(None, {"images": images(batch).numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), fused(images(batch)), rtol=1e-4, atol=1e-5)
+    written, run = (
+        [node.op_type for node in model.graph.node]
+        for model in (exported.model_proto, onnx.load(tmp_path / "run.onnx"))
+    )
+    assert written.count("Add") - run.count("Add") >= 4, "the sums of convolutions are a part of these"
+    assert run.count("Conv") + run.count("FusedConv") == written.count("Conv") == 2 + 2 * 4
+
+
+@pytest.mark.parametrize("operations", ["split", "whole", "summed"])
 def test_it_is_traced_whole_by_the_compiler(operations: Operations) -> None:
-    fused = network_of(PARALLEL).for_inference(operations=operations)
+    fused = network_of(shared_by_four()).for_inference(operations=operations)
     torch._dynamo.reset()
     compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(images(3)), fused(images(3)), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,169 @@
+"""What an operation takes: the constants by which `nas_blockout.backbones.division` expects times, measured.
+
+Single operations of many shapes are timed, for one image and for 256, in rounds of changing order, in processor time of
+the one thread that computes. Constants are the non-negative least squares of the relative errors of a sum: a call, what
+is read, what is written, multiply-accumulates, and for groups more of the first and the last. The builder keeps its
+constants, so that a network is always divided alike; this tells whether they still hold.
+
+Run: ``python -m benchmarks.division [--rounds N]``; prints a Markdown table, a line for each kind of operation.
+"""
+
+import argparse
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+from torch.nn import functional as F
+
+from nas_blockout.backbones.division import LANES, PAGED
+
+BATCHES = (1, 256)
+SINGLE = ("call", "call in groups", "pieces")
+CONVOLUTIONS = [
+    *product([(3, 16), (3, 32), (3, 64)], [1], [32]),
+    *product([(16, 16), (16, 112), (48, 32), (32, 64), (48, 112), (64, 128)], [1], [16]),
+    *product([(32, 32), (32, 224), (112, 32), (64, 128), (112, 224), (128, 256)], [1], [8]),
+    *product([(48, 112), (32, 64), (96, 192), (48, 96)], [2, 4, 8], [16]),
+    *product([(112, 224), (64, 128), (192, 384), (96, 192)], [2, 4, 8], [8]),
+]
+PRODUCTS = list(product([(64, 128), (128, 256), (256, 512), (512, 512), (512, 16)], [1, 4, 8], [1]))
+FOLLOWED = list(product([(16, 16), (32, 32), (64, 64), (112, 112), (128, 128)], [1], [8, 16, 32]))
+ADDED = list(product([(32, 64), (64, 80), (112, 144), (128, 256)], [1], [8, 16]))
+
+
+COPIED = list(product([(32, 0), (64, 0), (96, 0), (128, 0)], [1, 2, 4, 8], [8, 16]))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One operation: what it is, how many channels it reads and writes, in groups, at `side` squared positions."""
+
+    kind: str
+    inputs: int
+    outputs: int
+    groups: int
+    side: int
+
+    def run(self, batch: int) -> Callable[[], object]:
+        """Return it as a function of nothing."""
+        x = torch.randn(batch, self.inputs, self.side, self.side).contiguous(memory_format=torch.channels_last)
+        if self.kind == "convolution":
+            weight = torch.randn(self.outputs, self.inputs // self.groups, 3, 3)
+            weight, bias = weight.contiguous(memory_format=torch.channels_last), torch.randn(self.outputs)
+            return lambda: F.conv2d(x, weight, bias, padding=1, groups=self.groups)
+        if self.kind == "product":
+            return self._product(x.flatten(1))
+        if self.kind == "followed":
+            return lambda: F.relu(F.max_pool2d(x, 2), inplace=True)
+        if self.kind == "added":
+            y = torch.randn_like(x)
+            return lambda: y.add_(x)
+        own, half = self.inputs // 2 // self.groups, self.inputs // 2
+        starts = [start for group in range(self.groups) for start in ((group * own, own), (half, half))]
+        return lambda: torch.cat([x.narrow(1, *each) for each in starts], 1)
+
+    def _product(self, x: Tensor) -> Callable[[], object]:
+        weight, bias = torch.randn(self.outputs, self.inputs // self.groups), torch.randn(self.outputs)
+        if self.groups == 1:
+            return lambda: F.linear(x, weight, bias)
+        weights = weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
+        biases = bias.unflatten(0, (self.groups, 1, -1))
+        split = lambda: x.unflatten(1, (self.groups, -1)).transpose(0, 1)  # noqa: E731  # a view, made in each run
+        return lambda: torch.baddbmm(biases, split(), weights).transpose(0, 1).flatten(1)
+
+    def counts(self, batch: int) -> dict[str, float]:
+        """Return what the time is a sum of."""
+        used = batch * self.side**2
+        if self.kind == "added":
+            return {"call": 1.0, "read": float(used * self.inputs)}
+        if self.kind == "followed":
+            indices = used * self.inputs / 2  # of eight bytes, for a quarter of the numbers
+            return {"call": 1.0, "read": float(used * self.inputs), "paged": indices * (indices >= PAGED)}
+        if self.kind == "copied":  # half of it own, half for every group
+            copied = used * self.inputs * (1 + self.groups) / 2
+            return {"call": 1.0, "pieces": 2.0 * self.groups, "written": copied, "paged": copied * (copied >= PAGED)}
+        lanes, window = (LANES, 9) if self.kind == "convolution" else (1, 1)
+        rows, written = -(-self.outputs // self.groups // lanes) * lanes, float(used * self.outputs)
+        macs, grouped = float(used * rows * self.inputs * window), float(self.groups > 1)
+        counts = {"call": 1.0, "read": float(used * self.inputs), "written": written, "macs": macs}
+        return counts | {
+            "paged": written * (written >= PAGED),
+            "call in groups": grouped,
+            "macs in groups": grouped * macs,
+        }
+
+
+def cases() -> list[Case]:
+    """Return all operations that are timed."""
+    shapes = {
+        "convolution": CONVOLUTIONS,
+        "product": PRODUCTS,
+        "followed": FOLLOWED,
+        "added": ADDED,
+        "copied": COPIED,
+    }
+    return [
+        Case(kind, inputs, outputs, groups, side)
+        for kind, found in shapes.items()
+        for (inputs, outputs), groups, side in found
+    ]
+
+
+def timed(found: Sequence[Case], batch: int, rounds: int) -> dict[Case, float]:
+    """Return the lower quartile of the microseconds of each operation, in rounds of random order.
+
+    None is run twice in a row, so that code and weights are as far from the processor as they are in a network.
+    """
+    runs, seconds = {case: case.run(batch) for case in found}, {case: list[float]() for case in found}
+    draws = random.Random(0)  # an order, not a secret
+    for _ in range(rounds + 1):
+        for case in draws.sample(found, len(found)):
+            began = time.thread_time()
+            runs[case]()
+            seconds[case].append(time.thread_time() - began)
+    return {case: statistics.quantiles(each[1:], n=4)[0] * 1e6 for case, each in seconds.items()}
+
+
+def fitted(times: Mapping[Case, float], batch: int) -> tuple[dict[str, float], float]:
+    """Return the microseconds of a unit of each count, and the median relative error."""
+    counts = [case.counts(batch) for case in times]
+    measured = np.array(list(times.values()))
+    design = np.array([list(each.values()) for each in counts]) / measured[:, None]
+    scale = np.maximum(design.max(0), np.finfo(float).tiny)
+    units, _ = nnls(design / scale, np.ones(len(measured)))
+    error = float(np.median(np.abs(design / scale @ units - 1)))
+    return dict(zip(counts[0], units / scale, strict=True)), error
+
+
+def main() -> None:
+    """Time all operations and print the constants."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="rounds at batch 256; ten times as many at batch 1")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    print(f"torch {torch.__version__}, one thread, {options.rounds} rounds, load average {os.getloadavg()[0]:.1f}\n")
+    print(
+        "| operation | batch | calls | microseconds a call | a million of each other | median error |\n"
+        "|---|---|---|---|---|---|"
+    )
+    found = cases()
+    times = {batch: timed(found, batch, options.rounds * (10 if batch == 1 else 1)) for batch in BATCHES}
+    for kind, batch in product(dict.fromkeys(case.kind for case in found), BATCHES):
+        of_kind = {case: taken for case, taken in times[batch].items() if case.kind == kind}
+        units, error = fitted(of_kind, batch)
+        calls = [f"{value:.1f} {name}" for name, value in units.items() if name in SINGLE]
+        others = [f"{value * 1e6:.2f} {name}" for name, value in units.items() if name not in SINGLE]
+        print(f"| {kind} | {batch} | {len(of_kind)} | {', '.join(calls)} | {', '.join(others)} | {error:.0%} |")
+
+
+if __name__ == "__main__":
+    main()
