@@ -24,7 +24,7 @@ SECONDS = 600 if STUDY == "tiny" else 7200
 pytestmark = [pytest.mark.slow(160), pytest.mark.timeout(3 * SECONDS)]
 HOME = "/var/lib/nas-blockout"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-PATIENCE = 60_000  # milliseconds
+PATIENCE_SECONDS = 180
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,19 @@ def ran(system: System, client: Client, tmp_path_factory: pytest.TempPathFactory
         ended = list(pool.map(lambda words: system.run("api", *words, seconds=SECONDS), commands))
     for each in ended:
         assert each.returncode == 0, each.stdout[-3000:] + each.stderr[-3000:] + system.logs("ray-head", "worker")
-    wait_until(lambda: client("GET", f"/v1/studies/{STUDY}")[1]["state"] not in ("queued", "running"), SECONDS)
+    wait_until(lambda: shown(client)["state"] not in ("queued", "running"), SECONDS)
     return {STUDY: "api", "by-submit": "submit", "by-ray": "ray"}
+
+
+def shown(client: Client) -> dict[str, Any]:
+    """The study as the API shows it; a request that got no answer, on a machine that is overloaded, is sent again."""
+
+    def answer() -> dict[str, Any] | None:
+        status, found = client("GET", f"/v1/studies/{STUDY}")
+        return found if status == 200 else None
+
+    found: dict[str, Any] = wait_until(answer, PATIENCE_SECONDS, "the API does not answer")
+    return found
 
 
 def test_every_way_in_has_the_result_of_a_run_without_services(
@@ -55,7 +66,7 @@ def test_every_way_in_has_the_result_of_a_run_without_services(
 ) -> None:
     run_here(tmp_path, chosen(), "local", seconds=SECONDS)
     expected = comparison(tmp_path, "local")
-    assert client("GET", f"/v1/studies/{STUDY}")[1]["state"] == "complete", system.logs("worker", "worker-2")
+    assert shown(client)["state"] == "complete", system.logs("worker", "worker-2")
     assert {name: comparison(system.path("api", HOME), name) for name in ran} == dict.fromkeys(ran, expected)
 
 
@@ -74,7 +85,7 @@ def page() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
         found = browser.new_page(viewport={"width": 1280, "height": 900})
-        found.set_default_timeout(PATIENCE)
+        found.set_default_timeout(1000 * PATIENCE_SECONDS)
         yield found
         browser.close()
 
@@ -95,7 +106,7 @@ def test_the_page_leads_to_the_report_the_job_and_the_comparison_in_mlflow(
     page.get_by_role("heading", name="Model of dense").wait_for()
     picture(page, "service", full_page=True)
     job = page.get_by_role("link", name="Ray job").get_attribute("href")
-    assert job == f"http://{system.address('ray-head', 8265)}/#/jobs/{client('GET', f'/v1/studies/{STUDY}')[1]['job']}"
+    assert job == f"http://{system.address('ray-head', 8265)}/#/jobs/{shown(client)['job']}"
     page.get_by_role("link", name="MLflow run").click()
     page.get_by_role("heading", name=STUDY).first.wait_for()
     experiment = page.url.partition("/experiments/")[2].partition("/")[0]
