@@ -1,5 +1,7 @@
 """`kill -9` of driver and workers at random moments: nothing is lost, doubled or stuck, and the result is the same.
 
+Most kills wait for an epoch first, so that they hit trials that run; the others hit what has just been started.
+
 Three kills by default; ``KILLS=20 pytest tests/services/slow/test_kills.py`` does as many as one likes.
 """
 
@@ -16,10 +18,14 @@ import psutil
 import pytest
 import yaml
 
+from services.settings import Settings
 from services.store import Store, TrialRow
+from services.study import run
+from services.study_file import read, resolve
+from tests.services.program import RUNS_HERE, of
 
 KILLS = int(os.environ.get("KILLS", "3"))
-pytestmark = [pytest.mark.slow(60), pytest.mark.timeout(400 + 60 * KILLS)]
+pytestmark = [pytest.mark.slow(60), pytest.mark.timeout(400 + 60 * KILLS), *RUNS_HERE]
 STUDY: dict[str, Any] = {
     "schema_version": 1,
     "name": "killed",
@@ -50,19 +56,25 @@ run(study, Settings.from_environment(), observe=lambda progress: None, source=st
 """
 
 
+def written(home: Path) -> Path:
+    home.mkdir(exist_ok=True)
+    (home / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    return home / "study.yaml"
+
+
 def start(home: Path) -> subprocess.Popen[bytes]:
-    study = home / "study.yaml"
-    study.write_text(yaml.safe_dump(STUDY))
-    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "NAS_BLOCKOUT_TRACKING_URI": "none"}
+    command, environment = [sys.executable, "-c", DRIVE, str(written(home))], {**os.environ, **of(home)}
     with (home / "log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", DRIVE, str(study)], env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
 def trials(home: Path) -> tuple[TrialRow, ...]:
     with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
-        return store.trials("killed")
+        return store.trials("killed") if store.studies() else ()
+
+
+def passes(home: Path) -> int:
+    return sum(trial.sample_passes for trial in trials(home))
 
 
 def worker_of(driver: int) -> psutil.Process | None:
@@ -75,9 +87,12 @@ def worker_of(driver: int) -> psutil.Process | None:
 
 
 def kill_at_a_random_moment(home: Path, rng: random.Random) -> None:
-    driver = start(home)
+    before, driver = passes(home), start(home)
     try:
-        time.sleep(rng.uniform(8, 16))
+        deadline = time.monotonic() + (120 if rng.random() < 0.8 else rng.uniform(1, 6))
+        while passes(home) == before and driver.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(rng.uniform(0, 3))
         victim = worker_of(driver.pid) if rng.random() < 0.4 else None
         if victim is not None:
             victim.kill()
@@ -90,6 +105,12 @@ def kill_at_a_random_moment(home: Path, rng: random.Random) -> None:
     finally:
         if driver.poll() is None:
             driver.kill()
+
+
+def run_straight(home: Path) -> None:
+    path = written(home)
+    study, settings = resolve(read(path), source=str(path)), Settings.from_environment(of(home))
+    run(study, settings, observe=lambda progress: None, source=str(path))[1].close()
 
 
 def finish(home: Path) -> None:
@@ -106,9 +127,7 @@ def comparable(row: TrialRow) -> tuple[Any, ...]:
 
 def test_killed_studies_end_like_uninterrupted_ones(tmp_path: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    straight.mkdir()
-    killed.mkdir()
-    finish(straight)
+    run_straight(straight)
     expected = [comparable(row) for row in trials(straight)]
     assert {row[4] for row in expected} == {"complete"}
     rng = random.Random(KILLS)
