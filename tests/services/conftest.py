@@ -6,13 +6,16 @@ import pwd
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -23,8 +26,11 @@ from services.store import Store
 from services.store.schema import METADATA
 from services.study import entry_of
 from services.study_file import Study
+from services.tracking import check
+from tests.once import once
 
 _ORDINARY_USERS = ("postgres", "nobody")
+_BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 def postgres_programs() -> Path | None:
@@ -151,6 +157,27 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         request.getfixturevalue("postgres").execute(url, f"TRUNCATE {tables} RESTART IDENTITY")
     with Store.open(url) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow database with nothing in it: its migration takes seconds, so that it is made once a run, and copied."""
+    made = once(tmp_path_factory, "mlflow", lambda folder: check(f"sqlite:///{folder / 'mlflow.db'}"))
+    own = tmp_path_factory.mktemp("mlflow-") / "mlflow.db"
+    with closing(sqlite3.connect(made / "mlflow.db")) as source, closing(sqlite3.connect(own)) as target:
+        source.backup(target)
+    return f"sqlite:///{own}"
+
+
+@pytest.fixture(scope="module")  # not of the session: while it is there no other event loop may run in this thread
+def browser() -> Iterator[Any]:
+    """The system's browser; a test that needs it is skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or pytest.skip("needs Debian's chromium")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=chromium, args=_BROWSER_FLAGS)
+        yield started
+        started.close()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.export import Deployed
 from services.store import Store
-from services.tracking import Projection, check
+from services.tracking import Projection
 
 # MLflow's own use of its database is not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -25,13 +25,6 @@ IMAGES = np.linspace(0, 1, 2 * 64, dtype=np.float32).reshape(2, 1, 8, 8)
 CLASSES = ("a", "b", "c")
 
 
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    found = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    check(found)
-    return found
-
-
 @pytest.fixture
 def name() -> str:
     """A study of this test alone, so that all may share the database."""
@@ -39,10 +32,10 @@ def name() -> str:
 
 
 @pytest.fixture
-def projection(uri: str, tmp_path: Path, name: str) -> Iterator[Projection]:
+def projection(mlflow_uri: str, tmp_path: Path, name: str) -> Iterator[Projection]:
     with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as opened:
         opened.create_study(name, config={}, config_hash="cafe", arms=["dense"])
-        yield Projection(uri, name, {}, opened)
+        yield Projection(mlflow_uri, name, {}, opened)
 
 
 def network(seed: int) -> Deployed:

@@ -48,12 +48,9 @@ RESULT = {
 }
 
 
-@pytest.fixture(scope="session")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tracking database, made once: its migration takes seconds."""
-    found = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    check(found)
-    return found
+@pytest.fixture
+def uri(mlflow_uri: str) -> str:
+    return mlflow_uri
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,7 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # of MLflow's own database
 ]
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 STUDY = "in-a-browser"
 ARMS = ("dense", "blockout")
@@ -60,11 +58,11 @@ def epoch(number: int, accuracy: float) -> dict[str, Any]:
     return {**done, "train_loss": 1.5 - number / 3, "validation_loss": 1.0, "validation_accuracy": accuracy}
 
 
-def project(folder: Path) -> tuple[str, str, str]:
-    """Write the study to MLflow; return the URI of its database, and the experiment's and the parent's identity."""
+def project(folder: Path, uri: str) -> tuple[str, str]:
+    """Write the study to MLflow; return the experiment's and the parent's identity."""
     import mlflow
 
-    uri, results = f"sqlite:///{folder / 'mlflow.db'}", folder / "study"
+    results = folder / "study"
     accuracies = [plots.Estimate(arm, "learned", (0.8, 0.9), 0.85, (0.7, 0.95)) for arm in ARMS]
     svg = plots.standalone(plots.to_svg(plots.figure_accuracy(accuracies), name="accuracy", description="Accuracy"))
     (results / "report" / "figures").mkdir(parents=True)
@@ -76,7 +74,7 @@ def project(folder: Path) -> tuple[str, str, str]:
         projection.finish({"arms": {arm: {"test_accuracy": {"mean": 0.85}} for arm in ARMS}}, results)
     experiment = mlflow.MlflowClient(tracking_uri=uri).get_experiment_by_name(f"nas-blockout/{STUDY}")
     assert experiment is not None
-    return uri, str(experiment.experiment_id), projection.parent
+    return str(experiment.experiment_id), projection.parent
 
 
 @contextmanager
@@ -113,24 +111,17 @@ def answers(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> str:
-    return shutil.which("chromium") or pytest.skip("needs Debian's chromium")
-
-
-@pytest.fixture(scope="module")
-def page(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def page(browser: Any, mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A page of the browser with the address of the study's runs as `runs`, and that of its parent run as `parent`."""
-    playwright = pytest.importorskip("playwright.sync_api")
     folder = tmp_path_factory.mktemp("browser")
-    uri, experiment, parent = project(folder)
-    with served(uri, folder) as address, playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
+    experiment, parent = project(folder, mlflow_uri)
+    with served(mlflow_uri, folder) as address:
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(PATIENCE)
         page.runs = f"{address}/#/experiments/{experiment}/runs?workflowType=machine_learning"
         page.parent = f"{address}/#/experiments/{experiment}/runs/{parent}"
         yield page
-        browser.close()
+        page.close()
 
 
 def row(page: Any, name: str) -> Any:
