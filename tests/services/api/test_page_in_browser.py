@@ -2,27 +2,23 @@
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from services.store import Store
+from tests.services.program import COMMAND, alone, of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PATIENCE = 700_000  # milliseconds: a study trains, perhaps on a busy machine
 ROOT = "q7Rz_0vLw2-Xb9TnYd4K"
 BUNDLED = os.environ.get("PAGE_STUDY", "")  # such as quickstart, which takes minutes; the small one below if left out
 NAME = BUNDLED or "from-the-page"
-CALL = "import sys; from services.cli import main; main(sys.argv[1:])"
 STUDY = {
     "schema_version": 1,
     "name": NAME,
@@ -57,11 +53,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("service")
 
 
-def environment(home: Path) -> dict[str, str]:
-    own = {"NAS_BLOCKOUT_HOME": str(home), "NAS_BLOCKOUT_TRACKING_URI": "none", "NAS_BLOCKOUT_API_TOKEN": ROOT}
-    return {**os.environ, **own}
-
-
 @pytest.fixture(scope="module")
 def store(home: Path) -> Iterator[Store]:
     with Store.open(f"sqlite:///{home}/runs/nas_blockout.db") as opened:
@@ -71,8 +62,8 @@ def store(home: Path) -> Iterator[Store]:
 @pytest.fixture(scope="module")
 def address(home: Path, store: Store) -> Iterator[str]:
     """The service as a user starts it."""
-    command = [sys.executable, "-c", CALL, "serve", "api", "--port", "0"]
-    with subprocess.Popen(command, env=environment(home), stderr=subprocess.PIPE, text=True) as server:
+    command, environment = [*COMMAND, "serve", "api", "--port", "0"], of(home, NAS_BLOCKOUT_API_TOKEN=ROOT)
+    with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         said = server.stderr.readline()
         found = re.match(r"(http://127\.0\.0\.1:\d+)/ serves the studies of sqlite:///", said)
@@ -80,16 +71,6 @@ def address(home: Path, store: Store) -> Iterator[str]:
         yield found[1]
         server.terminate()
         assert server.wait(timeout=60) == 143
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or pytest.skip("needs Debian's chromium")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield started
-        started.close()
 
 
 def work(home: Path, begin: threading.Event) -> None:
@@ -101,12 +82,11 @@ def work(home: Path, begin: threading.Event) -> None:
         assert row is not None
         path = home / "study.yaml"
         path.write_text(yaml.safe_dump(row.source), encoding="utf-8")
-        command = [sys.executable, "-c", CALL, "run", str(path), "--quiet"]
         for _ in range(3):  # on a machine that is overloaded Ray gives up starting; the same command goes on
-            done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
-            if done.returncode == 0:
+            done = alone("run", path, "--quiet", **of(home))
+            if done.code == 0:
                 break
-        message = "" if done.returncode == 0 else done.stderr[-500:]
+        message = "" if done.code == 0 else done.err[-500:]
         store.settle(row.study, "test", "failed" if message else "complete", message=message)
 
 
