@@ -1,6 +1,7 @@
 """Made-up studies to report on, with numbers as a real study has them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from nas_blockout import statistics
 from nas_blockout.data import Preprocessing, Splits
 from nas_blockout.data.parts import Labelled
-from services.report import ReportView, TrialView
+from services.folder import Folder
+from services.report import ReportView, TrialView, write
 from services.report.album import Album
+from tests.once import once
 
 ROLES = {
     "dense": "rival", "dropout": "control", "random": "rival", "bayesian": "rival", "blockout": "learned",
@@ -245,6 +248,13 @@ def made_up_studies() -> Callable[..., ReportView]:
 
 
 @pytest.fixture(scope="session")
-def large() -> ReportView:
-    """Twelve arms and 94 classes."""
-    return made_up(arms=tuple(ROLES), classes=94, trials=10, length=40)
+def whole_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of seven arms, with its report."""
+    return once(tmp_path_factory, "report", lambda folder: write(made_up(), Folder(folder)))
+
+
+@pytest.fixture(scope="session")
+def large_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of twelve arms and 94 classes, with its report."""
+    large = made_up(arms=tuple(ROLES), classes=94, trials=10, length=40)
+    return once(tmp_path_factory, "large-report", lambda folder: write(large, Folder(folder)))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from services.wording import sentence
 
 MadeUp = Callable[..., ReportView]
 TWO = ("dense", "blockout")
+FEW: dict[str, Any] = {"arms": ["dense"], "seeds": 1, "trials": 1, "length": 2, "keep": lambda trial: trial.is_model}
 
 
 @dataclass
@@ -96,8 +98,8 @@ def study(made_up: MadeUp) -> ReportView:
 
 
 @pytest.fixture(scope="module")
-def report(study: ReportView) -> str:
-    return render(study)
+def report(whole_report: Path) -> str:
+    return (whole_report / "report" / "index.html").read_text(encoding="utf-8")
 
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -228,7 +230,9 @@ def test_lost_trials_are_listed_with_their_reason(study: ReportView, report: str
 
 
 def test_several_searches_are_a_median_and_quartiles(made_up: MadeUp) -> None:
-    view = made_up(arms=["random", "dense"], seeds=2, trials=6, change=lambda t: replace(t, search=t.number % 3))
+    view = made_up(
+        arms=["random", "dense"], seeds=2, trials=6, length=4, change=lambda t: replace(t, search=t.number % 3)
+    )
     page = parsed(render(view))
     caption = next(c.text for c in page.all("figcaption") if "Best validation accuracy so far" in c.text)
     assert "the band their quartiles" in caption
@@ -251,7 +255,7 @@ def test_lost_passes_are_shares_of_what_was_spent(study: ReportView, report: str
 
 
 def test_groups_of_classes_are_held_against_the_known_ones(made_up: MadeUp) -> None:
-    view = made_up(arms=TWO, seeds=3)
+    view = made_up(arms=TWO, seeds=3, length=2, keep=lambda trial: trial.is_model)
     known = view.hierarchy["half"]
 
     def grouped(trial: TrialView) -> TrialView:
@@ -272,7 +276,7 @@ def test_groups_of_classes_are_held_against_the_known_ones(made_up: MadeUp) -> N
 
 
 def test_images_that_one_arm_alone_gets_right_are_counted_and_shown(made_up: MadeUp) -> None:
-    view = made_up(arms=TWO, seeds=3, classes=4)
+    view = made_up(arms=TWO, seeds=3, classes=4, length=2, keep=lambda trial: trial.is_model)
     assert view.album is not None
     labels = view.album.test_labels.tolist()
     wrong = [(label + 1) % 4 for label in labels]
@@ -299,7 +303,7 @@ def test_images_that_one_arm_alone_gets_right_are_counted_and_shown(made_up: Mad
 
 @pytest.mark.parametrize("lacking", ["album", "predictions"])
 def test_without_answers_or_images_nobody_stands_alone(lacking: str, made_up: MadeUp) -> None:
-    view = made_up(arms=TWO, seeds=2)
+    view = made_up(arms=TWO, seeds=2, length=2, keep=lambda trial: trial.is_model)
     trials = [replace(t, result={k: v for k, v in t.result.items() if k != "predictions"}) for t in view.trials]
     page = parsed(render(replace(view, album=None) if lacking == "album" else replace(view, trials=trials)))
     assert not [t for t in page.all("table") if "one arm stands alone" in t.text]
@@ -331,8 +335,8 @@ def test_many_trials_are_cut_with_a_word_about_it(made_up: MadeUp) -> None:
 
 
 @pytest.mark.slow
-def test_figures_of_a_large_study_stay_small(large: ReportView) -> None:
-    html = render(large)
+def test_figures_of_a_large_study_stay_small(large_report: Path) -> None:
+    html = (large_report / "report" / "index.html").read_text(encoding="utf-8")
     page = parsed(html)
     check_figures(page)
     sizes = {found[1]: len(found[2]) for found in re.finditer(r'(?s)<figure id="([^"]*)".*?(<svg.*?</svg>)', html)}
@@ -346,7 +350,7 @@ def test_a_comparison_of_another_version_is_refused(study: ReportView) -> None:
 
 
 def test_the_file_appears_whole(tmp_path: Path, made_up: MadeUp) -> None:
-    view = made_up(arms=["dense"], seeds=1, trials=1)
+    view = made_up(**FEW)
     for _ in range(2):
         path = write(view, Folder(tmp_path))
     assert path == tmp_path / "report" / "index.html"
@@ -354,8 +358,8 @@ def test_the_file_appears_whole(tmp_path: Path, made_up: MadeUp) -> None:
     assert path.read_text(encoding="utf-8") == render(view)
 
 
-def test_every_figure_is_a_file_too(tmp_path: Path, study: ReportView, made_up: MadeUp) -> None:
-    path = write(study, Folder(tmp_path))
+def test_every_figure_is_a_file_too(tmp_path: Path, whole_report: Path, made_up: MadeUp) -> None:
+    path = Path(shutil.copytree(whole_report, tmp_path, dirs_exist_ok=True)) / "report" / "index.html"
     files = {file.name: ElementTree.parse(file).getroot() for file in (path.parent / "figures").iterdir()}
     captions = [caption.text for caption in parsed(path.read_text(encoding="utf-8")).all("figcaption")]
     assert len(files) == len(captions)
@@ -365,7 +369,7 @@ def test_every_figure_is_a_file_too(tmp_path: Path, study: ReportView, made_up: 
         assert float(drawing.attrib["width"]) > 300
         said = drawing.attrib["aria-label"]
         assert any(said.startswith(re.split(r"[.:?]", caption)[1].strip()) for caption in captions)
-    write(made_up(arms=["dense"], seeds=1, trials=1), Folder(tmp_path))
+    write(made_up(**FEW), Folder(tmp_path))
     assert not [file for file in (path.parent / "figures").iterdir() if "blockout" in file.name], "old ones are gone"
 
 
@@ -378,7 +382,7 @@ def test_arms_of_like_names_do_not_share_a_file(tmp_path: Path, made_up: MadeUp)
 
 
 def test_how_every_arm_was_searched_and_what_it_traded_is_told(made_up: MadeUp) -> None:
-    view = made_up(arms=["dense", "random"], seeds=2, trials=6)
+    view = made_up(arms=["dense", "random"], seeds=2, trials=6, length=4)
     comparison = json.loads(json.dumps(view.comparison))
     front = {"objectives": ["accuracy", "macs"], "trials": [{"number": 4, "values": {"accuracy": 0.875, "macs": 2e6}}]}
     comparison["arms"]["random"] |= {
