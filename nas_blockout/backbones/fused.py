@@ -45,7 +45,7 @@ class FusedTerm(nn.Module):
         self.reads = tuple((b, None if stop - start == widths[b] else (start, stop)) for b, start, stop in term.pieces)
 
     def forward(self, blocks: Sequence[Tensor]) -> Tensor:
-        """Return what it adds to its block."""
+        """Return its block, or what it adds to it, without the activation."""
         parts = [blocks[b] if r is None else blocks[b].narrow(1, r[0], r[1] - r[0]) for b, r in self.reads]
         x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         if self.weight.dim() == 4:
@@ -60,26 +60,15 @@ class FusedTerm(nn.Module):
         return torch.baddbmm(biases, nodes, weights).transpose(0, 1).flatten(1)
 
 
-class FusedOperation(nn.Module):
-    """What makes one block of nodes: one term, or the sum of several.
+class FusedSum(nn.Module):
+    """The sum of several terms.
 
     Args:
-        layer: What was trained.
-        part: Which of its operations stand in the block, and what is added.
-        places: Where the nodes of the layer before are found.
+        terms: Two or more, of as many rows.
     """
 
-    def __init__(self, layer: FoldedLayer, part: Part, places: Sequence[Place]) -> None:
+    def __init__(self, terms: Sequence[FusedTerm]) -> None:
         super().__init__()
-        rooms = [place.room for place in sorted(places_after(layer, [part]), key=lambda place: place.offset)]
-        members = [layer.operations[index] for index in part.members]
-        biases = [F.pad(each.bias, (0, room - len(each.bias))) for each, room in zip(members, rooms, strict=True)]
-        terms = []
-        for number, term in enumerate(part.terms):
-            read = [term.reads[n * term.groups // len(part.slots)] for n, slot in enumerate(part.slots) for _ in slot]
-            weights = [_widened(*each, places) for each in zip(members, rooms, read, strict=True)]
-            bias = None if number else torch.cat(biases)
-            terms.append(FusedTerm(torch.cat(weights), bias, term, widths_of(places)))
         self.terms = nn.ModuleList(terms)
 
     def forward(self, blocks: Sequence[Tensor]) -> Tensor:
@@ -89,6 +78,26 @@ class FusedOperation(nn.Module):
         for term in others:
             x += term(blocks)
         return x
+
+
+def fused_operation(layer: FoldedLayer, part: Part, places: Sequence[Place]) -> FusedTerm | FusedSum:
+    """Return what makes one block of nodes: one term, or the sum of several.
+
+    Args:
+        layer: What was trained.
+        part: Which of its operations stand in the block, and what is added.
+        places: Where the nodes of the layer before are found.
+    """
+    rooms = [place.room for place in sorted(places_after(layer, [part]), key=lambda place: place.offset)]
+    members = [layer.operations[index] for index in part.members]
+    biases = [F.pad(each.bias, (0, room - len(each.bias))) for each, room in zip(members, rooms, strict=True)]
+    terms = []
+    for number, term in enumerate(part.terms):
+        read = [term.reads[n * term.groups // len(part.slots)] for n, slot in enumerate(part.slots) for _ in slot]
+        weights = [_widened(*each, places) for each in zip(members, rooms, read, strict=True)]
+        bias = None if number else torch.cat(biases)
+        terms.append(FusedTerm(torch.cat(weights), bias, term, widths_of(places)))
+    return terms[0] if len(terms) == 1 else FusedSum(terms)
 
 
 class FusedStage(nn.Module):
@@ -117,7 +126,7 @@ class FusedStage(nn.Module):
         self.pool, self.activation = pool, activation
         parts = parts_of(layer, places, form, filled=filled)
         self.operations = nn.ModuleDict(
-            {"_".join(map(str, part.members)): FusedOperation(layer, part, places) for part in parts}
+            {"_".join(map(str, part.members)): fused_operation(layer, part, places) for part in parts}
         )
         self.places = places_after(layer, parts)
 

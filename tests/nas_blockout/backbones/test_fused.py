@@ -18,7 +18,7 @@ from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork, Sites
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.backbones.division import Operations, Runtime
-from nas_blockout.backbones.fused import FusedNetwork, FusedOperation, FusedStage
+from nas_blockout.backbones.fused import FusedNetwork, FusedStage, FusedSum, FusedTerm
 from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
 from nas_blockout.methods.dropout import Dropout, DropoutSettings
 from search_spaces.branched import Hierarchy, hierarchical
@@ -61,19 +61,19 @@ def images(batch: int) -> Tensor:
     return torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(batch))
 
 
-def operations(fused: FusedNetwork, stage: str) -> dict[str, FusedOperation]:
+def operations(fused: FusedNetwork, stage: str) -> dict[str, list[FusedTerm]]:
     found = fused.stages[stage]
     assert isinstance(found, FusedStage)
-    return dict(found.operations.items())  # type: ignore[arg-type]
+    return {name: list(each.terms) if isinstance(each, FusedSum) else [each] for name, each in found.operations.items()}
 
 
-def terms(operation: FusedOperation) -> list[tuple[int, Reads]]:
+def terms(operation: list[FusedTerm]) -> list[tuple[int, Reads]]:
     """The groups of each term, and what it reads: blocks, and which part of them."""
-    return [(term.groups, term.reads) for term in operation.terms]
+    return [(term.groups, term.reads) for term in operation]
 
 
-def width(operation: FusedOperation) -> int:
-    return len(operation.terms[0].weight)
+def width(operation: list[FusedTerm]) -> int:
+    return len(operation[0].weight)
 
 
 @given(
@@ -123,7 +123,7 @@ def test_a_summed_layer_is_two_blocks_of_what_each_reads_of_either() -> None:
         own, shared = operations(fused, stage).values()
         assert terms(own) == [(4, ((0, None),)), (1, ((1, None),))], "whole blocks, no view and no copy"
         assert terms(shared) == [(1, ((0, None),)), (1, ((1, None),))]
-        assert [each.bias is None for each in own.terms] == [False, True], "what is added once is not added again"
+        assert [each.bias is None for each in own] == [False, True], "what is added once is not added again"
     assert list(operations(fused, "conv1")) == ["0_1_2_3", "4"]
 
 
@@ -166,7 +166,7 @@ def test_a_whole_layer_is_one_operation_with_zeros_for_what_is_not_read() -> Non
         (operation,) = operations(fused, name).values()
         assert terms(operation) == [(1, ((0, None),))]
     (hidden,) = operations(fused, "hidden").values()
-    assert [(row != 0).nonzero().flatten().tolist() for row in hidden.terms[0].weight[::2]] == [
+    assert [(row != 0).nonzero().flatten().tolist() for row in hidden[0].weight[::2]] == [
         [0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11],
     ]  # fmt: skip
 
