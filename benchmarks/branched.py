@@ -45,6 +45,7 @@ from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.backbones.fused import FusedNetwork
 
 SHAPE, CLASSES = (3, 32, 32), 10
+EXAMPLE = torch.zeros(2, *SHAPE)
 PARENTS = {
     "small": stages(ConvNetSettings((32, 64, 128), (256,)), SHAPE, CLASSES),
     "large": stages(ConvNetSettings((64, 128, 256), (512,)), SHAPE, CLASSES),
@@ -115,24 +116,28 @@ def forms_of(plan: Sequence[Stage], architecture: Architecture) -> dict[str, Run
     """Return a network in every form, as functions of a batch of images."""
     torch.manual_seed(0)
     network = BranchedNetwork(plan, architecture, channels=SHAPE[0]).eval()
-    example, saved = torch.zeros(2, *SHAPE), io.BytesIO()
-    eager, to_onnx = network.for_inference(), network.for_inference(runtime="onnxruntime")
+    eager, saved = network.for_inference(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(_program(eager, example), saved)
-        exported = torch.onnx.export(
-            _program(to_onnx, example), (example,), dynamo=True, verbose=False, input_names=["images"]
-        )
-    assert exported is not None
+        torch.export.save(_program(eager), saved)
     return {
         "eager": eager,
         "exported": torch.export.load(io.BytesIO(saved.getvalue())).module(),
-        "onnx": _session(exported.model_proto.SerializeToString()),
+        "onnx": onnx_of(network.for_inference(runtime="onnxruntime")),
     }
 
 
-def _program(network: FusedNetwork, example: Tensor) -> torch.export.ExportedProgram:
-    return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+def onnx_of(network: FusedNetwork) -> Run:
+    """Return a network in onnxruntime."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.onnx.export(_program(network), (EXAMPLE,), dynamo=True, verbose=False, input_names=["images"])
+    assert exported is not None
+    return _session(exported.model_proto.SerializeToString())
+
+
+def _program(network: FusedNetwork) -> torch.export.ExportedProgram:
+    return torch.export.export(network, (EXAMPLE,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
 
 def _session(content: bytes) -> Run:

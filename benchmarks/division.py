@@ -2,10 +2,14 @@
 
 Single operations of many shapes are timed, for one image and for 256, in rounds of changing order, in processor time of
 the one thread that computes. Constants are the non-negative least squares of the relative errors of a sum: a call, what
-is read, what is written, multiply-accumulates, and for groups more of the first and the last. The builder keeps its
-constants, so that a network is always divided alike; this tells whether they still hold.
+is read, what is written, multiply-accumulates, and for groups more of the first and the last.
 
-Run: ``python -m benchmarks.division [--rounds N]``; prints a Markdown table, a line for each kind of operation.
+In onnxruntime an operation alone is not what it is among others: whole networks are timed there, `split`, `whole` and
+`summed`, and the constants of convolutions and copies are those by which the builder's own sum comes nearest. The
+builder keeps its constants, so that a network is always divided alike; this tells whether they still hold.
+
+Run: ``python -m benchmarks.division [--rounds N] [--runtime onnxruntime]``; prints a Markdown table, a line for each
+kind of operation.
 """
 
 import argparse
@@ -14,8 +18,9 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import get_args
 
 import numpy as np
 import torch
@@ -23,7 +28,19 @@ from scipy.optimize import nnls
 from torch import Tensor
 from torch.nn import functional as F
 
-from nas_blockout.backbones.division import LANES, PAGED
+from benchmarks.branched import PARENTS, SHAPE, onnx_of, variant
+from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
+from nas_blockout.backbones.division import (
+    LANES,
+    PAGED,
+    Costs,
+    Form,
+    Rates,
+    Runtime,
+    cut_for_readers,
+    expected_times,
+)
+from nas_blockout.backbones.fused import image_places
 
 BATCHES = (1, 256)
 SINGLE = ("call", "call in groups", "pieces")
@@ -143,10 +160,67 @@ def fitted(times: Mapping[Case, float], batch: int) -> tuple[dict[str, float], f
     return dict(zip(counts[0], units / scale, strict=True)), error
 
 
+def unit_costs() -> dict[str, Costs]:
+    """Return costs of which one is a microsecond and all others are nothing, by its name."""
+    none = Rates(0.0, paged=0.0)
+    free = Costs(
+        {4: (none, none), 2: (none, none)}, {4: (none, none), 2: (none, none)}, (none, none), (none, none), 0.0
+    )
+    found = {}
+    for name in ("call", "written", "macs", "call_in_groups", "macs_in_groups"):
+        one = replace(none, **{name: 1.0})
+        found[f"convolution {name}"] = replace(free, term={4: (one, one), 2: (none, none)})
+    for name in ("call", "written"):
+        one = replace(none, **{name: 1.0})
+        found[f"copied {name}"] = replace(free, copied=(one, one))
+    one = Rates(1.0, paged=0.0)
+    return found | {"product call": replace(free, term={4: (none, none), 2: (one, one)})}
+
+
+def networks(rounds: int) -> tuple[list[list[tuple[float, ...]]], list[list[float]]]:
+    """Return of branched networks in each form the counts of unit costs and the microseconds, both by batch."""
+    units, counts, times = unit_costs(), [], []
+    for parent, kind, branches, share in product(("small", "large"), ("trunk", "shared"), (2, 8), (0.6, 0.4)):
+        plan = PARENTS[parent]
+        network = BranchedNetwork(plan, variant(parent, kind, branches, share).architecture, channels=SHAPE[0]).eval()
+        stages = [stage for stage in network.stages.values() if isinstance(stage, BranchedStage)]
+        layers = cut_for_readers([stage.folded() for stage in stages])
+        for form in get_args(Form):
+            run, forms = onnx_of(network.for_inference(operations=form)), [form] * len(layers)
+            counts.append([expected_times(layers, image_places(SHAPE[0]), forms, each) for each in units.values()])
+            times.append([_quartile(run, batch, rounds * (10 if batch == 1 else 1)) for batch in BATCHES])
+    return counts, times
+
+
+def _quartile(run: Callable[[Tensor], object], batch: int, rounds: int) -> float:
+    images, seconds = torch.rand(batch, *SHAPE), []
+    for _ in range(rounds + 1):
+        began = time.thread_time()
+        run(images)
+        seconds.append(time.thread_time() - began)
+    return statistics.quantiles(seconds[1:], n=4)[0] * 1e6
+
+
+def of_onnxruntime(rounds: int) -> None:
+    """Time whole networks in onnxruntime and print the constants."""
+    counts, times = networks(rounds)
+    for index, batch in enumerate(BATCHES):
+        measured = np.array(times)[:, index]
+        design = np.array(counts)[:, :, index] / measured[:, None]
+        scale = np.maximum(design.max(0), np.finfo(float).tiny)
+        found, _ = nnls(design / scale, np.ones(len(measured)))
+        error = float(np.median(np.abs(design / scale @ found - 1)))
+        named = dict(zip(unit_costs(), found / scale, strict=True))
+        calls = [f"{value:.1f} {name}" for name, value in named.items() if "call" in name]
+        others = [f"{value * 1e6:.2f} {name}" for name, value in named.items() if "call" not in name]
+        print(f"| networks | {batch} | {len(times)} | {', '.join(calls)} | {', '.join(others)} | {error:.0%} |")
+
+
 def main() -> None:
     """Time all operations and print the constants."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="rounds at batch 256; ten times as many at batch 1")
+    parser.add_argument("--runtime", choices=get_args(Runtime), default="torch")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -155,6 +229,9 @@ def main() -> None:
         "| operation | batch | calls | microseconds a call | a million of each other | median error |\n"
         "|---|---|---|---|---|---|"
     )
+    if options.runtime == "onnxruntime":
+        of_onnxruntime(options.rounds)
+        return
     found = cases()
     times = {batch: timed(found, batch, options.rounds * (10 if batch == 1 else 1)) for batch in BATCHES}
     for kind, batch in product(dict.fromkeys(case.kind for case in found), BATCHES):

@@ -64,7 +64,7 @@ class Costs:
 
 # A product for one image waits for its weight. What onnxruntime adds is a part of the convolution; its copies leave the
 # layout of convolutions and come back, and it keeps its memory.
-_COSTS: Mapping[Runtime, Costs] = {
+COSTS: Mapping[Runtime, Costs] = {
     "torch": Costs(
         term={
             4: (Rates(36, 0, 0.39e-3, 22e-6, 55, 0), Rates(36, 0.5e-3, 0.3e-3, 16.4e-6, 55, 1.5e-6)),
@@ -77,12 +77,12 @@ _COSTS: Mapping[Runtime, Costs] = {
     ),
     "onnxruntime": Costs(
         term={
-            4: (Rates(6, 0, 0.3e-3, 18.6e-6, 6, 12e-6, 0), Rates(6, 0, 0.57e-3, 16e-6, 6, 11e-6, 0)),
-            2: (Rates(4, 0, 0.41e-3, 81e-6, 8, 0, 0), Rates(4, 0.24e-3, 0.06e-3, 19e-6, 8, 0, 0)),
+            4: (Rates(3, 0, 0.64e-3, 15.8e-6, 15, 1.8e-6, 0), Rates(1160, 0, 0.25e-3, 16.5e-6, 1240, 4.2e-6, 0)),
+            2: (Rates(3, 0, 0.41e-3, 81e-6, 8, 0, 0), Rates(3, 0.24e-3, 0.06e-3, 19e-6, 8, 0, 0)),
         },
-        followed={4: (Rates(4, 0.1e-3, paged=0), Rates(4, 0.1e-3, paged=0)), 2: (Rates(3), Rates(3))},
-        added=(Rates(1), Rates(1)),
-        copied=(Rates(18, 0, 2.2e-3, paged=0), Rates(18, 0, 2.2e-3, paged=0)),
+        followed={4: (Rates(0, paged=0), Rates(0, paged=0)), 2: (Rates(0), Rates(0))},
+        added=(Rates(0), Rates(0)),
+        copied=(Rates(5, 0, 2.6e-3, paged=0), Rates(230, 0, 2.6e-3, paged=0)),
         piece=0,
     ),
 }
@@ -260,11 +260,11 @@ def fastest_forms(
     """
     whole: Form = "whole"
     chosen = (whole,) * len(layers)
-    of_parent = expected_times(parent or layers, places, (whole,) * len(parent or layers), runtime)
-    bounds = [max(pair) for pair in zip(expected_times(layers, places, chosen, runtime), of_parent, strict=True)]
+    of_parent = expected_times(parent or layers, places, (whole,) * len(parent or layers), COSTS[runtime])
+    bounds = [max(pair) for pair in zip(expected_times(layers, places, chosen, COSTS[runtime]), of_parent, strict=True)]
 
     def shares(forms: tuple[Form, ...]) -> list[float]:
-        times = expected_times(layers, places, forms, runtime)
+        times = expected_times(layers, places, forms, COSTS[runtime])
         return [time / most for time, most in zip(times, bounds, strict=True)]
 
     while True:
@@ -315,7 +315,7 @@ def pieces_of(ranges: Sequence[tuple[int, int]], places: Sequence[Place], *, zer
 
 
 def expected_times(
-    layers: Sequence[FoldedLayer], places: Sequence[Place], forms: Sequence[Form], runtime: Runtime = "torch"
+    layers: Sequence[FoldedLayer], places: Sequence[Place], forms: Sequence[Form], costs: Costs = COSTS["torch"]
 ) -> tuple[float, ...]:
     """Return the microseconds that a network is expected to take, for one image and for many.
 
@@ -323,20 +323,20 @@ def expected_times(
         layers: From the image on.
         places: Where the channels of the image are found.
         forms: Of the layers.
-        runtime: What runs the network.
+        costs: Of the runtime; the result is a sum of what these hold, each times a number.
     """
     total = [0.0] * len(_BATCHES)
     for layer, form, filled in zip(layers, forms, fillings(layers, forms), strict=True):
         parts, widths = parts_of(layer, places, form, filled=filled), widths_of(places)
         for index in range(len(_BATCHES)):
-            total[index] += sum(_expected(layer, part, widths, runtime, index) for part in parts)
+            total[index] += sum(_expected(layer, part, widths, costs, index) for part in parts)
         places = places_after(layer, parts)
     return tuple(total)
 
 
-def _expected(layer: FoldedLayer, part: Part, widths: Sequence[int], runtime: Runtime, index: int) -> float:
+def _expected(layer: FoldedLayer, part: Part, widths: Sequence[int], costs: Costs, index: int) -> float:
     """Return the microseconds that a part is expected to take."""
-    kind, costs = layer.operations[0].weight.dim(), _COSTS[runtime]
+    kind = layer.operations[0].weight.dim()
     numbers = _BATCHES[index] * layer.positions * part.room * len(part.slots)
     added = (len(part.terms) - 1) * costs.added[index].time(read=numbers)
     terms = sum(_expected_term(layer, part, term, widths, costs, index) for term in part.terms)
