@@ -59,6 +59,12 @@ class FusedTerm(nn.Module):
         biases = self.bias.unflatten(0, (self.groups, 1, -1))
         return torch.baddbmm(biases, nodes, weights).transpose(0, 1).flatten(1)
 
+    def take(self, rows: Tensor) -> None:
+        """Keep these rows, in their order, if all rows read the same."""
+        assert self.bias is not None
+        self.weight = nn.Parameter(self.weight[rows], requires_grad=False)
+        self.bias = nn.Parameter(self.bias[rows], requires_grad=False)
+
 
 class FusedSum(nn.Module):
     """The sum of several terms.
@@ -166,6 +172,10 @@ class FusedNetwork(nn.Module):
         widths = widths_of(places)
         position = torch.cat([_found_at(place, widths) for place in places])
         order = position if class_order is None else position[class_order.cpu()]
+        last = list(list(stages.values())[-1].operations.values())
+        if len(last) == 1 and isinstance(last[0], FusedTerm) and last[0].groups == 1:
+            last[0].take(order)
+            order = torch.arange(len(order))
         ordered = bool((order == torch.arange(len(order))).all())
         self.register_buffer("class_order", None if ordered else order, persistent=False)
         self.eval()

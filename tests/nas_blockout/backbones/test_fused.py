@@ -200,6 +200,13 @@ def test_blocks_of_channels_are_filled_up_to_a_multiple_of_sixteen() -> None:
     assert width(operations(whole, "hidden")["0_1_2_3"]) == 8, "nodes are not filled up"
 
 
+def test_one_dense_operation_makes_the_classes_in_their_order() -> None:
+    network = network_of(PARALLEL)
+    assert network.class_order is not None
+    whole, split = (network.for_inference(operations=form) for form in ("whole", "split"))
+    assert (whole.class_order is None, split.class_order is None) == (True, False)
+
+
 def test_a_division_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="operations must be one of fastest, whole, split, summed, got 'slow'"):
         network_of(PARALLEL).for_inference(operations="slow")  # type: ignore[arg-type]
