@@ -68,10 +68,10 @@ class Deployed(nn.Module):
         return logits
 
 
-def for_inference(network: nn.Module) -> nn.Module:
-    """Return a copy of a network in the form that is run: what its own `for_inference` gives, if it has one."""
+def for_inference(network: nn.Module, *, runtime: str = "torch") -> nn.Module:
+    """Return a copy of a network in the form that a runtime runs: its own `for_inference` gives it, if it has one."""
     faster = getattr(network, "for_inference", None)
-    found: nn.Module = copy.deepcopy(network) if faster is None else faster()
+    found: nn.Module = copy.deepcopy(network) if faster is None else faster(runtime=runtime)
     return found.cpu().eval()
 
 
@@ -205,7 +205,10 @@ def _seconds(model: nn.Module, images: Tensor, repeats: int) -> list[float]:
 
 def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) -> None:
     deployed = Deployed(copy.deepcopy(model).cpu(), description.mean, description.std).eval()
-    to_run = Deployed(for_inference(model), description.mean, description.std).eval()
+    runs = {
+        runtime: Deployed(for_inference(model, runtime=runtime), description.mean, description.std).eval()
+        for runtime in ("torch", "onnxruntime")
+    }
     shape = (description.channels, description.height, description.width)
     images = _reference_images(shape)
     with torch.no_grad():
@@ -223,13 +226,10 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
     example = images[:2].clone()  # of more than one image, or its number would be frozen
     skipped = missing_for_onnx()
     with _quiet():
-        program = torch.export.export(
-            to_run, (example,), dynamic_shapes={"images": {0: torch.export.Dim(_BATCH, min=1)}}
-        )
-        _strip(program)
+        program = _program(runs["torch"], example)
         torch.export.save(program, folder / "model.pt2", extra_files=dict(inside))
         if skipped is None:
-            _write_onnx(program, folder / "model.onnx", example, inside)
+            _write_onnx(_program(runs["onnxruntime"], example), folder / "model.onnx", example, inside)
     (folder / "card.md").write_text(card(description, without_onnx=skipped), encoding="utf-8")
 
 
@@ -244,12 +244,14 @@ def _reference_images(shape: tuple[int, int, int]) -> Tensor:
     return share * torch.rand(number, *shape, generator=generator) + (1 - share) * smooth
 
 
-def _strip(program: torch.export.ExportedProgram) -> None:
-    """Remove what a stranger does not need: example inputs, which are saved as a pickle, and source text with paths."""
+def _program(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """Return a network as a program, without example inputs, which would be a pickle, and source text with paths."""
+    program = torch.export.export(network, (example,), dynamic_shapes={"images": {0: torch.export.Dim(_BATCH, min=1)}})
     program._example_inputs = None
     for node in program.graph.nodes:
         for key in set(node.meta) - {"val"}:
             del node.meta[key]
+    return program
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, images: Tensor, inside: Mapping[str, str]) -> None:

@@ -41,7 +41,8 @@ _OPERATOR = re.compile(r"torch\.ops\.aten\.(?!_|from_file)\w+\.\w+|_operator\.(a
 _SHAPE = re.compile(
     r"((Symbol|Integer|Add|Mul|FloorDiv|Mod|Max|Min)\(|'[su]\d+'|(positive|integer|nonnegative)=True|\d{1,9}|[-(), ])+"
 )
-_FUSED = re.compile(r"(.+)\.operations\.(\d+(?:_\d+)*)\.weight")
+_OPERATION = re.compile(r"(.+)\.operations\.(\d+(?:_\d+)*)\.")
+_DECIDING = 4  # numbers by which nodes are put in order
 _TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 
 
@@ -188,64 +189,78 @@ def _weights(content: bytes, program: Callable[[], Any]) -> dict[str, float]:
     from safetensors.torch import load
 
     found = load(content)
-    held = {name[8:]: value for name, value in program().state_dict.items() if name.startswith("network.")}
+    held = {name[8:]: value.detach() for name, value in program().state_dict.items() if name.startswith("network.")}
     for name, value in found.items():
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name} is not finite")
-    tensors = dict(found) if found.keys() == held.keys() else _folded(found, held)
-    if tensors.keys() != held.keys():
-        raise ValueError("it holds other tensors than model.pt2")
+    alike = found.keys() == held.keys()
+    pairs = {name: (found[name], held[name]) for name in held} if alike else _folded(found, held)
     largest = 0.0
-    for name, value in tensors.items():
-        other = held[name]
+    for name, (value, other) in pairs.items():
         if (value.shape, value.dtype) != (other.shape, other.dtype):
             raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(other.shape)} as in model.pt2")
         if value.numel():
-            largest = max(largest, float((value.double() - other.double()).detach().abs().max()))  # also of booleans
+            largest = max(largest, float((value.double() - other.double()).abs().max()))  # also of booleans
     return {"tensors": largest}
 
 
-def _folded(weights: Mapping[str, Any], held: dict[str, Any]) -> dict[str, Any]:
-    """Return what the weights become when normalisation is folded into them, under names like ``operations.0_2.bias``.
+def _folded(weights: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return, by layer, what its weights become when normalisation is folded into them, and what the program holds.
 
-    Those of the operations 0 and 2 of a stage, one after another, are the weight of the program's operation ``0_2``.
-    Where that has another shape, for it has zeros where they read or make nothing, both are brought into a form that
-    can be compared: the rows that are not all zero, and of each operation's the columns that are not, in order of their
-    numbers. In `held` too.
+    The program may run the nodes of a layer as other operations than were trained, in another order, as sums of several
+    products, and with zeros where they read or make nothing. They are the same nodes if each has the same bias and the
+    same numbers other than zero.
     """
-    import torch
+    trained, run = _layers(weights), _layers(held)
+    others = {name for name in held if not _OPERATION.match(name)}
+    if not run or trained.keys() != run.keys() or not others <= weights.keys():
+        raise ValueError("it holds other tensors than model.pt2")
+    pairs = {name: (weights[name], held[name]) for name in others}
+    for layer, operations in run.items():
+        parts = [_folded_operation(weights, f"{layer}.operations.{number}") for number in trained[layer]]
+        pairs[layer] = _rows(parts), _rows([_terms(held, f"{layer}.operations.{number}") for number in operations])
+        nodes, there = map(len, pairs[layer])
+        if nodes != there:
+            raise ValueError(f"{layer} has {nodes} nodes that are not zero, not {there} as in model.pt2")
+    return pairs
 
-    found = {name: weights[name] for name in held if name in weights and ".operations." not in name}
-    for stage, members in {match.groups() for name in held if (match := _FUSED.fullmatch(name))}:
-        operations = [f"{stage}.operations.{number}" for number in members.split("_")]
-        if not all(f"{operation}.weight" in weights for operation in operations):
-            raise ValueError("it holds other tensors than model.pt2")
-        name, parts = f"{stage}.operations.{members}", [_folded_operation(weights, each) for each in operations]
-        own, other = f"{name}.weight", held[f"{name}.weight"]
-        rows, inputs = sum(len(weight) for weight, _ in parts), {weight.shape[1:] for weight, _ in parts}
-        if (rows, inputs) != (len(other), {other.shape[1:]}):
-            parts = [_without_zeros(*part) for part in parts]
-            other, held[f"{name}.bias"] = _without_zeros(other, held[f"{name}.bias"])
-            kept = [len(weight) for weight, _ in parts]
-            if sum(kept) != len(other):
-                raise ValueError(f"{own} has {sum(kept)} rows that are not zero, not {len(other)} as in model.pt2")
-            held[own] = torch.cat([_columns(part) for part in other.split(kept)])
-            parts = [(_columns(weight), bias) for weight, bias in parts]
-        found[own], found[f"{name}.bias"] = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+def _layers(tensors: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the operations of every layer that has some."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(tensors):
+        if (match := _OPERATION.match(name)) and match[2] not in found.setdefault(match[1], []):
+            found[match[1]].append(match[2])
     return found
 
 
-def _without_zeros(weight: Any, bias: Any) -> tuple[Any, Any]:
-    """Return the rows that can give anything but zero."""
-    kept = (weight.detach() != 0).flatten(1).any(1) | (bias.detach() != 0)
-    return weight.detach()[kept], bias.detach()[kept]
+def _terms(held: Mapping[str, Any], operation: str) -> tuple[Any, Any]:
+    """Return the weight of an operation that is run, that of a sum as one whose columns are those of all terms."""
+    import torch
+
+    if f"{operation}.weight" in held:
+        return held[f"{operation}.weight"], held[f"{operation}.bias"]
+    names = sorted(name for name in held if name.startswith(f"{operation}.terms.") and name.endswith(".weight"))
+    return torch.cat([held[name].flatten(1) for name in names], 1), held[f"{operation}.terms.0.bias"]
 
 
-def _columns(weight: Any) -> Any:
-    """Return all numbers of the columns that are not all zero, the columns ordered by their numbers."""
-    columns = weight.transpose(0, 1).flatten(1)
-    kept = columns[(columns != 0).any(1)].tolist()
-    return weight.new_tensor([number for column in sorted(kept) for number in column])
+def _rows(operations: Sequence[tuple[Any, Any]]) -> Any:
+    """Return the nodes that can give anything but zero, each its bias and its numbers other than zero by size."""
+    import torch
+    from torch.nn.functional import pad
+
+    found = []
+    for weight, bias in operations:
+        numbers = weight.flatten(1)
+        ordered = numbers.masked_fill(numbers == 0, torch.inf).sort(1).values
+        kept = (numbers != 0).any(1) | (bias != 0)
+        found.append(torch.cat([bias[kept, None], ordered[kept]], 1))
+    width = max(rows.shape[1] for rows in found)
+    rows = torch.cat([pad(each, (0, width - each.shape[1]), value=torch.inf) for each in found])
+    for column in reversed(range(min(_DECIDING, width))):
+        rows = rows[rows[:, column].argsort(stable=True)]
+    rows = rows[:, (rows != torch.inf).any(0)]
+    return rows.masked_fill(rows == torch.inf, 0)
 
 
 def _folded_operation(weights: Mapping[str, Any], operation: str) -> tuple[Any, Any]:

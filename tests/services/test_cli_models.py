@@ -259,7 +259,7 @@ def test_who_also_forges_the_hashes_is_found_out_by_what_the_files_hold(call: Ca
     assert ended.code == 6
     (pickle,), (shape,) = (found[str(folders[name])]["findings"] for name in ("pickle", "shape"))
     assert pickle.startswith("weights.safetensors: cannot be used: SafetensorError")
-    assert "conv1.operations.0.weight has 1 rows that are not zero, not 8 as in model.pt2" in shape
+    assert "stages.conv1 has 1 nodes that are not zero, not 8 as in model.pt2" in shape
     assert found[str(folders["whole"])] == {"ok": True, "findings": []}
     assert not (tmp_path / "mark").exists(), "code of the file was run"
 

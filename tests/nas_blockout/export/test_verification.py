@@ -9,7 +9,8 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from nas_blockout.backbones.division import Operations
 from nas_blockout.export import MANIFEST, Verification, verify, verify_all
+from nas_blockout.export.reloading import _weights
 from nas_blockout.export.verification import Job, check_files, collect, hand_over, judge, sealed
-from tests.nas_blockout.export.examples import RUNS_CODE, Hostile, edit, rehashed, rewrite, saved
+from tests.nas_blockout.export.examples import RUNS_CODE, Hostile, edit, network, rehashed, rewrite, saved
 
 Tamper = Callable[[Path], None]
 AGAIN = "export the model again"
@@ -197,7 +200,7 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     ),
     "weights of another shape": (
         weights(lambda tensors: first(tensors, lambda weight: weight[:2])),
-        "weights.safetensors: .*conv1.operations.0.weight has 2 rows that are not zero, not 4 as in model.pt2",
+        "weights.safetensors: .*stages.conv1 has 2 nodes that are not zero, not 4 as in model.pt2",
     ),
     "weights that differ": (
         weights(lambda tensors: first(tensors, lambda weight: weight + 1)),
@@ -308,6 +311,31 @@ def test_no_byte_of_the_manifest_can_change(exported: Path, place: int, bit: int
 def test_a_number_that_is_none_is_not_within_a_bound() -> None:
     found = judge({"model.pt2": {"max_abs_difference": {"1": 0.0, "7": math.nan, "256": 0.0}, "bound": 1e-4}})
     assert found.findings == ("model.pt2: logits differ by nan, more than 1e-04; export the model again",)
+
+
+@pytest.mark.parametrize("operations", get_args(Operations))
+@pytest.mark.parametrize("branched", [True, False])
+def test_weights_are_those_of_the_program_however_it_divides_its_layers(
+    operations: Operations, branched: bool, tmp_path: Path
+) -> None:
+    """Of a sum no name stays, and of a dense first layer that two branches read only the order of its nodes."""
+    trained = network(branched=branched)
+    run = trained.for_inference(operations=operations)
+    held = {f"network.{name}": value for name, value in run.state_dict().items()}
+    assert any(".terms." in name for name in held) == (branched and operations == "summed")
+    save_file(trained.state_dict(), tmp_path / "weights.safetensors")
+
+    def differences() -> dict[str, float]:
+        return _weights((tmp_path / "weights.safetensors").read_bytes(), lambda: SimpleNamespace(state_dict=held))
+
+    assert differences() == {"tensors": 0.0}
+    numbers = next(value for name, value in held.items() if name.endswith("weight")).view(-1)
+    numbers[numbers.nonzero()[0]] *= 1.001
+    assert differences()["tensors"] > 0
+    for name in [name for name in held if ".features." in name]:
+        del held[name]
+    with pytest.raises(ValueError, match=r"it holds other tensors than model\.pt2"):
+        differences()
 
 
 def test_what_was_not_compared_is_not_verified() -> None:
