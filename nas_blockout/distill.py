@@ -48,8 +48,8 @@ class DistillationSettings(TwoStageSettings):
         weights: ``inherited`` carries the learned weights over, ``scratch`` draws new ones (the control).
         placebo: ``nodes`` shuffles the memberships of the nodes inside every layer, ``classes`` those of the classes
             only, ``random`` draws all of them anew for the same MACs and number of clusters; needs ``scratch``.
-            ``undivided`` takes the branches away and nothing else: every node that is kept is in one cluster, and
-            where that costs more than the target some more nodes go.
+            ``undivided`` takes the branches away and nothing else: all nodes that are kept are connected, with the
+            weights that they have under P, and where that costs more than the target some more nodes go.
         draws: Draws of C behind the mean accuracy of the discretisation gap, 1 or more.
     """
 
@@ -101,7 +101,8 @@ class Distilled:
     Args:
         architecture: The branched network.
         nodes: For every layer the nodes of the masked network that make up each group, in the order of its groups.
-        memberships: The hard memberships that it computes, after the clean-up, as zeros and ones.
+        memberships: The hard memberships that it computes, after the clean-up, as zeros and ones; of the control
+            ``undivided`` the P of the nodes that are kept.
     """
 
     architecture: Architecture

@@ -150,20 +150,34 @@ def _distilled(
     if isinstance(settings, PruningSettings):
         threshold = threshold_for(probabilities, settings.target_macs, costs.macs)
         return distil(probabilities, harden(probabilities, threshold)), threshold, {}
-    if settings.placebo == "undivided":
-        probabilities = undivided(probabilities)
+    whole = settings.placebo == "undivided"
+    learned_p, probabilities = probabilities, undivided(probabilities) if whole else probabilities
     if settings.surplus == "magnitude":
-        probabilities = _ranked(learned, probabilities, settings.threshold)
+        under = learned_p if whole else None
+        probabilities = _ranked(learned, probabilities, settings.threshold, under=under)
     tried = _tried(learned, probabilities, settings, splits, costs, device=device)
     threshold = max(tried, key=lambda each: (tried[each] or 0.0, each))
     found = _structure(experiment, settings, probabilities, threshold, costs)
+    if whole:
+        kept = {name: rows * learned_p[name] for name, rows in found.memberships.items()}
+        found = replace(found, memberships=kept)
     return found, threshold, {str(each): accuracy for each, accuracy in tried.items() if accuracy is not None}
 
 
-def _ranked(learned: Learned, probabilities: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
-    """Return P with what reaches the threshold put in the order of the nodes' magnitudes under the hard memberships."""
+def _ranked(
+    learned: Learned,
+    probabilities: Mapping[str, Tensor],
+    threshold: float,
+    *,
+    under: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Return P with what reaches the threshold put in the order of the nodes' magnitudes.
+
+    The magnitudes are those under the hard memberships, or under the P of the nodes that these keep.
+    """
     hard = harden(probabilities, threshold)
     kept = {name: value.to(probabilities[name].dtype) for name, value in hard.items()}
+    kept = kept if under is None else {name: value * under[name] for name, value in kept.items()}
     importance = magnitudes(network_of(learned), weights_under(learned, kept))
     return {
         name: torch.where(hard[name], threshold + (1 - threshold) * importance[name], p)

@@ -211,6 +211,15 @@ def test_without_its_branches_a_learned_network_has_one_group_a_layer_within_the
     assert whole.outcome.handover.probabilities == learned.outcome.handover.probabilities
 
 
+def test_without_its_branches_but_with_all_its_nodes_a_network_computes_what_was_learned(splits: Splits) -> None:
+    experiment = replace(LEARNED, distillation=DistillationSettings(placebo="undivided", threshold=1e-9))
+    learned = build(experiment, splits)
+    found, _ = hand_over(experiment, learned, splits, device="cpu")
+    assert found.architecture.is_dense
+    assert found.gap["hard"] == found.gap["soft"]
+    assert all(bound["max_abs_difference"] <= bound["bound"] for bound in found.equality.values())
+
+
 def test_weights_from_scratch_are_the_control(splits: Splits) -> None:
     assert LEARNED.distillation is not None
     scratch = replace(LEARNED, distillation=replace(LEARNED.distillation, weights="scratch"))
