@@ -108,6 +108,7 @@ def test_kill_9(scene: Scene, victim: str) -> None:
     scene.system.launch(holder)
     row = scene.wait_for_end(name)
     assert row.state == "complete", row
+    scene.system.wait_healthy(holder)  # the study may have ended sooner than it stands again, and `sync` needs MLflow
     what = {"worker": "the worker that holds the study", "ray-worker": "a Ray node in mid-trial"}.get(victim, victim)
     scene.check(f"`kill -9` of {what}, back after {DOWN:.0f} s", name, seconds=time.monotonic() - began)
 
