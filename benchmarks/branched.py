@@ -232,6 +232,8 @@ def main() -> None:
     parser.add_argument("--read", type=Path, help="rows that were written before")
     parser.add_argument("--page", type=Path, help="page to put the result in")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error(f"--rounds must be at least 2, for quartiles, got {options.rounds}")
     text = ""
     if options.read:
         with options.read.open(newline="") as file:

@@ -222,6 +222,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="rounds at batch 256; ten times as many at batch 1")
     parser.add_argument("--runtime", choices=get_args(Runtime), default="torch")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error(f"--rounds must be at least 2, for quartiles, got {options.rounds}")
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     print(f"torch {torch.__version__}, one thread, {options.rounds} rounds, load average {os.getloadavg()[0]:.1f}\n")
