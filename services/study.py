@@ -28,6 +28,7 @@ from services.tracking import following
 from services.worker import Report, Task
 
 HEARTBEAT_SECONDS = 5.0
+PATIENCE_SECONDS = 600.0  # for a database that is started again: what trains is worth more than an early error
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +329,7 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> t
     """
     splits = load(study.data, root=settings.data)
     check_against_data(study, splits, source=source)
-    store = Store.open(settings.store_url)
+    store = Store.open(settings.store_url, patience=PATIENCE_SECONDS)
     folder = Folder(settings.folder(study.name))
     shared = settings.shared(study.name)
     if shared is not None and not folder.root.exists():  # another machine may have run the study, or some of it
