@@ -343,7 +343,8 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> t
     try:
         _run_trials(study, splits, store, folder=folder, settings=settings, observe=observe)
     except BaseException:
-        store.release_study(study.name)
+        with suppress(StoreUnreachable):  # the claim then ends by its silence
+            store.release_study(study.name)
         raise
     return study, store, splits
 
@@ -358,7 +359,11 @@ def _run_trials(
     if not driver.finished:
         observe(driver.progress())  # Ray takes some seconds to start; say at once that something goes on
         with _heartbeat(store, study.name), following(settings.tracking_uri, study.name, study.to_json(), store):
-            cluster.run(driver, resources, folder=folder.scratch, address=settings.ray_address)
+            try:
+                cluster.run(driver, resources, folder=folder.scratch, address=settings.ray_address)
+            except BaseException:
+                store.hurry()  # or whoever ends it would wait for a database that is away
+                raise
 
 
 @contextmanager

@@ -119,6 +119,10 @@ class Store(Studies, Trials, Queue, Tokens):
             theirs = self._database.now(connection)
             return (theirs - before).total_seconds() - (datetime.now(UTC) - before).total_seconds() / 2
 
+    def hurry(self) -> None:
+        """Wait for a server that has gone away no longer, in any thread; for who has to end."""
+        self._database.hurry()
+
     def close(self) -> None:
         """Close all connections."""
         self._database.close()

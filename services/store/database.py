@@ -120,6 +120,10 @@ class Database:
         self._engine.dispose()
         self._migrate(down_to=version)
 
+    def hurry(self) -> None:
+        """Wait for a server that has gone away no longer, in any thread."""
+        self._patience = 0.0
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
@@ -171,12 +175,12 @@ class Database:
 
     def _connected(self, engine: Engine) -> Connection:
         """Connect; wait a while for a server that is being started again."""
-        deadline = time.monotonic() + self._patience
+        began = time.monotonic()
         while True:
             try:
                 return engine.connect()
             except OperationalError:
-                if not self._server or time.monotonic() > deadline:
+                if not self._server or time.monotonic() - began > self._patience:
                     raise
                 time.sleep(_RETRY_SECONDS)
 

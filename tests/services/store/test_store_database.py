@@ -3,6 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -267,6 +268,19 @@ def test_a_server_that_stays_away_is_named(own_server, monkeypatch):
         own_server.start()
         own_server.connect().close()
         assert store.trial(trial).state == "running"
+
+
+def test_who_has_to_end_waits_no_longer(own_server):
+    with Store.open(own_server.make_database(), patience=200) as store, ThreadPoolExecutor(1) as pool:
+        trial = fill(store)
+        own_server.kill()
+        waits = pool.submit(store.epochs, trial)
+        with pytest.raises(TimeoutError):
+            waits.result(timeout=0.5)
+        store.hurry()
+        with pytest.raises(StoreUnreachable, match="cannot be reached"):
+            waits.result(timeout=20)
+        own_server.start()
 
 
 def die_within_a_write(store: Store, server: object) -> None:
