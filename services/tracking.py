@@ -25,6 +25,7 @@ from services.store import EpochRow, Store, StoreError, TrialRow
 
 PARAMS_MAX = 100
 METRICS_MAX = 1000
+CURVE_POINTS = 100  # of a curve, about: writing one takes a sixth of a millisecond, and the store keeps every epoch
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 500
 ERROR_CHARACTERS = 300
@@ -95,7 +96,7 @@ def following(uri: str | None, study: str, config: Mapping[str, Any], store: Sto
             with suppress(TrackingError):
                 projection = projection or Projection(str(uri), study, config, store)
                 projection.sync(until=ended.is_set, patience=0.0)
-            pause = min(FOLLOW_SECONDS_MOST, max(FOLLOW_SECONDS, (time.monotonic() - began) / FOLLOW_SHARE))
+            pause = pause_after(time.monotonic() - began)
 
     thread = threading.Thread(target=follow, name="tracking", daemon=True)
     if uri is not None:
@@ -106,6 +107,11 @@ def following(uri: str | None, study: str, config: Mapping[str, Any], store: Sto
         ended.set()
         if uri is not None:
             thread.join()
+
+
+def pause_after(seconds: float) -> float:
+    """Return the seconds to wait after a round that took so many, so that rounds take a small share of the time."""
+    return min(FOLLOW_SECONDS_MOST, max(FOLLOW_SECONDS, seconds / FOLLOW_SHARE))
 
 
 class Projection:
@@ -400,11 +406,17 @@ def _metrics(trial: TrialRow, epochs: Sequence[EpochRow]) -> Iterator[Any]:
     yield from (Metric(key, float(value), ended, 0) for key, value in final.items() if _is_number(value))
     names = {"train_loss": "train/loss", "validation_loss": "val/loss", "validation_accuracy": "val/accuracy"}
     began = _milliseconds(trial.started_at or trial.created_at)
-    for row in epochs:
+    for row in _thinned(epochs):
         when = began + round(1000 * row.seconds)
         values = {names[key]: row.metrics.get(key) for key in names} | dict(row.metrics.get("telemetry") or {})
         values["cost/seconds"], values["cost/sample_passes"] = row.seconds, row.sample_passes
         yield from (Metric(key, value, when, row.epoch) for key, value in values.items() if _is_number(value))
+
+
+def _thinned(epochs: Sequence[EpochRow]) -> Sequence[EpochRow]:
+    """Return all epochs, or of more than so many every second, third, ... counted back from the last."""
+    step = max(1, math.ceil(len(epochs) / CURVE_POINTS))
+    return epochs[(len(epochs) - 1) % step :: step]
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

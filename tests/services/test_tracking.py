@@ -19,7 +19,7 @@ from mlflow.entities import Run
 
 from services import tracking
 from services.store import Store
-from services.tracking import Projection, TrackingError, check, following
+from services.tracking import Projection, TrackingError, check, following, pause_after
 
 # MLflow's own use of its database is not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -69,12 +69,14 @@ def store(tmp_path: Path, name: str) -> Iterator[Store]:
         yield opened
 
 
-def add(store: Store, study: str, *, number: int, state: str, epochs: int = 3) -> int:
+def add(
+    store: Store, study: str, *, number: int, state: str, epochs: int = 3, telemetry: dict[str, Any] | None = None
+) -> int:
     row = store.add_trial(
         study, arm="blockout", phase="search", number=number, seed=7, experiment=EXPERIMENT, planned=150
     )
     store.start_attempt(row.id)
-    store.record_epochs(row.id, [epoch(number) for number in range(epochs)])
+    store.record_epochs(row.id, [epoch(number, **(telemetry or {})) for number in range(epochs)])
     if state == "complete":
         store.finish_trial(row.id, state, score=0.8, result=RESULT)
     elif state != "running":
@@ -82,7 +84,7 @@ def add(store: Store, study: str, *, number: int, state: str, epochs: int = 3) -
     return row.id
 
 
-def epoch(number: int) -> dict[str, Any]:
+def epoch(number: int, **telemetry: float) -> dict[str, Any]:
     return {
         "epoch": number,
         "stage": "learn",
@@ -91,7 +93,7 @@ def epoch(number: int) -> dict[str, Any]:
         "train_loss": float("nan") if number == 2 else 1.5 - number,
         "validation_loss": float("inf") if number == 2 else 1.0,
         "validation_accuracy": (0.5, 0.9, 0.8)[number % 3],
-        "telemetry": {"blockout/entropy/hidden": 0.25 * number, "blockout/widths": [1.0, 2.0]},
+        "telemetry": {"blockout/entropy/hidden": 0.25 * number, "blockout/widths": [1.0, 2.0], **telemetry},
     }
 
 
@@ -252,11 +254,21 @@ def test_a_parent_that_was_cut_off_is_completed(uri: str, name: str, store: Stor
 
 
 def test_more_than_one_request_holds_is_written_whole(uri: str, name: str, store: Store) -> None:
-    add(store, name, number=9, state="complete", epochs=450)
+    add(store, name, number=9, state="complete", epochs=90, telemetry={f"part{n}": 0.5 for n in range(30)})
     Projection(uri, name, {**CONFIG, "many": {f"key{n}": n for n in range(120)}}, store).sync()
     found = runs(uri, name)
-    assert len(history(uri, found["blockout-9-s7"], "val/accuracy")) == 450
+    assert all(len(history(uri, found["blockout-9-s7"], f"part{n}")) == 90 for n in range(30))
     assert len([key for key in found[name].data.params if key.startswith("many.")]) == 120
+
+
+def test_of_long_curves_about_a_hundred_points_are_written(uri: str, name: str, store: Store) -> None:
+    for number, epochs in ((7, 100), (8, 101), (9, 251)):
+        add(store, name, number=number, state="complete", epochs=epochs)
+    Projection(uri, name, CONFIG, store).sync()
+    found = runs(uri, name)
+    steps = {n: [step for step, _ in history(uri, found[f"blockout-{n}-s7"], "val/accuracy")] for n in (7, 8, 9)}
+    assert steps == {7: list(range(100)), 8: list(range(0, 101, 2)), 9: list(range(1, 251, 3))}
+    assert max(len(store.epochs(row.id)) for row in store.trials(name)) == 251
 
 
 @pytest.fixture
@@ -414,6 +426,11 @@ def test_trials_are_followed_as_they_end(uri: str, name: str, store: Store, monk
             assert time.monotonic() < deadline, "nothing was written"
             time.sleep(0.05)
     assert set(runs(uri, name)) == {name, "blockout-0-s7", "blockout-1-s7", "blockout-2-s7"}
+
+
+@pytest.mark.parametrize(("seconds", "pause"), [(0.0, 10.0), (0.2, 10.0), (0.5, 25.0), (1.2, 60.0), (30.0, 60.0)])
+def test_a_long_round_is_followed_by_a_long_pause(seconds: float, pause: float) -> None:
+    assert pause_after(seconds) == pytest.approx(pause)
 
 
 def test_nothing_follows_where_mlflow_is_off(name: str, store: Store) -> None:
