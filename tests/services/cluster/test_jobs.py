@@ -18,22 +18,13 @@ import yaml
 from services.cluster import ClusterError
 from services.cluster.jobs import Jobs, job_id
 from services.study_file import Study, study_of
-from tests.services.program import COMMAND, RUNS_HERE, Ended, alone, here, of
+from tests.services.program import COMMAND, RUNS_HERE, Ended, alone, here
+from tests.services.topology.studies import TINY, home_of
 
 pytestmark = [pytest.mark.slow(120), pytest.mark.timeout(900), *RUNS_HERE]
 
 SUBMIT_BY_RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "job", "submit"]
-STUDY: dict[str, Any] = {
-    "schema_version": 1,
-    "name": "on-a-cluster",
-    "data": {"name": "digits", "train_samples": 60},
-    "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
-    "training": {"epochs": 2, "batch_size": 30},
-    "budget": {"sample_passes": 360},
-    "retrain": {"seeds": [0, 1]},
-    "arms": {"dense": {}},
-    "export": [],
-}
+STUDY: dict[str, Any] = {**TINY, "name": "on-a-cluster", "workers": {"at_once": 2}}
 
 
 def resolved(**changes: Any) -> Study:
@@ -61,11 +52,8 @@ def stored(name: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The comparison of the study, run here without a cluster."""
-    home = tmp_path_factory.mktemp("home")
-    (home / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    ended = here("run", home / "study.yaml", "--json", **of(home))
-    assert ended.code == 0, ended.err[-3000:]
-    document: dict[str, Any] = ended.json
+    found = (home_of(TINY, tmp_path_factory) / "runs" / "alone" / "comparison.json").read_text()
+    document: dict[str, Any] = json.loads(found)
     return document
 
 
@@ -127,7 +115,7 @@ def test_the_exit_code_is_that_of_the_job_and_a_failed_job_is_tried_again(ray_cl
 
 
 def test_who_stops_following_leaves_the_job_alone(ray_cluster: Any) -> None:
-    long = {**STUDY, "name": "long", "training": {"epochs": 2000}, "budget": {"sample_passes": 360_000}}
+    long = {**STUDY, "name": "long", "training": {"epochs": 2000}, "budget": {"sample_passes": 2_000_000}}
     (ray_cluster.folder / "long.yaml").write_text(yaml.safe_dump(long))
     words = [*COMMAND, "submit", "long.yaml", "--address", ray_cluster.address]
     environment, jobs, name = ray_cluster.environment, ray_cluster.jobs(), job_id(study_of(long, source="x"))
@@ -178,7 +166,7 @@ def test_a_wrong_token_a_closed_port_and_another_server_are_told_apart(
         Jobs(ray_cluster.address).capacity()
     assert "ffff" not in str(caught.value)
     known = {**ray_cluster.environment, "NAS_BLOCKOUT_JOBS_ADDRESS": ray_cluster.address}
-    ended = alone("submit", "quickstart", **known)
+    ended = here("submit", "quickstart", **known)
     assert (ended.code, ended.err.count("\n")) == (5, 1), ended.err
     del known["RAY_AUTH_TOKEN_PATH"]
     ended = alone("submit", "quickstart", **{**known, "RAY_AUTH_TOKEN": ""})  # this process keeps what Ray once found

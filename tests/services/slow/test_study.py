@@ -317,7 +317,7 @@ def test_mlflow_has_the_study_once(home: Path) -> None:
 
 def test_an_arm_that_diverges_ends_the_study_with_4_and_no_ranking(tmp_path: Path) -> None:
     wild = {"training": {"optimizer": "sgd", "learning_rate": 1e30}}
-    study = {**STUDY, "name": "wild", "arms": {"dense": {}, "wild": wild}, "export": []}
+    study = {**STUDY, "name": "wild", "arms": {"dense": {}, "wild": wild}, "export": [], "workers": {"at_once": 1}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     found = here("run", tmp_path / "study.yaml", **of(tmp_path, tracking=None))
     assert found.code == 4, found.err[-3000:]

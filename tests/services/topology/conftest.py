@@ -8,6 +8,7 @@ import pytest
 
 from services.store import Store
 from tests.services.conftest import postgres_programs
+from tests.services.program import here
 from tests.services.topology.studies import LONG, run_here, trials
 from tests.services.topology.system import Client, System, running
 
@@ -23,9 +24,9 @@ def system() -> Iterator[System]:
 @pytest.fixture(scope="session")
 def client(system: System) -> Client:
     """Somebody who may write."""
-    made = system.run("api", "nas-blockout", "token", "create", "--owner", "tester", "--scope", "write")
-    assert made.returncode == 0, made.stderr
-    return Client(system.address("api", 8000), made.stdout.strip())
+    made = here("token", "create", "--owner", "tester", "--scope", "write", **system.environment("api"))
+    assert made.code == 0, made.err
+    return Client(system.address("api", 8000), made.out.strip())
 
 
 @pytest.fixture

@@ -2,17 +2,17 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from services.store import Store, TrialRow
 from services.study_file import find, read_document
-from tests.services.topology.compose import ROOT
+from tests.once import once
+from tests.services.program import here, of
 
 STUDY = os.environ.get("TOPOLOGY_STUDY", "tiny")  # `quickstart`, or any other that is bundled, takes its time
 TINY: dict[str, Any] = {
@@ -25,17 +25,15 @@ TINY: dict[str, Any] = {
     "retrain": {"seeds": [0, 1]},
     "workers": {"at_once": 1},
     "arms": {"dense": {"space": ["training"]}, "dropout": {"method": {"name": "dropout"}, "space": ["training"]}},
-    "export": ["dense"],
+    "export": [],
 }
 LONG: dict[str, Any] = {
     **TINY,
     "training": {"epochs": 120, "batch_size": 10},
     "budget": {"sample_passes": 36_000},
     "arms": {"dense": {}},
-    "export": [],
 }
 _MEASURED = {"study", "seconds", "overhead_seconds", "latency_ms", "thinking_seconds", "peak_memory_bytes"}
-_PROGRAM = "from services.cli import main; main()"
 
 
 def chosen() -> dict[str, Any]:
@@ -52,17 +50,19 @@ def write(folder: Path, document: Mapping[str, Any], name: str) -> Path:
     return path
 
 
-def run_here(home: Path, document: Mapping[str, Any], name: str, *, seconds: float = 600) -> None:
-    """Run a study without any service, as on a laptop."""
+def run_here(home: Path, document: Mapping[str, Any], name: str) -> None:
+    """Run a study without any service, as on a laptop, in this process."""
     path = write(home, document, name)
-    environment = {**os.environ, "NAS_BLOCKOUT_HOME": str(home), "NAS_BLOCKOUT_TRACKING_URI": "none"}
-    command = [sys.executable, "-c", _PROGRAM, "run", "--quiet", str(path)]
-    environment["PYTHONPATH"] = str(ROOT)
     for _ in range(3):  # on a machine that is overloaded Ray gives up starting; the same command goes on
-        done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=seconds)
-        if done.returncode == 0:
+        ended = here("run", "--quiet", path, **of(home))
+        if ended.code == 0:
             break
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert ended.code == 0, ended.err[-3000:]
+
+
+def home_of(document: Mapping[str, Any], factory: pytest.TempPathFactory) -> Path:
+    """A home in which a study was run without any service, once a test run, under the name `alone`."""
+    return once(factory, f"alone-{document['name']}", lambda home: run_here(home, document, "alone"))
 
 
 def timeless(value: Any) -> Any:

@@ -22,6 +22,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,15 +100,18 @@ class System:
             time.sleep(0.5)  # each check is a process, which takes from what starts
 
     def close(self) -> None:
-        """End everything, the last started first."""
+        """End everything."""
         self._ended.set()
         if self._keeper.ident is not None:
             self._keeper.join()
-        for name in reversed(self.instances):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.stop(name, seconds=5)
-            self.kill(name)
+        with ThreadPoolExecutor(len(self.instances)) as pool:
+            list(pool.map(self._end, self.instances))
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end(self, name: str) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.stop(name, seconds=5)
+        self.kill(name)
 
     def address(self, service: str, port: int) -> str:
         """Where a port of a service is reached."""
@@ -281,7 +285,13 @@ class System:
         if not instance.service.restarts:
             assert code in (None, 0), f"{name} ended with {code}\n{self.logs(name)}"
             return code == 0
-        return self.is_healthy(name)  # one that has ended is started again, as the restart policy asks
+        # One that has ended is started again, as the restart policy asks.
+        return self._listens(instance) and self.is_healthy(name)
+
+    def _listens(self, instance: Instance) -> bool:
+        """Whether the ports of this machine that its health check asks are open: else it need not be run yet."""
+        asked = " ".join(self._inside(instance, word) for word in instance.service.health or ())
+        return all(map(is_open, re.findall(rf"(?:{_LOOPBACK}|localhost):(\d+)", asked)))
 
     def _keep(self) -> None:
         """Start again what has ended, as the restart policy asks."""
@@ -351,6 +361,12 @@ def free_port() -> int:
         with contextlib.closing(socket.socket()) as found, contextlib.suppress(OSError):
             found.bind((_LOOPBACK, port))
             return port
+
+
+def is_open(port: str) -> bool:
+    """Whether something listens on a port."""
+    with socket.socket() as found:
+        return found.connect_ex((_LOOPBACK, int(port))) == 0
 
 
 def wait_until(done: Callable[[], Any], seconds: float, what: Callable[[], str] | str = "it did not happen") -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from services.store import QueueRow, Store, StudyBusy
+from tests.services.program import RUNS_HERE
 from tests.services.topology.ledger import Line, mlflow_runs, note
 from tests.services.topology.studies import LONG, TINY, trials
 from tests.services.topology.system import Client, System, wait_until
@@ -27,7 +28,7 @@ from tests.services.topology.system import Client, System, wait_until
 DOWN = float(os.environ.get("FAULT_SECONDS", "10"))
 SECONDS = 600 + 4 * DOWN
 HOME = "/var/lib/nas-blockout"
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(2 * SECONDS + 300)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(2 * SECONDS + 300), *RUNS_HERE]
 
 
 @dataclass(frozen=True)
