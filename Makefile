@@ -12,6 +12,8 @@ TESTS   ?= tests
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
 export NO_MKDOCS_2_WARNING := 1
+# The tests start a hundred processes, each of which would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test test-faults check format docs clean
