@@ -32,7 +32,6 @@ from benchmarks.branched import PARENTS, SHAPE, onnx_of, variant
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
 from nas_blockout.backbones.division import (
     LANES,
-    PAGED,
     Costs,
     Form,
     Rates,
@@ -43,6 +42,7 @@ from nas_blockout.backbones.division import (
 from nas_blockout.backbones.fused import image_places
 
 BATCHES = (1, 256)
+PAGED = 2**23  # numbers: as much memory comes page by page from the system, which `FusedNetwork` avoids
 SINGLE = ("call", "call in groups", "pieces")
 CONVOLUTIONS = [
     *product([(3, 16), (3, 32), (3, 64)], [1], [32]),
@@ -162,7 +162,7 @@ def fitted(times: Mapping[Case, float], batch: int) -> tuple[dict[str, float], f
 
 def unit_costs() -> dict[str, Costs]:
     """Return costs of which one is a microsecond and all others are nothing, by its name."""
-    none = Rates(0.0, paged=0.0)
+    none = Rates(0.0)
     free = Costs(
         {4: (none, none), 2: (none, none)}, {4: (none, none), 2: (none, none)}, (none, none), (none, none), 0.0
     )
@@ -170,10 +170,10 @@ def unit_costs() -> dict[str, Costs]:
     for name in ("call", "written", "macs", "call_in_groups", "macs_in_groups"):
         one = replace(none, **{name: 1.0})
         found[f"convolution {name}"] = replace(free, term={4: (one, one), 2: (none, none)})
-    for name in ("call", "written"):
+    for name in ("call", "read", "written"):
         one = replace(none, **{name: 1.0})
         found[f"copied {name}"] = replace(free, copied=(one, one))
-    one = Rates(1.0, paged=0.0)
+    one = Rates(1.0)
     return found | {"product call": replace(free, term={4: (none, none), 2: (one, one)})}
 
 

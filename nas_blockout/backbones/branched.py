@@ -241,7 +241,9 @@ class BranchedNetwork(nn.Module):
             x = x.index_select(1, self.class_order)
         return x if self.normalise_logits is None else self.normalise_logits(x)
 
-    def for_inference(self, *, operations: Operations = "fastest", runtime: Runtime = "torch") -> FusedNetwork:
+    def for_inference(
+        self, *, operations: Operations = "fastest", runtime: Runtime = "torch", batch: int | None = None
+    ) -> FusedNetwork:
         """Return a copy to be run, not trained: normalisation folded in, equal parallel operations as one.
 
         It computes what this network computes in eval mode, to rounding.
@@ -252,15 +254,22 @@ class BranchedNetwork(nn.Module):
                 only some do, or ``fastest`` for what is expected to take least time.
             runtime: What is expected to run it: PyTorch, or ``onnxruntime`` once it is exported, where calls and sums
                 cost less and copies more. Either runs all.
+            batch: Images that are expected at a time, 1 or more, for which alone ``fastest`` then divides; None for
+                one as well as many. Any number can be run.
+
+        Raises:
+            ValueError: There are no such operations or no such runtime, or `batch` is below 1.
         """
         for name, value, known in (("operations", operations, Operations), ("runtime", runtime, Runtime)):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch must be at least 1, or None for one image as well as many, got {batch}")
         stages = [stage for stage in self.stages.values() if isinstance(stage, BranchedStage)]
         layers = cut_for_readers([stage.folded() for stage in stages])
         places, fused = image_places(self.channels), {}
         forms = (
-            fastest_forms(layers, places, runtime, parent=self._parent())
+            fastest_forms(layers, places, runtime, parent=self._parent(), batch=batch)
             if operations == "fastest"
             else (operations,) * len(layers)
         )

@@ -24,6 +24,8 @@ from nas_blockout.backbones.division import (
     widths_of,
 )
 
+HELD = 2**22  # numbers of the largest layer that are worked on at a time: they stay near the processor
+
 
 class FusedTerm(nn.Module):
     """One convolution or product in place of one operation of training or of several, or of a part of them.
@@ -135,6 +137,7 @@ class FusedStage(nn.Module):
             {"_".join(map(str, part.members)): fused_operation(layer, part, places) for part in parts}
         )
         self.places = places_after(layer, parts)
+        self.numbers = layer.positions * sum(widths_of(self.places))
 
     def forward(self, blocks: Sequence[Tensor]) -> list[Tensor]:
         """Return the blocks of the layer."""
@@ -154,6 +157,9 @@ class FusedNetwork(nn.Module):
         stages: Its layers by name, the classes last.
         class_order: For each class its node in the order of training; None where that is the order of the classes.
         normalise_logits: What follows the classes, if anything does.
+
+    Many images pass some at a time, so that no block is so large that its memory has to come from the system anew; an
+    exported or compiled program takes all of them at once.
     """
 
     class_order: Tensor | None
@@ -168,6 +174,7 @@ class FusedNetwork(nn.Module):
         super().__init__()
         self.stages = nn.ModuleDict(stages)
         self.normalise_logits = normalise_logits
+        self.at_once = max(1, HELD // max(stage.numbers for stage in stages.values()))
         places = list(stages.values())[-1].places
         widths = widths_of(places)
         position = torch.cat([_found_at(place, widths) for place in places])
@@ -182,6 +189,11 @@ class FusedNetwork(nn.Module):
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return logits in the order of the classes, shape ``(batch, classes)``."""
+        if torch.compiler.is_compiling() or len(x) <= self.at_once:
+            return self._logits(x)
+        return torch.cat([self._logits(images) for images in x.split(self.at_once)])
+
+    def _logits(self, x: Tensor) -> Tensor:
         blocks = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x]
         for stage in self.stages.values():
             blocks = stage(blocks)

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +19,7 @@ from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork, Sites
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.backbones.division import Operations, Runtime
-from nas_blockout.backbones.fused import FusedNetwork, FusedStage, FusedSum, FusedTerm
+from nas_blockout.backbones.fused import HELD, FusedNetwork, FusedStage, FusedSum, FusedTerm
 from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
 from nas_blockout.methods.dropout import Dropout, DropoutSettings
 from search_spaces.branched import Hierarchy, hierarchical
@@ -160,6 +161,18 @@ def test_one_network_may_be_divided_differently_for_onnxruntime() -> None:
         assert (for_torch(x) - network(x)).abs().max() <= 1e-10
 
 
+def test_it_is_divided_for_the_number_of_images_that_is_expected_and_takes_any() -> None:
+    groups = (*(Group((b,), 64) for b in range(2)), Group((0, 1), 64))
+    last = Layer("classes", (Group((0,), 3, (0, 1, 2)), Group((1,), 3, (3, 4, 5))))
+    network = network_of(Architecture(2, (*(Layer(stage.name, groups) for stage in STAGES[:-1]), last))).double()
+    divided = {batch: network.for_inference(batch=batch) for batch in (None, 1, 256)}
+    assert list(operations(divided[1], "features")) != list(operations(divided[256], "features"))
+    for fused, batch in product(divided.values(), (1, 9)):
+        x = images(batch).double()
+        with torch.no_grad():
+            assert (fused(x) - network(x)).abs().max() <= 1e-10
+
+
 def test_a_whole_layer_is_one_operation_with_zeros_for_what_is_not_read() -> None:
     fused = network_of(PARALLEL).for_inference(operations="whole")
     for name in fused.stages:
@@ -212,6 +225,8 @@ def test_a_division_that_is_none_is_refused() -> None:
         network_of(PARALLEL).for_inference(operations="slow")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="runtime must be one of torch, onnxruntime, got 'slow'"):
         network_of(PARALLEL).for_inference(runtime="slow")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch must be at least 1, or None for one image as well as many, got 0"):
+        network_of(PARALLEL).for_inference(batch=0)
 
 
 def test_a_stage_keeps_channels_last() -> None:
@@ -242,6 +257,20 @@ def test_it_is_a_copy_and_cannot_be_trained() -> None:
     assert torch.equal(before, fused(images(2)))
     assert network.training
     assert not any(parameter.requires_grad for parameter in fused.parameters())
+
+
+def test_many_images_pass_some_at_a_time_and_all_at_once_where_it_is_compiled() -> None:
+    fused = network_of(PARALLEL, normalise=True).for_inference()
+    assert fused.at_once == HELD // (8 * 8 * 16), "the first layer, filled up, is the largest"
+    expected, passed = fused(images(8)), list[int]()
+    fused.at_once = 3
+    handle = fused.stages["conv1"].register_forward_hook(lambda _, blocks, __: passed.append(len(blocks[0][0])))
+    torch.testing.assert_close(fused(images(8)), expected, rtol=1e-5, atol=1e-5)
+    assert passed == [3, 3, 2]
+    handle.remove()
+    torch._dynamo.reset()
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images(8)), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("operations", ["split", "whole", "summed"])
