@@ -139,6 +139,10 @@ def list_studies(
 def export(
     study: StoredArgument,
     arm: Annotated[str | None, typer.Argument(help="One arm; all of them if it is left out.")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images expected at a time, to run fastest for; one as well as many if left out."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export the winner of an arm again: .pt2, ONNX, safetensors, card and verification."""
@@ -148,7 +152,7 @@ def export(
     tell(f"exporting and verifying {arm or 'the winner of every arm'}")
     settings = installation()
     with room_in(settings.folder(study), again="run the same command again"):
-        folders = export_again(settings, study, arm)
+        folders = export_again(settings, study, arm, batch=batch)
     if as_json:
         print_json({"folders": [str(folder) for folder in folders]})
     for folder in () if as_json else folders:

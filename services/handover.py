@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -18,34 +19,37 @@ from services.wording import sentence
 
 def export_trials(
     study: Study,
-    rows: Mapping[str, TrialRow],
-    models: Mapping[str, nn.Module],
+    winners: Mapping[str, tuple[TrialRow, nn.Module]],
     splits: Splits,
     document: ComparisonDocument,
     *,
     folder: Folder,
     store: Store,
     meanwhile: Callable[[], None] = lambda: None,
+    batch: int | None = None,
 ) -> list[Path]:
     """Export the models of retrained trials in every form and note them in the store; return their folders.
 
     Args:
         study: The resolved study.
-        rows: The trials by arm.
-        models: Their networks by arm.
+        winners: The trials and their networks by arm.
         splits: The data.
         document: The comparison.
         folder: Of the study.
         store: Where the exports are noted.
         meanwhile: Called once, while another process verifies.
+        batch: Images that are expected at a time; None for one as well as many.
 
     Raises:
         VerificationError: A form does not compute what the model does; no folder has been changed.
     """
-    targets = {arm: folder.models / arm for arm in rows}
-    described = [(models[arm], targets[arm], describe(study, rows[arm], splits, document)) for arm in rows]
+    targets = {arm: folder.models / arm for arm in winners}
+    described = [
+        (model, targets[arm], replace(describe(study, row, splits, document), batch=batch))
+        for arm, (row, model) in winners.items()
+    ]
     found = export_models(described, meanwhile=meanwhile)
-    for (arm, row), verification in zip(rows.items(), found, strict=True):
+    for (arm, (row, _)), verification in zip(winners.items(), found, strict=True):
         store.add_export(row.id, path=str(targets[arm]), hashes=_hashes(targets[arm]), verified=verification.ok)
     return list(targets.values())
 

@@ -73,13 +73,14 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, sa
     say("measuring, exporting and verifying the winners")
     models = models_of(winners, folder, splits, shared=settings.shared(study.name))
     document = write_comparison(study, rows, folder, latency=_latencies(models, splits))
-    exported = {arm: row for arm, row in winners.items() if study.config.export is None or arm in study.config.export}
+    wanted = study.config.export
+    exported = {arm: (row, models[arm]) for arm, row in winners.items() if wanted is None or arm in wanted}
 
     def report() -> None:
         say("writing the report")
         write_report(study, store, rows, document, splits, folder)
 
-    export_trials(study, exported, models, splits, document, folder=folder, store=store, meanwhile=report)
+    export_trials(study, exported, splits, document, folder=folder, store=store, meanwhile=report)
     _project(study, store, settings, document, _winner(document, models, splits), say=say)
     _share(folder, settings.shared(study.name), say=say)
     store.finish_study(study.name, "complete")
@@ -131,8 +132,8 @@ def _importance(study: Study, rows: Sequence[TrialRow]) -> dict[str, dict[str, t
     return {arm: {name: (each.share, each.by_chance) for name, each in own.items()} for arm, own in found.items()}
 
 
-def export_again(settings: Settings, name: str, arm: str | None) -> list[Path]:
-    """Export the winners of a study once more; return their folders.
+def export_again(settings: Settings, name: str, arm: str | None, *, batch: int | None = None) -> list[Path]:
+    """Export the winners of a study once more, for so many images at a time; return their folders.
 
     Raises:
         NotFound: There is no such study, it has no such arm, or the arm has no retrained model.
@@ -149,7 +150,8 @@ def export_again(settings: Settings, name: str, arm: str | None) -> list[Path]:
         splits = load(study.data, root=settings.data)
         chosen = {arm: winners[arm]} if arm is not None else winners
         models = models_of(chosen, folder, splits, shared=settings.shared(name))
-        exported = export_trials(study, chosen, models, splits, document, folder=folder, store=store)
+        found = {each: (row, models[each]) for each, row in chosen.items()}
+        exported = export_trials(study, found, splits, document, folder=folder, store=store, batch=batch)
         _share(folder, settings.shared(name))
         return exported
 

@@ -53,9 +53,12 @@ class ModelDescription:
         architecture: JSON form of its groups and branches, or None.
         equality: Largest difference of logits between the masked network and the branched one, and its bound, by
             precision, or None.
+        batch: Images that are expected at a time, for which branches are then divided into operations; None for one as
+            well as many. Any number can be run.
 
     Raises:
-        ValueError: There is not one mean and one standard deviation above 0 for each channel, or a size is below 1.
+        ValueError: There is not one mean and one standard deviation above 0 for each channel, or a size or the batch is
+            below 1.
     """
 
     name: str
@@ -79,6 +82,7 @@ class ModelDescription:
     spent: str
     architecture: Mapping[str, Any] | None = None
     equality: Mapping[str, Any] | None = None
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         sizes = (self.channels, self.height, self.width, len(self.class_names))
@@ -90,6 +94,8 @@ class ModelDescription:
             )
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std must be above 0 in every channel, got {self.std}")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"batch must be at least 1, or None for one image as well as many, got {self.batch}")
 
     def preprocessing(self) -> dict[str, Any]:
         """Return what turns a picture into the input, as plain JSON types."""
@@ -122,6 +128,7 @@ def card(description: ModelDescription, *, without_onnx: str | None = None) -> s
         "parameters": f"{description.parameters:,}",
         "multiply-accumulates an image": f"{description.macs:,}",
         "spent to find and train it": description.spent,
+        **({"images expected at a time": f"{description.batch:,}"} if description.batch else {}),
     }
     table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
     return f"""# {_line(description.name)}

@@ -68,10 +68,10 @@ class Deployed(nn.Module):
         return logits
 
 
-def for_inference(network: nn.Module, *, runtime: str = "torch") -> nn.Module:
+def for_inference(network: nn.Module, *, runtime: str = "torch", batch: int | None = None) -> nn.Module:
     """Return a copy of a network in the form that a runtime runs: its own `for_inference` gives it, if it has one."""
     faster = getattr(network, "for_inference", None)
-    found: nn.Module = copy.deepcopy(network) if faster is None else faster(runtime=runtime)
+    found: nn.Module = copy.deepcopy(network) if faster is None else faster(runtime=runtime, batch=batch)
     return found.cpu().eval()
 
 
@@ -168,7 +168,12 @@ def export_models(
 
 @torch.no_grad()
 def measure_latency(
-    model: nn.Module, shape: tuple[int, int, int], *, batches: Sequence[int] = (1, 256), repeats: int = 15
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    *,
+    batches: Sequence[int] = (1, 256),
+    repeats: int = 15,
+    batch: int | None = None,
 ) -> dict[int, float]:
     """Return the median milliseconds of one eager forward pass by batch size, on one thread.
 
@@ -179,11 +184,12 @@ def measure_latency(
         shape: Channels, height and width of an image.
         batches: Images a pass.
         repeats: Timed passes, 1 or more, after three that are not.
+        batch: Images that the form expects at a time, as in `ModelDescription`.
     """
-    threads, to_run = torch.get_num_threads(), for_inference(model)
+    threads, to_run = torch.get_num_threads(), for_inference(model, batch=batch)
     torch.set_num_threads(1)
     try:
-        return {batch: 1000 * median(_seconds(to_run, torch.zeros(batch, *shape), repeats)) for batch in batches}
+        return {size: 1000 * median(_seconds(to_run, torch.zeros(size, *shape), repeats)) for size in batches}
     finally:
         torch.set_num_threads(threads)
 
@@ -206,7 +212,9 @@ def _seconds(model: nn.Module, images: Tensor, repeats: int) -> list[float]:
 def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) -> None:
     deployed = Deployed(copy.deepcopy(model).cpu(), description.mean, description.std).eval()
     runs = {
-        runtime: Deployed(for_inference(model, runtime=runtime), description.mean, description.std).eval()
+        runtime: Deployed(
+            for_inference(model, runtime=runtime, batch=description.batch), description.mean, description.std
+        ).eval()
         for runtime in ("torch", "onnxruntime")
     }
     shape = (description.channels, description.height, description.width)
@@ -302,6 +310,7 @@ def _write_manifest(job: Job, description: ModelDescription, found: Verification
             for form, differences in found.differences.items()
         },
         "skipped": {"model.onnx": skipped} if skipped else {},
+        "batch": description.batch,
         "test_accuracy": description.test_accuracy,
         "test_images": description.test_images,
         "distillation": description.equality,

@@ -276,6 +276,9 @@ def test_a_study_that_has_not_finished_is_not_exported(call: Call, filled: Path)
     ended = call("export", "tiny", "dense")
     assert (ended.code, ended.out) == (3, "")
     assert "no retrained model of an arm 'dense'" in ended.err
+    refused = call("export", "tiny", "dense", "--batch", "0")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--batch" in refused.err
 
 
 def test_sync_without_mlflow_ends_with_5(call: Call, filled: Path) -> None:

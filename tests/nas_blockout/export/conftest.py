@@ -7,9 +7,25 @@ from pathlib import Path
 
 import pytest
 
+from nas_blockout.backbones import dense_of
+from nas_blockout.backbones.branched import BranchedNetwork
+from nas_blockout.backbones.division import Operations, Runtime
+from nas_blockout.backbones.fused import FusedNetwork
 from nas_blockout.export import export_models
-from tests.nas_blockout.export.examples import COLOURED, DESCRIPTION, network, unbranched
+from tests.nas_blockout.export.examples import COLOURED, DESCRIPTION, STAGES, network, unbranched
 from tests.once import once
+
+
+class Told(BranchedNetwork):
+    """Remembers for what its form to be run was asked."""
+
+    asked: tuple[tuple[Runtime, int | None], ...] = ()
+
+    def for_inference(
+        self, *, operations: Operations = "fastest", runtime: Runtime = "torch", batch: int | None = None
+    ) -> FusedNetwork:
+        self.asked = (*self.asked, (runtime, batch))
+        return super().for_inference(operations=operations, runtime=runtime, batch=batch)
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +35,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export_examples(folder: Path) -> None:
-    dense = network(branched=False).train()
+    dense = Told(STAGES, dense_of(STAGES), channels=1).train()
+    dense.load_state_dict(network(branched=False).state_dict())
     models = [
         (network(branched=True), folder / "branched", DESCRIPTION),
-        (dense, folder / "dense", replace(DESCRIPTION, name="dense", architecture=dense.full.to_json(), equality=None)),
+        (
+            dense,
+            folder / "dense",
+            replace(DESCRIPTION, name="dense", architecture=dense.full.to_json(), equality=None, batch=256),
+        ),
         *((model, folder / name, COLOURED) for name, model in unbranched().items()),
     ]
     seen: list[bool] = []
@@ -30,6 +51,7 @@ def export_examples(folder: Path) -> None:
     assert [each.findings for each in found] == [()] * len(models)
     assert seen == [False] * len(models), "called once, before what is not verified yet is put in place"
     assert dense.training, "a model is left as it was"
+    assert dense.asked == (("torch", 256), ("onnxruntime", 256)), "divided for the images that are expected"
 
 
 @pytest.fixture(scope="session")

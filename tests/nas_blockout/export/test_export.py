@@ -47,6 +47,14 @@ def test_every_form_is_written_and_verified_within_its_bound(exported: Path) -> 
         assert manifest["forms"]["weights.safetensors"]["max_abs_difference"] == {"tensors": 0.0}
 
 
+def test_the_images_that_are_expected_at_a_time_are_recorded(exported: Path) -> None:
+    for name, batch, line in (("dense", 256, "| images expected at a time | 256 |"), ("branched", None, "")):
+        assert json.loads((exported / name / MANIFEST).read_text())["batch"] == batch
+        card = (exported / name / "card.md").read_text()
+        assert line in card
+        assert ("expected at a time" in card) == bool(line)
+
+
 def test_reference_holds_what_the_trained_network_computes(exported: Path) -> None:
     reference = load_file(exported / "branched" / "reference.safetensors")
     with torch.no_grad():
@@ -203,6 +211,7 @@ def test_wrong_classes_and_one_folder_for_two_models_are_refused_before_anything
         ({"mean": (0.1, 0.2)}, "each of the 1 channels needs one mean and one std"),
         ({"height": 0}, "must be at least 1, got"),
         ({"class_names": ()}, "must be at least 1, got"),
+        ({"batch": 0}, "batch must be at least 1, or None for one image as well as many, got 0"),
     ],
 )
 def test_descriptions_that_describe_no_images_are_refused(changed: dict[str, Any], message: str) -> None:

@@ -300,8 +300,9 @@ def test_an_exported_model_with_a_changed_byte_is_refused_until_it_is_exported_a
     refused = program(home, "verify", model)
     assert refused.code == 6
     assert "weights.safetensors" in refused.out + refused.err
-    again = program(home, "export", "whole", "blockout")
+    again = program(home, "export", "whole", "blockout", "--batch", "8")
     assert again.code == 0, again.err
+    assert json.loads((model / "verification.json").read_text())["batch"] == 8
     found = program(home, "verify", model)
     assert (found.code, found.out) == (0, f"{model}: verified\n"), found.err
 
