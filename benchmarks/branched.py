@@ -1,22 +1,24 @@
 """Is a branched network faster where it is smaller? The time saved over the multiply-accumulates saved.
 
-Two convnets on 3x32x32 images are the dense parents: ``small`` with 32, 64 and 128 channels and 256 hidden nodes,
-``large`` with twice as many of each. Their branched variants have 2, 4 or 8 branches and 60, 40 or 25% of the parent's
-multiply-accumulates, and no layer is wider than the parent's. Two kinds: with a ``trunk`` of layers before the first
-branches, which are disjoint from there on; or with nodes in every layer that are ``shared`` by all branches, at least
-an eighth of them, as distilled networks have. Layers are thinned as little as the multiply-accumulates allow.
-Forms: ``eager`` is `for_inference` of the trained network, ``exported`` the .pt2 program of that, ``onnx`` that of
-``runtime="onnxruntime"`` in onnxruntime. The parent always has the same form. Weights are random.
+Three convnets on 3x32x32 images are the dense parents: ``small`` with 32, 64 and 128 channels and 256 hidden nodes,
+``large`` with twice as many of each, and ``wide`` with four times as many. Their branched variants have 2, 4 or 8
+branches and 60, 40 or 25% of the parent's multiply-accumulates, and no layer is wider than the parent's. Two kinds:
+with a ``trunk`` of layers before the first branches, which are disjoint from there on; or with nodes in every layer
+that are ``shared`` by all branches, at least an eighth of them, as distilled networks have. Layers are thinned as
+little as the multiply-accumulates allow. Forms: ``eager`` is `for_inference` of the trained network, ``exported`` the
+.pt2 program of that, ``onnx`` that of ``runtime="onnxruntime"`` in onnxruntime, each divided for the number of images
+that it is given. The parent always has the same form. Weights are random.
 
 A figure is the ratio of the lower quartiles over passes of both networks, in seconds of processor time of the one
 thread that computes: what else runs on the machine is not counted, though it disturbs. In every round the parent, a
 second copy of it, and the network pass in random order. The second copy, over the first, tells what chance does: the
 ``band`` of a parent, form and batch holds 95% of its ratios, one from each variant; a figure within it is no different
-from the parent's.
+from the parent's. There are as many rounds as take `SECONDS` by a first one that is not counted, but at least `FEWEST`,
+and no more than ``--rounds`` with 256 images or 20 times as many with one. Rows tell the fewest of their figures.
 
-Run: ``python -m benchmarks.branched [--rounds N] [--parents small large]``; prints Markdown. With ``--csv FILE`` the
-rows go there; ``--read FILE`` reads such rows in place of measuring; with ``--page FILE`` what is printed replaces what
-stands between the two marks of that page.
+Run: ``python -m benchmarks.branched [--rounds N] [--parents small large wide]``; prints Markdown. With ``--csv FILE``
+the rows go there; ``--read FILE`` reads such rows in place of measuring; with ``--page FILE`` what is printed replaces
+what stands between the two marks of that page.
 """
 
 import argparse
@@ -49,13 +51,16 @@ EXAMPLE = torch.zeros(2, *SHAPE)
 PARENTS = {
     "small": stages(ConvNetSettings((32, 64, 128), (256,)), SHAPE, CLASSES),
     "large": stages(ConvNetSettings((64, 128, 256), (512,)), SHAPE, CLASSES),
+    "wide": stages(ConvNetSettings((128, 256, 512), (1024,)), SHAPE, CLASSES),
 }
 FORMS = ("eager", "exported", "onnx")
 BATCHES = (1, 256)
 TARGET = 0.7
+SECONDS, FEWEST = 5.0, 3  # of rounds of one figure
 MARKS = ("<!-- measured -->", "<!-- end of what was measured -->")
 FIGURES = tuple(f"{form} {batch}" for batch in BATCHES for form in FORMS)
-COLUMNS = ("parent", "kind", "branches", "macs", *FIGURES, *(f"parent again {figure}" for figure in FIGURES))
+ROUNDS = tuple(f"rounds {batch}" for batch in BATCHES)
+COLUMNS = ("parent", "kind", "branches", "macs", *FIGURES, *(f"parent again {figure}" for figure in FIGURES), *ROUNDS)
 
 Run = Callable[[Tensor], object]
 Row = Mapping[str, str]
@@ -112,19 +117,39 @@ def variant(parent: str, kind: str, branches: int, target: float) -> Variant:
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def forms_of(plan: Sequence[Stage], architecture: Architecture) -> dict[str, Run]:
-    """Return a network in every form, as functions of a batch of images."""
+def forms_of(plan: Sequence[Stage], architecture: Architecture) -> dict[int, dict[str, Run]]:
+    """Return a network in every form, as functions of a batch of images, by the batch that it is divided for.
+
+    Where it is divided alike for several it is the same function.
+    """
     torch.manual_seed(0)
     network = BranchedNetwork(plan, architecture, channels=SHAPE[0]).eval()
-    eager, saved = network.for_inference(), io.BytesIO()
+    found: dict[int, dict[str, Run]] = {}
+    made: dict[object, dict[str, Run]] = {}
+    for batch in BATCHES:
+        eager = network.for_inference(batch=batch)
+        for_onnx = network.for_inference(runtime="onnxruntime", batch=batch)
+        by_torch, by_onnx = ("torch", _division(eager)), ("onnxruntime", _division(for_onnx))
+        if by_torch not in made:
+            made[by_torch] = {"eager": eager, "exported": _exported(eager)}
+        if by_onnx not in made:
+            made[by_onnx] = {"onnx": onnx_of(for_onnx)}
+        found[batch] = made[by_torch] | made[by_onnx]
+    return found
+
+
+def _division(network: FusedNetwork) -> tuple[tuple[str, torch.Size], ...]:
+    """Return the names and shapes of all weights, which tell operations and groups."""
+    return tuple((name, weight.shape) for name, weight in network.state_dict().items())
+
+
+def _exported(network: FusedNetwork) -> Run:
+    saved = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(_program(eager), saved)
-    return {
-        "eager": eager,
-        "exported": torch.export.load(io.BytesIO(saved.getvalue())).module(),
-        "onnx": onnx_of(network.for_inference(runtime="onnxruntime")),
-    }
+        torch.export.save(_program(network), saved)
+    loaded: Run = torch.export.load(io.BytesIO(saved.getvalue())).module()
+    return loaded
 
 
 def onnx_of(network: FusedNetwork) -> Run:
@@ -147,31 +172,44 @@ def _session(content: bytes) -> Run:
     return lambda images: session.run(None, {"images": images.numpy()})
 
 
-def ratios(parent: Run, others: Sequence[Run], images: Tensor, rounds: int) -> list[float]:
-    """Return the times of `others` as shares of the time of `parent`; in each round all pass in random order."""
+def ratios(parent: Run, others: Sequence[Run], images: Tensor, rounds: int) -> tuple[list[float], int]:
+    """Return the times of `others` as shares of the time of `parent`, and the rounds; in each all pass in random order.
+
+    There are fewer rounds than asked for where these would take longer than `SECONDS` by the first, which is not
+    counted.
+    """
     runs, draws = (parent, *others), random.Random(0)  # an order, not a secret
-    seconds: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds + 1):
-        for index in draws.sample(range(len(runs)), len(runs)):
-            began = time.thread_time()
-            runs[index](images)
-            seconds[index].append(time.thread_time() - began)
-    of_parent, *of_others = (statistics.quantiles(found[1:], n=4)[0] for found in seconds)
-    return [each / of_parent for each in of_others]
+    first = sum(_round(runs, images, draws))
+    times = max(FEWEST, min(rounds, int(SECONDS / first)))
+    seconds = zip(*(_round(runs, images, draws) for _ in range(times)), strict=True)
+    of_parent, *of_others = (statistics.quantiles(found, n=4)[0] for found in seconds)
+    return [each / of_parent for each in of_others], times
 
 
-def measured(parent: Mapping[str, Run], again: Mapping[str, Run], each: Variant, rounds: int) -> list[object]:
+def _round(runs: Sequence[Run], images: Tensor, draws: random.Random) -> list[float]:
+    """Return the seconds of each run, in their order; they pass in random order."""
+    seconds = [0.0] * len(runs)
+    for index in draws.sample(range(len(runs)), len(runs)):
+        began = time.thread_time()
+        runs[index](images)
+        seconds[index] = time.thread_time() - began
+    return seconds
+
+
+def measured(parent: Mapping[str, Run], again: Mapping[str, Run], each: Variant, rounds: int) -> dict[str, object]:
     """Return the row of one variant: its time as a share of the parent's, by batch and form, and that of a copy."""
-    networks, of_copy = forms_of(PARENTS[each.parent], each.architecture), []
-    row: list[object] = [each.parent, each.kind, each.branches, round(each.share, 4)]
+    networks = forms_of(PARENTS[each.parent], each.architecture)
+    row: dict[str, object] = dict(zip(COLUMNS, (each.parent, each.kind, each.branches), strict=False))
+    row["macs"] = round(each.share, 4)
     for batch in BATCHES:
-        images = torch.rand(batch, *SHAPE, generator=torch.Generator().manual_seed(batch))
-        times = rounds * (20 if batch == 1 else 1)
+        images, counts = torch.rand(batch, *SHAPE, generator=torch.Generator().manual_seed(batch)), []
         for form in FORMS:
-            of_network, once_more = ratios(parent[form], (networks[form], again[form]), images, times)
-            row.append(round(of_network, 4))
-            of_copy.append(round(once_more, 4))
-    return [*row, *of_copy]
+            runs, times = (networks[batch][form], again[form]), rounds * (20 if batch == 1 else 1)
+            (of_network, once_more), count = ratios(parent[form], runs, images, times)
+            row[f"{form} {batch}"], row[f"parent again {form} {batch}"] = round(of_network, 4), round(once_more, 4)
+            counts.append(count)
+        row[f"rounds {batch}"] = min(counts)
+    return row
 
 
 def bands(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, float]]:
@@ -185,18 +223,31 @@ def bands(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, float]]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Return the sentences that tell how many figures reach the target, and how many are slower than the parent."""
-    band, saved, slower, beyond = bands(rows), [], [], []
-    for row, figure in product(rows, FIGURES):
-        left, share = float(row[figure]), float(row["macs"])
-        saved.append((1 - left) / (1 - share))
-        slower += [left] * (left > 1)
-        beyond += [left] * (left > max(1.0, band[row["parent"], figure][1]))
+    """Return how many figures reach the target, and how many are slower than the parent: a sentence, then by parent."""
+    found = {parent: _counted(rows, parent) for parent in dict.fromkeys(row["parent"] for row in rows)}
+    figures, reach, slower, beyond, worst = (list(each) for each in zip(*found.values(), strict=True))
     text = (
-        f"**{sum(each >= TARGET for each in saved)} of {len(saved)} figures reach .7; {len(slower)} lie above the "
-        f"parent's time, {len(beyond)} of them beyond what a second copy of the parent does"
+        f"**{sum(reach)} of {sum(figures)} figures reach .7; {sum(slower)} lie above the parent's time, {sum(beyond)} "
+        "of them beyond what a second copy of the parent does"
     )
-    return text + (f", the worst at {max(beyond):.0%} of it.**" if beyond else ".**")
+    lines = [text + (f", the worst at {max(worst):.0%} of it.**" if any(beyond) else ".**"), ""]
+    lines += ["| parent | figures | reach .7 | slower | beyond the band | worst of these |", "|---" * 6 + "|"]
+    for parent, (*counts, most) in found.items():
+        lines.append(f"| {parent} | {' | '.join(map(str, counts))} | {f'{most:.0%}' if most else '-'} |")
+    return "\n".join(lines)
+
+
+def _counted(rows: Sequence[Row], parent: str) -> tuple[int, int, int, int, float]:
+    """Return the figures of a parent, how many reach the target, are slower and lie beyond, and the worst of these."""
+    band = bands(rows)
+    own = [
+        (float(row[figure]), float(row["macs"]), band[parent, figure][1])
+        for row, figure in product(rows, FIGURES)
+        if row["parent"] == parent
+    ]
+    beyond = [left for left, _, high in own if left > max(1.0, high)]
+    reach, slower = sum((1 - left) / (1 - share) >= TARGET for left, share, _ in own), sum(each[0] > 1 for each in own)
+    return len(own), reach, slower, len(beyond), max(beyond, default=0.0)
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -242,7 +293,7 @@ def main() -> None:
         load = os.getloadavg()[0]
         rows = _measure(options.parents, options.rounds)
         text = (
-            f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, one thread, {options.rounds} rounds; "
+            f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, one thread, {_rounds(rows)}; "
             f"load average {load:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores.\n\n"
         )
     if options.csv:
@@ -257,16 +308,23 @@ def main() -> None:
         options.page.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
 
 
+def _rounds(rows: Sequence[Row]) -> str:
+    """Return the fewest and the most rounds by batch."""
+    found = {batch: sorted(int(row[f"rounds {batch}"]) for row in rows) for batch in BATCHES}
+    return ", ".join(f"{counts[0]} to {counts[-1]} rounds at batch {batch}" for batch, counts in found.items())
+
+
 def _measure(parents: Sequence[str], rounds: int) -> list[dict[str, str]]:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     found = []
     for parent in parents:
-        dense, again = (forms_of(PARENTS[parent], dense_of(PARENTS[parent])) for _ in range(2))
+        plan = PARENTS[parent]
+        dense, again = (forms_of(plan, dense_of(plan))[BATCHES[0]] for _ in range(2))  # alike for any
         for kind, branches, target in product(("trunk", "shared"), (2, 4, 8), (0.6, 0.4, 0.25)):
             row = measured(dense, again, variant(parent, kind, branches, target), rounds)
-            found.append(dict(zip(COLUMNS, map(str, row), strict=True)))
-            print(*row, file=sys.stderr, flush=True)
+            found.append({name: str(row[name]) for name in COLUMNS})
+            print(*row.values(), file=sys.stderr, flush=True)
     return found
 
 
