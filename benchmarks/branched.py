@@ -2,12 +2,12 @@
 
 Three convnets on 3x32x32 images are the dense parents: ``small`` with 32, 64 and 128 channels and 256 hidden nodes,
 ``large`` with twice as many of each, and ``wide`` with four times as many. Their branched variants have 2, 4 or 8
-branches and 60, 40 or 25% of the parent's multiply-accumulates, and no layer is wider than the parent's. Two kinds:
-with a ``trunk`` of layers before the first branches, which are disjoint from there on; or with nodes in every layer
-that are ``shared`` by all branches, at least an eighth of them, as distilled networks have. Layers are thinned as
-little as the multiply-accumulates allow. Forms: ``eager`` is `for_inference` of the trained network, ``exported`` the
-.pt2 program of that, ``onnx`` that of ``runtime="onnxruntime"`` in onnxruntime, each divided for the number of images
-that it is given. The parent always has the same form. Weights are random.
+branches (of ``wide``, which takes longest, 2 or 8) and 60, 40 or 25% of the parent's multiply-accumulates, and no layer
+is wider than the parent's. Two kinds: with a ``trunk`` of layers before the first branches, which are disjoint from
+there on; or with nodes in every layer that are ``shared`` by all branches, at least an eighth of them, as distilled
+networks have. Layers are thinned as little as the multiply-accumulates allow. Forms: ``eager`` is `for_inference` of
+the trained network, ``exported`` the .pt2 program of that, ``onnx`` that of ``runtime="onnxruntime"`` in onnxruntime,
+each divided for the number of images that it is given. The parent always has the same form. Weights are random.
 
 A figure is the ratio of the lower quartiles over passes of both networks, in seconds of processor time of the one
 thread that computes: what else runs on the machine is not counted, though it disturbs. In every round the parent, a
@@ -55,6 +55,7 @@ PARENTS = {
 }
 FORMS = ("eager", "exported", "onnx")
 BATCHES = (1, 256)
+BRANCHES = {"small": (2, 4, 8), "large": (2, 4, 8), "wide": (2, 8)}
 TARGET = 0.7
 SECONDS, FEWEST = 5.0, 3  # of rounds of one figure
 MARKS = ("<!-- measured -->", "<!-- end of what was measured -->")
@@ -321,7 +322,7 @@ def _measure(parents: Sequence[str], rounds: int) -> list[dict[str, str]]:
     for parent in parents:
         plan = PARENTS[parent]
         dense, again = (forms_of(plan, dense_of(plan))[BATCHES[0]] for _ in range(2))  # alike for any
-        for kind, branches, target in product(("trunk", "shared"), (2, 4, 8), (0.6, 0.4, 0.25)):
+        for kind, branches, target in product(("trunk", "shared"), BRANCHES[parent], (0.6, 0.4, 0.25)):
             row = measured(dense, again, variant(parent, kind, branches, target), rounds)
             found.append({name: str(row[name]) for name in COLUMNS})
             print(*row.values(), file=sys.stderr, flush=True)

@@ -4,12 +4,13 @@ Single operations of many shapes are timed, for one image and for 256, in rounds
 the one thread that computes. Constants are the non-negative least squares of the relative errors of a sum: a call, what
 is read, what is written, multiply-accumulates, and for groups more of the first and the last.
 
-In onnxruntime an operation alone is not what it is among others: whole networks are timed there, `split`, `whole` and
-`summed`, and the constants of convolutions and copies are those by which the builder's own sum comes nearest. The
-builder keeps its constants, so that a network is always divided alike; this tells whether they still hold.
+An operation alone is not what it is among others: with ``--networks``, and in onnxruntime always, whole networks are
+timed, `split`, `whole` and `summed`, and the constants of convolutions and copies are those by which the builder's own
+sum comes nearest. The builder keeps its constants, so that a network is always divided alike; this tells whether they
+still hold.
 
-Run: ``python -m benchmarks.division [--rounds N] [--runtime onnxruntime]``; prints a Markdown table, a line for each
-kind of operation.
+Run: ``python -m benchmarks.division [--rounds N] [--networks] [--runtime onnxruntime]``; prints a Markdown table, a
+line for each kind of operation.
 """
 
 import argparse
@@ -106,7 +107,9 @@ class Case:
             return {"call": 1.0, "read": float(used * self.inputs), "paged": indices * (indices >= PAGED)}
         if self.kind == "copied":  # half of it own, half for every group
             copied = used * self.inputs * (1 + self.groups) / 2
-            return {"call": 1.0, "pieces": 2.0 * self.groups, "written": copied, "paged": copied * (copied >= PAGED)}
+            pieces = 2.0 * self.groups
+            at_positions = {"pieces": pieces, "pieces at positions": used * pieces}
+            return {"call": 1.0, **at_positions, "written": copied, "paged": copied * (copied >= PAGED)}
         lanes, window = (LANES, 9) if self.kind == "convolution" else (1, 1)
         rows, written = -(-self.outputs // self.groups // lanes) * lanes, float(used * self.outputs)
         macs, grouped = float(used * rows * self.inputs * window), float(self.groups > 1)
@@ -177,7 +180,7 @@ def unit_costs() -> dict[str, Costs]:
     return found | {"product call": replace(free, term={4: (none, none), 2: (one, one)})}
 
 
-def networks(rounds: int) -> tuple[list[list[tuple[float, ...]]], list[list[float]]]:
+def networks(runtime: Runtime, rounds: int) -> tuple[list[list[tuple[float, ...]]], list[list[float]]]:
     """Return of branched networks in each form the counts of unit costs and the microseconds, both by batch."""
     units, counts, times = unit_costs(), [], []
     for parent, kind, branches, share in product(("small", "large"), ("trunk", "shared"), (2, 8), (0.6, 0.4)):
@@ -186,7 +189,8 @@ def networks(rounds: int) -> tuple[list[list[tuple[float, ...]]], list[list[floa
         stages = [stage for stage in network.stages.values() if isinstance(stage, BranchedStage)]
         layers = cut_for_readers([stage.folded() for stage in stages])
         for form in get_args(Form):
-            run, forms = onnx_of(network.for_inference(operations=form)), [form] * len(layers)
+            fused, forms = network.for_inference(operations=form), [form] * len(layers)
+            run = onnx_of(fused) if runtime == "onnxruntime" else fused
             counts.append([expected_times(layers, image_places(SHAPE[0]), forms, each) for each in units.values()])
             times.append([_quartile(run, batch, rounds * (10 if batch == 1 else 1)) for batch in BATCHES])
     return counts, times
@@ -201,9 +205,9 @@ def _quartile(run: Callable[[Tensor], object], batch: int, rounds: int) -> float
     return statistics.quantiles(seconds[1:], n=4)[0] * 1e6
 
 
-def of_onnxruntime(rounds: int) -> None:
-    """Time whole networks in onnxruntime and print the constants."""
-    counts, times = networks(rounds)
+def of_networks(runtime: Runtime, rounds: int) -> None:
+    """Time whole networks in a runtime and print the constants."""
+    counts, times = networks(runtime, rounds)
     for index, batch in enumerate(BATCHES):
         measured = np.array(times)[:, index]
         design = np.array(counts)[:, :, index] / measured[:, None]
@@ -221,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="rounds at batch 256; ten times as many at batch 1")
     parser.add_argument("--runtime", choices=get_args(Runtime), default="torch")
+    parser.add_argument("--networks", action="store_true", help="time whole networks in place of operations")
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error(f"--rounds must be at least 2, for quartiles, got {options.rounds}")
@@ -231,8 +236,8 @@ def main() -> None:
         "| operation | batch | calls | microseconds a call | a million of each other | median error |\n"
         "|---|---|---|---|---|---|"
     )
-    if options.runtime == "onnxruntime":
-        of_onnxruntime(options.rounds)
+    if options.networks or options.runtime == "onnxruntime":
+        of_networks(options.runtime, options.rounds)
         return
     found = cases()
     times = {batch: timed(found, batch, options.rounds * (10 if batch == 1 else 1)) for batch in BATCHES}

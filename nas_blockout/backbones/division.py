@@ -64,8 +64,9 @@ class Costs:
     piece: float
 
 
-# A product for one image waits for its weight. What onnxruntime adds is a part of the convolution; its copies leave the
-# layout of convolutions and come back, and it keeps its memory.
+# A product for one image waits for its weight. Calls in groups for one image, what convolutions write for many, and
+# copies in PyTorch were set by whole networks, as was all in onnxruntime. What onnxruntime adds is a part of the
+# convolution; its copies leave the layout of convolutions and come back.
 COSTS: Mapping[Runtime, Costs] = {
     "torch": Costs(
         term={
