@@ -158,8 +158,8 @@ class FusedNetwork(nn.Module):
         class_order: For each class its node in the order of training; None where that is the order of the classes.
         normalise_logits: What follows the classes, if anything does.
 
-    Many images pass some at a time, so that no block is so large that its memory has to come from the system anew; an
-    exported or compiled program takes all of them at once.
+    On the CPU many images pass some at a time, so that no block is so large that its memory has to come from the system
+    anew; an exported or compiled program takes all of them at once.
     """
 
     class_order: Tensor | None
@@ -189,7 +189,7 @@ class FusedNetwork(nn.Module):
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return logits in the order of the classes, shape ``(batch, classes)``."""
-        if torch.compiler.is_compiling() or len(x) <= self.at_once:
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or len(x) <= self.at_once:
             return self._logits(x)
         return torch.cat([self._logits(images) for images in x.split(self.at_once)])
 
