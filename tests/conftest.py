@@ -3,6 +3,7 @@
 `pytest --hypothesis-profile=explore` draws fresh and many more examples.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def pytest_configure() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"  # Ray reads it once a process, whichever test imports it first
     # 15 by itself: the short tests would starve the trials of the long ones.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray's own spelling
+    # Else each driver has as many workers started as its node has processors, beside those that are ready already.
+    os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
     torch.set_num_threads(1)
     hypothesis.settings.register_profile("explore", max_examples=1000, deadline=None)
     hypothesis.settings.register_profile("repeatable", derandomize=True, max_examples=50, deadline=None)
@@ -36,3 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if (slow := item.get_closest_marker("slow")) is not None:
             seconds[item.path] = max(seconds.get(item.path, 0), *slow.args, 1)
     items.sort(key=lambda item: -seconds.get(item.path, 0))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what has been imported: to look through it is a tenth of many a test."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)

@@ -334,7 +334,7 @@ def test_many_trials_are_cut_with_a_word_about_it(made_up: MadeUp) -> None:
     assert f"The first {MOST_TRIALS} of {len(more)}; all" in render(replace(view, trials=more))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(50)  # of the file
 def test_figures_of_a_large_study_stay_small(large_report: Path) -> None:
     html = (large_report / "report" / "index.html").read_text(encoding="utf-8")
     page = parsed(html)

@@ -9,7 +9,7 @@ import pytest
 from services.folder import Folder
 from services.report import ReportView, write
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(20)
 
 OVERLAPS = """() => [...document.querySelectorAll('svg')].flatMap(svg => {
   const texts = [...svg.querySelectorAll('text')].filter(text => !text.getAttribute('transform'));

@@ -10,7 +10,7 @@ import yaml
 from services.store import Store, TrialRow
 from tests.services.program import RUNS_HERE, Ended, here, of
 
-pytestmark = [pytest.mark.slow, *RUNS_HERE]
+pytestmark = [pytest.mark.slow(50), *RUNS_HERE]
 
 STUDY: dict[str, Any] = {
     "schema_version": 1,

@@ -16,7 +16,7 @@ import yaml
 from services.store import Store, TrialRow
 from tests.services.program import COMMAND, of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(40)
 
 STUDY: dict[str, Any] = {
     "schema_version": 1,

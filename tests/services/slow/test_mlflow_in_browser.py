@@ -20,7 +20,7 @@ from services.store import Store
 from services.tracking import Projection
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow(20),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # of MLflow's own database
 ]
 

@@ -144,7 +144,8 @@ class System:
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",
-            "RAY_worker_niceness": "0",  # as in tests/conftest.py: other tests run beside it
+            "RAY_worker_niceness": "0",  # both as in tests/conftest.py: other tests run beside it
+            "RAY_prestart_worker_first_driver": "0",
             **given,
             **instance.extra,
         }
