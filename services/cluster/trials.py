@@ -29,6 +29,7 @@ _QUIET = {
 _OWN = {
     "RAY_AUTH_MODE": "token",
     "RAY_preload_python_modules": "services.worker",  # its workers are ready when the first trials are
+    "RAY_prestart_worker_first_driver": "0",  # or as many again are started, which stay idle
     "RAY_enable_metrics_collection": "0",  # nobody asks a cluster without a dashboard for figures
     "RAY_task_events_report_interval_ms": "0",
 }
