@@ -163,7 +163,7 @@ def free_ports(names: tuple[str, ...]) -> dict[str, int]:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def storage() -> Iterator[str]:
     """The URL of storage that speaks S3, with what its clients read from the environment."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -179,7 +179,7 @@ def storage() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # idle, it would take from all tests that follow
 def ray_cluster(storage: str) -> Iterator[RayCluster]:
     """A head and another node with one processor each; entered with its token."""
     folder = Path(tempfile.mkdtemp(prefix="nas-ray-"))

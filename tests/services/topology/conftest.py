@@ -1,4 +1,4 @@
-"""The running system, for all tests of a session that want it."""
+"""The running system, for the tests of a file that want it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.services.topology.studies import LONG, run_here, trials
 from tests.services.topology.system import Client, System, running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # idle, its services would take a tenth of a processor from all tests that follow
 def system() -> Iterator[System]:
     if postgres_programs() is None:
         pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
@@ -21,7 +21,7 @@ def system() -> Iterator[System]:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(system: System) -> Client:
     """Somebody who may write."""
     made = here("token", "create", "--owner", "tester", "--scope", "write", **system.environment("api"))

@@ -76,7 +76,7 @@ def shown(client: Client) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="session")  # as the services are: where it is asked for first, it is done before they start
+@pytest.fixture(scope="session")  # wider than the services: it is done before they start
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the study finds where there is no service."""
     return comparison(home_of(chosen(), tmp_path_factory), "alone")
