@@ -163,7 +163,7 @@ def free_ports(names: tuple[str, ...]) -> dict[str, int]:
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # its clients are kept by their library, with the address that they began with
 def storage() -> Iterator[str]:
     """The URL of storage that speaks S3, with what its clients read from the environment."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
