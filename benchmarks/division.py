@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from benchmarks.branched import PARENTS, SHAPE, onnx_of, variant
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
 from nas_blockout.backbones.division import (
+    BATCHES,
     LANES,
     Costs,
     Form,
@@ -42,7 +43,6 @@ from nas_blockout.backbones.division import (
 )
 from nas_blockout.backbones.fused import image_places
 
-BATCHES = (1, 256)
 PAGED = 2**23  # numbers: as much memory comes page by page from the system, which `FusedNetwork` avoids
 SINGLE = ("call", "call in groups", "pieces")
 CONVOLUTIONS = [

@@ -28,8 +28,9 @@ Operations = Literal["fastest", "whole", "split", "summed"]
 BATCHES = (1, 256)
 LANES = 16  # outputs that a convolution works on at a time: fewer take as long
 LEAST_SAVED = 0.025  # of the time for each number of images that counts
-# A divided network is expected to take at least so much less than its parent, or may take more: nine tenths of what was
-# measured lay less than this above what was expected (see docs/results/branched-speed.md).
+# A divided network is expected to take at least so much less than its parent, or it may take more: nine tenths of what
+# was measured lay .06 to .17 above what was expected at most, and next to none above the parent's time then (see
+# docs/results/branched-speed.md).
 MARGIN = 0.1
 
 
