@@ -8,7 +8,7 @@ import csv
 import statistics
 from pathlib import Path
 
-from nas_blockout.statistics import holm, p_text, paired, summary
+from nas_blockout.statistics.significance import holm, p_text, paired, summary
 
 BATCHES = (1, 8, 64, 256)
 PAIRS = (

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.backbones.inception import InceptionSettings
 from nas_blockout.data import Preprocessing, Splits
-from nas_blockout.data.parts import Labelled
+from nas_blockout.data.tensor_dataset import Labelled
 from nas_blockout.experiment import Experiment, build
 from nas_blockout.methods import method_from_json
 from nas_blockout.methods.blockout import draw_memberships

@@ -44,7 +44,7 @@ from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork, Stage, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
-from nas_blockout.backbones.fused import FusedNetwork
+from nas_blockout.backbones.inference import FusedNetwork
 
 SHAPE, CLASSES = (3, 32, 32), 10
 EXAMPLE = torch.zeros(2, *SHAPE)

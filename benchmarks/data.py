@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nas_blockout.data import Loader, Part
-from nas_blockout.vision import torchvision
+from nas_blockout.lazy_torchvision import torchvision
 
 MEAN, STD = 0.5, 0.25
 CHANNELS, SIDE = 3, 32

@@ -1,4 +1,4 @@
-"""What an operation takes: the constants by which `nas_blockout.backbones.division` expects times, measured.
+"""What an operation takes: the constants by which `nas_blockout.backbones.inference_cost` expects times, measured.
 
 Single operations of many shapes are timed, for one image and for 256, in rounds of changing order, in processor time of
 the one thread that computes. Constants are the non-negative least squares of the relative errors of a sum: a call, what
@@ -31,7 +31,8 @@ from torch.nn import functional as F
 
 from benchmarks.branched import PARENTS, SHAPE, onnx_of, variant
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
-from nas_blockout.backbones.division import (
+from nas_blockout.backbones.inference import image_places
+from nas_blockout.backbones.inference_cost import (
     BATCHES,
     LANES,
     Costs,
@@ -41,7 +42,6 @@ from nas_blockout.backbones.division import (
     cut_for_readers,
     expected_times,
 )
-from nas_blockout.backbones.fused import image_places
 
 PAGED = 2**23  # numbers: as much memory comes page by page from the system, which `FusedNetwork` avoids
 SINGLE = ("call", "call in groups", "pieces")

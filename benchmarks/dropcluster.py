@@ -24,14 +24,14 @@ from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Loader, load
 from nas_blockout.experiment import Experiment, build
+from nas_blockout.lazy_torchvision import torchvision
 from nas_blockout.methods.dropblock import DropBlock, DropBlockSettings
 from nas_blockout.methods.dropcluster import DropCluster, DropClusterSettings
 from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
 from nas_blockout.methods.dropout import Dropout, DropoutSettings
-from nas_blockout.methods.label_maps import descriptors, kmeans, rena
+from nas_blockout.methods.feature_clustering import descriptors, kmeans, rena
 from nas_blockout.methods.spatial_dropout import SpatialDropout, SpatialDropoutSettings
 from nas_blockout.train import Loaders, TrainingSettings, fit
-from nas_blockout.vision import torchvision
 
 RATE = 0.1
 BLOCK = 5

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nas_blockout.data import DataSettings, Loader, Splits, load
-from nas_blockout.data.parts import Part
+from nas_blockout.data.tensor_dataset import Part
 from nas_blockout.experiment import Experiment, build
 from nas_blockout.methods import method_from_json
 from nas_blockout.train import Loaders, TrainingSettings, fit

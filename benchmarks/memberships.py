@@ -6,7 +6,7 @@ or without the merge of small groups. Checked: every group reads something and r
 once, the architecture survives JSON and has the same hash however its clusters and groups are named, it costs no more
 than the dense network; and the branched network, as it is trained and as it is run (batch normalisation folded in),
 gives the logits of the masked one within 1e-10 in float64 and 1e-4 in float32. The checks are those of
-``tests/nas_blockout/test_random_memberships.py``, the cases are drawn anew.
+``tests/nas_blockout/structure/test_random_memberships.py``, the cases are drawn anew.
 
 Run: ``python -m benchmarks.memberships [--cases 10000] [--seed 0]``; prints a Markdown table; ends with 1 if any case
 is invalid or unequal.
@@ -19,11 +19,11 @@ import time
 from collections import Counter
 
 import torch
+from tests.nas_blockout.test_random_memberships import Case, check_structure, differences, masked_network, plan_of
 
 from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import macs_of
-from nas_blockout.distill import TOLERANCE, distil, harden
-from tests.nas_blockout.test_random_memberships import Case, check_structure, differences, masked_network, plan_of
+from nas_blockout.structure.distill import TOLERANCE, distil, harden
 
 
 def drawn(generator: random.Random) -> Case:

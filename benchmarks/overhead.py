@@ -59,7 +59,7 @@ def main() -> None:
         home = str(options.home or stack.enter_context(tempfile.TemporaryDirectory()))
         study = _longer(options.study, options.longer, Path(home))
         environment = {**os.environ, "NAS_BLOCKOUT_HOME": home, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", "from services.cli import main; main()", "run", study, "--quiet"]
+        command = [sys.executable, "-c", "from services.cli.main import main; main()", "run", study, "--quiet"]
         began = time.time()
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
         ended = time.time()

@@ -33,10 +33,10 @@ import psutil
 import sqlalchemy as sa
 import yaml
 
-from services.store import Store, schema
-from services.study_file import Study, parse, resolve
+from services.store import Store, tables
+from services.study_config.schema import Study, parse, resolve
 
-CALL = "import sys; from services.cli import main; main(sys.argv[1:])"
+CALL = "import sys; from services.cli.main import main; main(sys.argv[1:])"
 STORE = runpy.run_path(str(Path(__file__).with_name("store.py")))
 ROOT = Path(__file__).parents[1]
 OWNERS, STUDIES = 20, 20
@@ -89,7 +89,7 @@ def queued(store: Store, studies: int) -> None:
         for start in range(1, studies + 1, 500):
             numbers = range(start, min(start + 500, studies + 1))
             rows = [{**values, "id": number, "study": f"study-{number:06d}"} for number in numbers]
-            connection.execute(sa.insert(schema.queue), rows)
+            connection.execute(sa.insert(tables.queue), rows)
         if connection.dialect.name == "postgresql":
             connection.execute(sa.text("ANALYZE"))
 
@@ -306,7 +306,7 @@ def stand_back(driver: int) -> None:
 
 def epochs_of(store: Store) -> int:
     with store._database.reading() as connection:
-        return connection.scalar(sa.select(sa.func.count()).select_from(schema.epochs)) or 0
+        return connection.scalar(sa.select(sa.func.count()).select_from(tables.epochs)) or 0
 
 
 def percentile(found: list[float], share: int) -> float:

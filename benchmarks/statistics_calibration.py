@@ -1,4 +1,4 @@
-"""Measure, on data whose truth is known, what the intervals and verdicts of ``nas_blockout.statistics`` promise.
+"""Measure, on data whose truth is known, what the intervals and verdicts of ``statistics.significance`` promise.
 
 Prints the tables of docs/results/statistics-calibration.md: ``python benchmarks/statistics_calibration.py``.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr
 from scipy.stats import norm
 
-from nas_blockout.statistics import (
+from nas_blockout.statistics.significance import (
     compare,
     holm,
     paired,

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from services.store import NotFound, Store, schema
+from services.store import NotFound, Store, tables
 
 ARMS = ("dense", "random")
 CONFIG = {"arms": {name: {"space": ["training"], "settings": list(range(20))} for name in ARMS}}
@@ -56,16 +56,16 @@ def fill(store: Store, studies: int, trials: int, epochs: int) -> None:
     with store._database.writing() as connection:
         for start in range(1, studies + 1, 500):
             numbers = range(start, min(start + 500, studies + 1))
-            connection.execute(sa.insert(schema.studies), [study_row(study) for study in numbers])
-            connection.execute(sa.insert(schema.arms), [row for study in numbers for row in arm_rows(study)])
+            connection.execute(sa.insert(tables.studies), [study_row(study) for study in numbers])
+            connection.execute(sa.insert(tables.arms), [row for study in numbers for row in arm_rows(study)])
             connection.execute(
-                sa.insert(schema.trials), [row for study in numbers for row in trial_rows(study, trials)]
+                sa.insert(tables.trials), [row for study in numbers for row in trial_rows(study, trials)]
             )
         last = studies * trials
         rows = [row for trial in range(last, last + trials) for row in epoch_rows(trial, epochs)]
-        connection.execute(sa.insert(schema.epochs), rows)
+        connection.execute(sa.insert(tables.epochs), rows)
         if connection.dialect.name == "postgresql":
-            for table in (schema.studies, schema.arms, schema.trials):
+            for table in (tables.studies, tables.arms, tables.trials):
                 connection.execute(
                     sa.text(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")
                 )

@@ -23,9 +23,12 @@ from nas_blockout.experiment import HANDOVERS
 from nas_blockout.methods import METHODS
 from nas_blockout.train import TrainingSettings
 from search_spaces import SPACES
-from services import api, budget, cli, search_rules, settings, study_file
-from services.api import models as api_models
-from services.budget import WORDS
+from services import api, settings
+from services.api import schemas as api_models
+from services.budget.limits import WORDS, limits
+from services.cli import main as cli
+from services.study_config import schema as study_file
+from services.study_config import search_options
 
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = "<!-- Written by docs/generate_reference.py from the code: do not edit; run `make docs`. -->\n"
@@ -128,9 +131,9 @@ def study_file_page() -> str:
     for key, model in (
         ("arms.<name>", study_file.ArmConfig),
         ("arms.<name>.match", study_file.Match),
-        ("arms.<name>.pruner", search_rules.Pruner),
-        ("constraints", search_rules.Constraints),
-        ("prefer", search_rules.Preference),
+        ("arms.<name>.pruner", search_options.Pruner),
+        ("constraints", search_options.Constraints),
+        ("prefer", search_options.Preference),
         ("budget", study_file.Budget),
         ("retrain", study_file.Retrain),
         ("robustness", study_file.Robustness),
@@ -162,8 +165,8 @@ def studies_page() -> str:
     parts = ["# Bundled studies\n\nRun one with `nas-blockout run <name>`; copy one to write your own.\n"]
     for name, path in study_file.bundled().items():
         config = study_file.read(path)
-        limits = ", ".join(f"{limit:,g} {WORDS[unit]}" for unit, limit in budget.limits(config.budget).items())
-        limited = f"Data: `{config.data['name']}`. Budget: {limits} an arm. "
+        budget = ", ".join(f"{limit:,g} {WORDS[unit]}" for unit, limit in limits(config.budget).items())
+        limited = f"Data: `{config.data['name']}`. Budget: {budget} an arm. "
         seeds = f"Retraining seeds: {', '.join(map(str, config.retrain.seeds))}."
         rows = [(f"`{arm}`", entry.purpose) for arm, entry in config.arms.items()]
         parts.append(f"## `{name}`\n\n{config.question}\n\n{limited}{seeds}\n\n{table(('arm', 'stands for'), rows)}")

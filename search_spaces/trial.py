@@ -11,7 +11,7 @@ from functools import reduce
 from typing import Protocol, TypeVar
 
 from nas_blockout.experiment import Experiment
-from nas_blockout.values import near
+from nas_blockout.serialization import near
 
 Choice = TypeVar("Choice", str, int, float, bool)
 

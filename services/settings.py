@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
-from nas_blockout.values import near
+from nas_blockout.serialization import near
 
 PREFIX = "NAS_BLOCKOUT_"
 FEWEST_TOKEN_CHARACTERS = 16

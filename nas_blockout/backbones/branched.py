@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.architecture import Architecture, Group, Layer
-from nas_blockout.backbones.division import (
+from nas_blockout.backbones.inference import FusedNetwork, FusedStage, fold, image_places
+from nas_blockout.backbones.inference_cost import (
     Folded,
     FoldedLayer,
     Operations,
@@ -24,7 +25,6 @@ from nas_blockout.backbones.division import (
     fastest_forms,
     fillings,
 )
-from nas_blockout.backbones.fused import FusedNetwork, FusedStage, fold, image_places
 from nas_blockout.methods.blockout import Connection
 
 Regularizer = Callable[[], nn.Module]

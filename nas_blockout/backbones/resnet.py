@@ -276,7 +276,7 @@ def _stem(channels: int, width: int, kind: str) -> nn.Sequential:
 def _stage(
     settings: ResNetSettings, inputs: int, width: int, *, outputs: int, blocks: int, stride: int
 ) -> nn.Sequential:
-    from nas_blockout.vision import torchvision  # which takes two seconds, and only these networks need it
+    from nas_blockout.lazy_torchvision import torchvision  # which takes two seconds, and only these networks need it
 
     plan = PLANS[settings.depth]
     kind = torchvision.models.resnet.Bottleneck if plan.bottleneck else torchvision.models.resnet.BasicBlock

@@ -4,15 +4,15 @@
 cutting to size and normalising is common to all (`splits`). Nothing here knows networks or methods.
 """
 
+from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataCorrupt, DataError, DataMissing, DataUnsuitable
-from nas_blockout.data.inspection import Report, check, fetch, show
 from nas_blockout.data.loader import Loader
-from nas_blockout.data.parts import Part
 from nas_blockout.data.preprocessing import Preprocessing
-from nas_blockout.data.settings import DataSettings
-from nas_blockout.data.sources import SOURCES, Source, load
+from nas_blockout.data.sources.registry import SOURCES, Source, load
 from nas_blockout.data.splits import AnyPart, Splits
 from nas_blockout.data.streaming import StreamedPart
+from nas_blockout.data.summary import Report, check, fetch, show
+from nas_blockout.data.tensor_dataset import Part
 
 __all__ = [
     "SOURCES",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nas_blockout.data.augment import AUGMENT
-from nas_blockout.data.settings import AUGMENTATIONS
+from nas_blockout.data.data_settings import AUGMENTATIONS
 from nas_blockout.data.splits import AnyPart
 
 

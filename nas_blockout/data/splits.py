@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nas_blockout.data.division import balanced
 from nas_blockout.data.errors import DataUnsuitable
-from nas_blockout.data.parts import Labelled, Part
 from nas_blockout.data.preprocessing import Preprocessing, measure
 from nas_blockout.data.streaming import ImageFiles, StreamedPart
+from nas_blockout.data.subsets import balanced
+from nas_blockout.data.tensor_dataset import Labelled, Part
 
 AnyImages = Labelled | ImageFiles
 AnyPart = Part | StreamedPart

@@ -15,10 +15,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from nas_blockout.data.downloads import Arrays, cached, digest
 from nas_blockout.data.errors import DataCorrupt
-from nas_blockout.data.files import Arrays, cached, digest
-from nas_blockout.data.parts import Labelled, scaled
 from nas_blockout.data.preprocessing import Preprocessing
+from nas_blockout.data.tensor_dataset import Labelled, scaled
 
 MEMORY_BYTES = 2**31
 CHANNELS = 3

@@ -1,10 +1,10 @@
 """An experiment: one training, fully described; its network; and the run of it. Only this wires the others together."""
 
-from nas_blockout.experiment.building import build, count_macs, dense_macs, matched, rebuild
+from nas_blockout.experiment.builder import build, count_macs, dense_macs, matched, rebuild
+from nas_blockout.experiment.config import HANDOVERS, Experiment, backbone_from_json
 from nas_blockout.experiment.costs import known_costs, known_network
-from nas_blockout.experiment.described import HANDOVERS, Experiment, backbone_from_json
-from nas_blockout.experiment.handover import EVALUATION_BATCH, Handover
-from nas_blockout.experiment.running import Outcome, Run, Snapshot
+from nas_blockout.experiment.derivation import EVALUATION_BATCH, Handover
+from nas_blockout.experiment.runner import Outcome, Run, Snapshot
 
 __all__ = [
     "EVALUATION_BATCH",

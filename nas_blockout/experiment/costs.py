@@ -5,8 +5,8 @@ from torch import nn
 
 from nas_blockout.backbones import BACKBONES, name_of, scaled_to
 from nas_blockout.backbones.branched import Sites
-from nas_blockout.experiment.building import count_macs
-from nas_blockout.experiment.described import Experiment
+from nas_blockout.experiment.builder import count_macs
+from nas_blockout.experiment.config import Experiment
 from nas_blockout.methods.blockdrop import BlockDropSettings
 
 

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.export.cards import ModelDescription, card
-from nas_blockout.export.folders import begin, json_text, put_in_place, sha256, write_json, write_whole
-from nas_blockout.export.reloading import BATCHES, PREPROCESSING, REFERENCE
+from nas_blockout.export.model_dir import begin, json_text, put_in_place, sha256, write_json, write_whole
+from nas_blockout.export.subprocess_check import BATCHES, PREPROCESSING, REFERENCE
 from nas_blockout.export.verification import (
     MANIFEST,
     SCHEMA_VERSION,

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from nas_blockout.export.reloading import PREPROCESSING, load_onnx, load_program
+from nas_blockout.export.subprocess_check import PREPROCESSING, load_onnx, load_program
 from nas_blockout.export.verification import MANIFEST, VerificationError, check_files
 
 Form = Literal["pt2", "onnx"]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nas_blockout.export import reloading
-from nas_blockout.export.folders import json_text, sha256
-from nas_blockout.export.reloading import PREPROCESSING, REFERENCE
+from nas_blockout.export import subprocess_check
+from nas_blockout.export.model_dir import json_text, sha256
+from nas_blockout.export.subprocess_check import PREPROCESSING, REFERENCE
 
 SCHEMA_VERSION = 2
 MANIFEST = "verification.json"
@@ -107,7 +107,7 @@ def judge(answer: Mapping[str, Any]) -> Verification:
 @contextmanager
 def fresh_process() -> Iterator[subprocess.Popen[str]]:
     """Start a process that cannot import this package; it gets ready while the caller does something else."""
-    script = Path(reloading.__file__).read_text(encoding="utf-8")
+    script = Path(subprocess_check.__file__).read_text(encoding="utf-8")
     process = subprocess.Popen(  # noqa: S603  # our own script, run by our own interpreter
         [sys.executable, "-I", "-W", "ignore", "-c", script],
         stdin=subprocess.PIPE,

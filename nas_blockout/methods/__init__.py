@@ -19,7 +19,7 @@ from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
 from nas_blockout.methods.dropout import Dropout, DropoutSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.methods.spatial_dropout import SpatialDropout, SpatialDropoutSettings
-from nas_blockout.values import from_json, near, to_json
+from nas_blockout.serialization import from_json, near, to_json
 
 __all__ = ["METHODS", "Method", "NoneSettings", "Site", "method_from_json", "method_to_json"]
 

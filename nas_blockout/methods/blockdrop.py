@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_blockout.methods.drawing import generator_for
-from nas_blockout.methods.routes import (
+from nas_blockout.methods.block_routing import (
     ROUTES,
     BlockFlops,
     Inference,
@@ -21,6 +20,7 @@ from nas_blockout.methods.routes import (
     path_statistics,
     statistics_kept,
 )
+from nas_blockout.methods.random_masks import generator_for
 
 Policy = Literal["learned", "static", "all", "first", "random", "spread"]
 Estimator = Literal["reinforce", "straight-through", "gumbel"]
@@ -223,7 +223,7 @@ class PolicyNetwork(nn.Module):
     """
 
     def __init__(self, channels: int, blocks: int, settings: BlockDropSettings) -> None:
-        from nas_blockout.vision import torchvision  # which takes two seconds, and only this network needs it
+        from nas_blockout.lazy_torchvision import torchvision  # which takes two seconds, and only this network needs it
 
         super().__init__()
         first, *_ = widths = settings.policy_widths

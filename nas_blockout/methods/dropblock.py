@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.methods.drawing import bernoulli_, checked_maps, checked_rate, generator_for
+from nas_blockout.methods.random_masks import bernoulli_, checked_maps, checked_rate, generator_for
 
 Schedule = Literal["linear", "constant"]
 Calibration = Literal["paper", "exact"]

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.methods.drawing import bernoulli_, checked_maps, checked_rate, generator_for
-from nas_blockout.methods.label_maps import cells, descriptors, in_reading_order, kmeans, rena, shuffled
+from nas_blockout.methods.feature_clustering import cells, descriptors, in_reading_order, kmeans, rena, shuffled
+from nas_blockout.methods.random_masks import bernoulli_, checked_maps, checked_rate, generator_for
 
 Clustering = Literal["kmeans", "rena"]
 Masks = Literal["sample", "batch"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_blockout.methods.drawing import checked_rate, generator_for, keep_mask
+from nas_blockout.methods.random_masks import checked_rate, generator_for, keep_mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.methods.drawing import checked_rate, generator_for, keep_mask
+from nas_blockout.methods.random_masks import checked_rate, generator_for, keep_mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from nas_blockout.plots.memberships import (
 from nas_blockout.plots.parameters import Importances, Searched, figure_importance, figure_parallel, limits_of
 from nas_blockout.plots.samples import Image, Sample, SampleRow, figure_samples
 from nas_blockout.plots.spending import Curve, figure_best_so_far, figure_convergence, figure_cost
-from nas_blockout.plots.svg import standalone, to_png, to_svg
+from nas_blockout.plots.style.svg import standalone, to_png, to_svg
 
 __all__ = [
     "Agreed",

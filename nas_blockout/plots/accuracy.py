@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nas_blockout.plots.canvas import (
+from nas_blockout.plots.style.canvas import (
     NARROW,
     amount_axis,
     canvas,
@@ -21,8 +21,8 @@ from nas_blockout.plots.canvas import (
     text_width,
     title,
 )
-from nas_blockout.plots.labels import place_labels
-from nas_blockout.plots.theme import FONT, INK, LOST, MUTED, SHOWN, SMALL, look, styled
+from nas_blockout.plots.style.labels import place_labels
+from nas_blockout.plots.style.theme import FONT, INK, LOST, MUTED, SHOWN, SMALL, look, styled
 
 _ROW = 21.0
 _NAMES = 118.0

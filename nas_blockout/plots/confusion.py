@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from nas_blockout.plots.canvas import NARROW, Array, bare, clean, heat_image, small_multiples, title
-from nas_blockout.plots.theme import MUTED, SMALL, styled
+from nas_blockout.plots.style.canvas import NARROW, Array, bare, clean, heat_image, small_multiples, title
+from nas_blockout.plots.style.theme import MUTED, SMALL, styled
 
 _MOST_NAMED = 12
 

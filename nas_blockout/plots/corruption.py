@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from nas_blockout.plots.canvas import NARROW, padded, percent_axis, small_multiples, title
-from nas_blockout.plots.theme import GRID, MUTED, PAPER, SMALL, look, styled
+from nas_blockout.plots.style.canvas import NARROW, padded, percent_axis, small_multiples, title
+from nas_blockout.plots.style.theme import GRID, MUTED, PAPER, SMALL, look, styled
 
 
 @dataclass(frozen=True, slots=True)

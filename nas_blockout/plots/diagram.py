@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
-from nas_blockout.plots.canvas import NARROW, canvas, clean, panel, shorten, text_width
-from nas_blockout.plots.theme import INK, MUTED, PAPER, SMALL, cluster_colour, styled
+from nas_blockout.plots.style.canvas import NARROW, canvas, clean, panel, shorten, text_width
+from nas_blockout.plots.style.theme import INK, MUTED, PAPER, SMALL, cluster_colour, styled
 
 _BOX, _GAP, _LEAST, _MOST = 52.0, 5.0, 14.0, 32.0
 _CLASSES, _PITCH = 104.0, 90.0

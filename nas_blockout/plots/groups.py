@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nas_blockout.plots.canvas import NARROW, canvas, padded, panel, shorten
-from nas_blockout.plots.theme import FONT, INK, MUTED, SMALL, look, styled
+from nas_blockout.plots.style.canvas import NARROW, canvas, padded, panel, shorten
+from nas_blockout.plots.style.theme import FONT, INK, MUTED, SMALL, look, styled
 
 _ROW, _NAMES = 19.0, 126.0
 

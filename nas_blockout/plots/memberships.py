@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
 
-from nas_blockout.plots.canvas import (
+from nas_blockout.plots.samples import Image, Sample, SampleRow, draw_samples, samples_height
+from nas_blockout.plots.style.canvas import (
     NARROW,
     WIDE,
     Array,
@@ -33,9 +34,8 @@ from nas_blockout.plots.canvas import (
     text_width,
     title,
 )
-from nas_blockout.plots.labels import place_labels
-from nas_blockout.plots.samples import Image, Sample, SampleRow, draw_samples, samples_height
-from nas_blockout.plots.theme import CLUSTERS, INK, MUTED, PAPER, SHOWN, SMALL, cluster_colour, styled
+from nas_blockout.plots.style.labels import place_labels
+from nas_blockout.plots.style.theme import CLUSTERS, INK, MUTED, PAPER, SHOWN, SMALL, cluster_colour, styled
 
 _MOST_CELLS = 96
 _MOST_NODES = 1500

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nas_blockout.plots.canvas import (
+from nas_blockout.plots.style.canvas import (
     NARROW,
     Array,
     bare,
@@ -24,7 +24,7 @@ from nas_blockout.plots.canvas import (
     size_of,
     text_width,
 )
-from nas_blockout.plots.theme import FONT, GRID, INK, LOST, MUTED, SMALL, look, styled
+from nas_blockout.plots.style.theme import FONT, GRID, INK, LOST, MUTED, SMALL, look, styled
 
 _ROW, _NAMES, _NAME = 14.0, 138.0, 78.0
 _TINY = 7.0

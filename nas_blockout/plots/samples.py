@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from nas_blockout.plots.canvas import NARROW, bare, canvas, clean, panel, shorten, write
-from nas_blockout.plots.theme import FONT, INK, MUTED, SMALL, styled
+from nas_blockout.plots.style.canvas import NARROW, bare, canvas, clean, panel, shorten, write
+from nas_blockout.plots.style.theme import FONT, INK, MUTED, SMALL, styled
 
 Image = NDArray[np.uint8]
 A_ROW = 6

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from nas_blockout.plots.canvas import (
+from nas_blockout.plots.style.canvas import (
     NARROW,
     Array,
     Key,
@@ -25,7 +25,7 @@ from nas_blockout.plots.canvas import (
     text_width,
     title,
 )
-from nas_blockout.plots.theme import GRID, INK, LOST, MUTED, SHOWN, SMALL, look, styled
+from nas_blockout.plots.style.theme import GRID, INK, LOST, MUTED, SHOWN, SMALL, look, styled
 
 _ROW = 19.0
 _NAMES = 110.0

@@ -14,14 +14,14 @@ from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
 from nas_blockout import __version__
-from services.api import files, health, metrics, page, refusals, studies
-from services.api.guard import Guard
+from services.api import errors, health, metrics, studies, study_files, web
 from services.api.health import Probes, probes_of
-from services.api.models import Changes
-from services.api.service import make_service, service_of
+from services.api.requests.middleware import Guard
+from services.api.schemas import Changes
+from services.api.state import make_service, service_of
 from services.settings import Settings
 from services.store import Store, StoreError
-from services.study_file import StudyConfig
+from services.study_config.schema import StudyConfig
 
 PATIENCE_SECONDS = 2.0
 MOST_CONNECTIONS = 1000
@@ -35,7 +35,7 @@ Every error has the shape of `ErrorDocument`."""
 
 Say = Callable[[str], None]
 router = APIRouter(tags=["health"])
-_ROUTERS = (studies.router, files.router, health.router, router)
+_ROUTERS = (studies.router, study_files.router, health.router, router)
 
 
 def application(settings: Settings, store: Store, *, probes: Probes | None = None) -> FastAPI:
@@ -65,9 +65,9 @@ def application(settings: Settings, store: Store, *, probes: Probes | None = Non
     service = make_service(settings, store, asked)
     service.metrics.watch(lambda: _counted(store), lambda: service.streams.total)
     app.state.service = service
-    refusals.handle(app)
-    app.add_exception_handler(page.LoggedOut, page.logged_out)
-    for routes in (*_ROUTERS, page.router):
+    errors.handle(app)
+    app.add_exception_handler(web.LoggedOut, web.logged_out)
+    for routes in (*_ROUTERS, web.router):
         app.include_router(routes)
     app.add_middleware(Guard, metrics=service.metrics)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]

@@ -7,10 +7,10 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
-from services.api.callers import Caller
-from services.api.refusals import Refused
-from services.api.service import Service, service_of
+from services.api.caches.token_cache import Caller
+from services.api.errors import Refused
 from services.api.sessions import COOKIE, Session
+from services.api.state import Service, service_of
 
 SAFE = frozenset({"GET", "HEAD"})
 _bearer = HTTPBearer(

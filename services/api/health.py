@@ -11,7 +11,7 @@ from typing import Annotated
 import httpx
 from fastapi import APIRouter, Depends, Request, Response
 
-from services.api.models import Alive, Readiness
+from services.api.schemas import Alive, Readiness
 from services.settings import Settings
 from services.store import Store
 

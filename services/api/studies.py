@@ -13,11 +13,14 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from services.api import auth, reading
+from services.api import auth
 from services.api.auth import Reader, Writer
-from services.api.callers import Caller
-from services.api.following import follow, has_seen_the_end
-from services.api.models import (
+from services.api.caches.status_cache import Snapshot
+from services.api.caches.token_cache import Caller
+from services.api.errors import SOURCE, Refused, not_found
+from services.api.event_stream import follow, has_seen_the_end
+from services.api.requests import request_body
+from services.api.schemas import (
     Changes,
     ErrorDocument,
     State,
@@ -27,14 +30,12 @@ from services.api.models import (
     study_fields,
     study_view,
 )
-from services.api.progress import Snapshot
-from services.api.refusals import SOURCE, Refused, not_found
-from services.api.service import Service, service_of
-from services.assignments import assigned
-from services.extension import additions
+from services.api.state import Service, service_of
+from services.execution.extension import additions
 from services.store import NotFound, QueueRow
-from services.store.values import MOST
-from services.study_file import Study, parse, parse_resolved, resolve
+from services.store.checked_values import MOST
+from services.study_config.overrides import assigned
+from services.study_config.schema import Study, parse, parse_resolved, resolve
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 KEY_PATTERN = r"^[\x21-\x7e]{1,200}$"
@@ -89,7 +90,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
-Body = Annotated[bytes, Depends(reading.body)]
+Body = Annotated[bytes, Depends(request_body.body)]
 
 
 async def service(request: Request) -> Service:  # not put into a thread: there is nothing to wait for
@@ -205,7 +206,7 @@ def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -
     auth.require_write(caller)
     row = own(shared, caller, name)
     source = assigned(row.source or row.document, assignments)
-    reading.require_harmless(source)
+    request_body.require_harmless(source)
     study = checked(source)
     if study.name != row.study:
         raise Refused(
@@ -246,7 +247,7 @@ def give_study(
     ] = None,
 ) -> StudyView:
     """Queue a study, as YAML or JSON; a worker runs it. The same study sent twice, or the same key, is one study."""
-    row = give(shared, caller, reading.document(content, reading.media_type(request)), key)
+    row = give(shared, caller, request_body.document(content, request_body.media_type(request)), key)
     response.status_code = 201 if row.new else 200
     response.headers["Location"] = f"/v1/studies/{row.study}"
     return study_view(row)
@@ -356,7 +357,7 @@ def resume_study(shared: Shared, caller: Writer, name: str) -> StudyView:
 )
 def extend_study(request: Request, shared: Shared, caller: Writer, name: str, content: Body) -> StudyView:
     """Queue a study that has ended again with a larger budget, more seeds or further arms; what stands is kept."""
-    document = reading.document(content, reading.media_type(request))
+    document = request_body.document(content, request_body.media_type(request))
     try:
         changes = Changes.model_validate(document)
     except ValidationError as error:

@@ -20,9 +20,9 @@ from typing import Any, Literal, cast
 import yaml
 
 from nas_blockout import __version__
-from services.cluster.access import ClusterError, token
+from services.cluster.connection import ClusterError, token
 from services.settings import masked
-from services.study_file import Study
+from services.study_config.schema import Study
 
 ANSWER_SECONDS = 10.0
 STUDY_FILE = "study.yaml"

@@ -14,8 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from services.cluster.access import ClusterError, check, own_cluster
-from services.worker import Report, Task, Worker
+from services.cluster.connection import ClusterError, check, own_cluster
+from services.cluster.worker import Report, Task, Worker
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -28,7 +28,7 @@ _QUIET = {
 }
 _OWN = {
     "RAY_AUTH_MODE": "token",
-    "RAY_preload_python_modules": "services.worker",  # its workers are ready when the first trials are
+    "RAY_preload_python_modules": "services.cluster.worker",  # its workers are ready when the first trials are
     "RAY_prestart_worker_first_driver": "0",  # or as many again are started, which stay idle
     "RAY_enable_metrics_collection": "0",  # nobody asks a cluster without a dashboard for figures
     "RAY_task_events_report_interval_ms": "0",

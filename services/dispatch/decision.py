@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from services.cluster.jobs import Job
 from services.store import QueueRow, StudyRow
-from services.store.rows import STALE_SECONDS
+from services.store.records import STALE_SECONDS
 
 MOST_RESTARTS = 5
 MOST_CHARACTERS = 500

@@ -1,6 +1,6 @@
 """What a study will cost, before it is run: a short dry run of each arm, then the whole plan in simulated time.
 
-Its parts: `measuring` (how long an experiment takes, from some of its images) and `forecast` (the plan, run with these
+Its parts: `measurement` (how long an experiment takes, from some of its images) and `forecast` (the plan, run with these
 seconds and made-up results).
 """
 

@@ -12,11 +12,11 @@ import torch
 from nas_blockout.data import Splits, load
 from nas_blockout.data.corruptions import TESTING
 from nas_blockout.experiment import Experiment, count_macs, dense_macs, rebuild
-from services.estimate.measuring import Measured, measure
+from services.estimate.measurement import Measured, measure
 from services.search import RETRAIN, SEARCH, Entry, Plan
 from services.settings import Settings
-from services.study_file import Study, StudyError
-from services.suitability import check_against_data
+from services.study_config.schema import Study, StudyError
+from services.study_config.validation import check_against_data
 
 SECONDS, QUICK_SECONDS = 20.0, 4.0
 # Measured on the quickstart, two workers, one machine of two cores.

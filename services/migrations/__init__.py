@@ -1,6 +1,6 @@
 """How the store's database came to its present shape: one file a step in ``versions/``, run by alembic.
 
-To change the shape: change `services.store.schema`, copy the newest file in ``versions/`` to the next number, write its
+To change the shape: change `services.store.tables`, copy the newest file in ``versions/`` to the next number, write its
 ``upgrade`` and ``downgrade``, and name it in `HEAD`. The tests in ``test_store_database.py`` print what still differs.
 """
 

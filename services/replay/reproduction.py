@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from services.execution.driver import entry_of
 from services.search import Entry, Plan, Proposal
 from services.store import EventRow, StudyRow, TrialRow
-from services.study import entry_of
-from services.study_file import parse_resolved
+from services.study_config.schema import parse_resolved
 
 
 @dataclass(frozen=True, slots=True)

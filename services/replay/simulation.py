@@ -9,7 +9,7 @@ import numpy as np
 
 from services.replay.pool import Recorded, nearest
 from services.search import SEARCH, Plan
-from services.study_file import Budget, Study
+from services.study_config.schema import Budget, Study
 
 _WITHOUT_END = 1 << 62  # the pool ends a replay, not the budget
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas_blockout import plots
-from services.comparison import ComparisonDocument
-from services.report.picture import Picture, counted
+from services.analysis.comparison import ComparisonDocument
+from services.report.figure import Picture, counted
 from services.report.view import ReportView, in_order
 
 MOST_SAMPLES = 6

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nas_blockout import plots
-from nas_blockout.agreement import SHUFFLES, Agreement
-from nas_blockout.agreement import agreement as agreement_of
-from services.comparison import ComparisonDocument
-from services.report.picture import Picture, counted
+from nas_blockout.statistics.cluster_agreement import SHUFFLES, Agreement
+from nas_blockout.statistics.cluster_agreement import agreement as agreement_of
+from services.analysis.comparison import ComparisonDocument
+from services.report.figure import Picture, counted
 from services.report.view import ReportView, TrialView, in_order
 
 SAMPLES = 2

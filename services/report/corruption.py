@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nas_blockout import plots
-from services.comparison import ComparisonDocument
-from services.report.picture import Picture, counted
+from services.analysis.comparison import ComparisonDocument
+from services.analysis.robustness import ArmRobustness
+from services.report.figure import Picture, counted
 from services.report.view import in_order
-from services.robustness import ArmRobustness
 
 
 @dataclass(frozen=True, slots=True)

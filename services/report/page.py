@@ -11,13 +11,13 @@ from typing import Any
 import jinja2
 import yaml
 
-from nas_blockout import statistics
-from services.budget import WORDS
-from services.comparison import ArmResult, ComparisonDocument
-from services.folder import Folder, write_text
+from nas_blockout.statistics import significance
+from services.analysis.comparison import ArmResult, ComparisonDocument
+from services.analysis.seed_metrics import Accuracy, PairResult
+from services.analysis.verdict import sentence
+from services.budget.limits import WORDS
+from services.files.study_dir import Folder, write_text
 from services.report.view import ReportView, in_order
-from services.scores import Accuracy, PairResult
-from services.wording import sentence
 
 MOST_TRIALS = 1000
 _MARKS = {"learned": "●", "placebo": "◆", "control": "■", "rival": "▲"}
@@ -103,11 +103,11 @@ def write(view: ReportView, folder: Folder) -> Path:
 def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
     """Return the page, and its figures by the names of their files."""
     # matplotlib takes a second
-    from services.report import answers, classes, corruption, figures, outcome, structure, tables
+    from services.report import accuracy, all_figures, answers, classes, corruption, structure, table_rows
 
     document = ComparisonDocument.model_validate(view.comparison)
     arms = in_order(document)
-    drawn = figures.pictures(view, document)
+    drawn = all_figures.pictures(view, document)
     numbers = {picture.name: number for number, picture in enumerate(_flat(drawn), start=1)}
     svgs = {picture.name: _storable(picture.svg()) for picture in _flat(drawn)}
     page = _template().render(
@@ -121,18 +121,18 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         robust=corruption.robust_rows(document),
         kinds=corruption.kind_rows(document),
         robust_pairs=[_pair_row(pair) for pair in document.robustness.pairs] if document.robustness else [],
-        costs=tables.cost_rows(view, document),
-        searches=tables.search_rows(view, document),
-        fronts=tables.front_rows(document),
+        costs=table_rows.cost_rows(view, document),
+        searches=table_rows.search_rows(view, document),
+        fronts=table_rows.front_rows(document),
         pictures=drawn,
         svgs=svgs,
         learned=_by_arm(drawn["structure"]),
         numbers=numbers,
         gaps=_gap_rows(structure.gaps(view, document)),
         steps=list(structure.GAP_STEPS.values()),
-        kinships=tables.kinship_rows(classes.kinships(view, document)),
-        mistakes=_mistakes(view, outcome.confusions(view, document)),
-        alone=tables.alone_rows(answers.apart(view, document)),
+        kinships=table_rows.kinship_rows(classes.kinships(view, document)),
+        mistakes=_mistakes(view, accuracy.confusions(view, document)),
+        alone=table_rows.alone_rows(answers.apart(view, document)),
         trials=view.trials[:MOST_TRIALS],
         trial_count=len(view.trials),
         lost=[trial for trial in view.trials if trial.state in ("failed", "pruned")][:MOST_TRIALS],
@@ -293,7 +293,7 @@ def _count(number: int | None) -> str:
 
 
 def _p(value: float) -> str:
-    return statistics.p_text(value).removeprefix("p ").removeprefix("= ")
+    return significance.p_text(value).removeprefix("p ").removeprefix("= ")
 
 
 def _leaves(value: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nas_blockout import plots
-from services.comparison import ComparisonDocument
+from services.analysis.comparison import ComparisonDocument
 from services.report import classes
-from services.report.picture import Picture, exported_trial
+from services.report.figure import Picture, exported_trial
 from services.report.view import ReportView, TrialView, in_order
 
 GAP_STEPS = {"soft": "soft P", "drawn": "drawn C", "hard": "hard C", "inherited": "inherited", "tuned": "fine-tuned"}

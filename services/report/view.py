@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from services.comparison import ArmResult, ComparisonDocument
+from services.analysis.comparison import ArmResult, ComparisonDocument
 
 if TYPE_CHECKING:
     from services.report.album import Album  # which needs torch

@@ -7,8 +7,8 @@ References:
 
 from collections.abc import Iterable, Sequence
 
-from services.search.entries import Entry
-from services.search_rules import Pruner
+from services.search.trial_state import Entry
+from services.study_config.search_options import Pruner
 
 
 def goes_on(value: float, reached: Sequence[float], reduction_factor: int) -> bool:

@@ -8,9 +8,9 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState, create_trial
 
-from services.search.entries import TERMINAL, Entry
-from services.search.feasibility import exceeded_after
-from services.search_rules import Rules
+from services.search.constraints import exceeded_after
+from services.search.trial_state import TERMINAL, Entry
+from services.study_config.search_options import Rules
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -1,7 +1,7 @@
 """The store: studies, trials, attempts, epochs, architectures and exports; the truth of which all else is a projection.
 
-Its parts: `errors`, `rows` (what is handed out), `values` (what may go in), `schema` (the tables), `database` (the
-connection, SQLite or PostgreSQL), `versions` (of the tables), and the parts of `Store`: `studies`, `trials`, `queue`
+Its parts: `errors`, `records` (what is handed out), `checked_values` (what may go in), `tables`, `database` (the
+connection, SQLite or PostgreSQL), `schema_version` (of the tables), and the parts of `Store`: `studies`, `trials`, `queue`
 (what the service was given) and `tokens` (who may give it something).
 """
 
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from services.store import schema
+from services.store import tables
 from services.store.database import Database
 from services.store.errors import (
     LeaseLost,
@@ -25,7 +25,7 @@ from services.store.errors import (
     TooMany,
 )
 from services.store.queue import Queue
-from services.store.rows import (
+from services.store.records import (
     AttemptRow,
     EpochRow,
     EventRow,
@@ -140,7 +140,7 @@ class Store(Studies, Trials, Queue, Tokens):
 
     def architecture(self, name: str) -> Json:
         """Return the architecture of a hash."""
-        query = sa.select(schema.architectures.c.document).where(schema.architectures.c.hash == name)
+        query = sa.select(tables.architectures.c.document).where(tables.architectures.c.hash == name)
         with self._database.reading() as connection:
             document: Json | None = connection.scalars(query).one_or_none()
         if document is None:
@@ -157,19 +157,19 @@ class Store(Studies, Trials, Queue, Tokens):
             verified: Whether the exported model was shown to compute what the trained one does.
         """
         values = {"hashes": dict(hashes), "verified": verified, "created_at": datetime.now(UTC)}
-        insertion = self._database.insert(schema.exports).values(trial_id=trial, path=path, **values)
+        insertion = self._database.insert(tables.exports).values(trial_id=trial, path=path, **values)
         with self._database.writing() as connection:
             _find_trial(connection, trial)
             connection.execute(insertion.on_conflict_do_update(index_elements=["trial_id", "path"], set_=values))
-            columns = schema.exports.c
+            columns = tables.exports.c
             row = connection.execute(_select_exports().where(columns.trial_id == trial, columns.path == path))
             return ExportRow(**row.mappings().one())
 
     def exports(self, study: str) -> tuple[ExportRow, ...]:
         """Return what was handed over of a study, in the order of its arms."""
-        query = _select_exports().order_by(schema.arms.c.position, schema.exports.c.id)
+        query = _select_exports().order_by(tables.arms.c.position, tables.exports.c.id)
         with self._database.reading() as connection:
-            query = query.where(schema.arms.c.study_id == study_id(connection, study))
+            query = query.where(tables.arms.c.study_id == study_id(connection, study))
             return tuple(ExportRow(**row) for row in connection.execute(query).mappings())
 
     def project(
@@ -194,10 +194,10 @@ class Store(Studies, Trials, Queue, Tokens):
             synced_epoch: Last epoch that was told, -1 for none.
             done: Whether there is nothing left to tell.
         """
-        columns = schema.projections.c
+        columns = tables.projections.c
         keys = [columns.study_id, columns.target] if trial is None else [columns.trial_id, columns.target]
         values = {"trial_id": trial, "target": target, "external_id": external_id}
-        new = self._database.insert(schema.projections)
+        new = self._database.insert(tables.projections)
         same = columns.external_id == new.excluded.external_id
         ahead = same & (columns.synced_epoch > new.excluded.synced_epoch)
         changes = {
@@ -231,7 +231,7 @@ class Store(Studies, Trials, Queue, Tokens):
 
     def projections(self, study: str, target: str) -> tuple[ProjectionRow, ...]:
         """Return how far somebody outside has been told of a study and of its trials: the study first."""
-        columns = schema.projections.c
+        columns = tables.projections.c
         names = (columns.target, columns.external_id, columns.synced_epoch, columns.done)
         query = sa.select(columns.trial_id.label("trial"), *names).where(columns.target == target)
         query = query.order_by(columns.trial_id.is_not(None), columns.trial_id)
@@ -241,7 +241,7 @@ class Store(Studies, Trials, Queue, Tokens):
 
     def untold_studies(self, target: str) -> tuple[str, ...]:
         """Return the names of the studies of which somebody outside has not been told everything, the oldest first."""
-        studies, columns = schema.studies.c, schema.projections.c
+        studies, columns = tables.studies.c, tables.projections.c
         told = (columns.study_id == studies.id) & columns.trial_id.is_(None) & (columns.target == target) & columns.done
         query = sa.select(studies.name).where(~sa.exists().where(told), studies.started_at.is_not(None))
         with self._database.reading() as connection:
@@ -249,12 +249,12 @@ class Store(Studies, Trials, Queue, Tokens):
 
 
 def _select_exports() -> "sa.Select[tuple[object, ...]]":
-    columns = schema.exports.c
-    named = (columns.trial_id.label("trial"), schema.arms.c.name.label("arm"))
+    columns = tables.exports.c
+    named = (columns.trial_id.label("trial"), tables.arms.c.name.label("arm"))
     own = (columns.id, columns.path, columns.hashes, columns.verified, columns.created_at)
-    return sa.select(*named, *own).join_from(schema.exports, schema.trials).join(schema.arms)
+    return sa.select(*named, *own).join_from(tables.exports, tables.trials).join(tables.arms)
 
 
 def _find_trial(connection: sa.Connection, trial: int) -> None:
-    if connection.scalars(sa.select(schema.trials.c.id).where(schema.trials.c.id == trial)).one_or_none() is None:
+    if connection.scalars(sa.select(tables.trials.c.id).where(tables.trials.c.id == trial)).one_or_none() is None:
         raise NotFound(f"there is no trial {trial} in the store")

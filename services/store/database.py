@@ -16,8 +16,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlche
 from services import migrations
 from services.settings import masked
 from services.store.errors import StoreError, StoreUnreachable
-from services.store.exclusion import file_lock, session_lock
-from services.store.schema import Instant, to_json_text
+from services.store.locks import file_lock, session_lock
+from services.store.tables import Instant, to_json_text
 
 LOCK_SECONDS = 10
 CONNECT_SECONDS = 5

@@ -8,13 +8,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping
 
-from services.store import schema
+from services.store import tables
+from services.store.checked_values import count, exact, one_of, storable
 from services.store.database import Database
 from services.store.errors import LeaseLost, NotFound, StateError, StudyConflict, TooMany
-from services.store.rows import OPEN_QUEUE, QUEUE_STATES, Json, QueueLine, QueueRow, Standing
+from services.store.records import OPEN_QUEUE, QUEUE_STATES, Json, QueueLine, QueueRow, Standing
 from services.store.studies import event_rows
 from services.store.trials import spent_rows
-from services.store.values import count, exact, one_of, storable
 
 ENDS = ("complete", "failed", "cancelled")
 _HELD = ("running", "cancelling")
@@ -80,7 +80,7 @@ class Queue:
                 "document": exact("document", document),
                 "source": exact("source", source) if source is not None else None,
             }
-            connection.execute(sa.insert(schema.queue).values(**values))
+            connection.execute(sa.insert(tables.queue).values(**values))
             return _row(_find(connection, study), new=True)
 
     def queue_row(self, study: str) -> QueueRow | None:
@@ -120,7 +120,7 @@ class Queue:
         """
         query = _select_lines(states is not None, owner is not None, before is not None)
         if prefix:
-            query = query.where(schema.queue.c.study.startswith(prefix, autoescape=True))
+            query = query.where(tables.queue.c.study.startswith(prefix, autoescape=True))
         chosen = [one_of("state in the queue", state, QUEUE_STATES) for state in states or ()]
         values = {"states": chosen, "owner": owner, "before": before, "limit": count("limit", limit)}
         with self._database.reading() as connection:
@@ -128,7 +128,7 @@ class Queue:
 
     def count_queue(self) -> dict[str, int]:
         """Return how many studies of the queue are in each state."""
-        state = schema.queue.c.state
+        state = tables.queue.c.state
         with self._database.reading() as connection:
             rows = connection.execute(sa.select(state, sa.func.count()).group_by(state)).all()
         return dict.fromkeys(QUEUE_STATES, 0) | {name: int(number) for name, number in rows}
@@ -140,7 +140,7 @@ class Queue:
             worker: Name of the worker among all.
             seconds: How long the study stays this worker's, unless it is renewed.
         """
-        columns = schema.queue.c
+        columns = tables.queue.c
         with self._database.writing() as connection:
             now = self._database.now(connection)
             let_go = columns.lease_until.is_(None) | (columns.lease_until < now)
@@ -300,14 +300,14 @@ class Queue:
 
 
 def _select() -> "sa.Select[Any]":
-    columns = schema.queue.c
+    columns = tables.queue.c
     return sa.select(*(columns[name] for name in _LINE), columns.document, columns.source)
 
 
 @functools.cache
 def _select_lines(states: bool, owner: bool, before: bool) -> "sa.Select[Any]":
     """Return the query for lines of a list; made once a kind, which takes longer than to answer it."""
-    columns = schema.queue.c
+    columns = tables.queue.c
     query = sa.select(*(columns[name] for name in _LINE)).order_by(columns.id.desc()).limit(sa.bindparam("limit"))
     if states:
         query = query.where(columns.state.in_(sa.bindparam("states", expanding=True)))
@@ -318,8 +318,8 @@ def _select_lines(states: bool, owner: bool, before: bool) -> "sa.Select[Any]":
     return query
 
 
-_ONE = _select().where(schema.queue.c.study == sa.bindparam("study"))
-_BEGUN = sa.select(schema.studies.c.id).where(schema.studies.c.name == sa.bindparam("study"))
+_ONE = _select().where(tables.queue.c.study == sa.bindparam("study"))
+_BEGUN = sa.select(tables.studies.c.id).where(tables.studies.c.name == sa.bindparam("study"))
 
 
 def _row(row: Mapping[str, Any] | RowMapping, *, new: bool = False) -> QueueRow:
@@ -327,7 +327,7 @@ def _row(row: Mapping[str, Any] | RowMapping, *, new: bool = False) -> QueueRow:
 
 
 def _find(connection: Connection, study: str, *, locked: bool = False) -> RowMapping:
-    query = _select().where(schema.queue.c.study == study)
+    query = _select().where(tables.queue.c.study == study)
     row = connection.execute(query.with_for_update() if locked else query).mappings().one_or_none()
     if row is None:
         raise NotFound(f"study {study!r} was not given to the service")
@@ -349,13 +349,13 @@ def _require_held(row: RowMapping, worker: str) -> None:
 
 
 def _change(connection: Connection, row: RowMapping, **values: Any) -> QueueRow:
-    connection.execute(sa.update(schema.queue).where(schema.queue.c.id == row["id"]).values(**values))
+    connection.execute(sa.update(tables.queue).where(tables.queue.c.id == row["id"]).values(**values))
     return _row({**row, **values})
 
 
 def _known(connection: Connection, study: str, config_hash: str, *, owner: str, key: str | None) -> QueueRow | None:
     """Return what the same request, or one for the same study, has put into the queue before."""
-    columns = schema.queue.c
+    columns = tables.queue.c
     if key is not None:
         used = connection.scalars(
             sa.select(columns.study).where(columns.owner == owner, columns.key == key)
@@ -380,7 +380,7 @@ def _known(connection: Connection, study: str, config_hash: str, *, owner: str, 
 
 def _require_name(connection: Connection, study: str, config_hash: str) -> None:
     """Refuse a name under which the store has another study, which was run without the service."""
-    columns = schema.studies.c
+    columns = tables.studies.c
     found = connection.scalars(sa.select(columns.config_hash).where(columns.name == study)).one_or_none()
     if found not in (None, config_hash):
         raise StudyConflict(f"the name {study!r} is taken; give the study another name")
@@ -389,7 +389,7 @@ def _require_name(connection: Connection, study: str, config_hash: str) -> None:
 def _require_room(connection: Connection, owner: str, most_open: int | None) -> None:
     if most_open is None:
         return
-    columns = schema.queue.c
+    columns = tables.queue.c
     query = sa.select(sa.func.count()).where(columns.owner == owner, columns.state.in_(sorted(OPEN_QUEUE)))
     if (number := connection.scalars(query).one()) >= most_open:
         raise TooMany(

@@ -12,10 +12,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping
 
-from services.store import schema
+from services.store import tables
+from services.store.checked_values import exact, one_of, storable
 from services.store.database import Database
 from services.store.errors import StateError, StudyBusy, StudyConflict
-from services.store.rows import (
+from services.store.records import (
     ENDED_STUDY,
     STALE_SECONDS,
     STUDY_STATES,
@@ -26,13 +27,12 @@ from services.store.rows import (
     StudyRow,
 )
 from services.store.trials import counts_by_state, no_study, requeue, study_id
-from services.store.values import exact, one_of, storable
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _EVENTS = (
-    sa.select(schema.events.c.at, schema.events.c.kind, schema.events.c.detail)
-    .where(schema.events.c.study_id == sa.bindparam("study"))
-    .order_by(schema.events.c.id)
+    sa.select(tables.events.c.at, tables.events.c.kind, tables.events.c.detail)
+    .where(tables.events.c.study_id == sa.bindparam("study"))
+    .order_by(tables.events.c.id)
 )
 
 
@@ -59,8 +59,8 @@ class Studies:
         _check_arms(arms)
         values = {"name": name, "state": "created", "config": exact("config", config), "config_hash": config_hash}
         with self._database.writing() as connection:
-            insertion = self._database.insert(schema.studies).values(**values, created_at=datetime.now(UTC))
-            study = connection.scalars(insertion.on_conflict_do_nothing().returning(schema.studies.c.id)).one_or_none()
+            insertion = self._database.insert(tables.studies).values(**values, created_at=datetime.now(UTC))
+            study = connection.scalars(insertion.on_conflict_do_nothing().returning(tables.studies.c.id)).one_or_none()
             if study is not None:
                 _add_arms(connection, study, arms, first=0)
                 _record(connection, study, "created")
@@ -79,17 +79,17 @@ class Studies:
 
     def studies(self, state: str | None = None, *, limit: int = 100, offset: int = 0) -> tuple[StudyLine, ...]:
         """Return studies as lines of a list, the newest first."""
-        columns = [column for column in schema.studies.c if column.name not in ("config", "config_hash")]
+        columns = [column for column in tables.studies.c if column.name not in ("config", "config_hash")]
         page = (
-            sa.select(*columns).order_by(schema.studies.c.id.desc()).limit(limit).offset(offset).where(_in_state(state))
+            sa.select(*columns).order_by(tables.studies.c.id.desc()).limit(limit).offset(offset).where(_in_state(state))
         )
         listed = page.subquery()
         counted = (
             sa.select(
-                listed.c.id, sa.func.sum(schema.trials.c.sample_passes).label("sample_passes"), *counts_by_state()
+                listed.c.id, sa.func.sum(tables.trials.c.sample_passes).label("sample_passes"), *counts_by_state()
             )
-            .join_from(listed, schema.arms, schema.arms.c.study_id == listed.c.id)
-            .join(schema.trials)
+            .join_from(listed, tables.arms, tables.arms.c.study_id == listed.c.id)
+            .join(tables.trials)
             .group_by(listed.c.id)
         )
         with self._database.reading() as connection:
@@ -101,7 +101,7 @@ class Studies:
     def count_studies(self, state: str | None = None) -> int:
         """Return how many studies there are."""
         with self._database.reading() as connection:
-            query = sa.select(sa.func.count()).select_from(schema.studies).where(_in_state(state))
+            query = sa.select(sa.func.count()).select_from(tables.studies).where(_in_state(state))
             return connection.scalars(query).one()
 
     def events(self, study: str) -> tuple[EventRow, ...]:
@@ -230,11 +230,11 @@ class Studies:
             return self._study(connection, name)
 
     def _study(self, connection: Connection, name: str) -> StudyRow:
-        found = connection.execute(sa.select(schema.studies).where(schema.studies.c.name == name)).mappings()
+        found = connection.execute(sa.select(tables.studies).where(tables.studies.c.name == name)).mappings()
         row = found.one_or_none()
         if row is None:
             raise no_study(connection, name)
-        arms = schema.arms.c
+        arms = tables.arms.c
         names = connection.scalars(sa.select(arms.name).where(arms.study_id == row["id"]).order_by(arms.position))
         age = _age(row["heartbeat_at"], self._database.now(connection))
         values = {key: value for key, value in row.items() if key != "heartbeat_at"}
@@ -283,7 +283,7 @@ def _ended(name: str, before: str, after: str) -> StateError:
 def _in_state(state: str | None) -> sa.ColumnElement[bool]:
     if state is None:
         return sa.true()
-    return schema.studies.c.state == one_of("state of a study", state, STUDY_STATES)
+    return tables.studies.c.state == one_of("state of a study", state, STUDY_STATES)
 
 
 def _study_line(row: RowMapping, counts: RowMapping | None, now: datetime) -> StudyLine:
@@ -294,7 +294,7 @@ def _study_line(row: RowMapping, counts: RowMapping | None, now: datetime) -> St
 
 
 def _study_for_update(connection: Connection, name: str) -> RowMapping:
-    columns = schema.studies.c
+    columns = tables.studies.c
     query = sa.select(columns.id, columns.state, columns.owner, columns.heartbeat_at, columns.started_at)
     row = connection.execute(query.where(columns.name == name).with_for_update()).mappings().one_or_none()
     if row is None:
@@ -303,12 +303,12 @@ def _study_for_update(connection: Connection, name: str) -> RowMapping:
 
 
 def _change(connection: Connection, study: int, **values: Any) -> None:
-    connection.execute(sa.update(schema.studies).where(schema.studies.c.id == study).values(**values))
+    connection.execute(sa.update(tables.studies).where(tables.studies.c.id == study).values(**values))
 
 
 def _record(connection: Connection, study: int, kind: str, **detail: Any) -> None:
     values: Mapping[str, Any] = {"study_id": study, "at": datetime.now(UTC), "kind": kind, "detail": detail}
-    connection.execute(sa.insert(schema.events).values(**values))
+    connection.execute(sa.insert(tables.events).values(**values))
 
 
 def _check_arms(arms: Sequence[str]) -> None:
@@ -319,7 +319,7 @@ def _check_arms(arms: Sequence[str]) -> None:
 def _add_arms(connection: Connection, study: int, arms: Sequence[str], *, first: int) -> None:
     rows = [{"study_id": study, "name": arm, "position": position} for position, arm in enumerate(arms, first)]
     if rows:
-        connection.execute(sa.insert(schema.arms), rows)
+        connection.execute(sa.insert(tables.arms), rows)
 
 
 def _extend_arms(connection: Connection, study: int, before: Sequence[str], arms: Sequence[str]) -> None:
@@ -330,13 +330,13 @@ def _extend_arms(connection: Connection, study: int, before: Sequence[str], arms
 
 
 def _unfinished(connection: Connection, study: int) -> int:
-    unfinished = schema.trials.c.state.in_(("queued", "running")) & (schema.arms.c.study_id == study)
-    query = sa.select(sa.func.count()).select_from(schema.trials).join(schema.arms).where(unfinished)
+    unfinished = tables.trials.c.state.in_(("queued", "running")) & (tables.arms.c.study_id == study)
+    query = sa.select(sa.func.count()).select_from(tables.trials).join(tables.arms).where(unfinished)
     return connection.scalars(query).one()
 
 
 def _untell(connection: Connection, study: int) -> None:
     """What was told of the study as a whole is no longer all."""
-    columns = schema.projections.c
+    columns = tables.projections.c
     of_study = (columns.study_id == study) & columns.trial_id.is_(None)
-    connection.execute(sa.update(schema.projections).where(of_study).values(done=False))
+    connection.execute(sa.update(tables.projections).where(of_study).values(done=False))

@@ -9,11 +9,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from services.store import schema
+from services.store import tables
+from services.store.checked_values import one_of, storable
 from services.store.database import Database
 from services.store.errors import NotFound
-from services.store.rows import SCOPES, TokenRow
-from services.store.values import one_of, storable
+from services.store.records import SCOPES, TokenRow
 
 SECRET_PREFIX = "nab_"  # noqa: S105  # by which leaked secrets are found in logs and repositories
 SECRET_BYTES = 32
@@ -58,9 +58,9 @@ class Tokens:
             now = self._database.now(connection)
             if expires_at is not None and expires_at <= now:
                 raise ValueError(f"a token ends in the future, got {expires_at}")
-            insertion = sa.insert(schema.tokens).values(**values, created_at=now, expires_at=expires_at)
-            made = connection.scalars(insertion.returning(schema.tokens.c.id)).one()
-            row = connection.execute(_select().where(schema.tokens.c.id == made)).mappings().one()
+            insertion = sa.insert(tables.tokens).values(**values, created_at=now, expires_at=expires_at)
+            made = connection.scalars(insertion.returning(tables.tokens.c.id)).one()
+            row = connection.execute(_select().where(tables.tokens.c.id == made)).mappings().one()
         return _row(row), secret
 
     def token(self, secret: str) -> TokenRow | None:
@@ -76,9 +76,9 @@ class Tokens:
 
     def tokens(self, owner: str | None = None) -> tuple[TokenRow, ...]:
         """Return all tokens, or those of an owner, ended and revoked ones too, in the order in which they were made."""
-        query = _select().order_by(schema.tokens.c.id)
+        query = _select().order_by(tables.tokens.c.id)
         if owner is not None:
-            query = query.where(schema.tokens.c.owner == owner)
+            query = query.where(tables.tokens.c.owner == owner)
         with self._database.reading() as connection:
             return tuple(_row(row) for row in connection.execute(query).mappings())
 
@@ -88,11 +88,11 @@ class Tokens:
         Raises:
             NotFound: There is none of that identity.
         """
-        columns = schema.tokens.c
+        columns = tables.tokens.c
         with self._database.writing() as connection:
             now = self._database.now(connection)
             connection.execute(
-                sa.update(schema.tokens).where(columns.id == token, columns.revoked_at.is_(None)).values(revoked_at=now)
+                sa.update(tables.tokens).where(columns.id == token, columns.revoked_at.is_(None)).values(revoked_at=now)
             )
             row = connection.execute(_select().where(columns.id == token)).mappings().one_or_none()
         if row is None:
@@ -115,11 +115,11 @@ def _digest(secret: str) -> str:
 
 
 def _select() -> "sa.Select[Any]":
-    return sa.select(schema.tokens)
+    return sa.select(tables.tokens)
 
 
-_BY_HASH = _select().where(schema.tokens.c.hash == sa.bindparam("key"))
-_BY_ID = _select().where(schema.tokens.c.id == sa.bindparam("key"))
+_BY_HASH = _select().where(tables.tokens.c.hash == sa.bindparam("key"))
+_BY_ID = _select().where(tables.tokens.c.id == sa.bindparam("key"))
 
 
 def _row(row: "sa.RowMapping") -> TokenRow:

@@ -10,10 +10,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping
 
-from services.store import schema
+from services.store import tables
+from services.store.checked_values import amount, count, exact, finite, one_of, storable
 from services.store.database import Database
 from services.store.errors import NotFound, StateError, StudyConflict
-from services.store.rows import (
+from services.store.records import (
     ENDED_STUDY,
     ENDED_TRIAL,
     PHASES,
@@ -24,7 +25,6 @@ from services.store.rows import (
     SpentRow,
     TrialRow,
 )
-from services.store.values import amount, count, exact, finite, one_of, storable
 
 _NAMES_COMPARED = 500
 _EPOCH_COLUMNS = ("epoch", "stage", "sample_passes", "seconds")
@@ -88,11 +88,11 @@ class Trials:
             if architecture is not None and architecture_hash is not None:
                 keep_architecture(self._database, connection, architecture_hash, architecture)
             connection.execute(
-                self._database.insert(schema.trials)
+                self._database.insert(tables.trials)
                 .values(**values, arm_id=arm_id, state="queued", sample_passes=0, seconds=0.0, created_at=_now())
                 .on_conflict_do_nothing()
             )
-            columns = schema.trials.c
+            columns = tables.trials.c
             mine = (columns.arm_id == arm_id) & (columns.phase == phase) & (columns.number == number)
             row = _trial_row(connection.execute(_select_trials().where(mine)).mappings().one())
         if (row.seed, row.experiment) != (seed, values["experiment"]):
@@ -105,7 +105,7 @@ class Trials:
     def trial(self, trial: int) -> TrialRow:
         """Return a trial by its identity."""
         with self._database.reading() as connection:
-            row = connection.execute(_select_trials().where(schema.trials.c.id == trial)).mappings().one_or_none()
+            row = connection.execute(_select_trials().where(tables.trials.c.id == trial)).mappings().one_or_none()
         if row is None:
             raise NotFound(f"there is no trial {trial} in the store")
         return _trial_row(row)
@@ -114,15 +114,15 @@ class Trials:
         self, study: str, *, arm: str | None = None, phase: str | None = None, state: str | None = None
     ) -> tuple[TrialRow, ...]:
         """Return the trials of a study in the order in which they were proposed."""
-        query = _select_trials().order_by(schema.trials.c.id)
+        query = _select_trials().order_by(tables.trials.c.id)
         if arm is not None:
-            query = query.where(schema.arms.c.name == arm)
+            query = query.where(tables.arms.c.name == arm)
         if phase is not None:
-            query = query.where(schema.trials.c.phase == one_of("phase", phase, PHASES))
+            query = query.where(tables.trials.c.phase == one_of("phase", phase, PHASES))
         if state is not None:
-            query = query.where(schema.trials.c.state == one_of("state of a trial", state, TRIAL_STATES))
+            query = query.where(tables.trials.c.state == one_of("state of a trial", state, TRIAL_STATES))
         with self._database.reading() as connection:
-            query = query.where(schema.arms.c.study_id == study_id(connection, study))
+            query = query.where(tables.arms.c.study_id == study_id(connection, study))
             return tuple(_trial_row(row) for row in connection.execute(query).mappings())
 
     def start_attempt(self, trial: int, *, worker: str = "") -> AttemptRow:
@@ -135,7 +135,7 @@ class Trials:
         Raises:
             StateError: The trial has ended.
         """
-        attempts, now = schema.attempts.c, _now()
+        attempts, now = tables.attempts.c, _now()
         with self._database.writing() as connection:
             row = _trial_for_update(connection, trial)
             if row["state"] in ENDED_TRIAL:
@@ -144,13 +144,13 @@ class Trials:
             last = connection.scalars(sa.select(sa.func.max(attempts.number)).where(attempts.trial_id == trial)).one()
             found = AttemptRow(trial, 0 if last is None else last + 1, "running", storable(worker), now, None, None)
             values = {"trial_id": trial, "number": found.number, "state": found.state, "worker": found.worker}
-            connection.execute(sa.insert(schema.attempts).values(**values, started_at=now))
+            connection.execute(sa.insert(tables.attempts).values(**values, started_at=now))
             _change_trial(connection, trial, state="running", started_at=row["started_at"] or now)
         return found
 
     def attempts(self, trial: int) -> tuple[AttemptRow, ...]:
         """Return the attempts at a trial, in order."""
-        columns = schema.attempts.c
+        columns = tables.attempts.c
         query = sa.select(columns.trial_id.label("trial"), *(c for c in columns if c.name != "trial_id"))
         with self._database.reading() as connection:
             rows = connection.execute(query.where(columns.trial_id == trial).order_by(columns.number))
@@ -173,24 +173,24 @@ class Trials:
         rows = [_epoch_values(trial, record) for record in records]
         if not rows:
             return
-        columns = schema.trials.c
+        columns = tables.trials.c
         passes, seconds = (max(row[name] for row in rows) for name in ("sample_passes", "seconds"))
         changes = {
             "sample_passes": _higher(columns.sample_passes, passes),
             "seconds": _higher(columns.seconds, seconds),
         }
-        change = sa.update(schema.trials).where(columns.id == trial, columns.state == "running").values(**changes)
+        change = sa.update(tables.trials).where(columns.id == trial, columns.state == "running").values(**changes)
         with self._database.writing() as connection:
             if connection.execute(change).rowcount == 0:
                 state = _trial_for_update(connection, trial)["state"]
                 raise StateError(f"trial {trial} is {state!r}: epochs are recorded only while it is 'running'")
-            connection.execute(self._database.insert(schema.epochs).on_conflict_do_nothing(), rows)
+            connection.execute(self._database.insert(tables.epochs).on_conflict_do_nothing(), rows)
             if worker:
                 _name_worker(connection, trial, worker)
 
     def epochs(self, trial: int, *, after: int = -1) -> tuple[EpochRow, ...]:
         """Return the epochs of a trial in order, those after a given one only if so asked."""
-        columns = schema.epochs.c
+        columns = tables.epochs.c
         query = sa.select(*(columns[name] for name in _EPOCH_COLUMNS), columns.metrics)
         query = query.where(columns.trial_id == trial, columns.epoch > after).order_by(columns.epoch)
         with self._database.reading() as connection:
@@ -231,7 +231,7 @@ class Trials:
                 keep_architecture(self._database, connection, document["architecture_hash"], document["architecture"])
             _change_trial(connection, trial, state=state, score=score, result=document, reason=text, finished_at=now)
             ended = "failed" if state == "failed" else "complete"
-            _end_attempts(connection, schema.attempts.c.trial_id == trial, ended, now, error=text)
+            _end_attempts(connection, tables.attempts.c.trial_id == trial, ended, now, error=text)
 
     def requeue_running(self, study: str) -> tuple[int, ...]:
         """Queue again what a driver left running when it went away; the attempts are lost. Returns the trials."""
@@ -250,7 +250,7 @@ def study_id(connection: Connection, name: str) -> int:
     Raises:
         NotFound: There is none of that name; the message names a near one.
     """
-    query = sa.select(schema.studies.c.id).where(schema.studies.c.name == name)
+    query = sa.select(tables.studies.c.id).where(tables.studies.c.name == name)
     found: int | None = connection.scalars(query).one_or_none()
     if found is None:
         raise no_study(connection, name)
@@ -264,32 +264,32 @@ def spent_rows(connection: Connection, study: int) -> tuple[SpentRow, ...]:
 
 def no_study(connection: Connection, name: str) -> NotFound:
     """Return the error for a study that is not there, with a near name from among the newest."""
-    newest = sa.select(schema.studies.c.name).order_by(schema.studies.c.id.desc()).limit(_NAMES_COMPARED)
+    newest = sa.select(tables.studies.c.name).order_by(tables.studies.c.id.desc()).limit(_NAMES_COMPARED)
     near = difflib.get_close_matches(name, connection.scalars(newest).all(), n=1)
     return NotFound(f"there is no study {name!r} in the store{f'; did you mean {near[0]!r}?' if near else ''}")
 
 
 def counts_by_state() -> list[sa.Label[int]]:
     """Return columns that count trials, one a state."""
-    state = schema.trials.c.state
+    state = tables.trials.c.state
     return [sa.func.sum(sa.case((state == name, 1), else_=0)).label(name) for name in TRIAL_STATES]
 
 
 def requeue(connection: Connection, study: int) -> tuple[int, ...]:
     """Queue again the running trials of a study, given by its identity; their attempts are lost."""
-    mine = sa.select(schema.arms.c.id).where(schema.arms.c.study_id == study)
-    running = (schema.trials.c.state == "running") & schema.trials.c.arm_id.in_(mine)
-    query = sa.update(schema.trials).where(running).values(state="queued").returning(schema.trials.c.id)
+    mine = sa.select(tables.arms.c.id).where(tables.arms.c.study_id == study)
+    running = (tables.trials.c.state == "running") & tables.trials.c.arm_id.in_(mine)
+    query = sa.update(tables.trials).where(running).values(state="queued").returning(tables.trials.c.id)
     found = tuple(sorted(connection.scalars(query)))
     if found:
-        _end_attempts(connection, schema.attempts.c.trial_id.in_(found), "lost", _now())
+        _end_attempts(connection, tables.attempts.c.trial_id.in_(found), "lost", _now())
     return found
 
 
 def keep_architecture(database: Database, connection: Connection, name: str, document: Json) -> None:
     """Keep an architecture under its hash; the first one of a hash stays."""
     values = {"hash": name, "document": exact("an architecture", document)}
-    connection.execute(database.insert(schema.architectures).values(**values).on_conflict_do_nothing())
+    connection.execute(database.insert(tables.architectures).values(**values).on_conflict_do_nothing())
 
 
 def _now() -> datetime:
@@ -298,8 +298,8 @@ def _now() -> datetime:
 
 def _open_arm(connection: Connection, study: str, arm: str) -> int:
     """Return the identity of an arm of a study that has not ended."""
-    studies, arms = schema.studies.c, schema.arms.c
-    query = sa.select(studies.state, arms.name, arms.id).join_from(schema.studies, schema.arms)
+    studies, arms = tables.studies.c, tables.arms.c
+    query = sa.select(studies.state, arms.name, arms.id).join_from(tables.studies, tables.arms)
     rows = connection.execute(query.where(studies.name == study).order_by(arms.position)).all()
     if not rows:
         raise no_study(connection, study)
@@ -312,9 +312,9 @@ def _open_arm(connection: Connection, study: str, arm: str) -> int:
 
 
 def _select_trials() -> sa.Select[Any]:
-    names = (schema.studies.c.name.label("study"), schema.arms.c.name.label("arm"))
-    columns = (column for column in schema.trials.c if column.name != "arm_id")
-    return sa.select(*names, *columns).join_from(schema.trials, schema.arms).join(schema.studies)
+    names = (tables.studies.c.name.label("study"), tables.arms.c.name.label("arm"))
+    columns = (column for column in tables.trials.c if column.name != "arm_id")
+    return sa.select(*names, *columns).join_from(tables.trials, tables.arms).join(tables.studies)
 
 
 def _trial_row(row: RowMapping) -> TrialRow:
@@ -322,7 +322,7 @@ def _trial_row(row: RowMapping) -> TrialRow:
 
 
 def _trial_for_update(connection: Connection, trial: int) -> RowMapping:
-    columns = schema.trials.c
+    columns = tables.trials.c
     query = sa.select(columns.state, columns.started_at).where(columns.id == trial).with_for_update()
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
@@ -331,20 +331,20 @@ def _trial_for_update(connection: Connection, trial: int) -> RowMapping:
 
 
 def _change_trial(connection: Connection, trial: int, **values: Any) -> None:
-    connection.execute(sa.update(schema.trials).where(schema.trials.c.id == trial).values(**values))
+    connection.execute(sa.update(tables.trials).where(tables.trials.c.id == trial).values(**values))
 
 
 def _end_attempts(
     connection: Connection, which: sa.ColumnElement[bool], state: str, now: datetime, *, error: str | None = None
 ) -> None:
-    change = sa.update(schema.attempts).where(which, schema.attempts.c.state == "running")
+    change = sa.update(tables.attempts).where(which, tables.attempts.c.state == "running")
     connection.execute(change.values(state=state, finished_at=now, error=error))
 
 
 def _name_worker(connection: Connection, trial: int, worker: str) -> None:
-    columns = schema.attempts.c
+    columns = tables.attempts.c
     unnamed = (columns.trial_id == trial) & (columns.state == "running") & (columns.worker == "")
-    connection.execute(sa.update(schema.attempts).where(unnamed).values(worker=storable(worker)))
+    connection.execute(sa.update(tables.attempts).where(unnamed).values(worker=storable(worker)))
 
 
 def _epoch_values(trial: int, record: Json) -> dict[str, Any]:
@@ -381,7 +381,7 @@ def _ended(trial: int, before: str, after: str) -> StateError:
 @functools.cache
 def _select_spent() -> sa.Select[Any]:
     """Return the query for what a study has spent; made once, which takes longer than to answer it."""
-    columns, arms = schema.trials.c, schema.arms.c
+    columns, arms = tables.trials.c, tables.arms.c
     of = {state: sa.case((columns.state == state, columns.sample_passes), else_=0) for state in ENDED_TRIAL}
     return (
         sa.select(
@@ -397,7 +397,7 @@ def _select_spent() -> sa.Select[Any]:
             sa.func.sum(columns.thinking_seconds).label("thinking_seconds"),
             sa.func.max(sa.case((columns.state == "complete", columns.score))).label("best"),
         )
-        .join_from(schema.arms, schema.trials, columns.arm_id == arms.id)
+        .join_from(tables.arms, tables.trials, columns.arm_id == arms.id)
         .where(arms.study_id == sa.bindparam("study"))
         .group_by(arms.position, arms.name, columns.phase)
         .order_by(arms.position, columns.phase.desc())

@@ -11,11 +11,11 @@ from nas_blockout.backbones import dense_of, stages_of
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.backbones.resnet import ResNetSettings
-from nas_blockout.confusion import ConfusionSettings
-from nas_blockout.distill import DistillationSettings
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.structure.confusion import ConfusionSettings
+from nas_blockout.structure.distill import DistillationSettings
 from search_spaces import SPACES, Context, Recorded, compose
 from search_spaces.branched import Hierarchy, hierarchical
 

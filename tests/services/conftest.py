@@ -21,12 +21,12 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
+from services.execution.driver import entry_of
+from services.mlflow_sync import check
 from services.search import SEARCH, Plan, Proposal
 from services.store import Store
-from services.store.schema import METADATA
-from services.study import entry_of
-from services.study_file import Study
-from services.tracking import check
+from services.store.tables import METADATA
+from services.study_config.schema import Study
 from tests.once import once
 
 _ORDINARY_USERS = ("postgres", "nobody")

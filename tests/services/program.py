@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from services import cli
+from services.cli.main import main
 
-COMMAND = (sys.executable, "-c", "from services.cli import main; main()")
+COMMAND = (sys.executable, "-c", "from services.cli.main import main; main()")
 SECONDS = 280
 # For tests that run studies in this process: Ray's processes and files, and MLflow's database, are not ours to mend.
 RUNS_HERE = [
@@ -56,7 +56,7 @@ def here(*words: object, **variables: str) -> Ended:
             patch.setenv(name, value)
         try:
             with pytest.raises(SystemExit) as ended:
-                cli.main([str(word) for word in words])
+                main([str(word) for word in words])
         finally:
             sys.excepthook = hook
             for number, handler in handlers.items():

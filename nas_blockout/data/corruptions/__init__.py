@@ -9,7 +9,7 @@ References:
     ICLR 2019.
 """
 
-from nas_blockout.data.corruptions.kept import CorruptedImages
+from nas_blockout.data.corruptions.cache import CorruptedImages
 from nas_blockout.data.corruptions.registry import CORRUPTIONS, SEVERITIES, TESTING, TUNING, Corruption, corrupt
 from nas_blockout.data.corruptions.robustness import corrupted, mean_corruption_error, relative_corruption_error
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from nas_blockout.data.corruptions.registry import corrupt
-from nas_blockout.data.parts import Part
 from nas_blockout.data.preprocessing import Preprocessing
+from nas_blockout.data.tensor_dataset import Part
 
 Errors = Mapping[str, Sequence[float]]
 _AT_ONCE = 512

@@ -11,14 +11,14 @@ from nas_blockout.backbones import BACKBONES, dense_of, scaled_to, stages_of
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.inception import InceptionSettings
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
-from nas_blockout.confusion import ConfusionSettings
 from nas_blockout.data import DataSettings, Splits, load
-from nas_blockout.distill import DistillationSettings
 from nas_blockout.experiment import Experiment, Run, Snapshot, build, count_macs, rebuild
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
-from nas_blockout.pruning import PruningSettings
+from nas_blockout.structure.confusion import ConfusionSettings
+from nas_blockout.structure.distill import DistillationSettings
+from nas_blockout.structure.pruning import PruningSettings
 from nas_blockout.train import TrainingSettings, evaluate
 
 RESIDUAL = Experiment(

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings, from_torchvision
+from nas_blockout.lazy_torchvision import torchvision
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
-from nas_blockout.vision import torchvision
 
 SMALL = (3, 32, 32)
 

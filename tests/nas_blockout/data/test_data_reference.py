@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from nas_blockout.data import SOURCES, errors, imagefolder
+from nas_blockout.data import SOURCES, errors
 from nas_blockout.data.augment import AUGMENT
 from nas_blockout.data.corruptions import CORRUPTIONS
+from nas_blockout.data.sources import imagefolder
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 REFERENCE = (DOCS / "reference" / "data.md").read_text(encoding="utf-8")

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from nas_blockout.data import DataSettings, DataUnsuitable, Part, load
-from nas_blockout.data.parts import Labelled, scaled
 from nas_blockout.data.splits import Collection, prepare
+from nas_blockout.data.tensor_dataset import Labelled, scaled
 
 
 def labelled(counts: list[int], *, seed: int = 0) -> Labelled:

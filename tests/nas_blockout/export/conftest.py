@@ -9,8 +9,8 @@ import pytest
 
 from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork
-from nas_blockout.backbones.division import Operations, Runtime
-from nas_blockout.backbones.fused import FusedNetwork
+from nas_blockout.backbones.inference import FusedNetwork
+from nas_blockout.backbones.inference_cost import Operations, Runtime
 from nas_blockout.export import export_models
 from tests.nas_blockout.export.examples import COLOURED, DESCRIPTION, STAGES, network, unbranched
 from tests.once import once

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from nas_blockout.backbones.division import Operations
+from nas_blockout.backbones.inference_cost import Operations
 from nas_blockout.export import MANIFEST, Verification, verify, verify_all
-from nas_blockout.export.reloading import _weights
+from nas_blockout.export.subprocess_check import _weights
 from nas_blockout.export.verification import Job, check_files, collect, hand_over, judge, sealed
 from tests.nas_blockout.export.examples import RUNS_CODE, Hostile, edit, network, rehashed, rewrite, saved
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.methods.drawing import bernoulli_
+from nas_blockout.methods.random_masks import bernoulli_
 
 Oracle = Callable[[nn.Module, Tensor, torch.Generator | None], Tensor]
 

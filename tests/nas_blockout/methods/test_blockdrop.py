@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.data import DataSettings, Loader, load
+from nas_blockout.methods.block_routing import compacted_route, masked_route
 from nas_blockout.methods.blockdrop import (
     BlockDrop,
     BlockDropSettings,
@@ -23,7 +24,6 @@ from nas_blockout.methods.blockdrop import (
     rewards,
     straight_through_gates,
 )
-from nas_blockout.methods.routes import compacted_route, masked_route
 from nas_blockout.train import Checkpoint, Loaders, TrainingSettings, fit
 
 ALL_PATHS = torch.tensor(list(itertools.product([False, True], repeat=3)))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nas_blockout.lazy_torchvision import torchvision
 from nas_blockout.methods.dropblock import (
     DropBlock,
     DropBlockSettings,
@@ -19,7 +20,6 @@ from nas_blockout.methods.dropblock import (
     scaled_up,
     seed_rate,
 )
-from nas_blockout.vision import torchvision
 
 
 def seeded(seed: int = 8) -> torch.Generator:

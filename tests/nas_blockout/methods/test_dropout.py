@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from nas_blockout.methods.drawing import bernoulli_, checked_maps, keep_mask
 from nas_blockout.methods.dropout import Dropout, DropoutSettings, dropout
+from nas_blockout.methods.random_masks import bernoulli_, checked_maps, keep_mask
 
 
 def seeded(seed: int = 5) -> torch.Generator:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from services.api.following import Feeds, follow
-from services.api.progress import Watcher
+from services.api.caches.status_cache import Watcher
+from services.api.event_stream import Feeds, follow
 from services.store import Store, StoreError
 
 FOR_LONG = 600.0
@@ -125,7 +125,7 @@ def test_all_who_follow_share_one_look(ann, running, store, monkeypatch):
 def test_all_who_follow_are_woken_by_one_look(ann, running, store, monkeypatch):
     looks, standing = [], store.standing
     monkeypatch.setattr(store, "standing", lambda name: looks.append(name) or standing(name))
-    monkeypatch.setattr("services.api.progress.FRESH_SECONDS", FOR_LONG)
+    monkeypatch.setattr("services.api.caches.status_cache.FRESH_SECONDS", FOR_LONG)
 
     async def listen(feeds: Feeds) -> list[str]:
         return [text async for text in follow(feeds, "tiny", allowed=lambda: True)]
@@ -135,7 +135,7 @@ def test_all_who_follow_are_woken_by_one_look(ann, running, store, monkeypatch):
         tasks = [asyncio.create_task(listen(feeds)) for _ in range(50)]
         await asyncio.sleep(0.2)
         begun = len(looks)
-        monkeypatch.setattr("services.api.progress.FRESH_SECONDS", 1.0)
+        monkeypatch.setattr("services.api.caches.status_cache.FRESH_SECONDS", 1.0)
         await asyncio.to_thread(end, store, running)
         return await asyncio.gather(*tasks), begun
 
@@ -153,7 +153,7 @@ def test_a_stream_is_cut_off_when_the_database_fails(ann, running, store, monkey
         async for text in follow(Feeds(Watcher(store), pause=0.0), "tiny", allowed=lambda: True):
             heard.append(text)
             if "event: progress" in text:
-                monkeypatch.setattr("services.api.progress.FRESH_SECONDS", 0.0)
+                monkeypatch.setattr("services.api.caches.status_cache.FRESH_SECONDS", 0.0)
                 monkeypatch.setattr(store, "standing", gone)
 
     def gone(name: str) -> None:
@@ -165,7 +165,7 @@ def test_a_stream_is_cut_off_when_the_database_fails(ann, running, store, monkey
 
 
 def test_a_stream_ends_when_its_token_does(ann, running, store, monkeypatch):
-    monkeypatch.setattr("services.api.following.HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr("services.api.event_stream.HEARTBEAT_SECONDS", 0.0)
 
     async def listen() -> list[str]:
         return [text async for text in follow(Feeds(Watcher(store), pause=0.0), "tiny", allowed=lambda: False)]

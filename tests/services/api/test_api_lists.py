@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 
 from services.api.app import _Server, application
-from services.api.lists import Lists
+from services.api.caches.list_cache import Lists
 from services.store import StoreError
 
 FOR_LONG = 3600.0
@@ -17,7 +17,7 @@ FOR_LONG = 3600.0
 @pytest.fixture
 def kept(monkeypatch):
     """Answers are kept until they are forgotten."""
-    monkeypatch.setattr("services.api.lists.FRESH_SECONDS", FOR_LONG)
+    monkeypatch.setattr("services.api.caches.list_cache.FRESH_SECONDS", FOR_LONG)
 
 
 def counted(store, monkeypatch) -> list[object]:
@@ -72,7 +72,7 @@ def test_a_study_that_is_known_is_in_the_list_of_who_gives_it_again(ann, study, 
 
 
 def test_a_change_made_elsewhere_shows_when_the_answer_is_old(ann, study, store, monkeypatch):
-    monkeypatch.setattr("services.api.lists.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("services.api.caches.list_cache.FRESH_SECONDS", 0.0)
     ann.post("/v1/studies", json=study)
     assert ann.get("/v1/studies").json()["studies"][0]["state"] == "queued"
     store.ask_cancel("tiny")
@@ -80,7 +80,7 @@ def test_a_change_made_elsewhere_shows_when_the_answer_is_old(ann, study, store,
 
 
 def test_no_owner_is_given_what_another_has_read(client, study, kept, told, monkeypatch):
-    monkeypatch.setattr("services.api.progress.FRESH_SECONDS", FOR_LONG)
+    monkeypatch.setattr("services.api.caches.status_cache.FRESH_SECONDS", FOR_LONG)
     ann, bob = client("ann"), client("bob")
     ann.post("/v1/studies", json=study)
     for query in ("", "?owner=ann", "?limit=1"):
@@ -94,7 +94,7 @@ def test_no_owner_is_given_what_another_has_read(client, study, kept, told, monk
 def test_a_token_that_was_revoked_reads_no_answer_that_is_kept(ann, store, kept, monkeypatch, told):
     assert ann.get("/v1/studies").status_code == 200
     store.revoke_token(store.tokens("ann")[0].id)
-    monkeypatch.setattr("services.api.callers.REMEMBERED_SECONDS", 0.0)
+    monkeypatch.setattr("services.api.caches.token_cache.REMEMBERED_SECONDS", 0.0)
     told(ann.get("/v1/studies"), 401, "unauthorised")
 
 
@@ -149,7 +149,7 @@ def test_a_reading_that_failed_is_tried_again(kept):
 
 
 def test_answers_are_let_go(monkeypatch):
-    monkeypatch.setattr("services.api.lists.FRESH_SECONDS", 0.01)
+    monkeypatch.setattr("services.api.caches.list_cache.FRESH_SECONDS", 0.01)
 
     async def ask() -> dict[str, object]:
         lists = Lists()

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from services.folder import Folder
+from services.files.study_dir import Folder
 from services.store import Store
 
 ARCHITECTURE = {"schema_version": 1, "clusters": 1, "layers": []}

@@ -11,10 +11,10 @@ import yaml
 
 from services.api import application
 from services.api.health import Probes, Unready
-from services.api.limits import Buckets, Streams
+from services.api.requests.rate_limit import Buckets, Streams
 from services.api.sessions import SECONDS, Signer
 from services.store import Store, StoreUnreachable
-from services.study_file import parse, resolve
+from services.study_config.schema import parse, resolve
 
 YAML = {"Content-Type": "application/yaml"}
 BOMB = "a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b]\n"
@@ -114,14 +114,14 @@ def test_who_has_no_valid_token_is_told_nothing(client, settings, store, told):
 def test_a_token_that_is_revoked_changes_nothing_more_and_reads_for_less_than_a_second(
     client, store, study, monkeypatch, told
 ):
-    monkeypatch.setattr("services.api.callers.REMEMBERED_SECONDS", 3600.0)
+    monkeypatch.setattr("services.api.caches.token_cache.REMEMBERED_SECONDS", 3600.0)
     ann, bob = client("ann"), client("bob")
     for each in (ann, bob):
         assert each.get("/v1/studies").status_code == 200
     store.revoke_token(store.tokens("ann")[0].id)
     told(ann.post("/v1/studies", json=study), 401, "unauthorised")
     assert ann.get("/v1/studies").status_code == 200
-    monkeypatch.setattr("services.api.callers.REMEMBERED_SECONDS", 0.0)
+    monkeypatch.setattr("services.api.caches.token_cache.REMEMBERED_SECONDS", 0.0)
     told(ann.get("/v1/studies"), 401, "unauthorised")
     assert bob.post("/v1/studies", json=study).status_code == 201
 
@@ -129,8 +129,8 @@ def test_a_token_that_is_revoked_changes_nothing_more_and_reads_for_less_than_a_
 def test_who_sent_a_request_just_now_is_known_without_the_database(client, store, monkeypatch):
     asked, token = [], store.token
     monkeypatch.setattr(store, "token", lambda secret: asked.append(secret) or token(secret))
-    monkeypatch.setattr("services.api.callers.REMEMBERED_SECONDS", 3600.0)
-    monkeypatch.setattr("services.api.callers.MOST_REMEMBERED", 2)
+    monkeypatch.setattr("services.api.caches.token_cache.REMEMBERED_SECONDS", 3600.0)
+    monkeypatch.setattr("services.api.caches.token_cache.MOST_REMEMBERED", 2)
     clients = [client(owner) for owner in ("ann", "bob", "cid")]
     for each in clients:
         assert [each.get("/v1/studies").status_code for _ in range(5)] == [200] * 5

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.cli import main
+from services.cli.main import main
 from services.cluster import ClusterError
-from services.cluster.access import own_cluster, token
+from services.cluster.connection import own_cluster, token
 from services.cluster.jobs import Jobs, Node, room
 
 

@@ -10,11 +10,11 @@ from nas_blockout.data import DataSettings, load
 from nas_blockout.train import EpochRecord
 from services.estimate import Estimate, estimate
 from services.estimate.forecast import TRIAL_SECONDS, forecast
-from services.estimate.measuring import Measured, epoch_seconds, measure, part_of
-from services.robustness import Robustness
+from services.estimate.measurement import Measured, epoch_seconds, measure, part_of
 from services.search import RETRAIN, SEARCH
 from services.settings import Settings
-from services.study_file import Study, parse, resolve
+from services.study_config.robustness_options import Robustness
+from services.study_config.schema import Study, parse, resolve
 
 IMAGES, EPOCHS = 60, 2
 ARMS: dict[str, Any] = {

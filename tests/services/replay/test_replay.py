@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from services.replay import Request, faithful
 from services.replay import replay as replayed
-from services.replay.outcome import outcome
 from services.replay.pool import Recorded, distance
+from services.replay.results import outcome
 from services.replay.simulation import Shuffled, simulate
 from services.search import SEARCH, Entry
 from services.settings import Settings
 from services.store import NotFound, Store
-from services.study_file import Study, StudyError, parse, resolve
+from services.study_config.schema import Study, StudyError, parse, resolve
 
 IMAGES = 50
 TRIALS = 6

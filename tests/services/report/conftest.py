@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from nas_blockout import statistics
 from nas_blockout.data import Preprocessing, Splits
-from nas_blockout.data.parts import Labelled
-from services.folder import Folder
+from nas_blockout.data.tensor_dataset import Labelled
+from nas_blockout.statistics import significance
+from services.files.study_dir import Folder
 from services.report import ReportView, TrialView, write
 from services.report.album import Album
 from tests.once import once
@@ -176,7 +176,7 @@ def compared(trials: Sequence[TrialView], arms: Sequence[str], budget: int) -> d
     scores = {arm: {seed: t.result["test_accuracy"] for seed, t in own.items()} for arm, own in models.items() if own}
     learned = [arm for arm in scores if ROLES[arm] == "learned"]
     pairs = [(a, b) for a in learned for b in scores if b != a and not (b in learned and b < a)]
-    found = statistics.compare(scores, pairs=pairs or None)
+    found = significance.compare(scores, pairs=pairs or None)
     ranking = list(found.ranking) if found.ranking and len(scores) == len(arms) else None
     return {
         "schema_version": 1,
@@ -190,7 +190,7 @@ def compared(trials: Sequence[TrialView], arms: Sequence[str], budget: int) -> d
     }
 
 
-def pair_document(pair: statistics.Pair) -> dict[str, Any]:
+def pair_document(pair: significance.Pair) -> dict[str, Any]:
     return {
         "a": pair.a, "b": pair.b, "difference": pair.test.difference, "ci95": pair.test.ci95, "seeds": pair.test.n,
         "p": pair.test.p_value, "p_permutation": pair.test.p_permutation, "p_holm": pair.p_holm,
@@ -209,7 +209,7 @@ def arm_document(arm: str, index: int, trials: Sequence[TrialView], models: Mapp
         values = {seed: t.result[key] for seed, t in models.items()}
         if not values:
             return None
-        found = statistics.summary(values, bounds=(0, 1))
+        found = significance.summary(values, bounds=(0, 1))
         named = {str(seed): value for seed, value in values.items()}
         return {"mean": found.mean, "std": found.std, "ci95": found.ci95, "per_seed": named}
 

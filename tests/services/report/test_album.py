@@ -3,7 +3,7 @@
 import torch
 
 from nas_blockout.data import Preprocessing, Splits
-from nas_blockout.data.parts import Labelled
+from nas_blockout.data.tensor_dataset import Labelled
 from services.report.album import MOST_PIXELS, Album
 
 

@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from services.comparison import ComparisonDocument
-from services.folder import Folder
+from services.analysis.comparison import ComparisonDocument
+from services.analysis.verdict import sentence
+from services.files.study_dir import Folder
 from services.report import ReportView, TrialView, render, write
 from services.report.page import MOST_TRIALS
-from services.wording import sentence
 
 MadeUp = Callable[..., ReportView]
 TWO = ("dense", "blockout")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.folder import Folder
+from services.files.study_dir import Folder
 from services.report import ReportView, write
 
 pytestmark = pytest.mark.slow(20)

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from services.cli_show import corruption_errors_of
-from services.comparison import ComparisonDocument, Trial
+from services.analysis.comparison import ComparisonDocument, Trial
+from services.analysis.robustness import RobustnessResult
+from services.analysis.verdict import corruption_errors, sentence
+from services.cli.show import corruption_errors_of
 from services.report import ReportView, render
 from services.report.corruption import kind_rows, robust_rows
-from services.robustness import RobustnessResult
-from services.wording import corruption_errors, sentence
 
 MadeUp = Callable[..., ReportView]
 ARMS = ("dense", "dropout")

@@ -11,7 +11,7 @@ import pytest
 
 from services import cluster
 from services.cluster import ClusterError, Resources
-from services.worker import Report, Task, Worker
+from services.cluster.worker import Report, Task, Worker
 
 pytestmark = [
     pytest.mark.slow(60),

@@ -18,10 +18,10 @@ import psutil
 import pytest
 import yaml
 
+from services.execution.driver import run
 from services.settings import Settings
 from services.store import Store, TrialRow
-from services.study import run
-from services.study_file import read, resolve
+from services.study_config.schema import read, resolve
 from tests.services.program import RUNS_HERE, of
 
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -47,8 +47,8 @@ STUDY: dict[str, Any] = {
 DRIVE = """
 import sys
 from services.settings import Settings
-from services.study import run
-from services.study_file import read, resolve
+from services.execution.driver import run
+from services.study_config.schema import read, resolve
 from pathlib import Path
 path = Path(sys.argv[1])
 study = resolve(read(path), source=str(path))

@@ -16,8 +16,8 @@ from urllib.parse import quote
 import pytest
 
 from nas_blockout import plots
+from services.mlflow_sync import Projection
 from services.store import Store
-from services.tracking import Projection
 
 pytestmark = [
     pytest.mark.slow(20),

@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 
 from services import migrations
 from services.store import Store, StoreError, StoreUnreachable, database
-from services.store.schema import METADATA
+from services.store.tables import METADATA
 
 
 def fill(store: Store) -> int:

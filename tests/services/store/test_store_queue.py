@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from services.store import LeaseLost, NotFound, Standing, StateError, Store, StudyConflict, TooMany, database, schema
+from services.store import LeaseLost, NotFound, Standing, StateError, Store, StudyConflict, TooMany, database, tables
 
 DOCUMENT = {"name": "example", "question": "größer? 漢字", "rate": 0.1}
 FOR_LONG, FOR_NOTHING = 60.0, -1.0
@@ -163,7 +163,7 @@ def test_a_study_that_another_worker_is_taking_is_passed_over(postgres):
         for name in ("a", "b"):
             give(store, name)
         with store._database.writing() as connection:
-            connection.execute(sa.select(schema.queue.c.id).where(schema.queue.c.study == "a").with_for_update())
+            connection.execute(sa.select(tables.queue.c.id).where(tables.queue.c.study == "a").with_for_update())
             assert store.lease("two", seconds=FOR_LONG).study == "b"
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.store.values import NON_FINITE, amount, count, exact, finite, one_of, storable
+from services.store.checked_values import NON_FINITE, amount, count, exact, finite, one_of, storable
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.text() | st.floats()
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)

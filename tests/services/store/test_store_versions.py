@@ -4,7 +4,7 @@ import pytest
 import sqlalchemy as sa
 
 from services import migrations
-from services.store import Store, StoreError, versions
+from services.store import Store, StoreError, schema_version
 
 
 def tables(url: str) -> set[str]:
@@ -15,34 +15,34 @@ def tables(url: str) -> set[str]:
 
 
 def test_an_empty_database_has_no_version_and_none_is_made(store_url, tmp_path):
-    assert versions.current(store_url) is None
+    assert schema_version.current(store_url) is None
     assert list(tmp_path.iterdir()) == []
-    assert versions.upgrade(store_url) == migrations.HEAD
-    assert versions.current(store_url) == migrations.HEAD
+    assert schema_version.upgrade(store_url) == migrations.HEAD
+    assert schema_version.current(store_url) == migrations.HEAD
 
 
 def test_studies_outlive_a_way_down_and_up_and_the_queue_does_not(store_url):
     with Store.open(store_url) as store:
         row = store.create_study("example", config={"x": 1}, config_hash="cafe", arms=["a"])
         store.enqueue("example", document={}, config_hash="cafe", owner="ann")
-    versions.downgrade(store_url, "0001")
-    assert versions.current(store_url) == "0001"
+    schema_version.downgrade(store_url, "0001")
+    assert schema_version.current(store_url) == "0001"
     assert not {"queue", "tokens"} & tables(store_url)
     with Store.open(store_url) as store:
         assert store.study("example") == row
         assert store.queue() == ()
-    assert versions.current(store_url) == migrations.HEAD
+    assert schema_version.current(store_url) == migrations.HEAD
 
 
 def test_a_version_that_is_not_there_or_not_older_is_refused(store_url):
     with pytest.raises(StoreError, match="the tables have the versions 0001, 0002, there is no '9999'"):
-        versions.downgrade(store_url, "9999")
+        schema_version.downgrade(store_url, "9999")
     with pytest.raises(StoreError, match="has version none, which is older than 0001"):
-        versions.downgrade(store_url, "0001")
-    versions.upgrade(store_url)
-    versions.downgrade(store_url, "0001")
+        schema_version.downgrade(store_url, "0001")
+    schema_version.upgrade(store_url)
+    schema_version.downgrade(store_url, "0001")
     with pytest.raises(StoreError, match="has version 0001, which is older than 0002"):
-        versions.downgrade(store_url, "0002")
+        schema_version.downgrade(store_url, "0002")
 
 
 def test_all_versions_are_known():

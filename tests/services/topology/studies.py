@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from services.store import Store, TrialRow
-from services.study_file import find, read_document
+from services.study_config.schema import find, read_document
 from tests.once import once
 from tests.services.program import here, of
 

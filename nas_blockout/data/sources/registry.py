@@ -1,0 +1,72 @@
+"""The registry of sources, and the one way to load them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from nas_blockout.data.data_settings import DataSettings
+from nas_blockout.data.sources import cifar, digits, fashion_mnist, glyphs, imagefolder
+from nas_blockout.data.splits import Collection, Splits, prepare
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where images come from.
+
+    Args:
+        summary: What it holds, in one line.
+        read: Reads and divides the files: `read(settings, root)`.
+        remedy: How its files are had.
+        fetch: Downloads the files into a root and returns their folder; None where that is not how they are had.
+    """
+
+    summary: str
+    read: Callable[[DataSettings, Path | None], Collection]
+    remedy: str = "nothing to do: it ships with scikit-learn"
+    fetch: Callable[[Path], Path] | None = None
+
+
+SOURCES: Mapping[str, Source] = {
+    "digits": Source("1,797 handwritten digits, grey 8x8, 10 classes", digits.read),
+    "fashion_mnist": Source(
+        "70,000 pieces of clothing, grey 28x28, 10 classes",
+        fashion_mnist.read,
+        fashion_mnist.REMEDY,
+        fashion_mnist.fetch,
+    ),
+    "glyphs": Source("printable ASCII of a folder of fonts, grey 32x32, 94 classes", glyphs.read, glyphs.REMEDY),
+    "cifar10": Source(
+        "60,000 photographs, colour 32x32, 10 classes",
+        partial(cifar.read, cifar.CIFAR10),
+        cifar.CIFAR10.remedy,
+        partial(cifar.fetch, cifar.CIFAR10),
+    ),
+    "cifar100": Source(
+        "60,000 photographs, colour 32x32, 100 classes in 20 groups",
+        partial(cifar.read, cifar.CIFAR100),
+        cifar.CIFAR100.remedy,
+        partial(cifar.fetch, cifar.CIFAR100),
+    ),
+    "imagefolder": Source("own images: a folder with one sub-folder a class", imagefolder.read, imagefolder.REMEDY),
+}
+
+
+def load(settings: DataSettings, *, root: Path | None = None) -> Splits:
+    """Load the training and validation images of a source; test images are read when `Splits.test` is called.
+
+    Args:
+        settings: What is loaded.
+        root: Folder of downloaded data sets and of caches; None to use only what is elsewhere, and no cache.
+
+    Raises:
+        DataMissing: Files are not there; the message has the command that gets them.
+        DataCorrupt: A file is truncated or altered.
+        DataUnsuitable: A class has no image in a split, or more samples are asked for than there are.
+    """
+    return prepare(
+        SOURCES[settings.name].read(settings, root),
+        train_samples=settings.train_samples,
+        validation_samples=settings.validation_samples,
+        split_seed=settings.split_seed,
+    )

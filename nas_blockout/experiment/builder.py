@@ -1,0 +1,159 @@
+"""From an experiment to its network: with its method in place for training, and plain for what it ends in."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nas_blockout.architecture import Architecture
+from nas_blockout.backbones import BACKBONES, dense_of, name_of, scaled_to, stages_of
+from nas_blockout.backbones.branched import Sites, macs_of
+from nas_blockout.data import Splits
+from nas_blockout.experiment.config import Experiment
+from nas_blockout.methods import METHODS, NoneSettings
+from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
+from nas_blockout.methods.blockout import Blockout, BlockoutSettings
+from nas_blockout.structure.confusion import ConfusionSettings
+from nas_blockout.structure.pruning import PruningSettings
+
+
+def build(experiment: Experiment, splits: Splits) -> nn.Module:
+    """Return the network of an experiment before training, with initial weights decided by its seed.
+
+    Args:
+        experiment: What to build.
+        splits: Give the shape of an image and the number of classes.
+
+    Raises:
+        ValueError: The network cannot be built for these images, or cannot be handed over as the experiment says.
+    """
+    shape, classes = splits.shape, len(splits.class_names)
+    _check_handover(experiment, shape, classes)
+    backbone = experiment.backbone
+    if experiment.target_macs is not None:
+        backbone = scaled_to(backbone, experiment.target_macs, shape, classes)
+    kind = BACKBONES[name_of(backbone)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        network = kind.build(backbone, shape, classes, experiment.architecture, _sites(experiment.method))
+        if isinstance(experiment.method, BlockoutSettings):
+            return Blockout(network, network.connections, experiment.method)  # type: ignore[arg-type]
+        if isinstance(experiment.method, BlockDropSettings):
+            return BlockDrop(network, experiment.method, channels=shape[0])  # type: ignore[arg-type]
+        return network
+
+
+def _check_handover(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> None:
+    if experiment.handover is None:
+        return
+    stages, confusion = stages_of(experiment.backbone, shape, classes), experiment.confusion
+    if confusion is None:
+        return
+    if confusion.split_layers > len(stages) - 1:
+        raise ValueError(f"confusion.split_layers must lie in 1..{len(stages) - 1}, got {confusion.split_layers}")
+    narrowest = min(stage.width for stage in stages[-1 - confusion.split_layers :])
+    if confusion.clustering == "spectral" and confusion.branches > narrowest:
+        raise ValueError(
+            f"confusion.branches must lie in 2..{narrowest}, the fewest nodes or classes of a layer that branches, "
+            f"got {confusion.branches}"
+        )
+
+
+def rebuild(experiment: Experiment, architecture: Architecture | None, splits: Splits) -> nn.Module:
+    """Return the plain network that an experiment ends in, without trained weights or any trace of its method.
+
+    A network that blockdrop steers keeps its policy, without which it would be another network.
+
+    Args:
+        experiment: What was run.
+        architecture: What it ended in; None for a network that is not built from stages.
+        splits: Give the shape of an image and the number of classes.
+    """
+    return build(plain(experiment, architecture), splits)
+
+
+def count_macs(model: nn.Module, images: Tensor) -> int:
+    """Return the multiply-accumulates an image of the convolutions and matrix products of a network.
+
+    Args:
+        model: In eval mode.
+        images: One image, shape ``(1, channels, height, width)``.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    return int(counter.get_total_flops()) // 2
+
+
+@torch.no_grad()
+def expected_macs(model: BlockDrop, batches: Iterable[tuple[Tensor, Tensor]]) -> int:
+    """Return the mean multiply-accumulates an image of a network that skips blocks, its policy counted in.
+
+    Args:
+        model: In eval mode.
+        batches: Images and labels.
+    """
+    each = [model.flops(x[:1]).of(model.decide(x)) / 2 for x, _ in batches]
+    return round(float(torch.cat(each).mean()))
+
+
+def dense_macs(experiment: Experiment, splits: Splits) -> int:
+    """Return the multiply-accumulates an image of the dense network of an experiment."""
+    return _dense_macs(experiment.backbone, splits.shape, len(splits.class_names))
+
+
+def matched(experiment: Experiment, macs: int, *, shape: tuple[int, int, int], classes: int) -> Experiment:
+    """Return the experiment made to end in a network of given cost.
+
+    A dense network is scaled in width; one that is distilled or pruned gets the cost as its target.
+
+    Args:
+        experiment: Of a backbone that has stages.
+        macs: Multiply-accumulates an image to come near to, from below where structure is learned or pruned.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+
+    Raises:
+        ValueError: Its branches come from confusions, whose cost cannot be chosen.
+    """
+    handover = experiment.handover
+    if handover is None:
+        return replace(experiment, target_macs=macs)
+    if isinstance(handover, ConfusionSettings):
+        raise ValueError("the cost of branches from confusions cannot be chosen: give the arm no match")
+    share = min(1.0, macs / _dense_macs(experiment.backbone, shape, classes))
+    if isinstance(handover, PruningSettings):
+        return replace(experiment, pruning=replace(handover, target_macs=share))
+    return replace(experiment, distillation=replace(handover, target_macs=share, fill_target=True, thresholds=()))
+
+
+def _dense_macs(backbone: Any, shape: tuple[int, int, int], classes: int) -> int:
+    stages = stages_of(backbone, shape, classes)
+    return macs_of(dense_of(stages), stages, shape[0])
+
+
+def _sites(method: Any) -> Sites:
+    found = next(entry for entry in METHODS.values() if entry.settings is type(method))
+    layer = found.layer
+    if layer is None:
+        return Sites()
+    if found.site == "weights":
+        return Sites(weights=lambda linear: layer(method, linear))
+    place = lambda: layer(method)  # noqa: E731  # one factory for whichever site the method names
+    return Sites(maps=place) if found.site == "maps" else Sites(nodes=place)
+
+
+def plain(experiment: Experiment, architecture: Architecture | None) -> Experiment:
+    """Return the experiment without a handover, over a given architecture, and without a method but blockdrop."""
+    method = experiment.method if isinstance(experiment.method, BlockDropSettings) else NoneSettings()
+    return replace(
+        experiment, method=method, architecture=architecture, distillation=None, pruning=None, confusion=None
+    )
+
+
+def plain_state(trained: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the trained values under the names of the plain network; wrapped linear layers are found inside."""
+    inside = {name: f"{name.rpartition('.')[0]}.linear.{name.rpartition('.')[2]}" for name in plain}
+    return {name: trained[name] if name in trained else trained[inside[name]] for name in plain}

@@ -1,0 +1,129 @@
+"""An experiment: one training, fully described, as a value that JSON carries."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from nas_blockout.architecture import Architecture
+from nas_blockout.backbones import BACKBONES, name_of, require_blocks, require_stages
+from nas_blockout.backbones.convnet import ConvNetSettings
+from nas_blockout.data import DataSettings
+from nas_blockout.methods import NoneSettings, method_from_json, method_to_json
+from nas_blockout.methods.blockdrop import BlockDropSettings
+from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.serialization import from_json, near, to_json
+from nas_blockout.structure.confusion import ConfusionSettings
+from nas_blockout.structure.distill import DistillationSettings
+from nas_blockout.structure.pruning import PruningSettings
+from nas_blockout.train import TrainingSettings
+
+HANDOVERS: Mapping[str, Any] = MappingProxyType(
+    {"distillation": DistillationSettings, "pruning": PruningSettings, "confusion": ConfusionSettings}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One training, fully described.
+
+    Args:
+        data: What is learned from.
+        backbone: Settings of a registered backbone.
+        method: Settings of a registered method.
+        training: How it is trained; its epochs count every stage.
+        seed: Of the initial weights, the order of the images and all draws.
+        architecture: Branches of the network; None for a dense one.
+        distillation: How Blockout's structure becomes a branched network; None to keep the masked network, folded.
+        pruning: How the dense network, once trained, becomes a narrower one; None to keep it.
+        confusion: How the dense network's confusions become branches; None for none.
+        target_macs: Scale all widths by one factor to come near to these multiply-accumulates an image.
+    """
+
+    data: DataSettings = field(default_factory=DataSettings)
+    backbone: Any = field(default_factory=ConvNetSettings)
+    method: Any = field(default_factory=NoneSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    seed: int = 0
+    architecture: Architecture | None = None
+    distillation: DistillationSettings | None = None
+    pruning: PruningSettings | None = None
+    confusion: ConfusionSettings | None = None
+    target_macs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("architecture", *HANDOVERS, "target_macs"):
+            if getattr(self, name) is not None:
+                require_stages(self.backbone, name)
+        if isinstance(self.method, BlockDropSettings):
+            require_blocks(self.backbone, "the method blockdrop")
+        blockout = isinstance(self.method, BlockoutSettings)
+        given = [name for name in HANDOVERS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"an experiment hands over once: one of {', '.join(HANDOVERS)}, got {' and '.join(given)}")
+        if self.distillation is not None and not blockout:
+            raise ValueError("distillation needs the method blockout, whose memberships it turns into branches")
+        if given and not self.distillation and (blockout or self.architecture is not None):
+            raise ValueError(f"{given[0]} needs a dense network: give it no architecture and not the method blockout")
+        if given and self.training.epochs < 2:
+            raise ValueError(
+                f"{given[0]} needs at least 2 epochs, one to learn and one to train, got {self.training.epochs}"
+            )
+        if self.architecture is not None and blockout:
+            raise ValueError("blockout learns its own architecture: give it no other")
+
+    @property
+    def handover(self) -> DistillationSettings | PruningSettings | ConfusionSettings | None:
+        """What turns the network of the first stage into that of the second; None for a training of one stage."""
+        return self.distillation or self.pruning or self.confusion
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the experiment as plain JSON types."""
+        return {
+            "data": to_json(self.data),
+            "backbone": {"name": name_of(self.backbone), **to_json(self.backbone)},
+            "method": method_to_json(self.method),
+            "training": to_json(self.training),
+            "seed": self.seed,
+            "architecture": self.architecture.to_json() if self.architecture else None,
+            **{name: to_json(getattr(self, name)) if getattr(self, name) else None for name in HANDOVERS},
+            "target_macs": self.target_macs,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Experiment":
+        """Read an experiment back.
+
+        Raises:
+            ValueError: A key is unknown, a value has the wrong type or is refused; the message names it.
+        """
+        values = dict(document)
+        architecture = values.pop("architecture", None)
+        handovers = {name: (kind, values.pop(name, None)) for name, kind in HANDOVERS.items()}
+        experiment = cls(
+            data=from_json(DataSettings, values.pop("data", {}), where="data"),
+            backbone=backbone_from_json(values.pop("backbone", {"name": "convnet"})),
+            method=method_from_json(values.pop("method", {"name": "none"})),
+            training=from_json(TrainingSettings, values.pop("training", {}), where="training"),
+            seed=int(values.pop("seed", 0)),
+            architecture=Architecture.from_json(architecture) if architecture else None,
+            target_macs=values.pop("target_macs", None),
+            **{
+                name: None if document is None else from_json(kind, document, where=name)
+                for name, (kind, document) in handovers.items()
+            },
+        )
+        if values:
+            raise ValueError(
+                f"experiment: unknown key {next(iter(values))!r}; {near(next(iter(values)), cls.__slots__)}"
+            )
+        return experiment
+
+
+def backbone_from_json(document: Mapping[str, Any]) -> Any:
+    """Return the settings of a registered backbone from ``{"name": ..., setting: value}``."""
+    values = dict(document)
+    name = values.pop("name", "convnet")
+    if name not in BACKBONES:
+        raise ValueError(f"backbone.name: no such backbone {name!r}; {near(str(name), BACKBONES)}")
+    return from_json(BACKBONES[name].settings, values, where="backbone")

@@ -1,0 +1,298 @@
+"""Between the stages of an experiment: what was learned becomes an architecture, and its weights are carried over."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas_blockout.architecture import Architecture
+from nas_blockout.backbones.branched import BranchedNetwork, macs_of, weights_of
+from nas_blockout.data import Loader, Splits
+from nas_blockout.experiment.builder import build, plain
+from nas_blockout.experiment.config import Experiment
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.structure.confusion import ConfusionSettings, class_branches, memberships, soft_confusion
+from nas_blockout.structure.distill import (
+    TOLERANCE,
+    DistillationSettings,
+    Distilled,
+    Learned,
+    distil,
+    harden,
+    largest_difference,
+    logits_under,
+    network_of,
+    random_like,
+    shuffled,
+    threshold_for,
+    transplant,
+    undivided,
+    weights_under,
+)
+from nas_blockout.structure.pruning import PruningSettings, magnitudes
+from nas_blockout.train import evaluate, recalibrate
+
+EVALUATION_BATCH = 512
+EQUALITY_IMAGES = 64
+RECALIBRATION_IMAGES = 1024
+STAGE_SEED = 7_919  # keeps the draws of the second stage apart from those of the first
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What the first stage of an experiment hands over to the second.
+
+    Args:
+        architecture: The branched network.
+        gap: Validation accuracies around the discretisation: ``soft`` (the learned network as it is), ``drawn`` (the
+            mean over draws of C; only of Blockout), ``hard`` (under the hard memberships), ``inherited`` (the branched
+            network before it is trained, with statistics of normalisation estimated anew).
+        equality: Largest difference of logits between the learned network under its hard memberships and the branched
+            one with the same weights, and its bound, by precision.
+        overhead_seconds: Wall-clock of distillation, proof and gap.
+        probabilities: The learned P by layer, or what stands for it, rounded to four digits.
+        threshold: From which on a probability became a membership.
+        thresholds: Validation accuracy of the hard network by threshold, where the threshold was chosen by it.
+    """
+
+    architecture: Architecture
+    gap: Mapping[str, float]
+    equality: Mapping[str, Mapping[str, float]]
+    overhead_seconds: float
+    probabilities: Mapping[str, list[list[float]]]
+    threshold: float | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the handover as plain JSON types."""
+        return {name: getattr(self, name) for name in self.__slots__} | {"architecture": self.architecture.to_json()}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Handover":
+        """Read a handover back."""
+        return cls(**{**document, "architecture": Architecture.from_json(document["architecture"])})
+
+
+def hand_over(
+    experiment: Experiment, learned: nn.Module, splits: Splits, *, device: str | torch.device
+) -> tuple[Handover, BranchedNetwork]:
+    """Turn the network of the first stage into that of the second.
+
+    Args:
+        experiment: What is run; it has a handover.
+        learned: The trained network of its first stage.
+        splits: Its data; only training and validation images are read.
+        device: Where both networks are left.
+
+    Returns:
+        What was handed over, and the branched network, ready to be trained.
+    """
+    began = time.perf_counter()
+    settings = experiment.handover
+    assert settings is not None
+    assert isinstance(learned, Blockout | BranchedNetwork)
+    learned.cpu().eval()
+    probabilities = _probabilities(learned, settings, splits, seed=experiment.seed)
+    distilled, threshold, tried = _distilled(experiment, learned, probabilities, splits, device=device)
+    branched = second_network(experiment, distilled.architecture, splits)
+    equality = _equality(learned, distilled, branched, splits.train.images[:EQUALITY_IMAGES])
+    if isinstance(settings, PruningSettings) or settings.weights == "inherited":
+        transplant(learned, distilled, branched)
+        train = Loader(splits.train, experiment.training.batch_size)
+        recalibrate(branched.to(device), train, images=RECALIBRATION_IMAGES, device=device)
+    learned.to(device)
+    draws = settings.draws if isinstance(settings, DistillationSettings) else 0
+    gap = _gap(learned, distilled, branched.to(device), splits, draws=draws, seed=experiment.seed, device=device)
+    rounded = {name: [[round(value, 4) for value in row] for row in p.tolist()] for name, p in probabilities.items()}
+    seconds = time.perf_counter() - began
+    return Handover(distilled.architecture, gap, equality, seconds, rounded, threshold, tried), branched
+
+
+def second_network(experiment: Experiment, architecture: Architecture, splits: Splits) -> BranchedNetwork:
+    """Return the branched network of the second stage with initial weights of its own."""
+    network = build(replace(plain(experiment, architecture), seed=experiment.seed + STAGE_SEED), splits)
+    assert isinstance(network, BranchedNetwork)
+    return network
+
+
+def _probabilities(
+    learned: Learned, settings: DistillationSettings | PruningSettings | ConfusionSettings, splits: Splits, *, seed: int
+) -> dict[str, Tensor]:
+    """Return P; what stands for it are the magnitudes of pruning, or the memberships that confusions give."""
+    if isinstance(learned, Blockout):
+        return {name: p.detach() for name, p in learned.probabilities().items()}
+    if isinstance(settings, PruningSettings):
+        return magnitudes(learned)
+    assert isinstance(settings, ConfusionSettings)
+    validation = Loader(splits.validation, EVALUATION_BATCH)
+    confusion = soft_confusion(learned, validation.batches(), len(splits.class_names))
+    hard = memberships(learned, class_branches(confusion, settings, seed=seed), settings)
+    return {name: value.to(torch.get_default_dtype()) for name, value in hard.items()}
+
+
+def _distilled(
+    experiment: Experiment,
+    learned: Learned,
+    probabilities: Mapping[str, Tensor],
+    splits: Splits,
+    *,
+    device: str | torch.device,
+) -> tuple[Distilled, float, dict[str, float]]:
+    """Return what is distilled, the threshold behind it, and the accuracies by threshold that chose it."""
+    settings = experiment.handover
+    assert settings is not None
+    if isinstance(settings, ConfusionSettings):
+        return distil(probabilities, harden(probabilities, 0.5)), 0.5, {}
+    costs = _Costs(learned, splits.shape[0])
+    if isinstance(settings, PruningSettings):
+        threshold = threshold_for(probabilities, settings.target_macs, costs.macs)
+        return distil(probabilities, harden(probabilities, threshold)), threshold, {}
+    whole = settings.placebo == "undivided"
+    learned_p, probabilities = probabilities, undivided(probabilities) if whole else probabilities
+    if settings.surplus == "magnitude":
+        under = learned_p if whole else None
+        probabilities = _ranked(learned, probabilities, settings.threshold, under=under)
+    tried = _tried(learned, probabilities, settings, splits, costs, device=device)
+    threshold = max(tried, key=lambda each: (tried[each] or 0.0, each))
+    found = _structure(experiment, settings, probabilities, threshold, costs)
+    if whole:
+        kept = {name: rows * learned_p[name] for name, rows in found.memberships.items()}
+        found = replace(found, memberships=kept)
+    return found, threshold, {str(each): accuracy for each, accuracy in tried.items() if accuracy is not None}
+
+
+def _ranked(
+    learned: Learned,
+    probabilities: Mapping[str, Tensor],
+    threshold: float,
+    *,
+    under: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Return P with what reaches the threshold put in the order of the nodes' magnitudes.
+
+    The magnitudes are those under the hard memberships, or under the P of the nodes that these keep.
+    """
+    hard = harden(probabilities, threshold)
+    kept = {name: value.to(probabilities[name].dtype) for name, value in hard.items()}
+    kept = kept if under is None else {name: value * under[name] for name, value in kept.items()}
+    importance = magnitudes(network_of(learned), weights_under(learned, kept))
+    return {
+        name: torch.where(hard[name], threshold + (1 - threshold) * importance[name], p)
+        for name, p in probabilities.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """What an architecture costs, as a share of the dense network that learned it."""
+
+    learned: Learned
+    channels: int
+
+    def macs(self, found: Architecture) -> float:
+        dense = network_of(self.learned)
+        return macs_of(found, dense.plan, self.channels) / macs_of(dense.full, dense.plan, self.channels)
+
+    def weights(self, found: Architecture) -> float:
+        dense = network_of(self.learned)
+        kept, there_were = (sum(weights_of(each, dense.plan, self.channels)) for each in (found, dense.full))
+        return kept / there_were
+
+
+def _tried(
+    learned: Learned,
+    probabilities: Mapping[str, Tensor],
+    settings: DistillationSettings,
+    splits: Splits,
+    costs: _Costs,
+    *,
+    device: str | torch.device,
+) -> dict[float, float | None]:
+    """Return the thresholds to choose from, each raised until it meets the targets, with accuracies if many are asked.
+
+    The accuracy is that of the learned network under the hard memberships, on the validation images.
+    """
+    smallest = settings.smallest_group
+    targets = ((settings.target_macs, costs.macs), (settings.target_parameters, costs.weights))
+
+    def meeting(threshold: float) -> float:
+        for target, share in targets:
+            if target is not None:
+                threshold = threshold_for(probabilities, target, share, least=threshold, smallest_group=smallest)
+        return threshold
+
+    if not settings.thresholds:
+        return {meeting(0.0 if settings.fill_target else settings.threshold): None}
+    validation, found = Loader(splits.validation, EVALUATION_BATCH), dict[float, float | None]()
+    learned.to(device)
+    above: dict[str, Tensor] = {}
+    for threshold in sorted({meeting(each) for each in settings.thresholds}, reverse=True):
+        hard = harden(probabilities, threshold)
+        if above and all(torch.equal(hard[name], above[name]) for name in hard):
+            continue  # the same network
+        above, kept = hard, distil(probabilities, hard, smallest_group=smallest).memberships
+        moved = {name: value.to(device) for name, value in kept.items()}
+        found[threshold] = _accuracy_under(learned, moved, validation, device)
+    learned.cpu()
+    return found
+
+
+def _structure(
+    experiment: Experiment,
+    settings: DistillationSettings,
+    probabilities: Mapping[str, Tensor],
+    threshold: float,
+    costs: _Costs,
+) -> Distilled:
+    """Return the structure that was learned, or the placebo in its place."""
+    hard, smallest = harden(probabilities, threshold), settings.smallest_group
+    if settings.placebo == "random":
+        share = costs.macs(distil(probabilities, hard, smallest_group=smallest).architecture)
+        return random_like(probabilities, share, costs.macs, seed=experiment.seed)
+    generator = torch.Generator().manual_seed(experiment.seed)
+    moved = shuffled(hard, generator, placebo=settings.placebo)
+    return distil(probabilities, moved, smallest_group=smallest)
+
+
+def _gap(
+    learned: Learned,
+    distilled: Distilled,
+    branched: BranchedNetwork,
+    splits: Splits,
+    *,
+    draws: int,
+    seed: int,
+    device: str | torch.device,
+) -> dict[str, float]:
+    validation = Loader(splits.validation, EVALUATION_BATCH)
+    hard = {name: value.to(device) for name, value in distilled.memberships.items()}
+    found = {"soft": evaluate(learned, validation, device=device).accuracy}
+    if isinstance(learned, Blockout) and draws:
+        generator = torch.Generator(device).manual_seed(seed)
+        p = {name: value.detach() for name, value in learned.probabilities().items()}
+        drawn = [{name: torch.bernoulli(q, generator=generator) for name, q in p.items()} for _ in range(draws)]
+        found["drawn"] = sum(_accuracy_under(learned, c, validation, device) for c in drawn) / draws
+    found["hard"] = _accuracy_under(learned, hard, validation, device)
+    found["inherited"] = evaluate(branched, validation, device=device).accuracy
+    return found
+
+
+def _equality(
+    learned: Learned, distilled: Distilled, branched: BranchedNetwork, images: Tensor
+) -> dict[str, dict[str, float]]:
+    found = {}
+    for dtype, bound in TOLERANCE.items():
+        difference = largest_difference(learned, distilled, branched, images.cpu().to(dtype))
+        found[str(dtype).removeprefix("torch.")] = {"max_abs_difference": difference, "bound": bound}
+    return found
+
+
+def _accuracy_under(learned: Learned, hard: Mapping[str, Tensor], loader: Loader, device: str | torch.device) -> float:
+    hits = 0
+    with torch.no_grad():
+        for x, y in loader.batches():
+            hits += int((logits_under(learned, x.to(device), hard).argmax(1) == y.to(device)).sum())
+    return hits / len(loader)

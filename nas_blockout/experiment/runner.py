@@ -1,0 +1,193 @@
+"""A running experiment: one stage, or two with a handover between them; epoch records come out, an outcome remains."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from nas_blockout.architecture import Architecture
+from nas_blockout.backbones.branched import BranchedNetwork
+from nas_blockout.data import Loader, Splits
+from nas_blockout.experiment.builder import build, count_macs, expected_macs, plain_state, rebuild
+from nas_blockout.experiment.config import Experiment
+from nas_blockout.experiment.derivation import EVALUATION_BATCH, STAGE_SEED, Handover, hand_over, second_network
+from nas_blockout.experiment.knowledge_distillation import Taught
+from nas_blockout.methods.blockdrop import BlockDrop
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.structure.two_stages import TwoStageSettings
+from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSettings, fit
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an experiment ends in: a plain network in eval mode and what is known of it.
+
+    Args:
+        model: Gives logits by ``model(x)``; holds no trace of the method, but for blockdrop, which keeps its policy.
+        architecture: Of a network built from stages; else None.
+        parameters: Trainable parameters.
+        macs: Multiply-accumulates an image; with blockdrop their mean over the validation images, the policy counted.
+        handover: What distillation handed over, if there was one.
+        teacher_passes: Images that a teacher was asked about; 0 where none taught.
+    """
+
+    model: nn.Module
+    architecture: Architecture | None
+    parameters: int
+    macs: int
+    handover: Handover | None
+    teacher_passes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Continues a run of an experiment; written whole after an epoch."""
+
+    stage: str
+    checkpoint: Checkpoint
+    records: tuple[EpochRecord, ...]
+    handover: Handover | None
+
+    def to_state(self) -> dict[str, Any]:
+        """Return a dictionary that `torch.save` writes and ``torch.load(weights_only=True)`` reads."""
+        text = {
+            "stage": self.stage,
+            "records": [record.to_json() for record in self.records],
+            "handover": self.handover.to_json() if self.handover else None,
+        }
+        return {"checkpoint": self.checkpoint.to_state(), "json": json.dumps(text)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Snapshot":
+        """Read a snapshot back from what `torch.load` returned."""
+        text = json.loads(state["json"])
+        records = tuple(EpochRecord(**record) for record in text["records"])
+        handover = Handover.from_json(text["handover"]) if text["handover"] else None
+        return cls(text["stage"], Checkpoint(**state["checkpoint"]), records, handover)
+
+
+class Run(Iterator[EpochRecord]):
+    """A running experiment: iterate over it for epoch records, then read its `outcome`.
+
+    Args:
+        experiment: What to run.
+        splits: Its data; the test images are never asked for.
+        device: Where to train.
+        start: Continue after this snapshot, with the numbers of a run that was never stopped.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        splits: Splits,
+        *,
+        device: str | torch.device = "cpu",
+        start: Snapshot | None = None,
+    ) -> None:
+        self.experiment = experiment
+        self.splits = splits
+        self.device = device
+        self.outcome: Outcome | None = None
+        self.failure: str | None = None
+        self.records: list[EpochRecord] = list(start.records) if start else []
+        self._start = start
+        self._stage = start.stage if start else ""
+        self._handover: Handover | None = start.handover if start else None
+        settings = experiment.training
+        train = Loader(splits.train, settings.batch_size, augment=experiment.data.augment)
+        self._loaders = Loaders(train, Loader(splits.validation, EVALUATION_BATCH))
+        self._records = self._run()
+
+    def __next__(self) -> EpochRecord:
+        """Train for one epoch and return its record."""
+        return next(self._records)
+
+    def snapshot(self) -> Snapshot:
+        """Return what continues the run after the latest record; holds references, so write it at once."""
+        checkpoint = self.records[-1].checkpoint
+        assert checkpoint is not None, "a snapshot is taken after an epoch of this run"
+        return Snapshot(self._stage, checkpoint, tuple(self.records), self._handover)
+
+    def _run(self) -> Iterator[EpochRecord]:
+        experiment = self.experiment
+        if experiment.handover is None:
+            model = build(experiment, self.splits)
+            yield from self._fit("train", model, experiment.training, experiment.seed)
+            if self.failure is None:
+                self.outcome = self._finish(model)
+            return
+        learning, training = _split_epochs(experiment.training, experiment.handover)
+        teacher: nn.Module | None = None
+        if self._handover is None:
+            learned = build(experiment, self.splits)
+            yield from self._fit("learn", learned, learning, experiment.seed)
+            if self.failure is not None:
+                return
+            self._handover, branched = hand_over(experiment, learned, self.splits, device=self.device)
+            teacher = learned
+        else:
+            branched = second_network(experiment, self._handover.architecture, self.splits)
+        second = self._taught(branched, teacher) if experiment.handover.soft_targets else branched
+        yield from self._fit("finetune", second, training, experiment.seed + STAGE_SEED)
+        if self.failure is None:
+            passes = int(second.passes) if isinstance(second, Taught) else 0
+            self.outcome = replace(self._finish(branched), teacher_passes=passes)
+
+    def _fit(self, stage: str, model: nn.Module, settings: TrainingSettings, seed: int) -> Iterator[EpochRecord]:
+        start = self._start.checkpoint if self._start is not None and self._stage == stage else None
+        done = [record for record in self.records if record.stage != stage]
+        offset = (len(done), done[-1].sample_passes, done[-1].seconds) if done else (0, 0, 0.0)
+        self._stage = stage
+        for record in fit(model, self._loaders, settings, seed=seed, device=self.device, start=start):
+            shifted = replace(
+                record,
+                stage=stage,
+                epoch=record.epoch + offset[0],
+                sample_passes=record.sample_passes + offset[1],
+                seconds=record.seconds + offset[2],
+            )
+            self.records.append(shifted)
+            self.failure = record.failure
+            yield shifted
+
+    def _taught(self, branched: BranchedNetwork, teacher: nn.Module | None) -> Taught:
+        """Return the second stage's network with its teacher; where that is not at hand, a checkpoint brings it."""
+        settings = self.experiment.handover
+        assert settings is not None
+        dense = rebuild(self.experiment, None, self.splits) if teacher is None else self._plain(teacher)
+        return Taught(branched, dense, weight=settings.soft_targets, temperature=settings.temperature)
+
+    def _plain(self, model: nn.Module) -> nn.Module:
+        """Return a network that computes what a trained one does in eval mode, without a trace of its method."""
+        trained = model.fold() if isinstance(model, Blockout) else model
+        found = trained.full if isinstance(trained, BranchedNetwork) else None
+        plain = rebuild(self.experiment, found, self.splits)
+        plain.load_state_dict(plain_state(trained.cpu().state_dict(), plain.state_dict()))
+        return plain.eval()
+
+    def _finish(self, model: nn.Module) -> Outcome:
+        plain = self._plain(model)
+        parameters = sum(parameter.numel() for parameter in plain.parameters())
+        architecture = plain.full if isinstance(plain, BranchedNetwork) else None
+        return Outcome(plain, architecture, parameters, self._macs(plain), self._handover)
+
+    def _macs(self, plain: nn.Module) -> int:
+        if isinstance(plain, BlockDrop):
+            return expected_macs(plain, self._loaders.validation.batches())
+        return count_macs(plain, self.splits.train.images[:1])
+
+
+def _split_epochs(training: TrainingSettings, handover: TwoStageSettings) -> tuple[TrainingSettings, TrainingSettings]:
+    learning = min(training.epochs - 1, max(1, round(training.epochs * handover.learn_share)))
+    schedule = training.schedule if handover.learn_schedule == "same" else handover.learn_schedule
+    return (
+        replace(training, epochs=learning, schedule=schedule),
+        replace(
+            training,
+            epochs=training.epochs - learning,
+            learning_rate=training.learning_rate * handover.learning_rate_scale,
+        ),
+    )

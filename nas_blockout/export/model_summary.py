@@ -1,0 +1,109 @@
+"""What an exported model is made of: its layers and groups, what each reads, holds and costs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.torch import load
+from torch import Tensor
+
+from nas_blockout.export.prediction import ExportedModel
+from nas_blockout.export.subprocess_check import load_program
+
+_WEIGHT = ".operations.0.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOutline:
+    """One group of nodes.
+
+    Args:
+        clusters: That it belongs to; none in the trunk before the first branches.
+        width: Nodes.
+        classes: Names of its classes, in the last layer.
+        reads: Nodes of the layer before that it reads.
+        parameters: Weights, and bias or normalisation.
+        macs: Multiply-accumulates an image.
+    """
+
+    clusters: tuple[int, ...]
+    width: int
+    classes: tuple[str, ...]
+    reads: int
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerOutline:
+    """A layer by name, and its groups."""
+
+    name: str
+    groups: tuple[GroupOutline, ...]
+
+
+def outline(model: ExportedModel) -> list[LayerOutline]:
+    """Return the layers of an exported model from the image on; nothing for one that is not built from stages.
+
+    Args:
+        model: Its weights, architecture and program are read.
+    """
+    architecture = json.loads(model.content("architecture.json"))
+    weights = load(model.content("weights.safetensors"))
+    positions = _positions(model)
+    if not architecture or not positions:
+        return []
+    groups: Mapping[str, Sequence[Any]] = {layer["name"]: layer["groups"] for layer in architecture["layers"]}
+    found: list[LayerOutline] = []
+    for name in positions:
+        stage = _Stage(weights, f"stages.{name}", positions[name])
+        before = found[-1].groups if found else ()
+        if name in groups:
+            made = tuple(stage.group(group, before, model.class_names) for group in groups[name])
+        else:
+            made = (stage.trunk(),)
+        found.append(LayerOutline(name, made))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    weights: Mapping[str, Tensor]
+    name: str
+    positions: int
+
+    @property
+    def first(self) -> Tensor:
+        return self.weights[self.name + _WEIGHT]
+
+    def made(self, clusters: tuple[int, ...], classes: tuple[str, ...], width: int, reads: int) -> GroupOutline:
+        weights = width * reads * (self.first.shape[2] ** 2 if self.first.dim() == 4 else 1)
+        normalised = f"{self.name}.normalise.weight" in self.weights
+        return GroupOutline(
+            clusters, width, classes, reads, weights + width * (1 + normalised), weights * self.positions
+        )
+
+    def trunk(self) -> GroupOutline:
+        return self.made((), (), len(self.first), self.first.shape[1])
+
+    def group(self, group: Mapping[str, Any], before: Sequence[GroupOutline], names: Sequence[str]) -> GroupOutline:
+        clusters = tuple(group["clusters"])
+        read = [each for each in before if not each.clusters or set(each.clusters) & set(clusters)]
+        classes = tuple(names[label] for label in group.get("classes", ()))
+        width = int(group.get("width", len(classes)))
+        return self.made(clusters, classes, width, sum(each.width for each in read) if before else self.first.shape[1])
+
+
+def _positions(model: ExportedModel) -> dict[str, int]:
+    """Return by stage, in their order, the positions at which its weights are used; from the program's shapes."""
+    program = load_program(model.content("model.pt2"))
+    held = program.graph_signature.inputs_to_parameters
+    found: dict[str, int] = {}
+    for node in program.graph.nodes:
+        names = [held[argument.name] for argument in node.all_input_nodes if argument.name in held]
+        stage = next((name.split(".")[2] for name in names if name.startswith("network.stages.")), None)
+        if stage is not None:
+            size = [int(length) for length in node.meta["val"].shape[2:]] if "conv" in str(node.target) else [1]
+            found[stage] = max(found.get(stage, 1), size[0] * size[-1] if len(size) > 1 else 1)
+    return found

@@ -1,0 +1,133 @@
+"""Labels beside points that overlap neither each other nor the points."""
+
+from collections.abc import Iterator, Sequence
+from math import hypot, inf
+
+from matplotlib.axes import Axes
+
+from nas_blockout.plots.style.canvas import text_width
+from nas_blockout.plots.style.theme import INK, MUTED, SMALL
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+_HEIGHT, _RING, _BEADS = 9.0, 3.5, 16
+_DISTANCES = (6.0, 13.0, 22.0, 34.0, 48.0, 64.0, 84.0)
+_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+
+
+def place_labels(
+    axes: Axes,
+    points: Sequence[Point],
+    texts: Sequence[str],
+    *,
+    lines: Sequence[tuple[Point, Point]] = (),
+    required: bool = False,
+) -> int:
+    """Write each text beside its point where there is room, with a thin line if it had to move away.
+
+    Limits and scales of the axes must be final.
+
+    Args:
+        axes: Where to write.
+        points: In data coordinates.
+        texts: One a point, measured in the small size.
+        lines: Upright or level lines that texts keep clear of, by their ends in data coordinates.
+        required: Whether a text that finds no room is written all the same, beside its point; else it is left out.
+
+    Returns:
+        How many texts were written.
+    """
+    scale = 72 / axes.figure.dpi
+
+    def place(point: Point) -> Point:
+        x, y = axes.transData.transform(point)
+        return float(x) * scale, float(y) * scale
+
+    frame = axes.get_window_extent()
+    room = (frame.x0 * scale, frame.y0 * scale, frame.x1 * scale, frame.y1 * scale)
+    places = [place(point) for point in points]
+    taken = [_around(spot, spot, _RING) for spot in places] + [_around(place(a), place(b), 1.5) for a, b in lines]
+    written = 0
+    for spot, text, point in zip(places, texts, points, strict=True):
+        others = [other for other in places if other != spot]
+        free = [box for box in _candidates(spot, text) if _is_free(box, taken, room)]
+        clear = next((box for box in free if _lead(box, others, spot) >= 0), None)
+        best = clear or max(free, key=lambda box: _lead(box, others, spot), default=None)
+        box = best or (_least_bad_box(spot, text, taken, room) if required else None)
+        if box is not None:
+            offset = (box[0] + box[2]) / 2 - spot[0], (box[1] + box[3]) / 2 - spot[1]
+            far = abs(offset[1]) > 20 or abs(offset[0]) > 20 + text_width(text, SMALL) / 2
+            joined = far or _lead(box, others, spot) < 0
+            taken += [box, *(_thread(spot, offset) if joined else ())]
+            _write(axes, point, text, offset, joined=joined)
+            written += 1
+    return written
+
+
+def _is_free(box: Box, taken: Sequence[Box], room: Box) -> bool:
+    return _inside(box, room) and not any(_overlap(box, other) for other in taken)
+
+
+def _lead(box: Box, others: Sequence[Point], own: Point) -> float:
+    """Return by how much a text is nearer to its own point than to any other; negative where it is not."""
+    return min((_distance(box, other) for other in others), default=inf) - _distance(box, own)
+
+
+def _thread(spot: Point, offset: Point) -> Iterator[Box]:
+    """Yield a chain of small boxes along the line from a point to its text."""
+    for step in range(1, _BEADS):
+        bead = spot[0] + offset[0] * step / _BEADS, spot[1] + offset[1] * step / _BEADS
+        yield _around(bead, bead, 1.0)
+
+
+def _distance(box: Box, point: Point) -> float:
+    return hypot(*(max(low - at, 0.0, at - high) for low, high, at in zip(box[:2], box[2:], point, strict=True)))
+
+
+def _write(axes: Axes, point: Point, text: str, offset: Point, *, joined: bool) -> None:
+    line = {"arrowstyle": "-", "color": MUTED, "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
+    axes.annotate(
+        text,
+        point,
+        offset,
+        textcoords="offset points",
+        ha="center",
+        va="center",
+        size=SMALL,
+        color=INK,
+        arrowprops=line if joined else None,
+        annotation_clip=False,
+    )
+
+
+def _least_bad_box(spot: Point, text: str, taken: Sequence[Box], room: Box) -> Box:
+    """Return the place inside the panel, if there is one, that overlaps least."""
+    places = list(_candidates(spot, text))
+    inside = [box for box in places if _inside(box, room)]
+    return min(inside or places, key=lambda box: sum(_overlap(box, other) for other in taken))
+
+
+def _inside(box: Box, room: Box) -> bool:
+    return box[0] >= room[0] and box[1] >= room[1] and box[2] <= room[2] and box[3] <= room[3]
+
+
+def _candidates(spot: Point, text: str) -> Iterator[Box]:
+    for distance in _DISTANCES:
+        for direction in _DIRECTIONS:
+            yield _box(spot, text, direction, distance)
+
+
+def _box(spot: Point, text: str, direction: tuple[int, int], distance: float) -> Box:
+    width = text_width(text, SMALL)
+    reach = distance * (0.75 if all(direction) else 1.0)
+    x = spot[0] + direction[0] * (reach + width / 2)
+    y = spot[1] + direction[1] * (reach + _HEIGHT / 2)
+    return x - width / 2, y - _HEIGHT / 2, x + width / 2, y + _HEIGHT / 2
+
+
+def _around(a: Point, b: Point, margin: float) -> Box:
+    return min(a[0], b[0]) - margin, min(a[1], b[1]) - margin, max(a[0], b[0]) + margin, max(a[1], b[1]) + margin
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

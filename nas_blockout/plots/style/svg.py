@@ -1,0 +1,104 @@
+"""From a figure to a file: SVG that a page can take in as it is, and PNG.
+
+The SVG is the same for the same figure: no dates, no random identifiers. It holds its texts as text, takes its colours
+from CSS variables where the page defines them, is transparent, and refers to nothing outside itself.
+"""
+
+import io
+import re
+from html import escape
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from nas_blockout.plots.style.canvas import clean, missing_glyphs_are_no_warning
+from nas_blockout.plots.style.theme import VARIABLES, styled
+
+_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+@styled
+def to_svg(figure: Figure, *, name: str = "figure", description: str = "") -> str:
+    """Return a figure as an ``<svg>`` element for a page or, just as well, a file.
+
+    Args:
+        figure: What to write.
+        name: Put before all identifiers, so that several figures can stand in one page.
+        description: What the figure shows, for those who do not see it.
+    """
+    out = io.StringIO()
+    with missing_glyphs_are_no_warning():
+        figure.savefig(out, format="svg", metadata=_METADATA, transparent=True)
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style[^>]*>.*?</style>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<defs>\s*</defs>\s*", "", text)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    prefix = re.sub(r"[^a-z0-9-]+", "-", name.lower())
+    text = re.sub(r"<[a-z][^>]*>", lambda tag: _tag(tag.group(), used, prefix), text)
+    return re.sub(r"<svg[^>]*>", lambda found: _opening(found.group(), description), text, count=1).strip()
+
+
+def standalone(svg: str) -> str:
+    """Return an ``<svg>`` element of `to_svg` as a file: with a size, a white ground, and its own colours."""
+    box = re.search(r'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', svg)
+    assert box is not None, "to_svg writes a viewBox"
+    width, height = float(box[1]), float(box[2])
+    sized = svg.replace("<svg ", f'<svg width="{width * 1.6:.0f}" height="{height * 1.6:.0f}" ', 1)
+    ground = f'<rect width="{width:g}" height="{height:g}" style="fill: #ffffff"/>'
+    start = sized.index(">") + 1
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{sized[:start]}{ground}{sized[start:]}\n'
+
+
+@styled
+def to_png(figure: Figure, path: Path, *, resolution: float = 144) -> None:
+    """Write a figure as a PNG on white; `resolution` is in dots an inch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with missing_glyphs_are_no_warning():
+        figure.savefig(path, format="png", dpi=resolution, facecolor="white", metadata={"Software": None})
+
+
+def _tag(tag: str, used: set[str], prefix: str) -> str:
+    """Return a tag with short numbers, variable colours, the page's font, and no identifier that nothing refers to."""
+    tag = re.sub(r'(?<= [dxy]=")[^"]*', _rounded, tag)
+    tag = re.sub(r'(?<= transform=")[^"]*', _shorter, tag)
+    tag = re.sub(r' id="([^"]*)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", tag)
+    tag = re.sub(r' transform="rotate\(-?0 [^"]*"', "", tag)
+    return _themed(re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", tag))
+
+
+def _rounded(found: re.Match[str]) -> str:
+    path = re.sub(r"-?\d+\.\d{3,}(e-?\d+)?", lambda number: f"{float(number.group()):.2f}", found.group())
+    return " ".join(path.split())
+
+
+def _shorter(found: re.Match[str]) -> str:
+    return re.sub(r"-?\d+\.\d{5,}", lambda number: f"{float(number.group()):.4f}", found.group())
+
+
+def _themed(text: str) -> str:
+    def variable(found: re.Match[str]) -> str:
+        return f"{found[1]}: var(--{VARIABLES[found[2]]}, {found[2]})"
+
+    colours = "|".join(VARIABLES)
+    text = re.sub(rf"(fill|stroke): ({colours})", variable, text)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+    return re.sub(r"font: ((?:\w+ )*?)([\d.]+px) [^;\"]*", _font, text)
+
+
+def _font(found: re.Match[str]) -> str:
+    weight = "font-weight: 600; " if "bold" in found[1] or "700" in found[1] else ""
+    return f"{weight}font-size: {found[2]}"
+
+
+def _opening(tag: str, description: str) -> str:
+    box = re.search(r'viewBox="[^"]*"', tag)
+    assert box is not None, "matplotlib writes a viewBox"
+    width = box.group().split()[2]
+    said = f' aria-label="{escape(clean(description))}"' if description else ""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box.group()} '
+        f'role="img"{said} style="--width: {float(width):.0f}" font-family="system-ui, sans-serif" '
+        'stroke-linejoin="round" stroke-linecap="butt">'
+    )

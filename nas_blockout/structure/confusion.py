@@ -1,0 +1,181 @@
+"""Branches from confusions: classes that a dense network confuses share a branch, as in HD-CNN."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
+from nas_blockout.structure.two_stages import TwoStageSettings
+
+Clustering = Literal["spectral", "affinity"]
+Weights = Literal["inherited", "scratch"]
+_OVERLAP = 5.0  # gamma of Yan et al., section 4.2
+
+
+@dataclass(frozen=True, slots=True)
+class ConfusionSettings(TwoStageSettings):
+    """How the confusions of a dense network become branches.
+
+    Args:
+        clustering: ``spectral`` into a given number of branches, or ``affinity`` propagation, which finds the number.
+        branches: Branches of the spectral clustering, 2 or more.
+        overlap: Whether a class also joins every branch that holds at least ``1 / (5 branches)`` of its probability.
+        split_layers: Layers of nodes that branch, counted back from the one before the classes, 1 or more. Where
+            affinity propagation finds more branches than a layer has nodes, it and the layers before it stay whole.
+        weights: ``inherited`` carries the dense network's weights over, ``scratch`` draws new ones.
+    """
+
+    clustering: Clustering = "spectral"
+    branches: int = 3
+    overlap: bool = False
+    split_layers: int = 1
+    weights: Weights = "inherited"
+
+    def __post_init__(self) -> None:
+        TwoStageSettings.__post_init__(self)
+        for name, choices in (("clustering", Clustering), ("weights", Weights)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        if self.branches < 2 or self.split_layers < 1:
+            raise ValueError(
+                f"branches must be at least 2 and split_layers at least 1, got {self.branches} and {self.split_layers}"
+            )
+
+
+@torch.no_grad()
+def soft_confusion(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int, *, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Return the mean probabilities that a network in eval mode gives the images of each class.
+
+    Args:
+        network: Gives logits.
+        batches: Validation images and labels.
+        classes: Number of classes.
+        device: Where the network is.
+
+    Returns:
+        Shape ``(classes, classes)``, true class first, float64 on the CPU; every row sums to one.
+    """
+    total = torch.zeros(classes, classes, dtype=torch.float64)
+    network.eval()
+    for x, y in batches:
+        total.index_add_(0, y.cpu(), network(x.to(device)).softmax(1).double().cpu())
+    return total / total.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def class_branches(confusion: Tensor, settings: ConfusionSettings, *, seed: int) -> Tensor:
+    """Return which branches each class belongs to.
+
+    The confusion matrix is symmetrised; classes that share probability are alike. With overlap a class joins every
+    branch that holds enough of its own probability.
+
+    Args:
+        confusion: Rows of mean probabilities, shape ``(classes, classes)``.
+        settings: How to cluster.
+        seed: Of the clustering.
+
+    Returns:
+        Booleans, shape ``(classes, branches)``; every class has a branch and every branch a class.
+
+    Raises:
+        ValueError: There are more branches than classes.
+
+    References:
+        Yan et al. HD-CNN: Hierarchical Deep Convolutional Neural Networks for Large Scale Visual Recognition. ICCV
+        2015, section 4.2.
+    """
+    classes = len(confusion)
+    if settings.clustering == "spectral" and settings.branches > classes:
+        raise ValueError(f"branches must lie in 2..classes, got branches={settings.branches} for {classes} classes")
+    alike = ((confusion + confusion.T) / 2).numpy().copy()
+    np.fill_diagonal(alike, 0)
+    labels = _clusters(alike, settings, seed)
+    chosen = torch.from_numpy(np.unique(labels, return_inverse=True)[1])
+    hard = torch.nn.functional.one_hot(chosen).bool()
+    if settings.overlap:
+        hard |= confusion @ hard.double() >= 1 / (_OVERLAP * hard.shape[1])
+    return hard
+
+
+@torch.no_grad()
+def memberships(network: BranchedNetwork, classes: Tensor, settings: ConfusionSettings) -> dict[str, Tensor]:
+    """Return hard memberships of all nodes of a dense network: a shared trunk, then a branch for every node.
+
+    The nodes of a layer that branches are shared out in proportion to the classes of the branches, each to the branch
+    whose nodes, or classes, of the layer after read it most (the assignment with the largest sum of squared weights).
+
+    Args:
+        network: Dense, built from stages.
+        classes: Branches of every class, shape ``(classes, branches)``.
+        settings: How many layers branch.
+
+    Returns:
+        Booleans, shape ``(nodes, branches)``, by stage.
+
+    Raises:
+        ValueError: A layer that should branch does not exist or has fewer nodes than the branches that were asked for.
+    """
+    names, split_layers = [stage.name for stage in network.plan], settings.split_layers
+    if split_layers > len(names) - 1:
+        raise ValueError(f"split_layers must lie in 1..{len(names) - 1}, got split_layers={settings.split_layers}")
+    classes = classes.to(next(network.parameters()).device)
+    found = {names[-1]: classes}
+    for position in range(len(names) - 2, -1, -1):
+        stage, after = network.plan[position], network.stages[names[position + 1]]
+        split = len(names) - 2 - position
+        if settings.clustering == "affinity" and stage.width < classes.shape[1]:
+            split_layers = min(split_layers, split)  # nobody could know how many branches it would find
+        if split >= split_layers:
+            found[stage.name] = torch.ones(stage.width, classes.shape[1], dtype=torch.bool, device=classes.device)
+            continue
+        assert isinstance(after, BranchedStage)
+        energy = after.get_parameter("operations.0.weight").square()
+        read = energy.sum((2, 3)) if energy.dim() == 4 else energy
+        found[stage.name] = _shared_out(read.T @ found[names[position + 1]].to(read.dtype), classes, stage.name)
+    return {name: found[name] for name in names}
+
+
+def _clusters(alike: np.ndarray, settings: ConfusionSettings, seed: int) -> np.ndarray:
+    from sklearn.cluster import AffinityPropagation, SpectralClustering  # which takes two seconds, and few ask for it
+    from sklearn.exceptions import ConvergenceWarning
+
+    if settings.clustering == "spectral":
+        # a little of every class in every other: the graph stays connected when two classes are never confused
+        graph = alike + 1e-6 * max(float(alike.max()), 1e-12)
+        return np.asarray(
+            SpectralClustering(settings.branches, affinity="precomputed", random_state=seed).fit_predict(graph)
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # found below, by the labels
+        labels = AffinityPropagation(affinity="precomputed", damping=0.9, max_iter=1000, random_state=seed).fit_predict(
+            alike
+        )
+    return np.zeros(len(alike), dtype=int) if (labels < 0).any() else np.asarray(labels)
+
+
+def _shared_out(affinity: Tensor, classes: Tensor, name: str) -> Tensor:
+    """Assign every node one branch, in proportion to the classes of the branches and at least one each."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, as above
+
+    nodes, branches = affinity.shape
+    if nodes < branches:
+        raise ValueError(f"a layer that branches needs a node for each of {branches} branches, {name!r} has {nodes}")
+    shares = classes.sum(0).double() / classes.sum()
+    quota = [max(1, int(share * nodes)) for share in shares.tolist()]
+    while sum(quota) > nodes:
+        quota[quota.index(max(quota))] -= 1
+    for extra in range(nodes - sum(quota)):
+        quota[extra % branches] += 1
+    places = torch.repeat_interleave(torch.arange(branches), torch.tensor(quota))
+    value = affinity.cpu().double()
+    scaled = value / value.sum(0, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    rows, columns = linear_sum_assignment(scaled[:, places].numpy(), maximize=True)
+    found = torch.zeros(nodes, branches, dtype=torch.bool)
+    found[torch.from_numpy(rows), places[torch.from_numpy(columns)]] = True
+    return found.to(affinity.device)

@@ -1,0 +1,399 @@
+"""Distillation: learned cluster probabilities become an explicit branched architecture, with the weights carried over.
+
+Memberships stand in dictionaries from the first masked layer to the classes; every tensor has the shape ``(nodes,
+clusters)``.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from nas_blockout.architecture import Architecture, Group, Layer
+from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage, node_order
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.structure.two_stages import TwoStageSettings
+
+Weights = Literal["inherited", "scratch"]
+Placebo = Literal["none", "nodes", "classes", "random", "undivided"]
+Surplus = Literal["probability", "magnitude"]
+Learned = Blockout | BranchedNetwork  # a dense BranchedNetwork: its weights are kept or not, but never scaled
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+_BISECTIONS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class DistillationSettings(TwoStageSettings):
+    """How a learned structure becomes a branched network.
+
+    Args:
+        threshold: A node belongs to a cluster if its probability is at least this, in 0..1 exclusive.
+        thresholds: If any, each of them is tried in the place of `threshold`, and the one with the most accurate hard
+            network on the validation images is used; of equal ones the highest. These passes train nothing and are no
+            sample passes, but take their seconds.
+        target_macs: Largest share of the dense MACs, in 0..1; where `threshold` leaves more, the lowest one that meets
+            it is used.
+        target_parameters: The same of the weights between nodes, without biases and normalisation.
+        surplus: What goes first where `threshold` leaves more than the targets: the memberships of the least
+            ``probability``, though all of them say yes, or the nodes of the least ``magnitude``, as in pruning.
+        fill_target: Whether the threshold may also fall below `threshold`, as far as the target allows, so that the
+            cost is met from both sides; for arms whose cost must equal another's, so without `thresholds`.
+        smallest_group: Groups of fewer nodes join the most similar group of their layer that has as many; 1 for none.
+            Classes stay where they are.
+        weights: ``inherited`` carries the learned weights over, ``scratch`` draws new ones (the control).
+        placebo: ``nodes`` shuffles the memberships of the nodes inside every layer, ``classes`` those of the classes
+            only, ``random`` draws all of them anew for the same MACs and number of clusters; needs ``scratch``.
+            ``undivided`` takes the branches away and nothing else: all nodes that are kept are connected, with the
+            weights that they have under P, and where that costs more than the target some more nodes go.
+        draws: Draws of C behind the mean accuracy of the discretisation gap, 1 or more.
+    """
+
+    threshold: float = 0.5
+    thresholds: tuple[float, ...] = ()
+    target_macs: float | None = None
+    target_parameters: float | None = None
+    surplus: Surplus = "probability"
+    fill_target: bool = False
+    smallest_group: int = 1
+    weights: Weights = "inherited"
+    placebo: Placebo = "none"
+    draws: int = 8
+
+    def __post_init__(self) -> None:
+        TwoStageSettings.__post_init__(self)
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must lie between 0 and 1, got threshold={self.threshold}")
+        if not all(0 < threshold < 1 for threshold in self.thresholds):
+            raise ValueError(f"each of thresholds must lie between 0 and 1, got thresholds={list(self.thresholds)}")
+        for name in ("target_macs", "target_parameters"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0..1, got {name}={getattr(self, name)}")
+        self._check_choices()
+        for name in ("draws", "smallest_group"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
+
+    def _check_choices(self) -> None:
+        for name, choices in (("weights", Weights), ("placebo", Placebo), ("surplus", Surplus)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        if self.fill_target and self.thresholds:
+            raise ValueError(
+                "fill_target leaves no threshold to choose: give thresholds without it, or it without thresholds"
+            )
+        if self.surplus == "magnitude" and self.thresholds:
+            raise ValueError("thresholds are compared with probabilities: give them with surplus='probability'")
+        if self.placebo == "random" and self.weights != "scratch":
+            raise ValueError(
+                f"placebo='random' has no weights to inherit: it needs weights='scratch', got {self.weights!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """An architecture and where its nodes come from.
+
+    Args:
+        architecture: The branched network.
+        nodes: For every layer the nodes of the masked network that make up each group, in the order of its groups.
+        memberships: The hard memberships that it computes, after the clean-up, as zeros and ones; of the control
+            ``undivided`` the P of the nodes that are kept.
+    """
+
+    architecture: Architecture
+    nodes: Mapping[str, tuple[Tensor, ...]]
+    memberships: Mapping[str, Tensor]
+
+
+def harden(probabilities: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
+    """Return hard memberships: P at or above the threshold; every class keeps at least its most probable cluster."""
+    hard = {name: (p.detach() >= threshold) for name, p in probabilities.items()}
+    last = list(hard)[-1]
+    best = probabilities[last].detach().argmax(1, keepdim=True)
+    hard[last] = hard[last].scatter(1, best, hard[last].gather(1, best) | ~hard[last].any(1, keepdim=True))
+    return hard
+
+
+def distil(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor], *, smallest_group: int = 1) -> Distilled:
+    """Return the branched architecture of hard memberships.
+
+    Nodes without a cluster, nodes that read nothing and nodes that no class can reach are removed, and so are
+    memberships that no neighbour shares. Where that would leave a class, or a whole layer, without anything to read,
+    its most probable membership among those that can be reached is put back. Nodes with equal memberships form a group.
+
+    Args:
+        probabilities: P of every masked layer, from the first to the classes.
+        hard: Memberships as booleans, shaped as the probabilities.
+        smallest_group: Nodes of smaller groups get the memberships of the most similar group of their layer that is not
+            smaller (most shared, then fewest other clusters, then widest); where a layer has none, of its widest. Then
+            all is cleaned up again. Classes are not touched.
+    """
+    names = list(hard)
+    kept = _cleaned(names, probabilities, hard)
+    if smallest_group > 1:
+        merged = {name: _merged(kept[name], smallest_group) for name in names[:-1]}
+        kept = _cleaned(names, probabilities, {**merged, names[-1]: kept[names[-1]]})
+    layers, nodes = [], {}
+    for name in names:
+        layer, nodes[name] = _grouped(name, kept[name], classes=name == names[-1])
+        layers.append(layer)
+    clusters = kept[names[0]].shape[1]
+    memberships = {name: value.to(probabilities[name].dtype) for name, value in kept.items()}
+    return Distilled(Architecture(clusters, tuple(layers)), nodes, memberships)
+
+
+def shuffled(
+    hard: Mapping[str, Tensor], generator: torch.Generator, *, placebo: Placebo = "nodes"
+) -> dict[str, Tensor]:
+    """Return the placebo's memberships: the same rows, given to other nodes of the same layer.
+
+    Args:
+        hard: Memberships, shape ``(nodes, clusters)`` each.
+        generator: Source of the permutations, on the CPU.
+        placebo: ``nodes`` permutes every layer, ``classes`` the last one only, the others nothing.
+    """
+    chosen = {"nodes": set(hard), "classes": {list(hard)[-1]}}.get(placebo, set())
+    return {
+        name: value[torch.randperm(len(value), generator=generator).to(value.device)] if name in chosen else value
+        for name, value in hard.items()
+    }
+
+
+def undivided(probabilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return P of the same nodes in one cluster, of which each is as probably as of the most probable of its own."""
+    return {name: p.amax(1, keepdim=True) for name, p in probabilities.items()}
+
+
+def threshold_for(
+    probabilities: Mapping[str, Tensor],
+    target: float,
+    share_of: Callable[[Architecture], float],
+    *,
+    least: float = 0.0,
+    smallest_group: int = 1,
+) -> float:
+    """Return the lowest threshold, to one part in a thousand million, whose architecture costs at most a target.
+
+    Args:
+        probabilities: P of every masked layer.
+        target: Largest share of the dense cost, in 0..1.
+        share_of: Cost of an architecture as a share of the dense network's.
+        least: Lowest threshold to return, in 0..1. Below it stand memberships that were learned not to be: to take them
+            in because there is room would fill the network with what was unlearned. 0 fills it all the same.
+        smallest_group: As of `distil`.
+
+    Raises:
+        ValueError: Even the highest threshold costs more than the target.
+    """
+
+    def meets(threshold: float) -> bool:
+        return cost(threshold) <= target
+
+    def cost(threshold: float) -> float:
+        hard = harden(probabilities, threshold)
+        return share_of(distil(probabilities, hard, smallest_group=smallest_group).architecture)
+
+    if meets(least):
+        return least
+    low, high = least, 1.0 - 1e-9
+    if not meets(high):
+        smallest = cost(high)
+        raise ValueError(
+            f"no threshold reaches {target:.1%} of the dense cost; the smallest network costs {smallest:.1%}"
+        )
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if meets(middle) else (middle, high)
+    return high
+
+
+def random_like(
+    probabilities: Mapping[str, Tensor], share: float, share_of: Callable[[Architecture], float], *, seed: int
+) -> Distilled:
+    """Return an architecture of random memberships with as many clusters and nearly the cost of a learned one.
+
+    Args:
+        probabilities: P of every masked layer; only their shapes are used.
+        share: Cost to meet from below, as a share of the dense network's.
+        share_of: Cost of an architecture as a share of the dense network's.
+        seed: Of the memberships.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {name: torch.rand(p.shape, generator=generator, dtype=p.dtype) for name, p in probabilities.items()}
+    return distil(drawn, harden(drawn, threshold_for(drawn, share, share_of)))
+
+
+def weights_under(learned: Learned, memberships: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    r"""Return the weights between layers of nodes under hard memberships, by the names of the dense network.
+
+    .. math:: w_{t,s} = \frac{|C_t \cap C_s|}{k} \widetilde{w}_{t,s}
+
+    for a network that learned under masks (Murdock et al., CVPR 2016, eq. 4); for a plain dense one, a weight is kept
+    as it is where its nodes share a cluster, and is zero elsewhere.
+    """
+    if isinstance(learned, Blockout):
+        return learned.masked_weights(memberships)
+    kept = {}
+    for connection in learned.connections:
+        source, target = memberships.get(connection.source or ""), memberships.get(connection.target)
+        if source is not None and target is not None:
+            weight = learned.get_parameter(connection.weight)
+            mask = (target @ source.T > 0).to(weight.dtype)
+            kept[connection.weight] = weight * mask[(...,) + (None,) * (weight.dim() - 2)]
+    return kept
+
+
+def logits_under(learned: Learned, images: Tensor, memberships: Mapping[str, Tensor]) -> Tensor:
+    """Return the logits of a learned network in eval mode under hard memberships, shape ``(batch, classes)``."""
+    result: Tensor = functional_call(network_of(learned), weights_under(learned, memberships), (images,))
+    return result
+
+
+@torch.no_grad()
+def transplant(learned: Learned, distilled: Distilled, branched: BranchedNetwork) -> None:
+    """Write the weights of a learned network into a branched one, in place.
+
+    Args:
+        learned: What learned; a dense `BranchedNetwork`, or Blockout over one.
+        distilled: Which nodes stand where.
+        branched: Built from ``distilled.architecture`` and the same stages; it receives the weights as `weights_under`
+            gives them, biases and the statistics of normalisation.
+    """
+    dense = network_of(learned)
+    dtype = next(dense.parameters()).dtype
+    weights = weights_under(learned, {name: value.to(dtype) for name, value in distilled.memberships.items()})
+    order = _memory_order(distilled, dense, branched)
+    before = torch.arange(next(iter(dense.parameters())).shape[1])
+    for stage in dense.plan:
+        name = f"stages.{stage.name}.operations.0.weight"
+        source, target = dense.stages[stage.name], branched.stages[stage.name]
+        assert isinstance(source, BranchedStage)
+        assert isinstance(target, BranchedStage)
+        weight = weights.get(name, dense.get_parameter(name))
+        _fill(source, target, weight, before, order[stage.name])
+        before = order[stage.name]
+    if dense.normalise_logits is not None and branched.normalise_logits is not None:
+        branched.normalise_logits.load_state_dict(dense.normalise_logits.state_dict())
+
+
+@torch.no_grad()
+def largest_difference(learned: Learned, distilled: Distilled, branched: BranchedNetwork, images: Tensor) -> float:
+    """Return the largest absolute difference of logits between the learned network with hard C and the branched one.
+
+    Both are copied, the weights are transplanted, and the logits are compared in eval mode, all in the precision of
+    `images`.
+    """
+    first, second = copy.deepcopy(learned).to(images.dtype).eval(), copy.deepcopy(branched).to(images.dtype).eval()
+    transplant(first, distilled, second)
+    hard = {name: value.to(images.dtype) for name, value in distilled.memberships.items()}
+    return float((logits_under(first, images, hard) - second(images)).abs().max())
+
+
+def network_of(learned: Learned) -> BranchedNetwork:
+    """Return the dense network that learned, without the masks over it."""
+    network = learned.network if isinstance(learned, Blockout) else learned
+    assert isinstance(network, BranchedNetwork), "only a network built from stages can be distilled"
+    return network
+
+
+def _cleaned(names: list[str], probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return _remove_unshared(names, _remove_unread(names, _remove_unfed(names, probabilities, hard)))
+
+
+def _merged(hard: Tensor, smallest: int) -> Tensor:
+    """Return the memberships of a layer with those of small groups replaced; nodes without any keep none."""
+    rows, group, counts = hard.unique(dim=0, return_inverse=True, return_counts=True)
+    counts = torch.where(rows.any(1), counts, 0)
+    large = counts >= smallest if bool((counts >= smallest).any()) else counts == counts.max()
+    if not large.any():
+        return hard
+    found: Tensor = rows.clone()
+    for position in ((counts > 0) & ~large).nonzero().flatten().tolist():
+        shared = (rows & rows[position]).sum(1)
+        rank = [
+            (int(shared[other]), -int(rows[other].sum()), int(counts[other]), -other)
+            for other in large.nonzero().flatten().tolist()
+        ]
+        found[position] = rows[-max(rank)[-1]]
+    return found[group]
+
+
+def _remove_unfed(
+    names: list[str], probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    available = torch.ones(hard[names[0]].shape[1], dtype=torch.bool, device=hard[names[0]].device)
+    kept = {}
+    for name in names:
+        fed = hard[name] & (hard[name] & available).any(1, keepdim=True)
+        reachable = torch.where(available, probabilities[name].detach(), -1.0)
+        if name == names[-1]:
+            starved = ~fed.any(1)
+            fed[starved, reachable[starved].argmax(1)] = True
+        elif not fed.any():
+            fed.view(-1)[reachable.argmax()] = True
+        kept[name] = fed
+        available = fed.any(0)
+    return kept
+
+
+def _remove_unread(names: list[str], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    wanted = torch.ones_like(hard[names[-1]].any(0))
+    kept = {}
+    for name in reversed(names):
+        kept[name] = hard[name] & (hard[name] & wanted).any(1, keepdim=True)
+        wanted = kept[name].any(0)
+    return {name: kept[name] for name in names}
+
+
+def _remove_unshared(names: list[str], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    present = {name: hard[name].any(0) for name in names}
+    nothing = torch.zeros_like(present[names[0]])
+    kept = {}
+    for position, name in enumerate(names):
+        before = present[names[position - 1]] if position else nothing
+        after = present[names[position + 1]] if position + 1 < len(names) else nothing
+        shared = before | after
+        kept[name] = hard[name] & shared if len(names) > 1 else hard[name]
+    return kept
+
+
+def _grouped(name: str, hard: Tensor, *, classes: bool) -> tuple[Layer, tuple[Tensor, ...]]:
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for node, row in enumerate(hard.tolist()):
+        if member := tuple(cluster for cluster, belongs in enumerate(row) if belongs):
+            rows.setdefault(member, []).append(node)
+    ordered = sorted(rows.items())
+    groups = tuple(Group(member, len(held), tuple(held) if classes else None) for member, held in ordered)
+    return Layer(name, groups), tuple(torch.tensor(held) for _, held in ordered)
+
+
+def _memory_order(distilled: Distilled, dense: BranchedNetwork, branched: BranchedNetwork) -> dict[str, Tensor]:
+    order = {stage.name: torch.arange(stage.width) for stage in dense.plan}
+    groups = node_order(branched.full, 1)[-len(distilled.nodes) :]
+    for (name, nodes), positions in zip(distilled.nodes.items(), groups, strict=True):
+        order[name] = torch.cat([nodes[position] for position in positions])
+    return order
+
+
+def _fill(source: BranchedStage, target: BranchedStage, weight: Tensor, before: Tensor, nodes: Tensor) -> None:
+    """Copy rows and columns of one dense operation into the bundles of a branched stage."""
+    bias = source.get_parameter("operations.0.bias") if source.normalise is None else None
+    start = 0
+    for index, ranges in enumerate(target.ranges):
+        columns = torch.cat([before[first:last] for first, last in ranges])
+        own = target.get_parameter(f"operations.{index}.weight")
+        rows = nodes[start : start + len(own)]
+        own.copy_(weight[rows][:, columns])
+        if bias is not None:
+            target.get_parameter(f"operations.{index}.bias").copy_(bias[rows])
+        start += len(rows)
+    if source.normalise is not None and target.normalise is not None:
+        state = {
+            key: value if value.dim() == 0 else value[nodes] for key, value in source.normalise.state_dict().items()
+        }
+        target.normalise.load_state_dict(state)

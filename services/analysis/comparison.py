@@ -1,0 +1,424 @@
+"""What a study found, as one document: comparison.json.
+
+Built from the trials in the store and from nothing else. It ranks only what is comparable: arms that spent alike and
+were retrained with seeds they share. Pairs whose arms did not spend alike are not tested at all.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.none import NoneSettings
+from nas_blockout.statistics import significance
+from nas_blockout.statistics.search_curves import Curve, best_so_far
+from services.analysis.robustness import RobustnessResult
+from services.analysis.seed_metrics import Accuracy, Amount, Count, PairResult, Share, Strict
+from services.analysis.tradeoffs import Front, could_win, fronts
+from services.budget.accounting import TERMINAL, End, charged_seconds, compared_in, ends, standing, superseded
+from services.budget.limits import WORDS, Unit, limits
+from services.store import TrialRow
+from services.study_config.schema import Arm, Study
+
+Role = Literal["learned", "placebo", "control", "rival"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A trial as the comparison sees it.
+
+    Args:
+        arm: Name of the contestant.
+        phase: ``search`` or ``retrain``.
+        number: Position among the trials of the arm and phase.
+        seed: Seed of its experiment.
+        state: State in the store.
+        sample_passes: What it has cost.
+        planned: Sample passes that it was meant to cost.
+        seconds: Measured training time.
+        score: Validation accuracy of a complete trial, 0..1.
+        experiment: What was run, as plain JSON types.
+        thinking_seconds: What proposing it took.
+        result: What a complete trial ended in: ``validation_accuracy``, ``parameters``, ``macs``,
+            ``architecture_hash``, ``overhead_seconds`` and, of a retrained model, ``test_accuracy``.
+        replicate_of: Number of the search trial of the same arm that had the same architecture, or None.
+        refused: What the search had proposed in its place and what exceeded a constraint.
+    """
+
+    arm: str
+    phase: str
+    number: int
+    seed: int
+    state: str
+    sample_passes: int = 0
+    planned: int = 0
+    seconds: float = 0.0
+    thinking_seconds: float = 0.0
+    score: float | None = None
+    experiment: Mapping[str, Any] | None = None
+    result: Mapping[str, Any] | None = None
+    replicate_of: int | None = None
+    refused: int = 0
+
+    @classmethod
+    def of(cls, row: TrialRow) -> "Trial":
+        """Return a trial of the store as the comparison sees it."""
+        return cls(
+            arm=row.arm,
+            phase=row.phase,
+            number=row.number,
+            seed=row.seed,
+            state=row.state,
+            sample_passes=row.sample_passes,
+            planned=row.planned,
+            seconds=row.seconds,
+            thinking_seconds=row.thinking_seconds,
+            score=row.score,
+            experiment=row.experiment,
+            result=row.result,
+            replicate_of=row.replicate_of,
+            refused=len(row.params.get("refused", ())),
+        )
+
+
+class Spending(Strict):
+    """What a phase cost."""
+
+    sample_passes: Count = 0
+    seconds: Amount = 0.0
+
+
+class Cost(Strict):
+    """What an arm spent: ``overhead_seconds`` are the optimiser's thinking and distillation.
+
+    ``forfeited_sample_passes`` were planned for trials that failed before they had used them; with trials that were
+    stopped early, also what was left in the end and paid for no whole trial. ``superseded`` is what retraining earlier
+    winners cost before the study was extended, which the larger study would not have paid.
+    """
+
+    search: Spending
+    retrain: Spending
+    overhead_seconds: Amount
+    forfeited_sample_passes: Count = 0
+    superseded: Spending = Spending()
+
+    @property
+    def sample_passes(self) -> int:
+        """Sample passes of both phases."""
+        return self.search.sample_passes + self.retrain.sample_passes
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of both phases, and of what came between."""
+        return self.search.seconds + self.retrain.seconds + self.overhead_seconds
+
+
+class Latency(Strict):
+    """Milliseconds a batch of the exported model."""
+
+    batch_1: Amount
+    batch_256: Amount
+
+
+class ArmResult(Strict):
+    """One contestant: ``architecture``, ``parameters``, ``macs`` and latency are those of ``exported_seed``."""
+
+    purpose: str = ""
+    role: Role
+    seeds_cover: Literal["retraining", "learning and retraining"] = Field(description="What a seed repeats.")
+    trials: Count
+    failed: Count
+    pruned: Count
+    replicates: Count = Field(0, description="Search trials whose architecture the arm had tried before.")
+    refused: Count = Field(0, description="Proposals that exceeded a constraint: never trained, at no cost.")
+    ended_by: End | None = Field(
+        None,
+        description="What ended its search: a limit, an exhausted space, failures in a row, nothing to match.",
+    )
+    missing_seeds: list[int] = Field(description="Seeds of the study that ended in no model.")
+    cost: Cost
+    validation_accuracy: Accuracy | None
+    test_accuracy: Accuracy | None
+    exported_seed: int | None
+    parameters: Count | None
+    macs: Count | None
+    macs_per_seed: dict[str, Count]
+    latency_ms: Latency | None
+    front: Front | None = Field(None, description="What its search traded, where it had several objectives.")
+    architecture: str | None
+    settings: dict[str, Any]
+
+
+class BudgetResult(Strict):
+    """What every arm was promised, in the unit in which their spending is compared, and how much it may differ."""
+
+    unit: Unit = "sample_passes"
+    per_arm: Count | Amount
+    tolerance: Share
+    limits: dict[Unit, Count | Amount] = Field(default_factory=dict, description="All limits; the first ends an arm.")
+
+    @property
+    def passes(self) -> float | None:
+        """Sample passes that every arm was promised, or None if they were not limited."""
+        return self.limits.get("sample_passes", self.per_arm if self.unit == "sample_passes" else None)
+
+    @property
+    def text(self) -> str:
+        """The limits in words."""
+        found = self.limits or {self.unit: self.per_arm}
+        return " or ".join(f"{limit:,.10g} {WORDS[unit]}" for unit, limit in found.items())
+
+
+class ComparisonDocument(Strict):
+    """The content of comparison.json."""
+
+    schema_version: Literal[1] = 1
+    study: str
+    budget: BudgetResult
+    arms: dict[str, ArmResult]
+    pairs: list[PairResult]
+    ranking: list[str] | None
+    ranking_seeds: list[int]
+    reason: str | None
+    extensions: Count = Field(0, description="How often the study was extended after its result was known.")
+    robustness: RobustnessResult | None = Field(None, description="On corrupted test images, if the study asks for it.")
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "ComparisonDocument":
+        if (self.ranking is None) == (self.reason is None):
+            raise ValueError("a comparison has either a ranking or the reason why it has none")
+        if self.ranking is not None and sorted(self.ranking) != sorted(self.arms):
+            raise ValueError(f"a ranking names every arm once, got {self.ranking} of {sorted(self.arms)}")
+        unknown = {name for pair in self.pairs for name in (pair.a, pair.b)} - set(self.arms)
+        if unknown:
+            raise ValueError(f"pairs name arms of the study, got {sorted(unknown)}")
+        return self
+
+
+def role(arm: Arm) -> Role:
+    """Return what an arm is for.
+
+    - ``learned``: learns which nodes share a branch and inherits the weights;
+    - ``placebo``: learns it and shuffles it, or draws it anew;
+    - ``control``: has what else could explain a gain: its nodes without its branches, one cluster, fixed masks, weights
+      drawn anew, pruning, a regulariser, the MACs of the learned arm;
+    - ``rival``: answers the question of the study otherwise, by a dense network, by search or by confusions.
+    """
+    method, distillation = arm.experiment.method, arm.experiment.distillation
+    if distillation is not None and distillation.placebo != "none":
+        return "control" if distillation.placebo == "undivided" else "placebo"
+    if isinstance(method, BlockoutSettings):
+        scratch = distillation is not None and distillation.weights == "scratch"
+        return "learned" if method.clusters > 1 and method.mode != "hard-fixed" and not scratch else "control"
+    plain = isinstance(method, NoneSettings) and arm.experiment.pruning is None
+    return "control" if arm.match is not None or not plain else "rival"
+
+
+def family(study: Study) -> list[tuple[str, str]]:
+    """Return the pairs that the study tests, fixed before any result.
+
+    Each arm that learns its structure against every other arm, its placebos among them; all pairs if none learns.
+    """
+    learned = [name for name, arm in study.arms.items() if role(arm) == "learned"]
+    if not learned:
+        return list(combinations(study.arms, 2))
+    others = [*learned, *(name for name in study.arms if name not in learned)]
+    return [(a, b) for index, a in enumerate(learned) for b in others[index + 1 :]]
+
+
+def build(
+    study: Study,
+    trials: Iterable[Trial],
+    *,
+    latency_ms: Mapping[str, Mapping[str, float]] | None = None,
+    extensions: int = 0,
+) -> ComparisonDocument:
+    """Compare the arms of a study.
+
+    Args:
+        study: The resolved study.
+        trials: All its trials, failed and pruned ones too.
+        latency_ms: ``batch_1`` and ``batch_256`` of the exported models, by arm.
+        extensions: How often the study was extended after its result was known.
+
+    Raises:
+        ValueError: A trial names no arm of the study, or a retrained model has no test accuracy or has two.
+    """
+    by_arm: dict[str, list[Trial]] = {name: [] for name in study.arms}
+    for trial in trials:
+        if trial.arm not in by_arm:
+            raise ValueError(
+                f"trials name an arm of study {study.name!r}, got {trial.arm!r}; known are {sorted(by_arm)}"
+            )
+        by_arm[trial.arm].append(trial)
+    ended = ends(study, by_arm)
+    traded = fronts(study, by_arm)
+    arms = {
+        name: _arm(study, arm, by_arm[name], (latency_ms or {}).get(name)).model_copy(
+            update={"ended_by": ended[name], "front": traded.get(name)}
+        )
+        for name, arm in study.arms.items()
+    }
+    unfinished = sum(_unfinished(study, group) for group in by_arm.values())
+    budget = study.config.budget
+    spent = {unit: _charged(arms, unit) for unit in limits(budget)}
+    unit, disagreement = compared_in(spent, ended, budget.tolerance)
+    scores = {name: arm.test_accuracy.by_seed for name, arm in arms.items() if arm.test_accuracy is not None}
+    pairs = [pair for pair in family(study) if _comparable(pair, scores, spent, ended, budget.tolerance)]
+    pairs = (
+        [] if unfinished else pairs
+    )  # looking at verdicts while seeds still run finds differences that are not there
+    found = significance.compare(scores, pairs=pairs)
+    reasons = [
+        f"{unfinished} trials have not ended" if unfinished else None,
+        disagreement,
+        _without_models([name for name in arms if name not in scores]),
+        found.reason,
+    ]
+    reason = "; ".join(text for text in reasons if text) or None
+    return ComparisonDocument(
+        study=study.name,
+        budget=BudgetResult(unit=unit, per_arm=limits(budget)[unit], tolerance=budget.tolerance, limits=limits(budget)),
+        arms=arms,
+        pairs=[PairResult.of(pair) for pair in found.pairs],
+        ranking=list(found.ranking) if found.ranking and reason is None else None,
+        ranking_seeds=sorted(set.intersection(*map(set, scores.values()))) if reason is None else [],
+        reason=reason,
+        extensions=extensions,
+        robustness=RobustnessResult.of({name: _robust(group) for name, group in by_arm.items()}, pairs=pairs),
+    )
+
+
+def search_curves(trials: Iterable[Trial]) -> dict[str, Curve]:
+    """Return, by arm, the best validation accuracy so far over the sample passes of its search."""
+    searches: dict[str, list[Trial]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        if trial.phase == "search" and trial.state in TERMINAL:
+            searches.setdefault(trial.arm, []).append(trial)
+    return {
+        arm: best_so_far([t.sample_passes for t in found], [_score_or_nan(t) for t in found])
+        for arm, found in searches.items()
+    }
+
+
+def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Mapping[str, float] | None) -> ArmResult:
+    trials, gone = standing(every), superseded(every)
+    models = _models(trials)
+    exported = max(
+        models.values(), key=lambda trial: (_result(trial, "validation_accuracy"), -trial.seed), default=None
+    )
+    outcome = (exported.result or {}) if exported else {}
+    overhead = sum(charged_seconds(trial) - trial.seconds for trial in trials)
+    return ArmResult(
+        purpose=arm.purpose,
+        role=role(arm),
+        seeds_cover="learning and retraining" if arm.experiment.handover is not None else "retraining",
+        trials=len(trials),
+        failed=sum(trial.state == "failed" for trial in trials),
+        pruned=sum(trial.state == "pruned" for trial in trials),
+        replicates=sum(trial.replicate_of is not None for trial in trials),
+        refused=sum(trial.refused for trial in trials),
+        missing_seeds=[seed for seed in study.config.retrain.seeds if seed not in models],
+        cost=Cost(
+            search=_spending(trials, "search"),
+            retrain=_spending(trials, "retrain"),
+            overhead_seconds=overhead,
+            forfeited_sample_passes=_forfeited(trials),
+            superseded=_spending(gone, "retrain"),
+        ),
+        validation_accuracy=_accuracy(models, "validation_accuracy"),
+        test_accuracy=_accuracy(models, "test_accuracy"),
+        exported_seed=exported.seed if exported else None,
+        parameters=outcome.get("parameters"),
+        macs=outcome.get("macs"),
+        macs_per_seed={str(seed): int((t.result or {}).get("macs") or 0) for seed, t in models.items()},
+        latency_ms=Latency.model_validate(dict(latency)) if latency else None,
+        architecture=outcome.get("architecture_hash"),
+        settings=dict((exported.experiment if exported else None) or arm.experiment.to_json()),
+    )
+
+
+def _forfeited(trials: Sequence[Trial]) -> int:
+    """Sample passes that an arm had and could not use."""
+    lost = {state: sum(max(0, t.planned - t.sample_passes) for t in trials if t.state == state) for state in TERMINAL}
+    whole = max((t.planned for t in trials), default=0)
+    return lost["failed"] + min(lost["pruned"], max(0, whole - 1))  # what stopping saves buys trials, but whole ones
+
+
+def _unfinished(study: Study, trials: Sequence[Trial]) -> int:
+    """Count the trials of an arm that run or wait, and the retrainings that its winner still has to get."""
+    waiting = sum(trial.state not in TERMINAL for trial in trials)
+    if not any(could_win(study.arms[trial.arm], trial) for trial in trials):
+        return waiting
+    return waiting + len(set(study.config.retrain.seeds) - {t.seed for t in trials if t.phase == "retrain"})
+
+
+def _models(trials: Sequence[Trial]) -> dict[int, Trial]:
+    models: dict[int, Trial] = {}
+    for trial in sorted(trials, key=lambda trial: trial.seed):
+        if trial.phase == "retrain" and trial.state == "complete":
+            if trial.seed in models:
+                raise ValueError(f"each seed is retrained and tested once, got seed {trial.seed} of {trial.arm} twice")
+            models[trial.seed] = trial
+    return models
+
+
+def _robust(trials: Sequence[Trial]) -> dict[int, Mapping[str, Any]]:
+    """Return by seed what the retrained models of an arm gave on corrupted images."""
+    found = {seed: (trial.result or {}).get("robustness") for seed, trial in _models(standing(trials)).items()}
+    return {seed: result for seed, result in found.items() if result}
+
+
+def _result(trial: Trial, key: str) -> float:
+    value = (trial.result or {}).get(key)
+    if value is None:
+        raise ValueError(f"a retrained model has a {key}, seed {trial.seed} of {trial.arm} has none")
+    return float(value)
+
+
+def _accuracy(models: Mapping[int, Trial], key: str) -> Accuracy | None:
+    if not models:
+        return None
+    return Accuracy.of({seed: _result(trial, key) for seed, trial in models.items()})
+
+
+def _spending(trials: Sequence[Trial], phase: str) -> Spending:
+    own = [trial for trial in trials if trial.phase == phase]
+    return Spending(sample_passes=sum(t.sample_passes for t in own), seconds=sum(t.seconds for t in own))
+
+
+def _charged(arms: Mapping[str, ArmResult], unit: Unit) -> dict[str, float]:
+    """Give what each arm spent; passes that its own failed trials left are spent: the arm had them and lost them."""
+    if unit == "seconds":
+        return {name: arm.cost.seconds for name, arm in arms.items()}
+    if unit == "trainings":
+        return {name: float(arm.trials) for name, arm in arms.items()}
+    most = max(arm.cost.sample_passes for arm in arms.values())
+    return {
+        name: float(min(most, arm.cost.sample_passes + arm.cost.forfeited_sample_passes)) for name, arm in arms.items()
+    }
+
+
+def _comparable(
+    pair: tuple[str, str],
+    scores: Mapping[str, Mapping[int, float]],
+    spent: Mapping[Unit, Mapping[str, float]],
+    ended: Mapping[str, End | None],
+    tolerance: float,
+) -> bool:
+    a, b = pair
+    if a not in scores or b not in scores or not scores[a].keys() & scores[b].keys():
+        return False
+    both = {unit: {name: costs[name] for name in pair} for unit, costs in spent.items()}
+    return compared_in(both, {name: ended[name] for name in pair}, tolerance)[1] is None
+
+
+def _without_models(names: Sequence[str]) -> str | None:
+    return f"no retrained model in {', '.join(names)}" if names else None
+
+
+def _score_or_nan(trial: Trial) -> float:
+    return trial.score if trial.state == "complete" and trial.score is not None else float("nan")

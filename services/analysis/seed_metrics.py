@@ -1,0 +1,74 @@
+"""Shares over seeds and their paired differences, as comparison.json has them."""
+
+from collections.abc import Mapping
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from nas_blockout.statistics import significance
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Strict(BaseModel):
+    """A part of comparison.json: no key but those that are declared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OverSeeds(Strict):
+    """A share, 0..1, over seeds; ``std`` and ``ci95`` are null where the seeds cannot give them."""
+
+    mean: Share
+    std: Amount | None
+    ci95: tuple[Share, Share] | None
+    per_seed: dict[str, Share] = Field(min_length=1)
+
+    @classmethod
+    def of(cls, per_seed: Mapping[int, float]) -> Self:
+        """Sum up one share a seed."""
+        found = significance.summary(per_seed, bounds=(0, 1))
+        named = {str(seed): value for seed, value in per_seed.items()}
+        return cls(mean=found.mean, std=found.std, ci95=found.ci95, per_seed=named)
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """The share by seed, as numbers."""
+        return {int(seed): value for seed, value in self.per_seed.items()}
+
+
+class Accuracy(OverSeeds):
+    """Accuracy over seeds, 0..1; ``std`` and ``ci95`` are null where the seeds cannot give them."""
+
+
+class PairResult(Strict):
+    """Accuracy of ``a`` minus that of ``b`` on shared seeds; ``ci95`` is uncorrected, ``p_holm`` decides."""
+
+    a: str
+    b: str
+    difference: FiniteFloat
+    ci95: tuple[FiniteFloat, FiniteFloat] | None
+    seeds: Count
+    p: Share
+    p_permutation: Share
+    p_holm: Share
+    smallest_effect: Amount | None
+    verdict: significance.Outcome
+
+    @classmethod
+    def of(cls, pair: significance.Pair) -> Self:
+        """Write down a tested pair."""
+        return cls(
+            a=pair.a,
+            b=pair.b,
+            difference=pair.test.difference,
+            ci95=pair.test.ci95,
+            seeds=pair.test.n,
+            p=pair.test.p_value,
+            p_permutation=pair.test.p_permutation,
+            p_holm=pair.p_holm,
+            smallest_effect=pair.smallest_effect,
+            verdict=pair.verdict,
+        )

@@ -1,0 +1,1 @@
+"""What the API remembers for a second or so, so that many callers cost the store little."""

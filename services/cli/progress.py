@@ -1,0 +1,113 @@
+"""What a person sees: a live table on a terminal, a plain line every few seconds elsewhere, the result at the end."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from services.analysis.comparison import ComparisonDocument
+from services.analysis.verdict import ARM_COLUMNS, PAIR_COLUMNS, arm_rows, pair_rows, sentence
+from services.cli.console import shown
+from services.execution.driver import Observe, Progress
+
+PLAIN_SECONDS = 5.0
+
+
+@contextmanager
+def watching(console: Console, *, name: str, quiet: bool = False) -> Iterator[Observe]:
+    """Yield what a study tells its progress to: a live table, plain lines, or nothing.
+
+    Args:
+        console: Where to write.
+        name: Of the study.
+        quiet: Whether to write nothing at all.
+    """
+    if quiet:
+        yield lambda progress: None
+    elif console.is_terminal:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            yield lambda progress: live.update(progress_table(name, progress))
+    else:
+        yield _Lines(console, name)
+
+
+class _Lines:
+    """Writes a line when a trial has ended, but no more often than every few seconds."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._console = console
+        self._name = name
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Write a line if it is time for one."""
+        if time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            self._console.print(shown(f"{self._name}: {progress_line(progress)}"), highlight=False, soft_wrap=True)
+
+
+def progress_line(progress: Progress) -> str:
+    """Return where a study stands, in one line."""
+    done, running, failed = (sum(getattr(arm, key) for arm in progress.arms) for key in ("done", "running", "failed"))
+    best = max(((arm.best, arm.name) for arm in progress.arms if arm.best is not None), default=None)
+    leader = f", best {best[0]:.1%} on validation ({best[1]})" if best else ""
+    return (
+        f"{progress.share:.0%} of the budget, {done} trials done, {running} running, {failed} failed{leader}, "
+        f"{duration(progress.seconds)} so far, {duration(progress.seconds_left)} left"
+    )
+
+
+def progress_table(name: str, progress: Progress) -> Table:
+    """Return where a study stands, one row a contestant."""
+    table = Table(
+        title=shown(f"study {name}"),
+        caption=f"{duration(progress.seconds)} so far, about {duration(progress.seconds_left)} left",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column in ("arm", "done", "running", "failed", "best on validation", "budget"):
+        table.add_column(column, justify="left" if column in ("arm", "budget") else "right")
+    for arm in progress.arms:
+        table.add_row(
+            shown(arm.name),
+            str(arm.done),
+            str(arm.running) if arm.running else "",
+            shown(arm.failed, style="red") if arm.failed else "",
+            f"{arm.best:.1%}" if arm.best is not None else "",
+            ProgressBar(total=1.0, completed=arm.share, width=24),
+        )
+    return table
+
+
+def result_tables(document: ComparisonDocument) -> Group:
+    """Return the comparison as a person reads it: its one sentence, the table of arms, the table of pairs."""
+    arms = _table(f"study {document.study}", ARM_COLUMNS, arm_rows(document))
+    pairs = _table("differences of test accuracy, paired by seed", PAIR_COLUMNS, pair_rows(document))
+    return Group(arms, pairs, Padding(shown(sentence(document)), (1, 0)))
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=shown(title), title_justify="left")
+    for column in columns:
+        left = column in ("arm", "pair", "verdict")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(shown, row))
+    return table
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time as a person says it: ``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

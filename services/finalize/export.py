@@ -1,0 +1,101 @@
+"""Handing a winner over: its folder of exported files, described, verified, and noted in the store."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from nas_blockout.data import Splits
+from nas_blockout.export import MANIFEST, ModelDescription, export_models
+from services.analysis.comparison import ArmResult, ComparisonDocument
+from services.analysis.verdict import sentence
+from services.files.study_dir import Folder
+from services.store import Store, TrialRow
+from services.study_config.schema import Study
+
+
+def export_trials(
+    study: Study,
+    winners: Mapping[str, tuple[TrialRow, nn.Module]],
+    splits: Splits,
+    document: ComparisonDocument,
+    *,
+    folder: Folder,
+    store: Store,
+    meanwhile: Callable[[], None] = lambda: None,
+    batch: int | None = None,
+) -> list[Path]:
+    """Export the models of retrained trials in every form and note them in the store; return their folders.
+
+    Args:
+        study: The resolved study.
+        winners: The trials and their networks by arm.
+        splits: The data.
+        document: The comparison.
+        folder: Of the study.
+        store: Where the exports are noted.
+        meanwhile: Called once, while another process verifies.
+        batch: Images that are expected at a time; None for one as well as many.
+
+    Raises:
+        VerificationError: A form does not compute what the model does; no folder has been changed.
+    """
+    targets = {arm: folder.models / arm for arm in winners}
+    described = [
+        (model, targets[arm], replace(describe(study, row, splits, document), batch=batch))
+        for arm, (row, model) in winners.items()
+    ]
+    found = export_models(described, meanwhile=meanwhile)
+    for (arm, (row, _)), verification in zip(winners.items(), found, strict=True):
+        store.add_export(row.id, path=str(targets[arm]), hashes=_hashes(targets[arm]), verified=verification.ok)
+    return list(targets.values())
+
+
+def describe(study: Study, row: TrialRow, splits: Splits, document: ComparisonDocument) -> ModelDescription:
+    """Return what belongs to the model of a retrained trial beside its weights."""
+    arm, result = document.arms[row.arm], row.result or {}
+    return ModelDescription(
+        name=row.arm,
+        study=study.name,
+        question=study.config.question,
+        data=study.data.name,
+        train_images=len(splits.train),
+        class_names=splits.class_names,
+        channels=splits.preprocessing.channels,
+        height=splits.preprocessing.height,
+        width=splits.preprocessing.width,
+        mean=splits.preprocessing.mean,
+        std=splits.preprocessing.std,
+        parameters=int(result["parameters"]),
+        macs=int(result["macs"]),
+        seed=row.seed,
+        test_accuracy=result.get("test_accuracy"),
+        test_images=result.get("test_images"),
+        accuracy=_accuracy(arm),
+        verdict=sentence(document),
+        spent=f"{arm.cost.sample_passes:,} sample passes{_asked(result.get('teacher_passes') or 0)}",
+        architecture=result.get("architecture"),
+        equality=result.get("equality"),
+    )
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of an exported model: those that its verification lists, and its own."""
+    manifest = (folder / MANIFEST).read_bytes()
+    files: dict[str, str] = json.loads(manifest)["files"]
+    return {**files, MANIFEST: hashlib.sha256(manifest).hexdigest()}
+
+
+def _asked(passes: int) -> str:
+    return f"; a teacher was asked {passes:,} times for soft targets of this model" if passes else ""
+
+
+def _accuracy(arm: ArmResult) -> str:
+    found = arm.test_accuracy
+    if found is None:
+        return "not measured"
+    interval = f", 95% interval {found.ci95[0]:.2%} to {found.ci95[1]:.2%}" if found.ci95 else ""
+    return f"{found.mean:.2%} on average{interval}, {len(found.per_seed)} seeds"

@@ -1,0 +1,71 @@
+"""The health checks of the containers: `python -m services.healthcheck WHAT` ends with 0 if all is well, else with 1.
+
+WHAT is a URL that must answer with success, or the path of a file that must have been touched not long ago. Only the
+standard library is imported: it runs every few seconds in every container.
+"""
+
+import argparse
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+SECONDS = 5.0
+
+
+def ask(url: str, *, token: str | None = None, seconds: float = SECONDS) -> str | None:
+    """Ask a URL; return what is wrong, or None.
+
+    Args:
+        url: ``http://`` or ``https://``.
+        token: Sent as a bearer token.
+        seconds: How long to wait for the answer.
+    """
+    if not url.startswith(("http://", "https://")):
+        return f"{url!r} is neither http:// nor https://"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310  # the scheme is checked above
+        with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
+            answer.read()
+    except urllib.error.HTTPError as error:
+        return f"{url} answers {error.code} {error.reason}"
+    except (OSError, ValueError) as error:  # URLError is an OSError; a broken answer may be a ValueError
+        return f"{url} does not answer: {getattr(error, 'reason', error)}"
+    return None
+
+
+def fresh(path: Path, *, seconds: float) -> str | None:
+    """Look when a file was last touched; return what is wrong, or None."""
+    try:
+        age = time.time() - path.stat().st_mtime
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return None if age <= seconds else f"{path} was last touched {age:.0f} s ago, not within {seconds:.0f} s"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check one thing; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m services.healthcheck", description="Ask one service whether it is well."
+    )
+    parser.add_argument("what", help="a URL, or the path of a file; in a path {host} stands for this machine's name")
+    parser.add_argument("--token", metavar="VARIABLE", help="environment variable with the bearer token to send")
+    parser.add_argument("--seconds", type=float, default=None, help="patience with a URL, greatest age of a file")
+    given = parser.parse_args(arguments)
+    if "://" in given.what:
+        token = os.environ.get(given.token) if given.token else None
+        wrong = ask(given.what, token=token, seconds=given.seconds or SECONDS)
+    else:
+        path = Path(given.what.replace("{host}", os.uname().nodename))
+        wrong = fresh(path, seconds=given.seconds or 60.0)
+    if wrong is not None:
+        sys.stderr.write(wrong + "\n")
+    return 0 if wrong is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""What replays had to show: best accuracy so far against budget and simulated time, and the time to a target."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nas_blockout.statistics.search_curves import Band, Curve, best_so_far, cost_to_reach, quartile_band
+from services.replay.pool import Recorded
+from services.replay.simulation import Ended
+
+GRID_POINTS = 41
+
+Quartiles = tuple[float | None, float | None, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the replays of one arm with one number of workers had to show.
+
+    Args:
+        arm: Whose recorded trials answered.
+        workers: Trials at once.
+        repeats: Replays.
+        trials: Recorded trials, each of which every replay ran once.
+        proposals: Proposals of all replays; trials that were drawn were not proposed.
+        exact: Those that a recorded trial answered exactly.
+        distance: Mean distance of proposals to the trials that answered them, in 0..1; None without proposals.
+        seconds: Quartiles of the simulated time that a whole replay took.
+        target: Validation accuracy that was to be reached.
+        reached: Replays that reached it.
+        target_seconds: Quartiles of the simulated time until then; None where too few reached it.
+        target_passes: Quartiles of the sample passes until then.
+        by_time: Best so far against simulated seconds.
+        by_budget: Best so far against sample passes.
+    """
+
+    arm: str
+    workers: int
+    repeats: int
+    trials: int
+    proposals: int
+    exact: int
+    distance: float | None
+    seconds: Quartiles
+    target: float
+    reached: int
+    target_seconds: Quartiles
+    target_passes: Quartiles
+    by_time: Band
+    by_budget: Band
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as plain JSON types; what is not known is null."""
+        plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("by_time", "by_budget")}
+        return {**plain, "by_time": _band_json(self.by_time), "by_budget": _band_json(self.by_budget)}
+
+
+def outcome(
+    arm: str, pool: Sequence[Recorded], replays: Sequence[Sequence[Ended]], *, workers: int, target: float
+) -> Outcome:
+    """Sum up replays of one arm.
+
+    Args:
+        arm: Its name.
+        pool: Its recorded trials.
+        replays: Each in the order in which its trials ended.
+        workers: Trials at once.
+        target: Validation accuracy to be reached.
+    """
+    times = [_curve(pool, replay, lambda ended: ended.finished) for replay in replays]
+    budgets = [best_so_far([_spent(pool, e) for e in replay], [_score(pool, e) for e in replay]) for replay in replays]
+    drawn = [ended.drawn.distance for replay in replays for ended in replay]
+    apart = [distance for distance in drawn if distance is not None]
+    reached = [cost_to_reach(curve, target) for curve in times]
+    return Outcome(
+        arm=arm,
+        workers=workers,
+        repeats=len(replays),
+        trials=len(pool),
+        proposals=len(apart),
+        exact=apart.count(0.0),
+        distance=math.fsum(apart) / len(apart) if apart else None,
+        seconds=_quartiles([curve.cost[-1] for curve in times]),
+        target=target,
+        reached=sum(cost is not None for cost in reached),
+        target_seconds=_quartiles(reached),
+        target_passes=_quartiles([cost_to_reach(curve, target) for curve in budgets]),
+        by_time=quartile_band(times, _grid(times)),
+        by_budget=quartile_band(budgets, _grid(budgets)),
+    )
+
+
+def _curve(pool: Sequence[Recorded], replay: Sequence[Ended], at: Callable[[Ended], float]) -> Curve:
+    best = best_so_far([0.0] * len(replay), [_score(pool, ended) for ended in replay]).best
+    return Curve(np.array([at(ended) for ended in replay], dtype=np.float64), best)
+
+
+def _grid(curves: Sequence[Curve]) -> list[float]:
+    longest = max(float(curve.cost[-1]) for curve in curves)
+    return [longest * step / (GRID_POINTS - 1) for step in range(GRID_POINTS)]
+
+
+def _score(pool: Sequence[Recorded], ended: Ended) -> float:
+    score = pool[ended.drawn.place].entry.score
+    return math.nan if score is None else score
+
+
+def _spent(pool: Sequence[Recorded], ended: Ended) -> int:
+    return pool[ended.drawn.place].entry.spent
+
+
+def _quartiles(values: Sequence[float | None]) -> Quartiles:
+    """Return the quartiles, those of replays that never got there counting as later than all others."""
+    ordered = np.sort([math.inf if value is None else value for value in values])
+
+    def quantile(share: float) -> float | None:
+        place = share * (len(ordered) - 1)
+        low, high = float(ordered[math.floor(place)]), float(ordered[math.ceil(place)])
+        if math.isinf(high):
+            return None
+        return low + (place % 1) * (high - low)
+
+    return quantile(0.25), quantile(0.5), quantile(0.75)
+
+
+def _band_json(band: Band) -> dict[str, list[float | None]]:
+    columns = {"at": band.grid, "lower": band.lower, "median": band.median, "upper": band.upper}
+    return {name: [None if math.isnan(x) else float(x) for x in values] for name, values in columns.items()}

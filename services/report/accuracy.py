@@ -1,0 +1,243 @@
+"""The figures of what came out: accuracies, differences, costs, searches, trainings, errors."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+from nas_blockout import plots
+from nas_blockout.statistics.search_curves import best_so_far, pareto_front, quartile_band
+from services.analysis.comparison import ArmResult, ComparisonDocument
+from services.budget.accounting import TERMINAL
+from services.report.figure import Picture, counted
+from services.report.view import ReportView, TrialView, in_order
+
+_LOST = ("failed", "pruned")
+
+
+def confusions(view: ReportView, document: ComparisonDocument) -> dict[str, list[list[int]]]:
+    """Return, by arm, test images by true and predicted class, added up over the retrained models."""
+    found = {}
+    for name in in_order(document):
+        counts = [trial.result["confusion"] for trial in view.models(name) if trial.result.get("confusion")]
+        if counts:
+            found[name] = [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*counts, strict=True)]
+    return found
+
+
+def accuracy(document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield the test accuracy of every arm."""
+    arms = in_order(document)
+    estimates = [
+        plots.Estimate(
+            name, arm.role, tuple(found.per_seed.values()) if found else (), found.mean if found else None,
+            found.ci95 if found else None,
+        )
+        for name, arm in arms.items()
+        for found in [arm.test_accuracy]
+    ]  # fmt: skip
+    seeds = [len(estimate.values) for estimate in estimates]
+    yield Picture(
+        "accuracy",
+        "Test accuracy of the retrained models",
+        "Large marks are means over seeds, bars their 95% intervals (Student's t over seeds), dots single seeds. "
+        "An arm without a bar has too few seeds for an interval.",
+        counted(seeds, "seed an arm", "seeds an arm"),
+        "comparison.json, arms.*.test_accuracy",
+        plots.figure_accuracy(estimates),
+    )
+
+
+def differences(document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield the differences of the pairs that were tested, if there are any."""
+    if not document.pairs:
+        return
+    pairs = [
+        plots.Difference(p.a, p.b, p.difference, p.ci95, p.verdict != "no difference shown") for p in document.pairs
+    ]
+    yield Picture(
+        "differences",
+        "Differences, seed by seed",
+        "Right of 0 the first arm is better. Bars are 95% intervals of the mean difference, each for its pair alone; "
+        "filled marks are differences shown after Holm's correction for all pairs, hollow marks are not shown.",
+        counted([pair.seeds for pair in document.pairs], "paired seed"),
+        "comparison.json, pairs",
+        plots.figure_differences(pairs),
+    )
+
+
+def fronts(document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield accuracy against MACs and against latency, where they are known."""
+    arms = in_order(document)
+    macs = {name: arm.macs for name, arm in arms.items()}
+    latency = {name: arm.latency_ms.batch_1 if arm.latency_ms else None for name, arm in arms.items()}
+    yield from _front(arms, macs, "macs", "multiply-accumulates an image")
+    yield from _front(arms, latency, "latency", "milliseconds an image, in batches of 1")
+
+
+def _front(
+    arms: Mapping[str, ArmResult], costs: Mapping[str, float | None], name: str, label: str
+) -> Iterator[Picture]:
+    known = {arm: (float(cost), arms[arm].test_accuracy) for arm, cost in costs.items() if cost is not None}
+    points = [
+        plots.Point(arm, arms[arm].role, cost, found.mean, found.ci95)
+        for arm, (cost, found) in known.items()
+        if found is not None
+    ]
+    if not points:
+        return
+    front = pareto_front([point.accuracy for point in points], [point.cost for point in points])
+    seeds = [len(found.per_seed) for _, found in known.values() if found is not None]
+    yield Picture(
+        f"front-{name}",
+        f"Accuracy against {'MACs' if name == 'macs' else 'latency'}",
+        "The dashed line joins the arms that no other beats in both. Bars are 95% intervals over seeds; the cost is "
+        "that of the exported model. Circles learn their structure, diamonds are placebos, squares controls, triangles "
+        "rivals.",
+        f"{counted(seeds, 'seed')} an arm, 1 exported model",
+        f"comparison.json, arms.*.{'macs' if name == 'macs' else 'latency_ms'} and arms.*.test_accuracy",
+        plots.figure_front(points, front, label=label),
+    )
+
+
+def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield what each phase of each arm cost, in sample passes and in seconds."""
+    trials = [arm.trials for arm in document.arms.values()]
+    budget = document.budget
+    shared = (counted(trials, "trial an arm", "trials an arm"), "comparison.json, arms.*.cost; trials.csv, by trial")
+    passes = {name: _parts(view, name, arm, "sample_passes") for name, arm in in_order(document).items()}
+    yield Picture(
+        "cost-passes",
+        "Sample passes by phase",
+        "Images times epochs trained on, failed and pruned trials included; planned and not spent is what failed "
+        f"trials lost. Every arm was promised {budget.text}; the line is its limit of passes, the band the tolerance "
+        f"of {budget.tolerance:.0%} around it.",
+        *shared,
+        plots.figure_cost(passes, label="sample passes", budget=budget.passes, tolerance=budget.tolerance),
+    )
+    seconds = {name: _parts(view, name, arm, "seconds") for name, arm in in_order(document).items()}
+    yield Picture(
+        "cost-seconds",
+        "Seconds by phase",
+        "Measured training time, added up over workers. Overhead is what proposing, distilling and proving took. "
+        "There is no band: each bar is a sum.",
+        *shared,
+        plots.figure_cost(seconds, label="seconds"),
+    )
+
+
+def _parts(view: ReportView, name: str, arm: ArmResult, unit: str) -> dict[str, float]:
+    lost = {
+        phase: sum(getattr(t, unit) for t in view.trials if (t.arm, t.phase) == (name, phase) and t.state in _LOST)
+        for phase in ("search", "retrain")
+    }
+    return {
+        "search": max(0.0, getattr(arm.cost.search, unit) - lost["search"]),
+        "search, failed or pruned": lost["search"],
+        "retraining": max(0.0, getattr(arm.cost.retrain, unit) - lost["retrain"]),
+        "retraining, failed": lost["retrain"],
+        "overhead": arm.cost.overhead_seconds if unit == "seconds" else 0.0,
+        "planned, not spent": float(arm.cost.forfeited_sample_passes) if unit == "sample_passes" else 0.0,
+    }
+
+
+def progress(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield the best validation accuracy so far of the arms that searched."""
+    searches = {name: _searches(view, name) for name in in_order(document)}
+    searched = {name: found for name, found in searches.items() if found}
+    if not searched:
+        return
+    drawn = [_search_curve(name, document.arms[name].role, found) for name, found in searched.items()]
+    several = max(map(len, searched.values())) > 1
+    band = "the line is their median, the band their quartiles" if several else "one search an arm, so there is no band"
+    absent = [name for name in searches if name not in searched]
+    yield Picture(
+        "best-so-far",
+        "Best validation accuracy so far against budget",
+        f"Colour is the arm of the panel, grey the others; {band}; dots are ended trials, failed ones too. The dotted "
+        f"line is the limit of sample passes, if there is one, of which retraining takes the rest."
+        + (f" Without a search: {', '.join(absent)}." if absent else ""),
+        f"{counted([len(found) for found in searched.values()], 'search', 'searches')} an arm, trials in each panel",
+        "trials.csv, phase search",
+        plots.figure_best_so_far(drawn, budget=document.budget.passes),
+    )
+
+
+def _searches(view: ReportView, arm: str) -> list[list[TrialView]]:
+    found: dict[int, list[TrialView]] = {}
+    for trial in sorted(view.trials, key=lambda trial: trial.number):
+        if trial.arm == arm and trial.phase == "search" and trial.state in TERMINAL:
+            found.setdefault(trial.search, []).append(trial)
+    return list(found.values())
+
+
+def _search_curve(name: str, role: str, searches: Sequence[Sequence[TrialView]]) -> plots.Curve:
+    curves = [best_so_far([t.sample_passes for t in trials], [_score(t) for t in trials]) for trials in searches]
+    trials = sum(map(len, searches))
+    if len(curves) == 1:
+        return plots.Curve(name, role, tuple(curves[0].cost), tuple(curves[0].best), note=f"{trials} trials")
+    grid = sorted({float(cost) for curve in curves for cost in curve.cost})
+    band = quartile_band(curves, grid)
+    note = f"{trials} in {len(curves)}"
+    return plots.Curve(name, role, tuple(grid), tuple(band.median), tuple(band.lower), tuple(band.upper), note)
+
+
+def _score(trial: TrialView) -> float:
+    return trial.score if trial.state == "complete" and trial.score is not None else float("nan")
+
+
+def convergence(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield the learning curves of the retrained models."""
+    drawn = [
+        curve
+        for name, arm in in_order(document).items()
+        if (curve := _training_curve(name, arm.role, view.models(name))) is not None
+    ]
+    if not drawn:
+        return
+    yield Picture(
+        "convergence",
+        "Convergence of the retrained models",
+        "Validation accuracy after each epoch: the line is the mean over seeds, the band their range; grey lines are "
+        "the means of the other arms. A dotted line is where an arm goes from learning its structure to fine-tuning. "
+        "The axis may leave out the first epochs.",
+        "n = seeds, in each panel",
+        "the store, epochs of the retrained trials",
+        plots.figure_convergence(drawn),
+    )
+
+
+def _training_curve(name: str, role: str, models: Sequence[TrialView]) -> plots.Curve | None:
+    by_epoch: dict[int, list[float]] = {}
+    for trial in models:
+        for record in trial.epochs:
+            if record.get("validation_accuracy") is not None:
+                by_epoch.setdefault(int(record["epoch"]) + 1, []).append(float(record["validation_accuracy"]))
+    if not by_epoch:
+        return None
+    epochs = sorted(by_epoch)
+    values = [by_epoch[epoch] for epoch in epochs]
+    stages = [(int(record["epoch"]) + 1, record.get("stage")) for record in models[0].epochs]
+    marks = [(a[0] + b[0]) / 2 for a, b in pairwise(stages) if a[1] != b[1]]
+    return plots.Curve(
+        name, role, tuple(map(float, epochs)), tuple(sum(found) / len(found) for found in values),
+        tuple(map(min, values)), tuple(map(max, values)), f"n = {len(models)}", tuple(marks),
+    )  # fmt: skip
+
+
+def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield what each arm mistakes for what, if confusions were kept."""
+    matrices = confusions(view, document)
+    if not matrices:
+        return
+    names = view.names_of(len(next(iter(matrices.values()))))
+    models = [len([t for t in view.models(name) if t.result.get("confusion")]) for name in matrices]
+    images = [sum(map(sum, counts)) for counts in matrices.values()]
+    yield Picture(
+        "confusion",
+        "What is mistaken for what",
+        "Rows are true classes, columns what they were taken for, in the order of the data; the stronger the colour, "
+        "the larger the share of the row. Right answers (the diagonal) are left out. All panels have one scale; there "
+        "is no band.",
+        f"{counted(models, 'seed')} and {counted(images, 'test answer').removeprefix('n = ')} an arm",
+        "the store, result.confusion",
+        plots.figure_confusion(matrices, names),
+    )

@@ -1,0 +1,29 @@
+"""Which figures a report has, by section. Importing it imports matplotlib."""
+
+from services.analysis.comparison import ComparisonDocument
+from services.report import accuracy, answers, classes, corruption, search, structure
+from services.report.figure import Picture
+from services.report.view import ReportView
+
+
+def pictures(view: ReportView, document: ComparisonDocument) -> dict[str, list[Picture]]:
+    """Return the figures that the study has data for, by section of the report.
+
+    The sections are ``accuracy``, ``differences``, ``corruption``, ``cost``, ``search``, ``parameters``, ``gap``,
+    ``agreement``, ``structure`` (by arm that learned one), ``architecture`` (of the other arms) and ``errors``.
+    """
+    learned = list(structure.learned(view, document))
+    known = {str(picture.arm) for picture in learned}
+    return {
+        "accuracy": list(accuracy.accuracy(document)),
+        "differences": list(accuracy.differences(document)),
+        "corruption": list(corruption.corruption(document)),
+        "cost": [*accuracy.fronts(document), *accuracy.costs(view, document)],
+        "search": [*accuracy.progress(view, document), *accuracy.convergence(view, document)],
+        "parameters": [*search.importance(view, document), *search.parallel(view, document)],
+        "gap": list(structure.gap(view, document)),
+        "agreement": list(classes.agreement(view, document)),
+        "structure": learned,
+        "architecture": list(structure.other_architectures(view, document, known=known)),
+        "errors": [*accuracy.confusion(view, document), *answers.alone(view, document)],
+    }

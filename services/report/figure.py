@@ -1,0 +1,60 @@
+"""A figure of a report together with what must be said under it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nas_blockout import plots
+from services.analysis.comparison import ArmResult
+from services.report.view import ReportView, TrialView
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure with what must be known to read it.
+
+    Args:
+        name: Of the figure in the page and among the artifacts.
+        title: What is to be seen, in a few words.
+        caption: How to read it.
+        n: What it was computed from.
+        data: Where its numbers are.
+        figure: The figure itself.
+        arm: Contestant that it is about, or None.
+    """
+
+    name: str
+    title: str
+    caption: str
+    n: str
+    data: str
+    figure: plots.Figure
+    arm: str | None = None
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it needs the width of a page."""
+        return float(self.figure.get_size_inches()[0]) * 72 > 400
+
+    @property
+    def file(self) -> str:
+        """Name of its file, which stays when figures come and go: ``best-so-far.svg``, ``masks-blockout.svg``."""
+        arm = re.sub(r"[^a-z0-9-]+", "-", (self.arm or "").lower()).strip("-")
+        return f"{re.sub(r'-[0-9]+$', '', self.name)}{'-' if arm else ''}{arm}.svg"
+
+    def svg(self) -> str:
+        """Return the figure as an element of a page."""
+        said = f"{self.title}. {self.caption} {self.n}." + (f" Arm {self.arm}." if self.arm else "")
+        return plots.to_svg(self.figure, name=self.name, description=said)
+
+
+def exported_trial(view: ReportView, name: str, arm: ArmResult) -> TrialView | None:
+    """Return the retrained trial whose model the arm exports."""
+    return next((trial for trial in view.models(name) if trial.seed == arm.exported_seed), None)
+
+
+def counted(counts: Sequence[int], noun: str, plural: str = "") -> str:
+    """Say how many: ``n = 5 seeds`` or ``n = 3 to 5 seeds``."""
+    low, high = min(counts, default=0), max(counts, default=0)
+    amount = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"n = {amount} {noun if high == 1 else plural or f'{noun}s'}"

@@ -1,0 +1,96 @@
+"""The figures of what was searched: which parameters decided, and the trials as lines through them."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from nas_blockout import plots
+from services.analysis.comparison import ComparisonDocument
+from services.budget.accounting import TERMINAL
+from services.report.figure import Picture, counted
+from services.report.view import ReportView, TrialView, in_order
+
+FEWEST_TRIALS = 4
+MOST_BARS, MOST_PANELS = 48, 6  # in a figure, which is to fit on a page
+Arm = TypeVar("Arm")
+
+
+def importance(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield what the searched parameters of each arm decided, if it was computed."""
+    found = [
+        plots.Importances(name, arm.role, _complete(view, name), view.importance[name])
+        for name, arm in in_order(document).items()
+        if view.importance.get(name)
+    ]
+    absent = [name for name in document.arms if not view.importance.get(name)]
+    for number, of, part in _parts(found, [1 + len(each.shares) for each in found], most=MOST_BARS):
+        yield Picture(
+            _name("importance", number),
+            f"Which parameters decided{_part(number, of)}",
+            "How much each searched parameter decided whether a trial was among the best quarter of its search "
+            "(PED-ANOVA, Optuna). The upright line is what chance makes of it: the largest share in 19 searches with "
+            "the same trials and shuffled scores. Only filled bars are beyond it; there is no band."
+            + (f" Too few trials or parameters: {', '.join(absent)}." if absent else ""),
+            counted([each.trials for each in part], "complete trial an arm", "complete trials an arm"),
+            "trials.csv, phase search, param.* and validation_accuracy",
+            plots.figure_importance(part),
+        )
+
+
+def _complete(view: ReportView, arm: str) -> int:
+    return sum(trial.score is not None and trial.state == "complete" for trial in _trials(view, arm))
+
+
+def _trials(view: ReportView, arm: str) -> list[TrialView]:
+    return [t for t in view.trials if (t.arm, t.phase) == (arm, "search") and t.state in TERMINAL and t.params]
+
+
+def parallel(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield the trials of each arm's search as lines through their parameters."""
+    found = []
+    for name, arm in in_order(document).items():
+        trials = _trials(view, name)
+        names = list(dict.fromkeys(key for trial in trials for key in trial.params))
+        if len(trials) < FEWEST_TRIALS or len(names) < 2:
+            continue
+        values = {key: [_plain(trial.params.get(key)) for trial in trials] for key in names}
+        scores = [t.score if t.state == "complete" and t.score is not None else float("nan") for t in trials]
+        if any(score == score for score in scores):
+            found.append(plots.Searched(name, arm.role, values, scores))
+    limits = plots.limits_of(found)
+    for number, of, part in _parts(found, [1] * len(found), most=MOST_PANELS):
+        yield Picture(
+            _name("parallel", number),
+            f"Trials of the searches{_part(number, of)}",
+            "Each line is a trial, from the parameters it was given to the validation accuracy it reached, which is "
+            "the last axis and has one scale in all panels. Each other axis runs from the smallest to the largest "
+            "value that was tried, by logarithms where these are far apart. Thick lines are the best quarter of the "
+            "trials, dashed ones that end early are failed or pruned trials. There is no band.",
+            counted([len(each.scores) for each in part], "trial an arm", "trials an arm"),
+            "trials.csv, phase search, param.* and validation_accuracy",
+            plots.figure_parallel(part, limits=limits),
+        )
+
+
+def _parts(found: Sequence[Arm], heights: Sequence[int], *, most: int) -> Iterator[tuple[int, int, list[Arm]]]:
+    """Yield the arms in parts that fit on a page: the number of the part, how many there are, and its arms."""
+    parts: list[list[Arm]] = []
+    room = 0
+    for arm, height in zip(found, heights, strict=True):
+        if not parts or height > room:
+            parts.append([])
+            room = most
+        parts[-1].append(arm)
+        room -= height
+    yield from ((number, len(parts), part) for number, part in enumerate(parts, start=1))
+
+
+def _name(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
+
+
+def _part(number: int, of: int) -> str:
+    return f", part {number} of {of}" if of > 1 else ""
+
+
+def _plain(value: object) -> bool | int | float | str | None:
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

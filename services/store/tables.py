@@ -1,0 +1,229 @@
+"""The tables of the store.
+
+Within a table short columns come first and JSON last, so that lists are read without touching it.
+"""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import CheckConstraint, Column, Dialect, ForeignKey, Index, Table, Text, UniqueConstraint
+
+from services.store.records import ATTEMPT_STATES, PHASES, QUEUE_STATES, SCOPES, STUDY_STATES, TRIAL_STATES
+
+
+class Instant(sa.types.TypeDecorator[datetime]):
+    """A moment, aware and in UTC on both sides; SQLite, which knows no time zones, keeps it as naive UTC."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def to_json_text(document: Any) -> str:
+    """Return JSON; NaN and infinity, which it does not have, must have been taken out before."""
+    return json.dumps(document, allow_nan=False, separators=(",", ":"))
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(map(repr, values))})", name=column)
+
+
+METADATA = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+_NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # only INTEGER keys number themselves in SQLite
+_JSON = sa.JSON(none_as_null=True)
+
+
+def _trial_key() -> Column[int]:
+    return Column("trial_id", _NUMBER, ForeignKey("trials.id"), primary_key=True, autoincrement=False)
+
+
+studies = Table(
+    "studies",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("state", Text, nullable=False),
+    Column("config_hash", Text, nullable=False),
+    Column("owner", Text),
+    Column("heartbeat_at", Instant),
+    Column("created_at", Instant, nullable=False),
+    Column("started_at", Instant),
+    Column("finished_at", Instant),
+    Column("error", Text),
+    Column("config", _JSON, nullable=False),
+    _one_of("state", STUDY_STATES),
+    Index(None, "state", "id"),
+)
+
+events = Table(
+    "events",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True),
+    Column("study_id", _NUMBER, ForeignKey("studies.id"), nullable=False, index=True),
+    Column("at", Instant, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("detail", _JSON, nullable=False),
+)
+
+arms = Table(
+    "arms",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True),
+    Column("study_id", _NUMBER, ForeignKey("studies.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("position", sa.Integer, nullable=False),
+    UniqueConstraint("study_id", "name"),
+)
+
+architectures = Table(
+    "architectures",
+    METADATA,
+    Column("hash", Text, primary_key=True),
+    Column("document", _JSON, nullable=False),
+)
+
+trials = Table(
+    "trials",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True),
+    Column("arm_id", _NUMBER, ForeignKey("arms.id"), nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("number", sa.Integer, nullable=False),
+    Column("seed", sa.BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("planned", sa.BigInteger, nullable=False),
+    Column("sample_passes", sa.BigInteger, nullable=False),
+    Column("seconds", sa.Double, nullable=False),
+    Column("thinking_seconds", sa.Double, nullable=False),
+    Column("score", sa.Double),
+    Column("replicate_of", sa.Integer),
+    Column("architecture_hash", Text, ForeignKey("architectures.hash")),
+    Column("created_at", Instant, nullable=False),
+    Column("started_at", Instant),
+    Column("finished_at", Instant),
+    Column("reason", Text),
+    Column("params", _JSON, nullable=False),
+    Column("experiment", _JSON, nullable=False),
+    Column("result", _JSON),
+    UniqueConstraint("arm_id", "phase", "number"),
+    _one_of("phase", PHASES),
+    _one_of("state", TRIAL_STATES),
+)
+
+attempts = Table(
+    "attempts",
+    METADATA,
+    _trial_key(),
+    Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    Column("state", Text, nullable=False),
+    Column("worker", Text, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("finished_at", Instant),
+    Column("error", Text),
+    _one_of("state", ATTEMPT_STATES),
+)
+
+epochs = Table(
+    "epochs",
+    METADATA,
+    _trial_key(),
+    Column("epoch", sa.Integer, primary_key=True, autoincrement=False),
+    Column("stage", Text, nullable=False),
+    Column("sample_passes", sa.BigInteger, nullable=False),
+    Column("seconds", sa.Double, nullable=False),
+    Column("metrics", _JSON, nullable=False),
+)
+
+exports = Table(
+    "exports",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True),
+    Column("trial_id", _NUMBER, ForeignKey("trials.id"), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("verified", sa.Boolean, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("hashes", _JSON, nullable=False),
+    UniqueConstraint("trial_id", "path"),
+)
+
+projections = Table(
+    "projections",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True),
+    Column("study_id", _NUMBER, ForeignKey("studies.id"), nullable=False, index=True),
+    Column("trial_id", _NUMBER, ForeignKey("trials.id")),
+    Column("target", Text, nullable=False),
+    Column("external_id", Text, nullable=False),
+    Column("synced_epoch", sa.Integer, nullable=False),
+    Column("done", sa.Boolean, nullable=False),
+    UniqueConstraint("trial_id", "target"),
+)
+_OF_STUDY = projections.c.trial_id.is_(None)
+Index(
+    "uq_projections_of_study",
+    projections.c.study_id,
+    projections.c.target,
+    unique=True,
+    sqlite_where=_OF_STUDY,
+    postgresql_where=_OF_STUDY,
+)
+
+tokens = Table(
+    "tokens",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("owner", Text, nullable=False, index=True),
+    Column("scope", Text, nullable=False),
+    Column("hash", Text, nullable=False, unique=True),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant),
+    Column("revoked_at", Instant),
+    _one_of("scope", SCOPES),
+)
+
+queue = Table(
+    "queue",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True),
+    Column("study", Text, nullable=False, unique=True),
+    Column("owner", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("config_hash", Text, nullable=False),
+    Column("first_hash", Text, nullable=False),
+    Column("key", Text),
+    Column("worker", Text),
+    Column("lease_until", Instant),
+    Column("job", Text),
+    Column("attempt", sa.Integer, nullable=False),
+    Column("first_attempt", sa.Integer, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    Column("document", _JSON, nullable=False),
+    Column("source", _JSON),
+    UniqueConstraint("owner", "key"),
+    _one_of("state", QUEUE_STATES),
+    Index(None, "state", "id"),
+    Index(None, "owner", "id"),
+)

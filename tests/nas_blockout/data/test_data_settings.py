@@ -1,0 +1,40 @@
+import dataclasses
+
+import pytest
+
+from nas_blockout.data import SOURCES, DataSettings
+from nas_blockout.data.augment import AUGMENT
+from nas_blockout.data.data_settings import AUGMENTATIONS, NAMES
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "mnist"}, "name must be one of digits, .* got 'mnist'"),
+        ({"augment": "mixup"}, "augment must be one of none, .* got 'mixup'"),
+        ({"train_samples": 0}, "train_samples must be 1 or more, or null for all, got 0"),
+        ({"validation_samples": -3}, "validation_samples must be 1 or more, or null for all, got -3"),
+        ({"split_seed": -1}, "split_seed must lie in"),
+        ({"image_size": 32}, "image_size is a setting of imagefolder alone, got 32 for digits"),
+        ({"folder": "own"}, "digits ships with scikit-learn and reads no folder, got 'own'"),
+        ({"name": "imagefolder", "folder": "own", "image_size": 2}, "image_size must lie in 4..1024 pixels, got 2"),
+        ({"name": "imagefolder"}, "imagefolder needs the setting folder"),
+    ],
+)
+def test_settings_out_of_range_are_refused_with_rule_and_value(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DataSettings(**changes)
+
+
+def test_settings_are_a_value():
+    assert DataSettings() == DataSettings(name="digits")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DataSettings().name = "glyphs"
+
+
+def test_every_name_that_settings_accept_is_registered():
+    assert tuple(SOURCES) == NAMES
+
+
+def test_every_augmentation_that_settings_accept_exists():
+    assert tuple(AUGMENT) == AUGMENTATIONS

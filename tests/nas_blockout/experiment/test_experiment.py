@@ -1,0 +1,288 @@
+"""Experiments: their JSON, that a run resumes with the same numbers in every stage, that it ends in a plain network."""
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nas_blockout.architecture import Architecture, Group, Layer
+from nas_blockout.backbones.branched import BranchedNetwork, macs_of
+from nas_blockout.backbones.convnet import ConvNetSettings
+from nas_blockout.data import DataSettings, Splits, load
+from nas_blockout.experiment import Experiment, Handover, Run, Snapshot, build, count_macs, dense_macs, matched, rebuild
+from nas_blockout.experiment.derivation import hand_over
+from nas_blockout.methods import METHODS
+from nas_blockout.methods.blockout import Blockout, BlockoutSettings
+from nas_blockout.structure.distill import DistillationSettings, Surplus
+from nas_blockout.train import EpochRecord, Loaders, TrainingSettings, evaluate
+
+SMALL = Experiment(
+    data=DataSettings(train_samples=100, validation_samples=100),
+    backbone=ConvNetSettings((6, 8), (10,)),
+    training=TrainingSettings(epochs=4, batch_size=25),
+    seed=3,
+)
+BLOCKOUT = BlockoutSettings(clusters=2, masked="all", structure_lr=30.0)
+LEARNED = replace(
+    SMALL,
+    method=BLOCKOUT,
+    distillation=DistillationSettings(target_macs=0.8),
+)
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return load(SMALL.data)
+
+
+def finished(experiment: Experiment, splits: Splits, start: Snapshot | None = None) -> Run:
+    run = Run(experiment, splits, start=start)
+    for _ in run:
+        pass
+    return run
+
+
+def timeless(records: list[EpochRecord]) -> list[EpochRecord]:
+    return [replace(record, seconds=0.0) for record in records]
+
+
+@pytest.mark.parametrize("experiment", [SMALL, LEARNED, replace(SMALL, target_macs=9000)])
+def test_json_round_trip_is_exact(experiment: Experiment) -> None:
+    assert Experiment.from_json(experiment.to_json()) == experiment
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extra": 1}, "unknown key 'extra'"),
+        ({"backbone": {"name": "vgg"}}, "no such backbone 'vgg'"),
+        ({"method": {"name": "blokout"}}, "no such method 'blokout'"),
+        ({"training": {"epoch": 3}}, "no such setting; did you mean 'epochs'"),
+        ({"distillation": {"threshold": 0.5}}, "distillation needs the method blockout"),
+    ],
+)
+def test_documents_that_break_a_rule_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Experiment.from_json({**SMALL.to_json(), **change})
+
+
+def test_what_cannot_be_combined_is_refused() -> None:
+    dense = Architecture(1, (Layer("classes", (Group((0,), 10, tuple(range(10))),)),))
+    with pytest.raises(ValueError, match="give it no other"):
+        replace(LEARNED, architecture=dense)
+    with pytest.raises(ValueError, match="at least 2 epochs"):
+        replace(LEARNED, training=TrainingSettings(epochs=1))
+
+
+def test_a_distilled_run_has_two_stages_that_cost_what_one_training_costs(splits: Splits) -> None:
+    run = finished(LEARNED, splits)
+    assert [(record.stage, record.epoch) for record in run.records] == [
+        ("learn", 0),
+        ("learn", 1),
+        ("finetune", 2),
+        ("finetune", 3),
+    ]
+    assert run.records[-1].sample_passes == finished(SMALL, splits).records[-1].sample_passes == 400
+    assert splits.test_reads == 0
+
+
+def test_the_first_stage_may_keep_its_learning_rate(splits: Splits) -> None:
+    def first_stage(learn_schedule: str, **training: str) -> tuple[float, ...]:
+        settings = replace(LEARNED.distillation, learn_schedule=learn_schedule)
+        run = Run(replace(LEARNED, distillation=settings, training=replace(SMALL.training, **training)), splits)
+        return tuple(next(run).train_loss for _ in range(2))
+
+    assert first_stage("same") == first_stage("cosine") != first_stage("constant")
+    assert first_stage("constant") == first_stage("same", schedule="constant")
+
+
+@pytest.mark.parametrize("experiment", [SMALL, LEARNED], ids=["dense", "distilled"])
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_resumed_run_gives_the_same_numbers(experiment: Experiment, stop_after: int, splits: Splits) -> None:
+    straight = finished(experiment, splits)
+    interrupted = Run(experiment, splits)
+    for _ in range(stop_after):
+        next(interrupted)
+    file = io.BytesIO()
+    torch.save(interrupted.snapshot().to_state(), file)
+    file.seek(0)
+    resumed = finished(experiment, splits, Snapshot.from_state(torch.load(file, weights_only=True)))
+    assert timeless(resumed.records) == timeless(straight.records)
+    assert resumed.outcome is not None
+    assert straight.outcome is not None
+    assert resumed.outcome.architecture == straight.outcome.architecture
+    for ours, theirs in zip(resumed.outcome.model.parameters(), straight.outcome.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_distillation_is_proved_and_its_gap_is_reported(splits: Splits) -> None:
+    outcome = finished(LEARNED, splits).outcome
+    assert outcome is not None
+    assert outcome.handover is not None
+    for found in outcome.handover.equality.values():
+        assert found["max_abs_difference"] <= found["bound"]
+    assert set(outcome.handover.gap) == {"soft", "drawn", "hard", "inherited"}
+    assert outcome.macs <= 0.8 * dense_macs(LEARNED, splits)
+
+
+def test_the_threshold_is_chosen_by_the_hard_network_on_validation_images(splits: Splits) -> None:
+    def handed_over(settings: DistillationSettings) -> Handover:
+        run = finished(replace(LEARNED, distillation=settings), splits)
+        assert run.records[-1].sample_passes == 400, "evaluation is no sample pass"
+        assert run.outcome is not None
+        assert run.outcome.handover is not None
+        return run.outcome.handover
+
+    thresholds = (0.7, 0.3, 0.5)
+    chosen = handed_over(DistillationSettings(thresholds=thresholds))
+    alone = {str(each): handed_over(DistillationSettings(threshold=each)) for each in thresholds}
+    assert chosen.thresholds == {name: found.gap["hard"] for name, found in alone.items()}
+    best = max(thresholds, key=lambda each: (chosen.thresholds[str(each)], each))
+    assert chosen.threshold == best
+    assert chosen.architecture == alone[str(best)].architecture
+    assert len({found.architecture.hash for found in alone.values()}) == 3, "there was something to choose"
+    assert alone["0.5"].thresholds == {}
+    assert Handover.from_json(chosen.to_json()) == chosen
+    assert splits.test_reads == 0
+
+
+def test_only_thresholds_that_meet_the_target_are_tried(splits: Splits) -> None:
+    settings = DistillationSettings(thresholds=(0.01, 0.02, 0.99), target_macs=0.5)
+    outcome = finished(replace(LEARNED, distillation=settings), splits).outcome
+    assert outcome is not None
+    assert outcome.handover is not None
+    assert outcome.macs <= 0.5 * dense_macs(LEARNED, splits)
+    assert len(outcome.handover.thresholds) == 2, "the two lowest are raised to the same one"
+    matched_to = matched(replace(LEARNED, distillation=settings), 4000, shape=splits.shape, classes=10)
+    assert matched_to.distillation is not None
+    assert (matched_to.distillation.thresholds, matched_to.distillation.fill_target) == ((), True)
+
+
+@pytest.mark.parametrize(("surplus", "kept"), [("magnitude", 0), ("probability", 1)])
+def test_what_is_too_much_goes_by_magnitude_where_all_probabilities_say_yes(
+    splits: Splits, surplus: Surplus, kept: int
+) -> None:
+    """Of a network that has learned nothing yet P says nothing; its nodes without weights go first."""
+    settings = DistillationSettings(target_macs=0.6, surplus=surplus)
+    method = replace(BLOCKOUT, clusters=1, first_probability=0.99, last_probability=0.99, logit_noise=0.1)
+    experiment = replace(LEARNED, method=method, distillation=settings)
+    learned = build(experiment, splits)
+    assert isinstance(learned, Blockout)
+    assert isinstance(learned.network, BranchedNetwork)
+    idle = (1, 4)
+    with torch.no_grad():
+        for name, value in learned.network.named_parameters():
+            if name.startswith("stages.features."):
+                value[list(idle)] = 0
+            elif name == "stages.hidden.operations.0.weight":
+                value[:, list(idle)] = 0
+    found, network = hand_over(experiment, learned, splits, device="cpu")
+    assert macs_of(found.architecture, network.plan, splits.shape[0]) <= 0.6 * dense_macs(experiment, splits)
+    rows = network.get_parameter("stages.features.operations.0.weight").flatten(1).square().sum(1)
+    assert int((rows == 0).sum()) == kept
+    assert all(bound["max_abs_difference"] <= bound["bound"] for bound in found.equality.values())
+
+
+def test_placebo_shares_the_learning_stage_and_the_cost_but_not_the_network(splits: Splits) -> None:
+    assert LEARNED.distillation is not None
+    placebo = replace(LEARNED, distillation=replace(LEARNED.distillation, placebo="nodes"))
+    learned, shuffled = finished(LEARNED, splits), finished(placebo, splits)
+    assert timeless(learned.records[:2]) == timeless(shuffled.records[:2])
+    assert learned.outcome is not None
+    assert shuffled.outcome is not None
+    assert learned.outcome.macs == shuffled.outcome.macs
+    assert learned.records[-1].train_loss != shuffled.records[-1].train_loss
+
+
+def test_without_its_branches_a_learned_network_has_one_group_a_layer_within_the_same_cost(splits: Splits) -> None:
+    assert LEARNED.distillation is not None
+    settings = replace(LEARNED.distillation, target_macs=0.5, surplus="magnitude")
+    learned = finished(replace(LEARNED, distillation=settings), splits)
+    whole = finished(replace(LEARNED, distillation=replace(settings, placebo="undivided")), splits)
+    assert timeless(learned.records[:2]) == timeless(whole.records[:2])
+    assert whole.outcome is not None
+    assert whole.outcome.architecture is not None
+    assert whole.outcome.architecture.is_dense
+    assert whole.outcome.macs <= 0.5 * dense_macs(LEARNED, splits)
+    assert whole.outcome.handover is not None
+    assert learned.outcome is not None
+    assert learned.outcome.handover is not None
+    assert whole.outcome.handover.probabilities == learned.outcome.handover.probabilities
+
+
+def test_without_its_branches_but_with_all_its_nodes_a_network_computes_what_was_learned(splits: Splits) -> None:
+    experiment = replace(LEARNED, distillation=DistillationSettings(placebo="undivided", threshold=1e-9))
+    learned = build(experiment, splits)
+    found, _ = hand_over(experiment, learned, splits, device="cpu")
+    assert found.architecture.is_dense
+    assert found.gap["hard"] == found.gap["soft"]
+    assert all(bound["max_abs_difference"] <= bound["bound"] for bound in found.equality.values())
+
+
+def test_weights_from_scratch_are_the_control(splits: Splits) -> None:
+    assert LEARNED.distillation is not None
+    scratch = replace(LEARNED, distillation=replace(LEARNED.distillation, weights="scratch"))
+    inherited, anew = finished(LEARNED, splits).outcome, finished(scratch, splits).outcome
+    assert inherited is not None
+    assert anew is not None
+    assert inherited.architecture == anew.architecture
+    assert not torch.equal(next(inherited.model.parameters()), next(anew.model.parameters()))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, method in METHODS.items() if method.site != "paths"))
+def test_every_method_ends_in_a_plain_network_that_computes_what_was_measured(name: str, splits: Splits) -> None:
+    experiment = replace(SMALL, method=METHODS[name].settings(), training=TrainingSettings(epochs=2, batch_size=25))
+    run = finished(experiment, splits)
+    assert run.outcome is not None
+    model = run.outcome.model
+    assert type(model) is BranchedNetwork
+    assert not model.training
+    loaders = Loaders(run._loaders.train, run._loaders.validation)
+    assert evaluate(model, loaders.validation).accuracy == run.records[-1].validation_accuracy
+    twin = rebuild(experiment, run.outcome.architecture, splits)
+    assert twin.state_dict().keys() == model.state_dict().keys()
+
+
+def test_widths_are_scaled_to_given_macs(splits: Splits) -> None:
+    wide = replace(SMALL, backbone=ConvNetSettings((32, 64), (64,)))
+    target = round(0.5 * dense_macs(wide, splits))
+    network = build(replace(wide, target_macs=target), splits)
+    assert count_macs(network.eval(), splits.train.images[:1]) == pytest.approx(target, rel=0.02)
+
+
+def test_counted_macs_equal_those_of_the_architecture(splits: Splits) -> None:
+    network = build(SMALL, splits).eval()
+    assert count_macs(network, splits.train.images[:1]) == dense_macs(SMALL, splits)
+
+
+def test_building_depends_on_the_seed_and_leaves_global_randomness_alone(splits: Splits) -> None:
+    before = torch.get_rng_state()
+    first, again, other = (build(replace(SMALL, seed=seed), splits) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    weights = [next(network.parameters()) for network in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_run_that_diverges_ends_with_its_reason(splits: Splits) -> None:
+    wild = replace(SMALL, training=TrainingSettings(epochs=4, batch_size=25, optimizer="sgd", learning_rate=1e30))
+    run = finished(wild, splits)
+    assert run.failure is not None
+    assert "became" in run.failure
+    assert run.outcome is None
+
+
+def test_the_random_placebo_has_as_many_clusters_and_nearly_the_macs_of_the_learned_structure(splits: Splits) -> None:
+    placebo = DistillationSettings(target_macs=0.6, weights="scratch", placebo="random")
+    learned, drawn = (
+        finished(replace(LEARNED, distillation=settings), splits).outcome
+        for settings in (DistillationSettings(target_macs=0.6, weights="scratch"), placebo)
+    )
+    assert learned is not None
+    assert drawn is not None
+    assert learned.architecture is not None
+    assert drawn.architecture is not None
+    assert learned.architecture.hash != drawn.architecture.hash
+    assert learned.architecture.clusters == drawn.architecture.clusters
+    assert 0.9 <= drawn.macs / learned.macs <= 1  # the nodes of so small a network cost some per cent each

@@ -1,0 +1,206 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nas_blockout.backbones.resnet import ResNet, ResNetSettings
+from nas_blockout.methods.block_routing import (
+    FEWEST_IMAGES,
+    BlockFlops,
+    block_flops,
+    compacted_route,
+    grouped_route,
+    masked_route,
+    path_statistics,
+    statistics_kept,
+)
+
+SKIPPING = (compacted_route, grouped_route)
+
+
+def network(depth: int = 14, **settings_) -> ResNet:
+    torch.manual_seed(0)
+    built = ResNet(ResNetSettings(depth=depth, width=0.25, **settings_), (2, 8, 8), 5).double()
+    generator = torch.Generator().manual_seed(1)
+    for module in built.modules():
+        if isinstance(module, nn.BatchNorm2d):  # statistics and scales as a trained network has them
+            module.running_mean.normal_(generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+    return built.eval()
+
+
+NETWORKS = {shortcut: network(shortcut=shortcut) for shortcut in ("pad", "projection")}
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 2, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def paths(count: int, blocks: int, share: float = 0.5, seed: int = 0) -> Tensor:
+    return torch.rand(count, blocks, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def one_by_one(built: ResNet, x: Tensor, keep: Tensor) -> Tensor:
+    """The slow oracle: one image at a time, one block at a time, as the paper draws it."""
+    logits = []
+    for image, path in zip(x, keep.tolist(), strict=True):
+        h = built.stem(image[None])
+        for block, kept in zip(built.blocks, path, strict=True):
+            shortcut = block.shortcut(h)
+            h = torch.relu(shortcut + block.residual(h)) if kept else shortcut
+        logits.append(built.head(h))
+    return torch.cat(logits)
+
+
+@given(
+    shortcut=st.sampled_from(sorted(NETWORKS)),
+    batch=st.integers(1, 9),
+    share=st.sampled_from([0.0, 0.3, 0.5, 0.8, 1.0]),
+    seed=st.integers(0, 1000),
+    gradient=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_route_equals_one_image_at_a_time(shortcut, batch, share, seed, gradient):
+    built = NETWORKS[shortcut]
+    x, keep = images(batch, seed), paths(batch, 6, share, seed)
+    with torch.set_grad_enabled(gradient):
+        expected = one_by_one(built, x, keep)
+        for route in (masked_route, *SKIPPING):
+            torch.testing.assert_close(route(built, x, keep), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("route", SKIPPING)
+def test_float32_skipping_equals_masking_within_the_promised_bound(route):
+    built = copy.deepcopy(NETWORKS["pad"]).float()
+    x, keep = images(64).float(), paths(64, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(route(built, x, keep), masked_route(built, x, keep), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("route", SKIPPING)
+def test_gradients_equal_those_of_masking(route):
+    built, x, keep = copy.deepcopy(NETWORKS["projection"]), images(7), paths(7, 6)
+    found = []
+    for each in (route, masked_route):
+        built.zero_grad()
+        each(built, x, keep).square().sum().backward()
+        found.append([p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in built.parameters()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("route", [masked_route, *SKIPPING])
+def test_keeping_all_blocks_is_the_plain_network(route):
+    built, x = NETWORKS["pad"], images(5)
+    everything = torch.ones(5, 6, dtype=torch.bool)
+    torch.testing.assert_close(route(built, x, everything), built(x), rtol=1e-12, atol=1e-12)
+
+
+class Bare(nn.Module):
+    """Another network of the same structure, without a stem: its first shortcut is the image itself."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shortcut = nn.Identity()
+            self.branch = nn.Conv2d(2, 2, 3, padding=1)
+
+        def complete(self, x: Tensor, shortcut: Tensor) -> Tensor:
+            return shortcut + self.branch(x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Identity()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+    def head(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("route", SKIPPING)
+def test_images_are_left_as_they_were(route):
+    torch.manual_seed(0)
+    built, x, keep = Bare().double(), images(6), paths(6, 3)
+    before = x.clone()
+    with torch.no_grad():
+        found = route(built, x, keep)
+        assert torch.equal(x, before)
+        torch.testing.assert_close(found, masked_route(built, x, keep))
+
+
+@pytest.mark.parametrize("route", SKIPPING)
+def test_what_is_dropped_is_not_computed(route):
+    built, keep = NETWORKS["projection"], paths(16, 6)
+    flops = block_flops(built, lambda x: x.mean((1, 2, 3)), images(1))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        route(built, images(16), keep)
+    assert counter.get_total_flops() == int(flops.of(keep).sum())
+    assert 0 < counter.get_total_flops() < 16 * flops.full
+
+
+def test_flops_of_resnet_110_are_those_of_the_paper():
+    built = ResNet(ResNetSettings(depth=110), (3, 32, 32), 10).eval()
+    flops = block_flops(built, lambda x: x.mean((1, 2, 3)), torch.zeros(1, 3, 32, 32))
+    assert len(flops.blocks) == 54
+    assert flops.full / 1e8 == pytest.approx(5.06, abs=0.02)
+    assert flops.policy == 0
+
+
+def test_flops_of_paths_add_up_by_hand():
+    flops = BlockFlops(policy=5, fixed=100, blocks=(10, 20, 30))
+    keep = torch.tensor([[True, False, True], [False, False, False]])
+    assert flops.of(keep).tolist() == [145.0, 105.0]
+    assert flops.full == 160
+
+
+def test_statistics_of_paths_by_hand():
+    keep = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1], [1, 0, 1]]).bool()
+    found = path_statistics(keep)
+    assert (found.mean, found.distinct) == (1.75, 3)  # 2, 2, 1, 2 blocks
+    assert found.sd == pytest.approx(0.1875**0.5)
+
+
+def _norm_of(built: ResNet, block: int) -> nn.BatchNorm2d:
+    norm = built.blocks[block].residual[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    return norm
+
+
+def test_training_takes_a_blocks_statistics_from_the_images_that_keep_it():
+    built = copy.deepcopy(NETWORKS["pad"]).train()
+    x, keep = images(24), torch.ones(24, 6, dtype=torch.bool)
+    keep[10:, 0] = False
+    before = _norm_of(built, 0).running_mean.clone()
+    with torch.no_grad():
+        seen = built.blocks[0].residual[0](copy.deepcopy(built).stem(x)[:10])  # all 24 pass the stem
+        compacted_route(built, x, keep)
+    expected = 0.9 * before + 0.1 * seen.mean((0, 2, 3))
+    torch.testing.assert_close(_norm_of(built, 0).running_mean, expected)
+
+
+def test_training_normalises_few_images_by_the_running_statistics():
+    built = copy.deepcopy(NETWORKS["pad"]).train()
+    keep = torch.ones(24, 6, dtype=torch.bool)
+    keep[FEWEST_IMAGES - 1 :, 0] = False
+    norms = [_norm_of(built, 0), _norm_of(built, 1)]
+    before = [norm.running_mean.clone() for norm in norms]
+    compacted_route(built, images(24), keep)
+    assert torch.equal(norms[0].running_mean, before[0])
+    assert not torch.equal(norms[1].running_mean, before[1])
+    assert all(norm.training for norm in norms)
+
+
+def test_statistics_can_be_kept_while_training_normalises_by_the_batch():
+    built = copy.deepcopy(NETWORKS["pad"]).train()
+    plain = copy.deepcopy(built)
+    before = _norm_of(built, 0).running_mean.clone()
+    with statistics_kept(built):
+        logits = built(images(9))
+    torch.testing.assert_close(logits, plain(images(9)))
+    assert torch.equal(_norm_of(built, 0).running_mean, before)
+    assert _norm_of(built, 0).momentum == 0.1

@@ -1,0 +1,151 @@
+"""Branches from confusions: classes that are confused share one, nodes follow the classes that read them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nas_blockout.backbones.branched import BranchedNetwork
+from nas_blockout.backbones.convnet import ConvNetSettings
+from nas_blockout.data import DataSettings, Splits, load
+from nas_blockout.experiment import Experiment, Run, build
+from nas_blockout.structure.confusion import ConfusionSettings, class_branches, memberships, soft_confusion
+from nas_blockout.train import TrainingSettings
+
+BRANCHED = Experiment(
+    data=DataSettings(train_samples=100, validation_samples=100),
+    backbone=ConvNetSettings((6, 8), (12,)),
+    training=TrainingSettings(epochs=4, batch_size=25),
+    confusion=ConfusionSettings(branches=3),
+    seed=3,
+)
+# Classes 0, 1, 2 are confused with one another, and so are 3, 4 and 5; class 2 leaks into the other group.
+BLOCKS = torch.tensor(
+    [
+        [0.80, 0.10, 0.10, 0.00, 0.00, 0.00],
+        [0.10, 0.80, 0.10, 0.00, 0.00, 0.00],
+        [0.10, 0.10, 0.60, 0.20, 0.00, 0.00],
+        [0.00, 0.00, 0.01, 0.79, 0.10, 0.10],
+        [0.00, 0.00, 0.00, 0.10, 0.80, 0.10],
+        [0.00, 0.00, 0.00, 0.10, 0.10, 0.80],
+    ],
+    dtype=torch.float64,
+)
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return load(BRANCHED.data)
+
+
+def sides(hard: Tensor) -> set[frozenset[int]]:
+    return {frozenset(hard[:, branch].nonzero().flatten().tolist()) for branch in range(hard.shape[1])}
+
+
+def test_soft_confusion_is_the_mean_probability_by_true_class() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 3.0]])
+    labels = torch.tensor([0, 0, 1])
+    found = soft_confusion(nn.Identity(), [(logits[:1], labels[:1]), (logits[1:], labels[1:])], 2)
+    p = logits.double().softmax(1)
+    torch.testing.assert_close(found, torch.stack([(p[0] + p[1]) / 2, p[2]]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("clustering", ["spectral", "affinity"])
+def test_classes_that_are_confused_share_a_branch(clustering: str) -> None:
+    settings = ConfusionSettings(clustering=clustering, branches=2)  # type: ignore[arg-type]
+    assert sides(class_branches(BLOCKS, settings, seed=0)) == {frozenset({0, 1, 2}), frozenset({3, 4, 5})}
+
+
+def test_a_class_joins_every_branch_that_holds_enough_of_its_probability() -> None:
+    hard = class_branches(BLOCKS, ConfusionSettings(branches=2, overlap=True), seed=0)
+    assert sides(hard) == {frozenset({0, 1, 2}), frozenset({2, 3, 4, 5})}  # .2 >= 1 / (5 x 2) > .01
+
+
+def test_classes_that_are_never_confused_still_get_branches() -> None:
+    hard = class_branches(torch.eye(6, dtype=torch.float64), ConfusionSettings(branches=2), seed=0)
+    assert hard.shape == (6, 2)
+    assert hard.any(0).all()
+    assert hard.sum(1).eq(1).all()
+
+
+def test_more_branches_than_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"branches must lie in 2\.\.classes, got branches=7 for 6 classes"):
+        class_branches(BLOCKS, ConfusionSettings(branches=7), seed=0)
+
+
+def test_nodes_follow_the_classes_that_read_them_and_the_trunk_is_shared(splits: Splits) -> None:
+    network = build(replace(BRANCHED, confusion=None), splits)
+    assert isinstance(network, BranchedNetwork)
+    classes = torch.zeros(10, 2, dtype=torch.bool)
+    classes[:5, 0] = True
+    classes[5:, 1] = True
+    with torch.no_grad():
+        weight = network.get_parameter("stages.classes.operations.0.weight")
+        weight.zero_()
+        weight[:5, :6] = 1  # the first six hidden nodes are read by the first five classes, the others by the others
+        weight[5:, 6:] = 1
+    found = memberships(network, classes, ConfusionSettings(branches=2))
+    assert found["hidden"][:, 0].tolist() == [True] * 6 + [False] * 6
+    assert found["hidden"].sum(1).eq(1).all()
+    assert found["conv1"].all()
+    assert found["features"].all()
+    deeper = memberships(network, classes, ConfusionSettings(branches=2, split_layers=3))
+    assert deeper["conv1"].sum(0).tolist() == [3, 3]
+    with pytest.raises(ValueError, match=r"split_layers must lie in 1\.\.3"):
+        memberships(network, classes, ConfusionSettings(branches=2, split_layers=4))
+
+
+def test_a_layer_with_fewer_nodes_than_affinity_found_branches_does_not_branch(splits: Splits) -> None:
+    network = build(replace(BRANCHED, confusion=None), splits)
+    assert isinstance(network, BranchedNetwork)
+    classes = torch.nn.functional.one_hot(torch.arange(10) % 7).bool()  # seven branches, and six nodes in conv1
+    found = memberships(network, classes, ConfusionSettings(clustering="affinity", split_layers=3))
+    assert found["conv1"].all()
+    for name in ("features", "hidden"):
+        assert found[name].sum(1).eq(1).all(), name
+    with pytest.raises(ValueError, match="needs a node for each of 7 branches, 'conv1' has 6"):
+        memberships(network, classes, ConfusionSettings(branches=7, split_layers=3))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ConfusionSettings(branches=3),
+        ConfusionSettings(branches=3, overlap=True, split_layers=2),
+        ConfusionSettings(clustering="affinity", weights="scratch"),
+    ],
+    ids=["disjoint", "overlapping", "affinity"],
+)
+def test_a_network_branches_by_confusion_at_the_cost_of_one_training(
+    splits: Splits, settings: ConfusionSettings
+) -> None:
+    experiment = replace(BRANCHED, confusion=settings)
+    assert Experiment.from_json(experiment.to_json()) == experiment
+    run = Run(experiment, splits)
+    records = list(run)
+    assert [record.stage for record in records] == ["learn", "learn", "finetune", "finetune"]
+    assert records[-1].sample_passes == 400
+    assert run.outcome is not None
+    assert run.outcome.handover is not None
+    assert run.outcome.architecture is not None
+    assert splits.test_reads == 0
+    for found in run.outcome.handover.equality.values():
+        assert found["max_abs_difference"] <= found["bound"]
+    assert set(run.outcome.handover.gap) == {"soft", "hard", "inherited"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clustering": "kmeans"}, "clustering must be one of"),
+        ({"branches": 1}, "branches must be at least 2"),
+        ({"split_layers": 0}, "split_layers at least 1"),
+        ({"weights": "none"}, "weights must be one of"),
+        ({"learn_share": 0.0}, "learn_share must lie"),
+        ({"learning_rate_scale": -1.0}, "learning_rate_scale must be above 0"),
+    ],
+)
+def test_impossible_settings_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ConfusionSettings(**change)  # type: ignore[arg-type]

@@ -1,0 +1,97 @@
+"""Pruning keeps the nodes with the largest weights, meets its target, and computes what the masked network computes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
+from nas_blockout.backbones.convnet import ConvNetSettings
+from nas_blockout.data import DataSettings, Splits, load
+from nas_blockout.experiment import Experiment, Run, build, dense_macs
+from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.structure.pruning import PruningSettings, magnitudes
+from nas_blockout.train import TrainingSettings
+
+PRUNED = Experiment(
+    data=DataSettings(train_samples=100, validation_samples=100),
+    backbone=ConvNetSettings((6, 8), (10,)),
+    training=TrainingSettings(epochs=4, batch_size=25),
+    pruning=PruningSettings(target_macs=0.5),
+    seed=3,
+)
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return load(PRUNED.data)
+
+
+def stage(network: BranchedNetwork, name: str) -> BranchedStage:
+    found = network.stages[name]
+    assert isinstance(found, BranchedStage)
+    return found
+
+
+def test_magnitudes_equal_a_loop_over_nodes(splits: Splits) -> None:
+    network = build(replace(PRUNED, pruning=None), splits)
+    assert isinstance(network, BranchedNetwork)
+    found = magnitudes(network)
+    own, reader = stage(network, "features"), stage(network, "hidden")
+    rows, columns = (stage.get_parameter("operations.0.weight").detach() for stage in (own, reader))
+    energies = []
+    for node in range(8):
+        into = sum(float(value) ** 2 for value in rows[node].flatten())
+        out = sum(float(value) ** 2 for value in columns[:, node].flatten())
+        energies.append((into + 1.0 + out) / 3)  # batch normalisation starts with a scale of one
+    mean = sum(energies) / len(energies)
+    expected = torch.tensor([[energy / mean / (1 + energy / mean)] for energy in energies])
+    torch.testing.assert_close(found["features"], expected)
+    assert list(found) == ["conv1", "features", "hidden", "classes"]
+    assert found["classes"].eq(1).all()
+
+
+def test_nodes_without_weights_go_first(splits: Splits) -> None:
+    network = build(replace(PRUNED, pruning=None), splits)
+    assert isinstance(network, BranchedNetwork)
+    with torch.no_grad():
+        stage(network, "hidden").get_parameter("operations.0.weight")[4] = 0
+        stage(network, "classes").get_parameter("operations.0.weight")[:, 4] = 0
+        stage(network, "hidden").get_parameter("normalise.weight")[4] = 0
+    found = magnitudes(network)
+    assert int(found["hidden"].argmin()) == 4
+    assert float(found["hidden"][4]) == 0
+
+
+def test_a_pruned_network_meets_its_target_and_costs_one_training(splits: Splits) -> None:
+    run = Run(PRUNED, splits)
+    records = list(run)
+    assert [record.stage for record in records] == ["learn", "learn", "finetune", "finetune"]
+    assert records[-1].sample_passes == 400
+    assert run.outcome is not None
+    assert run.outcome.handover is not None
+    assert run.outcome.architecture is not None
+    assert run.outcome.architecture.is_dense
+    share = run.outcome.macs / dense_macs(PRUNED, splits)
+    assert 0.35 < share <= 0.5
+    assert set(run.outcome.handover.gap) == {"soft", "hard", "inherited"}
+    for found in run.outcome.handover.equality.values():
+        assert found["max_abs_difference"] <= found["bound"]
+
+
+def test_pruning_needs_a_dense_network() -> None:
+    with pytest.raises(ValueError, match="pruning needs a dense network"):
+        replace(PRUNED, method=BlockoutSettings())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_macs": 0.0}, "target_macs must lie"),
+        ({"learn_share": 1.0}, "learn_share must lie"),
+        ({"learning_rate_scale": 0.0}, "learning_rate_scale must be above 0"),
+    ],
+)
+def test_impossible_settings_are_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PruningSettings(**change)

@@ -1,0 +1,67 @@
+"""Importance finds the parameter that decides, and is held against shuffled scores."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
+
+from services.analysis.importance import FEWEST_TRIALS, importances
+
+SPACE = {
+    "rate": FloatDistribution(1e-4, 1e-1, log=True),
+    "width": FloatDistribution(0.0, 1.0),
+    "deep": CategoricalDistribution([False, True]),
+}
+TEXTS = {name: distribution_to_json(distribution) for name, distribution in SPACE.items()}
+
+
+def search(trials: int, *, seed: int = 0, matters: float = 1.0) -> list[tuple[dict[str, Any], float]]:
+    """Trials whose score depends on `width` alone, as far as it `matters`."""
+    draws = random.Random(seed)
+    found = []
+    for _ in range(trials):
+        values = {"rate": 10 ** draws.uniform(-4, -1), "width": draws.random(), "deep": draws.random() < 0.5}
+        score = matters * values["width"] + (1 - matters) * draws.random()
+        found.append(({"values": values, "distributions": TEXTS}, score))
+    return found
+
+
+def test_the_parameter_that_decides_comes_first_and_beyond_chance() -> None:
+    found = importances(search(40))
+    assert next(iter(found)) == "width"
+    assert found["width"].share > 0.6
+    assert found["width"].share > found["width"].by_chance
+    assert sum(each.share for each in found.values()) == pytest.approx(1)
+
+
+def test_parameters_that_decide_nothing_are_rarely_beyond_chance() -> None:
+    every = [each for seed in range(30) for each in importances(search(12, seed=seed, matters=0.0)).values()]
+    beyond = np.mean([each.share > each.by_chance for each in every])
+    assert beyond < 0.12
+    assert max(each.by_chance for each in every) > 0.5, "with few trials chance alone makes a parameter important"
+
+
+def test_it_is_the_same_every_time() -> None:
+    assert importances(search(10)) == importances(search(10))
+
+
+def test_parameters_of_some_trials_only_are_known_too() -> None:
+    trials = search(12)
+    for parameters, _ in trials[::2]:
+        parameters["values"].pop("deep")
+        parameters["distributions"] = {name: text for name, text in TEXTS.items() if name != "deep"}
+    assert set(importances(trials)) == set(SPACE)
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [search(FEWEST_TRIALS - 1), [(parameters, 0.5) for parameters, _ in search(10)], [], [({}, 0.1), ({}, 0.2)] * 4],
+)
+def test_too_little_says_nothing(trials: list[tuple[dict[str, Any], float]]) -> None:
+    assert importances(trials) == {}
+
+
+def test_without_shuffles_there_is_no_chance_to_hold_it_against() -> None:
+    assert {each.by_chance for each in importances(search(8), shuffles=0).values()} == {0.0}

@@ -1,0 +1,175 @@
+"""The sentence says what was shown, what was not, and what could have been."""
+
+import pytest
+
+from services.analysis.comparison import (
+    Accuracy,
+    ArmResult,
+    BudgetResult,
+    ComparisonDocument,
+    Cost,
+    PairResult,
+    Role,
+    Spending,
+)
+from services.analysis.verdict import ARM_COLUMNS, PAIR_COLUMNS, arm_rows, pair_rows, sentence
+
+
+def arm(role: Role, mean: float | None, missing: tuple[int, ...] = ()) -> ArmResult:
+    seeds = [seed for seed in (0, 1, 2) if seed not in missing]
+    accuracy = None
+    if mean is not None:
+        accuracy = Accuracy(
+            mean=mean, std=0.01, ci95=(mean - 0.02, mean + 0.02), per_seed={str(s): mean for s in seeds}
+        )
+    return ArmResult(
+        role=role,
+        seeds_cover="retraining",
+        trials=4,
+        failed=len(missing),
+        pruned=0,
+        missing_seeds=list(missing),
+        cost=Cost(search=Spending(sample_passes=1000), retrain=Spending(sample_passes=3000), overhead_seconds=1.5),
+        validation_accuracy=accuracy,
+        test_accuracy=accuracy,
+        exported_seed=0,
+        parameters=12345,
+        macs=None,
+        macs_per_seed={},
+        latency_ms=None,
+        architecture=None,
+        settings={},
+    )
+
+
+def pair(b: str, difference: float, verdict: str, p: float = 0.01, effect: float | None = 0.012) -> PairResult:
+    return PairResult.model_validate(
+        {
+            "a": "blockout",
+            "b": b,
+            "difference": difference,
+            "ci95": [difference - 0.01, difference + 0.01],
+            "seeds": 3,
+            "p": p,
+            "p_permutation": 0.25,
+            "p_holm": p,
+            "smallest_effect": effect,
+            "verdict": verdict,
+        }
+    )
+
+
+def document(
+    arms: dict[str, ArmResult],
+    pairs: list[PairResult],
+    *,
+    reason: str | None = None,
+    seeds: tuple[int, ...] = (0, 1, 2),
+) -> ComparisonDocument:
+    ranking = sorted(arms, key=lambda name: -(arms[name].test_accuracy.mean if arms[name].test_accuracy else 0))  # type: ignore[union-attr]
+    return ComparisonDocument(
+        study="by-hand",
+        budget=BudgetResult(per_arm=4000, tolerance=0.02),
+        arms=arms,
+        pairs=pairs,
+        ranking=None if reason else ranking,
+        ranking_seeds=[] if reason else list(seeds),
+        reason=reason,
+    )
+
+
+ARMS = {
+    "dense": arm("rival", 0.90),
+    "blockout": arm("learned", 0.92),
+    "placebo-nodes": arm("placebo", 0.919),
+    "thin": arm("control", 0.89),
+}
+
+
+def test_the_sentence_of_a_study_that_shows_one_thing_and_not_another() -> None:
+    pairs = [
+        pair("dense", 0.02, "better", p=0.004),
+        pair("placebo-nodes", 0.001, "no difference shown"),
+        pair("thin", 0.03, "better", p=0.00002),
+    ]
+    assert sentence(document(ARMS, pairs)) == (
+        "By mean test accuracy: blockout 92.00%, placebo-nodes 91.90%, dense 90.00%, thin 89.00%; "
+        "blockout is better than dense by 2.00 points (p = 0.004) and thin by 3.00 points (p < 0.0001), "
+        "no difference shown between blockout and placebo-nodes, "
+        "where 3 seeds could have shown no less than about 1.20 points, "
+        "so that its learned structure is not shown to help."
+    )
+
+
+def test_structure_helps_only_if_every_control_is_beaten() -> None:
+    better = [pair(name, 0.02, "better") for name in ("placebo-nodes", "thin")]
+    text = sentence(document(ARMS, [*better, pair("dense", -0.01, "no difference shown")]))
+    assert text.endswith("so that its learned structure is shown to help.")
+    text = sentence(document(ARMS, better[:1]))
+    assert text.endswith("so that its learned structure is not shown to help.")
+
+
+def test_without_a_placebo_nothing_is_said_of_structure() -> None:
+    arms = {name: ARMS[name] for name in ("dense", "blockout")}
+    text = sentence(document(arms, [pair("dense", -0.02, "worse")]))
+    assert "blockout is worse than dense by 2.00 points (p = 0.01)" in text
+    assert text.endswith("without a placebo nothing is shown about its structure.")
+
+
+def test_a_study_without_a_ranking_says_why_first() -> None:
+    text = sentence(document(ARMS, [pair("dense", 0.02, "better")], reason="thin 12.0% less"))
+    assert text.startswith("No ranking, because thin 12.0% less; blockout is better than dense")
+
+
+def test_a_study_without_pairs_says_so() -> None:
+    text = sentence(document(ARMS, [], reason="3 trials have not ended"))
+    assert text == "No ranking, because 3 trials have not ended; no two arms could be compared."
+
+
+def test_a_rival_that_leads_speaks_of_itself() -> None:
+    arms = {"a": arm("rival", 0.8), "blockout": arm("rival", 0.7)}
+    text = sentence(document(arms, [pair("a", -0.1, "worse")]))
+    assert text == (
+        "By mean test accuracy: a 80.00%, blockout 70.00%; a is better than blockout by 10.00 points (p = 0.01)."
+    )
+
+
+def test_seeds_without_a_model_are_named() -> None:
+    arms = {**ARMS, "thin": arm("control", 0.89, missing=(1, 2)), "dense": arm("rival", 0.9, missing=(1,))}
+    text = sentence(document(arms, [pair("thin", 0.01, "no difference shown", effect=None)], seeds=(0,)))
+    assert text.endswith("; dense has no model for seed 1; thin has no model for seeds 1 and 2.")
+    assert "the seeds could have shown no difference of any size" in text
+
+
+@pytest.mark.parametrize("reason", [None, "why not"])
+def test_tables_have_a_cell_a_column(reason: str | None) -> None:
+    found = document(
+        ARMS, [pair("dense", 0.02, "better"), pair("thin", 0.01, "no difference shown", effect=None)], reason=reason
+    )
+    rows = arm_rows(found)
+    assert [row[0] for row in rows] == (list(ARMS) if reason else ["blockout", "placebo-nodes", "dense", "thin"])
+    assert {len(row) for row in rows} == {len(ARM_COLUMNS)}
+    by_name = {row[0]: dict(zip(ARM_COLUMNS, row, strict=True)) for row in rows}
+    assert by_name["dense"] == {
+        "arm": "dense",
+        "test %, 95% interval": "90.00 (88.00 .. 92.00)",
+        "validation %": "90.00",
+        "MACs": "-",
+        "parameters": "12,345",
+        "passes": "4,000",
+        "seconds": "1.5",
+        "failed": "0",
+    }
+    assert dict(zip(PAIR_COLUMNS, pair_rows(found)[0], strict=True)) == {
+        "pair": "blockout - dense",
+        "points": "+2.00",
+        "95% interval": "+1.00 .. +3.00",
+        "Holm": "p = 0.01",
+        "could show": "1.20",
+        "verdict": "better",
+    }
+
+
+def test_an_arm_without_a_model_has_dashes() -> None:
+    rows = arm_rows(document({"dead": arm("rival", None)}, [], reason="no retrained model in dead"))
+    assert rows[0][:4] == ("dead", "-", "-", "-")

@@ -1,0 +1,126 @@
+"""Budgets in passes, seconds and trainings: the first that ends, ends the search, and retraining stays paid for."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.budget.limits import RETRAINING_MARGIN, Charge, ended_by, limits, shares, trials_left
+from services.search import RETRAIN, SEARCH, Plan
+from services.study_config.schema import Budget, Study, StudyError, parse, resolve
+
+COST = 100
+
+
+def charges(count: int, *, seconds: float = 2.0, running: int = 0) -> list[Charge]:
+    ended = [Charge(True, COST, COST, seconds)] * count
+    return [*ended, *[Charge(False, COST, 0, 0.0)] * running]
+
+
+def left(budget: Budget, search: list[Charge], *, retrainings: int = 2) -> dict[str, int]:
+    return dict(trials_left(budget, search, cost=COST, retrainings=retrainings))
+
+
+def test_each_limit_pays_for_its_own_number_of_trials() -> None:
+    budget = Budget(sample_passes=10 * COST, seconds=20.0, trainings=8)
+    assert left(budget, charges(3)) == {"sample_passes": 5, "trainings": 3, "seconds": 4}
+    assert limits(Budget(trainings=8)) == {"trainings": 8}
+    assert left(Budget(trainings=8), charges(2, running=4)) == {"trainings": 0}
+
+
+def test_the_first_limit_that_is_reached_ends_the_search() -> None:
+    assert ended_by({"sample_passes": 0, "seconds": 0}) == "sample_passes"
+    assert ended_by({"sample_passes": 1, "seconds": 0, "trainings": 0}) == "seconds"
+    assert ended_by({"sample_passes": 1}) is None
+
+
+def test_passes_of_running_trials_are_gone_and_those_that_a_failed_one_left_are_not() -> None:
+    budget = Budget(sample_passes=5 * COST)
+    assert left(budget, charges(1, running=1)) == {"sample_passes": 1}
+    assert left(budget, [Charge(True, COST, COST // 2, 1.0)] * 2) == {"sample_passes": 2}
+
+
+def test_until_something_is_measured_one_trial_runs_at_a_time() -> None:
+    budget = Budget(seconds=1000.0)
+    assert left(budget, []) == {"seconds": 1}
+    assert left(budget, charges(0, running=1)) == {"seconds": 0}
+    assert left(budget, charges(1, running=1)) == {"seconds": 495}  # 1000 less 4.4, 2 and 2, by 2
+
+
+@given(
+    limit=st.floats(1, 1000),
+    seconds=st.lists(st.floats(0.1, 10), min_size=1, max_size=30),
+    retrainings=st.integers(1, 10),
+)
+def test_what_a_limit_of_seconds_pays_for_fits_into_it(limit: float, seconds: list[float], retrainings: int) -> None:
+    search = [Charge(True, COST, COST, each) for each in seconds]
+    mean = sum(seconds) / len(seconds)
+    found = left(Budget(seconds=limit), search, retrainings=retrainings)["seconds"]
+    if found:
+        assert sum(seconds) + found * mean + RETRAINING_MARGIN * retrainings * mean <= limit * (1 + 1e-9)
+
+
+def test_shares_are_of_each_limit() -> None:
+    spent = {"sample_passes": 50.0, "seconds": 30.0, "trainings": 2.0}
+    assert shares(Budget(sample_passes=100, trainings=8), spent) == {"sample_passes": 0.5, "trainings": 0.25}
+
+
+# -- in a plan
+
+
+def study(budget: dict[str, float]) -> Study:
+    document = {
+        "schema_version": 1,
+        "name": "example",
+        "training": {"epochs": 2},
+        "budget": budget,
+        "retrain": {"seeds": [0, 1]},
+        "arms": {"fast": {"space": ["training"]}, "slow": {"space": ["training"]}},
+    }
+    return resolve(parse(document, source="x"), source="x")
+
+
+SECONDS = {"fast": 1.0, "slow": 3.0}
+
+
+def run(budget: dict[str, float], *, at_once: int = 1) -> Plan:
+    """Run a plan to its end; a trial takes its arm's seconds."""
+    plan, running = Plan(study(budget), shape=(1, 8, 8), classes=10, images=COST // 2), []
+    while True:
+        while len(running) < at_once and (proposal := plan.next()) is not None:
+            running.append(replace(proposal.entry, state="running"))
+            plan.update(running[-1])
+        if not running:
+            return plan
+        entry = running.pop(0)
+        plan.update(replace(entry, state="complete", spent=COST, seconds=SECONDS[entry.arm], score=0.5, macs=1))
+
+
+@pytest.mark.parametrize(
+    ("budget", "fast", "slow"),
+    [
+        ({"trainings": 7}, 5, 5),
+        ({"seconds": 30.0}, 27, 7),
+        ({"seconds": 30.0, "trainings": 12}, 10, 7),
+        ({"seconds": 30.0, "sample_passes": 6 * COST}, 4, 4),
+    ],
+)
+@pytest.mark.parametrize("at_once", [1, 5])
+def test_a_plan_spends_what_the_first_limit_allows(
+    budget: dict[str, float], fast: int, slow: int, at_once: int
+) -> None:
+    plan = run(budget, at_once=at_once)
+    assert plan.finished
+    assert (len(plan.of("fast", SEARCH)), len(plan.of("slow", SEARCH))) == (fast, slow)
+    for arm, seconds in SECONDS.items():
+        assert len(plan.of(arm, RETRAIN)) == 2
+        assert seconds * len([*plan.of(arm, SEARCH), *plan.of(arm, RETRAIN)]) <= budget.get("seconds", 1e9)
+
+
+def test_a_budget_has_a_limit() -> None:
+    with pytest.raises(StudyError, match="a budget has sample_passes, seconds or trainings"):
+        study({"tolerance": 0.1})
+    with pytest.raises(StudyError, match=r"budget\.trainings"):
+        study({"trainings": 0})
+    assert study({"seconds": 5}).to_json()["budget"] == {"seconds": 5.0, "tolerance": 0.02}

@@ -1,0 +1,365 @@
+"""Every command: what it prints, where, and the code it ends with; and that bad input changes nothing."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from services.cli import main as cli
+from services.store import Store
+from services.study_config.schema import parse, resolve
+from tests.services.program import Call, here
+
+STUDY: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "tiny",
+    "data": {"name": "digits", "train_samples": 50},
+    "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
+    "training": {"epochs": 2, "batch_size": 16},
+    "budget": {"sample_passes": 300},
+    "retrain": {"seeds": [0, 1]},
+    "arms": {"dense": {}, "dropout": {"method": {"name": "dropout"}}},
+}
+EXPERIMENT = {"method": {"name": "none"}, "training": {"learning_rate": 0.1}}
+HOSTILE = "diverged [/red] [bold]\x1b[31m"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that has nothing in it, which is the home of all that is called."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("NAS_BLOCKOUT_HOME", str(folder))
+    monkeypatch.setenv("NAS_BLOCKOUT_TRACKING_URI", "none")
+    monkeypatch.setenv("COLUMNS", "200")
+    return folder
+
+
+@pytest.fixture
+def call(home: Path) -> Call:
+    """Calls the program as its script does, in this process."""
+    return here
+
+
+@pytest.fixture
+def filled(home: Path) -> Path:
+    """A home whose store has a study with a complete, a failed and a running trial."""
+    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+        study = resolve(parse(STUDY, source="here"), source="here")
+        store.create_study("tiny", config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
+        store.claim_study("tiny")
+        for number, arm in enumerate(("dense", "dropout", "dropout")):
+            row = store.add_trial(
+                "tiny", arm=arm, phase="search", number=number, seed=number, experiment=EXPERIMENT, planned=100
+            )
+            store.start_attempt(row.id)
+            store.record_epochs(row.id, [{"epoch": 0, "sample_passes": 50, "seconds": 1.5}])
+            if number == 0:
+                result = {"validation_accuracy": 0.875, "parameters": 10, "macs": 20}
+                store.finish_trial(row.id, "complete", score=0.875, result=result)
+            elif number == 1:
+                store.finish_trial(row.id, "failed", reason=HOSTILE)
+    return home
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder.parent / "study.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}))
+    return path
+
+
+def contents(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def commands(group: Any, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    found = []
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        found += commands(command, (*words, name)) if inner else [((*words, name), command)]
+    return found
+
+
+ALL = commands(typer.main.get_command(cli.app))
+
+
+def test_the_program_alone_says_what_it_can_do(call: Call) -> None:
+    ended = call()
+    assert ended.code == 2
+    for (name, *_), _command in ALL:
+        assert name in ended.out + ended.err
+
+
+@pytest.mark.parametrize(("words", "command"), ALL, ids=[" ".join(words) for words, _ in ALL])
+def test_help_names_every_option(call: Call, words: tuple[str, ...], command: Any) -> None:
+    ended = call(*words, "--help")
+    assert ended.code == 0
+    for parameter in command.params:
+        for spelling in parameter.opts if parameter.param_type_name == "option" else [parameter.name]:
+            assert spelling in ended.out
+    assert len(ended.out.splitlines()) > 4
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (("runn",), "'runn'"),
+        (("run", "--no-such-option"), "--no-such-option"),
+        (("run", "a", "b"), "(b)"),
+        (("list", "--limit", "0"), "'--limit'"),
+        (("run", "quickstart", "--workers", "none"), "'--workers'"),
+        (("data",), "check"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_names_what_is_wrong(
+    call: Call, home: Path, words: tuple[str, ...], wrong: str
+) -> None:
+    ended = call(*words)
+    assert ended.code == 2
+    assert wrong in ended.out + ended.err
+    assert "nas-blockout" in ended.out + ended.err
+    assert contents(home) == []
+
+
+def test_run_alone_lists_the_studies(call: Call, home: Path) -> None:
+    ended = call("run")
+    assert ended.code == 2
+    assert "quickstart" in ended.out
+    assert "nas-blockout run NAME" in ended.out
+    assert contents(home) == []
+
+
+@pytest.mark.parametrize("command", ["run", "validate"])
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"budgett": {}}, ("budgett", "no such key", "budget")),
+        ({"seed": "seven"}, ("seed", "'seven'", "integer")),
+        ({"backbone": {"name": "convnett"}}, ("backbone.name", "'convnett'", "did you mean 'convnet'")),
+        ({"data": {"name": "digitz"}}, ("data", "digitz", "digits")),
+        ({"arms": {"dense": {"method": {"name": "dropot"}}}}, ("arms.dense", "'dropot'", "dropout")),
+        ({"arms": {"dense": {"match": {"arm": "thick"}}}}, ("arms.dense.match.arm", "'thick'")),
+        ({"budget": {"sample_passes": 299}}, ("budget.sample_passes=299", "300")),
+        (
+            {"arms": {"blockout": {"method": {"name": "blockout", "clusters": 9, "masked": "all"}}}},
+            ("arms.blockout", "clusters", "9"),
+        ),
+    ],
+)
+def test_bad_studies_end_with_2_one_line_and_nothing_written(
+    call: Call, home: Path, command: str, changes: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    path = write(home, **changes)
+    ended = call(command, path)
+    assert ended.code == 2, ended.err
+    assert ended.out == ""
+    assert ended.err.startswith(f"error: {path}: ")
+    assert ended.err.count("\n") == 1
+    for part in parts:
+        assert part in ended.err
+    assert contents(home) == []
+
+
+def test_a_name_that_stands_twice_is_refused(call: Call, home: Path) -> None:
+    path = write(home)
+    path.write_text(path.read_text() + "name: again\n")
+    ended = call("run", path)
+    assert (ended.code, contents(home)) == (2, [])
+    assert "'name' stands twice" in ended.err
+
+
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_an_unknown_study_ends_with_3_and_a_near_match(call: Call, home: Path, command: str) -> None:
+    ended = call(command, "quickstar")
+    assert (ended.code, ended.out, contents(home)) == (3, "", [])
+    assert "did you mean 'quickstart'?" in ended.err
+    assert call(command, home / "none.yaml").code == 3
+
+
+def test_data_that_is_not_there_ends_with_3_and_a_remedy(call: Call, home: Path) -> None:
+    ended = call("run", write(home, data={"name": "cifar10"}))
+    assert (ended.code, contents(home)) == (3, [])
+    assert "nas-blockout data fetch cifar10" in ended.err
+
+
+def test_validate_prints_the_resolved_study(call: Call, home: Path) -> None:
+    path = write(home)
+    ended = call("validate", path)
+    assert (ended.code, contents(home)) == (0, [])
+    document = yaml.safe_load(ended.out)
+    assert document["arms"]["dropout"]["experiment"]["method"] == {"name": "dropout", "rate": 0.5}
+    assert document["arms"]["dense"]["experiment"]["training"]["epochs"] == 2
+    assert f"{path}: valid" in ended.err
+    assert call("validate", path, "--json").json == document
+
+
+def test_an_empty_store_is_said_to_be_empty(call: Call) -> None:
+    ended = call("list")
+    assert ended.code == 0
+    assert "no study yet" in ended.out
+    assert "quickstart" in ended.out
+    found = call("list", "--json").json
+    assert found["studies"] == []
+    assert "quickstart" in found["bundled"]
+
+
+@pytest.mark.parametrize("command", ["show", "export", "sync"])
+def test_what_is_not_in_the_store_ends_with_3(
+    call: Call, home: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAS_BLOCKOUT_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+    ended = call(command, "quickstart")
+    assert (ended.code, ended.out) == (3, "")
+    assert "there is no study 'quickstart' in the store" in ended.err
+
+
+def test_a_stored_study_is_listed(call: Call, filled: Path) -> None:
+    ended = call("list")
+    assert ended.code == 0
+    assert "tiny" in ended.out
+    assert "running" in ended.out
+    (line,) = call("list", "--json").json["studies"]
+    assert (line["name"], line["state"], line["finished_at"]) == ("tiny", "running", None)
+
+
+def test_a_stored_study_is_shown(call: Call, filled: Path) -> None:
+    ended = call("show", "tiny")
+    assert ended.code == 0
+    assert "study tiny: running" in ended.out
+    for part in ("87.50%", "complete", "failed", "diverged [/red] [bold]", "cost", "50.0%"):
+        assert part in ended.out
+    assert "\x1b" not in ended.out
+
+
+def test_a_stored_study_is_shown_to_programs(call: Call, filled: Path) -> None:
+    trials = call("show", "tiny", "--json").json["trials"]
+    assert [trial["state"] for trial in trials] == ["complete", "failed", "running"]
+    assert trials[0]["validation_accuracy"] == 0.875
+    found = call("show", "tiny", "--failed", "--json").json
+    (failed,) = found["trials"]
+    assert failed["reason"] == HOSTILE
+    assert found["ended_by"] == {"dense": "sample_passes", "dropout": None}
+    costs = {cost["arm"]: cost for cost in found["cost"]}
+    assert costs["dropout"]["trials"] == 2
+    assert (costs["dropout"]["failed"], costs["dropout"]["failed_sample_passes"]) == (1, 50)
+    assert (costs["dropout"]["sample_passes"], costs["dropout"]["pruned_sample_passes"]) == (100, 0)
+
+
+def test_a_misspelt_stored_study_has_a_near_match(call: Call, filled: Path) -> None:
+    ended = call("show", "tini")
+    assert ended.code == 3
+    assert "did you mean 'tiny'?" in ended.err
+
+
+def test_another_study_of_the_same_name_is_refused(call: Call, filled: Path) -> None:
+    ended = call("run", write(filled, seed=1))
+    assert ended.code == 2
+    assert "study 'tiny' is in the store with another seed: 0 there, 1 here" in ended.err
+
+
+def test_keys_of_a_study_are_set_on_the_command_line(call: Call, home: Path) -> None:
+    path = write(home)
+    document = call(
+        "validate", path, "--set", "retrain.seeds=[4, 5]", "--set", "budget.sample_passes=400", "--json"
+    ).json
+    assert (document["retrain"]["seeds"], document["budget"]["sample_passes"]) == ([4, 5], 400)
+    ended = call("run", path, "--set", "budget.sample_pases=400")
+    assert (ended.code, ended.out, contents(home)) == (2, "", [])
+    assert "budget.sample_pases: no such key; did you mean 'sample_passes'?" in ended.err
+    assert call("run", path, "--set", "seed").code == 2
+
+
+def test_a_study_that_has_not_finished_is_not_exported(call: Call, filled: Path) -> None:
+    ended = call("export", "tiny", "dense")
+    assert (ended.code, ended.out) == (3, "")
+    assert "no retrained model of an arm 'dense'" in ended.err
+    refused = call("export", "tiny", "dense", "--batch", "0")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--batch" in refused.err
+
+
+def test_sync_without_mlflow_ends_with_5(call: Call, filled: Path) -> None:
+    ended = call("sync", "tiny")
+    assert ended.code == 5
+    assert "NAS_BLOCKOUT_TRACKING_URI" in ended.err
+
+
+def test_a_missing_model_ends_with_3(call: Call, home: Path) -> None:
+    ended = call("verify", home / "nothing")
+    assert (ended.code, ended.out) == (3, "")
+    assert str(home / "nothing") in ended.err
+
+
+def test_a_database_that_does_not_answer_ends_with_5_and_keeps_its_password(
+    call: Call, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    url = f"postgresql+psycopg://someone:hunter2hunter2@127.0.0.1:{port}/nas"
+    monkeypatch.setenv("NAS_BLOCKOUT_STORE_URL", url)
+    for words in (("list",), ("run", write(home))):
+        ended = call(*words)
+        assert ended.code == 5, ended.err
+        assert "hunter2" not in ended.err
+        assert f"someone:***@127.0.0.1:{port}" in ended.err
+        assert ended.err.count("\n") == 1
+
+
+def test_a_file_that_is_no_store_ends_with_1(call: Call, home: Path) -> None:
+    (home / "runs").mkdir()
+    (home / "runs" / "nas_blockout.db").write_text("this is no database\n" * 100)
+    ended = call("list")
+    assert ended.code == 1
+    assert "nas_blockout.db" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("NAS_BLOCKOUT_STORE", "x", "did you mean 'NAS_BLOCKOUT_STORE_URL'?"),
+        ("NAS_BLOCKOUT_STORE_URL", "mysql://me:hunter2@host/db", "mysql://me:***@host/db"),
+    ],
+)
+def test_settings_that_cannot_be_used_end_with_2(
+    call: Call, monkeypatch: pytest.MonkeyPatch, name: str, value: str, shown: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    ended = call("list")
+    assert ended.code == 2
+    assert shown in ended.err
+    assert "hunter2" not in ended.err
+
+
+def test_what_nobody_foresaw_is_one_line_too(call: Call, home: Path) -> None:
+    path = write(home)
+    path.unlink()
+    path.mkdir()
+    ended = call("validate", path)
+    assert ended.code in (1, 3)
+    assert ended.err.count("\n") == 1
+
+
+def test_doctor_finds_an_installation_well(call: Call, home: Path) -> None:
+    ended = call("doctor")
+    assert ended.code == 0, ended.out
+    assert "BAD" not in ended.out
+    findings = call("doctor", "--json").json
+    assert {"Python", "torch", "ray", "folder of studies", "store", "MLflow", "Ray", "data"} <= {
+        finding["what"] for finding in findings
+    }
+    assert all(finding["ok"] and not finding["remedy"] for finding in findings)
+
+
+def test_doctor_says_how_to_mend_what_does_not_answer(call: Call, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("NAS_BLOCKOUT_RAY_ADDRESS", f"ray://127.0.0.1:{port}")
+    ended = call("doctor")
+    assert ended.code == 5
+    assert f"BAD  Ray: Ray cannot be reached at ray://127.0.0.1:{port}" in ended.out
+    assert "NAS_BLOCKOUT_RAY_ADDRESS" in ended.out

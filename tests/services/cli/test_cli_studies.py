@@ -1,0 +1,118 @@
+"""`nas-blockout replay`, `estimate` and `compare`: what they print, and the codes they end with."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.store import Store
+from services.study_config.schema import parse, resolve
+from tests.services.program import Call, here
+
+STUDY: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "tiny",
+    "data": {"name": "digits", "train_samples": 50},
+    "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
+    "training": {"epochs": 2, "batch_size": 16},
+    "budget": {"sample_passes": 600},
+    "retrain": {"seeds": [0, 1]},
+    "arms": {"random": {"space": ["training"]}, "tpe": {"space": ["training"], "searcher": "tpe"}},
+}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NAS_BLOCKOUT_HOME", str(tmp_path))
+    monkeypatch.setenv("NAS_BLOCKOUT_TRACKING_URI", "none")
+    monkeypatch.setenv("COLUMNS", "250")
+    return tmp_path
+
+
+@pytest.fixture
+def call() -> Call:
+    """Calls the program as its script does, in this process."""
+    return here
+
+
+@pytest.fixture
+def recorded(home: Path, pretend: Any) -> None:
+    """A study that has run, with made-up results."""
+    study = resolve(parse(STUDY, source="here"), source="here")
+    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+        store.create_study("tiny", config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
+        pretend(store, study, at_once=1)
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_replay_says_that_it_is_faithful_and_how_long_it_takes(call: Call) -> None:
+    ended = call("replay", "tiny", "--workers", "1, 4")
+    assert ended.code == 0, ended.err
+    assert "reproduced: random, 6 of 6 trials proposed again as they really were" in ended.out
+    assert "best validation % so far" in ended.out
+    found = call("replay", "tiny", "--workers", "1,4", "--arm", "tpe", "--repeats", "3", "--json").json
+    assert found["reproduced"] is True
+    assert [(each["arm"], each["workers"], each["repeats"]) for each in found["outcomes"]] == [
+        ("tpe", 1, 3),
+        ("tpe", 4, 3),
+    ]
+    assert found["outcomes"][0]["by_time"]["median"][-1] == found["outcomes"][0]["target"]
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (("nothing",), 3, "there is no study 'nothing'"),
+        (("tiny", "--arm", "rundom"), 3, "no arm 'rundom'"),
+        (("tiny", "--searcher", "tpa"), 2, "did you mean 'tpe'?"),
+        (("tiny", "--workers", "1,x"), 2, "whole numbers in 1..65536 with commas between, got '1,x'"),
+        (("tiny", "--target", "75"), 2, "--target"),
+    ],
+)
+def test_a_replay_that_cannot_be_made_is_one_error(call: Call, words: tuple[str, ...], code: int, part: str) -> None:
+    ended = call("replay", *words)
+    assert (ended.code, ended.out) == (code, "")
+    assert part in ended.err
+
+
+def test_an_estimate_says_what_a_study_costs_and_writes_nothing(call: Call, home: Path) -> None:
+    path = home / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY))
+    ended = call("estimate", path, "--quick")
+    assert ended.code == 0, ended.err
+    for part in ("study tiny, estimated", "retrain", "wall-clock", "2 trials at once", "disk"):
+        assert part in ended.out
+    assert "measuring random" in ended.err
+    found = call("estimate", path, "--quick", "--json").json
+    assert (found["total"]["trials"], found["total"]["sample_passes"]) == (12, 1200)
+    assert found["phases"]["tpe"]["search"]["trials"] == 4
+    assert found["wall_seconds"] > found["trials_seconds"] > 0
+    assert list(home.iterdir()) == [path]
+
+
+def test_an_estimate_of_a_study_that_cannot_run_is_one_error(call: Call, home: Path) -> None:
+    path = home / "study.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, "budget": {"sample_passes": 10}}))
+    ended = call("estimate", path)
+    assert (ended.code, ended.out) == (2, "")
+    assert "budget.sample_passes=10" in ended.err
+
+
+@pytest.mark.usefixtures("recorded")
+def test_studies_are_compared_in_one_table(call: Call, home: Path, pretend: Any) -> None:
+    other = resolve(parse({**STUDY, "name": "other", "seed": 1}, source="here"), source="here")
+    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+        store.finish_study("tiny", "complete")
+        store.create_study("other", config=other.to_json(), config_hash=other.hash, arms=list(other.arms))
+        pretend(store, other, at_once=1)
+        store.finish_study("other", "complete")
+    ended = call("compare", "tiny", "other")
+    assert ended.code == 0, ended.err
+    for part in ("tiny/random", "other/tpe", "95% interval", "paired by seed"):
+        assert part in ended.out
+    found = call("compare", "tiny", "other", "--arm", "tpe", "--json").json
+    assert [pair["seeds"] for pair in found["pairs"]] == [2]
+    assert call("compare", "tiny").code == 2
+    assert call("compare", "tiny", "nothing").code == 3

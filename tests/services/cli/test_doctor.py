@@ -1,0 +1,164 @@
+"""What `doctor` says of services: whether they answer, let us in, have our versions and our time."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.cli.doctor import SERVICES, Finding, examine
+from services.settings import Settings
+from services.store import Store
+
+Serve = Callable[..., str]
+KNOWN = 0  # stands for an answer that needs the token
+TOKEN = "q7Rz_0vLw2-Xb9TnYd4K"
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts a server that gives fixed answers by path, with a clock of its own; returns its address."""
+    running: list[tuple[HTTPServer, threading.Thread]] = []
+
+    def start(answers: dict[str, tuple[int, Any]], *, ahead: float = 0.0) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                return format_datetime(datetime.now(UTC) + timedelta(seconds=ahead), usegmt=True)
+
+            def do_GET(self) -> None:
+                status, body = answers.get(self.path.partition("?")[0], (404, "no such page"))
+                if status == KNOWN:
+                    status = 200 if self.headers["Authorization"] == f"Bearer {TOKEN}" else 401
+                content = (body if isinstance(body, str) else json.dumps(body)).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Say nothing."""
+
+        server = HTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        running.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def findings(settings: Settings, *, api: str | None = None) -> dict[str, Finding]:
+    return {finding.what: finding for finding in examine(settings, api=api)}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    given = {"NAS_BLOCKOUT_HOME": str(tmp_path), "NAS_BLOCKOUT_TRACKING_URI": "none"}
+    return Settings.from_environment(given)
+
+
+def test_an_api_that_is_ready_is_well_and_so_is_its_clock(serve: Serve, settings: Settings) -> None:
+    found = findings(settings, api=serve({"/readyz": (200, {"ready": True})}))
+    assert found["API"].ok
+    assert found["clock of API"].ok
+    assert found["clock of store"].ok
+
+
+def test_an_api_that_is_not_ready_says_what_is_missing(serve: Serve, settings: Settings) -> None:
+    found = findings(settings, api=serve({"/readyz": (503, {"ready": False, "services": {"ray": "away"}})}))["API"]
+    assert not found.ok
+    assert '"ray": "away"' in found.found
+
+
+@pytest.mark.parametrize(("token", "ok"), [(TOKEN, True), (TOKEN[::-1], False)])
+def test_the_token_of_the_service_is_tried_where_it_is_set(
+    serve: Serve, settings: Settings, token: str, ok: bool
+) -> None:
+    address = serve({"/readyz": (200, ""), "/v1/studies": (KNOWN, "")})
+    found = findings(replace(settings, api_token=token), api=address)["API token"]
+    assert (found.ok, found.what in SERVICES) == (ok, True)
+    assert token not in found.found + found.remedy
+    assert "API token" not in findings(settings, api=address)
+
+
+def test_shared_storage_is_written_read_and_cleared(settings: Settings, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    assert findings(replace(settings, artifacts=f"file://{shared}"))["shared storage"].ok
+    assert list(shared.iterdir()) == []
+    found = findings(replace(settings, artifacts="file:///dev/null/x"))["shared storage"]
+    assert not found.ok
+    assert "NAS_BLOCKOUT_ARTIFACTS" in found.remedy
+    assert found.what in SERVICES
+
+
+@pytest.mark.parametrize(("answers", "words"), [({}, "answers 404"), (None, "does not answer")])
+def test_what_is_no_api_is_bad_with_a_remedy(
+    serve: Serve, settings: Settings, answers: dict[str, tuple[int, Any]] | None, words: str
+) -> None:
+    found = findings(settings, api="http://127.0.0.1:9" if answers is None else serve(answers))["API"]
+    assert not found.ok
+    assert words in found.found
+    assert "nas-blockout serve api" in found.remedy
+    assert found.what in SERVICES
+
+
+@pytest.mark.parametrize(("ahead", "word"), [(90.0, "ahead of"), (-90.0, "behind")])
+def test_a_clock_that_is_wrong_is_found(serve: Serve, settings: Settings, ahead: float, word: str) -> None:
+    found = findings(settings, api=serve({"/readyz": (200, "")}, ahead=ahead))["clock of API"]
+    assert not found.ok
+    assert word in found.found
+    assert "NTP" in found.remedy
+
+
+@pytest.fixture
+def ray_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token of the test's own, so that it finds the same with and without one in the developer's home."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t" * 64)
+
+
+def jobs(serve: Serve, settings: Settings, *, version: str, status: int = 200) -> dict[str, Finding]:
+    node = {"state": "ALIVE", "resources_total": {"CPU": 4.0}}
+    answers = {
+        "/api/version": (status, {"version": "4", "ray_version": version, "ray_commit": "", "session_name": ""}),
+        "/api/v0/nodes": (status, {"data": {"result": {"result": [node]}}}),
+        "/api/gcs_healthz": (200, "success"),
+    }
+    return findings(replace(settings, jobs_address=serve(answers)))
+
+
+@pytest.mark.usefixtures("ray_token")
+def test_a_cluster_says_what_it_has_and_its_version(serve: Serve, settings: Settings) -> None:
+    found = jobs(serve, settings, version=metadata.version("ray"))
+    assert found["Ray jobs"].ok
+    assert "4 CPUs and 0 GPUs" in found["Ray jobs"].found
+    assert found["Ray's cluster"].ok
+    assert found["clock of Ray"].ok
+
+
+@pytest.mark.usefixtures("ray_token")
+def test_a_cluster_of_another_version_is_bad(serve: Serve, settings: Settings) -> None:
+    found = jobs(serve, settings, version="2.40.0")["Ray's cluster"]
+    assert not found.ok
+    assert found.found == f"2.40.0, here it is {metadata.version('ray')}"
+    assert "constraints.txt" in found.remedy
+
+
+def test_a_cluster_that_is_away_is_bad(settings: Settings) -> None:
+    found = findings(replace(settings, jobs_address="http://127.0.0.1:9"))["Ray jobs"]
+    assert not found.ok
+    assert "RAY_AUTH_TOKEN" in found.remedy
+
+
+def test_the_clock_of_the_database_is_compared(store: Store) -> None:
+    assert abs(store.clock_ahead()) < 5.0

@@ -1,0 +1,108 @@
+"""The model that a study logs to MLflow: the winner's, once, replaced where an extension trained another."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow.entities import LoggedModel, Run
+
+from nas_blockout.backbones import dense_of
+from nas_blockout.backbones.branched import BranchedNetwork
+from nas_blockout.backbones.convnet import ConvNetSettings, stages
+from nas_blockout.export import Deployed
+from services.mlflow_sync import Projection
+from services.store import Store
+
+# MLflow's own use of its database is not ours to mend.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+STAGES = stages(ConvNetSettings((4, 6), (8,)), (1, 8, 8), 3)
+IMAGES = np.linspace(0, 1, 2 * 64, dtype=np.float32).reshape(2, 1, 8, 8)
+CLASSES = ("a", "b", "c")
+
+
+@pytest.fixture
+def name() -> str:
+    """A study of this test alone, so that all may share the database."""
+    return f"s{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture
+def projection(mlflow_uri: str, tmp_path: Path, name: str) -> Iterator[Projection]:
+    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as opened:
+        opened.create_study(name, config={}, config_hash="cafe", arms=["dense"])
+        yield Projection(mlflow_uri, name, {}, opened)
+
+
+def network(seed: int) -> Deployed:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Deployed(BranchedNetwork(STAGES, dense_of(STAGES), channels=1), (0.3,), (0.4,)).eval()
+
+
+def log(projection: Projection, seed: int, *, arm: str = "dense") -> None:
+    projection.log_model(arm, network(seed), IMAGES, class_names=CLASSES, requirements=["torch"])
+
+
+def models(projection: Projection) -> dict[str, LoggedModel]:
+    client = mlflow.MlflowClient(tracking_uri=projection.uri)
+    experiment = client.get_experiment_by_name(projection.name)
+    assert experiment is not None
+    return {model.model_id: model for model in client.search_logged_models([experiment.experiment_id])}
+
+
+def parent(projection: Projection) -> Run:
+    return mlflow.MlflowClient(tracking_uri=projection.uri).get_run(projection.parent)
+
+
+def test_the_logged_model_computes_the_networks_logits_from_images(projection: Projection) -> None:
+    log(projection, 0)
+    mlflow.set_tracking_uri(projection.uri)
+    model = mlflow.pyfunc.load_model(f"models:/{parent(projection).data.tags['nas.model']}")
+    many = np.random.default_rng(0).random((7, 1, 8, 8), dtype=np.float32)
+    with torch.no_grad():
+        for given in (IMAGES, many, many[:1]):
+            np.testing.assert_allclose(model.predict(given), network(0)(torch.from_numpy(given)), rtol=1e-5, atol=1e-6)
+    assert model.metadata.metadata["class_names"] == list(CLASSES)
+    assert model.metadata.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
+    assert model.metadata.signature.outputs.inputs[0].shape == (-1, 3)
+
+
+def test_the_same_model_is_logged_once(projection: Projection) -> None:
+    log(projection, 0)
+    before = models(projection)
+    log(projection, 0)
+    assert models(projection).keys() == before.keys()
+    assert len(before) == 1
+    assert parent(projection).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("arm", "seed"), [("dense", 1), ("thin", 0)], ids=["other-weights", "other-arm"])
+def test_a_model_that_an_extension_replaced_names_its_successor(projection: Projection, arm: str, seed: int) -> None:
+    log(projection, 0)
+    first = parent(projection).data.tags["nas.model"]
+    log(projection, seed, arm=arm)
+    latest, found = parent(projection).data.tags["nas.model"], models(projection)
+    assert found.keys() == {first, latest}
+    assert found[first].tags["nas.superseded"] == latest
+    assert "nas.superseded" not in found[latest].tags
+    assert found[latest].name == arm
+    mlflow.set_tracking_uri(projection.uri)
+    with torch.no_grad():
+        served = mlflow.pyfunc.load_model(f"models:/{latest}").predict(IMAGES)
+        np.testing.assert_allclose(served, network(seed)(torch.from_numpy(IMAGES)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_whose_logging_was_cut_off_is_logged_again(projection: Projection) -> None:
+    log(projection, 0)
+    client = mlflow.MlflowClient(tracking_uri=projection.uri)
+    first = parent(projection).data.tags["nas.model"]
+    client.delete_tag(projection.parent, "nas.model.digest")
+    log(projection, 0)
+    tags = parent(projection).data.tags
+    assert tags["nas.model"] != first
+    assert models(projection)[first].tags["nas.superseded"] == tags["nas.model"]

@@ -1,0 +1,343 @@
+"""Searchers, constraints, early stopping and objectives in the plan: rebuilt from the trials, it goes on as it was."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nas_blockout.experiment import known_costs
+from search_spaces import SPACES, Context, compose, grid
+from services.search import RETRAIN, SEARCH, Entry, Plan, ask
+from services.search.asha import goes_on
+from services.search.proposals import MOST_ASKS
+from services.study_config.schema import Study, parse, resolve
+from services.study_config.search_options import Constraints, Rules
+
+IMAGES, EPOCHS, SHAPE, CLASSES = 100, 9, (1, 8, 8), 10
+ONE = IMAGES * EPOCHS
+SEEDS = [0]
+BRANCHED = {"space": ["training", "branched"]}
+TRAINING = {"space": ["training"]}
+
+
+def study(arm: dict[str, Any], *, trials: int = 8, **top: Any) -> Study:
+    document = {
+        "schema_version": 1,
+        "name": "example",
+        "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
+        "training": {"epochs": EPOCHS},
+        "budget": {"sample_passes": ONE * (trials + len(SEEDS))},
+        "retrain": {"seeds": SEEDS},
+        "arms": {"arm": arm},
+        **top,
+    }
+    return resolve(parse(document, source="x"), source="x")
+
+
+def plan_of(given: Study, entries: list[Entry] | None = None) -> Plan:
+    return Plan(given, shape=SHAPE, classes=CLASSES, images=IMAGES, entries=entries or [])
+
+
+def curve_of(entry: Entry) -> list[float]:
+    """A made-up learning curve that depends on what was proposed and on nothing else."""
+    draws = random.Random(repr(entry.experiment.training.learning_rate))
+    quality = draws.random()
+    return [quality * (1 - 0.8 ** (epoch + 1)) + 0.01 * draws.random() for epoch in range(EPOCHS)]
+
+
+def trained(plan: Plan, entry: Entry) -> Entry:
+    """What the driver would make of a trial: epoch by epoch, stopped where the plan says."""
+    if entry.gave_up is not None:
+        return replace(entry, state="failed")
+    curve = curve_of(entry)
+    for epoch in range(1, EPOCHS + 1):
+        entry = replace(entry, state="running", spent=epoch * IMAGES, curve=tuple(curve[:epoch]))
+        plan.update(entry)
+        if epoch < EPOCHS and (stop := plan.reason_to_stop(entry, since=epoch - 1)) is not None:
+            return replace(entry, state="pruned", stopped=(stop[0], curve[stop[0] - 1]))
+    costs = known_costs(entry.experiment, shape=SHAPE, classes=CLASSES)
+    return replace(entry, state="complete", score=curve[-1], macs=costs["macs"], parameter_count=costs["parameters"])
+
+
+def run_to_end(given: Study, *, interrupted: bool = False) -> list[Entry]:
+    """All trials of one worker; if interrupted, the plan is forgotten after every trial and rebuilt, shuffled."""
+    plan, found = plan_of(given), []
+    while (proposal := plan.next()) is not None:
+        found.append(trained(plan, proposal.entry))
+        if interrupted:
+            plan = plan_of(given, random.Random(len(found)).sample(found, len(found)))
+        else:
+            plan.update(found[-1])
+    assert plan.finished
+    return found
+
+
+SEARCHED = {
+    "random": BRANCHED,
+    "tpe": {**BRANCHED, "searcher": "tpe"},
+    "gp": {**TRAINING, "searcher": "gp"},
+    "grid": {**TRAINING, "searcher": "grid", "grid_points": 4},
+}
+
+
+@pytest.mark.parametrize("searcher", SEARCHED)
+@pytest.mark.parametrize("stopped", [False, True], ids=["full", "asha"])
+def test_ten_interruptions_change_no_proposal(searcher: str, stopped: bool) -> None:
+    arm = {**SEARCHED[searcher], **({"pruner": {"name": "asha"}} if stopped else {})}
+    given = study(arm, trials=10)
+    straight = run_to_end(given)
+    assert len(straight) > 10
+    assert run_to_end(given, interrupted=True) == straight
+    assert any(entry.state == "pruned" for entry in straight) is stopped
+
+
+@pytest.mark.parametrize("searcher", ["tpe", "gp"])
+def test_what_was_told_decides_what_is_proposed(searcher: str) -> None:
+    told = run_to_end(study(SEARCHED[searcher]))[:8]
+    worse = [replace(entry, score=1 - (entry.score or 0)) for entry in told]
+
+    def asked(entries: list[Entry]) -> list[float]:
+        trial = ask(searcher, entries, 1)
+        rate = trial.suggest_float("optim.lr", 0.0005, 0.008, log=True)
+        return [rate, trial.suggest_float("optim.weight_decay", 1e-5, 1e-2, log=True)]
+
+    assert asked(told) == asked(told)
+    assert asked(told) != asked(worse)
+
+
+@pytest.mark.parametrize("searcher", ["tpe", "gp"])
+def test_a_searcher_draws_at_random_until_its_startup_is_over(searcher: str) -> None:
+    told = run_to_end(study(SEARCHED["tpe"]))[:8]
+
+    def asked(who: str, startup: int) -> float:
+        rules = Rules(startup=startup)
+        return ask(who, told, 1, rules=rules).suggest_float("optim.lr", 0.0005, 0.008, log=True)
+
+    assert asked(searcher, len(told) + 1) == asked("random", 1)
+    assert asked(searcher, len(told)) != asked("random", 1)
+
+
+def test_a_grid_is_tried_whole_once_and_ends_its_arm() -> None:
+    given = study({**TRAINING, "searcher": "grid", "grid_points": 3}, trials=30)
+    found = run_to_end(given)
+    searched = [entry for entry in found if entry.phase == SEARCH]
+    points = grid(SPACES["training"], Context(given.arms["arm"].experiment, SHAPE, CLASSES), points=3)
+    tried = [entry.parameters["values"] for entry in searched if entry.parameters]
+    assert sorted(map(repr, tried)) == sorted(map(repr, map(dict, points)))
+    assert tried != list(map(dict, points))  # in an order of its own: a budget that ends early has seen all sides
+    assert [entry.phase for entry in found if entry.phase == RETRAIN] == [RETRAIN]
+    assert sum(entry.spent for entry in found) == 10 * ONE
+
+
+def test_a_space_without_parameters_is_a_grid_of_one_point() -> None:
+    assert [entry.phase for entry in run_to_end(study({"searcher": "grid"}, trials=30))] == [SEARCH, RETRAIN]
+
+
+def test_a_point_of_the_grid_with_a_known_architecture_is_a_replicate() -> None:
+    plan, numbers = plan_of(study({**BRANCHED, "searcher": "grid", "grid_points": 2}, trials=300)), []
+    while (proposal := plan.next()) is not None and len(numbers) < 40:
+        plan.update(trained(plan, proposal.entry))
+        numbers.append(proposal.replicate_of)
+    replicates = [number for number in numbers if number is not None]
+    entries = plan.of("arm", SEARCH)
+    assert replicates
+    for number, same in enumerate(numbers):
+        assert same is None or entries[number].architecture_hash == entries[same].architecture_hash
+
+
+@pytest.mark.parametrize(
+    ("value", "reached", "factor", "on"),
+    [
+        (0.5, [0.5], 3, True),  # the first goes on
+        (0.4, [0.5, 0.4], 3, False),  # one place, taken by the better one
+        (0.5, [0.5, 0.5], 2, True),  # of equals all go on
+        (0.7, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], 3, False),  # two places of six
+        (0.8, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], 3, True),
+        (0.7, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], 2, True),  # three places of six
+        (0.8, [0.9, 0.8, 0.7, 0.6, 0.5], 3, False),  # five thirds round down to one place
+    ],
+)
+def test_asha_on_rungs_worked_by_hand(value: float, reached: list[float], factor: int, on: bool) -> None:
+    assert goes_on(value, reached, factor) is on
+
+
+def curved(plan: Plan, number: int, curve: list[float], state: str = "running") -> Entry:
+    experiment = plan.study.arms["arm"].experiment
+    entry = Entry("arm", SEARCH, number, number, state, ONE, experiment, spent=IMAGES * len(curve), curve=tuple(curve))
+    plan.update(entry)
+    return entry
+
+
+def test_a_trial_is_compared_with_all_that_have_reached_its_rung_also_if_they_were_stopped_or_failed() -> None:
+    plan = plan_of(study({**TRAINING, "pruner": {"name": "asha", "rungs": [2, 4], "reduction_factor": 2}}))
+    curved(plan, 0, [0.1, 0.9], "pruned")
+    curved(plan, 1, [0.1, 0.8, 0.9, 0.1], "failed")
+    curved(plan, 2, [0.9])
+    entry = curved(plan, 3, [0.1, 0.7])
+    stop = plan.reason_to_stop(entry, since=1)
+    assert stop is not None
+    assert stop[0] == 2
+    assert "after 2 epochs: validation accuracy 0.7000, 2 of the 3 trials that reached this rung are better" in stop[1]
+    curved(plan, 4, [0.1, 0.2])
+    assert plan.reason_to_stop(entry, since=1) is not None  # 2 places of 4
+    curved(plan, 1, [0.1, 0.6, 0.9, 0.1], "failed")
+    assert plan.reason_to_stop(entry, since=1) is None
+
+
+def test_a_rung_left_behind_is_not_looked_at_again_but_the_last_one_is() -> None:
+    plan = plan_of(study({**TRAINING, "pruner": {"name": "asha", "rungs": [2, 4], "reduction_factor": 2}}))
+    curved(plan, 0, [0.9, 0.9, 0.9])
+    behind = curved(plan, 1, [0.1, 0.1, 0.1])
+    assert plan.reason_to_stop(behind, since=3) is None
+    assert plan.reason_to_stop(behind, since=2) is not None  # the driver died before it could say so
+    assert plan.reason_to_stop(behind, since=0) is not None  # several epochs came in one report
+
+
+def test_nothing_is_stopped_without_a_pruner_or_in_retraining() -> None:
+    plan = plan_of(study(TRAINING))
+    curved(plan, 0, [0.9] * EPOCHS)
+    assert plan.reason_to_stop(curved(plan, 1, [0.1] * 3), since=0) is None
+    plan = plan_of(study({**TRAINING, "pruner": {"name": "asha"}}))
+    curved(plan, 0, [0.9] * EPOCHS)
+    retrained = replace(curved(plan, 1, [0.1] * 3), phase=RETRAIN)
+    assert plan.reason_to_stop(retrained, since=0) is None
+
+
+def test_what_stopping_saves_buys_more_trials_and_winners_are_complete() -> None:
+    given = study({**TRAINING, "pruner": {"name": "asha"}}, trials=10)
+    found = run_to_end(given)
+    searched = [entry for entry in found if entry.phase == SEARCH]
+    assert len(searched) > 14
+    assert {entry.spent for entry in searched if entry.state == "pruned"} <= {IMAGES, 3 * IMAGES}
+    left = 10 * ONE - sum(entry.spent for entry in searched)
+    assert 0 <= left < ONE
+    winner = plan_of(given, found).winner("arm")
+    assert winner is not None
+    assert winner.state == "complete"
+    assert winner.score == max(entry.score for entry in searched if entry.score is not None)
+
+
+def limit_of(share: float) -> int:
+    dense = known_costs(study(TRAINING).arms["arm"].experiment, shape=SHAPE, classes=CLASSES)
+    return int(share * dense["macs"])
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe", "gp"])
+def test_what_exceeds_a_constraint_is_never_trained_costs_nothing_and_is_counted(searcher: str) -> None:
+    limit = limit_of(0.9)
+    trials = 5 if searcher == "gp" else 8
+    given = study({**BRANCHED, "searcher": searcher, "constraints": {"macs": limit}}, trials=trials)
+    found = run_to_end(given)
+    searched = [entry for entry in found if entry.phase == SEARCH]
+    assert all(known_costs(entry.experiment, shape=SHAPE, classes=CLASSES)["macs"] <= limit for entry in found)
+    assert len(searched) == trials
+    assert sum(entry.spent for entry in found) == (trials + 1) * ONE
+    refused = [each for entry in searched for each in entry.refused]
+    assert refused
+    assert all(each["exceeded"]["macs"][0] > limit == each["exceeded"]["macs"][1] for each in refused)
+    assert run_to_end(given, interrupted=True) == found
+
+
+def test_tpe_learns_from_what_was_refused() -> None:
+    distribution = '{"name": "FloatDistribution", "attributes": {"step": null, "low": 0.0, "high": 1.0, "log": false}}'
+
+    def refused(at: float, found: float) -> dict[str, Any]:
+        return {"values": {"x": at}, "distributions": {"x": distribution}, "exceeded": {"macs": [found, 10.0]}}
+
+    told = [refused(step / 20, 10 + step) for step in range(1, 20)]
+    draws = [
+        ask("tpe", [], seed, rules=Rules(constraints=Constraints(macs=10)), refused=told).suggest_float("x", 0, 1)
+        for seed in range(40)
+    ]
+    assert sum(draws) / len(draws) < 0.3  # the nearer to what is allowed, the smaller x
+
+
+def test_an_arm_that_finds_nothing_within_its_constraints_gives_up_with_the_reason() -> None:
+    given = study({**BRANCHED, "constraints": {"macs": 10}})
+    (entry,) = run_to_end(given)
+    assert (entry.state, entry.planned, entry.spent) == ("failed", 0, 0)
+    assert len(entry.refused) == MOST_ASKS
+    assert entry.gave_up is not None
+    assert entry.gave_up.startswith("no network within the constraints among 100 proposals; the nearest: macs ")
+    assert entry.gave_up.endswith(" exceeds 10")
+
+
+def test_a_grid_skips_what_is_refused_and_gives_up_where_nothing_is_left() -> None:
+    space = {"space": ["branched"], "searcher": "grid", "grid_points": 2}
+    given = study({**space, "constraints": {"macs": limit_of(0.8)}}, trials=80)
+    found = run_to_end(given)
+    arm = given.arms["arm"]
+    points = grid(compose([SPACES["branched"]]), Context(arm.experiment, SHAPE, CLASSES), points=2)
+    trained_points = [entry for entry in found if entry.phase == SEARCH and entry.gave_up is None]
+    assert 0 < len(trained_points) < len(points)
+    proposed = [*trained_points, *(each for entry in found if entry.phase == SEARCH for each in entry.refused)]
+    assert len(proposed) == len(points)
+    assert run_to_end(given, interrupted=True) == found
+
+
+def test_a_learned_network_that_turns_out_too_large_is_charged_and_cannot_win() -> None:
+    arm = {
+        "space": ["training"],
+        "searcher": "tpe",
+        "method": {"name": "blockout", "clusters": 2, "masked": "all"},
+        "distillation": {"target_macs": 0.5},
+        "constraints": {"macs": limit_of(0.55), "parameters": 600},
+    }
+    plan = plan_of(study(arm))
+    for parameters in (700, 500, 650):
+        proposal = plan.next()
+        assert proposal is not None
+        assert not proposal.entry.refused  # its target is within the limit, its parameters are not known yet
+        score = parameters / 1000
+        ended = replace(proposal.entry, state="complete", spent=ONE, score=score, macs=10, parameter_count=parameters)
+        plan.update(ended)
+    winner = plan.winner("arm")
+    assert winner is not None
+    assert winner.parameter_count == 500
+    assert plan.next() is not None  # what exceeds a limit is told as infeasible
+    tight = plan_of(study({**arm, "constraints": {"macs": limit_of(0.45)}})).next()
+    assert tight is not None
+    assert tight.entry.gave_up is not None
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe", "gp", "grid"])
+def test_several_objectives_are_searched_and_the_most_accurate_is_retrained(searcher: str) -> None:
+    points = {"grid_points": 2} if searcher == "grid" else {}
+    arm = {"space": ["branched"], "searcher": searcher, "objectives": ["accuracy", "macs"], **points}
+    given = study(arm, trials=6)
+    found = run_to_end(given)
+    assert run_to_end(given, interrupted=True) == found
+    searched = [entry for entry in found if entry.phase == SEARCH]
+    winner = plan_of(given, found).winner("arm")
+    assert winner is not None
+    assert winner.score == max(entry.score or 0 for entry in searched)
+
+
+@pytest.mark.parametrize(("within", "number"), [(0.0, 2), (0.05, 2), (0.1, 1), (0.5, 1), (0.6, 0)])
+def test_a_preference_takes_the_least_of_those_almost_as_accurate(within: float, number: int) -> None:
+    arm = {**TRAINING, "objectives": ["accuracy", "macs"], "prefer": {"objective": "macs", "within": within}}
+    plan = plan_of(study(arm))
+    for score, macs in ((0.3, 1), (0.8, 5), (0.9, 9), (0.8, 5)):
+        proposal = plan.next()
+        assert proposal is not None
+        plan.update(replace(proposal.entry, state="complete", spent=ONE, score=score, macs=macs))
+    winner = plan.winner("arm")
+    assert winner is not None
+    assert winner.number == number
+
+
+def test_tpe_seeks_few_macs_where_they_are_an_objective() -> None:
+    """Accuracy says nothing: what is drawn after the start must have fewer MACs than under accuracy alone."""
+
+    def mean_macs(objectives: list[str]) -> float:
+        given = study({"space": ["branched"], "searcher": "tpe", "objectives": objectives}, trials=24)
+        plan, macs = plan_of(given), []
+        while (proposal := plan.next()) is not None and proposal.entry.phase == SEARCH:
+            costs = known_costs(proposal.entry.experiment, shape=SHAPE, classes=CLASSES)
+            score = random.Random(proposal.entry.number).random()
+            plan.update(replace(proposal.entry, state="complete", spent=ONE, score=score, macs=costs["macs"]))
+            macs.append(costs["macs"])
+        return sum(macs[8:]) / len(macs[8:])
+
+    assert mean_macs(["accuracy", "macs"]) < mean_macs(["accuracy"])

@@ -1,0 +1,247 @@
+"""The study file: what is accepted, and that every refusal names the file, the key, the value and the rule."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from nas_blockout.data import load
+from services.study_config.overrides import assigned
+from services.study_config.schema import (
+    StudyError,
+    StudyNotFound,
+    bundled,
+    find,
+    json_schema,
+    parse,
+    read,
+    read_document,
+    resolve,
+)
+from services.study_config.validation import check_against_data
+
+MINIMAL = {
+    "schema_version": 1,
+    "name": "example",
+    "data": {"name": "digits", "train_samples": 100},
+    "training": {"epochs": 2, "batch_size": 32},
+    "budget": {"sample_passes": 1200},
+    "arms": {"dense": {"space": ["training"]}},
+}
+
+
+def changed(path: str, value: object) -> dict[str, object]:
+    """The minimal study with one key replaced; the path is dotted."""
+    document = json.loads(json.dumps(MINIMAL))
+    *parents, last = path.split(".")
+    place = document
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    place[last] = value
+    return document  # type: ignore[no-any-return]
+
+
+def written(tmp_path: Path, document: object) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(document if isinstance(document, str) else yaml.safe_dump(document))
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(bundled()))
+def test_bundled_studies_are_valid(name: str) -> None:
+    config = read(find(name))
+    study = resolve(config, source=name)
+    assert study.name == name
+    assert study.arms
+
+
+def test_resolving_again_from_the_same_file_gives_the_same_hash_and_workers_do_not_count() -> None:
+    study = resolve(parse(MINIMAL, source="x"), source="x")
+    more = resolve(parse(changed("workers", {"at_once": 1}), source="x"), source="x")
+    other = resolve(parse(changed("budget.sample_passes", 1300), source="x"), source="x")
+    assert study.hash == more.hash
+    assert study.hash != other.hash
+
+
+def test_an_arm_like_another_takes_its_entries() -> None:
+    document = changed(
+        "arms",
+        {
+            "blockout": {"method": {"name": "blockout", "clusters": 3}, "distillation": {"target_macs": 0.5}},
+            "placebo": {"like": "blockout", "distillation": {"placebo": "nodes"}},
+        },
+    )
+    study = resolve(parse(document, source="x"), source="x")
+    placebo = study.arms["placebo"].experiment
+    assert placebo.method == study.arms["blockout"].experiment.method
+    assert placebo.distillation is not None
+    assert (placebo.distillation.target_macs, placebo.distillation.placebo) == (0.5, "nodes")
+
+
+def test_an_arm_may_change_the_backbone_or_take_another() -> None:
+    document = changed(
+        "arms",
+        {
+            "wide": {"backbone": {"hidden": [24]}},
+            "other": {"backbone": {"name": "resnet", "depth": 8}},
+            "like": {"like": "other", "backbone": {"width": 0.5}},
+        },
+    )
+    arms = resolve(parse(document, source="x"), source="x").arms
+    assert arms["wide"].experiment.backbone.hidden == (24,)
+    assert (arms["other"].experiment.backbone.depth, arms["other"].experiment.backbone.width) == (8, 1.0)
+    assert (arms["like"].experiment.backbone.depth, arms["like"].experiment.backbone.width) == (8, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("budgt", {}, r"budgt: no such key; did you mean 'budget'\?"),
+        ("budget.sample_pass", 1, r"budget\.sample_pass: no such key; did you mean 'sample_passes'\?"),
+        ("arms.dense.sapce", [], r"arms\.dense\.sapce: no such key; did you mean 'space'\?"),
+        ("budget.sample_passes", "many", r"budget\.sample_passes: .*integer.*'many'"),
+        ("budget.sample_passes", 0, r"budget\.sample_passes: .*greater than 0.*0"),
+        ("budget.tolerance", 2.0, r"budget\.tolerance: .*less than or equal to 1"),
+        ("schema_version", 2, r"schema_version: .*1.*2"),
+        ("name", "Not A Name", r"name: .*pattern.*'Not A Name'"),
+        ("arms", {}, r"arms: .*at least 1"),
+        ("retrain.seeds", [1, 1], r"retrain\.seeds: seeds must be distinct"),
+        ("arms.dense.like", "dens", r"arms\.dense\.like: no other arm 'dens'"),
+        ("arms.dense.match", {"arm": "thick"}, r"arms\.dense\.match\.arm: no other arm 'thick'"),
+        ("arms.dense.searcher", "annealing", r"arms\.dense\.searcher: .*'random'.*'annealing'"),
+        (
+            "arms.dense.space",
+            ["trainin"],
+            r"arms\.dense\.space: no such search space 'trainin'; did you mean 'training'\?",
+        ),
+        ("arms.dense.method", {"name": "blokout"}, r"no such method 'blokout'; did you mean 'blockout'\?"),
+        (
+            "arms.dense.method",
+            {"name": "blockout", "cluster": 3},
+            r"cluster: no such setting; did you mean 'clusters'\?",
+        ),
+        ("arms.dense.backbone", {"name": "convnat"}, r"no such backbone 'convnat'; did you mean 'convnet'\?"),
+        ("arms.dense.distillation", {}, "distillation needs the method blockout"),
+        ("arms.dense.pruning", {"target": 0.5}, r"pruning\.target: no such setting; did you mean 'target_macs'\?"),
+        ("arms.dense.confusion", {"branches": 1}, "branches must be at least 2"),
+        (
+            "arms",
+            {"a": {}, "b": {"confusion": {}, "match": {"arm": "a"}}},
+            r"arms\.b\.match: the cost of branches from confusions cannot be chosen",
+        ),
+        ("arms.dense", {"confusion": {}, "pruning": {}}, "an experiment hands over once"),
+        (
+            "arms.dense",
+            {"method": {"name": "blockout"}, "distillation": {"placebo": "random"}},
+            "placebo='random' has no weights to inherit",
+        ),
+        ("arms.dense.method", {"name": "blockdrop"}, "blockdrop needs a backbone whose blocks can be skipped, resnet"),
+        (
+            "arms.dense",
+            {"backbone": {"name": "resnet"}, "pruning": {}},
+            r"arms\.dense\.pruning needs a backbone that can be branched, convnet; got resnet",
+        ),
+        (
+            "arms.dense",
+            {"backbone": {"name": "inception"}, "space": ["branched"]},
+            "the space 'branched' needs a backbone that can be branched, convnet; got inception",
+        ),
+        (
+            "arms",
+            {"a": {}, "b": {"backbone": {"name": "resnet"}, "match": {"arm": "a"}}},
+            r"arms\.b\.match needs a backbone that can be branched, convnet; got resnet",
+        ),
+        ("data.name", "digit", r"digit"),
+        ("training.epochs", "ten", r"training\.epochs must be a whole number, got 'ten'"),
+        ("training.epochs", 0, r"training: epochs must be at least 1, got epochs=0"),
+    ],
+)
+def test_refusals_name_the_file_the_key_the_value_and_the_rule(
+    tmp_path: Path, path: str, value: object, message: str
+) -> None:
+    file = written(tmp_path, changed(path, value))
+    with pytest.raises(StudyError, match=message) as caught:
+        resolve(read(file), source=str(file))
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "no valid YAML"),
+        ("- 1", "a study is a mapping"),
+        ("arms: {a: {}, a: {}}", "the name 'a' stands twice"),
+        ("a: &x 1\nb: *x", r"aliases \(\*name\) are not allowed"),
+        ("a: !!python/object/apply:os.system ['true']", "no valid YAML"),
+        ("? [a]\n: 1", "no valid YAML"),
+        ("[" * 5000, "nested too deeply"),
+    ],
+)
+def test_hostile_yaml_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        read(written(tmp_path, text))
+
+
+def test_files_that_are_too_large_or_no_text_are_refused(tmp_path: Path) -> None:
+    large = tmp_path / "large.yaml"
+    large.write_text("# " + "x" * (1 << 20))
+    with pytest.raises(StudyError, match="at most 1048576 bytes"):
+        read(large)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(StudyError, match="UTF-8"):
+        read(binary)
+
+
+def test_studies_that_do_not_exist_are_not_found_with_a_near_match(tmp_path: Path) -> None:
+    with pytest.raises(StudyNotFound, match=r"did you mean 'quickstart'\?"):
+        find("quickstrat")
+    with pytest.raises(StudyNotFound, match="there is no study file"):
+        find(str(tmp_path / "nowhere.yaml"))
+
+
+def test_values_that_only_the_data_refuses(tmp_path: Path) -> None:
+    document = changed("arms.dense", {"method": {"name": "blockout", "clusters": 9}, "backbone": {"hidden": [8]}})
+    study = resolve(parse(document, source="s.yaml"), source="s.yaml")
+    splits = load(study.data)
+    with pytest.raises(
+        StudyError, match=r"s\.yaml: arms\.dense: clusters must lie in 1\.\.nodes, got clusters=9 for nodes=8"
+    ):
+        check_against_data(study, splits, source="s.yaml")
+    poor = resolve(parse(changed("budget.sample_passes", 1100), source="s.yaml"), source="s.yaml")
+    with pytest.raises(StudyError, match=r"budget\.sample_passes=1100 is too small: arm 'dense' needs 1200"):
+        check_against_data(poor, splits, source="s.yaml")
+
+
+def test_schema_for_editors_accepts_the_bundled_studies_and_refuses_unknown_keys() -> None:
+    schema = json_schema()
+    for path in bundled().values():
+        jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(changed("budgt", 1), schema)
+
+
+@pytest.mark.parametrize("name", ["corruption", "scarce"])
+def test_arms_that_drop_are_held_against_each_other_at_the_same_rates(name: str) -> None:
+    study = resolve(read(bundled()[name]), source=name)
+    rates = {arm: getattr(found.experiment.method, "rate", None) for arm, found in study.arms.items()}
+    assert rates == {"dense": None, **dict.fromkeys(list(rates)[1:], 0.1)}
+    learned = study.arms["dropcluster"].experiment
+    for labels in ("random", "contiguous"):
+        (control,) = [arm for arm in study.arms.values() if getattr(arm.experiment.method, "labels", None) == labels]
+        assert replace(control.experiment, method=learned.method) == learned
+        assert control.spaces == study.arms["dropcluster"].spaces
+
+
+def test_the_study_of_few_images_has_one_budget_at_any_size() -> None:
+    for images in (100, 300, 1000):
+        sizes = {"data.train_samples": images, "data.validation_samples": images}
+        changes = [f"name=scarce-{images}", *(f"{key}={value}" for key, value in sizes.items())]
+        study = resolve(parse(assigned(read_document(bundled()["scarce"]), changes), source="x"), source="x")
+        assert study.config.budget.trainings == 2 + len(study.config.retrain.seeds)
+        assert len({arm.experiment.training.epochs for arm in study.arms.values()}) == 1
+        assert (study.data.train_samples, study.data.validation_samples) == (images, images)

@@ -1,0 +1,163 @@
+"""How arms search, as study files say it: what is accepted, inherited and refused, and that it survives the store."""
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+
+from nas_blockout.data import load
+from services.study_config.schema import Study, StudyError, json_schema, parse, parse_resolved, resolve
+from services.study_config.search_options import Constraints, Preference, Rules
+from services.study_config.validation import check_against_data
+
+
+def document(arm: dict[str, Any], **top: Any) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "name": "example",
+        "data": {"name": "digits", "train_samples": 100},
+        "training": {"epochs": 27, "batch_size": 32},
+        "budget": {"sample_passes": 100_000},
+        "arms": {"arm": arm},
+        **top,
+    }
+
+
+def resolved(arm: dict[str, Any], **top: Any) -> Study:
+    return resolve(parse(document(arm, **top), source="study.yaml"), source="study.yaml")
+
+
+EVERYTHING = {
+    "searcher": "grid",
+    "grid_points": 5,
+    "constraints": {"macs": 10, "latency_ms": 2},
+    "objectives": ["accuracy", "macs"],
+    "prefer": {"objective": "macs", "within": 0},
+}
+
+
+GAUSSIAN = {"searcher": "gp", "startup": 2, "pruner": {"name": "asha", "rungs": [3, 9]}}
+
+
+@pytest.mark.parametrize("arm", [{}, EVERYTHING, GAUSSIAN])
+def test_rules_survive_the_store_and_the_schema_knows_them(arm: dict[str, Any]) -> None:
+    study = resolved(arm)
+    again = parse_resolved(json.loads(json.dumps(study.to_json())))
+    assert (again.arms, again.hash) == (study.arms, study.hash)
+    jsonschema.validate(document(arm), json_schema())
+
+
+def test_a_study_without_any_of_them_is_named_as_before() -> None:
+    study = resolved({})
+    assert study.arms["arm"].rules == Rules()
+    keys = {"pruner", "constraints", "objectives", "prefer", "grid_points", "startup"}
+    assert not keys & study.to_json()["arms"]["arm"].keys()
+    assert study.hash != resolved({}, constraints={"macs": 10}).hash
+
+
+def test_an_arm_takes_what_it_lacks_from_the_one_it_is_like_and_from_the_study() -> None:
+    study = resolve(
+        parse(
+            {
+                **document({}),
+                "constraints": {"macs": 10},
+                "objectives": ["accuracy", "macs"],
+                "arms": {
+                    "plain": {},
+                    "own": {"constraints": {"parameters": 5}, "prefer": {"objective": "macs"}},
+                    "like": {"like": "own", "searcher": "tpe"},
+                },
+            },
+            source="x",
+        ),
+        source="x",
+    )
+    rules = {name: arm.rules for name, arm in study.arms.items()}
+    assert rules["plain"].constraints == Constraints(macs=10)
+    assert rules["own"].constraints == rules["like"].constraints == Constraints(parameters=5)
+    assert rules["like"].prefer == Preference(objective="macs")
+    assert {each.objectives for each in rules.values()} == {("accuracy", "macs")}
+    assert (study.arms["own"].searcher, study.arms["like"].searcher) == ("random", "tpe")
+
+
+@pytest.mark.parametrize(("factor", "rungs"), [(3, [1, 3, 9]), (2, [1, 3, 6, 13]), (5, [1, 5]), (27, [1])])
+def test_rungs_are_the_epochs_over_powers_of_the_reduction_factor(factor: int, rungs: list[int]) -> None:
+    pruner = resolved({"pruner": {"name": "asha", "reduction_factor": factor}}).arms["arm"].rules.pruner
+    assert pruner is not None
+    assert pruner.rungs == rungs
+
+
+ASHA = {"name": "asha"}
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"searcher": "tpee"}, r"arms\.arm\.searcher: .*'grid', got 'tpee'; did you mean 'tpe'\?"),
+        ({"searcher": "grid", "grid_points": 0}, r"arms\.arm\.grid_points: .*greater than or equal to 1, got 0"),
+        ({"grid_points": 3}, r"arms\.arm\.grid_points: belongs to searcher grid, this arm has searcher random"),
+        ({"startup": 2}, r"arms\.arm\.startup: belongs to searcher tpe or gp, this arm has searcher random"),
+        ({"searcher": "tpe", "startup": 0}, r"arms\.arm\.startup: .*greater than or equal to 1, got 0"),
+        ({"grid_point": 3}, r"arms\.arm\.grid_point: no such key; did you mean 'grid_points'\?"),
+        ({"pruner": {}}, r"arms\.arm\.pruner\.name: this key is required"),
+        ({"pruner": {"name": "median"}}, r"arms\.arm\.pruner\.name: .*'asha', got 'median'"),
+        ({"pruner": {**ASHA, "rung": [1]}}, r"arms\.arm\.pruner\.rung: no such key; did you mean 'rungs'\?"),
+        ({"pruner": {**ASHA, "rungs": []}}, r"arms\.arm\.pruner\.rungs: .*got \[\]"),
+        ({"pruner": {**ASHA, "rungs": [0, 1]}}, r"pruner\.rungs: rungs must be one epoch or more.*got \[0, 1\]"),
+        ({"pruner": {**ASHA, "rungs": [3, 3]}}, r"pruner\.rungs: .*each later than the one before.*got \[3, 3\]"),
+        (
+            {"pruner": {**ASHA, "rungs": [3, 27]}},
+            r"pruner\.rungs: must end before the last of 27 epochs, got \[3, 27\]",
+        ),
+        ({"pruner": {**ASHA, "reduction_factor": 1}}, r"reduction_factor: .*greater than or equal to 2, got 1"),
+        ({"pruner": {**ASHA, "reduction_factor": 28}}, r"pruner: trials need at least 28 epochs"),
+        ({"constraints": {"mac": 1}}, r"arms\.arm\.constraints\.mac: no such key; did you mean 'macs'\?"),
+        ({"constraints": {"macs": 0}}, r"arms\.arm\.constraints\.macs: .*greater than 0, got 0"),
+        ({"constraints": {"parameters": 1.5}}, r"arms\.arm\.constraints\.parameters: .*integer, got 1\.5"),
+        ({"objectives": ["macs"]}, r"arms\.arm\.objectives: .*accuracy one of them, got \['macs'\]"),
+        ({"objectives": ["accuracy", "accuracy"]}, r"arms\.arm\.objectives: .*distinct"),
+        ({"objectives": ["accuracy", "latency"]}, r"objectives\.1: .*got 'latency'; did you mean 'latency_ms'\?"),
+        ({"objectives": ["accuracy", "macs"], "pruner": ASHA}, r"arms\.arm\.pruner: trials with several objectives"),
+        ({"prefer": {"objective": "macs"}}, r"arms\.arm\.prefer\.objective: must be one of the objectives"),
+        ({"prefer": {"objective": "accuracy"}}, r"arms\.arm\.prefer\.objective: .*got 'accuracy'"),
+        ({"prefer": {"object": "macs"}}, r"arms\.arm\.prefer\.object: no such key; did you mean 'objective'\?"),
+    ],
+)
+def test_refusals_name_the_key_the_value_and_the_rule(arm: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=message) as caught:
+        resolved(arm)
+    assert str(caught.value).startswith("study.yaml: ")
+
+
+def test_a_misspelt_key_of_the_study_itself_is_named() -> None:
+    with pytest.raises(StudyError, match=r"objectivs: no such key; did you mean 'objectives'\?"):
+        resolved({}, objectivs=["accuracy"])
+    with pytest.raises(StudyError, match=r"constraints\.latency: no such key; did you mean 'latency_ms'\?"):
+        resolved({}, constraints={"latency": 3})
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        (
+            {"space": ["training", "branched"], "searcher": "grid"},
+            r"arms\.arm: a grid has at most 1,000 points, this one 4,374 \(optim\.lr 3 x",
+        ),
+        ({"constraints": {"parameters": 10}}, r"arms\.arm: constraints\.parameters=10: its network has \d+ and there"),
+    ],
+)
+def test_what_can_only_be_seen_with_the_data_is_refused_before_anything_runs(arm: dict[str, Any], message: str) -> None:
+    study = resolved(arm)
+    with pytest.raises(StudyError, match=message):
+        check_against_data(study, load(study.data), source="study.yaml")
+
+
+def test_what_may_still_be_met_is_accepted() -> None:
+    for arm in (
+        {"space": ["training", "branched"], "searcher": "grid", "grid_points": 2},
+        {"space": ["branched"], "constraints": {"macs": 1}},
+        {"constraints": {"macs": 10**9}},
+    ):
+        study = resolved(arm)
+        check_against_data(study, load(study.data), source="study.yaml")
