@@ -1,7 +1,7 @@
 """What a study will cost, before it is run: a short dry run of each arm, then the whole plan in simulated time.
 
-Its parts: `measurement` (how long an experiment takes, from some of its images) and `forecast` (the plan, run with these
-seconds and made-up results).
+Its parts: `measurement` (how long an experiment takes, from some of its images) and `forecast` (the plan, run with
+these seconds and made-up results).
 """
 
 from services.estimate.forecast import Estimate, PhaseEstimate, estimate

@@ -1,8 +1,8 @@
 """The store: studies, trials, attempts, epochs, architectures and exports; the truth of which all else is a projection.
 
 Its parts: `errors`, `records` (what is handed out), `checked_values` (what may go in), `tables`, `database` (the
-connection, SQLite or PostgreSQL), `schema_version` (of the tables), and the parts of `Store`: `studies`, `trials`, `queue`
-(what the service was given) and `tokens` (who may give it something).
+connection, SQLite or PostgreSQL), `schema_version` (of the tables), and the parts of `Store`: `studies`, `trials`,
+`queue` (what the service was given) and `tokens` (who may give it something).
 """
 
 from collections.abc import Iterator, Mapping
