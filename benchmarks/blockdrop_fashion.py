@@ -37,9 +37,9 @@ from nas_blockout.train import Loaders, TrainingSettings, fit
 BATCHES = {1: 60, 8: 30, 64: 9, 256: 5}  # images a batch: rounds
 COMMON = BlockDropSettings(
     alpha=0.95,
-    price=0.5,
-    pretrain_share=0.0,
-    policy_share=0.375,
+    cost_penalty=0.5,
+    pretrain_fraction=0.0,
+    policy_fraction=0.375,
     blocks_per_epoch=5,
     policy_widths=(8, 16, 32),
     policy_pool=2,
@@ -49,7 +49,7 @@ LEARNED: Mapping[str, Mapping[str, object]] = {
     "BlockDrop": {},
     "straight-through gates": {"estimator": "straight-through"},
     "Gumbel gates": {"estimator": "gumbel"},
-    "learned static path": {"policy": "static", "policy_learning_rate": 10.0},
+    "learned static path": {"policy": "static", "policy_lr_multiplier": 10.0},
 }
 
 

@@ -2,7 +2,7 @@
 
 All forms take turns within one process, so that the ratios hold where the machine's speed drifts. A step is forward
 and backward with gradients for the input, the weight and the memberships of both sides; the draw of the memberships is
-part of it. A second table has the training step of whole networks, optimiser included, against the same networks with
+part of it. A second table has the training step of whole networks, optimizer included, against the same networks with
 Dropout.
 
 Run: ``python benchmarks/blockout.py [--device cuda] [--rounds 15]``; prints Markdown tables of median ratios with
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.backbones.inception import InceptionSettings
 from nas_blockout.data import Preprocessing, Splits
-from nas_blockout.data.tensor_dataset import Labelled
+from nas_blockout.data.tensor_dataset import Labeled
 from nas_blockout.experiment import Experiment, build
 from nas_blockout.methods import method_from_json
 from nas_blockout.methods.blockout import draw_memberships
@@ -95,9 +95,9 @@ def forms(size: int, batch: int, device: str) -> dict[str, Callable[[], None]]:
 def steps(name: str, device: str) -> dict[str, Callable[[], None]]:
     """Return one whole training step of a network with Dropout, and of the same with Blockout in its layers."""
     backbone, masked, batch = WHOLE[name]
-    raw = Labelled(torch.randint(256, (CLASSES, *SHAPE), dtype=torch.uint8), torch.arange(CLASSES))
+    raw = Labeled(torch.randint(256, (CLASSES, *SHAPE), dtype=torch.uint8), torch.arange(CLASSES))
     preprocessing = Preprocessing(*SHAPE, mean=(0.5,) * 3, std=(0.3,) * 3)
-    part, names = raw.normalised(preprocessing), tuple(map(str, range(CLASSES)))
+    part, names = raw.normalized(preprocessing), tuple(map(str, range(CLASSES)))
     splits = Splits(part, part, preprocessing=preprocessing, class_names=names, load_test=lambda: raw)
     x, y = torch.randn(batch, *SHAPE, device=device), torch.randint(CLASSES, (batch,), device=device)
     generator = torch.Generator(device).manual_seed(0)

@@ -1,6 +1,6 @@
 """Measure our input path against torchvision's on the same images: ``python benchmarks/data.py``.
 
-Both shuffle, shift by up to an eighth of the side, mirror and normalise. Ours does it on batches of tensors in memory;
+Both shuffle, shift by up to an eighth of the side, mirror and normalize. Ours does it on batches of tensors in memory;
 theirs is the usual way: a data set of images, transforms for each, and a DataLoader. The two take turns within one run,
 so that a busy machine slows both; what counts is the ratio.
 """
@@ -40,8 +40,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 def ours(images: Tensor, labels: Tensor, batch_size: int) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
     """Return what begins a pass through our loader."""
-    normalised = images.float().div(255).sub(MEAN).div(STD)
-    loader = Loader(Part(normalised, labels, (-MEAN / STD,) * CHANNELS), batch_size, augment="shift-flip")
+    normalized = images.float().div(255).sub(MEAN).div(STD)
+    loader = Loader(Part(normalized, labels, (-MEAN / STD,) * CHANNELS), batch_size, augment="shift-flip")
     generator = torch.Generator().manual_seed(0)
     return lambda: loader.batches(generator)
 

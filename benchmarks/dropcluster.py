@@ -42,7 +42,7 @@ Runs = dict[str, Callable[[], object]]
 
 
 def images(shape: tuple[int, ...], device: str) -> Tensor:
-    """Return rectified random maps with correlated neighbours, as after a convolution."""
+    """Return rectified random maps with correlated neighbors, as after a convolution."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(*shape[:2], shape[2] + 4, shape[3] + 4, generator=generator)
     return torch.relu(F.avg_pool2d(noise, 5, stride=1) * 5).to(device)
@@ -214,8 +214,8 @@ def print_models(rounds: int, device: str) -> None:
 def inertia(points: Tensor, labels: Tensor) -> float:
     """Return the sum of squared distances of positions to the means of their clusters, over all channels."""
     members = F.one_hot(labels).to(points)
-    centres = members.transpose(1, 2) @ points / members.sum(1).clamp(min=1)[:, :, None]
-    return float((points - members @ centres).square().sum())
+    centers = members.transpose(1, 2) @ points / members.sum(1).clamp(min=1)[:, :, None]
+    return float((points - members @ centers).square().sum())
 
 
 def by_scikit_learn(points: Tensor, clusters: int, seed: int) -> Tensor:

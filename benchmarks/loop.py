@@ -1,6 +1,6 @@
 """Measure the training loop against a bare hand-written one with the same model: ``python benchmarks/loop.py``.
 
-Both train the same convolutional network on the same images with the same optimiser. The bare loop shuffles, steps and
+Both train the same convolutional network on the same images with the same optimizer. The bare loop shuffles, steps and
 does nothing else; ours also follows the schedule, sums the loss, yields a record with a checkpoint and validates, here
 on two images. The two take turns, an epoch each, so that a busy machine slows both; what counts is the ratio.
 """

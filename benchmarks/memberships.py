@@ -1,10 +1,10 @@
 """Random memberships of random networks through the whole distillation: how many are invalid, how far any is off.
 
-A case is a network of two to four layers of nodes with random weights and statistics of normalisation, linear or with
+A case is a network of two to four layers of nodes with random weights and statistics of normalization, linear or with
 convolutions, with one to six clusters and memberships from sparse to dense, distilled with a random threshold and with
 or without the merge of small groups. Checked: every group reads something and reaches a class, every class is there
 once, the architecture survives JSON and has the same hash however its clusters and groups are named, it costs no more
-than the dense network; and the branched network, as it is trained and as it is run (batch normalisation folded in),
+than the dense network; and the branched network, as it is trained and as it is run (batch normalization folded in),
 gives the logits of the masked one within 1e-10 in float64 and 1e-4 in float32. The checks are those of
 ``tests/nas_blockout/structure/test_random_memberships.py``, the cases are drawn anew.
 
@@ -34,11 +34,11 @@ def drawn(generator: random.Random) -> Case:
         widths=tuple(generator.randint(1, 12) for _ in range(generator.randint(2, 4))),
         clusters=generator.randint(1, 6),
         masked=generator.choice(["head", "all"]),
-        normalise=generator.random() < 0.5,
+        normalize=generator.random() < 0.5,
         prior=generator.uniform(-3, 3),
         spread=generator.uniform(0.1, 4),
         threshold=generator.uniform(0.01, 0.99),
-        smallest_group=generator.randint(1, 4),
+        min_group_size=generator.randint(1, 4),
     )
 
 
@@ -51,7 +51,7 @@ def examined(case: Case) -> dict[tuple[str, str, str], float]:
     plan, shape = plan_of(case)
     model = masked_network(case, plan, shape[0])
     p = {name: value.detach() for name, value in model.probabilities().items()}
-    found = distil(p, harden(p, case.threshold), smallest_group=case.smallest_group)
+    found = distil(p, harden(p, case.threshold), min_group_size=case.min_group_size)
     check_structure(found)
     assert macs_of(found.architecture, plan, shape[0]) <= macs_of(dense_of(plan), plan, shape[0])
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(case.seed), dtype=torch.float64)

@@ -43,7 +43,7 @@ OWNERS, STUDIES = 20, 20
 ARRIVAL_SECONDS = 5
 COST_REQUESTS, COST_SECONDS = 100, 5.0
 STUDY = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "trained",
     "question": "How does the service answer while this trains?",
     "data": {"name": "digits", "train_samples": 150},

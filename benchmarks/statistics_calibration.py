@@ -57,9 +57,9 @@ def chunks(data: Array, generator: np.random.Generator) -> Iterator[tuple[Array,
     for start in range(0, len(data), 100):
         sample = data[start : start + 100]
         weights = generator.multinomial(n, [1 / n] * n, RESAMPLES).T / n
-        centred = sample - sample.mean(1, keepdims=True)
-        shift = centred @ weights
-        variance = np.maximum((centred**2) @ weights - shift**2, 0) * n / (n - 1)
+        centered = sample - sample.mean(1, keepdims=True)
+        shift = centered @ weights
+        variance = np.maximum((centered**2) @ weights - shift**2, 0) * n / (n - 1)
         yield sample, sample.mean(1, keepdims=True) + shift, np.sqrt(variance)
 
 
@@ -69,9 +69,9 @@ def percentile(sample: Array, means: Array, _: Array) -> Array:
 
 def bca(sample: Array, means: Array, _: Array) -> Array:
     """Efron's bias-corrected and accelerated bootstrap."""
-    centred = sample - sample.mean(1, keepdims=True)
-    squares = np.maximum((centred**2).sum(1), 1e-300)
-    acceleration = (centred**3).sum(1) / (6 * squares**1.5)
+    centered = sample - sample.mean(1, keepdims=True)
+    squares = np.maximum((centered**2).sum(1), 1e-300)
+    acceleration = (centered**3).sum(1) / (6 * squares**1.5)
     mean = sample.mean(1, keepdims=True)
     below = ((means < mean - 1e-12).mean(1) + (means < mean + 1e-12).mean(1)) / 2
     bias = norm.ppf(np.clip(below, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
@@ -157,7 +157,7 @@ def hierarchy_table(simulations: int) -> Iterator[str]:
 
 
 def pooled_p(data: Array) -> list[float]:
-    """All pairs with one variance pooled over the arms (randomised blocks): the rival that was refused."""
+    """All pairs with one variance pooled over the arms (randomized blocks): the rival that was refused."""
     arms, n = data.shape
     rest = data - data.mean(0) - data.mean(1, keepdims=True) + data.mean()
     freedom = (arms - 1) * (n - 1)

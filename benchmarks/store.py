@@ -23,7 +23,7 @@ RESULT = {"validation_accuracy": 0.9, "macs": 12345, "probabilities": [[0.25] * 
 TELEMETRY = {"train_loss": 0.1, "validation_accuracy": 0.9, "telemetry": {"blockout/entropy/hidden": [0.5] * 4}}
 NOW = datetime.now(UTC)
 TIMES = {"created_at": NOW, "started_at": NOW, "finished_at": NOW}
-SPENT = {"planned": 4800, "sample_passes": 4800, "seconds": 3.0, "thinking_seconds": 0.1, "score": 0.9}
+SPENT = {"planned": 4800, "sample_passes": 4800, "seconds": 3.0, "suggest_seconds": 0.1, "score": 0.9}
 CONTENTS = {"params": {}, "experiment": EXPERIMENT, "result": RESULT}
 Row = dict[str, object]
 

@@ -27,11 +27,11 @@ Document = dict[str, Any]
 DATA: Mapping[str, Document] = {
     "glyphs": {
         "data": {"name": "glyphs", "train_samples": 4700, "validation_samples": 1880},
-        "backbone": {"name": "convnet", "channels": [16, 32, 64], "hidden": [128], "normalise_logits": True},
+        "backbone": {"name": "convnet", "channels": [16, 32, 64], "hidden": [128], "normalize_logits": True},
     },
     "fashion_mnist": {
         "data": {"name": "fashion_mnist", "train_samples": 10000, "validation_samples": 2000},
-        "backbone": {"name": "convnet", "channels": [16, 32], "hidden": [64], "normalise_logits": True},
+        "backbone": {"name": "convnet", "channels": [16, 32], "hidden": [64], "normalize_logits": True},
     },
 }
 BLOCKOUT: Document = {
@@ -41,33 +41,33 @@ BLOCKOUT: Document = {
     "first_probability": 0.95,
     "last_probability": 0.75,
     "logit_noise": 0.3,
-    "structure_lr": 60.0,
-    "charge": 8.0,
-    "charge_target": 0.9,
-    "charge_ramp": 0.3,
-    "polarisation": 2.0,
+    "structure_lr_multiplier": 60.0,
+    "cost_penalty": 8.0,
+    "cost_target": 0.9,
+    "cost_warmup": 0.3,
+    "polarization": 2.0,
 }
-# Name: what is changed of the method and the distillation; `charge_target` is in shares of the target.
+# Name: what is changed of the method and the distillation; `cost_target` is in shares of the target.
 RECIPES: Mapping[str, Mapping[str, Document]] = {
     "blockout": {},
     "filled": {"distillation": {"fill_target": True}},
-    "charged to the target": {"method": {"charge_target": 1.0}},
-    "both sides": {"method": {"charge_sides": "both"}},
-    "charged to 1.2 of it": {"method": {"charge_target": 1.2}},
-    "charged to 1.5 of it": {"method": {"charge_target": 1.5}},
-    "charged to twice it": {"method": {"charge_target": 2.0}},
-    "surplus by magnitude": {"distillation": {"surplus": "magnitude"}},
-    "learn a quarter": {"distillation": {"learn_share": 0.25}},
-    "learn three eighths": {"distillation": {"learn_share": 0.375}},
-    "learn two thirds": {"distillation": {"learn_share": 0.67}},
-    "one decay": {"distillation": {"learn_schedule": "constant", "learning_rate_scale": 1.0}},
+    "charged to the target": {"method": {"cost_target": 1.0}},
+    "both sides": {"method": {"cost_penalty_sides": "both"}},
+    "charged to 1.2 of it": {"method": {"cost_target": 1.2}},
+    "charged to 1.5 of it": {"method": {"cost_target": 1.5}},
+    "charged to twice it": {"method": {"cost_target": 2.0}},
+    "surplus by magnitude": {"distillation": {"trim_by": "magnitude"}},
+    "learn a quarter": {"distillation": {"learn_fraction": 0.25}},
+    "learn three eighths": {"distillation": {"learn_fraction": 0.375}},
+    "learn two thirds": {"distillation": {"learn_fraction": 0.67}},
+    "one decay": {"distillation": {"learn_schedule": "constant", "finetune_lr_multiplier": 1.0}},
     "soft-learned": {"method": {"mode": "soft-learned"}},
     "straight-through": {"method": {"estimator": "straight-through"}},
     "arm": {"method": {"estimator": "arm"}},
     "two clusters": {"method": {"clusters": 2}},
     "eight clusters": {"method": {"clusters": 8}},
-    "structure at 30": {"method": {"structure_lr": 30.0}},
-    "structure at 120": {"method": {"structure_lr": 120.0}},
+    "structure at 30": {"method": {"structure_lr_multiplier": 30.0}},
+    "structure at 120": {"method": {"structure_lr_multiplier": 120.0}},
     "P from .95 to .9": {"method": {"last_probability": 0.9}},
     "P from .95 to .5": {"method": {"last_probability": 0.5}},
     "P from .8 to .6": {"method": {"first_probability": 0.8, "last_probability": 0.6}},
@@ -76,27 +76,33 @@ RECIPES: Mapping[str, Mapping[str, Document]] = {
     "P .95": {"method": {"first_probability": 0.95, "last_probability": 0.95}},
     "P from .9 to .98": {"method": {"first_probability": 0.9, "last_probability": 0.98}},
     "P from .99 to .9": {"method": {"first_probability": 0.99, "last_probability": 0.9}},
-    "no polarisation": {"method": {"polarisation": 0.0}},
-    "polarisation .5": {"method": {"polarisation": 0.5}},
-    "polarisation 8": {"method": {"polarisation": 8.0}},
+    "no polarization": {"method": {"polarization": 0.0}},
+    "polarization .5": {"method": {"polarization": 0.5}},
+    "polarization 8": {"method": {"polarization": 8.0}},
     "balance 1": {"method": {"balance": 1.0}},
-    "charge late": {"method": {"charge_ramp": 0.8}},
-    "P .99, charge late": {"method": {"first_probability": 0.99, "last_probability": 0.9, "charge_ramp": 0.8}},
-    "charge 1": {"method": {"charge": 1.0}},
-    "charge 4": {"method": {"charge": 4.0}},
-    "charge 16": {"method": {"charge": 16.0}},
+    "charge late": {"method": {"cost_warmup": 0.8}},
+    "P .99, charge late": {"method": {"first_probability": 0.99, "last_probability": 0.9, "cost_warmup": 0.8}},
+    "charge 1": {"method": {"cost_penalty": 1.0}},
+    "charge 4": {"method": {"cost_penalty": 4.0}},
+    "charge 16": {"method": {"cost_penalty": 16.0}},
     "noise 1": {"method": {"logit_noise": 1.0}},
-    "soft targets .5": {"distillation": {"soft_targets": 0.5}},
-    "full rate again": {"distillation": {"learning_rate_scale": 1.0}},
-    "a third of the rate": {"distillation": {"learning_rate_scale": 0.33}},
+    "soft targets .5": {"distillation": {"soft_target_weight": 0.5}},
+    "full rate again": {"distillation": {"finetune_lr_multiplier": 1.0}},
+    "a third of the rate": {"distillation": {"finetune_lr_multiplier": 0.33}},
     "placebo-nodes": {"distillation": {"placebo": "nodes"}},
     "scratch": {"distillation": {"weights": "scratch"}},
     "one cluster": {"method": {"clusters": 1}},
     "one cluster, P .95": {"method": {"clusters": 1, "last_probability": 0.95}},
     "one cluster, P .99": {"method": {"clusters": 1, "first_probability": 0.99, "last_probability": 0.99}},
-    "one cluster, P .95, charge 2": {"method": {"clusters": 1, "last_probability": 0.95, "charge": 2.0}},
+    "one cluster, P .95, charge 2": {"method": {"clusters": 1, "last_probability": 0.95, "cost_penalty": 2.0}},
     "one cluster, P .95, slow": {
-        "method": {"clusters": 1, "last_probability": 0.95, "charge": 2.0, "polarisation": 0.5, "structure_lr": 15.0}
+        "method": {
+            "clusters": 1,
+            "last_probability": 0.95,
+            "cost_penalty": 2.0,
+            "polarization": 0.5,
+            "structure_lr_multiplier": 15.0,
+        }
     },
     "one cluster, soft": {"method": {"clusters": 1, "last_probability": 0.95, "mode": "soft-learned"}},
     "one cluster, filled": {"method": {"clusters": 1, "last_probability": 0.95}, "distillation": {"fill_target": True}},
@@ -121,7 +127,7 @@ def experiment_of(data: str, recipe: str, *, target: float, epochs: int, seed: i
     for name in recipe.split(" + "):
         method |= RECIPES[name].get("method", {})
         distillation |= RECIPES[name].get("distillation", {})
-    method["charge_target"] *= target
+    method["cost_target"] *= target
     return {**found, "method": method, "distillation": distillation}
 
 

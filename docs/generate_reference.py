@@ -133,7 +133,7 @@ def study_file_page() -> str:
         ("arms.<name>.match", study_file.Match),
         ("arms.<name>.pruner", search_options.Pruner),
         ("constraints", search_options.Constraints),
-        ("prefer", search_options.Preference),
+        ("selection", search_options.Selection),
         ("budget", study_file.Budget),
         ("retrain", study_file.Retrain),
         ("robustness", study_file.Robustness),
@@ -168,7 +168,7 @@ def studies_page() -> str:
         budget = ", ".join(f"{limit:,g} {WORDS[unit]}" for unit, limit in limits(config.budget).items())
         limited = f"Data: `{config.data['name']}`. Budget: {budget} an arm. "
         seeds = f"Retraining seeds: {', '.join(map(str, config.retrain.seeds))}."
-        rows = [(f"`{arm}`", entry.purpose) for arm, entry in config.arms.items()]
+        rows = [(f"`{arm}`", entry.description) for arm, entry in config.arms.items()]
         parts.append(f"## `{name}`\n\n{config.question}\n\n{limited}{seeds}\n\n{table(('arm', 'stands for'), rows)}")
     return "\n".join(parts)
 

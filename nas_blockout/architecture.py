@@ -224,10 +224,10 @@ def _require_keys(document: Any, required: set[str], optional: set[str]) -> None
 
 
 def _canonical(architecture: Architecture) -> list[Any]:
-    """Return the smallest serialised form over all numberings of the clusters that are used.
+    """Return the smallest serialized form over all numberings of the clusters that are used.
 
     Clusters are told apart by refinement (which groups they belong to, and with whom); only those that refinement
-    cannot tell apart are permuted, one cell at a time, as in McKay's canonical labelling.
+    cannot tell apart are permuted, one cell at a time, as in McKay's canonical labeling.
     """
     used = sorted({cluster for layer in architecture.layers for group in layer.groups for cluster in group.clusters})
     return _smallest(architecture, _refine(architecture, (tuple(used),)))
@@ -236,7 +236,7 @@ def _canonical(architecture: Architecture) -> list[Any]:
 def _smallest(architecture: Architecture, cells: Partition) -> list[Any]:
     tied = next((position for position, cell in enumerate(cells) if len(cell) > 1), None)
     if tied is None:
-        return _serialise(architecture, {cell[0]: number for number, cell in enumerate(cells)})
+        return _serialize(architecture, {cell[0]: number for number, cell in enumerate(cells)})
     cell = cells[tied]
     if _interchangeable(architecture, cell):
         return _smallest(architecture, (*cells[:tied], *((cluster,) for cluster in cell), *cells[tied + 1 :]))
@@ -258,22 +258,22 @@ def _interchangeable(architecture: Architecture, cell: Iterable[int]) -> bool:
 
 def _refine(architecture: Architecture, cells: Partition) -> Partition:
     while True:
-        colour = {cluster: number for number, cell in enumerate(cells) for cluster in cell}
+        color = {cluster: number for number, cell in enumerate(cells) for cluster in cell}
         split: list[tuple[int, ...]] = []
         for cell in cells:
             by_signature: dict[str, list[int]] = {}
             for cluster in cell:
-                by_signature.setdefault(json.dumps(_signature(architecture, cluster, colour)), []).append(cluster)
+                by_signature.setdefault(json.dumps(_signature(architecture, cluster, color)), []).append(cluster)
             split.extend(tuple(by_signature[signature]) for signature in sorted(by_signature))
         if len(split) == len(cells):
             return cells
         cells = tuple(split)
 
 
-def _signature(architecture: Architecture, cluster: int, colour: Mapping[int, int]) -> list[Any]:
+def _signature(architecture: Architecture, cluster: int, color: Mapping[int, int]) -> list[Any]:
     return [
         sorted(
-            [group.width, list(group.classes or ()), sorted(colour[other] for other in group.clusters)]
+            [group.width, list(group.classes or ()), sorted(color[other] for other in group.clusters)]
             for group in layer.groups
             if cluster in group.clusters
         )
@@ -281,7 +281,7 @@ def _signature(architecture: Architecture, cluster: int, colour: Mapping[int, in
     ]
 
 
-def _serialise(architecture: Architecture, number: Mapping[int, int]) -> list[Any]:
+def _serialize(architecture: Architecture, number: Mapping[int, int]) -> list[Any]:
     return [
         [
             layer.name,

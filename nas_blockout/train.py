@@ -19,7 +19,7 @@ _EPOCH_STRIDE = 1_000_003  # a prime: the shuffling seeds of two runs meet only 
 
 
 class Batches(Protocol):
-    """A source of labelled images."""
+    """A source of labeled images."""
 
     def __len__(self) -> int:
         """Return the number of images in one pass."""
@@ -64,7 +64,7 @@ class TrainingSettings:
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, got epochs={self.epochs}")
         if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 for batch normalisation, got batch_size={self.batch_size}")
+            raise ValueError(f"batch_size must be at least 2 for batch normalization, got batch_size={self.batch_size}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got learning_rate={self.learning_rate}")
         if not (self.weight_decay >= 0 and self.warmup_epochs >= 0 and 0 <= self.momentum < 1):
@@ -221,13 +221,13 @@ def evaluate(model: nn.Module, loader: Batches, *, device: str | torch.device = 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, loader: Batches, *, images: int, device: str | torch.device = "cpu") -> None:
-    """Estimate the running statistics of batch normalisation anew, from the first images of one pass; in place.
+    """Estimate the running statistics of batch normalization anew, from the first images of one pass; in place.
 
     Weights that were learned under other masks leave statistics that no longer fit. Nothing is trained; the mode of the
     model is left as it was.
 
     Args:
-        model: With or without batch normalisation; ``model(x)`` must draw nothing in training.
+        model: With or without batch normalization; ``model(x)`` must draw nothing in training.
         loader: Training images.
         images: How many of them to use at least; all, if there are fewer.
         device: Where the model is.
@@ -288,7 +288,7 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainingSetti
     if settings.schedule == "cosine":
         scale *= 0.5 * (1 + math.cos(math.pi * done_epochs / settings.epochs))
     for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * scale * group["learning_rate_scale"]
+        group["lr"] = settings.learning_rate * scale * group["lr_multiplier"]
 
 
 def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -298,8 +298,8 @@ def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Opti
         parameters = [parameter for parameter in group["params"] if parameter.requires_grad]
         decay = settings.weight_decay if group["weight_decay"] else 0.0
         if parameters:
-            scale = group["learning_rate_scale"]
-            groups.append({"params": parameters, "weight_decay": decay, "learning_rate_scale": scale})
+            scale = group["lr_multiplier"]
+            groups.append({"params": parameters, "weight_decay": decay, "lr_multiplier": scale})
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True, fused=True)
@@ -308,8 +308,8 @@ def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Opti
 def _plain_groups(model: nn.Module) -> list[dict[str, Any]]:
     parameters = list(model.parameters())
     return [
-        {"params": [p for p in parameters if p.dim() > 1], "learning_rate_scale": 1.0, "weight_decay": True},
-        {"params": [p for p in parameters if p.dim() <= 1], "learning_rate_scale": 1.0, "weight_decay": False},
+        {"params": [p for p in parameters if p.dim() > 1], "lr_multiplier": 1.0, "weight_decay": True},
+        {"params": [p for p in parameters if p.dim() <= 1], "lr_multiplier": 1.0, "weight_decay": False},
     ]
 
 

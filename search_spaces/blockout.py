@@ -17,8 +17,8 @@ def blockout(trial: Trial, context: Context) -> Experiment:
     """Vary the clusters, the widths, the learning rate of the structure, and whether draws or P are trained with.
 
     Parameters: ``blockout.clusters`` (2 to 8, at most the nodes of the narrowest layer), ``model.width`` (.5 to 1.5
-    times all widths; not of a backbone whose widths have no one factor), ``blockout.structure_lr`` (10 to 100,
-    logarithmic), ``blockout.mode`` (hard-learned, soft-learned, and hard-fixed where nothing is distilled).
+    times all widths; not of a backbone whose widths have no one factor), ``blockout.structure_lr_multiplier`` (10 to
+    100, logarithmic), ``blockout.mode`` (hard-learned, soft-learned, and hard-fixed where nothing is distilled).
 
     Raises:
         ValueError: The arm's method is not blockout.
@@ -34,26 +34,26 @@ def blockout(trial: Trial, context: Context) -> Experiment:
     settings = replace(
         method,
         clusters=trial.suggest_int("blockout.clusters", min(2, narrowest), min(_MOST_CLUSTERS, narrowest)),
-        structure_lr=trial.suggest_float("blockout.structure_lr", *_STRUCTURE_LR, log=True),
+        structure_lr_multiplier=trial.suggest_float("blockout.structure_lr_multiplier", *_STRUCTURE_LR, log=True),
         mode=cast(Mode, trial.suggest_categorical("blockout.mode", modes)),
     )
     return replace(experiment, method=settings, backbone=backbone)
 
 
 def structure(trial: Trial, context: Context) -> Experiment:
-    """Vary the learning rate of the structure, the first layer's initial probability, and the charge for MACs.
+    """Vary the learning rate of the structure, the first layer's initial probability, and the penalty on MACs.
 
-    Parameters: ``blockout.structure_lr`` (10 to 100, logarithmic), ``blockout.first_probability`` (.8 to .98),
-    ``blockout.charge`` (2 to 16, logarithmic).
+    Parameters: ``blockout.structure_lr_multiplier`` (10 to 100, logarithmic), ``blockout.first_probability`` (.8 to
+    .98), ``blockout.cost_penalty`` (2 to 16, logarithmic).
 
     Raises:
         ValueError: The arm's method is not blockout.
     """
     settings = replace(
         _method(context, "structure"),
-        structure_lr=trial.suggest_float("blockout.structure_lr", *_STRUCTURE_LR, log=True),
+        structure_lr_multiplier=trial.suggest_float("blockout.structure_lr_multiplier", *_STRUCTURE_LR, log=True),
         first_probability=trial.suggest_float("blockout.first_probability", 0.8, 0.98),
-        charge=trial.suggest_float("blockout.charge", 2.0, 16.0, log=True),
+        cost_penalty=trial.suggest_float("blockout.cost_penalty", 2.0, 16.0, log=True),
     )
     return replace(context.experiment, method=settings)
 

@@ -1,4 +1,4 @@
-"""How strongly a network is regularised: the rate of whichever dropping method the arm uses."""
+"""How strongly a network is regularized: the rate of whichever dropping method the arm uses."""
 
 from dataclasses import replace
 

@@ -12,10 +12,10 @@ def training(trial: Trial, context: Context) -> Experiment:
     Parameters: ``optim.lr`` and ``optim.weight_decay``, both logarithmic.
     """
     experiment = context.experiment
-    centre = experiment.training.learning_rate
+    center = experiment.training.learning_rate
     settings = replace(
         experiment.training,
-        learning_rate=trial.suggest_float("optim.lr", centre / 4, centre * 4, log=True),
+        learning_rate=trial.suggest_float("optim.lr", center / 4, center * 4, log=True),
         weight_decay=trial.suggest_float("optim.weight_decay", 1e-5, 1e-2, log=True),
     )
     return replace(experiment, training=settings)

@@ -1,6 +1,6 @@
 """MLflow as a projection of the store: written from it, safe to repeat, never in the way of training.
 
-The sole importer of mlflow. What is already there is recognised by the tag ``nas.trial``, so that a projection that was
+The sole importer of mlflow. What is already there is recognized by the tag ``nas.trial``, so that a projection that was
 cut off is completed without duplicates; every value and every moment comes from the store, so that writing it again
 changes nothing.
 """
@@ -198,7 +198,7 @@ class Projection:
         """Log the exported model of an arm, with a signature, to the parent run, unless that very model is there.
 
         The run's tag ``nas.model`` is the identity of the latest. A model that an extension of the study has replaced
-        stays, and bears the identity of its successor in its own tag ``nas.superseded``.
+        stays, and bears the identity of its successor in its own tag ``nas.stale``.
 
         Args:
             arm: Name of the contestant; the logged model is called so.
@@ -226,7 +226,7 @@ class Projection:
             }
             logged = self._log_model(model, options)
             if (before := tags.get("nas.model")) is not None:
-                self._client.set_logged_model_tags(before, {"nas.superseded": logged})
+                self._client.set_logged_model_tags(before, {"nas.stale": logged})
             self._client.set_tag(self.parent, "nas.model", logged)
             self._client.set_tag(self.parent, "nas.model.digest", digest)  # last: what is cut off is logged again
 

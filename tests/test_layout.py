@@ -27,7 +27,7 @@ BELOW = {"nas_blockout": set(), "search_spaces": {"nas_blockout"}, "services": {
 LEAVES = {
     "nas_blockout": {"architecture", "lazy_torchvision", "serialization"},
     "search_spaces": {"trial"},
-    "services": {"settings"},
+    "services": {"renamed_keys", "settings"},
 }
 
 # What each module or room may import inside its own package, besides the leaves. `*`: everything.
@@ -60,6 +60,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
     "services": {  # the rooms in the order of the life of a study
         "__init__": set(),
         "settings": set(),
+        "renamed_keys": set(),
         "healthcheck": set(),
         "study_config": set(),
         "migrations": set(),

@@ -25,7 +25,7 @@ class Backbone:
         build: Builds the network; the architecture is None for the dense one.
         stages: Stages that an architecture may cover; None for networks that cannot be branched.
         scaled: Returns the settings with all widths multiplied by a factor.
-        neighbours: Returns the settings that have one node more or less in one layer.
+        neighbors: Returns the settings that have one node more or less in one layer.
         skippable: Whether the network has blocks that can be skipped one by one.
     """
 
@@ -33,7 +33,7 @@ class Backbone:
     build: Callable[[Any, Shape, int, Architecture | None, Sites], nn.Module]
     stages: Callable[[Any, Shape, int], Sequence[Stage]] | None = None
     scaled: Callable[[Any, float], Any] | None = None
-    neighbours: Callable[[Any], list[Any]] | None = None
+    neighbors: Callable[[Any], list[Any]] | None = None
     skippable: bool = False
 
 
@@ -46,7 +46,7 @@ def _build_convnet(
         architecture or dense_of(stages),
         channels=shape[0],
         sites=sites,
-        normalise_logits=settings.normalise_logits,
+        normalize_logits=settings.normalize_logits,
     )
 
 
@@ -76,7 +76,7 @@ def _scaled_convnet(settings: convnet.ConvNetSettings, factor: float) -> convnet
     )
 
 
-def _neighbours_of_convnet(settings: convnet.ConvNetSettings) -> list[convnet.ConvNetSettings]:
+def _neighbors_of_convnet(settings: convnet.ConvNetSettings) -> list[convnet.ConvNetSettings]:
     return [
         *(replace(settings, channels=channels) for channels in _nudged(settings.channels)),
         *(replace(settings, hidden=hidden) for hidden in _nudged(settings.hidden)),
@@ -95,7 +95,7 @@ def _nudged(widths: tuple[int, ...]) -> list[tuple[int, ...]]:
 BACKBONES: Mapping[str, Backbone] = MappingProxyType(
     {
         "convnet": Backbone(
-            convnet.ConvNetSettings, _build_convnet, convnet.stages, _scaled_convnet, _neighbours_of_convnet
+            convnet.ConvNetSettings, _build_convnet, convnet.stages, _scaled_convnet, _neighbors_of_convnet
         ),
         "inception": Backbone(InceptionSettings, _build_inception),
         "resnet": Backbone(ResNetSettings, _build_resnet, skippable=True),
@@ -167,7 +167,7 @@ def scaled_to(settings: Any, macs: int, shape: Shape, classes: int) -> Any:
         classes: Number of classes.
     """
     backbone = BACKBONES[name_of(settings)]
-    if backbone.scaled is None or backbone.neighbours is None:
+    if backbone.scaled is None or backbone.neighbors is None:
         raise ValueError(f"backbone {name_of(settings)!r} has no single width that can be scaled")
 
     def error(candidate: Any) -> int:
@@ -175,4 +175,4 @@ def scaled_to(settings: Any, macs: int, shape: Shape, classes: int) -> Any:
         return abs(macs_of(dense_of(stages), stages, shape[0]) - macs)
 
     scaled = min((backbone.scaled(settings, step / 512) for step in range(1, 1025)), key=error)
-    return min([scaled, *backbone.neighbours(scaled)], key=error)
+    return min([scaled, *backbone.neighbors(scaled)], key=error)

@@ -42,7 +42,7 @@ class Stage:
         kernel: Side of the convolution's window, odd; 1 for linear.
         pool: Side of the max pooling that follows; 1 for none, 0 for the mean over all positions.
         positions: Spatial positions at which each weight is used for one image.
-        activation: Whether batch normalisation and ReLU follow.
+        activation: Whether batch normalization and ReLU follow.
     """
 
     name: str
@@ -124,7 +124,7 @@ def node_order(architecture: Architecture, inputs: int) -> tuple[tuple[int, ...]
 
 
 class BranchedStage(nn.Module):
-    """One layer of a branched network: an operation a bundle, then normalisation, ReLU and pooling over all of them.
+    """One layer of a branched network: an operation a bundle, then normalization, ReLU and pooling over all of them.
 
     Args:
         stage: Kind, kernel and what follows.
@@ -142,7 +142,7 @@ class BranchedStage(nn.Module):
         self.before = sites.nodes() if linear and sites.nodes else None
         self.after = sites.maps() if not linear and sites.maps else None
         norm = nn.BatchNorm1d if linear else nn.BatchNorm2d
-        self.normalise = norm(width) if stage.activation else None
+        self.normalize = norm(width) if stage.activation else None
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the layer's nodes: ``(batch, width)``, or ``(batch, width, height, width)`` between convolutions."""
@@ -150,8 +150,8 @@ class BranchedStage(nn.Module):
             x = self.before(x, generator)
         outputs = [self._operate(index, x, generator) for index in range(len(self.operations))]
         x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-        if self.normalise is not None:
-            x = F.relu(self.normalise(x), inplace=True)
+        if self.normalize is not None:
+            x = F.relu(self.normalize(x), inplace=True)
         if self.after is not None:
             x = self.after(x, generator)
         if self.stage.pool == 0:
@@ -159,16 +159,16 @@ class BranchedStage(nn.Module):
         return F.max_pool2d(x, self.stage.pool) if self.stage.pool > 1 else x
 
     def folded(self) -> FoldedLayer:
-        """Return the operations of the layer as they are run in eval mode, normalisation folded into their weights.
+        """Return the operations of the layer as they are run in eval mode, normalization folded into their weights.
 
         The layers of a method are left out: in eval mode they do nothing.
         """
         found, start = [], 0
         for index, ranges in enumerate(self.ranges):
             weight = self.get_parameter(f"operations.{index}.weight")
-            bias = None if self.normalise else self.get_parameter(f"operations.{index}.bias")
+            bias = None if self.normalize else self.get_parameter(f"operations.{index}.bias")
             rows = slice(start, start + len(weight))
-            found.append(Folded(*fold(weight, bias, self.normalise, rows), ranges))
+            found.append(Folded(*fold(weight, bias, self.normalize, rows), ranges))
             start = rows.stop
         return FoldedLayer(tuple(found), self.stage.positions, self.stage.pool)
 
@@ -188,7 +188,7 @@ class BranchedNetwork(nn.Module):
         architecture: Groups of the last ``len(architecture.layers)`` stages; the stages before are dense.
         channels: Channels of the image.
         sites: Where a method enters; nowhere by default.
-        normalise_logits: Whether batch normalisation without affine parameters follows the classes.
+        normalize_logits: Whether batch normalization without affine parameters follows the classes.
 
     Raises:
         ValueError: The layers of the architecture are not the last stages, by name and number of classes.
@@ -201,7 +201,7 @@ class BranchedNetwork(nn.Module):
         *,
         channels: int,
         sites: Sites | None = None,
-        normalise_logits: bool = False,
+        normalize_logits: bool = False,
     ) -> None:
         super().__init__()
         self.architecture = architecture
@@ -220,7 +220,7 @@ class BranchedNetwork(nn.Module):
         in_order = classes == sorted(classes)
         index = None if in_order else torch.tensor(sorted(range(len(classes)), key=classes.__getitem__))
         self.register_buffer("class_order", index, persistent=False)
-        self.normalise_logits = nn.BatchNorm1d(len(classes), affine=False) if normalise_logits else None
+        self.normalize_logits = nn.BatchNorm1d(len(classes), affine=False) if normalize_logits else None
 
     @property
     def connections(self) -> tuple[Connection, ...]:
@@ -239,12 +239,12 @@ class BranchedNetwork(nn.Module):
             x = stage(x, generator)
         if self.class_order is not None:
             x = x.index_select(1, self.class_order)
-        return x if self.normalise_logits is None else self.normalise_logits(x)
+        return x if self.normalize_logits is None else self.normalize_logits(x)
 
     def for_inference(
         self, *, operations: Operations = "fastest", runtime: Runtime = "torch", batch: int | None = None
     ) -> FusedNetwork:
-        """Return a copy to be run, not trained: normalisation folded in, equal parallel operations as one.
+        """Return a copy to be run, not trained: normalization folded in, equal parallel operations as one.
 
         It computes what this network computes in eval mode, to rounding.
 
@@ -274,12 +274,12 @@ class BranchedNetwork(nn.Module):
             else (operations,) * len(layers)
         )
         for stage, layer, form, filled in zip(stages, layers, forms, fillings(layers, forms), strict=True):
-            plan, activation = stage.stage, stage.normalise is not None
+            plan, activation = stage.stage, stage.normalize is not None
             fused[plan.name] = FusedStage(
                 layer, places, form=form, filled=filled, pool=plan.pool, activation=activation
             )
             places = fused[plan.name].places
-        return FusedNetwork(fused, class_order=self.class_order, normalise_logits=copy.deepcopy(self.normalise_logits))
+        return FusedNetwork(fused, class_order=self.class_order, normalize_logits=copy.deepcopy(self.normalize_logits))
 
     def _parent(self) -> list[FoldedLayer]:
         """Return the layers of the dense network of the same stages, without values."""
@@ -321,13 +321,13 @@ def macs_of(architecture: Architecture, stages: Sequence[Stage], channels: int) 
 
 
 def weights_of(architecture: Architecture, stages: Sequence[Stage], channels: int) -> tuple[int, ...]:
-    """Return the weights of each stage, without biases and normalisation."""
+    """Return the weights of each stage, without biases and normalization."""
     counts = complete(architecture, stages).weights(channels)
     return tuple(count * stage.kernel**2 for count, stage in zip(counts, stages, strict=True))
 
 
 def _operation(stage: Stage, bundle: Bundle, sites: Sites) -> nn.Module:
-    bias = not stage.activation  # batch normalisation has its own
+    bias = not stage.activation  # batch normalization has its own
     if stage.kind == "convolution":
         return nn.Conv2d(bundle.inputs, bundle.width, stage.kernel, padding=stage.kernel // 2, bias=bias)
     linear = nn.Linear(bundle.inputs, bundle.width, bias=bias)

@@ -12,12 +12,12 @@ class ConvNetSettings:
     Args:
         channels: Channels of each 3x3 convolution; max pooling by 2 follows each but the last, while positions remain.
         hidden: Nodes of each fully connected layer before the classes.
-        normalise_logits: Whether batch normalisation without affine parameters follows the classes.
+        normalize_logits: Whether batch normalization without affine parameters follows the classes.
     """
 
     channels: tuple[int, ...] = (16, 32)
     hidden: tuple[int, ...] = (64,)
-    normalise_logits: bool = False
+    normalize_logits: bool = False
 
     def __post_init__(self) -> None:
         if not self.channels or min((*self.channels, *self.hidden)) < 1:

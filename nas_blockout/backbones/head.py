@@ -12,7 +12,7 @@ from nas_blockout.methods.blockout import Connection
 
 
 class Head(nn.Module):
-    """Mean over all positions, hidden layers with batch normalisation and ReLU, a linear layer to the classes.
+    """Mean over all positions, hidden layers with batch normalization and ReLU, a linear layer to the classes.
 
     Args:
         features: Channels that come in.
@@ -25,12 +25,12 @@ class Head(nn.Module):
         super().__init__()
         widths = (features, *hidden, classes)
         linears = [
-            nn.Linear(inputs, outputs, bias=position == len(hidden))  # batch normalisation has its own bias
+            nn.Linear(inputs, outputs, bias=position == len(hidden))  # batch normalization has its own bias
             for position, (inputs, outputs) in enumerate(pairwise(widths))
         ]
         self.before = nn.ModuleList(sites.nodes() for _ in linears) if sites.nodes else None
         self.linears = nn.ModuleList(sites.weights(linear) if sites.weights else linear for linear in linears)
-        self.normalise = nn.ModuleList(nn.BatchNorm1d(width) for width in hidden)
+        self.normalize = nn.ModuleList(nn.BatchNorm1d(width) for width in hidden)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return logits ``(batch, classes)`` of feature maps ``(batch, features, height, width)``."""
@@ -39,8 +39,8 @@ class Head(nn.Module):
             if self.before is not None:
                 x = self.before[position](x, generator)
             x = linear(x) if isinstance(linear, nn.Linear) else linear(x, generator)
-            if position < len(self.normalise):
-                x = F.relu(self.normalise[position](x))
+            if position < len(self.normalize):
+                x = F.relu(self.normalize[position](x))
         return x
 
     def connections(self, source: str, *, prefix: str = "head") -> tuple[Connection, ...]:
@@ -50,7 +50,7 @@ class Head(nn.Module):
             source: Name of the layer of nodes that the features are.
             prefix: Name under which the network holds this head.
         """
-        hidden = len(self.normalise)
+        hidden = len(self.normalize)
         names = [source, *(f"hidden{n}" if hidden > 1 else "hidden" for n in range(1, hidden + 1)), "classes"]
         return tuple(
             Connection(f"{prefix}.linears.{position}.weight", names[position], names[position + 1], 1)

@@ -1,4 +1,4 @@
-"""Inception with batch normalisation: the full network for ImageNet and a compact one for small images."""
+"""Inception with batch normalization: the full network for ImageNet and a compact one for small images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ class InceptionModule(nn.Module):
 
 
 class Inception(nn.Module):
-    """Inception with batch normalisation after every convolution, with the places where methods enter.
+    """Inception with batch normalization after every convolution, with the places where methods enter.
 
     ``sites.maps`` makes a layer that follows each of the three groups of modules; ``sites.nodes`` one that stands
     before each linear layer of the head (figure 5b of the Blockout paper, with Dropout); ``sites.weights`` wraps these.
@@ -145,7 +145,7 @@ class Inception(nn.Module):
 
     Differs from the paper in: the first convolution is a plain one, not a separable one, and the pooling paths of the
     third and fourth module of group 4 project to 128 channels, not 96, both as in the published Caffe model.
-    Convolutions have no bias, which batch normalisation would remove. The compact variant is ours: the Blockout paper
+    Convolutions have no bias, which batch normalization would remove. The compact variant is ours: the Blockout paper
     does not describe its own.
     """
 

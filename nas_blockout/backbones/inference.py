@@ -1,4 +1,4 @@
-"""The form of a branched network that is only run: normalisation folded into the weights, no copy where none is needed.
+"""The form of a branched network that is only run: normalization folded into the weights, no copy where none is needed.
 
 What is read and written stays in the order of the network that was trained, so each weight here is the rows of some
 weights there, times a factor a row, between columns and rows of zeros where a layer is whole or is filled up (see
@@ -156,7 +156,7 @@ class FusedNetwork(nn.Module):
     Args:
         stages: Its layers by name, the classes last.
         class_order: For each class its node in the order of training; None where that is the order of the classes.
-        normalise_logits: What follows the classes, if anything does.
+        normalize_logits: What follows the classes, if anything does.
 
     On the CPU many images pass some at a time, so that no block is so large that its memory has to come from the system
     anew; an exported or compiled program takes all of them at once.
@@ -169,11 +169,11 @@ class FusedNetwork(nn.Module):
         stages: dict[str, FusedStage],
         *,
         class_order: Tensor | None = None,
-        normalise_logits: nn.Module | None = None,
+        normalize_logits: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleDict(stages)
-        self.normalise_logits = normalise_logits
+        self.normalize_logits = normalize_logits
         self.at_once = max(1, HELD // max(stage.numbers for stage in stages.values()))
         places = list(stages.values())[-1].places
         widths = widths_of(places)
@@ -200,7 +200,7 @@ class FusedNetwork(nn.Module):
         x = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
         if self.class_order is not None:
             x = x.index_select(1, self.class_order)
-        return x if self.normalise_logits is None else self.normalise_logits(x)
+        return x if self.normalize_logits is None else self.normalize_logits(x)
 
 
 def image_places(channels: int) -> tuple[Place, ...]:
@@ -212,7 +212,7 @@ def image_places(channels: int) -> tuple[Place, ...]:
 def fold(
     weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm1d | nn.BatchNorm2d | None, rows: slice
 ) -> tuple[Tensor, Tensor]:
-    r"""Return a weight and a bias that do what an operation and its normalisation in eval mode do.
+    r"""Return a weight and a bias that do what an operation and its normalization in eval mode do.
 
     .. math:: w' = s w, \qquad b' = s (b - \mu) + \beta, \qquad s = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}}
 

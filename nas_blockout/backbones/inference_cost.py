@@ -161,7 +161,7 @@ class Term:
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
-        """What is read in all, neighbours in one piece."""
+        """What is read in all, neighbors in one piece."""
         return _joined(piece for read in self.reads for piece in read)
 
 

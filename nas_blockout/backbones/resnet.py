@@ -47,7 +47,8 @@ class ResNetSettings:
         hidden: Nodes of each fully connected layer before the classes.
         shortcut: Where channels change, ``pad`` adds zero channels (He et al.'s option A), ``projection`` is a 1x1
             convolution (option B); ``auto`` is what is usual: ``pad`` with three stages, ``projection`` with four.
-        mapped_stages: How many of the last stages a method's layer for maps follows; None for all. DropBlock uses 2.
+        regularized_stages: How many of the last stages a method's layer for maps follows; None for all. DropBlock
+            uses 2.
     """
 
     depth: int = 20
@@ -55,7 +56,7 @@ class ResNetSettings:
     width: float = 1.0
     hidden: tuple[int, ...] = ()
     shortcut: Literal["auto", "pad", "projection"] = "auto"
-    mapped_stages: int | None = None
+    regularized_stages: int | None = None
 
     def __post_init__(self) -> None:
         if self.depth not in PLANS:
@@ -65,8 +66,10 @@ class ResNetSettings:
         if any(nodes < 1 for nodes in self.hidden):
             raise ValueError(f"hidden layers need 1 or more nodes, got hidden={self.hidden}")
         stages = len(PLANS[self.depth].blocks)
-        if self.mapped_stages is not None and not 0 <= self.mapped_stages <= stages:
-            raise ValueError(f"mapped_stages must lie in 0..{stages}, got mapped_stages={self.mapped_stages}")
+        if self.regularized_stages is not None and not 0 <= self.regularized_stages <= stages:
+            raise ValueError(
+                f"regularized_stages must lie in 0..{stages}, got regularized_stages={self.regularized_stages}"
+            )
         for name, known in (("stem", ("small", "imagenet")), ("shortcut", ("auto", "pad", "projection"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -142,8 +145,8 @@ class ResNet(nn.Module):
     """A residual network, with the places where methods enter.
 
     ``sites.maps`` makes a layer that follows the last block of a stage, after its ReLU (each stage, or the last
-    ``mapped_stages``); ``sites.nodes`` one that stands before each linear layer of the head; ``sites.weights`` wraps
-    these linear layers.
+    ``regularized_stages``); ``sites.nodes`` one that stands before each linear layer of the head; ``sites.weights``
+    wraps these linear layers.
 
     Args:
         settings: Depth, stem and widths.
@@ -179,7 +182,9 @@ class ResNet(nn.Module):
             stride = 1 if stage == 0 else 2
             self.stages.append(_stage(settings, inputs, width, outputs=outputs, blocks=blocks, stride=stride))
             inputs = outputs
-        mapped = range(len(base))[0 if settings.mapped_stages is None else len(base) - settings.mapped_stages :]
+        mapped = range(len(base))[
+            0 if settings.regularized_stages is None else len(base) - settings.regularized_stages :
+        ]
         self.maps = nn.ModuleDict({str(stage): sites.maps() for stage in mapped} if sites.maps else {})
         self.head = Head(inputs, settings.hidden, classes, sites=sites)
         for module in (*self.stem.modules(), *self.stages.modules()):

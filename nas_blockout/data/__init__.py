@@ -1,7 +1,7 @@
 """Images to learn from: one file per source, one way to load them, and batches.
 
 `load(DataSettings(...))` returns `Splits`; `Loader` makes batches of a part. A source reads files and divides them;
-cutting to size and normalising is common to all (`splits`). Nothing here knows networks or methods.
+cutting to size and normalizing is common to all (`splits`). Nothing here knows networks or methods.
 """
 
 from nas_blockout.data.data_settings import DataSettings

@@ -26,8 +26,8 @@ def shift(images: Tensor, generator: torch.Generator, background: Tensor) -> Ten
     """
     count, _, height, width = images.shape
     down, right = height // 8, width // 8
-    centred = images - background if background.any() else images
-    padded = F.pad(centred, (right, right, down, down))
+    centered = images - background if background.any() else images
+    padded = F.pad(centered, (right, right, down, down))
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     tops = torch.randint(2 * down + 1, (count,), generator=generator).to(images.device)
     lefts = torch.randint(2 * right + 1, (count,), generator=generator).to(images.device)
@@ -42,10 +42,10 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Set a square of a quarter of the side to 0, the mean of normalised images; it may lie partly outside.
+    """Set a square of a quarter of the side to 0, the mean of normalized images; it may lie partly outside.
 
     Args:
-        images: Shape (n, channels, height, width), normalised.
+        images: Shape (n, channels, height, width), normalized.
         generator: Source of the draws.
     """
     count, _, height, width = images.shape

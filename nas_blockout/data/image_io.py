@@ -1,4 +1,4 @@
-"""Image files as a model takes them: of its size and colours, values in [0, 1]."""
+"""Image files as a model takes them: of its size and colors, values in [0, 1]."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
 
     Args:
         path: A file that Pillow reads.
-        channels: 1 for grey, 3 for colour.
+        channels: 1 for gray, 3 for color.
         size: Height and width.
 
     Returns:

@@ -41,7 +41,7 @@ class Loader:
         """Yield `(images, labels)`: shuffled and augmented with a generator, in order and plain without one.
 
         Every image comes exactly once a pass. In a shuffled pass a last batch of a single image, on which batch
-        normalisation cannot train, joins the batch before it.
+        normalization cannot train, joins the batch before it.
 
         Args:
             generator: On the processor; the pass depends on its state alone.

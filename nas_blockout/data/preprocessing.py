@@ -17,7 +17,7 @@ class Preprocessing:
     """What turns an image with values in [0, 1] into what a network reads: `(image - mean) / std` for each channel.
 
     Args:
-        channels: 1 for grey, 3 for red, green and blue.
+        channels: 1 for gray, 3 for red, green and blue.
         height: In pixels.
         width: In pixels.
         mean: For each channel, over the images trained on.
@@ -42,11 +42,11 @@ class Preprocessing:
         return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
 
     def apply(self, images: Tensor) -> Tensor:
-        """Normalise images, shape (n, channels, height, width), float with values in [0, 1]."""
+        """Normalize images, shape (n, channels, height, width), float with values in [0, 1]."""
         return images.sub(_per_channel(self.mean, images)).div_(_per_channel(self.std, images))
 
     def undo(self, images: Tensor) -> Tensor:
-        """Return normalised images as values in [0, 1], for corrupting or drawing them."""
+        """Return normalized images as values in [0, 1], for corrupting or drawing them."""
         return images.mul(_per_channel(self.std, images)).add_(_per_channel(self.mean, images)).clamp_(0, 1)
 
     def to_json(self) -> dict[str, Any]:

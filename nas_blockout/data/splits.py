@@ -9,9 +9,9 @@ from nas_blockout.data.errors import DataUnsuitable
 from nas_blockout.data.preprocessing import Preprocessing, measure
 from nas_blockout.data.streaming import ImageFiles, StreamedPart
 from nas_blockout.data.subsets import balanced
-from nas_blockout.data.tensor_dataset import Labelled, Part
+from nas_blockout.data.tensor_dataset import Labeled, Part
 
-AnyImages = Labelled | ImageFiles
+AnyImages = Labeled | ImageFiles
 AnyPart = Part | StreamedPart
 
 
@@ -56,12 +56,12 @@ class Splits:
     def test(self) -> AnyPart:
         """Load the test data: the only way to it."""
         self.test_reads += 1
-        return self._load_test().loaded().normalised(self.preprocessing)
+        return self._load_test().loaded().normalized(self.preprocessing)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Collection:
-    """What a source hands over: divided, not yet cut to size and normalised.
+    """What a source hands over: divided, not yet cut to size and normalized.
 
     Args:
         train: Images that may be trained on.
@@ -83,7 +83,7 @@ class Collection:
 def prepare(
     collection: Collection, *, train_samples: int | None, validation_samples: int | None, split_seed: int
 ) -> Splits:
-    """Cut a collection to size, measure the normalisation on what is trained on, and apply it.
+    """Cut a collection to size, measure the normalization on what is trained on, and apply it.
 
     Raises:
         DataUnsuitable: A class has no image in a split, more images are asked for than there are, or all are equal.
@@ -95,8 +95,8 @@ def prepare(
     loaded = train.loaded()
     preprocessing = measure(loaded.scaled())
     return Splits(
-        loaded.normalised(preprocessing),
-        validation.loaded().normalised(preprocessing),
+        loaded.normalized(preprocessing),
+        validation.loaded().normalized(preprocessing),
         preprocessing=preprocessing,
         class_names=collection.class_names,
         load_test=collection.load_test,

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from nas_blockout.data.downloads import Arrays, cached, digest
 from nas_blockout.data.errors import DataCorrupt
 from nas_blockout.data.preprocessing import Preprocessing
-from nas_blockout.data.tensor_dataset import Labelled, scaled
+from nas_blockout.data.tensor_dataset import Labeled, scaled
 
 MEMORY_BYTES = 2**31
 CHANNELS = 3
@@ -53,7 +53,7 @@ class ImageFiles:
         chosen = tuple(self.paths[number] for number in index.tolist())
         return replace(self, paths=chosen, labels=self.labels.index_select(0, index))
 
-    def loaded(self) -> "Labelled | ImageFiles":
+    def loaded(self) -> "Labeled | ImageFiles":
         """Return the decoded images, or itself where they do not fit into memory.
 
         Raises:
@@ -63,7 +63,7 @@ class ImageFiles:
             return self
         stamps = {str(path): f"{path.stat().st_size}/{path.stat().st_mtime_ns}".encode() for path in self.paths}
         arrays = cached(self.root, f"images-{self.side}-{digest(stamps)}", partial(_decode_all, self))
-        return Labelled(torch.from_numpy(arrays["images"]), self.labels)
+        return Labeled(torch.from_numpy(arrays["images"]), self.labels)
 
     def scaled(self) -> Iterator[Tensor]:
         """Yield images in batches, float32 in [0, 1]; of many files evenly spaced ones only."""
@@ -72,14 +72,14 @@ class ImageFiles:
             chosen = self.paths[start : start + 64 * step : step]
             yield scaled(torch.stack([decode(path, self.side) for path in chosen]))
 
-    def normalised(self, preprocessing: Preprocessing) -> "StreamedPart":
+    def normalized(self, preprocessing: Preprocessing) -> "StreamedPart":
         """Return the images as a network reads them, decoded when they are asked for."""
         return StreamedPart(self, preprocessing)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamedImages:
-    """Normalised images that are decoded when they are sliced: stands in for the images of a `Part`."""
+    """Normalized images that are decoded when they are sliced: stands in for the images of a `Part`."""
 
     part: "StreamedPart"
 
@@ -181,7 +181,7 @@ class _Decoded(Dataset[Tensor]):
 
 
 def decode(path: Path, side: int) -> Tensor:
-    """Return an image as colour: scaled until its shorter side fits, the middle square cut out.
+    """Return an image as color: scaled until its shorter side fits, the middle square cut out.
 
     Returns:
         Shape (3, side, side), uint8.
@@ -192,13 +192,13 @@ def decode(path: Path, side: int) -> Tensor:
     try:
         with Image.open(path) as file:
             upright = ImageOps.exif_transpose(file)
-            square = ImageOps.fit(_colour(upright), (side, side), method=Image.Resampling.BILINEAR)
+            square = ImageOps.fit(_color(upright), (side, side), method=Image.Resampling.BILINEAR)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataCorrupt(f"{path} must be a whole image, got: {error}; repair or remove it") from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
-def _colour(image: Image.Image) -> Image.Image:
+def _color(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel, which a plain conversion would cut off at 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Images in memory: as their source has them, and normalised."""
+"""Images in memory: as their source has them, and normalized."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Labelled:
+class Labeled:
     """Images as their source has them, and their classes.
 
     Args:
@@ -26,11 +26,11 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def at(self, index: Tensor) -> "Labelled":
+    def at(self, index: Tensor) -> "Labeled":
         """Return the images and labels at an index, shape (m,), int64."""
-        return Labelled(self.images.index_select(0, index), self.labels.index_select(0, index))
+        return Labeled(self.images.index_select(0, index), self.labels.index_select(0, index))
 
-    def loaded(self) -> "Labelled":
+    def loaded(self) -> "Labeled":
         """Return itself: it is in memory."""
         return self
 
@@ -38,17 +38,17 @@ class Labelled:
         """Yield all images in batches, float32 in [0, 1]."""
         yield from map(scaled, torch.split(self.images, _AT_ONCE))
 
-    def normalised(self, preprocessing: Preprocessing) -> "Part":
+    def normalized(self, preprocessing: Preprocessing) -> "Part":
         """Return the images as a network reads them."""
         images = torch.empty(self.images.shape, dtype=torch.float32)
-        for own, normalised in zip(self.scaled(), torch.split(images, _AT_ONCE), strict=True):
-            normalised.copy_(preprocessing.apply(own))
+        for own, normalized in zip(self.scaled(), torch.split(images, _AT_ONCE), strict=True):
+            normalized.copy_(preprocessing.apply(own))
         return Part(images, self.labels, preprocessing.background)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One split in memory, normalised.
+    """One split in memory, normalized.
 
     Args:
         images: Shape (n, channels, height, width), float32.

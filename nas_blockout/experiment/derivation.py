@@ -29,7 +29,7 @@ from nas_blockout.structure.distill import (
     shuffled,
     threshold_for,
     transplant,
-    undivided,
+    unbranched,
     weights_under,
 )
 from nas_blockout.structure.pruning import PruningSettings, magnitudes
@@ -47,9 +47,9 @@ class Handover:
 
     Args:
         architecture: The branched network.
-        gap: Validation accuracies around the discretisation: ``soft`` (the learned network as it is), ``drawn`` (the
+        gap: Validation accuracies around the discretization: ``soft`` (the learned network as it is), ``drawn`` (the
             mean over draws of C; only of Blockout), ``hard`` (under the hard memberships), ``inherited`` (the branched
-            network before it is trained, with statistics of normalisation estimated anew).
+            network before it is trained, with statistics of normalization estimated anew).
         equality: Largest difference of logits between the learned network under its hard memberships and the branched
             one with the same weights, and its bound, by precision.
         overhead_seconds: Wall-clock of distillation, proof and gap.
@@ -150,9 +150,9 @@ def _distilled(
     if isinstance(settings, PruningSettings):
         threshold = threshold_for(probabilities, settings.target_macs, costs.macs)
         return distil(probabilities, harden(probabilities, threshold)), threshold, {}
-    whole = settings.placebo == "undivided"
-    learned_p, probabilities = probabilities, undivided(probabilities) if whole else probabilities
-    if settings.surplus == "magnitude":
+    whole = settings.placebo == "unbranched"
+    learned_p, probabilities = probabilities, unbranched(probabilities) if whole else probabilities
+    if settings.trim_by == "magnitude":
         under = learned_p if whole else None
         probabilities = _ranked(learned, probabilities, settings.threshold, under=under)
     tried = _tried(learned, probabilities, settings, splits, costs, device=device)
@@ -215,13 +215,13 @@ def _tried(
 
     The accuracy is that of the learned network under the hard memberships, on the validation images.
     """
-    smallest = settings.smallest_group
+    smallest = settings.min_group_size
     targets = ((settings.target_macs, costs.macs), (settings.target_parameters, costs.weights))
 
     def meeting(threshold: float) -> float:
         for target, share in targets:
             if target is not None:
-                threshold = threshold_for(probabilities, target, share, least=threshold, smallest_group=smallest)
+                threshold = threshold_for(probabilities, target, share, least=threshold, min_group_size=smallest)
         return threshold
 
     if not settings.thresholds:
@@ -233,7 +233,7 @@ def _tried(
         hard = harden(probabilities, threshold)
         if above and all(torch.equal(hard[name], above[name]) for name in hard):
             continue  # the same network
-        above, kept = hard, distil(probabilities, hard, smallest_group=smallest).memberships
+        above, kept = hard, distil(probabilities, hard, min_group_size=smallest).memberships
         moved = {name: value.to(device) for name, value in kept.items()}
         found[threshold] = _accuracy_under(learned, moved, validation, device)
     learned.cpu()
@@ -248,13 +248,13 @@ def _structure(
     costs: _Costs,
 ) -> Distilled:
     """Return the structure that was learned, or the placebo in its place."""
-    hard, smallest = harden(probabilities, threshold), settings.smallest_group
+    hard, smallest = harden(probabilities, threshold), settings.min_group_size
     if settings.placebo == "random":
-        share = costs.macs(distil(probabilities, hard, smallest_group=smallest).architecture)
+        share = costs.macs(distil(probabilities, hard, min_group_size=smallest).architecture)
         return random_like(probabilities, share, costs.macs, seed=experiment.seed)
     generator = torch.Generator().manual_seed(experiment.seed)
     moved = shuffled(hard, generator, placebo=settings.placebo)
-    return distil(probabilities, moved, smallest_group=smallest)
+    return distil(probabilities, moved, min_group_size=smallest)
 
 
 def _gap(

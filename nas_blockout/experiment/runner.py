@@ -130,7 +130,7 @@ class Run(Iterator[EpochRecord]):
             teacher = learned
         else:
             branched = second_network(experiment, self._handover.architecture, self.splits)
-        second = self._taught(branched, teacher) if experiment.handover.soft_targets else branched
+        second = self._taught(branched, teacher) if experiment.handover.soft_target_weight else branched
         yield from self._fit("finetune", second, training, experiment.seed + STAGE_SEED)
         if self.failure is None:
             passes = int(second.passes) if isinstance(second, Taught) else 0
@@ -158,7 +158,7 @@ class Run(Iterator[EpochRecord]):
         settings = self.experiment.handover
         assert settings is not None
         dense = rebuild(self.experiment, None, self.splits) if teacher is None else self._plain(teacher)
-        return Taught(branched, dense, weight=settings.soft_targets, temperature=settings.temperature)
+        return Taught(branched, dense, weight=settings.soft_target_weight, temperature=settings.temperature)
 
     def _plain(self, model: nn.Module) -> nn.Module:
         """Return a network that computes what a trained one does in eval mode, without a trace of its method."""
@@ -181,13 +181,13 @@ class Run(Iterator[EpochRecord]):
 
 
 def _split_epochs(training: TrainingSettings, handover: TwoStageSettings) -> tuple[TrainingSettings, TrainingSettings]:
-    learning = min(training.epochs - 1, max(1, round(training.epochs * handover.learn_share)))
+    learning = min(training.epochs - 1, max(1, round(training.epochs * handover.learn_fraction)))
     schedule = training.schedule if handover.learn_schedule == "same" else handover.learn_schedule
     return (
         replace(training, epochs=learning, schedule=schedule),
         replace(
             training,
             epochs=training.epochs - learning,
-            learning_rate=training.learning_rate * handover.learning_rate_scale,
+            learning_rate=training.learning_rate * handover.finetune_lr_multiplier,
         ),
     )

@@ -100,7 +100,7 @@ class ModelDescription:
     def preprocessing(self) -> dict[str, Any]:
         """Return what turns a picture into the input, as plain JSON types."""
         return {
-            "input": "float32 images in [0, 1], (batch, channels, height, width); the model normalises them itself",
+            "input": "float32 images in [0, 1], (batch, channels, height, width); the model normalizes them itself",
             "channels": self.channels,
             "height": self.height,
             "width": self.width,
@@ -144,7 +144,7 @@ Winner of the arm `{description.name}` of the study `{description.study}`: {_lin
 ## Load it
 
 Input: float32 images in [0, 1], shape `{shape}`, any batch; output: logits in the order of `class_names`. The model
-normalises the images itself. What `preprocessing.json` says of images and classes stands inside `model.pt2`
+normalizes the images itself. What `preprocessing.json` says of images and classes stands inside `model.pt2`
 {"" if without_onnx else "and `model.onnx` "}too, so that each file is enough by itself.
 
 {_LOAD_PROGRAM}
@@ -152,7 +152,7 @@ normalises the images itself. What `preprocessing.json` says of images and class
 {_load_onnx(without_onnx)}
 
 With nas_blockout, `network` being built by it from `architecture.json`; the weights alone take images that were
-normalised with `mean` and `std` of `preprocessing.json`:
+normalized with `mean` and `std` of `preprocessing.json`:
 
 ```python
 from safetensors.torch import load_file

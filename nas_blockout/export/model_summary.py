@@ -23,7 +23,7 @@ class GroupOutline:
         width: Nodes.
         classes: Names of its classes, in the last layer.
         reads: Nodes of the layer before that it reads.
-        parameters: Weights, and bias or normalisation.
+        parameters: Weights, and bias or normalization.
         macs: Multiply-accumulates an image.
     """
 
@@ -79,9 +79,9 @@ class _Stage:
 
     def made(self, clusters: tuple[int, ...], classes: tuple[str, ...], width: int, reads: int) -> GroupOutline:
         weights = width * reads * (self.first.shape[2] ** 2 if self.first.dim() == 4 else 1)
-        normalised = f"{self.name}.normalise.weight" in self.weights
+        normalized = f"{self.name}.normalize.weight" in self.weights
         return GroupOutline(
-            clusters, width, classes, reads, weights + width * (1 + normalised), weights * self.positions
+            clusters, width, classes, reads, weights + width * (1 + normalized), weights * self.positions
         )
 
     def trunk(self) -> GroupOutline:

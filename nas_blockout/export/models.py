@@ -1,6 +1,6 @@
 """Exported models: written whole or not at all, reloaded in a fresh process without this package, and compared.
 
-The exported network takes images with values in [0, 1] and normalises them itself, so that preprocessing cannot be
+The exported network takes images with values in [0, 1] and normalizes them itself, so that preprocessing cannot be
 lost. The sole importer of safetensors and of torch's exporters, apart from the process that reloads.
 """
 
@@ -45,10 +45,10 @@ _BATCH = "batch"
 
 
 class Deployed(nn.Module):
-    """A network that normalises its images itself.
+    """A network that normalizes its images itself.
 
     Args:
-        network: Gives logits from normalised images; in eval mode.
+        network: Gives logits from normalized images; in eval mode.
         mean: Of each channel.
         std: Of each channel, above 0.
     """
@@ -113,7 +113,7 @@ def export_model(model: nn.Module, folder: Path, description: ModelDescription) 
     the reason recorded, where one of onnx, onnxscript and onnxruntime is not installed.
 
     Args:
-        model: A network that takes normalised images, shape ``(batch, channels, height, width)``, and gives logits;
+        model: A network that takes normalized images, shape ``(batch, channels, height, width)``, and gives logits;
             exported as it is in eval mode, and left as it is.
         folder: Where the files go; what was there is replaced in one step at the end.
         description: What the card says and what belongs to the model.
@@ -177,7 +177,7 @@ def measure_latency(
 ) -> dict[int, float]:
     """Return the median milliseconds of one eager forward pass by batch size, on one thread.
 
-    A network is measured in the form that is exported, with normalisation folded in where it can be.
+    A network is measured in the form that is exported, with normalization folded in where it can be.
 
     Args:
         model: In eval mode, on the CPU.

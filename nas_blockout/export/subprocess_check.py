@@ -28,7 +28,7 @@ BOUND = 1e-4  # of a logit's difference, times the largest logit where that is a
 FORBIDDEN = ("nas_blockout", "search_spaces", "services")
 REFERENCE = "reference.safetensors"
 PREPROCESSING = "preprocessing.json"  # stands beside the forms and, under the same name, in each of them
-BATCH_NORM_EPSILON = 1e-5  # PyTorch's, which every normalisation of ours has
+BATCH_NORM_EPSILON = 1e-5  # PyTorch's, which every normalization of ours has
 
 _ENTRY = re.compile(
     r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|models/model\.json"
@@ -205,7 +205,7 @@ def _weights(content: bytes, program: Callable[[], Any]) -> dict[str, float]:
 
 
 def _folded(weights: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return, by layer, what its weights become when normalisation is folded into them, and what the program holds.
+    """Return, by layer, what its weights become when normalization is folded into them, and what the program holds.
 
     The program may run the nodes of a layer as other operations than were trained, in another order, as sums of several
     products, and with zeros where they read or make nothing. They are the same nodes if each has the same bias and the
@@ -266,11 +266,11 @@ def _rows(operations: Sequence[tuple[Any, Any]]) -> Any:
 def _folded_operation(weights: Mapping[str, Any], operation: str) -> tuple[Any, Any]:
     weight, stage = weights[f"{operation}.weight"], operation.rpartition(".operations.")[0]
     bias = weights.get(f"{operation}.bias", weight.new_zeros(len(weight))).double()
-    if f"{stage}.normalise.weight" not in weights:
+    if f"{stage}.normalize.weight" not in weights:
         return weight, bias.to(weight.dtype)
     number = int(operation.rpartition(".")[2])
     start = sum(len(weights[f"{stage}.operations.{before}.weight"]) for before in range(number))
-    norm = (f"{stage}.normalise.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
+    norm = (f"{stage}.normalize.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
     gain, shift, mean, variance = (weights[name][start : start + len(weight)].double() for name in norm)
     scale = gain / (variance + BATCH_NORM_EPSILON).sqrt()
     wide = weight.double() * scale.reshape(-1, *(1,) * (weight.dim() - 1))

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Inference = Literal["compacted", "grouped", "masked"]
 
-FEWEST_IMAGES = 8  # a block that fewer images of a training batch keep normalises them by its running statistics
+FEWEST_IMAGES = 8  # a block that fewer images of a training batch keep normalizes them by its running statistics
 _Norm = nn.modules.batchnorm._BatchNorm
 
 
@@ -35,7 +35,7 @@ class ResidualNetwork(Protocol):
 
     @property
     def training(self) -> bool:
-        """Whether batch normalisation takes its statistics from the batch."""
+        """Whether batch normalization takes its statistics from the batch."""
 
     @property
     def stem(self) -> Callable[[Tensor], Tensor]:
@@ -77,7 +77,7 @@ def compacted_route(
 ) -> Tensor:
     """Return logits ``(batch, classes)``, running each block on the images that keep it and on no other.
 
-    In training the statistics of batch normalisation are those of these images alone; where they are fewer than
+    In training the statistics of batch normalization are those of these images alone; where they are fewer than
     `FEWEST_IMAGES`, the running ones.
 
     Args:
@@ -202,7 +202,7 @@ def _counted(function: Callable[..., Tensor], *inputs: Tensor | None) -> tuple[T
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of batch normalisation as they are, while training normalises by the batch."""
+    """Leave the running statistics of batch normalization as they are, while training normalizes by the batch."""
     norms = [norm for norm in module.modules() if isinstance(norm, _Norm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

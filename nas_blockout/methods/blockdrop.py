@@ -41,14 +41,14 @@ class BlockDropSettings:
         alpha: Paths are drawn from probabilities in ``1 - alpha..alpha``; between .5 and 1.
         penalty: gamma; the reward of a wrong prediction is ``-penalty``, 0 or more.
         entropy: Weight of the entropy bonus while only the policy learns, 0 or more.
-        price: Weight of the mean squared share of blocks in the loss of gates, 0 or more.
+        cost_penalty: Weight of the mean squared share of blocks in the loss of gates, 0 or more.
         temperature: Temperature of ``gumbel`` gates, above 0.
-        pretrain_share: Share of the epochs that train the network with all blocks; 0 if it is trained already.
-        policy_share: Share of the epochs that train the policy alone, with the network frozen.
+        pretrain_fraction: Share of the epochs that train the network with all blocks; 0 if it is trained already.
+        policy_fraction: Share of the epochs that train the policy alone, with the network frozen.
         blocks_per_epoch: Blocks, from the last on, that come under control in each of these epochs, 1 or more.
         policy_widths: Channels of the stages of the policy network, one block each.
         policy_pool: Side of the mean pooling of its input, 1 for none.
-        policy_learning_rate: Learning rate of the policy in units of the network's, above 0.
+        policy_lr_multiplier: Learning rate of the policy in units of the network's, above 0.
         initial_keep: Probability of keeping a block that an untrained policy starts near, between 0 and 1.
         inference: How eval skips blocks: ``compacted`` runs each block on the images that keep it, ``grouped`` runs the
             images of equal paths together, ``masked`` runs everything and saves nothing.
@@ -61,14 +61,14 @@ class BlockDropSettings:
     alpha: float = 0.8
     penalty: float = 1.0
     entropy: float = 0.1
-    price: float = 1.0
+    cost_penalty: float = 1.0
     temperature: float = 1.0
-    pretrain_share: float = 0.5
-    policy_share: float = 0.25
+    pretrain_fraction: float = 0.5
+    policy_fraction: float = 0.25
     blocks_per_epoch: int = 1
     policy_widths: tuple[int, ...] = (16, 32, 64)
     policy_pool: int = 1
-    policy_learning_rate: float = 1.0
+    policy_lr_multiplier: float = 1.0
     initial_keep: float = 0.5
     inference: Inference = "compacted"
     seed: int = 0
@@ -84,12 +84,14 @@ class BlockDropSettings:
             )
         self._check("alpha", "must lie between .5 and 1", 0.5 < self.alpha < 1)
         self._check("initial_keep", "must lie between 0 and 1", 0 < self.initial_keep < 1)
-        for name in ("penalty", "entropy", "price", "pretrain_share", "policy_share", "seed"):
+        for name in ("penalty", "entropy", "cost_penalty", "pretrain_fraction", "policy_fraction", "seed"):
             self._check(name, "must be 0 or more", getattr(self, name) >= 0)
-        for name in ("temperature", "policy_learning_rate"):
+        for name in ("temperature", "policy_lr_multiplier"):
             self._check(name, "must be above 0", getattr(self, name) > 0)
-        rest = 1 - self.pretrain_share
-        self._check("policy_share", f"must be at most {rest:g}, what pretrain_share leaves", self.policy_share <= rest)
+        rest = 1 - self.pretrain_fraction
+        self._check(
+            "policy_fraction", f"must be at most {rest:g}, what pretrain_fraction leaves", self.policy_fraction <= rest
+        )
         for name in ("blocks_per_epoch", "policy_pool"):
             self._check(name, "must be 1 or more", getattr(self, name) >= 1)
         self._check("policy_widths", "needs one or more widths of at least 1", min(self.policy_widths, default=0) >= 1)
@@ -181,9 +183,11 @@ def phase_of(epoch: int, epochs: int, settings: BlockDropSettings) -> tuple[Phas
     A policy that learns nothing has no phase of its own: its epochs are epochs of fine-tuning, so that controls are
     trained as long.
     """
-    pretrain = round(settings.pretrain_share * epochs)
+    pretrain = round(settings.pretrain_fraction * epochs)
     joint = (
-        min(epochs, round((settings.pretrain_share + settings.policy_share) * epochs)) if settings.learns else pretrain
+        min(epochs, round((settings.pretrain_fraction + settings.policy_fraction) * epochs))
+        if settings.learns
+        else pretrain
     )
     if epoch < pretrain:
         return "pretrain", epoch
@@ -272,7 +276,7 @@ class BlockDrop(nn.Module):
     ``inference``). In training `loss` trains network and policy by phases: the network alone with all blocks; the
     policy alone, the last blocks first; both together. In every step of the two later phases the batch passes twice: on
     drawn paths, and without gradient on the paths that eval would take. The second pass gives the baseline, and from it
-    alone, in the joint phase, come the running statistics of batch normalisation, so that they match what runs at
+    alone, in the joint phase, come the running statistics of batch normalization, so that they match what runs at
     inference.
 
     Args:
@@ -354,7 +358,7 @@ class BlockDrop(nn.Module):
         logits, gates = self._explore(scores, x, generator)
         reward = self._exploit(scores, x, y, generator)
         if self.settings.estimator != "reinforce":
-            return F.cross_entropy(logits, y) + self.settings.price * gates.mean(1).square().mean()
+            return F.cross_entropy(logits, y) + self.settings.cost_penalty * gates.mean(1).square().mean()
         advantage = rewards(gates, logits.argmax(1) == y, penalty=self.settings.penalty) - reward
         entropy = self.settings.entropy if self.phase == "policy" else 0.0
         exploring = bounded(torch.sigmoid(scores), self.settings.alpha)
@@ -384,11 +388,11 @@ class BlockDrop(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters with their learning rate scale and whether they decay; the policy's never do."""
         network = list(self.get_submodule("network").parameters())
-        policy, scale = list(self.policy.parameters()), self.settings.policy_learning_rate
+        policy, scale = list(self.policy.parameters()), self.settings.policy_lr_multiplier
         return [
-            {"params": [p for p in network if p.dim() > 1], "learning_rate_scale": 1.0, "weight_decay": True},
-            {"params": [p for p in network if p.dim() <= 1], "learning_rate_scale": 1.0, "weight_decay": False},
-            {"params": policy, "learning_rate_scale": scale, "weight_decay": False},
+            {"params": [p for p in network if p.dim() > 1], "lr_multiplier": 1.0, "weight_decay": True},
+            {"params": [p for p in network if p.dim() <= 1], "lr_multiplier": 1.0, "weight_decay": False},
+            {"params": policy, "lr_multiplier": scale, "weight_decay": False},
         ]
 
     def telemetry(self) -> dict[str, float | list[float]]:

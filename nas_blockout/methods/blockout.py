@@ -23,8 +23,8 @@ from nas_blockout.methods.masking import lazily_masked, masked_weight
 Mode = Literal["hard-learned", "hard-fixed", "soft-learned"]
 Estimator = Literal["masked", "straight-through", "arm"]
 Masked = Literal["head", "all"]
-ChargeSides = Literal["above", "both"]
-_CHOICES = {"mode": Mode, "masked": Masked, "estimator": Estimator, "charge_sides": ChargeSides}
+PenaltySides = Literal["above", "both"]
+_CHOICES = {"mode": Mode, "masked": Masked, "estimator": Estimator, "cost_penalty_sides": PenaltySides}
 Collapse = Literal["none", "all ones", "all zeros", "one cluster"]
 Assignments = Mapping[str, Tensor]
 
@@ -64,15 +64,15 @@ class BlockoutSettings:
         first_probability: Initial P of the first masked layer, in 0..1 exclusive.
         last_probability: Initial P of the classes; layers between are interpolated.
         logit_noise: Standard deviation of the noise on the initial logits of P, 0 or more.
-        structure_lr: Learning rate of the structure as a multiple of that of the weights.
+        structure_lr_multiplier: Learning rate of the structure as a multiple of that of the weights.
         rescale: Whether the initial weights are divided by their mean mask, so that pre-activations start as in a
             plain layer.
-        charge: Weight of the charge for expected MACs beyond `charge_target`; 0 turns it off.
-        charge_target: Share of the dense MACs that is free of charge, in 0..1.
-        charge_sides: ``above`` charges what is beyond the target, ``both`` what is short of it as well, so that
-            polarisation, which settles every P, cannot carry the cost past the target.
-        charge_ramp: Share of the epochs over which the charge and the polarisation rise linearly, in 0..1.
-        polarisation: Weight of the mean of ``P (1 - P)``; pushes probabilities to 0 or 1.
+        cost_penalty: Weight of the charge for expected MACs beyond `cost_target`; 0 turns it off.
+        cost_target: Share of the dense MACs that is free of charge, in 0..1.
+        cost_penalty_sides: ``above`` charges what is beyond the target, ``both`` what is short of it as well, so that
+            polarization, which settles every P, cannot carry the cost past the target.
+        cost_warmup: Share of the epochs over which the charge and the polarization rise linearly, in 0..1.
+        polarization: Weight of the mean of ``P (1 - P)``; pushes probabilities to 0 or 1.
         balance: Weight of the variance over clusters of their mean membership; keeps clusters equally used.
     """
 
@@ -83,13 +83,13 @@ class BlockoutSettings:
     first_probability: float = 0.5
     last_probability: float = 0.5
     logit_noise: float = 0.0
-    structure_lr: float = 1.0
+    structure_lr_multiplier: float = 1.0
     rescale: bool = True
-    charge: float = 0.0
-    charge_target: float = 0.5
-    charge_sides: ChargeSides = "above"
-    charge_ramp: float = 0.5
-    polarisation: float = 0.0
+    cost_penalty: float = 0.0
+    cost_target: float = 0.5
+    cost_penalty_sides: PenaltySides = "above"
+    cost_warmup: float = 0.5
+    polarization: float = 0.0
     balance: float = 0.0
 
     def __post_init__(self) -> None:
@@ -106,10 +106,10 @@ class BlockoutSettings:
         for name in ("first_probability", "last_probability"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {name}={getattr(self, name)}")
-        for name in ("charge_target", "charge_ramp"):
+        for name in ("cost_target", "cost_warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, got {name}={getattr(self, name)}")
-        for name in ("logit_noise", "structure_lr", "charge", "polarisation", "balance"):
+        for name in ("logit_noise", "structure_lr_multiplier", "cost_penalty", "polarization", "balance"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {name}={getattr(self, name)}")
 
@@ -202,7 +202,7 @@ class Blockout(nn.Module):
         sections 4 to 6.
 
     Differs from the paper in: convolutions, the estimators other than ``masked``, initial probabilities by depth, and
-    the charge, polarisation and balance terms, which are all off by default; and initial weights are rescaled unless
+    the charge, polarization and balance terms, which are all off by default; and initial weights are rescaled unless
     told otherwise.
     """
 
@@ -264,7 +264,7 @@ class Blockout(nn.Module):
         return self.with_memberships(x, assignments, generator)
 
     def loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Return cross-entropy under one draw, plus the charge, polarisation and balance terms that are on."""
+        """Return cross-entropy under one draw, plus the charge, polarization and balance terms that are on."""
         if self.settings.estimator == "arm":
             return self._arm_loss(x, y, generator) + self.penalty()
         return F.cross_entropy(self(x, generator), y) + self.penalty()
@@ -273,15 +273,15 @@ class Blockout(nn.Module):
         """Return the structure's own terms of the loss; zero if all are off."""
         settings, p = self.settings, self.probabilities()
         total = next(iter(p.values())).new_zeros(())
-        if settings.charge:
+        if settings.cost_penalty:
             share = self.expected_macs(p) / self.dense_macs()
-            beyond = share - settings.charge_target
-            beyond = beyond.abs() if settings.charge_sides == "both" else F.relu(beyond)
-            total = total + settings.charge * self.ramp * beyond
-        if settings.polarisation:
+            beyond = share - settings.cost_target
+            beyond = beyond.abs() if settings.cost_penalty_sides == "both" else F.relu(beyond)
+            total = total + settings.cost_penalty * self.ramp * beyond
+        if settings.polarization:
             total = (
                 total
-                + settings.polarisation * self.ramp * torch.stack([(q * (1 - q)).mean() for q in p.values()]).mean()
+                + settings.polarization * self.ramp * torch.stack([(q * (1 - q)).mean() for q in p.values()]).mean()
             )
         if settings.balance:
             total = total + settings.balance * torch.stack([q.mean(0).var(correction=0) for q in p.values()]).mean()
@@ -307,8 +307,8 @@ class Blockout(nn.Module):
         return sum(self.network.get_parameter(c.weight).numel() * c.positions for c in self.connections)
 
     def prepare_epoch(self, epoch: int, epochs: int) -> None:
-        """Set how much of the charge applies: it rises linearly over the first `charge_ramp` of the epochs."""
-        length = self.settings.charge_ramp * epochs
+        """Set how much of the charge applies: it rises linearly over the first `cost_warmup` of the epochs."""
+        length = self.settings.cost_warmup * epochs
         self.ramp = min(1.0, epoch / length) if length else 1.0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -316,12 +316,14 @@ class Blockout(nn.Module):
         weights = [parameter for parameter in self.network.parameters() if parameter.dim() > 1]
         others = [parameter for parameter in self.network.parameters() if parameter.dim() <= 1]
         groups: list[dict[str, Any]] = [
-            {"params": weights, "learning_rate_scale": 1.0, "weight_decay": True},
-            {"params": others, "learning_rate_scale": 1.0, "weight_decay": False},
+            {"params": weights, "lr_multiplier": 1.0, "weight_decay": True},
+            {"params": others, "lr_multiplier": 1.0, "weight_decay": False},
         ]
         if self.settings.mode != "hard-fixed":
             logits = list(self.logits.values())
-            groups.append({"params": logits, "learning_rate_scale": self.settings.structure_lr, "weight_decay": False})
+            groups.append(
+                {"params": logits, "lr_multiplier": self.settings.structure_lr_multiplier, "weight_decay": False}
+            )
         return groups
 
     @torch.no_grad()

@@ -53,10 +53,10 @@ def expected_dropped_share(gamma: float, block: int, height: int, width: int) ->
 
     .. math:: 1 - \frac{1}{HW} \sum_i (1 - \gamma)^{n_i}
 
-    where `n_i` is the number of places for the centre of a block that covers position i.
+    where `n_i` is the number of places for the center of a block that covers position i.
 
     Args:
-        gamma: Probability that a place is the centre of a block, in 0..1.
+        gamma: Probability that a place is the center of a block, in 0..1.
         block: Side of a block, odd, at most the height and the width.
         height: H.
         width: W.
@@ -68,7 +68,7 @@ def expected_dropped_share(gamma: float, block: int, height: int, width: int) ->
 
 @lru_cache(maxsize=4096)
 def seed_rate(rate: float, block: int, height: int, width: int, *, calibration: Calibration = "paper") -> float:
-    r"""Return the probability that a place is the centre of a block.
+    r"""Return the probability that a place is the center of a block.
 
     .. math:: \gamma = \frac{p}{b^2} \frac{H W}{(H - b + 1)(W - b + 1)}
 
@@ -190,5 +190,5 @@ class DropBlock(nn.Module):
 
 
 def _places(length: int, block: int) -> list[int]:
-    """Return for every position of a line the number of places for the centre of a block that covers it."""
+    """Return for every position of a line the number of places for the center of a block that covers it."""
     return [min(place, length - block) - max(0, place - block + 1) + 1 for place in range(length)]

@@ -39,7 +39,7 @@ class DropClusterSettings:
         labels: ``learned``; or as controls ``random``, the learned sizes at random positions, and ``contiguous``,
             random connected cells, as many as there would be clusters.
         images: Images that clusters are learned from at most, 2 or more; more are thinned out evenly.
-        seed: Of the first centres of k-means and of the controls.
+        seed: Of the first centers of k-means and of the controls.
     """
 
     rate: float = 0.1

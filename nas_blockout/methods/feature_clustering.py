@@ -15,7 +15,7 @@ _CHUNK = 1 << 25  # numbers in the largest tensor that k-means makes
 
 
 def descriptors(activations: Tensor) -> Tensor:
-    """Describe every position of every channel by its standardised activations over the images.
+    """Describe every position of every channel by its standardized activations over the images.
 
     Descriptors have mean 0 and length 1, so that the squared distance of two of them is ``2 - 2 * correlation``.
     Positions that never change, as under a dead unit, get zeros.
@@ -38,32 +38,32 @@ def kmeans(points: Tensor, clusters: int, *, generator: torch.Generator, start: 
     Args:
         points: Descriptors, shape ``(channels, positions, images)``.
         clusters: Clusters a channel, from 1 to the number of positions.
-        generator: Source of randomness of the first centres, on the device of `points`.
-        start: Label map to start from instead of drawn centres.
+        generator: Source of randomness of the first centers, on the device of `points`.
+        start: Label map to start from instead of drawn centers.
 
     Returns:
         Label map, shape ``(channels, positions)``. Clusters may be empty where fewer positions differ.
 
     References:
         Arthur, Vassilvitskii. k-means++: The Advantages of Careful Seeding. SODA 2007; the best of ``2 + log k``
-        candidates is taken for every centre, as in scikit-learn.
+        candidates is taken for every center, as in scikit-learn.
     """
     size = max(1, _CHUNK // (points.shape[1] * (clusters + points.shape[2])))
     found = []
     for first in range(0, len(points), size):
         part = points[first : first + size]
         if start is None:
-            centres = _drawn_centres(part, clusters, generator)
+            centers = _drawn_centers(part, clusters, generator)
         else:
-            centres = _centres(part, start[first : first + size], part[:, :clusters])
-        found.append(_lloyd(part, centres))
+            centers = _centers(part, start[first : first + size], part[:, :clusters])
+        found.append(_lloyd(part, centers))
     return torch.cat(found)
 
 
 def rena(points: Tensor, clusters: int, *, height: int, width: int) -> Tensor:
-    """Cluster the positions of all channels by recursive nearest agglomeration on the 4-neighbour lattice.
+    """Cluster the positions of all channels by recursive nearest agglomeration on the 4-neighbor lattice.
 
-    In each round every cluster is joined with its nearest neighbour on the lattice, by the distance of their means, and
+    In each round every cluster is joined with its nearest neighbor on the lattice, by the distance of their means, and
     chains of such pairs become one cluster. Where a round would leave fewer clusters than asked for, only the closest
     pairs are joined. Clusters are connected, and there is no giant one among them, as in single linkage.
 
@@ -130,8 +130,8 @@ def cells(
     """
     free = clusters
     labels = torch.full((channels, height * width), free, device=device)
-    centres = _random_order(labels, generator)[:, :clusters]
-    labels.scatter_(1, centres, torch.arange(clusters, device=device).expand(channels, -1))
+    centers = _random_order(labels, generator)[:, :clusters]
+    labels.scatter_(1, centers, torch.arange(clusters, device=device).expand(channels, -1))
     grid = labels.view(channels, height, width)
     while bool((grid == free).any()):
         padded = torch.nn.functional.pad(grid, (1, 1, 1, 1), value=free)
@@ -158,12 +158,12 @@ def in_reading_order(labels: Tensor) -> Tensor:
     return first.argsort(1).argsort(1).gather(1, flat).view_as(labels)
 
 
-def _drawn_centres(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+def _drawn_centers(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     channels, positions, images = points.shape
     candidates, every = 2 + int(math.log(clusters)), torch.arange(channels, device=points.device)
     squares = points.square().sum(2)
-    centres = points.new_empty(channels, clusters, images)
-    nearest = torch.ones_like(squares)  # so that the first centre is drawn evenly
+    centers = points.new_empty(channels, clusters, images)
+    nearest = torch.ones_like(squares)  # so that the first center is drawn evenly
     for number in range(clusters):
         reach = nearest.cumsum(1)
         drawn = torch.rand(channels, candidates, generator=generator, dtype=points.dtype, device=points.device)
@@ -174,15 +174,15 @@ def _drawn_centres(points: Tensor, clusters: int, generator: torch.Generator) ->
         if number:
             distance = torch.minimum(distance, nearest[:, :, None])
         best = distance.sum(1).argmin(1)
-        nearest, centres[:, number] = distance[every, :, best], chosen[every, best]
-    return centres
+        nearest, centers[:, number] = distance[every, :, best], chosen[every, best]
+    return centers
 
 
-def _lloyd(points: Tensor, centres: Tensor) -> Tensor:
-    labels = _nearest(points, centres)
+def _lloyd(points: Tensor, centers: Tensor) -> Tensor:
+    labels = _nearest(points, centers)
     for _ in range(_MOST_ROUNDS):
-        centres = _centres(points, labels, centres)
-        moved = _nearest(points, centres)
+        centers = _centers(points, labels, centers)
+        moved = _nearest(points, centers)
         share = float((moved != labels).float().mean())
         labels = moved
         if share <= _UNCHANGED:
@@ -190,12 +190,12 @@ def _lloyd(points: Tensor, centres: Tensor) -> Tensor:
     return labels
 
 
-def _nearest(points: Tensor, centres: Tensor) -> Tensor:
-    return torch.baddbmm(centres.square().sum(2)[:, None], points, centres.transpose(1, 2), alpha=-2).argmin(2)
+def _nearest(points: Tensor, centers: Tensor) -> Tensor:
+    return torch.baddbmm(centers.square().sum(2)[:, None], points, centers.transpose(1, 2), alpha=-2).argmin(2)
 
 
-def _centres(points: Tensor, labels: Tensor, before: Tensor) -> Tensor:
-    """Return the mean of every cluster; an empty one keeps its centre."""
+def _centers(points: Tensor, labels: Tensor, before: Tensor) -> Tensor:
+    """Return the mean of every cluster; an empty one keeps its center."""
     channels, clusters, images = before.shape
     index = (labels + clusters * torch.arange(channels, device=points.device)[:, None]).flatten()
     totals = points.new_zeros(channels * clusters, images).index_add_(0, index, points.reshape(-1, images))
@@ -204,7 +204,7 @@ def _centres(points: Tensor, labels: Tensor, before: Tensor) -> Tensor:
 
 
 def _lattice(height: int, width: int) -> Tensor:
-    """Return the pairs of neighbours, shape ``(2, pairs)``."""
+    """Return the pairs of neighbors, shape ``(2, pairs)``."""
     places = torch.arange(height * width).view(height, width)
     across = torch.stack((places[:, :-1].flatten(), places[:, 1:].flatten()))
     down = torch.stack((places[:-1].flatten(), places[1:].flatten()))
@@ -212,11 +212,11 @@ def _lattice(height: int, width: int) -> Tensor:
 
 
 def _joined(means: Tensor, edges: Tensor, channel_of: Tensor, clusters: int) -> Tensor:
-    """Return the pairs to join in one round: every cluster and its nearest neighbour, or the closest of these pairs."""
+    """Return the pairs to join in one round: every cluster and its nearest neighbor, or the closest of these pairs."""
     distance = (means[edges[0]] - means[edges[1]]).square().sum(1)
     rank = torch.empty_like(edges[0])
-    rank[distance.argsort(stable=True)] = torch.arange(len(rank))  # a total order: no cycle of nearest neighbours
-    alone = len(rank)  # what a cluster without a neighbour keeps
+    rank[distance.argsort(stable=True)] = torch.arange(len(rank))  # a total order: no cycle of nearest neighbors
+    alone = len(rank)  # what a cluster without a neighbor keeps
     best = torch.full((len(means),), alone).scatter_reduce(0, edges.flatten(), rank.repeat(2), "amin")
     by_rank = torch.empty_like(rank).scatter_(0, rank, torch.arange(len(rank)))
     # Sorted by distance, and a forest: each pair removes one cluster.

@@ -1,4 +1,4 @@
-"""Spatial dropout: whole channels of feature maps are dropped, so that no neighbour tells what a position held."""
+"""Spatial dropout: whole channels of feature maps are dropped, so that no neighbor tells what a position held."""
 
 from dataclasses import dataclass
 

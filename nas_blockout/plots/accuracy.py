@@ -1,4 +1,4 @@
-"""Figures of what the arms reached: accuracies, differences, cost against accuracy, the discretisation gap."""
+"""Figures of what the arms reached: accuracies, differences, cost against accuracy, the discretization gap."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -86,10 +86,10 @@ def _estimate(axes: Axes, row: int, estimate: Estimate) -> None:
             0.02, row, "no retrained model", transform=axes.get_yaxis_transform(), va="center", size=SMALL, color=MUTED
         )
         return
-    axes.plot(estimate.values, [row + 0.26] * len(estimate.values), "o", ms=3, mec="none", mfc=style.colour, alpha=0.55)
+    axes.plot(estimate.values, [row + 0.26] * len(estimate.values), "o", ms=3, mec="none", mfc=style.color, alpha=0.55)
     if estimate.interval is not None:
-        axes.plot(estimate.interval, [row - 0.1] * 2, color=style.colour, lw=2.4, solid_capstyle="butt")
-    axes.plot([estimate.mean], [row - 0.1], style.marker, ms=5.5, color=style.colour)
+        axes.plot(estimate.interval, [row - 0.1] * 2, color=style.color, lw=2.4, solid_capstyle="butt")
+    axes.plot([estimate.mean], [row - 0.1], style.marker, ms=5.5, color=style.color)
     axes.text(1.015, row, f"{100 * estimate.mean:.2f}", transform=axes.get_yaxis_transform(), va="center", size=SMALL)
 
 
@@ -137,11 +137,11 @@ def _row_name(row: Difference | str) -> str:
 
 
 def _difference(axes: Axes, row: int, entry: Difference) -> None:
-    colour = MUTED if not entry.shown else SHOWN if entry.difference > 0 else LOST
+    color = MUTED if not entry.shown else SHOWN if entry.difference > 0 else LOST
     value = 100 * entry.difference
     if entry.interval is not None:
-        axes.plot([100 * end for end in entry.interval], [row] * 2, color=colour, lw=2, solid_capstyle="butt")
-    axes.plot([value], [row], "o", ms=5.5, mec=colour, mfc=colour if entry.shown else "#fffffe", mew=1.3)
+        axes.plot([100 * end for end in entry.interval], [row] * 2, color=color, lw=2, solid_capstyle="butt")
+    axes.plot([value], [row], "o", ms=5.5, mec=color, mfc=color if entry.shown else "#fffffe", mew=1.3)
     axes.text(
         1.015,
         row,
@@ -172,8 +172,8 @@ def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -
     for point in points:
         style = look(point.role)
         if point.interval is not None:
-            axes.plot([point.cost] * 2, point.interval, color=style.colour, lw=1, alpha=0.6)
-        axes.plot([point.cost], [point.accuracy], style.marker, ms=6.5, color=style.colour)
+            axes.plot([point.cost] * 2, point.interval, color=style.color, lw=1, alpha=0.6)
+        axes.plot([point.cost], [point.accuracy], style.marker, ms=6.5, color=style.color)
     if logarithmic:
         axes.set_xlim(min(costs) / 1.35, max(costs) * 1.35)
     else:
@@ -216,9 +216,9 @@ def figure_gap(arms: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]]) ->
         seeds = max(map(len, steps.values()))
         for seed in range(seeds):
             line = [found[seed] if seed < len(found) else math.nan for found in steps.values()]
-            axes.plot(places, line, color=style.colour, lw=0.8, alpha=0.45)
+            axes.plot(places, line, color=style.color, lw=0.8, alpha=0.45)
         means = [float(np.mean(found)) if found else math.nan for found in steps.values()]
-        axes.plot(places, means, f"{style.marker}-", ms=5, lw=1.8, color=style.colour)
+        axes.plot(places, means, f"{style.marker}-", ms=5, lw=1.8, color=style.color)
         axes.set_ylim(*limits)
         axes.set_xlim(-0.35, len(steps) - 0.65)
         axes.set_xticks(places, list(steps), rotation=30, ha="right", rotation_mode="anchor")

@@ -34,17 +34,17 @@ class Corrupted:
 
 @styled
 def figure_corruption(arms: Sequence[Corrupted]) -> Figure:
-    """Draw, a panel an arm, the error against severity; the other arms stand behind in grey."""
+    """Draw, a panel an arm, the error against severity; the other arms stand behind in gray."""
     figure, panels = small_multiples(len(arms), height=86)
     values = [value for arm in arms for _, value in arm.line]
     for axes, arm in zip(panels, arms, strict=True):
         others = [other.line for other in arms if other is not arm]
         axes.add_collection(LineCollection(others, colors=GRID, linewidths=1), autolim=False)
         style = look(arm.role)
-        axes.plot(*zip(*arm.line, strict=True), color=style.colour, lw=1.7)
+        axes.plot(*zip(*arm.line, strict=True), color=style.color, lw=1.7)
         axes.plot([severity for severity, _ in arm.errors], [e for _, e in arm.errors], style.marker, ms=3.5,
-                  mec="none", mfc=style.colour)  # fmt: skip
-        axes.plot([0], [arm.clean], style.marker, ms=4, mec=style.colour, mfc=PAPER)
+                  mec="none", mfc=style.color)  # fmt: skip
+        axes.plot([0], [arm.clean], style.marker, ms=4, mec=style.color, mfc=PAPER)
         axes.set_xlim(-0.3, max(severity for other in arms for severity, _ in other.errors) + 0.3)
         axes.set_ylim(*padded(values))
         axes.set_xticks(range(int(axes.get_xlim()[1]) + 1))

@@ -15,7 +15,7 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
 from nas_blockout.plots.style.canvas import NARROW, canvas, clean, panel, shorten, text_width
-from nas_blockout.plots.style.theme import INK, MUTED, PAPER, SMALL, cluster_colour, styled
+from nas_blockout.plots.style.theme import INK, MUTED, PAPER, SMALL, cluster_color, styled
 
 _BOX, _GAP, _LEAST, _MOST = 52.0, 5.0, 14.0, 32.0
 _CLASSES, _PITCH = 104.0, 90.0
@@ -43,7 +43,7 @@ class _Box:
 def figure_architecture(document: Mapping[str, Any], class_names: Sequence[str]) -> Figure:
     """Draw an architecture from its JSON form; the height of a group grows with its nodes.
 
-    A group bears its number of nodes and a stripe in the colour of each of its clusters. From it a line leads to a dot
+    A group bears its number of nodes and a stripe in the color of each of its clusters. From it a line leads to a dot
     for each cluster, and from there to the groups of the next layer in the same cluster: a group reads what it can be
     reached from. Beyond sixteen groups in a layer the smallest are drawn as one.
     """
@@ -108,11 +108,11 @@ def _join(axes: Axes, before: Sequence[_Box], after: Sequence[_Box], height: flo
         hub = ((start + end) / 2, _HEAD + (height - _HEAD) * (index + 0.5) / len(shared))
         lines = [_curve((start, box.middle), hub) for box in before if cluster in box.clusters]
         lines += [_curve(hub, (end, box.middle)) for box in after if cluster in box.clusters]
-        colour = cluster_colour(cluster)
+        color = cluster_color(cluster)
         axes.add_artist(
-            PathPatch(Path.make_compound_path(*lines), fill=False, edgecolor=colour, lw=1.1, alpha=0.75, clip_on=False)
+            PathPatch(Path.make_compound_path(*lines), fill=False, edgecolor=color, lw=1.1, alpha=0.75, clip_on=False)
         )
-        axes.plot(*hub, "o", ms=4.5, color=colour)
+        axes.plot(*hub, "o", ms=4.5, color=color)
 
 
 def _curve(start: tuple[float, float], end: tuple[float, float]) -> Path:
@@ -128,7 +128,7 @@ def _draw(axes: Axes, box: _Box, class_names: Sequence[str]) -> None:
     _rectangle(axes, (box.left, box.top, _BOX, box.height), facecolor=PAPER, edgecolor=MUTED, lw=0.7)
     for index, cluster in enumerate(box.clusters):
         place = (box.left + index * stripe, box.top, stripe, box.height)
-        _rectangle(axes, place, facecolor=cluster_colour(cluster), lw=0)
+        _rectangle(axes, place, facecolor=cluster_color(cluster), lw=0)
     text = f"{box.width}" if box.merged == 1 else f"{box.width} in {box.merged}"
     room = box.left + _BOX - start
     axes.text(start + room / 2, box.middle, shorten(text, room, SMALL), size=SMALL, ha="center", va="center")

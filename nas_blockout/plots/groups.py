@@ -66,7 +66,7 @@ def _reference(row: Agreed | str) -> str:
 def _draw(axes: Axes, row: int, entry: Agreed) -> None:
     style = look(entry.role)
     axes.barh(row, entry.shuffled[1] - entry.shuffled[0], left=entry.shuffled[0], height=0.6, color=MUTED, alpha=0.3)
-    axes.plot(entry.values, [row + 0.2] * len(entry.values), "o", ms=3, mec="none", mfc=style.colour, alpha=0.6)
-    axes.plot([entry.mean], [row - 0.08], style.marker, ms=5.5, color=style.colour)
+    axes.plot(entry.values, [row + 0.2] * len(entry.values), "o", ms=3, mec="none", mfc=style.color, alpha=0.6)
+    axes.plot([entry.mean], [row - 0.08], style.marker, ms=5.5, color=style.color)
     text = f"{entry.mean:.2f}".replace("-", "\N{MINUS SIGN}")
     axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", size=SMALL, color=INK)

@@ -35,7 +35,7 @@ from nas_blockout.plots.style.canvas import (
     title,
 )
 from nas_blockout.plots.style.labels import place_labels
-from nas_blockout.plots.style.theme import CLUSTERS, INK, MUTED, PAPER, SHOWN, SMALL, cluster_colour, styled
+from nas_blockout.plots.style.theme import CLUSTERS, INK, MUTED, PAPER, SHOWN, SMALL, cluster_color, styled
 
 _MOST_CELLS = 96
 _MOST_NODES = 1500
@@ -97,7 +97,7 @@ def project(probabilities: Mapping[str, ArrayLike]) -> tuple[dict[str, Array], t
 
 @styled
 def figure_projection(probabilities: Mapping[str, ArrayLike], class_names: Sequence[str] | None) -> tuple[Figure, int]:
-    """Draw the nodes by the principal components of their P, coloured by their strongest cluster.
+    """Draw the nodes by the principal components of their P, colored by their strongest cluster.
 
     The last layer's panel is larger, and names those of its nodes for which there is room.
 
@@ -133,7 +133,7 @@ def figure_projection(probabilities: Mapping[str, ArrayLike], class_names: Seque
 
 
 def _cluster_keys(clusters: int) -> list[Key]:
-    keys = [Key(f"cluster {number}", cluster_colour(number)) for number in range(min(clusters, len(CLUSTERS)))]
+    keys = [Key(f"cluster {number}", cluster_color(number)) for number in range(min(clusters, len(CLUSTERS)))]
     return keys if clusters <= len(CLUSTERS) else [*keys[:-1], Key("and so on", CLUSTERS[-1])]
 
 
@@ -143,7 +143,7 @@ def _nodes(axes: Axes, layer: str, places: Array, p: Array, *, size: float) -> N
     bare(axes, frame=True)
     for cluster in range(p.shape[1]):
         own = places[strongest == cluster][::step]
-        axes.plot(own[:, 0], own[:, 1], "o", ms=size, mec="none", mfc=cluster_colour(cluster), alpha=0.75)
+        axes.plot(own[:, 0], own[:, 1], "o", ms=size, mec="none", mfc=cluster_color(cluster), alpha=0.75)
     axes.set_xlim(*padded(places[:, 0], share=0.1, least=0.02))
     axes.set_ylim(*padded(places[:, 1], share=0.1, least=0.02))
     title(axes, layer, note=f"{len(places)} nodes")
@@ -296,6 +296,6 @@ def _strip(axes: Axes, clusters: Array, *, extent: tuple[float, float, float, fl
     left, right, bottom, top = extent
     for start, end in pairwise(starts):
         low, high = start / len(clusters), end / len(clusters)
-        colour = cluster_colour(int(clusters[start]))
+        color = cluster_color(int(clusters[start]))
         box = (low, high, bottom, top) if across else (left, right, 1 - high, 1 - low)
-        axes.fill_between([box[0], box[1]], box[2], box[3], color=colour, lw=0)
+        axes.fill_between([box[0], box[1]], box[2], box[3], color=color, lw=0)

@@ -72,7 +72,7 @@ def figure_importance(arms: Sequence[Importances]) -> Figure:
     axes = panel(figure, (_NAMES, 4, NARROW - _NAMES - 34, _ROW * len(rows)))
     for row, (arm, name) in enumerate(rows):
         if name is not None:
-            _bar(axes, row, look(arm.role).colour, *arm.shares[name])
+            _bar(axes, row, look(arm.role).color, *arm.shares[name])
         else:
             _headed(axes, row, arm)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -93,9 +93,9 @@ def _headed(axes: Axes, row: int, arm: Importances) -> None:
     axes.text(1.16, row, f"{arm.trials} trials", size=SMALL, color=MUTED, ha="right", **at)
 
 
-def _bar(axes: Axes, row: int, colour: str, share: float, by_chance: float) -> None:
+def _bar(axes: Axes, row: int, color: str, share: float, by_chance: float) -> None:
     shown = share > by_chance
-    axes.barh(row, share, height=0.55, color=colour if shown else "none", edgecolor=colour if shown else MUTED, lw=0.8)
+    axes.barh(row, share, height=0.55, color=color if shown else "none", edgecolor=color if shown else MUTED, lw=0.8)
     axes.plot([by_chance] * 2, [row - 0.42, row + 0.42], color=INK, lw=1.3)
     axes.text(1.02, row, f"{100 * share:.0f}", transform=axes.get_yaxis_transform(), va="center", size=SMALL)
 
@@ -166,7 +166,7 @@ def _style(role: str, scores: Array, trial: int) -> dict[str, Any]:
     if math.isnan(scores[trial]):
         return {"color": LOST, "lw": 0.9, "ls": (0, (3, 2)), "alpha": 0.8}
     best = scores[trial] >= np.nanquantile(scores, 1 - _BEST)
-    return {"color": look(role).colour, "lw": 1.6} if best else {"color": MUTED, "lw": 0.7, "alpha": 0.55}
+    return {"color": look(role).color, "lw": 1.6} if best else {"color": MUTED, "lw": 0.7, "alpha": 0.55}
 
 
 def _named_axes(axes: Axes, names: Sequence[str], ends: Sequence[tuple[str, str]]) -> None:

@@ -21,9 +21,9 @@ class Sample:
     """An image and what stands below it.
 
     Args:
-        image: Grey (height, width) or colour (height, width, 3), 0..255.
+        image: Gray (height, width) or color (height, width, 3), 0..255.
         text: First line.
-        note: Second line, in grey.
+        note: Second line, in gray.
     """
 
     image: Image
@@ -73,9 +73,9 @@ def _row_height(row: SampleRow) -> float:
 def _draw(figure: Figure, sample: Sample, place: tuple[float, float]) -> None:
     left, top = place
     axes = panel(figure, (left, top, _SIDE, _SIDE))
-    grey = {"cmap": "gray", "vmin": 0, "vmax": 255} if sample.image.ndim == 2 else {}
-    axes.imshow(sample.image, interpolation="none", **grey)  # type: ignore[arg-type]  # as matplotlib's stubs have it
+    gray = {"cmap": "gray", "vmin": 0, "vmax": 255} if sample.image.ndim == 2 else {}
+    axes.imshow(sample.image, interpolation="none", **gray)  # type: ignore[arg-type]  # as matplotlib's stubs have it
     bare(axes)
-    for line, (text, colour) in enumerate(((sample.text, INK), (sample.note, MUTED))):
+    for line, (text, color) in enumerate(((sample.text, INK), (sample.note, MUTED))):
         y = top + _SIDE + _LINE * (line + 1) - 1
-        write(figure, (left, y), shorten(text, _PITCH - 4, SMALL), size=SMALL, color=colour)
+        write(figure, (left, y), shorten(text, _PITCH - 4, SMALL), size=SMALL, color=color)

@@ -34,7 +34,7 @@ _MOST_POINTS = 120
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A line of an arm, with a band around it where several were summarised.
+    """A line of an arm, with a band around it where several were summarized.
 
     Args:
         name: Of the arm.
@@ -62,7 +62,7 @@ def figure_best_so_far(curves: Sequence[Curve], *, budget: float | None = None) 
     """Draw, a panel an arm, the best validation accuracy so far against what the search had spent, as steps.
 
     Args:
-        curves: One an arm that searched; the others stand behind each in grey.
+        curves: One an arm that searched; the others stand behind each in gray.
         budget: Of an arm, in the unit of x; a vertical line.
     """
     largest = max([x for curve in curves for x in curve.x] + ([budget] if budget else []), default=1.0)
@@ -70,7 +70,7 @@ def figure_best_so_far(curves: Sequence[Curve], *, budget: float | None = None) 
     for axes, curve in zip(panels, curves, strict=True):
         if budget:
             axes.axvline(budget, color=MUTED, lw=0.8, ls=(0, (1, 2)))
-        axes.plot(curve.x, curve.y, "o", ms=3, mec="none", mfc=look(curve.role).colour)
+        axes.plot(curve.x, curve.y, "o", ms=3, mec="none", mfc=look(curve.role).color)
         amount_axis(axes, ticks=3)
     _label(figure, panels, "sample passes spent on the search")
     return figure
@@ -78,7 +78,7 @@ def figure_best_so_far(curves: Sequence[Curve], *, budget: float | None = None) 
 
 @styled
 def figure_convergence(curves: Sequence[Curve]) -> Figure:
-    """Draw, a panel an arm, validation accuracy against epochs: mean and range; the other arms stand behind in grey."""
+    """Draw, a panel an arm, validation accuracy against epochs: mean and range; the other arms stand behind in gray."""
     largest = max((x for curve in curves for x in curve.x), default=1.0)
     figure, panels = _compared([_thinned(curve) for curve in curves], steps=False, limits=(0.0, largest * 1.02))
     for axes, curve in zip(panels, curves, strict=True):
@@ -95,12 +95,12 @@ def _compared(curves: Sequence[Curve], *, steps: bool, limits: tuple[float, floa
     for axes, curve in zip(panels, curves, strict=True):
         others = [_outline(other, steps=steps) for other in curves if other is not curve]
         axes.add_collection(LineCollection(others, colors=GRID, linewidths=1), autolim=False)
-        colour = look(curve.role).colour
+        color = look(curve.role).color
         if curve.lower is not None and curve.upper is not None:
             axes.fill_between(
-                curve.x, curve.lower, curve.upper, color=colour, alpha=0.25, lw=0, step="post" if steps else None
+                curve.x, curve.lower, curve.upper, color=color, alpha=0.25, lw=0, step="post" if steps else None
             )
-        axes.plot(curve.x, curve.y, color=colour, lw=1.7, drawstyle=where)
+        axes.plot(curve.x, curve.y, color=color, lw=1.7, drawstyle=where)
         axes.set_xlim(*limits)
         axes.set_ylim(*_limits(curves, late=not steps))
         percent_axis(axes, ticks=4)
@@ -209,6 +209,6 @@ def _bar(axes: Axes, row: int, parts: Sequence[tuple[Key, float]]) -> None:
     start = 0.0
     for key, value in parts:
         if value > 0:
-            axes.barh(row, value, left=start, height=0.62, color=key.colour, hatch=key.hatch, edgecolor="#fffffe", lw=0)
+            axes.barh(row, value, left=start, height=0.62, color=key.color, hatch=key.hatch, edgecolor="#fffffe", lw=0)
         start += value
     axes.text(1.015, row, short_amount(start), transform=axes.get_yaxis_transform(), va="center", size=SMALL)

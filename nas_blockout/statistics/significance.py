@@ -88,7 +88,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Adjusted mutual information of two labellings and its one-sided p-value among shuffled labels."""
+    """Adjusted mutual information of two labelings and its one-sided p-value among shuffled labels."""
 
     adjusted_mutual_information: float
     p_value: float
@@ -124,7 +124,7 @@ def _interval(mean: float, std: float | None, n: int) -> Interval | None:
 
 
 def summary(per_seed: Mapping[int, float], *, bounds: Interval | None = None) -> Summary:
-    """Summarise the scores of one arm over its seeds.
+    """Summarize the scores of one arm over its seeds.
 
     The interval is Student's, mean +- t(n - 1, .975) std / sqrt(n). For five seeds it keeps its 95%, where the
     bootstraps (percentile, BCa) keep 84 to 85%.
@@ -400,7 +400,7 @@ def _mutual_information(table: Array) -> float:
 
 
 def _expected_information(rows: Array, columns: Array) -> float:
-    """Mean mutual information of random labellings with these class sizes (hypergeometric)."""
+    """Mean mutual information of random labelings with these class sizes (hypergeometric)."""
     total = rows.sum()
     expected = 0.0
     for row in rows:
@@ -413,12 +413,12 @@ def _expected_information(rows: Array, columns: Array) -> float:
 
 
 def agreement(labels: ArrayLike, others: ArrayLike, *, permutations: int = 999, seed: int = 0) -> Agreement:
-    """Measure how far two labellings of the same items agree beyond chance.
+    """Measure how far two labelings of the same items agree beyond chance.
 
     .. math:: AMI = (I - E[I]) / ((H_1 + H_2) / 2 - E[I])
 
-    I is the mutual information, E[I] its mean over random labellings with the same class sizes, H the entropies. The
-    p-value is the share of shuffled labellings that agree as much or more, the given one included, so it is never 0.
+    I is the mutual information, E[I] its mean over random labelings with the same class sizes, H the entropies. The
+    p-value is the share of shuffled labelings that agree as much or more, the given one included, so it is never 0.
 
     Args:
         labels: a label of each item, (items,).

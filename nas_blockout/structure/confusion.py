@@ -72,7 +72,7 @@ def soft_confusion(
 def class_branches(confusion: Tensor, settings: ConfusionSettings, *, seed: int) -> Tensor:
     """Return which branches each class belongs to.
 
-    The confusion matrix is symmetrised; classes that share probability are alike. With overlap a class joins every
+    The confusion matrix is symmetrized; classes that share probability are alike. With overlap a class joins every
     branch that holds enough of its own probability.
 
     Args:

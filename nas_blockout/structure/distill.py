@@ -19,8 +19,8 @@ from nas_blockout.methods.blockout import Blockout
 from nas_blockout.structure.two_stages import TwoStageSettings
 
 Weights = Literal["inherited", "scratch"]
-Placebo = Literal["none", "nodes", "classes", "random", "undivided"]
-Surplus = Literal["probability", "magnitude"]
+Placebo = Literal["none", "nodes", "classes", "random", "unbranched"]
+TrimBy = Literal["probability", "magnitude"]
 Learned = Blockout | BranchedNetwork  # a dense BranchedNetwork: its weights are kept or not, but never scaled
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -38,28 +38,28 @@ class DistillationSettings(TwoStageSettings):
             sample passes, but take their seconds.
         target_macs: Largest share of the dense MACs, in 0..1; where `threshold` leaves more, the lowest one that meets
             it is used.
-        target_parameters: The same of the weights between nodes, without biases and normalisation.
-        surplus: What goes first where `threshold` leaves more than the targets: the memberships of the least
+        target_parameters: The same of the weights between nodes, without biases and normalization.
+        trim_by: What goes first where `threshold` leaves more than the targets: the memberships of the least
             ``probability``, though all of them say yes, or the nodes of the least ``magnitude``, as in pruning.
         fill_target: Whether the threshold may also fall below `threshold`, as far as the target allows, so that the
             cost is met from both sides; for arms whose cost must equal another's, so without `thresholds`.
-        smallest_group: Groups of fewer nodes join the most similar group of their layer that has as many; 1 for none.
+        min_group_size: Groups of fewer nodes join the most similar group of their layer that has as many; 1 for none.
             Classes stay where they are.
         weights: ``inherited`` carries the learned weights over, ``scratch`` draws new ones (the control).
         placebo: ``nodes`` shuffles the memberships of the nodes inside every layer, ``classes`` those of the classes
             only, ``random`` draws all of them anew for the same MACs and number of clusters; needs ``scratch``.
-            ``undivided`` takes the branches away and nothing else: all nodes that are kept are connected, with the
+            ``unbranched`` takes the branches away and nothing else: all nodes that are kept are connected, with the
             weights that they have under P, and where that costs more than the target some more nodes go.
-        draws: Draws of C behind the mean accuracy of the discretisation gap, 1 or more.
+        draws: Draws of C behind the mean accuracy of the discretization gap, 1 or more.
     """
 
     threshold: float = 0.5
     thresholds: tuple[float, ...] = ()
     target_macs: float | None = None
     target_parameters: float | None = None
-    surplus: Surplus = "probability"
+    trim_by: TrimBy = "probability"
     fill_target: bool = False
-    smallest_group: int = 1
+    min_group_size: int = 1
     weights: Weights = "inherited"
     placebo: Placebo = "none"
     draws: int = 8
@@ -74,20 +74,20 @@ class DistillationSettings(TwoStageSettings):
             if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, got {name}={getattr(self, name)}")
         self._check_choices()
-        for name in ("draws", "smallest_group"):
+        for name in ("draws", "min_group_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
 
     def _check_choices(self) -> None:
-        for name, choices in (("weights", Weights), ("placebo", Placebo), ("surplus", Surplus)):
+        for name, choices in (("weights", Weights), ("placebo", Placebo), ("trim_by", TrimBy)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         if self.fill_target and self.thresholds:
             raise ValueError(
                 "fill_target leaves no threshold to choose: give thresholds without it, or it without thresholds"
             )
-        if self.surplus == "magnitude" and self.thresholds:
-            raise ValueError("thresholds are compared with probabilities: give them with surplus='probability'")
+        if self.trim_by == "magnitude" and self.thresholds:
+            raise ValueError("thresholds are compared with probabilities: give them with trim_by='probability'")
         if self.placebo == "random" and self.weights != "scratch":
             raise ValueError(
                 f"placebo='random' has no weights to inherit: it needs weights='scratch', got {self.weights!r}"
@@ -102,7 +102,7 @@ class Distilled:
         architecture: The branched network.
         nodes: For every layer the nodes of the masked network that make up each group, in the order of its groups.
         memberships: The hard memberships that it computes, after the clean-up, as zeros and ones; of the control
-            ``undivided`` the P of the nodes that are kept.
+            ``unbranched`` the P of the nodes that are kept.
     """
 
     architecture: Architecture
@@ -119,24 +119,24 @@ def harden(probabilities: Mapping[str, Tensor], threshold: float) -> dict[str, T
     return hard
 
 
-def distil(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor], *, smallest_group: int = 1) -> Distilled:
+def distil(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor], *, min_group_size: int = 1) -> Distilled:
     """Return the branched architecture of hard memberships.
 
     Nodes without a cluster, nodes that read nothing and nodes that no class can reach are removed, and so are
-    memberships that no neighbour shares. Where that would leave a class, or a whole layer, without anything to read,
+    memberships that no neighbor shares. Where that would leave a class, or a whole layer, without anything to read,
     its most probable membership among those that can be reached is put back. Nodes with equal memberships form a group.
 
     Args:
         probabilities: P of every masked layer, from the first to the classes.
         hard: Memberships as booleans, shaped as the probabilities.
-        smallest_group: Nodes of smaller groups get the memberships of the most similar group of their layer that is not
+        min_group_size: Nodes of smaller groups get the memberships of the most similar group of their layer that is not
             smaller (most shared, then fewest other clusters, then widest); where a layer has none, of its widest. Then
             all is cleaned up again. Classes are not touched.
     """
     names = list(hard)
     kept = _cleaned(names, probabilities, hard)
-    if smallest_group > 1:
-        merged = {name: _merged(kept[name], smallest_group) for name in names[:-1]}
+    if min_group_size > 1:
+        merged = {name: _merged(kept[name], min_group_size) for name in names[:-1]}
         kept = _cleaned(names, probabilities, {**merged, names[-1]: kept[names[-1]]})
     layers, nodes = [], {}
     for name in names:
@@ -164,7 +164,7 @@ def shuffled(
     }
 
 
-def undivided(probabilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unbranched(probabilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return P of the same nodes in one cluster, of which each is as probably as of the most probable of its own."""
     return {name: p.amax(1, keepdim=True) for name, p in probabilities.items()}
 
@@ -175,7 +175,7 @@ def threshold_for(
     share_of: Callable[[Architecture], float],
     *,
     least: float = 0.0,
-    smallest_group: int = 1,
+    min_group_size: int = 1,
 ) -> float:
     """Return the lowest threshold, to one part in a thousand million, whose architecture costs at most a target.
 
@@ -185,7 +185,7 @@ def threshold_for(
         share_of: Cost of an architecture as a share of the dense network's.
         least: Lowest threshold to return, in 0..1. Below it stand memberships that were learned not to be: to take them
             in because there is room would fill the network with what was unlearned. 0 fills it all the same.
-        smallest_group: As of `distil`.
+        min_group_size: As of `distil`.
 
     Raises:
         ValueError: Even the highest threshold costs more than the target.
@@ -196,7 +196,7 @@ def threshold_for(
 
     def cost(threshold: float) -> float:
         hard = harden(probabilities, threshold)
-        return share_of(distil(probabilities, hard, smallest_group=smallest_group).architecture)
+        return share_of(distil(probabilities, hard, min_group_size=min_group_size).architecture)
 
     if meets(least):
         return least
@@ -262,7 +262,7 @@ def transplant(learned: Learned, distilled: Distilled, branched: BranchedNetwork
         learned: What learned; a dense `BranchedNetwork`, or Blockout over one.
         distilled: Which nodes stand where.
         branched: Built from ``distilled.architecture`` and the same stages; it receives the weights as `weights_under`
-            gives them, biases and the statistics of normalisation.
+            gives them, biases and the statistics of normalization.
     """
     dense = network_of(learned)
     dtype = next(dense.parameters()).dtype
@@ -277,8 +277,8 @@ def transplant(learned: Learned, distilled: Distilled, branched: BranchedNetwork
         weight = weights.get(name, dense.get_parameter(name))
         _fill(source, target, weight, before, order[stage.name])
         before = order[stage.name]
-    if dense.normalise_logits is not None and branched.normalise_logits is not None:
-        branched.normalise_logits.load_state_dict(dense.normalise_logits.state_dict())
+    if dense.normalize_logits is not None and branched.normalize_logits is not None:
+        branched.normalize_logits.load_state_dict(dense.normalize_logits.state_dict())
 
 
 @torch.no_grad()
@@ -382,7 +382,7 @@ def _memory_order(distilled: Distilled, dense: BranchedNetwork, branched: Branch
 
 def _fill(source: BranchedStage, target: BranchedStage, weight: Tensor, before: Tensor, nodes: Tensor) -> None:
     """Copy rows and columns of one dense operation into the bundles of a branched stage."""
-    bias = source.get_parameter("operations.0.bias") if source.normalise is None else None
+    bias = source.get_parameter("operations.0.bias") if source.normalize is None else None
     start = 0
     for index, ranges in enumerate(target.ranges):
         columns = torch.cat([before[first:last] for first, last in ranges])
@@ -392,8 +392,8 @@ def _fill(source: BranchedStage, target: BranchedStage, weight: Tensor, before: 
         if bias is not None:
             target.get_parameter(f"operations.{index}.bias").copy_(bias[rows])
         start += len(rows)
-    if source.normalise is not None and target.normalise is not None:
+    if source.normalize is not None and target.normalize is not None:
         state = {
-            key: value if value.dim() == 0 else value[nodes] for key, value in source.normalise.state_dict().items()
+            key: value if value.dim() == 0 else value[nodes] for key, value in source.normalize.state_dict().items()
         }
-        target.normalise.load_state_dict(state)
+        target.normalize.load_state_dict(state)

@@ -37,7 +37,7 @@ def magnitudes(network: BranchedNetwork, weights: Mapping[str, Tensor] | None = 
     .. math:: I_t = \tfrac{1}{3} \left( \|W_{t,\cdot}\|^2 + \gamma_t^2 + \|W'_{\cdot,t}\|^2 \right)
 
     divided by its mean over the layer, where W are the weights that the node ends, :math:`\gamma` is its scale in
-    batch normalisation and W' are the weights that read it.
+    batch normalization and W' are the weights that read it.
 
     Args:
         network: Dense, built from stages.
@@ -47,7 +47,7 @@ def magnitudes(network: BranchedNetwork, weights: Mapping[str, Tensor] | None = 
         For every stage ``I / (1 + I)``, in 0..1, shape ``(nodes, 1)``; ones for the classes, which are all kept.
 
     References:
-        Fang, Ma, Song, Mi, Wang. DepGraph: Towards Any Structural Pruning. CVPR 2023, section 3.3 (the group of
+        Fang, Ma, Song, Mi, Wang. DepGraph: Toward Any Structural Pruning. CVPR 2023, section 3.3 (the group of
         parameters that stand or fall together), there with the magnitudes of He, Zhang, Sun and of Li et al. (2017).
     """
     values = {**dict(network.named_parameters()), **(weights or {})}
@@ -57,8 +57,8 @@ def magnitudes(network: BranchedNetwork, weights: Mapping[str, Tensor] | None = 
         assert isinstance(own, BranchedStage)
         weight = values[f"stages.{stage.name}.operations.0.weight"]
         parts = [weight.flatten(1).square().sum(1)]
-        if own.normalise is not None and own.normalise.weight is not None:
-            parts.append(own.normalise.weight.square())
+        if own.normalize is not None and own.normalize.weight is not None:
+            parts.append(own.normalize.weight.square())
         read = values[f"stages.{after.name}.operations.0.weight"]
         parts.append(read.transpose(0, 1).flatten(1).square().sum(1))
         importance = torch.stack(parts).mean(0)

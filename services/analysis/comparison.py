@@ -4,9 +4,11 @@ Built from the trials in the store and from nothing else. It ranks only what is 
 were retrained with seeds they share. Pairs whose arms did not spend alike are not tested at all.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -18,12 +20,13 @@ from nas_blockout.statistics.search_curves import Curve, best_so_far
 from services.analysis.robustness import RobustnessResult
 from services.analysis.seed_metrics import Accuracy, Amount, Count, PairResult, Share, Strict
 from services.analysis.tradeoffs import Front, could_win, fronts
-from services.budget.accounting import TERMINAL, End, charged_seconds, compared_in, ends, standing, superseded
+from services.budget.accounting import TERMINAL, End, charged_seconds, compared_in, ends, stale, standing
 from services.budget.limits import WORDS, Unit, limits
+from services.renamed_keys import upgraded_comparison
 from services.store import TrialRow
 from services.study_config.schema import Arm, Study
 
-Role = Literal["learned", "placebo", "control", "rival"]
+Role = Literal["learned", "placebo", "ablation", "baseline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,11 @@ class Trial:
         seconds: Measured training time.
         score: Validation accuracy of a complete trial, 0..1.
         experiment: What was run, as plain JSON types.
-        thinking_seconds: What proposing it took.
+        suggest_seconds: What proposing it took.
         result: What a complete trial ended in: ``validation_accuracy``, ``parameters``, ``macs``,
             ``architecture_hash``, ``overhead_seconds`` and, of a retrained model, ``test_accuracy``.
         replicate_of: Number of the search trial of the same arm that had the same architecture, or None.
-        refused: What the search had proposed in its place and what exceeded a constraint.
+        infeasible: What the search had proposed in its place and what exceeded a constraint.
     """
 
     arm: str
@@ -56,12 +59,12 @@ class Trial:
     sample_passes: int = 0
     planned: int = 0
     seconds: float = 0.0
-    thinking_seconds: float = 0.0
+    suggest_seconds: float = 0.0
     score: float | None = None
     experiment: Mapping[str, Any] | None = None
     result: Mapping[str, Any] | None = None
     replicate_of: int | None = None
-    refused: int = 0
+    infeasible: int = 0
 
     @classmethod
     def of(cls, row: TrialRow) -> "Trial":
@@ -75,12 +78,12 @@ class Trial:
             sample_passes=row.sample_passes,
             planned=row.planned,
             seconds=row.seconds,
-            thinking_seconds=row.thinking_seconds,
+            suggest_seconds=row.suggest_seconds,
             score=row.score,
             experiment=row.experiment,
             result=row.result,
             replicate_of=row.replicate_of,
-            refused=len(row.params.get("refused", ())),
+            infeasible=len(row.params.get("infeasible", ())),
         )
 
 
@@ -92,10 +95,10 @@ class Spending(Strict):
 
 
 class Cost(Strict):
-    """What an arm spent: ``overhead_seconds`` are the optimiser's thinking and distillation.
+    """What an arm spent: ``overhead_seconds`` are the optimizer's thinking and distillation.
 
     ``forfeited_sample_passes`` were planned for trials that failed before they had used them; with trials that were
-    stopped early, also what was left in the end and paid for no whole trial. ``superseded`` is what retraining earlier
+    stopped early, also what was left in the end and paid for no whole trial. ``stale`` is what retraining earlier
     winners cost before the study was extended, which the larger study would not have paid.
     """
 
@@ -103,7 +106,7 @@ class Cost(Strict):
     retrain: Spending
     overhead_seconds: Amount
     forfeited_sample_passes: Count = 0
-    superseded: Spending = Spending()
+    stale: Spending = Spending()
 
     @property
     def sample_passes(self) -> int:
@@ -126,14 +129,14 @@ class Latency(Strict):
 class ArmResult(Strict):
     """One contestant: ``architecture``, ``parameters``, ``macs`` and latency are those of ``exported_seed``."""
 
-    purpose: str = ""
+    description: str = ""
     role: Role
     seeds_cover: Literal["retraining", "learning and retraining"] = Field(description="What a seed repeats.")
     trials: Count
     failed: Count
     pruned: Count
     replicates: Count = Field(0, description="Search trials whose architecture the arm had tried before.")
-    refused: Count = Field(0, description="Proposals that exceeded a constraint: never trained, at no cost.")
+    infeasible: Count = Field(0, description="Proposals that exceeded a constraint: never trained, at no cost.")
     ended_by: End | None = Field(
         None,
         description="What ended its search: a limit, an exhausted space, failures in a row, nothing to match.",
@@ -175,7 +178,7 @@ class BudgetResult(Strict):
 class ComparisonDocument(Strict):
     """The content of comparison.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     study: str
     budget: BudgetResult
     arms: dict[str, ArmResult]
@@ -185,6 +188,11 @@ class ComparisonDocument(Strict):
     reason: str | None
     extensions: Count = Field(0, description="How often the study was extended after its result was known.")
     robustness: RobustnessResult | None = Field(None, description="On corrupted test images, if the study asks for it.")
+
+    @classmethod
+    def read(cls, path: Path) -> "ComparisonDocument":
+        """Read a ``comparison.json``, of this version or of version 1."""
+        return cls.model_validate(upgraded_comparison(json.loads(path.read_text(encoding="utf-8"))))
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "ComparisonDocument":
@@ -203,18 +211,18 @@ def role(arm: Arm) -> Role:
 
     - ``learned``: learns which nodes share a branch and inherits the weights;
     - ``placebo``: learns it and shuffles it, or draws it anew;
-    - ``control``: has what else could explain a gain: its nodes without its branches, one cluster, fixed masks, weights
-      drawn anew, pruning, a regulariser, the MACs of the learned arm;
-    - ``rival``: answers the question of the study otherwise, by a dense network, by search or by confusions.
+    - ``ablation``: has what else could explain a gain: its nodes without its branches, one cluster, fixed masks,
+      weights drawn anew, pruning, a regularizer, the MACs of the learned arm;
+    - ``baseline``: answers the question of the study otherwise, by a dense network, by search or by confusions.
     """
     method, distillation = arm.experiment.method, arm.experiment.distillation
     if distillation is not None and distillation.placebo != "none":
-        return "control" if distillation.placebo == "undivided" else "placebo"
+        return "ablation" if distillation.placebo == "unbranched" else "placebo"
     if isinstance(method, BlockoutSettings):
         scratch = distillation is not None and distillation.weights == "scratch"
-        return "learned" if method.clusters > 1 and method.mode != "hard-fixed" and not scratch else "control"
+        return "learned" if method.clusters > 1 and method.mode != "hard-fixed" and not scratch else "ablation"
     plain = isinstance(method, NoneSettings) and arm.experiment.pruning is None
-    return "control" if arm.match is not None or not plain else "rival"
+    return "ablation" if arm.match is not None or not plain else "baseline"
 
 
 def family(study: Study) -> list[tuple[str, str]]:
@@ -305,7 +313,7 @@ def search_curves(trials: Iterable[Trial]) -> dict[str, Curve]:
 
 
 def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Mapping[str, float] | None) -> ArmResult:
-    trials, gone = standing(every), superseded(every)
+    trials, gone = standing(every), stale(every)
     models = _models(trials)
     exported = max(
         models.values(), key=lambda trial: (_result(trial, "validation_accuracy"), -trial.seed), default=None
@@ -313,21 +321,21 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Mapping[str, f
     outcome = (exported.result or {}) if exported else {}
     overhead = sum(charged_seconds(trial) - trial.seconds for trial in trials)
     return ArmResult(
-        purpose=arm.purpose,
+        description=arm.description,
         role=role(arm),
         seeds_cover="learning and retraining" if arm.experiment.handover is not None else "retraining",
         trials=len(trials),
         failed=sum(trial.state == "failed" for trial in trials),
         pruned=sum(trial.state == "pruned" for trial in trials),
         replicates=sum(trial.replicate_of is not None for trial in trials),
-        refused=sum(trial.refused for trial in trials),
+        infeasible=sum(trial.infeasible for trial in trials),
         missing_seeds=[seed for seed in study.config.retrain.seeds if seed not in models],
         cost=Cost(
             search=_spending(trials, "search"),
             retrain=_spending(trials, "retrain"),
             overhead_seconds=overhead,
             forfeited_sample_passes=_forfeited(trials),
-            superseded=_spending(gone, "retrain"),
+            stale=_spending(gone, "retrain"),
         ),
         validation_accuracy=_accuracy(models, "validation_accuracy"),
         test_accuracy=_accuracy(models, "test_accuracy"),

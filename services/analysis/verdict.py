@@ -115,7 +115,7 @@ def _claim(document: ComparisonDocument, name: str) -> str:
     if "placebo" not in roles.values():
         return ", and without a placebo nothing is shown about its structure"
     beaten = {_seen_from(pair, name)[0] for pair in _pairs_of(document, name) if _seen_from(pair, name)[2] == "better"}
-    if all(other in beaten for other, role in roles.items() if role in ("placebo", "control")):
+    if all(other in beaten for other, role in roles.items() if role in ("placebo", "ablation")):
         return ", so that its learned structure is shown to help"
     return ", so that its learned structure is not shown to help"
 

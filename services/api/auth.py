@@ -37,7 +37,7 @@ async def reader(
         count(service, ("address", request.client.host if request.client else ""))
         raise Refused(
             401,
-            "unauthorised",
+            "unauthorized",
             "this needs a token that is valid",
             key="Authorization",
             remedy="send `Authorization: Bearer TOKEN`; `nas-blockout token create --owner NAME` makes one",

@@ -40,7 +40,7 @@ from services.study_config.schema import Study, parse, parse_resolved, resolve
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 KEY_PATTERN = r"^[\x21-\x7e]{1,200}$"
 _LOG = logging.getLogger("nas_blockout.api")
-_EXAMPLE = """schema_version: 1
+_EXAMPLE = """schema_version: 2
 name: hello
 question: Does dropout help with fifty digits?
 data: {name: digits, train_samples: 50}
@@ -53,7 +53,7 @@ arms:
   dropout: {method: {name: dropout}}
 """
 _EXAMPLE_JSON = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "hello",
     "data": {"name": "digits", "train_samples": 50},
     "budget": {"sample_passes": 4800},

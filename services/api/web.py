@@ -143,7 +143,7 @@ def login(request: Request, shared: Shared, content: Body) -> Response:
     if caller is None:
         auth.count(shared, ("address", request.client.host if request.client else ""))
         problem = Problem(
-            code="unauthorised", message="This token is not valid: it is mistyped, has ended or was revoked."
+            code="unauthorized", message="This token is not valid: it is mistyped, has ended or was revoked."
         )
         return _rendered("login", 401, problem=problem, caller=None)
     session = shared.signer.open(caller.token)

@@ -44,7 +44,7 @@ class Spender(Protocol):
         """Measured training time."""
 
     @property
-    def thinking_seconds(self) -> float:
+    def suggest_seconds(self) -> float:
         """What proposing it took."""
 
     @property
@@ -54,7 +54,7 @@ class Spender(Protocol):
 
 def charged_seconds(trial: Spender) -> float:
     """Return the measured seconds that a trial is charged with: training, proposing it, and handing over."""
-    return trial.seconds + trial.thinking_seconds + float((trial.result or {}).get("overhead_seconds") or 0.0)
+    return trial.seconds + trial.suggest_seconds + float((trial.result or {}).get("overhead_seconds") or 0.0)
 
 
 class Retrained(Spender, Protocol):
@@ -76,7 +76,7 @@ class Retrained(Spender, Protocol):
 AnyTrial = TypeVar("AnyTrial", bound=Retrained)
 
 
-def superseded(trials: Iterable[AnyTrial]) -> list[AnyTrial]:
+def stale(trials: Iterable[AnyTrial]) -> list[AnyTrial]:
     """Return the retrainings that a later one of the same arm and seed has taken the place of.
 
     A study that is extended may find another winner, which is retrained anew. What the earlier winner's retrainings
@@ -91,8 +91,8 @@ def superseded(trials: Iterable[AnyTrial]) -> list[AnyTrial]:
 
 
 def standing(trials: Sequence[AnyTrial]) -> list[AnyTrial]:
-    """Return all trials but those `superseded`."""
-    gone = {(trial.arm, trial.number) for trial in superseded(trials)}
+    """Return all trials but those `stale`."""
+    gone = {(trial.arm, trial.number) for trial in stale(trials)}
     return [trial for trial in trials if trial.phase != "retrain" or (trial.arm, trial.number) not in gone]
 
 

@@ -285,7 +285,9 @@ def _resolved(study: str, *, workers: int | None = None, assignments: Sequence[s
     resolved, source = read_resolved(study, assignments or ())
     if workers is not None:
         config = resolved.config
-        config = config.model_copy(update={"workers": config.workers.model_copy(update={"at_once": workers})})
+        config = config.model_copy(
+            update={"workers": config.workers.model_copy(update={"max_concurrent_trials": workers})}
+        )
         resolved = replace(resolved, config=config)
     return resolved, source
 

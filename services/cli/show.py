@@ -107,7 +107,7 @@ def _costs(spent: Iterable[Any]) -> list[tuple[object, ...]]:
             *(each.arm, each.phase, each.trials, each.failed, each.pruned, f"{each.sample_passes:,}"),
             _share(each.failed_sample_passes, each.sample_passes),
             _share(each.pruned_sample_passes, each.sample_passes),
-            *(f"{each.seconds:.1f}", f"{each.thinking_seconds:.2f}"),
+            *(f"{each.seconds:.1f}", f"{each.suggest_seconds:.2f}"),
         )
         for each in spent
     ]

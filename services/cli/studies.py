@@ -93,8 +93,8 @@ def _draw_estimate(found: Any) -> None:
     total = found.total
     rows.append(("all", "", total.trials, f"{total.sample_passes:,}", duration(total.seconds)))
     draw(table(("arm", "phase", "trials", "passes", "training"), rows, title=f"study {found.study}, estimated"))
-    at_once = f"{found.workers} trial{'s' * (found.workers > 1)} at once"
-    say(f"wall-clock: {duration(found.trials_seconds)} of trials with {at_once}, {duration(found.wall_seconds)} in all")
+    slots = f"{found.workers} trial{'s' * (found.workers > 1)} at once"
+    say(f"wall-clock: {duration(found.trials_seconds)} of trials with {slots}, {duration(found.wall_seconds)} in all")
     say(f"disk: {found.disk_bytes / 1e6:,.1f} MB")
     say(f"measured in {duration(found.dry_run_seconds)}")
     for note in found.notes:

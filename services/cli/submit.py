@@ -80,7 +80,7 @@ def _submitted(jobs: "Jobs", study: "Study") -> "Job":
         return last
     if last is not None:
         tell(f"{last.id} {_ended(last)}; a new attempt goes on with the study")
-    if (room := jobs.room(study)) < (wanted := study.config.workers.at_once):
+    if (room := jobs.room(study)) < (wanted := study.config.workers.max_concurrent_trials):
         tell(f"warning: the cluster has room for {room} of the {wanted} trials that the study runs at once")
     return jobs.submit(study, attempt=attempt)
 

@@ -57,13 +57,13 @@ class Resources:
     """What trials may use.
 
     Args:
-        at_once: Trials that run at the same time.
+        max_concurrent_trials: Trials that run at the same time.
         cpus: Ray CPUs of one trial.
         gpus: Ray GPUs of one trial; fractions share one.
         retries: Further attempts after a worker died.
     """
 
-    at_once: int = 2
+    max_concurrent_trials: int = 2
     cpus: int = 1
     gpus: float = 0.0
     retries: int = 2
@@ -125,7 +125,7 @@ def _connect(resources: Resources, address: str | None) -> None:
     if address is not None:
         check(address)
     logging.getLogger("ray").setLevel(logging.ERROR)
-    cpus = resources.at_once * resources.cpus if address is None else None
+    cpus = resources.max_concurrent_trials * resources.cpus if address is None else None
     dashboard = None if address else False
     try:
         ray.init(
@@ -156,7 +156,7 @@ def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
         tune_config=tune.TuneConfig(
             search_alg=_searcher(desk),
             num_samples=-1,
-            max_concurrent_trials=resources.at_once,
+            max_concurrent_trials=resources.max_concurrent_trials,
             reuse_actors=True,
             metric="reports",
             mode="max",

@@ -44,7 +44,7 @@ class Dispatcher:
         cluster: Runs the jobs.
         worker: Name of this worker among all.
         lease_seconds: How long a study stays this worker's after it was last heard of.
-        at_once: Studies held at a time.
+        max_running: Studies held at a time.
         refused_seconds: How long to try with a study that is too large for the cluster, which may still be growing.
         say: Told what happened, one line each.
     """
@@ -56,12 +56,12 @@ class Dispatcher:
         *,
         worker: str,
         lease_seconds: float = 30.0,
-        at_once: int = AT_ONCE,
+        max_running: int = AT_ONCE,
         refused_seconds: float = REFUSED_SECONDS,
         say: Say = _LOG.info,
     ) -> None:
         self._store, self._cluster, self._worker = store, cluster, worker
-        self._lease_seconds, self._at_once, self._refused_seconds = lease_seconds, at_once, refused_seconds
+        self._lease_seconds, self._at_once, self._refused_seconds = lease_seconds, max_running, refused_seconds
         self._say = say
         self._held: dict[str, None] = {}
         self._refused: dict[str, float] = {}

@@ -28,7 +28,7 @@ def work(
     *,
     once: bool = False,
     lease_seconds: float = 30.0,
-    at_once: int = AT_ONCE,
+    max_running: int = AT_ONCE,
     say: Say = _LOG.info,
 ) -> None:
     """See queued studies through as Ray jobs, until SIGTERM or SIGINT; then give the leases back.
@@ -37,7 +37,7 @@ def work(
         settings: Of the installation.
         once: End when nothing is held and nothing is queued, and on the first failure to reach database or cluster.
         lease_seconds: How long a study stays this worker's if it dies.
-        at_once: Studies held at a time.
+        max_running: Studies held at a time.
         say: Told what happened, one line each; of an absence once when it begins and once when it ends.
 
     Raises:
@@ -56,7 +56,12 @@ def work(
         stack.enter_context(store)
         worker = this_process()
         dispatcher = Dispatcher(
-            store, Jobs(settings.jobs_address), worker=worker, lease_seconds=lease_seconds, at_once=at_once, say=say
+            store,
+            Jobs(settings.jobs_address),
+            worker=worker,
+            lease_seconds=lease_seconds,
+            max_running=max_running,
+            say=say,
         )
         stack.callback(dispatcher.release)
         say(f"worker {worker} takes studies from {store.url}")

@@ -122,7 +122,7 @@ def forecast(
     return Estimate(
         study=study.name,
         phases={name: _phases(name, told.entries, crowding * each.seconds) for name, each in measured.items()},
-        workers=study.config.workers.at_once,
+        workers=study.config.workers.max_concurrent_trials,
         trials_seconds=told.seconds,
         wall_seconds=START_SECONDS + told.seconds + finishing,
         disk_bytes=_disk(settings, measured, told.entries, exported),
@@ -193,7 +193,7 @@ def _pretend(study: Study, splits: Splits, seconds: Mapping[str, _Seconds]) -> _
     ended: list[Entry] = []
     now = 0.0
     while True:
-        while len(running) < study.config.workers.at_once and (proposal := plan.next()) is not None:
+        while len(running) < study.config.workers.max_concurrent_trials and (proposal := plan.next()) is not None:
             entry = replace(proposal.entry, state="running")
             plan.update(entry)
             heapq.heappush(running, (now + seconds[entry.arm].whole, len(ended) + len(running), entry))
@@ -202,7 +202,7 @@ def _pretend(study: Study, splits: Splits, seconds: Mapping[str, _Seconds]) -> _
         now, _, entry = heapq.heappop(running)
         macs = _macs(entry.experiment, splits) if entry.arm in awaited else None
         took = seconds[entry.arm].training
-        state = "failed" if entry.gave_up else "complete"
+        state = "failed" if entry.search_exhausted else "complete"
         ended.append(replace(entry, state=state, spent=entry.planned, seconds=took, score=0.5, macs=macs))
         plan.update(ended[-1])
 
@@ -221,7 +221,7 @@ def _crowding(study: Study, settings: Settings, processors: int) -> float:
     workers = study.config.workers
     if settings.ray_address is not None or workers.gpus:
         return 1.0
-    return max(1.0, workers.at_once * workers.cpus / processors)
+    return max(1.0, workers.max_concurrent_trials * workers.cpus / processors)
 
 
 def _phases(arm: str, entries: Sequence[Entry], seconds: float) -> dict[str, PhaseEstimate]:

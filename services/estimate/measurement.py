@@ -83,7 +83,7 @@ def epoch_seconds(experiment: Experiment, records: list[EpochRecord]) -> float:
     learned: Any = experiment.handover
     if learned is None or len(medians) < 2:
         return median(medians.values())
-    return float(learned.learn_share * medians["learn"] + (1 - learned.learn_share) * medians["finetune"])
+    return float(learned.learn_fraction * medians["learn"] + (1 - learned.learn_fraction) * medians["finetune"])
 
 
 def part_of(splits: Splits, share: float) -> Splits:

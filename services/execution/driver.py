@@ -124,7 +124,7 @@ class Driver:
             trial = self._add(proposal)
         else:
             return None
-        if (reason := self._entries[trial].gave_up) is not None:
+        if (reason := self._entries[trial].search_exhausted) is not None:
             self._finish(trial, "failed", reason=reason)
             return self.next()
         self._update(trial, state="running")
@@ -182,7 +182,7 @@ class Driver:
             architecture_hash=entry.architecture_hash,
             replicate_of=proposal.replicate_of,
             planned=entry.planned,
-            thinking_seconds=proposal.thinking_seconds,
+            suggest_seconds=proposal.suggest_seconds,
         )
         self._entries[row.id] = entry
         return row.id
@@ -355,7 +355,7 @@ def _run_trials(
     store.requeue_running(study.name)
     driver = Driver(study, splits, store, folder=folder, settings=settings, observe=observe)
     workers = study.config.workers
-    resources = cluster.Resources(workers.at_once, workers.cpus, workers.gpus, workers.retries)
+    resources = cluster.Resources(workers.max_concurrent_trials, workers.cpus, workers.gpus, workers.retries)
     if not driver.finished:
         observe(driver.progress())  # Ray takes some seconds to start; say at once that something goes on
         with _heartbeat(store, study.name), following(settings.tracking_uri, study.name, study.to_json(), store):

@@ -116,7 +116,7 @@ def _arms(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
         if after is None:
             _refuse(f"arms.{arm}", "an arm", None, new["name"])
         for key in before:
-            if key != "purpose":
+            if key != "description":
                 _require_same(f"arms.{arm}.{key}", before[key], after.get(key), new["name"])
     yield from (f"arm {arm}" for arm in new["arms"] if arm not in old["arms"])
 

@@ -15,7 +15,7 @@ from nas_blockout.data import Splits, load
 from nas_blockout.experiment import Experiment, rebuild
 from nas_blockout.export import Deployed, load_weights, measure_latency
 from services.analysis.comparison import ComparisonDocument, Trial, build
-from services.budget.accounting import standing, superseded
+from services.budget.accounting import stale, standing
 from services.execution.extension import looks
 from services.files.remote import fetch, place_of, put_folder
 from services.files.study_dir import Folder, write_csv, write_json
@@ -68,7 +68,7 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, sa
     rows = store.trials(study.name)
     failed = sum(row.state == "failed" for row in rows)
     if store.study(study.name).state == "complete" and folder.comparison.exists():
-        return Finished(ComparisonDocument.model_validate(json.loads(folder.comparison.read_text())), failed)
+        return Finished(ComparisonDocument.read(folder.comparison), failed)
     winners = exported_trials(study, rows)
     say("measuring, exporting and verifying the winners")
     models = models_of(winners, folder, splits, shared=settings.shared(study.name))
@@ -95,8 +95,8 @@ def write_comparison(
     extensions = len(looks(folder))
     document = build(study, [Trial.of(row) for row in rows], latency_ms=latency, extensions=extensions)
     write_json(folder.comparison, document.model_dump(mode="json"))
-    gone = {row.id for row in superseded(rows)}
-    write_csv(folder.root / "trials.csv", [{**flat(row), "superseded": row.id in gone} for row in rows])
+    gone = {row.id for row in stale(rows)}
+    write_csv(folder.root / "trials.csv", [{**flat(row), "stale": row.id in gone} for row in rows])
     return document
 
 
@@ -146,7 +146,7 @@ def export_again(settings: Settings, name: str, arm: str | None, *, batch: int |
             raise NotFound(f"study {name!r} has no retrained model of an arm {arm!r}; it has {', '.join(winners)}")
         if not folder.comparison.exists():
             raise NotFound(f"study {name!r} has not finished; `nas-blockout run {name}` goes on with it")
-        document = ComparisonDocument.model_validate(json.loads(folder.comparison.read_text()))
+        document = ComparisonDocument.read(folder.comparison)
         splits = load(study.data, root=settings.data)
         chosen = {arm: winners[arm]} if arm is not None else winners
         models = models_of(chosen, folder, splits, shared=settings.shared(name))
@@ -172,7 +172,7 @@ def sync_again(settings: Settings, name: str) -> Synced:
         folder = Folder(settings.folder(name))
         if folder.comparison.exists():
             study = parse_resolved(row.config)
-            document = ComparisonDocument.model_validate(json.loads(folder.comparison.read_text()))
+            document = ComparisonDocument.read(folder.comparison)
             splits = load(study.data, root=settings.data)
             winners = exported_trials(study, store.trials(name))
             models = models_of(winners, folder, splits, shared=settings.shared(name))
@@ -236,7 +236,7 @@ def flat(row: TrialRow) -> dict[str, Any]:
         "state": row.state,
         "reason": row.reason,
         "replicate_of": row.replicate_of,
-        "refused": len(row.params.get("refused", ())),
+        "infeasible": len(row.params.get("infeasible", ())),
         "sample_passes": row.sample_passes,
         "seconds": round(row.seconds, 3),
         **{key: result.get(key) for key in _FLAT},
@@ -318,8 +318,8 @@ def _winner(document: ComparisonDocument, models: Mapping[str, nn.Module], split
 
 def _log_model(projection: Projection, arm: str, model: nn.Module, splits: Splits) -> None:
     """Log a model that takes images in [0, 1], with a batch of two so that MLflow keeps the batch free."""
-    normalisation = splits.preprocessing
-    deployed = Deployed(model, normalisation.mean, normalisation.std).eval()
-    images = normalisation.undo(splits.validation.images[:2].clone())
+    normalization = splits.preprocessing
+    deployed = Deployed(model, normalization.mean, normalization.std).eval()
+    images = normalization.undo(splits.validation.images[:2].clone())
     requirements = [f"torch=={torch.__version__.split('+')[0]}"]
     projection.log_model(arm, deployed, images.numpy(), class_names=splits.class_names, requirements=requirements)

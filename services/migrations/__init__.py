@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0002"
+HEAD = "0003"
 VERSION_TABLE = "nas_blockout_schema"
 
 _one_at_a_time = threading.Lock()  # alembic keeps the migration that runs in a global

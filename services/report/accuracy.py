@@ -152,7 +152,7 @@ def progress(view: ReportView, document: ComparisonDocument) -> Iterator[Picture
     yield Picture(
         "best-so-far",
         "Best validation accuracy so far against budget",
-        f"Colour is the arm of the panel, grey the others; {band}; dots are ended trials, failed ones too. The dotted "
+        f"Color is the arm of the panel, gray the others; {band}; dots are ended trials, failed ones too. The dotted "
         f"line is the limit of sample passes, if there is one, of which retraining takes the rest."
         + (f" Without a search: {', '.join(absent)}." if absent else ""),
         f"{counted([len(found) for found in searched.values()], 'search', 'searches')} an arm, trials in each panel",
@@ -196,7 +196,7 @@ def convergence(view: ReportView, document: ComparisonDocument) -> Iterator[Pict
     yield Picture(
         "convergence",
         "Convergence of the retrained models",
-        "Validation accuracy after each epoch: the line is the mean over seeds, the band their range; grey lines are "
+        "Validation accuracy after each epoch: the line is the mean over seeds, the band their range; gray lines are "
         "the means of the other arms. A dotted line is where an arm goes from learning its structure to fine-tuning. "
         "The axis may leave out the first epochs.",
         "n = seeds, in each panel",
@@ -234,7 +234,7 @@ def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Pictur
     yield Picture(
         "confusion",
         "What is mistaken for what",
-        "Rows are true classes, columns what they were taken for, in the order of the data; the stronger the colour, "
+        "Rows are true classes, columns what they were taken for, in the order of the data; the stronger the color, "
         "the larger the share of the row. Right answers (the diagonal) are left out. All panels have one scale; there "
         "is no band.",
         f"{counted(models, 'seed')} and {counted(images, 'test answer').removeprefix('n = ')} an arm",

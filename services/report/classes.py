@@ -37,7 +37,7 @@ def expected_clusters(view: ReportView, number: int, name: str, trial: TrialView
         f"classes-{number}",
         "Expected clusters of each class",
         "The sum of a class's membership probabilities: dots are means over seeds, lines their range; over classes the "
-        f"thick line is the median and the grey band lies between the quartiles.{shown}",
+        f"thick line is the median and the gray band lies between the quartiles.{shown}",
         f"{counted([len(expected)], 'seed')}, {len(last)} classes",
         "the store, result.probabilities",
         plots.figure_clusters_per_class(expected, view.class_names, samples),
@@ -89,7 +89,7 @@ def agreement(view: ReportView, document: ComparisonDocument) -> Iterator[Pictur
         "Groups of classes against known groups",
         "Agreement of the groups of classes (learned: the strongest cluster of each class; fixed: its group in the "
         "architecture) with known groups: 1 is the same groups, 0 is chance. Large marks are means over seeds, dots "
-        f"single seeds; the grey band holds 95% of the means after the classes were shuffled, {SHUFFLES} times.",
+        f"single seeds; the gray band holds 95% of the means after the classes were shuffled, {SHUFFLES} times.",
         f"{counted([len(row.values) for row in rows], 'seed')}, {len(view.class_names)} classes",
         "the store, result.probabilities and result.architecture; the hierarchy of the data",
         plots.figure_agreement(rows),

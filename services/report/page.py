@@ -20,7 +20,7 @@ from services.files.study_dir import Folder, write_text
 from services.report.view import ReportView, in_order
 
 MOST_TRIALS = 1000
-_MARKS = {"learned": "●", "placebo": "◆", "control": "■", "rival": "▲"}
+_MARKS = {"learned": "●", "placebo": "◆", "ablation": "■", "baseline": "▲"}
 _ABSENT = "–"
 
 
@@ -31,7 +31,7 @@ class ArmRow:
     name: str
     role: str
     mark: str
-    purpose: str
+    description: str
     test: str
     interval: str
     validation: str
@@ -202,7 +202,7 @@ def _arm_row(name: str, arm: ArmResult) -> ArmRow:
         name=name,
         role=arm.role,
         mark=_MARKS[arm.role],
-        purpose=arm.purpose,
+        description=arm.description,
         test=_percent(test.mean) if test else _ABSENT,
         interval=_interval(test) if test else "no retrained model",
         validation=_percent(arm.validation_accuracy.mean) if arm.validation_accuracy else _ABSENT,

@@ -72,7 +72,7 @@ def _density(number: int, name: str, trial: TrialView, layers: Sequence[str]) ->
     yield Picture(
         f"density-{number}",
         "Spread of the membership probabilities while they were learned",
-        "A panel a layer, in the order of the network: the stronger the colour, the more entries of P lie in that bin "
+        "A panel a layer, in the order of the network: the stronger the color, the more entries of P lie in that bin "
         "(square root of the share, twenty bins); the line is their median. Structure has been learned where the mass "
         "lies at 0 and 1. There is no band.",
         f"n = 1 training, seed {trial.seed}, {len(records)} epochs",
@@ -98,7 +98,7 @@ def _projection(view: ReportView, number: int, name: str, trial: TrialView) -> I
         f"projection-{number}",
         "Nodes by their membership probabilities",
         "Each dot is a node, at the two first principal components of its row of P (one projection for all layers), in "
-        f"the colour of its strongest cluster. {named} of {len(last)} nodes of the last layer are named"
+        f"the color of its strongest cluster. {named} of {len(last)} nodes of the last layer are named"
         f"{'' if named == len(last) else '; the others had no room' if of_classes else ''}. There is no band.",
         f"n = 1 training, seed {trial.seed}, {sum(map(len, probabilities.values())):,} nodes",
         "the store, result.probabilities",
@@ -114,7 +114,7 @@ def _masks(number: int, name: str, trial: TrialView) -> Iterator[Picture]:
     yield Picture(
         f"masks-{number}",
         "Masks, nodes in the order of their clusters",
-        "From each layer (columns) to the next (rows): the stronger the colour, the likelier a weight is kept. Strips "
+        "From each layer (columns) to the next (rows): the stronger the color, the likelier a weight is kept. Strips "
         "show the strongest cluster of each node. Strong blocks are branches, pale ones connections that were given "
         "up. Large masks are averaged to 96 rows and columns; there is no band.",
         f"n = 1 training, seed {trial.seed}, {len(next(iter(probabilities.values()))[0])} clusters",

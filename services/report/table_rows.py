@@ -36,7 +36,7 @@ class SearchRow:
     failed: str
     pruned: str
     replicates: str
-    refused: str
+    infeasible: str
     ended_by: str
 
 
@@ -118,7 +118,7 @@ def search_rows(view: ReportView, document: ComparisonDocument) -> list[SearchRo
             failed=count(name, "failed"),
             pruned=count(name, "pruned"),
             replicates=str(arm.replicates),
-            refused=str(arm.refused),
+            infeasible=str(arm.infeasible),
             ended_by=END_WORDS[arm.ended_by] if arm.ended_by else "–",
         )
         for name, arm in in_order(document).items()

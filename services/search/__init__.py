@@ -1,8 +1,8 @@
 """Which trial comes next: a plan over the arms of a study, and Optuna for what to try.
 
 Its parts: `trial_state` (trials as the scheduler sees them), `samplers` (proposals by Optuna), `proposals` (asking
-until one is new and allowed), `constraints` (what is allowed), `asha` (which trials are stopped early), `selection` (which
-trial is retrained) and `scheduler`, which decides what runs next.
+until one is new and allowed), `constraints` (what is allowed), `asha` (which trials are stopped early), `selection`
+(which trial is retrained) and `scheduler`, which decides what runs next.
 """
 
 from services.search.samplers import ask

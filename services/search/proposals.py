@@ -57,7 +57,7 @@ class Search:
     seed: int
     finish: Callable[[Experiment], Experiment]
     points: Sequence[Point] = ()
-    _refused: list[Mapping[str, Any]] = field(default_factory=list, init=False)
+    _infeasible: list[Mapping[str, Any]] = field(default_factory=list, init=False)
 
     def draft(self) -> Draft:
         """Return the first proposal that may be trained and has an architecture that is new to the arm.
@@ -76,7 +76,9 @@ class Search:
                 draft.experiment, self.arm.rules.constraints, shape=self.context.shape, classes=self.context.classes
             )
             if exceeded:
-                self._refused.append({**draft.parameters, "exceeded": {name: list(e) for name, e in exceeded.items()}})
+                self._infeasible.append(
+                    {**draft.parameters, "exceeded": {name: list(e) for name, e in exceeded.items()}}
+                )
                 continue
             repeats += 1
             if self.points or draft.architecture_hash not in known or repeats == FRESH_ASKS:
@@ -86,12 +88,12 @@ class Search:
 
     def _ask(self, attempt: int) -> Any:
         if self.points:
-            place = tried(self.told) + len(self._refused)
+            place = tried(self.told) + len(self._infeasible)
             order = shuffled(len(self.points), self.seed)
             return fixed(self.points[order[place]]) if place < len(order) else None
         searcher = self.arm.searcher if attempt < _PATIENCE[self.arm.searcher] else "random"
         seed = derived_seed(self.seed, len(self.told), attempt)
-        return ask(searcher, self.told, seed, rules=self.arm.rules, refused=self._refused)
+        return ask(searcher, self.told, seed, rules=self.arm.rules, infeasible=self._infeasible)
 
     def _drafted(self, trial: Any) -> Draft:
         experiment = self.space(cast(Trial, trial), self.context)
@@ -99,20 +101,24 @@ class Search:
         return Draft(self.finish(experiment), chosen(trial))
 
     def _accepted(self, draft: Draft) -> Draft:
-        return replace(draft, parameters={**draft.parameters, "refused": self._refused}) if self._refused else draft
+        return (
+            replace(draft, parameters={**draft.parameters, "infeasible": self._infeasible})
+            if self._infeasible
+            else draft
+        )
 
     def _given_up(self, draft: Draft) -> Draft:
-        least = min(self._refused, key=lambda each: sum(found / limit for found, limit in each["exceeded"].values()))
+        least = min(self._infeasible, key=lambda each: sum(found / limit for found, limit in each["exceeded"].values()))
         reason = (
-            f"no network within the constraints among {len(self._refused)} proposals; the nearest: "
+            f"no network within the constraints among {len(self._infeasible)} proposals; the nearest: "
             f"{in_words(least['exceeded'])}"
         )
-        return replace(draft, parameters={"refused": self._refused, "gave_up": reason})
+        return replace(draft, parameters={"infeasible": self._infeasible, "search_exhausted": reason})
 
 
 def tried(told: Sequence[Entry]) -> int:
     """Return how many points of a grid have been proposed, those that were refused among them."""
-    return sum(len(entry.refused) + (entry.gave_up is None) for entry in told)
+    return sum(len(entry.infeasible) + (entry.search_exhausted is None) for entry in told)
 
 
 def shuffled(count: int, seed: int) -> list[int]:

@@ -16,7 +16,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def ask(
-    searcher: str, told: Sequence[Entry], seed: int, *, rules: Rules | None = None, refused: Sequence[Any] = ()
+    searcher: str, told: Sequence[Entry], seed: int, *, rules: Rules | None = None, infeasible: Sequence[Any] = ()
 ) -> optuna.Trial:
     """Return a fresh Optuna trial of a search that knows the trials told so far.
 
@@ -28,13 +28,13 @@ def ask(
         told: Trials of the arm in the order of their numbers.
         seed: Of the sampler.
         rules: What is searched for and what is allowed.
-        refused: What has just been refused, in the same form as in the parameters of an entry.
+        infeasible: What has just been refused, in the same form as in the parameters of an entry.
     """
     rules = rules or Rules()
     directions = [direction(objective) for objective in rules.objectives]
-    study = optuna.create_study(directions=directions, sampler=_sampler(searcher, seed, rules.startup))
+    study = optuna.create_study(directions=directions, sampler=_sampler(searcher, seed, rules.n_startup_trials))
     if searcher != "random":  # it draws the same whatever it was told, and telling it takes time
-        study.add_trials([*(trial for entry in told for trial in _frozen(entry, rules)), *map(_infeasible, refused)])
+        study.add_trials([*(trial for entry in told for trial in _frozen(entry, rules)), *map(_infeasible, infeasible)])
     return study.ask()
 
 
@@ -56,16 +56,16 @@ def direction(objective: str) -> Literal["maximize", "minimize"]:
     return "maximize" if objective == "accuracy" else "minimize"
 
 
-def _sampler(searcher: str, seed: int, startup: int) -> BaseSampler:
+def _sampler(searcher: str, seed: int, n_startup_trials: int) -> BaseSampler:
     if searcher == "tpe":
-        return TPESampler(seed=seed, n_startup_trials=startup)
+        return TPESampler(seed=seed, n_startup_trials=n_startup_trials)
     if searcher == "gp":
-        return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+        return GPSampler(seed=seed, n_startup_trials=n_startup_trials, warn_independent_sampling=False)
     return RandomSampler(seed=seed)
 
 
 def _frozen(entry: Entry, rules: Rules) -> Iterator[FrozenTrial]:
-    yield from map(_infeasible, entry.refused)
+    yield from map(_infeasible, entry.infeasible)
     if entry.state not in TERMINAL or entry.parameters is None or "values" not in entry.parameters:
         return
     values = [entry.measured(objective) for objective in rules.objectives]

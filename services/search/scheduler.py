@@ -86,7 +86,7 @@ class Plan:
             for entry in self.of(arm, SEARCH)
             if entry.state == "complete" and entry.score is not None and not exceeded_after(entry, rules.constraints)
         ]
-        return chosen_of(complete, rules.prefer)
+        return chosen_of(complete, rules.selection)
 
     def reason_to_stop(self, entry: Entry, *, since: int) -> tuple[int, str] | None:
         """Return the rung at which a trial is to be stopped early and why, or None if it goes on.
@@ -135,7 +135,7 @@ class Plan:
         if len(last) == MOST_FAILURES_IN_A_ROW and set(last) == {"failed"}:
             return True
         exhausted = arm.searcher == "grid" and tried(entries) >= len(self._points(arm))
-        return exhausted or any(entry.gave_up for entry in entries)
+        return exhausted or any(entry.search_exhausted for entry in entries)
 
     def _orphaned(self, arm: Arm) -> bool:
         """Whether the arm whose cost must be matched ended without a winner."""
@@ -215,7 +215,7 @@ class Plan:
             len(told),
             found.experiment.seed,
             "queued",
-            0 if "gave_up" in found.parameters else self.cost(found.experiment),
+            0 if "search_exhausted" in found.parameters else self.cost(found.experiment),
             found.experiment,
             parameters=found.parameters,
             architecture_hash=name,

@@ -3,23 +3,23 @@
 from collections.abc import Sequence
 
 from services.search.trial_state import Entry
-from services.study_config.search_options import Preference
+from services.study_config.search_options import Selection
 
 _ROUNDING = 1e-9
 
 
-def chosen_of(complete: Sequence[Entry], prefer: Preference | None) -> Entry | None:
+def chosen_of(complete: Sequence[Entry], selection: Selection | None) -> Entry | None:
     """Return the trial with the best score, or the least of what is preferred among those almost as good.
 
     Args:
         complete: Trials with a score.
-        prefer: What should be least, and how far below the best score it may lie.
+        selection: What should be least, and how far below the best score it may lie.
     """
     best = max(complete, key=_rank, default=None)
-    if best is None or prefer is None:
+    if best is None or selection is None:
         return best
     assert best.score is not None
-    lowest, objective = best.score - prefer.within, prefer.objective
+    lowest, objective = best.score - selection.tolerance, selection.objective
     near = [entry for entry in complete if entry.score is not None and entry.score >= lowest - _ROUNDING]
     return min(near, key=lambda entry: (_least(entry, objective), *(-part for part in _rank(entry))))
 

@@ -26,8 +26,8 @@ class Entry:
         seconds: Measured seconds that it has cost once it has ended, proposing it and handing over included.
         score: Validation accuracy, of a complete trial.
         macs: Multiply-accumulates an image of what it ended in.
-        parameters: ``values`` and ``distributions`` that the search chose; ``refused``, what it had proposed before and
-            what of that exceeded which limit; ``gave_up``, why nothing was found that may be trained.
+        parameters: ``values`` and ``distributions`` that the search chose; ``infeasible``, what it had proposed
+            before and what of that exceeded which limit; ``search_exhausted``, why nothing is left to train.
         architecture_hash: Canonical hash of the architecture that was proposed, or None.
         experiment: What was run.
         parameter_count: Parameters of what it ended in.
@@ -55,15 +55,15 @@ class Entry:
     stopped: tuple[int, float] | None = None
 
     @property
-    def refused(self) -> Sequence[Mapping[str, Any]]:
+    def infeasible(self) -> Sequence[Mapping[str, Any]]:
         """What the search had proposed in its place and what was never trained."""
-        found: Sequence[Mapping[str, Any]] = (self.parameters or {}).get("refused", ())
+        found: Sequence[Mapping[str, Any]] = (self.parameters or {}).get("infeasible", ())
         return found
 
     @property
-    def gave_up(self) -> str | None:
+    def search_exhausted(self) -> str | None:
         """Why there is nothing to train, or None."""
-        reason: str | None = (self.parameters or {}).get("gave_up")
+        reason: str | None = (self.parameters or {}).get("search_exhausted")
         return reason
 
     def measured(self, quantity: str) -> float | None:
@@ -80,12 +80,12 @@ class Proposal:
     Args:
         entry: The trial, in state ``queued``.
         replicate_of: Number of the search trial of the same arm that had the same architecture, or None.
-        thinking_seconds: What the optimiser itself took.
+        suggest_seconds: What the optimizer itself took.
     """
 
     entry: Entry
     replicate_of: int | None
-    thinking_seconds: float
+    suggest_seconds: float
 
 
 def derived_seed(*parts: int) -> int:

@@ -103,7 +103,7 @@ class Database:
             return connection.scalars(sa.select(sa.func.clock_timestamp(type_=Instant))).one()
         return datetime.now(UTC)
 
-    def serialise(self, connection: Connection, lock: int) -> None:
+    def serialize(self, connection: Connection, lock: int) -> None:
         """Let no other transaction go on that asks for the same lock, until this one, which writes, has ended."""
         if self._server:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))

@@ -58,7 +58,7 @@ class Queue:
             TooMany: The owner has `most_open` studies that are queued or run.
         """
         with self._database.writing() as connection:
-            self._database.serialise(connection, _ENQUEUE_LOCK)
+            self._database.serialize(connection, _ENQUEUE_LOCK)
             found = _known(connection, study, config_hash, owner=owner, key=key)
             if found is not None:
                 return found
@@ -279,7 +279,7 @@ class Queue:
         if (document is None) != (config_hash is None):
             raise ValueError("document and config_hash are given together, or neither")
         with self._database.writing() as connection:
-            self._database.serialise(connection, _ENQUEUE_LOCK)
+            self._database.serialize(connection, _ENQUEUE_LOCK)
             row = _find(connection, study, locked=True)
             same = config_hash in (None, row["config_hash"])
             if row["state"] in OPEN_QUEUE and same and row["state"] != "cancelling":

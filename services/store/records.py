@@ -109,7 +109,7 @@ class TrialRow:
         planned: Sample passes that it is meant to cost.
         sample_passes: Sample passes that it has cost so far.
         seconds: Measured seconds that it has cost so far.
-        thinking_seconds: What proposing it took.
+        suggest_seconds: What proposing it took.
         score: Validation accuracy, or None.
         replicate_of: Number of the search trial of the same arm that had the same architecture, or None.
         architecture_hash: Canonical hash of the architecture that was proposed, or None.
@@ -132,7 +132,7 @@ class TrialRow:
     planned: int
     sample_passes: int
     seconds: float
-    thinking_seconds: float
+    suggest_seconds: float
     score: float | None
     replicate_of: int | None
     architecture_hash: str | None
@@ -227,7 +227,7 @@ class SpentRow:
         failed_sample_passes: by failed ones,
         pruned_sample_passes: by pruned ones.
         seconds: Measured seconds of all of them.
-        thinking_seconds: What proposing them took.
+        suggest_seconds: What proposing them took.
         best: Highest score of a complete one, or None.
     """
 
@@ -244,7 +244,7 @@ class SpentRow:
     failed_sample_passes: int
     pruned_sample_passes: int
     seconds: float
-    thinking_seconds: float
+    suggest_seconds: float
     best: float | None
 
 

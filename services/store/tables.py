@@ -114,7 +114,7 @@ trials = Table(
     Column("planned", sa.BigInteger, nullable=False),
     Column("sample_passes", sa.BigInteger, nullable=False),
     Column("seconds", sa.Double, nullable=False),
-    Column("thinking_seconds", sa.Double, nullable=False),
+    Column("suggest_seconds", sa.Double, nullable=False),
     Column("score", sa.Double),
     Column("replicate_of", sa.Integer),
     Column("architecture_hash", Text, ForeignKey("architectures.hash")),

@@ -49,7 +49,7 @@ class Trials:
         architecture: Json | None = None,
         architecture_hash: str | None = None,
         replicate_of: int | None = None,
-        thinking_seconds: float = 0.0,
+        suggest_seconds: float = 0.0,
     ) -> TrialRow:
         """Queue a trial, or return the one of the same arm, phase and number that is there.
 
@@ -65,7 +65,7 @@ class Trials:
             architecture: The architecture that is proposed; kept as well under its hash.
             architecture_hash: Its canonical hash; without `architecture` one that is in the store.
             replicate_of: Number of the search trial of the same arm that had the same architecture.
-            thinking_seconds: What proposing it took.
+            suggest_seconds: What proposing it took.
 
         Raises:
             ValueError: A value lies outside its range.
@@ -78,7 +78,7 @@ class Trials:
             "seed": count("seed", seed),
             "planned": count("planned", planned),
             "replicate_of": replicate_of,
-            "thinking_seconds": amount("thinking_seconds", thinking_seconds),
+            "suggest_seconds": amount("suggest_seconds", suggest_seconds),
             "architecture_hash": architecture_hash,
             "params": exact("params", params or {}),
             "experiment": exact("experiment", experiment),
@@ -394,7 +394,7 @@ def _select_spent() -> sa.Select[Any]:
             sa.func.sum(of["failed"]).label("failed_sample_passes"),
             sa.func.sum(of["pruned"]).label("pruned_sample_passes"),
             sa.func.sum(columns.seconds).label("seconds"),
-            sa.func.sum(columns.thinking_seconds).label("thinking_seconds"),
+            sa.func.sum(columns.suggest_seconds).label("suggest_seconds"),
             sa.func.max(sa.case((columns.state == "complete", columns.score))).label("best"),
         )
         .join_from(tables.arms, tables.trials, columns.arm_id == arms.id)
@@ -407,5 +407,5 @@ def _select_spent() -> sa.Select[Any]:
 def _spent_row(row: RowMapping) -> SpentRow:
     """PostgreSQL sums whole numbers to decimals."""
     whole = {key: int(value) for key, value in row.items() if key not in ("arm", "phase", "best") and value is not None}
-    seconds = {key: float(row[key]) for key in ("seconds", "thinking_seconds")}
+    seconds = {key: float(row[key]) for key in ("seconds", "suggest_seconds")}
     return SpentRow(**{**row, **whole, **seconds})

@@ -19,13 +19,14 @@ from nas_blockout.methods import method_from_json, method_to_json
 from nas_blockout.serialization import from_json, near, to_json
 from nas_blockout.train import TrainingSettings
 from search_spaces import SPACES
+from services.renamed_keys import upgraded_study
 from services.study_config.robustness_options import Robustness
 from services.study_config.search_options import (
     Constraints,
-    Preference,
     Pruner,
     Rules,
     Searching,
+    Selection,
     Wanted,
     resolve_rules,
 )
@@ -59,10 +60,10 @@ class Match(_Strict):
 class ArmConfig(Searching):
     """One contestant."""
 
-    like: Name | None = Field(None, description="Another arm whose entries are taken where this one has none.")
-    purpose: str = Field("", description="What the arm stands for, in a few words.")
+    extends: Name | None = Field(None, description="Another arm whose entries are taken where this one has none.")
+    description: str = Field("", description="What the arm stands for, in a few words.")
     method: dict[str, Any] | None = Field(
-        None, description="Name and settings of a method; without a name they change those of `like`."
+        None, description="Name and settings of a method; without a name they change those of `extends`."
     )
     backbone: dict[str, Any] | None = Field(None, description="Settings of the backbone that differ from the study's.")
     training: dict[str, Any] | None = Field(None, description="Settings of the training that differ from the study's.")
@@ -113,7 +114,7 @@ class Retrain(_Strict):
 class Workers(_Strict):
     """How trials are run."""
 
-    at_once: int = Field(2, ge=1, le=4096, description="Trials that run at the same time.")
+    max_concurrent_trials: int = Field(2, ge=1, le=4096, description="Trials that run at the same time.")
     cpus: int = Field(1, ge=1, le=256, description="Threads, and Ray CPUs, of one trial.")
     gpus: float = Field(0.0, ge=0, le=64, description="Ray GPUs of one trial; fractions share one.")
     retries: int = Field(2, ge=0, le=20, description="Further attempts after the process of a trial died.")
@@ -127,7 +128,7 @@ class Workers(_Strict):
 class StudyConfig(Wanted):
     """A study: a question, its contestants, their data and their budget."""
 
-    schema_version: Literal[1] = Field(description="Version of this format.")
+    schema_version: Literal[2] = Field(description="Version of this format.")
     name: Name = Field(description="Name of the study and of its folder.")
     question: str = Field("", description="What the study asks, in one sentence.")
     seed: int = Field(0, ge=0, description="Seed of the search.")
@@ -148,13 +149,13 @@ class StudyConfig(Wanted):
     @model_validator(mode="after")
     def _references(self) -> "StudyConfig":
         for name, arm in self.arms.items():
-            for key, other in (("like", arm.like), ("match.arm", arm.match.arm if arm.match else None)):
+            for key, other in (("extends", arm.extends), ("match.arm", arm.match.arm if arm.match else None)):
                 if other is not None and (other not in self.arms or other == name):
                     raise ValueError(
                         f"arms.{name}.{key}: no other arm {other!r}; {near(other, set(self.arms) - {name})}"
                     )
-            if arm.like is not None and self.arms[arm.like].like is not None:
-                raise ValueError(f"arms.{name}.like: {arm.like!r} is itself like another arm; name that one")
+            if arm.extends is not None and self.arms[arm.extends].extends is not None:
+                raise ValueError(f"arms.{name}.extends: {arm.extends!r} itself extends another arm; name that one")
             if arm.match is not None and arm.confusion is not None:
                 raise ValueError(f"arms.{name}.match: the cost of branches from confusions cannot be chosen")
             matched = arm.match.arm if arm.match else None  # a chain of matches would have to be waited for twice
@@ -176,7 +177,7 @@ class Arm:
         spaces: Names of its search spaces.
         searcher: Who proposes.
         match: Name of the arm whose MACs its own must equal, or None.
-        purpose: What it stands for.
+        description: What it stands for.
         rules: When its trials are stopped early, what they may not exceed, and what is wanted.
     """
 
@@ -185,7 +186,7 @@ class Arm:
     spaces: tuple[str, ...]
     searcher: str
     match: str | None
-    purpose: str
+    description: str
     rules: Rules = field(default_factory=Rules)
 
     def to_json(self) -> dict[str, Any]:
@@ -195,7 +196,7 @@ class Arm:
             "space": list(self.spaces),
             "searcher": self.searcher,
             "match": self.match,
-            "purpose": self.purpose,
+            "description": self.description,
             **self.rules.to_json(),
         }
 
@@ -283,7 +284,7 @@ def read(path: Path) -> StudyConfig:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """Read a study file as plain values, unchecked.
+    """Read a study file as plain values, unchecked; one of version 1 is upgraded.
 
     Raises:
         StudyError: It is too large, no YAML, or no mapping.
@@ -300,7 +301,7 @@ def read_document(path: Path) -> dict[str, Any]:
         raise StudyError(f"{path}: no valid YAML: {_one_line(str(error))}") from None
     if not isinstance(document, dict):
         raise StudyError(f"{path}: a study is a mapping of keys, got {type(document).__name__}")
-    return document
+    return upgraded_study(document)
 
 
 def yaml_value(text: str) -> Any:
@@ -315,7 +316,7 @@ def parse(document: Mapping[str, Any], *, source: str) -> StudyConfig:
         StudyError: A rule is broken.
     """
     try:
-        return StudyConfig.model_validate(document)
+        return StudyConfig.model_validate(upgraded_study(document))
     except ValidationError as error:
         raise StudyError(f"{source}: {_explain(error)}") from None
 
@@ -366,8 +367,9 @@ def parse_resolved(document: Mapping[str, Any]) -> Study:
     """Read back a study from its resolved form, as the store and ``study.yaml`` of its folder hold it.
 
     Args:
-        document: What `Study.to_json` gave.
+        document: What `Study.to_json` gave, in this version or in version 1.
     """
+    document = upgraded_study(document)
     arms = {
         name: Arm(
             name,
@@ -375,12 +377,12 @@ def parse_resolved(document: Mapping[str, Any]) -> Study:
             tuple(arm["space"]),
             arm["searcher"],
             arm["match"],
-            arm["purpose"],
+            arm["description"],
             Rules.from_json(arm),
         )
         for name, arm in document["arms"].items()
     }
-    bare = {name: {"purpose": arm.purpose} for name, arm in arms.items()}
+    bare = {name: {"description": arm.description} for name, arm in arms.items()}
     config = StudyConfig.model_validate({**document, "arms": bare})
     return Study(config, arms, from_json(DataSettings, document["data"], where="data"))
 
@@ -392,7 +394,7 @@ def json_schema() -> dict[str, Any]:
 
 def _resolve_arm(config: StudyConfig, name: str, data: DataSettings) -> Arm:
     own = config.arms[name]
-    other = config.arms[own.like] if own.like else ArmConfig()
+    other = config.arms[own.extends] if own.extends else ArmConfig()
     spaces = own.space if own.space is not None else other.space or []
     for space in spaces:
         if space not in SPACES:
@@ -411,7 +413,7 @@ def _resolve_arm(config: StudyConfig, name: str, data: DataSettings) -> Arm:
         if given:
             require_stages(experiment.backbone, wanted)
     searcher, rules = resolve_rules(own, other, config, epochs=experiment.training.epochs)
-    return Arm(name, experiment, tuple(spaces), searcher, match.arm if match else None, own.purpose, rules)
+    return Arm(name, experiment, tuple(spaces), searcher, match.arm if match else None, own.description, rules)
 
 
 def _backbone(*documents: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -425,14 +427,14 @@ def _backbone(*documents: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _method(own: ArmConfig, other: ArmConfig) -> dict[str, Any]:
-    """Return the method of an arm; settings without a name change those of the arm that it is like."""
+    """Return the method of an arm; settings without a name change those of the arm that it extends."""
     if own.method is not None and other.method is not None and "name" not in own.method:
         return {**other.method, **own.method}
     return own.method or other.method or {"name": "none"}
 
 
 def _handover(name: str, kind: type, own: ArmConfig, other: ArmConfig) -> Any:
-    """Return the settings of one kind of handover, or None if neither the arm nor the one it is like has it."""
+    """Return the settings of one kind of handover, or None if neither the arm nor the one that it extends has it."""
     given = [document for document in (getattr(other, name), getattr(own, name)) if document is not None]
     merged = {key: value for document in given for key, value in document.items()}
     return from_json(kind, merged, where=name) if given else None
@@ -462,7 +464,7 @@ def _fields_at(location: tuple[int | str, ...]) -> Mapping[str, Any]:
         "match": Match,
         "pruner": Pruner,
         "constraints": Constraints,
-        "prefer": Preference,
+        "selection": Selection,
     }
     parents = [str(part) for part in location[:-1]]
     whole = ArmConfig if parents[:1] == ["arms"] else StudyConfig

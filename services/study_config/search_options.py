@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 GRID_POINTS = 3
-STARTUP = 4
+STARTUP_TRIALS = 4
 Searcher = Literal["random", "tpe", "gp", "grid"]
 Objective = Literal["accuracy", "parameters", "macs", "latency_ms"]
 
@@ -80,11 +80,11 @@ class Constraints(_Strict):
         return {name: (value, limit) for name, limit in self.limits.items() if (value := found.get(name) or 0) > limit}
 
 
-class Preference(_Strict):
+class Selection(_Strict):
     """Which of several good trials is retrained: the least of an objective among those almost as accurate as any."""
 
     objective: Literal["parameters", "macs", "latency_ms"] = Field(description="What should be least.")
-    within: float = Field(0.01, ge=0, le=1, description="How far below the best validation accuracy it may lie.")
+    tolerance: float = Field(0.01, ge=0, le=1, description="How far below the best validation accuracy it may lie.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,25 +93,25 @@ class Rules:
 
     Args:
         grid_points: Values of each number on the grid of grid search.
-        startup: Trials drawn at random before TPE or the Gaussian process say anything.
+        n_startup_trials: Trials drawn at random before TPE or the Gaussian process say anything.
         pruner: When trials are stopped early, with its rungs; None for never.
         constraints: What the network of a trial may not exceed.
         objectives: What is searched for; accuracy should be high and everything else low.
-        prefer: Which trial is retrained; None for the most accurate.
+        selection: Which trial is retrained; None for the most accurate.
     """
 
     grid_points: int = GRID_POINTS
-    startup: int = STARTUP
+    n_startup_trials: int = STARTUP_TRIALS
     pruner: Pruner | None = None
     constraints: Constraints = field(default_factory=Constraints)
     objectives: tuple[Objective, ...] = ("accuracy",)
-    prefer: Preference | None = None
+    selection: Selection | None = None
 
     def __post_init__(self) -> None:
         if self.pruner is not None and len(self.objectives) > 1:
             raise ValueError("pruner: trials with several objectives cannot be stopped early: leave one of the two out")
-        if self.prefer is not None and self.prefer.objective not in self.objectives:
-            raise ValueError(f"prefer.objective: must be one of the objectives {list(self.objectives)}")
+        if self.selection is not None and self.selection.objective not in self.objectives:
+            raise ValueError(f"selection.objective: must be one of the objectives {list(self.objectives)}")
 
     @property
     def needs_latency(self) -> bool:
@@ -122,11 +122,11 @@ class Rules:
         """Return the rules that differ from the usual ones as plain JSON types."""
         found = {
             "grid_points": self.grid_points if self.grid_points != GRID_POINTS else None,
-            "startup": self.startup if self.startup != STARTUP else None,
+            "n_startup_trials": self.n_startup_trials if self.n_startup_trials != STARTUP_TRIALS else None,
             "pruner": self.pruner.model_dump() if self.pruner else None,
             "constraints": self.constraints.limits or None,
             "objectives": list(self.objectives) if self.objectives != ("accuracy",) else None,
-            "prefer": self.prefer.model_dump() if self.prefer else None,
+            "selection": self.selection.model_dump() if self.selection else None,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -135,11 +135,11 @@ class Rules:
         """Read rules back from what `to_json` gave; other keys are left alone."""
         return cls(
             grid_points=document.get("grid_points", GRID_POINTS),
-            startup=document.get("startup", STARTUP),
+            n_startup_trials=document.get("n_startup_trials", STARTUP_TRIALS),
             pruner=Pruner.model_validate(document["pruner"]) if "pruner" in document else None,
             constraints=Constraints.model_validate(document.get("constraints", {})),
             objectives=tuple(document.get("objectives", ("accuracy",))),
-            prefer=Preference.model_validate(document["prefer"]) if "prefer" in document else None,
+            selection=Selection.model_validate(document["selection"]) if "selection" in document else None,
         )
 
 
@@ -150,7 +150,7 @@ class Wanted(_Strict):
     objectives: list[Objective] | None = Field(
         None, description="What is searched for: accuracy alone, or with what should be low."
     )
-    prefer: Preference | None = Field(
+    selection: Selection | None = Field(
         None, description="Which trial is retrained where there are several objectives; the most accurate if left out."
     )
 
@@ -174,11 +174,11 @@ class Searching(Wanted):
         le=100,
         description=f"Values of each number on the grid of searcher grid; {GRID_POINTS} if left out.",
     )
-    startup: int | None = Field(
+    n_startup_trials: int | None = Field(
         None,
         ge=1,
         le=1000,
-        description=f"Trials drawn at random before searcher tpe or gp says anything; {STARTUP} if left out.",
+        description=f"Trials drawn at random before searcher tpe or gp says anything; {STARTUP_TRIALS} if left out.",
     )
     pruner: Pruner | None = Field(None, description="When trials are stopped early; never if left out.")
 
@@ -188,7 +188,7 @@ def resolve_rules(own: Searching, other: Searching, study: Wanted, *, epochs: in
 
     Args:
         own: What the arm says.
-        other: What the arm says that it is like.
+        other: What the arm that it extends says.
         study: What the study says.
         epochs: Of one trial.
 
@@ -200,14 +200,14 @@ def resolve_rules(own: Searching, other: Searching, study: Wanted, *, epochs: in
     points = own.grid_points or other.grid_points
     if points is not None and searcher != "grid":
         raise ValueError(f"grid_points: belongs to searcher grid, this arm has searcher {searcher}")
-    startup = own.startup or other.startup
-    if startup is not None and searcher not in ("tpe", "gp"):
-        raise ValueError(f"startup: belongs to searcher tpe or gp, this arm has searcher {searcher}")
+    n_startup_trials = own.n_startup_trials or other.n_startup_trials
+    if n_startup_trials is not None and searcher not in ("tpe", "gp"):
+        raise ValueError(f"n_startup_trials: belongs to searcher tpe or gp, this arm has searcher {searcher}")
     return searcher, Rules(
         grid_points=points or GRID_POINTS,
-        startup=startup or STARTUP,
+        n_startup_trials=n_startup_trials or STARTUP_TRIALS,
         pruner=pruner.resolved(epochs) if pruner else None,
         constraints=own.constraints or other.constraints or study.constraints or Constraints(),
         objectives=tuple(own.objectives or other.objectives or study.objectives or ["accuracy"]),
-        prefer=own.prefer or other.prefer or study.prefer,
+        selection=own.selection or other.selection or study.selection,
     )

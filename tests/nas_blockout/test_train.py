@@ -178,8 +178,8 @@ def test_memberships_learn_at_their_own_rate_and_do_not_decay() -> None:
     class Grouped(Net):
         def parameter_groups(self) -> list[dict[str, object]]:
             return [
-                {"params": [self.out.weight], "learning_rate_scale": 0.0, "weight_decay": True},
-                {"params": [self.hidden.weight], "learning_rate_scale": 1.0, "weight_decay": False},
+                {"params": [self.out.weight], "lr_multiplier": 0.0, "weight_decay": True},
+                {"params": [self.hidden.weight], "lr_multiplier": 1.0, "weight_decay": False},
             ]
 
     model = Grouped()

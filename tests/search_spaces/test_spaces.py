@@ -149,7 +149,7 @@ def test_replay_checks_whole_numbers_and_choices() -> None:
         trial.suggest_categorical("c", ["a", "b"])
 
 
-def test_the_centre_of_the_training_space_is_the_arms_own_setting() -> None:
+def test_the_center_of_the_training_space_is_the_arms_own_setting() -> None:
     base = replace(BASES["training"], training=replace(BASES["training"].training, learning_rate=0.04))
     with pytest.raises(ValueError, match=r"0\.01\.\.0\.16"):
         SPACES["training"](Recorded({"optim.lr": 1.0}), Context(base, SHAPE, CLASSES))

@@ -186,13 +186,13 @@ def pretend() -> Callable[..., None]:
     return pretend_to_run
 
 
-def pretend_to_run(store: Store, study: Study, *, at_once: int, seed: int = 0) -> None:
+def pretend_to_run(store: Store, study: Study, *, max_concurrent_trials: int, seed: int = 0) -> None:
     rng, running = random.Random(seed), []
     images = int(study.config.data["train_samples"])
     entries = map(entry_of, store.trials(study.name))
     plan = Plan(study, shape=(1, 8, 8), classes=10, images=images, entries=entries)
     while True:
-        while len(running) < at_once and (proposal := plan.next()) is not None:
+        while len(running) < max_concurrent_trials and (proposal := plan.next()) is not None:
             running.append(_add(store, study, proposal))
             plan.update(replace(proposal.entry, state="running"))
         if not running:

@@ -28,12 +28,12 @@ CONFIG = {
     "name": "example",
     "question": "Does it hold?",
     "budget": {"sample_passes": 400, "tolerance": 0.02},
-    "arms": {"blockout": {"purpose": "structure"}},
+    "arms": {"blockout": {"description": "structure"}},
 }
 EXPERIMENT = {
     "data": {"name": "digits", "train_samples": 50},
     "backbone": {"name": "convnet", "channels": [4, 8]},
-    "method": {"name": "blockout", "clusters": 4, "charge_target": None},
+    "method": {"name": "blockout", "clusters": 4, "cost_target": None},
     "training": {"epochs": 3, "learning_rate": 0.01},
     "seed": 7,
     "architecture": {"clusters": 2, "layers": []},

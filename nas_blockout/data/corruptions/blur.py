@@ -1,4 +1,4 @@
-"""Blur: a pixel takes part of its neighbours' values.
+"""Blur: a pixel takes part of its neighbors' values.
 
 All functions take images of shape (n, channels, height, width) with values in [0, 1]. Lengths are in pixels.
 """
@@ -100,7 +100,7 @@ def smear(images: Tensor, angles: Tensor, *, reach: float, sigma: float) -> Tens
 
 
 def zoom(images: Tensor, factor: float) -> Tensor:
-    """Enlarge about the centre and keep the size."""
+    """Enlarge about the center and keep the size."""
     height, width = images.shape[2:]
     across = (torch.arange(width) - (width - 1) / 2) * (1 / factor - 1)
     down = (torch.arange(height) - (height - 1) / 2) * (1 / factor - 1)

@@ -18,12 +18,12 @@ _AT_ONCE = 512
 class CorruptedImages:
     """A class-balanced subset of a split under every kind of corruption that is for testing, kept as bytes.
 
-    A byte a pixel, as in a file of an image, is a quarter of what normalised images take: 1,000 grey images of 28
+    A byte a pixel, as in a file of an image, is a quarter of what normalized images take: 1,000 gray images of 28
     pixels at five severities need 59 MB.
 
     Args:
-        part: Normalised images.
-        preprocessing: With which they were normalised.
+        part: Normalized images.
+        preprocessing: With which they were normalized.
         images: Size of the subset, 1 or more; all, if there are fewer. Subsets of one seed are nested.
         severities: In 1..5.
         seed: Of the choice and of every corruption.
@@ -53,7 +53,7 @@ class CorruptedImages:
         return len(self.index)
 
     def parts(self) -> Iterator[tuple[str, int, Part]]:
-        """Yield the kind, the severity and the images, normalised, kind by kind."""
+        """Yield the kind, the severity and the images, normalized, kind by kind."""
         for (kind, severity), images in self._bytes.items():
             yield kind, severity, Part(self._preprocessing.apply(scaled(images)), self.labels)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from nas_blockout.data.corruptions.blur import sample, smooth
 from nas_blockout.data.corruptions.randomness import uniform
 
-# Quantisation tables of the JPEG standard (ITU-T T.81, annex K), for luma and chroma.
+# Quantization tables of the JPEG standard (ITU-T T.81, annex K), for luma and chroma.
 _LUMA_TABLE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -41,7 +41,7 @@ def contrast(images: Tensor, generator: torch.Generator, kept: float) -> Tensor:
 
 
 def saturate(images: Tensor, generator: torch.Generator, factor: float, added: float) -> Tensor:
-    """Change the saturation and keep hue and value; grey pixels, which have no hue, stay."""
+    """Change the saturation and keep hue and value; gray pixels, which have no hue, stay."""
     value = images.amax(1, keepdim=True)
     saturation = (value - images.amin(1, keepdim=True)) / value.clamp_min(1e-6)
     changed = (factor * saturation + added).clamp(0, 1)
@@ -71,7 +71,7 @@ def elastic_transform(
 
 
 def jpeg_compression(images: Tensor, generator: torch.Generator, quality: float) -> Tensor:
-    """Do what a JPEG file does: colour at half the resolution, cosines of 8x8 blocks rounded."""
+    """Do what a JPEG file does: color at half the resolution, cosines of 8x8 blocks rounded."""
     levels = images.mul(255).round()
     if images.shape[1] == 1:
         return _compressed(levels - 128, _LUMA_TABLE, quality).add(128).round().div(255)
@@ -86,19 +86,19 @@ def jpeg_compression(images: Tensor, generator: torch.Generator, quality: float)
 
 
 def averaging(count: int, fewer: int) -> Tensor:
-    """Return the matrix, shape (fewer, count), that averages those neighbours whose centre lies in a larger cell."""
-    centres = (torch.arange(fewer, dtype=torch.float64)[:, None] + 0.5) * count / fewer
-    distance = (torch.arange(count, dtype=torch.float64) + 0.5 - centres) * fewer / count
+    """Return the matrix, shape (fewer, count), that averages those neighbors whose center lies in a larger cell."""
+    centers = (torch.arange(fewer, dtype=torch.float64)[:, None] + 0.5) * count / fewer
+    distance = (torch.arange(count, dtype=torch.float64) + 0.5 - centers) * fewer / count
     inside = ((distance > -0.5) & (distance <= 0.5)).double()
     return inside / inside.sum(1, keepdim=True)
 
 
 def _skewed(images: Tensor, most: float, generator: torch.Generator) -> Tensor:
-    """Return the shifts of a linear map that moves three points about the centre by up to `most` pixels each."""
+    """Return the shifts of a linear map that moves three points about the center by up to `most` pixels each."""
     count, _, height, width = images.shape
-    centre = torch.tensor([width // 2, height // 2], dtype=torch.float64)
+    center = torch.tensor([width // 2, height // 2], dtype=torch.float64)
     away = min(height, width) // 3
-    points = centre + away * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64)
+    points = center + away * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64)
     moves = most * (2 * torch.rand(count, 3, 2, generator=generator, dtype=torch.float64) - 1)
     moved = torch.cat([points + moves, torch.ones(count, 3, 1, dtype=torch.float64)], 2)
     back = torch.linalg.solve(moved, points.expand(count, 3, 2))  # from where a pixel is seen to where it is read

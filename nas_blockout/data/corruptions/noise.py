@@ -1,4 +1,4 @@
-"""Noise: every channel of every pixel is disturbed independently of its neighbours.
+"""Noise: every channel of every pixel is disturbed independently of its neighbors.
 
 All functions take images of shape (n, channels, height, width) with values in [0, 1].
 """

@@ -17,7 +17,7 @@ def normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> 
 def plasma(images: Tensor, decay: float, generator: torch.Generator) -> Tensor:
     """Draw cloudy fields with values in [0, 1] by the diamond-square algorithm, one an image.
 
-    From a coarse grid to a fine one, every new point is the mean of its four neighbours plus a uniform draw whose
+    From a coarse grid to a fine one, every new point is the mean of its four neighbors plus a uniform draw whose
     range shrinks by `decay` squared at each step; the field wraps around at its borders.
 
     Args:
@@ -35,10 +35,10 @@ def plasma(images: Tensor, decay: float, generator: torch.Generator) -> Tensor:
     while step >= 2:
         half = step // 2
         corners = field[:, ::step, ::step]
-        centres = _around(corners, (1, 2), -1) / 4 + _wobble(corners, wobble, generator)
-        field[:, half::step, half::step] = centres
-        for rows, columns, axis in ((0, half, 2), (half, 0, 1)):  # the points between two corners and two centres
-            beside = corners + corners.roll(-1, axis) + centres + centres.roll(1, 3 - axis)
+        centers = _around(corners, (1, 2), -1) / 4 + _wobble(corners, wobble, generator)
+        field[:, half::step, half::step] = centers
+        for rows, columns, axis in ((0, half, 2), (half, 0, 1)):  # the points between two corners and two centers
+            beside = corners + corners.roll(-1, axis) + centers + centers.roll(1, 3 - axis)
             field[:, rows::step, columns::step] = beside / 4 + _wobble(corners, wobble, generator)
         step, wobble = half, wobble / decay**2
     low, high = field.amin((1, 2), keepdim=True), field.amax((1, 2), keepdim=True)

@@ -27,7 +27,7 @@ class Corruption:
         names: Of the parameters.
         lengths: Names of those that are pixels, and grow with images larger than 32 pixels.
         tuning: Whether it is one of the four that may be tuned on.
-        colour: Whether it needs three channels.
+        color: Whether it needs three channels.
         differs: How it differs from the paper's; empty if it does not.
     """
 
@@ -37,7 +37,7 @@ class Corruption:
     parameters: tuple[Parameters, Parameters, Parameters, Parameters, Parameters]
     lengths: tuple[str, ...] = ()
     tuning: bool = False
-    colour: bool = False
+    color: bool = False
     differs: str = ""
 
 
@@ -65,7 +65,7 @@ CORRUPTIONS: Mapping[str, Corruption] = {
         ((0.25, 1, 0.3, 1), (0.25, 1, 0.6, 1), (0.25, 1, 1, 1), (0.25, 1, 0.8, 2), (0.25, 1, 1, 2)),
         lengths=("sigma", "reach"),
         differs="a growing share, since the published settings are not in the order of their effect; "
-        "pixels are truly swapped, where the published code copies one over the other in colour images",
+        "pixels are truly swapped, where the published code copies one over the other in color images",
     ),
     "motion_blur": Corruption(
         "blur",
@@ -149,8 +149,8 @@ CORRUPTIONS: Mapping[str, Corruption] = {
         ("factor", "added"),
         ((1.5, 0), (0.3, 0), (0.1, 0), (2, 0.1), (2.5, 0.2)),
         tuning=True,
-        colour=True,
-        differs="the same five settings in the order of their effect; grey pixels stay and are not tinted red",
+        color=True,
+        differs="the same five settings in the order of their effect; gray pixels stay and are not tinted red",
     ),
 }
 TESTING = tuple(name for name, corruption in CORRUPTIONS.items() if not corruption.tuning)
@@ -161,8 +161,8 @@ def corrupt(images: Tensor, name: str, *, severity: int, generator: torch.Genera
     """Corrupt a batch of images.
 
     Args:
-        images: Shape (n, channels, height, width), float with values in [0, 1]: before normalisation. One channel is
-            grey, three are colour.
+        images: Shape (n, channels, height, width), float with values in [0, 1]: before normalization. One channel is
+            gray, three are color.
         name: One of `CORRUPTIONS`.
         severity: In 1..5.
         generator: Source of all draws, on the processor; the result depends on its state alone.
@@ -171,7 +171,7 @@ def corrupt(images: Tensor, name: str, *, severity: int, generator: torch.Genera
         New images, same shape and type, values in [0, 1].
 
     Raises:
-        ValueError: Name or severity is unknown, the shape is wrong, or the kind needs colour.
+        ValueError: Name or severity is unknown, the shape is wrong, or the kind needs color.
     """
     if name not in CORRUPTIONS:
         raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {name!r}")
@@ -180,8 +180,8 @@ def corrupt(images: Tensor, name: str, *, severity: int, generator: torch.Genera
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images must be (n, 1 or 3, height, width), got {tuple(images.shape)}")
     corruption = CORRUPTIONS[name]
-    if corruption.colour and images.shape[1] != 3:
-        raise ValueError(f"{name} changes colours and needs three channels, got {images.shape[1]}; leave it out")
+    if corruption.color and images.shape[1] != 3:
+        raise ValueError(f"{name} changes colors and needs three channels, got {images.shape[1]}; leave it out")
     scale = max(1.0, min(images.shape[2:]) / _DESIGN_SIDE)
     values = zip(corruption.names, corruption.parameters[severity - 1], strict=True)
     scaled = [value * scale if key in corruption.lengths else value for key, value in values]

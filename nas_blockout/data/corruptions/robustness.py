@@ -18,11 +18,11 @@ _AT_ONCE = 512
 
 
 def corrupted(part: Part, preprocessing: Preprocessing, name: str, *, severity: int, seed: int) -> Part:
-    """Return a split with every image corrupted, normalised as before.
+    """Return a split with every image corrupted, normalized as before.
 
     Args:
-        part: Normalised images.
-        preprocessing: With which they were normalised.
+        part: Normalized images.
+        preprocessing: With which they were normalized.
         name: Kind of corruption.
         severity: In 1..5.
         seed: Of all draws.

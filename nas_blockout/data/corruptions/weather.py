@@ -1,6 +1,6 @@
 """Weather: snow, frost, fog, brightness, and spatter on the lens.
 
-All functions take images of shape (n, channels, height, width) with values in [0, 1], grey or colour.
+All functions take images of shape (n, channels, height, width) with values in [0, 1], gray or color.
 """
 
 import math
@@ -70,15 +70,15 @@ def spatter(
 
 
 def luma(images: Tensor) -> Tensor:
-    """Return the brightness that the eye sees, shape (n, 1, height, width); of grey images the images."""
+    """Return the brightness that the eye sees, shape (n, 1, height, width); of gray images the images."""
     if images.shape[1] == 1:
         return images
     return (images * tint(_LUMA, images)).sum(1, keepdim=True)
 
 
-def tint(colour: tuple[float, float, float], like: Tensor) -> Tensor:
-    """Return a colour, or for grey images its brightness, shape (1, channels, 1, 1)."""
-    values = torch.tensor(colour, dtype=like.dtype, device=like.device)
+def tint(color: tuple[float, float, float], like: Tensor) -> Tensor:
+    """Return a color, or for gray images its brightness, shape (1, channels, 1, 1)."""
+    values = torch.tensor(color, dtype=like.dtype, device=like.device)
     if like.shape[1] == 1:
         values = (values * torch.tensor(_LUMA, dtype=like.dtype, device=like.device)).sum()[None]
     return values.view(1, -1, 1, 1)

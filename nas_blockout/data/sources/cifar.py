@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32x32 pixels, read from their binary version.
+"""CIFAR-10 and CIFAR-100: 50,000 + 10,000 color images of 32x32 pixels, read from their binary version.
 
 The better known Python version is a pickle, which can run any code when it is opened, and is not read. The unpacked
 files are looked for in the given folder and in the data root (`cifar10`, `cifar100`). Of the training images a
@@ -24,7 +24,7 @@ from nas_blockout.data.downloads import download, require_md5, write_whole
 from nas_blockout.data.errors import DataCorrupt, DataMissing
 from nas_blockout.data.splits import Collection
 from nas_blockout.data.subsets import stratified
-from nas_blockout.data.tensor_dataset import Labelled
+from nas_blockout.data.tensor_dataset import Labeled
 
 TRAIN_SHARE = 0.9
 ADDRESS = "https://www.cs.toronto.edu/~kriz"
@@ -109,7 +109,7 @@ def read(version: Version, settings: DataSettings, root: Path | None) -> Collect
     folder = locate(version, settings, root)
     names = _lines(folder / version.names)
     records = torch.cat([_records(folder / file, version, classes=len(names)) for file in version.train])
-    everything = _labelled(records)
+    everything = _labeled(records)
     train, validation = stratified(everything.labels, (TRAIN_SHARE,), seed=settings.split_seed)
     return Collection(
         train=everything.at(train),
@@ -158,13 +158,13 @@ def _unpacked(packed: bytes, version: Version) -> dict[str, bytes]:
     return found
 
 
-def _read_test(folder: Path, version: Version, classes: int) -> Labelled:
-    return _labelled(_records(folder / version.test, version, classes=classes))
+def _read_test(folder: Path, version: Version, classes: int) -> Labeled:
+    return _labeled(_records(folder / version.test, version, classes=classes))
 
 
-def _labelled(records: Tensor) -> Labelled:
+def _labeled(records: Tensor) -> Labeled:
     images = records[:, -_IMAGE_BYTES:].reshape(-1, *_IMAGE_SHAPE)
-    return Labelled(images, records[:, -_IMAGE_BYTES - 1].to(torch.int64))
+    return Labeled(images, records[:, -_IMAGE_BYTES - 1].to(torch.int64))
 
 
 def _records(path: Path, version: Version, *, classes: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Handwritten digits, 1,797 grey images of 8x8 pixels in 10 classes: they ship with scikit-learn.
+"""Handwritten digits, 1,797 gray images of 8x8 pixels in 10 classes: they ship with scikit-learn.
 
 A stratified split gives 50% to training, 20% to validation and 30% to the test.
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.splits import Collection
 from nas_blockout.data.subsets import stratified
-from nas_blockout.data.tensor_dataset import Labelled
+from nas_blockout.data.tensor_dataset import Labeled
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.5, 0.2
 _INK_LEVELS = 16
@@ -37,14 +37,14 @@ def read(settings: DataSettings, root: Path | None = None) -> Collection:
     )
 
 
-def _read_at(index: Tensor) -> Labelled:
+def _read_at(index: Tensor) -> Labeled:
     return _everything().at(index)
 
 
-def _everything() -> Labelled:
+def _everything() -> Labeled:
     table = torch.from_numpy(_table())
     images = table[:, :-1].to(torch.float32).div_(_INK_LEVELS)
-    return Labelled(images.reshape(-1, 1, 8, 8), table[:, -1].to(torch.int64))
+    return Labeled(images.reshape(-1, 1, 8, 8), table[:, -1].to(torch.int64))
 
 
 def _table() -> NDArray[np.float64]:

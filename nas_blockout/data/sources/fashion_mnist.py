@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 60,000 + 10,000 grey images of 28x28 pixels in 10 classes of clothing.
+"""Fashion-MNIST: 60,000 + 10,000 gray images of 28x28 pixels in 10 classes of clothing.
 
 Files are looked for in the given folder, in the data root (`fashion_mnist`, or `FashionMNIST/raw` as torchvision
 leaves them), and where the Debian package `dataset-fashion-mnist` puts them; packed or not. Of the 60,000 training
@@ -22,7 +22,7 @@ from nas_blockout.data.downloads import download, read_bytes, require_md5, write
 from nas_blockout.data.errors import DataCorrupt, DataMissing
 from nas_blockout.data.splits import Collection
 from nas_blockout.data.subsets import stratified
-from nas_blockout.data.tensor_dataset import Labelled
+from nas_blockout.data.tensor_dataset import Labeled
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 MD5_UNPACKED: Mapping[str, str] = {
@@ -99,12 +99,12 @@ def parse_idx(data: bytes, path: Path) -> Tensor:
     return torch.from_numpy(np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape).copy())
 
 
-def _read_part(folder: Path, part: str, md5: Mapping[str, str]) -> Labelled:
+def _read_part(folder: Path, part: str, md5: Mapping[str, str]) -> Labeled:
     images, labels = (_read_file(folder, f"{part}-{kind}-ubyte", md5) for kind in ("images-idx3", "labels-idx1"))
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or int(labels.max()) >= len(CLASSES):
         shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
         raise DataCorrupt(f"{part} in {folder} needs images (n, height, width) and labels (n,) in 0..9, got {shapes}")
-    return Labelled(images.unsqueeze(1), labels.to(torch.int64))
+    return Labeled(images.unsqueeze(1), labels.to(torch.int64))
 
 
 def _read_file(folder: Path, name: str, md5: Mapping[str, str]) -> Tensor:

@@ -1,7 +1,7 @@
 """Glyphs: the printable ASCII characters 33..126, rendered from a folder of fonts, in 94 classes.
 
-Grey images of 32x32 pixels, white ink on black. Every font is scaled to a cap height of 17 pixels, its capital H stands
-on row 23, and every character is centred. What is left out: fonts with fewer than 62 of the characters, which
+Gray images of 32x32 pixels, white ink on black. Every font is scaled to a cap height of 17 pixels, its capital H stands
+on row 23, and every character is centered. What is left out: fonts with fewer than 62 of the characters, which
 includes symbol fonts; fonts whose outlines are those of another; lower-case letters that look like their capital.
 
 **The test is of unseen designs**: fonts are divided by family. A fifth of the families, by a hash of the family's
@@ -31,7 +31,7 @@ from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.downloads import Arrays, cached, digest
 from nas_blockout.data.errors import DataCorrupt, DataMissing, DataUnsuitable
 from nas_blockout.data.splits import Collection
-from nas_blockout.data.tensor_dataset import Labelled
+from nas_blockout.data.tensor_dataset import Labeled
 
 CHARACTERS = tuple(chr(code) for code in range(33, 127))
 SIDE, CAP_HEIGHT, BASELINE = 32, 17, 23
@@ -77,9 +77,9 @@ def read(settings: DataSettings, root: Path | None) -> Collection:
         if not fonts:
             raise DataUnsuitable(f"every split needs a font family, but {name} has none in {folder}; add fonts")
     return Collection(
-        train=_labelled(parts["train"], root),
-        validation=_labelled(parts["validation"], root),
-        load_test=partial(_labelled, parts["test"], root),
+        train=_labeled(parts["train"], root),
+        validation=_labeled(parts["validation"], root),
+        load_test=partial(_labeled, parts["test"], root),
         class_names=CHARACTERS,
         hierarchy={"kind": tuple(map(_kind, CHARACTERS)), "letter": _letters()},
         origin=str(folder),
@@ -170,11 +170,11 @@ def _render(path: Path) -> dict[str, Image]:
     }
 
 
-def _labelled(fonts: Sequence[Font], root: Path | None) -> Labelled:
+def _labeled(fonts: Sequence[Font], root: Path | None) -> Labeled:
     versions = f"{_RENDERING}/{PIL.__version__}/{features.version('freetype2')}"
     key = digest({"versions": versions.encode(), **{str(font.path): font.path.read_bytes() for font in fonts}})
     arrays = cached(root, f"glyphs-{key}", partial(_render_all, fonts))
-    return Labelled(torch.from_numpy(arrays["images"]).unsqueeze(1), torch.from_numpy(arrays["labels"]))
+    return Labeled(torch.from_numpy(arrays["images"]).unsqueeze(1), torch.from_numpy(arrays["labels"]))
 
 
 def _render_all(fonts: Sequence[Font]) -> Arrays:
@@ -196,7 +196,7 @@ def _equal(one: tuple[Image, int], other: tuple[Image, int]) -> bool:
 
 
 def _placed(ink: Image, top: int) -> Image:
-    """Put ink into an image, centred from left to right; what reaches beyond the image is cut off."""
+    """Put ink into an image, centered from left to right; what reaches beyond the image is cut off."""
     image = np.zeros((SIDE, SIDE), dtype=np.uint8)
     left = (SIDE - ink.shape[1]) // 2
     rows = slice(max(top, 0), max(min(top + ink.shape[0], SIDE), 0))

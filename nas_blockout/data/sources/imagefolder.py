@@ -4,7 +4,7 @@
     folder/train/<class>/*.png            divided by hand; also val, valid or validation, and test
     folder/val/<class>/*.png
 
-A split that is not there is carved from the training images: a fifth of them for each. Images become colour squares of
+A split that is not there is carved from the training images: a fifth of them for each. Images become color squares of
 `image_size` pixels (64 where it is not set). Hidden files, and files that are no images by their name, are passed over.
 
 References:

@@ -28,22 +28,22 @@ class Source:
 
 
 SOURCES: Mapping[str, Source] = {
-    "digits": Source("1,797 handwritten digits, grey 8x8, 10 classes", digits.read),
+    "digits": Source("1,797 handwritten digits, gray 8x8, 10 classes", digits.read),
     "fashion_mnist": Source(
-        "70,000 pieces of clothing, grey 28x28, 10 classes",
+        "70,000 pieces of clothing, gray 28x28, 10 classes",
         fashion_mnist.read,
         fashion_mnist.REMEDY,
         fashion_mnist.fetch,
     ),
-    "glyphs": Source("printable ASCII of a folder of fonts, grey 32x32, 94 classes", glyphs.read, glyphs.REMEDY),
+    "glyphs": Source("printable ASCII of a folder of fonts, gray 32x32, 94 classes", glyphs.read, glyphs.REMEDY),
     "cifar10": Source(
-        "60,000 photographs, colour 32x32, 10 classes",
+        "60,000 photographs, color 32x32, 10 classes",
         partial(cifar.read, cifar.CIFAR10),
         cifar.CIFAR10.remedy,
         partial(cifar.fetch, cifar.CIFAR10),
     ),
     "cifar100": Source(
-        "60,000 photographs, colour 32x32, 100 classes in 20 groups",
+        "60,000 photographs, color 32x32, 100 classes in 20 groups",
         partial(cifar.read, cifar.CIFAR100),
         cifar.CIFAR100.remedy,
         partial(cifar.fetch, cifar.CIFAR100),

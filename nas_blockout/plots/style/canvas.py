@@ -95,10 +95,10 @@ def write(figure: Figure, place: tuple[float, float], text: str, **style: Any) -
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An entry of a legend: a patch of a colour, hatched or not, and what it stands for."""
+    """An entry of a legend: a patch of a color, hatched or not, and what it stands for."""
 
     text: str
-    colour: str
+    color: str
     hatch: str = ""
 
 
@@ -114,7 +114,7 @@ def legend(figure: Figure, entries: Sequence[Key], *, top: float, left: float = 
             (x / width, 1 - (y + 9) / height),
             9 / width,
             9 / height,
-            facecolor=entry.colour,
+            facecolor=entry.color,
             hatch=entry.hatch,
             edgecolor=PAPER if entry.hatch else "none",
             linewidth=0,
@@ -170,7 +170,7 @@ def padded(values: Iterable[float], *, share: float = 0.06, least: float = 0.005
 
 
 def heat_image(values: Array, *, top: float | None = None, levels: int = 16) -> Array:
-    """Return an image (rows, columns, 4) of one colour whose opacity is the value: it stands on white and on black.
+    """Return an image (rows, columns, 4) of one color whose opacity is the value: it stands on white and on black.
 
     Args:
         values: From 0 up, (rows, columns).
@@ -218,7 +218,7 @@ def _outer_labels(panels: Sequence[Axes], columns: int) -> None:
 
 
 def title(axes: Axes, text: str, *, note: str = "") -> None:
-    """Write a title above a panel: a name, shortened to fit, and a note in grey at the right.
+    """Write a title above a panel: a name, shortened to fit, and a note in gray at the right.
 
     If the two do not fit on one line, the note goes to the lower right corner of the panel.
     """

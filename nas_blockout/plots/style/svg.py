@@ -1,6 +1,6 @@
 """From a figure to a file: SVG that a page can take in as it is, and PNG.
 
-The SVG is the same for the same figure: no dates, no random identifiers. It holds its texts as text, takes its colours
+The SVG is the same for the same figure: no dates, no random identifiers. It holds its texts as text, takes its colors
 from CSS variables where the page defines them, is transparent, and refers to nothing outside itself.
 """
 
@@ -41,7 +41,7 @@ def to_svg(figure: Figure, *, name: str = "figure", description: str = "") -> st
 
 
 def standalone(svg: str) -> str:
-    """Return an ``<svg>`` element of `to_svg` as a file: with a size, a white ground, and its own colours."""
+    """Return an ``<svg>`` element of `to_svg` as a file: with a size, a white ground, and its own colors."""
     box = re.search(r'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', svg)
     assert box is not None, "to_svg writes a viewBox"
     width, height = float(box[1]), float(box[2])
@@ -60,7 +60,7 @@ def to_png(figure: Figure, path: Path, *, resolution: float = 144) -> None:
 
 
 def _tag(tag: str, used: set[str], prefix: str) -> str:
-    """Return a tag with short numbers, variable colours, the page's font, and no identifier that nothing refers to."""
+    """Return a tag with short numbers, variable colors, the page's font, and no identifier that nothing refers to."""
     tag = re.sub(r'(?<= [dxy]=")[^"]*', _rounded, tag)
     tag = re.sub(r'(?<= transform=")[^"]*', _shorter, tag)
     tag = re.sub(r' id="([^"]*)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", tag)
@@ -81,8 +81,8 @@ def _themed(text: str) -> str:
     def variable(found: re.Match[str]) -> str:
         return f"{found[1]}: var(--{VARIABLES[found[2]]}, {found[2]})"
 
-    colours = "|".join(VARIABLES)
-    text = re.sub(rf"(fill|stroke): ({colours})", variable, text)
+    colors = "|".join(VARIABLES)
+    text = re.sub(rf"(fill|stroke): ({colors})", variable, text)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     return re.sub(r"font: ((?:\w+ )*?)([\d.]+px) [^;\"]*", _font, text)
 

@@ -1,4 +1,4 @@
-"""Colours and settings that all figures share."""
+"""Colors and settings that all figures share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ SHOWN, LOST, HEAT = "#0b6bcb", "#b35c00", "#2f81d8"
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How the arms of one role are drawn: colour and marker say the same, for those who do not see colours."""
+    """How the arms of one role are drawn: color and marker say the same, for those who do not see colors."""
 
-    colour: str
+    color: str
     marker: str
 
 
 ROLES = {
     "learned": Look("#0072b2", "o"),
     "placebo": Look("#b0478a", "D"),
-    "control": Look("#b85c00", "s"),
-    "rival": Look("#57606a", "^"),
+    "ablation": Look("#b85c00", "s"),
+    "baseline": Look("#57606a", "^"),
 }
 
 # Tableau's ten, which are of middle lightness and stand on white and on black.
@@ -44,7 +44,7 @@ CLUSTERS = (
     "#9a9490",
 )
 
-# Colours that a page may replace, by the name of the CSS variable that replaces them.
+# Colors that a page may replace, by the name of the CSS variable that replaces them.
 VARIABLES = {
     INK: "ink",
     MUTED: "muted",
@@ -52,7 +52,7 @@ VARIABLES = {
     PAPER: "paper",
     SHOWN: "shown",
     LOST: "lost",
-    **{look.colour: role for role, look in ROLES.items()},
+    **{look.color: role for role, look in ROLES.items()},
 }
 
 _RC: dict[str, Any] = {
@@ -106,9 +106,9 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 def look(role: str) -> Look:
     """Return how a role is drawn; one that is not known is drawn as a rival."""
-    return ROLES.get(role, ROLES["rival"])
+    return ROLES.get(role, ROLES["baseline"])
 
 
-def cluster_colour(cluster: int) -> str:
-    """Return the colour of a cluster; colours repeat after the tenth."""
+def cluster_color(cluster: int) -> str:
+    """Return the color of a cluster; colors repeat after the tenth."""
     return CLUSTERS[cluster % len(CLUSTERS)]

@@ -109,7 +109,7 @@ def progress_of(row: QueueRow, spent: tuple[SpentRow, ...]) -> ProgressView:
 
 def _arm(name: str, budget: Budget, spent: list[SpentRow]) -> ArmView:
     total = {key: sum(getattr(each, key) for each in spent) for key in _COUNTED}
-    seconds = sum(each.seconds + each.thinking_seconds for each in spent)
+    seconds = sum(each.seconds + each.suggest_seconds for each in spent)
     ended = total["complete"] + total["failed"] + total["pruned"]
     used: dict[Unit, float] = {"sample_passes": total["sample_passes"], "seconds": seconds, "trainings": ended}
     best = [each.best for each in spent if each.phase == "search" and each.best is not None]

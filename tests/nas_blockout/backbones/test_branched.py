@@ -27,10 +27,10 @@ HIERARCHIES = st.builds(
 )
 
 
-def network_of(architecture: Architecture, *, normalise: bool = False) -> BranchedNetwork:
+def network_of(architecture: Architecture, *, normalize: bool = False) -> BranchedNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = BranchedNetwork(STAGES, architecture, channels=2, normalise_logits=normalise)
+        network = BranchedNetwork(STAGES, architecture, channels=2, normalize_logits=normalize)
         for name, buffer in network.named_buffers():
             if "running" in name:
                 buffer.uniform_(0.5, 2)
@@ -63,8 +63,8 @@ def group_by_group(network: BranchedNetwork, x: Tensor) -> Tensor:
                 else:
                     bias = operation.bias[start : start + width] if operation.bias is not None else None
                     out = F.linear(read, weight, bias)
-                if module.normalise is not None:
-                    norm = module.normalise
+                if module.normalize is not None:
+                    norm = module.normalize
                     rows = slice(node, node + width)
                     out = F.relu(
                         F.batch_norm(

@@ -75,7 +75,7 @@ def test_parameters_of_the_compact_network_are_those_counted_by_hand():
 
 def test_two_hidden_layers_add_what_they_hold():
     added = parameters(network(classes=100, hidden=(512, 512))) - parameters(network(classes=100))
-    assert added == 2 * (512 * 512 + 2 * 512)  # weights and batch normalisation; 512 features come in
+    assert added == 2 * (512 * 512 + 2 * 512)  # weights and batch normalization; 512 features come in
 
 
 @pytest.mark.parametrize(

@@ -47,13 +47,13 @@ HIERARCHIES = st.builds(
 )
 
 
-def network_of(architecture: Architecture, *, normalise: bool = False, sites: Sites | None = None) -> BranchedNetwork:
-    """A network whose normalisation matters."""
+def network_of(architecture: Architecture, *, normalize: bool = False, sites: Sites | None = None) -> BranchedNetwork:
+    """A network whose normalization matters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = BranchedNetwork(STAGES, architecture, channels=2, normalise_logits=normalise, sites=sites)
+        network = BranchedNetwork(STAGES, architecture, channels=2, normalize_logits=normalize, sites=sites)
         for name, tensor in (*network.named_buffers(), *network.named_parameters()):
-            if "normalise" in name and tensor.dim() == 1:
+            if "normalize" in name and tensor.dim() == 1:
                 nn.init.uniform_(tensor.detach(), 0.5, 2)
     return network.eval()
 
@@ -79,15 +79,15 @@ def width(operation: list[FusedTerm]) -> int:
 
 @given(
     hierarchy=HIERARCHIES,
-    normalise=st.booleans(),
+    normalize=st.booleans(),
     channels_last=st.booleans(),
     operations=st.sampled_from(get_args(Operations)),
 )
 @settings(max_examples=30, deadline=None)
 def test_it_computes_what_the_trained_network_computes(
-    hierarchy: Hierarchy, normalise: bool, channels_last: bool, operations: Operations
+    hierarchy: Hierarchy, normalize: bool, channels_last: bool, operations: Operations
 ) -> None:
-    network = network_of(hierarchical(hierarchy, STAGES), normalise=normalise)
+    network = network_of(hierarchical(hierarchy, STAGES), normalize=normalize)
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
         x = images(5).to(dtype)
         x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
@@ -260,7 +260,7 @@ def test_it_is_a_copy_and_cannot_be_trained() -> None:
 
 
 def test_many_images_pass_some_at_a_time_and_all_at_once_where_it_is_compiled() -> None:
-    fused = network_of(PARALLEL, normalise=True).for_inference()
+    fused = network_of(PARALLEL, normalize=True).for_inference()
     assert fused.at_once == HELD // (8 * 8 * 16), "the first layer, filled up, is the largest"
     expected, passed = fused(images(8)), list[int]()
     fused.at_once = 3
@@ -277,7 +277,7 @@ def test_many_images_pass_some_at_a_time_and_all_at_once_where_it_is_compiled() 
 @pytest.mark.parametrize("kind", ["parallel", "shared", "dense"])
 def test_it_is_exported_with_any_batch(kind: str, operations: Operations) -> None:
     architecture = {"parallel": PARALLEL, "shared": shared_by_four(), "dense": dense_of(STAGES)}[kind]
-    fused = network_of(architecture, normalise=True).for_inference(operations=operations)
+    fused = network_of(architecture, normalize=True).for_inference(operations=operations)
     program = torch.export.export(fused, (images(2),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     saved = io.BytesIO()
     with warnings.catch_warnings():

@@ -84,7 +84,7 @@ def test_macs_of_a_residual_network_are_those_of_its_connections(splits):
 @pytest.mark.parametrize("shortcut", ["pad", "projection"])
 def test_blockout_over_all_channels_trains_and_folds_to_what_eval_computes(mode, shortcut, splits):
     backbone = replace(RESIDUAL.backbone, shortcut=shortcut)
-    method = BlockoutSettings(clusters=2, masked="all", mode=mode, structure_lr=30.0)
+    method = BlockoutSettings(clusters=2, masked="all", mode=mode, structure_lr_multiplier=30.0)
     experiment = replace(RESIDUAL, backbone=backbone, method=method)
     model = build(experiment, splits)
     assert isinstance(model, Blockout)
@@ -120,7 +120,7 @@ def test_weights_that_write_to_one_stream_are_masked_by_one_membership(splits):
 
 SKIPPING = replace(
     RESIDUAL,
-    method=BlockDropSettings(pretrain_share=0.25, policy_share=0.25, blocks_per_epoch=2, policy_widths=(4,)),
+    method=BlockDropSettings(pretrain_fraction=0.25, policy_fraction=0.25, blocks_per_epoch=2, policy_widths=(4,)),
     training=TrainingSettings(epochs=4, batch_size=20),
 )
 

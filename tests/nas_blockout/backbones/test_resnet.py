@@ -157,7 +157,7 @@ def test_padded_shortcut_takes_every_second_position_between_zeros():
 
 def test_maps_follow_each_stage_or_the_last_ones():
     for mapped, shapes in ((None, [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]), (1, [(2, 64, 8, 8)]), (0, [])):
-        built = ResNet(ResNetSettings(depth=8, mapped_stages=mapped), SMALL, 10, sites=Sites(maps=Recorder))
+        built = ResNet(ResNetSettings(depth=8, regularized_stages=mapped), SMALL, 10, sites=Sites(maps=Recorder))
         built(torch.zeros(2, *SMALL))
         assert [shape for layer in built.maps.values() for shape in layer.shapes] == shapes
 
@@ -205,7 +205,7 @@ def test_gradient_reaches_every_parameter():
         ({"depth": 19}, r"depth must be one of 8, 14, 18, 20, 32, 50, 56, 101, 110, got depth=19"),
         ({"width": 0.0}, r"width must be above 0, got width=0\.0"),
         ({"hidden": (4, 0)}, r"hidden layers need 1 or more nodes, got hidden=\(4, 0\)"),
-        ({"mapped_stages": 4}, r"mapped_stages must lie in 0\.\.3, got mapped_stages=4"),
+        ({"regularized_stages": 4}, r"regularized_stages must lie in 0\.\.3, got regularized_stages=4"),
         ({"stem": "big"}, r"stem must be one of small, imagenet, got 'big'"),
         ({"shortcut": "none"}, r"shortcut must be one of auto, pad, projection, got 'none'"),
     ],

@@ -12,7 +12,7 @@ def test_images_that_never_vary_are_refused():
         measure([torch.full((4, 1, 5, 5), 0.5)])
 
 
-def test_a_channel_that_never_varies_is_only_centred():
+def test_a_channel_that_never_varies_is_only_centered():
     images = torch.stack(
         [torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)), torch.full((2, 4, 4), 0.25)], 1
     )

@@ -6,25 +6,25 @@ import torch
 
 from nas_blockout.data import DataSettings, DataUnsuitable, Part, load
 from nas_blockout.data.splits import Collection, prepare
-from nas_blockout.data.tensor_dataset import Labelled, scaled
+from nas_blockout.data.tensor_dataset import Labeled, scaled
 
 
-def labelled(counts: list[int], *, seed: int = 0) -> Labelled:
+def labeled(counts: list[int], *, seed: int = 0) -> Labeled:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    return Labelled(torch.randint(256, (len(labels), 3, 4, 4), generator=generator, dtype=torch.uint8), labels)
+    return Labeled(torch.randint(256, (len(labels), 3, 4, 4), generator=generator, dtype=torch.uint8), labels)
 
 
 def collection(train: list[int], validation: list[int]) -> Collection:
     names = tuple(f"class {index}" for index in range(len(train)))
-    return Collection(labelled(train), labelled(validation, seed=1), partial(labelled, [2] * len(train)), names)
+    return Collection(labeled(train), labeled(validation, seed=1), partial(labeled, [2] * len(train)), names)
 
 
 def prepared(train: list[int], validation: list[int], train_samples: int | None = None):
     return prepare(collection(train, validation), train_samples=train_samples, validation_samples=None, split_seed=0)
 
 
-def test_normalisation_is_measured_on_what_is_trained_on():
+def test_normalization_is_measured_on_what_is_trained_on():
     splits = prepared([6, 6], [3, 3], train_samples=4)
     plain = splits.preprocessing.undo(splits.train.images).double()
     assert len(splits.train) == 4
@@ -37,9 +37,9 @@ def test_test_data_is_read_when_asked_for_and_counted():
     reads = []
     source = collection([6, 6], [3, 3])
 
-    def load_test() -> Labelled:
+    def load_test() -> Labeled:
         reads.append("read")
-        return labelled([2, 2])
+        return labeled([2, 2])
 
     counted = Collection(source.train, source.validation, load_test, source.class_names)
     splits = prepare(counted, train_samples=None, validation_samples=None, split_seed=0)
@@ -58,9 +58,9 @@ def test_splits_survive_being_sent_to_another_process():
     assert sent.test_reads == 2
 
 
-def test_test_data_is_normalised_like_training_data():
+def test_test_data_is_normalized_like_training_data():
     splits = prepared([6, 6], [3, 3])
-    assert torch.allclose(splits.preprocessing.undo(splits.test().images), scaled(labelled([2, 2]).images), atol=1e-6)
+    assert torch.allclose(splits.preprocessing.undo(splits.test().images), scaled(labeled([2, 2]).images), atol=1e-6)
 
 
 def test_a_class_missing_in_a_split_is_named():

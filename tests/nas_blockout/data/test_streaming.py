@@ -32,7 +32,7 @@ def preprocessing(files):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("augment", ["none", "shift-flip-cutout"])
 def test_batches_are_those_made_from_memory(files, preprocessing, workers, augment):
-    memory = files.loaded().normalised(preprocessing)
+    memory = files.loaded().normalized(preprocessing)
     streamed = StreamedPart(files, preprocessing, workers=workers)
     for seed in (None, 3):
         passes = [
@@ -53,7 +53,7 @@ def test_streaming_consumes_no_global_randomness(files, preprocessing):
 
 
 def test_a_streamed_part_offers_what_a_part_in_memory_does(files, preprocessing):
-    memory, streamed = files.loaded().normalised(preprocessing), files.normalised(preprocessing).to("cpu")
+    memory, streamed = files.loaded().normalized(preprocessing), files.normalized(preprocessing).to("cpu")
     assert (len(streamed), streamed.background) == (len(memory), memory.background)
     assert torch.equal(streamed.labels, memory.labels)
     for name in ("shape", "dtype", "device"):

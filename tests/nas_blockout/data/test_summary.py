@@ -64,11 +64,11 @@ def test_the_sheet_has_a_row_a_class_with_images_in_the_right_row():
     assert all(row.min() == 0 for row in rows)
 
 
-def test_the_sheet_shows_colour(tmp_path):
-    for name, colour in (("blue", (0, 0, 200)), ("red", (200, 0, 0))):
+def test_the_sheet_shows_color(tmp_path):
+    for name, color in (("blue", (0, 0, 200)), ("red", (200, 0, 0))):
         (tmp_path / name).mkdir()
         for number in range(5):
-            Image.new("RGB", (9, 9), tuple(min(255, part + 10 * number) for part in colour)).save(
+            Image.new("RGB", (9, 9), tuple(min(255, part + 10 * number) for part in color)).save(
                 tmp_path / name / f"{number}.png"
             )
     sheet = np.asarray(show("imagefolder", folder=str(tmp_path), columns=2)).astype(int)

@@ -14,7 +14,7 @@ from nas_blockout.experiment import Experiment, Handover, Run, Snapshot, build, 
 from nas_blockout.experiment.derivation import hand_over
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
-from nas_blockout.structure.distill import DistillationSettings, Surplus
+from nas_blockout.structure.distill import DistillationSettings, TrimBy
 from nas_blockout.train import EpochRecord, Loaders, TrainingSettings, evaluate
 
 SMALL = Experiment(
@@ -23,7 +23,7 @@ SMALL = Experiment(
     training=TrainingSettings(epochs=4, batch_size=25),
     seed=3,
 )
-BLOCKOUT = BlockoutSettings(clusters=2, masked="all", structure_lr=30.0)
+BLOCKOUT = BlockoutSettings(clusters=2, masked="all", structure_lr_multiplier=30.0)
 LEARNED = replace(
     SMALL,
     method=BLOCKOUT,
@@ -159,12 +159,12 @@ def test_only_thresholds_that_meet_the_target_are_tried(splits: Splits) -> None:
     assert (matched_to.distillation.thresholds, matched_to.distillation.fill_target) == ((), True)
 
 
-@pytest.mark.parametrize(("surplus", "kept"), [("magnitude", 0), ("probability", 1)])
+@pytest.mark.parametrize(("trim_by", "kept"), [("magnitude", 0), ("probability", 1)])
 def test_what_is_too_much_goes_by_magnitude_where_all_probabilities_say_yes(
-    splits: Splits, surplus: Surplus, kept: int
+    splits: Splits, trim_by: TrimBy, kept: int
 ) -> None:
     """Of a network that has learned nothing yet P says nothing; its nodes without weights go first."""
-    settings = DistillationSettings(target_macs=0.6, surplus=surplus)
+    settings = DistillationSettings(target_macs=0.6, trim_by=trim_by)
     method = replace(BLOCKOUT, clusters=1, first_probability=0.99, last_probability=0.99, logit_noise=0.1)
     experiment = replace(LEARNED, method=method, distillation=settings)
     learned = build(experiment, splits)
@@ -197,9 +197,9 @@ def test_placebo_shares_the_learning_stage_and_the_cost_but_not_the_network(spli
 
 def test_without_its_branches_a_learned_network_has_one_group_a_layer_within_the_same_cost(splits: Splits) -> None:
     assert LEARNED.distillation is not None
-    settings = replace(LEARNED.distillation, target_macs=0.5, surplus="magnitude")
+    settings = replace(LEARNED.distillation, target_macs=0.5, trim_by="magnitude")
     learned = finished(replace(LEARNED, distillation=settings), splits)
-    whole = finished(replace(LEARNED, distillation=replace(settings, placebo="undivided")), splits)
+    whole = finished(replace(LEARNED, distillation=replace(settings, placebo="unbranched")), splits)
     assert timeless(learned.records[:2]) == timeless(whole.records[:2])
     assert whole.outcome is not None
     assert whole.outcome.architecture is not None
@@ -212,7 +212,7 @@ def test_without_its_branches_a_learned_network_has_one_group_a_layer_within_the
 
 
 def test_without_its_branches_but_with_all_its_nodes_a_network_computes_what_was_learned(splits: Splits) -> None:
-    experiment = replace(LEARNED, distillation=DistillationSettings(placebo="undivided", threshold=1e-9))
+    experiment = replace(LEARNED, distillation=DistillationSettings(placebo="unbranched", threshold=1e-9))
     learned = build(experiment, splits)
     found, _ = hand_over(experiment, learned, splits, device="cpu")
     assert found.architecture.is_dense

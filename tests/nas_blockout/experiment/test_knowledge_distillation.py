@@ -24,17 +24,17 @@ from nas_blockout.train import TrainingSettings
 
 LEARNED = Experiment(
     data=DataSettings(train_samples=100, validation_samples=100),
-    backbone=ConvNetSettings((6, 8), (10,), normalise_logits=True),
-    method=BlockoutSettings(clusters=2, masked="all", structure_lr=30.0),
+    backbone=ConvNetSettings((6, 8), (10,), normalize_logits=True),
+    method=BlockoutSettings(clusters=2, masked="all", structure_lr_multiplier=30.0),
     training=TrainingSettings(epochs=4, batch_size=25),
-    distillation=DistillationSettings(target_macs=0.8, soft_targets=0.7, temperature=3.0),
+    distillation=DistillationSettings(target_macs=0.8, soft_target_weight=0.7, temperature=3.0),
     seed=3,
 )
 PRUNED = replace(
-    LEARNED, method=DropoutSettings(0.3), distillation=None, pruning=PruningSettings(0.6, soft_targets=0.7)
+    LEARNED, method=DropoutSettings(0.3), distillation=None, pruning=PruningSettings(0.6, soft_target_weight=0.7)
 )
 CONFUSED = replace(
-    LEARNED, method=DropoutSettings(0.3), distillation=None, confusion=ConfusionSettings(soft_targets=0.7)
+    LEARNED, method=DropoutSettings(0.3), distillation=None, confusion=ConfusionSettings(soft_target_weight=0.7)
 )
 TAUGHT = {"distillation": LEARNED, "pruning": PRUNED, "confusion": CONFUSED}
 
@@ -163,7 +163,7 @@ def test_a_taught_run_that_is_resumed_gives_the_same_numbers(
 def test_the_passes_of_the_teacher_are_counted_beside_the_sample_passes(splits: Splits) -> None:
     run = finished(LEARNED, splits)
     assert LEARNED.distillation is not None
-    plain = finished(replace(LEARNED, distillation=replace(LEARNED.distillation, soft_targets=0.0)), splits)
+    plain = finished(replace(LEARNED, distillation=replace(LEARNED.distillation, soft_target_weight=0.0)), splits)
     assert [record.sample_passes for record in run.records] == [record.sample_passes for record in plain.records]
     counted = [record.telemetry.get("teacher/forward_passes") for record in run.records]
     assert counted == [None, None, 100.0, 200.0]
@@ -200,7 +200,7 @@ def test_a_student_that_hears_the_teacher_alone_comes_to_say_the_same() -> None:
 
 
 @pytest.mark.parametrize("kind", [DistillationSettings, PruningSettings, ConfusionSettings])
-@pytest.mark.parametrize("values", [{"soft_targets": -0.1}, {"soft_targets": 1.1}, {"temperature": 0.0}])
+@pytest.mark.parametrize("values", [{"soft_target_weight": -0.1}, {"soft_target_weight": 1.1}, {"temperature": 0.0}])
 def test_impossible_settings_are_refused(kind: Any, values: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"soft_targets must lie in 0..1 and temperature be above 0, got"):
+    with pytest.raises(ValueError, match=r"soft_target_weight must lie in 0..1 and temperature be above 0, got"):
         kind(**values)

@@ -12,7 +12,7 @@ from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.backbones.inference import FusedNetwork
 from nas_blockout.backbones.inference_cost import Operations, Runtime
 from nas_blockout.export import export_models
-from tests.nas_blockout.export.examples import COLOURED, DESCRIPTION, STAGES, network, unbranched
+from tests.nas_blockout.export.examples import COLORED, DESCRIPTION, STAGES, network, unbranched
 from tests.once import once
 
 
@@ -44,7 +44,7 @@ def export_examples(folder: Path) -> None:
             folder / "dense",
             replace(DESCRIPTION, name="dense", architecture=dense.full.to_json(), equality=None, batch=256),
         ),
-        *((model, folder / name, COLOURED) for name, model in unbranched().items()),
+        *((model, folder / name, COLORED) for name, model in unbranched().items()),
     ]
     seen: list[bool] = []
     found = export_models(models, meanwhile=lambda: seen.extend(target.exists() for _, target, _ in models))

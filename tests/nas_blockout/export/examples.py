@@ -41,7 +41,7 @@ def network(*, branched: bool) -> BranchedNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found = BranchedNetwork(
-            STAGES, BRANCHED if branched else dense_of(STAGES), channels=1, normalise_logits=branched
+            STAGES, BRANCHED if branched else dense_of(STAGES), channels=1, normalize_logits=branched
         )
         for name, buffer in found.named_buffers():
             if name.endswith("running_mean"):
@@ -49,7 +49,7 @@ def network(*, branched: bool) -> BranchedNetwork:
             if name.endswith("running_var"):
                 buffer.uniform_(0.05, 0.2)
         for name, parameter in found.named_parameters():
-            if name.endswith("normalise.bias"):
+            if name.endswith("normalize.bias"):
                 nn.init.uniform_(parameter, 0, 1)  # or most nodes of so small a network are dead
     return found.eval()
 
@@ -83,13 +83,13 @@ DESCRIPTION = ModelDescription(
 )
 
 
-COLOURED = replace(
+COLORED = replace(
     DESCRIPTION, channels=3, height=16, width=16, mean=(0.5,) * 3, std=(0.25,) * 3, architecture=None, equality=None
 )
 
 
 def unbranched() -> dict[str, nn.Module]:
-    """Small networks that are not built from stages, for the images of `COLOURED`."""
+    """Small networks that are not built from stages, for the images of `COLORED`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         residual = ResNet(ResNetSettings(depth=8, width=0.25), (3, 16, 16), 5)

@@ -67,7 +67,7 @@ def test_loading_as_the_card_says_gives_the_logits(exported: Path, monkeypatch: 
     monkeypatch.chdir(exported / "branched")
     blocks = re.findall(r"```python\n(.+?)```", Path("card.md").read_text(), re.DOTALL)
     assert [block.count("\n") for block in blocks] == [3] * 5
-    own = BranchedNetwork(STAGES, BRANCHED, channels=1, normalise_logits=True).eval()
+    own = BranchedNetwork(STAGES, BRANCHED, channels=1, normalize_logits=True).eval()
     for batch in (1, 2, 33):
         given, expected = images(batch), network(branched=True)
         names: list[dict[str, Any]] = [{"images": given}, {"images": given.numpy()}, {"network": own}]
@@ -220,7 +220,7 @@ def test_descriptions_that_describe_no_images_are_refused(changed: dict[str, Any
 
 
 def test_weights_survive_a_round_trip(tmp_path: Path) -> None:
-    model, other = network(branched=True), BranchedNetwork(STAGES, BRANCHED, channels=1, normalise_logits=True)
+    model, other = network(branched=True), BranchedNetwork(STAGES, BRANCHED, channels=1, normalize_logits=True)
     save_weights(model, tmp_path / "deep" / "w.safetensors")
     load_weights(other, tmp_path / "deep" / "w.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
@@ -230,7 +230,7 @@ def test_weights_that_are_not_the_networks_are_refused_and_leave_it_as_it_was(tm
     model, path = network(branched=False), tmp_path / "w.safetensors"
     before = {name: value.clone() for name, value in model.state_dict().items()}
     save_weights(network(branched=True), path)
-    with pytest.raises(VerificationError, match=r"another network: normalise_logits.num_batches_tracked has .*no such"):
+    with pytest.raises(VerificationError, match=r"another network: normalize_logits.num_batches_tracked has .*no such"):
         load_weights(model, path)
     torch.save({"a": 1}, path)
     with pytest.raises(VerificationError, match="no safetensors file"):

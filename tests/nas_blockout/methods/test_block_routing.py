@@ -183,7 +183,7 @@ def test_training_takes_a_blocks_statistics_from_the_images_that_keep_it():
     torch.testing.assert_close(_norm_of(built, 0).running_mean, expected)
 
 
-def test_training_normalises_few_images_by_the_running_statistics():
+def test_training_normalizes_few_images_by_the_running_statistics():
     built = copy.deepcopy(NETWORKS["pad"]).train()
     keep = torch.ones(24, 6, dtype=torch.bool)
     keep[FEWEST_IMAGES - 1 :, 0] = False
@@ -195,7 +195,7 @@ def test_training_normalises_few_images_by_the_running_statistics():
     assert all(norm.training for norm in norms)
 
 
-def test_statistics_can_be_kept_while_training_normalises_by_the_batch():
+def test_statistics_can_be_kept_while_training_normalizes_by_the_batch():
     built = copy.deepcopy(NETWORKS["pad"]).train()
     plain = copy.deepcopy(built)
     before = _norm_of(built, 0).running_mean.clone()

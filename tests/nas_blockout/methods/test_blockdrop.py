@@ -88,7 +88,7 @@ def test_curriculum_frees_the_last_blocks_one_an_epoch():
 
 
 def test_phases_share_the_epochs():
-    chosen = BlockDropSettings(pretrain_share=0.5, policy_share=0.25)
+    chosen = BlockDropSettings(pretrain_fraction=0.5, policy_fraction=0.25)
     assert [phase_of(epoch, 8, chosen) for epoch in (0, 3, 4, 5, 6, 7)] == [
         ("pretrain", 0), ("pretrain", 3), ("policy", 0), ("policy", 1), ("joint", 0), ("joint", 1),
     ]  # fmt: skip
@@ -99,7 +99,7 @@ def test_phases_share_the_epochs():
 @given(st.integers(1, 40), st.floats(0, 1), st.floats(0, 1))
 @settings(max_examples=50, deadline=None)
 def test_every_epoch_has_a_phase_and_phases_do_not_return(epochs, first, second):
-    chosen = BlockDropSettings(pretrain_share=first, policy_share=(1 - first) * second)
+    chosen = BlockDropSettings(pretrain_fraction=first, policy_fraction=(1 - first) * second)
     order = ["pretrain", "policy", "joint"]
     found = [order.index(phase_of(epoch, epochs, chosen)[0]) for epoch in range(epochs)]
     assert found == sorted(found)
@@ -215,8 +215,8 @@ def test_entropy_is_rewarded_only_while_the_policy_learns_alone():
 
 
 def test_gates_pay_the_price_of_the_squared_share_of_blocks():
-    paid = _loss("joint", estimator="straight-through", price=1.5) - _loss(
-        "joint", estimator="straight-through", price=0.0
+    paid = _loss("joint", estimator="straight-through", cost_penalty=1.5) - _loss(
+        "joint", estimator="straight-through", cost_penalty=0.0
     )
     assert paid == pytest.approx(1.5 * (2 / 3) ** 2, rel=1e-4)
 
@@ -257,7 +257,7 @@ def test_gumbel_gates_are_drawn_with_the_policys_probability():
 
 @pytest.mark.parametrize("estimator", ["reinforce", "straight-through", "gumbel"])
 def test_only_the_policy_learns_in_its_phase(estimator):
-    model = dropping(estimator=estimator, pretrain_share=0.0, policy_share=1.0, blocks_per_epoch=3)
+    model = dropping(estimator=estimator, pretrain_fraction=0.0, policy_fraction=1.0, blocks_per_epoch=3)
     model.prepare_epoch(0, 4)
     before = copy.deepcopy(model.network.state_dict())
     model.train()
@@ -275,7 +275,7 @@ def test_gradient_reaches_every_learned_parameter_in_the_joint_phase(estimator):
 
 
 def test_curriculum_keeps_the_first_blocks_and_gives_their_logits_no_gradient():
-    model = dropping(depth=14, policy="static", pretrain_share=0.0, policy_share=1.0)
+    model = dropping(depth=14, policy="static", pretrain_fraction=0.0, policy_fraction=1.0)
     model.policy.logits.data.fill_(-3.0)
     for epoch in range(8):
         model.prepare_epoch(epoch, 8)
@@ -313,7 +313,7 @@ def test_running_statistics_follow_the_paths_of_inference():
 
 
 def test_controls_train_on_their_own_path():
-    model = dropping(policy="first", kept_blocks=1, pretrain_share=0.0)
+    model = dropping(policy="first", kept_blocks=1, pretrain_fraction=0.0)
     model.prepare_epoch(0, 4)
     model.train().loss(images(16), labels(16), generator()).backward()
     first, *others = model.network.blocks
@@ -421,12 +421,12 @@ def test_telemetry_tells_what_the_policy_did_in_the_epoch():
 
 
 def test_parameter_groups_hold_every_parameter_once_and_spare_the_policy_decay():
-    model = dropping(policy_learning_rate=0.5)
+    model = dropping(policy_lr_multiplier=0.5)
     groups = model.parameter_groups()
     held = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in model.parameters())
     assert [group["weight_decay"] for group in groups] == [True, False, False]
-    assert [group["learning_rate_scale"] for group in groups] == [1.0, 1.0, 0.5]
+    assert [group["lr_multiplier"] for group in groups] == [1.0, 1.0, 0.5]
 
 
 def test_policy_network_starts_near_the_probability_asked_for():
@@ -440,7 +440,7 @@ def _digits() -> Loaders:
 
 
 def _training(start: Checkpoint | None = None, **values) -> list:
-    model = dropping(classes=10, pretrain_share=0.25, policy_share=0.5, **values)
+    model = dropping(classes=10, pretrain_fraction=0.25, policy_fraction=0.5, **values)
     chosen, records = TrainingSettings(epochs=4, batch_size=20), []
     for record in fit(model, _digits(), chosen, seed=3, start=start):
         state = copy.deepcopy(record.checkpoint.to_state())
@@ -471,8 +471,8 @@ def test_the_training_loop_runs_all_phases_and_resumes_with_the_same_numbers(val
         ({"penalty": -1.0}, r"penalty must be 0 or more, got penalty=-1\.0"),
         ({"temperature": 0.0}, r"temperature must be above 0, got temperature=0\.0"),
         (
-            {"policy_share": 0.6},
-            r"policy_share must be at most 0\.5, what pretrain_share leaves, got policy_share=0\.6",
+            {"policy_fraction": 0.6},
+            r"policy_fraction must be at most 0\.5, what pretrain_fraction leaves, got policy_fraction=0\.6",
         ),
         ({"blocks_per_epoch": 0}, r"blocks_per_epoch must be 1 or more, got blocks_per_epoch=0"),
         ({"policy_widths": ()}, r"policy_widths needs one or more widths of at least 1, got policy_widths=\(\)"),

@@ -253,7 +253,7 @@ def test_expected_share_is_the_chance_that_two_nodes_meet() -> None:
 
 
 def test_charge_pulls_expected_macs_down_to_its_target() -> None:
-    model = two_layers(clusters=2, charge=10.0, charge_target=0.3, charge_ramp=0.0, structure_lr=1.0)
+    model = two_layers(clusters=2, cost_penalty=10.0, cost_target=0.3, cost_warmup=0.0, structure_lr_multiplier=1.0)
     optimizer = torch.optim.SGD(model.logits.values(), lr=0.2)
     shares = []
     for _ in range(200):
@@ -266,10 +266,10 @@ def test_charge_pulls_expected_macs_down_to_its_target() -> None:
 
 
 @pytest.mark.parametrize(("sides", "low", "high"), [("above", 0.0, 0.1), ("both", 0.25, 0.45)])
-def test_a_charge_on_both_sides_holds_the_cost_that_polarisation_would_carry_away(
+def test_a_charge_on_both_sides_holds_the_cost_that_polarization_would_carry_away(
     sides: str, low: float, high: float
 ) -> None:
-    model = two_layers(clusters=2, charge=10.0, charge_target=0.35, charge_sides=sides, polarisation=8.0)
+    model = two_layers(clusters=2, cost_penalty=10.0, cost_target=0.35, cost_penalty_sides=sides, polarization=8.0)
     for value in model.logits.values():
         value.data = torch.randn(value.shape, generator=seeded(1), dtype=value.dtype) * 0.1 - 0.2
     optimizer = torch.optim.SGD(model.logits.values(), lr=0.5)
@@ -282,7 +282,7 @@ def test_a_charge_on_both_sides_holds_the_cost_that_polarisation_would_carry_awa
 
 
 def test_charge_ramps_up_linearly_over_the_first_epochs() -> None:
-    model = two_layers(clusters=2, charge=1.0, charge_ramp=0.5)
+    model = two_layers(clusters=2, cost_penalty=1.0, cost_warmup=0.5)
     ramps = []
     for epoch in range(8):
         model.prepare_epoch(epoch, 8)
@@ -290,11 +290,11 @@ def test_charge_ramps_up_linearly_over_the_first_epochs() -> None:
     assert ramps == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
 
 
-def test_polarisation_and_balance_are_zero_where_they_should_be() -> None:
-    polarised = two_layers(clusters=2, polarisation=1.0, charge_ramp=0.0)
-    for value in polarised.logits.values():
+def test_polarization_and_balance_are_zero_where_they_should_be() -> None:
+    polarized = two_layers(clusters=2, polarization=1.0, cost_warmup=0.0)
+    for value in polarized.logits.values():
         value.data = torch.where(value > 0, 40.0, -40.0).double()
-    assert float(polarised.penalty().detach()) == pytest.approx(0, abs=1e-12)
+    assert float(polarized.penalty().detach()) == pytest.approx(0, abs=1e-12)
     balanced = two_layers(clusters=2, balance=1.0)
     for value in balanced.logits.values():
         value.data.zero_()
@@ -360,8 +360,8 @@ def test_telemetry_of_known_probabilities() -> None:
         ({"clusters": 0}, "clusters=0"),
         ({"mode": "hard"}, "mode must be one of"),
         ({"first_probability": 1.0}, "between 0 and 1"),
-        ({"charge_target": 1.5}, r"0\.\.1"),
-        ({"structure_lr": -1.0}, "not be negative"),
+        ({"cost_target": 1.5}, r"0\.\.1"),
+        ({"structure_lr_multiplier": -1.0}, "not be negative"),
         ({"balance": math.nan}, "not be negative"),
         ({"estimator": "arm", "mode": "hard-fixed"}, "needs mode='hard-learned'"),
     ],

@@ -57,8 +57,8 @@ def test_outputs_are_distributed_as_those_of_torchvision() -> None:
     by_position = [mask.double().mean((0, 1)) for mask in (ours, theirs)]
     z = (by_position[0] - by_position[1]) / math.sqrt(2 * 0.16 / 1600)
     assert float(z.abs().max()) < 5
-    neighbours = [(mask[..., 1:] & mask[..., :-1]).double().mean() for mask in (ours, theirs)]
-    assert abs(float(neighbours[0] - neighbours[1])) < 0.01
+    neighbors = [(mask[..., 1:] & mask[..., :-1]).double().mean() for mask in (ours, theirs)]
+    assert abs(float(neighbors[0] - neighbors[1])) < 0.01
 
 
 @given(st.integers(1, 7), st.integers(0, 6), st.integers(0, 6), st.integers(0, 2**20))

@@ -316,7 +316,7 @@ def test_a_cluster_is_made_for_so_many_positions(size: float, positions: int, ex
 
 
 class Images:
-    """Small labelled images, in the form that the training loop reads."""
+    """Small labeled images, in the form that the training loop reads."""
 
     def __init__(self) -> None:
         self.x = torch.randn(48, 1, 8, 8, generator=seeded())

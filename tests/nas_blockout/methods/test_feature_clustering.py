@@ -22,7 +22,7 @@ def seeded(seed: int = 9) -> torch.Generator:
 
 
 def smooth_maps(images: int, channels: int, height: int, width: int) -> Tensor:
-    """Rectified random maps whose neighbours are correlated, as after a convolution."""
+    """Rectified random maps whose neighbors are correlated, as after a convolution."""
     noise = torch.randn(images, channels, height + 4, width + 4, generator=seeded())
     return torch.relu(torch.nn.functional.avg_pool2d(noise, 5, stride=1) * 5)
 
@@ -57,9 +57,9 @@ def test_positions_that_never_change_are_described_by_zeros() -> None:
 
 
 def test_kmeans_finds_the_labels_that_scikit_learn_finds_where_they_are_plain() -> None:
-    centres = torch.randn(3, 5, 16, generator=seeded()) * 4
+    centers = torch.randn(3, 5, 16, generator=seeded()) * 4
     truth = torch.randint(5, (3, 60), generator=seeded(1))
-    points = centres.gather(1, truth[:, :, None].expand(-1, -1, 16)) + 0.1 * torch.randn(3, 60, 16, generator=seeded(2))
+    points = centers.gather(1, truth[:, :, None].expand(-1, -1, 16)) + 0.1 * torch.randn(3, 60, 16, generator=seeded(2))
     found = kmeans(points, 5, generator=seeded())
     for channel in range(3):
         theirs = KMeans(5, n_init=5, random_state=0).fit(points[channel].numpy()).labels_
@@ -75,11 +75,11 @@ def test_kmeans_is_as_good_as_that_of_scikit_learn() -> None:
     assert ours < 1.02 * theirs
 
 
-def test_kmeans_ends_where_no_position_is_nearer_to_another_centre() -> None:
+def test_kmeans_ends_where_no_position_is_nearer_to_another_center() -> None:
     points = descriptors(smooth_maps(40, 1, 8, 8)).double()
     labels = kmeans(points, 6, generator=seeded())[0]
-    centres = torch.stack([points[0][labels == number].mean(0) for number in range(6)])
-    assert torch.equal(torch.cdist(points[0], centres).argmin(1), labels)
+    centers = torch.stack([points[0][labels == number].mean(0) for number in range(6)])
+    assert torch.equal(torch.cdist(points[0], centers).argmin(1), labels)
 
 
 def test_kmeans_from_its_own_result_stays() -> None:
@@ -96,7 +96,7 @@ def test_kmeans_from_a_start_lowers_the_inertia() -> None:
         assert inertia(points[channel], found[channel]) < inertia(points[channel], start[channel])
 
 
-def test_an_empty_cluster_keeps_its_centre_until_it_is_nearest() -> None:
+def test_an_empty_cluster_keeps_its_center_until_it_is_nearest() -> None:
     points = descriptors(smooth_maps(40, 2, 8, 8))
     start = torch.zeros(2, 64, dtype=torch.int64)
     found = kmeans(points, 6, generator=seeded(), start=start)

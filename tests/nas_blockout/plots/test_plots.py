@@ -21,7 +21,7 @@ from nas_blockout.plots.style import canvas, labels, theme
 from nas_blockout.plots.style.theme import VARIABLES
 
 HOSTILE = '<script>alert("$x^2$")</script>\n\x00 & {{ 1 }} \\frac'
-ROLES = ("learned", "placebo", "control", "rival", "unheard-of")
+ROLES = ("learned", "placebo", "ablation", "baseline", "unheard-of")
 
 
 def probabilities(classes: int = 10, clusters: int = 4, nodes: int = 40) -> dict[str, np.ndarray]:
@@ -60,16 +60,16 @@ ARCHITECTURE = {
         },
     ],
 }
-GREY = np.arange(64, dtype=np.uint8).reshape(8, 8)
+GRAY = np.arange(64, dtype=np.uint8).reshape(8, 8)
 GAP = {"blockout": ("learned", {"soft P": [0.8, 0.9], "hard C": [0.7, 0.8]})}
 
 FIGURES: dict[str, Callable[[str], plots.Figure]] = {
-    "accuracy": lambda name: plots.figure_accuracy([*estimates(), plots.Estimate(name, "rival", (), None, None)]),
+    "accuracy": lambda name: plots.figure_accuracy([*estimates(), plots.Estimate(name, "baseline", (), None, None)]),
     "differences": lambda name: plots.figure_differences([plots.Difference(name, "b", 0.01, (-0.01, 0.03), False)]),
     "front": lambda name: plots.figure_front([plots.Point(name, "learned", 10.0, 0.9, (0.8, 0.95))], [0], label="MACs"),
     "gap": lambda name: plots.figure_gap({**GAP, name: GAP["blockout"]}),
-    "best": lambda name: plots.figure_best_so_far([*curves(), plots.Curve(name, "rival", (1.0,), (0.5,))], budget=40.0),
-    "convergence": lambda name: plots.figure_convergence([*curves(), plots.Curve(name, "rival", (1.0,), (0.5,))]),
+    "best": lambda name: plots.figure_best_so_far([*curves(), plots.Curve(name, "baseline", (1.0,), (0.5,))], budget=9),
+    "convergence": lambda name: plots.figure_convergence([*curves(), plots.Curve(name, "baseline", (1.0,), (0.5,))]),
     "cost": lambda name: plots.figure_cost({name: {"search": 3.0, "overhead": 1.0}}, label="s", budget=4),
     "density": lambda name: plots.figure_density({name: np.ones((5, 20)) / 20}, {name: [0.5] * 5}, epochs=range(1, 6)),
     "projection": lambda name: plots.figure_projection(probabilities(), [name, *"abcdefghi"])[0],
@@ -77,13 +77,13 @@ FIGURES: dict[str, Callable[[str], plots.Figure]] = {
     "masks": lambda name: plots.figure_masks({**probabilities(), name: np.full((3, 4), 0.5)}),
     "architecture": lambda name: plots.figure_architecture(ARCHITECTURE, [name, *"abcd"]),
     "confusion": lambda name: plots.figure_confusion({name: np.eye(3)}, [name, "b", "c"]),
-    "importance": lambda name: plots.figure_importance([plots.Importances(name, "rival", 9, {name: (0.9, 0.2)})]),
-    "parallel": lambda name: plots.figure_parallel([plots.Searched(name, "rival", {name: [1, 2], "b": [name, None]},
+    "importance": lambda name: plots.figure_importance([plots.Importances(name, "baseline", 9, {name: (0.9, 0.2)})]),
+    "parallel": lambda name: plots.figure_parallel([plots.Searched(name, "baseline", {name: [1, 2], "b": [name, None]},
                                                                   [0.5, float("nan")])]),
-    "samples": lambda name: plots.figure_samples([plots.SampleRow(name, name, (plots.Sample(GREY, name, name),))]),
-    "agreement": lambda name: plots.figure_agreement([plots.Agreed(name, "rival", name, (0.1,), 0.1, (-0.1, 0.2))]),
+    "samples": lambda name: plots.figure_samples([plots.SampleRow(name, name, (plots.Sample(GRAY, name, name),))]),
+    "agreement": lambda name: plots.figure_agreement([plots.Agreed(name, "baseline", name, (0.1,), 0.1, (-0.1, 0.2))]),
     "corruption": lambda name: plots.figure_corruption([plots.Corrupted(name, "learned", 0.1, ((1, 0.2), (5, 0.6))),
-                                                        plots.Corrupted("b", "rival", 0.2, ((1, 0.3), (5, 0.5)))]),
+                                                        plots.Corrupted("b", "baseline", 0.2, ((1, 0.3), (5, 0.5)))]),
 }  # fmt: skip
 
 
@@ -107,13 +107,13 @@ def test_svg_is_the_same_every_time_stands_alone_and_survives_any_name(draw: Cal
 
 
 @pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
-def test_svg_text_is_text_in_colours_a_page_can_replace(draw: Callable[[str], plots.Figure]) -> None:
+def test_svg_text_is_text_in_colors_a_page_can_replace(draw: Callable[[str], plots.Figure]) -> None:
     root = ET.fromstring(plots.to_svg(draw("name")))
     texts = [element for element in root.iter() if element.tag.endswith("}text")]
     assert any("name" in (text.text or "") for text in texts)
     assert all("font-family" not in text.attrib.get("style", "") for text in texts)
     assert all("var(--" in text.attrib["style"] for text in texts)
-    replaced = {colour for colour, variable in VARIABLES.items() if variable in ("ink", "muted", "grid", "paper")}
+    replaced = {color for color, variable in VARIABLES.items() if variable in ("ink", "muted", "grid", "paper")}
     bare = re.findall(r"(?:fill|stroke): (#\w{6})", ET.tostring(root, encoding="unicode"))
     assert not replaced & set(bare)
 
@@ -166,8 +166,8 @@ def test_only_a_shown_difference_is_filled() -> None:
 
 
 def test_the_front_is_joined_and_the_axis_logarithmic_only_over_a_wide_range() -> None:
-    near = [plots.Point("a", "rival", 10, 0.8, None), plots.Point("b", "rival", 50, 0.9, None)]
-    far = [*near, plots.Point("c", "rival", 5000, 0.95, None)]
+    near = [plots.Point("a", "baseline", 10, 0.8, None), plots.Point("b", "baseline", 50, 0.9, None)]
+    far = [*near, plots.Point("c", "baseline", 5000, 0.95, None)]
     assert plots.figure_front(near, [0, 1], label="MACs").axes[0].get_xscale() == "linear"
     axes = plots.figure_front(far, [0, 2], label="MACs").axes[0]
     assert axes.get_xscale() == "log"
@@ -175,7 +175,7 @@ def test_the_front_is_joined_and_the_axis_logarithmic_only_over_a_wide_range() -
 
 
 def test_late_limits_leave_out_the_first_rise_but_no_end() -> None:
-    low = plots.Curve("low", "rival", (1.0, 2.0), (0.1, 0.2))
+    low = plots.Curve("low", "baseline", (1.0, 2.0), (0.1, 0.2))
     axes = plots.figure_convergence([*curves(), low]).axes[0]
     assert axes.get_ylim()[0] < 0.2
     alone = plots.figure_convergence(curves()).axes[0]
@@ -183,8 +183,8 @@ def test_late_limits_leave_out_the_first_rise_but_no_end() -> None:
 
 
 def test_best_so_far_is_drawn_in_steps_past_failed_trials() -> None:
-    curve = plots.Curve("a", "rival", (1.0, 2.0, 3.0), (float("nan"), 0.5, 0.7))
-    other = plots.Curve("b", "rival", (1.0, 2.0), (0.4, 0.4))
+    curve = plots.Curve("a", "baseline", (1.0, 2.0, 3.0), (float("nan"), 0.5, 0.7))
+    other = plots.Curve("b", "baseline", (1.0, 2.0), (0.4, 0.4))
     figure = plots.figure_best_so_far([curve, other], budget=5)
     behind = figure.axes[1].collections[0].get_segments()
     np.testing.assert_array_equal(behind[0], [[2, 0.5], [3, 0.5], [3, 0.7]])

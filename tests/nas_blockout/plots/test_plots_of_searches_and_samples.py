@@ -30,7 +30,7 @@ def test_lines_of_trials_pass_their_parameters_and_end_at_their_accuracy() -> No
     assert places[1:] == [[0.0, 1.0, 0.0], [0.5, 1.0, 0.5], [1.0, 0.0, 1.0]]
     assert places[0][:2] == [0.0, 0.0]
     assert math.isnan(places[0][2])
-    best = [to_hex(line.get_color()) == theme.ROLES["learned"].colour for line in axes.lines]
+    best = [to_hex(line.get_color()) == theme.ROLES["learned"].color for line in axes.lines]
     assert best == [False, False, False, True]
     assert axes.lines[0].get_linestyle() != "-"
     assert {"lr", "deep", "accuracy, %", "0.001", "0.1", "False", "True", "80.0", "90.0"} <= {
@@ -62,7 +62,7 @@ def test_values_are_spread_over_an_axis(
 
 def test_names_are_cut_to_what_tells_them_apart() -> None:
     assert parameters._last_parts(["optim.lr", "blockout.charge", "a.rate", "b.rate"]) == [
-        "lr", "charge", "a.rate", "b.rate",
+        "lr", "cost_penalty", "a.rate", "b.rate",
     ]  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_images_of_extreme_classes_stand_below_the_classes() -> None:
 def test_agreement_stands_where_it_is_with_its_band() -> None:
     rows = [
         plots.Agreed("blockout", "learned", "kind", (0.2, 0.4), 0.3, (-0.1, 0.1)),
-        plots.Agreed("random", "rival", "kind", (-0.05,), -0.05, (-0.1, 0.1)),
+        plots.Agreed("random", "baseline", "kind", (-0.05,), -0.05, (-0.1, 0.1)),
     ]
     axes = plots.figure_agreement(rows).axes[0]
     assert [(band.get_x(), round(band.get_width(), 6)) for band in axes.patches] == [(-0.1, 0.2)] * 2

@@ -461,7 +461,7 @@ def test_agreement_is_that_of_scikit_learn() -> None:
     assert agreement(labels, others, permutations=1).adjusted_mutual_information == pytest.approx(expected, abs=1e-9)
 
 
-def test_relabelled_groups_agree_fully_and_beyond_chance() -> None:
+def test_relabeled_groups_agree_fully_and_beyond_chance() -> None:
     found = agreement(["cat", "cat", "dog", "dog", "fish", "fish"] * 3, [2, 2, 0, 0, 7, 7] * 3)
     assert found.adjusted_mutual_information == pytest.approx(1.0)
     assert found.p_value == 0.001

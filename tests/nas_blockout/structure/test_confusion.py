@@ -142,8 +142,8 @@ def test_a_network_branches_by_confusion_at_the_cost_of_one_training(
         ({"branches": 1}, "branches must be at least 2"),
         ({"split_layers": 0}, "split_layers at least 1"),
         ({"weights": "none"}, "weights must be one of"),
-        ({"learn_share": 0.0}, "learn_share must lie"),
-        ({"learning_rate_scale": -1.0}, "learning_rate_scale must be above 0"),
+        ({"learn_fraction": 0.0}, "learn_fraction must lie"),
+        ({"finetune_lr_multiplier": -1.0}, "finetune_lr_multiplier must be above 0"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, object], message: str) -> None:

@@ -21,18 +21,18 @@ from nas_blockout.structure.distill import (
     shuffled,
     threshold_for,
     transplant,
-    undivided,
+    unbranched,
 )
 
 SHAPE, CLASSES = (2, 8, 8), 5
 STAGES = stages(ConvNetSettings((6, 8), (7,)), SHAPE, CLASSES)
 
 
-def masked_network(seed: int, *, clusters: int = 3, masked: str = "all", normalise: bool = True) -> Blockout:
-    """A Blockout network with random weights, random memberships and statistics of normalisation that matter."""
+def masked_network(seed: int, *, clusters: int = 3, masked: str = "all", normalize: bool = True) -> Blockout:
+    """A Blockout network with random weights, random memberships and statistics of normalization that matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        dense = BranchedNetwork(STAGES, dense_of(STAGES), channels=2, normalise_logits=normalise)
+        dense = BranchedNetwork(STAGES, dense_of(STAGES), channels=2, normalize_logits=normalize)
         for name, buffer in dense.named_buffers():
             if "running" in name:
                 buffer.uniform_(0.5, 2.0)
@@ -54,8 +54,8 @@ def images(seed: int) -> Tensor:
     return torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def branched_of(architecture: object, *, normalise: bool) -> BranchedNetwork:
-    return BranchedNetwork(STAGES, architecture, channels=2, normalise_logits=normalise).eval()  # type: ignore[arg-type]
+def branched_of(architecture: object, *, normalize: bool) -> BranchedNetwork:
+    return BranchedNetwork(STAGES, architecture, channels=2, normalize_logits=normalize).eval()  # type: ignore[arg-type]
 
 
 @given(
@@ -63,16 +63,16 @@ def branched_of(architecture: object, *, normalise: bool) -> BranchedNetwork:
     threshold=st.floats(0.01, 0.99),
     masked=st.sampled_from(["head", "all"]),
     clusters=st.integers(1, 5),
-    normalise=st.booleans(),
+    normalize=st.booleans(),
 )
 @settings(max_examples=50, deadline=None)
 def test_branched_network_equals_the_masked_one(
-    seed: int, threshold: float, masked: str, clusters: int, normalise: bool
+    seed: int, threshold: float, masked: str, clusters: int, normalize: bool
 ) -> None:
-    model = masked_network(seed, clusters=clusters, masked=masked, normalise=normalise)
+    model = masked_network(seed, clusters=clusters, masked=masked, normalize=normalize)
     p = probabilities(model)
     distilled = distil(p, harden(p, threshold))
-    branched = branched_of(distilled.architecture, normalise=normalise)
+    branched = branched_of(distilled.architecture, normalize=normalize)
     for dtype, bound in TOLERANCE.items():
         assert largest_difference(model, distilled, branched, images(seed).to(dtype)) <= bound
     transplant(model, distilled, branched)
@@ -184,12 +184,12 @@ def test_small_groups_join_the_most_similar_large_one() -> None:
         "classes": torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.bool),
     }
     p = {name: value.double() for name, value in hard.items()}
-    found = distil(p, hard, smallest_group=2)
+    found = distil(p, hard, min_group_size=2)
     assert [(g.clusters, g.width) for g in found.architecture.layers[0].groups] == [((0,), 3), ((1, 2), 3)]
     assert found.memberships["hidden"][-1].tolist() == [0, 0, 0], "a node without a cluster stays without"
-    everything = distil(p, hard, smallest_group=100)
+    everything = distil(p, hard, min_group_size=100)
     assert [(g.clusters, g.width) for g in everything.architecture.layers[0].groups] == [((0,), 6)]
-    assert distil(p, hard, smallest_group=1).architecture == distil(p, hard).architecture
+    assert distil(p, hard, min_group_size=1).architecture == distil(p, hard).architecture
 
 
 def test_placebo_keeps_the_rows_of_every_layer_and_the_cost() -> None:
@@ -207,8 +207,8 @@ def test_placebo_keeps_the_rows_of_every_layer_and_the_cost() -> None:
 
 def test_undivided_keeps_the_nodes_and_every_connection_between_them() -> None:
     p = probabilities(masked_network(4))
-    divided, whole = harden(p, 0.5), harden(undivided(p), 0.5)
-    found = distil(undivided(p), whole).architecture
+    divided, whole = harden(p, 0.5), harden(unbranched(p), 0.5)
+    found = distil(unbranched(p), whole).architecture
     assert [layer.width for layer in found.layers] == [int(hard.any(1).sum()) for hard in divided.values()]
     assert all(torch.equal(whole[name][:, 0], hard.any(1)) for name, hard in divided.items())
     assert found.is_dense
@@ -221,14 +221,14 @@ def test_undivided_keeps_the_nodes_and_every_connection_between_them() -> None:
         ({"threshold": 0.0}, "threshold must lie between"),
         ({"thresholds": (0.5, 1.0)}, r"each of thresholds must lie between 0 and 1, got thresholds=\[0.5, 1.0\]"),
         ({"thresholds": (0.5,), "fill_target": True}, "give thresholds without it"),
-        ({"learn_share": 1.0}, "learn_share must lie between"),
+        ({"learn_fraction": 1.0}, "learn_fraction must lie between"),
         ({"target_macs": 1.5}, r"0\.\.1"),
-        ({"learning_rate_scale": 0.0}, "above 0"),
-        ({"thresholds": (0.6,), "surplus": "magnitude"}, "give them with surplus='probability'"),
-        ({"surplus": "size"}, "surplus must be one of probability, magnitude"),
+        ({"finetune_lr_multiplier": 0.0}, "above 0"),
+        ({"thresholds": (0.6,), "trim_by": "magnitude"}, "give them with trim_by='probability'"),
+        ({"trim_by": "size"}, "trim_by must be one of probability, magnitude"),
         ({"learn_schedule": "linear"}, "learn_schedule must be one of same, cosine, constant"),
         ({"draws": 0}, "draws=0"),
-        ({"smallest_group": 0}, "smallest_group=0"),
+        ({"min_group_size": 0}, "min_group_size=0"),
         ({"target_parameters": 0.0}, "target_parameters=0.0"),
         ({"weights": "old"}, "weights must be one of"),
         ({"placebo": "rows"}, "placebo must be one of"),

@@ -43,7 +43,7 @@ def test_magnitudes_equal_a_loop_over_nodes(splits: Splits) -> None:
     for node in range(8):
         into = sum(float(value) ** 2 for value in rows[node].flatten())
         out = sum(float(value) ** 2 for value in columns[:, node].flatten())
-        energies.append((into + 1.0 + out) / 3)  # batch normalisation starts with a scale of one
+        energies.append((into + 1.0 + out) / 3)  # batch normalization starts with a scale of one
     mean = sum(energies) / len(energies)
     expected = torch.tensor([[energy / mean / (1 + energy / mean)] for energy in energies])
     torch.testing.assert_close(found["features"], expected)
@@ -57,7 +57,7 @@ def test_nodes_without_weights_go_first(splits: Splits) -> None:
     with torch.no_grad():
         stage(network, "hidden").get_parameter("operations.0.weight")[4] = 0
         stage(network, "classes").get_parameter("operations.0.weight")[:, 4] = 0
-        stage(network, "hidden").get_parameter("normalise.weight")[4] = 0
+        stage(network, "hidden").get_parameter("normalize.weight")[4] = 0
     found = magnitudes(network)
     assert int(found["hidden"].argmin()) == 4
     assert float(found["hidden"][4]) == 0
@@ -88,8 +88,8 @@ def test_pruning_needs_a_dense_network() -> None:
     ("change", "message"),
     [
         ({"target_macs": 0.0}, "target_macs must lie"),
-        ({"learn_share": 1.0}, "learn_share must lie"),
-        ({"learning_rate_scale": 0.0}, "learning_rate_scale must be above 0"),
+        ({"learn_fraction": 1.0}, "learn_fraction must lie"),
+        ({"finetune_lr_multiplier": 0.0}, "finetune_lr_multiplier must be above 0"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, float], message: str) -> None:

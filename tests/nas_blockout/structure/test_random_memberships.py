@@ -34,11 +34,11 @@ class Case:
     widths: tuple[int, ...]
     clusters: int
     masked: str
-    normalise: bool
+    normalize: bool
     prior: float
     spread: float
     threshold: float
-    smallest_group: int
+    min_group_size: int
 
 
 CASES = st.builds(
@@ -48,11 +48,11 @@ CASES = st.builds(
     widths=st.lists(st.integers(1, 12), min_size=2, max_size=4).map(tuple),
     clusters=st.integers(1, 6),
     masked=st.sampled_from(["head", "all"]),
-    normalise=st.booleans(),
+    normalize=st.booleans(),
     prior=st.floats(-3, 3),
     spread=st.floats(0.1, 4),
     threshold=st.floats(0.01, 0.99),
-    smallest_group=st.integers(1, 4),
+    min_group_size=st.integers(1, 4),
 )
 
 
@@ -68,7 +68,7 @@ def masked_network(case: Case, plan: tuple[Stage, ...], channels: int) -> Blocko
     """A network in float64 with random weights, statistics and memberships."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)
-        dense = BranchedNetwork(plan, dense_of(plan), channels=channels, normalise_logits=case.normalise)
+        dense = BranchedNetwork(plan, dense_of(plan), channels=channels, normalize_logits=case.normalize)
         for name, tensor in (*dense.named_buffers(), *dense.named_parameters()):
             if "running" in name:
                 nn.init.uniform_(tensor, 0.5, 2.0)
@@ -83,7 +83,7 @@ def masked_network(case: Case, plan: tuple[Stage, ...], channels: int) -> Blocko
     return model.double().eval()
 
 
-def relabelled(architecture: Architecture, seed: int) -> Architecture:
+def relabeled(architecture: Architecture, seed: int) -> Architecture:
     """The same network with its clusters numbered and its groups ordered otherwise."""
     generator = torch.Generator().manual_seed(seed)
     names = torch.randperm(architecture.clusters, generator=generator).tolist()
@@ -107,7 +107,7 @@ def check_structure(found: Distilled) -> None:
     labels = [label for group in architecture.layers[-1].groups for label in group.classes or ()]
     assert sorted(labels) == list(range(CLASSES))
     assert Architecture.from_json(architecture.to_json()) == architecture
-    assert relabelled(architecture, 1).hash == relabelled(architecture, 2).hash == architecture.hash
+    assert relabeled(architecture, 1).hash == relabeled(architecture, 2).hash == architecture.hash
     for layer, nodes in zip(architecture.layers, found.nodes.values(), strict=True):
         assert [len(held) for held in nodes] == [group.width for group in layer.groups]
     for before, after in pairwise(found.memberships.values()):
@@ -118,8 +118,8 @@ def check_structure(found: Distilled) -> None:
 @torch.no_grad()
 def differences(model: Blockout, found: Distilled, plan: tuple[Stage, ...], x: Tensor) -> dict[str, float]:
     """Largest difference to the masked network, of the network as it is trained and as it may be run."""
-    normalise = isinstance(model.network, BranchedNetwork) and model.network.normalise_logits is not None
-    branched = BranchedNetwork(plan, found.architecture, channels=x.shape[1], normalise_logits=normalise)
+    normalize = isinstance(model.network, BranchedNetwork) and model.network.normalize_logits is not None
+    branched = BranchedNetwork(plan, found.architecture, channels=x.shape[1], normalize_logits=normalize)
     branched = branched.to(x.dtype).eval()
     transplant(model, found, branched)
     expected = logits_under(model, x, {name: value.to(x.dtype) for name, value in found.memberships.items()})
@@ -134,7 +134,7 @@ def test_every_distilled_network_is_valid_and_equals_the_masked_one(case: Case) 
     plan, shape = plan_of(case)
     model = masked_network(case, plan, shape[0])
     p = {name: value.detach() for name, value in model.probabilities().items()}
-    found = distil(p, harden(p, case.threshold), smallest_group=case.smallest_group)
+    found = distil(p, harden(p, case.threshold), min_group_size=case.min_group_size)
     check_structure(found)
     assert macs_of(found.architecture, plan, shape[0]) <= macs_of(dense_of(plan), plan, shape[0])
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(case.seed), dtype=torch.float64)

@@ -15,10 +15,10 @@ from services.study_config.schema import Study, parse, resolve
 SEEDS = [0, 1, 2, 3, 4]
 PASSES = 4800
 ARMS: dict[str, Any] = {
-    "dense": {"purpose": "the whole network"},
+    "dense": {"description": "the whole network"},
     "dropout": {"method": {"name": "dropout"}},
     "blockout": {"method": {"name": "blockout", "clusters": 4}, "distillation": {"target_macs": 0.5}},
-    "placebo-nodes": {"like": "blockout", "distillation": {"placebo": "nodes"}},
+    "placebo-nodes": {"extends": "blockout", "distillation": {"placebo": "nodes"}},
     "widths": {"method": {"name": "blockout", "clusters": 1}, "distillation": {"target_macs": 0.5}},
     "thin": {"match": {"arm": "blockout", "quantity": "macs"}},
 }
@@ -37,7 +37,7 @@ def study_of(
     arms: Mapping[str, Any] = ARMS, seeds: list[int] = SEEDS, budget: Mapping[str, float] | None = None
 ) -> Study:
     document = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "by-hand",
         "budget": {"tolerance": 0.02, **(budget or {"sample_passes": 6 * PASSES})},
         "retrain": {"seeds": seeds},
@@ -109,7 +109,7 @@ def test_the_document_has_the_keys_that_programs_rely_on() -> None:
         "retrain": {"sample_passes": 5 * PASSES, "seconds": 10.0},
         "overhead_seconds": 0.5 + 5 * 0.25,
         "forfeited_sample_passes": 0,
-        "superseded": {"sample_passes": 0, "seconds": 0.0},
+        "stale": {"sample_passes": 0, "seconds": 0.0},
     }
     assert set(arm["test_accuracy"]) == {"mean", "std", "ci95", "per_seed"}
     assert arm["test_accuracy"]["per_seed"]["3"] == 0.93
@@ -305,26 +305,26 @@ def test_an_empty_study_says_so() -> None:
 def test_roles_follow_from_settings() -> None:
     more = {
         "hard-fixed": {"method": {"name": "blockout", "mode": "hard-fixed"}},
-        "scratch": {"like": "blockout", "distillation": {"weights": "scratch"}},
-        "placebo-random": {"like": "blockout", "distillation": {"weights": "scratch", "placebo": "random"}},
-        "undivided": {"like": "blockout", "distillation": {"placebo": "undivided"}},
+        "scratch": {"extends": "blockout", "distillation": {"weights": "scratch"}},
+        "placebo-random": {"extends": "blockout", "distillation": {"weights": "scratch", "placebo": "random"}},
+        "unbranched": {"extends": "blockout", "distillation": {"placebo": "unbranched"}},
         "pruned": {"pruning": {}, "match": {"arm": "blockout"}},
         "confusion": {"confusion": {}},
     }
     study = study_of({**ARMS, **more})
     assert {name: role(arm) for name, arm in study.arms.items()} == {
-        "dense": "rival",
-        "dropout": "control",
+        "dense": "baseline",
+        "dropout": "ablation",
         "blockout": "learned",
         "placebo-nodes": "placebo",
-        "widths": "control",
-        "thin": "control",
-        "hard-fixed": "control",
-        "scratch": "control",
+        "widths": "ablation",
+        "thin": "ablation",
+        "hard-fixed": "ablation",
+        "scratch": "ablation",
         "placebo-random": "placebo",
-        "undivided": "control",
-        "pruned": "control",
-        "confusion": "rival",
+        "unbranched": "ablation",
+        "pruned": "ablation",
+        "confusion": "baseline",
     }
 
 
@@ -381,7 +381,7 @@ def test_a_retrained_model_without_a_test_accuracy_is_refused() -> None:
         ({"reason": "because"}, "either a ranking or the reason"),
         ({"ranking": None}, "either a ranking or the reason"),
         ({"ranking": ["dense"]}, "names every arm once"),
-        ({"schema_version": 2}, "Input should be 1"),
+        ({"schema_version": 3}, "Input should be 2"),
     ],
 )
 def test_documents_that_contradict_themselves_are_refused(change: dict[str, Any], message: str) -> None:

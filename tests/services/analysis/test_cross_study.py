@@ -18,7 +18,7 @@ IMAGES, ONE = 50, 100
 
 def study_of(name: str, **changes: Any) -> Study:
     document = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": name,
         "data": {"name": "digits", "train_samples": IMAGES},
         "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
@@ -40,7 +40,7 @@ def record(settings: Settings, pretend: Any, name: str, *, finished: bool = True
     study = study_of(name, **changes)
     with Store.open(settings.store_url) as store:
         store.create_study(name, config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
-        pretend(store, study, at_once=1)
+        pretend(store, study, max_concurrent_trials=1)
         if finished:
             store.finish_study(name, "complete")
 
@@ -95,10 +95,10 @@ def test_only_shared_seeds_are_compared(settings: Settings, pretend: Any) -> Non
 def test_studies_of_different_data_are_refused_and_the_keys_named(settings: Settings, pretend: Any) -> None:
     record(settings, pretend, "one")
     record(settings, pretend, "two", data={"name": "digits", "train_samples": 60, "split_seed": 1})
-    with pytest.raises(StudyError) as refused:
+    with pytest.raises(StudyError) as infeasible:
         compare(settings, ["one", "two"])
     for part in ("data.train_samples is 50 in one and 60 in two", "data.split_seed is 0 in one and 1 in two"):
-        assert part in str(refused.value)
+        assert part in str(infeasible.value)
 
 
 def test_what_cannot_be_compared_is_refused(settings: Settings, pretend: Any) -> None:
@@ -129,7 +129,7 @@ def test_trials_open_in_pandas_with_one_row_a_trial(settings: Settings, pretend:
         assert kinds[column] == "i", column
     for column in ("seconds", "validation_accuracy", "test_accuracy", "param.optim.lr", "param.branched.skew"):
         assert kinds[column] == "f", column
-    assert kinds["superseded"] == "b"
+    assert kinds["stale"] == "b"
     assert set(frame["state"]) <= {"complete", "failed"}
     assert frame["test_accuracy"].notna().equals(frame["phase"] == "retrain")
     searched = frame[frame["phase"] == "search"]

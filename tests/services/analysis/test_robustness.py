@@ -15,7 +15,7 @@ ARMS = {"dense": {}, "dropout": {"method": {"name": "dropout"}}, "dropblock": {"
 
 def document(**changes: Any) -> dict[str, Any]:
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "by-hand",
         "budget": {"trainings": 6},
         "retrain": {"seeds": SEEDS},

@@ -14,7 +14,7 @@ TWO = {"objectives": ["accuracy", "macs"]}
 
 def study_of(arms: dict[str, Any]) -> Study:
     document = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "by-hand",
         "budget": {"sample_passes": 10 * PASSES},
         "retrain": {"seeds": [0]},
@@ -106,9 +106,9 @@ def test_what_did_not_complete_or_exceeds_a_constraint_is_on_no_front() -> None:
 
 
 def test_replicates_and_refusals_are_counted() -> None:
-    first, *rest = searched("a", (0.8, 100), (0.7, 90), (0.6, 80), replicate_of=0, refused=3)
+    first, *rest = searched("a", (0.8, 100), (0.7, 90), (0.6, 80), replicate_of=0, infeasible=3)
     document = build(study_of({"a": {}}), [first, *rest])
-    assert (document.arms["a"].replicates, document.arms["a"].refused) == (3, 9)
+    assert (document.arms["a"].replicates, document.arms["a"].infeasible) == (3, 9)
 
 
 def test_an_arm_whose_trials_all_exceed_a_constraint_waits_for_no_retraining() -> None:

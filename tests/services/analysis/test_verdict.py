@@ -79,10 +79,10 @@ def document(
 
 
 ARMS = {
-    "dense": arm("rival", 0.90),
+    "dense": arm("baseline", 0.90),
     "blockout": arm("learned", 0.92),
     "placebo-nodes": arm("placebo", 0.919),
-    "thin": arm("control", 0.89),
+    "thin": arm("ablation", 0.89),
 }
 
 
@@ -127,7 +127,7 @@ def test_a_study_without_pairs_says_so() -> None:
 
 
 def test_a_rival_that_leads_speaks_of_itself() -> None:
-    arms = {"a": arm("rival", 0.8), "blockout": arm("rival", 0.7)}
+    arms = {"a": arm("baseline", 0.8), "blockout": arm("baseline", 0.7)}
     text = sentence(document(arms, [pair("a", -0.1, "worse")]))
     assert text == (
         "By mean test accuracy: a 80.00%, blockout 70.00%; a is better than blockout by 10.00 points (p = 0.01)."
@@ -135,7 +135,7 @@ def test_a_rival_that_leads_speaks_of_itself() -> None:
 
 
 def test_seeds_without_a_model_are_named() -> None:
-    arms = {**ARMS, "thin": arm("control", 0.89, missing=(1, 2)), "dense": arm("rival", 0.9, missing=(1,))}
+    arms = {**ARMS, "thin": arm("ablation", 0.89, missing=(1, 2)), "dense": arm("baseline", 0.9, missing=(1,))}
     text = sentence(document(arms, [pair("thin", 0.01, "no difference shown", effect=None)], seeds=(0,)))
     assert text.endswith("; dense has no model for seed 1; thin has no model for seeds 1 and 2.")
     assert "the seeds could have shown no difference of any size" in text
@@ -171,5 +171,5 @@ def test_tables_have_a_cell_a_column(reason: str | None) -> None:
 
 
 def test_an_arm_without_a_model_has_dashes() -> None:
-    rows = arm_rows(document({"dead": arm("rival", None)}, [], reason="no retrained model in dead"))
+    rows = arm_rows(document({"dead": arm("baseline", None)}, [], reason="no retrained model in dead"))
     assert rows[0][:4] == ("dead", "-", "-", "-")

@@ -21,7 +21,7 @@ from services.store import Store
 
 ROOT = "q7Rz_0vLw2-Xb9TnYd4K"
 STUDY: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "tiny",
     "question": "Größer? 漢字",
     "data": {"name": "digits", "train_samples": 50},

@@ -38,7 +38,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 ROOT = "q7Rz_0vLw2-Xb9TnYd4K"
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLE = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "tiny",
     "data": {"name": "digits", "train_samples": 50},
     "budget": {"sample_passes": 300},

@@ -95,7 +95,7 @@ def test_a_token_that_was_revoked_reads_no_answer_that_is_kept(ann, store, kept,
     assert ann.get("/v1/studies").status_code == 200
     store.revoke_token(store.tokens("ann")[0].id)
     monkeypatch.setattr("services.api.caches.token_cache.REMEMBERED_SECONDS", 0.0)
-    told(ann.get("/v1/studies"), 401, "unauthorised")
+    told(ann.get("/v1/studies"), 401, "unauthorized")
 
 
 def test_what_was_asked_before_a_change_is_not_given_to_who_asks_after_it(kept):

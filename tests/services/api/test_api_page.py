@@ -71,7 +71,7 @@ def test_a_session_ends_with_its_token_and_by_logging_out(visitor, store):
 
 def test_a_session_reads_the_api_and_does_not_write_to_it(visitor, study, told):
     assert visitor.get("/v1/studies").json()["studies"] == []
-    told(visitor.post("/v1/studies", json=study), 401, "unauthorised")
+    told(visitor.post("/v1/studies", json=study), 401, "unauthorized")
 
 
 def test_a_form_of_another_site_or_session_changes_nothing(visitor, client, store, study, told):

@@ -107,7 +107,7 @@ def test_who_has_no_valid_token_is_told_nothing(client, settings, store, told):
     for each in headers:
         for method, path in (("GET", "/v1/studies"), ("GET", "/v1/studies/tiny"), ("POST", "/v1/studies")):
             answer = stranger.request(method, path, headers=each)
-            told(answer, 401, "unauthorised")
+            told(answer, 401, "unauthorized")
             assert answer.headers["www-authenticate"] == "Bearer"
 
 
@@ -119,10 +119,10 @@ def test_a_token_that_is_revoked_changes_nothing_more_and_reads_for_less_than_a_
     for each in (ann, bob):
         assert each.get("/v1/studies").status_code == 200
     store.revoke_token(store.tokens("ann")[0].id)
-    told(ann.post("/v1/studies", json=study), 401, "unauthorised")
+    told(ann.post("/v1/studies", json=study), 401, "unauthorized")
     assert ann.get("/v1/studies").status_code == 200
     monkeypatch.setattr("services.api.caches.token_cache.REMEMBERED_SECONDS", 0.0)
-    told(ann.get("/v1/studies"), 401, "unauthorised")
+    told(ann.get("/v1/studies"), 401, "unauthorized")
     assert bob.post("/v1/studies", json=study).status_code == 201
 
 

@@ -178,7 +178,7 @@ def test_a_study_is_cancelled_and_resumed(ann, study, store, told):
 
 def test_a_study_that_has_ended_is_extended(ann, study, store, told):
     before = give(ann, study)
-    changes = {"assignments": ["retrain.seeds=[0, 1, 2]", "arms.wide={like: dense, purpose: again}"]}
+    changes = {"assignments": ["retrain.seeds=[0, 1, 2]", "arms.wide={extends: dense, description: again}"]}
     told(ann.post("/v1/studies/tiny/extend", json=changes), 409, "wrong_state")
     store.lease("one", seconds=NEVER)
     store.settle("tiny", "one", "complete")

@@ -71,7 +71,7 @@ def test_shares_are_of_each_limit() -> None:
 
 def study(budget: dict[str, float]) -> Study:
     document = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "example",
         "training": {"epochs": 2},
         "budget": budget,
@@ -84,11 +84,11 @@ def study(budget: dict[str, float]) -> Study:
 SECONDS = {"fast": 1.0, "slow": 3.0}
 
 
-def run(budget: dict[str, float], *, at_once: int = 1) -> Plan:
+def run(budget: dict[str, float], *, max_concurrent_trials: int = 1) -> Plan:
     """Run a plan to its end; a trial takes its arm's seconds."""
     plan, running = Plan(study(budget), shape=(1, 8, 8), classes=10, images=COST // 2), []
     while True:
-        while len(running) < at_once and (proposal := plan.next()) is not None:
+        while len(running) < max_concurrent_trials and (proposal := plan.next()) is not None:
             running.append(replace(proposal.entry, state="running"))
             plan.update(running[-1])
         if not running:
@@ -106,11 +106,11 @@ def run(budget: dict[str, float], *, at_once: int = 1) -> Plan:
         ({"seconds": 30.0, "sample_passes": 6 * COST}, 4, 4),
     ],
 )
-@pytest.mark.parametrize("at_once", [1, 5])
+@pytest.mark.parametrize("max_concurrent_trials", [1, 5])
 def test_a_plan_spends_what_the_first_limit_allows(
-    budget: dict[str, float], fast: int, slow: int, at_once: int
+    budget: dict[str, float], fast: int, slow: int, max_concurrent_trials: int
 ) -> None:
-    plan = run(budget, at_once=at_once)
+    plan = run(budget, max_concurrent_trials=max_concurrent_trials)
     assert plan.finished
     assert (len(plan.of("fast", SEARCH)), len(plan.of("slow", SEARCH))) == (fast, slow)
     for arm, seconds in SECONDS.items():

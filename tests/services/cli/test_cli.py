@@ -14,7 +14,7 @@ from services.study_config.schema import parse, resolve
 from tests.services.program import Call, here
 
 STUDY: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "tiny",
     "data": {"name": "digits", "train_samples": 50},
     "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},

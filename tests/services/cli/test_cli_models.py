@@ -107,7 +107,7 @@ def test_a_person_reads_class_names_and_probabilities(call: Call, made: Made) ->
     assert rest.count("%") == 2
 
 
-def test_another_size_colour_and_format_are_fitted(call: Call, made: Made, tmp_path: Path) -> None:
+def test_another_size_color_and_format_are_fitted(call: Call, made: Made, tmp_path: Path) -> None:
     with Image.open(made.pictures[0]) as drawn:
         large = drawn.resize((80, 80), Image.Resampling.NEAREST).convert("RGB")
     large.save(tmp_path / "large.png")

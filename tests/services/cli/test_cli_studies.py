@@ -11,7 +11,7 @@ from services.study_config.schema import parse, resolve
 from tests.services.program import Call, here
 
 STUDY: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "tiny",
     "data": {"name": "digits", "train_samples": 50},
     "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
@@ -42,7 +42,7 @@ def recorded(home: Path, pretend: Any) -> None:
     study = resolve(parse(STUDY, source="here"), source="here")
     with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
         store.create_study("tiny", config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
-        pretend(store, study, at_once=1)
+        pretend(store, study, max_concurrent_trials=1)
 
 
 @pytest.mark.usefixtures("recorded")
@@ -106,7 +106,7 @@ def test_studies_are_compared_in_one_table(call: Call, home: Path, pretend: Any)
     with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
         store.finish_study("tiny", "complete")
         store.create_study("other", config=other.to_json(), config_hash=other.hash, arms=list(other.arms))
-        pretend(store, other, at_once=1)
+        pretend(store, other, max_concurrent_trials=1)
         store.finish_study("other", "complete")
     ended = call("compare", "tiny", "other")
     assert ended.code == 0, ended.err

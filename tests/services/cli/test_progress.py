@@ -36,7 +36,7 @@ def rendered(renderable: object) -> str:
 def arm(name: str, mean: float) -> dict[str, object]:
     accuracy = {"mean": mean, "std": 0.01, "ci95": [mean - 0.02, mean + 0.02], "per_seed": {"0": mean, "1": mean}}
     return {
-        "role": "learned" if name == "blockout" else "control",
+        "role": "learned" if name == "blockout" else "ablation",
         "seeds_cover": "retraining",
         "trials": 4,
         "failed": 0,
@@ -58,7 +58,7 @@ def arm(name: str, mean: float) -> dict[str, object]:
 def document(*names: str) -> ComparisonDocument:
     return ComparisonDocument.model_validate(
         {
-            "schema_version": 1,
+            "schema_version": 2,
             "study": "example",
             "budget": {"unit": "sample_passes", "per_arm": 1500, "tolerance": 0.02},
             "arms": {name: arm(name, 0.9 - number / 10) for number, name in enumerate(names)},

@@ -24,7 +24,7 @@ from tests.services.topology.studies import TINY, home_of
 pytestmark = [pytest.mark.slow(120), pytest.mark.timeout(900), *RUNS_HERE]
 
 SUBMIT_BY_RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "job", "submit"]
-STUDY: dict[str, Any] = {**TINY, "name": "on-a-cluster", "workers": {"at_once": 2}}
+STUDY: dict[str, Any] = {**TINY, "name": "on-a-cluster", "workers": {"max_concurrent_trials": 2}}
 
 
 def resolved(**changes: Any) -> Study:

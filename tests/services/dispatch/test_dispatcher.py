@@ -22,7 +22,7 @@ from services.store import LeaseLost, Store, StudyConflict
 from services.study_config.schema import Study, parse, resolve
 
 DOCUMENT = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "example",
     "data": {"name": "digits", "train_samples": 100},
     "backbone": {"name": "convnet", "channels": [8], "hidden": [16]},
@@ -271,7 +271,7 @@ def test_only_so_many_studies_are_held(store: Store) -> None:
     grid = Grid(store)
     for name in NAMES:
         enqueue(store, name)
-    first, second = worker(store, grid, "a", at_once=2), worker(store, grid, "b", at_once=2)
+    first, second = worker(store, grid, "a", max_running=2), worker(store, grid, "b", max_running=2)
     first.round()
     second.round()
     assert first.held == ("one", "two")
@@ -283,7 +283,10 @@ def test_workers_that_claim_at_once_share_the_studies_without_doubles(store: Sto
     for name in names:
         study = study_named(name)
         store.enqueue(name, document=study.to_json(), config_hash=study.hash, owner="me")
-    barrier, dispatchers = threading.Barrier(workers), [worker(store, grid, f"w{n}", at_once=8) for n in range(workers)]
+    barrier, dispatchers = (
+        threading.Barrier(workers),
+        [worker(store, grid, f"w{n}", max_running=8) for n in range(workers)],
+    )
 
     def claim(dispatcher: Dispatcher) -> None:
         barrier.wait()

@@ -30,14 +30,14 @@ ARMS: dict[str, Any] = {
 
 def study_of(*, workers: int = 2) -> Study:
     document = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "estimated",
         "data": {"name": "digits", "train_samples": IMAGES},
         "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
         "training": {"epochs": EPOCHS},
         "budget": {"sample_passes": IMAGES * EPOCHS * 5},
         "retrain": {"seeds": [0, 1]},
-        "workers": {"at_once": workers},
+        "workers": {"max_concurrent_trials": workers},
         "arms": ARMS,
     }
     return resolve(parse(document, source="x"), source="x")
@@ -117,6 +117,6 @@ def test_seconds_of_stages_are_weighed_by_their_epochs() -> None:
     experiment = study_of().arms["blockout"].experiment
     ends = [("learn", 5.0), ("learn", 8.0), ("finetune", 20.0), ("finetune", 21.0)]
     records = [EpochRecord(n, 0, end, 0.1, 0.0, 0.0, 0.5, stage) for n, (stage, end) in enumerate(ends)]
-    share = experiment.distillation.learn_share if experiment.distillation else 0.0
+    share = experiment.distillation.learn_fraction if experiment.distillation else 0.0
     assert epoch_seconds(experiment, records) == pytest.approx(share * 3.0 + (1 - share) * 1.0)
     assert epoch_seconds(experiment, records[:1]) == 5.0

@@ -20,7 +20,7 @@ from services.study_config.schema import Study, parse, resolve
 EPOCHS, IMAGES = 9, 50
 ASHA = {"name": "asha", "reduction_factor": 3}
 STUDY: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "driven",
     "data": {"name": "digits", "train_samples": IMAGES},
     "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
@@ -165,7 +165,7 @@ def test_what_exceeds_the_constraints_is_never_trained(tmp_path: Path, splits: S
     assert row.reason is not None
     assert row.reason.startswith("no network within the constraints among 100 proposals")
     assert (machine.store.attempts(row.id), machine.store.epochs(row.id)) == ((), ())
-    assert len(row.params["refused"]) == 100
+    assert len(row.params["infeasible"]) == 100
 
 
 def test_a_trial_that_could_not_be_proposed_is_not_run_after_a_death_either(tmp_path: Path, splits: Splits) -> None:

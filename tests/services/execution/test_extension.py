@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.analysis.comparison import Trial, build
-from services.budget.accounting import standing, superseded
+from services.budget.accounting import stale, standing
 from services.execution.extension import additions, enter, keep_comparison, looks
 from services.files.study_dir import Folder, write_json
 from services.finalize.finalize import exported_trials
@@ -17,7 +17,7 @@ from services.study_config.schema import Study, parse, resolve
 IMAGES = 50
 ONE = 2 * IMAGES
 DOCUMENT: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "grows",
     "data": {"name": "digits", "train_samples": IMAGES},
     "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
@@ -47,7 +47,7 @@ def go_on(asked: Study, store: Store, folder: Folder, pretend: Any) -> tuple[Tri
     ran, row = enter(asked, store, folder)
     if row.state != "complete":
         store.claim_study(asked.name)
-        pretend(store, ran, at_once=1)
+        pretend(store, ran, max_concurrent_trials=1)
         rows = store.trials(asked.name)
         write_json(folder.comparison, build(ran, map(Trial.of, rows)).model_dump(mode="json"))
         store.finish_study(asked.name, "complete")
@@ -60,7 +60,7 @@ def test_an_extended_study_ends_as_the_larger_one_would_have(store: Store, home:
     assert extended[: len(first)] == first
     straight_study = study(name="straight", **LARGER)
     store.create_study("straight", config=straight_study.to_json(), config_hash="x", arms=list(straight_study.arms))
-    pretend(store, straight_study, at_once=1)
+    pretend(store, straight_study, max_concurrent_trials=1)
     straight = store.trials("straight")
     for arm in ("random", "tpe"):
         mine, theirs = ([t for t in rows if (t.arm, t.phase) == (arm, "search")] for rows in (extended, straight))
@@ -83,7 +83,7 @@ def test_a_new_winner_is_retrained_anew_and_an_old_one_only_with_the_new_seeds(
         searched = [t for t in rows if (t.arm, t.phase, t.state) == (arm, "search", "complete")]
         winners[arm] = max(searched, key=lambda t: (t.score or 0.0, -t.number))
     changed = {arm for arm, winner in winners.items() if winner.id not in {t.id for t in first}}
-    gone = superseded(rows)
+    gone = stale(rows)
     assert {t.arm for t in gone} >= changed
     assert changed, "the made-up results must change a winner"
     for t in standing(rows):
@@ -103,8 +103,8 @@ def test_what_superseded_retrainings_cost_is_shown_and_not_held_against_their_ar
     rows = go_on(larger, store, home, pretend)
     document = build(larger, map(Trial.of, rows), extensions=len(looks(home)))
     assert document.extensions == 1
-    total = sum(arm.cost.superseded.sample_passes for arm in document.arms.values())
-    assert total == sum(row.sample_passes for row in superseded(rows)) > 0
+    total = sum(arm.cost.stale.sample_passes for arm in document.arms.values())
+    assert total == sum(row.sample_passes for row in stale(rows)) > 0
     for arm in document.arms.values():
         assert arm.cost.retrain.sample_passes == 3 * ONE
         assert arm.test_accuracy is not None
@@ -128,16 +128,16 @@ def test_more_arms_are_added_and_the_old_comparison_is_kept(store: Store, home: 
 def test_a_study_is_found_by_what_it_was_before_it_was_extended(store: Store, home: Folder, pretend: Any) -> None:
     go_on(study(), store, home, pretend)
     rows = go_on(study(**LARGER), store, home, pretend)
-    found, row = enter(study(workers={"at_once": 7}), store, home)
+    found, row = enter(study(workers={"max_concurrent_trials": 7}), store, home)
     assert row.state == "complete"
     assert found.config.budget.sample_passes == 14 * ONE
-    assert found.config.workers.at_once == 7
+    assert found.config.workers.max_concurrent_trials == 7
     assert store.trials("grows") == rows
 
 
 def test_nothing_happens_where_nothing_is_added(store: Store, home: Folder, pretend: Any) -> None:
     go_on(study(), store, home, pretend)
-    _, row = enter(study(workers={"at_once": 7}, question="Why?"), store, home)
+    _, row = enter(study(workers={"max_concurrent_trials": 7}, question="Why?"), store, home)
     assert row.state == "complete"
     assert looks(home) == []
 
@@ -180,10 +180,10 @@ def test_what_does_not_only_add_is_refused_and_its_key_named(
 ) -> None:
     with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
         rows = go_on(study(), store, home, pretend)
-        with pytest.raises(StudyConflict) as refused:
+        with pytest.raises(StudyConflict) as infeasible:
             enter(study(**changes), store, home)
-        assert said in str(refused.value)
-        assert "only a larger budget, more seeds, further arms" in str(refused.value)
+        assert said in str(infeasible.value)
+        assert "only a larger budget, more seeds, further arms" in str(infeasible.value)
         assert store.trials("grows") == rows
         assert store.study("grows").state == "complete"
     assert home.comparison.exists()

@@ -88,8 +88,8 @@ def test_a_model_that_an_extension_replaced_names_its_successor(projection: Proj
     log(projection, seed, arm=arm)
     latest, found = parent(projection).data.tags["nas.model"], models(projection)
     assert found.keys() == {first, latest}
-    assert found[first].tags["nas.superseded"] == latest
-    assert "nas.superseded" not in found[latest].tags
+    assert found[first].tags["nas.stale"] == latest
+    assert "nas.stale" not in found[latest].tags
     assert found[latest].name == arm
     mlflow.set_tracking_uri(projection.uri)
     with torch.no_grad():
@@ -105,4 +105,4 @@ def test_a_model_whose_logging_was_cut_off_is_logged_again(projection: Projectio
     log(projection, 0)
     tags = parent(projection).data.tags
     assert tags["nas.model"] != first
-    assert models(projection)[first].tags["nas.superseded"] == tags["nas.model"]
+    assert models(projection)[first].tags["nas.stale"] == tags["nas.model"]

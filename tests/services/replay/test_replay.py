@@ -21,7 +21,7 @@ from services.study_config.schema import Study, StudyError, parse, resolve
 IMAGES = 50
 TRIALS = 6
 DOCUMENT: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "recorded",
     "data": {"name": "digits", "train_samples": IMAGES},
     "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
@@ -45,12 +45,12 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path, store_url=f"sqlite:///{tmp_path / 'store.db'}")
 
 
-def record(settings: Settings, pretend: Any, *, at_once: int = 1) -> None:
+def record(settings: Settings, pretend: Any, *, max_concurrent_trials: int = 1) -> None:
     """Record the study, run with made-up results by so many workers."""
     resolved = study()
     with Store.open(settings.store_url) as store:
         store.create_study("recorded", config=resolved.to_json(), config_hash=resolved.hash, arms=list(resolved.arms))
-        pretend(store, resolved, at_once=at_once)
+        pretend(store, resolved, max_concurrent_trials=max_concurrent_trials)
 
 
 def pool_of(seconds: list[float], scores: list[float | None]) -> list[Recorded]:
@@ -68,9 +68,11 @@ def pool_of(seconds: list[float], scores: list[float | None]) -> list[Recorded]:
 # -- what really happened
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_every_trial_that_really_ran_is_proposed_again(settings: Settings, pretend: Any, at_once: int) -> None:
-    record(settings, pretend, at_once=at_once)
+@pytest.mark.parametrize("max_concurrent_trials", [1, 3])
+def test_every_trial_that_really_ran_is_proposed_again(
+    settings: Settings, pretend: Any, max_concurrent_trials: int
+) -> None:
+    record(settings, pretend, max_concurrent_trials=max_concurrent_trials)
     found = replayed(settings, "recorded", Request(repeats=1))
     assert faithful(found.reproduction)
     with Store.open(settings.store_url) as store:
@@ -119,7 +121,7 @@ def test_a_study_that_was_extended_is_asked_as_it_was_at_the_time(settings: Sett
         store.finish_study("recorded", "complete")
         store.reopen_study("recorded", reason="more", config=longer.to_json(), config_hash=longer.hash)
         before = len(store.trials("recorded"))
-        pretend(store, longer, at_once=2)
+        pretend(store, longer, max_concurrent_trials=2)
         assert len(store.trials("recorded")) > before
     assert faithful(replayed(settings, "recorded", Request(repeats=1)).reproduction)
 

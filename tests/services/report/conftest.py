@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nas_blockout.data import Preprocessing, Splits
-from nas_blockout.data.tensor_dataset import Labelled
+from nas_blockout.data.tensor_dataset import Labeled
 from nas_blockout.statistics import significance
 from services.files.study_dir import Folder
 from services.report import ReportView, TrialView, write
@@ -17,9 +17,9 @@ from services.report.album import Album
 from tests.once import once
 
 ROLES = {
-    "dense": "rival", "dropout": "control", "random": "rival", "bayesian": "rival", "blockout": "learned",
-    "placebo-nodes": "placebo", "thin": "control", "blockout-soft": "learned", "hard-fixed": "control",
-    "confusion": "rival", "placebo-classes": "placebo", "widths": "control",
+    "dense": "baseline", "dropout": "ablation", "random": "baseline", "bayesian": "baseline", "blockout": "learned",
+    "placebo-nodes": "placebo", "thin": "ablation", "blockout-soft": "learned", "hard-fixed": "ablation",
+    "confusion": "baseline", "placebo-classes": "placebo", "widths": "ablation",
 }  # fmt: skip
 LAYERS = {"features": 96, "hidden": 128}
 EPOCH_PASSES = 150
@@ -140,7 +140,7 @@ def made_up(
         found += [retrained(draws, arm, seed, base, classes, length) for seed in range(seeds)]
     kept = [change(trial) for trial in found if keep(trial)]
     names = [str(label) for label in range(classes)] if classes <= 10 else [chr(33 + label) for label in range(classes)]
-    study = {"schema_version": 1, "name": "made-up", "question": "Does learned structure beat searched structure?",
+    study = {"schema_version": 2, "name": "made-up", "question": "Does learned structure beat searched structure?",
              "seed": 0, "retrain": {"seeds": list(range(seeds))}}  # fmt: skip
     environment = {"python": "3.11.2", "processors": 2, "packages": {"torch": "2.13.0", "mlflow": None}}
     budget = EPOCH_PASSES * length * (trials + seeds)
@@ -160,12 +160,12 @@ def made_up_splits(classes: int) -> Splits:
     """Noise of 8 x 8 pixels: four validation images a class, and as many test images as were answered."""
     generator = torch.Generator().manual_seed(0)
 
-    def images(count: int) -> Labelled:
+    def images(count: int) -> Labeled:
         pixels = torch.randint(256, (classes * count, 1, 8, 8), dtype=torch.uint8, generator=generator)
-        return Labelled(pixels, torch.arange(classes).repeat_interleave(count))
+        return Labeled(pixels, torch.arange(classes).repeat_interleave(count))
 
     preprocessing = Preprocessing(1, 8, 8, mean=(0.5,), std=(0.3,))
-    part, test = images(4).normalised(preprocessing), images(IMAGES)
+    part, test = images(4).normalized(preprocessing), images(IMAGES)
     names = tuple(map(str, range(classes)))
     return Splits(part, part, preprocessing=preprocessing, class_names=names, load_test=lambda: test)
 
@@ -179,7 +179,7 @@ def compared(trials: Sequence[TrialView], arms: Sequence[str], budget: int) -> d
     found = significance.compare(scores, pairs=pairs or None)
     ranking = list(found.ranking) if found.ranking and len(scores) == len(arms) else None
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "study": "made-up",
         "budget": {"unit": "sample_passes", "per_arm": budget, "tolerance": 0.02},
         "arms": {arm: arm_document(arm, index, trials, models[arm]) for index, arm in enumerate(arms)},
@@ -216,7 +216,7 @@ def arm_document(arm: str, index: int, trials: Sequence[TrialView], models: Mapp
     size = 40_000 + 37_000 * ((index * 3) % 7)
     lost = [t for t in own if t.state in ("failed", "pruned")]
     return {
-        "purpose": "made up",
+        "description": "made up",
         "role": ROLES[arm],
         "seeds_cover": "retraining",
         "trials": len(own),

@@ -3,15 +3,15 @@
 import torch
 
 from nas_blockout.data import Preprocessing, Splits
-from nas_blockout.data.tensor_dataset import Labelled
+from nas_blockout.data.tensor_dataset import Labeled
 from services.report.album import MOST_PIXELS, Album
 
 
 def splits(pixels: torch.Tensor, labels: list[int]) -> Splits:
-    images = Labelled(pixels, torch.tensor(labels))
+    images = Labeled(pixels, torch.tensor(labels))
     channels = pixels.shape[1]
     preprocessing = Preprocessing(channels, *pixels.shape[2:], mean=(0.4,) * channels, std=(0.2,) * channels)
-    part = images.normalised(preprocessing)
+    part = images.normalized(preprocessing)
     return Splits(part, part, preprocessing=preprocessing, class_names=("a", "b"), load_test=lambda: images)
 
 
@@ -19,14 +19,14 @@ def noise(count: int, channels: int, side: int) -> torch.Tensor:
     return torch.randint(256, (count, channels, side, side), dtype=torch.uint8, generator=torch.manual_seed(0))
 
 
-def test_grey_images_of_a_class_are_the_first_ones_and_unchanged() -> None:
+def test_gray_images_of_a_class_are_the_first_ones_and_unchanged() -> None:
     pixels = noise(4, 1, 8)
     found = Album(splits(pixels, [0, 1, 1, 1])).of_class(1, 2)
     assert [image.tolist() for image in found] == pixels[1:3, 0].tolist()
     assert found[0].dtype.name == "uint8"
 
 
-def test_colours_come_last_and_large_images_are_made_small() -> None:
+def test_colors_come_last_and_large_images_are_made_small() -> None:
     found = Album(splits(noise(2, 3, 3 * MOST_PIXELS), [0, 1])).of_class(0, 5)
     assert [image.shape for image in found] == [(MOST_PIXELS, MOST_PIXELS, 3)]
 

@@ -388,7 +388,7 @@ def test_how_every_arm_was_searched_and_what_it_traded_is_told(made_up: MadeUp) 
     comparison["arms"]["random"] |= {
         "front": {**front, "reference_point": {"accuracy": 0, "macs": 4e6}, "hypervolume": 0.4375},
         "replicates": 3,
-        "refused": 12,
+        "infeasible": 12,
         "ended_by": "space",
     }
     study = {**view.study, "arms": {"dense": {"searcher": "grid"}, "random": {"searcher": "tpe"}}}

@@ -29,8 +29,8 @@ OUTSIDE = """() => [...document.querySelectorAll('svg')].flatMap(svg => {
 })"""
 FAINT = """() => [...document.querySelectorAll('p, td, th, dt, dd, figcaption, caption, summary, text')].filter(e => {
   const linear = share => share <= .04 ? share / 12.92 : ((share + .055) / 1.055) ** 2.4;
-  const light = colour => {
-    const [r, g, b] = colour.match(/[0-9.]+/g).map(part => linear(part / 255));
+  const light = color => {
+    const [r, g, b] = color.match(/[0-9.]+/g).map(part => linear(part / 255));
     return .2126 * r + .7152 * g + .0722 * b;
   };
   const style = getComputedStyle(e);

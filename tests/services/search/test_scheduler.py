@@ -17,7 +17,7 @@ SEEDS = [0, 1]
 
 def study(arms: dict[str, object], *, trials: int = 4) -> Study:
     document = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "example",
         "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
         "training": {"epochs": EPOCHS},
@@ -47,10 +47,12 @@ def outcome(entry: Entry, *, failing: bool = False) -> Entry:
     return replace(entry, state="complete", spent=entry.planned, score=score, macs=1000 + entry.number)
 
 
-def run_to_end(plan: Plan, *, at_once: int = 1, seed: int = 0, fails: frozenset[int] = frozenset()) -> list[Entry]:
+def run_to_end(
+    plan: Plan, *, max_concurrent_trials: int = 1, seed: int = 0, fails: frozenset[int] = frozenset()
+) -> list[Entry]:
     rng, running, order = random.Random(seed), [], []
     while True:
-        while len(running) < at_once and (proposal := plan.next()) is not None:
+        while len(running) < max_concurrent_trials and (proposal := plan.next()) is not None:
             entry = replace(proposal.entry, state="running")
             plan.update(entry)
             running.append(entry)
@@ -61,11 +63,11 @@ def run_to_end(plan: Plan, *, at_once: int = 1, seed: int = 0, fails: frozenset[
         plan.update(outcome(entry, failing=entry.phase == SEARCH and entry.number in fails))
 
 
-@given(at_once=st.integers(1, 5), seed=st.integers(0, 100))
+@given(max_concurrent_trials=st.integers(1, 5), seed=st.integers(0, 100))
 @settings(max_examples=15, deadline=None)
-def test_every_arm_spends_exactly_its_budget(at_once: int, seed: int) -> None:
+def test_every_arm_spends_exactly_its_budget(max_concurrent_trials: int, seed: int) -> None:
     plan = plan_of()
-    run_to_end(plan, at_once=at_once, seed=seed)
+    run_to_end(plan, max_concurrent_trials=max_concurrent_trials, seed=seed)
     assert plan.finished
     for arm in THREE:
         entries = [*plan.of(arm, SEARCH), *plan.of(arm, RETRAIN)]

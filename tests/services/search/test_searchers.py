@@ -23,7 +23,7 @@ TRAINING = {"space": ["training"]}
 
 def study(arm: dict[str, Any], *, trials: int = 8, **top: Any) -> Study:
     document = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "example",
         "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
         "training": {"epochs": EPOCHS},
@@ -48,7 +48,7 @@ def curve_of(entry: Entry) -> list[float]:
 
 def trained(plan: Plan, entry: Entry) -> Entry:
     """What the driver would make of a trial: epoch by epoch, stopped where the plan says."""
-    if entry.gave_up is not None:
+    if entry.search_exhausted is not None:
         return replace(entry, state="failed")
     curve = curve_of(entry)
     for epoch in range(1, EPOCHS + 1):
@@ -110,8 +110,8 @@ def test_what_was_told_decides_what_is_proposed(searcher: str) -> None:
 def test_a_searcher_draws_at_random_until_its_startup_is_over(searcher: str) -> None:
     told = run_to_end(study(SEARCHED["tpe"]))[:8]
 
-    def asked(who: str, startup: int) -> float:
-        rules = Rules(startup=startup)
+    def asked(who: str, n_startup_trials: int) -> float:
+        rules = Rules(n_startup_trials=n_startup_trials)
         return ask(who, told, 1, rules=rules).suggest_float("optim.lr", 0.0005, 0.008, log=True)
 
     assert asked(searcher, len(told) + 1) == asked("random", 1)
@@ -233,21 +233,21 @@ def test_what_exceeds_a_constraint_is_never_trained_costs_nothing_and_is_counted
     assert all(known_costs(entry.experiment, shape=SHAPE, classes=CLASSES)["macs"] <= limit for entry in found)
     assert len(searched) == trials
     assert sum(entry.spent for entry in found) == (trials + 1) * ONE
-    refused = [each for entry in searched for each in entry.refused]
-    assert refused
-    assert all(each["exceeded"]["macs"][0] > limit == each["exceeded"]["macs"][1] for each in refused)
+    infeasible = [each for entry in searched for each in entry.infeasible]
+    assert infeasible
+    assert all(each["exceeded"]["macs"][0] > limit == each["exceeded"]["macs"][1] for each in infeasible)
     assert run_to_end(given, interrupted=True) == found
 
 
 def test_tpe_learns_from_what_was_refused() -> None:
     distribution = '{"name": "FloatDistribution", "attributes": {"step": null, "low": 0.0, "high": 1.0, "log": false}}'
 
-    def refused(at: float, found: float) -> dict[str, Any]:
+    def infeasible(at: float, found: float) -> dict[str, Any]:
         return {"values": {"x": at}, "distributions": {"x": distribution}, "exceeded": {"macs": [found, 10.0]}}
 
-    told = [refused(step / 20, 10 + step) for step in range(1, 20)]
+    told = [infeasible(step / 20, 10 + step) for step in range(1, 20)]
     draws = [
-        ask("tpe", [], seed, rules=Rules(constraints=Constraints(macs=10)), refused=told).suggest_float("x", 0, 1)
+        ask("tpe", [], seed, rules=Rules(constraints=Constraints(macs=10)), infeasible=told).suggest_float("x", 0, 1)
         for seed in range(40)
     ]
     assert sum(draws) / len(draws) < 0.3  # the nearer to what is allowed, the smaller x
@@ -257,10 +257,12 @@ def test_an_arm_that_finds_nothing_within_its_constraints_gives_up_with_the_reas
     given = study({**BRANCHED, "constraints": {"macs": 10}})
     (entry,) = run_to_end(given)
     assert (entry.state, entry.planned, entry.spent) == ("failed", 0, 0)
-    assert len(entry.refused) == MOST_ASKS
-    assert entry.gave_up is not None
-    assert entry.gave_up.startswith("no network within the constraints among 100 proposals; the nearest: macs ")
-    assert entry.gave_up.endswith(" exceeds 10")
+    assert len(entry.infeasible) == MOST_ASKS
+    assert entry.search_exhausted is not None
+    assert entry.search_exhausted.startswith(
+        "no network within the constraints among 100 proposals; the nearest: macs "
+    )
+    assert entry.search_exhausted.endswith(" exceeds 10")
 
 
 def test_a_grid_skips_what_is_refused_and_gives_up_where_nothing_is_left() -> None:
@@ -269,9 +271,9 @@ def test_a_grid_skips_what_is_refused_and_gives_up_where_nothing_is_left() -> No
     found = run_to_end(given)
     arm = given.arms["arm"]
     points = grid(compose([SPACES["branched"]]), Context(arm.experiment, SHAPE, CLASSES), points=2)
-    trained_points = [entry for entry in found if entry.phase == SEARCH and entry.gave_up is None]
+    trained_points = [entry for entry in found if entry.phase == SEARCH and entry.search_exhausted is None]
     assert 0 < len(trained_points) < len(points)
-    proposed = [*trained_points, *(each for entry in found if entry.phase == SEARCH for each in entry.refused)]
+    proposed = [*trained_points, *(each for entry in found if entry.phase == SEARCH for each in entry.infeasible)]
     assert len(proposed) == len(points)
     assert run_to_end(given, interrupted=True) == found
 
@@ -288,7 +290,7 @@ def test_a_learned_network_that_turns_out_too_large_is_charged_and_cannot_win() 
     for parameters in (700, 500, 650):
         proposal = plan.next()
         assert proposal is not None
-        assert not proposal.entry.refused  # its target is within the limit, its parameters are not known yet
+        assert not proposal.entry.infeasible  # its target is within the limit, its parameters are not known yet
         score = parameters / 1000
         ended = replace(proposal.entry, state="complete", spent=ONE, score=score, macs=10, parameter_count=parameters)
         plan.update(ended)
@@ -298,7 +300,7 @@ def test_a_learned_network_that_turns_out_too_large_is_charged_and_cannot_win() 
     assert plan.next() is not None  # what exceeds a limit is told as infeasible
     tight = plan_of(study({**arm, "constraints": {"macs": limit_of(0.45)}})).next()
     assert tight is not None
-    assert tight.entry.gave_up is not None
+    assert tight.entry.search_exhausted is not None
 
 
 @pytest.mark.parametrize("searcher", ["random", "tpe", "gp", "grid"])
@@ -314,9 +316,9 @@ def test_several_objectives_are_searched_and_the_most_accurate_is_retrained(sear
     assert winner.score == max(entry.score or 0 for entry in searched)
 
 
-@pytest.mark.parametrize(("within", "number"), [(0.0, 2), (0.05, 2), (0.1, 1), (0.5, 1), (0.6, 0)])
-def test_a_preference_takes_the_least_of_those_almost_as_accurate(within: float, number: int) -> None:
-    arm = {**TRAINING, "objectives": ["accuracy", "macs"], "prefer": {"objective": "macs", "within": within}}
+@pytest.mark.parametrize(("tolerance", "number"), [(0.0, 2), (0.05, 2), (0.1, 1), (0.5, 1), (0.6, 0)])
+def test_a_preference_takes_the_least_of_those_almost_as_accurate(tolerance: float, number: int) -> None:
+    arm = {**TRAINING, "objectives": ["accuracy", "macs"], "selection": {"objective": "macs", "tolerance": tolerance}}
     plan = plan_of(study(arm))
     for score, macs in ((0.3, 1), (0.8, 5), (0.9, 9), (0.8, 5)):
         proposal = plan.next()

@@ -129,7 +129,7 @@ def test_all_tasks_run_two_at_once_though_a_worker_is_killed(tmp_path: Path) -> 
     before = signal.getsignal(signal.SIGTERM)
     given = [experiment(seed, training=LONG) if seed == 1 else experiment(seed) for seed in range(4)]
     tasks = Given(tmp_path, given, kill=1)
-    cluster.run(tasks, Resources(at_once=2), folder=tmp_path / "scratch")
+    cluster.run(tasks, Resources(max_concurrent_trials=2), folder=tmp_path / "scratch")
     assert len(tasks.killed) == 1
     assert tasks.finished
     assert tasks.lost_trials == {}
@@ -152,7 +152,7 @@ def test_failures_and_deaths_do_not_stop_the_others(tmp_path: Path) -> None:
         experiment(3),
     ]
     tasks = Killing(tmp_path, given, kill=1)
-    cluster.run(tasks, Resources(at_once=2, retries=1), folder=tmp_path / "scratch")
+    cluster.run(tasks, Resources(max_concurrent_trials=2, retries=1), folder=tmp_path / "scratch")
     failures = {report.trial: report.failure for report in tasks.reports if report.failure}
     assert set(failures) == {0, 2}
     assert "dropot" in (failures[2] or "")
@@ -167,7 +167,7 @@ def test_failures_and_deaths_do_not_stop_the_others(tmp_path: Path) -> None:
 def test_a_trial_is_stopped_where_the_driver_says_and_its_worker_goes_on_with_another(tmp_path: Path) -> None:
     tasks = Stopping(tmp_path, [experiment(seed) for seed in range(3)])
     tasks.waiting = [replace(task, rungs=(2,)) for task in tasks.waiting]
-    cluster.run(tasks, Resources(at_once=1), folder=tmp_path / "scratch")
+    cluster.run(tasks, Resources(max_concurrent_trials=1), folder=tmp_path / "scratch")
     assert sorted(tasks.records(1)) == [0, 1]
     assert sorted(tasks.results()) == [0, 2]
     assert tasks.lost_trials == {}
@@ -177,11 +177,11 @@ def test_a_trial_is_stopped_where_the_driver_says_and_its_worker_goes_on_with_an
 def test_what_the_cluster_cannot_give_is_said(tmp_path: Path) -> None:
     tasks = Given(tmp_path, [experiment(0)])
     with pytest.raises(ClusterError, match=r"one trial needs 1 CPUs and 1 GPUs, the cluster has"):
-        cluster.run(tasks, Resources(at_once=1, gpus=1.0), folder=tmp_path / "scratch")
+        cluster.run(tasks, Resources(max_concurrent_trials=1, gpus=1.0), folder=tmp_path / "scratch")
     assert tasks.reports == []
 
 
 def test_a_cluster_that_is_away_is_one_error(tmp_path: Path) -> None:
     tasks = Given(tmp_path, [experiment(0)])
     with pytest.raises(ClusterError, match=r"Ray cannot be reached at 127\.0\.0\.1:1"):
-        cluster.run(tasks, Resources(at_once=1), folder=tmp_path / "scratch", address="127.0.0.1:1")
+        cluster.run(tasks, Resources(max_concurrent_trials=1), folder=tmp_path / "scratch", address="127.0.0.1:1")

@@ -13,14 +13,14 @@ from tests.services.program import RUNS_HERE, Ended, here, of
 pytestmark = [pytest.mark.slow(50), *RUNS_HERE]
 
 STUDY: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "grows",
     "data": {"name": "digits", "train_samples": 60},
     "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
     "training": {"epochs": 3},
     "budget": {"sample_passes": 720},
     "retrain": {"seeds": [0, 1]},
-    "workers": {"at_once": 1},
+    "workers": {"max_concurrent_trials": 1},
     "export": ["random"],
     "arms": {
         "random": {"space": ["training", "branched"]},

@@ -19,14 +19,14 @@ from tests.services.program import COMMAND, of
 pytestmark = pytest.mark.slow(40)
 
 STUDY: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "interrupted",
     "data": {"name": "digits", "train_samples": 200},
     "backbone": {"name": "convnet", "channels": [8], "hidden": [16]},
     "training": {"epochs": 400, "batch_size": 16},
     "budget": {"sample_passes": 240_000},
     "retrain": {"seeds": [0, 1]},
-    "workers": {"at_once": 1},
+    "workers": {"max_concurrent_trials": 1},
     "arms": {"dense": {}},
 }
 

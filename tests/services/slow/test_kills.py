@@ -27,14 +27,14 @@ from tests.services.program import RUNS_HERE, of
 KILLS = int(os.environ.get("KILLS", "3"))
 pytestmark = [pytest.mark.slow(60), pytest.mark.timeout(400 + 60 * KILLS), *RUNS_HERE]
 STUDY: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "killed",
     "data": {"name": "digits", "train_samples": 100},
     "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [16]},
     "training": {"epochs": 40, "batch_size": 16},
     "budget": {"sample_passes": 20_000},
     "retrain": {"seeds": [0, 1]},
-    "workers": {"at_once": 1},
+    "workers": {"max_concurrent_trials": 1},
     "arms": {
         "bayesian": {"space": ["training", "branched"], "searcher": "tpe"},
         "blockout": {

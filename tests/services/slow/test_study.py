@@ -36,10 +36,10 @@ pytestmark = [pytest.mark.slow(100), *RUNS_HERE]
 
 SEEDS = [0, 1]
 STUDY: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "whole",
     "data": {"name": "digits", "train_samples": 150},
-    "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [16], "normalise_logits": True},
+    "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [16], "normalize_logits": True},
     "training": {"epochs": 6, "batch_size": 15, "learning_rate": 0.01},
     "budget": {"sample_passes": 3600},
     "retrain": {"seeds": SEEDS},
@@ -53,7 +53,7 @@ STUDY: dict[str, Any] = {
             },
             "distillation": {"target_macs": 0.8},
         },
-        "placebo-nodes": {"like": "blockout", "distillation": {"placebo": "nodes"}},
+        "placebo-nodes": {"extends": "blockout", "distillation": {"placebo": "nodes"}},
         "pruned": {"pruning": {}, "match": {"arm": "blockout"}},
         "thin": {"match": {"arm": "blockout"}},
     },
@@ -318,7 +318,13 @@ def test_mlflow_has_the_study_once(home: Path) -> None:
 
 def test_an_arm_that_diverges_ends_the_study_with_4_and_no_ranking(tmp_path: Path) -> None:
     wild = {"training": {"optimizer": "sgd", "learning_rate": 1e30}}
-    study = {**STUDY, "name": "wild", "arms": {"dense": {}, "wild": wild}, "export": [], "workers": {"at_once": 1}}
+    study = {
+        **STUDY,
+        "name": "wild",
+        "arms": {"dense": {}, "wild": wild},
+        "export": [],
+        "workers": {"max_concurrent_trials": 1},
+    }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     found = here("run", tmp_path / "study.yaml", **of(tmp_path, tracking=None))
     assert found.code == 4, found.err[-3000:]

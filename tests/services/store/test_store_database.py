@@ -140,7 +140,7 @@ def test_a_store_of_a_newer_version_is_left_alone(store_url, engine):
     Store.open(store_url).close()
     with engine.begin() as connection:
         connection.execute(sa.text(f"UPDATE {migrations.VERSION_TABLE} SET version_num = '9999'"))
-    with pytest.raises(StoreError, match=r"newer version \(schema 9999, this one knows 0002\); update nas_blockout"):
+    with pytest.raises(StoreError, match=r"newer version \(schema 9999, this one knows 0003\); update nas_blockout"):
         Store.open(store_url)
 
 

@@ -31,7 +31,7 @@ def test_a_trial_is_kept_as_it_was_given(store, study):
         "number": 3,
         "seed": 2**40,
         "planned": 2**40,
-        "thinking_seconds": 0.25,
+        "suggest_seconds": 0.25,
     }
     experiment = {"rate": 0.1, "widths": [1, 2], "none": None, "text": "größer"}
     params = {"values": {"rate": 0.1}, "distributions": {}}
@@ -70,7 +70,7 @@ def test_another_trial_under_the_same_number_is_refused(store, study, queue, cha
         ({"seed": 2**63}, "seed must be a whole number"),
         ({"number": 0.5}, "number must be a whole number"),
         ({"planned": True}, "planned must be a whole number"),
-        ({"thinking_seconds": float("nan")}, "thinking_seconds must be a finite number and not negative, got nan"),
+        ({"suggest_seconds": float("nan")}, "suggest_seconds must be a finite number and not negative, got nan"),
         ({"experiment": {"rate": float("inf")}}, "experiment must hold finite numbers only, got rate=inf"),
         ({"params": {"values": [float("nan")]}}, "params must hold finite numbers only, got values.0=nan"),
     ],
@@ -289,7 +289,7 @@ def test_what_a_driver_left_running_is_queued_again(store, study, queue):
 def test_spending_is_what_the_trials_say(store, study, queue):
     ends = ["complete", "failed", "pruned", "complete", None, "failed"]
     for index, (end, arm, phase) in enumerate(product(ends, ["random", "blockout"], ["search", "retrain"])):
-        trial = queue(arm=arm, phase=phase, planned=1000 + index, thinking_seconds=index / 8).id
+        trial = queue(arm=arm, phase=phase, planned=1000 + index, suggest_seconds=index / 8).id
         store.start_attempt(trial)
         store.record_epochs(trial, [record(0, sample_passes=7 * index + 1, seconds=index / 4)])
         if end:
@@ -301,7 +301,7 @@ def test_spending_is_what_the_trials_say(store, study, queue):
         states = [trial.state for trial in trials]
         assert (row.trials, row.queued, row.running) == (len(trials), 0, 1)
         assert [getattr(row, end) for end in ENDS] == [states.count(end) for end in ENDS] == [2, 2, 1]
-        for name in ("planned", "sample_passes", "seconds", "thinking_seconds"):
+        for name in ("planned", "sample_passes", "seconds", "suggest_seconds"):
             assert getattr(row, name) == sum(getattr(trial, name) for trial in trials)
         for end in ("failed", "pruned"):
             passes = sum(trial.sample_passes for trial in trials if trial.state == end)

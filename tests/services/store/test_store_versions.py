@@ -35,7 +35,7 @@ def test_studies_outlive_a_way_down_and_up_and_the_queue_does_not(store_url):
 
 
 def test_a_version_that_is_not_there_or_not_older_is_refused(store_url):
-    with pytest.raises(StoreError, match="the tables have the versions 0001, 0002, there is no '9999'"):
+    with pytest.raises(StoreError, match="the tables have the versions 0001, 0002, 0003, there is no '9999'"):
         schema_version.downgrade(store_url, "9999")
     with pytest.raises(StoreError, match="has version none, which is older than 0001"):
         schema_version.downgrade(store_url, "0001")

@@ -24,7 +24,7 @@ from services.study_config.schema import (
 from services.study_config.validation import check_against_data
 
 MINIMAL = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "example",
     "data": {"name": "digits", "train_samples": 100},
     "training": {"epochs": 2, "batch_size": 32},
@@ -60,18 +60,18 @@ def test_bundled_studies_are_valid(name: str) -> None:
 
 def test_resolving_again_from_the_same_file_gives_the_same_hash_and_workers_do_not_count() -> None:
     study = resolve(parse(MINIMAL, source="x"), source="x")
-    more = resolve(parse(changed("workers", {"at_once": 1}), source="x"), source="x")
+    more = resolve(parse(changed("workers", {"max_concurrent_trials": 1}), source="x"), source="x")
     other = resolve(parse(changed("budget.sample_passes", 1300), source="x"), source="x")
     assert study.hash == more.hash
     assert study.hash != other.hash
 
 
-def test_an_arm_like_another_takes_its_entries() -> None:
+def test_an_arm_that_extends_another_takes_its_entries() -> None:
     document = changed(
         "arms",
         {
             "blockout": {"method": {"name": "blockout", "clusters": 3}, "distillation": {"target_macs": 0.5}},
-            "placebo": {"like": "blockout", "distillation": {"placebo": "nodes"}},
+            "placebo": {"extends": "blockout", "distillation": {"placebo": "nodes"}},
         },
     )
     study = resolve(parse(document, source="x"), source="x")
@@ -87,13 +87,13 @@ def test_an_arm_may_change_the_backbone_or_take_another() -> None:
         {
             "wide": {"backbone": {"hidden": [24]}},
             "other": {"backbone": {"name": "resnet", "depth": 8}},
-            "like": {"like": "other", "backbone": {"width": 0.5}},
+            "extends": {"extends": "other", "backbone": {"width": 0.5}},
         },
     )
     arms = resolve(parse(document, source="x"), source="x").arms
     assert arms["wide"].experiment.backbone.hidden == (24,)
     assert (arms["other"].experiment.backbone.depth, arms["other"].experiment.backbone.width) == (8, 1.0)
-    assert (arms["like"].experiment.backbone.depth, arms["like"].experiment.backbone.width) == (8, 0.5)
+    assert (arms["extends"].experiment.backbone.depth, arms["extends"].experiment.backbone.width) == (8, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -105,11 +105,11 @@ def test_an_arm_may_change_the_backbone_or_take_another() -> None:
         ("budget.sample_passes", "many", r"budget\.sample_passes: .*integer.*'many'"),
         ("budget.sample_passes", 0, r"budget\.sample_passes: .*greater than 0.*0"),
         ("budget.tolerance", 2.0, r"budget\.tolerance: .*less than or equal to 1"),
-        ("schema_version", 2, r"schema_version: .*1.*2"),
+        ("schema_version", 3, r"schema_version: .*2.*3"),
         ("name", "Not A Name", r"name: .*pattern.*'Not A Name'"),
         ("arms", {}, r"arms: .*at least 1"),
         ("retrain.seeds", [1, 1], r"retrain\.seeds: seeds must be distinct"),
-        ("arms.dense.like", "dens", r"arms\.dense\.like: no other arm 'dens'"),
+        ("arms.dense.extends", "dens", r"arms\.dense\.extends: no other arm 'dens'"),
         ("arms.dense.match", {"arm": "thick"}, r"arms\.dense\.match\.arm: no other arm 'thick'"),
         ("arms.dense.searcher", "annealing", r"arms\.dense\.searcher: .*'random'.*'annealing'"),
         (
@@ -232,9 +232,9 @@ def test_arms_that_drop_are_held_against_each_other_at_the_same_rates(name: str)
     assert rates == {"dense": None, **dict.fromkeys(list(rates)[1:], 0.1)}
     learned = study.arms["dropcluster"].experiment
     for labels in ("random", "contiguous"):
-        (control,) = [arm for arm in study.arms.values() if getattr(arm.experiment.method, "labels", None) == labels]
-        assert replace(control.experiment, method=learned.method) == learned
-        assert control.spaces == study.arms["dropcluster"].spaces
+        (ablation,) = [arm for arm in study.arms.values() if getattr(arm.experiment.method, "labels", None) == labels]
+        assert replace(ablation.experiment, method=learned.method) == learned
+        assert ablation.spaces == study.arms["dropcluster"].spaces
 
 
 def test_the_study_of_few_images_has_one_budget_at_any_size() -> None:

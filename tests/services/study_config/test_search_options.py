@@ -8,13 +8,13 @@ import pytest
 
 from nas_blockout.data import load
 from services.study_config.schema import Study, StudyError, json_schema, parse, parse_resolved, resolve
-from services.study_config.search_options import Constraints, Preference, Rules
+from services.study_config.search_options import Constraints, Rules, Selection
 from services.study_config.validation import check_against_data
 
 
 def document(arm: dict[str, Any], **top: Any) -> dict[str, Any]:
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "example",
         "data": {"name": "digits", "train_samples": 100},
         "training": {"epochs": 27, "batch_size": 32},
@@ -33,11 +33,11 @@ EVERYTHING = {
     "grid_points": 5,
     "constraints": {"macs": 10, "latency_ms": 2},
     "objectives": ["accuracy", "macs"],
-    "prefer": {"objective": "macs", "within": 0},
+    "selection": {"objective": "macs", "tolerance": 0},
 }
 
 
-GAUSSIAN = {"searcher": "gp", "startup": 2, "pruner": {"name": "asha", "rungs": [3, 9]}}
+GAUSSIAN = {"searcher": "gp", "n_startup_trials": 2, "pruner": {"name": "asha", "rungs": [3, 9]}}
 
 
 @pytest.mark.parametrize("arm", [{}, EVERYTHING, GAUSSIAN])
@@ -51,12 +51,12 @@ def test_rules_survive_the_store_and_the_schema_knows_them(arm: dict[str, Any]) 
 def test_a_study_without_any_of_them_is_named_as_before() -> None:
     study = resolved({})
     assert study.arms["arm"].rules == Rules()
-    keys = {"pruner", "constraints", "objectives", "prefer", "grid_points", "startup"}
+    keys = {"pruner", "constraints", "objectives", "selection", "grid_points", "n_startup_trials"}
     assert not keys & study.to_json()["arms"]["arm"].keys()
     assert study.hash != resolved({}, constraints={"macs": 10}).hash
 
 
-def test_an_arm_takes_what_it_lacks_from_the_one_it_is_like_and_from_the_study() -> None:
+def test_an_arm_takes_what_it_lacks_from_the_one_it_extends_and_from_the_study() -> None:
     study = resolve(
         parse(
             {
@@ -65,8 +65,8 @@ def test_an_arm_takes_what_it_lacks_from_the_one_it_is_like_and_from_the_study()
                 "objectives": ["accuracy", "macs"],
                 "arms": {
                     "plain": {},
-                    "own": {"constraints": {"parameters": 5}, "prefer": {"objective": "macs"}},
-                    "like": {"like": "own", "searcher": "tpe"},
+                    "own": {"constraints": {"parameters": 5}, "selection": {"objective": "macs"}},
+                    "extends": {"extends": "own", "searcher": "tpe"},
                 },
             },
             source="x",
@@ -75,10 +75,10 @@ def test_an_arm_takes_what_it_lacks_from_the_one_it_is_like_and_from_the_study()
     )
     rules = {name: arm.rules for name, arm in study.arms.items()}
     assert rules["plain"].constraints == Constraints(macs=10)
-    assert rules["own"].constraints == rules["like"].constraints == Constraints(parameters=5)
-    assert rules["like"].prefer == Preference(objective="macs")
+    assert rules["own"].constraints == rules["extends"].constraints == Constraints(parameters=5)
+    assert rules["extends"].selection == Selection(objective="macs")
     assert {each.objectives for each in rules.values()} == {("accuracy", "macs")}
-    assert (study.arms["own"].searcher, study.arms["like"].searcher) == ("random", "tpe")
+    assert (study.arms["own"].searcher, study.arms["extends"].searcher) == ("random", "tpe")
 
 
 @pytest.mark.parametrize(("factor", "rungs"), [(3, [1, 3, 9]), (2, [1, 3, 6, 13]), (5, [1, 5]), (27, [1])])
@@ -97,8 +97,14 @@ ASHA = {"name": "asha"}
         ({"searcher": "tpee"}, r"arms\.arm\.searcher: .*'grid', got 'tpee'; did you mean 'tpe'\?"),
         ({"searcher": "grid", "grid_points": 0}, r"arms\.arm\.grid_points: .*greater than or equal to 1, got 0"),
         ({"grid_points": 3}, r"arms\.arm\.grid_points: belongs to searcher grid, this arm has searcher random"),
-        ({"startup": 2}, r"arms\.arm\.startup: belongs to searcher tpe or gp, this arm has searcher random"),
-        ({"searcher": "tpe", "startup": 0}, r"arms\.arm\.startup: .*greater than or equal to 1, got 0"),
+        (
+            {"n_startup_trials": 2},
+            r"arms\.arm\.n_startup_trials: belongs to searcher tpe or gp, this arm",
+        ),
+        (
+            {"searcher": "tpe", "n_startup_trials": 0},
+            r"n_startup_trials: .*greater than or equal to 1, got 0",
+        ),
         ({"grid_point": 3}, r"arms\.arm\.grid_point: no such key; did you mean 'grid_points'\?"),
         ({"pruner": {}}, r"arms\.arm\.pruner\.name: this key is required"),
         ({"pruner": {"name": "median"}}, r"arms\.arm\.pruner\.name: .*'asha', got 'median'"),
@@ -119,9 +125,9 @@ ASHA = {"name": "asha"}
         ({"objectives": ["accuracy", "accuracy"]}, r"arms\.arm\.objectives: .*distinct"),
         ({"objectives": ["accuracy", "latency"]}, r"objectives\.1: .*got 'latency'; did you mean 'latency_ms'\?"),
         ({"objectives": ["accuracy", "macs"], "pruner": ASHA}, r"arms\.arm\.pruner: trials with several objectives"),
-        ({"prefer": {"objective": "macs"}}, r"arms\.arm\.prefer\.objective: must be one of the objectives"),
-        ({"prefer": {"objective": "accuracy"}}, r"arms\.arm\.prefer\.objective: .*got 'accuracy'"),
-        ({"prefer": {"object": "macs"}}, r"arms\.arm\.prefer\.object: no such key; did you mean 'objective'\?"),
+        ({"selection": {"objective": "macs"}}, r"arms\.arm\.selection\.objective: must be one of the objectives"),
+        ({"selection": {"objective": "accuracy"}}, r"arms\.arm\.selection\.objective: .*got 'accuracy'"),
+        ({"selection": {"object": "macs"}}, r"arms\.arm\.selection\.object: no such key; did you mean 'objective'\?"),
     ],
 )
 def test_refusals_name_the_key_the_value_and_the_rule(arm: dict[str, Any], message: str) -> None:

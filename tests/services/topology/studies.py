@@ -16,14 +16,14 @@ from tests.services.program import here, of
 
 STUDY = os.environ.get("TOPOLOGY_STUDY", "tiny")  # `quickstart`, or any other that is bundled, takes its time
 TINY: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "tiny",
     "data": {"name": "digits", "train_samples": 100},
     "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
     "training": {"epochs": 6, "batch_size": 20},
     "budget": {"sample_passes": 1800},
     "retrain": {"seeds": [0, 1]},
-    "workers": {"at_once": 1},
+    "workers": {"max_concurrent_trials": 1},
     "arms": {"dense": {"space": ["training"]}, "dropout": {"method": {"name": "dropout"}, "space": ["training"]}},
     "export": [],
 }
@@ -33,13 +33,13 @@ LONG: dict[str, Any] = {
     "budget": {"sample_passes": 36_000},
     "arms": {"dense": {}},
 }
-_MEASURED = {"study", "seconds", "overhead_seconds", "latency_ms", "thinking_seconds", "peak_memory_bytes"}
+_MEASURED = {"study", "seconds", "overhead_seconds", "latency_ms", "suggest_seconds", "peak_memory_bytes"}
 
 
 def chosen() -> dict[str, Any]:
     """The study of the topology test; one trial at a time, so that a search sees its results in one order."""
     document = TINY if STUDY == "tiny" else read_document(find(STUDY))
-    return {**document, "workers": {**document.get("workers", {}), "at_once": 1}}
+    return {**document, "workers": {**document.get("workers", {}), "max_concurrent_trials": 1}}
 
 
 def write(folder: Path, document: Mapping[str, Any], name: str) -> Path:

@@ -31,8 +31,8 @@ def to_pil(image: np.ndarray) -> Image.Image:
 
 
 def test_gaussian_noise_has_its_deviation():
-    grey = torch.full((50, 1, 20, 20), 0.5)
-    added = noise.gaussian_noise(grey, seeded(), 0.1) - grey
+    gray = torch.full((50, 1, 20, 20), 0.5)
+    added = noise.gaussian_noise(gray, seeded(), 0.1) - gray
     assert float(added.std()) == pytest.approx(0.1, rel=0.02)
     assert float(added.mean()) == pytest.approx(0, abs=0.002)
 
@@ -79,8 +79,8 @@ def test_a_defocused_point_becomes_a_disk_of_the_same_light():
 def test_glass_moves_pixels_and_invents_none():
     images = pictures(4, 3, 12, 10)
     moved = blur.glass_blur(images, seeded(), 0.01, 1, 1, 2)
-    colours = [batch.flatten(2).transpose(1, 2) for batch in (images, moved)]
-    for before, after in zip(*colours, strict=True):
+    colors = [batch.flatten(2).transpose(1, 2) for batch in (images, moved)]
+    for before, after in zip(*colors, strict=True):
         assert torch.equal(before.unique(dim=0), after.unique(dim=0))
     assert not torch.equal(images, moved)
 
@@ -118,12 +118,12 @@ def test_motion_smears_along_the_given_line():
 
 def test_zooming_is_that_of_scipy():
     image = pictures(1, 1, 21, 21)
-    matrix, centre = np.eye(2) / 1.2, np.array([10.0, 10.0])
-    expected = ndimage.affine_transform(image[0, 0].double().numpy(), matrix, centre - matrix @ centre, order=1)
+    matrix, center = np.eye(2) / 1.2, np.array([10.0, 10.0])
+    expected = ndimage.affine_transform(image[0, 0].double().numpy(), matrix, center - matrix @ center, order=1)
     assert np.allclose(blur.zoom(image, 1.2)[0, 0].numpy(), expected, atol=1e-4)
 
 
-def test_zoom_blur_keeps_the_centre_and_blurs_the_rim():
+def test_zoom_blur_keeps_the_center_and_blurs_the_rim():
     images = pictures(20, 1, 33, 33)
     change = (blur.zoom_blur(images, seeded(), 1.2) - images).abs().mean((0, 1))
     assert float(change[16, 16]) < 1e-5
@@ -152,14 +152,14 @@ def test_brightness_and_saturation_are_those_of_colorsys():
             assert stronger[0, :, row, column].tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_brightness_of_grey_is_added():
+def test_brightness_of_gray_is_added():
     image = torch.tensor([0.0, 0.3, 0.95]).view(1, 1, 1, 3)
     assert weather.brightness(image, seeded(), 0.1).flatten().tolist() == pytest.approx([0.1, 0.4, 1.0])
 
 
-def test_saturating_leaves_grey_pixels():
-    grey = torch.full((1, 3, 2, 2), 0.4)
-    assert torch.equal(digital.saturate(grey, seeded(), 2.5, 0.2), grey)
+def test_saturating_leaves_gray_pixels():
+    gray = torch.full((1, 3, 2, 2), 0.4)
+    assert torch.equal(digital.saturate(gray, seeded(), 2.5, 0.2), gray)
 
 
 def test_contrast_keeps_the_mean_and_scales_the_rest():
@@ -198,19 +198,19 @@ def test_frost_whitens_dark_images_in_patches():
 
 @pytest.mark.parametrize("share", [0.05, 0.3])
 def test_spatter_covers_its_share(share):
-    grey = torch.full((10, 1, 32, 32), 0.5)
+    gray = torch.full((10, 1, 32, 32), 0.5)
     for mud in (0, 1):
-        change = (weather.spatter(grey, seeded(), share, 0.7, 1, mud) - grey).mean((1, 2, 3))
-        colour = float(weather.tint(weather._MUD if mud else weather._WATER, grey))
-        expected = share * (colour - 0.5 if mud else colour)
+        change = (weather.spatter(gray, seeded(), share, 0.7, 1, mud) - gray).mean((1, 2, 3))
+        color = float(weather.tint(weather._MUD if mud else weather._WATER, gray))
+        expected = share * (color - 0.5 if mud else color)
         assert change.tolist() == pytest.approx([expected] * 10, rel=0.15)
 
 
-def test_luma_weighs_green_most_and_leaves_grey():
-    colours = torch.eye(3).view(3, 3, 1, 1)
-    assert weather.luma(colours).flatten().tolist() == pytest.approx([0.299, 0.587, 0.114])
-    grey = pictures(2, 1, 4, 4)
-    assert torch.equal(weather.luma(grey), grey)
+def test_luma_weighs_green_most_and_leaves_gray():
+    colors = torch.eye(3).view(3, 3, 1, 1)
+    assert weather.luma(colors).flatten().tolist() == pytest.approx([0.299, 0.587, 0.114])
+    gray = pictures(2, 1, 4, 4)
+    assert torch.equal(weather.luma(gray), gray)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 8, 8), (1, 31, 20)])

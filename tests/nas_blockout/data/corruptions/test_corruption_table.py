@@ -9,7 +9,7 @@ from torch import Tensor
 from nas_blockout.data.corruptions import CORRUPTIONS, SEVERITIES, TESTING, TUNING, corrupt
 from nas_blockout.data.corruptions.randomness import plasma
 
-SHAPES = {"grey28": (1, 28, 28), "colour32": (3, 32, 32), "grey8": (1, 8, 8)}
+SHAPES = {"gray28": (1, 28, 28), "color32": (3, 32, 32), "gray8": (1, 8, 8)}
 RANDOM = {
     "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "glass_blur", "motion_blur", "snow",
     "procedural_frost", "fog", "spatter", "elastic_transform",
@@ -22,12 +22,12 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def pictures(shape: tuple[int, int, int], count: int = 24) -> Tensor:
-    """Cloudy pictures in which neighbours are alike, with values from 0.15 to 0.85."""
+    """Cloudy pictures in which neighbors are alike, with values from 0.15 to 0.85."""
     generator = seeded(1)
     blank = torch.zeros(count, 1, *shape[1:])
     light = plasma(blank, 1.4, generator)
-    colours = torch.cat([plasma(blank, 1.6, generator) for _ in range(shape[0])], 1)
-    return 0.15 + 0.35 * (light + colours)
+    colors = torch.cat([plasma(blank, 1.6, generator) for _ in range(shape[0])], 1)
+    return 0.15 + 0.35 * (light + colors)
 
 
 def cases() -> list[tuple[str, str]]:
@@ -35,7 +35,7 @@ def cases() -> list[tuple[str, str]]:
         (name, shape)
         for name, corruption in CORRUPTIONS.items()
         for shape, (channels, _, _) in SHAPES.items()
-        if channels == 3 or not corruption.colour
+        if channels == 3 or not corruption.color
     ]
 
 
@@ -69,14 +69,14 @@ def test_shape_type_and_range_are_kept(name, shape, severity):
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize(("name", "shape"), [case for case in cases() if case[1] != "grey8"])
+@pytest.mark.parametrize(("name", "shape"), [case for case in cases() if case[1] != "gray8"])
 def test_the_distance_to_the_clean_image_grows_with_severity(name, shape):
     found = distances(name, pictures(SHAPES[shape], count=100))
     assert found[0] > 1e-3
     assert all(less < more for less, more in pairwise(found)), found
 
 
-@pytest.mark.parametrize(("name", "shape"), [case for case in cases() if case[1] == "grey8"])
+@pytest.mark.parametrize(("name", "shape"), [case for case in cases() if case[1] == "gray8"])
 def test_on_tiny_images_it_grows_but_for_rounding_to_pixels(name, shape):
     found = distances(name, pictures(SHAPES[shape], count=200))
     assert found[4] > found[2] > found[0] > 1e-3
@@ -127,7 +127,7 @@ def test_lengths_grow_with_larger_images_and_stay_for_smaller_ones(name):
         ({"severity": 6}, r"severity must lie in 1\.\.5, got 6"),
         ({"images": torch.zeros(3, 8, 8)}, r"images must be \(n, 1 or 3, height, width\), got \(3, 8, 8\)"),
         ({"images": torch.zeros(1, 2, 8, 8)}, "images must be"),
-        ({"name": "saturate"}, "saturate changes colours and needs three channels, got 1"),
+        ({"name": "saturate"}, "saturate changes colors and needs three channels, got 1"),
     ],
 )
 def test_what_cannot_be_corrupted_is_refused(changes, message):

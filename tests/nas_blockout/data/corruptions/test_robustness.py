@@ -40,7 +40,7 @@ def test_a_baseline_without_loss_is_refused():
         mean_corruption_error({"fog": [0.1] * 5}, {"fog": [0.0] * 5})
 
 
-def test_a_corrupted_split_is_the_corrupted_images_normalised_as_before():
+def test_a_corrupted_split_is_the_corrupted_images_normalized_as_before():
     splits = load(DataSettings(validation_samples=40))
     found = corrupted(splits.validation, splits.preprocessing, "fog", severity=3, seed=9)
     plain = splits.preprocessing.undo(splits.validation.images)

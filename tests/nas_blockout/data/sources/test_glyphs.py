@@ -38,7 +38,7 @@ def test_a_capital_is_17_rows_high_and_stands_above_row_23():
 
 
 @pytest.mark.parametrize("character", ["H", "i", "@", ".", "l"])
-def test_characters_are_centred(character):
+def test_characters_are_centered(character):
     columns = source.render(DEJAVU)[character].any(0).nonzero()[0]
     assert abs(columns[0] - (31 - columns[-1])) <= 1
 

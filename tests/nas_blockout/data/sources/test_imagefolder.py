@@ -44,7 +44,7 @@ def test_60_classes_of_unequal_sizes_are_divided_60_20_20(tmp_path):
         assert abs(found[2] - 0.2 * count) <= 1
 
 
-def test_the_mean_colour_of_each_class_has_its_label(tmp_path):
+def test_the_mean_color_of_each_class_has_its_label(tmp_path):
     for number, name in enumerate(("dark", "light")):
         for index in range(10):
             path = tmp_path / name / f"{index}.png"

@@ -1,0 +1,133 @@
+"""The one table of keys that were renamed between version 1 and version 2 of study files and of what is recorded.
+
+Study files of version 1 are upgraded when they are read, stored studies and trials once, by a migration of the store.
+Nothing else in the project knows the old names.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+# By the kind of mapping in which a key stands: old name -> new name.
+RENAMED: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "study": {"prefer": "selection"},
+        "arm": {
+            "like": "extends",
+            "purpose": "description",
+            "startup": "n_startup_trials",
+            "prefer": "selection",
+        },
+        "selection": {"within": "tolerance"},
+        "workers": {"at_once": "max_concurrent_trials"},
+        "backbone": {"normalise_logits": "normalize_logits", "mapped_stages": "regularized_stages"},
+        "method": {
+            "structure_lr": "structure_lr_multiplier",
+            "charge": "cost_penalty",
+            "charge_target": "cost_target",
+            "charge_sides": "cost_penalty_sides",
+            "charge_ramp": "cost_warmup",
+            "polarisation": "polarization",
+            "price": "cost_penalty",
+            "pretrain_share": "pretrain_fraction",
+            "policy_share": "policy_fraction",
+            "policy_learning_rate": "policy_lr_multiplier",
+        },
+        "derivation": {
+            "learn_share": "learn_fraction",
+            "learning_rate_scale": "finetune_lr_multiplier",
+            "soft_targets": "soft_target_weight",
+            "surplus": "trim_by",
+            "smallest_group": "min_group_size",
+        },
+        "params": {"refused": "infeasible", "gave_up": "search_exhausted"},
+        "searched": {
+            "blockout.charge": "blockout.cost_penalty",
+            "blockout.structure_lr": "blockout.structure_lr_multiplier",
+        },
+        "compared arm": {"purpose": "description", "refused": "infeasible"},
+        "compared cost": {"superseded": "stale"},
+    }
+)
+
+# By kind and new name of the key: values that were renamed.
+RENAMED_VALUES: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
+    {
+        ("derivation", "placebo"): {"undivided": "unbranched"},
+        ("compared arm", "role"): {"rival": "baseline", "control": "ablation"},
+    }
+)
+
+# By kind and new name of the key: the kind of the mapping (or of the mappings in the list) that stands there.
+_INSIDE: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "study": {"selection": "selection", "workers": "workers", "backbone": "backbone", "arms": "arms"},
+        "arms": {"*": "arm"},
+        "arm": {
+            "selection": "selection",
+            "backbone": "backbone",
+            "method": "method",
+            "distillation": "derivation",
+            "pruning": "derivation",
+            "confusion": "derivation",
+            "experiment": "experiment",
+        },
+        "experiment": {
+            "backbone": "backbone",
+            "method": "method",
+            "distillation": "derivation",
+            "pruning": "derivation",
+            "confusion": "derivation",
+        },
+        "comparison": {"arms": "compared arms"},
+        "compared arms": {"*": "compared arm"},
+        "compared arm": {"settings": "experiment", "cost": "compared cost"},
+        "params": {"values": "searched", "distributions": "searched", "infeasible": "params"},
+    }
+)
+
+
+def upgraded_study(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a study of version 1, as it was written or resolved, in version 2; any other document as it is."""
+    if document.get("schema_version") != 1 or isinstance(document["schema_version"], bool):
+        return dict(document)
+    return {**_renamed(document, "study"), "schema_version": 2}
+
+
+def upgraded_experiment(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded experiment with the names of version 2; one that has them already stays as it is."""
+    return _renamed(document, "experiment")
+
+
+def upgraded_params(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a search chose for a trial, as it is recorded, with the names of version 2."""
+    return _renamed(document, "params")
+
+
+def upgraded_comparison(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ``comparison.json`` of version 1 in version 2; any other document as it is."""
+    if document.get("schema_version") != 1:
+        return dict(document)
+    return {**_renamed(document, "comparison"), "schema_version": 2}
+
+
+def new_name(key: str) -> str | None:
+    """Return what a key of version 1 is called now, wherever it stands, or None if it was not renamed."""
+    return next((names[key] for names in RENAMED.values() if key in names), None)
+
+
+def _renamed(document: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    names, inside = RENAMED.get(kind, {}), _INSIDE.get(kind, {})
+    upgraded: dict[str, Any] = {}
+    for key, value in document.items():
+        # A document with both names keeps the old one, which is then refused like any key that does not exist.
+        name = key if names.get(key) in document else names.get(key, key)
+        within = inside.get(name, inside.get("*"))
+        if isinstance(value, Mapping) and within is not None:
+            value = _renamed(value, within)
+        elif isinstance(value, list) and within is not None:
+            value = [_renamed(item, within) if isinstance(item, Mapping) else item for item in value]
+        elif isinstance(value, str):
+            value = RENAMED_VALUES.get((kind, name), {}).get(value, value)
+        upgraded[name] = value
+    return upgraded
