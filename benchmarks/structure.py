@@ -150,9 +150,9 @@ def trained(data: str, recipe: str, target: float, epochs: int, seed: int) -> di
     if run.outcome is None:
         return row
     row["macs"] = round(run.outcome.macs / all_macs, 3)
-    if run.outcome.handover is not None:
-        row |= {name: round(100 * value, 1) for name, value in run.outcome.handover.gap.items() if name in COLUMNS}
-        row["separated"] = round(_separated(run.outcome.handover.probabilities), 2)
+    if run.outcome.derivation is not None:
+        row |= {name: round(100 * value, 1) for name, value in run.outcome.derivation.gap.items() if name in COLUMNS}
+        row["separated"] = round(_separated(run.outcome.derivation.probabilities), 2)
     return row
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from nas_blockout.backbones import BACKBONES
 from nas_blockout.data import DataSettings
-from nas_blockout.experiment import HANDOVERS
+from nas_blockout.experiment import DERIVATIONS
 from nas_blockout.methods import METHODS
 from nas_blockout.train import TrainingSettings
 from search_spaces import SPACES
@@ -145,7 +145,7 @@ def study_file_page() -> str:
         settings_section(f"backbone: {{name: {name}}}", backbone.settings) for name, backbone in BACKBONES.items()
     ]
     parts += [settings_section(f"method: {{name: {name}}}", method.settings) for name, method in METHODS.items()]
-    parts += [settings_section(name, settings) for name, settings in HANDOVERS.items()]
+    parts += [settings_section(name, settings) for name, settings in DERIVATIONS.items()]
     return "\n".join(parts)
 
 

@@ -14,7 +14,7 @@ Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "constant"]
 TelemetryValue = float | list[float]
 
-HELD_IMAGES = 256
+CALIBRATION_IMAGES = 256
 _EPOCH_STRIDE = 1_000_003  # a prime: the shuffling seeds of two runs meet only if their seeds are that far apart
 
 
@@ -150,8 +150,8 @@ def fit(
     """Train a model and yield a record after every epoch.
 
     A model may offer ``loss(x, y, generator)``, ``parameter_groups()`` and ``telemetry()``; a submodule may offer
-    ``prepare_epoch(epoch, epochs)`` and ask, by its attribute ``observing``, for one forward pass of held training
-    images.
+    ``prepare_epoch(epoch, epochs)`` and ask, by its attribute ``needs_calibration``, for one forward pass of a batch of
+    training images.
 
     Args:
         model: Gives logits by ``model(x, generator)``.
@@ -173,10 +173,10 @@ def fit(
         model.load_state_dict(start.model)
         optimizer.load_state_dict(dict(start.optimizer))
         generator.set_state(start.generator.cpu())
-    held = _held_images(model, loaders.train)
+    calibration_batch = _calibration_images(model, loaders.train)
     for epoch in range(first, settings.epochs):
         began = time.perf_counter()
-        _prepare(model, held, epoch, settings.epochs, device)
+        _prepare(model, calibration_batch, epoch, settings.epochs, device)
         order = torch.Generator().manual_seed(seed + _EPOCH_STRIDE * (epoch + 1))
         total, trained = _train_epoch(model, optimizer, loaders.train, settings, (epoch, order, generator, device))
         passes += trained
@@ -313,29 +313,31 @@ def _plain_groups(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def _held_images(model: nn.Module, loader: Batches) -> Tensor | None:
-    if not any(hasattr(module, "observing") for module in model.modules()):
+def _calibration_images(model: nn.Module, loader: Batches) -> Tensor | None:
+    if not any(hasattr(module, "needs_calibration") for module in model.modules()):
         return None
-    held: list[Tensor] = []
+    calibration_batch: list[Tensor] = []
     for x, _ in loader.batches():
-        held.append(x)
-        if sum(map(len, held)) >= HELD_IMAGES:
+        calibration_batch.append(x)
+        if sum(map(len, calibration_batch)) >= CALIBRATION_IMAGES:
             break
-    return torch.cat(held)[:HELD_IMAGES]
+    return torch.cat(calibration_batch)[:CALIBRATION_IMAGES]
 
 
-def _prepare(model: nn.Module, held: Tensor | None, epoch: int, epochs: int, device: str | torch.device) -> None:
+def _prepare(
+    model: nn.Module, calibration_batch: Tensor | None, epoch: int, epochs: int, device: str | torch.device
+) -> None:
     for module in model.modules():
         if (prepare := getattr(module, "prepare_epoch", None)) is not None:
             prepare(epoch, epochs)
-    if held is not None and _observers(model.modules()):
+    if calibration_batch is not None and _observers(model.modules()):
         model.eval()
         with torch.no_grad():
-            model(held.to(device))
+            model(calibration_batch.to(device))
 
 
 def _observers(modules: Iterable[nn.Module]) -> bool:
-    return any(bool(getattr(module, "observing", False)) for module in modules)
+    return any(bool(getattr(module, "needs_calibration", False)) for module in modules)
 
 
 def _telemetry(model: nn.Module) -> dict[str, TelemetryValue]:

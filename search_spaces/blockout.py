@@ -30,7 +30,7 @@ def blockout(trial: Trial, context: Context) -> Experiment:
     narrowest = context.classes
     if kind.stages is not None:
         narrowest = min(stage.width for stage in stages_of(backbone, context.shape, context.classes))
-    modes = [*_LEARNED, *(["hard-fixed"] if experiment.handover is None else [])]
+    modes = [*_LEARNED, *(["hard-fixed"] if experiment.derivation is None else [])]
     settings = replace(
         method,
         clusters=trial.suggest_int("blockout.clusters", min(2, narrowest), min(_MOST_CLUSTERS, narrowest)),

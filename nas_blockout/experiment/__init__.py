@@ -1,16 +1,16 @@
 """An experiment: one training, fully described; its network; and the run of it. Only this wires the others together."""
 
 from nas_blockout.experiment.builder import build, count_macs, dense_macs, matched, rebuild
-from nas_blockout.experiment.config import HANDOVERS, Experiment, backbone_from_json
+from nas_blockout.experiment.config import DERIVATIONS, Experiment, backbone_from_json
 from nas_blockout.experiment.costs import known_costs, known_network
-from nas_blockout.experiment.derivation import EVALUATION_BATCH, Handover
+from nas_blockout.experiment.derivation import EVALUATION_BATCH, Derivation
 from nas_blockout.experiment.runner import Outcome, Run, Snapshot
 
 __all__ = [
+    "DERIVATIONS",
     "EVALUATION_BATCH",
-    "HANDOVERS",
+    "Derivation",
     "Experiment",
-    "Handover",
     "Outcome",
     "Run",
     "Snapshot",

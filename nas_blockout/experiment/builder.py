@@ -47,7 +47,7 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
 
 
 def _check_handover(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> None:
-    if experiment.handover is None:
+    if experiment.derivation is None:
         return
     stages, confusion = stages_of(experiment.backbone, shape, classes), experiment.confusion
     if confusion is None:
@@ -118,15 +118,15 @@ def matched(experiment: Experiment, macs: int, *, shape: tuple[int, int, int], c
     Raises:
         ValueError: Its branches come from confusions, whose cost cannot be chosen.
     """
-    handover = experiment.handover
-    if handover is None:
+    derivation = experiment.derivation
+    if derivation is None:
         return replace(experiment, target_macs=macs)
-    if isinstance(handover, ConfusionSettings):
+    if isinstance(derivation, ConfusionSettings):
         raise ValueError("the cost of branches from confusions cannot be chosen: give the arm no match")
     share = min(1.0, macs / _dense_macs(experiment.backbone, shape, classes))
-    if isinstance(handover, PruningSettings):
-        return replace(experiment, pruning=replace(handover, target_macs=share))
-    return replace(experiment, distillation=replace(handover, target_macs=share, fill_target=True, thresholds=()))
+    if isinstance(derivation, PruningSettings):
+        return replace(experiment, pruning=replace(derivation, target_macs=share))
+    return replace(experiment, distillation=replace(derivation, target_macs=share, fill_target=True, thresholds=()))
 
 
 def _dense_macs(backbone: Any, shape: tuple[int, int, int], classes: int) -> int:

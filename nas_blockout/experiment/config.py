@@ -18,7 +18,7 @@ from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
 from nas_blockout.train import TrainingSettings
 
-HANDOVERS: Mapping[str, Any] = MappingProxyType(
+DERIVATIONS: Mapping[str, Any] = MappingProxyType(
     {"distillation": DistillationSettings, "pruning": PruningSettings, "confusion": ConfusionSettings}
 )
 
@@ -52,15 +52,17 @@ class Experiment:
     target_macs: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("architecture", *HANDOVERS, "target_macs"):
+        for name in ("architecture", *DERIVATIONS, "target_macs"):
             if getattr(self, name) is not None:
                 require_stages(self.backbone, name)
         if isinstance(self.method, BlockDropSettings):
             require_blocks(self.backbone, "the method blockdrop")
         blockout = isinstance(self.method, BlockoutSettings)
-        given = [name for name in HANDOVERS if getattr(self, name) is not None]
+        given = [name for name in DERIVATIONS if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"an experiment hands over once: one of {', '.join(HANDOVERS)}, got {' and '.join(given)}")
+            raise ValueError(
+                f"an experiment derives one network: give one of {', '.join(DERIVATIONS)}, got {' and '.join(given)}"
+            )
         if self.distillation is not None and not blockout:
             raise ValueError("distillation needs the method blockout, whose memberships it turns into branches")
         if given and not self.distillation and (blockout or self.architecture is not None):
@@ -73,7 +75,7 @@ class Experiment:
             raise ValueError("blockout learns its own architecture: give it no other")
 
     @property
-    def handover(self) -> DistillationSettings | PruningSettings | ConfusionSettings | None:
+    def derivation(self) -> DistillationSettings | PruningSettings | ConfusionSettings | None:
         """What turns the network of the first stage into that of the second; None for a training of one stage."""
         return self.distillation or self.pruning or self.confusion
 
@@ -86,7 +88,7 @@ class Experiment:
             "training": to_json(self.training),
             "seed": self.seed,
             "architecture": self.architecture.to_json() if self.architecture else None,
-            **{name: to_json(getattr(self, name)) if getattr(self, name) else None for name in HANDOVERS},
+            **{name: to_json(getattr(self, name)) if getattr(self, name) else None for name in DERIVATIONS},
             "target_macs": self.target_macs,
         }
 
@@ -99,7 +101,7 @@ class Experiment:
         """
         values = dict(document)
         architecture = values.pop("architecture", None)
-        handovers = {name: (kind, values.pop(name, None)) for name, kind in HANDOVERS.items()}
+        handovers = {name: (kind, values.pop(name, None)) for name, kind in DERIVATIONS.items()}
         experiment = cls(
             data=from_json(DataSettings, values.pop("data", {}), where="data"),
             backbone=backbone_from_json(values.pop("backbone", {"name": "convnet"})),

@@ -21,7 +21,7 @@ def known_network(experiment: Experiment, *, shape: tuple[int, int, int], classe
     Returns:
         None where the network is only known once something is learned: with a handover, or a path for every image.
     """
-    if experiment.handover is not None or isinstance(experiment.method, BlockDropSettings):
+    if experiment.derivation is not None or isinstance(experiment.method, BlockDropSettings):
         return None
     backbone = experiment.backbone
     if experiment.target_macs is not None:
@@ -42,7 +42,7 @@ def known_costs(experiment: Experiment, *, shape: tuple[int, int, int], classes:
     image = torch.zeros(1, *shape)
     if (network := known_network(experiment, shape=shape, classes=classes)) is not None:
         return {"parameters": parameters_of(network), "macs": count_macs(network, image)}
-    share = getattr(experiment.handover, "target_macs", None)
+    share = getattr(experiment.derivation, "target_macs", None)
     if share is None:
         return {}
     dense = _plain(experiment.backbone, experiment, shape, classes)

@@ -42,7 +42,7 @@ STAGE_SEED = 7_919  # keeps the draws of the second stage apart from those of th
 
 
 @dataclass(frozen=True, slots=True)
-class Handover:
+class Derivation:
     """What the first stage of an experiment hands over to the second.
 
     Args:
@@ -71,14 +71,14 @@ class Handover:
         return {name: getattr(self, name) for name in self.__slots__} | {"architecture": self.architecture.to_json()}
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "Handover":
+    def from_json(cls, document: Mapping[str, Any]) -> "Derivation":
         """Read a handover back."""
         return cls(**{**document, "architecture": Architecture.from_json(document["architecture"])})
 
 
 def hand_over(
     experiment: Experiment, learned: nn.Module, splits: Splits, *, device: str | torch.device
-) -> tuple[Handover, BranchedNetwork]:
+) -> tuple[Derivation, BranchedNetwork]:
     """Turn the network of the first stage into that of the second.
 
     Args:
@@ -91,7 +91,7 @@ def hand_over(
         What was handed over, and the branched network, ready to be trained.
     """
     began = time.perf_counter()
-    settings = experiment.handover
+    settings = experiment.derivation
     assert settings is not None
     assert isinstance(learned, Blockout | BranchedNetwork)
     learned.cpu().eval()
@@ -108,7 +108,7 @@ def hand_over(
     gap = _gap(learned, distilled, branched.to(device), splits, draws=draws, seed=experiment.seed, device=device)
     rounded = {name: [[round(value, 4) for value in row] for row in p.tolist()] for name, p in probabilities.items()}
     seconds = time.perf_counter() - began
-    return Handover(distilled.architecture, gap, equality, seconds, rounded, threshold, tried), branched
+    return Derivation(distilled.architecture, gap, equality, seconds, rounded, threshold, tried), branched
 
 
 def second_network(experiment: Experiment, architecture: Architecture, splits: Splits) -> BranchedNetwork:
@@ -142,7 +142,7 @@ def _distilled(
     device: str | torch.device,
 ) -> tuple[Distilled, float, dict[str, float]]:
     """Return what is distilled, the threshold behind it, and the accuracies by threshold that chose it."""
-    settings = experiment.handover
+    settings = experiment.derivation
     assert settings is not None
     if isinstance(settings, ConfusionSettings):
         return distil(probabilities, harden(probabilities, 0.5)), 0.5, {}

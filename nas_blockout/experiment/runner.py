@@ -13,7 +13,7 @@ from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.data import Loader, Splits
 from nas_blockout.experiment.builder import build, count_macs, expected_macs, plain_state, rebuild
 from nas_blockout.experiment.config import Experiment
-from nas_blockout.experiment.derivation import EVALUATION_BATCH, STAGE_SEED, Handover, hand_over, second_network
+from nas_blockout.experiment.derivation import EVALUATION_BATCH, STAGE_SEED, Derivation, hand_over, second_network
 from nas_blockout.experiment.knowledge_distillation import Taught
 from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.methods.blockout import Blockout
@@ -30,7 +30,7 @@ class Outcome:
         architecture: Of a network built from stages; else None.
         parameters: Trainable parameters.
         macs: Multiply-accumulates an image; with blockdrop their mean over the validation images, the policy counted.
-        handover: What distillation handed over, if there was one.
+        derivation: What distillation handed over, if there was one.
         teacher_passes: Images that a teacher was asked about; 0 where none taught.
     """
 
@@ -38,7 +38,7 @@ class Outcome:
     architecture: Architecture | None
     parameters: int
     macs: int
-    handover: Handover | None
+    derivation: Derivation | None
     teacher_passes: int = 0
 
 
@@ -49,14 +49,14 @@ class Snapshot:
     stage: str
     checkpoint: Checkpoint
     records: tuple[EpochRecord, ...]
-    handover: Handover | None
+    derivation: Derivation | None
 
     def to_state(self) -> dict[str, Any]:
         """Return a dictionary that `torch.save` writes and ``torch.load(weights_only=True)`` reads."""
         text = {
             "stage": self.stage,
             "records": [record.to_json() for record in self.records],
-            "handover": self.handover.to_json() if self.handover else None,
+            "derivation": self.derivation.to_json() if self.derivation else None,
         }
         return {"checkpoint": self.checkpoint.to_state(), "json": json.dumps(text)}
 
@@ -65,8 +65,8 @@ class Snapshot:
         """Read a snapshot back from what `torch.load` returned."""
         text = json.loads(state["json"])
         records = tuple(EpochRecord(**record) for record in text["records"])
-        handover = Handover.from_json(text["handover"]) if text["handover"] else None
-        return cls(text["stage"], Checkpoint(**state["checkpoint"]), records, handover)
+        derivation = Derivation.from_json(text["derivation"]) if text["derivation"] else None
+        return cls(text["stage"], Checkpoint(**state["checkpoint"]), records, derivation)
 
 
 class Run(Iterator[EpochRecord]):
@@ -95,7 +95,7 @@ class Run(Iterator[EpochRecord]):
         self.records: list[EpochRecord] = list(start.records) if start else []
         self._start = start
         self._stage = start.stage if start else ""
-        self._handover: Handover | None = start.handover if start else None
+        self._derivation: Derivation | None = start.derivation if start else None
         settings = experiment.training
         train = Loader(splits.train, settings.batch_size, augment=experiment.data.augment)
         self._loaders = Loaders(train, Loader(splits.validation, EVALUATION_BATCH))
@@ -109,28 +109,28 @@ class Run(Iterator[EpochRecord]):
         """Return what continues the run after the latest record; holds references, so write it at once."""
         checkpoint = self.records[-1].checkpoint
         assert checkpoint is not None, "a snapshot is taken after an epoch of this run"
-        return Snapshot(self._stage, checkpoint, tuple(self.records), self._handover)
+        return Snapshot(self._stage, checkpoint, tuple(self.records), self._derivation)
 
     def _run(self) -> Iterator[EpochRecord]:
         experiment = self.experiment
-        if experiment.handover is None:
+        if experiment.derivation is None:
             model = build(experiment, self.splits)
             yield from self._fit("train", model, experiment.training, experiment.seed)
             if self.failure is None:
                 self.outcome = self._finish(model)
             return
-        learning, training = _split_epochs(experiment.training, experiment.handover)
+        learning, training = _split_epochs(experiment.training, experiment.derivation)
         teacher: nn.Module | None = None
-        if self._handover is None:
+        if self._derivation is None:
             learned = build(experiment, self.splits)
             yield from self._fit("learn", learned, learning, experiment.seed)
             if self.failure is not None:
                 return
-            self._handover, branched = hand_over(experiment, learned, self.splits, device=self.device)
+            self._derivation, branched = hand_over(experiment, learned, self.splits, device=self.device)
             teacher = learned
         else:
-            branched = second_network(experiment, self._handover.architecture, self.splits)
-        second = self._taught(branched, teacher) if experiment.handover.soft_target_weight else branched
+            branched = second_network(experiment, self._derivation.architecture, self.splits)
+        second = self._taught(branched, teacher) if experiment.derivation.soft_target_weight else branched
         yield from self._fit("finetune", second, training, experiment.seed + STAGE_SEED)
         if self.failure is None:
             passes = int(second.passes) if isinstance(second, Taught) else 0
@@ -155,7 +155,7 @@ class Run(Iterator[EpochRecord]):
 
     def _taught(self, branched: BranchedNetwork, teacher: nn.Module | None) -> Taught:
         """Return the second stage's network with its teacher; where that is not at hand, a checkpoint brings it."""
-        settings = self.experiment.handover
+        settings = self.experiment.derivation
         assert settings is not None
         dense = rebuild(self.experiment, None, self.splits) if teacher is None else self._plain(teacher)
         return Taught(branched, dense, weight=settings.soft_target_weight, temperature=settings.temperature)
@@ -172,7 +172,7 @@ class Run(Iterator[EpochRecord]):
         plain = self._plain(model)
         parameters = sum(parameter.numel() for parameter in plain.parameters())
         architecture = plain.full if isinstance(plain, BranchedNetwork) else None
-        return Outcome(plain, architecture, parameters, self._macs(plain), self._handover)
+        return Outcome(plain, architecture, parameters, self._macs(plain), self._derivation)
 
     def _macs(self, plain: nn.Module) -> int:
         if isinstance(plain, BlockDrop):
@@ -180,14 +180,16 @@ class Run(Iterator[EpochRecord]):
         return count_macs(plain, self.splits.train.images[:1])
 
 
-def _split_epochs(training: TrainingSettings, handover: TwoStageSettings) -> tuple[TrainingSettings, TrainingSettings]:
-    learning = min(training.epochs - 1, max(1, round(training.epochs * handover.learn_fraction)))
-    schedule = training.schedule if handover.learn_schedule == "same" else handover.learn_schedule
+def _split_epochs(
+    training: TrainingSettings, derivation: TwoStageSettings
+) -> tuple[TrainingSettings, TrainingSettings]:
+    learning = min(training.epochs - 1, max(1, round(training.epochs * derivation.learn_fraction)))
+    schedule = training.schedule if derivation.learn_schedule == "same" else derivation.learn_schedule
     return (
         replace(training, epochs=learning, schedule=schedule),
         replace(
             training,
             epochs=training.epochs - learning,
-            learning_rate=training.learning_rate * handover.finetune_lr_multiplier,
+            learning_rate=training.learning_rate * derivation.finetune_lr_multiplier,
         ),
     )

@@ -1,8 +1,8 @@
 """DropCluster: positions of a feature map that rise and fall together are dropped together.
 
 Which positions belong together is learned from the activations of held training images, channel by channel, and learned
-anew as training goes on. The layer asks for these images: between `prepare_epoch` and the epoch it is `observing`, and
-the next forward pass in eval shows it the activations.
+anew as training goes on. The layer asks for these images: between `prepare_epoch` and the epoch its attribute
+`needs_calibration` is true, and the next forward pass in eval shows it the activations.
 """
 
 import time
@@ -114,7 +114,7 @@ class DropCluster(nn.Module):
 
     Attributes:
         labels: Label map, shape ``(channels, height, width)``; empty before the first clustering.
-        observing: Whether the next forward pass in eval is used to learn the label map.
+        needs_calibration: Whether the next forward pass in eval is used to learn the label map.
         clustering_seconds: Spent on clustering in the present epoch.
 
     Raises:
@@ -136,7 +136,7 @@ class DropCluster(nn.Module):
         super().__init__()
         self.settings = settings
         self.ramp = 1.0
-        self.observing = False
+        self.needs_calibration = False
         self._epoch = 0
         self.clustering_seconds, self._began = 0.0, time.perf_counter()
         self.register_buffer("labels", torch.empty(0, 0, 0, dtype=torch.int64))
@@ -158,13 +158,13 @@ class DropCluster(nn.Module):
             )
         self.ramp = min(1.0, (since + 1) / settings.ramp_epochs) if settings.ramp_epochs else 1.0
         due = settings.update_every > 0 and since % settings.update_every == 0
-        self.observing = since >= 0 and (due or self.labels.numel() == 0)
+        self.needs_calibration = since >= 0 and (due or self.labels.numel() == 0)
         self._epoch, self.clustering_seconds, self._began = epoch, 0.0, time.perf_counter()
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return `x`, shape ``(batch, channels, height, width)``, with clusters dropped in training."""
         if not self.training:
-            if self.observing:
+            if self.needs_calibration:
                 self.learn(x)
             return x
         generator = generator_for(self, generator)
@@ -184,7 +184,7 @@ class DropCluster(nn.Module):
         began = time.perf_counter()
         channels, height, width = checked_maps(self, activations).shape[1:]
         self._adopt(self._label_map(activations).view(channels, height, width))
-        self.observing = False
+        self.needs_calibration = False
         self.clustering_seconds += time.perf_counter() - began
 
     def telemetry(self) -> dict[str, float | list[float]]:

@@ -20,7 +20,7 @@ from nas_blockout.statistics.search_curves import Curve, best_so_far
 from services.analysis.robustness import RobustnessResult
 from services.analysis.seed_metrics import Accuracy, Amount, Count, PairResult, Share, Strict
 from services.analysis.tradeoffs import Front, could_win, fronts
-from services.budget.accounting import TERMINAL, End, charged_seconds, compared_in, ends, stale, standing
+from services.budget.accounting import TERMINAL, End, charged_seconds, compared_in, current, ends, stale
 from services.budget.limits import WORDS, Unit, limits
 from services.renamed_keys import upgraded_comparison
 from services.store import TrialRow
@@ -313,7 +313,7 @@ def search_curves(trials: Iterable[Trial]) -> dict[str, Curve]:
 
 
 def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Mapping[str, float] | None) -> ArmResult:
-    trials, gone = standing(every), stale(every)
+    trials, gone = current(every), stale(every)
     models = _models(trials)
     exported = max(
         models.values(), key=lambda trial: (_result(trial, "validation_accuracy"), -trial.seed), default=None
@@ -323,7 +323,7 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Mapping[str, f
     return ArmResult(
         description=arm.description,
         role=role(arm),
-        seeds_cover="learning and retraining" if arm.experiment.handover is not None else "retraining",
+        seeds_cover="learning and retraining" if arm.experiment.derivation is not None else "retraining",
         trials=len(trials),
         failed=sum(trial.state == "failed" for trial in trials),
         pruned=sum(trial.state == "pruned" for trial in trials),
@@ -376,7 +376,7 @@ def _models(trials: Sequence[Trial]) -> dict[int, Trial]:
 
 def _robust(trials: Sequence[Trial]) -> dict[int, Mapping[str, Any]]:
     """Return by seed what the retrained models of an arm gave on corrupted images."""
-    found = {seed: (trial.result or {}).get("robustness") for seed, trial in _models(standing(trials)).items()}
+    found = {seed: (trial.result or {}).get("robustness") for seed, trial in _models(current(trials)).items()}
     return {seed: result for seed, result in found.items() if result}
 
 

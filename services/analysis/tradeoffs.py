@@ -62,7 +62,7 @@ def could_win(arm: Arm, trial: Searched) -> bool:
     if trial.phase != "search" or trial.state != "complete" or trial.score is None:
         return False
     constraints, found = arm.rules.constraints, trial.result or {}
-    after = {name for name in constraints.limits if name != "latency_ms" or arm.experiment.handover is not None}
+    after = {name for name in constraints.limits if name != "latency_ms" or arm.experiment.derivation is not None}
     return not constraints.exceeded({name: found.get(name) for name in after})
 
 

@@ -33,7 +33,7 @@ _DESCRIPTION = """Give studies to the service, follow them, fetch what they leav
 Every request but those of health needs `Authorization: Bearer TOKEN`, and sees the studies of the token's owner only.
 Every error has the shape of `ErrorDocument`."""
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 router = APIRouter(tags=["health"])
 _ROUTERS = (studies.router, study_files.router, health.router, router)
 
@@ -74,14 +74,14 @@ def application(settings: Settings, store: Store, *, probes: Probes | None = Non
     return app
 
 
-def run(settings: Settings, *, host: str, port: int, say: Say) -> None:
+def run(settings: Settings, *, host: str, port: int, log: Log) -> None:
     """Serve the application until SIGINT or SIGTERM.
 
     Args:
         settings: Of the installation; `api_token` is set.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        say: Told the address.
+        log: Told the address.
 
     Raises:
         StoreError: The store cannot be opened.
@@ -91,7 +91,7 @@ def run(settings: Settings, *, host: str, port: int, say: Say) -> None:
     with Store.open(settings.store_url, patience=PATIENCE_SECONDS) as store, _listening(host, port) as listener:
         listener.listen()  # before it is said: a client that comes at once waits for the server, and is not refused
         shown = f"[{host}]" if ":" in host else host
-        say(f"http://{shown}:{listener.getsockname()[1]}/ serves the studies of {store.url}")
+        log(f"http://{shown}:{listener.getsockname()[1]}/ serves the studies of {store.url}")
         app = application(settings, store)
         config = uvicorn.Config(
             app,

@@ -33,7 +33,7 @@ class Feed:
     async def now(self) -> Snapshot:
         """Return where the study stands."""
         found = self._watcher.fresh(self._study)
-        return found if found is not None else await run_in_threadpool(self._watcher.look, self._study)
+        return found if found is not None else await run_in_threadpool(self._watcher.status, self._study)
 
     async def changed(self, seconds: float) -> Snapshot | None:
         """Return where the study stands once that has changed, or the service ends; None if not within `seconds`."""

@@ -152,18 +152,18 @@ def own(shared: Service, caller: Caller, name: str) -> QueueRow:
     return row
 
 
-def look(shared: Service, caller: Caller, name: str) -> Snapshot:
+def status(shared: Service, caller: Caller, name: str) -> Snapshot:
     """Return where a study of the caller stands."""
     found = shared.watcher.fresh(name)
     with suppress(NotFound):
-        found = found or (shared.watcher.look(name) if NAME.fullmatch(name) else None)
+        found = found or (shared.watcher.status(name) if NAME.fullmatch(name) else None)
     return _of(caller, found)
 
 
 async def seen(shared: Service, caller: Caller, name: str) -> Snapshot:
     """Return where a study of the caller stands; in no thread if somebody has just looked."""
     found = shared.watcher.fresh(name)
-    return _of(caller, found) if found is not None else await run_in_threadpool(look, shared, caller, name)
+    return _of(caller, found) if found is not None else await run_in_threadpool(status, shared, caller, name)
 
 
 def page(
@@ -278,7 +278,7 @@ async def list_studies(
 @router.get("/{name}", summary="Show a study", response_model=StudyDetail, responses=refusals(404))
 def show_study(shared: Shared, caller: Reader, name: str) -> Response:
     """Show a study: where each arm stands, and every setting with its value."""
-    found = look(shared, caller, name)
+    found = status(shared, caller, name)
     document = dict(found.row.document)
     detail = StudyDetail(
         **study_fields(found.row),

@@ -290,7 +290,7 @@ def _listed(visited: Visit, cursor: str | None) -> dict[str, Any]:
 def _share(visited: Visit, study: StudyView) -> float | None:
     if study.state in ("queued", "cancelled", "failed"):
         return None
-    return 1.0 if study.state == "complete" else visited.shared.watcher.look(study.name).progress.share
+    return 1.0 if study.state == "complete" else visited.shared.watcher.status(study.name).progress.share
 
 
 def _study(visited: Visit, name: str, refused: Refused | None = None, text: str = "") -> Response:
@@ -304,7 +304,7 @@ def _study(visited: Visit, name: str, refused: Refused | None = None, text: str 
 
 def _standing(visited: Visit, name: str) -> dict[str, Any]:
     shared = visited.shared
-    found = studies.look(shared, visited.caller, name)
+    found = studies.status(shared, visited.caller, name)
     progress, row = found.progress, found.row
     question = str(row.document.get("question", ""))
     arms = {"share": progress.share, "arms": progress.arms}

@@ -90,7 +90,7 @@ def stale(trials: Iterable[AnyTrial]) -> list[AnyTrial]:
     return [trial for trial in found if trial.number < last[trial.arm, trial.seed]]
 
 
-def standing(trials: Sequence[AnyTrial]) -> list[AnyTrial]:
+def current(trials: Sequence[AnyTrial]) -> list[AnyTrial]:
     """Return all trials but those `stale`."""
     gone = {(trial.arm, trial.number) for trial in stale(trials)}
     return [trial for trial in trials if trial.phase != "retrain" or (trial.arm, trial.number) not in gone]

@@ -27,22 +27,22 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-def shown(text: object, *, style: str = "") -> Text:
+def safe_text(text: object, *, style: str = "") -> Text:
     """Return a text as it may be shown: no markup, and a replacement mark for what would steer the terminal."""
     return Text("".join(mark if mark.isprintable() or mark == "\n" else "\ufffd" for mark in str(text)), style=style)
 
 
-def say(text: object) -> None:
+def print_line(text: object) -> None:
     """Write results to standard output."""
-    _console(stderr=False).print(shown(text), highlight=False, soft_wrap=True)
+    _console(stderr=False).print(safe_text(text), highlight=False, soft_wrap=True)
 
 
-def tell(text: object) -> None:
+def log(text: object) -> None:
     """Write progress and errors to standard error."""
-    _console(stderr=True).print(shown(text), highlight=False, soft_wrap=True)
+    _console(stderr=True).print(safe_text(text), highlight=False, soft_wrap=True)
 
 
-def draw(renderable: Any) -> None:
+def print_table(renderable: Any) -> None:
     """Write a table to standard output."""
     _console(stderr=False).print(renderable, highlight=False)
 
@@ -54,11 +54,11 @@ def errors() -> Console:
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, title: str | None = None) -> Table:
     """Return a table of texts; numbers are numbers only to those who read them."""
-    drawn = Table(title=shown(title) if title else None, title_justify="left")
+    drawn = Table(title=safe_text(title) if title else None, title_justify="left")
     for column in columns:
-        drawn.add_column(shown(column))
+        drawn.add_column(safe_text(column))
     for row in rows:
-        drawn.add_row(*map(shown, row))
+        drawn.add_row(*map(safe_text, row))
     return drawn
 
 
@@ -73,14 +73,14 @@ def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
-def teller(*, quiet: bool) -> Callable[[str], None]:
+def logger(*, quiet: bool) -> Callable[[str], None]:
     """Return what writes progress, or what writes nothing."""
-    return (lambda text: None) if quiet else tell
+    return (lambda text: None) if quiet else log
 
 
-def stop(code: int, message: str) -> NoReturn:
+def fail(code: int, message: str) -> NoReturn:
     """End the command with one line that says why."""
-    tell(f"error: {message}")
+    log(f"error: {message}")
     raise typer.Exit(code)
 
 

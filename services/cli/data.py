@@ -11,13 +11,13 @@ from services.cli.console import (
     NOT_FOUND,
     USAGE,
     JsonOption,
-    draw,
+    fail,
     installation,
+    log,
     print_json,
-    say,
-    stop,
+    print_line,
+    print_table,
     table,
-    tell,
 )
 
 app = typer.Typer(help="List, fetch, check and show data sets.", no_args_is_help=True, rich_markup_mode=None)
@@ -45,8 +45,8 @@ def list_sources(as_json: JsonOption = False) -> None:
         )
         return
     rows = [(name, source.summary, source.remedy) for name, source in SOURCES.items()]
-    draw(table(("name", "holds", "how it is had"), rows))
-    say(f"downloads go to {_root()}")
+    print_table(table(("name", "holds", "how it is had"), rows))
+    print_line(f"downloads go to {_root()}")
 
 
 @app.command()
@@ -57,9 +57,9 @@ def fetch(name: NameArgument, as_json: JsonOption = False) -> None:
     root = _root()
     _require_known(name)
     if data.SOURCES[name].fetch is not None:
-        tell(f"fetching {name} into {root}; this may take some minutes")
+        log(f"fetching {name} into {root}; this may take some minutes")
     folder = data.fetch(name, root)
-    print_json({"name": name, "folder": str(folder)}) if as_json else say(f"{name}: {folder}")
+    print_json({"name": name, "folder": str(folder)}) if as_json else print_line(f"{name}: {folder}")
 
 
 @app.command()
@@ -68,18 +68,20 @@ def check(name: NameArgument, folder: FolderOption = None, as_json: JsonOption =
     from nas_blockout import data
 
     _require_usable(name, folder)
-    tell(f"reading all of {name}")
+    log(f"reading all of {name}")
     report = data.check(name, _root(), folder=folder)
     if as_json:
         print_json(asdict(report))
     elif report.ready:
         channels, height, width = report.shape
         origin = f" in {report.origin}" if report.origin else ""
-        say(f"{name}: whole{origin}; {report.classes} classes, images of {channels} x {height} x {width}")
+        print_line(f"{name}: whole{origin}; {report.classes} classes, images of {channels} x {height} x {width}")
         counts, fewest = report.images or {}, report.fewest_in_class or {}
-        draw(table(("split", "images", "in the smallest class"), [(key, counts[key], fewest[key]) for key in counts]))
+        print_table(
+            table(("split", "images", "in the smallest class"), [(key, counts[key], fewest[key]) for key in counts])
+        )
     if not report.ready:
-        stop(NOT_FOUND if report.missing else FAILED, report.problem)
+        fail(NOT_FOUND if report.missing else FAILED, report.problem)
 
 
 @app.command()
@@ -98,10 +100,10 @@ def show(
     _require_usable(name, folder)
     path = (output or Path(f"{name}.png")).absolute()
     if not path.parent.is_dir():
-        stop(NOT_FOUND, f"there is no folder {path.parent}")
+        fail(NOT_FOUND, f"there is no folder {path.parent}")
     picture = data.show(name, _root(), folder=folder, columns=columns)
     picture.save(path, format="PNG")
-    print_json({"name": name, "file": str(path)}) if as_json else say(path)
+    print_json({"name": name, "file": str(path)}) if as_json else print_line(path)
 
 
 def _require_known(name: str) -> None:
@@ -109,7 +111,7 @@ def _require_known(name: str) -> None:
     from nas_blockout.serialization import near
 
     if name not in SOURCES:
-        stop(USAGE, f"there is no data set {name!r}; {near(name, SOURCES)}")
+        fail(USAGE, f"there is no data set {name!r}; {near(name, SOURCES)}")
 
 
 def _require_usable(name: str, folder: str | None) -> None:
@@ -119,7 +121,7 @@ def _require_usable(name: str, folder: str | None) -> None:
     try:
         DataSettings(name=name, folder=folder)
     except ValueError as error:
-        stop(USAGE, str(error))
+        fail(USAGE, str(error))
 
 
 def _root() -> Path:

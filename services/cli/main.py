@@ -22,15 +22,15 @@ from services.cli.console import (
     USAGE,
     JsonOption,
     SetOption,
-    draw,
     errors,
+    fail,
     installation,
+    log,
+    logger,
     print_json,
-    say,
-    stop,
+    print_line,
+    print_table,
     table,
-    tell,
-    teller,
 )
 
 app = typer.Typer(
@@ -71,21 +71,21 @@ def run(
     from services.finalize.finalize import finish
 
     if own_cluster() is not None and settings.home == Path.cwd():
-        tell("warning: NAS_BLOCKOUT_HOME is not set: what this job leaves goes when Ray removes the job's folder")
+        log("warning: NAS_BLOCKOUT_HOME is not set: what this job leaves goes when Ray removes the job's folder")
     again = "run the same command again, or resume the study in the service"
     with room_in(settings.folder(resolved.name), again=again):
         with watching(errors(), name=resolved.name, quiet=quiet) as observe:
             ran, store, splits = run_study(resolved, settings, observe=observe, source=source)
         with store:
-            finished = finish(ran, store, settings, splits=splits, say=teller(quiet=quiet))
+            finished = finish(ran, store, settings, splits=splits, log=logger(quiet=quiet))
     if as_json:
         print_json(finished.document.model_dump(mode="json"))
     else:
-        draw(result_tables(finished.document))
+        print_table(result_tables(finished.document))
         folder = settings.folder(resolved.name)
-        say(f"report: {folder / 'report' / 'index.html'}\nmodels: {folder / 'models'}")
+        print_line(f"report: {folder / 'report' / 'index.html'}\nmodels: {folder / 'models'}")
     if finished.failed:
-        tell(f"{finished.failed} trials failed; `nas-blockout show {resolved.name} --failed` says why")
+        log(f"{finished.failed} trials failed; `nas-blockout show {resolved.name} --failed` says why")
         raise typer.Exit(SOME_FAILED)
 
 
@@ -104,8 +104,8 @@ def validate(study: StudyArgument, as_json: JsonOption = False, assignments: Set
     if as_json:
         print_json(document)
     else:
-        say(yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True).rstrip())
-        tell(f"{source}: valid, configuration {resolved.hash}")
+        print_line(yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True).rstrip())
+        log(f"{source}: valid, configuration {resolved.hash}")
 
 
 @app.command("list")
@@ -131,7 +131,7 @@ def list_studies(
         )
         for line in lines
     ]
-    draw(table(columns, rows)) if rows else say("the store holds no study yet")
+    print_table(table(columns, rows)) if rows else print_line("the store holds no study yet")
     _list_bundled()
 
 
@@ -149,14 +149,14 @@ def export(
     from services.files.disk_full import room_in
     from services.finalize.finalize import export_again
 
-    tell(f"exporting and verifying {arm or 'the winner of every arm'}")
+    log(f"exporting and verifying {arm or 'the winner of every arm'}")
     settings = installation()
     with room_in(settings.folder(study), again="run the same command again"):
         folders = export_again(settings, study, arm, batch=batch)
     if as_json:
         print_json({"folders": [str(folder) for folder in folders]})
     for folder in () if as_json else folders:
-        say(folder)
+        print_line(folder)
 
 
 @app.command()
@@ -166,17 +166,17 @@ def verify(
     """Verify exported models: hashes, then every form reloaded in a fresh process and compared."""
     for folder in folders:
         if not folder.is_dir():
-            stop(NOT_FOUND, f"there is no folder {folder}")
+            fail(NOT_FOUND, f"there is no folder {folder}")
     from nas_blockout.export import verify_all
 
-    tell("verifying; each model is loaded in a process of its own")
+    log("verifying; each model is loaded in a process of its own")
     found = list(zip(folders, verify_all(folders), strict=True))
     if as_json:
         print_json({str(folder): {"ok": each.ok, "findings": list(each.findings)} for folder, each in found})
     for folder, each in () if as_json else found:
-        say(f"{folder}: {'verified' if each.ok else 'NOT verified'}")
+        print_line(f"{folder}: {'verified' if each.ok else 'NOT verified'}")
         for finding in each.findings:
-            say(f"  {finding}")
+            print_line(f"  {finding}")
     if not all(each.ok for _, each in found):
         raise typer.Exit(UNVERIFIED)
 
@@ -186,12 +186,12 @@ def sync(study: StoredArgument, as_json: JsonOption = False) -> None:
     """Write to MLflow what the store has and MLflow does not."""
     from services.finalize.finalize import sync_again
 
-    tell(f"writing {study} to MLflow")
+    log(f"writing {study} to MLflow")
     done = sync_again(installation(), study)
     if as_json:
         print_json({"experiment": done.experiment, "written": done.written, "present": done.present})
     else:
-        say(f"{done.experiment}: {done.written} runs written, {done.present} were there")
+        print_line(f"{done.experiment}: {done.written} runs written, {done.present} were there")
 
 
 @app.command()
@@ -208,9 +208,9 @@ def doctor(
     for finding in examine(installation(), api=api):  # some take seconds: each is shown when it is there
         findings.append(finding)
         if not as_json:
-            say(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}: {finding.found}")
+            print_line(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}: {finding.found}")
         if not as_json and not finding.ok:
-            say(f"     {finding.remedy}")
+            print_line(f"     {finding.remedy}")
     if as_json:
         print_json([finding.to_json() for finding in findings])
     bad = [finding.what for finding in findings if not finding.ok]
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def end(number: int, frame: FrameType | None) -> None:
         word = "interrupted" if number == signal.SIGINT else "terminated"
-        tell(f"{word}; the same command goes on where it stopped")
+        log(f"{word}; the same command goes on where it stopped")
         ends.append(INTERRUPTED if number == signal.SIGINT else TERMINATED)
         sys.exit(ends[0])
 
@@ -253,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001  # the last resort: known errors get their code, others one line and 1
         code = exit_code(error)
         text = " ".join(str(error).split())
-        tell(f"error: {text}" if code is not None else f"error: {type(error).__name__}: {text}")
+        log(f"error: {text}" if code is not None else f"error: {type(error).__name__}: {text}")
         sys.exit(FAILED if code is None else code)
 
 
@@ -307,7 +307,7 @@ def _bundled() -> Mapping[str, Path]:
 def _list_bundled() -> None:
     from services.study_config.schema import read
 
-    say("bundled studies:")
+    print_line("bundled studies:")
     for name, path in _bundled().items():
-        say(f"  {name:<16} {read(path).question}")
-    say("`nas-blockout run NAME` runs one, `nas-blockout run FILE.yaml` your own.")
+        print_line(f"  {name:<16} {read(path).question}")
+    print_line("`nas-blockout run NAME` runs one, `nas-blockout run FILE.yaml` your own.")

@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.tree import Tree
 
-from services.cli.console import NOT_FOUND, USAGE, JsonOption, draw, print_json, say, shown, stop, table, tell
+from services.cli.console import (
+    NOT_FOUND,
+    USAGE,
+    JsonOption,
+    fail,
+    log,
+    print_json,
+    print_line,
+    print_table,
+    safe_text,
+    table,
+)
 
 MOST_CLASSES = 8
 FIGURES = (".svg", ".png")
@@ -37,11 +48,11 @@ def predict(
     _require_folder(model)
     for path in images:
         if not path.is_file():
-            stop(NOT_FOUND, f"there is no image file {path}")
+            fail(NOT_FOUND, f"there is no image file {path}")
     opened = ExportedModel.open(model)
     asked = opened.preprocessing
     if asked["channels"] not in (1, 3):
-        stop(USAGE, f"{model} takes images of {asked['channels']} channels; image files have 1 or 3")
+        fail(USAGE, f"{model} takes images of {asked['channels']} channels; image files have 1 or 3")
     size = (asked["height"], asked["width"])
     batch = torch.stack([read_picture(path, asked["channels"], size) for path in images])
     probabilities = opened.logits(batch, form=form).softmax(1)
@@ -54,7 +65,7 @@ def predict(
         print_json({"model": str(model), "form": form, "predictions": documents})
         return
     for path, best in zip(images, found, strict=True):
-        say(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in best))
+        print_line(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in best))
 
 
 def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> None:
@@ -63,7 +74,7 @@ def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> No
     from nas_blockout.export.prediction import ExportedModel
 
     if figure is not None and figure.suffix.lower() not in FIGURES:
-        stop(USAGE, f"a figure's file must end in {' or '.join(FIGURES)}, got {figure}")
+        fail(USAGE, f"a figure's file must end in {' or '.join(FIGURES)}, got {figure}")
     model = ExportedModel.open(folder)
     if figure is not None:
         _write_diagram(model, figure)
@@ -74,20 +85,20 @@ def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> No
         print_json({**facts, "layers": [asdict(layer) for layer in layers]})
         return
     tested = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
-    tree = Tree(shown(f"{manifest['name']}: {len(model.class_names)} classes{tested}"))
+    tree = Tree(safe_text(f"{manifest['name']}: {len(model.class_names)} classes{tested}"))
     for layer in layers:
         name = f"{layer.name}: {_costs(layer.groups)}"
-        stem = tree.add(shown(name))
+        stem = tree.add(safe_text(name))
         for group in layer.groups if len(layer.groups) > 1 else ():
-            stem.add(shown(_described(group)))
-    draw(tree)
+            stem.add(safe_text(_described(group)))
+    print_table(tree)
     if not layers:
-        tell("it is not built from layers of groups, so there are no branches to show")
+        log("it is not built from layers of groups, so there are no branches to show")
         return
     clusters = sorted({cluster for layer in layers for group in layer.groups for cluster in group.clusters})
     if len(clusters) > 1:
         rows = [_branch(cluster, layers) for cluster in clusters]
-        draw(table(("cluster", "nodes by layer", "parameters", "MACs", "of them shared", "classes"), rows))
+        print_table(table(("cluster", "nodes by layer", "parameters", "MACs", "of them shared", "classes"), rows))
 
 
 def _write_diagram(model: Any, path: Path) -> None:
@@ -97,7 +108,7 @@ def _write_diagram(model: Any, path: Path) -> None:
 
     architecture = json.loads(model.content("architecture.json"))
     if not architecture:
-        stop(USAGE, f"{model.folder} is not built from layers of groups, so there is no architecture to draw")
+        fail(USAGE, f"{model.folder} is not built from layers of groups, so there is no architecture to draw")
     drawn = figure_architecture(architecture, model.class_names)
     said = f"architecture of {model.manifest['name']}"
 
@@ -108,7 +119,7 @@ def _write_diagram(model: Any, path: Path) -> None:
             part.write_text(standalone(to_svg(drawn, description=said)), encoding="utf-8")
 
     write_whole(path, write)
-    tell(f"wrote {path}")
+    log(f"wrote {path}")
 
 
 def _branch(cluster: int, layers: Sequence[Any]) -> tuple[object, ...]:
@@ -147,4 +158,4 @@ def _best(probabilities: Iterable[float], names: Sequence[str], top: int) -> lis
 
 def _require_folder(folder: Path) -> None:
     if not folder.is_dir():
-        stop(NOT_FOUND, f"there is no folder {folder}; name one that `nas-blockout export` wrote")
+        fail(NOT_FOUND, f"there is no folder {folder}; name one that `nas-blockout export` wrote")

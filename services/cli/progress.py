@@ -12,7 +12,7 @@ from rich.table import Table
 
 from services.analysis.comparison import ComparisonDocument
 from services.analysis.verdict import ARM_COLUMNS, PAIR_COLUMNS, arm_rows, pair_rows, sentence
-from services.cli.console import shown
+from services.cli.console import safe_text
 from services.execution.driver import Observe, Progress
 
 PLAIN_SECONDS = 5.0
@@ -48,7 +48,7 @@ class _Lines:
         """Write a line if it is time for one."""
         if time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
-            self._console.print(shown(f"{self._name}: {progress_line(progress)}"), highlight=False, soft_wrap=True)
+            self._console.print(safe_text(f"{self._name}: {progress_line(progress)}"), highlight=False, soft_wrap=True)
 
 
 def progress_line(progress: Progress) -> str:
@@ -65,7 +65,7 @@ def progress_line(progress: Progress) -> str:
 def progress_table(name: str, progress: Progress) -> Table:
     """Return where a study stands, one row a contestant."""
     table = Table(
-        title=shown(f"study {name}"),
+        title=safe_text(f"study {name}"),
         caption=f"{duration(progress.seconds)} so far, about {duration(progress.seconds_left)} left",
         title_justify="left",
         caption_justify="left",
@@ -74,10 +74,10 @@ def progress_table(name: str, progress: Progress) -> Table:
         table.add_column(column, justify="left" if column in ("arm", "budget") else "right")
     for arm in progress.arms:
         table.add_row(
-            shown(arm.name),
+            safe_text(arm.name),
             str(arm.done),
             str(arm.running) if arm.running else "",
-            shown(arm.failed, style="red") if arm.failed else "",
+            safe_text(arm.failed, style="red") if arm.failed else "",
             f"{arm.best:.1%}" if arm.best is not None else "",
             ProgressBar(total=1.0, completed=arm.share, width=24),
         )
@@ -88,16 +88,16 @@ def result_tables(document: ComparisonDocument) -> Group:
     """Return the comparison as a person reads it: its one sentence, the table of arms, the table of pairs."""
     arms = _table(f"study {document.study}", ARM_COLUMNS, arm_rows(document))
     pairs = _table("differences of test accuracy, paired by seed", PAIR_COLUMNS, pair_rows(document))
-    return Group(arms, pairs, Padding(shown(sentence(document)), (1, 0)))
+    return Group(arms, pairs, Padding(safe_text(sentence(document)), (1, 0)))
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=shown(title), title_justify="left")
+    table = Table(title=safe_text(title), title_justify="left")
     for column in columns:
         left = column in ("arm", "pair", "verdict")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(shown, row))
+        table.add_row(*map(safe_text, row))
     return table
 
 

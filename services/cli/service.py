@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from services.cli.console import USAGE, JsonOption, draw, installation, print_json, say, stop, table, tell
+from services.cli.console import USAGE, JsonOption, fail, installation, log, print_json, print_line, print_table, table
 from services.settings import SettingsError
 
 MOST_DAYS = 3650
@@ -33,7 +33,7 @@ def serve(
     if what == "worker":
         from services.dispatch import work
 
-        work(settings, say=tell)
+        work(settings, log=log)
         return
     if settings.api_token is None:
         raise SettingsError(
@@ -42,7 +42,7 @@ def serve(
         )
     from services.api import run
 
-    run(settings, host=host, port=port, say=tell)
+    run(settings, host=host, port=port, log=log)
 
 
 @tokens.command("create")
@@ -63,12 +63,12 @@ def create_token(
         try:
             row, secret = store.create_token(name, owner=owner, scope=scope, expires_at=expires_at)
         except ValueError as error:
-            stop(USAGE, str(error))
+            fail(USAGE, str(error))
     if as_json:
         print_json({**_token_json(row), "secret": secret})
         return
-    tell(f"token {row.id} of {row.owner}, scope {row.scope}; its secret is not shown again:")
-    say(secret)
+    log(f"token {row.id} of {row.owner}, scope {row.scope}; its secret is not shown again:")
+    print_line(secret)
 
 
 @tokens.command("list")
@@ -82,9 +82,9 @@ def list_tokens(
     if as_json:
         print_json([_token_json(row) for row in rows])
     elif rows:
-        draw(table(_COLUMNS, map(_cells, rows)))
+        print_table(table(_COLUMNS, map(_cells, rows)))
     else:
-        say("there is no token; `nas-blockout token create --owner NAME` makes one")
+        print_line("there is no token; `nas-blockout token create --owner NAME` makes one")
 
 
 @tokens.command("revoke")
@@ -92,7 +92,7 @@ def revoke_token(token: Annotated[int, typer.Argument(help="Its id, as `token li
     """End a token at once; sessions of the page that were opened with it end too."""
     with _store() as store:
         row = store.revoke_token(token)
-    say(f"token {row.id} of {row.owner} is revoked")
+    print_line(f"token {row.id} of {row.owner} is revoked")
 
 
 @tables.command("current")
@@ -105,7 +105,7 @@ def current_version(as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"version": found, "newest": migrations.HEAD})
     else:
-        say(f"{found or 'no tables'}; this release uses {migrations.HEAD}")
+        print_line(f"{found or 'no tables'}; this release uses {migrations.HEAD}")
 
 
 @tables.command("upgrade")
@@ -113,7 +113,7 @@ def upgrade_tables() -> None:
     """Bring the tables up to the version of this release, and make them where there are none; nothing is lost."""
     from services.store import schema_version
 
-    say(f"the tables have version {schema_version.upgrade(installation().store_url)}")
+    print_line(f"the tables have version {schema_version.upgrade(installation().store_url)}")
 
 
 @tables.command("downgrade")
@@ -125,9 +125,9 @@ def downgrade_tables(
     from services.store import schema_version
 
     if not yes:
-        stop(USAGE, f"what the tables of {version} cannot hold is lost: back the database up, then add --yes")
+        fail(USAGE, f"what the tables of {version} cannot hold is lost: back the database up, then add --yes")
     schema_version.downgrade(installation().store_url, version)
-    say(f"the tables have version {version}; commands of this release bring them up again")
+    print_line(f"the tables have version {version}; commands of this release bring them up again")
 
 
 def _store() -> Any:

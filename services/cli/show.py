@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.console import USAGE, JsonOption, draw, installation, print_json, say, stop, table
+from services.cli.console import USAGE, JsonOption, fail, installation, print_json, print_line, print_table, table
 from services.cli.models import show_model
 
 _COSTS = ("arm", "phase", "trials", "failed", "pruned", "passes", "failed %", "pruned %", "seconds", "proposing")
@@ -29,9 +29,9 @@ def show(
         show_model(folder, as_json=as_json, figure=figure)
         return
     if figure is not None:
-        stop(USAGE, f"--figure draws an exported model, and {study} is no folder of one; see `nas-blockout export`")
+        fail(USAGE, f"--figure draws an exported model, and {study} is no folder of one; see `nas-blockout export`")
     from services.analysis.verdict import corruption_errors
-    from services.budget.accounting import END_WORDS, ends, standing
+    from services.budget.accounting import END_WORDS, current, ends
     from services.finalize.finalize import flat
     from services.store import Store
     from services.study_config.schema import parse_resolved
@@ -40,7 +40,7 @@ def show(
         row, trials, spent = store.study(study), store.trials(study), store.spent(study)
     ended = ends(parse_resolved(row.config), {arm: [t for t in trials if t.arm == arm] for arm in row.arms})
     proposed = {arm: _counts(trial for trial in trials if trial.arm == arm) for arm in row.arms}
-    means = corruption_errors_of(standing(trials))
+    means = corruption_errors_of(current(trials))
     chosen = [trial for trial in trials if not failed or trial.state == "failed"]
     if as_json:
         costs = {"cost": [_cost_json(each) for each in spent], "ended_by": ended, "proposed": proposed}
@@ -48,14 +48,14 @@ def show(
         print_json({**study_json(row), **costs, "trials": [flat(trial) for trial in chosen]})
         return
     state = "interrupted" if row.interrupted else row.state
-    say(f"study {row.name}: {state}" + (f" ({row.error})" if row.error else ""))
-    draw(table(_TRIALS, map(_trial_cells, chosen)))
-    draw(table(_COSTS, _costs(spent), title="cost"))
+    print_line(f"study {row.name}: {state}" + (f" ({row.error})" if row.error else ""))
+    print_table(table(_TRIALS, map(_trial_cells, chosen)))
+    print_table(table(_COSTS, _costs(spent), title="cost"))
     if means:
-        say(corruption_errors(means))
+        print_line(corruption_errors(means))
     for arm, end in ended.items():
         course = f"its search was ended by {END_WORDS[end]}" if end else "its search goes on"
-        say(f"{arm}: {course}{_proposed(proposed[arm])}")
+        print_line(f"{arm}: {course}{_proposed(proposed[arm])}")
 
 
 def corruption_errors_of(trials: Iterable[Any]) -> dict[str, float]:

@@ -9,13 +9,13 @@ from services.cli.console import (
     USAGE,
     JsonOption,
     SetOption,
-    draw,
+    fail,
     installation,
+    log,
     print_json,
-    say,
-    stop,
+    print_line,
+    print_table,
     table,
-    tell,
 )
 
 MOST_WORKERS = 65_536
@@ -52,14 +52,14 @@ def replay(
     from services.replay import replay as replayed
 
     request = Request(searcher, _numbers(workers), repeats, arm, seed, target)
-    tell(f"replaying {study}: {repeats} times with {workers} workers")
+    log(f"replaying {study}: {repeats} times with {workers} workers")
     found = replayed(installation(), study, request)
     if as_json:
         print_json(found.to_json())
     else:
         _draw_replay(found)
     if not faithful(found.reproduction):
-        stop(
+        fail(
             FAILED, "not everything that really happened is proposed again; the versions in environment.json may differ"
         )
 
@@ -78,7 +78,7 @@ def estimate(
     from services.study_config.overrides import read_resolved
 
     resolved, source = read_resolved(study, assignments or ())
-    found = estimated(resolved, installation(), source=source, quick=quick, say=tell)
+    found = estimated(resolved, installation(), source=source, quick=quick, log=log)
     print_json(found.to_json()) if as_json else _draw_estimate(found)
 
 
@@ -92,13 +92,15 @@ def _draw_estimate(found: Any) -> None:
     ]
     total = found.total
     rows.append(("all", "", total.trials, f"{total.sample_passes:,}", duration(total.seconds)))
-    draw(table(("arm", "phase", "trials", "passes", "training"), rows, title=f"study {found.study}, estimated"))
+    print_table(table(("arm", "phase", "trials", "passes", "training"), rows, title=f"study {found.study}, estimated"))
     slots = f"{found.workers} trial{'s' * (found.workers > 1)} at once"
-    say(f"wall-clock: {duration(found.trials_seconds)} of trials with {slots}, {duration(found.wall_seconds)} in all")
-    say(f"disk: {found.disk_bytes / 1e6:,.1f} MB")
-    say(f"measured in {duration(found.dry_run_seconds)}")
+    print_line(
+        f"wall-clock: {duration(found.trials_seconds)} of trials with {slots}, {duration(found.wall_seconds)} in all"
+    )
+    print_line(f"disk: {found.disk_bytes / 1e6:,.1f} MB")
+    print_line(f"measured in {duration(found.dry_run_seconds)}")
     for note in found.notes:
-        say(f"note: {note}")
+        print_line(f"note: {note}")
 
 
 def compare(
@@ -119,7 +121,7 @@ def _draw_across(found: Any) -> None:
     from nas_blockout.statistics.significance import p_text
     from services.analysis.verdict import ARM_COLUMNS, arm_row
 
-    draw(table(ARM_COLUMNS, [arm_row(each.key, each.result) for each in found.arms]))
+    print_table(table(ARM_COLUMNS, [arm_row(each.key, each.result) for each in found.arms]))
     rows = [
         (
             f"{pair.a} - {pair.b}",
@@ -131,15 +133,15 @@ def _draw_across(found: Any) -> None:
     ]
     columns = ("pair", "points", "95% interval", "seeds", "Holm", "passes a / b", "verdict")
     if rows:
-        draw(table(columns, rows, title="differences of test accuracy between studies, paired by seed"))
+        print_table(table(columns, rows, title="differences of test accuracy between studies, paired by seed"))
     else:
-        say("no two arms of different studies share two seeds: nothing is tested")
+        print_line("no two arms of different studies share two seeds: nothing is tested")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= MOST_WORKERS for part in parts):
-        stop(USAGE, f"--workers takes whole numbers in 1..{MOST_WORKERS} with commas between, got {text!r}")
+        fail(USAGE, f"--workers takes whole numbers in 1..{MOST_WORKERS} with commas between, got {text!r}")
     return tuple(map(int, parts))
 
 
@@ -147,7 +149,7 @@ def _draw_replay(found: Any) -> None:
     for arm, again in found.reproduction.items():
         word = "reproduced" if again.difference is None else "NOT reproduced"
         tail = "" if again.difference is None else f"; the first that is not: {again.difference}"
-        say(f"{word}: {arm}, {again.equal} of {again.trials} trials proposed again as they really were{tail}")
+        print_line(f"{word}: {arm}, {again.equal} of {again.trials} trials proposed again as they really were{tail}")
     rows = [
         (
             *(each.arm, found.searchers[each.arm], each.workers, each.trials),
@@ -161,17 +163,19 @@ def _draw_replay(found: Any) -> None:
         for each in found.outcomes
     ]
     columns = ("arm", "searcher", "workers", "trials", "exact", "takes", "target", "reached", "after", "after passes")
-    draw(table(columns, rows, title="simulated time: median (quartiles)"))
+    print_table(table(columns, rows, title="simulated time: median (quartiles)"))
     curves = [
         (each.arm, each.workers, against, *(_accuracy(band, share) for share in _SHARES))
         for each in found.outcomes
         for against, band in (("budget", each.by_budget), ("time", each.by_time))
     ]
     shares = ("arm", "workers", "share of", *(f"{share:.0%}" for share in _SHARES))
-    draw(table(shares, curves, title="best validation % so far: median (quartiles)"))
+    print_table(table(shares, curves, title="best validation % so far: median (quartiles)"))
     for arm in found.recorded:
         if found.searchers[arm] != found.recorded[arm] and found.recorded[arm] != "random":
-            say(f"{arm}: its trials were proposed by {found.recorded[arm]}, which random draws from them profit by")
+            print_line(
+                f"{arm}: its trials were proposed by {found.recorded[arm]}, which random draws from them profit by"
+            )
 
 
 def _seconds(value: float) -> str:

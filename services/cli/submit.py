@@ -13,10 +13,10 @@ from services.cli.console import (
     USAGE,
     JsonOption,
     SetOption,
+    fail,
+    log,
     print_json,
-    say,
-    stop,
-    tell,
+    print_line,
 )
 
 if TYPE_CHECKING:  # Ray and torch take seconds to import, which other commands need not wait for
@@ -53,11 +53,11 @@ def submit(
 
     found = address or Settings.from_environment().jobs_address
     if found is None:
-        stop(USAGE, "no cluster: give --address http://HOST:8265, or set NAS_BLOCKOUT_JOBS_ADDRESS")
+        fail(USAGE, "no cluster: give --address http://HOST:8265, or set NAS_BLOCKOUT_JOBS_ADDRESS")
     resolved, _ = read_resolved(study, assignments or ())
     jobs = Jobs(found)
     job = _submitted(jobs, resolved)
-    write = tell if as_json else say
+    write = log if as_json else print_line
     write(f"job {job.id}, study {resolved.name}, configuration {resolved.hash}, at {jobs.address}")
     if wait and job.living:
         _follow(jobs, job.id, write=write)
@@ -76,12 +76,12 @@ def _submitted(jobs: "Jobs", study: "Study") -> "Job":
     while (known := jobs.job(job_id(study, attempt))) is not None:
         attempt, last = attempt + 1, known
     if last is not None and (last.living or _has_finished(last)):
-        tell(f"{last.id} is there already: {last.state}")
+        log(f"{last.id} is there already: {last.state}")
         return last
     if last is not None:
-        tell(f"{last.id} {_ended(last)}; a new attempt goes on with the study")
+        log(f"{last.id} {_ended(last)}; a new attempt goes on with the study")
     if (room := jobs.room(study)) < (wanted := study.config.workers.max_concurrent_trials):
-        tell(f"warning: the cluster has room for {room} of the {wanted} trials that the study runs at once")
+        log(f"warning: the cluster has room for {room} of the {wanted} trials that the study runs at once")
     return jobs.submit(study, attempt=attempt)
 
 
@@ -91,7 +91,7 @@ def _follow(jobs: "Jobs", job: str, *, write: Callable[[str], None]) -> None:
         for line in jobs.follow(job):
             write(line)
     except (SystemExit, KeyboardInterrupt):
-        tell(
+        log(
             f"the job goes on; the same command follows it again, `ray job stop --address {jobs.address} {job}` ends it"
         )
         raise
@@ -101,11 +101,11 @@ def _end(job: "Job") -> None:
     """End as a job did, if it has."""
     if job.living or job.state == "succeeded":
         return
-    tell(f"{job.id} {_ended(job)}")
+    log(f"{job.id} {_ended(job)}")
     if job.state == "stopped":
         raise typer.Exit(TERMINATED)
     if job.exit_code is None:
-        tell((job.message.strip().splitlines() or ["Ray does not say why"])[-1])
+        log((job.message.strip().splitlines() or ["Ray does not say why"])[-1])
         raise typer.Exit(FAILED)
     raise typer.Exit(job.exit_code if job.exit_code >= 0 else _FIRST_SIGNAL - job.exit_code)
 

@@ -176,7 +176,7 @@ class Worker:
         assert self._task is not None
         outcome, last = self._run.outcome, self._run.records[-1]
         assert outcome is not None
-        handover = outcome.handover
+        derivation = outcome.derivation
         result: dict[str, Any] = {
             "validation_accuracy": last.validation_accuracy,
             "validation_loss": last.validation_loss,
@@ -184,12 +184,12 @@ class Worker:
             "macs": outcome.macs,
             "architecture": outcome.architecture.to_json() if outcome.architecture else None,
             "architecture_hash": outcome.architecture.hash if outcome.architecture else None,
-            "gap": {**handover.gap, "finetuned": last.validation_accuracy} if handover else None,
-            "threshold": handover.threshold if handover else None,
-            "thresholds": handover.thresholds if handover else None,
-            "equality": handover.equality if handover else None,
-            "probabilities": handover.probabilities if handover else None,
-            "overhead_seconds": handover.overhead_seconds if handover else 0.0,
+            "gap": {**derivation.gap, "finetuned": last.validation_accuracy} if derivation else None,
+            "threshold": derivation.threshold if derivation else None,
+            "thresholds": derivation.thresholds if derivation else None,
+            "equality": derivation.equality if derivation else None,
+            "probabilities": derivation.probabilities if derivation else None,
+            "overhead_seconds": derivation.overhead_seconds if derivation else 0.0,
             "teacher_passes": outcome.teacher_passes,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }

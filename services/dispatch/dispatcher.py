@@ -17,7 +17,7 @@ AT_ONCE = 4
 REFUSED_SECONDS = 600.0
 _LOG = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Cluster(Protocol):
@@ -46,7 +46,7 @@ class Dispatcher:
         lease_seconds: How long a study stays this worker's after it was last heard of.
         max_running: Studies held at a time.
         refused_seconds: How long to try with a study that is too large for the cluster, which may still be growing.
-        say: Told what happened, one line each.
+        log: Told what happened, one line each.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Dispatcher:
         lease_seconds: float = 30.0,
         max_running: int = AT_ONCE,
         refused_seconds: float = REFUSED_SECONDS,
-        say: Say = _LOG.info,
+        log: Log = _LOG.info,
     ) -> None:
         self._store, self._cluster, self._worker = store, cluster, worker
         self._lease_seconds, self._at_once, self._refused_seconds = lease_seconds, max_running, refused_seconds
-        self._say = say
+        self._say = log
         self._held: dict[str, None] = {}
         self._refused: dict[str, float] = {}
         self._stopping: set[str] = set()

@@ -20,7 +20,7 @@ MOST_POLL_SECONDS = 8.0
 _AWAY = (StoreUnreachable, ClusterError)
 _LOG = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def work(
@@ -29,7 +29,7 @@ def work(
     once: bool = False,
     lease_seconds: float = 30.0,
     max_running: int = AT_ONCE,
-    say: Say = _LOG.info,
+    log: Log = _LOG.info,
 ) -> None:
     """See queued studies through as Ray jobs, until SIGTERM or SIGINT; then give the leases back.
 
@@ -38,7 +38,7 @@ def work(
         once: End when nothing is held and nothing is queued, and on the first failure to reach database or cluster.
         lease_seconds: How long a study stays this worker's if it dies.
         max_running: Studies held at a time.
-        say: Told what happened, one line each; of an absence once when it begins and once when it ends.
+        log: Told what happened, one line each; of an absence once when it begins and once when it ends.
 
     Raises:
         SettingsError: No cluster is configured.
@@ -50,7 +50,7 @@ def work(
         )
     with ExitStack() as stack:
         ended = stack.enter_context(_ended_by_signals())
-        store = _opened(settings, ended, once=once, say=say)
+        store = _opened(settings, ended, once=once, log=log)
         if store is None:
             return
         stack.enter_context(store)
@@ -61,12 +61,12 @@ def work(
             worker=worker,
             lease_seconds=lease_seconds,
             max_running=max_running,
-            say=say,
+            log=log,
         )
         stack.callback(dispatcher.release)
-        say(f"worker {worker} takes studies from {store.url}")
+        log(f"worker {worker} takes studies from {store.url}")
         _rounds(
-            dispatcher, ended, pulse(settings), once=once, longest=min(MOST_POLL_SECONDS, lease_seconds / 3), say=say
+            dispatcher, ended, pulse(settings), once=once, longest=min(MOST_POLL_SECONDS, lease_seconds / 3), log=log
         )
 
 
@@ -76,7 +76,7 @@ def pulse(settings: Settings) -> Path:
 
 
 def _rounds(
-    dispatcher: Dispatcher, ended: threading.Event, alive: Path, *, once: bool, longest: float, say: Say
+    dispatcher: Dispatcher, ended: threading.Event, alive: Path, *, once: bool, longest: float, log: Log
 ) -> None:
     away: str | None = None
     pause = min(POLL_SECONDS, longest)
@@ -87,20 +87,20 @@ def _rounds(
             if once:
                 raise
             if away is None:
-                say(f"waits: {error}")
+                log(f"waits: {error}")
             away, pause = str(error), min(2 * pause, longest)
         else:
             if away is not None:
-                say("goes on: everything it needs is there again")
+                log("goes on: everything it needs is there again")
             away, pause = None, min(POLL_SECONDS, longest)
             _touch(alive)
             if once and not dispatcher.held:
                 return
         ended.wait(pause)
-    say("ends, and gives its studies back")
+    log("ends, and gives its studies back")
 
 
-def _opened(settings: Settings, ended: threading.Event, *, once: bool, say: Say) -> Store | None:
+def _opened(settings: Settings, ended: threading.Event, *, once: bool, log: Log) -> Store | None:
     """Return the store, however long it takes to be there; None if the worker is ended before that."""
     said = False
     while not ended.is_set():
@@ -110,7 +110,7 @@ def _opened(settings: Settings, ended: threading.Event, *, once: bool, say: Say)
             if once:
                 raise
             if not said:
-                say(f"waits: {error}")
+                log(f"waits: {error}")
             said = True
             ended.wait(POLL_SECONDS)
     return None

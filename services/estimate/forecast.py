@@ -27,7 +27,7 @@ EPOCH_BYTES, TRIAL_BYTES, REPORT_BYTES = 900, 6_000, 600_000
 MLFLOW_EPOCH_BYTES = 3_200
 EXPORT_BYTES, EXPORT_FORMS, FLOAT_BYTES = 130_000, 4, 4
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Estimate:
         return {**asdict(self), "notes": list(self.notes), "total": asdict(self.total)}
 
 
-def estimate(study: Study, settings: Settings, *, source: str, quick: bool = False, say: Say) -> Estimate:
+def estimate(study: Study, settings: Settings, *, source: str, quick: bool = False, log: Log) -> Estimate:
     """Train something of every arm for a moment, and return what the whole study will cost; nothing is written.
 
     Args:
@@ -84,7 +84,7 @@ def estimate(study: Study, settings: Settings, *, source: str, quick: bool = Fal
         settings: Of the installation.
         source: Where the study came from, for errors.
         quick: Whether to take less time, and know less.
-        say: Told what is measured.
+        log: Told what is measured.
 
     Raises:
         StudyError: The study cannot be run.
@@ -96,7 +96,7 @@ def estimate(study: Study, settings: Settings, *, source: str, quick: bool = Fal
     threads = torch.get_num_threads()
     torch.set_num_threads(study.config.workers.cpus)
     try:
-        measured = _measure_arms(study, splits, device=device, quick=quick, source=source, say=say)
+        measured = _measure_arms(study, splits, device=device, quick=quick, source=source, log=log)
     finally:
         torch.set_num_threads(threads)
     found = forecast(study, splits, settings, measured, processors=os.cpu_count() or 1)
@@ -116,16 +116,16 @@ def forecast(
         processors: Of this machine; more threads than these take turns.
     """
     crowding = _crowding(study, settings, processors)
-    told = _pretend(study, splits, {name: _Seconds.of(each, crowding) for name, each in measured.items()})
+    completed = _pretend(study, splits, {name: _Seconds.of(each, crowding) for name, each in measured.items()})
     exported = study.config.export if study.config.export is not None else list(study.arms)
     finishing = ARM_SECONDS * len(study.arms) + EXPORT_SECONDS * len(exported)
     return Estimate(
         study=study.name,
-        phases={name: _phases(name, told.entries, crowding * each.seconds) for name, each in measured.items()},
+        phases={name: _phases(name, completed.entries, crowding * each.seconds) for name, each in measured.items()},
         workers=study.config.workers.max_concurrent_trials,
-        trials_seconds=told.seconds,
-        wall_seconds=START_SECONDS + told.seconds + finishing,
-        disk_bytes=_disk(settings, measured, told.entries, exported),
+        trials_seconds=completed.seconds,
+        wall_seconds=START_SECONDS + completed.seconds + finishing,
+        disk_bytes=_disk(settings, measured, completed.entries, exported),
         dry_run_seconds=0.0,
         notes=_notes(study, settings),
     )
@@ -153,13 +153,13 @@ class _Told:
 
 
 def _measure_arms(
-    study: Study, splits: Splits, *, device: str, quick: bool, source: str, say: Say
+    study: Study, splits: Splits, *, device: str, quick: bool, source: str, log: Log
 ) -> dict[str, Measured]:
     planned = _pretend(study, splits, dict.fromkeys(study.arms, _Seconds())).entries
     seconds = (QUICK_SECONDS if quick else SECONDS) / len(study.arms)
     measured = {}
     for name in study.arms:
-        say(f"measuring {name}")
+        log(f"measuring {name}")
         own = [entry.experiment for entry in planned if (entry.arm, entry.phase) == (name, SEARCH)]
         chosen = own[:1] if quick or len(own) < 2 else [own[0], own[len(own) // 2]]
         began = time.perf_counter()
@@ -209,7 +209,7 @@ def _pretend(study: Study, splits: Splits, seconds: Mapping[str, _Seconds]) -> _
 
 def _macs(experiment: Experiment, splits: Splits) -> int:
     """Return about what the network costs that an experiment ends in, as far as that is known before it is run."""
-    target: float | None = getattr(experiment.handover, "target_macs", None)
+    target: float | None = getattr(experiment.derivation, "target_macs", None)
     if target is not None:
         return round(target * dense_macs(experiment, splits))
     network = rebuild(experiment, experiment.architecture, splits).eval()

@@ -67,7 +67,7 @@ def _dry(experiment: Experiment, splits: Splits, share: float, *, epochs: int, d
     overhead = time.perf_counter() - began - records[-1].seconds
     return Measured(
         seconds=epoch_seconds(experiment, records) / share * experiment.training.epochs,
-        overhead_seconds=overhead / share if experiment.handover is not None else overhead,
+        overhead_seconds=overhead / share if experiment.derivation is not None else overhead,
         parameters=run.outcome.parameters,
     )
 
@@ -80,7 +80,7 @@ def epoch_seconds(experiment: Experiment, records: list[EpochRecord]) -> float:
         stages.setdefault(record.stage, []).append(record.seconds - before)
         before = record.seconds
     medians = {stage: median(found[1:] or found) for stage, found in stages.items()}
-    learned: Any = experiment.handover
+    learned: Any = experiment.derivation
     if learned is None or len(medians) < 2:
         return median(medians.values())
     return float(learned.learn_fraction * medians["learn"] + (1 - learned.learn_fraction) * medians["finetune"])

@@ -362,7 +362,7 @@ def _run_trials(
             try:
                 cluster.run(driver, resources, folder=folder.scratch, address=settings.ray_address)
             except BaseException:
-                store.hurry()  # or whoever ends it would wait for a database that is away
+                store.stop_retrying()  # or whoever ends it would wait for a database that is away
                 raise
 
 

@@ -66,12 +66,12 @@ def keep_comparison(folder: Folder) -> Path | None:
     """Keep the comparison of a study as ``comparison.<n>.json`` and return that path; None if there is none."""
     if not folder.comparison.exists():
         return None
-    kept = folder.root / f"comparison.{len(looks(folder)) + 1}.json"
+    kept = folder.root / f"comparison.{len(earlier_comparisons(folder)) + 1}.json"
     folder.comparison.replace(kept)
     return kept
 
 
-def looks(folder: Folder) -> list[Path]:
+def earlier_comparisons(folder: Folder) -> list[Path]:
     """Return the comparisons that a study had before it was extended, the first one first."""
     numbered = {path: re.fullmatch(r"comparison\.(\d+)\.json", path.name) for path in folder.root.glob("comparison.*")}
     return sorted((path for path, match in numbered.items() if match), key=lambda path: int(path.suffixes[0][1:]))

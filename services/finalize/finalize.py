@@ -15,8 +15,8 @@ from nas_blockout.data import Splits, load
 from nas_blockout.experiment import Experiment, rebuild
 from nas_blockout.export import Deployed, load_weights, measure_latency
 from services.analysis.comparison import ComparisonDocument, Trial, build
-from services.budget.accounting import stale, standing
-from services.execution.extension import looks
+from services.budget.accounting import current, stale
+from services.execution.extension import earlier_comparisons
 from services.files.remote import fetch, place_of, put_folder
 from services.files.study_dir import Folder, write_csv, write_json
 from services.finalize.export import export_trials
@@ -39,7 +39,7 @@ _FLAT = (
     "stopped_after",
     "architecture_hash",
 )
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Winner = tuple[str, nn.Module, Splits]
 
 
@@ -51,7 +51,7 @@ class Finished:
     failed: int
 
 
-def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, say: Say) -> Finished:
+def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, log: Log) -> Finished:
     """Write everything that a study leaves behind, unless that is done, and end it in the store.
 
     Args:
@@ -59,7 +59,7 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, sa
         store: Holds its trials.
         settings: Of the installation.
         splits: Its data.
-        say: Told what takes a while, and of what could not be done.
+        log: Told what takes a while, and of what could not be done.
 
     Raises:
         ArtifactError: Shared storage cannot be reached: the same again goes on with what is left to do.
@@ -70,19 +70,19 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, sa
     if store.study(study.name).state == "complete" and folder.comparison.exists():
         return Finished(ComparisonDocument.read(folder.comparison), failed)
     winners = exported_trials(study, rows)
-    say("measuring, exporting and verifying the winners")
+    log("measuring, exporting and verifying the winners")
     models = models_of(winners, folder, splits, shared=settings.shared(study.name))
     document = write_comparison(study, rows, folder, latency=_latencies(models, splits))
     wanted = study.config.export
     exported = {arm: (row, models[arm]) for arm, row in winners.items() if wanted is None or arm in wanted}
 
     def report() -> None:
-        say("writing the report")
+        log("writing the report")
         write_report(study, store, rows, document, splits, folder)
 
     export_trials(study, exported, splits, document, folder=folder, store=store, meanwhile=report)
-    _project(study, store, settings, document, _winner(document, models, splits), say=say)
-    _share(folder, settings.shared(study.name), say=say)
+    _project(study, store, settings, document, _winner(document, models, splits), log=log)
+    _share(folder, settings.shared(study.name), log=log)
     store.finish_study(study.name, "complete")
     shutil.rmtree(folder.scratch / "checkpoints", ignore_errors=True)
     return Finished(document, failed)
@@ -92,7 +92,7 @@ def write_comparison(
     study: Study, rows: Sequence[TrialRow], folder: Folder, *, latency: Mapping[str, Mapping[str, float]]
 ) -> ComparisonDocument:
     """Write ``comparison.json`` and ``trials.csv``; return the comparison."""
-    extensions = len(looks(folder))
+    extensions = len(earlier_comparisons(folder))
     document = build(study, [Trial.of(row) for row in rows], latency_ms=latency, extensions=extensions)
     write_json(folder.comparison, document.model_dump(mode="json"))
     gone = {row.id for row in stale(rows)}
@@ -111,7 +111,7 @@ def write_report(
         comparison=document.model_dump(mode="json"),
         study=study.to_json(),
         environment=json.loads((folder.root / "environment.json").read_text()),
-        trials=[_view(row, store) for row in standing(rows)],
+        trials=[_view(row, store) for row in current(rows)],
         class_names=splits.class_names,
         hierarchy=splits.hierarchy or {},
         importance=_importance(study, rows),
@@ -124,11 +124,11 @@ def _importance(study: Study, rows: Sequence[TrialRow]) -> dict[str, dict[str, t
     """Return, by arm, what its searched parameters decided, and what chance makes of it."""
     from services.analysis.importance import importances
 
-    told: dict[str, list[tuple[Mapping[str, Any], float]]] = {arm: [] for arm in study.arms}
+    completed: dict[str, list[tuple[Mapping[str, Any], float]]] = {arm: [] for arm in study.arms}
     for row in sorted(rows, key=lambda row: row.number):
-        if row.phase == "search" and row.state == "complete" and row.score is not None and row.arm in told:
-            told[row.arm].append((row.params, row.score))
-    found = {arm: importances(trials) for arm, trials in told.items()}
+        if row.phase == "search" and row.state == "complete" and row.score is not None and row.arm in completed:
+            completed[row.arm].append((row.params, row.score))
+    found = {arm: importances(trials) for arm, trials in completed.items()}
     return {arm: {name: (each.share, each.by_chance) for name, each in own.items()} for arm, own in found.items()}
 
 
@@ -185,7 +185,7 @@ def sync_again(settings: Settings, name: str) -> Synced:
 def exported_trials(study: Study, rows: Sequence[TrialRow]) -> dict[str, TrialRow]:
     """Return, by arm, the retrained trial with the best validation accuracy, the lowest seed of equals."""
     found: dict[str, TrialRow] = {}
-    for row in sorted(standing(rows), key=lambda row: row.seed):
+    for row in sorted(current(rows), key=lambda row: row.seed):
         if row.phase != "retrain" or row.state != "complete" or row.score is None:
             continue
         best = found.get(row.arm)
@@ -280,10 +280,10 @@ def _view(row: TrialRow, store: Store) -> TrialView:
     )
 
 
-def _share(folder: Folder, shared: str | None, *, say: Say = lambda text: None) -> None:
+def _share(folder: Folder, shared: str | None, *, log: Log = lambda text: None) -> None:
     """Copy what a study leaves behind to shared storage, the comparison last."""
     if shared is not None:
-        say(f"copying the results to {shared}")
+        log(f"copying the results to {shared}")
         put_folder(folder.root, shared, last=folder.comparison.name)
 
 
@@ -294,11 +294,11 @@ def _project(
     document: ComparisonDocument,
     winner: Winner | None,
     *,
-    say: Say,
+    log: Log,
 ) -> None:
     if settings.tracking_uri is None:
         return
-    say("writing to MLflow")
+    log("writing to MLflow")
     try:
         projection = Projection(settings.tracking_uri, study.name, study.to_json(), store)
         projection.sync()
@@ -306,7 +306,7 @@ def _project(
             _log_model(projection, *winner)
         projection.finish(document.model_dump(mode="json"), settings.folder(study.name))
     except TrackingError as error:
-        say(f"{error}; the study is complete, `nas-blockout sync {study.name}` writes it later")
+        log(f"{error}; the study is complete, `nas-blockout sync {study.name}` writes it later")
 
 
 def _winner(document: ComparisonDocument, models: Mapping[str, nn.Module], splits: Splits) -> Winner | None:

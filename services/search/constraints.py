@@ -42,7 +42,7 @@ def exceeded_after(entry: Entry, constraints: Constraints) -> Exceeded:
 
     A latency that was checked before is not checked again: measured twice it differs.
     """
-    names = [name for name in constraints.limits if name != "latency_ms" or entry.experiment.handover is not None]
+    names = [name for name in constraints.limits if name != "latency_ms" or entry.experiment.derivation is not None]
     return constraints.exceeded({name: entry.measured(name) for name in names})
 
 

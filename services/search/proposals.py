@@ -44,7 +44,7 @@ class Search:
         arm: The arm.
         space: Its spaces, composed.
         context: What they start from.
-        told: Its search trials so far, in the order of their numbers.
+        completed: Its search trials so far, in the order of their numbers.
         seed: Of the study.
         finish: Makes of what a space gives the experiment that would be run.
         points: The grid, of an arm that is searched on one.
@@ -53,7 +53,7 @@ class Search:
     arm: Arm
     space: Space
     context: Context
-    told: Sequence[Entry]
+    completed: Sequence[Entry]
     seed: int
     finish: Callable[[Experiment], Experiment]
     points: Sequence[Point] = ()
@@ -65,7 +65,7 @@ class Search:
         An architecture that is known is asked again 15 times and then accepted: it is a replicate. What exceeds a
         constraint is refused, told to the searcher, and asked again until there have been 100 proposals.
         """
-        known = {entry.architecture_hash for entry in self.told if entry.architecture_hash}
+        known = {entry.architecture_hash for entry in self.completed if entry.architecture_hash}
         repeats, draft = 0, None
         for attempt in range(MOST_ASKS):
             asked = self._ask(attempt)
@@ -88,16 +88,16 @@ class Search:
 
     def _ask(self, attempt: int) -> Any:
         if self.points:
-            place = tried(self.told) + len(self._infeasible)
+            place = tried(self.completed) + len(self._infeasible)
             order = shuffled(len(self.points), self.seed)
             return fixed(self.points[order[place]]) if place < len(order) else None
         searcher = self.arm.searcher if attempt < _PATIENCE[self.arm.searcher] else "random"
-        seed = derived_seed(self.seed, len(self.told), attempt)
-        return ask(searcher, self.told, seed, rules=self.arm.rules, infeasible=self._infeasible)
+        seed = derived_seed(self.seed, len(self.completed), attempt)
+        return ask(searcher, self.completed, seed, rules=self.arm.rules, infeasible=self._infeasible)
 
     def _drafted(self, trial: Any) -> Draft:
         experiment = self.space(cast(Trial, trial), self.context)
-        experiment = replace(experiment, seed=derived_seed(self.seed, len(self.told), FRESH_ASKS))
+        experiment = replace(experiment, seed=derived_seed(self.seed, len(self.completed), FRESH_ASKS))
         return Draft(self.finish(experiment), chosen(trial))
 
     def _accepted(self, draft: Draft) -> Draft:
@@ -116,9 +116,9 @@ class Search:
         return replace(draft, parameters={"infeasible": self._infeasible, "search_exhausted": reason})
 
 
-def tried(told: Sequence[Entry]) -> int:
+def tried(completed: Sequence[Entry]) -> int:
     """Return how many points of a grid have been proposed, those that were refused among them."""
-    return sum(len(entry.infeasible) + (entry.search_exhausted is None) for entry in told)
+    return sum(len(entry.infeasible) + (entry.search_exhausted is None) for entry in completed)
 
 
 def shuffled(count: int, seed: int) -> list[int]:

@@ -16,7 +16,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def ask(
-    searcher: str, told: Sequence[Entry], seed: int, *, rules: Rules | None = None, infeasible: Sequence[Any] = ()
+    searcher: str, completed: Sequence[Entry], seed: int, *, rules: Rules | None = None, infeasible: Sequence[Any] = ()
 ) -> optuna.Trial:
     """Return a fresh Optuna trial of a search that knows the trials told so far.
 
@@ -25,7 +25,7 @@ def ask(
 
     Args:
         searcher: ``random``, ``tpe`` or ``gp``.
-        told: Trials of the arm in the order of their numbers.
+        completed: Trials of the arm in the order of their numbers.
         seed: Of the sampler.
         rules: What is searched for and what is allowed.
         infeasible: What has just been refused, in the same form as in the parameters of an entry.
@@ -34,7 +34,9 @@ def ask(
     directions = [direction(objective) for objective in rules.objectives]
     study = optuna.create_study(directions=directions, sampler=_sampler(searcher, seed, rules.n_startup_trials))
     if searcher != "random":  # it draws the same whatever it was told, and telling it takes time
-        study.add_trials([*(trial for entry in told for trial in _frozen(entry, rules)), *map(_infeasible, infeasible)])
+        study.add_trials(
+            [*(trial for entry in completed for trial in _frozen(entry, rules)), *map(_infeasible, infeasible)]
+        )
     return study.ask()
 
 

@@ -155,7 +155,7 @@ class Plan:
         assert winner is not None, "an arm without anything to match proposes nothing"
         if seed is None:
             return winner.macs
-        retrained = self.standing(self.study.arms[arm.match]).get(seed)
+        retrained = self.current(self.study.arms[arm.match]).get(seed)
         if retrained is None or retrained.state not in TERMINAL:
             return False
         return retrained.macs or winner.macs
@@ -169,7 +169,7 @@ class Plan:
             return False
         return self._missing_seed(arm) is not None
 
-    def standing(self, arm: Arm) -> dict[int, Entry]:
+    def current(self, arm: Arm) -> dict[int, Entry]:
         """Return by seed the retrainings of the arm's present winner; what an earlier winner had stands no more."""
         winner = self.winner(arm.name)
         if winner is None or self._orphaned(arm):
@@ -183,8 +183,8 @@ class Plan:
         return None if target is False else self._matched(replace(winner.experiment, seed=seed), target)
 
     def _missing_seed(self, arm: Arm) -> int | None:
-        standing = self.standing(arm)
-        return next((seed for seed in self.study.config.retrain.seeds if seed not in standing), None)
+        current = self.current(arm)
+        return next((seed for seed in self.study.config.retrain.seeds if seed not in current), None)
 
     def _retraining(self, arm: Arm) -> Proposal | None:
         if not self._search_ended(arm.name) or not self._retrain_waits(arm):
@@ -197,22 +197,22 @@ class Plan:
 
     def _propose(self, arm: Arm, target: int | None) -> Proposal:
         began = time.perf_counter()
-        told = self.of(arm.name, SEARCH)
+        completed = self.of(arm.name, SEARCH)
         found = Search(
             arm,
             self._spaces[arm.name],
             Context(arm.experiment, self.shape, self.classes),
-            told,
+            completed,
             self.study.config.seed,
             finish=lambda experiment: self._matched(experiment, target),
             points=self._points(arm),
         ).draft()
         name = found.architecture_hash
-        replicate = next((e.number for e in told if e.architecture_hash == name), None) if name else None
+        replicate = next((e.number for e in completed if e.architecture_hash == name), None) if name else None
         entry = Entry(
             arm.name,
             SEARCH,
-            len(told),
+            len(completed),
             found.experiment.seed,
             "queued",
             0 if "search_exhausted" in found.parameters else self.cost(found.experiment),

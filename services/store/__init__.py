@@ -35,9 +35,9 @@ from services.store.records import (
     QueueLine,
     QueueRow,
     SpentRow,
-    Standing,
     StudyLine,
     StudyRow,
+    StudyStatus,
     TokenRow,
     TrialRow,
 )
@@ -56,7 +56,6 @@ __all__ = [
     "QueueLine",
     "QueueRow",
     "SpentRow",
-    "Standing",
     "StateError",
     "Store",
     "StoreError",
@@ -65,6 +64,7 @@ __all__ = [
     "StudyConflict",
     "StudyLine",
     "StudyRow",
+    "StudyStatus",
     "Taken",
     "TokenRow",
     "TooMany",
@@ -119,9 +119,9 @@ class Store(Studies, Trials, Queue, Tokens):
             theirs = self._database.now(connection)
             return (theirs - before).total_seconds() - (datetime.now(UTC) - before).total_seconds() / 2
 
-    def hurry(self) -> None:
+    def stop_retrying(self) -> None:
         """Wait for a server that has gone away no longer, in any thread; for who has to end."""
-        self._database.hurry()
+        self._database.stop_retrying()
 
     def close(self) -> None:
         """Close all connections."""
@@ -239,7 +239,7 @@ class Store(Studies, Trials, Queue, Tokens):
             query = query.where(columns.study_id == study_id(connection, study))
             return tuple(ProjectionRow(**row) for row in connection.execute(query).mappings())
 
-    def untold_studies(self, target: str) -> tuple[str, ...]:
+    def unsynced_studies(self, target: str) -> tuple[str, ...]:
         """Return the names of the studies of which somebody outside has not been told everything, the oldest first."""
         studies, columns = tables.studies.c, tables.projections.c
         told = (columns.study_id == studies.id) & columns.trial_id.is_(None) & (columns.target == target) & columns.done

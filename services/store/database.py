@@ -120,7 +120,7 @@ class Database:
         self._engine.dispose()
         self._migrate(down_to=version)
 
-    def hurry(self) -> None:
+    def stop_retrying(self) -> None:
         """Wait for a server that has gone away no longer, in any thread."""
         self._patience = 0.0
 

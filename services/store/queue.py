@@ -12,7 +12,7 @@ from services.store import tables
 from services.store.checked_values import count, exact, one_of, storable
 from services.store.database import Database
 from services.store.errors import LeaseLost, NotFound, StateError, StudyConflict, TooMany
-from services.store.records import OPEN_QUEUE, QUEUE_STATES, Json, QueueLine, QueueRow, Standing
+from services.store.records import OPEN_QUEUE, QUEUE_STATES, Json, QueueLine, QueueRow, StudyStatus
 from services.store.studies import event_rows
 from services.store.trials import spent_rows
 
@@ -89,7 +89,7 @@ class Queue:
             found = connection.execute(_ONE, {"study": study}).mappings().one_or_none()
         return None if found is None else _row(found)
 
-    def standing(self, study: str) -> Standing | None:
+    def study_status(self, study: str) -> StudyStatus | None:
         """Return a study that was given to the service with what it has spent and what happened to it, or None."""
         with self._database.reading() as connection:
             found = connection.execute(_ONE, {"study": study}).mappings().one_or_none()
@@ -97,8 +97,8 @@ class Queue:
                 return None
             begun = connection.scalars(_BEGUN, {"study": study}).one_or_none()
             if begun is None:  # by no driver
-                return Standing(_row(found), (), ())
-            return Standing(_row(found), spent_rows(connection, begun), event_rows(connection, begun))
+                return StudyStatus(_row(found), (), ())
+            return StudyStatus(_row(found), spent_rows(connection, begun), event_rows(connection, begun))
 
     def queue(
         self,

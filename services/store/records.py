@@ -304,7 +304,7 @@ class QueueRow(QueueLine):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StudyStatus:
     """Where a study that somebody gave to the service stands.
 
     Args:

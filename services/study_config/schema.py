@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from nas_blockout.backbones import require_stages
 from nas_blockout.data import DataSettings
-from nas_blockout.experiment import HANDOVERS, Experiment, backbone_from_json
+from nas_blockout.experiment import DERIVATIONS, Experiment, backbone_from_json
 from nas_blockout.methods import method_from_json, method_to_json
 from nas_blockout.serialization import from_json, near, to_json
 from nas_blockout.train import TrainingSettings
@@ -406,7 +406,7 @@ def _resolve_arm(config: StudyConfig, name: str, data: DataSettings) -> Arm:
         training=from_json(
             TrainingSettings, {**config.training, **(other.training or {}), **(own.training or {})}, where="training"
         ),
-        **{name: _handover(name, kind, own, other) for name, kind in HANDOVERS.items()},
+        **{name: _derivation(name, kind, own, other) for name, kind in DERIVATIONS.items()},
     )
     match = own.match or other.match
     for wanted, given in (("the space 'branched'", "branched" in spaces), ("match", match is not None)):
@@ -433,7 +433,7 @@ def _method(own: ArmConfig, other: ArmConfig) -> dict[str, Any]:
     return own.method or other.method or {"name": "none"}
 
 
-def _handover(name: str, kind: type, own: ArmConfig, other: ArmConfig) -> Any:
+def _derivation(name: str, kind: type, own: ArmConfig, other: ArmConfig) -> Any:
     """Return the settings of one kind of handover, or None if neither the arm nor the one that it extends has it."""
     given = [document for document in (getattr(other, name), getattr(own, name)) if document is not None]
     merged = {key: value for document in given for key, value in document.items()}

@@ -129,16 +129,16 @@ def test_every_module_is_told_of_every_epoch() -> None:
 
 def test_observing_layers_get_one_pass_of_held_images_in_eval_mode() -> None:
     class Observer(nn.Module):
-        observing = False
+        needs_calibration = False
         seen: ClassVar[list[tuple[int, bool]]] = []
 
         def prepare_epoch(self, epoch: int, epochs: int) -> None:
-            self.observing = epoch == 1
+            self.needs_calibration = epoch == 1
 
         def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-            if self.observing:
+            if self.needs_calibration:
                 self.seen.append((len(x), self.training))
-                self.observing = False
+                self.needs_calibration = False
             return x
 
     class Observed(Net):

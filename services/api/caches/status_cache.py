@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from services.api.schemas import ArmView, ProgressView
 from services.budget.limits import Unit, shares
-from services.store import EventRow, NotFound, QueueRow, SpentRow, Standing, Store
+from services.store import EventRow, NotFound, QueueRow, SpentRow, Store, StudyStatus
 from services.study_config.schema import Budget
 
 FRESH_SECONDS = 1.0
@@ -19,14 +19,14 @@ class Snapshot:
     """Where a study stood at a moment.
 
     Args:
-        standing: What the store says.
+        study_status: What the store says.
         progress: Where its arms stand.
         text: The same as JSON.
         digest: Name of that: equal if nothing has changed.
         at: Seconds of a clock that does not jump.
     """
 
-    standing: Standing
+    study_status: StudyStatus
     progress: ProgressView
     text: str
     digest: str
@@ -35,12 +35,12 @@ class Snapshot:
     @property
     def row(self) -> QueueRow:
         """The study in the queue."""
-        return self.standing.row
+        return self.study_status.row
 
     @property
     def events(self) -> tuple[EventRow, ...]:
         """What has happened to it as a whole."""
-        return self.standing.events
+        return self.study_status.events
 
 
 class Watcher:
@@ -62,7 +62,7 @@ class Watcher:
         found = self._known.get(study)
         return found if found is not None and time.monotonic() - found.at < FRESH_SECONDS else None
 
-    def look(self, study: str) -> Snapshot:
+    def status(self, study: str) -> Snapshot:
         """Return where a study stands.
 
         Raises:
@@ -89,10 +89,10 @@ class Watcher:
         self._known.pop(study, None)
 
     def _read(self, study: str, before: Snapshot | None) -> Snapshot:
-        at, found = time.monotonic(), self._store.standing(study)
+        at, found = time.monotonic(), self._store.study_status(study)
         if found is None:
             raise NotFound(f"study {study!r} was not given to the service")
-        if before is not None and before.standing == found:
+        if before is not None and before.study_status == found:
             return replace(before, at=at)
         progress = progress_of(found.row, found.spent)
         text = progress.model_dump_json()

@@ -10,7 +10,17 @@ from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Splits, load
-from nas_blockout.experiment import Experiment, Handover, Run, Snapshot, build, count_macs, dense_macs, matched, rebuild
+from nas_blockout.experiment import (
+    Derivation,
+    Experiment,
+    Run,
+    Snapshot,
+    build,
+    count_macs,
+    dense_macs,
+    matched,
+    rebuild,
+)
 from nas_blockout.experiment.derivation import hand_over
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
@@ -119,20 +129,20 @@ def test_resumed_run_gives_the_same_numbers(experiment: Experiment, stop_after: 
 def test_distillation_is_proved_and_its_gap_is_reported(splits: Splits) -> None:
     outcome = finished(LEARNED, splits).outcome
     assert outcome is not None
-    assert outcome.handover is not None
-    for found in outcome.handover.equality.values():
+    assert outcome.derivation is not None
+    for found in outcome.derivation.equality.values():
         assert found["max_abs_difference"] <= found["bound"]
-    assert set(outcome.handover.gap) == {"soft", "drawn", "hard", "inherited"}
+    assert set(outcome.derivation.gap) == {"soft", "drawn", "hard", "inherited"}
     assert outcome.macs <= 0.8 * dense_macs(LEARNED, splits)
 
 
 def test_the_threshold_is_chosen_by_the_hard_network_on_validation_images(splits: Splits) -> None:
-    def handed_over(settings: DistillationSettings) -> Handover:
+    def handed_over(settings: DistillationSettings) -> Derivation:
         run = finished(replace(LEARNED, distillation=settings), splits)
         assert run.records[-1].sample_passes == 400, "evaluation is no sample pass"
         assert run.outcome is not None
-        assert run.outcome.handover is not None
-        return run.outcome.handover
+        assert run.outcome.derivation is not None
+        return run.outcome.derivation
 
     thresholds = (0.7, 0.3, 0.5)
     chosen = handed_over(DistillationSettings(thresholds=thresholds))
@@ -143,7 +153,7 @@ def test_the_threshold_is_chosen_by_the_hard_network_on_validation_images(splits
     assert chosen.architecture == alone[str(best)].architecture
     assert len({found.architecture.hash for found in alone.values()}) == 3, "there was something to choose"
     assert alone["0.5"].thresholds == {}
-    assert Handover.from_json(chosen.to_json()) == chosen
+    assert Derivation.from_json(chosen.to_json()) == chosen
     assert splits.test_reads == 0
 
 
@@ -151,9 +161,9 @@ def test_only_thresholds_that_meet_the_target_are_tried(splits: Splits) -> None:
     settings = DistillationSettings(thresholds=(0.01, 0.02, 0.99), target_macs=0.5)
     outcome = finished(replace(LEARNED, distillation=settings), splits).outcome
     assert outcome is not None
-    assert outcome.handover is not None
+    assert outcome.derivation is not None
     assert outcome.macs <= 0.5 * dense_macs(LEARNED, splits)
-    assert len(outcome.handover.thresholds) == 2, "the two lowest are raised to the same one"
+    assert len(outcome.derivation.thresholds) == 2, "the two lowest are raised to the same one"
     matched_to = matched(replace(LEARNED, distillation=settings), 4000, shape=splits.shape, classes=10)
     assert matched_to.distillation is not None
     assert (matched_to.distillation.thresholds, matched_to.distillation.fill_target) == ((), True)
@@ -205,10 +215,10 @@ def test_without_its_branches_a_learned_network_has_one_group_a_layer_within_the
     assert whole.outcome.architecture is not None
     assert whole.outcome.architecture.is_dense
     assert whole.outcome.macs <= 0.5 * dense_macs(LEARNED, splits)
-    assert whole.outcome.handover is not None
+    assert whole.outcome.derivation is not None
     assert learned.outcome is not None
-    assert learned.outcome.handover is not None
-    assert whole.outcome.handover.probabilities == learned.outcome.handover.probabilities
+    assert learned.outcome.derivation is not None
+    assert whole.outcome.derivation.probabilities == learned.outcome.derivation.probabilities
 
 
 def test_without_its_branches_but_with_all_its_nodes_a_network_computes_what_was_learned(splits: Splits) -> None:

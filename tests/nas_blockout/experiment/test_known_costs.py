@@ -47,11 +47,11 @@ def test_what_is_known_before_is_what_comes_out(experiment: Experiment, splits: 
 
 @pytest.mark.parametrize("share", [0.6, 0.8])
 def test_of_a_network_with_a_target_only_the_macs_are_known(share: float, splits: Splits) -> None:
-    for handover in (
+    for derivation in (
         {"method": BlockoutSettings(), "distillation": DistillationSettings(target_macs=share)},
         {"pruning": PruningSettings(target_macs=share)},
     ):
-        experiment = Experiment(backbone=BACKBONE, training=TRAINING, **handover)  # type: ignore[arg-type]
+        experiment = Experiment(backbone=BACKBONE, training=TRAINING, **derivation)  # type: ignore[arg-type]
         dense = dense_macs(experiment, splits)
         assert costs(experiment, splits) == {"macs": int(share * dense)}
         assert known_network(experiment, shape=splits.shape, classes=10) is None

@@ -114,10 +114,10 @@ def observed_epochs(layer: DropCluster, epochs: int) -> list[int]:
     found = []
     for epoch in range(epochs):
         layer.prepare_epoch(epoch, epochs)
-        if layer.observing:
+        if layer.needs_calibration:
             found.append(epoch)
             layer.eval()(activations())
-            assert not layer.observing
+            assert not layer.needs_calibration
     return found
 
 
@@ -140,7 +140,7 @@ def test_a_resumed_layer_learns_when_an_uninterrupted_one_would() -> None:
     observed_epochs(first, 3)
     second.load_state_dict(first.state_dict())
     second.prepare_epoch(3, 7)
-    assert not second.observing
+    assert not second.needs_calibration
 
 
 def test_the_rate_rises_linearly_from_the_first_clustering_on() -> None:

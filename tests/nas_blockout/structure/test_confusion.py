@@ -127,12 +127,12 @@ def test_a_network_branches_by_confusion_at_the_cost_of_one_training(
     assert [record.stage for record in records] == ["learn", "learn", "finetune", "finetune"]
     assert records[-1].sample_passes == 400
     assert run.outcome is not None
-    assert run.outcome.handover is not None
+    assert run.outcome.derivation is not None
     assert run.outcome.architecture is not None
     assert splits.test_reads == 0
-    for found in run.outcome.handover.equality.values():
+    for found in run.outcome.derivation.equality.values():
         assert found["max_abs_difference"] <= found["bound"]
-    assert set(run.outcome.handover.gap) == {"soft", "hard", "inherited"}
+    assert set(run.outcome.derivation.gap) == {"soft", "hard", "inherited"}
 
 
 @pytest.mark.parametrize(

@@ -69,13 +69,13 @@ def test_a_pruned_network_meets_its_target_and_costs_one_training(splits: Splits
     assert [record.stage for record in records] == ["learn", "learn", "finetune", "finetune"]
     assert records[-1].sample_passes == 400
     assert run.outcome is not None
-    assert run.outcome.handover is not None
+    assert run.outcome.derivation is not None
     assert run.outcome.architecture is not None
     assert run.outcome.architecture.is_dense
     share = run.outcome.macs / dense_macs(PRUNED, splits)
     assert 0.35 < share <= 0.5
-    assert set(run.outcome.handover.gap) == {"soft", "hard", "inherited"}
-    for found in run.outcome.handover.equality.values():
+    assert set(run.outcome.derivation.gap) == {"soft", "hard", "inherited"}
+    for found in run.outcome.derivation.equality.values():
         assert found["max_abs_difference"] <= found["bound"]
 
 

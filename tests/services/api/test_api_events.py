@@ -113,18 +113,18 @@ def test_streams_of_a_token_are_limited_and_let_go(client, app, study, told):
 
 def test_all_who_follow_share_one_look(ann, running, store, monkeypatch):
     watcher, looks = Watcher(store), []
-    standing = store.standing
-    monkeypatch.setattr(store, "standing", lambda name: looks.append(name) or standing(name))
-    assert {watcher.look("tiny").digest for _ in range(50)} == {watcher.look("tiny").digest}
+    study_status = store.study_status
+    monkeypatch.setattr(store, "study_status", lambda name: looks.append(name) or study_status(name))
+    assert {watcher.status("tiny").digest for _ in range(50)} == {watcher.status("tiny").digest}
     assert len(looks) == 1
     watcher.forget("tiny")
-    watcher.look("tiny")
+    watcher.status("tiny")
     assert len(looks) == 2
 
 
 def test_all_who_follow_are_woken_by_one_look(ann, running, store, monkeypatch):
-    looks, standing = [], store.standing
-    monkeypatch.setattr(store, "standing", lambda name: looks.append(name) or standing(name))
+    looks, study_status = [], store.study_status
+    monkeypatch.setattr(store, "study_status", lambda name: looks.append(name) or study_status(name))
     monkeypatch.setattr("services.api.caches.status_cache.FRESH_SECONDS", FOR_LONG)
 
     async def listen(feeds: Feeds) -> list[str]:
@@ -154,7 +154,7 @@ def test_a_stream_is_cut_off_when_the_database_fails(ann, running, store, monkey
             heard.append(text)
             if "event: progress" in text:
                 monkeypatch.setattr("services.api.caches.status_cache.FRESH_SECONDS", 0.0)
-                monkeypatch.setattr(store, "standing", gone)
+                monkeypatch.setattr(store, "study_status", gone)
 
     def gone(name: str) -> None:
         raise StoreError("away")

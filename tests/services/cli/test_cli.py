@@ -318,19 +318,19 @@ def test_a_file_that_is_no_store_ends_with_1(call: Call, home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "shown"),
+    ("name", "value", "safe_text"),
     [
         ("NAS_BLOCKOUT_STORE", "x", "did you mean 'NAS_BLOCKOUT_STORE_URL'?"),
         ("NAS_BLOCKOUT_STORE_URL", "mysql://me:hunter2@host/db", "mysql://me:***@host/db"),
     ],
 )
 def test_settings_that_cannot_be_used_end_with_2(
-    call: Call, monkeypatch: pytest.MonkeyPatch, name: str, value: str, shown: str
+    call: Call, monkeypatch: pytest.MonkeyPatch, name: str, value: str, safe_text: str
 ) -> None:
     monkeypatch.setenv(name, value)
     ended = call("list")
     assert ended.code == 2
-    assert shown in ended.err
+    assert safe_text in ended.err
     assert "hunter2" not in ended.err
 
 

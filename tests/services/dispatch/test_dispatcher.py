@@ -129,7 +129,7 @@ def state(store: Store, name: str = "one") -> tuple[str, str]:
 
 def test_a_study_is_submitted_watched_and_settled(store: Store) -> None:
     grid, said = Grid(store), []
-    dispatcher = worker(store, grid, say=said.append)
+    dispatcher = worker(store, grid, log=said.append)
     enqueue(store)
     dispatcher.round()
     (job,) = grid.submitted
@@ -211,7 +211,7 @@ def test_a_worker_that_dies_between_submission_and_note_leaves_no_second_job(sto
 
 def test_a_lease_that_ended_goes_to_another_worker_and_the_first_lets_go(store: Store) -> None:
     grid, said = Grid(store), []
-    first = worker(store, grid, "first", lease_seconds=0.0, say=said.append)
+    first = worker(store, grid, "first", lease_seconds=0.0, log=said.append)
     enqueue(store)
     first.round()
     second = worker(store, grid, "second")
@@ -309,7 +309,7 @@ settings = Settings.from_environment({
     "NAS_BLOCKOUT_HOME": sys.argv[1], "NAS_BLOCKOUT_STORE_URL": sys.argv[2],
     "NAS_BLOCKOUT_JOBS_ADDRESS": "http://127.0.0.1:9",
 })
-work(settings, say=lambda text: print(text, flush=True))
+work(settings, log=lambda text: print(text, flush=True))
 """
 
 

@@ -56,7 +56,7 @@ def forecast_of(home: Path, *, workers: int, processors: int = 2, **settings: An
 
 
 def test_trials_and_passes_are_those_of_the_plan(tmp_path: Path) -> None:
-    found = estimate(study_of(), settings_of(tmp_path), source="x", quick=True, say=lambda text: None)
+    found = estimate(study_of(), settings_of(tmp_path), source="x", quick=True, log=lambda text: None)
     for arm in ARMS:
         assert {phase: cost.trials for phase, cost in found.phases[arm].items()} == {SEARCH: 3, RETRAIN: 2}
         assert found.phases[arm][SEARCH].sample_passes == 3 * IMAGES * EPOCHS

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from services.analysis.comparison import Trial, build
-from services.budget.accounting import stale, standing
-from services.execution.extension import additions, enter, keep_comparison, looks
+from services.budget.accounting import current, stale
+from services.execution.extension import additions, earlier_comparisons, enter, keep_comparison
 from services.files.study_dir import Folder, write_json
 from services.finalize.finalize import exported_trials
 from services.store import Store, StudyBusy, StudyConflict, TrialRow
@@ -67,7 +67,7 @@ def test_an_extended_study_ends_as_the_larger_one_would_have(store: Store, home:
         assert [t.experiment for t in mine] == [t.experiment for t in theirs]
         assert len(mine) == 11
         kept, other = (
-            [t for t in standing(rows) if (t.arm, t.phase) == (arm, "retrain")] for rows in (extended, straight)
+            [t for t in current(rows) if (t.arm, t.phase) == (arm, "retrain")] for rows in (extended, straight)
         )
         assert sorted(t.seed for t in kept) == sorted(t.seed for t in other) == [0, 1, 2]
     assert json.loads(home.comparison.read_text())["budget"]["per_arm"] == 14 * ONE
@@ -86,7 +86,7 @@ def test_a_new_winner_is_retrained_anew_and_an_old_one_only_with_the_new_seeds(
     gone = stale(rows)
     assert {t.arm for t in gone} >= changed
     assert changed, "the made-up results must change a winner"
-    for t in standing(rows):
+    for t in current(rows):
         if t.phase == "retrain":
             winner = winners[t.arm].experiment
             assert t.experiment["training"] == winner["training"]
@@ -101,7 +101,7 @@ def test_what_superseded_retrainings_cost_is_shown_and_not_held_against_their_ar
     go_on(study(), store, home, pretend)
     larger = study(**LARGER)
     rows = go_on(larger, store, home, pretend)
-    document = build(larger, map(Trial.of, rows), extensions=len(looks(home)))
+    document = build(larger, map(Trial.of, rows), extensions=len(earlier_comparisons(home)))
     assert document.extensions == 1
     total = sum(arm.cost.stale.sample_passes for arm in document.arms.values())
     assert total == sum(row.sample_passes for row in stale(rows)) > 0
@@ -120,8 +120,8 @@ def test_more_arms_are_added_and_the_old_comparison_is_kept(store: Store, home: 
     assert rows[: len(first)] == first
     assert {t.arm for t in rows[len(first) :]} == {"new"}
     assert store.study("grows").arms == ("random", "tpe", "thin", "new")
-    assert [path.name for path in looks(home)] == ["comparison.1.json"]
-    assert looks(home)[0].read_text() == before
+    assert [path.name for path in earlier_comparisons(home)] == ["comparison.1.json"]
+    assert earlier_comparisons(home)[0].read_text() == before
     assert "new" in json.loads(home.comparison.read_text())["arms"]
 
 
@@ -139,7 +139,7 @@ def test_nothing_happens_where_nothing_is_added(store: Store, home: Folder, pret
     go_on(study(), store, home, pretend)
     _, row = enter(study(workers={"max_concurrent_trials": 7}, question="Why?"), store, home)
     assert row.state == "complete"
-    assert looks(home) == []
+    assert earlier_comparisons(home) == []
 
 
 def test_an_unfinished_study_is_extended_unless_another_driver_runs_it(
@@ -152,7 +152,7 @@ def test_an_unfinished_study_is_extended_unless_another_driver_runs_it(
     store.release_study("grows", "elsewhere:1")
     rows = go_on(study(**LARGER), store, home, pretend)
     assert len([t for t in rows if (t.arm, t.phase) == ("tpe", "search")]) == 11
-    assert looks(home) == []
+    assert earlier_comparisons(home) == []
 
 
 def test_a_study_that_was_cancelled_goes_on(store: Store, home: Folder, pretend: Any) -> None:
@@ -206,4 +206,4 @@ def test_each_comparison_is_kept_under_its_number(home: Folder) -> None:
     for number in range(11):
         write_json(home.comparison, number)
         keep_comparison(home)
-    assert [json.loads(path.read_text()) for path in looks(home)] == list(range(11))
+    assert [json.loads(path.read_text()) for path in earlier_comparisons(home)] == list(range(11))

@@ -94,28 +94,28 @@ def test_ten_interruptions_change_no_proposal(searcher: str, stopped: bool) -> N
 
 @pytest.mark.parametrize("searcher", ["tpe", "gp"])
 def test_what_was_told_decides_what_is_proposed(searcher: str) -> None:
-    told = run_to_end(study(SEARCHED[searcher]))[:8]
-    worse = [replace(entry, score=1 - (entry.score or 0)) for entry in told]
+    completed = run_to_end(study(SEARCHED[searcher]))[:8]
+    worse = [replace(entry, score=1 - (entry.score or 0)) for entry in completed]
 
     def asked(entries: list[Entry]) -> list[float]:
         trial = ask(searcher, entries, 1)
         rate = trial.suggest_float("optim.lr", 0.0005, 0.008, log=True)
         return [rate, trial.suggest_float("optim.weight_decay", 1e-5, 1e-2, log=True)]
 
-    assert asked(told) == asked(told)
-    assert asked(told) != asked(worse)
+    assert asked(completed) == asked(completed)
+    assert asked(completed) != asked(worse)
 
 
 @pytest.mark.parametrize("searcher", ["tpe", "gp"])
 def test_a_searcher_draws_at_random_until_its_startup_is_over(searcher: str) -> None:
-    told = run_to_end(study(SEARCHED["tpe"]))[:8]
+    completed = run_to_end(study(SEARCHED["tpe"]))[:8]
 
     def asked(who: str, n_startup_trials: int) -> float:
         rules = Rules(n_startup_trials=n_startup_trials)
-        return ask(who, told, 1, rules=rules).suggest_float("optim.lr", 0.0005, 0.008, log=True)
+        return ask(who, completed, 1, rules=rules).suggest_float("optim.lr", 0.0005, 0.008, log=True)
 
-    assert asked(searcher, len(told) + 1) == asked("random", 1)
-    assert asked(searcher, len(told)) != asked("random", 1)
+    assert asked(searcher, len(completed) + 1) == asked("random", 1)
+    assert asked(searcher, len(completed)) != asked("random", 1)
 
 
 def test_a_grid_is_tried_whole_once_and_ends_its_arm() -> None:
@@ -245,9 +245,11 @@ def test_tpe_learns_from_what_was_refused() -> None:
     def infeasible(at: float, found: float) -> dict[str, Any]:
         return {"values": {"x": at}, "distributions": {"x": distribution}, "exceeded": {"macs": [found, 10.0]}}
 
-    told = [infeasible(step / 20, 10 + step) for step in range(1, 20)]
+    completed = [infeasible(step / 20, 10 + step) for step in range(1, 20)]
     draws = [
-        ask("tpe", [], seed, rules=Rules(constraints=Constraints(macs=10)), infeasible=told).suggest_float("x", 0, 1)
+        ask("tpe", [], seed, rules=Rules(constraints=Constraints(macs=10)), infeasible=completed).suggest_float(
+            "x", 0, 1
+        )
         for seed in range(40)
     ]
     assert sum(draws) / len(draws) < 0.3  # the nearer to what is allowed, the smaller x

@@ -277,7 +277,7 @@ def test_who_has_to_end_waits_no_longer(own_server):
         waits = pool.submit(store.epochs, trial)
         with pytest.raises(TimeoutError):
             waits.result(timeout=0.5)
-        store.hurry()
+        store.stop_retrying()
         with pytest.raises(StoreUnreachable, match="cannot be reached"):
             waits.result(timeout=20)
         own_server.start()

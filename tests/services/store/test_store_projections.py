@@ -59,14 +59,14 @@ def test_study_and_trials_are_told_apart_and_by_target(store, study, queue):
 
 
 def test_a_study_is_untold_until_it_is_told_whole_and_again_when_it_is_reopened(store, study):
-    assert store.untold_studies("mlflow") == ()  # nothing has happened in it
+    assert store.unsynced_studies("mlflow") == ()  # nothing has happened in it
     store.claim_study(study, "one:1")
-    assert store.untold_studies("mlflow") == (study,)
+    assert store.unsynced_studies("mlflow") == (study,)
     store.project(study, target="mlflow", external_id="run")
-    assert store.untold_studies("mlflow") == (study,)
+    assert store.unsynced_studies("mlflow") == (study,)
     store.finish_study(study, "failed")
     store.project(study, target="mlflow", external_id="run", done=True)
-    assert store.untold_studies("mlflow") == ()
-    assert store.untold_studies("elsewhere") == (study,)
+    assert store.unsynced_studies("mlflow") == ()
+    assert store.unsynced_studies("elsewhere") == (study,)
     store.reopen_study(study, reason="more")
-    assert store.untold_studies("mlflow") == (study,)
+    assert store.unsynced_studies("mlflow") == (study,)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from services.store import LeaseLost, NotFound, Standing, StateError, Store, StudyConflict, TooMany, database, tables
+from services.store import LeaseLost, NotFound, StateError, Store, StudyConflict, StudyStatus, TooMany, database, tables
 
 DOCUMENT = {"name": "example", "question": "größer? 漢字", "rate": 0.1}
 FOR_LONG, FOR_NOTHING = 60.0, -1.0
@@ -32,15 +32,15 @@ def test_a_study_is_kept_as_it_was_given(store):
 
 
 def test_where_a_study_stands_is_read_at_once(store):
-    assert store.standing("example") is None
+    assert store.study_status("example") is None
     given = give(store)
-    assert store.standing("example") == Standing(given, (), ())
+    assert store.study_status("example") == StudyStatus(given, (), ())
     store.create_study("example", config=DOCUMENT, config_hash="cafe", arms=["dense"])
     trial = store.add_trial("example", arm="dense", phase="search", number=0, seed=0, experiment={}, planned=100).id
     store.start_attempt(trial)
     store.record_epochs(trial, [{"epoch": 0, "sample_passes": 50, "seconds": 1.0}])
-    found = store.standing("example")
-    assert found == Standing(given, store.spent("example"), store.events("example"))
+    found = store.study_status("example")
+    assert found == StudyStatus(given, store.spent("example"), store.events("example"))
     assert (found.spent[0].sample_passes, [event.kind for event in found.events]) == (50, ["created"])
 
 

@@ -132,7 +132,7 @@ def test_an_arm_may_change_the_backbone_or_take_another() -> None:
             {"a": {}, "b": {"confusion": {}, "match": {"arm": "a"}}},
             r"arms\.b\.match: the cost of branches from confusions cannot be chosen",
         ),
-        ("arms.dense", {"confusion": {}, "pruning": {}}, "an experiment hands over once"),
+        ("arms.dense", {"confusion": {}, "pruning": {}}, "an experiment derives one network"),
         (
             "arms.dense",
             {"method": {"name": "blockout"}, "distillation": {"placebo": "random"}},
