@@ -62,7 +62,7 @@ def test_other_contents_under_a_name_are_refused(ann, study, told):
     ("changes", "key", "value", "says"),
     [
         ({"budgte": 3}, "budgte", None, "no such key; did you mean 'budget'?"),
-        ({"schema_version": None}, "schema_version", "None", "Input should be 1"),
+        ({"schema_version": None}, "schema_version", "None", "Input should be 2"),
         ({"training": {"epochs": 0}}, "arms.dense.epochs", "0", "epochs"),
         ({"arms": {"dense": {"method": {"name": "dropuot"}}}}, None, None, "did you mean 'dropout'?"),
         ({"name": "Ünïcode"}, "name", "'Ünïcode'", "should match pattern"),

@@ -62,12 +62,12 @@ def test_a_token_that_breaks_a_rule_is_not_made(call):
 
 
 def test_tables_go_up_and_down(call):
-    assert call("db", "current")[1] == "no tables; this release uses 0002\n"
-    assert call("db", "upgrade")[1] == "the tables have version 0002\n"
+    assert call("db", "current")[1] == "no tables; this release uses 0003\n"
+    assert call("db", "upgrade")[1] == "the tables have version 0003\n"
     code, _, told = call("db", "downgrade", "0001")
     assert (code, "then add --yes" in told) == (2, True)
     assert call("db", "downgrade", "0001", "--yes")[0] == 0
-    assert json.loads(call("db", "current", "--json")[1]) == {"version": "0001", "newest": "0002"}
+    assert json.loads(call("db", "current", "--json")[1]) == {"version": "0001", "newest": "0003"}
     assert call("db", "downgrade", "0009", "--yes")[0] == 1
 
 

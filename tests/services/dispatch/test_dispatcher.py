@@ -118,7 +118,7 @@ class Grid:
 
 
 def worker(store: Store, grid: Grid, name: str = "a", **changes: object) -> Dispatcher:
-    return Dispatcher(store, grid, worker=name, **{"say": lambda text: None, **changes})
+    return Dispatcher(store, grid, worker=name, **{"log": lambda text: None, **changes})
 
 
 def state(store: Store, name: str = "one") -> tuple[str, str]:

@@ -346,7 +346,7 @@ def test_figures_of_a_large_study_stay_small(large_report: Path) -> None:
 
 def test_a_comparison_of_another_version_is_refused(study: ReportView) -> None:
     with pytest.raises(ValueError, match="schema_version"):
-        render(replace(study, comparison={**study.comparison, "schema_version": 2}))
+        render(replace(study, comparison={**study.comparison, "schema_version": 3}))
 
 
 def test_the_file_appears_whole(tmp_path: Path, made_up: MadeUp) -> None:
