@@ -19,11 +19,17 @@ import time
 from collections import Counter
 
 import torch
-from tests.nas_blockout.test_random_memberships import Case, check_structure, differences, masked_network, plan_of
 
 from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import macs_of
 from nas_blockout.structure.distill import TOLERANCE, distil, harden
+from tests.nas_blockout.structure.test_random_memberships import (
+    Case,
+    check_structure,
+    differences,
+    masked_network,
+    plan_of,
+)
 
 
 def drawn(generator: random.Random) -> Case:
