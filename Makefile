@@ -46,7 +46,7 @@ check: install ## format, lint, types, layout, docs: what must hold before a com
 	@$(BIN)/ruff format --check --quiet . || { echo "error: not formatted, see above; run: make format" >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest --quiet tests/test_layout.py tests/test_docs.py
+	@$(BIN)/python -m pytest --quiet tests/test_layout.py tests/test_layout_rules.py tests/test_docs.py
 	@$(BIN)/mkdocs build --quiet --strict --site-dir site
 
 format: install ## rewrite the code as the formatter and the linter want it
