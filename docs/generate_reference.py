@@ -36,7 +36,7 @@ PLAIN = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "du
 EXIT_CODES = (
     "| 0 | done |",
     "| 1 | failed |",
-    "| 2 | wrong usage, or a study file that breaks a rule |",
+    "| 2 | wrong usage, a study file that breaks a rule, or the extra `services` is not installed |",
     "| 3 | not found |",
     "| 4 | finished, but some trials failed |",
     "| 5 | a service cannot be reached |",

@@ -1,6 +1,7 @@
 """What a release consists of: the sdist is the repository, the wheel its packages; both work where they are put."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -166,6 +167,16 @@ def test_the_library_works_where_it_is_installed(library: Installed, tmp_path: P
     code = "import nas_blockout, search_spaces; from nas_blockout.data import DataSettings, load; load(DataSettings())"
     done = library.run("python", "-W", "error", "-c", code, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_the_services_the_command_names_the_extra_to_install(library: Installed, tmp_path: Path) -> None:
+    for words in ((), ("--help",), ("run", "quickstart")):
+        done = library.run("nas-blockout", *words, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.count("\n") == 1
+        assert re.fullmatch(
+            r"error: .* needs the extra 'services', .*pip install 'nas-blockout\[services\]'\n", done.stderr
+        )
 
 
 def test_the_services_work_where_they_are_installed(services: Installed, tmp_path: Path) -> None:

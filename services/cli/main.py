@@ -250,6 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=None if arguments is None else list(arguments), prog_name="nas-blockout")
     except SystemExit as ended:
         sys.exit(ends[0] if ends else ended.code)  # Ray puts a code of its own in the place of a signal's
+    except ModuleNotFoundError:  # `entry_point` says which extra is not installed
+        raise
     except Exception as error:  # noqa: BLE001  # the last resort: known errors get their code, others one line and 1
         code = exit_code(error)
         text = " ".join(str(error).split())

@@ -22,7 +22,7 @@ from services.cluster.jobs import Jobs
 TOKEN = "0123456789abcdef" * 4
 SECRET = "kept-from-everyone"
 ROOT = Path(__file__).resolve().parents[3]
-PROGRAM = f"#!/bin/sh\nexec {sys.executable} -c 'from services.cli.main import main; main()' \"$@\"\n"
+PROGRAM = f"#!/bin/sh\nexec {sys.executable} -c 'from services.cli.entry_point import main; main()' \"$@\"\n"
 RAY = "from ray.scripts.scripts import main; main()"
 PORTS = (
     "port",

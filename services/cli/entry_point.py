@@ -1,0 +1,26 @@
+"""The console script: runs the command line or, where only the library is installed, says what else to install.
+
+At the top it imports the standard library alone, since without the extra there is nothing else to import.
+"""
+
+import sys
+
+_OURS = ("nas_blockout", "search_spaces", "services")
+_USAGE = 2  # as in `console`, which imports Typer
+
+
+def main() -> None:
+    """Run the command line; without the packages of the extra ``services``, end with one sentence and exit code 2."""
+    try:
+        from services.cli.main import main as run
+
+        run()
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if not name or name in _OURS:  # a mistake of ours, which no installation mends
+            raise
+        sys.stderr.write(
+            f"error: the command line needs the extra 'services', of which {name} is not installed; "
+            "run: pip install 'nas-blockout[services]'\n"
+        )
+        sys.exit(_USAGE)
