@@ -1,4 +1,4 @@
-"""The health checks of the containers: `python -m services.healthcheck WHAT` ends with 0 if all is well, else with 1.
+"""Health checks of the containers: `python -P -m services.healthcheck WHAT` ends with 0 if all is well, else with 1.
 
 WHAT is a URL that must answer with success, or the path of a file that must have been touched not long ago. Only the
 standard library is imported: it runs every few seconds in every container.
@@ -50,7 +50,7 @@ def fresh(path: Path, *, seconds: float) -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check one thing; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m services.healthcheck", description="Ask one service whether it is well."
+        prog="python -P -m services.healthcheck", description="Ask one service whether it is well."
     )
     parser.add_argument("what", help="a URL, or the path of a file; in a path {host} stands for this machine's name")
     parser.add_argument("--token", metavar="VARIABLE", help="environment variable with the bearer token to send")

@@ -185,3 +185,30 @@ def test_the_services_work_where_they_are_installed(services: Installed, tmp_pat
     assert "Usage: nas-blockout" in shown.stdout
     checked = services.run("nas-blockout", "validate", "quickstart", cwd=tmp_path)
     assert checked.returncode == 0, checked.stderr
+
+
+HOSTILE = "raise RuntimeError('a folder of the working directory was imported')"
+STUDY = """
+schema_version: 1
+name: tiny
+data: {name: digits, train_samples: 100}
+training: {epochs: 1}
+budget: {sample_passes: 300}
+retrain: {seeds: [0, 1]}
+arms:
+  dense: {space: [training]}
+export: []
+"""
+
+
+@pytest.mark.slow(20)
+def test_folders_of_the_same_names_are_not_imported_in_place_of_ours(services: Installed, tmp_path: Path) -> None:
+    """Neither by the command nor by Ray's workers, even those that have not loaded ours before they get work."""
+    for package in PACKAGES:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(HOSTILE, encoding="utf-8")
+    (tmp_path / "study.yaml").write_text(STUDY, encoding="utf-8")
+    variables = {"NAS_BLOCKOUT_TRACKING_URI": "none", "RAY_preload_python_modules": "json"}
+    done = services.run("nas-blockout", "run", "study.yaml", "--quiet", cwd=tmp_path, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "report: " in done.stdout

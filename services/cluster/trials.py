@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -92,7 +92,7 @@ def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None
     try:
         with ThreadPoolExecutor(1) as beside, _signals_kept():
             beside.submit(import_module, "ray.tune")  # takes a second, in which Ray starts
-            _connect(resources, address)
+            _connect(resources, address, scratch=folder / "ray")
         _fit(tasks, resources, folder / "ray")
     finally:
         ray.shutdown()
@@ -100,11 +100,18 @@ def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None
 
 
 def _prepare(folder: Path, *, own: bool) -> None:
-    """Set what Ray reads from the environment when it is imported; a cluster of our own is guarded by a token."""
+    """Set what Ray reads from the environment when it is imported; a cluster of our own is guarded by a token.
+
+    Relative paths are made absolute: Ray is started in another folder, see `_connect`.
+    """
     settings = _QUIET | (_OWN if own else {})
     os.environ.update({key: value for key, value in settings.items() if key not in os.environ})
-    if own and not Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "")).is_file():
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token(folder))
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", ""))
+    if token.is_file() or own:
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token.absolute() if token.is_file() else _token(folder))
+    if paths := os.environ.get("PYTHONPATH"):
+        absolute = (str(Path(path).absolute()) for path in paths.split(os.pathsep))
+        os.environ["PYTHONPATH"] = os.pathsep.join(absolute)
 
 
 @contextmanager
@@ -119,7 +126,7 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _connect(resources: Resources, address: str | None) -> None:
+def _connect(resources: Resources, address: str | None, *, scratch: Path) -> None:
     import ray
 
     if address is not None:
@@ -127,14 +134,18 @@ def _connect(resources: Resources, address: str | None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     cpus = resources.max_concurrent_trials * resources.cpus if address is None else None
     dashboard = None if address else False
+    scratch.mkdir(parents=True, exist_ok=True)
     try:
-        ray.init(
-            address=address or "local",  # whatever RAY_ADDRESS says
-            num_cpus=cpus,
-            include_dashboard=dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        # Ray puts the working directory in front of its workers' sys.path. A user's folder named `services` would be
+        # imported there in place of ours; the scratch folder has no Python in it.
+        with chdir(scratch):
+            ray.init(
+                address=address or "local",  # whatever RAY_ADDRESS says
+                num_cpus=cpus,
+                include_dashboard=dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ClusterError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
     have = ray.cluster_resources()

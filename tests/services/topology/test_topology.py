@@ -300,7 +300,7 @@ def test_everything_is_healthy_by_the_checks_of_the_file(system: System, ran: tu
 def test_a_health_check_fails_when_its_service_is_gone(system: System, ran: tuple[str, ...]) -> None:
     assert system.run("mlflow", *(system.instances["mlflow"].service.health or ())).returncode == 0
     refused = subprocess.run(
-        ["python", "-m", "services.healthcheck", f"http://{system.address('ray-head', 8265)}/api/cluster_status"],
+        ["python", "-P", "-m", "services.healthcheck", f"http://{system.address('ray-head', 8265)}/api/cluster_status"],
         env=system.environment("ray-worker"),
         capture_output=True,
         text=True,
