@@ -1,8 +1,10 @@
 # Everything a developer runs. Each target does its own set-up: `make test` on a fresh clone is enough.
 
 VENV   := .venv
-STAMP  := $(VENV)/.installed
 BIN    := $(VENV)/bin
+# Two stages of one .venv, each with a stamp: what a study needs (quickstart), and the tools of developers on top of it.
+RUNS   := $(VENV)/.installed-services
+STAMP  := $(VENV)/.installed
 # The oldest supported Python comes first: the pinned versions are tested on it. Shims that cannot run are passed over.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$python; break; }; done)
@@ -16,24 +18,35 @@ export NO_MKDOCS_2_WARNING := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-faults check format docs clean
+.PHONY: help install quickstart test test-faults check format docs dist clean
+.NOTPARALLEL: # two pips in one .venv would undo each other's work
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## build .venv with the tested versions; does nothing when it is up to date
+install: $(STAMP) ## build .venv with the tested versions and all tools; does nothing when it is up to date
 
-# The stamp is taken away first and written last: a .venv without it is what an interrupted install left behind.
-$(STAMP): pyproject.toml constraints.txt
+# Both stamps are taken away first and those that hold are written last: a .venv with neither is what an interrupted
+# install left behind. Without --no-compile pip compiles every module of 2 GB, on one core; Python does that itself, at
+# the first import, for the few that are used.
+# $(1): the extra; $(2): the stamps that hold afterwards.
+define build_venv
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, none is on the PATH; or name one: make install PYTHON=/path/to/python" >&2; exit 1; }
-	@if [ -d $(VENV) ] && [ ! -f $(STAMP) ]; then echo "$(VENV) was not finished: building it again"; rm -rf $(VENV); fi
-	@rm -f $(STAMP)
-	@echo "Installing into $(VENV) with $$($(PYTHON) --version): one to three minutes, about 2 GB"
+	@if [ -d $(VENV) ] && [ ! -f $(RUNS) ] && [ ! -f $(STAMP) ]; then echo "$(VENV) was not finished: building it again"; rm -rf $(VENV); fi
+	@rm -f $(RUNS) $(STAMP)
+	@echo "Installing the extra '$(1)' into $(VENV) with $$($(PYTHON) --version): one to three minutes, about 2 GB"
 	@[ -d $(VENV) ] || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@touch $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[$(1)]'
+	@touch $(2)
+endef
 
-quickstart: install ## the whole of it on small data: search, learn, compare, export, report
+$(RUNS): pyproject.toml constraints.txt
+	$(call build_venv,services,$(RUNS))
+
+$(STAMP): pyproject.toml constraints.txt
+	$(call build_venv,dev,$(RUNS) $(STAMP))
+
+quickstart: $(RUNS) ## the whole of it on small data: search, learn, compare, export, report
 	@$(BIN)/nas-blockout run quickstart
 
 test: install ## every test (WORKERS=0 for one process, TESTS=... for some)
@@ -57,6 +70,10 @@ docs: install ## write the generated reference pages and build the docs into sit
 	@if [ -f docs/generate_reference.py ]; then $(BIN)/python docs/generate_reference.py; fi
 	@$(BIN)/mkdocs build --quiet --strict --site-dir site
 	@echo "site/index.html"
+
+dist: install ## build the sdist and the wheel into dist/, as docs/guides/releasing.md tells
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist
 
 clean: ## remove what the tools wrote (not .venv, not runs/)
 	@rm -rf build dist site htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
