@@ -16,18 +16,19 @@ from typing import Any
 
 from tests.services.topology.system import System
 
-_HEAD = """# Faults
+_HEAD = """# Fault injection
 
 Every service of [docker-compose.yml](../guides/compose.md) runs as a process of one machine, with its own command,
 environment and order; each fault is injected while a trial trains. Afterwards the trials in the store (state, sample
-passes, score, every epoch) are equal to those of a run to which nothing happened: nothing that had finished was lost,
-and nothing was charged twice. MLflow has each trial once, after `nas-blockout sync`.
+passes, score, every epoch) are equal to those of a run without faults: nothing that had finished was lost, and nothing
+was charged twice. After `nas-blockout sync`, MLflow has each trial exactly once.
 Command: `make test-faults`{setting}; one run of {date}.
 
-"Jobs" are the Ray jobs that the study took, "attempts lost" those of its trials that a fault cut off, "lost or twice"
-what was missing or double in store or MLflow; "ended after" counts from the fault.
+"Jobs" is the number of Ray jobs that the study took, "attempts lost" the attempts that a fault interrupted, "lost or
+twice" what was missing or duplicated in store or MLflow; "ended after" is the time from the fault to the end of the
+study.
 
-| fault | times | jobs | attempts lost | lost or twice | ended after | the owner is told |
+| fault | times | jobs | attempts lost | lost or twice | ended after | what the owner sees |
 |---|---|---|---|---|---|---|
 """
 
