@@ -188,6 +188,28 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
     assert broken_links(page) == ["gone.md", "gone.png", "other.md#gone", "#gone"]
 
 
+NAMED = re.compile(r"`((?:nas_blockout|search_spaces|services|tests|benchmarks)/[\w./-]+)`")
+
+
+def missing_paths(page: Path) -> list[str]:
+    """Paths of the repository that a page names in back-ticks, and that are not there."""
+    return [path for path in NAMED.findall(page.read_text(encoding="utf-8")) if not (ROOT / path).exists()]
+
+
+# The changelog speaks of its time; everything else of what is there now.
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "changelog.md"], ids=name_of)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    assert missing_paths(page) == []
+
+
+def test_missing_files_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`services/cli/main.py` `services/gone.py` `nas_blockout/` `tests/<name>.py` services/no.py\n", encoding="utf-8"
+    )
+    assert missing_paths(page) == ["services/gone.py"]
+
+
 def public_modules() -> list[Path]:
     return [
         path
