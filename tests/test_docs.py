@@ -116,6 +116,35 @@ def test_every_card_of_a_method_names_all_its_settings() -> None:
     assert missing == {}
 
 
+def in_a_card(value: object) -> set[str]:
+    """How a card may write a default."""
+    if value is None:
+        return {"-", "none"}
+    if isinstance(value, bool):
+        return {str(value).lower()}
+    return {
+        ", ".join(map(str, value))
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    }
+
+
+def test_every_card_of_a_method_states_the_defaults() -> None:
+    from nas_blockout.methods import METHODS
+
+    wrong = {}
+    for name, method in METHODS.items():
+        section = (DOCS / "methods" / f"{name}.md").read_text(encoding="utf-8").partition("## Settings")[2]
+        rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE)
+        stated = dict(reversed(rows))  # the first row counts: below may be the settings of a derivation
+        for item in fields(method.settings):
+            if stated.get(item.name) not in in_a_card(getattr(method.settings(), item.name)):
+                wrong[f"{name}.{item.name}"] = stated.get(item.name)
+    assert wrong == {}
+
+
 def test_every_space_study_command_and_route_has_its_section() -> None:
     from search_spaces import SPACES
     from services.api import description as api_description
