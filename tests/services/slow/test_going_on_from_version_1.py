@@ -1,0 +1,80 @@
+"""A home that a release with version 1 of everything has left: its studies are resumed, extended, verified, synced."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.once import once
+from tests.services.program import RUNS_HERE
+from tests.services.version_1 import (
+    AGAIN,
+    FOLDER,
+    SOME_FAILED,
+    by_trial,
+    call,
+    copied,
+    expected,
+    missing,
+    trained_alike,
+    unpack,
+)
+
+pytestmark = [pytest.mark.slow(60), *RUNS_HERE]
+
+
+@pytest.fixture
+def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of version 1 without MLflow that may be changed."""
+    return copied(once(tmp_path_factory, "version-1", unpack) / "home", tmp_path)
+
+
+def left(home: Path, study: str) -> tuple[dict[str, Any], Any]:
+    """The trials and the comparison that a study has left, both as JSON."""
+    with (home / "runs" / study / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return by_trial(rows), json.loads((home / "runs" / study / "comparison.json").read_text())
+
+
+def require_as_expected(home: Path, study: str, how: str) -> None:
+    """Require that a study ended as with version 1; where trainings do not repeat, that the same were done."""
+    rows, comparison = left(home, study)
+    then = by_trial(expected(f"trials-{how}"))
+    for row in then.values():
+        del row["trial"]  # its identity in the store, which counts the trials of both studies
+    if trained_alike():
+        assert missing(then, rows) == []
+        assert missing(expected(f"comparison-{how}"), comparison) == []
+        return
+    models = {(row["arm"], row["seed"]) for row in then.values() if row["phase"] == "retrain"}
+    assert {(row["arm"], row["seed"]) for row in rows.values() if row["phase"] == "retrain"} == models
+
+
+def test_an_interrupted_study_is_resumed(home: Path) -> None:
+    call(home, "run", "--quiet", FOLDER / "halfway.yaml", codes=(SOME_FAILED,))
+    require_as_expected(home, "halfway", "resumed")
+
+
+def test_a_finished_study_is_there_as_it_was_extended_then_and_is_extended_again(home: Path) -> None:
+    again = call(home, "run", "--quiet", "--json", FOLDER / "complete.yaml")  # without its extension, which is known
+    assert missing(expected("comparison"), again.json) == []
+    assignments = [word for assignment in AGAIN for word in ("--set", assignment)]
+    call(home, "run", "--quiet", FOLDER / "complete.yaml", *assignments)
+    require_as_expected(home, "complete", "extended")
+
+
+def test_an_exported_model_is_verified(home: Path) -> None:
+    folder = home / "runs" / "complete" / "models" / "blockout"
+    assert call(home, "verify", "--json", folder).json == {str(folder): {"ok": True, "findings": []}}
+
+
+def test_what_mlflow_has_is_not_written_again_and_what_it_lacks_is(tmp_path: Path) -> None:
+    home = unpack(tmp_path)
+    done = call(home, "sync", "--json", "complete", tracking=True).json
+    assert (done["written"], done["present"]) == (0, len(expected("show-complete")["trials"]))
+    ended = sum(trial["state"] != "running" for trial in expected("show-halfway")["trials"])
+    first, second = (call(home, "sync", "--json", "halfway", tracking=True).json for _ in range(2))
+    assert first["written"] + first["present"] == ended
+    assert (second["written"], second["present"]) == (0, ended)

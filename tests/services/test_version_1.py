@@ -1,0 +1,83 @@
+"""What a release with version 1 of everything has written is read: study files, stored studies, queue, checkpoints."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nas_blockout.experiment import Experiment
+from services.store import Store
+from services.study_file import bundled, parse_resolved, read, read_document, resolve, study_of
+from services.worker import read_snapshot
+from tests.once import once
+from tests.services.version_1 import FOLDER, by_trial, call, copied, expected, missing, unpack
+
+FILES = sorted((FOLDER / "studies").glob("*.yaml"))
+
+
+@pytest.fixture
+def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of version 1 that may be changed: the first release to open its database does so."""
+    return copied(once(tmp_path_factory, "version-1", unpack) / "home", tmp_path)
+
+
+@pytest.fixture
+def store(home: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as opened:
+        yield opened
+
+
+def test_every_bundled_study_of_version_1_is_kept() -> None:
+    assert {path.stem for path in FILES} <= bundled().keys()
+    assert len(FILES) == 8
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_bundled_study_of_version_1_is_the_study_of_today(path: Path) -> None:
+    assert resolve(read(path), source="then").to_json() == resolve(read(bundled()[path.stem]), source="now").to_json()
+
+
+def test_studies_are_listed(home: Path) -> None:
+    assert missing(expected("list"), call(home, "list", "--json").json) == []
+
+
+@pytest.mark.parametrize("study", ["complete", "halfway"])
+def test_a_study_is_shown_as_it_was(home: Path, study: str) -> None:
+    then, now = expected(f"show-{study}"), call(home, "show", study, "--json").json
+    assert missing(by_trial(then.pop("trials")), by_trial(now.pop("trials"))) == []
+    assert missing(then, now) == []
+
+
+@pytest.mark.parametrize("study", ["complete", "halfway"])
+def test_a_stored_study_its_folder_and_its_file_are_the_same(home: Path, store: Store, study: str) -> None:
+    stored = parse_resolved(store.study(study).config)
+    assert study_of(read_document(home / "runs" / study / "study.yaml"), source="folder").to_json() == stored.to_json()
+    written = resolve(read(FOLDER / f"{study}.yaml"), source="file")
+    assert dict(written.arms) == dict(stored.arms)
+    assert written.data == stored.data
+
+
+def test_every_experiment_of_a_trial_is_read(store: Store) -> None:
+    rows = [row for study in ("complete", "halfway") for row in store.trials(study)]
+    assert len({row.arm for row in rows}) == 20
+    assert [Experiment.from_json(row.experiment).seed for row in rows] == [row.seed for row in rows]
+
+
+def test_a_queued_study_is_what_was_given_to_the_service(store: Store) -> None:
+    row = store.queue_row("queued")
+    assert row is not None
+    assert row.source is not None
+    written = resolve(read(FOLDER / "queued.yaml"), source="file")
+    assert study_of(row.document, source="queue").to_json() == written.to_json()
+    assert study_of(row.source, source="source").to_json() == written.to_json()
+    assert [token.owner for token in store.tokens()] == ["team"]
+
+
+def test_the_interrupted_trial_goes_on_after_its_checkpoint(home: Path, store: Store) -> None:
+    (trial,) = [row for row in store.trials("halfway") if row.state == "running"]
+    experiment = Experiment.from_json(trial.experiment).to_json()  # as its driver sends it to a worker
+    snapshot = read_snapshot(home / "runs" / "halfway" / ".work" / "checkpoints" / f"{trial.id}.pt", experiment)
+    assert snapshot is not None
+    assert snapshot.stage == "finetune"
+    assert snapshot.handover is not None
+    assert [record.epoch for record in snapshot.records] == [epoch.epoch for epoch in store.epochs(trial.id)]

@@ -1,0 +1,122 @@
+"""The home that a release with version 1 of everything left, and what that release made of it.
+
+Whatever is called otherwise since stands in the tables below, and nowhere else in the tests of version 1.
+"""
+
+import json
+import math
+import shutil
+import sqlite3
+import tarfile
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.services.program import Ended, here
+
+FOLDER = Path(__file__).parents[1] / "fixtures" / "version_1"
+AGAIN = ("retrain.seeds=[0, 1, 2, 3]", "budget.sample_passes=4200", "export=[]")  # what is exported decides no number
+SOME_FAILED = 4
+KEYS: Mapping[str, str] = {}  # of JSON, of columns and of search parameters: as version 1 has it, and as it is now
+VALUES: Mapping[str, str] = {}  # likewise
+_MADE_IN = "/tmp/v1-home"  # where the archive was made
+_PLACES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
+_UNREPEATED = ("seconds", "latency", "created_at", "finished_at", "bundled")  # clocks, and the release
+_WORDS = frozenset({"reason", "verdict", "purpose", "description"})  # for people, who may be told in other words
+
+
+def unpack(folder: Path) -> Path:
+    """Unpack the home into a folder, as if it had been made there; return its path."""
+    with tarfile.open(FOLDER / "home.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    home = folder / "home"
+    with closing(sqlite3.connect(home / "runs" / "mlflow.db")) as database:  # MLflow knows absolute places alone
+        for table, column in _PLACES.items():
+            database.execute(f"UPDATE {table} SET {column} = replace({column}, '{_MADE_IN}', '{home}')")
+        database.commit()
+    return home
+
+
+def copied(home: Path, folder: Path) -> Path:
+    """Return a copy of a home that a test may change; without MLflow, whose places would be those of the first."""
+    return Path(shutil.copytree(home, folder / "home", ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts")))
+
+
+def call(home: Path, *words: object, codes: tuple[int, ...] = (0,), tracking: bool = False) -> Ended:
+    """Run a command in a home."""
+    variables = {} if tracking else {"NAS_BLOCKOUT_TRACKING_URI": "none"}
+    ended = here(*words, NAS_BLOCKOUT_HOME=str(home), **variables)
+    assert ended.code in codes, ended.err
+    return ended
+
+
+def expected(name: str) -> Any:
+    """Return what version 1 made of the home, in today's words."""
+    return _renamed(json.loads((FOLDER / "expected" / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def trained_alike() -> bool:
+    """Whether trainings give the same numbers here as where the expected ones were recorded."""
+    recorded = json.loads((FOLDER / "expected" / "machine.json").read_text(encoding="utf-8"))
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    same = (torch.__version__, torch.backends.cpu.get_cpu_capability()) == (recorded["torch"], recorded["capability"])
+    return same and recorded["processor"] in described
+
+
+def missing(expected: Any, found: Any, where: str = "") -> list[str]:
+    """Return what of an expected document is not found, and where; what is found beyond it may be there.
+
+    Numbers may differ by their last digits, and be written as text, as in a table of CSV.
+    """
+    if isinstance(expected, Mapping):
+        if not isinstance(found, Mapping):
+            return [f"{where}: no mapping, but {found!r}"]
+        return [each for key in expected for each in missing(expected[key], found.get(key), f"{where}.{key}")]
+    if isinstance(expected, list):
+        if not isinstance(found, list) or len(found) != len(expected):
+            return [f"{where}: {expected!r} expected, found {found!r}"]
+        return [each for at, one in enumerate(expected) for each in missing(one, found[at], f"{where}[{at}]")]
+    return [] if _equal(expected, found) else [f"{where}: {expected!r} expected, found {found!r}"]
+
+
+def by_trial(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return trials, as `show` or ``trials.csv`` has them, by what is their name."""
+    return {f"{row['arm']}/{row['phase']}/{row['number']}": row for row in rows}
+
+
+def _renamed(document: Any) -> Any:
+    if isinstance(document, Mapping):
+        kept = {key: value for key, value in document.items() if key not in _WORDS and not _is_unrepeated(key)}
+        return {_key(key): _renamed(value) for key, value in kept.items()}
+    if isinstance(document, list):
+        return [_renamed(value) for value in document]
+    return VALUES.get(document, document) if isinstance(document, str) else document
+
+
+def _key(key: str) -> str:
+    """Return a key in today's words; columns and search parameters are renamed part by part."""
+    return ".".join(KEYS.get(part, part) for part in KEYS.get(key, key).split("."))
+
+
+def _is_unrepeated(key: str) -> bool:
+    return any(word in key for word in _UNREPEATED)
+
+
+def _equal(expected: Any, found: Any) -> bool:
+    one, other = _number(expected), _number(found)
+    if one is None or other is None:
+        return bool(expected == found)
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
