@@ -22,7 +22,7 @@ from tests.services.version_1 import (
     unpack,
 )
 
-pytestmark = [pytest.mark.slow(60), *RUNS_HERE]
+pytestmark = [pytest.mark.slow(90), *RUNS_HERE]
 
 
 @pytest.fixture
