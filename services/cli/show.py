@@ -85,14 +85,14 @@ def _counts(trials: Iterable[Any]) -> dict[str, int]:
     each = list(trials)
     return {
         "replicates": sum(trial.replicate_of is not None for trial in each),
-        "refused": sum(len(trial.params.get("refused", ())) for trial in each),
+        "infeasible": sum(len(trial.params.get("infeasible", ())) for trial in each),
     }
 
 
 def _proposed(counts: dict[str, int]) -> str:
     words = {
         "replicates": "trials repeated a known architecture",
-        "refused": "proposals exceeded a constraint and cost nothing",
+        "infeasible": "proposals exceeded a constraint and cost nothing",
     }
     return "".join(f"; {count} {words[name]}" for name, count in counts.items() if count)
 
