@@ -20,12 +20,35 @@ from tests.services.program import Ended, here
 FOLDER = Path(__file__).parents[1] / "fixtures" / "version_1"
 AGAIN = ("retrain.seeds=[0, 1, 2, 3]", "budget.sample_passes=4200", "export=[]")  # what is exported decides no number
 SOME_FAILED = 4
-KEYS: Mapping[str, str] = {}  # of JSON, of columns and of search parameters: as version 1 has it, and as it is now
-VALUES: Mapping[str, str] = {}  # likewise
+KEYS: Mapping[str, str] = {  # of JSON, of columns and of search parameters: as version 1 has it, and as it is now
+    "charge": "cost_penalty",
+    "charge_ramp": "cost_warmup",
+    "charge_sides": "cost_penalty_sides",
+    "charge_target": "cost_target",
+    "learn_share": "learn_fraction",
+    "learning_rate_scale": "finetune_lr_multiplier",
+    "mapped_stages": "regularized_stages",
+    "normalise_logits": "normalize_logits",
+    "polarisation": "polarization",
+    "policy_learning_rate": "policy_lr_multiplier",
+    "policy_share": "policy_fraction",
+    "pretrain_share": "pretrain_fraction",
+    "price": "cost_penalty",
+    "refused": "infeasible",
+    "smallest_group": "min_group_size",
+    "soft_targets": "soft_target_weight",
+    "structure_lr": "structure_lr_multiplier",
+    "superseded": "stale",
+    "surplus": "trim_by",
+}
+VALUES: Mapping[str, Mapping[str, str]] = {  # by the new name of their key
+    "placebo": {"undivided": "unbranched"},
+    "role": {"control": "ablation", "rival": "baseline"},
+}
 _MADE_IN = "/tmp/v1-home"  # where the archive was made
 _PLACES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
 _UNREPEATED = ("seconds", "latency", "created_at", "finished_at", "bundled")  # clocks, and the release
-_WORDS = frozenset({"reason", "verdict", "purpose", "description"})  # for people, who may be told in other words
+_WORDS = frozenset({"reason", "verdict", "purpose", "schema_version"})  # for people, in any words; and the version
 
 
 def unpack(folder: Path) -> Path:
@@ -90,13 +113,13 @@ def by_trial(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {f"{row['arm']}/{row['phase']}/{row['number']}": row for row in rows}
 
 
-def _renamed(document: Any) -> Any:
+def _renamed(document: Any, key: str = "") -> Any:
     if isinstance(document, Mapping):
-        kept = {key: value for key, value in document.items() if key not in _WORDS and not _is_unrepeated(key)}
-        return {_key(key): _renamed(value) for key, value in kept.items()}
+        kept = {name: value for name, value in document.items() if name not in _WORDS and not _is_unrepeated(name)}
+        return {_key(name): _renamed(value, _key(name)) for name, value in kept.items()}
     if isinstance(document, list):
         return [_renamed(value) for value in document]
-    return VALUES.get(document, document) if isinstance(document, str) else document
+    return VALUES.get(key, {}).get(document, document) if isinstance(document, str) else document
 
 
 def _key(key: str) -> str:
