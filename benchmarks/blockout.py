@@ -27,6 +27,7 @@ from nas_blockout.experiment import Experiment, build
 from nas_blockout.methods import method_from_json
 from nas_blockout.methods.blockout import draw_memberships
 from nas_blockout.methods.masking import lazily_masked, masked_weight
+from nas_blockout.training_protocol import trainable
 
 CLUSTERS = 6
 SIZES = (512, 1024, 2048, 4096)
@@ -104,14 +105,12 @@ def steps(name: str, device: str) -> dict[str, Callable[[], None]]:
 
     def step_of(**method: object) -> Callable[[], None]:
         experiment = Experiment(backbone=backbone, method=method_from_json(method))
-        model = build(experiment, splits).to(device).train()
+        model = trainable(build(experiment, splits).to(device)).train()
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        loss_of = getattr(model, "loss", None)
 
         def run() -> None:
             optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(model(x, generator), y) if loss_of is None else loss_of(x, y, generator)
-            loss.backward()
+            model.loss(x, y, generator).backward()
             optimizer.step()
 
         return run

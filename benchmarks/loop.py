@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from nas_blockout.data import DataSettings, Loader, Splits, load
 from nas_blockout.data.tensor_dataset import Part
 from nas_blockout.experiment import Experiment, build
 from nas_blockout.methods import method_from_json
 from nas_blockout.train import Loaders, TrainingSettings, fit
+from nas_blockout.training_protocol import trainable
 
 BATCHES = (32, 128)
 METHODS = ("none", "dropout", "blockout")
@@ -28,13 +28,13 @@ def bare(model: nn.Module, part: Part, settings: TrainingSettings) -> Callable[[
     """Return what trains one epoch by hand."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
     generator = torch.Generator().manual_seed(0)
-    loss_of = getattr(model, "loss", None)
+    learner = trainable(model)
 
     def epoch() -> None:
         model.train()
         for index in torch.randperm(len(part.labels), generator=generator).split(settings.batch_size):
             x, y = part.images[index], part.labels[index]
-            loss = F.cross_entropy(model(x, generator), y) if loss_of is None else loss_of(x, y, generator)
+            loss = learner.loss(x, y, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_blockout.training_protocol import TelemetryValue, TrainableLayer, TrainableModel, trainable
+
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "constant"]
-TelemetryValue = float | list[float]
 
 CALIBRATION_IMAGES = 256
 _EPOCH_STRIDE = 1_000_003  # a prime: the shuffling seeds of two runs meet only if their seeds are that far apart
@@ -149,12 +150,9 @@ def fit(
 ) -> Iterator[EpochRecord]:
     """Train a model and yield a record after every epoch.
 
-    A model may offer ``loss(x, y, generator)``, ``parameter_groups()`` and ``telemetry()``; a submodule may offer
-    ``prepare_epoch(epoch, epochs)`` and ask, by its attribute ``needs_calibration``, for one forward pass of a batch of
-    training images.
-
     Args:
-        model: Gives logits by ``model(x, generator)``.
+        model: Gives logits by ``model(x, generator)``. A `TrainableModel` has a loss and parameter groups of its own;
+            every `TrainableLayer` in it is prepared for each epoch and reports after it.
         loaders: Training and validation images.
         settings: How to train.
         seed: Decides the order of the images, their augmentation and all draws of the model.
@@ -165,7 +163,9 @@ def fit(
         One record an epoch. The last one carries a `failure` if the loss became infinite or not a number.
     """
     model.to(device)
-    optimizer = _optimizer(model, settings)
+    learner = trainable(model)
+    layers = [module for module in model.modules() if isinstance(module, TrainableLayer)]
+    optimizer = _optimizer(learner, settings)
     generator = torch.Generator(device).manual_seed(seed)
     first, passes, seconds = 0, 0, 0.0
     if start is not None:
@@ -173,12 +173,20 @@ def fit(
         model.load_state_dict(start.model)
         optimizer.load_state_dict(dict(start.optimizer))
         generator.set_state(start.generator.cpu())
-    calibration_batch = _calibration_images(model, loaders.train)
+    calibration_batch: Tensor | None = None
     for epoch in range(first, settings.epochs):
         began = time.perf_counter()
-        _prepare(model, calibration_batch, epoch, settings.epochs, device)
+        for layer in layers:
+            layer.prepare_epoch(epoch, settings.epochs)
+        if any(layer.needs_calibration for layer in layers):
+            if calibration_batch is None:  # the same images whenever they are asked for, also after a resumption
+                calibration_batch = _first_images(loaders.train, CALIBRATION_IMAGES).to(device)
+            model.eval()
+            with torch.no_grad():
+                model(calibration_batch)
         order = torch.Generator().manual_seed(seed + _EPOCH_STRIDE * (epoch + 1))
-        total, trained = _train_epoch(model, optimizer, loaders.train, settings, (epoch, order, generator, device))
+        position = (epoch, order, generator, device)
+        total, trained = _train_epoch(learner, optimizer, loaders.train, settings, position)
         passes += trained
         failure = None if math.isfinite(total) else f"the training loss became {total} in epoch {epoch}"
         checked = None if failure else evaluate(model, loaders.validation, device=device)
@@ -193,7 +201,7 @@ def fit(
             train_loss=None if failure else total / max(1, trained),
             validation_loss=checked.loss if checked else None,
             validation_accuracy=checked.accuracy if checked else None,
-            telemetry={} if failure else _telemetry(model),
+            telemetry={} if failure else {key: value for layer in layers for key, value in layer.telemetry().items()},
             failure=failure,
             checkpoint=Checkpoint(
                 epoch + 1, passes, seconds, model.state_dict(), optimizer.state_dict(), generator.get_state()
@@ -251,14 +259,13 @@ def recalibrate(model: nn.Module, loader: Batches, *, images: int, device: str |
 
 
 def _train_epoch(
-    model: nn.Module,
+    model: TrainableModel,
     optimizer: torch.optim.Optimizer,
     loader: Batches,
     settings: TrainingSettings,
     position: tuple[int, torch.Generator, torch.Generator, str | torch.device],
 ) -> tuple[float, int]:
     epoch, order, generator, device = position
-    loss_of = getattr(model, "loss", None)
     steps = -(-len(loader) // settings.batch_size)
     total, trained = torch.zeros((), device=device), 0
     model.train()
@@ -266,7 +273,7 @@ def _train_epoch(
         _set_learning_rate(optimizer, settings, epoch + step / steps)
         x, y = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         try:
-            loss = F.cross_entropy(model(x, generator), y) if loss_of is None else loss_of(x, y, generator)
+            loss = model.loss(x, y, generator)
         except (RuntimeError, ValueError):
             if _is_finite(model):
                 raise
@@ -291,10 +298,9 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainingSetti
         group["lr"] = settings.learning_rate * scale * group["lr_multiplier"]
 
 
-def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    groups_of = getattr(model, "parameter_groups", None)
+def _optimizer(model: TrainableModel, settings: TrainingSettings) -> torch.optim.Optimizer:
     groups = []
-    for group in groups_of() if groups_of is not None else _plain_groups(model):
+    for group in model.parameter_groups():
         parameters = [parameter for parameter in group["params"] if parameter.requires_grad]
         decay = settings.weight_decay if group["weight_decay"] else 0.0
         if parameters:
@@ -305,44 +311,10 @@ def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Opti
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True, fused=True)
 
 
-def _plain_groups(model: nn.Module) -> list[dict[str, Any]]:
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.dim() > 1], "lr_multiplier": 1.0, "weight_decay": True},
-        {"params": [p for p in parameters if p.dim() <= 1], "lr_multiplier": 1.0, "weight_decay": False},
-    ]
-
-
-def _calibration_images(model: nn.Module, loader: Batches) -> Tensor | None:
-    if not any(hasattr(module, "needs_calibration") for module in model.modules()):
-        return None
-    calibration_batch: list[Tensor] = []
+def _first_images(loader: Batches, count: int) -> Tensor:
+    batches: list[Tensor] = []
     for x, _ in loader.batches():
-        calibration_batch.append(x)
-        if sum(map(len, calibration_batch)) >= CALIBRATION_IMAGES:
+        batches.append(x)
+        if sum(map(len, batches)) >= count:
             break
-    return torch.cat(calibration_batch)[:CALIBRATION_IMAGES]
-
-
-def _prepare(
-    model: nn.Module, calibration_batch: Tensor | None, epoch: int, epochs: int, device: str | torch.device
-) -> None:
-    for module in model.modules():
-        if (prepare := getattr(module, "prepare_epoch", None)) is not None:
-            prepare(epoch, epochs)
-    if calibration_batch is not None and _observers(model.modules()):
-        model.eval()
-        with torch.no_grad():
-            model(calibration_batch.to(device))
-
-
-def _observers(modules: Iterable[nn.Module]) -> bool:
-    return any(bool(getattr(module, "needs_calibration", False)) for module in modules)
-
-
-def _telemetry(model: nn.Module) -> dict[str, TelemetryValue]:
-    record: dict[str, TelemetryValue] = {}
-    for module in model.modules():
-        if (telemetry := getattr(module, "telemetry", None)) is not None:
-            record |= telemetry()
-    return record
+    return torch.cat(batches)[:count]

@@ -26,7 +26,14 @@ BELOW = {"nas_blockout": set(), "search_spaces": {"nas_blockout"}, "services": {
 
 # Leaves that everyone in their package may import.
 LEAVES = {
-    "nas_blockout": {"architecture", "lazy_torchvision", "serialization"},
+    "nas_blockout": {
+        "architecture",
+        "atomic_files",
+        "lazy_torchvision",
+        "networks",
+        "serialization",
+        "training_protocol",
+    },
     "search_spaces": {"trial"},
     "services": {"renamed_keys", "settings"},
 }
@@ -36,8 +43,11 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
     "nas_blockout": {
         "__init__": set(),
         "architecture": set(),
+        "atomic_files": set(),
         "lazy_torchvision": set(),
+        "networks": set(),
         "serialization": set(),
+        "training_protocol": set(),
         "methods": set(),
         "train": set(),
         "data": set(),

@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
-
 from nas_blockout.architecture import Architecture, dense_architecture
 from nas_blockout.backbones import convnet
 from nas_blockout.backbones.branched import BranchedNetwork, Sites, Stage, macs_of
 from nas_blockout.backbones.inception import Inception, InceptionSettings
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
+from nas_blockout.networks import Network
 
 Shape = tuple[int, int, int]
 
@@ -30,7 +29,7 @@ class Backbone:
     """
 
     settings: type
-    build: Callable[[Any, Shape, int, Architecture | None, Sites], nn.Module]
+    build: Callable[[Any, Shape, int, Architecture | None, Sites], Network]
     stages: Callable[[Any, Shape, int], Sequence[Stage]] | None = None
     scaled: Callable[[Any, float], Any] | None = None
     neighbors: Callable[[Any], list[Any]] | None = None
@@ -39,7 +38,7 @@ class Backbone:
 
 def _build_convnet(
     settings: convnet.ConvNetSettings, shape: Shape, classes: int, architecture: Architecture | None, sites: Sites
-) -> nn.Module:
+) -> Network:
     stages = convnet.stages(settings, shape, classes)
     return BranchedNetwork(
         stages,
@@ -52,14 +51,14 @@ def _build_convnet(
 
 def _build_resnet(
     settings: ResNetSettings, shape: Shape, classes: int, architecture: Architecture | None, sites: Sites
-) -> nn.Module:
+) -> Network:
     _refuse_architecture(settings, architecture)
     return ResNet(settings, shape, classes, sites=sites)
 
 
 def _build_inception(
     settings: InceptionSettings, shape: Shape, classes: int, architecture: Architecture | None, sites: Sites
-) -> nn.Module:
+) -> Network:
     _refuse_architecture(settings, architecture)
     return Inception(settings, shape, classes, sites=sites)
 
@@ -104,8 +103,16 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
 
 
 def name_of(settings: Any) -> str:
-    """Return the registered name of a backbone's settings."""
-    return next(name for name, backbone in BACKBONES.items() if backbone.settings is type(settings))
+    """Return the registered name of a backbone's settings.
+
+    Raises:
+        ValueError: They are the settings of no registered backbone.
+    """
+    for name, backbone in BACKBONES.items():
+        if backbone.settings is type(settings):
+            return name
+    known = ", ".join(backbone.settings.__name__ for backbone in BACKBONES.values())
+    raise ValueError(f"backbone must be the settings of a registered backbone, one of {known}; got {settings!r}")
 
 
 def dense_of(stages: Sequence[Stage]) -> Architecture:

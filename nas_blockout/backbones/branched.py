@@ -20,12 +20,11 @@ from nas_blockout.backbones.inference_cost import (
     Folded,
     FoldedLayer,
     Operations,
-    Runtime,
     cut_for_readers,
     fastest_forms,
     fillings,
 )
-from nas_blockout.methods.blockout import Connection
+from nas_blockout.networks import Connection, Network, Runtime
 
 Regularizer = Callable[[], nn.Module]
 Wrapper = Callable[[nn.Linear], nn.Module]
@@ -180,7 +179,7 @@ class BranchedStage(nn.Module):
         return result
 
 
-class BranchedNetwork(nn.Module):
+class BranchedNetwork(Network):
     """A network built from stages and an architecture over the last of them.
 
     Args:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.backbones.branched import Sites
-from nas_blockout.methods.blockout import Connection
+from nas_blockout.networks import Connection
 
 
 class Head(nn.Module):

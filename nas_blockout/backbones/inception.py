@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
-from nas_blockout.methods.blockout import Connection
+from nas_blockout.networks import Connection, Network
 
 
 class Widths(NamedTuple):
@@ -126,7 +126,7 @@ class InceptionModule(nn.Module):
         return torch.cat([path(x) for path in self.paths], 1)
 
 
-class Inception(nn.Module):
+class Inception(Network):
     """Inception with batch normalization after every convolution, with the places where methods enter.
 
     ``sites.maps`` makes a layer that follows each of the three groups of modules; ``sites.nodes`` one that stands

@@ -18,9 +18,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from nas_blockout.networks import Runtime
+
 Piece = tuple[int, int, int]
 Form = Literal["whole", "split", "summed"]
-Runtime = Literal["torch", "onnxruntime"]
 Operations = Literal["fastest", "whole", "split", "summed"]
 
 # What operations take on one core was measured once (see `benchmarks.division`) and is kept, so that a network is

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
-from nas_blockout.methods.blockout import Connection
+from nas_blockout.networks import Connection, Network
 
 
 class Plan(NamedTuple):
@@ -141,7 +141,7 @@ class ResidualBlock(nn.Module):
         return self.complete(x, self.shortcut(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """A residual network, with the places where methods enter.
 
     ``sites.maps`` makes a layer that follows the last block of a stage, after its ReLU (each stage, or the last

@@ -1,10 +1,7 @@
 """Files of data sets: read whole or refused, written whole or not at all, and never a pickle."""
 
-import contextlib
 import gzip
 import hashlib
-import shutil
-import tempfile
 import urllib.request
 import zlib
 from collections.abc import Callable, Mapping
@@ -14,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nas_blockout.atomic_files import whole_folder
 from nas_blockout.data.errors import DataCorrupt, DataMissing
 
 Arrays = dict[str, NDArray[Any]]
@@ -41,20 +39,12 @@ def require_md5(data: bytes, md5: str, path: Path) -> bytes:
     Raises:
         DataCorrupt: It is another; the message shows both.
     """
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    if found != md5:
+    actual = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if actual != md5:
         raise DataCorrupt(
-            f"the content of {path} must have MD5 {md5}, got {found} ({len(data)} bytes); delete it and fetch it again"
+            f"the content of {path} must have MD5 {md5}, got {actual} ({len(data)} bytes); delete it and fetch it again"
         )
     return data
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it appears with all of its content or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    Path(file.name).replace(path)
 
 
 def download(url: str, path: Path) -> bytes:
@@ -90,7 +80,10 @@ def cached(root: Path | None, key: str, make: Callable[[], Arrays]) -> Arrays:
         return make()
     folder = root / "cache" / key
     if not folder.is_dir():
-        _store(folder, make())
+        arrays = make()
+        with whole_folder(folder, keep_existing=True) as part:
+            for name, array in arrays.items():
+                np.save(part / f"{name}.npy", array, allow_pickle=False)
     try:
         return {path.stem: np.load(path, allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
     except (ValueError, EOFError, OSError) as error:
@@ -103,15 +96,3 @@ def digest(parts: Mapping[str, bytes]) -> str:
     for name in sorted(parts):
         total.update(f"{name}:{len(parts[name])}:".encode() + parts[name])
     return total.hexdigest()[:20]
-
-
-def _store(folder: Path, arrays: Arrays) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unfinished-"))
-    try:
-        for name, array in arrays.items():
-            np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
-        with contextlib.suppress(OSError):  # another process was first: its arrays are as good
-            unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

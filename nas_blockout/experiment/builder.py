@@ -13,7 +13,7 @@ from nas_blockout.backbones import BACKBONES, dense_of, name_of, scaled_to, stag
 from nas_blockout.backbones.branched import Sites, macs_of
 from nas_blockout.data import Splits
 from nas_blockout.experiment.config import Experiment
-from nas_blockout.methods import METHODS, NoneSettings
+from nas_blockout.methods import METHODS, NoneSettings, method_name
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
 from nas_blockout.structure.confusion import ConfusionSettings
@@ -40,7 +40,7 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
         torch.manual_seed(experiment.seed)
         network = kind.build(backbone, shape, classes, experiment.architecture, _sites(experiment.method))
         if isinstance(experiment.method, BlockoutSettings):
-            return Blockout(network, network.connections, experiment.method)  # type: ignore[arg-type]
+            return Blockout(network, network.connections, experiment.method)
         if isinstance(experiment.method, BlockDropSettings):
             return BlockDrop(network, experiment.method, channels=shape[0])  # type: ignore[arg-type]
         return network
@@ -135,14 +135,14 @@ def _dense_macs(backbone: Any, shape: tuple[int, int, int], classes: int) -> int
 
 
 def _sites(method: Any) -> Sites:
-    found = next(entry for entry in METHODS.values() if entry.settings is type(method))
-    layer = found.layer
+    registered = METHODS[method_name(method)]
+    layer = registered.layer
     if layer is None:
         return Sites()
-    if found.site == "weights":
+    if registered.site == "weights":
         return Sites(weights=lambda linear: layer(method, linear))
     place = lambda: layer(method)  # noqa: E731  # one factory for whichever site the method names
-    return Sites(maps=place) if found.site == "maps" else Sites(nodes=place)
+    return Sites(maps=place) if registered.site == "maps" else Sites(nodes=place)
 
 
 def plain(experiment: Experiment, architecture: Architecture | None) -> Experiment:

@@ -9,7 +9,7 @@ from nas_blockout.architecture import Architecture
 from nas_blockout.backbones import BACKBONES, name_of, require_blocks, require_stages
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings
-from nas_blockout.methods import NoneSettings, method_from_json, method_to_json
+from nas_blockout.methods import NoneSettings, method_from_json, method_name, method_to_json
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.serialization import from_json, near, to_json
@@ -52,27 +52,48 @@ class Experiment:
     target_macs: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("architecture", *DERIVATIONS, "target_macs"):
             if getattr(self, name) is not None:
                 require_stages(self.backbone, name)
         if isinstance(self.method, BlockDropSettings):
             require_blocks(self.backbone, "the method blockdrop")
         blockout = isinstance(self.method, BlockoutSettings)
-        given = [name for name in DERIVATIONS if getattr(self, name) is not None]
-        if len(given) > 1:
+        derivations = [name for name in DERIVATIONS if getattr(self, name) is not None]
+        if len(derivations) > 1:
             raise ValueError(
-                f"an experiment derives one network: give one of {', '.join(DERIVATIONS)}, got {' and '.join(given)}"
+                f"an experiment derives one network: set one of {', '.join(DERIVATIONS)}, "
+                f"got {' and '.join(derivations)}"
             )
         if self.distillation is not None and not blockout:
             raise ValueError("distillation needs the method blockout, whose memberships it turns into branches")
-        if given and not self.distillation and (blockout or self.architecture is not None):
-            raise ValueError(f"{given[0]} needs a dense network: give it no architecture and not the method blockout")
-        if given and self.training.epochs < 2:
+        if derivations and not self.distillation and (blockout or self.architecture is not None):
             raise ValueError(
-                f"{given[0]} needs at least 2 epochs, one to learn and one to train, got {self.training.epochs}"
+                f"{derivations[0]} needs a dense network: leave out the architecture and the method blockout"
+            )
+        if derivations and self.training.epochs < 2:
+            raise ValueError(
+                f"{derivations[0]} needs at least 2 epochs, one to learn and one to train, got {self.training.epochs}"
             )
         if self.architecture is not None and blockout:
-            raise ValueError("blockout learns its own architecture: give it no other")
+            raise ValueError("the method blockout learns its own architecture: leave out architecture")
+
+    def _check_types(self) -> None:
+        """Refuse what would fail much later, in words that say nothing of an experiment.
+
+        Raises:
+            ValueError: A field has another type than it must have.
+        """
+        name_of(self.backbone)
+        method_name(self.method)
+        optional: dict[str, type] = {"architecture": Architecture, "target_macs": int, **DERIVATIONS}
+        for name, kind in {"data": DataSettings, "training": TrainingSettings, "seed": int, **optional}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or (not isinstance(value, kind) and not (name in optional and value is None)):
+                expected = "a whole number" if kind is int else f"of type {kind.__name__}"
+                raise ValueError(f"{name} must be {expected}{' or None' * (name in optional)}, got {value!r}")
+        if self.target_macs is not None and self.target_macs < 1:
+            raise ValueError(f"target_macs must be at least 1, got target_macs={self.target_macs}")
 
     @property
     def derivation(self) -> DistillationSettings | PruningSettings | ConfusionSettings | None:
@@ -99,9 +120,9 @@ class Experiment:
         Raises:
             ValueError: A key is unknown, a value has the wrong type or is refused; the message names it.
         """
-        values = dict(document)
+        values = _mapping(document, "experiment", {"seed": 0})
         architecture = values.pop("architecture", None)
-        handovers = {name: (kind, values.pop(name, None)) for name, kind in DERIVATIONS.items()}
+        derivations = {name: (kind, values.pop(name, None)) for name, kind in DERIVATIONS.items()}
         experiment = cls(
             data=from_json(DataSettings, values.pop("data", {}), where="data"),
             backbone=backbone_from_json(values.pop("backbone", {"name": "convnet"})),
@@ -112,7 +133,7 @@ class Experiment:
             target_macs=values.pop("target_macs", None),
             **{
                 name: None if document is None else from_json(kind, document, where=name)
-                for name, (kind, document) in handovers.items()
+                for name, (kind, document) in derivations.items()
             },
         )
         if values:
@@ -123,9 +144,20 @@ class Experiment:
 
 
 def backbone_from_json(document: Mapping[str, Any]) -> Any:
-    """Return the settings of a registered backbone from ``{"name": ..., setting: value}``."""
-    values = dict(document)
+    """Return the settings of a registered backbone from ``{"name": ..., setting: value}``.
+
+    Raises:
+        ValueError: The name or a setting is unknown, or a value has the wrong type or is out of range; the message
+            names it.
+    """
+    values = _mapping(document, "backbone", {"name": "convnet"})
     name = values.pop("name", "convnet")
     if name not in BACKBONES:
         raise ValueError(f"backbone.name: no such backbone {name!r}; {near(str(name), BACKBONES)}")
     return from_json(BACKBONES[name].settings, values, where="backbone")
+
+
+def _mapping(document: Any, name: str, example: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(document, Mapping):
+        raise ValueError(f"{name} must be a mapping, such as {dict(example)}, got {document!r}")
+    return dict(document)

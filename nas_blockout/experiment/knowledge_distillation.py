@@ -1,10 +1,10 @@
 """Retraining with a teacher: the second stage also learns what the network of the first one says of every image."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from nas_blockout.training_protocol import TelemetryValue, TrainableModel
 
 
 def soft_target_loss(logits: Tensor, taught: Tensor, labels: Tensor, *, weight: float, temperature: float) -> Tensor:
@@ -35,7 +35,7 @@ def soft_target_loss(logits: Tensor, taught: Tensor, labels: Tensor, *, weight: 
     return (1 - weight) * hard + weight * temperature**2 * soft
 
 
-class Taught(nn.Module):
+class Taught(TrainableModel):
     """A network in training, and its teacher, which stays in eval mode and is not trained.
 
     In eval mode it is the network alone. A checkpoint of it holds the teacher too, so that a training goes on with the
@@ -74,6 +74,6 @@ class Taught(nn.Module):
         self.teacher.eval()
         return self
 
-    def telemetry(self) -> dict[str, Any]:
+    def telemetry(self) -> dict[str, TelemetryValue]:
         """Return how many images the teacher was asked about so far."""
         return {"teacher/forward_passes": float(self.passes)}

@@ -8,15 +8,14 @@ import copy
 import importlib.util
 import logging
 import platform
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -24,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_blockout.atomic_files import whole_file, whole_folder
 from nas_blockout.export.cards import ModelDescription, card
-from nas_blockout.export.model_dir import begin, json_text, put_in_place, sha256, write_json, write_whole
+from nas_blockout.export.model_dir import json_text, sha256, write_json
 from nas_blockout.export.subprocess_check import BATCHES, PREPROCESSING, REFERENCE
 from nas_blockout.export.verification import (
     MANIFEST,
@@ -39,6 +39,7 @@ from nas_blockout.export.verification import (
     judge,
     sealed,
 )
+from nas_blockout.networks import Network, Runtime
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _BATCH = "batch"
@@ -68,17 +69,18 @@ class Deployed(nn.Module):
         return logits
 
 
-def for_inference(network: nn.Module, *, runtime: str = "torch", batch: int | None = None) -> nn.Module:
-    """Return a copy of a network in the form that a runtime runs: its own `for_inference` gives it, if it has one."""
-    faster = getattr(network, "for_inference", None)
-    found: nn.Module = copy.deepcopy(network) if faster is None else faster(runtime=runtime, batch=batch)
-    return found.cpu().eval()
+def for_inference(network: nn.Module, *, runtime: Runtime = "torch", batch: int | None = None) -> nn.Module:
+    """Return a copy of a network, in eval mode on the CPU, in the form that a runtime is expected to run fastest."""
+    if isinstance(network, Network):
+        return network.for_inference(runtime=runtime, batch=batch).cpu().eval()
+    return copy.deepcopy(network).cpu().eval()
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the parameters and buffers of a model; the file appears whole or not at all."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_whole(path, lambda part: save_file(tensors, part))
+    with whole_file(path) as part:
+        save_file(tensors, part)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -142,28 +144,22 @@ def export_models(
     folders = [folder for _, folder, _ in models]
     if len(set(folders)) < len(folders):
         raise ValueError(f"models must be exported to different folders, got {sorted(map(str, folders))}")
-    parts: list[Path] = []
     jobs: list[Job] = []
-    try:
+    with ExitStack() as parts:  # which take their places when it closes, if nothing was raised
         with fresh_process() as process:  # it imports torch while the forms are written
             for model, folder, description in models:
-                part = begin(folder)
-                parts.append(part)
+                part = parts.enter_context(whole_folder(folder))
                 _write_forms(model, part, description)
                 jobs.append(Job(part, {path.name: sha256(path) for path in sorted(part.iterdir())}))
                 hand_over(jobs[-1], process)
             meanwhile()
-            found = [judge(answer) for answer in collect(jobs, process)]
-        for (_, folder, description), job, each in zip(models, jobs, found, strict=True):
-            if not each.ok:
-                raise VerificationError(f"{folder.name} is not the model that was trained: {'; '.join(each.findings)}")
-            _write_manifest(job, description, each)
-        for part, folder in zip(parts, folders, strict=True):
-            put_in_place(part, folder)
-    finally:
-        for part in parts:
-            shutil.rmtree(part, ignore_errors=True)
-    return found
+            verifications = [judge(answer) for answer in collect(jobs, process)]
+        for (_, folder, description), job, verification in zip(models, jobs, verifications, strict=True):
+            if not verification.ok:
+                findings = "; ".join(verification.findings)
+                raise VerificationError(f"{folder.name} is not the model that was trained: {findings}")
+            _write_manifest(job, description, verification)
+    return verifications
 
 
 @torch.no_grad()
@@ -215,7 +211,7 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
         runtime: Deployed(
             for_inference(model, runtime=runtime, batch=description.batch), description.mean, description.std
         ).eval()
-        for runtime in ("torch", "onnxruntime")
+        for runtime in get_args(Runtime)
     }
     shape = (description.channels, description.height, description.width)
     images = _reference_images(shape)

@@ -21,7 +21,7 @@ from nas_blockout.methods.none import NoneSettings
 from nas_blockout.methods.spatial_dropout import SpatialDropout, SpatialDropoutSettings
 from nas_blockout.serialization import from_json, near, to_json
 
-__all__ = ["METHODS", "Method", "NoneSettings", "Site", "method_from_json", "method_to_json"]
+__all__ = ["METHODS", "Method", "NoneSettings", "Site", "method_from_json", "method_name", "method_to_json"]
 
 Site = Literal["none", "nodes", "maps", "weights", "structure", "paths"]
 
@@ -85,7 +85,17 @@ def method_to_json(settings: Any) -> dict[str, Any]:
     Raises:
         ValueError: They are the settings of no registered method.
     """
+    return {"name": method_name(settings), **to_json(settings)}
+
+
+def method_name(settings: Any) -> str:
+    """Return the registered name of a method's settings.
+
+    Raises:
+        ValueError: They are the settings of no registered method.
+    """
     for name, method in METHODS.items():
         if method.settings is type(settings):
-            return {"name": name, **to_json(settings)}
-    raise ValueError(f"settings must be those of a registered method, {', '.join(METHODS)}, got {settings!r}")
+            return name
+    known = ", ".join(method.settings.__name__ for method in METHODS.values())
+    raise ValueError(f"method must be the settings of a registered method, one of {known}; got {settings!r}")

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from nas_blockout.methods.block_routing import (
     statistics_kept,
 )
 from nas_blockout.methods.random_masks import generator_for
+from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
 
 Policy = Literal["learned", "static", "all", "first", "random", "spread"]
 Estimator = Literal["reinforce", "straight-through", "gumbel"]
@@ -269,7 +270,7 @@ class StaticPolicy(nn.Module):
         return self.logits.repeat(x.shape[0], 1)
 
 
-class BlockDrop(nn.Module):
+class BlockDrop(TrainableModel):
     """A residual network with a policy that says for each image which blocks run.
 
     In eval a block runs where its probability is .5 or more, and what is dropped is really skipped (see
@@ -385,19 +386,17 @@ class BlockDrop(nn.Module):
             self.get_submodule("network").eval()
         return self
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the parameters with their learning rate scale and whether they decay; the policy's never do."""
-        network = list(self.get_submodule("network").parameters())
-        policy, scale = list(self.policy.parameters()), self.settings.policy_lr_multiplier
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the network's parameters, then the policy's, which have their own learning rate and do not decay."""
+        policy, multiplier = list(self.policy.parameters()), self.settings.policy_lr_multiplier
         return [
-            {"params": [p for p in network if p.dim() > 1], "lr_multiplier": 1.0, "weight_decay": True},
-            {"params": [p for p in network if p.dim() <= 1], "lr_multiplier": 1.0, "weight_decay": False},
-            {"params": policy, "lr_multiplier": scale, "weight_decay": False},
+            *plain_groups(self.get_submodule("network")),
+            {"params": policy, "lr_multiplier": multiplier, "weight_decay": False},
         ]
 
-    def telemetry(self) -> dict[str, float | list[float]]:
+    def telemetry(self) -> dict[str, TelemetryValue]:
         """Return what eval's policy did on the training images of the epoch: blocks, share by block, paths, reward."""
-        record: dict[str, float | list[float]] = {"blockdrop/controlled": float(self.controlled.sum())}
+        record: dict[str, TelemetryValue] = {"blockdrop/controlled": float(self.controlled.sum())}
         if not self._paths:
             return record
         keep, counts = torch.tensor(list(self._paths)), torch.tensor(list(self._paths.values()))

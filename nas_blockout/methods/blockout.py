@@ -19,6 +19,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from nas_blockout.methods.masking import lazily_masked, masked_weight
+from nas_blockout.networks import Connection
+from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
 
 Mode = Literal["hard-learned", "hard-fixed", "soft-learned"]
 Estimator = Literal["masked", "straight-through", "arm"]
@@ -30,23 +32,6 @@ Assignments = Mapping[str, Tensor]
 
 DENSITY_BINS = 20
 _COLLAPSED = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """A weight of a network and the layers of nodes that it connects.
-
-    Args:
-        weight: Name of the parameter, shape ``(target, source)`` or ``(target, source, height, width)``.
-        source: Layer of nodes that it reads, or None for the image.
-        target: Layer of nodes that it ends in.
-        positions: Spatial positions at which the weight is used for one image; 1 for a linear layer.
-    """
-
-    weight: str
-    source: str | None
-    target: str
-    positions: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +167,7 @@ def collapse_of(p: Tensor) -> Collapse:
     return "one cluster" if p.shape[1] > 1 and float(by_cluster.max() / by_cluster.sum()) > _COLLAPSED else "none"
 
 
-class Blockout(nn.Module):
+class Blockout(TrainableModel):
     """A network whose weights are masked by cluster memberships that are learned with them.
 
     In training one C is drawn for every layer of nodes and mini-batch, and shared by the weights on both of its sides.
@@ -311,19 +296,12 @@ class Blockout(nn.Module):
         length = self.settings.cost_warmup * epochs
         self.ramp = min(1.0, epoch / length) if length else 1.0
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the parameters with their learning rate scale and whether they decay; memberships never do."""
-        weights = [parameter for parameter in self.network.parameters() if parameter.dim() > 1]
-        others = [parameter for parameter in self.network.parameters() if parameter.dim() <= 1]
-        groups: list[dict[str, Any]] = [
-            {"params": weights, "lr_multiplier": 1.0, "weight_decay": True},
-            {"params": others, "lr_multiplier": 1.0, "weight_decay": False},
-        ]
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the network's parameters, then the memberships, with their own learning rate and no decay."""
+        groups = plain_groups(self.network)
         if self.settings.mode != "hard-fixed":
-            logits = list(self.logits.values())
-            groups.append(
-                {"params": logits, "lr_multiplier": self.settings.structure_lr_multiplier, "weight_decay": False}
-            )
+            multiplier = self.settings.structure_lr_multiplier
+            groups.append({"params": list(self.logits.values()), "lr_multiplier": multiplier, "weight_decay": False})
         return groups
 
     @torch.no_grad()
@@ -335,13 +313,13 @@ class Blockout(nn.Module):
         return folded
 
     @torch.no_grad()
-    def telemetry(self) -> dict[str, float | list[float]]:
+    def telemetry(self) -> dict[str, TelemetryValue]:
         """Describe P once an epoch: mean, entropy in bits, share beyond .05/.95, clusters a node, density, alarm.
 
         The alarm ``blockout/collapse/<layer>`` is 0 for none, 1 for all ones, 2 for all zeros, 3 for one cluster.
         """
         p = self.probabilities()
-        record: dict[str, float | list[float]] = {}
+        record: dict[str, TelemetryValue] = {}
         for name, values in p.items():
             record |= {f"blockout/{key}/{name}": value for key, value in _describe(values).items()}
         record["blockout/expected_macs"] = float(self.expected_macs(p)) / self.dense_macs()
@@ -407,7 +385,7 @@ def _initial_logits(widths: Mapping[str, int], settings: BlockoutSettings) -> di
     return logits
 
 
-def _describe(p: Tensor) -> dict[str, float | list[float]]:
+def _describe(p: Tensor) -> dict[str, TelemetryValue]:
     entropy = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) / torch.log(torch.tensor(2.0, dtype=p.dtype))
     density = torch.histc(p.float().cpu(), DENSITY_BINS, 0, 1) / p.numel()
     alarms: tuple[Collapse, ...] = get_args(Collapse)

@@ -5,9 +5,10 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_blockout.methods.random_masks import bernoulli_, checked_maps, checked_rate, generator_for
+from nas_blockout.training_protocol import TrainableLayer
 
 Schedule = Literal["linear", "constant"]
 Calibration = Literal["paper", "exact"]
@@ -149,7 +150,7 @@ def scaled_up(kept: Tensor) -> Tensor:
     return kept.mul_((kept.numel() / total).to(kept.dtype))
 
 
-class DropBlock(nn.Module):
+class DropBlock(TrainableLayer):
     """Drop square blocks of every channel in training; the identity in eval.
 
     Args:

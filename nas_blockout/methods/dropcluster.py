@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_blockout.methods.feature_clustering import cells, descriptors, in_reading_order, kmeans, rena, shuffled
 from nas_blockout.methods.random_masks import bernoulli_, checked_maps, checked_rate, generator_for
+from nas_blockout.training_protocol import TelemetryValue, TrainableLayer
 
 Clustering = Literal["kmeans", "rena"]
 Masks = Literal["sample", "batch"]
@@ -104,7 +105,7 @@ def dropcluster(
     return x * kept.to(x.dtype).index_select(1, index).view(draws, *x.shape[1:])
 
 
-class DropCluster(nn.Module):
+class DropCluster(TrainableLayer):
     """Drop clusters of correlated positions of every channel in training; the identity in eval.
 
     Before the first clustering nothing is dropped. The label map is part of the state.
@@ -136,7 +137,6 @@ class DropCluster(nn.Module):
         super().__init__()
         self.settings = settings
         self.ramp = 1.0
-        self.needs_calibration = False
         self._epoch = 0
         self.clustering_seconds, self._began = 0.0, time.perf_counter()
         self.register_buffer("labels", torch.empty(0, 0, 0, dtype=torch.int64))
@@ -187,7 +187,7 @@ class DropCluster(nn.Module):
         self.needs_calibration = False
         self.clustering_seconds += time.perf_counter() - began
 
-    def telemetry(self) -> dict[str, float | list[float]]:
+    def telemetry(self) -> dict[str, TelemetryValue]:
         """Describe the label map once an epoch: clusters a channel, rate, and the share of time spent on clustering.
 
         Keys end in the shape of the maps, such as ``dropcluster/clusters/32x28x28``.

@@ -103,7 +103,7 @@ def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> No
 
 def _write_diagram(model: Any, path: Path) -> None:
     """Draw the architecture of an exported model into a file, which appears whole or not at all."""
-    from nas_blockout.export.model_dir import write_whole
+    from nas_blockout.atomic_files import whole_file
     from nas_blockout.plots import figure_architecture, standalone, to_png, to_svg
 
     architecture = json.loads(model.content("architecture.json"))
@@ -112,13 +112,11 @@ def _write_diagram(model: Any, path: Path) -> None:
     drawn = figure_architecture(architecture, model.class_names)
     said = f"architecture of {model.manifest['name']}"
 
-    def write(part: Path) -> None:
+    with whole_file(path) as part:
         if path.suffix.lower() == ".png":
             to_png(drawn, part)
         else:
             part.write_text(standalone(to_svg(drawn, description=said)), encoding="utf-8")
-
-    write_whole(path, write)
     log(f"wrote {path}")
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import resource
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from nas_blockout.atomic_files import whole_file
 from nas_blockout.data import AnyPart, DataSettings, Loader, Splits, load
 from nas_blockout.data.corruptions import CorruptedImages
 from nas_blockout.experiment import EVALUATION_BATCH, Experiment, Run, Snapshot
@@ -258,14 +258,8 @@ class Worker:
 
 def write_snapshot(snapshot: Snapshot, path: Path, experiment: Mapping[str, Any]) -> None:
     """Write what continues a run of an experiment; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            torch.save({**snapshot.to_state(), "experiment": _fingerprint(experiment)}, file)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)  # on a full disk, half a file is what is in the way
-            raise
-    Path(file.name).replace(path)
+    with whole_file(path, flush=False) as part, part.open("wb") as file:  # `read_snapshot` notices half a file
+        torch.save({**snapshot.to_state(), "experiment": _fingerprint(experiment)}, file)
 
 
 def read_snapshot(path: Path, experiment: Mapping[str, Any]) -> Snapshot | None:

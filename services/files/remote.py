@@ -13,6 +13,8 @@ from typing import Any
 
 import fsspec
 
+from nas_blockout.atomic_files import whole_file, whole_folder
+
 # Of these an object appears when all of it has arrived; elsewhere a file is written beside its place, then renamed.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
@@ -98,17 +100,13 @@ def fetch(url: str, path: Path) -> bool:
     Raises:
         ArtifactError: The storage cannot be reached.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     with _explained(url):
         storage, source = fsspec.url_to_fs(url)
         try:
-            storage.get_file(source, str(part))
-            part.replace(path)
+            with whole_file(path) as part:
+                storage.get_file(source, str(part))
         except FileNotFoundError:
             return False
-        finally:
-            part.unlink(missing_ok=True)
     return True
 
 
@@ -159,12 +157,9 @@ def fetch_folder(url: str, folder: Path) -> bool:
     shown = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     if not shown:
         return False
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetched-") as kept:
-        whole = Path(kept) / "whole"
+    with whole_folder(folder, keep_existing=True) as part:
         for name in shown:
-            fetch(f"{url}/{name}", whole / name)
-        whole.rename(folder)
+            fetch(f"{url}/{name}", part / name)
     return True
 
 

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from nas_blockout import __version__
+from nas_blockout.atomic_files import write_text
 
 _RECORDED = ("torch", "torchvision", "numpy", "scikit-learn", "scipy", "ray", "optuna", "mlflow", "sqlalchemy")
 
@@ -56,19 +56,6 @@ class Folder:
     def weights(self, trial: int) -> Path:
         """Weights of a retrained trial."""
         return self.scratch / "weights" / f"{trial}.safetensors"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
 
 
 def write_json(path: Path, document: Any) -> None:

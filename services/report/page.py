@@ -11,12 +11,13 @@ from typing import Any
 import jinja2
 import yaml
 
+from nas_blockout.atomic_files import write_text
 from nas_blockout.statistics import significance
 from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.seed_metrics import Accuracy, PairResult
 from services.analysis.verdict import sentence
 from services.budget.limits import WORDS
-from services.files.study_dir import Folder, write_text
+from services.files.study_dir import Folder
 from services.report.view import ReportView, in_order
 
 MOST_TRIALS = 1000

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSettings, evaluate, fit, recalibrate
+from nas_blockout.training_protocol import ParameterGroup, TrainableLayer, TrainableModel
 
 
 class Points:
@@ -30,7 +31,7 @@ class Points:
             yield self.x[index], self.y[index]
 
 
-class Net(nn.Module):
+class Net(TrainableModel):
     """A network that draws noise in training, so that a resumed run must restore the generator."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -128,8 +129,7 @@ def test_every_module_is_told_of_every_epoch() -> None:
 
 
 def test_observing_layers_get_one_pass_of_held_images_in_eval_mode() -> None:
-    class Observer(nn.Module):
-        needs_calibration = False
+    class Observer(TrainableLayer):
         seen: ClassVar[list[tuple[int, bool]]] = []
 
         def prepare_epoch(self, epoch: int, epochs: int) -> None:
@@ -176,7 +176,7 @@ def test_evaluation_leaves_the_mode_and_the_statistics_alone() -> None:
 
 def test_memberships_learn_at_their_own_rate_and_do_not_decay() -> None:
     class Grouped(Net):
-        def parameter_groups(self) -> list[dict[str, object]]:
+        def parameter_groups(self) -> list[ParameterGroup]:
             return [
                 {"params": [self.out.weight], "lr_multiplier": 0.0, "weight_decay": True},
                 {"params": [self.hidden.weight], "lr_multiplier": 1.0, "weight_decay": False},

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nas_blockout.atomic_files import write_bytes
 from nas_blockout.data.data_settings import DataSettings
-from nas_blockout.data.downloads import download, require_md5, write_whole
+from nas_blockout.data.downloads import download, require_md5
 from nas_blockout.data.errors import DataCorrupt, DataMissing
 from nas_blockout.data.splits import Collection
 from nas_blockout.data.subsets import stratified
@@ -143,7 +144,7 @@ def fetch(version: Version, root: Path, *, address: str = ADDRESS) -> Path:
     path = parent / version.archive
     packed = path.read_bytes() if path.is_file() else download(f"{address}/{version.archive}", path)
     for file, data in _unpacked(require_md5(packed, version.archive_md5, path), version).items():
-        write_whole(folder / file, data)
+        write_bytes(folder / file, data)
     return folder
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nas_blockout.atomic_files import write_bytes
 from nas_blockout.data.data_settings import DataSettings
-from nas_blockout.data.downloads import download, read_bytes, require_md5, write_whole
+from nas_blockout.data.downloads import download, read_bytes, require_md5
 from nas_blockout.data.errors import DataCorrupt, DataMissing
 from nas_blockout.data.splits import Collection
 from nas_blockout.data.subsets import stratified
@@ -80,7 +81,7 @@ def fetch(root: Path, *, address: str = ADDRESS, md5: Mapping[str, str] = MD5_UN
     for name, expected in md5.items():
         path = folder / f"{name}.gz"
         if not path.exists():
-            write_whole(path, _require_packed(download(f"{address}/{name}.gz", path), expected, path))
+            write_bytes(path, _require_packed(download(f"{address}/{name}.gz", path), expected, path))
     return folder
 
 

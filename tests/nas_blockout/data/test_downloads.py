@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nas_blockout.data import DataCorrupt, DataMissing
-from nas_blockout.data.downloads import cached, digest, download, read_bytes, require_md5, write_whole
+from nas_blockout.data.downloads import cached, digest, download, read_bytes, require_md5
 
 
 def test_packed_files_are_unpacked_and_others_read_as_they_are(tmp_path):
@@ -27,13 +27,6 @@ def test_another_content_is_refused_with_both_checksums(tmp_path):
     assert require_md5(b"right", expected, tmp_path) == b"right"
     with pytest.raises(DataCorrupt, match=rf"MD5 {expected}, got [0-9a-f]{{32}} \(5 bytes\)"):
         require_md5(b"wrong", expected, tmp_path)
-
-
-def test_writing_leaves_the_file_and_nothing_else(tmp_path):
-    write_whole(tmp_path / "deep" / "file", b"old")
-    write_whole(tmp_path / "deep" / "file", b"new")
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]
-    assert (tmp_path / "deep" / "file").read_bytes() == b"new"
 
 
 def test_what_cannot_be_downloaded_is_said_with_the_reason(tmp_path):

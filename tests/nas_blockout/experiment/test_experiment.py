@@ -1,7 +1,8 @@
 """Experiments: their JSON, that a run resumes with the same numbers in every stage, that it ends in a plain network."""
 
 import io
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -40,6 +41,8 @@ LEARNED = replace(
     distillation=DistillationSettings(target_macs=0.8),
 )
 
+OPTIONAL = ("architecture", "distillation", "pruning", "confusion", "target_macs")
+
 
 @pytest.fixture(scope="module")
 def splits() -> Splits:
@@ -77,9 +80,39 @@ def test_documents_that_break_a_rule_are_refused(change: dict[str, object], mess
         Experiment.from_json({**SMALL.to_json(), **change})
 
 
+@pytest.mark.parametrize(
+    "value", ["convnet", {"name": "convnet"}, ConvNetSettings, BLOCKOUT, object(), None, 1.5, True]
+)
+@pytest.mark.parametrize("name", [field.name for field in fields(Experiment)])
+def test_a_field_of_another_type_is_refused_by_name_and_value(name: str, value: object) -> None:
+    if (name, value) in [("method", BLOCKOUT), *((optional, None) for optional in OPTIONAL)]:
+        assert getattr(replace(SMALL, **{name: value}), name) == value
+        return
+    with pytest.raises(ValueError, match=rf"^{name} must be .*got {re.escape(repr(value))}$"):
+        replace(SMALL, **{name: value})
+
+
+def test_a_cost_to_scale_to_is_at_least_one() -> None:
+    with pytest.raises(ValueError, match="target_macs must be at least 1, got target_macs=0"):
+        replace(SMALL, target_macs=0)
+
+
+@pytest.mark.parametrize("value", ["convnet", None, 3, [1]])
+@pytest.mark.parametrize("name", ["data", "backbone", "method", "training"])
+def test_a_part_of_a_document_that_is_no_mapping_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be a mapping.*got {re.escape(repr(value))}"):
+        Experiment.from_json({**SMALL.to_json(), name: value})
+
+
+@pytest.mark.parametrize("document", [None, "small", [SMALL]])
+def test_a_document_that_is_no_mapping_is_refused(document: object) -> None:
+    with pytest.raises(ValueError, match="experiment must be a mapping"):
+        Experiment.from_json(document)  # type: ignore[arg-type]
+
+
 def test_what_cannot_be_combined_is_refused() -> None:
     dense = Architecture(1, (Layer("classes", (Group((0,), 10, tuple(range(10))),)),))
-    with pytest.raises(ValueError, match="give it no other"):
+    with pytest.raises(ValueError, match="learns its own architecture"):
         replace(LEARNED, architecture=dense)
     with pytest.raises(ValueError, match="at least 2 epochs"):
         replace(LEARNED, training=TrainingSettings(epochs=1))

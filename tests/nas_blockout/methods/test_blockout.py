@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from nas_blockout.methods.blockout import (
     Blockout,
     BlockoutSettings,
-    Connection,
     collapse_of,
     draw_memberships,
     expected_share,
 )
 from nas_blockout.methods.masking import masked_weight
+from nas_blockout.networks import Connection
 
 SEED = 20
 

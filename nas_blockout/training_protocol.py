@@ -1,0 +1,103 @@
+"""What the training loop asks of a model, as two base classes whose defaults are those of a plain network.
+
+A layer that needs to know of epochs, or has something to report, is a `TrainableLayer`; a model with a loss or learning
+rates of its own is a `TrainableModel`. Any other `torch.nn.Module` is trained too: `trainable` adapts it.
+"""
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TelemetryValue = float | list[float]
+
+
+class ParameterGroup(TypedDict):
+    """Parameters that are trained alike.
+
+    Args:
+        params: The parameters; those that require no gradient are left out by the training loop.
+        lr_multiplier: Their learning rate in units of the training's, 0 or more.
+        weight_decay: Whether they decay as the training settings say; False for not at all.
+    """
+
+    params: list[nn.Parameter]
+    lr_multiplier: float
+    weight_decay: bool
+
+
+class TrainableLayer(nn.Module):
+    """A module that the training loop calls between epochs, wherever in a model it is.
+
+    Attributes:
+        needs_calibration: Whether the module must see a batch of training images before the epoch. If it is true of
+            any module once all are prepared, the model is run on such a batch in eval mode without gradient; the
+            module sets it back in its forward pass.
+    """
+
+    needs_calibration: bool = False
+
+    def prepare_epoch(self, epoch: int, epochs: int) -> None:
+        """Adapt to an epoch before it begins; by default nothing changes.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            epochs: How many there are in all.
+        """
+
+    def telemetry(self) -> dict[str, TelemetryValue]:
+        """Return what to record after an epoch, under names that no other module uses; by default nothing."""
+        return {}
+
+
+class TrainableModel(TrainableLayer):
+    """A model, called as ``model(x, generator)``, that gives logits."""
+
+    def loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the loss of a training batch, a scalar with gradient; by default the cross-entropy.
+
+        Args:
+            x: Images, shape ``(batch, channels, height, width)``.
+            y: Labels, shape ``(batch,)``.
+            generator: Of all draws, on the device of `x`.
+        """
+        return F.cross_entropy(self(x, generator), y)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return all parameters by how they are trained; by default only those of two or more dimensions decay."""
+        return plain_groups(self)
+
+
+class PlainModel(TrainableModel):
+    """Any network as a `TrainableModel`: what it computes, with the defaults for all else.
+
+    Args:
+        network: Called as ``network(x, generator)``; gives logits.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the logits of the network, shape ``(batch, classes)``."""
+        logits: Tensor = self.network(x, generator)
+        return logits
+
+
+def trainable(model: nn.Module) -> TrainableModel:
+    """Return a model as the training loop needs it: itself, or wrapped where it is a plain network.
+
+    Names of parameters differ in a wrapped one, so checkpoints are made of `model` itself.
+    """
+    return model if isinstance(model, TrainableModel) else PlainModel(model)
+
+
+def plain_groups(network: nn.Module) -> list[ParameterGroup]:
+    """Return the weights of a network, which decay, and its biases and normalization parameters, which do not."""
+    parameters = list(network.parameters())
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "lr_multiplier": 1.0, "weight_decay": True},
+        {"params": [p for p in parameters if p.dim() <= 1], "lr_multiplier": 1.0, "weight_decay": False},
+    ]
