@@ -344,6 +344,6 @@ def test_a_bad_setting_is_named_with_its_value_and_rule(document: Any, rule: str
 
 def test_settings_of_no_method_are_refused() -> None:
     with pytest.raises(
-        ValueError, match="method must be the settings of a registered method, one of NoneSettings, .*got 3"
+        ValueError, match=r"method must be the settings of a registered method, one of NoneSettings, .*got 3"
     ):
         method_to_json(3)
