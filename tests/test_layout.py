@@ -54,7 +54,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "statistics": set(),
         "plots": set(),
         "export": set(),
-        "backbones": {"methods"},
+        "backbones": set(),
         "structure": {"backbones", "methods"},
         "experiment": {"backbones", "data", "methods", "structure", "train"},
     },

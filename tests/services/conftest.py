@@ -236,3 +236,22 @@ def _end(store: Store, trial: int) -> None:
     if row.phase != SEARCH:
         result["test_accuracy"] = score
     store.finish_trial(trial, "complete", score=score, result=result)
+
+
+@pytest.fixture(scope="session")  # its clients are kept by their library, with the address that they began with
+def storage() -> Iterator[str]:
+    """The URL of storage that speaks S3, with what its clients read from the environment."""
+    import boto3  # takes a second, which the other tests need not wait for
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "tester")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "kept-from-everyone")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3").create_bucket(Bucket="shared")
+        yield "s3://shared/studies"
+    server.stop()

@@ -1,4 +1,4 @@
-"""What a cluster consists of, on this machine: a Ray head and a node, and storage that speaks S3."""
+"""What a cluster consists of, on this machine: a Ray head and a node."""
 
 import os
 import shutil
@@ -11,16 +11,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import boto3
 import psutil
 import pytest
-from moto.server import ThreadedMotoServer
 
 from services.cluster import ClusterError
 from services.cluster.jobs import Jobs
 
 TOKEN = "0123456789abcdef" * 4
-SECRET = "kept-from-everyone"
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = f"#!/bin/sh\nexec {sys.executable} -c 'from services.cli.entry_point import main; main()' \"$@\"\n"
 RAY = "from ray.scripts.scripts import main; main()"
@@ -161,22 +158,6 @@ def free_ports(names: tuple[str, ...]) -> dict[str, int]:
     for each in sockets.values():
         each.close()
     return found
-
-
-@pytest.fixture(scope="session")  # its clients are kept by their library, with the address that they began with
-def storage() -> Iterator[str]:
-    """The URL of storage that speaks S3, with what its clients read from the environment."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "tester")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.client("s3").create_bucket(Bucket="shared")
-        yield "s3://shared/studies"
-    server.stop()
 
 
 @pytest.fixture(scope="module")  # idle, it would take from all tests that follow
