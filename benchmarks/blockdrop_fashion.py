@@ -90,8 +90,8 @@ def trained(model: torch.nn.Module, data: Images, epochs: int, seed: int, learni
     loaders = Loaders(Loader(data.train, 64, augment="shift-flip"), Loader(data.validation, 500))
     began = time.process_time()
     for record in fit(model, loaders, TrainingSettings(epochs=epochs, learning_rate=learning_rate), seed=seed):
-        told = {name.removeprefix("blockdrop/"): value for name, value in record.telemetry.items()}
-        brief = {name: round(value, 2) for name, value in told.items() if isinstance(value, float)}
+        telemetry = {name.removeprefix("blockdrop/"): value for name, value in record.telemetry.items()}
+        brief = {name: round(value, 2) for name, value in telemetry.items() if isinstance(value, float)}
         print(
             f"  epoch {record.epoch}: validation {record.validation_accuracy:.4f} {brief}", file=sys.stderr, flush=True
         )
@@ -126,21 +126,21 @@ def wall_clock(model: BlockDrop, images: Tensor) -> Row:
 
 def measured(arm: str, seed: int, model: BlockDrop, data: Images, seconds: float) -> tuple[Row, Tested]:
     """Return the row of an arm and what it does with the test images."""
-    found, flops = tested(model, data.test), model.flops(data.test.images[:1])
-    each, paths = flops.of(found.keep), path_statistics(found.keep)
+    test, flops = tested(model, data.test), model.flops(data.test.images[:1])
+    each, paths = flops.of(test.keep), path_statistics(test.keep)
     row: Row = {"arm": arm, "seed": seed, "train_seconds": seconds}
     row["validation_accuracy"] = accuracy(tested(model, data.validation), data.validation)
-    row["test_accuracy"] = accuracy(found, data.test)
+    row["test_accuracy"] = accuracy(test, data.test)
     row |= {"blocks": paths.mean, "blocks_sd": paths.sd, "paths": paths.distinct}
     row |= {"mflops": float(each.mean()) / 1e6, "mflops_sd": float(each.std(correction=0)) / 1e6}
     row |= {"policy_mflops": flops.policy / 1e6, "full_mflops": flops.full / 1e6}
     row["flops_saved"] = 1 - float(each.mean()) / flops.full
-    return row | wall_clock(model, data.test.images), found
+    return row | wall_clock(model, data.test.images), test
 
 
-def accuracy(found: Tested, part: Part) -> float:
+def accuracy(result: Tested, part: Part) -> float:
     """Return the share of right predictions."""
-    return float((found.probabilities.argmax(1) == part.labels).float().mean())
+    return float((result.probabilities.argmax(1) == part.labels).float().mean())
 
 
 def run_seed(seed: int, options: argparse.Namespace, data: Images) -> Iterator[tuple[str, Row, Tested]]:
@@ -160,30 +160,30 @@ def run_seed(seed: int, options: argparse.Namespace, data: Images) -> Iterator[t
         torch.manual_seed(seed)
         model = BlockDrop(copy.deepcopy(network), chosen(**values), channels=data.train.images.shape[1])
         seconds = trained(model, data, options.finetune, seed, 3e-3)
-        row, found = measured(arm, seed, model, data, seconds)
-        yield arm, row, found
+        row, test = measured(arm, seed, model, data, seconds)
+        yield arm, row, test
         if arm == "BlockDrop":
             kept = round(float(row["blocks"]))
 
 
-def draw_extremes(path: Path, data: Images, found: Tested) -> None:
+def draw_extremes(path: Path, data: Images, test: Tested) -> None:
     """Draw test images that keep the fewest and the most blocks, with class and blocks."""
-    order = found.keep.sum(1).argsort(stable=True)
+    order = test.keep.sum(1).argsort(stable=True)
     figure, axes = plt.subplots(4, 10, figsize=(10, 4.8))
     picked = torch.cat([order[:20], order[-20:].flip(0)]).tolist()
     for axis, index in zip(axes.flat, picked, strict=True):
         axis.imshow(data.pictures[index, 0], cmap="gray_r")
         axis.set_axis_off()
-        right = found.probabilities[index].argmax() == data.test.labels[index]
-        title = f"{data.names[int(data.test.labels[index])]}: {int(found.keep[index].sum())}"
+        right = test.probabilities[index].argmax() == data.test.labels[index]
+        title = f"{data.names[int(data.test.labels[index])]}: {int(test.keep[index].sum())}"
         axis.set_title(title, fontsize=6, color="black" if right else "crimson")
     figure.suptitle("fewest blocks (rows 1, 2) and most blocks (rows 3, 4); red: wrong prediction", fontsize=9)
     save(figure, path)
 
 
-def draw_difficulty(path: Path, data: Images, found: Tested, full: Tested) -> None:
+def draw_difficulty(path: Path, data: Images, test: Tested, full: Tested) -> None:
     """Draw blocks against the probability that the full network gives to the true class, and by class."""
-    used = found.keep.double().sum(1)
+    used = test.keep.double().sum(1)
     sure = full.probabilities[torch.arange(len(used)), data.test.labels]
     groups = sure.argsort().tensor_split(20)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
@@ -197,9 +197,9 @@ def draw_difficulty(path: Path, data: Images, found: Tested, full: Tested) -> No
     save(figure, path)
 
 
-def draw_paths(path: Path, data: Images, found: Tested) -> None:
+def draw_paths(path: Path, data: Images, test: Tested) -> None:
     """Draw the commonest paths, and the images that take them, as groups."""
-    paths, group, counts = found.keep.unique(dim=0, return_inverse=True, return_counts=True)
+    paths, group, counts = test.keep.unique(dim=0, return_inverse=True, return_counts=True)
     common = counts.argsort(descending=True)[:8].tolist()
     figure, axes = plt.subplots(
         len(common), 11, figsize=(10, 0.95 * len(common) + 0.4), squeeze=False, width_ratios=[3] + [1] * 10
@@ -245,8 +245,8 @@ def main() -> None:
     data, rows = loaded(options.train), []
     for seed in options.seeds:
         results = {}
-        for arm, row, found in run_seed(seed, options, data):
-            results[arm] = found
+        for arm, row, test in run_seed(seed, options, data):
+            results[arm] = test
             rows.append(row)
             write(rows, options.rows)
         if seed == options.seeds[0]:

@@ -37,8 +37,8 @@ def table(head: list[str], lines: list[list[str]]) -> str:
 def by_arm(rows: Rows) -> dict[str, Rows]:
     """Return the rows of each arm; only seeds that all arms have count."""
     arms = {row["arm"]: [other for other in rows if other["arm"] == row["arm"]] for row in rows}
-    complete = set.intersection(*({row["seed"] for row in found} for found in arms.values()))
-    return {arm: [row for row in found if row["seed"] in complete] for arm, found in arms.items()}
+    complete = set.intersection(*({row["seed"] for row in results} for results in arms.values()))
+    return {arm: [row for row in results if row["seed"] in complete] for arm, results in arms.items()}
 
 
 def per_seed(rows: Rows, column: str, scale: float = 100.0) -> dict[int, float]:
@@ -68,10 +68,10 @@ def accuracy(arms: dict[str, Rows]) -> str:
 
 def differences(arms: dict[str, Rows]) -> str:
     """Return differences of test accuracy, paired by seed."""
-    found = [paired(per_seed(arms[a], "test_accuracy"), per_seed(arms[b], "test_accuracy")) for a, b in PAIRS]
-    corrected = holm([each.p_value for each in found])
+    intervals = [paired(per_seed(arms[a], "test_accuracy"), per_seed(arms[b], "test_accuracy")) for a, b in PAIRS]
+    corrected = holm([each.p_value for each in intervals])
     lines = []
-    for (a, b), each, p in zip(PAIRS, found, corrected, strict=True):
+    for (a, b), each, p in zip(PAIRS, intervals, corrected, strict=True):
         low, high = each.ci95 or (float("nan"), float("nan"))
         lines.append([f"{a} - {b}", f"{each.difference:+.2f}", f"{low:+.2f} .. {high:+.2f}", p_text(p)])
     return table(["pair", "points", "95% interval", "after Holm"], lines)

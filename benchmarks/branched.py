@@ -96,7 +96,14 @@ def structure(plan: Sequence[Stage], branches: int, trunk: int, shared: float, t
         common = width - branches * private if shared or not private else 0
         layers.append(Layer(stage.name, (*groups, *([Group(everywhere, common)] if common else []))))
     labels = [tuple(label for label in range(CLASSES) if label % branches == b) for b in range(branches)]
-    last = Layer("classes", tuple(Group((b,), len(held), held) for b, held in enumerate(labels) if held))
+    last = Layer(
+        "classes",
+        tuple(
+            Group((b,), len(labels_of_branch), labels_of_branch)
+            for b, labels_of_branch in enumerate(labels)
+            if labels_of_branch
+        ),
+    )
     return Architecture(branches, (*layers, last))
 
 
@@ -108,14 +115,14 @@ def variant(parent: str, kind: str, branches: int, target: float) -> Variant:
         settings = [(0, step / 32, thin) for step in range(4, 33) for thin in thins]
     else:
         settings = [(trunk, 0.0, thin) for trunk in range(len(plan) - 1) for thin in thins]
-    found = []
+    candidates = []
     for trunk, shared, thin in settings:
         architecture = structure(plan, branches, trunk, shared, thin)
         share = macs_of(architecture, plan, SHAPE[0]) / dense
         far = abs(share - target)
         rank = (far > 0.02, -thin if far <= 0.02 else far, far)
-        found.append((rank, Variant(parent, kind, branches, architecture, share)))
-    return min(found, key=lambda pair: pair[0])[1]
+        candidates.append((rank, Variant(parent, kind, branches, architecture, share)))
+    return min(candidates, key=lambda pair: pair[0])[1]
 
 
 def forms_of(plan: Sequence[Stage], architecture: Architecture) -> dict[int, dict[str, Run]]:
@@ -125,7 +132,7 @@ def forms_of(plan: Sequence[Stage], architecture: Architecture) -> dict[int, dic
     """
     torch.manual_seed(0)
     network = BranchedNetwork(plan, architecture, channels=SHAPE[0]).eval()
-    found: dict[int, dict[str, Run]] = {}
+    forms: dict[int, dict[str, Run]] = {}
     made: dict[object, dict[str, Run]] = {}
     for batch in BATCHES:
         eager = network.for_inference(batch=batch)
@@ -135,8 +142,8 @@ def forms_of(plan: Sequence[Stage], architecture: Architecture) -> dict[int, dic
             made[by_torch] = {"eager": eager, "exported": _exported(eager)}
         if by_onnx not in made:
             made[by_onnx] = {"onnx": onnx_of(for_onnx)}
-        found[batch] = made[by_torch] | made[by_onnx]
-    return found
+        forms[batch] = made[by_torch] | made[by_onnx]
+    return forms
 
 
 def _division(network: FusedNetwork) -> tuple[tuple[str, torch.Size], ...]:
@@ -183,7 +190,7 @@ def ratios(parent: Run, others: Sequence[Run], images: Tensor, rounds: int) -> t
     first = sum(_round(runs, images, draws))
     times = max(FEWEST, min(rounds, int(SECONDS / first)))
     seconds = zip(*(_round(runs, images, draws) for _ in range(times)), strict=True)
-    of_parent, *of_others = (statistics.quantiles(found, n=4)[0] for found in seconds)
+    of_parent, *of_others = (statistics.quantiles(ratios, n=4)[0] for ratios in seconds)
     return [each / of_parent for each in of_others], times
 
 
@@ -215,25 +222,25 @@ def measured(parent: Mapping[str, Run], again: Mapping[str, Run], each: Variant,
 
 def bands(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, float]]:
     """Return by parent and figure the interval that holds 95% of the ratios of the parent to its copy."""
-    found = {}
+    bands = {}
     for parent, figure in product(dict.fromkeys(row["parent"] for row in rows), FIGURES):
         again = [float(row[f"parent again {figure}"]) for row in rows if row["parent"] == parent]
         low, high = np.quantile(again, [0.025, 0.975])
-        found[parent, figure] = (float(low), float(high))
-    return found
+        bands[parent, figure] = (float(low), float(high))
+    return bands
 
 
 def summary(rows: Sequence[Row]) -> str:
     """Return how many figures reach the target, and how many are slower than the parent: a sentence, then by parent."""
-    found = {parent: _counted(rows, parent) for parent in dict.fromkeys(row["parent"] for row in rows)}
-    figures, reach, slower, beyond, worst = (list(each) for each in zip(*found.values(), strict=True))
+    by_parent = {parent: _counted(rows, parent) for parent in dict.fromkeys(row["parent"] for row in rows)}
+    figures, reach, slower, beyond, worst = (list(each) for each in zip(*by_parent.values(), strict=True))
     text = (
         f"**{sum(reach)} of {sum(figures)} figures reach .7; {sum(slower)} lie above the parent's time, {sum(beyond)} "
         "of them beyond what a second copy of the parent does"
     )
     lines = [text + (f", the worst at {max(worst):.0%} of it.**" if any(beyond) else ".**"), ""]
     lines += ["| parent | figures | reach .7 | slower | beyond the band | worst of these |", "|---" * 6 + "|"]
-    for parent, (*counts, most) in found.items():
+    for parent, (*counts, most) in by_parent.items():
         lines.append(f"| {parent} | {' | '.join(map(str, counts))} | {f'{most:.0%}' if most else '-'} |")
     return "\n".join(lines)
 
@@ -241,14 +248,17 @@ def summary(rows: Sequence[Row]) -> str:
 def _counted(rows: Sequence[Row], parent: str) -> tuple[int, int, int, int, float]:
     """Return the figures of a parent, how many reach the target, are slower and lie beyond, and the worst of these."""
     band = bands(rows)
-    own = [
+    counted = [
         (float(row[figure]), float(row["macs"]), band[parent, figure][1])
         for row, figure in product(rows, FIGURES)
         if row["parent"] == parent
     ]
-    beyond = [left for left, _, high in own if left > max(1.0, high)]
-    reach, slower = sum((1 - left) / (1 - share) >= TARGET for left, share, _ in own), sum(each[0] > 1 for each in own)
-    return len(own), reach, slower, len(beyond), max(beyond, default=0.0)
+    beyond = [left for left, _, high in counted if left > max(1.0, high)]
+    reach, slower = (
+        sum((1 - left) / (1 - share) >= TARGET for left, share, _ in counted),
+        sum(each[0] > 1 for each in counted),
+    )
+    return len(counted), reach, slower, len(beyond), max(beyond, default=0.0)
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -262,13 +272,13 @@ def tables(rows: Sequence[Row]) -> str:
     lines.append("|---" * 9 + "|")
     band = bands(rows)
     for (parent, kind), figure in product(dict.fromkeys((row["parent"], row["kind"]) for row in rows), FIGURES):
-        own = [row for row in rows if (row["parent"], row["kind"]) == (parent, kind)]
-        found = [(1 - float(row[figure])) / (1 - float(row["macs"])) for row in own]
-        (low, high), met = band[parent, figure], sum(each >= TARGET for each in found)
-        beyond = sum(float(row[figure]) > max(1.0, high) for row in own)
+        selected = [row for row in rows if (row["parent"], row["kind"]) == (parent, kind)]
+        shares = [(1 - float(row[figure])) / (1 - float(row["macs"])) for row in selected]
+        (low, high), met = band[parent, figure], sum(each >= TARGET for each in shares)
+        beyond = sum(float(row[figure]) > max(1.0, high) for row in selected)
         lines.append(
-            f"| {parent} | {kind} | {figure} | {min(found):.2f} | {statistics.median(found):.2f} "
-            f"| {met} of {len(found)} | {sum(each < 0 for each in found)} | {low:.1%} to {high:.1%} | {beyond} |"
+            f"| {parent} | {kind} | {figure} | {min(shares):.2f} | {statistics.median(shares):.2f} "
+            f"| {met} of {len(shares)} | {sum(each < 0 for each in shares)} | {low:.1%} to {high:.1%} | {beyond} |"
         )
     return "\n".join(lines)
 
@@ -311,22 +321,22 @@ def main() -> None:
 
 def _rounds(rows: Sequence[Row]) -> str:
     """Return the fewest and the most rounds by batch."""
-    found = {batch: sorted(int(row[f"rounds {batch}"]) for row in rows) for batch in BATCHES}
-    return ", ".join(f"{counts[0]} to {counts[-1]} rounds at batch {batch}" for batch, counts in found.items())
+    rounds = {batch: sorted(int(row[f"rounds {batch}"]) for row in rows) for batch in BATCHES}
+    return ", ".join(f"{counts[0]} to {counts[-1]} rounds at batch {batch}" for batch, counts in rounds.items())
 
 
 def _measure(parents: Sequence[str], rounds: int) -> list[dict[str, str]]:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    found = []
+    rows = []
     for parent in parents:
         plan = PARENTS[parent]
         dense, again = (forms_of(plan, dense_of(plan))[BATCHES[0]] for _ in range(2))  # alike for any
         for kind, branches, target in product(("trunk", "shared"), BRANCHES[parent], (0.6, 0.4, 0.25)):
             row = measured(dense, again, variant(parent, kind, branches, target), rounds)
-            found.append({name: str(row[name]) for name in COLUMNS})
+            rows.append({name: str(row[name]) for name in COLUMNS})
             print(*row.values(), file=sys.stderr, flush=True)
-    return found
+    return rows
 
 
 if __name__ == "__main__":

@@ -99,11 +99,11 @@ def main() -> None:
     print(f"{arguments.images} images of {shape}, batches of {arguments.batch_size}, 1 thread; {versions}")
     print(f"| input path | median s a pass of {arguments.passes} (least, most) | us an image | times ours |")
     print("|---|---|---|---|")
-    own = statistics.median(seconds["ours"][1:])
+    our_seconds = statistics.median(seconds["ours"][1:])
     for name, times in seconds.items():
         median, least, most = statistics.median(times[1:]), min(times[1:]), max(times[1:])
         per_image = 1e6 * median / arguments.images
-        print(f"| {name} | {median:.3f} ({least:.3f}, {most:.3f}) | {per_image:.1f} | {median / own:.1f} |")
+        print(f"| {name} | {median:.3f} ({least:.3f}, {most:.3f}) | {per_image:.1f} | {median / our_seconds:.1f} |")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import Part, Preprocessing, Splits
 from nas_blockout.experiment import Experiment, build
 from nas_blockout.methods import method_from_json
+from nas_blockout.training_protocol import TrainableModel
 
 Call = Callable[[], Any]
 SHAPE, CLUSTERS, SEEDS = (3, 32, 32), 6, 5
@@ -130,7 +131,9 @@ def stepping(check: Check, model: Any, part: Part, batch: int, form: str = "fp32
     given = (generator,) if any("nas_blockout.methods" in type(each).__module__ for each in model.modules()) else ()
 
     def loss(x: Tensor, y: Tensor) -> Any:
-        return model.loss(x, y, generator) if hasattr(model, "loss") else F.cross_entropy(model(x, *given), y)
+        return (
+            model.loss(x, y, generator) if isinstance(model, TrainableModel) else F.cross_entropy(model(x, *given), y)
+        )
 
     def batches() -> Iterator[Tensor]:
         while True:

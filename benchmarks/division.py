@@ -132,20 +132,20 @@ def cases() -> list[Case]:
     }
     return [
         Case(kind, inputs, outputs, groups, side)
-        for kind, found in shapes.items()
-        for (inputs, outputs), groups, side in found
+        for kind, sizes in shapes.items()
+        for (inputs, outputs), groups, side in sizes
     ]
 
 
-def timed(found: Sequence[Case], batch: int, rounds: int) -> dict[Case, float]:
+def timed(cases: Sequence[Case], batch: int, rounds: int) -> dict[Case, float]:
     """Return the lower quartile of the microseconds of each operation, in rounds of random order.
 
     None is run twice in a row, so that code and weights are as far from the processor as they are in a network.
     """
-    runs, seconds = {case: case.run(batch) for case in found}, {case: list[float]() for case in found}
+    runs, seconds = {case: case.run(batch) for case in cases}, {case: list[float]() for case in cases}
     draws = random.Random(0)  # an order, not a secret
     for _ in range(rounds + 1):
-        for case in draws.sample(found, len(found)):
+        for case in draws.sample(cases, len(cases)):
             began = time.thread_time()
             runs[case]()
             seconds[case].append(time.thread_time() - began)
@@ -169,15 +169,15 @@ def unit_costs() -> dict[str, Costs]:
     free = Costs(
         {4: (none, none), 2: (none, none)}, {4: (none, none), 2: (none, none)}, (none, none), (none, none), 0.0
     )
-    found = {}
+    costs = {}
     for name in ("call", "written", "macs", "call_in_groups", "macs_in_groups"):
         one = replace(none, **{name: 1.0})
-        found[f"convolution {name}"] = replace(free, term={4: (one, one), 2: (none, none)})
+        costs[f"convolution {name}"] = replace(free, term={4: (one, one), 2: (none, none)})
     for name in ("call", "read", "written"):
         one = replace(none, **{name: 1.0})
-        found[f"copied {name}"] = replace(free, copied=(one, one))
+        costs[f"copied {name}"] = replace(free, copied=(one, one))
     one = Rates(1.0)
-    return found | {"product call": replace(free, term={4: (none, none), 2: (one, one)})}
+    return costs | {"product call": replace(free, term={4: (none, none), 2: (one, one)})}
 
 
 def networks(runtime: Runtime, rounds: int) -> tuple[list[list[tuple[float, ...]]], list[list[float]]]:
@@ -212,9 +212,9 @@ def of_networks(runtime: Runtime, rounds: int) -> None:
         measured = np.array(times)[:, index]
         design = np.array(counts)[:, :, index] / measured[:, None]
         scale = np.maximum(design.max(0), np.finfo(float).tiny)
-        found, _ = nnls(design / scale, np.ones(len(measured)))
-        error = float(np.median(np.abs(design / scale @ found - 1)))
-        named = dict(zip(unit_costs(), found / scale, strict=True))
+        coefficients, _ = nnls(design / scale, np.ones(len(measured)))
+        error = float(np.median(np.abs(design / scale @ coefficients - 1)))
+        named = dict(zip(unit_costs(), coefficients / scale, strict=True))
         calls = [f"{value:.1f} {name}" for name, value in named.items() if "call" in name]
         others = [f"{value * 1e6:.2f} {name}" for name, value in named.items() if "call" not in name]
         print(f"| networks | {batch} | {len(times)} | {', '.join(calls)} | {', '.join(others)} | {error:.0%} |")
@@ -239,9 +239,9 @@ def main() -> None:
     if options.networks or options.runtime == "onnxruntime":
         of_networks(options.runtime, options.rounds)
         return
-    found = cases()
-    times = {batch: timed(found, batch, options.rounds * (10 if batch == 1 else 1)) for batch in BATCHES}
-    for kind, batch in product(dict.fromkeys(case.kind for case in found), BATCHES):
+    measured = cases()
+    times = {batch: timed(measured, batch, options.rounds * (10 if batch == 1 else 1)) for batch in BATCHES}
+    for kind, batch in product(dict.fromkeys(case.kind for case in measured), BATCHES):
         of_kind = {case: taken for case, taken in times[batch].items() if case.kind == kind}
         units, error = fitted(of_kind, batch)
         calls = [f"{value:.1f} {name}" for name, value in units.items() if name in SINGLE]

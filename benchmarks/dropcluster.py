@@ -220,8 +220,8 @@ def inertia(points: Tensor, labels: Tensor) -> float:
 
 def by_scikit_learn(points: Tensor, clusters: int, seed: int) -> Tensor:
     """Return the label map that scikit-learn finds channel by channel."""
-    found = [KMeans(clusters, n_init=1, random_state=seed).fit(channel).labels_ for channel in points.cpu().numpy()]
-    return torch.from_numpy(np.stack(found)).long().to(points.device)
+    labels = [KMeans(clusters, n_init=1, random_state=seed).fit(channel).labels_ for channel in points.cpu().numpy()]
+    return torch.from_numpy(np.stack(labels)).long().to(points.device)
 
 
 def print_clustering(rounds: int, device: str) -> None:
@@ -248,11 +248,11 @@ def print_clustering(rounds: int, device: str) -> None:
             "rena": lambda: rena(points, clusters, height=height, width=width),  # noqa: B023  # called before the next shape
         }
         seconds = measure(runs, rounds, device)
-        found = [inertia(points, ours()) / inertia(points, by_scikit_learn(points, clusters, n)) for n in range(3)]
+        ratios = [inertia(points, ours()) / inertia(points, by_scikit_learn(points, clusters, n)) for n in range(3)]
         cells = (
             f"{statistics.median(seconds['scikit-learn']):.2f}",
             ratio(seconds, "ours", "scikit-learn"),
-            f"{statistics.mean(found):.3f} (sd {statistics.stdev(found):.3f})",
+            f"{statistics.mean(ratios):.3f} (sd {statistics.stdev(ratios):.3f})",
             ratio(seconds, "again", "scikit-learn"),
             ratio(seconds, "rena", "scikit-learn"),
         )

@@ -22,7 +22,7 @@ import torch
 
 from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import macs_of
-from nas_blockout.structure.distill import TOLERANCE, distil, harden
+from nas_blockout.structure.distill import TOLERANCE, distill, harden
 from tests.nas_blockout.structure.test_random_memberships import (
     Case,
     check_structure,
@@ -57,15 +57,15 @@ def examined(case: Case) -> dict[tuple[str, str, str], float]:
     plan, shape = plan_of(case)
     model = masked_network(case, plan, shape[0])
     p = {name: value.detach() for name, value in model.probabilities().items()}
-    found = distil(p, harden(p, case.threshold), min_group_size=case.min_group_size)
-    check_structure(found)
-    assert macs_of(found.architecture, plan, shape[0]) <= macs_of(dense_of(plan), plan, shape[0])
+    distilled = distill(p, harden(p, case.threshold), min_group_size=case.min_group_size)
+    check_structure(distilled)
+    assert macs_of(distilled.architecture, plan, shape[0]) <= macs_of(dense_of(plan), plan, shape[0])
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(case.seed), dtype=torch.float64)
     kind = "linear" if case.linear else "convolution"
     return {
         (kind, form, str(dtype).removeprefix("torch.")): difference
         for dtype in TOLERANCE
-        for form, difference in differences(model.to(dtype), found, plan, x.to(dtype)).items()
+        for form, difference in differences(model.to(dtype), distilled, plan, x.to(dtype)).items()
     }
 
 
@@ -84,16 +84,16 @@ def main() -> int:
         case = drawn(generator)
         counts["linear" if case.linear else "convolution"] += 1
         try:
-            found = examined(case)
+            differences = examined(case)
         except AssertionError as error:
             counts["invalid"] += 1
             print(f"invalid: {case}: {error}", file=sys.stderr)
             continue
-        unequal = {key: value for key, value in found.items() if not value <= bounds[key[2]]}
+        unequal = {key: value for key, value in differences.items() if not value <= bounds[key[2]]}
         counts["unequal"] += bool(unequal)
         if unequal:
             print(f"unequal: {case}: {unequal}", file=sys.stderr)
-        worst |= {key: max(value, worst.get(key, 0.0)) for key, value in found.items()}
+        worst |= {key: max(value, worst.get(key, 0.0)) for key, value in differences.items()}
         if number % 1000 == 999:
             print(f"{number + 1} cases", file=sys.stderr, flush=True)
     seconds = time.process_time() - began

@@ -67,12 +67,12 @@ def main() -> None:
             continue
         maps = document["name"] not in ("none", "dropout", "dropconnect")
         method = method_from_json({**document, **({"rate": options.rate} if maps else {})})
-        found = [accuracy(method, splits, data, options.epochs, seed) for seed in range(options.seeds)]
-        baseline = baseline or found
-        gaps = [a - b for a, b in zip(found, baseline, strict=True)]
+        accuracies = [accuracy(method, splits, data, options.epochs, seed) for seed in range(options.seeds)]
+        baseline = baseline or accuracies
+        gaps = [a - b for a, b in zip(accuracies, baseline, strict=True)]
         error = statistics.stdev(gaps) / math.sqrt(len(gaps))
         cells = (
-            f"{statistics.mean(found):.2f} ({statistics.stdev(found):.2f})",
+            f"{statistics.mean(accuracies):.2f} ({statistics.stdev(accuracies):.2f})",
             f"{statistics.mean(gaps):+.2f} ({error:.2f})",
         )
         print(f"| {name} | {' | '.join(cells)} |", flush=True)

@@ -62,19 +62,19 @@ def study(name: str = "trained") -> Study:
 @contextlib.contextmanager
 def serving(home: Path, url: str, checkout: Path = ROOT) -> Iterator[tuple[str, dict[str, str], psutil.Process]]:
     """Run the service; yield its address, the environment of all that belongs to it, and its process."""
-    own = {"HOME": str(home), "STORE_URL": url, "TRACKING_URI": "none", "API_TOKEN": secrets.token_hex(32)}
+    variables = {"HOME": str(home), "STORE_URL": url, "TRACKING_URI": "none", "API_TOKEN": secrets.token_hex(32)}
     environment = {
         **os.environ,
-        **{f"NAS_BLOCKOUT_{name}": value for name, value in (own | {"API_RATE": "1000"}).items()},
+        **{f"NAS_BLOCKOUT_{name}": value for name, value in (variables | {"API_RATE": "1000"}).items()},
     }
     environment["PYTHONPATH"] = str(checkout)
     command = [sys.executable, "-c", CALL, "serve", "api", "--port", "0"]
     with subprocess.Popen(
         command, env=environment, cwd=checkout, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as server:
-        found = re.match(r"(http://\S+)/ serves", server.stderr.readline())
+        match = re.match(r"(http://\S+)/ serves", server.stderr.readline())
         try:
-            yield found[1], environment, psutil.Process(server.pid)
+            yield match[1], environment, psutil.Process(server.pid)
         finally:
             server.terminate()
 
@@ -113,12 +113,12 @@ def time_studies(home: Path, url: str, studies: int, repeats: int) -> None:
         print(f"{url.partition(':')[0]}, {studies} studies, {10 * studies} trials\n")
         print("| | median, ms | 99%, ms |\n|---|---|---|")
         for name, path in asked.items():
-            found = []
+            rows = []
             for index in range(repeats + 3):
                 began = time.perf_counter()
                 assert client.get(path(index)).status_code == 200
-                found.append(1000 * (time.perf_counter() - began))
-            print(f"| {name} | {statistics.median(found[3:]):.1f} | {percentile(found[3:], 99):.1f} |", flush=True)
+                rows.append(1000 * (time.perf_counter() - began))
+            print(f"| {name} | {statistics.median(rows[3:]):.1f} | {percentile(rows[3:], 99):.1f} |", flush=True)
 
 
 class Client:
@@ -152,7 +152,7 @@ class Client:
         self._writer.close()
 
 
-async def listing(client: Client, ends: float, found: Samples) -> None:
+async def listing(client: Client, ends: float, samples: Samples) -> None:
     """List once a second; a client's later lists are told apart, since all have to come in the first second."""
     await client.open()
     opened = time.perf_counter()
@@ -161,15 +161,15 @@ async def listing(client: Client, ends: float, found: Samples) -> None:
         status = await client.ask("/v1/studies?limit=20")
         body = await client.body()
         waited = 1000 * (time.perf_counter() - began)
-        found[f"list, {status}"].append(waited)
+        samples[f"list, {status}"].append(waited)
         if began - opened >= ARRIVAL_SECONDS:
-            found[f"list, {status}, after a client's first {ARRIVAL_SECONDS} s"].append(waited)
+            samples[f"list, {status}, after a client's first {ARRIVAL_SECONDS} s"].append(waited)
         assert len(json.loads(body)["studies"]) == STUDIES, body
         await asyncio.sleep(max(0.0, 1.0 - (time.perf_counter() - began)))
     client.close()
 
 
-async def following(client: Client, name: str, found: Samples) -> None:
+async def following(client: Client, name: str, samples: Samples) -> None:
     """Follow a study; what is timed is how long the stream takes to begin."""
     await client.open()
     began = time.perf_counter()
@@ -177,24 +177,24 @@ async def following(client: Client, name: str, found: Samples) -> None:
         status = await client.ask(f"/v1/studies/{name}/events")
         while line := await client.line():
             if line.startswith("retry"):
-                found[f"stream begins, {status}"].append(1000 * (time.perf_counter() - began))
+                samples[f"stream begins, {status}"].append(1000 * (time.perf_counter() - began))
             elif line.startswith("event"):
-                found["events"].append(0.0)
+                samples["events"].append(0.0)
     finally:
         client.close()
 
 
 async def visit(address: str, tokens: list[str], clients: int, seconds: float) -> Samples:
     """Let clients list and follow; return how long each of them waited, in milliseconds."""
-    found: Samples = defaultdict(list)
+    samples: Samples = defaultdict(list)
     ends = time.monotonic() + seconds
     async with asyncio.TaskGroup() as group:
         for number in range(clients):
             owner = number % len(tokens)
             await asyncio.sleep(1.0 / clients)  # clients do not all begin in the same moment
-            group.create_task(listing(Client(address, tokens[owner]), ends, found))
-            group.create_task(until(ends, following(Client(address, tokens[owner]), f"trained-{owner}", found)))
-    return found
+            group.create_task(listing(Client(address, tokens[owner]), ends, samples))
+            group.create_task(until(ends, following(Client(address, tokens[owner]), f"trained-{owner}", samples)))
+    return samples
 
 
 async def until(ends: float, task: Coroutine[None, None, None]) -> None:
@@ -218,10 +218,10 @@ def owned(url: str) -> list[str]:
 
 async def weigh(addresses: list[str], servers: list[psutil.Process], tokens: list[str], rounds: int) -> list[Samples]:
     """Return what requests and streams cost each of several services, in milliseconds, asked in turns."""
-    found: list[Samples] = [defaultdict(list) for _ in servers]
+    results: list[Samples] = [defaultdict(list) for _ in servers]
     paths = {"list": "/v1/studies?limit=20", "show": "/v1/studies/trained-0", "no route": "/healthz"}
     for turn in range(rounds + 1):
-        for samples, address, server in zip(found, addresses, servers, strict=True):
+        for samples, address, server in zip(results, addresses, servers, strict=True):
             for name, path in paths.items():
                 clients = [Client(address, token) for token in (tokens if name == "list" else tokens[:1])]
                 for client in clients:  # anew: the service closes what is idle
@@ -234,7 +234,7 @@ async def weigh(addresses: list[str], servers: list[psutil.Process], tokens: lis
                     samples[name].append(1000 * (busy(server) - before) / COST_REQUESTS)
                 for client in clients:
                     client.close()
-    for samples, address, server in zip(found, addresses, servers, strict=True):
+    for samples, address, server in zip(results, addresses, servers, strict=True):
         followers = [
             following(Client(address, tokens[n % OWNERS]), f"trained-{n % OWNERS}", defaultdict(list))
             for n in range(200)
@@ -247,18 +247,18 @@ async def weigh(addresses: list[str], servers: list[psutil.Process], tokens: lis
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return found
+    return results
 
 
 def time_costs(home: Path, url: str, rounds: int, against: list[Path]) -> None:
     tokens, checkouts = owned(url), [ROOT, *against]
     with contextlib.ExitStack() as stack:
         ran = [stack.enter_context(serving(home, url, checkout)) for checkout in checkouts]
-        found = asyncio.run(weigh([each[0] for each in ran], [each[2] for each in ran], tokens, rounds))
+        costs = asyncio.run(weigh([each[0] for each in ran], [each[2] for each in ran], tokens, rounds))
     print(f"{url.partition(':')[0]}, median of {rounds} rounds of {COST_REQUESTS} requests\n")
     print(f"| processor time, ms | here | {' | '.join(map(str, against))} |\n|---|{'---|' * len(checkouts)}")
-    for name in found[0]:
-        print(f"| {name} | {' | '.join(f'{statistics.median(each[name]):.2f}' for each in found)} |")
+    for name in costs[0]:
+        print(f"| {name} | {' | '.join(f'{statistics.median(each[name]):.2f}' for each in costs)} |")
 
 
 def time_clients(home: Path, url: str, clients: int, seconds: float) -> None:
@@ -276,19 +276,19 @@ def time_clients(home: Path, url: str, clients: int, seconds: float) -> None:
                     time.sleep(0.5)
                 stand_back(trained.pid)
                 before = epochs_of(store), busy(server), time.process_time()
-                found = asyncio.run(visit(address, tokens, clients, seconds))
+                visits = asyncio.run(visit(address, tokens, clients, seconds))
                 epochs, served = epochs_of(store) - before[0], busy(server) - before[1]
-                own = time.process_time() - before[2]
+                client_seconds = time.process_time() - before[2]
             finally:
                 trained.terminate()
     print(f"{url.partition(':')[0]}, {clients} clients of {OWNERS} owners, {seconds:.0f} s, {epochs} epochs trained\n")
     print("| | number | median, ms | 99%, ms | longest, ms |\n|---|---|---|---|---|")
-    for name, times in sorted(found.items()):
+    for name, times in sorted(visits.items()):
         if name != "events":
             shown = (statistics.median(times), percentile(times, 99), max(times))
             print(f"| {name} | {len(times)} | {' | '.join(f'{each:.0f}' for each in shown)} |")
-    shares = f"{100 * served / seconds:.0f}% of a processor, the clients {100 * own / seconds:.0f}%"
-    print(f"\n{len(found['events'])} events were received; the service took {shares}")
+    shares = f"{100 * served / seconds:.0f}% of a processor, the clients {100 * client_seconds / seconds:.0f}%"
+    print(f"\n{len(visits['events'])} events were received; the service took {shares}")
 
 
 def busy(process: psutil.Process) -> float:
@@ -309,10 +309,10 @@ def epochs_of(store: Store) -> int:
         return connection.scalar(sa.select(sa.func.count()).select_from(tables.epochs)) or 0
 
 
-def percentile(found: list[float], share: int) -> float:
-    if len(found) == 1:
-        return found[0]
-    return statistics.quantiles(found, n=100, method="inclusive")[share - 1]
+def percentile(values: list[float], share: int) -> float:
+    if len(values) == 1:
+        return values[0]
+    return statistics.quantiles(values, n=100, method="inclusive")[share - 1]
 
 
 def main() -> None:

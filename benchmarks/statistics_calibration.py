@@ -83,7 +83,7 @@ def bca(sample: Array, means: Array, _: Array) -> Array:
 
 
 def bootstrap_t(sample: Array, means: Array, stds: Array) -> Array:
-    """Studentised bootstrap; resamples of one repeated value have no t and are left out."""
+    """Studentized bootstrap; resamples of one repeated value have no t and are left out."""
     n = sample.shape[1]
     mean, std = sample.mean(1, keepdims=True), sample.std(1, ddof=1, keepdims=True)
     t = np.where(stds > 1e-9, (means - mean) / np.maximum(stds, 1e-9) * math.sqrt(n), np.nan)
@@ -96,8 +96,8 @@ def bootstrap_t(sample: Array, means: Array, stds: Array) -> Array:
 
 def student(data: Array) -> Array:
     """The library's own intervals; where it gives none, an empty one, so that it counts as a miss."""
-    found = [summary(dict(enumerate(row))).ci95 or (math.inf, -math.inf) for row in data]
-    return np.array(found).T
+    intervals = [summary(dict(enumerate(row))).ci95 or (math.inf, -math.inf) for row in data]
+    return np.array(intervals).T
 
 
 def scored(limits: Array, truth: float) -> tuple[float, float]:

@@ -76,12 +76,12 @@ def measured(action: Callable[[int], object], repeats: int) -> tuple[float, floa
     """Return the median and the 95th percentile in milliseconds, after three calls that are not counted."""
     for index in range(-3, 0):
         action(index)
-    found = []
+    seconds = []
     for index in range(repeats):
         began = time.perf_counter()
         action(index)
-        found.append(1000 * (time.perf_counter() - began))
-    return statistics.median(found), statistics.quantiles(found, n=20)[-1]
+        seconds.append(1000 * (time.perf_counter() - began))
+    return statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
 
 
 def reads(store: Store, url: str, studies: int, trials: int) -> dict[str, Callable[[int], object]]:

@@ -115,20 +115,20 @@ _SPLITS: dict[str, Splits] = {}
 def experiment_of(data: str, recipe: str, *, target: float, epochs: int, seed: int) -> Document:
     """Return an experiment of the table; a thin network's MACs are still a share."""
     training = {"epochs": epochs, "batch_size": 64, "learning_rate": 0.004}
-    found: Document = {**DATA[data], "training": training, "seed": seed}
+    document: Document = {**DATA[data], "training": training, "seed": seed}
     if recipe == "dense":
-        return found
+        return document
     if recipe == "thin":
-        return {**found, "target_macs": target}
+        return {**document, "target_macs": target}
     if recipe.startswith("pruned"):
         changes = RECIPES["one decay"]["distillation"] if recipe.endswith("one decay") else {}
-        return {**found, "pruning": {"target_macs": target, **changes}}
+        return {**document, "pruning": {"target_macs": target, **changes}}
     method, distillation = dict(BLOCKOUT), {"target_macs": target}
     for name in recipe.split(" + "):
         method |= RECIPES[name].get("method", {})
         distillation |= RECIPES[name].get("distillation", {})
     method["cost_target"] *= target
-    return {**found, "method": method, "distillation": distillation}
+    return {**document, "method": method, "distillation": distillation}
 
 
 def trained(data: str, recipe: str, target: float, epochs: int, seed: int) -> dict[str, Any]:
@@ -222,11 +222,11 @@ def print_table(rows: list[dict[str, str]]) -> None:
         "| data | target | epochs | recipe | seeds | validation % | sd | MACs | soft | hard | inherited | separated |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
-    for key, found in sorted(groups.items(), key=lambda item: (*item[0][:3], -_mean(item[1], "validation"))):
-        accuracies = [float(row["validation"]) for row in found]
-        sd = f"{statistics.stdev(accuracies):.2f}" if len(found) > 1 else ""
-        others = [f"{_mean(found, name):.4g}" if found[0][name] else "" for name in COLUMNS[6:]]
-        print("| " + " | ".join([*key, str(len(found)), f"{_mean(found, 'validation'):.2f}", sd, *others]) + " |")
+    for key, runs in sorted(groups.items(), key=lambda item: (*item[0][:3], -_mean(item[1], "validation"))):
+        accuracies = [float(row["validation"]) for row in runs]
+        sd = f"{statistics.stdev(accuracies):.2f}" if len(runs) > 1 else ""
+        others = [f"{_mean(runs, name):.4g}" if runs[0][name] else "" for name in COLUMNS[6:]]
+        print("| " + " | ".join([*key, str(len(runs)), f"{_mean(runs, 'validation'):.2f}", sd, *others]) + " |")
 
 
 def _mean(rows: list[dict[str, str]], name: str) -> float:

@@ -107,10 +107,10 @@ class Architecture:
         for layer in self.layers[:-1]:
             if any(group.classes is not None for group in layer.groups):
                 raise ValueError(f"only the last layer holds classes, but layer {layer.name!r} has some")
-        held = [group.classes for group in self.layers[-1].groups]
-        flat = sorted(label for classes in held for label in classes or ())
-        if None in held or flat != list(range(len(flat))):
-            raise ValueError(f"the last layer must hold every class 0..n-1 exactly once, got {held}")
+        classes_of_groups = [group.classes for group in self.layers[-1].groups]
+        flat = sorted(label for classes in classes_of_groups for label in classes or ())
+        if None in classes_of_groups or flat != list(range(len(flat))):
+            raise ValueError(f"the last layer must hold every class 0..n-1 exactly once, got {classes_of_groups}")
 
     @property
     def classes(self) -> int:

@@ -242,7 +242,7 @@ def recalibrate(model: nn.Module, loader: Batches, *, images: int, device: str |
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
-    was_training, seen = model.training, 0
+    was_training, used = model.training, 0
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over batches
@@ -250,8 +250,8 @@ def recalibrate(model: nn.Module, loader: Batches, *, images: int, device: str |
     for x, _ in loader.batches():
         if norms and len(x) > 1:
             model(x.to(device))
-        seen += len(x)
-        if seen >= images:
+        used += len(x)
+        if used >= images:
             break
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -162,14 +162,14 @@ class BranchedStage(nn.Module):
 
         The layers of a method are left out: in eval mode they do nothing.
         """
-        found, start = [], 0
+        operations, start = [], 0
         for index, ranges in enumerate(self.ranges):
             weight = self.get_parameter(f"operations.{index}.weight")
             bias = None if self.normalize else self.get_parameter(f"operations.{index}.bias")
             rows = slice(start, start + len(weight))
-            found.append(Folded(*fold(weight, bias, self.normalize, rows), ranges))
+            operations.append(Folded(*fold(weight, bias, self.normalize, rows), ranges))
             start = rows.stop
-        return FoldedLayer(tuple(found), self.stage.positions, self.stage.pool)
+        return FoldedLayer(tuple(operations), self.stage.positions, self.stage.pool)
 
     def _operate(self, index: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
         parts = [x.narrow(1, start, stop - start) for start, stop in self.ranges[index]]
@@ -282,16 +282,16 @@ class BranchedNetwork(Network):
 
     def _parent(self) -> list[FoldedLayer]:
         """Return the layers of the dense network of the same stages, without values."""
-        found, inputs = [], self.channels
+        layers, inputs = [], self.channels
         for stage in self.plan:
             window = (stage.kernel, stage.kernel) if stage.kind == "convolution" else ()
             weight, bias = (
                 torch.empty(stage.width, inputs, *window, device="meta"),
                 torch.empty(stage.width, device="meta"),
             )
-            found.append(FoldedLayer((Folded(weight, bias, ((0, inputs),)),), stage.positions, stage.pool))
+            layers.append(FoldedLayer((Folded(weight, bias, ((0, inputs),)),), stage.positions, stage.pool))
             inputs = stage.width
-        return found
+        return layers
 
 
 def complete(architecture: Architecture, stages: Sequence[Stage]) -> Architecture:
@@ -301,15 +301,15 @@ def complete(architecture: Architecture, stages: Sequence[Stage]) -> Architectur
         ValueError: The layers of the architecture are not the last stages by name.
     """
     names = [stage.name for stage in stages]
-    held = [layer.name for layer in architecture.layers]
-    if names[-len(held) :] != held:
-        raise ValueError(f"layers of an architecture must be the last stages of the backbone, {names}; got {held}")
+    branching = [layer.name for layer in architecture.layers]
+    if names[-len(branching) :] != branching:
+        raise ValueError(f"layers of an architecture must be the last stages of the backbone, {names}; got {branching}")
     if architecture.classes != stages[-1].width:
         raise ValueError(f"the architecture holds {architecture.classes} classes, the data {stages[-1].width}")
-    if len(held) == len(names):
+    if len(branching) == len(names):
         return architecture
     everywhere = tuple(range(architecture.clusters))
-    trunk = [Layer(stage.name, (Group(everywhere, stage.width),)) for stage in stages[: -len(held)]]
+    trunk = [Layer(stage.name, (Group(everywhere, stage.width),)) for stage in stages[: -len(branching)]]
     return Architecture(architecture.clusters, (*trunk, *architecture.layers))
 
 

@@ -186,8 +186,8 @@ class Inception(Network):
     @property
     def widths(self) -> dict[str, int]:
         """Nodes of every layer of nodes in `connections`."""
-        found = {"features": self.get_parameter(self.connections[0].weight).shape[1]}
-        return found | {c.target: self.get_parameter(c.weight).shape[0] for c in self.connections}
+        features = {"features": self.get_parameter(self.connections[0].weight).shape[1]}
+        return features | {c.target: self.get_parameter(c.weight).shape[0] for c in self.connections}
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return logits ``(batch, classes)`` of images ``(batch, channels, height, width)``."""

@@ -24,7 +24,7 @@ from nas_blockout.backbones.inference_cost import (
     widths_of,
 )
 
-HELD = 2**22  # numbers of the largest layer that are worked on at a time: they stay near the processor
+NUMBERS_AT_ONCE = 2**22  # numbers of the largest layer that are worked on at a time: they stay near the processor
 
 
 class FusedTerm(nn.Module):
@@ -174,10 +174,10 @@ class FusedNetwork(nn.Module):
         super().__init__()
         self.stages = nn.ModuleDict(stages)
         self.normalize_logits = normalize_logits
-        self.at_once = max(1, HELD // max(stage.numbers for stage in stages.values()))
+        self.images_at_once = max(1, NUMBERS_AT_ONCE // max(stage.numbers for stage in stages.values()))
         places = list(stages.values())[-1].places
         widths = widths_of(places)
-        position = torch.cat([_found_at(place, widths) for place in places])
+        position = torch.cat([_positions_of(place, widths) for place in places])
         order = position if class_order is None else position[class_order.cpu()]
         last = list(list(stages.values())[-1].operations.values())
         if len(last) == 1 and isinstance(last[0], FusedTerm) and last[0].groups == 1:
@@ -189,9 +189,9 @@ class FusedNetwork(nn.Module):
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return logits in the order of the classes, shape ``(batch, classes)``."""
-        if torch.compiler.is_compiling() or x.device.type != "cpu" or len(x) <= self.at_once:
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or len(x) <= self.images_at_once:
             return self._logits(x)
-        return torch.cat([self._logits(images) for images in x.split(self.at_once)])
+        return torch.cat([self._logits(images) for images in x.split(self.images_at_once)])
 
     def _logits(self, x: Tensor) -> Tensor:
         blocks = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x]
@@ -241,17 +241,17 @@ def _widened(folded: Folded, rows: int, pieces: Sequence[Piece], places: Sequenc
     What it read elsewhere than in the pieces is left out.
     """
     before = widths_of(places)
-    stands = torch.cat([_found_at(place, before) for place in places])  # in all blocks, one after another
+    stands = torch.cat([_positions_of(place, before) for place in places])  # in all blocks, one after another
     nodes = stands[torch.cat([torch.arange(start, stop) for start, stop in folded.ranges])]
     read = torch.cat([torch.arange(start, stop) + sum(before[:block]) for block, start, stop in pieces])
     column = torch.full((sum(before),), -1)
     column[read] = torch.arange(len(read))
     wide = folded.weight.new_zeros(rows, len(read), *folded.weight.shape[2:])
-    held = column[nodes] >= 0
-    wide[: len(folded.weight), column[nodes][held]] = folded.weight[:, held]
+    is_read = column[nodes] >= 0
+    wide[: len(folded.weight), column[nodes][is_read]] = folded.weight[:, is_read]
     return wide
 
 
-def _found_at(place: Place, widths: Sequence[int]) -> Tensor:
+def _positions_of(place: Place, widths: Sequence[int]) -> Tensor:
     first = sum(widths[: place.block]) + place.offset
     return torch.arange(first, first + place.stop - place.start)

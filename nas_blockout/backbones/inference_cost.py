@@ -188,7 +188,7 @@ class Part:
 
 def cut_for_readers(layers: Sequence[FoldedLayer]) -> tuple[FoldedLayer, ...]:
     """Return the layers with operations cut up, so that each one's nodes are read together by all that read them."""
-    found = []
+    cut_layers = []
     for layer, after in zip(layers, (*layers[1:], None), strict=True):
         readers = [each.ranges for each in after.operations] if after else []
         edges = sorted({edge for ranges in readers for span in ranges for edge in span})
@@ -199,8 +199,8 @@ def cut_for_readers(layers: Sequence[FoldedLayer]) -> tuple[FoldedLayer, ...]:
             cut += [Folded(each.weight[start:stop], each.bias[start:stop], each.ranges) for start, stop in spans]
         starts = starts_of(cut)
         shared = [n for n, at in enumerate(starts) if readers and all(_holds(ranges, at) for ranges in readers)]
-        found.append(replace(layer, operations=tuple(cut), shared=tuple(shared)))
-    return tuple(found)
+        cut_layers.append(replace(layer, operations=tuple(cut), shared=tuple(shared)))
+    return tuple(cut_layers)
 
 
 def parts_of(layer: FoldedLayer, places: Sequence[Place], form: Form, *, filled: bool = True) -> tuple[Part, ...]:
@@ -219,28 +219,28 @@ def parts_of(layer: FoldedLayer, places: Sequence[Place], form: Form, *, filled:
         slot = tuple(range(len(layer.operations)))
         pieces = tuple((block, 0, width) for block, width in enumerate(widths_of(places)))
         return (Part((slot,), (Term((pieces,)),), _room(layer, (slot,), filled=filled)),)
-    found = []
+    parts = []
     for slots in _equal(layer):
         spans = [layer.operations[slot[0]].ranges for slot in slots]
         reads = tuple(pieces_of(each, places, zeros=True) for each in spans)
         if len({sum(stop - start for _, start, stop in read) for read in reads}) > 1:
             reads = tuple(pieces_of(each, places) for each in spans)
-        found.append(Part(slots, (Term(reads),), _room(layer, slots, filled=filled)))
-    return tuple(found)
+        parts.append(Part(slots, (Term(reads),), _room(layer, slots, filled=filled)))
+    return tuple(parts)
 
 
 def places_after(layer: FoldedLayer, parts: Sequence[Part]) -> tuple[Place, ...]:
     """Return where the nodes of a layer are found once its parts have been run, a block a part."""
-    starts, found = starts_of(layer.operations), []
+    starts, places = starts_of(layer.operations), []
     for block, part in enumerate(parts):
         for number, slot in enumerate(part.slots, 1):
             offset = (number - 1) * part.room
             for member in slot:
                 width = len(layer.operations[member].bias)
                 room = number * part.room - offset if member == slot[-1] else width
-                found.append(Place(starts[member], starts[member] + width, block, offset, room))
+                places.append(Place(starts[member], starts[member] + width, block, offset, room))
                 offset += room
-    return tuple(sorted(found, key=lambda place: place.start))
+    return tuple(sorted(places, key=lambda place: place.start))
 
 
 def fastest_forms(
@@ -312,15 +312,15 @@ def pieces_of(ranges: Sequence[tuple[int, int]], places: Sequence[Place], *, zer
 
     With `zeros`, those after nodes that are read to their last are read as well, so that whole blocks are.
     """
-    found: list[Piece] = []
+    pieces: list[Piece] = []
     for start, stop in ranges:
         for place in places:
             first, last = max(start, place.start), min(stop, place.stop)
             if first < last:
                 shift = place.offset - place.start
                 end = place.offset + place.room if zeros and last == place.stop else last + shift
-                found.append((place.block, first + shift, end))
-    return _joined(found)
+                pieces.append((place.block, first + shift, end))
+    return _joined(pieces)
 
 
 def expected_times(
@@ -376,13 +376,13 @@ def _expected_term(
 def _summed(layer: FoldedLayer, places: Sequence[Place], *, filled: bool) -> tuple[Part, ...]:
     """Return the nodes that everything after reads as one part, and the others as one, in slots of equal room."""
     reads = [pieces_of(each.ranges, places, zeros=True) for each in layer.operations]
-    own = sorted(set(range(len(reads))) - set(layer.shared), key=lambda number: sorted(reads[number]))
-    found = []
-    for slots in filter(None, (tuple((number,) for number in own), (layer.shared,) if layer.shared else ())):
+    unshared = sorted(set(range(len(reads))) - set(layer.shared), key=lambda number: sorted(reads[number]))
+    parts = []
+    for slots in filter(None, (tuple((number,) for number in unshared), (layer.shared,) if layer.shared else ())):
         of_slots = [[reads[number] for number in slot] for slot in slots]
         terms = [_term(of_slots, block, width) for block, width in enumerate(widths_of(places))]
-        found.append(Part(slots, tuple(filter(None, terms)), _room(layer, slots, filled=filled)))
-    return tuple(found)
+        parts.append(Part(slots, tuple(filter(None, terms)), _room(layer, slots, filled=filled)))
+    return tuple(parts)
 
 
 def _term(reads: Sequence[Sequence[tuple[Piece, ...]]], block: int, width: int) -> Term | None:

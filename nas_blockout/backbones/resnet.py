@@ -128,13 +128,13 @@ class ResidualBlock(nn.Module):
         source, inside, target = nodes
         convolutions = len(self.residual) // 3 + 1
         path = (source, *(f"{inside}{letter}" for letter in "ab"[: convolutions - 1]), target)
-        found = []
+        connections = []
         for n, (start, stop) in enumerate(pairwise(path)):
             sides = _strided(sides, _stride_of(self.residual[3 * n]))
-            found.append(Connection(f"{prefix}.residual.{3 * n}.weight", start, stop, math.prod(sides)))
+            connections.append(Connection(f"{prefix}.residual.{3 * n}.weight", start, stop, math.prod(sides)))
         if isinstance(self.shortcut, nn.Sequential):
-            found.append(Connection(f"{prefix}.shortcut.0.weight", source, target, math.prod(sides)))
-        return found, sides
+            connections.append(Connection(f"{prefix}.shortcut.0.weight", source, target, math.prod(sides)))
+        return connections, sides
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output ``(batch, channels, height, width)``."""
@@ -224,15 +224,15 @@ class ResNet(Network):
         blocks = self._blocks()
         source = streams[0] if isinstance(blocks["stages.0.0"].shortcut, nn.Identity) else "stem"
         sides = _strided(self.input_shape[1:], _stride_of(self.stem[0]))
-        found = [Connection("stem.0.weight", None, source, math.prod(sides))]
+        connections = [Connection("stem.0.weight", None, source, math.prod(sides))]
         if self.settings.stem == "imagenet":
             sides = _strided(sides, 2)  # max pooling
         for number, (prefix, block) in enumerate(blocks.items(), 1):
             target = streams[int(prefix.split(".")[1])]
             inside, sides = block.connections(prefix, (source, f"block{number}", target), sides)
-            found += inside
+            connections += inside
             source = target
-        return (*found, *self.head.connections("features"))
+        return (*connections, *self.head.connections("features"))
 
     @property
     def widths(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from nas_blockout.data.errors import DataCorrupt
 
 
-def read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
+def read_image(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
     """Return an image file as a tensor; one of another size is scaled until it covers `size`, and its middle cut out.
 
     Args:
@@ -26,21 +26,21 @@ def read_picture(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
         ValueError: `channels` is neither 1 nor 3.
     """
     if channels not in (1, 3):
-        raise ValueError(f"pictures have 1 or 3 channels, but the model takes {channels}")
+        raise ValueError(f"channels must be 1 (gray) or 3 (color), got channels={channels}")
     try:
         with Image.open(path) as file:
-            picture = _eight_bits(ImageOps.exif_transpose(file)).convert("L" if channels == 1 else "RGB")
+            image = _eight_bits(ImageOps.exif_transpose(file)).convert("L" if channels == 1 else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataCorrupt(f"{path} must be a whole image, got: {error}; name a PNG or JPEG file") from error
     height, width = size
-    if picture.size != (width, height):
-        picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.BILINEAR)
-    values = torch.from_numpy(np.array(picture)).reshape(height, width, channels)
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
+    values = torch.from_numpy(np.array(image)).reshape(height, width, channels)
     return values.permute(2, 0, 1).contiguous().float() / 255
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Return a picture of 16 bits with its upper 8, which a plain conversion would cut off at 255."""
-    if picture.mode.startswith("I"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return picture
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image of 16 bits with its upper 8, which a plain conversion would cut off at 255."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image

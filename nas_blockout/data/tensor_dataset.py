@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nas_blockout.data.preprocessing import Preprocessing
 
-_AT_ONCE = 4096
+_IMAGES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,13 +36,13 @@ class Labeled:
 
     def scaled(self) -> Iterator[Tensor]:
         """Yield all images in batches, float32 in [0, 1]."""
-        yield from map(scaled, torch.split(self.images, _AT_ONCE))
+        yield from map(scaled, torch.split(self.images, _IMAGES_AT_ONCE))
 
     def normalized(self, preprocessing: Preprocessing) -> "Part":
         """Return the images as a network reads them."""
         images = torch.empty(self.images.shape, dtype=torch.float32)
-        for own, normalized in zip(self.scaled(), torch.split(images, _AT_ONCE), strict=True):
-            normalized.copy_(preprocessing.apply(own))
+        for batch, normalized in zip(self.scaled(), torch.split(images, _IMAGES_AT_ONCE), strict=True):
+            normalized.copy_(preprocessing.apply(batch))
         return Part(images, self.labels, preprocessing.background)
 
 

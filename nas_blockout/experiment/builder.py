@@ -28,10 +28,10 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
         splits: Give the shape of an image and the number of classes.
 
     Raises:
-        ValueError: The network cannot be built for these images, or cannot be handed over as the experiment says.
+        ValueError: The network cannot be built for these images, or the derivation does not fit it.
     """
     shape, classes = splits.shape, len(splits.class_names)
-    _check_handover(experiment, shape, classes)
+    _check_derivation(experiment, shape, classes)
     backbone = experiment.backbone
     if experiment.target_macs is not None:
         backbone = scaled_to(backbone, experiment.target_macs, shape, classes)
@@ -46,7 +46,8 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
         return network
 
 
-def _check_handover(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> None:
+def _check_derivation(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> None:
+    """Refuse before training what would only fail after the first stage has been paid for."""
     if experiment.derivation is None:
         return
     stages, confusion = stages_of(experiment.backbone, shape, classes), experiment.confusion
@@ -122,7 +123,7 @@ def matched(experiment: Experiment, macs: int, *, shape: tuple[int, int, int], c
     if derivation is None:
         return replace(experiment, target_macs=macs)
     if isinstance(derivation, ConfusionSettings):
-        raise ValueError("the cost of branches from confusions cannot be chosen: give the arm no match")
+        raise ValueError("the cost of branches from confusions cannot be chosen: remove `match` from the arm")
     share = min(1.0, macs / _dense_macs(experiment.backbone, shape, classes))
     if isinstance(derivation, PruningSettings):
         return replace(experiment, pruning=replace(derivation, target_macs=share))
@@ -146,7 +147,7 @@ def _sites(method: Any) -> Sites:
 
 
 def plain(experiment: Experiment, architecture: Architecture | None) -> Experiment:
-    """Return the experiment without a handover, over a given architecture, and without a method but blockdrop."""
+    """Return the experiment without derivation, with this architecture, and without a method other than blockdrop."""
     method = experiment.method if isinstance(experiment.method, BlockDropSettings) else NoneSettings()
     return replace(
         experiment, method=method, architecture=architecture, distillation=None, pruning=None, confusion=None

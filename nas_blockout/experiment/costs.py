@@ -19,7 +19,7 @@ def known_network(experiment: Experiment, *, shape: tuple[int, int, int], classe
         classes: Number of classes.
 
     Returns:
-        None where the network is only known once something is learned: with a handover, or a path for every image.
+        None where the network is known only once something is learned: with a derivation, or a path for every image.
     """
     if experiment.derivation is not None or isinstance(experiment.method, BlockDropSettings):
         return None

@@ -1,4 +1,4 @@
-"""Between the stages of an experiment: what was learned becomes an architecture, and its weights are carried over."""
+"""Between the stages of an experiment: the network of the second is derived from that of the first."""
 
 import time
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from nas_blockout.structure.distill import (
     DistillationSettings,
     Distilled,
     Learned,
-    distil,
+    distill,
     harden,
     largest_difference,
     logits_under,
@@ -43,7 +43,7 @@ STAGE_SEED = 7_919  # keeps the draws of the second stage apart from those of th
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """What the first stage of an experiment hands over to the second.
+    """How the network of the second stage came from that of the first, and what that cost in accuracy.
 
     Args:
         architecture: The branched network.
@@ -67,28 +67,28 @@ class Derivation:
     thresholds: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the handover as plain JSON types."""
+        """Return the derivation as plain JSON types."""
         return {name: getattr(self, name) for name in self.__slots__} | {"architecture": self.architecture.to_json()}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Derivation":
-        """Read a handover back."""
+        """Read a derivation back."""
         return cls(**{**document, "architecture": Architecture.from_json(document["architecture"])})
 
 
-def hand_over(
+def derive(
     experiment: Experiment, learned: nn.Module, splits: Splits, *, device: str | torch.device
 ) -> tuple[Derivation, BranchedNetwork]:
     """Turn the network of the first stage into that of the second.
 
     Args:
-        experiment: What is run; it has a handover.
+        experiment: What is run; it has a derivation.
         learned: The trained network of its first stage.
         splits: Its data; only training and validation images are read.
         device: Where both networks are left.
 
     Returns:
-        What was handed over, and the branched network, ready to be trained.
+        The record of the derivation, and the branched network, ready to be trained.
     """
     began = time.perf_counter()
     settings = experiment.derivation
@@ -145,11 +145,11 @@ def _distilled(
     settings = experiment.derivation
     assert settings is not None
     if isinstance(settings, ConfusionSettings):
-        return distil(probabilities, harden(probabilities, 0.5)), 0.5, {}
+        return distill(probabilities, harden(probabilities, 0.5)), 0.5, {}
     costs = _Costs(learned, splits.shape[0])
     if isinstance(settings, PruningSettings):
         threshold = threshold_for(probabilities, settings.target_macs, costs.macs)
-        return distil(probabilities, harden(probabilities, threshold)), threshold, {}
+        return distill(probabilities, harden(probabilities, threshold)), threshold, {}
     whole = settings.placebo == "unbranched"
     learned_p, probabilities = probabilities, unbranched(probabilities) if whole else probabilities
     if settings.trim_by == "magnitude":
@@ -157,11 +157,11 @@ def _distilled(
         probabilities = _ranked(learned, probabilities, settings.threshold, under=under)
     tried = _tried(learned, probabilities, settings, splits, costs, device=device)
     threshold = max(tried, key=lambda each: (tried[each] or 0.0, each))
-    found = _structure(experiment, settings, probabilities, threshold, costs)
+    distilled = _structure(experiment, settings, probabilities, threshold, costs)
     if whole:
-        kept = {name: rows * learned_p[name] for name, rows in found.memberships.items()}
-        found = replace(found, memberships=kept)
-    return found, threshold, {str(each): accuracy for each, accuracy in tried.items() if accuracy is not None}
+        kept = {name: rows * learned_p[name] for name, rows in distilled.memberships.items()}
+        distilled = replace(distilled, memberships=kept)
+    return distilled, threshold, {str(each): accuracy for each, accuracy in tried.items() if accuracy is not None}
 
 
 def _ranked(
@@ -192,14 +192,16 @@ class _Costs:
     learned: Learned
     channels: int
 
-    def macs(self, found: Architecture) -> float:
+    def macs(self, architecture: Architecture) -> float:
         dense = network_of(self.learned)
-        return macs_of(found, dense.plan, self.channels) / macs_of(dense.full, dense.plan, self.channels)
+        return macs_of(architecture, dense.plan, self.channels) / macs_of(dense.full, dense.plan, self.channels)
 
-    def weights(self, found: Architecture) -> float:
+    def weights(self, architecture: Architecture) -> float:
         dense = network_of(self.learned)
-        kept, there_were = (sum(weights_of(each, dense.plan, self.channels)) for each in (found, dense.full))
-        return kept / there_were
+        weights, dense_weights = (
+            sum(weights_of(each, dense.plan, self.channels)) for each in (architecture, dense.full)
+        )
+        return weights / dense_weights
 
 
 def _tried(
@@ -226,18 +228,18 @@ def _tried(
 
     if not settings.thresholds:
         return {meeting(0.0 if settings.fill_target else settings.threshold): None}
-    validation, found = Loader(splits.validation, EVALUATION_BATCH), dict[float, float | None]()
+    validation, accuracies = Loader(splits.validation, EVALUATION_BATCH), dict[float, float | None]()
     learned.to(device)
     above: dict[str, Tensor] = {}
     for threshold in sorted({meeting(each) for each in settings.thresholds}, reverse=True):
         hard = harden(probabilities, threshold)
         if above and all(torch.equal(hard[name], above[name]) for name in hard):
             continue  # the same network
-        above, kept = hard, distil(probabilities, hard, min_group_size=smallest).memberships
+        above, kept = hard, distill(probabilities, hard, min_group_size=smallest).memberships
         moved = {name: value.to(device) for name, value in kept.items()}
-        found[threshold] = _accuracy_under(learned, moved, validation, device)
+        accuracies[threshold] = _accuracy_under(learned, moved, validation, device)
     learned.cpu()
-    return found
+    return accuracies
 
 
 def _structure(
@@ -250,11 +252,11 @@ def _structure(
     """Return the structure that was learned, or the placebo in its place."""
     hard, smallest = harden(probabilities, threshold), settings.min_group_size
     if settings.placebo == "random":
-        share = costs.macs(distil(probabilities, hard, min_group_size=smallest).architecture)
+        share = costs.macs(distill(probabilities, hard, min_group_size=smallest).architecture)
         return random_like(probabilities, share, costs.macs, seed=experiment.seed)
     generator = torch.Generator().manual_seed(experiment.seed)
     moved = shuffled(hard, generator, placebo=settings.placebo)
-    return distil(probabilities, moved, min_group_size=smallest)
+    return distill(probabilities, moved, min_group_size=smallest)
 
 
 def _gap(
@@ -269,25 +271,25 @@ def _gap(
 ) -> dict[str, float]:
     validation = Loader(splits.validation, EVALUATION_BATCH)
     hard = {name: value.to(device) for name, value in distilled.memberships.items()}
-    found = {"soft": evaluate(learned, validation, device=device).accuracy}
+    accuracies = {"soft": evaluate(learned, validation, device=device).accuracy}
     if isinstance(learned, Blockout) and draws:
         generator = torch.Generator(device).manual_seed(seed)
         p = {name: value.detach() for name, value in learned.probabilities().items()}
         drawn = [{name: torch.bernoulli(q, generator=generator) for name, q in p.items()} for _ in range(draws)]
-        found["drawn"] = sum(_accuracy_under(learned, c, validation, device) for c in drawn) / draws
-    found["hard"] = _accuracy_under(learned, hard, validation, device)
-    found["inherited"] = evaluate(branched, validation, device=device).accuracy
-    return found
+        accuracies["drawn"] = sum(_accuracy_under(learned, c, validation, device) for c in drawn) / draws
+    accuracies["hard"] = _accuracy_under(learned, hard, validation, device)
+    accuracies["inherited"] = evaluate(branched, validation, device=device).accuracy
+    return accuracies
 
 
 def _equality(
     learned: Learned, distilled: Distilled, branched: BranchedNetwork, images: Tensor
 ) -> dict[str, dict[str, float]]:
-    found = {}
+    differences = {}
     for dtype, bound in TOLERANCE.items():
         difference = largest_difference(learned, distilled, branched, images.cpu().to(dtype))
-        found[str(dtype).removeprefix("torch.")] = {"max_abs_difference": difference, "bound": bound}
-    return found
+        differences[str(dtype).removeprefix("torch.")] = {"max_abs_difference": difference, "bound": bound}
+    return differences
 
 
 def _accuracy_under(learned: Learned, hard: Mapping[str, Tensor], loader: Loader, device: str | torch.device) -> float:

@@ -1,4 +1,4 @@
-"""Retraining with a teacher: the second stage also learns what the network of the first one says of every image."""
+"""Knowledge distillation: the second stage also learns from the soft outputs of the first stage's network."""
 
 import torch
 from torch import Tensor, nn
@@ -7,17 +7,19 @@ from torch.nn import functional as F
 from nas_blockout.training_protocol import TelemetryValue, TrainableModel
 
 
-def soft_target_loss(logits: Tensor, taught: Tensor, labels: Tensor, *, weight: float, temperature: float) -> Tensor:
+def soft_target_loss(
+    logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, weight: float, temperature: float
+) -> Tensor:
     r"""Return the mean loss over a batch of labels and of a teacher's soft outputs.
 
     .. math:: L = (1 - w)\, H\big(y, \sigma(z)\big) + w\, T^2\, D_{KL}\big(\sigma(v / T) \,\|\, \sigma(z / T)\big)
 
-    where z are `logits`, v is `taught`, w is `weight`, T is `temperature` and :math:`\sigma` the softmax. The factor
-    :math:`T^2` keeps the gradient of the soft part in proportion where T changes.
+    where z are `logits`, v are `teacher_logits`, w is `weight`, T is `temperature` and :math:`\sigma` is the softmax.
+    The factor :math:`T^2` keeps the gradient of the soft part in proportion where T changes.
 
     Args:
         logits: Of the network that learns, shape ``(batch, classes)``.
-        taught: Logits of the teacher, shape ``(batch, classes)``; no gradient reaches them.
+        teacher_logits: Logits of the teacher, shape ``(batch, classes)``; no gradient reaches them.
         labels: Classes, shape ``(batch,)``.
         weight: Of the soft part, in 0..1.
         temperature: Above 0; the higher, the more the small probabilities count.
@@ -30,16 +32,16 @@ def soft_target_loss(logits: Tensor, taught: Tensor, labels: Tensor, *, weight: 
     the entropy of the targets and has the same gradient; so the loss is 0 where the student is the teacher and right.
     """
     hard = F.cross_entropy(logits, labels)
-    student, teacher = (logits / temperature).log_softmax(1), (taught.detach() / temperature).log_softmax(1)
+    student, teacher = (logits / temperature).log_softmax(1), (teacher_logits.detach() / temperature).log_softmax(1)
     soft = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
     return (1 - weight) * hard + weight * temperature**2 * soft
 
 
-class Taught(TrainableModel):
-    """A network in training, and its teacher, which stays in eval mode and is not trained.
+class StudentWithTeacher(TrainableModel):
+    """A network in training and its teacher, which stays in eval mode and is not trained.
 
-    In eval mode it is the network alone. A checkpoint of it holds the teacher too, so that a training goes on with the
-    same numbers; and how many images the teacher was asked about, which its telemetry reports.
+    In eval mode it computes what the student does. Its state holds the teacher too, so that a resumed training gives
+    the same numbers, and the number of images that passed through the teacher, which telemetry reports.
 
     Args:
         student: Gives logits by ``student(x, generator)``.
@@ -64,16 +66,16 @@ class Taught(TrainableModel):
     def loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean loss of a batch; the teacher sees the same images, augmented as they are."""
         with torch.no_grad():
-            taught = self.teacher(x)
+            teacher_logits = self.teacher(x)
         self.passes += len(x)
-        return soft_target_loss(self(x, generator), taught, y, weight=self.weight, temperature=self.temperature)
+        return soft_target_loss(self(x, generator), teacher_logits, y, weight=self.weight, temperature=self.temperature)
 
-    def train(self, mode: bool = True) -> "Taught":
+    def train(self, mode: bool = True) -> "StudentWithTeacher":
         """Set the mode of the network in training; the teacher stays in eval mode."""
         super().train(mode)
         self.teacher.eval()
         return self
 
     def telemetry(self) -> dict[str, TelemetryValue]:
-        """Return how many images the teacher was asked about so far."""
+        """Return how many images have passed through the teacher."""
         return {"teacher/forward_passes": float(self.passes)}

@@ -1,4 +1,4 @@
-"""A running experiment: one stage, or two with a handover between them; epoch records come out, an outcome remains."""
+"""A running experiment: one stage, or two with a derivation between them; yields epoch records, ends in an outcome."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,8 +13,8 @@ from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.data import Loader, Splits
 from nas_blockout.experiment.builder import build, count_macs, expected_macs, plain_state, rebuild
 from nas_blockout.experiment.config import Experiment
-from nas_blockout.experiment.derivation import EVALUATION_BATCH, STAGE_SEED, Derivation, hand_over, second_network
-from nas_blockout.experiment.knowledge_distillation import Taught
+from nas_blockout.experiment.derivation import EVALUATION_BATCH, STAGE_SEED, Derivation, derive, second_network
+from nas_blockout.experiment.knowledge_distillation import StudentWithTeacher
 from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.structure.two_stages import TwoStageSettings
@@ -30,8 +30,8 @@ class Outcome:
         architecture: Of a network built from stages; else None.
         parameters: Trainable parameters.
         macs: Multiply-accumulates an image; with blockdrop their mean over the validation images, the policy counted.
-        derivation: What distillation handed over, if there was one.
-        teacher_passes: Images that a teacher was asked about; 0 where none taught.
+        derivation: How the second stage's network came from the first's, if there were two.
+        teacher_passes: Images that passed through the teacher; 0 without one.
     """
 
     model: nn.Module
@@ -126,18 +126,19 @@ class Run(Iterator[EpochRecord]):
             yield from self._fit("learn", learned, learning, experiment.seed)
             if self.failure is not None:
                 return
-            self._derivation, branched = hand_over(experiment, learned, self.splits, device=self.device)
+            self._derivation, branched = derive(experiment, learned, self.splits, device=self.device)
             teacher = learned
-        else:
+        else:  # resumed in the second stage: its weights, and the teacher's, are in the checkpoint
             branched = second_network(experiment, self._derivation.architecture, self.splits)
-        second = self._taught(branched, teacher) if experiment.derivation.soft_target_weight else branched
+        second = self._with_teacher(branched, teacher) if experiment.derivation.soft_target_weight else branched
         yield from self._fit("finetune", second, training, experiment.seed + STAGE_SEED)
         if self.failure is None:
-            passes = int(second.passes) if isinstance(second, Taught) else 0
+            passes = int(second.passes) if isinstance(second, StudentWithTeacher) else 0
             self.outcome = replace(self._finish(branched), teacher_passes=passes)
 
     def _fit(self, stage: str, model: nn.Module, settings: TrainingSettings, seed: int) -> Iterator[EpochRecord]:
         start = self._start.checkpoint if self._start is not None and self._stage == stage else None
+        # A stage counts from zero; the records of a run count on over both stages.
         done = [record for record in self.records if record.stage != stage]
         offset = (len(done), done[-1].sample_passes, done[-1].seconds) if done else (0, 0, 0.0)
         self._stage = stage
@@ -153,18 +154,18 @@ class Run(Iterator[EpochRecord]):
             self.failure = record.failure
             yield shifted
 
-    def _taught(self, branched: BranchedNetwork, teacher: nn.Module | None) -> Taught:
-        """Return the second stage's network with its teacher; where that is not at hand, a checkpoint brings it."""
+    def _with_teacher(self, branched: BranchedNetwork, teacher: nn.Module | None) -> StudentWithTeacher:
+        """Return the second stage's network with its teacher, whose weights a resumed run reads from the checkpoint."""
         settings = self.experiment.derivation
         assert settings is not None
         dense = rebuild(self.experiment, None, self.splits) if teacher is None else self._plain(teacher)
-        return Taught(branched, dense, weight=settings.soft_target_weight, temperature=settings.temperature)
+        return StudentWithTeacher(branched, dense, weight=settings.soft_target_weight, temperature=settings.temperature)
 
     def _plain(self, model: nn.Module) -> nn.Module:
         """Return a network that computes what a trained one does in eval mode, without a trace of its method."""
         trained = model.fold() if isinstance(model, Blockout) else model
-        found = trained.full if isinstance(trained, BranchedNetwork) else None
-        plain = rebuild(self.experiment, found, self.splits)
+        architecture = trained.full if isinstance(trained, BranchedNetwork) else None
+        plain = rebuild(self.experiment, architecture, self.splits)
         plain.load_state_dict(plain_state(trained.cpu().state_dict(), plain.state_dict()))
         return plain.eval()
 

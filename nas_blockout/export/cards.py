@@ -98,7 +98,7 @@ class ModelDescription:
             raise ValueError(f"batch must be at least 1, or None for one image as well as many, got {self.batch}")
 
     def preprocessing(self) -> dict[str, Any]:
-        """Return what turns a picture into the input, as plain JSON types."""
+        """Return what turns an image into the input, as plain JSON types."""
         return {
             "input": "float32 images in [0, 1], (batch, channels, height, width); the model normalizes them itself",
             "channels": self.channels,
@@ -165,8 +165,8 @@ all forms that `verification.json` records, and refuses files that could do more
 
 {_proof(description.equality)}{_branches(description)}## Limits
 
-It knows only the classes above and pictures like those it was trained on: same size, same kind, one object. Accuracy on
-other pictures was not measured, and the logits are not calibrated probabilities.
+It knows only the classes above and images like those it was trained on: same size, same kind, one object. Accuracy on
+other images was not measured, and the logits are not calibrated probabilities.
 """
 
 
@@ -183,7 +183,7 @@ def diagram(architecture: Mapping[str, Any], class_names: Sequence[str]) -> str:
         before = layers[number - 1]["groups"] if number else []
         for position, group in enumerate(layer["groups"]):
             node = f"n{number}_{position}"
-            label = f"{layer['name']}: {_held(group, class_names)}".translate(_UNSAFE_IN_LABELS)
+            label = f"{layer['name']}: {_group_label(group, class_names)}".translate(_UNSAFE_IN_LABELS)
             lines.append(f'  {node}["{label}"]')
             lines += [
                 f"  n{number - 1}_{source} --> {node}"
@@ -217,7 +217,7 @@ def _proof(equality: Mapping[str, Any] | None) -> str:
     if not equality:
         return ""
     rows = "\n".join(
-        f"| {name} | {found['max_abs_difference']:.1e} | {found['bound']:.0e} |" for name, found in equality.items()
+        f"| {name} | {result['max_abs_difference']:.1e} | {result['bound']:.0e} |" for name, result in equality.items()
     )
     return f"""## Proof of the distillation
 
@@ -232,13 +232,13 @@ Largest difference of logits between the masked network that learned and the bra
 
 def _branches(description: ModelDescription) -> str:
     """Return the section with the diagram; nothing without an architecture or for one too large to read."""
-    found = description.architecture
-    if not found or max(len(layer["groups"]) for layer in found["layers"]) > MOST_GROUPS:
+    architecture = description.architecture
+    if not architecture or max(len(layer["groups"]) for layer in architecture["layers"]) > MOST_GROUPS:
         return ""
-    return f"## Branches\n\n```mermaid\n{diagram(found, description.class_names)}\n```\n\n"
+    return f"## Branches\n\n```mermaid\n{diagram(architecture, description.class_names)}\n```\n\n"
 
 
-def _held(group: Mapping[str, Any], class_names: Sequence[str]) -> str:
+def _group_label(group: Mapping[str, Any], class_names: Sequence[str]) -> str:
     if "classes" not in group:
         return f"{group['width']} nodes"
     return _listed([class_names[label] for label in group["classes"]], MOST_CLASSES_IN_GROUP)

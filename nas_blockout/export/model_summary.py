@@ -55,16 +55,16 @@ def outline(model: ExportedModel) -> list[LayerOutline]:
     if not architecture or not positions:
         return []
     groups: Mapping[str, Sequence[Any]] = {layer["name"]: layer["groups"] for layer in architecture["layers"]}
-    found: list[LayerOutline] = []
+    layers: list[LayerOutline] = []
     for name in positions:
         stage = _Stage(weights, f"stages.{name}", positions[name])
-        before = found[-1].groups if found else ()
+        before = layers[-1].groups if layers else ()
         if name in groups:
             made = tuple(stage.group(group, before, model.class_names) for group in groups[name])
         else:
             made = (stage.trunk(),)
-        found.append(LayerOutline(name, made))
-    return found
+        layers.append(LayerOutline(name, made))
+    return layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +98,12 @@ class _Stage:
 def _positions(model: ExportedModel) -> dict[str, int]:
     """Return by stage, in their order, the positions at which its weights are used; from the program's shapes."""
     program = load_program(model.content("model.pt2"))
-    held = program.graph_signature.inputs_to_parameters
-    found: dict[str, int] = {}
+    parameters = program.graph_signature.inputs_to_parameters
+    positions: dict[str, int] = {}
     for node in program.graph.nodes:
-        names = [held[argument.name] for argument in node.all_input_nodes if argument.name in held]
+        names = [parameters[argument.name] for argument in node.all_input_nodes if argument.name in parameters]
         stage = next((name.split(".")[2] for name in names if name.startswith("network.stages.")), None)
         if stage is not None:
             size = [int(length) for length in node.meta["val"].shape[2:]] if "conv" in str(node.target) else [1]
-            found[stage] = max(found.get(stage, 1), size[0] * size[-1] if len(size) > 1 else 1)
-    return found
+            positions[stage] = max(positions.get(stage, 1), size[0] * size[-1] if len(size) > 1 else 1)
+    return positions

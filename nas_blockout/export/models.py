@@ -35,9 +35,9 @@ from nas_blockout.export.verification import (
     VerificationError,
     collect,
     fresh_process,
-    hand_over,
     judge,
     sealed,
+    submit,
 )
 from nas_blockout.networks import Network, Runtime
 
@@ -91,20 +91,20 @@ def load_weights(model: nn.Module, path: Path) -> None:
             was.
     """
     try:
-        found = load_file(path)
+        loaded = load_file(path)
     except FileNotFoundError:
         raise VerificationError(f"{path} is missing: run the study again to train the model anew") from None
     except (SafetensorError, OSError) as error:
         raise VerificationError(f"{path} is no safetensors file ({error}); only such files are read") from None
-    own = model.state_dict()
-    for name in sorted(own.keys() | found.keys()):
-        shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (found, own)]
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | loaded.keys()):
+        shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (loaded, expected)]
         if shapes[0] != shapes[1]:
             there, here = (f"the shape {shape}" if shape is not None else "no such tensor" for shape in shapes)
             raise VerificationError(
                 f"{path} holds the weights of another network: {name} has {there} in the file and {here} in the network"
             )
-    model.load_state_dict(found)
+    model.load_state_dict(loaded)
 
 
 def export_model(model: nn.Module, folder: Path, description: ModelDescription) -> Verification:
@@ -151,7 +151,7 @@ def export_models(
                 part = parts.enter_context(whole_folder(folder))
                 _write_forms(model, part, description)
                 jobs.append(Job(part, {path.name: sha256(path) for path in sorted(part.iterdir())}))
-                hand_over(jobs[-1], process)
+                submit(jobs[-1], process)
             meanwhile()
             verifications = [judge(answer) for answer in collect(jobs, process)]
         for (_, folder, description), job, verification in zip(models, jobs, verifications, strict=True):
@@ -197,12 +197,12 @@ def missing_for_onnx() -> str | None:
 
 
 def _seconds(model: nn.Module, images: Tensor, repeats: int) -> list[float]:
-    found = []
+    seconds = []
     for _ in range(repeats + 3):
         began = time.perf_counter()
         model(images)
-        found.append(time.perf_counter() - began)
-    return found[3:]
+        seconds.append(time.perf_counter() - began)
+    return seconds[3:]
 
 
 def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) -> None:
@@ -295,15 +295,19 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _write_manifest(job: Job, description: ModelDescription, found: Verification) -> None:
+def _write_manifest(job: Job, description: ModelDescription, verification: Verification) -> None:
     skipped = missing_for_onnx()
     manifest: Mapping[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": description.name,
         "files": dict(job.files),
         "forms": {
-            form: {"max_abs_difference": dict(differences), "bound": found.bounds[form], "verified": found.ok}
-            for form, differences in found.differences.items()
+            form: {
+                "max_abs_difference": dict(differences),
+                "bound": verification.bounds[form],
+                "verified": verification.ok,
+            }
+            for form, differences in verification.differences.items()
         },
         "skipped": {"model.onnx": skipped} if skipped else {},
         "batch": description.batch,

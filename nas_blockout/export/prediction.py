@@ -46,8 +46,8 @@ class ExportedModel:
     @cached_property
     def preprocessing(self) -> dict[str, Any]:
         """Size and channels of the images, names of the classes."""
-        found: dict[str, Any] = json.loads(self.content(PREPROCESSING))
-        return found
+        settings: dict[str, Any] = json.loads(self.content(PREPROCESSING))
+        return settings
 
     @property
     def class_names(self) -> list[str]:
@@ -62,10 +62,10 @@ class ExportedModel:
         """
         if name not in self.files:
             raise VerificationError(f"{self.folder} has no {name}: {self.manifest.get('skipped', {}).get(name, '')}")
-        found = (self.folder / name).read_bytes()
-        if hashlib.sha256(found).hexdigest() != self.files[name]:
+        data = (self.folder / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.files[name]:
             raise VerificationError(f"{self.folder / name} has been changed while it was read: export the model again")
-        return found
+        return data
 
     @torch.no_grad()
     def logits(self, images: Tensor, *, form: Form = "pt2") -> Tensor:
@@ -87,5 +87,5 @@ class ExportedModel:
             raise VerificationError(f"model.{form} needs {error.name}: pip install {error.name}") from None
         except Exception as error:
             raise VerificationError(f"{self.folder}/model.{form} cannot be used: {error}") from error
-        found: Tensor = run(images)
-        return found
+        logits: Tensor = run(images)
+        return logits

@@ -98,12 +98,12 @@ def _pairs(document: Any) -> Iterator[tuple[str, Any]]:
     """Yield every key and value of every object in a JSON document."""
     pending = [document]
     while pending:
-        found = pending.pop()
-        if isinstance(found, dict):
-            yield from found.items()
-            pending += found.values()
-        elif isinstance(found, list):
-            pending += found
+        value = pending.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
 
 
 def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
@@ -175,26 +175,26 @@ def _require_same(inside: str, beside: bytes) -> None:
 
 
 def _differences(run: Callable[[Any], Any], images: Any, logits: Any) -> dict[str, float]:
-    found = {}
+    differences = {}
     for batch in BATCHES:
         outputs = run(images[:batch])
         if outputs.shape != logits[:batch].shape:
             raise ValueError(f"logits have the shape {tuple(outputs.shape)}, not {tuple(logits[:batch].shape)}")
-        found[str(batch)] = float((outputs - logits[:batch]).abs().max())
-    return found
+        differences[str(batch)] = float((outputs - logits[:batch]).abs().max())
+    return differences
 
 
 def _weights(content: bytes, program: Callable[[], Any]) -> dict[str, float]:
     """Compare the weights with those of the program, whose logits have been compared; they cannot be run alone."""
     from safetensors.torch import load
 
-    found = load(content)
-    held = {name[8:]: value.detach() for name, value in program().state_dict.items() if name.startswith("network.")}
-    for name, value in found.items():
+    weights = load(content)
+    run = {name[8:]: value.detach() for name, value in program().state_dict.items() if name.startswith("network.")}
+    for name, value in weights.items():
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name} is not finite")
-    alike = found.keys() == held.keys()
-    pairs = {name: (found[name], held[name]) for name in held} if alike else _folded(found, held)
+    alike = weights.keys() == run.keys()
+    pairs = {name: (weights[name], run[name]) for name in run} if alike else _folded(weights, run)
     largest = 0.0
     for name, (value, other) in pairs.items():
         if (value.shape, value.dtype) != (other.shape, other.dtype):
@@ -204,21 +204,21 @@ def _weights(content: bytes, program: Callable[[], Any]) -> dict[str, float]:
     return {"tensors": largest}
 
 
-def _folded(weights: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _folded(weights: Mapping[str, Any], exported: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return, by layer, what its weights become when normalization is folded into them, and what the program holds.
 
     The program may run the nodes of a layer as other operations than were trained, in another order, as sums of several
     products, and with zeros where they read or make nothing. They are the same nodes if each has the same bias and the
     same numbers other than zero.
     """
-    trained, run = _layers(weights), _layers(held)
-    others = {name for name in held if not _OPERATION.match(name)}
+    trained, run = _layers(weights), _layers(exported)
+    others = {name for name in exported if not _OPERATION.match(name)}
     if not run or trained.keys() != run.keys() or not others <= weights.keys():
         raise ValueError("it holds other tensors than model.pt2")
-    pairs = {name: (weights[name], held[name]) for name in others}
+    pairs = {name: (weights[name], exported[name]) for name in others}
     for layer, operations in run.items():
         parts = [_folded_operation(weights, f"{layer}.operations.{number}") for number in trained[layer]]
-        pairs[layer] = _rows(parts), _rows([_terms(held, f"{layer}.operations.{number}") for number in operations])
+        pairs[layer] = _rows(parts), _rows([_terms(exported, f"{layer}.operations.{number}") for number in operations])
         nodes, there = map(len, pairs[layer])
         if nodes != there:
             raise ValueError(f"{layer} has {nodes} nodes that are not zero, not {there} as in model.pt2")
@@ -227,21 +227,21 @@ def _folded(weights: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, tu
 
 def _layers(tensors: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the operations of every layer that has some."""
-    found: dict[str, list[str]] = {}
+    operations: dict[str, list[str]] = {}
     for name in sorted(tensors):
-        if (match := _OPERATION.match(name)) and match[2] not in found.setdefault(match[1], []):
-            found[match[1]].append(match[2])
-    return found
+        if (match := _OPERATION.match(name)) and match[2] not in operations.setdefault(match[1], []):
+            operations[match[1]].append(match[2])
+    return operations
 
 
-def _terms(held: Mapping[str, Any], operation: str) -> tuple[Any, Any]:
+def _terms(tensors: Mapping[str, Any], operation: str) -> tuple[Any, Any]:
     """Return the weight of an operation that is run, that of a sum as one whose columns are those of all terms."""
     import torch
 
-    if f"{operation}.weight" in held:
-        return held[f"{operation}.weight"], held[f"{operation}.bias"]
-    names = sorted(name for name in held if name.startswith(f"{operation}.terms.") and name.endswith(".weight"))
-    return torch.cat([held[name].flatten(1) for name in names], 1), held[f"{operation}.terms.0.bias"]
+    if f"{operation}.weight" in tensors:
+        return tensors[f"{operation}.weight"], tensors[f"{operation}.bias"]
+    names = sorted(name for name in tensors if name.startswith(f"{operation}.terms.") and name.endswith(".weight"))
+    return torch.cat([tensors[name].flatten(1) for name in names], 1), tensors[f"{operation}.terms.0.bias"]
 
 
 def _rows(operations: Sequence[tuple[Any, Any]]) -> Any:
@@ -249,14 +249,14 @@ def _rows(operations: Sequence[tuple[Any, Any]]) -> Any:
     import torch
     from torch.nn.functional import pad
 
-    found = []
+    parts = []
     for weight, bias in operations:
         numbers = weight.flatten(1)
         ordered = numbers.masked_fill(numbers == 0, torch.inf).sort(1).values
         kept = (numbers != 0).any(1) | (bias != 0)
-        found.append(torch.cat([bias[kept, None], ordered[kept]], 1))
-    width = max(rows.shape[1] for rows in found)
-    rows = torch.cat([pad(each, (0, width - each.shape[1]), value=torch.inf) for each in found])
+        parts.append(torch.cat([bias[kept, None], ordered[kept]], 1))
+    width = max(rows.shape[1] for rows in parts)
+    rows = torch.cat([pad(each, (0, width - each.shape[1]), value=torch.inf) for each in parts])
     for column in reversed(range(min(_DECIDING, width))):
         rows = rows[rows[:, column].argsort(stable=True)]
     rows = rows[:, (rows != torch.inf).any(0)]
@@ -284,12 +284,12 @@ def _reference(content: bytes, preprocessing: bytes) -> tuple[Any, Any]:
     reference, promised = load(content), json.loads(preprocessing)
     images, logits = reference["images"], reference["logits"]
     shape = (max(BATCHES), promised["channels"], promised["height"], promised["width"])
-    for name, found, expected in (
+    for name, actual, expected in (
         ("images", tuple(images.shape), shape),
         ("logits", tuple(logits.shape), (max(BATCHES), len(promised["class_names"]))),
     ):
-        if found != expected:
-            raise ValueError(f"{name} have the shape {found}, not {expected} as {PREPROCESSING} says")
+        if actual != expected:
+            raise ValueError(f"{name} have the shape {actual}, not {expected} as {PREPROCESSING} says")
     if not bool(images.isfinite().all() and logits.isfinite().all()):
         raise ValueError("a recorded number is not finite")
     return images, logits
@@ -304,23 +304,23 @@ def examine(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
     """
 
     def content(name: str) -> bytes:
-        found = (folder / name).read_bytes()
-        if hashlib.sha256(found).hexdigest() != files[name]:
+        data = (folder / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != files[name]:
             raise ValueError("it has been changed while it was read")
-        return found
+        return data
 
     try:
         beside = content(PREPROCESSING)
         images, logits = _reference(content(REFERENCE), beside)
     except Exception as error:  # noqa: BLE001  # whatever a file says is what has to be reported
-        return {REFERENCE: _said(error)}
+        return {REFERENCE: _error_text(error)}
     bound = BOUND * max(1.0, float(logits.abs().max()))
     program = cache(lambda: load_program(content("model.pt2")))
 
     def of_program() -> dict[str, float]:
-        found = _differences(program().module(), images, logits)
+        differences = _differences(program().module(), images, logits)
         _require_same(_inside_program(content("model.pt2")), beside)
-        return found
+        return differences
 
     def of_onnx() -> dict[str, float]:
         session = _session(content("model.onnx"))
@@ -332,17 +332,17 @@ def examine(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
         "model.onnx": (bound, of_onnx),
         "weights.safetensors": (0.0, lambda: _weights(content("weights.safetensors"), program)),
     }
-    found: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     for form, (most, differences) in forms.items():
         if form in files:
             try:
-                found[form] = {"max_abs_difference": differences(), "bound": most}
+                answer[form] = {"max_abs_difference": differences(), "bound": most}
             except Exception as error:  # noqa: BLE001  # as above
-                found[form] = _said(error)
-    return found
+                answer[form] = _error_text(error)
+    return answer
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed here: pip install {error.name}"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -359,9 +359,9 @@ def main() -> None:
     torch.set_grad_enabled(False)
     for line in sys.stdin:
         task = json.loads(line)
-        found = examine(Path(task["folder"]), task["files"])
+        answer = examine(Path(task["folder"]), task["files"])
         assert not any(name.split(".")[0] in FORBIDDEN for name in sys.modules)
-        answers.write(json.dumps(found) + "\n")
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 

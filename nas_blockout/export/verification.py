@@ -78,7 +78,7 @@ def verify_all(folders: Sequence[Path]) -> list[Verification]:
     if jobs:
         with fresh_process() as process:
             for job in jobs:
-                hand_over(job, process)
+                submit(job, process)
             answers = collect(jobs, process)
     pending = iter(answers)
     return [Verification(False, tuple(findings)) if findings else judge(next(pending)) for _, findings in checked]
@@ -124,7 +124,7 @@ def fresh_process() -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def hand_over(job: Job, process: subprocess.Popen[str]) -> None:
+def submit(job: Job, process: subprocess.Popen[str]) -> None:
     """Tell a process from `fresh_process` to reload a model; it begins while the caller does something else."""
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it has died: `collect` finds out
@@ -156,7 +156,7 @@ def collect(jobs: Sequence[Job], process: subprocess.Popen[str]) -> list[Mapping
         return answers
     with fresh_process() as another:
         for job in rest:
-            hand_over(job, another)
+            submit(job, another)
         return answers + collect(rest, another)
 
 
@@ -181,8 +181,8 @@ def check_files(folder: Path) -> tuple[dict[str, str], list[str]]:
         return {}, [f"{MANIFEST} cannot be read ({type(error).__name__}: {error}): {_REMEDY}"]
     if version != SCHEMA_VERSION:
         return {}, [f"{MANIFEST} has schema_version {version!r}, this program reads {SCHEMA_VERSION}: {_REMEDY}"]
-    own = str(recorded.get(_OWN_HASH))
-    if _sha256_of(_with_own_hash(text, own, _NO_HASH)) != own:
+    own_hash = str(recorded.get(_OWN_HASH))
+    if _sha256_of(_with_own_hash(text, own_hash, _NO_HASH)) != own_hash:
         return {}, [f"{MANIFEST} has been changed since it was written: {_REMEDY}"]
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
     listed = hashes.keys()
@@ -197,8 +197,8 @@ def check_files(folder: Path) -> tuple[dict[str, str], list[str]]:
 
 def _with_own_hash(text: str, old: str, new: str) -> str:
     """Return the text of a manifest with another hash of itself, which is its last entry."""
-    before, found, after = text.rpartition(f'"{_OWN_HASH}": "{old}"')
-    return f'{before}"{_OWN_HASH}": "{new}"{after}' if found else text
+    before, match, after = text.rpartition(f'"{_OWN_HASH}": "{old}"')
+    return f'{before}"{_OWN_HASH}": "{new}"{after}' if match else text
 
 
 def _sha256_of(text: str) -> str:

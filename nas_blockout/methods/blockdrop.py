@@ -400,12 +400,12 @@ class BlockDrop(TrainableModel):
         if not self._paths:
             return record
         keep, counts = torch.tensor(list(self._paths)), torch.tensor(list(self._paths.values()))
-        found = path_statistics(keep.repeat_interleave(counts, 0))
+        statistics = path_statistics(keep.repeat_interleave(counts, 0))
         return record | {
-            "blockdrop/blocks/mean": found.mean,
-            "blockdrop/blocks/sd": found.sd,
+            "blockdrop/blocks/mean": statistics.mean,
+            "blockdrop/blocks/sd": statistics.sd,
             "blockdrop/blocks/kept": (counts.double() @ keep.double() / counts.sum()).tolist(),
-            "blockdrop/paths": float(found.distinct),
+            "blockdrop/paths": float(statistics.distinct),
             "blockdrop/reward": self._reward / int(counts.sum()),
         }
 

@@ -202,8 +202,8 @@ class DropCluster(TrainableLayer):
             f"dropcluster/clustering_share/{place}": self.clustering_seconds / elapsed,
         }
 
-    def label_pictures(self) -> Tensor:
-        """Return the label map as pictures, shape ``(channels, height, width)``, clusters numbered in reading order."""
+    def label_images(self) -> Tensor:
+        """Return the label map as images, shape ``(channels, height, width)``, clusters numbered in reading order."""
         return in_reading_order(self.labels) if self.labels.numel() else self.labels
 
     def extra_repr(self) -> str:

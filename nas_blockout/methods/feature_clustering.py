@@ -49,15 +49,15 @@ def kmeans(points: Tensor, clusters: int, *, generator: torch.Generator, start: 
         candidates is taken for every center, as in scikit-learn.
     """
     size = max(1, _CHUNK // (points.shape[1] * (clusters + points.shape[2])))
-    found = []
+    labels = []
     for first in range(0, len(points), size):
         part = points[first : first + size]
         if start is None:
             centers = _drawn_centers(part, clusters, generator)
         else:
             centers = _centers(part, start[first : first + size], part[:, :clusters])
-        found.append(_lloyd(part, centers))
-    return torch.cat(found)
+        labels.append(_lloyd(part, centers))
+    return torch.cat(labels)
 
 
 def rena(points: Tensor, clusters: int, *, height: int, width: int) -> Tensor:

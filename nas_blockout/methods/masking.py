@@ -187,8 +187,8 @@ class LazilyMasked(Tensor):
         if func is F.linear and not kwargs and type(args[0]) is not cls and type(args[1]) is cls:
             weight, c_out, c_in = args[1].parts
             return masked_linear(args[0], weight, args[2] if len(args) > 2 else None, c_out, c_in)
-        given = tree_map_only(cls, _make, (args, kwargs or {}))
-        return func(*given[0], **given[1])
+        arguments = tree_map_only(cls, _make, (args, kwargs or {}))
+        return func(*arguments[0], **arguments[1])
 
 
 def _make(lazy: LazilyMasked) -> Tensor:

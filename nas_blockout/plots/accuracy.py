@@ -215,9 +215,9 @@ def figure_gap(arms: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]]) ->
         style, places = look(role), range(len(steps))
         seeds = max(map(len, steps.values()))
         for seed in range(seeds):
-            line = [found[seed] if seed < len(found) else math.nan for found in steps.values()]
+            line = [by_seed[seed] if seed < len(by_seed) else math.nan for by_seed in steps.values()]
             axes.plot(places, line, color=style.color, lw=0.8, alpha=0.45)
-        means = [float(np.mean(found)) if found else math.nan for found in steps.values()]
+        means = [float(np.mean(by_seed)) if by_seed else math.nan for by_seed in steps.values()]
         axes.plot(places, means, f"{style.marker}-", ms=5, lw=1.8, color=style.color)
         axes.set_ylim(*limits)
         axes.set_xlim(-0.35, len(steps) - 0.65)

@@ -71,12 +71,12 @@ def figure_architecture(document: Mapping[str, Any], class_names: Sequence[str])
 
 def _boxes(groups: Sequence[Mapping[str, Any]]) -> list[_Box]:
     """Return a layer's groups with their heights, in the order of their clusters; too many of them are merged."""
-    found = [
+    groups_as_boxes = [
         _Box(tuple(g["clusters"]), int(g.get("width", len(g.get("classes") or ()))), tuple(g.get("classes") or ()), 0)
         for g in groups
     ]
-    by_size = sorted(found, key=lambda box: -box.width)
-    kept, small = (by_size, []) if len(found) <= _MOST_GROUPS else (by_size[: _MOST_GROUPS - 1], by_size[15:])
+    by_size = sorted(groups_as_boxes, key=lambda box: -box.width)
+    kept, small = (by_size, []) if len(groups_as_boxes) <= _MOST_GROUPS else (by_size[: _MOST_GROUPS - 1], by_size[15:])
     largest = by_size[0].width
     boxes = [replace(box, height=_LEAST + (_MOST - _LEAST) * (box.width / largest) ** 0.5) for box in kept]
     boxes.sort(key=lambda box: (sum(box.clusters) / len(box.clusters), box.clusters))

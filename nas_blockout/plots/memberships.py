@@ -142,8 +142,8 @@ def _nodes(axes: Axes, layer: str, places: Array, p: Array, *, size: float) -> N
     strongest = p.argmax(axis=1)
     bare(axes, frame=True)
     for cluster in range(p.shape[1]):
-        own = places[strongest == cluster][::step]
-        axes.plot(own[:, 0], own[:, 1], "o", ms=size, mec="none", mfc=cluster_color(cluster), alpha=0.75)
+        members = places[strongest == cluster][::step]
+        axes.plot(members[:, 0], members[:, 1], "o", ms=size, mec="none", mfc=cluster_color(cluster), alpha=0.75)
     axes.set_xlim(*padded(places[:, 0], share=0.1, least=0.02))
     axes.set_ylim(*padded(places[:, 1], share=0.1, least=0.02))
     title(axes, layer, note=f"{len(places)} nodes")
@@ -189,9 +189,9 @@ def figure_clusters_per_class(
 def _extremes(values: Array, names: Sequence[str], samples: Mapping[int, Sequence[Image]]) -> list[SampleRow]:
     rows = []
     for heading, classes in zip(("fewest clusters", "most clusters"), extreme_classes(values), strict=True):
-        found = tuple(sample for label in classes for sample in _of_class(values, names, label, samples.get(label, ())))
-        if found:
-            rows.append(SampleRow(heading, "", found))
+        shown = tuple(sample for label in classes for sample in _of_class(values, names, label, samples.get(label, ())))
+        if shown:
+            rows.append(SampleRow(heading, "", shown))
     return rows
 
 

@@ -188,8 +188,8 @@ def _spread(values: Sequence[Value]) -> tuple[Array, str, str]:
     if any(isinstance(value, bool | str) for value in known):
         words = sorted({clean(str(value)) for value in known})
         step = 1 / max(len(words) - 1, 1)
-        found = [math.nan if v is None else words.index(clean(str(v))) * step for v in values]
-        return np.array(found), words[0], words[-1] if len(words) > 1 else ""
+        positions = [math.nan if v is None else words.index(clean(str(v))) * step for v in values]
+        return np.array(positions), words[0], words[-1] if len(words) > 1 else ""
     numbers = np.array([math.nan if value is None else float(value) for value in values])
     low, high = float(np.nanmin(numbers)), float(np.nanmax(numbers))
     if low > 0 and high > _LOG * low:

@@ -53,13 +53,13 @@ def agreement(
         ValueError: There is no grouping, or one has another number of classes than the reference.
     """
     known = _numbered(reference)
-    found = [_numbered(grouping) for grouping in groupings]
-    if not found or any(len(grouping) != len(known) for grouping in found):
-        sizes = [len(grouping) for grouping in found]
+    labelings = [_numbered(grouping) for grouping in groupings]
+    if not labelings or any(len(grouping) != len(known) for grouping in labelings):
+        sizes = [len(grouping) for grouping in labelings]
         raise ValueError(f"needs groupings of the {len(known)} classes of the reference, got {sizes} classes")
     draws = np.random.default_rng(seed)
     orders = np.stack([known, *(draws.permutation(known) for _ in range(shuffles))])
-    values = np.stack([_adjusted(grouping, orders) for grouping in found])
+    values = np.stack([_adjusted(grouping, orders) for grouping in labelings])
     means = values.mean(axis=0)
     low, high = np.quantile(means[1:], [0.025, 0.975]) if shuffles else (0.0, 0.0)
     reached = float((means >= means[0] - 1e-12).mean())

@@ -102,9 +102,9 @@ def _finite(values: Sequence[float] | Array, name: str) -> Array:
             f"{name} needs a flat list of at least one value, got shape {array.shape}: give one score a seed"
         )
     if not np.isfinite(array).all():
-        found = float(array[~np.isfinite(array)][0])
+        value = float(array[~np.isfinite(array)][0])
         raise ValueError(
-            f"{name} must be finite, got {found}: leave out the seeds that diverged and count them as failed"
+            f"{name} must be finite, got {value}: leave out the seeds that diverged and count them as failed"
         )
     return array
 
@@ -196,8 +196,8 @@ def _signs(n: int) -> Array:
 
 def _sign_flip_p(differences: Array) -> float:
     sums = np.abs(_signs(differences.size) @ differences)
-    found = abs(float(differences.sum()))
-    extreme = int((sums >= found - 1e-9 * float(np.abs(differences).sum())).sum())
+    observed = abs(float(differences.sum()))
+    extreme = int((sums >= observed - 1e-9 * float(np.abs(differences).sum())).sum())
     if differences.size > _EXACT_SEEDS:
         return (extreme + 1) / (sums.size + 1)
     return extreme / sums.size
@@ -395,8 +395,8 @@ def budget_disagreement(
 
 def _mutual_information(table: Array) -> float:
     rows, columns, total = table.sum(1, keepdims=True), table.sum(0, keepdims=True), table.sum()
-    seen = table > 0
-    return float((table[seen] / total * np.log((table * total / (rows * columns))[seen])).sum())
+    occurring = table > 0
+    return float((table[occurring] / total * np.log((table * total / (rows * columns))[occurring])).sum())
 
 
 def _expected_information(rows: Array, columns: Array) -> float:
@@ -438,12 +438,12 @@ def agreement(labels: ArrayLike, others: ArrayLike, *, permutations: int = 999, 
         counts = np.bincount(first * shape[1] + shuffled, minlength=shape[0] * shape[1])
         return _mutual_information(counts.reshape(shape).astype(np.float64))
 
-    found = information(second)
+    observed = information(second)
     generator = np.random.default_rng(seed)
-    as_good = sum(information(generator.permutation(second)) >= found - 1e-12 for _ in range(permutations))
+    as_good = sum(information(generator.permutation(second)) >= observed - 1e-12 for _ in range(permutations))
     sizes = [np.bincount(side).astype(np.float64) for side in (first, second)]
     mean_entropy = sum(float(-(size / first.size * np.log(size / first.size)).sum()) for size in sizes) / 2
     expected = _expected_information(*sizes)
     room = mean_entropy - expected
-    adjusted = (found - expected) / room if room > 1e-12 else 0.0
+    adjusted = (observed - expected) / room if room > 1e-12 else 0.0
     return Agreement(adjusted, (1 + as_good) / (1 + permutations), permutations)

@@ -125,20 +125,20 @@ def memberships(network: BranchedNetwork, classes: Tensor, settings: ConfusionSe
     if split_layers > len(names) - 1:
         raise ValueError(f"split_layers must lie in 1..{len(names) - 1}, got split_layers={settings.split_layers}")
     classes = classes.to(next(network.parameters()).device)
-    found = {names[-1]: classes}
+    branches = {names[-1]: classes}
     for position in range(len(names) - 2, -1, -1):
         stage, after = network.plan[position], network.stages[names[position + 1]]
         split = len(names) - 2 - position
         if settings.clustering == "affinity" and stage.width < classes.shape[1]:
             split_layers = min(split_layers, split)  # nobody could know how many branches it would find
         if split >= split_layers:
-            found[stage.name] = torch.ones(stage.width, classes.shape[1], dtype=torch.bool, device=classes.device)
+            branches[stage.name] = torch.ones(stage.width, classes.shape[1], dtype=torch.bool, device=classes.device)
             continue
         assert isinstance(after, BranchedStage)
         energy = after.get_parameter("operations.0.weight").square()
         read = energy.sum((2, 3)) if energy.dim() == 4 else energy
-        found[stage.name] = _shared_out(read.T @ found[names[position + 1]].to(read.dtype), classes, stage.name)
-    return {name: found[name] for name in names}
+        branches[stage.name] = _shared_out(read.T @ branches[names[position + 1]].to(read.dtype), classes, stage.name)
+    return {name: branches[name] for name in names}
 
 
 def _clusters(alike: np.ndarray, settings: ConfusionSettings, seed: int) -> np.ndarray:
@@ -152,7 +152,7 @@ def _clusters(alike: np.ndarray, settings: ConfusionSettings, seed: int) -> np.n
             SpectralClustering(settings.branches, affinity="precomputed", random_state=seed).fit_predict(graph)
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # found below, by the labels
+        warnings.simplefilter("ignore", ConvergenceWarning)  # seen below, by the labels
         labels = AffinityPropagation(affinity="precomputed", damping=0.9, max_iter=1000, random_state=seed).fit_predict(
             alike
         )
@@ -176,6 +176,6 @@ def _shared_out(affinity: Tensor, classes: Tensor, name: str) -> Tensor:
     value = affinity.cpu().double()
     scaled = value / value.sum(0, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     rows, columns = linear_sum_assignment(scaled[:, places].numpy(), maximize=True)
-    found = torch.zeros(nodes, branches, dtype=torch.bool)
-    found[torch.from_numpy(rows), places[torch.from_numpy(columns)]] = True
-    return found.to(affinity.device)
+    assigned = torch.zeros(nodes, branches, dtype=torch.bool)
+    assigned[torch.from_numpy(rows), places[torch.from_numpy(columns)]] = True
+    return assigned.to(affinity.device)

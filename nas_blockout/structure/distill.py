@@ -119,7 +119,7 @@ def harden(probabilities: Mapping[str, Tensor], threshold: float) -> dict[str, T
     return hard
 
 
-def distil(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor], *, min_group_size: int = 1) -> Distilled:
+def distill(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor], *, min_group_size: int = 1) -> Distilled:
     """Return the branched architecture of hard memberships.
 
     Nodes without a cluster, nodes that read nothing and nodes that no class can reach are removed, and so are
@@ -185,7 +185,7 @@ def threshold_for(
         share_of: Cost of an architecture as a share of the dense network's.
         least: Lowest threshold to return, in 0..1. Below it stand memberships that were learned not to be: to take them
             in because there is room would fill the network with what was unlearned. 0 fills it all the same.
-        min_group_size: As of `distil`.
+        min_group_size: As of `distill`.
 
     Raises:
         ValueError: Even the highest threshold costs more than the target.
@@ -196,7 +196,7 @@ def threshold_for(
 
     def cost(threshold: float) -> float:
         hard = harden(probabilities, threshold)
-        return share_of(distil(probabilities, hard, min_group_size=min_group_size).architecture)
+        return share_of(distill(probabilities, hard, min_group_size=min_group_size).architecture)
 
     if meets(least):
         return least
@@ -225,7 +225,7 @@ def random_like(
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = {name: torch.rand(p.shape, generator=generator, dtype=p.dtype) for name, p in probabilities.items()}
-    return distil(drawn, harden(drawn, threshold_for(drawn, share, share_of)))
+    return distill(drawn, harden(drawn, threshold_for(drawn, share, share_of)))
 
 
 def weights_under(learned: Learned, memberships: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -312,15 +312,15 @@ def _merged(hard: Tensor, smallest: int) -> Tensor:
     large = counts >= smallest if bool((counts >= smallest).any()) else counts == counts.max()
     if not large.any():
         return hard
-    found: Tensor = rows.clone()
+    merged: Tensor = rows.clone()
     for position in ((counts > 0) & ~large).nonzero().flatten().tolist():
         shared = (rows & rows[position]).sum(1)
         rank = [
             (int(shared[other]), -int(rows[other].sum()), int(counts[other]), -other)
             for other in large.nonzero().flatten().tolist()
         ]
-        found[position] = rows[-max(rank)[-1]]
-    return found[group]
+        merged[position] = rows[-max(rank)[-1]]
+    return merged[group]
 
 
 def _remove_unfed(
@@ -368,8 +368,8 @@ def _grouped(name: str, hard: Tensor, *, classes: bool) -> tuple[Layer, tuple[Te
         if member := tuple(cluster for cluster, belongs in enumerate(row) if belongs):
             rows.setdefault(member, []).append(node)
     ordered = sorted(rows.items())
-    groups = tuple(Group(member, len(held), tuple(held) if classes else None) for member, held in ordered)
-    return Layer(name, groups), tuple(torch.tensor(held) for _, held in ordered)
+    groups = tuple(Group(member, len(nodes), tuple(nodes) if classes else None) for member, nodes in ordered)
+    return Layer(name, groups), tuple(torch.tensor(nodes) for _, nodes in ordered)
 
 
 def _memory_order(distilled: Distilled, dense: BranchedNetwork, branched: BranchedNetwork) -> dict[str, Tensor]:
@@ -386,9 +386,9 @@ def _fill(source: BranchedStage, target: BranchedStage, weight: Tensor, before: 
     start = 0
     for index, ranges in enumerate(target.ranges):
         columns = torch.cat([before[first:last] for first, last in ranges])
-        own = target.get_parameter(f"operations.{index}.weight")
-        rows = nodes[start : start + len(own)]
-        own.copy_(weight[rows][:, columns])
+        target_weight = target.get_parameter(f"operations.{index}.weight")
+        rows = nodes[start : start + len(target_weight)]
+        target_weight.copy_(weight[rows][:, columns])
         if bias is not None:
             target.get_parameter(f"operations.{index}.bias").copy_(bias[rows])
         start += len(rows)

@@ -51,19 +51,19 @@ def magnitudes(network: BranchedNetwork, weights: Mapping[str, Tensor] | None = 
         parameters that stand or fall together), there with the magnitudes of He, Zhang, Sun and of Li et al. (2017).
     """
     values = {**dict(network.named_parameters()), **(weights or {})}
-    found: dict[str, Tensor] = {}
+    magnitudes: dict[str, Tensor] = {}
     for stage, after in zip(network.plan, network.plan[1:], strict=False):
-        own = network.stages[stage.name]
-        assert isinstance(own, BranchedStage)
+        layer = network.stages[stage.name]
+        assert isinstance(layer, BranchedStage)
         weight = values[f"stages.{stage.name}.operations.0.weight"]
         parts = [weight.flatten(1).square().sum(1)]
-        if own.normalize is not None and own.normalize.weight is not None:
-            parts.append(own.normalize.weight.square())
+        if layer.normalize is not None and layer.normalize.weight is not None:
+            parts.append(layer.normalize.weight.square())
         read = values[f"stages.{after.name}.operations.0.weight"]
         parts.append(read.transpose(0, 1).flatten(1).square().sum(1))
         importance = torch.stack(parts).mean(0)
         importance = importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)
-        found[stage.name] = (importance / (1 + importance))[:, None]
+        magnitudes[stage.name] = (importance / (1 + importance))[:, None]
     classes = network.plan[-1]
-    found[classes.name] = torch.ones(classes.width, 1, dtype=weight.dtype, device=weight.device)
-    return found
+    magnitudes[classes.name] = torch.ones(classes.width, 1, dtype=weight.dtype, device=weight.device)
+    return magnitudes

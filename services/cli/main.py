@@ -67,13 +67,13 @@ def run(
     from services.cli.progress import result_tables, watching
     from services.cluster import own_cluster
     from services.execution.driver import run as run_study
-    from services.files.disk_full import room_in
+    from services.files.disk_full import explain_disk_full
     from services.finalize.finalize import finish
 
     if own_cluster() is not None and settings.home == Path.cwd():
         log("warning: NAS_BLOCKOUT_HOME is not set: what this job leaves goes when Ray removes the job's folder")
-    again = "run the same command again, or resume the study in the service"
-    with room_in(settings.folder(resolved.name), again=again):
+    resume = "run the same command again, or resume the study in the service"
+    with explain_disk_full(settings.folder(resolved.name), resume=resume):
         with watching(errors(), name=resolved.name, quiet=quiet) as observe:
             ran, store, splits = run_study(resolved, settings, observe=observe, source=source)
         with store:
@@ -146,12 +146,12 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Export the winner of an arm again: .pt2, ONNX, safetensors, card and verification."""
-    from services.files.disk_full import room_in
+    from services.files.disk_full import explain_disk_full
     from services.finalize.finalize import export_again
 
     log(f"exporting and verifying {arm or 'the winner of every arm'}")
     settings = installation()
-    with room_in(settings.folder(study), again="run the same command again"):
+    with explain_disk_full(settings.folder(study), resume="run the same command again"):
         folders = export_again(settings, study, arm, batch=batch)
     if as_json:
         print_json({"folders": [str(folder) for folder in folders]})

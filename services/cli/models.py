@@ -42,7 +42,7 @@ def predict(
     """
     import torch
 
-    from nas_blockout.data.image_io import read_picture
+    from nas_blockout.data.image_io import read_image
     from nas_blockout.export.prediction import ExportedModel
 
     _require_folder(model)
@@ -54,7 +54,7 @@ def predict(
     if asked["channels"] not in (1, 3):
         fail(USAGE, f"{model} takes images of {asked['channels']} channels; image files have 1 or 3")
     size = (asked["height"], asked["width"])
-    batch = torch.stack([read_picture(path, asked["channels"], size) for path in images])
+    batch = torch.stack([read_image(path, asked["channels"], size) for path in images])
     probabilities = opened.logits(batch, form=form).softmax(1)
     found = [_best(row, opened.class_names, top) for row in probabilities.tolist()]
     if as_json:

@@ -17,7 +17,7 @@ from services.budget.accounting import charged_seconds
 from services.budget.limits import Unit, shares
 from services.cluster.worker import Report, Task
 from services.execution.extension import enter
-from services.files.disk_full import is_told
+from services.files.disk_full import reports_disk_full
 from services.files.remote import ArtifactError, fetch_folder, place_of, remove
 from services.files.study_dir import Folder, environment, write_json, write_yaml
 from services.mlflow_sync import following
@@ -148,7 +148,9 @@ class Driver:
             self.store.record_epochs(report.trial, report.records, worker=report.worker)
             curve = longer(entry.curve, report.records) if self._watched(entry.arm, entry.phase) else ()
             self._update(report.trial, spent=int(report.records[-1]["sample_passes"]), curve=curve)
-        if report.failure is not None and is_told(report.failure):  # the next trial would fail, too, and be charged
+        if report.failure is not None and reports_disk_full(
+            report.failure
+        ):  # the next trial would fail, too, and be charged
             raise OSError(ENOSPC, f"trial {report.trial}: {report.failure}")
         if report.failure is not None:
             self._finish(report.trial, "failed", reason=report.failure)

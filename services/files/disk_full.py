@@ -1,4 +1,4 @@
-"""A full disk, told in one sentence: which one, what was kept, what to do, how to go on."""
+"""A full disk, reported in one message: which disk, what is saved, how much to free, how to continue."""
 
 import errno
 import shutil
@@ -9,23 +9,23 @@ from pathlib import Path
 
 from services.store import StoreError
 
-ROOM_BYTES = 100 * 10**6
-_ROOM = f"{ROOM_BYTES / 1e6:.0f} MB"
-_NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT})
-_WORDS = ("No space left on device", "Disk quota exceeded")  # as libraries in other languages pass it on
+NEEDED_BYTES = 100 * 10**6
+_ERROR_NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT})
+_MESSAGES = ("No space left on device", "Disk quota exceeded")  # as libraries in other languages pass it on
 
 
 class DiskFull(Exception):
-    """A disk has no room for what a study leaves behind; what it has found stands."""
+    """A disk has no space for a study's files; what the study has recorded so far stands."""
 
 
 @contextmanager
-def room_in(folder: Path, *, again: str) -> Iterator[None]:
-    """Turn what fails in the block for want of room into `DiskFull`.
+def explain_disk_full(folder: Path, *, resume: str, needed_bytes: int = NEEDED_BYTES) -> Iterator[None]:
+    """Turn an error of the block that a full disk caused into `DiskFull`.
 
     Args:
-        folder: What is written there, or below it.
-        again: What goes on, such as ``run the same command again``.
+        folder: The block writes there, or below it.
+        resume: How the user continues, such as ``run the same command again``.
+        needed_bytes: Free space below which a disk counts as full, and that the message asks for.
 
     Raises:
         DiskFull: A disk is full; that of the database, perhaps on another machine, remains a `StoreError`.
@@ -33,43 +33,44 @@ def room_in(folder: Path, *, again: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not any(_tells(each) for each in _chain(error)):
+        if not any(_is_disk_full(cause) for cause in _causes(error)):
             raise
-        place, free = _fullest(folder)
-        where = f"the disk under {place} is full ({free / 1e6:.1f} MB free)"
-        if free >= ROOM_BYTES:
-            where = f"a disk to which the study of {folder} writes, here or on a worker, had no room"
+        place, free = _fullest(folder, needed_bytes)
+        where = f"the disk that holds {place} is full ({free / 1e6:.1f} MB free)"
+        if free >= needed_bytes:  # it was a worker's, or has been emptied since
+            where = f"a disk that the study in {folder} writes to, here or on a worker, was full"
         raise DiskFull(
-            f"{where}: every trial that has ended is kept, with what was written before; free "
-            f"{_ROOM} there and {again}: it goes on where it stopped"
+            f"{where}. All completed trials are saved. Free at least {needed_bytes / 1e6:.0f} MB there, then {resume} "
+            "to continue where it stopped"
         ) from error
 
 
-def is_told(failure: str) -> bool:
-    """Whether the text of an error says that a disk is full."""
-    return any(words in failure for words in _WORDS)
+def reports_disk_full(message: str) -> bool:
+    """Whether the message of an error says that a disk is full."""
+    return any(text in message for text in _MESSAGES)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and not isinstance(error, StoreError):
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _tells(error: BaseException) -> bool:
-    return getattr(error, "errno", None) in _NUMBERS or is_told(str(error))
+def _is_disk_full(error: BaseException) -> bool:
+    return (isinstance(error, OSError) and error.errno in _ERROR_NUMBERS) or reports_disk_full(str(error))
 
 
-def _fullest(folder: Path) -> tuple[Path, int]:
-    """Return the folder with the least room, and the bytes that are free there; one for passing files if none lacks it.
+def _fullest(folder: Path, needed_bytes: int) -> tuple[Path, int]:
+    """Return the folder on the fullest disk that a study writes to, and the bytes that are free there.
 
-    What could not be written has been removed, so that a disk that was full may have some room again.
+    Files that could not be written have been removed by now, so a disk that was full may have some space again. The
+    folder of temporary files is only named where it lacks space and the study's own folders do not.
     """
-    inside = [path for depth in ("*", "*/*") for path in folder.glob(depth) if path.is_dir()]
-    places = [next(path for path in (folder, *folder.parents) if path.exists()), *inside]
-    place = min(places, key=_free)
-    passing = Path(tempfile.gettempdir())
-    place = passing if _free(passing) < ROOM_BYTES <= _free(place) else place
+    below = [path for depth in ("*", "*/*") for path in folder.glob(depth) if path.is_dir()]  # mounts, perhaps
+    places = [next(path for path in (folder, *folder.parents) if path.exists()), *below]
+    place, temporary = min(places, key=_free), Path(tempfile.gettempdir())
+    if _free(temporary) < needed_bytes <= _free(place):
+        place = temporary
     return place, _free(place)
 
 

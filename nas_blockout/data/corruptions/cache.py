@@ -12,7 +12,7 @@ from nas_blockout.data.splits import AnyPart
 from nas_blockout.data.subsets import balanced
 from nas_blockout.data.tensor_dataset import Part, scaled
 
-_AT_ONCE = 512
+_IMAGES_AT_ONCE = 512
 
 
 class CorruptedImages:
@@ -40,8 +40,8 @@ class CorruptedImages:
         self.index = balanced(part.labels, min(images, len(part)), seed=seed)
         self.labels = part.labels[self.index]
         self._preprocessing = preprocessing
-        batches = part.gather(torch.split(self.index, _AT_ONCE))
-        plain = torch.cat([preprocessing.undo(found) for found, _ in batches])
+        batches = part.gather(torch.split(self.index, _IMAGES_AT_ONCE))
+        plain = torch.cat([preprocessing.undo(normalized) for normalized, _ in batches])
         self._bytes = {
             (kind, severity): _corrupted(plain, kind, severity, seed=(100 * seed + 5 * number + severity) % 2**63)
             for number, kind in enumerate(TESTING)
@@ -60,6 +60,6 @@ class CorruptedImages:
 
 def _corrupted(images: Tensor, kind: str, severity: int, *, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    batches = torch.split(images, _AT_ONCE)
-    found = [corrupt(batch, kind, severity=severity, generator=generator) for batch in batches]
-    return torch.cat([batch.mul(255).round_().to(torch.uint8) for batch in found])
+    batches = torch.split(images, _IMAGES_AT_ONCE)
+    corrupted = [corrupt(batch, kind, severity=severity, generator=generator) for batch in batches]
+    return torch.cat([batch.mul(255).round_().to(torch.uint8) for batch in corrupted])

@@ -14,7 +14,7 @@ from nas_blockout.data.preprocessing import Preprocessing
 from nas_blockout.data.tensor_dataset import Part
 
 Errors = Mapping[str, Sequence[float]]
-_AT_ONCE = 512
+_IMAGES_AT_ONCE = 512
 
 
 def corrupted(part: Part, preprocessing: Preprocessing, name: str, *, severity: int, seed: int) -> Part:
@@ -30,7 +30,7 @@ def corrupted(part: Part, preprocessing: Preprocessing, name: str, *, severity: 
     generator = torch.Generator().manual_seed(seed)
     batches = [
         preprocessing.apply(corrupt(preprocessing.undo(images), name, severity=severity, generator=generator))
-        for images in torch.split(part.images, _AT_ONCE)
+        for images in torch.split(part.images, _IMAGES_AT_ONCE)
     ]
     return Part(torch.cat(batches), part.labels, part.background)
 
@@ -91,8 +91,8 @@ def _require_same(errors: Errors, baseline: Errors | None) -> None:
         raise ValueError("errors must have at least one kind of corruption, got none")
     amounts = {len(values) for table in (errors, baseline or {}) for values in table.values()}
     if (baseline is not None and set(baseline) != set(errors)) or len(amounts) > 1 or 0 in amounts:
-        found = [{name: len(values) for name, values in table.items()} for table in (errors, baseline or {})]
+        severities = [{name: len(values) for name, values in table.items()} for table in (errors, baseline or {})]
         raise ValueError(
-            f"every kind needs errors at the same severities, and both tables the same kinds; got {found[0]} against "
-            f"{found[1]}"
+            f"every kind needs errors at the same severities, and both tables the same kinds; "
+            f"got {severities[0]} against {severities[1]}"
         )

@@ -124,8 +124,8 @@ def read(version: Version, settings: DataSettings, root: Path | None) -> Collect
 
 def locate(version: Version, settings: DataSettings, root: Path | None) -> Path:
     """Return the first folder that has all files unpacked."""
-    given = [Path(settings.folder)] if settings.folder else []
-    parents = [*given, *([root / version.name, root] if root else [])]
+    candidates = [Path(settings.folder)] if settings.folder else []
+    parents = [*candidates, *([root / version.name, root] if root else [])]
     for folder in [folder for parent in parents for folder in (parent, parent / version.folder)]:
         if all((folder / file).is_file() for file in version.files):
             return folder
@@ -150,13 +150,13 @@ def fetch(version: Version, root: Path, *, address: str = ADDRESS) -> Path:
 
 def _unpacked(packed: bytes, version: Version) -> dict[str, bytes]:
     """Return the members that are read, by name; nothing else in the archive is looked at."""
-    found = {}
+    files = {}
     with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
         for file in version.files:
             member = archive.extractfile(f"{version.folder}/{file}")
             assert member is not None  # its MD5 has said so
-            found[file] = member.read()
-    return found
+            files[file] = member.read()
+    return files
 
 
 def _read_test(folder: Path, version: Version, classes: int) -> Labeled:

@@ -65,9 +65,9 @@ def read(settings: DataSettings, root: Path | None, *, md5: Mapping[str, str] = 
 
 def locate(settings: DataSettings, root: Path | None, *, packaged: Path = DEBIAN_FOLDER) -> Path:
     """Return the first folder that has all four files."""
-    given = [Path(settings.folder)] if settings.folder else []
+    folders = [Path(settings.folder)] if settings.folder else []
     downloaded = [root / "fashion_mnist", root / "FashionMNIST" / "raw"] if root else []
-    candidates = [*given, *downloaded, packaged]
+    candidates = [*folders, *downloaded, packaged]
     for folder in candidates:
         if all(_either(folder, name) for name in MD5_UNPACKED):
             return folder

@@ -158,10 +158,12 @@ def _render(path: Path) -> dict[str, Image]:
     font = _open(path, _MEASURING_SIZE * scale)
     missing = _ink(font, _NO_CHARACTER)
     drawn = {character: _ink(font, character) for character in CHARACTERS}
-    own = {key: value for key, value in drawn.items() if value[0].any() and not _equal(value, missing)}
-    if len(own) < FEWEST_CHARACTERS:
+    renderable = {key: value for key, value in drawn.items() if value[0].any() and not _equal(value, missing)}
+    if len(renderable) < FEWEST_CHARACTERS:
         return {}
-    images = {key: _placed(ink, BASELINE + above - round(float(bottom * scale))) for key, (ink, above) in own.items()}
+    images = {
+        key: _placed(ink, BASELINE + above - round(float(bottom * scale))) for key, (ink, above) in renderable.items()
+    }
     capitals = {key.lower(): image for key, image in images.items() if key.isupper()}
     return {
         key: image

@@ -48,11 +48,11 @@ def read(settings: DataSettings, root: Path | None, *, memory_bytes: int = MEMOR
     side = settings.image_size or SIDE
     train_folder = folder / "train" if (folder / "train").is_dir() else folder
     class_names = _classes(train_folder)
-    given = {"train": _listed(train_folder, class_names)}
+    listings = {"train": _listed(train_folder, class_names)}
     if train_folder != folder:
-        found = {name: _first_folder(folder, names) for name, names in _FOLDERS.items()}
-        given |= {name: _listed(path, class_names) for name, path in found.items() if path}
-    splits = _carve(given, class_names, seed=settings.split_seed)
+        folders = {name: _first_folder(folder, names) for name, names in _FOLDERS.items()}
+        listings |= {name: _listed(path, class_names) for name, path in folders.items() if path}
+    splits = _carve(listings, class_names, seed=settings.split_seed)
     files = {
         name: ImageFiles(listing.paths, listing.labels, side, root, memory_bytes) for name, listing in splits.items()
     }
@@ -74,14 +74,14 @@ class _Listing:
         return _Listing(tuple(self.paths[number] for number in index.tolist()), self.labels[index])
 
 
-def _carve(given: dict[str, _Listing], class_names: tuple[str, ...], *, seed: int) -> dict[str, _Listing]:
+def _carve(listings: dict[str, _Listing], class_names: tuple[str, ...], *, seed: int) -> dict[str, _Listing]:
     """Return all three splits; what is not given comes out of the training images."""
-    require_classes(given["train"].labels, class_names, split="training")
-    missing = [name for name in _FOLDERS if name not in given]
+    require_classes(listings["train"].labels, class_names, split="training")
+    missing = [name for name in _FOLDERS if name not in listings]
     shares = (1 - CARVED_SHARE * len(missing), *[CARVED_SHARE] * len(missing[1:]))
-    parts = stratified(given["train"].labels, shares[: len(missing)], seed=seed)
-    carved = {name: given["train"].at(index) for name, index in zip(("train", *missing), parts, strict=True)}
-    splits = given | carved
+    parts = stratified(listings["train"].labels, shares[: len(missing)], seed=seed)
+    carved = {name: listings["train"].at(index) for name, index in zip(("train", *missing), parts, strict=True)}
+    splits = listings | carved
     for name, listing in splits.items():
         require_classes(listing.labels, class_names, split=name)
     return splits

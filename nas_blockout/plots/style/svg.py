@@ -37,7 +37,7 @@ def to_svg(figure: Figure, *, name: str = "figure", description: str = "") -> st
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     prefix = re.sub(r"[^a-z0-9-]+", "-", name.lower())
     text = re.sub(r"<[a-z][^>]*>", lambda tag: _tag(tag.group(), used, prefix), text)
-    return re.sub(r"<svg[^>]*>", lambda found: _opening(found.group(), description), text, count=1).strip()
+    return re.sub(r"<svg[^>]*>", lambda match: _opening(match.group(), description), text, count=1).strip()
 
 
 def standalone(svg: str) -> str:
@@ -63,23 +63,23 @@ def _tag(tag: str, used: set[str], prefix: str) -> str:
     """Return a tag with short numbers, variable colors, the page's font, and no identifier that nothing refers to."""
     tag = re.sub(r'(?<= [dxy]=")[^"]*', _rounded, tag)
     tag = re.sub(r'(?<= transform=")[^"]*', _shorter, tag)
-    tag = re.sub(r' id="([^"]*)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", tag)
+    tag = re.sub(r' id="([^"]*)"', lambda match: f' id="{prefix}-{match[1]}"' if match[1] in used else "", tag)
     tag = re.sub(r' transform="rotate\(-?0 [^"]*"', "", tag)
     return _themed(re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", tag))
 
 
-def _rounded(found: re.Match[str]) -> str:
-    path = re.sub(r"-?\d+\.\d{3,}(e-?\d+)?", lambda number: f"{float(number.group()):.2f}", found.group())
+def _rounded(match: re.Match[str]) -> str:
+    path = re.sub(r"-?\d+\.\d{3,}(e-?\d+)?", lambda number: f"{float(number.group()):.2f}", match.group())
     return " ".join(path.split())
 
 
-def _shorter(found: re.Match[str]) -> str:
-    return re.sub(r"-?\d+\.\d{5,}", lambda number: f"{float(number.group()):.4f}", found.group())
+def _shorter(match: re.Match[str]) -> str:
+    return re.sub(r"-?\d+\.\d{5,}", lambda number: f"{float(number.group()):.4f}", match.group())
 
 
 def _themed(text: str) -> str:
-    def variable(found: re.Match[str]) -> str:
-        return f"{found[1]}: var(--{VARIABLES[found[2]]}, {found[2]})"
+    def variable(match: re.Match[str]) -> str:
+        return f"{match[1]}: var(--{VARIABLES[match[2]]}, {match[2]})"
 
     colors = "|".join(VARIABLES)
     text = re.sub(rf"(fill|stroke): ({colors})", variable, text)
@@ -87,18 +87,18 @@ def _themed(text: str) -> str:
     return re.sub(r"font: ((?:\w+ )*?)([\d.]+px) [^;\"]*", _font, text)
 
 
-def _font(found: re.Match[str]) -> str:
-    weight = "font-weight: 600; " if "bold" in found[1] or "700" in found[1] else ""
-    return f"{weight}font-size: {found[2]}"
+def _font(match: re.Match[str]) -> str:
+    weight = "font-weight: 600; " if "bold" in match[1] or "700" in match[1] else ""
+    return f"{weight}font-size: {match[2]}"
 
 
 def _opening(tag: str, description: str) -> str:
     box = re.search(r'viewBox="[^"]*"', tag)
     assert box is not None, "matplotlib writes a viewBox"
     width = box.group().split()[2]
-    said = f' aria-label="{escape(clean(description))}"' if description else ""
+    label = f' aria-label="{escape(clean(description))}"' if description else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box.group()} '
-        f'role="img"{said} style="--width: {float(width):.0f}" font-family="system-ui, sans-serif" '
+        f'role="img"{label} style="--width: {float(width):.0f}" font-family="system-ui, sans-serif" '
         'stroke-linejoin="round" stroke-linecap="butt">'
     )

@@ -18,7 +18,7 @@ from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork, Sites
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
-from nas_blockout.backbones.inference import HELD, FusedNetwork, FusedStage, FusedSum, FusedTerm
+from nas_blockout.backbones.inference import NUMBERS_AT_ONCE, FusedNetwork, FusedStage, FusedSum, FusedTerm
 from nas_blockout.backbones.inference_cost import Operations, Runtime
 from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
 from nas_blockout.methods.dropout import Dropout, DropoutSettings
@@ -261,9 +261,9 @@ def test_it_is_a_copy_and_cannot_be_trained() -> None:
 
 def test_many_images_pass_some_at_a_time_and_all_at_once_where_it_is_compiled() -> None:
     fused = network_of(PARALLEL, normalize=True).for_inference()
-    assert fused.at_once == HELD // (8 * 8 * 16), "the first layer, filled up, is the largest"
+    assert fused.images_at_once == NUMBERS_AT_ONCE // (8 * 8 * 16), "the first layer, filled up, is the largest"
     expected, passed = fused(images(8)), list[int]()
-    fused.at_once = 3
+    fused.images_at_once = 3
     handle = fused.stages["conv1"].register_forward_hook(lambda _, blocks, __: passed.append(len(blocks[0][0])))
     torch.testing.assert_close(fused(images(8)), expected, rtol=1e-5, atol=1e-5)
     assert passed == [3, 3, 2]

@@ -22,7 +22,7 @@ from nas_blockout.experiment import (
     matched,
     rebuild,
 )
-from nas_blockout.experiment.derivation import hand_over
+from nas_blockout.experiment.derivation import derive
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
 from nas_blockout.structure.distill import DistillationSettings, TrimBy
@@ -220,7 +220,7 @@ def test_what_is_too_much_goes_by_magnitude_where_all_probabilities_say_yes(
                 value[list(idle)] = 0
             elif name == "stages.hidden.operations.0.weight":
                 value[:, list(idle)] = 0
-    found, network = hand_over(experiment, learned, splits, device="cpu")
+    found, network = derive(experiment, learned, splits, device="cpu")
     assert macs_of(found.architecture, network.plan, splits.shape[0]) <= 0.6 * dense_macs(experiment, splits)
     rows = network.get_parameter("stages.features.operations.0.weight").flatten(1).square().sum(1)
     assert int((rows == 0).sum()) == kept
@@ -257,7 +257,7 @@ def test_without_its_branches_a_learned_network_has_one_group_a_layer_within_the
 def test_without_its_branches_but_with_all_its_nodes_a_network_computes_what_was_learned(splits: Splits) -> None:
     experiment = replace(LEARNED, distillation=DistillationSettings(placebo="unbranched", threshold=1e-9))
     learned = build(experiment, splits)
-    found, _ = hand_over(experiment, learned, splits, device="cpu")
+    found, _ = derive(experiment, learned, splits, device="cpu")
     assert found.architecture.is_dense
     assert found.gap["hard"] == found.gap["soft"]
     assert all(bound["max_abs_difference"] <= bound["bound"] for bound in found.equality.values())

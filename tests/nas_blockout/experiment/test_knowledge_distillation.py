@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, Snapshot, build
-from nas_blockout.experiment.knowledge_distillation import Taught, soft_target_loss
+from nas_blockout.experiment.knowledge_distillation import StudentWithTeacher, soft_target_loss
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
 from nas_blockout.methods.dropout import DropoutSettings
 from nas_blockout.structure.confusion import ConfusionSettings
@@ -118,23 +118,23 @@ class Recording(nn.Module):
 
 def test_the_teacher_sees_the_same_images_in_eval_mode_and_is_not_trained() -> None:
     student, teacher = Recording(), Recording()
-    taught = Taught(student, teacher, weight=0.5, temperature=2.0).train()
+    teacher_logits = StudentWithTeacher(student, teacher, weight=0.5, temperature=2.0).train()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     x, y = torch.randn(6, 3), torch.tensor([0, 1] * 3)
-    optimizer = torch.optim.SGD([p for p in taught.parameters() if p.requires_grad], lr=1.0)
+    optimizer = torch.optim.SGD([p for p in teacher_logits.parameters() if p.requires_grad], lr=1.0)
     for _ in range(3):
         optimizer.zero_grad()
-        taught.loss(x, y, torch.Generator()).backward()
+        teacher_logits.loss(x, y, torch.Generator()).backward()
         optimizer.step()
     assert student.training
     assert not teacher.training
     assert len(teacher.seen) == 3
     assert all(torch.equal(a, b) for a, b in zip(teacher.seen, student.seen, strict=True))
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-    assert taught.telemetry() == {"teacher/forward_passes": 18.0}
-    taught.eval()
-    assert torch.equal(taught(x), student(x))
-    assert len(teacher.seen) == 3, "nobody is taught in eval mode"
+    assert teacher_logits.telemetry() == {"teacher/forward_passes": 18.0}
+    teacher_logits.eval()
+    assert torch.equal(teacher_logits(x), student(x))
+    assert len(teacher.seen) == 3, "nobody is teacher_logits in eval mode"
 
 
 @pytest.mark.parametrize("experiment", TAUGHT.values(), ids=TAUGHT)
@@ -186,12 +186,12 @@ def test_a_student_that_hears_the_teacher_alone_comes_to_say_the_same() -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        taught = Taught(Recording(), Recording(), weight=1.0, temperature=3.0).train()
+        teacher_logits = StudentWithTeacher(Recording(), Recording(), weight=1.0, temperature=3.0).train()
     x, y = torch.randn(64, 3, generator=generator), torch.zeros(64, dtype=torch.int64)
-    optimizer = torch.optim.Adam([p for p in taught.parameters() if p.requires_grad], lr=0.05)
+    optimizer = torch.optim.Adam([p for p in teacher_logits.parameters() if p.requires_grad], lr=0.05)
     losses = []
     for _ in range(100):
-        loss = taught.loss(x, y, generator)
+        loss = teacher_logits.loss(x, y, generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

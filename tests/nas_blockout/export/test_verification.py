@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from nas_blockout.backbones.inference_cost import Operations
 from nas_blockout.export import MANIFEST, Verification, verify, verify_all
 from nas_blockout.export.subprocess_check import _weights
-from nas_blockout.export.verification import Job, check_files, collect, hand_over, judge, sealed
+from nas_blockout.export.verification import Job, check_files, collect, judge, sealed, submit
 from tests.nas_blockout.export.examples import RUNS_CODE, Hostile, edit, network, rehashed, rewrite, saved
 
 Tamper = Callable[[Path], None]
@@ -359,7 +359,7 @@ def test_a_model_that_the_process_dies_of_is_blamed_alone(exported: Path) -> Non
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         jobs = [Job(exported / "dense", hashes)] * 3
         for job in jobs:
-            hand_over(job, process)
+            submit(job, process)
         first, second, third = collect(jobs, process)
     assert first == {"model.pt2": "answered"}
     (blamed,) = judge(second).findings

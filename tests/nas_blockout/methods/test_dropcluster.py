@@ -105,7 +105,7 @@ def test_nothing_is_dropped_before_the_first_clustering() -> None:
     layer = DropCluster(DropClusterSettings(rate=0.5))
     assert torch.equal(layer(ones(), seeded()), ones())
     assert layer.telemetry() == {}
-    assert layer.label_pictures().numel() == 0
+    assert layer.label_images().numel() == 0
     with pytest.raises(ValueError, match="DropCluster needs a generator in training"):
         layer(ones())
 
@@ -272,7 +272,7 @@ def test_telemetry_counts_clusters_and_time() -> None:
 
 def test_pictures_number_the_clusters_in_reading_order() -> None:
     layer = learned()
-    pictures = layer.label_pictures()
+    pictures = layer.label_images()
     assert pictures.shape == layer.labels.shape
     assert bool((pictures[:, 0, 0] == 0).all())
     for picture, labels in zip(pictures, layer.labels, strict=True):

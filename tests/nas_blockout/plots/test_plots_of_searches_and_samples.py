@@ -61,7 +61,7 @@ def test_values_are_spread_over_an_axis(
 
 
 def test_names_are_cut_to_what_tells_them_apart() -> None:
-    assert parameters._last_parts(["optim.lr", "blockout.charge", "a.rate", "b.rate"]) == [
+    assert parameters._last_parts(["optim.lr", "blockout.cost_penalty", "a.rate", "b.rate"]) == [
         "lr", "cost_penalty", "a.rate", "b.rate",
     ]  # fmt: skip
 

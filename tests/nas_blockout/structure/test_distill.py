@@ -15,7 +15,7 @@ from nas_blockout.methods.blockout import Blockout, BlockoutSettings
 from nas_blockout.structure.distill import (
     TOLERANCE,
     DistillationSettings,
-    distil,
+    distill,
     harden,
     largest_difference,
     shuffled,
@@ -71,7 +71,7 @@ def test_branched_network_equals_the_masked_one(
 ) -> None:
     model = masked_network(seed, clusters=clusters, masked=masked, normalize=normalize)
     p = probabilities(model)
-    distilled = distil(p, harden(p, threshold))
+    distilled = distill(p, harden(p, threshold))
     branched = branched_of(distilled.architecture, normalize=normalize)
     for dtype, bound in TOLERANCE.items():
         assert largest_difference(model, distilled, branched, images(seed).to(dtype)) <= bound
@@ -88,7 +88,7 @@ def test_clean_up_changes_nothing_where_no_membership_had_to_be_put_back(seed: i
     model = masked_network(seed)
     p = probabilities(model)
     raw = harden(p, threshold)
-    cleaned = distil(p, raw).memberships
+    cleaned = distill(p, raw).memberships
     if any((cleaned[name].bool() & ~raw[name]).any() for name in raw):
         return
     fed_all = _nodes_that_read_nothing(raw)
@@ -114,7 +114,7 @@ def test_a_hand_made_structure_gives_the_expected_groups() -> None:
         "hidden": torch.tensor([[1, 0], [0, 1], [0, 1], [0, 0]], dtype=torch.bool),
         "classes": torch.tensor([[1, 0], [0, 1]], dtype=torch.bool),
     }
-    found = distil({name: value.double() for name, value in hard.items()}, hard)
+    found = distill({name: value.double() for name, value in hard.items()}, hard)
     described = [[(g.clusters, g.width, g.classes) for g in layer.groups] for layer in found.architecture.layers]
     assert described == [
         [((0,), 2, None), ((0, 1), 1, None), ((1,), 1, None)],
@@ -130,7 +130,7 @@ def test_unreachable_nodes_and_unshared_memberships_go() -> None:
         "hidden": torch.tensor([[1, 0, 1], [0, 1, 0], [0, 0, 1]], dtype=torch.bool),
         "classes": torch.tensor([[1, 0, 0], [1, 0, 0]], dtype=torch.bool),
     }
-    found = distil({name: value.double() for name, value in hard.items()}, hard)
+    found = distill({name: value.double() for name, value in hard.items()}, hard)
     # feature 1 feeds hidden 1, which no class reads; hidden 2 reads nothing; cluster 2 of hidden 0 meets nobody
     assert found.memberships["features"].tolist() == [[1, 0, 0], [0, 0, 0]]
     assert found.memberships["hidden"].tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
@@ -141,7 +141,7 @@ def test_every_class_keeps_its_most_probable_cluster_that_can_be_reached() -> No
         "hidden": torch.tensor([[0.9, 0.1], [0.8, 0.1]]),
         "classes": torch.tensor([[0.1, 0.3], [0.2, 0.1], [0.4, 0.6]]),
     }
-    found = distil(p, harden(p, 0.5))
+    found = distill(p, harden(p, 0.5))
     # classes 0 and 2 would like cluster 1, but no hidden node belongs to it
     assert found.memberships["classes"].tolist() == [[1, 0], [1, 0], [1, 0]]
     assert found.architecture.classes == 3
@@ -153,7 +153,7 @@ def test_a_layer_without_any_membership_keeps_its_most_probable_node() -> None:
         "hidden": torch.tensor([[0.1, 0.2], [0.3, 0.1]]),
         "classes": torch.rand(2, 2),
     }
-    found = distil(p, harden(p, 0.5))
+    found = distill(p, harden(p, 0.5))
     assert found.architecture.layers[1].width == 1
     assert found.nodes["hidden"][0].tolist() == [1]
 
@@ -168,7 +168,7 @@ def test_threshold_meets_its_target(seed: int, target: float) -> None:
         return macs_of(architecture, STAGES, 2) / dense  # type: ignore[arg-type]
 
     threshold = threshold_for(p, target, share_of)
-    assert share_of(distil(p, harden(p, threshold)).architecture) <= target
+    assert share_of(distill(p, harden(p, threshold)).architecture) <= target
 
 
 def test_a_target_that_no_threshold_meets_is_refused() -> None:
@@ -184,12 +184,12 @@ def test_small_groups_join_the_most_similar_large_one() -> None:
         "classes": torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.bool),
     }
     p = {name: value.double() for name, value in hard.items()}
-    found = distil(p, hard, min_group_size=2)
+    found = distill(p, hard, min_group_size=2)
     assert [(g.clusters, g.width) for g in found.architecture.layers[0].groups] == [((0,), 3), ((1, 2), 3)]
     assert found.memberships["hidden"][-1].tolist() == [0, 0, 0], "a node without a cluster stays without"
-    everything = distil(p, hard, min_group_size=100)
+    everything = distill(p, hard, min_group_size=100)
     assert [(g.clusters, g.width) for g in everything.architecture.layers[0].groups] == [((0,), 6)]
-    assert distil(p, hard, min_group_size=1).architecture == distil(p, hard).architecture
+    assert distill(p, hard, min_group_size=1).architecture == distill(p, hard).architecture
 
 
 def test_placebo_keeps_the_rows_of_every_layer_and_the_cost() -> None:
@@ -201,18 +201,18 @@ def test_placebo_keeps_the_rows_of_every_layer_and_the_cost() -> None:
     assert any(not torch.equal(moved[name], hard[name]) for name in hard)
     only_classes = shuffled(hard, torch.Generator().manual_seed(1), placebo="classes")
     assert torch.equal(only_classes["features"], hard["features"])
-    assert macs_of(distil(p, moved).architecture, STAGES, 2) == macs_of(distil(p, hard).architecture, STAGES, 2)
+    assert macs_of(distill(p, moved).architecture, STAGES, 2) == macs_of(distill(p, hard).architecture, STAGES, 2)
     assert shuffled(hard, torch.Generator(), placebo="none") == hard
 
 
 def test_undivided_keeps_the_nodes_and_every_connection_between_them() -> None:
     p = probabilities(masked_network(4))
     divided, whole = harden(p, 0.5), harden(unbranched(p), 0.5)
-    found = distil(unbranched(p), whole).architecture
+    found = distill(unbranched(p), whole).architecture
     assert [layer.width for layer in found.layers] == [int(hard.any(1).sum()) for hard in divided.values()]
     assert all(torch.equal(whole[name][:, 0], hard.any(1)) for name, hard in divided.items())
     assert found.is_dense
-    assert macs_of(found, STAGES, 2) > macs_of(distil(p, divided).architecture, STAGES, 2)
+    assert macs_of(found, STAGES, 2) > macs_of(distill(p, divided).architecture, STAGES, 2)
 
 
 @pytest.mark.parametrize(

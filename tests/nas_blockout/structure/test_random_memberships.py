@@ -19,7 +19,7 @@ from nas_blockout.backbones.branched import BranchedNetwork, Stage, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.backbones.inference_cost import Operations
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings
-from nas_blockout.structure.distill import TOLERANCE, Distilled, distil, harden, logits_under, transplant
+from nas_blockout.structure.distill import TOLERANCE, Distilled, distill, harden, logits_under, transplant
 
 EXAMPLES = int(os.environ.get("NAS_BLOCKOUT_MEMBERSHIPS", "40"))
 CLASSES = 5
@@ -134,7 +134,7 @@ def test_every_distilled_network_is_valid_and_equals_the_masked_one(case: Case) 
     plan, shape = plan_of(case)
     model = masked_network(case, plan, shape[0])
     p = {name: value.detach() for name, value in model.probabilities().items()}
-    found = distil(p, harden(p, case.threshold), min_group_size=case.min_group_size)
+    found = distill(p, harden(p, case.threshold), min_group_size=case.min_group_size)
     check_structure(found)
     assert macs_of(found.architecture, plan, shape[0]) <= macs_of(dense_of(plan), plan, shape[0])
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(case.seed), dtype=torch.float64)

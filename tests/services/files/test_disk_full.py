@@ -1,4 +1,4 @@
-"""A full disk is told in one sentence, whoever met it; other errors stay what they are."""
+"""A full disk is reported in one message, wherever it was met; other errors stay what they are."""
 
 import errno
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from services.cluster.worker import describe_error
-from services.files.disk_full import DiskFull, is_told, room_in
+from services.files.disk_full import DiskFull, explain_disk_full, reports_disk_full
 from services.store import StoreError
 
 FULL = Path("/dev/full")  # refuses every byte, as a disk without room does
@@ -39,19 +39,19 @@ def raise_from_a_full_database() -> None:
 
 @pytest.mark.parametrize("write", [write_text, raise_what_a_library_says, raise_from_a_full_disk])
 @pytest.mark.parametrize("still", [True, False])
-def test_a_full_disk_is_told_in_one_sentence(tmp_path, monkeypatch, write, still):
+def test_a_full_disk_reports_disk_full_in_one_sentence(tmp_path, monkeypatch, write, still):
     folder = tmp_path / "runs" / "example"
-    monkeypatch.setattr("services.files.disk_full.ROOM_BYTES", 10**18 if still else 0)
-    with pytest.raises(DiskFull) as told, room_in(folder, again="run the same command again"):
+    needed = 10**18 if still else 0  # no disk has so much free, every disk has so little
+    with pytest.raises(DiskFull) as raised, explain_disk_full(folder, resume="do it again", needed_bytes=needed):
         write()
-    sentence = str(told.value)
+    message = str(raised.value)
     if still:
-        assert sentence.startswith(f"the disk under {tmp_path} is full (")
+        assert message.startswith(f"the disk that holds {tmp_path} is full (")
     else:
-        assert sentence.startswith(f"a disk to which the study of {folder} writes, here or on a worker, had no room")
-    assert "every trial that has ended is kept" in sentence
-    assert sentence.endswith("free 100 MB there and run the same command again: it goes on where it stopped")
-    assert "\n" not in sentence
+        assert message.startswith(f"a disk that the study in {folder} writes to, here or on a worker, was full.")
+    assert "All completed trials are saved." in message
+    assert message.endswith(f"Free at least {needed / 1e6:.0f} MB there, then do it again to continue where it stopped")
+    assert "\n" not in message
 
 
 def write_archive() -> None:
@@ -61,19 +61,19 @@ def write_archive() -> None:
 
 @pytest.mark.parametrize("write", [write_text, write_archive, raise_what_a_library_says])
 def test_a_worker_that_meets_a_full_disk_is_understood(write):
-    with pytest.raises((OSError, RuntimeError)) as met:
+    with pytest.raises((OSError, RuntimeError)) as raised:
         write()
-    assert is_told(describe_error(met.value))
-    assert not is_told("RuntimeError: loss is not finite")
+    assert reports_disk_full(describe_error(raised.value))
+    assert not reports_disk_full("RuntimeError: loss is not finite")
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), KeyError("x"), StoreError("database or disk is full")])
 def test_other_errors_stay_what_they_are(tmp_path, error):
-    with pytest.raises(type(error)) as told, room_in(tmp_path, again="again"):
+    with pytest.raises(type(error)) as raised, explain_disk_full(tmp_path, resume="try again"):
         raise error
-    assert told.value is error
+    assert raised.value is error
 
 
 def test_a_database_without_room_is_no_disk_of_the_study(tmp_path):
-    with pytest.raises(StoreError), room_in(tmp_path, again="again"):
+    with pytest.raises(StoreError), explain_disk_full(tmp_path, resume="try again"):
         raise_from_a_full_database()

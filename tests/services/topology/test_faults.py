@@ -161,7 +161,7 @@ def test_a_full_disk_under_the_artifacts(scene: Scene) -> None:
         row = scene.wait_for_end("full-disk")
         assert row.state == "failed"
         assert row.message.startswith(f"the disk under {models} is full")
-        assert row.message.endswith("resume the study in the service: it goes on where it stopped")
+        assert row.message.endswith("or resume the study in the service to continue where it stopped")
         assert trials(scene.store, "full-disk") == scene.undisturbed
         told = row.message.replace(str(scene.system.path("ray-head", HOME)), HOME)  # as in a container
     assert scene.client("POST", "/v1/studies/full-disk/resume")[0] in (200, 202)
