@@ -29,7 +29,7 @@ def read_image(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
         raise ValueError(f"channels must be 1 (gray) or 3 (color), got channels={channels}")
     try:
         with Image.open(path) as file:
-            image = _eight_bits(ImageOps.exif_transpose(file)).convert("L" if channels == 1 else "RGB")
+            image = eight_bits(ImageOps.exif_transpose(file)).convert("L" if channels == 1 else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataCorrupt(f"{path} must be a whole image, got: {error}; name a PNG or JPEG file") from error
     height, width = size
@@ -39,8 +39,8 @@ def read_image(path: Path, channels: int, size: tuple[int, int]) -> Tensor:
     return values.permute(2, 0, 1).contiguous().float() / 255
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return an image of 16 bits with its upper 8, which a plain conversion would cut off at 255."""
-    if image.mode.startswith("I"):
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image of 16 bits a pixel with the upper 8 of them, any other as it is."""
+    if image.mode.startswith("I"):  # Pillow's own conversion to "L" or "RGB" clips at 255 instead of scaling
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image

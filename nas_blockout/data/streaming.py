@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nas_blockout.data.downloads import Arrays, cached, digest
 from nas_blockout.data.errors import DataCorrupt
+from nas_blockout.data.image_io import eight_bits
 from nas_blockout.data.preprocessing import Preprocessing
 from nas_blockout.data.tensor_dataset import Labeled, scaled
 
@@ -36,7 +37,7 @@ class ImageFiles:
         labels: Shape (n,), int64, numbers of classes.
         side: Height and width that images get, in pixels.
         root: Decoded images are cached in it; None for no cache.
-        memory_bytes: More than this is not held in memory.
+        memory_bytes: Images that take more than this are not kept in memory.
     """
 
     paths: tuple[Path, ...]
@@ -191,17 +192,11 @@ def decode(path: Path, side: int) -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            square = ImageOps.fit(_color(upright), (side, side), method=Image.Resampling.BILINEAR)
+            upright = eight_bits(ImageOps.exif_transpose(file)).convert("RGB")
+            square = ImageOps.fit(upright, (side, side), method=Image.Resampling.BILINEAR)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataCorrupt(f"{path} must be a whole image, got: {error}; repair or remove it") from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
-
-
-def _color(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel, which a plain conversion would cut off at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
 
 
 def _decode_all(files: ImageFiles) -> Arrays:

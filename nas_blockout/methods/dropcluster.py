@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from nas_blockout.methods.feature_clustering import cells, descriptors, in_reading_order, kmeans, rena, shuffled
+from nas_blockout.methods.feature_clustering import cells, descriptors, kmeans, rena, shuffled
 from nas_blockout.methods.random_masks import bernoulli_, checked_maps, checked_rate, generator_for
 from nas_blockout.training_protocol import TelemetryValue, TrainableLayer
 
@@ -201,10 +201,6 @@ class DropCluster(TrainableLayer):
             f"dropcluster/rate/{place}": self.settings.rate * self.ramp,
             f"dropcluster/clustering_share/{place}": self.clustering_seconds / elapsed,
         }
-
-    def label_images(self) -> Tensor:
-        """Return the label map as images, shape ``(channels, height, width)``, clusters numbered in reading order."""
-        return in_reading_order(self.labels) if self.labels.numel() else self.labels
 
     def extra_repr(self) -> str:
         return f"rate={self.settings.rate}, cluster_size={self.settings.cluster_size}, labels={self.settings.labels}"

@@ -141,23 +141,6 @@ def cells(
     return grid.flatten(1)
 
 
-def in_reading_order(labels: Tensor) -> Tensor:
-    """Number the clusters of every channel by where they first appear: a picture that does not depend on their names.
-
-    Args:
-        labels: Label map, shape ``(channels, positions)`` or ``(channels, height, width)``.
-
-    Returns:
-        Shaped as `labels`; the first position of every channel has label 0.
-    """
-    flat = labels.flatten(1)
-    channels, positions = flat.shape
-    place = torch.arange(positions, device=labels.device).expand_as(flat)
-    first = torch.full((channels, int(flat.max()) + 1), positions, device=labels.device)
-    first = first.scatter_reduce(1, flat, place, "amin")
-    return first.argsort(1).argsort(1).gather(1, flat).view_as(labels)
-
-
 def _drawn_centers(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     channels, positions, images = points.shape
     candidates, every = 2 + int(math.log(clusters)), torch.arange(channels, device=points.device)

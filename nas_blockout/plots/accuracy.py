@@ -22,7 +22,7 @@ from nas_blockout.plots.style.canvas import (
     title,
 )
 from nas_blockout.plots.style.labels import place_labels
-from nas_blockout.plots.style.theme import FONT, INK, LOST, MUTED, SHOWN, SMALL, look, styled
+from nas_blockout.plots.style.theme import FONT, INK, LOST, MUTED, SHOWN, SMALL, style_of, styled
 
 _ROW = 21.0
 _NAMES = 118.0
@@ -80,7 +80,7 @@ def figure_accuracy(estimates: Sequence[Estimate], *, label: str = "test accurac
 
 
 def _estimate(axes: Axes, row: int, estimate: Estimate) -> None:
-    style = look(estimate.role)
+    style = style_of(estimate.role)
     if estimate.mean is None:
         axes.text(
             0.02, row, "no retrained model", transform=axes.get_yaxis_transform(), va="center", size=SMALL, color=MUTED
@@ -170,7 +170,7 @@ def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -
         axes.set_xscale("log")
     axes.plot([costs[i] for i in front], [points[i].accuracy for i in front], color=MUTED, lw=1, ls=(0, (4, 2)))
     for point in points:
-        style = look(point.role)
+        style = style_of(point.role)
         if point.interval is not None:
             axes.plot([point.cost] * 2, point.interval, color=style.color, lw=1, alpha=0.6)
         axes.plot([point.cost], [point.accuracy], style.marker, ms=6.5, color=style.color)
@@ -212,7 +212,7 @@ def figure_gap(arms: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]]) ->
     values = [value for _, steps in arms.values() for seeds in steps.values() for value in seeds]
     limits = padded(values)
     for axes, (name, (role, steps)) in zip(panels, arms.items(), strict=True):
-        style, places = look(role), range(len(steps))
+        style, places = style_of(role), range(len(steps))
         seeds = max(map(len, steps.values()))
         for seed in range(seeds):
             line = [by_seed[seed] if seed < len(by_seed) else math.nan for by_seed in steps.values()]

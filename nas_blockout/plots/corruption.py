@@ -7,7 +7,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from nas_blockout.plots.style.canvas import NARROW, padded, percent_axis, small_multiples, title
-from nas_blockout.plots.style.theme import GRID, MUTED, PAPER, SMALL, look, styled
+from nas_blockout.plots.style.theme import GRID, MUTED, PAPER, SMALL, style_of, styled
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def figure_corruption(arms: Sequence[Corrupted]) -> Figure:
     for axes, arm in zip(panels, arms, strict=True):
         others = [other.line for other in arms if other is not arm]
         axes.add_collection(LineCollection(others, colors=GRID, linewidths=1), autolim=False)
-        style = look(arm.role)
+        style = style_of(arm.role)
         axes.plot(*zip(*arm.line, strict=True), color=style.color, lw=1.7)
         axes.plot([severity for severity, _ in arm.errors], [e for _, e in arm.errors], style.marker, ms=3.5,
                   mec="none", mfc=style.color)  # fmt: skip

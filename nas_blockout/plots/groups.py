@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nas_blockout.plots.style.canvas import NARROW, canvas, padded, panel, shorten
-from nas_blockout.plots.style.theme import FONT, INK, MUTED, SMALL, look, styled
+from nas_blockout.plots.style.theme import FONT, INK, MUTED, SMALL, style_of, styled
 
 _ROW, _NAMES = 19.0, 126.0
 
@@ -64,7 +64,7 @@ def _reference(row: Agreed | str) -> str:
 
 
 def _draw(axes: Axes, row: int, entry: Agreed) -> None:
-    style = look(entry.role)
+    style = style_of(entry.role)
     axes.barh(row, entry.shuffled[1] - entry.shuffled[0], left=entry.shuffled[0], height=0.6, color=MUTED, alpha=0.3)
     axes.plot(entry.values, [row + 0.2] * len(entry.values), "o", ms=3, mec="none", mfc=style.color, alpha=0.6)
     axes.plot([entry.mean], [row - 0.08], style.marker, ms=5.5, color=style.color)

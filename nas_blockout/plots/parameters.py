@@ -24,7 +24,7 @@ from nas_blockout.plots.style.canvas import (
     size_of,
     text_width,
 )
-from nas_blockout.plots.style.theme import FONT, GRID, INK, LOST, MUTED, SMALL, look, styled
+from nas_blockout.plots.style.theme import FONT, GRID, INK, LOST, MUTED, SMALL, style_of, styled
 
 _ROW, _NAMES, _NAME = 14.0, 138.0, 78.0
 _TINY = 7.0
@@ -72,7 +72,7 @@ def figure_importance(arms: Sequence[Importances]) -> Figure:
     axes = panel(figure, (_NAMES, 4, NARROW - _NAMES - 34, _ROW * len(rows)))
     for row, (arm, name) in enumerate(rows):
         if name is not None:
-            _bar(axes, row, look(arm.role).color, *arm.shares[name])
+            _bar(axes, row, style_of(arm.role).color, *arm.shares[name])
         else:
             _headed(axes, row, arm)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -166,7 +166,7 @@ def _style(role: str, scores: Array, trial: int) -> dict[str, Any]:
     if math.isnan(scores[trial]):
         return {"color": LOST, "lw": 0.9, "ls": (0, (3, 2)), "alpha": 0.8}
     best = scores[trial] >= np.nanquantile(scores, 1 - _BEST)
-    return {"color": look(role).color, "lw": 1.6} if best else {"color": MUTED, "lw": 0.7, "alpha": 0.55}
+    return {"color": style_of(role).color, "lw": 1.6} if best else {"color": MUTED, "lw": 0.7, "alpha": 0.55}
 
 
 def _named_axes(axes: Axes, names: Sequence[str], ends: Sequence[tuple[str, str]]) -> None:

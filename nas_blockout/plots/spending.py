@@ -25,7 +25,7 @@ from nas_blockout.plots.style.canvas import (
     text_width,
     title,
 )
-from nas_blockout.plots.style.theme import GRID, INK, LOST, MUTED, SHOWN, SMALL, look, styled
+from nas_blockout.plots.style.theme import GRID, INK, LOST, MUTED, SHOWN, SMALL, style_of, styled
 
 _ROW = 19.0
 _NAMES = 110.0
@@ -70,7 +70,7 @@ def figure_best_so_far(curves: Sequence[Curve], *, budget: float | None = None) 
     for axes, curve in zip(panels, curves, strict=True):
         if budget:
             axes.axvline(budget, color=MUTED, lw=0.8, ls=(0, (1, 2)))
-        axes.plot(curve.x, curve.y, "o", ms=3, mec="none", mfc=look(curve.role).color)
+        axes.plot(curve.x, curve.y, "o", ms=3, mec="none", mfc=style_of(curve.role).color)
         amount_axis(axes, ticks=3)
     _label(figure, panels, "sample passes spent on the search")
     return figure
@@ -95,7 +95,7 @@ def _compared(curves: Sequence[Curve], *, steps: bool, limits: tuple[float, floa
     for axes, curve in zip(panels, curves, strict=True):
         others = [_outline(other, steps=steps) for other in curves if other is not curve]
         axes.add_collection(LineCollection(others, colors=GRID, linewidths=1), autolim=False)
-        color = look(curve.role).color
+        color = style_of(curve.role).color
         if curve.lower is not None and curve.upper is not None:
             axes.fill_between(
                 curve.x, curve.lower, curve.upper, color=color, alpha=0.25, lw=0, step="post" if steps else None

@@ -18,8 +18,8 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammaln, nctdtrinc, stdtr, stdtrit
+from numpy.typing import NDArray
+from scipy.special import nctdtrinc, stdtr, stdtrit
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -29,7 +29,6 @@ _CONSTANT = 1e-12  # a spread below this share of the values is rounding, not va
 _SMALLEST_P = float(np.finfo(np.float64).tiny)
 _EXACT_SEEDS = 14  # all 2**14 sign flips are still listed; more seeds are sampled
 _SIGN_FLIPS = 9_999
-_MOST_SEEDS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +83,6 @@ class Comparison:
     pairs: tuple[Pair, ...]
     ranking: tuple[str, ...] | None
     reason: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """Adjusted mutual information of two labelings and its one-sided p-value among shuffled labels."""
-
-    adjusted_mutual_information: float
-    p_value: float
-    permutations: int
 
 
 def _finite(values: Sequence[float] | Array, name: str) -> Array:
@@ -288,27 +278,6 @@ def smallest_effect(
     return float(nctdtrinc(n - 1, 1 - power, critical)) * std_of_differences / math.sqrt(n)
 
 
-def required_seeds(
-    effect: float, std_of_differences: float, *, alpha: float = 0.05, comparisons: int = 1, power: float = 0.8
-) -> int:
-    """Give the number of shared seeds from which ``effect`` (> 0) is shown with the given power.
-
-    Raises:
-        ValueError: if a quantity is out of range, or 100,000 seeds would not do.
-    """
-
-    def shows(n: int) -> bool:
-        return smallest_effect(std_of_differences, n, alpha=alpha, comparisons=comparisons, power=power) <= effect
-
-    if not effect > 0 or not shows(_MOST_SEEDS):
-        raise ValueError(f"effect must be positive and within reach of {_MOST_SEEDS} seeds, got {effect}")
-    low, high = 1, _MOST_SEEDS
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if shows(middle) else (middle, high)
-    return high
-
-
 def _family(arms: Mapping[str, Mapping[int, float]], pairs: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
     if pairs is None:
         return list(combinations(arms, 2))
@@ -391,59 +360,3 @@ def budget_disagreement(
         f"{arm} {abs(shares[arm]):.1%} {'more' if shares[arm] > 0 else 'less'} ({costs[arm]:,.6g})" for arm in wrong
     )
     return f"spending differs by more than {tolerance:.1%} from {yardstick} ({target:,.6g} {unit}): {listed}"
-
-
-def _mutual_information(table: Array) -> float:
-    rows, columns, total = table.sum(1, keepdims=True), table.sum(0, keepdims=True), table.sum()
-    occurring = table > 0
-    return float((table[occurring] / total * np.log((table * total / (rows * columns))[occurring])).sum())
-
-
-def _expected_information(rows: Array, columns: Array) -> float:
-    """Mean mutual information of random labelings with these class sizes (hypergeometric)."""
-    total = rows.sum()
-    expected = 0.0
-    for row in rows:
-        for column in columns:
-            n = np.arange(max(1.0, row + column - total), min(row, column) + 1)
-            ways = [row, column, total - row, total - column, -total, -n, n - row, n - column, row + column - n - total]
-            log_p = sum(np.sign(way) * gammaln(np.abs(way) + 1) for way in ways)
-            expected += float((n / total * np.log(total * n / (row * column)) * np.exp(log_p)).sum())
-    return expected
-
-
-def agreement(labels: ArrayLike, others: ArrayLike, *, permutations: int = 999, seed: int = 0) -> Agreement:
-    """Measure how far two labelings of the same items agree beyond chance.
-
-    .. math:: AMI = (I - E[I]) / ((H_1 + H_2) / 2 - E[I])
-
-    I is the mutual information, E[I] its mean over random labelings with the same class sizes, H the entropies. The
-    p-value is the share of shuffled labelings that agree as much or more, the given one included, so it is never 0.
-
-    Args:
-        labels: a label of each item, (items,).
-        others: another, (items,).
-        permutations: number of shuffles, at least 1.
-        seed: of the shuffles.
-
-    References:
-        Vinh, Epps & Bailey, "Information theoretic measures for clusterings comparison", JMLR, 2010.
-    """
-    first, second = (np.unique(np.asarray(side), return_inverse=True)[1].ravel() for side in (labels, others))
-    if first.size != second.size or first.size == 0 or permutations < 1:
-        raise ValueError(f"needs two labels an item, permutations >= 1, got {first.size} {second.size} {permutations}")
-    shape = (int(first.max()) + 1, int(second.max()) + 1)
-
-    def information(shuffled: NDArray[np.intp]) -> float:
-        counts = np.bincount(first * shape[1] + shuffled, minlength=shape[0] * shape[1])
-        return _mutual_information(counts.reshape(shape).astype(np.float64))
-
-    observed = information(second)
-    generator = np.random.default_rng(seed)
-    as_good = sum(information(generator.permutation(second)) >= observed - 1e-12 for _ in range(permutations))
-    sizes = [np.bincount(side).astype(np.float64) for side in (first, second)]
-    mean_entropy = sum(float(-(size / first.size * np.log(size / first.size)).sum()) for size in sizes) / 2
-    expected = _expected_information(*sizes)
-    room = mean_entropy - expected
-    adjusted = (observed - expected) / room if room > 1e-12 else 0.0
-    return Agreement(adjusted, (1 + as_good) / (1 + permutations), permutations)

@@ -10,18 +10,16 @@ References:
 """
 
 from nas_blockout.data.corruptions.cache import CorruptedImages
-from nas_blockout.data.corruptions.registry import CORRUPTIONS, SEVERITIES, TESTING, TUNING, Corruption, corrupt
-from nas_blockout.data.corruptions.robustness import corrupted, mean_corruption_error, relative_corruption_error
+from nas_blockout.data.corruptions.registry import CORRUPTIONS, SEVERITIES, TESTING, Corruption, corrupt
+from nas_blockout.data.corruptions.robustness import corrupted, mean_corruption_error
 
 __all__ = [
     "CORRUPTIONS",
     "SEVERITIES",
     "TESTING",
-    "TUNING",
     "CorruptedImages",
     "Corruption",
     "corrupt",
     "corrupted",
     "mean_corruption_error",
-    "relative_corruption_error",
 ]

@@ -154,7 +154,6 @@ CORRUPTIONS: Mapping[str, Corruption] = {
     ),
 }
 TESTING = tuple(name for name, corruption in CORRUPTIONS.items() if not corruption.tuning)
-TUNING = tuple(name for name, corruption in CORRUPTIONS.items() if corruption.tuning)
 
 
 def corrupt(images: Tensor, name: str, *, severity: int, generator: torch.Generator) -> Tensor:

@@ -57,29 +57,6 @@ def mean_corruption_error(errors: Errors, baseline: Errors | None = None) -> flo
     return sum(ratios) / len(ratios)
 
 
-def relative_corruption_error(errors: Errors, clean: float, baseline: Errors, baseline_clean: float) -> float:
-    """Average what corruption adds to the clean error, as a share of what it adds to a baseline's.
-
-    Args:
-        errors: For each kind the error, in 0..1, at each severity.
-        clean: Error on clean images, in 0..1.
-        baseline: Errors of the network that all are compared with.
-        baseline_clean: Its clean error.
-
-    Returns:
-        The relative mean corruption error: 1 is the baseline's, 0 no loss at all.
-
-    Raises:
-        ValueError: Kinds or severities differ, or corruption adds nothing to the baseline's error on a kind.
-    """
-    _require_same(errors, baseline)
-    ratios = [
-        _ratio(name, sum(value - clean for value in values), sum(value - baseline_clean for value in baseline[name]))
-        for name, values in errors.items()
-    ]
-    return sum(ratios) / len(ratios)
-
-
 def _ratio(name: str, value: float, reference: float) -> float:
     if reference <= 0:
         raise ValueError(f"the baseline must lose something on {name}, got {reference}; leave it out or take another")

@@ -16,7 +16,7 @@ SHOWN, LOST, HEAT = "#0b6bcb", "#b35c00", "#2f81d8"
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class RoleStyle:
     """How the arms of one role are drawn: color and marker say the same, for those who do not see colors."""
 
     color: str
@@ -24,10 +24,10 @@ class Look:
 
 
 ROLES = {
-    "learned": Look("#0072b2", "o"),
-    "placebo": Look("#b0478a", "D"),
-    "ablation": Look("#b85c00", "s"),
-    "baseline": Look("#57606a", "^"),
+    "learned": RoleStyle("#0072b2", "o"),
+    "placebo": RoleStyle("#b0478a", "D"),
+    "ablation": RoleStyle("#b85c00", "s"),
+    "baseline": RoleStyle("#57606a", "^"),
 }
 
 # Tableau's ten, which are of middle lightness and stand on white and on black.
@@ -52,7 +52,7 @@ VARIABLES = {
     PAPER: "paper",
     SHOWN: "shown",
     LOST: "lost",
-    **{look.color: role for role, look in ROLES.items()},
+    **{style.color: role for role, style in ROLES.items()},
 }
 
 _RC: dict[str, Any] = {
@@ -104,8 +104,8 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def look(role: str) -> Look:
-    """Return how a role is drawn; one that is not known is drawn as a rival."""
+def style_of(role: str) -> RoleStyle:
+    """Return how a role is drawn; an unknown role is drawn as a baseline."""
     return ROLES.get(role, ROLES["baseline"])
 
 

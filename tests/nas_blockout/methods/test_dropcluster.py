@@ -105,7 +105,6 @@ def test_nothing_is_dropped_before_the_first_clustering() -> None:
     layer = DropCluster(DropClusterSettings(rate=0.5))
     assert torch.equal(layer(ones(), seeded()), ones())
     assert layer.telemetry() == {}
-    assert layer.label_images().numel() == 0
     with pytest.raises(ValueError, match="DropCluster needs a generator in training"):
         layer(ones())
 
@@ -268,16 +267,6 @@ def test_telemetry_counts_clusters_and_time() -> None:
     assert 0 < found["dropcluster/clustering_share/4x6x8"] <= 1
     layer.prepare_epoch(1, 4)
     assert layer.telemetry()["dropcluster/clustering_share/4x6x8"] == 0
-
-
-def test_pictures_number_the_clusters_in_reading_order() -> None:
-    layer = learned()
-    pictures = layer.label_images()
-    assert pictures.shape == layer.labels.shape
-    assert bool((pictures[:, 0, 0] == 0).all())
-    for picture, labels in zip(pictures, layer.labels, strict=True):
-        pairs = torch.stack((picture.flatten(), labels.flatten())).unique(dim=1)
-        assert pairs.shape[1] == 5  # one name for one cluster
 
 
 def test_the_mathematics_needs_no_layer() -> None:

@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from nas_blockout.methods import feature_clustering
-from nas_blockout.methods.feature_clustering import cells, descriptors, in_reading_order, kmeans, rena, shuffled
+from nas_blockout.methods.feature_clustering import cells, descriptors, kmeans, rena, shuffled
 from tests.nas_blockout.methods import oracles
 
 
@@ -168,11 +168,3 @@ def test_shuffled_labels_keep_their_sizes_and_lose_their_places() -> None:
     assert len(found.unique(dim=0)) == 5
     kept = float((found == labels).double().mean())
     assert abs(kept - 1 / 8) < 5 * math.sqrt(0.11 / 320)
-
-
-@given(st.lists(st.lists(st.integers(0, 4), min_size=6, max_size=6), min_size=1, max_size=4))
-def test_reading_order_numbers_clusters_by_their_first_position(rows: list[list[int]]) -> None:
-    names: list[dict[int, int]] = [{} for _ in rows]
-    expected = [[seen.setdefault(value, len(seen)) for value in row] for row, seen in zip(rows, names, strict=True)]
-    found = in_reading_order(torch.tensor(rows).view(-1, 2, 3))
-    assert found.flatten(1).tolist() == expected

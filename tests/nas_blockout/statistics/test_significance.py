@@ -8,16 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import adjusted_mutual_info_score
 
 from nas_blockout.statistics.significance import (
-    agreement,
     budget_disagreement,
     compare,
     holm,
     p_text,
     paired,
-    required_seeds,
     search_means,
     smallest_effect,
     summary,
@@ -272,31 +269,12 @@ def test_smallest_effect_is_that_of_statsmodels() -> None:
     assert smallest_effect(0.02, 10) == pytest.approx(0.02 * 0.9960019, abs=1e-6)
 
 
-def test_required_seeds_are_those_of_power_t_test_in_r() -> None:
-    # power.t.test(delta = .5, sd = 2, power = .9, type = "one.sample") gives n = 170.05
-    assert required_seeds(0.5, 2.0, power=0.9) == 171
-
-
-@given(st.floats(0.05, 5), st.integers(1, 30))
-@settings(max_examples=30, deadline=None)
-def test_required_seeds_are_the_fewest_that_show_the_effect(effect: float, comparisons: int) -> None:
-    n = required_seeds(effect, 1.0, comparisons=comparisons)
-    assert smallest_effect(1.0, n, comparisons=comparisons) <= effect
-    assert n == 2 or smallest_effect(1.0, n - 1, comparisons=comparisons) > effect
-
-
 @pytest.mark.parametrize(
     ("std", "n", "power"), [(0.0, 5, 0.8), (math.nan, 5, 0.8), (1.0, 1, 0.8), (1.0, 5, 1.0), (1.0, 5, 0.1)]
 )
 def test_effects_of_impossible_designs_are_refused(std: float, n: int, power: float) -> None:
     with pytest.raises(ValueError, match="got"):
         smallest_effect(std, n, power=power)
-
-
-@pytest.mark.parametrize("effect", [0.0, -1.0, 1e-9, math.nan])
-def test_effects_that_no_number_of_seeds_shows_are_refused(effect: float) -> None:
-    with pytest.raises(ValueError, match="within reach"):
-        required_seeds(effect, 1.0)
 
 
 # -- families
@@ -448,39 +426,3 @@ def test_spending_is_held_against_what_was_promised() -> None:
 def test_impossible_spending_is_refused(costs: dict[str, float], tolerance: float) -> None:
     with pytest.raises(ValueError, match="got"):
         budget_disagreement(costs, tolerance)
-
-
-# -- agreement
-
-
-def test_agreement_is_that_of_scikit_learn() -> None:
-    generator = np.random.default_rng(6)
-    labels, others = generator.integers(4, size=60), generator.integers(3, size=60)
-    others[:30] = labels[:30] % 3
-    expected = adjusted_mutual_info_score(labels, others)
-    assert agreement(labels, others, permutations=1).adjusted_mutual_information == pytest.approx(expected, abs=1e-9)
-
-
-def test_relabeled_groups_agree_fully_and_beyond_chance() -> None:
-    found = agreement(["cat", "cat", "dog", "dog", "fish", "fish"] * 3, [2, 2, 0, 0, 7, 7] * 3)
-    assert found.adjusted_mutual_information == pytest.approx(1.0)
-    assert found.p_value == 0.001
-
-
-def test_one_group_for_all_agrees_with_nothing() -> None:
-    found = agreement([0] * 6, [0, 1, 2, 0, 1, 2])
-    assert (found.adjusted_mutual_information, found.p_value) == (0.0, 1.0)
-
-
-def test_unrelated_labels_are_called_related_in_5_of_100() -> None:
-    generator = np.random.default_rng(7)
-    small = [
-        agreement(generator.integers(3, size=12), generator.integers(3, size=12), permutations=99).p_value <= 0.05
-        for _ in range(300)
-    ]
-    assert np.mean(small) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
-
-
-def test_labels_must_pair_up() -> None:
-    with pytest.raises(ValueError, match="two labels an item"):
-        agreement([0, 1], [0])
