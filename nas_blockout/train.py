@@ -173,7 +173,7 @@ def fit(
         model.load_state_dict(start.model)
         optimizer.load_state_dict(dict(start.optimizer))
         generator.set_state(start.generator.cpu())
-    calibration_batch: Tensor | None = None
+    calibration_batch: Tensor | None = None  # read when it is first asked for: most models have no use for one
     for epoch in range(first, settings.epochs):
         began = time.perf_counter()
         for layer in layers:
@@ -185,8 +185,9 @@ def fit(
             with torch.no_grad():
                 model(calibration_batch)
         order = torch.Generator().manual_seed(seed + _EPOCH_STRIDE * (epoch + 1))
-        position = (epoch, order, generator, device)
-        total, trained = _train_epoch(learner, optimizer, loaders.train, settings, position)
+        total, trained = _train_epoch(
+            learner, optimizer, loaders.train, settings, epoch=epoch, order=order, generator=generator, device=device
+        )
         passes += trained
         failure = None if math.isfinite(total) else f"the training loss became {total} in epoch {epoch}"
         checked = None if failure else evaluate(model, loaders.validation, device=device)
@@ -248,7 +249,7 @@ def recalibrate(model: nn.Module, loader: Batches, *, images: int, device: str |
         norm.momentum = None  # the plain mean over batches
     model.train()
     for x, _ in loader.batches():
-        if norms and len(x) > 1:
+        if norms and len(x) > 1:  # a single image has no variance over the batch
             model(x.to(device))
         used += len(x)
         if used >= images:
@@ -263,9 +264,24 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     loader: Batches,
     settings: TrainingSettings,
-    position: tuple[int, torch.Generator, torch.Generator, str | torch.device],
+    *,
+    epoch: int,
+    order: torch.Generator,
+    generator: torch.Generator,
+    device: str | torch.device,
 ) -> tuple[float, int]:
-    epoch, order, generator, device = position
+    """Train for one epoch; return the sum of the losses over its images, not finite if it diverged, and their number.
+
+    Args:
+        model: What is trained.
+        optimizer: Its learning rates are set anew for every step.
+        loader: Training images.
+        settings: How to train.
+        epoch: Number of the epoch, from 0.
+        order: Of the images and their augmentation, on the CPU whatever the device.
+        generator: Of the draws of the model, on the device.
+        device: Where the model is.
+    """
     steps = -(-len(loader) // settings.batch_size)
     total, trained = torch.zeros((), device=device), 0
     model.train()
@@ -281,7 +297,7 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        total += loss.detach() * len(y)
+        total += loss.detach() * len(y)  # stays on the device: to read it would wait for every step
         trained += len(y)
     return float(total), trained
 
@@ -291,6 +307,7 @@ def _is_finite(model: nn.Module) -> bool:
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainingSettings, done_epochs: float) -> None:
+    # The first step of a warmup has a rate just above 0, so that every rate of a training is positive.
     scale = min(1.0, (done_epochs + 1e-8) / settings.warmup_epochs) if settings.warmup_epochs else 1.0
     if settings.schedule == "cosine":
         scale *= 0.5 * (1 + math.cos(math.pi * done_epochs / settings.epochs))

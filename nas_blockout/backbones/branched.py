@@ -214,6 +214,7 @@ class BranchedNetwork(Network):
                 for stage, bundles in zip(stages, layers, strict=True)
             }
         )
+        # Nodes stand in memory bundle by bundle, so the classes may stand in another order than that of the labels.
         classes = [label for position in order for label in full.layers[-1].groups[position].classes or ()]
         self.class_order: Tensor | None
         in_order = classes == sorted(classes)

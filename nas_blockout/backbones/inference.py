@@ -98,11 +98,13 @@ def fused_operation(layer: FoldedLayer, part: Part, places: Sequence[Place]) -> 
     """
     rooms = [place.room for place in sorted(places_after(layer, [part]), key=lambda place: place.offset)]
     members = [layer.operations[index] for index in part.members]
-    biases = [F.pad(each.bias, (0, room - len(each.bias))) for each, room in zip(members, rooms, strict=True)]
+    biases = [
+        F.pad(operation.bias, (0, room - len(operation.bias))) for operation, room in zip(members, rooms, strict=True)
+    ]
     terms = []
     for number, term in enumerate(part.terms):
         read = [term.reads[n * term.groups // len(part.slots)] for n, slot in enumerate(part.slots) for _ in slot]
-        weights = [_widened(*each, places) for each in zip(members, rooms, read, strict=True)]
+        weights = [_widened(*parts, places) for parts in zip(members, rooms, read, strict=True)]
         bias = None if number else torch.cat(biases)
         terms.append(FusedTerm(torch.cat(weights), bias, term, widths_of(places)))
     return terms[0] if len(terms) == 1 else FusedSum(terms)

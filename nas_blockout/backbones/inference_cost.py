@@ -190,13 +190,16 @@ def cut_for_readers(layers: Sequence[FoldedLayer]) -> tuple[FoldedLayer, ...]:
     """Return the layers with operations cut up, so that each one's nodes are read together by all that read them."""
     cut_layers = []
     for layer, after in zip(layers, (*layers[1:], None), strict=True):
-        readers = [each.ranges for each in after.operations] if after else []
+        readers = [operation.ranges for operation in after.operations] if after else []
         edges = sorted({edge for ranges in readers for span in ranges for edge in span})
         cut = []
-        for first, each in zip(starts_of(layer.operations), layer.operations, strict=True):
-            inside = [edge - first for edge in edges if 0 < edge - first < len(each.bias)]
-            spans = zip((0, *inside), (*inside, len(each.bias)), strict=True)
-            cut += [Folded(each.weight[start:stop], each.bias[start:stop], each.ranges) for start, stop in spans]
+        for first, operation in zip(starts_of(layer.operations), layer.operations, strict=True):
+            inside = [edge - first for edge in edges if 0 < edge - first < len(operation.bias)]
+            spans = zip((0, *inside), (*inside, len(operation.bias)), strict=True)
+            cut += [
+                Folded(operation.weight[start:stop], operation.bias[start:stop], operation.ranges)
+                for start, stop in spans
+            ]
         starts = starts_of(cut)
         shared = [n for n, at in enumerate(starts) if readers and all(_holds(ranges, at) for ranges in readers)]
         cut_layers.append(replace(layer, operations=tuple(cut), shared=tuple(shared)))
@@ -222,9 +225,9 @@ def parts_of(layer: FoldedLayer, places: Sequence[Place], form: Form, *, filled:
     parts = []
     for slots in _equal(layer):
         spans = [layer.operations[slot[0]].ranges for slot in slots]
-        reads = tuple(pieces_of(each, places, zeros=True) for each in spans)
+        reads = tuple(pieces_of(ranges, places, zeros=True) for ranges in spans)
         if len({sum(stop - start for _, start, stop in read) for read in reads}) > 1:
-            reads = tuple(pieces_of(each, places) for each in spans)
+            reads = tuple(pieces_of(ranges, places) for ranges in spans)
         parts.append(Part(slots, (Term(reads),), _room(layer, slots, filled=filled)))
     return tuple(parts)
 
@@ -273,7 +276,7 @@ def fastest_forms(
 
     def shares(forms: tuple[Form, ...]) -> list[float]:
         times = expected_times(layers, places, forms, costs)
-        return [time_at(each, times) / time_at(each, bounds) for each in counted]
+        return [time_at(batch, times) / time_at(batch, bounds) for batch in counted]
 
     while True:
         options = {chosen: shares(chosen)}
@@ -281,8 +284,8 @@ def fastest_forms(
             for form in get_args(Form):
                 option = (*chosen[:first], *[form] * (last - first), *chosen[last:])
                 options[option] = options.get(option) or shares(option)
-        allowed = [each for each in options if max(options[each]) <= 1 - MARGIN]
-        best = min([chosen, *allowed], key=lambda each: sum(options[each]))
+        allowed = [forms for forms in options if max(options[forms]) <= 1 - MARGIN]
+        best = min([chosen, *allowed], key=lambda forms: sum(options[forms]))
         if sum(options[chosen]) - sum(options[best]) < LEAST_SAVED * len(counted):
             return chosen
         chosen = best
@@ -304,7 +307,7 @@ def widths_of(places: Sequence[Place]) -> list[int]:
 
 def starts_of(operations: Sequence[Folded]) -> list[int]:
     """Return the first node of each operation, in the order of training."""
-    return [sum(len(each.bias) for each in operations[:index]) for index in range(len(operations))]
+    return [sum(len(operation.bias) for operation in operations[:index]) for index in range(len(operations))]
 
 
 def pieces_of(ranges: Sequence[tuple[int, int]], places: Sequence[Place], *, zeros: bool = False) -> tuple[Piece, ...]:
@@ -375,7 +378,7 @@ def _expected_term(
 
 def _summed(layer: FoldedLayer, places: Sequence[Place], *, filled: bool) -> tuple[Part, ...]:
     """Return the nodes that everything after reads as one part, and the others as one, in slots of equal room."""
-    reads = [pieces_of(each.ranges, places, zeros=True) for each in layer.operations]
+    reads = [pieces_of(operation.ranges, places, zeros=True) for operation in layer.operations]
     unshared = sorted(set(range(len(reads))) - set(layer.shared), key=lambda number: sorted(reads[number]))
     parts = []
     for slots in filter(None, (tuple((number,) for number in unshared), (layer.shared,) if layer.shared else ())):
@@ -387,7 +390,7 @@ def _summed(layer: FoldedLayer, places: Sequence[Place], *, filled: bool) -> tup
 
 def _term(reads: Sequence[Sequence[tuple[Piece, ...]]], block: int, width: int) -> Term | None:
     """Return how slots read a block, whole: in groups if they read equal shares of it in its order, else with zeros."""
-    of_block = [{tuple(sorted(piece for piece in each if piece[0] == block)) for each in slot} for slot in reads]
+    of_block = [{tuple(sorted(piece for piece in read if piece[0] == block)) for read in slot} for slot in reads]
     if not any(any(slot) for slot in of_block):
         return None
     whole, runs = ((block, 0, width),), [(min(slot), len(list(same))) for slot, same in groupby(of_block)]

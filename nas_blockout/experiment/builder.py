@@ -96,8 +96,8 @@ def expected_macs(model: BlockDrop, batches: Iterable[tuple[Tensor, Tensor]]) ->
         model: In eval mode.
         batches: Images and labels.
     """
-    each = [model.flops(x[:1]).of(model.decide(x)) / 2 for x, _ in batches]
-    return round(float(torch.cat(each).mean()))
+    macs = [model.flops(x[:1]).of(model.decide(x)) / 2 for x, _ in batches]
+    return round(float(torch.cat(macs).mean()))
 
 
 def dense_macs(experiment: Experiment, splits: Splits) -> int:
@@ -155,6 +155,5 @@ def plain(experiment: Experiment, architecture: Architecture | None) -> Experime
 
 
 def plain_state(trained: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the trained values under the names of the plain network; wrapped linear layers are found inside."""
-    inside = {name: f"{name.rpartition('.')[0]}.linear.{name.rpartition('.')[2]}" for name in plain}
-    return {name: trained[name] if name in trained else trained[inside[name]] for name in plain}
+    """Return the trained values that the plain network has too; wrapped layers keep their names."""
+    return {name: trained[name] for name in plain}

@@ -156,12 +156,16 @@ def _distilled(
         under = learned_p if whole else None
         probabilities = _ranked(learned, probabilities, settings.threshold, under=under)
     tried = _tried(learned, probabilities, settings, splits, costs, device=device)
-    threshold = max(tried, key=lambda each: (tried[each] or 0.0, each))
+    threshold = max(tried, key=lambda candidate: (tried[candidate] or 0.0, candidate))
     distilled = _structure(experiment, settings, probabilities, threshold, costs)
     if whole:
         kept = {name: rows * learned_p[name] for name, rows in distilled.memberships.items()}
         distilled = replace(distilled, memberships=kept)
-    return distilled, threshold, {str(each): accuracy for each, accuracy in tried.items() if accuracy is not None}
+    return (
+        distilled,
+        threshold,
+        {str(candidate): accuracy for candidate, accuracy in tried.items() if accuracy is not None},
+    )
 
 
 def _ranked(
@@ -199,7 +203,7 @@ class _Costs:
     def weights(self, architecture: Architecture) -> float:
         dense = network_of(self.learned)
         weights, dense_weights = (
-            sum(weights_of(each, dense.plan, self.channels)) for each in (architecture, dense.full)
+            sum(weights_of(structure, dense.plan, self.channels)) for structure in (architecture, dense.full)
         )
         return weights / dense_weights
 
@@ -231,7 +235,7 @@ def _tried(
     validation, accuracies = Loader(splits.validation, EVALUATION_BATCH), dict[float, float | None]()
     learned.to(device)
     above: dict[str, Tensor] = {}
-    for threshold in sorted({meeting(each) for each in settings.thresholds}, reverse=True):
+    for threshold in sorted({meeting(candidate) for candidate in settings.thresholds}, reverse=True):
         hard = harden(probabilities, threshold)
         if above and all(torch.equal(hard[name], above[name]) for name in hard):
             continue  # the same network

@@ -89,10 +89,12 @@ class _Stage:
 
     def group(self, group: Mapping[str, Any], before: Sequence[GroupOutline], names: Sequence[str]) -> GroupOutline:
         clusters = tuple(group["clusters"])
-        read = [each for each in before if not each.clusters or set(each.clusters) & set(clusters)]
+        read = [source for source in before if not source.clusters or set(source.clusters) & set(clusters)]
         classes = tuple(names[label] for label in group.get("classes", ()))
         width = int(group.get("width", len(classes)))
-        return self.made(clusters, classes, width, sum(each.width for each in read) if before else self.first.shape[1])
+        return self.made(
+            clusters, classes, width, sum(source.width for source in read) if before else self.first.shape[1]
+        )
 
 
 def _positions(model: ExportedModel) -> dict[str, int]:

@@ -256,7 +256,7 @@ def _rows(operations: Sequence[tuple[Any, Any]]) -> Any:
         kept = (numbers != 0).any(1) | (bias != 0)
         parts.append(torch.cat([bias[kept, None], ordered[kept]], 1))
     width = max(rows.shape[1] for rows in parts)
-    rows = torch.cat([pad(each, (0, width - each.shape[1]), value=torch.inf) for each in parts])
+    rows = torch.cat([pad(part, (0, width - part.shape[1]), value=torch.inf) for part in parts])
     for column in reversed(range(min(_DECIDING, width))):
         rows = rows[rows[:, column].argsort(stable=True)]
     rows = rows[:, (rows != torch.inf).any(0)]

@@ -357,10 +357,10 @@ class BlockDrop(TrainableModel):
             return F.cross_entropy(self(x, generator), y)
         scores = self.policy(x)
         logits, gates = self._explore(scores, x, generator)
-        reward = self._exploit(scores, x, y, generator)
+        baseline = self._exploit(scores, x, y, generator)  # self-critical: the reward of the path that eval takes
         if self.settings.estimator != "reinforce":
             return F.cross_entropy(logits, y) + self.settings.cost_penalty * gates.mean(1).square().mean()
-        advantage = rewards(gates, logits.argmax(1) == y, penalty=self.settings.penalty) - reward
+        advantage = rewards(gates, logits.argmax(1) == y, penalty=self.settings.penalty) - baseline
         entropy = self.settings.entropy if self.phase == "policy" else 0.0
         exploring = bounded(torch.sigmoid(scores), self.settings.alpha)
         loss = policy_loss(exploring, gates, advantage, self.controlled, entropy=entropy)
@@ -374,8 +374,9 @@ class BlockDrop(TrainableModel):
             self.phase, controlled_blocks(done, blocks, per_epoch=self.settings.blocks_per_epoch)
         )
         self.controlled.copy_(torch.arange(blocks) >= blocks - count)
+        # `get_submodule`: the attribute is typed as what the routes drive, not as a module
         self.get_submodule("network").requires_grad_(self.phase != "policy")
-        self.train(self.training)
+        self.train(self.training)  # a network that is frozen from now on goes to eval mode, see `train`
         self._paths.clear()
         self._reward = 0.0
 

@@ -106,7 +106,7 @@ class _Draw(torch.autograd.Function):
     def forward(ctx: Any, p: Tensor, generator: torch.Generator, everywhere: bool) -> Tensor:
         c = torch.bernoulli(p, generator=generator)
         if not everywhere:
-            ctx.save_for_backward(c)
+            ctx.save_for_backward(c)  # straight-through needs nothing: its gradient passes as it is
         return c
 
     @staticmethod
@@ -277,14 +277,15 @@ class Blockout(TrainableModel):
         parts = []
         for connection in self.connections:
             weight = self.network.get_parameter(connection.weight)
-            if connection.target not in probabilities:
+            if connection.target not in probabilities:  # not masked: all of its weights are used
                 parts.append(
                     next(iter(probabilities.values())).new_tensor(float(weight.numel() * connection.positions))
                 )
                 continue
             kept = expected_share(probabilities[connection.target], probabilities.get(connection.source or ""))
-            each = weight.numel() / kept.numel() * connection.positions
-            parts.append(kept.sum() * each)
+            # One entry of `kept` stands for a window of weights, and for all inputs where these have no memberships.
+            macs_per_entry = weight.numel() / kept.numel() * connection.positions
+            parts.append(kept.sum() * macs_per_entry)
         return torch.stack(parts).sum()
 
     def dense_macs(self) -> int:
@@ -345,6 +346,7 @@ class Blockout(TrainableModel):
         with torch.no_grad():
             other = F.cross_entropy(self.with_memberships(x, second, generator), y)
         gap = other - loss.detach()
+        # Adds 0 to the value, and gap * (u - 1/2) to the gradient of the logits, which is the estimator.
         surrogate = torch.stack([((u - 0.5) * self.logits[name]).sum() for name, u in uniform.items()]).sum()
         return loss + gap * (surrogate - surrogate.detach())
 
@@ -353,6 +355,7 @@ class Blockout(TrainableModel):
         p = self.probabilities()
         for connection in self.connections:
             if connection.source in p and connection.target in p:
+                # Mean of (C_out C_in^T) / k: the draws are independent, and P is nearly the same in all clusters.
                 mean_mask = float(p[connection.source].mean() * p[connection.target].mean())
                 weights[connection.weight].div_(mean_mask)
 
@@ -380,7 +383,7 @@ def _initial_logits(widths: Mapping[str, int], settings: BlockoutSettings) -> di
         p = first + (last - first) * position / max(1, len(widths) - 1)
         value = torch.full((nodes, settings.clusters), p).logit()
         if settings.logit_noise:
-            value = value + settings.logit_noise * torch.randn_like(value)
+            value = value + settings.logit_noise * torch.randn_like(value)  # as initial weights: seeded by the caller
         logits[name] = value
     return logits
 

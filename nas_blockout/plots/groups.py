@@ -35,12 +35,12 @@ class Agreed:
 
 @styled
 def figure_agreement(agreements: Sequence[Agreed]) -> Figure:
-    """Draw one row an arm under each reference: mean, seeds, and the band in which shuffled classes lie."""
+    """Draw one row an arm under agreement reference: mean, seeds, and the band in which shuffled classes lie."""
     rows: list[Agreed | str] = []
-    for each in agreements:
-        if not rows or each.reference != _reference(rows[-1]):
-            rows.append(each.reference)
-        rows.append(each)
+    for agreement in agreements:
+        if not rows or agreement.reference != _reference(rows[-1]):
+            rows.append(agreement.reference)
+        rows.append(agreement)
     figure = canvas(NARROW, 6 + _ROW * len(rows) + 32)
     axes = panel(figure, (_NAMES, 6, NARROW - _NAMES - 34, _ROW * len(rows)))
     axes.axvline(0, color=MUTED, lw=0.9)
@@ -48,7 +48,9 @@ def figure_agreement(agreements: Sequence[Agreed]) -> Figure:
         if isinstance(entry, Agreed):
             _draw(axes, row, entry)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(*padded([value for each in agreements for value in (0.0, *each.values, *each.shuffled)]))
+    axes.set_xlim(
+        *padded([value for agreement in agreements for value in (0.0, *agreement.values, *agreement.shuffled)])
+    )
     texts = [f"known: {shorten(entry, 80)}" if isinstance(entry, str) else entry.arm for entry in rows]
     axes.set_yticks(range(len(rows)), [shorten(text, _NAMES - 8) for text in texts], color=INK, fontsize=FONT)
     for text, entry in zip(axes.get_yticklabels(), rows, strict=True):

@@ -302,6 +302,7 @@ def network_of(learned: Learned) -> BranchedNetwork:
 
 
 def _cleaned(names: list[str], probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # In this order: what is removed later leaves nothing for the steps before it to remove.
     return _remove_unshared(names, _remove_unread(names, _remove_unfed(names, probabilities, hard)))
 
 
@@ -315,6 +316,7 @@ def _merged(hard: Tensor, smallest: int) -> Tensor:
     merged: Tensor = rows.clone()
     for position in ((counts > 0) & ~large).nonzero().flatten().tolist():
         shared = (rows & rows[position]).sum(1)
+        # most shared clusters, then fewest others, then most nodes; the lowest number decides what is still equal
         rank = [
             (int(shared[other]), -int(rows[other].sum()), int(counts[other]), -other)
             for other in large.nonzero().flatten().tolist()
@@ -326,15 +328,16 @@ def _merged(hard: Tensor, smallest: int) -> Tensor:
 def _remove_unfed(
     names: list[str], probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
+    """Remove nodes that share no cluster with the layer before, from the first layer to the classes."""
     available = torch.ones(hard[names[0]].shape[1], dtype=torch.bool, device=hard[names[0]].device)
     kept = {}
     for name in names:
         fed = hard[name] & (hard[name] & available).any(1, keepdim=True)
         reachable = torch.where(available, probabilities[name].detach(), -1.0)
-        if name == names[-1]:
+        if name == names[-1]:  # every class stays, by its most probable membership among the clusters that get here
             starved = ~fed.any(1)
             fed[starved, reachable[starved].argmax(1)] = True
-        elif not fed.any():
+        elif not fed.any():  # so does one node of a layer that would vanish
             fed.view(-1)[reachable.argmax()] = True
         kept[name] = fed
         available = fed.any(0)
@@ -342,6 +345,7 @@ def _remove_unfed(
 
 
 def _remove_unread(names: list[str], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove nodes that share no cluster with the layer after, from the classes to the first layer."""
     wanted = torch.ones_like(hard[names[-1]].any(0))
     kept = {}
     for name in reversed(names):
@@ -351,6 +355,7 @@ def _remove_unread(names: list[str], hard: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _remove_unshared(names: list[str], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove memberships in clusters that neither neighboring layer has: they connect nothing but split groups."""
     present = {name: hard[name].any(0) for name in names}
     nothing = torch.zeros_like(present[names[0]])
     kept = {}
