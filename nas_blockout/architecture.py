@@ -252,6 +252,7 @@ def _smallest(architecture: Architecture, cells: Partition) -> list[Any]:
 def _interchangeable(architecture: Architecture, cell: Iterable[int]) -> bool:
     """Whether all clusters of a cell belong to exactly the same groups, so that their order cannot matter."""
     members = set(cell)
+    # Permuting clusters that always occur together changes nothing, so one order stands for all k! of them.
     groups = (set(group.clusters) & members for layer in architecture.layers for group in layer.groups)
     return all(shared in (set(), members) for shared in groups)
 
@@ -261,11 +262,11 @@ def _refine(architecture: Architecture, cells: Partition) -> Partition:
         color = {cluster: number for number, cell in enumerate(cells) for cluster in cell}
         split: list[tuple[int, ...]] = []
         for cell in cells:
-            by_signature: dict[str, list[int]] = {}
+            by_signature: dict[str, list[int]] = {}  # by JSON text, since lists cannot be keys
             for cluster in cell:
                 by_signature.setdefault(json.dumps(_signature(architecture, cluster, color)), []).append(cluster)
             split.extend(tuple(by_signature[signature]) for signature in sorted(by_signature))
-        if len(split) == len(cells):
+        if len(split) == len(cells):  # a round that splits nothing is the last
             return cells
         cells = tuple(split)
 

@@ -105,7 +105,7 @@ class EpochRecord:
         learning_rate: Of the last step.
         train_loss: Mean over the epoch; None if it diverged.
         validation_loss: Mean cross-entropy after the epoch; None if the training diverged.
-        validation_accuracy: Share in 0..1 after the epoch; None if the training diverged.
+        validation_accuracy: Share in [0, 1] after the epoch; None if the training diverged.
         stage: Part of the experiment that the epoch belongs to.
         telemetry: What the model says of itself.
         failure: Why training cannot go on, or None.
@@ -132,7 +132,7 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Mean cross-entropy, accuracy in 0..1, and the predicted class of every image, shape ``(images,)``."""
+    """Mean cross-entropy, accuracy in [0, 1], and the predicted class of every image, shape ``(images,)``."""
 
     loss: float
     accuracy: float

@@ -181,5 +181,6 @@ def scaled_to(settings: Any, macs: int, shape: Shape, classes: int) -> Any:
         stages = stages_of(candidate, shape, classes)
         return abs(macs_of(dense_of(stages), stages, shape[0]) - macs)
 
+    # Factors up to 2. Whole widths change in jumps; a node more or less in one layer comes closer than any factor.
     scaled = min((backbone.scaled(settings, step / 512) for step in range(1, 1025)), key=error)
     return min([scaled, *backbone.neighbors(scaled)], key=error)

@@ -40,7 +40,7 @@ def stages(settings: ConvNetSettings, input_shape: tuple[int, int, int], classes
     plan = []
     for position, width in enumerate(settings.channels, 1):
         last = position == len(settings.channels)
-        pool = 0 if last else 2 if side >= 4 else 1
+        pool = 0 if last else 2 if side >= 4 else 1  # a map of 2x2 or 3x3 would shrink to a point
         name = "features" if last else f"conv{position}"
         plan.append(Stage(name, "convolution", width, kernel=3, pool=pool, positions=area))
         if pool == 2:
@@ -53,4 +53,5 @@ def stages(settings: ConvNetSettings, input_shape: tuple[int, int, int], classes
 
 
 def _halved(input_shape: tuple[int, int, int], times: int) -> int:
+    # each pooling drops the last row and column of an odd side
     return (input_shape[1] >> times) * (input_shape[2] >> times)

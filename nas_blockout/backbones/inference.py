@@ -182,6 +182,7 @@ class FusedNetwork(nn.Module):
         position = torch.cat([_positions_of(place, widths) for place in places])
         order = position if class_order is None else position[class_order.cpu()]
         last = list(list(stages.values())[-1].operations.values())
+        # One dense operation makes all classes: its rows are put in order once, instead of the logits every time.
         if len(last) == 1 and isinstance(last[0], FusedTerm) and last[0].groups == 1:
             last[0].take(order)
             order = torch.arange(len(order))

@@ -283,7 +283,7 @@ def fastest_forms(
         for first, last in combinations(range(len(layers) + 1), 2):
             for form in get_args(Form):
                 option = (*chosen[:first], *[form] * (last - first), *chosen[last:])
-                options[option] = options.get(option) or shares(option)
+                options[option] = options.get(option) or shares(option)  # many changes lead to the same forms
         allowed = [forms for forms in options if max(options[forms]) <= 1 - MARGIN]
         best = min([chosen, *allowed], key=lambda forms: sum(options[forms]))
         if sum(options[chosen]) - sum(options[best]) < LEAST_SAVED * len(counted):
@@ -369,6 +369,7 @@ def _expected_term(
     kind, lanes = weight.dim(), LANES if weight.dim() == 4 else 1
     macs, written = used * -(-rows // lanes) * lanes * read * weight[0, 0].numel(), used * rows * term.groups
     block, start, stop = pieces[0]
+    # Several pieces are put together; a convolution also copies a part of a block, where a product reads a view.
     copied = len(pieces) > 1 or (kind == 4 and (start, stop) != (0, widths[block]))
     copy = costs.copied[index].time(read=used * len(pieces), written=used * read) + costs.piece * len(pieces)
     return copied * copy + costs.term[kind][index].time(
@@ -412,6 +413,7 @@ def _room(layer: FoldedLayer, slots: Sequence[Sequence[int]], *, filled: bool) -
     """Return the rows of each slot, filled up so that all of them are a multiple of what is worked on at a time."""
     rows = max(sum(len(layer.operations[member].bias) for member in slot) for slot in slots)
     is_filled = layer.operations[0].weight.dim() == 4 and (filled or len(slots) > 1)
+    # the fewest rows of a slot for which all slots together are a multiple of LANES
     multiple = LANES // math.gcd(LANES, len(slots)) if is_filled else 1
     return -(-rows // multiple) * multiple
 

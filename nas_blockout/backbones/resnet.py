@@ -187,6 +187,7 @@ class ResNet(Network):
         ]
         self.maps = nn.ModuleDict({str(stage): sites.maps() for stage in mapped} if sites.maps else {})
         self.head = Head(inputs, settings.hidden, classes, sites=sites)
+        # He et al.'s initialization, as in torchvision; the head keeps PyTorch's.
         for module in (*self.stem.modules(), *self.stages.modules()):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

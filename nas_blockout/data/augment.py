@@ -26,9 +26,10 @@ def shift(images: Tensor, generator: torch.Generator, background: Tensor) -> Ten
     """
     count, _, height, width = images.shape
     down, right = height // 8, width // 8
+    # Padding fills with 0, so the background is made 0 and put back at the end.
     centered = images - background if background.any() else images
     padded = F.pad(centered, (right, right, down, down))
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view of all crops, of which one an image is copied
     tops = torch.randint(2 * down + 1, (count,), generator=generator).to(images.device)
     lefts = torch.randint(2 * right + 1, (count,), generator=generator).to(images.device)
     moved = windows[torch.arange(count, device=images.device), :, tops, lefts]

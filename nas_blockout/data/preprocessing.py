@@ -75,7 +75,7 @@ def measure(batches: Iterable[Tensor]) -> Preprocessing:
         values = images.double()
         total = total + torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
         pixels += len(images) * shape[1] * shape[2]
-    mean, square = total / pixels
+    mean, square = total / pixels  # float64: the difference of squares below loses half of the digits
     std = (square - mean.square()).clamp_min(0).sqrt()
     if std.max() < _CONSTANT:
         raise DataUnsuitable(f"training images must vary, got the same values everywhere: {mean.tolist()}")

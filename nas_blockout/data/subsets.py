@@ -11,7 +11,7 @@ def stratified(labels: Tensor, shares: Sequence[float], *, seed: int) -> tuple[T
 
     Args:
         labels: Shape (n,), int64.
-        shares: Of each part but the last, in 0..1, with a sum below 1; the last part gets the rest. In every class a
+        shares: Of each part but the last, in [0, 1], with a sum below 1; the last part gets the rest. In every class a
             part gets its share rounded to the nearest image, and at least one where the class has that many.
         seed: Of the draw; the result depends on the labels, the shares and the seed alone.
 
@@ -48,6 +48,7 @@ def balanced(labels: Tensor, samples: int, *, seed: int) -> Tensor:
     counts = labels.bincount()
     starts = counts.cumsum(0) - counts
     rounds = torch.arange(len(labels)) - starts.repeat_interleave(counts)
+    # A random order before the stable sort decides which classes the last, incomplete round leaves out.
     tie = torch.randperm(len(labels), generator=generator)
     return by_class[tie][rounds[tie].argsort(stable=True)][:samples].sort().values
 
@@ -57,6 +58,6 @@ def _sizes(members: int, shares: Sequence[float]) -> list[int]:
     sizes = []
     for parts_after, share in zip(range(len(shares), 0, -1), shares, strict=True):
         wanted = max(1, round(members * share)) if share > 0 else 0
-        sizes.append(max(0, min(wanted, spare - parts_after)))
+        sizes.append(max(0, min(wanted, spare - parts_after)))  # leaves an image for each part after it
         spare -= sizes[-1]
     return [*sizes, spare]

@@ -58,6 +58,7 @@ def check(name: str, root: Path | None = None, *, folder: str | None = None) -> 
         splits = load(settings, root=root)
         parts = {"train": splits.train, "validation": splits.validation, "test": splits.test()}
         classes = len(splits.class_names)
+        # Reads every image, so that a damaged one is found here and not in the middle of a training.
         counts = {key: _read_all(part).bincount(minlength=classes) for key, part in parts.items()}
     except DataError as error:
         return Report(name, ready=False, problem=str(error), missing=isinstance(error, DataMissing))

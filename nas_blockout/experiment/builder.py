@@ -36,6 +36,7 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
     if experiment.target_macs is not None:
         backbone = scaled_to(backbone, experiment.target_macs, shape, classes)
     kind = BACKBONES[name_of(backbone)]
+    # PyTorch draws initial weights from its global generator: it is seeded here and put back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         network = kind.build(backbone, shape, classes, experiment.architecture, _sites(experiment.method))
@@ -85,7 +86,7 @@ def count_macs(model: nn.Module, images: Tensor) -> int:
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
-    return int(counter.get_total_flops()) // 2
+    return int(counter.get_total_flops()) // 2  # the counter counts a multiplication and an addition
 
 
 @torch.no_grad()

@@ -94,7 +94,7 @@ def derive(
     settings = experiment.derivation
     assert settings is not None
     assert isinstance(learned, Blockout | BranchedNetwork)
-    learned.cpu().eval()
+    learned.cpu().eval()  # the proof compares float64 logits, which not every device computes
     probabilities = _probabilities(learned, settings, splits, seed=experiment.seed)
     distilled, threshold, tried = _distilled(experiment, learned, probabilities, splits, device=device)
     branched = second_network(experiment, distilled.architecture, splits)
@@ -151,11 +151,13 @@ def _distilled(
         threshold = threshold_for(probabilities, settings.target_macs, costs.macs)
         return distill(probabilities, harden(probabilities, threshold)), threshold, {}
     whole = settings.placebo == "unbranched"
+    # The placebo without branches is derived from one cluster; P of the real clusters scales its weights at the end.
     learned_p, probabilities = probabilities, unbranched(probabilities) if whole else probabilities
     if settings.trim_by == "magnitude":
         under = learned_p if whole else None
         probabilities = _ranked(learned, probabilities, settings.threshold, under=under)
     tried = _tried(learned, probabilities, settings, splits, costs, device=device)
+    # the most accurate threshold; of equal ones the highest, which keeps least
     threshold = max(tried, key=lambda candidate: (tried[candidate] or 0.0, candidate))
     distilled = _structure(experiment, settings, probabilities, threshold, costs)
     if whole:

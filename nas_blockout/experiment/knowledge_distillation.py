@@ -21,7 +21,7 @@ def soft_target_loss(
         logits: Of the network that learns, shape ``(batch, classes)``.
         teacher_logits: Logits of the teacher, shape ``(batch, classes)``; no gradient reaches them.
         labels: Classes, shape ``(batch,)``.
-        weight: Of the soft part, in 0..1.
+        weight: Of the soft part, in [0, 1].
         temperature: Above 0; the higher, the more the small probabilities count.
 
     References:
@@ -46,7 +46,7 @@ class StudentWithTeacher(TrainableModel):
     Args:
         student: Gives logits by ``student(x, generator)``.
         teacher: A plain network of its own, which gives logits by ``teacher(x)``.
-        weight: Of the soft targets in the loss, in 0..1.
+        weight: Of the soft targets in the loss, in [0, 1].
         temperature: Of the soft targets, above 0.
     """
 

@@ -45,7 +45,7 @@ class ModelDescription:
         parameters: Number of trainable parameters.
         macs: Multiply-accumulates an image.
         seed: Of the training that is exported.
-        test_accuracy: Of this very model, 0..1.
+        test_accuracy: Of this very model, [0, 1].
         test_images: Images behind it.
         accuracy: Mean and 95% interval over the seeds of the study, as a text.
         verdict: What the study found, in one sentence.

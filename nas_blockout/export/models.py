@@ -214,6 +214,7 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
         for runtime in get_args(Runtime)
     }
     shape = (description.channels, description.height, description.width)
+    # Logits are recorded before anything is exported: they are what every form has to reproduce.
     images = _reference_images(shape)
     with torch.no_grad():
         logits = torch.cat([deployed(part) for part in images.split(64)])
@@ -268,6 +269,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, images: Tenso
     nodes = list(graph.all_nodes())
     for node in nodes:
         node.metadata_props.clear()
+    # Metadata holds source text with paths of this machine; an axis of any size gets one name in all forms.
     for value in (*graph.inputs, *graph.initializers.values(), *(output for node in nodes for output in node.outputs)):
         value.metadata_props.clear()
         shape = value.shape

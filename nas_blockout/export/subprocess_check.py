@@ -43,6 +43,7 @@ _SHAPE = re.compile(
 )
 _OPERATION = re.compile(r"(.+)\.operations\.(\d+(?:_\d+)*)\.")
 _DECIDING = 4  # numbers by which nodes are put in order
+# Shapes of inputs and outputs; other types could be classes whose code would run
 _TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 
 
@@ -315,6 +316,7 @@ def examine(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  # whatever a file says is what has to be reported
         return {REFERENCE: _error_text(error)}
     bound = BOUND * max(1.0, float(logits.abs().max()))
+    # loaded once, for its logits and for the weights; an error is raised anew for each
     program = cache(lambda: load_program(content("model.pt2")))
 
     def of_program() -> dict[str, float]:
@@ -350,6 +352,7 @@ def _error_text(error: Exception) -> str:
 
 def main() -> None:
     """Do the jobs of standard input; what libraries print goes to standard error, answers go to standard output."""
+    # Answers go to a copy of standard output; whatever libraries print to it goes to standard error from here on.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.meta_path.insert(0, _Forbidden())

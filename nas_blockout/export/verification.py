@@ -109,6 +109,7 @@ def fresh_process() -> Iterator[subprocess.Popen[str]]:
     """Start a process that cannot import this package; it gets ready while the caller does something else."""
     script = Path(subprocess_check.__file__).read_text(encoding="utf-8")
     process = subprocess.Popen(  # noqa: S603  # our own script, run by our own interpreter
+        # -I: neither the working directory nor PYTHONPATH, where this package could be found, is on its path
         [sys.executable, "-I", "-W", "ignore", "-c", script],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -181,6 +182,7 @@ def check_files(folder: Path) -> tuple[dict[str, str], list[str]]:
         return {}, [f"{MANIFEST} cannot be read ({type(error).__name__}: {error}): {_REMEDY}"]
     if version != SCHEMA_VERSION:
         return {}, [f"{MANIFEST} has schema_version {version!r}, this program reads {SCHEMA_VERSION}: {_REMEDY}"]
+    # The hash is of the text with zeros in its own place, so put them back before hashing.
     own_hash = str(recorded.get(_OWN_HASH))
     if _sha256_of(_with_own_hash(text, own_hash, _NO_HASH)) != own_hash:
         return {}, [f"{MANIFEST} has been changed since it was written: {_REMEDY}"]

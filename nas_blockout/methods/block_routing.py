@@ -100,6 +100,7 @@ def compacted_route(
                 rows = columns[:, number].nonzero().squeeze(1).to(x.device)
                 part = h.index_select(0, rows)
                 done = block.complete(part, part if shortcut is h else shortcut.index_select(0, rows))
+                # Overwriting the shortcut saves a copy where no gradient needs it and it is not the caller's tensor.
                 in_place = not torch.is_grad_enabled() and shortcut is not x
                 h = shortcut.index_copy_(0, rows, done) if in_place else shortcut.index_copy(0, rows, done)
     return network.head(h, generator)
@@ -117,7 +118,7 @@ def grouped_route(
         generator: Passed on to the head.
     """
     paths, group = keep.unique(dim=0, return_inverse=True)
-    order = group.argsort()
+    order = group.argsort()  # images of equal paths side by side; its own argsort puts the results back
     parts = list(network.stem(x).index_select(0, order).split(group.bincount(minlength=len(paths)).tolist()))
     for position, path in enumerate(paths.tolist()):
         for block, kept in zip(network.blocks, path, strict=True):
@@ -206,7 +207,7 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
     norms = [norm for norm in module.modules() if isinstance(norm, _Norm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.momentum = 0.0  # new statistics get no weight
     try:
         yield
     finally:

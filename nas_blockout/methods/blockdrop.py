@@ -140,7 +140,7 @@ def policy_loss(
     through the reward alone. Both sums over k are over the blocks under control.
 
     Args:
-        probabilities: s', shape ``(batch, blocks)``, inside 0..1.
+        probabilities: s', shape ``(batch, blocks)``, inside [0, 1].
         keep: u, the drawn paths, bool, shape ``(batch, blocks)``.
         advantage: A, reward less baseline, shape ``(batch,)``; no gradient flows through it.
         controlled: Blocks under control, bool, shape ``(blocks,)``.

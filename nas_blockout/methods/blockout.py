@@ -119,7 +119,7 @@ def draw_memberships(p: Tensor, generator: torch.Generator, *, estimator: Estima
     """Draw hard memberships C from their probabilities.
 
     Args:
-        p: P_j, shape ``(nodes, k)``, in 0..1.
+        p: P_j, shape ``(nodes, k)``, in [0, 1].
         generator: Source of randomness, on the device of `p`.
         estimator: ``masked`` lets the gradient through where a membership was drawn (eq. 9), ``straight-through``
             everywhere.

@@ -13,7 +13,7 @@ from nas_blockout.training_protocol import TrainableLayer
 Schedule = Literal["linear", "constant"]
 Calibration = Literal["paper", "exact"]
 
-_BISECTIONS = 60  # halves an interval in 0..1 down to the precision of a float
+_BISECTIONS = 60  # halves [0, 1] down to the precision of a float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def expected_dropped_share(gamma: float, block: int, height: int, width: int) ->
     where `n_i` is the number of places for the center of a block that covers position i.
 
     Args:
-        gamma: Probability that a place is the center of a block, in 0..1.
+        gamma: Probability that a place is the center of a block, in [0, 1].
         block: Side of a block, odd, at most the height and the width.
         height: H.
         width: W.
@@ -74,7 +74,7 @@ def seed_rate(rate: float, block: int, height: int, width: int, *, calibration: 
     .. math:: \gamma = \frac{p}{b^2} \frac{H W}{(H - b + 1)(W - b + 1)}
 
     Args:
-        rate: p, share of positions to drop, in 0..1, 1 exclusive.
+        rate: p, share of positions to drop, in [0, 1).
         block: b, side of a block, odd, at most the height and the width.
         height: H.
         width: W.
@@ -127,7 +127,7 @@ def dropblock(x: Tensor, *, gamma: float, block: int, generator: torch.Generator
 
     Args:
         x: Feature maps, shape ``(batch, channels, height, width)``.
-        gamma: Probability that a block stands at a place, in 0..1; blocks lie inside the map.
+        gamma: Probability that a block stands at a place, in [0, 1]; blocks lie inside the map.
         block: Side of a block, odd, at most the height and the width.
         generator: Source of randomness, on the device of `x`.
 

@@ -87,7 +87,7 @@ def dropcluster(
         index: Cluster of every position, counted over all channels: ``c * k + l_c(i)``, shape ``(channels * height *
             width,)``.
         sizes: Positions of every cluster, shape ``(channels * k,)``.
-        rate: p, in 0..1, 1 exclusive: the expected share of entries that is dropped.
+        rate: p, in [0, 1): the expected share of entries that is dropped.
         masks: A draw for every ``sample``, or one for the whole ``batch``.
         generator: Source of randomness, on the device of `x`.
 

@@ -30,7 +30,7 @@ def dropconnect(weight: Tensor, *, rate: float, generator: torch.Generator) -> T
 
     Args:
         weight: W, any shape.
-        rate: p, in 0..1, 1 exclusive.
+        rate: p, in [0, 1).
         generator: Source of randomness, on the device of `weight`.
 
     Returns:

@@ -29,7 +29,7 @@ def dropout(x: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:
 
     Args:
         x: Any shape.
-        rate: p, in 0..1, 1 exclusive.
+        rate: p, in [0, 1).
         generator: Source of randomness, on the device of `x`.
 
     Returns:

@@ -29,6 +29,7 @@ def descriptors(activations: Tensor) -> Tensor:
     values = activations.flatten(2).permute(1, 2, 0).contiguous()
     values = values - values.mean(2, keepdim=True)
     length = values.norm(dim=2, keepdim=True)
+    # divided by infinity: zero; a threshold, since the mean of a constant is not exact
     return values / torch.where(length > 1e-6 * length.amax().clamp_min(1e-30), length, torch.inf)
 
 
@@ -48,6 +49,7 @@ def kmeans(points: Tensor, clusters: int, *, generator: torch.Generator, start: 
         Arthur, Vassilvitskii. k-means++: The Advantages of Careful Seeding. SODA 2007; the best of ``2 + log k``
         candidates is taken for every center, as in scikit-learn.
     """
+    # what takes most memory: distances to all centers, and the descriptors themselves
     size = max(1, _CHUNK // (points.shape[1] * (clusters + points.shape[2])))
     labels = []
     for first in range(0, len(points), size):
@@ -128,7 +130,7 @@ def cells(
     Returns:
         Label map, shape ``(channels, height * width)``.
     """
-    free = clusters
+    free = clusters  # larger than every label, so that a neighbor with a label always wins the minimum below
     labels = torch.full((channels, height * width), free, device=device)
     centers = _random_order(labels, generator)[:, :clusters]
     labels.scatter_(1, centers, torch.arange(clusters, device=device).expand(channels, -1))
@@ -142,17 +144,20 @@ def cells(
 
 
 def _drawn_centers(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    """Draw the first centers by k-means++, shape ``(channels, clusters, images)``, all channels at once."""
     channels, positions, images = points.shape
     candidates, every = 2 + int(math.log(clusters)), torch.arange(channels, device=points.device)
     squares = points.square().sum(2)
     centers = points.new_empty(channels, clusters, images)
     nearest = torch.ones_like(squares)  # so that the first center is drawn evenly
     for number in range(clusters):
+        # Positions are drawn in proportion to their squared distance from the nearest center so far.
         reach = nearest.cumsum(1)
         drawn = torch.rand(channels, candidates, generator=generator, dtype=points.dtype, device=points.device)
         index = torch.searchsorted(reach, drawn * reach[:, -1:], right=True).clamp_(max=positions - 1)
         chosen = points.gather(1, index[:, :, None].expand(-1, -1, images))
         level = squares[:, :, None] + squares.gather(1, index)[:, None, :]
+        # |p|^2 + |c|^2 - 2 p c, which rounding may take below 0
         distance = torch.baddbmm(level, points, chosen.transpose(1, 2), alpha=-2).clamp_(min=0)
         if number:
             distance = torch.minimum(distance, nearest[:, :, None])
@@ -162,6 +167,7 @@ def _drawn_centers(points: Tensor, clusters: int, generator: torch.Generator) ->
 
 
 def _lloyd(points: Tensor, centers: Tensor) -> Tensor:
+    """Move centers to the means of their positions until hardly a label changes; return the labels."""
     labels = _nearest(points, centers)
     for _ in range(_MOST_ROUNDS):
         centers = _centers(points, labels, centers)
@@ -174,6 +180,7 @@ def _lloyd(points: Tensor, centers: Tensor) -> Tensor:
 
 
 def _nearest(points: Tensor, centers: Tensor) -> Tensor:
+    # |c|^2 - 2 p c: |p|^2 is the same for all centers
     return torch.baddbmm(centers.square().sum(2)[:, None], points, centers.transpose(1, 2), alpha=-2).argmin(2)
 
 

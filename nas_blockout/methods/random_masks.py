@@ -29,7 +29,7 @@ def checked_rate(rate: float) -> None:
     """Check a probability to drop.
 
     Raises:
-        ValueError: It does not lie in 0..1, 1 exclusive.
+        ValueError: It does not lie in [0, 1).
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate must lie in 0..1, 1 exclusive, got rate={rate}")
@@ -43,7 +43,7 @@ def bernoulli_(target: Tensor, probability: float, generator: torch.Generator) -
 
     Args:
         target: Dense tensor of any shape, dtype and memory format.
-        probability: Of a one, in 0..1.
+        probability: Of a one, in [0, 1].
         generator: Source of randomness, on the device of `target`.
 
     Returns:
@@ -63,7 +63,7 @@ def keep_mask(like: Tensor, rate: float, generator: torch.Generator) -> Tensor:
 
     Args:
         like: Tensor whose shape, dtype, device and memory format the mask gets.
-        rate: Probability of a zero, in 0..1, 1 exclusive.
+        rate: Probability of a zero, in [0, 1).
         generator: Source of randomness, on the device of `like`.
     """
     return bernoulli_(torch.empty_like(like), 1 - rate, generator).mul_(1 / (1 - rate))

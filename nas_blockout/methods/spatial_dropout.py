@@ -29,7 +29,7 @@ def spatial_dropout(x: Tensor, *, rate: float, generator: torch.Generator) -> Te
 
     Args:
         x: Feature maps, shape ``(batch, channels, height, width)``.
-        rate: p, in 0..1, 1 exclusive.
+        rate: p, in [0, 1).
         generator: Source of randomness, on the device of `x`.
 
     Returns:

@@ -32,7 +32,7 @@ Corner = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """An arm's accuracy, 0..1: one value a seed, their mean, and its interval where there is one."""
+    """An arm's accuracy, in [0, 1]: one value a seed, their mean, and its interval where there is one."""
 
     name: str
     role: str
@@ -206,7 +206,7 @@ def figure_gap(arms: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]]) ->
     """Draw, a panel an arm, what accuracy is left after each step from learned probabilities to a branched network.
 
     Args:
-        arms: By arm its role and, by step in order, the validation accuracy of every seed, 0..1.
+        arms: By arm its role and, by step in order, the validation accuracy of every seed, [0, 1].
     """
     figure, panels = small_multiples(len(arms), height=104, columns=2, bottom=48, between=66)
     values = [value for _, steps in arms.values() for seeds in steps.values() for value in seeds]

@@ -12,7 +12,7 @@ from nas_blockout.plots.style.theme import GRID, MUTED, PAPER, SMALL, style_of, 
 
 @dataclass(frozen=True, slots=True)
 class Corrupted:
-    """Errors of an arm, in 0..1.
+    """Errors of an arm, in [0, 1].
 
     Args:
         name: Of the arm.

@@ -35,7 +35,7 @@ class Agreed:
 
 @styled
 def figure_agreement(agreements: Sequence[Agreed]) -> Figure:
-    """Draw one row an arm under agreement reference: mean, seeds, and the band in which shuffled classes lie."""
+    """Draw one row an arm under each reference: mean, seeds, and the band in which shuffled classes lie."""
     rows: list[Agreed | str] = []
     for agreement in agreements:
         if not rows or agreement.reference != _reference(rows[-1]):

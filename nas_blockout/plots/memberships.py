@@ -46,7 +46,7 @@ _FEW_CLASSES = 20
 def figure_density(
     densities: Mapping[str, ArrayLike], medians: Mapping[str, ArrayLike], *, epochs: Sequence[float]
 ) -> Figure:
-    """Draw, a panel a layer, how the entries of P were spread over 0..1 in every epoch, and their median as a line.
+    """Draw, a panel a layer, how the entries of P were spread over [0, 1] in every epoch, and their median as a line.
 
     Args:
         densities: By layer the shares in equal bins from 0 to 1, (epochs, bins).

@@ -48,11 +48,13 @@ def best_so_far(costs: ArrayLike, scores: ArrayLike) -> Curve:
         or np.isinf(score).any()
     ):
         raise ValueError(f"needs as many finite costs >= 0 as scores, got {cost.tolist()} and {score.tolist()}")
+    # fmax, unlike maximum, passes over the NaN of failed trials
     return Curve(np.cumsum(cost), np.fmax.accumulate(score) if score.size else score)
 
 
 def _at(curve: Curve, grid: Array) -> Array:
     before = np.searchsorted(curve.cost, grid, side="right")
+    # -inf, the first entry, is the best score before any trial has ended
     return np.concatenate([[-np.inf], np.where(np.isnan(curve.best), -np.inf, curve.best)])[before]
 
 
@@ -67,6 +69,7 @@ def quartile_band(curves: Sequence[Curve], grid: ArrayLike) -> Band:
     costs = np.asarray(grid, dtype=np.float64)
     ordered = np.sort(np.stack([_at(curve, costs) for curve in curves]), axis=0)
 
+    # np.quantile would interpolate between -inf and a score, and give NaN where the lower neighbor alone is missing.
     def quantile(share: float) -> Array:
         place = share * (len(curves) - 1)
         low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
@@ -92,6 +95,7 @@ def pareto_front(scores: Sequence[float], costs: Sequence[float]) -> tuple[int, 
     if score.shape != cost.shape or score.ndim != 1 or not (np.isfinite(score) & np.isfinite(cost)).all():
         raise ValueError(f"needs as many finite costs as finite scores, got {list(costs)} and {list(scores)}")
     front: list[int] = []
+    # Cheapest first, best first among equal costs: a point is on the front if it beats all that came before it.
     for index in np.lexsort((-score, cost)).tolist():
         if not front or score[index] > score[front[-1]]:
             front.append(index)
@@ -109,6 +113,7 @@ def hypervolume(scores: Sequence[float], costs: Sequence[float], *, reference: t
     worst_score, worst_cost = reference
     front = pareto_front(scores, costs)
     kept = [index for index in front if scores[index] > worst_score and costs[index] < worst_cost]
+    # One strip per point of the front, from its cost to that of the next
     edges = [*(costs[index] for index in kept), worst_cost]
     return math.fsum(
         (scores[index] - worst_score) * (right - left)

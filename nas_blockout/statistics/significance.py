@@ -26,7 +26,7 @@ Interval = tuple[float, float]
 Outcome = Literal["better", "worse", "no difference shown"]
 
 _CONSTANT = 1e-12  # a spread below this share of the values is rounding, not variation
-_SMALLEST_P = float(np.finfo(np.float64).tiny)
+_SMALLEST_P = float(np.finfo(np.float64).tiny)  # Student's p underflows to 0 for a huge t
 _EXACT_SEEDS = 14  # all 2**14 sign flips are still listed; more seeds are sampled
 _SIGN_FLIPS = 9_999
 
@@ -179,6 +179,7 @@ def variance_components(values: Mapping[int, Mapping[int, float]]) -> VarianceCo
 @lru_cache(maxsize=8)
 def _signs(n: int) -> Array:
     if n > _EXACT_SEEDS:
+        # always the same sample for n seeds: a repeated analysis gives the same p-value
         return np.random.default_rng(n).choice([-1.0, 1.0], size=(_SIGN_FLIPS, n))
     bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
     return np.where(bits, -1.0, 1.0)
@@ -187,9 +188,10 @@ def _signs(n: int) -> Array:
 def _sign_flip_p(differences: Array) -> float:
     sums = np.abs(_signs(differences.size) @ differences)
     observed = abs(float(differences.sum()))
+    # Sums that differ by rounding alone count as equal.
     extreme = int((sums >= observed - 1e-9 * float(np.abs(differences).sum())).sum())
     if differences.size > _EXACT_SEEDS:
-        return (extreme + 1) / (sums.size + 1)
+        return (extreme + 1) / (sums.size + 1)  # the observed signs are part of the sample, so p is never 0
     return extreme / sums.size
 
 
@@ -233,7 +235,7 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"p-values must lie in 0..1, got {list(p_values)}")
+        raise ValueError(f"p-values must lie in [0, 1], got {list(p_values)}")
     order = np.argsort(p, kind="stable")
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
@@ -248,7 +250,7 @@ def p_text(p_value: float) -> str:
 def verdict(difference: float, p_holm: float, *, alpha: float = 0.05) -> Outcome:
     """Say in words what a corrected p-value allows: "better" or "worse" at ``p_holm <= alpha``."""
     if not math.isfinite(difference) or not 0 <= p_holm <= 1:
-        raise ValueError(f"a verdict needs a finite difference and p in 0..1, got {difference} and {p_holm}")
+        raise ValueError(f"a verdict needs a finite difference and p in [0, 1], got {difference} and {p_holm}")
     if p_holm > alpha or difference == 0:
         return "no difference shown"
     return "better" if difference > 0 else "worse"
@@ -273,8 +275,11 @@ def smallest_effect(
     if n < 2:
         raise ValueError(f"n must be at least 2 seeds, got {n}: one seed shows no effect of any size")
     if not (0 < alpha < 1 and 0.5 <= power < 1 and comparisons >= 1):
-        raise ValueError(f"needs alpha in 0..1, power in .5..1, comparisons >= 1, got {alpha=} {power=} {comparisons=}")
+        raise ValueError(
+            f"needs alpha in (0, 1), power in [.5, 1) and comparisons >= 1, got {alpha=} {power=} {comparisons=}"
+        )
     critical = float(stdtrit(n - 1, 1 - alpha / (2 * comparisons)))
+    # nctdtrinc inverts the noncentral t in its noncentrality, which is the effect in standard errors.
     return float(nctdtrinc(n - 1, 1 - power, critical)) * std_of_differences / math.sqrt(n)
 
 
@@ -328,6 +333,7 @@ def compare(
     tests = [paired(arms[a], arms[b]) for a, b in family]
     results = []
     for (a, b), test, p in zip(family, tests, holm([test.p_value for test in tests]), strict=True):
+        # without a spread there is nothing to size an effect by
         smallest = smallest_effect(test.std, test.n, alpha=alpha, comparisons=len(family)) if test.std else None
         results.append(Pair(a, b, test, p, verdict(test.difference, p, alpha=alpha), smallest))
     return Comparison(tuple(results), *_ranking(arms))
@@ -340,7 +346,7 @@ def budget_disagreement(
 
     Args:
         costs: what each arm spent, not negative.
-        tolerance: largest share by which spending may differ, 0..1.
+        tolerance: largest share by which spending may differ, [0, 1].
         budget: what each arm was promised; without it the arms are held against the one that spent most.
         unit: of the costs, for the sentence.
 
@@ -350,8 +356,9 @@ def budget_disagreement(
     spent = _finite(list(costs.values()), "a budget")
     target = float(spent.max()) if budget is None else budget
     if spent.min() < 0 or not 0 <= tolerance <= 1 or not (target > 0 or spent.max() == 0):
-        raise ValueError(f"needs costs >= 0, tolerance in 0..1, budget > 0, got {dict(costs)}, {tolerance}, {budget}")
+        raise ValueError(f"needs costs >= 0, tolerance in [0, 1], budget > 0, got {dict(costs)}, {tolerance}, {budget}")
     shares = {arm: (cost - target) / target for arm, cost in costs.items() if target > 0}
+    # a share equal to the tolerance up to rounding is within it
     wrong = [arm for arm in costs if abs(shares.get(arm, 0.0)) > tolerance * (1 + 1e-9)]
     if not wrong:
         return None

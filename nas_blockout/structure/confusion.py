@@ -168,12 +168,14 @@ def _shared_out(affinity: Tensor, classes: Tensor, name: str) -> Tensor:
         raise ValueError(f"a layer that branches needs a node for each of {branches} branches, {name!r} has {nodes}")
     shares = classes.sum(0).double() / classes.sum()
     quota = [max(1, int(share * nodes)) for share in shares.tolist()]
+    # Rounding down and one node at least for each: what is too much goes from the largest, what is left to the first.
     while sum(quota) > nodes:
         quota[quota.index(max(quota))] -= 1
     for extra in range(nodes - sum(quota)):
         quota[extra % branches] += 1
     places = torch.repeat_interleave(torch.arange(branches), torch.tensor(quota))
     value = affinity.cpu().double()
+    # each branch's column by its sum, or a branch with large weights would draw all nodes
     scaled = value / value.sum(0, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     rows, columns = linear_sum_assignment(scaled[:, places].numpy(), maximize=True)
     assigned = torch.zeros(nodes, branches, dtype=torch.bool)

@@ -181,10 +181,10 @@ def threshold_for(
 
     Args:
         probabilities: P of every masked layer.
-        target: Largest share of the dense cost, in 0..1.
+        target: Largest share of the dense cost, in [0, 1].
         share_of: Cost of an architecture as a share of the dense network's.
-        least: Lowest threshold to return, in 0..1. Below it stand memberships that were learned not to be: to take them
-            in because there is room would fill the network with what was unlearned. 0 fills it all the same.
+        least: Lowest threshold to return, in [0, 1]. Below it are memberships that training has unlearned; where the
+            target leaves room for them, 0 takes them in all the same.
         min_group_size: As of `distill`.
 
     Raises:

@@ -44,7 +44,7 @@ def magnitudes(network: BranchedNetwork, weights: Mapping[str, Tensor] | None = 
         weights: Values in the place of the network's own, by name, such as those under masks.
 
     Returns:
-        For every stage ``I / (1 + I)``, in 0..1, shape ``(nodes, 1)``; ones for the classes, which are all kept.
+        For every stage ``I / (1 + I)``, in [0, 1], shape ``(nodes, 1)``; ones for the classes, which are all kept.
 
     References:
         Fang, Ma, Song, Mi, Wang. DepGraph: Toward Any Structural Pruning. CVPR 2023, section 3.3 (the group of
@@ -52,6 +52,7 @@ def magnitudes(network: BranchedNetwork, weights: Mapping[str, Tensor] | None = 
     """
     values = {**dict(network.named_parameters()), **(weights or {})}
     magnitudes: dict[str, Tensor] = {}
+    # Each layer but the classes, with the one that reads it
     for stage, after in zip(network.plan, network.plan[1:], strict=False):
         layer = network.stages[stage.name]
         assert isinstance(layer, BranchedStage)

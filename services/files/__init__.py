@@ -1,1 +1,1 @@
-"""Files that a study leaves: its folder, shared storage, and what happens when a disk is full."""
+"""Files of a study: its folder, shared storage, and the error for a full disk."""

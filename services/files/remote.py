@@ -1,7 +1,7 @@
-"""Files that several machines share: on any storage that fsspec knows, and there whole or not at all.
+"""Files that several machines share, on any storage that fsspec supports. A file is visible whole or not at all.
 
-A place is a path of this machine or a URL such as ``s3://bucket/prefix/file``. Credentials and endpoints come from
-where the storage's own library looks for them (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...), never from a URL.
+A place is a local path or a URL such as ``s3://bucket/prefix/file``. Credentials and endpoints are read from where the
+storage's own library looks for them (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...), never from a URL.
 """
 
 import tempfile
@@ -15,13 +15,13 @@ import fsspec
 
 from nas_blockout.atomic_files import whole_file, whole_folder
 
-# Of these an object appears when all of it has arrived; elsewhere a file is written beside its place, then renamed.
+# An object of these is visible once all of it has arrived; elsewhere a file is written beside its place and renamed.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 
 
 class ArtifactError(RuntimeError):
-    """Shared storage cannot be reached, or refuses what is asked of it."""
+    """Shared storage cannot be reached, or refuses the request."""
 
 
 def is_remote(place: str) -> bool:
@@ -30,19 +30,19 @@ def is_remote(place: str) -> bool:
 
 
 def place_of(path: Path, root: Path, shared: str | None) -> str:
-    """Return where a file of a study lies.
+    """Return the place of a file of a study.
 
     Args:
         path: The file below the study's folder.
         root: The study's folder.
-        shared: URL of the study's folder on shared storage, or None if this machine's is all there is.
+        shared: URL of the study's folder on shared storage; None for a local study.
     """
     return f"{shared}/{path.relative_to(root).as_posix()}" if shared is not None else str(path.absolute())
 
 
 @contextmanager
 def reading(place: str) -> Iterator[Path]:
-    """Yield a file of this machine with what lies at a place; it does not exist if nothing does.
+    """Yield a local file with the content of a place; it does not exist if there is nothing at the place.
 
     Raises:
         ArtifactError: The storage cannot be reached.
@@ -58,7 +58,7 @@ def reading(place: str) -> Iterator[Path]:
 
 @contextmanager
 def writing(place: str) -> Iterator[Path]:
-    """Yield a path of this machine to write to; what is there at the end lies at the place, unless the block failed.
+    """Yield a local path to write to, and copy the file to its place at the end, unless the block fails.
 
     Raises:
         ArtifactError: The storage cannot be reached, or does not take the file.
@@ -73,7 +73,7 @@ def writing(place: str) -> Iterator[Path]:
 
 
 def put(path: Path, url: str) -> None:
-    """Copy a file to a URL, where it appears whole or not at all.
+    """Copy a local file to a URL, where it appears whole or not at all.
 
     Raises:
         ArtifactError: The storage cannot be reached, or does not take the file.
@@ -95,7 +95,7 @@ def put(path: Path, url: str) -> None:
 
 
 def fetch(url: str, path: Path) -> bool:
-    """Copy what lies at a URL to a file, which appears whole or not at all; return whether there was anything.
+    """Copy the content of a URL to a local file, which appears whole or not at all; return whether there was any.
 
     Raises:
         ArtifactError: The storage cannot be reached.
@@ -111,10 +111,10 @@ def fetch(url: str, path: Path) -> bool:
 
 
 def remove(place: str) -> None:
-    """Remove a file, if it is there.
+    """Remove the file at a place, if there is one.
 
     Raises:
-        ArtifactError: The storage cannot be reached, or does not let it go.
+        ArtifactError: The storage cannot be reached, or does not remove the file.
     """
     if not is_remote(place):
         Path(place).unlink(missing_ok=True)
@@ -128,12 +128,12 @@ def remove(place: str) -> None:
 
 
 def put_folder(folder: Path, url: str, *, last: str) -> None:
-    """Copy the files below a folder to a URL, one of them at the end; what begins with a dot stays here.
+    """Copy the files of a folder to a URL, one of them last; names that begin with a dot are left out.
 
     Args:
         folder: The folder.
-        url: Where its files go, under the names that they have below it.
-        last: Name of the file whose presence says that the others are there.
+        url: Prefix of the copies, which keep their names relative to the folder.
+        last: Name of the file that is copied after all others, so that its presence means that they are complete.
 
     Raises:
         ArtifactError: The storage cannot be reached, or does not take a file.
@@ -145,14 +145,14 @@ def put_folder(folder: Path, url: str, *, last: str) -> None:
 
 
 def fetch_folder(url: str, folder: Path) -> bool:
-    """Copy what `put_folder` left at a URL to a folder that does not exist yet; return whether there was anything.
+    """Copy the files at a URL that `put_folder` wrote to a new folder; return whether there were any.
 
     Raises:
         ArtifactError: The storage cannot be reached.
     """
     with _explained(url):
         storage, source = fsspec.url_to_fs(url)
-        storage.invalidate_cache()
+        storage.invalidate_cache()  # its listing may be older than what another machine has written
         names = [name.removeprefix(source).lstrip("/") for name in storage.find(source)]
     shown = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     if not shown:
@@ -169,7 +169,7 @@ def _scheme(url: str) -> str:
 
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """Turn what the many storages raise into one error that names the URL."""
+    """Turn the errors of every storage into one that names the URL."""
     try:
         yield
     except ArtifactError:
@@ -178,7 +178,7 @@ def _explained(url: str) -> Iterator[None]:
         extra = _EXTRAS.get(_scheme(url))
         remedy = f"pip install 'nas-blockout[{extra}]'" if extra else str(error)
         raise ArtifactError(f"{url}: {_scheme(url)}:// needs a library that is not installed: {remedy}") from error
-    except Exception as error:  # each storage has errors of its own
+    except Exception as error:  # each storage raises errors of its own
         raise ArtifactError(f"shared storage {url}: {_reason(error)}; is NAS_BLOCKOUT_ARTIFACTS right?") from error
 
 

@@ -1,4 +1,4 @@
-"""The folder of a study: where its files are, and that each of them appears whole or not at all."""
+"""The folder of a study: paths of its files, and writers of JSON, YAML and CSV that leave no half files."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ class Folder:
 
     @property
     def scratch(self) -> Path:
-        """What only a running study needs: checkpoints, Ray's state, weights before export."""
+        """Files that only a running study needs: checkpoints, Ray's state, weights before export."""
         return self.root / ".work"
 
     @property
@@ -46,11 +46,11 @@ class Folder:
 
     @property
     def models(self) -> Path:
-        """One folder an exported arm."""
+        """Exported models, one folder per arm."""
         return self.root / "models"
 
     def checkpoint(self, trial: int) -> Path:
-        """File that continues a trial."""
+        """Checkpoint of a trial."""
         return self.scratch / "checkpoints" / f"{trial}.pt"
 
     def weights(self, trial: int) -> Path:
@@ -59,17 +59,17 @@ class Folder:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write JSON, refusing NaN and infinity, which JSON does not have."""
+    """Write JSON; raises ValueError on NaN and infinity, which JSON cannot represent."""
     write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def write_yaml(path: Path, document: Any) -> None:
-    """Write YAML in the order of the keys."""
+    """Write YAML with keys in their given order."""
     write_text(path, yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV with every key that occurs, in the order of first appearance."""
+    """Write rows as CSV; columns are all keys, in order of first appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -79,7 +79,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Return what the results may depend on beside the study: machine, Python and package versions."""
+    """Return what results may depend on besides the study: machine, Python and package versions."""
     versions: dict[str, str | None] = {}
     for name in _RECORDED:
         try:

@@ -41,7 +41,7 @@ def mean_corruption_error(errors: Errors, baseline: Errors | None = None) -> flo
     .. math:: mCE = \frac{1}{|C|} \sum_{c \in C} \frac{\sum_s E_{s,c}}{\sum_s E^{baseline}_{s,c}}
 
     Args:
-        errors: For each kind the error, in 0..1, at each severity; `E_{s,c}`. The paper has all five.
+        errors: For each kind the error, in [0, 1], at each severity; `E_{s,c}`. The paper has all five.
         baseline: Likewise for the network that all are compared with; None for the plain mean of the errors.
 
     Returns:

@@ -34,9 +34,10 @@ MD5_UNPACKED: Mapping[str, str] = {
 }
 TRAIN_SHARE = 0.9
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+# The authors serve the files without encryption; what arrives is checked by its MD5.
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 REMEDY = "run `apt-get install dataset-fashion-mnist` or `nas-blockout data fetch fashion_mnist`"
-_UNSIGNED_BYTES = 8
+_UNSIGNED_BYTES = 8  # the format's code for its type of values
 
 
 def read(settings: DataSettings, root: Path | None, *, md5: Mapping[str, str] = MD5_UNPACKED) -> Collection:
@@ -94,6 +95,7 @@ def parse_idx(data: bytes, path: Path) -> Tensor:
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != _UNSIGNED_BYTES or len(data) < 4 + 4 * data[3]:
         raise DataCorrupt(f"{path} must begin with an IDX header of unsigned bytes, got {data[:4].hex()}; {REMEDY}")
     dimensions, start = data[3], 4 + 4 * data[3]
+    # Header: two zeros, the type, the number of dimensions, then each dimension as a big-endian 32-bit number
     shape = np.frombuffer(data, dtype=">u4", count=dimensions, offset=4).astype(int).tolist()
     if len(data) - start != np.prod(shape):
         raise DataCorrupt(f"{path} announces shape {shape}, but holds {len(data) - start} values; {REMEDY}")

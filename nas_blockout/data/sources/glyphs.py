@@ -128,6 +128,7 @@ def divide(fonts: Sequence[Font], *, seed: int) -> Mapping[str, tuple[Font, ...]
     for font in fonts:
         if _fraction(f"test/{font.family}") < TEST_SHARE:
             parts["test"].append(font)
+        # a share of what the test has left
         elif _fraction(f"validation/{seed}/{font.family}") < VALIDATION_SHARE / (1 - TEST_SHARE):
             parts["validation"].append(font)
         else:
@@ -218,6 +219,8 @@ def _not_whole(path: Path, error: OSError) -> DataCorrupt:
 def _outlines(path: Path) -> bytes:
     """Return a hash of the tables that hold the outlines; of the whole file where there are none."""
     data = path.read_bytes()
+    # The file begins with 12 bytes, the fifth and sixth of which are the number of tables; then come 16 bytes for each
+    # table: name, checksum, offset, length.
     tables = {data[at : at + 4]: data[at + 8 : at + 16] for at in range(12, 12 + 16 * int.from_bytes(data[4:6]), 16)}
     places = [tables[name] for name in (b"glyf", b"CFF ", b"CFF2") if name in tables]
     spans = [(int.from_bytes(place[:4]), int.from_bytes(place[4:])) for place in places]

@@ -78,6 +78,7 @@ def _carve(listings: dict[str, _Listing], class_names: tuple[str, ...], *, seed:
     """Return all three splits; what is not given comes out of the training images."""
     require_classes(listings["train"].labels, class_names, split="training")
     missing = [name for name in _FOLDERS if name not in listings]
+    # The last part gets the rest, so its share is not given.
     shares = (1 - CARVED_SHARE * len(missing), *[CARVED_SHARE] * len(missing[1:]))
     parts = stratified(listings["train"].labels, shares[: len(missing)], seed=seed)
     carved = {name: listings["train"].at(index) for name, index in zip(("train", *missing), parts, strict=True)}
@@ -88,7 +89,7 @@ def _carve(listings: dict[str, _Listing], class_names: tuple[str, ...], *, seed:
 
 
 def _same(files: ImageFiles) -> ImageFiles:
-    return files
+    return files  # not a lambda: splits travel to worker processes by pickle
 
 
 def _existing(settings: DataSettings) -> Path:

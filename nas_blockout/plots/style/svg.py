@@ -31,9 +31,11 @@ def to_svg(figure: Figure, *, name: str = "figure", description: str = "") -> st
         figure.savefig(out, format="svg", metadata=_METADATA, transparent=True)
     text = out.getvalue()
     text = text[text.index("<svg") :]
+    # In a page, matplotlib's style sheet would apply to the page, and unused definitions are dead weight.
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<style[^>]*>.*?</style>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<defs>\s*</defs>\s*", "", text)
+    # Only identifiers that something refers to are kept, under a name of their own: a page may hold several figures.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     prefix = re.sub(r"[^a-z0-9-]+", "-", name.lower())
     text = re.sub(r"<[a-z][^>]*>", lambda tag: _tag(tag.group(), used, prefix), text)
@@ -64,6 +66,7 @@ def _tag(tag: str, used: set[str], prefix: str) -> str:
     tag = re.sub(r'(?<= [dxy]=")[^"]*', _rounded, tag)
     tag = re.sub(r'(?<= transform=")[^"]*', _shorter, tag)
     tag = re.sub(r' id="([^"]*)"', lambda match: f' id="{prefix}-{match[1]}"' if match[1] in used else "", tag)
+    # matplotlib turns even upright text, by 0 degrees
     tag = re.sub(r' transform="rotate\(-?0 [^"]*"', "", tag)
     return _themed(re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", tag))
 
