@@ -1,4 +1,4 @@
-"""The training loop: a generator of epoch records that knows no method, and the checkpoint that continues it."""
+"""The training loop, a generator of epoch records that depends on no method, and the checkpoints it resumes from."""
 
 import math
 import time
@@ -31,7 +31,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Loaders:
-    """What training may read: the training and the validation images, and nothing else."""
+    """The data that training may read: training and validation images, never the test images."""
 
     train: Batches
     validation: Batches
@@ -80,7 +80,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything that continues a training with the same numbers; holds references, so save it at once."""
+    """Everything needed to resume a training with the same numbers; holds references, so save it at once."""
 
     epochs_done: int
     sample_passes: int
@@ -96,7 +96,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """What one epoch did.
+    """The record of one epoch.
 
     Args:
         epoch: Number of the epoch, from 0.
@@ -107,9 +107,9 @@ class EpochRecord:
         validation_loss: Mean cross-entropy after the epoch; None if the training diverged.
         validation_accuracy: Share in [0, 1] after the epoch; None if the training diverged.
         stage: Part of the experiment that the epoch belongs to.
-        telemetry: What the model says of itself.
+        telemetry: Values that the model reports, by name.
         failure: Why training cannot go on, or None.
-        checkpoint: Continues the training after this epoch; valid until the next record is asked for.
+        checkpoint: Continues the training after this epoch; valid until the next record is requested.
     """
 
     epoch: int
@@ -173,13 +173,13 @@ def fit(
         model.load_state_dict(start.model)
         optimizer.load_state_dict(dict(start.optimizer))
         generator.set_state(start.generator.cpu())
-    calibration_batch: Tensor | None = None  # read when it is first asked for: most models have no use for one
+    calibration_batch: Tensor | None = None  # read on first use: most models need none
     for epoch in range(first, settings.epochs):
         began = time.perf_counter()
         for layer in layers:
             layer.prepare_epoch(epoch, settings.epochs)
         if any(layer.needs_calibration for layer in layers):
-            if calibration_batch is None:  # the same images whenever they are asked for, also after a resumption
+            if calibration_batch is None:  # always the same images, also in a resumed run
                 calibration_batch = _first_images(loaders.train, CALIBRATION_IMAGES).to(device)
             model.eval()
             with torch.no_grad():
@@ -293,7 +293,7 @@ def _train_epoch(
         except (RuntimeError, ValueError):
             if _is_finite(model):
                 raise
-            return math.nan, trained + len(y)  # a model that draws may refuse the probabilities of a diverged one
+            return math.nan, trained + len(y)  # a diverged model may fail while it draws, as from probabilities of NaN
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

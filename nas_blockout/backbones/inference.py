@@ -94,7 +94,7 @@ def fused_operation(layer: FoldedLayer, part: Part, places: Sequence[Place]) -> 
     Args:
         layer: What was trained.
         part: Which of its operations stand in the block, and what is added.
-        places: Where the nodes of the layer before are found.
+        places: Where the nodes of the layer before are.
     """
     rooms = [place.room for place in sorted(places_after(layer, [part]), key=lambda place: place.offset)]
     members = [layer.operations[index] for index in part.members]
@@ -111,11 +111,11 @@ def fused_operation(layer: FoldedLayer, part: Part, places: Sequence[Place]) -> 
 
 
 class FusedStage(nn.Module):
-    """One layer: its operations by the numbers of those that they stand for, then ReLU and pooling.
+    """One layer: its fused operations, named by the numbers of those they replace, then ReLU and pooling.
 
     Args:
         layer: What was trained.
-        places: Where the nodes of the layer before are found.
+        places: Where the nodes of the layer before are.
         form: How it is divided.
         filled: Whether its blocks may end in zeros.
         pool: Side of the max pooling, 1 for none, 0 for the mean over all positions.
@@ -207,7 +207,7 @@ class FusedNetwork(nn.Module):
 
 
 def image_places(channels: int) -> tuple[Place, ...]:
-    """Return where the channels of the image are found."""
+    """Return where the channels of the image are."""
     return (Place(0, channels, 0, 0, channels),)
 
 

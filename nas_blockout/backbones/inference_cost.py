@@ -95,7 +95,7 @@ COSTS: Mapping[Runtime, Costs] = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where nodes of a layer are found: ``start..stop`` in the order of training stand in `block` from `offset` on.
+    """Where nodes of a layer are: ``start..stop`` in the order of training stand in `block` from `offset` on.
 
     They have `room` there: after them come zeros, if it is more than they are.
     """
@@ -211,7 +211,7 @@ def parts_of(layer: FoldedLayer, places: Sequence[Place], form: Form, *, filled:
 
     Args:
         layer: What was trained.
-        places: Where the nodes of the layer before are found.
+        places: Where the nodes of the layer before are.
         form: How it is divided.
         filled: Whether a block of one group may end in zeros, which groups that read it would have to pass over.
     """
@@ -233,7 +233,7 @@ def parts_of(layer: FoldedLayer, places: Sequence[Place], form: Form, *, filled:
 
 
 def places_after(layer: FoldedLayer, parts: Sequence[Part]) -> tuple[Place, ...]:
-    """Return where the nodes of a layer are found once its parts have been run, a block a part."""
+    """Return where the nodes of a layer are once its parts have been run, one block per part."""
     starts, places = starts_of(layer.operations), []
     for block, part in enumerate(parts):
         for number, slot in enumerate(part.slots, 1):
@@ -263,7 +263,7 @@ def fastest_forms(
 
     Args:
         layers: From the image on.
-        places: Where the channels of the image are found.
+        places: Where the channels of the image are.
         runtime: What runs the network.
         parent: Layers of the dense network that it came from, if that is known.
         batch: Images that are expected at a time; None for one as well as many.
@@ -333,7 +333,7 @@ def expected_times(
 
     Args:
         layers: From the image on.
-        places: Where the channels of the image are found.
+        places: Where the channels of the image are.
         forms: Of the layers.
         costs: Of the runtime; the result is a sum of what these hold, each times a number.
     """

@@ -22,7 +22,7 @@ def read_bytes(path: Path) -> bytes:
     """Read a file, unpacking it where its name ends in `.gz`.
 
     Raises:
-        DataCorrupt: The file is truncated or not what its name says.
+        DataCorrupt: The file is truncated or no gzip file.
     """
     data = path.read_bytes()
     if path.suffix != ".gz":
@@ -37,7 +37,7 @@ def require_md5(data: bytes, md5: str, path: Path) -> bytes:
     """Return the data if its MD5 is the expected one.
 
     Raises:
-        DataCorrupt: It is another; the message shows both.
+        DataCorrupt: They differ; the message shows both.
     """
     actual = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if actual != md5:
@@ -48,10 +48,10 @@ def require_md5(data: bytes, md5: str, path: Path) -> bytes:
 
 
 def download(url: str, path: Path) -> bytes:
-    """Return what an address holds; `path` is where it will lie.
+    """Download a file and return its content; the caller stores it at `path`, which the error message names.
 
     Raises:
-        DataMissing: It cannot be reached; the message says which and why.
+        DataMissing: The address cannot be reached; the message names it and the reason.
     """
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310  # constants of ours

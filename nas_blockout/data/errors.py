@@ -1,4 +1,4 @@
-"""What can be wrong with data: each error states the rule, the value that breaks it, and what to do."""
+"""Errors about data; each message states the rule, the offending value, and the remedy."""
 
 
 class DataError(ValueError):
@@ -6,12 +6,12 @@ class DataError(ValueError):
 
 
 class DataMissing(DataError):
-    """Files that are not there; the message has the one command that gets them."""
+    """Missing files; the message names the command that gets them."""
 
 
 class DataCorrupt(DataError):
-    """A file that is truncated, altered, or not what its name says."""
+    """A file that is truncated, altered, or of another format than its name suggests."""
 
 
 class DataUnsuitable(DataError):
-    """Data that is whole but cannot be split or trained on as asked, such as a class without images."""
+    """Intact data that cannot be split or trained on as requested, such as a class without images."""

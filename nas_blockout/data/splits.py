@@ -24,8 +24,8 @@ class Splits:
         preprocessing: Taken from the images trained on, and from no others.
         class_names: In the order of the labels.
         hierarchy: For each known grouping of the classes, the number of every class's group; None without one.
-        origin: Where the files lie; empty where there are none.
-        test_reads: How often the test data was asked for.
+        origin: Folder of the files; empty if there are none.
+        test_reads: How often the test data was loaded.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Splits:
         return self.preprocessing.channels, self.preprocessing.height, self.preprocessing.width
 
     def test(self) -> AnyPart:
-        """Load the test data: the only way to it."""
+        """Load the test data; nothing else does."""
         self.test_reads += 1
         return self._load_test().loaded().normalized(self.preprocessing)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Collection:
-    """What a source hands over: divided, not yet cut to size and normalized.
+    """The result of a source: divided into splits, not yet subsampled and normalized.
 
     Args:
         train: Images that may be trained on.
@@ -69,7 +69,7 @@ class Collection:
         load_test: Reads the test images; called by `Splits.test` alone.
         class_names: In the order of the labels.
         hierarchy: For each known grouping of the classes, the number of every class's group.
-        origin: Where the files lie.
+        origin: Folder of the files.
     """
 
     train: AnyImages
@@ -83,10 +83,10 @@ class Collection:
 def prepare(
     collection: Collection, *, train_samples: int | None, validation_samples: int | None, split_seed: int
 ) -> Splits:
-    """Cut a collection to size, measure the normalization on what is trained on, and apply it.
+    """Subsample a collection, measure the normalization on the training images, and apply it to both splits.
 
     Raises:
-        DataUnsuitable: A class has no image in a split, more images are asked for than there are, or all are equal.
+        DataUnsuitable: A class has no image in a split, more images are requested than exist, or all are equal.
     """
     train = _subset(collection.train, train_samples, seed=split_seed, name="train")
     validation = _subset(collection.validation, validation_samples, seed=split_seed, name="validation")

@@ -75,7 +75,7 @@ class ImageFiles:
             yield scaled(torch.stack([decode(path, self.side) for path in chosen]))
 
     def normalized(self, preprocessing: Preprocessing) -> "StreamedPart":
-        """Return the images as a network reads them, decoded when they are asked for."""
+        """Return the images as a network reads them, decoded on access."""
         return StreamedPart(self, preprocessing)
 
 

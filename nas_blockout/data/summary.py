@@ -1,4 +1,4 @@
-"""What a person asks about data: is it there and whole, get it, show it."""
+"""Checks, downloads and previews of data sets, for the command line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _LABEL_WIDTH = 110
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `check` found.
+    """The result of `check`.
 
     Args:
         name: Of the source.
@@ -30,8 +30,8 @@ class Report:
         classes: Number of classes.
         images: For each split its number of images.
         fewest_in_class: For each split the size of its smallest class.
-        problem: What is wrong and what to do; empty if nothing is.
-        missing: Whether what is wrong is that files are not there.
+        problem: Problem and remedy; empty if there is none.
+        missing: Whether the problem is missing files.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Report:
 
 
 def check(name: str, root: Path | None = None, *, folder: str | None = None) -> Report:
-    """Read all of a source, the test split included, and say whether it can be trained on.
+    """Read all of a source, including the test split, and report whether it can be trained on.
 
     Args:
         name: A registered source.
@@ -77,7 +77,7 @@ def fetch(name: str, root: Path) -> Path:
     """Download the files of a source, check them, and return their folder; what is there already is kept.
 
     Raises:
-        DataMissing: They cannot be downloaded; the message says how they are had.
+        DataMissing: They cannot be downloaded; the message says how to get them.
         DataCorrupt: What was downloaded is not what was expected.
     """
     if name not in SOURCES:

@@ -53,7 +53,7 @@ class Derivation:
         equality: Largest difference of logits between the learned network under its hard memberships and the branched
             one with the same weights, and its bound, by precision.
         overhead_seconds: Wall-clock of distillation, proof and gap.
-        probabilities: The learned P by layer, or what stands for it, rounded to four digits.
+        probabilities: P by layer, as learned or as pruning or confusions give it, rounded to four digits.
         threshold: From which on a probability became a membership.
         thresholds: Validation accuracy of the hard network by threshold, where the threshold was chosen by it.
     """
@@ -121,7 +121,7 @@ def second_network(experiment: Experiment, architecture: Architecture, splits: S
 def _probabilities(
     learned: Learned, settings: DistillationSettings | PruningSettings | ConfusionSettings, splits: Splits, *, seed: int
 ) -> dict[str, Tensor]:
-    """Return P; what stands for it are the magnitudes of pruning, or the memberships that confusions give."""
+    """Return P: as learned, or in its place the magnitudes of pruning or the memberships from confusions."""
     if isinstance(learned, Blockout):
         return {name: p.detach() for name, p in learned.probabilities().items()}
     if isinstance(settings, PruningSettings):

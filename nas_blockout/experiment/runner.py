@@ -23,7 +23,7 @@ from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSetting
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an experiment ends in: a plain network in eval mode and what is known of it.
+    """The result of an experiment: a plain network in eval mode, its costs, and how it was derived.
 
     Args:
         model: Gives logits by ``model(x)``; holds no trace of the method, but for blockdrop, which keeps its policy.
@@ -74,7 +74,7 @@ class Run(Iterator[EpochRecord]):
 
     Args:
         experiment: What to run.
-        splits: Its data; the test images are never asked for.
+        splits: Its data; the test images are never read.
         device: Where to train.
         start: Continue after this snapshot, with the numbers of a run that was never stopped.
     """

@@ -1,4 +1,4 @@
-"""Model cards: what an exported model is, how well it does, what it costs, and how to load it in three lines."""
+"""Model cards: what an exported model is, its accuracy, its cost, and how to load it in three lines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,8 +144,8 @@ Winner of the arm `{description.name}` of the study `{description.study}`: {_lin
 ## Load it
 
 Input: float32 images in [0, 1], shape `{shape}`, any batch; output: logits in the order of `class_names`. The model
-normalizes the images itself. What `preprocessing.json` says of images and classes stands inside `model.pt2`
-{"" if without_onnx else "and `model.onnx` "}too, so that each file is enough by itself.
+normalizes the images itself. The content of `preprocessing.json` is also stored in `model.pt2`{"" if without_onnx else " and `model.onnx`"},
+so that each file can be used on its own.
 
 {_LOAD_PROGRAM}
 

@@ -1,4 +1,4 @@
-"""What an exported model is made of: its layers and groups, what each reads, holds and costs."""
+"""What an exported model is made of: its layers and groups, inputs, parameters and cost of each."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -118,7 +118,7 @@ def export_model(model: nn.Module, folder: Path, description: ModelDescription) 
         model: A network that takes normalized images, shape ``(batch, channels, height, width)``, and gives logits;
             exported as it is in eval mode, and left as it is.
         folder: Where the files go; what was there is replaced in one step at the end.
-        description: What the card says and what belongs to the model.
+        description: Content of the card and metadata of the model.
 
     Returns:
         What the comparison found; it is written to ``verification.json`` too.

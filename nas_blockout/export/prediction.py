@@ -24,7 +24,7 @@ class ExportedModel:
     Args:
         folder: Of the model.
         files: SHA-256 of every file.
-        manifest: What ``verification.json`` says.
+        manifest: Content of ``verification.json``.
     """
 
     folder: Path
@@ -36,7 +36,7 @@ class ExportedModel:
         """Check the files of a folder by their hashes.
 
         Raises:
-            VerificationError: A file is missing or changed, or the folder holds no exported model; says which.
+            VerificationError: A file is missing or changed, or the folder holds no exported model.
         """
         files, findings = check_files(folder)
         if findings:

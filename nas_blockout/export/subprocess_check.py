@@ -2,8 +2,8 @@
 
 This file imports nothing of this package and makes sure that nothing else does: it is what a stranger would do. It
 reads jobs from standard input, a line of JSON each, ``{"folder": path, "files": {name: SHA-256}}``, and answers each
-with a line of JSON: for each form the largest absolute differences and their bound, or a text that says why it cannot
-be used.
+with a line of JSON: for each form the largest absolute differences and their bound, or a text with the reason why it
+cannot be used.
 
 `torch.export.load` is no safe reader: it unpickles sample inputs, constants and weights that ask for it, loads compiled
 libraries and evaluates text of the archive. So nothing is loaded here but an archive written anew from entries that
@@ -172,7 +172,7 @@ def _inside_onnx(session: Any) -> str:
 
 def _require_same(inside: str, beside: bytes) -> None:
     if inside != beside.decode():
-        raise ValueError(f"what it says of its images and classes is not what {PREPROCESSING} says")
+        raise ValueError(f"its description of images and classes differs from {PREPROCESSING}")
 
 
 def _differences(run: Callable[[Any], Any], images: Any, logits: Any) -> dict[str, float]:
@@ -290,7 +290,7 @@ def _reference(content: bytes, preprocessing: bytes) -> tuple[Any, Any]:
         ("logits", tuple(logits.shape), (max(BATCHES), len(promised["class_names"]))),
     ):
         if actual != expected:
-            raise ValueError(f"{name} have the shape {actual}, not {expected} as {PREPROCESSING} says")
+            raise ValueError(f"{name} have the shape {actual}, not {expected} as in {PREPROCESSING}")
     if not bool(images.isfinite().all() and logits.isfinite().all()):
         raise ValueError("a recorded number is not finite")
     return images, logits
@@ -313,7 +313,7 @@ def examine(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
     try:
         beside = content(PREPROCESSING)
         images, logits = _reference(content(REFERENCE), beside)
-    except Exception as error:  # noqa: BLE001  # whatever a file says is what has to be reported
+    except Exception as error:  # noqa: BLE001  # any error of a library is a finding about the file
         return {REFERENCE: _error_text(error)}
     bound = BOUND * max(1.0, float(logits.abs().max()))
     # loaded once, for its logits and for the weights; an error is raised anew for each

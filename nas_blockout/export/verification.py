@@ -26,12 +26,12 @@ _REMEDY = "export the model again"
 
 
 class VerificationError(RuntimeError):
-    """An exported model is not what its verification says; the message names the file and the remedy."""
+    """An exported model does not match its verification; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found about an exported model.
+    """The result of verifying an exported model.
 
     Args:
         ok: Whether every file is the one that was written and every form computes the recorded logits.
@@ -137,7 +137,7 @@ def collect(jobs: Sequence[Job], process: subprocess.Popen[str]) -> list[Mapping
     """Return the answer about each model; one that the process dies of is blamed alone, the others get a new one.
 
     Args:
-        jobs: Which the process was told to reload, in their order.
+        jobs: Those submitted to the process, in order.
         process: Is done with afterwards.
     """
     why = ""

@@ -1,4 +1,4 @@
-"""BlockDrop: a small policy network reads the image and says in one pass which residual blocks of a network to run."""
+"""BlockDrop: a small policy network decides from the image, in one pass, which residual blocks of a network to run."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -271,7 +271,7 @@ class StaticPolicy(nn.Module):
 
 
 class BlockDrop(TrainableModel):
-    """A residual network with a policy that says for each image which blocks run.
+    """A residual network with a policy that decides for each image which blocks run.
 
     In eval a block runs where its probability is .5 or more, and what is dropped is really skipped (see
     ``inference``). In training `loss` trains network and policy by phases: the network alone with all blocks; the

@@ -1,9 +1,9 @@
 r"""Blockout: a hierarchical structure that is learned by back-propagation while the network trains.
 
 Every node of a layer belongs to each of `k` clusters with a learned probability. A weight is used where its two nodes
-share a cluster, so that a draw of the memberships is a draw of a hierarchical architecture. Any network takes part
-that says which weights connect which layers of nodes (`Connection`); its weights are replaced, for one forward pass,
-by their masked values.
+share a cluster, so that a draw of the memberships is a draw of a hierarchical architecture. It works for any
+network that lists which weights connect which layers of nodes (`Connection`); for one forward pass, these weights are
+replaced by their masked values.
 """
 
 import copy
@@ -188,7 +188,7 @@ class Blockout(TrainableModel):
 
     Differs from the paper in: convolutions, the estimators other than ``masked``, initial probabilities by depth, and
     the charge, polarization and balance terms, which are all off by default; and initial weights are rescaled unless
-    told otherwise.
+    `rescale` is off.
     """
 
     def __init__(self, network: nn.Module, connections: Sequence[Connection], settings: BlockoutSettings) -> None:

@@ -1,4 +1,4 @@
-"""How the methods draw: a generator that must be given, and masks of ones and zeros. No global random state is read."""
+"""Random draws of the methods: masks from a generator that the caller passes, never from global state."""
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,11 @@ def generator_for(layer: nn.Module, generator: torch.Generator | None) -> torch.
     """Return the generator of a layer in training.
 
     Args:
-        layer: Who draws; its class is named in the error.
-        generator: What the caller gave.
+        layer: The layer that draws; the error names its class.
+        generator: Argument of its forward pass.
 
     Raises:
-        ValueError: None was given.
+        ValueError: It is None.
     """
     if generator is None:
         raise ValueError(
@@ -47,7 +47,7 @@ def bernoulli_(target: Tensor, probability: float, generator: torch.Generator) -
         generator: Source of randomness, on the device of `target`.
 
     Returns:
-        The tensor that was given.
+        `target`.
     """
     ones = round(probability * 2**_BITS)  # how many of the integers give a one
     if ones == 0:

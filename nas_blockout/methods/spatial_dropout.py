@@ -1,4 +1,4 @@
-"""Spatial dropout: whole channels of feature maps are dropped, so that no neighbor tells what a position held."""
+"""Spatial dropout: whole channels are dropped, so that no dropped value can be inferred from its neighbors."""
 
 from dataclasses import dataclass
 

@@ -119,7 +119,7 @@ def memberships(network: BranchedNetwork, classes: Tensor, settings: ConfusionSe
         Booleans, shape ``(nodes, branches)``, by stage.
 
     Raises:
-        ValueError: A layer that should branch does not exist or has fewer nodes than the branches that were asked for.
+        ValueError: A layer that should branch does not exist or has fewer nodes than the requested branches.
     """
     names, split_layers = [stage.name for stage in network.plan], settings.split_layers
     if split_layers > len(names) - 1:

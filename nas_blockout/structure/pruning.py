@@ -1,4 +1,4 @@
-"""Structured pruning by magnitude: what a trained dense network would keep, in the terms in which Blockout says it.
+"""Structured pruning by magnitude: the nodes to keep of a trained dense network, as memberships like Blockout's.
 
 A node's magnitude takes the place of its membership in a single cluster, so that the threshold, the clean-up, the
 transplant of the weights and the proof of equality are those of distillation.

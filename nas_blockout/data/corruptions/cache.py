@@ -1,4 +1,4 @@
-"""Corrupted images that are made once and used for many models."""
+"""Corrupted images that are made once and reused for many models."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ class CorruptedImages:
 
     Attributes:
         index: Numbers of the images in the split, shape (m,), int64.
-        seconds: What making them took.
+        seconds: Time that making them took.
     """
 
     def __init__(

@@ -154,7 +154,7 @@ def _unpacked(packed: bytes, version: Version) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
         for file in version.files:
             member = archive.extractfile(f"{version.folder}/{file}")
-            assert member is not None  # its MD5 has said so
+            assert member is not None  # the archive has the MD5 of one that holds it
             files[file] = member.read()
     return files
 

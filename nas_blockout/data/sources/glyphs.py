@@ -64,7 +64,7 @@ def read(settings: DataSettings, root: Path | None) -> Collection:
 
     Args:
         settings: `folder` and `split_seed` are used.
-        root: The cache lies in it; None to render each time.
+        root: Parent of the cache; None to render each time.
 
     Raises:
         DataMissing: There is no folder of fonts.

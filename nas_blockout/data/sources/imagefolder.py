@@ -33,7 +33,7 @@ _FOLDERS: Mapping[str, tuple[str, ...]] = {"validation": ("val", "valid", "valid
 
 
 def read(settings: DataSettings, root: Path | None, *, memory_bytes: int = MEMORY_BYTES) -> Collection:
-    """List and divide the images; they are decoded later, the test images when the test is asked for.
+    """List and divide the images; they are decoded later, the test images only when they are read.
 
     Args:
         settings: `folder`, `image_size` and `split_seed` are used.

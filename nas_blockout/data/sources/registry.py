@@ -62,7 +62,7 @@ def load(settings: DataSettings, *, root: Path | None = None) -> Splits:
     Raises:
         DataMissing: Files are not there; the message has the command that gets them.
         DataCorrupt: A file is truncated or altered.
-        DataUnsuitable: A class has no image in a split, or more samples are asked for than there are.
+        DataUnsuitable: A class has no image in a split, or more samples are requested than exist.
     """
     return prepare(
         SOURCES[settings.name].read(settings, root),

@@ -159,11 +159,11 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     ),
     "other class names beside the program": (
         forged("preprocessing.json", lambda path: replaced(path, '"a"', '"z"')),
-        f"model.pt2: cannot be used: ValueError: what it says of its images and classes is not what .*; {AGAIN}",
+        f"model.pt2: cannot be used: ValueError: its description of images and classes differs from .*; {AGAIN}",
     ),
     "other class names beside the graph": (
         forged("preprocessing.json", lambda path: replaced(path, '"a"', '"z"')),
-        f"model.onnx: cannot be used: ValueError: what it says of its images and classes is not what .*; {AGAIN}",
+        f"model.onnx: cannot be used: ValueError: its description of images and classes differs from .*; {AGAIN}",
     ),
     "pickle as weights": (
         forged("weights.safetensors", lambda path: path.write_bytes(saved(Hostile(path.parent / "mark")))),
@@ -220,7 +220,7 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     ),
     "fewer classes": (
         reference(lambda found: {**found, "logits": found["logits"][:, :3]}),
-        r"reference.safetensors: .*logits have the shape \(256, 3\), not \(256, 5\) as preprocessing.json says",
+        r"reference.safetensors: .*logits have the shape \(256, 3\), not \(256, 5\) as in preprocessing.json",
     ),
     "fewer images": (
         reference(lambda found: {name: value[:1] for name, value in found.items()}),
