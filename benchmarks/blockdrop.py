@@ -9,7 +9,7 @@ then kept. The routes take turns, so that a disturbance of the machine meets all
 rounds of 1 - route / full, both from the same round: on the clock, and of the processor's time, which other processes
 on a shared machine hardly touch.
 
-The C library is told to keep the memory that it frees (the process starts itself again for that). Otherwise large
+The C library is set to keep the memory that it frees (the process starts itself again for that). Otherwise large
 activations are returned to the system and faulted in again at each use, which slows the full network more than the
 compacted one and would flatter it.
 """

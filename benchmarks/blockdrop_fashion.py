@@ -1,7 +1,7 @@
-"""BlockDrop on Fashion-MNIST against its controls: accuracy, blocks, FLOPs, wall-clock, and pictures.
+"""BlockDrop on Fashion-MNIST against its controls: accuracy, blocks, FLOPs, wall-clock, and figures.
 
 Run: ``python benchmarks/blockdrop_fashion.py [--seeds 0 1 2] [--rows docs/results/blockdrop.csv]``; about 8 minutes a
-seed on one core. Writes a row for each arm and seed as soon as it is measured; draws the pictures of the first seed.
+seed on one core. Writes a row for each arm and seed as soon as it is measured; draws the figures of the first seed.
 
 Images are halved to 14x14 pixels, means of 2x2, so that three seeds take less than half an hour. A ResNet-32 of half
 width is trained with all blocks once a seed. Each arm starts from a copy of it and trains for the same number of
@@ -60,7 +60,7 @@ class Images:
     train: Part
     validation: Part
     test: Part
-    pictures: Tensor
+    originals: Tensor
     names: tuple[str, ...]
 
 
@@ -82,7 +82,7 @@ def loaded(train_samples: int) -> Images:
     splits = load(DataSettings("fashion_mnist", train_samples=train_samples, validation_samples=2000))
     parts = [splits.train, splits.validation, splits.test()]
     small = [replace(part, images=F.avg_pool2d(part.images, 2)) for part in parts]
-    return Images(*small, pictures=parts[2].images, names=splits.class_names)
+    return Images(*small, originals=parts[2].images, names=splits.class_names)
 
 
 def trained(model: torch.nn.Module, data: Images, epochs: int, seed: int, learning_rate: float) -> float:
@@ -172,7 +172,7 @@ def draw_extremes(path: Path, data: Images, test: Tested) -> None:
     figure, axes = plt.subplots(4, 10, figsize=(10, 4.8))
     picked = torch.cat([order[:20], order[-20:].flip(0)]).tolist()
     for axis, index in zip(axes.flat, picked, strict=True):
-        axis.imshow(data.pictures[index, 0], cmap="gray_r")
+        axis.imshow(data.originals[index, 0], cmap="gray_r")
         axis.set_axis_off()
         right = test.probabilities[index].argmax() == data.test.labels[index]
         title = f"{data.names[int(data.test.labels[index])]}: {int(test.keep[index].sum())}"
@@ -212,7 +212,7 @@ def draw_paths(path: Path, data: Images, test: Tested) -> None:
         for axis in row[1:]:
             axis.set_axis_off()
         for axis, index in zip(row[1:], members, strict=False):
-            axis.imshow(data.pictures[index, 0], cmap="gray_r")
+            axis.imshow(data.originals[index, 0], cmap="gray_r")
     figure.suptitle(
         "the commonest paths (blue: the block is kept, first block on the left) and images that take them", fontsize=9
     )
@@ -220,14 +220,14 @@ def draw_paths(path: Path, data: Images, test: Tested) -> None:
 
 
 def save(figure: mpl.figure.Figure, path: Path) -> None:
-    """Write a picture and close it."""
+    """Write a figure and close it."""
     figure.tight_layout()
     figure.savefig(path, dpi=85)
     plt.close(figure)
 
 
 def main() -> None:
-    """Run all seeds, write rows and pictures, print the table."""
+    """Run all seeds, write rows and figures, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--train", type=int, default=4000)

@@ -6,7 +6,7 @@ is read, what is written, multiply-accumulates, and for groups more of the first
 
 An operation alone is not what it is among others: with ``--networks``, and in onnxruntime always, whole networks are
 timed, `split`, `whole` and `summed`, and the constants of convolutions and copies are those by which the builder's own
-sum comes nearest. The builder keeps its constants, so that a network is always divided alike; this tells whether they
+sum comes nearest. The builder keeps its constants, so that a network is always divided alike; this shows whether they
 still hold.
 
 Run: ``python -m benchmarks.division [--rounds N] [--networks] [--runtime onnxruntime]``; prints a Markdown table, a

@@ -4,7 +4,7 @@ The study is run as a user runs it, from an empty home: data, store, Ray, trials
 the same experiments are trained again by as many plain processes as the study had workers, without store or Ray.
 
 Run: ``python benchmarks/overhead.py [STUDY] [--longer N] [--home DIR]``; prints a Markdown table. The orchestration of
-a trial is the time from its being handed out to its last report, less its training and, where it has one, its
+a trial is the time from its dispatch to its last report, less its training and, where it has one, its
 distillation.
 """
 
@@ -113,7 +113,7 @@ def _print(trials: list[dict[str, Any]], *, began: float, ended: float, plain: f
     print(f"| whole study, wall-clock | {ended - began:.1f} |")
     print(f"| its trainings in as many plain processes, wall-clock | {plain:.1f} |")
     print(f"| ratio | {(ended - began) / plain:.2f} |")
-    print(f"| of it: command to first trial handed out (imports, checks, store, Ray) | {first - began:.1f} |")
+    print(f"| of it: command to first trial dispatched (imports, checks, store, Ray) | {first - began:.1f} |")
     print(f"| of it: first to last trial, the start of the workers included | {last - first:.1f} |")
     print(f"| of it: last trial to the end (exports, verification, MLflow, report) | {ended - last:.1f} |")
     print(f"| training as the study measured it, summed | {sum(trial['seconds'] for trial in trials):.1f} |")

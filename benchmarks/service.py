@@ -2,8 +2,8 @@
 
 ``python benchmarks/service.py studies`` fills a store with 10,000 studies and 100,000 trials and times list and show
 over HTTP; ``python benchmarks/service.py clients`` lets 200 clients of 20 owners list once a second and follow a study
-each for a minute, while one of them trains; ``python benchmarks/service.py costs --against FOLDER`` says how much
-processor time a request takes of the service, here and in another checkout, asked in turns.
+each for a minute, while one of them trains; ``python benchmarks/service.py costs --against FOLDER`` measures how much
+processor time a request takes of the service, here and in another checkout, in turns.
 
 Service, clients and study are sessions of their own, between which Linux divides the processors; what trains has an
 eighth of the weight of the others, as docker-compose.yml gives it. ``--url
@@ -153,7 +153,7 @@ class Client:
 
 
 async def listing(client: Client, ends: float, samples: Samples) -> None:
-    """List once a second; a client's later lists are told apart, since all have to come in the first second."""
+    """List once a second; later lists of a client are counted separately, since all clients start in the first second."""
     await client.open()
     opened = time.perf_counter()
     while time.monotonic() < ends:

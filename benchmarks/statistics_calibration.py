@@ -116,7 +116,7 @@ def interval_table(simulations: int) -> Iterator[str]:
             parts = list(chunks(data, generator))
             limits = [student(data)]
             limits += [
-                np.concatenate([rival(*part) for part in parts], axis=1) for rival in (percentile, bca, bootstrap_t)
+                np.concatenate([method(*part) for part in parts], axis=1) for method in (percentile, bca, bootstrap_t)
             ]
             cells = [f"{100 * c:.1f} ({100 * w:.2f})" for c, w in (scored(limit, truth) for limit in limits)]
             yield f"| {name} | {n} | " + " | ".join(cells) + " |"
@@ -157,7 +157,7 @@ def hierarchy_table(simulations: int) -> Iterator[str]:
 
 
 def pooled_p(data: Array) -> list[float]:
-    """All pairs with one variance pooled over the arms (randomized blocks): the rival that was refused."""
+    """All pairs with one variance pooled over the arms (randomized blocks): the alternative that was rejected."""
     arms, n = data.shape
     rest = data - data.mean(0) - data.mean(1, keepdims=True) + data.mean()
     freedom = (arms - 1) * (n - 1)

@@ -1,4 +1,4 @@
-"""Which recipe makes learned branches worth having: hypotheses on validation data, against rivals of equal cost.
+"""Which recipe makes learned branches worth having: hypotheses on validation data, against baselines of equal cost.
 
 Every row is one experiment, all stages charged to the same epochs: Blockout learns and is distilled to the target share
 of the dense network's MACs, `thin` is a dense network of that share, `pruned` reaches it from a dense one, and

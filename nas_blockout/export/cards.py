@@ -130,6 +130,7 @@ def card(description: ModelDescription, *, without_onnx: str | None = None) -> s
         "spent to find and train it": description.spent,
         **({"images expected at a time": f"{description.batch:,}"} if description.batch else {}),
     }
+    forms = "`model.pt2`" if without_onnx else "`model.pt2` and `model.onnx`"
     table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
     return f"""# {_line(description.name)}
 
@@ -144,7 +145,7 @@ Winner of the arm `{description.name}` of the study `{description.study}`: {_lin
 ## Load it
 
 Input: float32 images in [0, 1], shape `{shape}`, any batch; output: logits in the order of `class_names`. The model
-normalizes the images itself. The content of `preprocessing.json` is also stored in `model.pt2`{"" if without_onnx else " and `model.onnx`"},
+normalizes the images itself. The content of `preprocessing.json` is also stored in {forms},
 so that each file can be used on its own.
 
 {_LOAD_PROGRAM}
