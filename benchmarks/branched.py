@@ -11,7 +11,7 @@ each divided for the number of images that it is given. The parent always has th
 
 A figure is the ratio of the lower quartiles over passes of both networks, in seconds of processor time of the one
 thread that computes: what else runs on the machine is not counted, though it disturbs. In every round the parent, a
-second copy of it, and the network pass in random order. The ratio of the second copy to the first shows what chance does: the
+second copy of it, and the network pass in random order. What chance does shows in the second copy: the
 ``band`` of a parent, form and batch holds 95% of its ratios, one from each variant; a figure within it is no different
 from the parent's. There are as many rounds as take `SECONDS` by a first one that is not counted, but at least `FEWEST`,
 and no more than ``--rounds`` with 256 images or 20 times as many with one. A row shows the fewest of its figures.

@@ -153,7 +153,7 @@ class Client:
 
 
 async def listing(client: Client, ends: float, samples: Samples) -> None:
-    """List once a second; later lists of a client are counted separately, since all clients start in the first second."""
+    """List once a second; later lists are counted separately, since all clients start in the first second."""
     await client.open()
     opened = time.perf_counter()
     while time.monotonic() < ends:
