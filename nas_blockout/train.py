@@ -291,7 +291,7 @@ def _train_epoch(
         try:
             loss = model.loss(x, y, generator)
         except (RuntimeError, ValueError):
-            if _is_finite(model):
+            if all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
                 raise
             return math.nan, trained + len(y)  # a diverged model may fail while it draws, as from probabilities of NaN
         optimizer.zero_grad(set_to_none=True)
@@ -300,10 +300,6 @@ def _train_epoch(
         total += loss.detach() * len(y)  # stays on the device: to read it would wait for every step
         trained += len(y)
     return float(total), trained
-
-
-def _is_finite(model: nn.Module) -> bool:
-    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainingSettings, done_epochs: float) -> None:

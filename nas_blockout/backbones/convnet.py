@@ -44,14 +44,10 @@ def stages(settings: ConvNetSettings, input_shape: tuple[int, int, int], classes
         name = "features" if last else f"conv{position}"
         plan.append(Stage(name, "convolution", width, kernel=3, pool=pool, positions=area))
         if pool == 2:
-            side, area = side // 2, _halved(input_shape, position)
+            # Each pooling drops the last row and column of an odd side.
+            side, area = side // 2, (input_shape[1] >> position) * (input_shape[2] >> position)
     numbered = len(settings.hidden) > 1
     plan += [
         Stage(f"hidden{n}" if numbered else "hidden", "linear", width) for n, width in enumerate(settings.hidden, 1)
     ]
     return (*plan, Stage("classes", "linear", classes, activation=False))
-
-
-def _halved(input_shape: tuple[int, int, int], times: int) -> int:
-    # each pooling drops the last row and column of an odd side
-    return (input_shape[1] >> times) * (input_shape[2] >> times)

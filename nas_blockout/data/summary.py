@@ -12,10 +12,10 @@ from torch import Tensor
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataError, DataMissing
 from nas_blockout.data.sources.registry import SOURCES, load
-from nas_blockout.data.splits import AnyPart
 
 _SMALLEST_SHOWN = 32
 _LABEL_WIDTH = 110
+_IMAGES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,10 @@ def check(name: str, root: Path | None = None, *, folder: str | None = None) -> 
         parts = {"train": splits.train, "validation": splits.validation, "test": splits.test()}
         classes = len(splits.class_names)
         # Reads every image, so that a damaged one is found here and not in the middle of a training.
-        counts = {key: _read_all(part).bincount(minlength=classes) for key, part in parts.items()}
+        counts = {}
+        for key, part in parts.items():
+            batches = part.gather(torch.split(torch.arange(len(part)), _IMAGES_AT_ONCE))
+            counts[key] = torch.cat([labels for _, labels in batches]).bincount(minlength=classes)
     except DataError as error:
         return Report(name, ready=False, problem=str(error), missing=isinstance(error, DataMissing))
     return Report(
@@ -111,11 +114,6 @@ def show(name: str, root: Path | None = None, *, folder: str | None = None, colu
             picture = _picture(image).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
             sheet.paste(picture, (_LABEL_WIDTH + column * cell[0], row * cell[1] + 1))
     return sheet
-
-
-def _read_all(part: AnyPart) -> Tensor:
-    """Return the labels after reading every image once."""
-    return torch.cat([labels for _, labels in part.gather(torch.split(torch.arange(len(part)), 256))])
 
 
 def _picture(image: Tensor) -> Image.Image:

@@ -162,14 +162,6 @@ def _runner(session: Any) -> Callable[[Any], Any]:
     return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
 
-def _inside_program(content: bytes) -> str:
-    return _entries(content).get(f"extra/{PREPROCESSING}", b"").decode()
-
-
-def _inside_onnx(session: Any) -> str:
-    return str(session.get_modelmeta().custom_metadata_map.get(PREPROCESSING, ""))
-
-
 def _require_same(inside: str, beside: bytes) -> None:
     if inside != beside.decode():
         raise ValueError(f"its description of images and classes differs from {PREPROCESSING}")
@@ -321,12 +313,13 @@ def examine(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
 
     def of_program() -> dict[str, float]:
         differences = _differences(program().module(), images, logits)
-        _require_same(_inside_program(content("model.pt2")), beside)
+        inside = _entries(content("model.pt2")).get(f"extra/{PREPROCESSING}", b"").decode()
+        _require_same(inside, beside)
         return differences
 
     def of_onnx() -> dict[str, float]:
         session = _session(content("model.onnx"))
-        _require_same(_inside_onnx(session), beside)
+        _require_same(str(session.get_modelmeta().custom_metadata_map.get(PREPROCESSING, "")), beside)
         return _differences(_runner(session), images, logits)
 
     forms: Mapping[str, tuple[float, Callable[[], dict[str, float]]]] = {

@@ -53,14 +53,15 @@ def mean_corruption_error(errors: Errors, baseline: Errors | None = None) -> flo
     _require_same(errors, baseline)
     if baseline is None:
         return sum(sum(values) / len(values) for values in errors.values()) / len(errors)
-    ratios = [_ratio(name, sum(values), sum(baseline[name])) for name, values in errors.items()]
+    ratios = []
+    for name, values in errors.items():
+        reference = sum(baseline[name])
+        if reference <= 0:
+            raise ValueError(
+                f"the baseline must make errors on {name}, got {reference}; leave the kind out or use another baseline"
+            )
+        ratios.append(sum(values) / reference)
     return sum(ratios) / len(ratios)
-
-
-def _ratio(name: str, value: float, reference: float) -> float:
-    if reference <= 0:
-        raise ValueError(f"the baseline must lose something on {name}, got {reference}; leave it out or take another")
-    return value / reference
 
 
 def _require_same(errors: Errors, baseline: Errors | None) -> None:

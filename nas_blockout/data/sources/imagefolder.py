@@ -13,7 +13,6 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,14 +43,18 @@ def read(settings: DataSettings, root: Path | None, *, memory_bytes: int = MEMOR
         DataMissing: There is no such folder.
         DataUnsuitable: A class is empty, too small to be divided, or missing in a split.
     """
-    folder = _existing(settings)
+    folder = Path(settings.folder or "")
+    if not folder.is_dir():
+        raise DataMissing(f"imagefolder needs an existing folder, got {str(folder)!r}; {REMEDY}")
     side = settings.image_size or SIDE
     train_folder = folder / "train" if (folder / "train").is_dir() else folder
     class_names = _classes(train_folder)
     listings = {"train": _listed(train_folder, class_names)}
     if train_folder != folder:
-        folders = {name: _first_folder(folder, names) for name, names in _FOLDERS.items()}
-        listings |= {name: _listed(path, class_names) for name, path in folders.items() if path}
+        for name, folder_names in _FOLDERS.items():
+            paths = [folder / folder_name for folder_name in folder_names if (folder / folder_name).is_dir()]
+            if paths:
+                listings[name] = _listed(paths[0], class_names)
     splits = _carve(listings, class_names, seed=settings.split_seed)
     files = {
         name: ImageFiles(listing.paths, listing.labels, side, root, memory_bytes) for name, listing in splits.items()
@@ -59,7 +62,7 @@ def read(settings: DataSettings, root: Path | None, *, memory_bytes: int = MEMOR
     return Collection(
         train=files["train"],
         validation=files["validation"],
-        load_test=partial(_same, files["test"]),
+        load_test=lambda: files["test"],
         class_names=class_names,
         origin=str(folder),
     )
@@ -86,17 +89,6 @@ def _carve(listings: dict[str, _Listing], class_names: tuple[str, ...], *, seed:
     for name, listing in splits.items():
         require_classes(listing.labels, class_names, split=name)
     return splits
-
-
-def _same(files: ImageFiles) -> ImageFiles:
-    return files  # not a lambda: splits travel to worker processes by pickle
-
-
-def _existing(settings: DataSettings) -> Path:
-    folder = Path(settings.folder or "")
-    if not folder.is_dir():
-        raise DataMissing(f"imagefolder needs an existing folder, got {str(folder)!r}; {REMEDY}")
-    return folder
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -126,7 +118,3 @@ def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def _first_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)

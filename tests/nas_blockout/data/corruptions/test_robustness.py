@@ -30,7 +30,7 @@ def test_tables_that_do_not_match_are_refused(errors, baseline):
 
 
 def test_a_baseline_without_loss_is_refused():
-    with pytest.raises(ValueError, match=r"the baseline must lose something on fog, got 0"):
+    with pytest.raises(ValueError, match=r"the baseline must make errors on fog, got 0"):
         mean_corruption_error({"fog": [0.1] * 5}, {"fog": [0.0] * 5})
 
 
