@@ -55,7 +55,7 @@ def figure_density(
     """
     figure, panels = small_multiples(len(densities), height=84, columns=2 if len(densities) < 5 else 3)
     for axes, (layer, density) in zip(panels, densities.items(), strict=True):
-        shares = np.sqrt(np.asarray(density, dtype=np.float64).T)
+        shares = np.sqrt(np.asarray(density, dtype=np.float64).T)  # so that bins with few entries are visible
         extent = (epochs[0] - 0.5, epochs[-1] + 0.5, 0.0, 1.0)
         _raster(axes, heat_image(shares), extent=extent, origin="lower")
         halo = [withStroke(linewidth=3.2, foreground=PAPER)]
@@ -88,6 +88,7 @@ def project(probabilities: Mapping[str, ArrayLike]) -> tuple[dict[str, Array], t
     stacked = np.concatenate(list(layers.values()))
     mean = stacked.mean(axis=0)
     _, singular, axes = np.linalg.svd(stacked - mean, full_matrices=False)
+    # One cluster has one component: the second is then zero.
     axes = np.concatenate([axes, np.zeros((2, axes.shape[1]))])[:2]
     axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], 1) < 0, -1.0, 1.0)
     variance = np.concatenate([singular**2, [0.0, 0.0]])

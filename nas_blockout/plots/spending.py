@@ -117,6 +117,7 @@ def _outline(curve: Curve, *, steps: bool) -> Array:
 
 
 def _stairs(points: Array) -> Array:
+    # between two points, one at the x of the second and the y of the first
     corners = np.column_stack([points[1:, 0], points[:-1, 1]])
     return np.insert(points, np.arange(1, len(points)), corners, axis=0)
 
