@@ -224,7 +224,7 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     ),
     "fewer images": (
         reference(lambda found: {name: value[:1] for name, value in found.items()}),
-        r"reference.safetensors: .*images have the shape \(1, 1, 8, 8\), not \(256, 1, 8, 8\) as preprocessing.json",
+        r"reference.safetensors: .*images have the shape \(1, 1, 8, 8\), not \(256, 1, 8, 8\) as in preprocessing.json",
     ),
 }  # fmt: skip
 
