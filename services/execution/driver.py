@@ -59,7 +59,7 @@ class Progress:
     Args:
         arms: One row a contestant.
         seconds: Since this run of the study began.
-        seconds_left: Estimate from the speed so far, or None.
+        seconds_left: Estimate from the speed so far; None until a trial has ended in this run of the study.
     """
 
     arms: tuple[ArmProgress, ...]
@@ -108,6 +108,7 @@ class Driver:
             images=len(splits.train),
             entries=self._entries.values(),
         )
+        self._ended_here = 0  # trials that ended in this run of the study
         self._share_before = 0.0
         self._share_before = self.progress().share
 
@@ -220,6 +221,7 @@ class Driver:
     ) -> None:
         score = float(result["validation_accuracy"]) if result and state == "complete" else None
         self.store.finish_trial(trial, state, score=score, result=result, reason=reason)
+        self._ended_here += 1
         ended = self.store.trial(trial)
         self._update(trial, state=state, score=score, seconds=charged_seconds(ended), **outcome_of(ended))
         with suppress(ArtifactError):  # what is left of it does no harm: it belongs to a trial that has ended
@@ -247,7 +249,9 @@ class Driver:
             tuple(self._arm_progress(name) for name in self.study.arms), time.monotonic() - self._began, None
         )
         done = found.share - self._share_before
-        return replace(found, seconds_left=found.seconds * (1 - found.share) / done if done > 0 else None)
+        if done <= 0 or not self._ended_here:  # the first trials also wait for Ray and for imports: no basis yet
+            return found
+        return replace(found, seconds_left=found.seconds * (1 - found.share) / done)
 
     def _arm_progress(self, name: str) -> ArmProgress:
         entries = [*self.plan.of(name, SEARCH), *self.plan.of(name, RETRAIN)]

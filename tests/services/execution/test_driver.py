@@ -119,6 +119,20 @@ def test_a_study_whose_processes_die_at_any_moment_ends_like_one_whose_live(tmp_
     assert states.count("pruned") > 4
 
 
+def test_the_time_left_is_estimated_once_a_trial_has_ended(tmp_path: Path, splits: Splits) -> None:
+    driver, worker = Machine(tmp_path, study_of(), splits).driver(), Worker(report_seconds=0)
+    task = driver.next()
+    assert task is not None
+    worker.start(task)
+    while driver.progress().seconds_left is None:
+        report = worker.step()
+        stopped = driver.report(report)
+        if not (report.done or stopped):
+            assert driver.progress().seconds_left is None
+    assert driver.progress().share > 0
+    assert driver.progress().arms[0].running == 0
+
+
 def test_a_full_disk_ends_the_driver_and_no_trial(tmp_path: Path, splits: Splits) -> None:
     study = study_of(random={"space": ["training"]})
     undisturbed, disturbed = Machine(tmp_path / "a", study, splits), Machine(tmp_path / "b", study, splits)
