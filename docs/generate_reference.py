@@ -34,14 +34,14 @@ REFERENCE = Path(__file__).parent / "reference"
 GENERATED = "<!-- Written by docs/generate_reference.py from the code: do not edit; run `make docs`. -->\n"
 PLAIN = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
 EXIT_CODES = (
-    "| 0 | done |",
+    "| 0 | success |",
     "| 1 | failed |",
-    "| 2 | wrong usage, a study file that breaks a rule, or the extra `services` is not installed |",
+    "| 2 | usage error, an invalid study file, or the extra `services` is not installed |",
     "| 3 | not found |",
-    "| 4 | finished, but some trials failed |",
-    "| 5 | a service cannot be reached |",
-    "| 6 | a model was not verified |",
-    "| 130, 143 | interrupted, terminated; the same command goes on where it stopped |",
+    "| 4 | the study has finished, but some trials failed |",
+    "| 5 | a service is unreachable |",
+    "| 6 | a model failed verification |",
+    "| 130, 143 | interrupted, terminated; run the same command again to resume |",
 )
 
 

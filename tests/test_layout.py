@@ -113,7 +113,7 @@ IMPORTERS = {
     "pydantic": ["services/study_config/*", "services/analysis/*", "services/api/*"],
     "yaml": ["services/*"],
     "fsspec": ["services/files/remote.py"],
-    "httpx": ["services/api/*", "services/cli/doctor.py"],
+    "httpx": ["services/api/*", "services/cli/lazy_modules.py"],
     "matplotlib": ["nas_blockout/plots/*"],
     "onnxruntime": ["nas_blockout/export/subprocess_check.py"],
     "safetensors": ["nas_blockout/export/*"],

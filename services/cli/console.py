@@ -1,4 +1,8 @@
-"""What all commands share: exit codes, two consoles, JSON; and that no text from outside is ever taken for markup."""
+"""What all commands share: exit codes, options, output to the two streams, tables and JSON.
+
+Study names, error messages and file names come from outside. None of them is ever interpreted as Rich markup, and
+control characters are replaced, so that no text can recolor or steer the terminal.
+"""
 
 import json
 import os
@@ -18,74 +22,83 @@ DONE, FAILED, USAGE, NOT_FOUND, SOME_FAILED, UNREACHABLE, UNVERIFIED = range(7)
 INTERRUPTED, TERMINATED = 130, 143
 PIPE_COLUMNS = 200
 
+StudyArgument = Annotated[str, typer.Argument(help="Name of a bundled study, or path to a study file.")]
+StoredArgument = Annotated[str, typer.Argument(help="Name of a study in the store.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a key of the study file, such as budget.sample_passes; repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the study file, such as budget.sample_passes=9000; can be repeated.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 
 
 def safe_text(text: object, *, style: str = "") -> Text:
-    """Return a text as it may be shown: no markup, and a replacement mark for what would steer the terminal."""
-    return Text("".join(mark if mark.isprintable() or mark == "\n" else "\ufffd" for mark in str(text)), style=style)
+    """Return a text that is shown literally: no markup, and control characters replaced by U+FFFD."""
+    shown = "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in str(text))
+    return Text(shown, style=style)
 
 
 def print_line(text: object) -> None:
-    """Write results to standard output."""
+    """Write a result to standard output."""
     _console(stderr=False).print(safe_text(text), highlight=False, soft_wrap=True)
 
 
 def log(text: object) -> None:
-    """Write progress and errors to standard error."""
-    _console(stderr=True).print(safe_text(text), highlight=False, soft_wrap=True)
+    """Write progress or an error to standard error."""
+    error_console().print(safe_text(text), highlight=False, soft_wrap=True)
 
 
 def print_table(renderable: Any) -> None:
-    """Write a table to standard output."""
+    """Write a table or a tree to standard output."""
     _console(stderr=False).print(renderable, highlight=False)
 
 
-def errors() -> Console:
+def error_console() -> Console:
     """Return the console of standard error."""
     return _console(stderr=True)
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, title: str | None = None) -> Table:
-    """Return a table of texts; numbers are numbers only to those who read them."""
-    drawn = Table(title=safe_text(title) if title else None, title_justify="left")
+    """Return a table whose cells are all shown literally."""
+    rendered = Table(title=safe_text(title) if title else None, title_justify="left")
     for column in columns:
-        drawn.add_column(safe_text(column))
+        rendered.add_column(safe_text(column))
     for row in rows:
-        drawn.add_row(*map(safe_text, row))
-    return drawn
+        rendered.add_row(*map(safe_text, row))
+    return rendered
 
 
 def installation() -> Settings:
-    """Return the settings of the environment; data sets lie in ``data`` in the home folder if they say nothing."""
+    """Return the settings from the environment; data sets default to the folder ``data`` in the home folder."""
     settings = Settings.from_environment()
     return replace(settings, data=settings.data or settings.home / "data")
 
 
 def print_json(document: Any) -> None:
-    """Write JSON to standard output; NaN and infinity, which JSON does not have, are refused."""
+    """Write JSON to standard output; NaN and infinity, which JSON does not have, raise a ValueError."""
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def logger(*, quiet: bool) -> Callable[[str], None]:
-    """Return what writes progress, or what writes nothing."""
+    """Return `log`, or with `quiet` a function that discards its argument."""
     return (lambda text: None) if quiet else log
 
 
 def fail(code: int, message: str) -> NoReturn:
-    """End the command with one line that says why."""
+    """End the command with an exit code and a one-line error message."""
     log(f"error: {message}")
     raise typer.Exit(code)
 
 
 def _console(*, stderr: bool) -> Console:
-    """Return a console of what the stream is now; a pipe gets lines wide enough for whole tables."""
+    """Return a console for the stream as it is now (tests redirect it).
+
+    Rich wraps tables at 80 columns when the output is not a terminal, which breaks rows for `grep`; a pipe gets lines
+    wide enough for whole tables instead.
+    """
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPE_COLUMNS
     return Console(stderr=stderr, markup=False, emoji=False, width=width)

@@ -1,4 +1,4 @@
-"""``nas-blockout data``: which data sets there are, how they are had, whether they are whole, what they look like."""
+"""``nas-blockout data``: list the data sets, download them, check that they are complete, and draw sample images."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from nas_blockout.serialization import near
+from services.cli import lazy_modules as lazy
 from services.cli.console import (
     FAILED,
     NOT_FOUND,
@@ -20,112 +22,104 @@ from services.cli.console import (
     table,
 )
 
-app = typer.Typer(help="List, fetch, check and show data sets.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="List, download, check and preview data sets.", no_args_is_help=True, rich_markup_mode=None)
 
-NameArgument = Annotated[str, typer.Argument(help="Name of a data set; `nas-blockout data list` has them all.")]
+NameArgument = Annotated[str, typer.Argument(help="Name of a data set; see `nas-blockout data list`.")]
 FolderOption = Annotated[
-    str | None, typer.Option("--folder", help="Where its files are, for imagefolder and glyphs.", metavar="FOLDER")
+    str | None,
+    typer.Option("--folder", help="Folder of the images; only for imagefolder and glyphs.", metavar="FOLDER"),
 ]
 
 
-@app.command("list")
+@app.command("list", epilog="Example: nas-blockout data list --json")
 def list_sources(as_json: JsonOption = False) -> None:
-    """List the data sets that are known, what they hold and how they are had."""
-    from nas_blockout.data import SOURCES
-
+    """List the available data sets, what they contain and how to get them."""
+    sources = lazy.data.SOURCES
     if as_json:
         print_json(
             {
                 "root": str(_root()),
                 "sources": [
                     {"name": name, "summary": source.summary, "remedy": source.remedy, "fetch": bool(source.fetch)}
-                    for name, source in SOURCES.items()
+                    for name, source in sources.items()
                 ],
             }
         )
         return
-    rows = [(name, source.summary, source.remedy) for name, source in SOURCES.items()]
-    print_table(table(("name", "holds", "how it is had"), rows))
-    print_line(f"downloads go to {_root()}")
+    rows = [(name, source.summary, source.remedy) for name, source in sources.items()]
+    print_table(table(("name", "contents", "how to get it"), rows))
+    print_line(f"Downloads are saved to {_root()}.")
 
 
-@app.command()
+@app.command(epilog="Example: nas-blockout data fetch fashion_mnist")
 def fetch(name: NameArgument, as_json: JsonOption = False) -> None:
-    """Download a data set and check it; what is there already is kept."""
-    from nas_blockout import data
-
+    """Download a data set and check it; files that are already present are not downloaded again."""
     root = _root()
     _require_known(name)
-    if data.SOURCES[name].fetch is not None:
-        log(f"fetching {name} into {root}; this may take some minutes")
-    folder = data.fetch(name, root)
+    if lazy.data.SOURCES[name].fetch is not None:
+        log(f"downloading {name} to {root}; this can take several minutes")
+    folder = lazy.data.fetch(name, root)
     print_json({"name": name, "folder": str(folder)}) if as_json else print_line(f"{name}: {folder}")
 
 
-@app.command()
+@app.command(epilog="Example: nas-blockout data check imagefolder --folder photos")
 def check(name: NameArgument, folder: FolderOption = None, as_json: JsonOption = False) -> None:
-    """Read all images of a data set, and say whether it can be trained on."""
-    from nas_blockout import data
-
+    """Read every image of a data set and report whether it can be used for training."""
     _require_usable(name, folder)
-    log(f"reading all of {name}")
-    report = data.check(name, _root(), folder=folder)
+    log(f"reading all images of {name}")
+    report = lazy.data.check(name, _root(), folder=folder)
     if as_json:
         print_json(asdict(report))
     elif report.ready:
         channels, height, width = report.shape
         origin = f" in {report.origin}" if report.origin else ""
-        print_line(f"{name}: whole{origin}; {report.classes} classes, images of {channels} x {height} x {width}")
+        print_line(f"{name}: complete{origin}; {report.classes} classes, {channels} x {height} x {width} images")
         counts, fewest = report.images or {}, report.fewest_in_class or {}
         print_table(
-            table(("split", "images", "in the smallest class"), [(key, counts[key], fewest[key]) for key in counts])
+            table(
+                ("split", "images", "images in the smallest class"), [(key, counts[key], fewest[key]) for key in counts]
+            )
         )
     if not report.ready:
         fail(NOT_FOUND if report.missing else FAILED, report.problem)
 
 
-@app.command()
+@app.command(epilog="Example: nas-blockout data show digits --output digits.png")
 def show(
     name: NameArgument,
     folder: FolderOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The PNG file to write; NAME.png if left out.")
+        Path | None, typer.Option("--output", "-o", help="PNG file to write. [default: NAME.png]")
     ] = None,
-    columns: Annotated[int, typer.Option(min=1, max=100, help="Images of each class.")] = 12,
+    columns: Annotated[int, typer.Option(min=1, max=100, help="Images per class.")] = 12,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw training images of every class into a PNG file."""
-    from nas_blockout import data
-
+    """Draw training images of every class to a PNG file."""
     _require_usable(name, folder)
     path = (output or Path(f"{name}.png")).absolute()
     if not path.parent.is_dir():
-        fail(NOT_FOUND, f"there is no folder {path.parent}")
-    picture = data.show(name, _root(), folder=folder, columns=columns)
+        fail(NOT_FOUND, f"no such folder: {path.parent}")
+    picture = lazy.data.show(name, _root(), folder=folder, columns=columns)
     picture.save(path, format="PNG")
     print_json({"name": name, "file": str(path)}) if as_json else print_line(path)
 
 
 def _require_known(name: str) -> None:
-    from nas_blockout.data import SOURCES
-    from nas_blockout.serialization import near
-
-    if name not in SOURCES:
-        fail(USAGE, f"there is no data set {name!r}; {near(name, SOURCES)}")
+    if name not in lazy.data.SOURCES:
+        fail(USAGE, f"there is no data set {name!r}; {near(name, lazy.data.SOURCES)}")
 
 
 def _require_usable(name: str, folder: str | None) -> None:
-    from nas_blockout.data import DataSettings
-
+    """Refuse what `DataSettings` refuses as a usage error, before anything is read."""
     _require_known(name)
     try:
-        DataSettings(name=name, folder=folder)
+        lazy.data.DataSettings(name=name, folder=folder)
     except ValueError as error:
         fail(USAGE, str(error))
 
 
 def _root() -> Path:
-    """Return the folder of downloads."""
+    """Return the folder that data sets are downloaded to."""
     root = installation().data
     assert root is not None
     return root

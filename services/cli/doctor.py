@@ -1,4 +1,8 @@
-"""What is wrong with an installation, and how to mend it."""
+"""Checks of an installation: what is wrong, and how to fix it.
+
+Each check is a generator: one question often leads to the next (a server that answers is asked for its version and its
+clock), and a finding is printed as soon as it is known, since a service that is down takes seconds to time out.
+"""
 
 import os
 import shutil
@@ -13,25 +17,27 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from services.cli import lazy_modules as lazy
 from services.settings import Settings, masked
 
-_PYTHON = (3, 11)
-_NEEDED = ("torch", "torchvision", "ray", "optuna", "mlflow", "sqlalchemy", "onnxruntime")
-_FREE_BYTES = 2 << 30
-_CLOCK_SECONDS = 5.0
-_ANSWER_SECONDS = 5.0
+_MIN_PYTHON = (3, 11)
+_PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "sqlalchemy", "onnxruntime")
+_MIN_FREE_BYTES = 2 << 30  # early enough to act on; `estimate` says what one study needs
+_MAX_CLOCK_SECONDS = 5.0  # times in reports come from several machines; leases follow the database's clock alone
+_TIMEOUT_SECONDS = 5.0
+# Findings about services: if one of them fails, the command ends with the exit code for "cannot be reached".
 SERVICES = frozenset({"store", "shared storage", "MLflow", "Ray", "Ray jobs", "API", "API token"})
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
-        what: What was looked at.
+        what: What was checked.
         ok: Whether it is as it should be.
-        found: What was found.
-        remedy: How to mend it; empty if nothing is wrong.
+        found: What the check found.
+        remedy: How to fix it; empty if `ok`.
     """
 
     what: str
@@ -45,207 +51,207 @@ class Finding:
 
 
 def examine(settings: Settings, *, api: str | None = None) -> Iterator[Finding]:
-    """Look at everything that a study needs, one thing after another; what is missing of folder and stores is made.
+    """Check everything that a study needs, one finding at a time.
+
+    The folder of studies and the databases are created if they do not exist yet.
 
     Args:
         settings: Of the installation.
-        api: Address of a service, such as ``http://127.0.0.1:8000``, to be asked as well.
+        api: URL of a service to check as well, such as ``http://127.0.0.1:8080``.
     """
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-        _python,
-        _packages,
-        _folder,
-        _store,
-        _storage,
-        _tracking,
-        _ray,
-        _jobs,
-        _data,
+        _check_python,
+        _check_packages,
+        _check_folder,
+        _check_store,
+        _check_storage,
+        _check_tracking,
+        _check_ray,
+        _check_jobs,
+        _check_data,
     )
     for check in checks:
         yield from check(settings)
     if api is not None:
-        yield from _api(settings, api)
+        yield from _check_api(settings, api)
 
 
-def _python(settings: Settings) -> Iterator[Finding]:
-    version, recent = ".".join(map(str, sys.version_info[:3])), sys.version_info[:2] >= _PYTHON
-    yield Finding("Python", recent, version, "" if recent else "install Python 3.11 or newer and run `make install`")
+def _check_python(settings: Settings) -> Iterator[Finding]:
+    version, ok = ".".join(map(str, sys.version_info[:3])), sys.version_info[:2] >= _MIN_PYTHON
+    yield Finding("Python", ok, version, "" if ok else "install Python 3.11 or newer and run `make install`")
 
 
-def _packages(settings: Settings) -> Iterator[Finding]:
-    for name in _NEEDED:
+def _check_packages(settings: Settings) -> Iterator[Finding]:
+    for name in _PACKAGES:
         try:
             yield Finding(name, True, metadata.version(name))
         except metadata.PackageNotFoundError:
             yield Finding(name, False, "not installed", "run `make install`, or `pip install 'nas-blockout[services]'`")
 
 
-def _folder(settings: Settings) -> Iterator[Finding]:
-    runs = settings.runs
+def _check_folder(settings: Settings) -> Iterator[Finding]:
+    runs, what = settings.runs, "folder of studies"
     try:
         runs.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=runs):
             free = shutil.disk_usage(runs).free
     except OSError as error:
-        yield Finding(
-            "folder of studies", False, f"{runs}: {error.strerror}", "set NAS_BLOCKOUT_HOME to a folder you may write"
-        )
+        yield Finding(what, False, f"{runs}: {error.strerror}", "set NAS_BLOCKOUT_HOME to a writable folder")
         return
-    enough = free >= _FREE_BYTES
-    yield Finding("folder of studies", enough, f"{runs}, {free >> 30} GiB free", "" if enough else "free 2 GiB of disk")
+    ok = free >= _MIN_FREE_BYTES
+    remedy = "" if ok else f"free {_MIN_FREE_BYTES >> 30} GiB of disk space"
+    yield Finding(what, ok, f"{runs}, {free >> 30} GiB free", remedy)
 
 
-def _store(settings: Settings) -> Iterator[Finding]:
-    from services.store import Store, StoreError
-
+def _check_store(settings: Settings) -> Iterator[Finding]:
     try:
-        with Store.open(settings.store_url) as store:
-            found, ahead = len(store.studies(limit=1000)), store.clock_ahead()
-        yield Finding("store", True, f"{masked(settings.store_url)}, studies: {found}")
-        yield _clock("store", ahead)
-    except StoreError as error:
+        with lazy.store.Store.open(settings.store_url) as store:
+            studies, seconds_ahead = len(store.studies(limit=1000)), store.clock_ahead()
+        yield Finding("store", True, f"{masked(settings.store_url)}, studies: {studies}")
+        yield _clock_finding("store", seconds_ahead)
+    except lazy.store.StoreError as error:
         yield Finding("store", False, str(error), "start the database, or correct NAS_BLOCKOUT_STORE_URL")
 
 
-def _storage(settings: Settings) -> Iterator[Finding]:
-    """Write a small file to shared storage, read it and remove it: a place that may only be read is of no use."""
+def _check_storage(settings: Settings) -> Iterator[Finding]:
+    """Write a small file to shared storage, read it back and remove it: read access alone would not be enough."""
     if settings.artifacts is None:
         return
-    from services.files.remote import ArtifactError, fetch, put, remove
-
+    remote = lazy.remote
     url, content = f"{settings.artifacts}/.doctor-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
-    remedy = "correct NAS_BLOCKOUT_ARTIFACTS, or the credentials where the storage's library looks for them"
+    remedy = "correct NAS_BLOCKOUT_ARTIFACTS, or the credentials that the storage library reads"
     with tempfile.TemporaryDirectory() as folder:
-        sent, back = Path(folder) / "sent", Path(folder) / "back"
+        sent, returned = Path(folder) / "sent", Path(folder) / "returned"
         sent.write_text(content, encoding="utf-8")
         try:
-            put(sent, url)
-            same = fetch(url, back) and back.read_text(encoding="utf-8") == content
-            remove(url)
-        except ArtifactError as error:
+            remote.put(sent, url)
+            ok = remote.fetch(url, returned) and returned.read_text(encoding="utf-8") == content
+            remote.remove(url)
+        except remote.ArtifactError as error:
             yield Finding("shared storage", False, str(error), remedy)
             return
-    found = "is written, read and cleared" if same else "does not give back what was written"
-    yield Finding("shared storage", same, f"{settings.artifacts} {found}", "" if same else remedy)
+    result = "can be written, read and deleted" if ok else "returned something other than what was written"
+    yield Finding("shared storage", ok, f"{settings.artifacts} {result}", "" if ok else remedy)
 
 
-def _tracking(settings: Settings) -> Iterator[Finding]:
-    if settings.tracking_uri is None:
+def _check_tracking(settings: Settings) -> Iterator[Finding]:
+    uri = settings.tracking_uri
+    if uri is None:
         yield Finding("MLflow", True, "off")
         return
-    from services.mlflow_sync import TrackingError, check
-
     try:
-        yield Finding("MLflow", True, f"{masked(settings.tracking_uri)}, {check(settings.tracking_uri)}")
-    except TrackingError as error:
+        yield Finding("MLflow", True, f"{masked(uri)}, {lazy.mlflow_sync.check(uri)}")
+    except lazy.mlflow_sync.TrackingError as error:
         yield Finding("MLflow", False, str(error), "start the tracking server, or correct NAS_BLOCKOUT_TRACKING_URI")
         return
-    if settings.tracking_uri.startswith(("http://", "https://")):
-        answer = _asked(f"{settings.tracking_uri.rstrip('/')}/version")
+    if uri.startswith(("http://", "https://")):
+        answer = _get(f"{uri.rstrip('/')}/version")
         if answer.status == 200:
-            yield _version("MLflow's server", answer.text, "mlflow")
+            yield _version_finding("MLflow's server", answer.text, "mlflow")
         yield from _clock_of("MLflow", answer)
 
 
-def _ray(settings: Settings) -> Iterator[Finding]:
+def _check_ray(settings: Settings) -> Iterator[Finding]:
     if settings.ray_address is None:
-        yield Finding("Ray", True, f"started for each study on this machine, {os.cpu_count()} processors")
+        yield Finding("Ray", True, f"started on this machine for each study, {os.cpu_count()} processors")
         return
-    from services.cluster import ClusterError, check
-
     try:
-        check(settings.ray_address)
+        lazy.cluster.check(settings.ray_address)
         yield Finding("Ray", True, f"{settings.ray_address} answers")
-    except ClusterError as error:
+    except lazy.cluster.ClusterError as error:
         yield Finding("Ray", False, str(error), "start the cluster, or correct NAS_BLOCKOUT_RAY_ADDRESS")
 
 
-def _jobs(settings: Settings) -> Iterator[Finding]:
+def _check_jobs(settings: Settings) -> Iterator[Finding]:
     if settings.jobs_address is None:
         return
-    from services.cluster import ClusterError
-    from services.cluster.jobs import Jobs
-
-    jobs = Jobs(settings.jobs_address)
+    jobs = lazy.jobs.Jobs(settings.jobs_address)
     try:
-        have = jobs.capacity()
-        yield Finding("Ray jobs", True, f"{settings.jobs_address}, {have['CPU']:g} CPUs and {have['GPU']:g} GPUs")
-        yield _version("Ray's cluster", jobs.version(), "ray")
-        yield from _clock_of("Ray", _asked(f"{settings.jobs_address.rstrip('/')}/api/gcs_healthz"))
-    except ClusterError as error:
-        remedy = "start the cluster, correct NAS_BLOCKOUT_JOBS_ADDRESS, or set RAY_AUTH_TOKEN to the cluster's"
+        capacity = jobs.capacity()
+        yield Finding(
+            "Ray jobs", True, f"{settings.jobs_address}, {capacity['CPU']:g} CPUs and {capacity['GPU']:g} GPUs"
+        )
+        yield _version_finding("Ray's cluster", jobs.version(), "ray")
+        yield from _clock_of("Ray", _get(f"{settings.jobs_address.rstrip('/')}/api/gcs_healthz"))
+    except lazy.cluster.ClusterError as error:
+        remedy = "start the cluster, correct NAS_BLOCKOUT_JOBS_ADDRESS, or set RAY_AUTH_TOKEN to the cluster's token"
         yield Finding("Ray jobs", False, str(error), remedy)
 
 
-def _api(settings: Settings, address: str) -> Iterator[Finding]:
-    answer = _asked(f"{address.rstrip('/')}/readyz")
+def _check_api(settings: Settings, address: str) -> Iterator[Finding]:
+    answer = _get(f"{address.rstrip('/')}/readyz")
     if answer.status == 200:
         yield Finding("API", True, f"{address} is ready")
     elif answer.status == 503:
-        remedy = "mend what is named, which `nas-blockout doctor` in its container says more of"
+        remedy = "fix the service it names; `nas-blockout doctor` in the container of the API says more"
         yield Finding("API", False, f"{address} answers, but is not ready: {answer.text}", remedy)
     else:
-        found = f"answers {answer.status}" if answer.status else f"does not answer: {answer.text}"
-        yield Finding("API", False, f"{address} {found}", "start it with `nas-blockout serve api`, or correct --api")
+        problem = f"answers {answer.status}" if answer.status else f"does not answer: {answer.text}"
+        remedy = "start the service with `nas-blockout serve api`, or correct --api"
+        yield Finding("API", False, f"{address} {problem}", remedy)
     yield from _clock_of("API", answer)
     if answer.status and settings.api_token is not None:
         headers = {"Authorization": f"Bearer {settings.api_token}"}
-        status = _asked(f"{address.rstrip('/')}/v1/studies?limit=1", headers).status
-        known, remedy = status == 200, "set NAS_BLOCKOUT_API_TOKEN to the value with which the service was started"
-        yield Finding("API token", known, "is known" if known else f"answers {status}", "" if known else remedy)
+        status = _get(f"{address.rstrip('/')}/v1/studies?limit=1", headers).status
+        ok, remedy = status == 200, "set NAS_BLOCKOUT_API_TOKEN to the value that the service was started with"
+        yield Finding("API token", ok, "accepted" if ok else f"answers {status}", "" if ok else remedy)
+
+
+def _check_data(settings: Settings) -> Iterator[Finding]:
+    """Load the digits, the one data set that an installation brings along."""
+    hint = "digits come with scikit-learn; for others see `nas-blockout data list`"
+    try:
+        images = len(lazy.data.load(lazy.data.DataSettings(name="digits")).train)
+        yield Finding("data", True, f"{images} training images of digits, other data sets in {settings.data}; {hint}")
+    except (ImportError, ValueError, OSError) as error:
+        yield Finding("data", False, f"cannot read the digits: {error}", "run `make install`")
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a server said: its status, 0 without an answer; its text, or why; how far its clock is ahead, if known."""
+    """An HTTP answer.
+
+    Args:
+        status: Its status; 0 if there was no answer.
+        text: The start of its body in one line, or why there was no answer.
+        seconds_ahead: How far the server's clock is ahead of ours, if it says what time it is.
+    """
 
     status: int
     text: str
-    ahead: float | None = None
+    seconds_ahead: float | None = None
 
 
-def _asked(url: str, headers: Mapping[str, str] | None = None) -> _Answer:
-    import httpx
-
+def _get(url: str, headers: Mapping[str, str] | None = None) -> _Answer:
+    httpx = lazy.httpx
     try:
-        answer = httpx.get(url, headers=dict(headers or {}), timeout=_ANSWER_SECONDS)
+        answer = httpx.get(url, headers=dict(headers or {}), timeout=_TIMEOUT_SECONDS)
     except httpx.HTTPError as error:
         return _Answer(0, str(error) or type(error).__name__)
     except httpx.InvalidURL as error:
         return _Answer(0, str(error))
     text = " ".join(answer.text.split())[:200]
     try:
-        moment = parsedate_to_datetime(answer.headers["date"])
+        server_time = parsedate_to_datetime(answer.headers["date"])
     except (KeyError, ValueError):
         return _Answer(answer.status_code, text)
-    return _Answer(answer.status_code, text, (moment - datetime.now(UTC)).total_seconds())
+    return _Answer(answer.status_code, text, (server_time - datetime.now(UTC)).total_seconds())
 
 
 def _clock_of(what: str, answer: _Answer) -> Iterator[Finding]:
-    if answer.ahead is not None:
-        yield _clock(what, answer.ahead)
+    if answer.seconds_ahead is not None:
+        yield _clock_finding(what, answer.seconds_ahead)
 
 
-def _clock(what: str, ahead: float) -> Finding:
-    found = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} this machine"
-    right = abs(ahead) <= _CLOCK_SECONDS
-    return Finding(f"clock of {what}", right, found, "" if right else "set both clocks by NTP")
+def _clock_finding(what: str, seconds_ahead: float) -> Finding:
+    difference = f"{abs(seconds_ahead):.1f} s {'ahead of' if seconds_ahead > 0 else 'behind'} this machine"
+    ok = abs(seconds_ahead) <= _MAX_CLOCK_SECONDS
+    return Finding(f"clock of {what}", ok, difference, "" if ok else "synchronize both clocks with NTP")
 
 
-def _version(what: str, theirs: str, package: str) -> Finding:
+def _version_finding(what: str, theirs: str, package: str) -> Finding:
+    """Compare major and minor version: the protocols of MLflow and Ray change with these, not with patches."""
     ours = metadata.version(package)
-    same = theirs.split(".")[:2] == ours.split(".")[:2]
-    remedy = "" if same else f"run the same {package} on both sides; constraints.txt has the versions that are tested"
-    return Finding(what, same, theirs if same else f"{theirs}, here it is {ours}", remedy)
-
-
-def _data(settings: Settings) -> Iterator[Finding]:
-    from nas_blockout.data import DataSettings, load
-
-    known = "digits come with scikit-learn; for others see `nas-blockout data list`"
-    try:
-        images = len(load(DataSettings(name="digits")).train)
-        yield Finding("data", True, f"{images} digits to train on, other data sets in {settings.data}; {known}")
-    except (ImportError, ValueError, OSError) as error:
-        yield Finding("data", False, f"the digits cannot be read: {error}", "run `make install`")
+    ok = theirs.split(".")[:2] == ours.split(".")[:2]
+    remedy = "" if ok else f"run the same version of {package} on both sides; constraints.txt lists the tested ones"
+    return Finding(what, ok, theirs if ok else f"{theirs}, but {ours} is installed here", remedy)

@@ -1,4 +1,4 @@
-"""The command line: results on standard output, progress and errors on standard error, an exit code for every end."""
+"""The command line: results go to standard output, progress and errors to standard error, with an exit code."""
 
 import signal
 import sys
@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nas_blockout import __version__
 from services.cli import data, models, service, show, studies, submit
+from services.cli import lazy_modules as lazy
 from services.cli.console import (
     FAILED,
     INTERRUPTED,
@@ -22,7 +24,9 @@ from services.cli.console import (
     USAGE,
     JsonOption,
     SetOption,
-    errors,
+    StoredArgument,
+    StudyArgument,
+    error_console,
     fail,
     installation,
     log,
@@ -32,94 +36,108 @@ from services.cli.console import (
     print_table,
     table,
 )
+from services.cli.doctor import SERVICES, examine
+from services.settings import SettingsError
+
+if TYPE_CHECKING:
+    from services.study_config.schema import Study
 
 app = typer.Typer(
     name="nas-blockout",
-    help="Compare learned structure with hyperparameter search, under one budget, and export the winner.",
+    help="Compare learned network structure with hyperparameter search under one budget, and export the winner.",
+    epilog="Start with: nas-blockout run quickstart",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},  # inherited by every command
 )
 
-StudyArgument = Annotated[str, typer.Argument(help="A bundled study by name, or the path of a YAML file.")]
-StoredArgument = Annotated[str, typer.Argument(help="Name of a study in the store.")]
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_line(f"nas-blockout {__version__}")
+        raise typer.Exit
 
 
-@app.command()
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Declare the options of the program itself; `_print_version` handles the only one there is."""
+
+
+@app.command(epilog="Example: nas-blockout run quickstart --workers 4")
 def run(
-    study: Annotated[str | None, typer.Argument(help="A bundled study by name, or the path of a YAML file.")] = None,
+    study: Annotated[str | None, typer.Argument(help="Name of a bundled study, or path to a study file.")] = None,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials at once, instead of the study's number.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of concurrent trials; overrides the study file.")
+    ] = None,
     assignments: SetOption = None,
 ) -> None:
-    """Run a study, or what is left of it; print its result if it has finished.
+    """Run a study or resume it, then write its report, export its models and print the result.
 
-    A finished study is extended by a larger budget, more seeds or further arms: what stands is not done again.
+    A larger budget, more seeds or additional arms extend a finished study; trials that have ended are not run again.
+    Without a study, list the bundled ones.
     """
     if study is None:
         _list_bundled()
         raise typer.Exit(USAGE)
     settings = installation()
-    resolved, source = _resolved(study, workers=workers, assignments=assignments)
-
-    from services.cli.progress import result_tables, watching
-    from services.cluster import own_cluster
-    from services.execution.driver import run as run_study
-    from services.files.disk_full import explain_disk_full
-    from services.finalize.finalize import finish
-
-    if own_cluster() is not None and settings.home == Path.cwd():
-        log("warning: NAS_BLOCKOUT_HOME is not set: what this job leaves goes when Ray removes the job's folder")
-    resume = "run the same command again, or resume the study in the service"
-    with explain_disk_full(settings.folder(resolved.name), resume=resume):
-        with watching(errors(), name=resolved.name, quiet=quiet) as observe:
-            ran, store, splits = run_study(resolved, settings, observe=observe, source=source)
+    resolved, source = _resolve(study, workers=workers, assignments=assignments)
+    if lazy.cluster.own_cluster() is not None and settings.home == Path.cwd():
+        log(
+            "warning: NAS_BLOCKOUT_HOME is not set: Ray will delete this job's working directory with all results in it"
+        )
+    remedy = "run the same command again, or resume the study in the service"
+    with lazy.disk_full.explain_disk_full(settings.folder(resolved.name), resume=remedy):
+        with lazy.progress.watching(error_console(), name=resolved.name, quiet=quiet) as observe:
+            completed, store, splits = lazy.driver.run(resolved, settings, observe=observe, source=source)
         with store:
-            finished = finish(ran, store, settings, splits=splits, log=logger(quiet=quiet))
+            finished = lazy.finalize.finish(completed, store, settings, splits=splits, log=logger(quiet=quiet))
     if as_json:
         print_json(finished.document.model_dump(mode="json"))
     else:
-        print_table(result_tables(finished.document))
+        print_table(lazy.progress.result_tables(finished.document))
         folder = settings.folder(resolved.name)
         print_line(f"report: {folder / 'report' / 'index.html'}\nmodels: {folder / 'models'}")
     if finished.failed:
-        log(f"{finished.failed} trials failed; `nas-blockout show {resolved.name} --failed` says why")
+        log(f"{finished.failed} trials failed; for the reasons run: nas-blockout show {resolved.name} --failed")
         raise typer.Exit(SOME_FAILED)
 
 
-@app.command()
+@app.command(epilog="Example: nas-blockout validate my-study.yaml --set retrain.seeds=[0,1,2]")
 def validate(study: StudyArgument, as_json: JsonOption = False, assignments: SetOption = None) -> None:
-    """Check a study and print it with every setting resolved; nothing is written."""
-    import yaml
-
-    from nas_blockout.data import load
-    from services.study_config.validation import check_against_data
-
+    """Check a study and print it with every setting resolved. Nothing is written."""
     settings = installation()
-    resolved, source = _resolved(study, assignments=assignments)
-    check_against_data(resolved, load(resolved.data, root=settings.data), source=source)
+    resolved, source = _resolve(study, assignments=assignments)
+    splits = lazy.data.load(resolved.data, root=settings.data)
+    lazy.validation.check_against_data(resolved, splits, source=source)
     document = resolved.to_json()
     if as_json:
         print_json(document)
     else:
-        print_line(yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True).rstrip())
+        print_line(lazy.yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True).rstrip())
         log(f"{source}: valid, configuration {resolved.hash}")
 
 
-@app.command("list")
+@app.command("list", epilog="Example: nas-blockout list --limit 10")
 def list_studies(
     as_json: JsonOption = False,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most studies to list.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of studies to list.")] = 50,
 ) -> None:
-    """List the studies in the store, the newest first, and those that are bundled."""
-    with _store() as store:
+    """List the studies in the store, newest first, and the bundled studies."""
+    with lazy.store.Store.open(installation().store_url) as store:
         lines = store.studies(limit=limit)
     if as_json:
-        print_json({"studies": [show.study_json(line) for line in lines], "bundled": sorted(_bundled())})
+        bundled = sorted(lazy.schema.bundled())
+        print_json({"studies": [show.study_json(line) for line in lines], "bundled": bundled})
         return
-    columns = ("study", "state", "created", "trials", "failed", "passes")
+    columns = ("study", "state", "created", "complete trials", "failed trials", "sample passes")
     rows = [
         (
             line.name,
@@ -131,81 +149,79 @@ def list_studies(
         )
         for line in lines
     ]
-    print_table(table(columns, rows)) if rows else print_line("the store holds no study yet")
+    print_table(table(columns, rows)) if rows else print_line("The store contains no studies yet.")
     _list_bundled()
 
 
-@app.command()
+@app.command(epilog="Example: nas-blockout export quickstart blockout --batch 256")
 def export(
     study: StoredArgument,
-    arm: Annotated[str | None, typer.Argument(help="One arm; all of them if it is left out.")] = None,
+    arm: Annotated[str | None, typer.Argument(help="Arm to export. [default: all arms]")] = None,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Images expected at a time, to run fastest for; one as well as many if left out."),
+        typer.Option(
+            min=1,
+            help="Batch size to optimize the speed of the model for; any batch size still works. "
+            "[default: one image as well as many]",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export the winner of an arm again: .pt2, ONNX, safetensors, card and verification."""
-    from services.files.disk_full import explain_disk_full
-    from services.finalize.finalize import export_again
-
+    """Export an arm's winner again, as .pt2, ONNX and safetensors, with a model card and verification."""
     log(f"exporting and verifying {arm or 'the winner of every arm'}")
     settings = installation()
-    with explain_disk_full(settings.folder(study), resume="run the same command again"):
-        folders = export_again(settings, study, arm, batch=batch)
+    with lazy.disk_full.explain_disk_full(settings.folder(study), resume="run the same command again"):
+        folders = lazy.finalize.export_again(settings, study, arm, batch=batch)
     if as_json:
         print_json({"folders": [str(folder) for folder in folders]})
     for folder in () if as_json else folders:
         print_line(folder)
 
 
-@app.command()
+@app.command(epilog="Example: nas-blockout verify runs/quickstart/models/blockout")
 def verify(
     folders: Annotated[list[Path], typer.Argument(help="Folders of exported models.")], as_json: JsonOption = False
 ) -> None:
-    """Verify exported models: hashes, then every form reloaded in a fresh process and compared."""
+    """Verify exported models: compare file hashes, then reload every format in a fresh process and compare outputs."""
     for folder in folders:
         if not folder.is_dir():
-            fail(NOT_FOUND, f"there is no folder {folder}")
-    from nas_blockout.export import verify_all
-
-    log("verifying; each model is loaded in a process of its own")
-    found = list(zip(folders, verify_all(folders), strict=True))
+            fail(NOT_FOUND, f"no such folder: {folder}")
+    log("verifying; each model is loaded in a separate process")
+    verifications = dict(zip(folders, lazy.export.verify_all(folders), strict=True))
     if as_json:
-        print_json({str(folder): {"ok": each.ok, "findings": list(each.findings)} for folder, each in found})
-    for folder, each in () if as_json else found:
-        print_line(f"{folder}: {'verified' if each.ok else 'NOT verified'}")
-        for finding in each.findings:
+        print_json(
+            {
+                str(folder): {"ok": verification.ok, "findings": list(verification.findings)}
+                for folder, verification in verifications.items()
+            }
+        )
+    for folder, verification in () if as_json else verifications.items():
+        print_line(f"{folder}: {'verified' if verification.ok else 'NOT verified'}")
+        for finding in verification.findings:
             print_line(f"  {finding}")
-    if not all(each.ok for _, each in found):
+    if not all(verification.ok for verification in verifications.values()):
         raise typer.Exit(UNVERIFIED)
 
 
-@app.command()
+@app.command(epilog="Example: nas-blockout sync quickstart")
 def sync(study: StoredArgument, as_json: JsonOption = False) -> None:
-    """Write to MLflow what the store has and MLflow does not."""
-    from services.finalize.finalize import sync_again
-
-    log(f"writing {study} to MLflow")
-    done = sync_again(installation(), study)
+    """Sync missing runs and changed files of a study to MLflow."""
+    log(f"syncing {study} to MLflow")
+    synced = lazy.finalize.sync_again(installation(), study)
     if as_json:
-        print_json({"experiment": done.experiment, "written": done.written, "present": done.present})
+        print_json({"experiment": synced.experiment, "written": synced.written, "present": synced.present})
     else:
-        print_line(f"{done.experiment}: {done.written} runs written, {done.present} were there")
+        print_line(f"{synced.experiment}: {synced.written} runs written, {synced.present} already present")
 
 
-@app.command()
+@app.command(epilog="Example: nas-blockout doctor --api http://127.0.0.1:8080")
 def doctor(
     as_json: JsonOption = False,
-    api: Annotated[
-        str | None, typer.Option("--api", metavar="URL", help="Ask the service at this address as well.")
-    ] = None,
+    api: Annotated[str | None, typer.Option("--api", metavar="URL", help="Also check the service at this URL.")] = None,
 ) -> None:
-    """Check versions, folders, store, MLflow, Ray, data and clocks, and say how to mend what is wrong."""
-    from services.cli.doctor import SERVICES, examine
-
+    """Check the installation: versions, folders, store, MLflow, Ray, data and clocks; suggest fixes."""
     findings = []
-    for finding in examine(installation(), api=api):  # some take seconds: each is shown when it is there
+    for finding in examine(installation(), api=api):  # a check can take seconds: print each result as soon as it is in
         findings.append(finding)
         if not as_json:
             print_line(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}: {finding.found}")
@@ -213,46 +229,46 @@ def doctor(
             print_line(f"     {finding.remedy}")
     if as_json:
         print_json([finding.to_json() for finding in findings])
-    bad = [finding.what for finding in findings if not finding.ok]
-    if bad:
-        raise typer.Exit(UNREACHABLE if set(bad) & SERVICES else FAILED)
+    failed = {finding.what for finding in findings if not finding.ok}
+    if failed:
+        raise typer.Exit(UNREACHABLE if failed & SERVICES else FAILED)
 
 
-app.command()(show.show)
-app.command()(models.predict)
-app.command()(submit.submit)
-app.command()(studies.estimate)
-app.command()(studies.replay)
-app.command()(studies.compare)
-app.command()(service.serve)
+app.command(epilog="Example: nas-blockout show quickstart --failed")(show.show)
+app.command(epilog="Example: nas-blockout predict runs/quickstart/models/blockout digit.png --top 1")(models.predict)
+app.command(epilog="Example: nas-blockout submit quickstart --address http://127.0.0.1:8265")(submit.submit)
+app.command(epilog="Example: nas-blockout estimate glyphs --quick")(studies.estimate)
+app.command(epilog="Example: nas-blockout replay glyphs --arm random --searcher tpe --workers 1,8,64")(studies.replay)
+app.command(epilog="Example: nas-blockout compare first-study second-study --arm blockout")(studies.compare)
+app.command(epilog="Example: nas-blockout serve api --host 127.0.0.1 --port 8080")(service.serve)
 app.add_typer(data.app, name="data")
 app.add_typer(service.tokens, name="token")
 app.add_typer(service.tables, name="db")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; every known error becomes one line and its exit code.
+    """Run the command line; turn every known error into one line and its exit code.
 
     Args:
-        arguments: Words after the program's name; those of the process if left out.
+        arguments: Words after the program's name; those of the process by default.
     """
-    ends: list[int] = []
+    signaled: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
         word = "interrupted" if number == signal.SIGINT else "terminated"
-        log(f"{word}; the same command goes on where it stopped")
-        ends.append(INTERRUPTED if number == signal.SIGINT else TERMINATED)
-        sys.exit(ends[0])
+        log(f"{word}; run the same command again to resume")
+        signaled.append(INTERRUPTED if number == signal.SIGINT else TERMINATED)
+        sys.exit(signaled[0])
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
     try:
         app(args=None if arguments is None else list(arguments), prog_name="nas-blockout")
     except SystemExit as ended:
-        sys.exit(ends[0] if ends else ended.code)  # Ray puts a code of its own in the place of a signal's
+        sys.exit(signaled[0] if signaled else ended.code)  # Ray replaces the exit code of a signal with its own
     except ModuleNotFoundError:  # `entry_point` says which extra is not installed
         raise
-    except Exception as error:  # noqa: BLE001  # the last resort: known errors get their code, others one line and 1
+    except Exception as error:  # noqa: BLE001  # the last resort: no user sees a traceback
         code = exit_code(error)
         text = " ".join(str(error).split())
         log(f"error: {text}" if code is not None else f"error: {type(error).__name__}: {text}")
@@ -260,31 +276,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def exit_code(error: Exception) -> int | None:
-    """Return the exit code of an error, or None of one that nobody foresaw."""
-    from nas_blockout.data import DataCorrupt, DataMissing, DataUnsuitable
-    from nas_blockout.export import VerificationError
-    from services.cluster import ClusterError
-    from services.files.disk_full import DiskFull
-    from services.files.remote import ArtifactError
-    from services.mlflow_sync import TrackingError
-    from services.settings import SettingsError
-    from services.store import NotFound, StoreError, StoreUnreachable, StudyConflict
-    from services.study_config.schema import StudyError, StudyNotFound
-
+    """Return the exit code of a known error, or None for any other."""
+    store, data, schema = lazy.store, lazy.data, lazy.schema
     codes: Mapping[int, tuple[type[Exception], ...]] = {
-        USAGE: (StudyError, StudyConflict, SettingsError, DataUnsuitable),
-        NOT_FOUND: (StudyNotFound, NotFound, DataMissing),
-        UNREACHABLE: (ArtifactError, ClusterError, StoreUnreachable, TrackingError),
-        UNVERIFIED: (VerificationError,),
-        FAILED: (StoreError, DataCorrupt, DiskFull),
+        USAGE: (schema.StudyError, store.StudyConflict, SettingsError, data.DataUnsuitable),
+        NOT_FOUND: (schema.StudyNotFound, store.NotFound, data.DataMissing),
+        UNREACHABLE: (
+            lazy.remote.ArtifactError,
+            lazy.cluster.ClusterError,
+            store.StoreUnreachable,
+            lazy.mlflow_sync.TrackingError,
+        ),
+        UNVERIFIED: (lazy.export.VerificationError,),
+        FAILED: (store.StoreError, data.DataCorrupt, lazy.disk_full.DiskFull),
     }
     return next((code for code, kinds in codes.items() if isinstance(error, kinds)), None)
 
 
-def _resolved(study: str, *, workers: int | None = None, assignments: Sequence[str] | None = None) -> Any:
-    from services.study_config.overrides import read_resolved
-
-    resolved, source = read_resolved(study, assignments or ())
+def _resolve(
+    study: str, *, workers: int | None = None, assignments: Sequence[str] | None = None
+) -> tuple["Study", str]:
+    """Return a study with every setting resolved, and the file that it came from."""
+    resolved, source = lazy.overrides.read_resolved(study, assignments or ())
     if workers is not None:
         config = resolved.config
         config = config.model_copy(
@@ -294,22 +307,8 @@ def _resolved(study: str, *, workers: int | None = None, assignments: Sequence[s
     return resolved, source
 
 
-def _store() -> Any:
-    from services.store import Store
-
-    return Store.open(installation().store_url)
-
-
-def _bundled() -> Mapping[str, Path]:
-    from services.study_config.schema import bundled
-
-    return bundled()
-
-
 def _list_bundled() -> None:
-    from services.study_config.schema import read
-
     print_line("bundled studies:")
-    for name, path in _bundled().items():
-        print_line(f"  {name:<16} {read(path).question}")
-    print_line("`nas-blockout run NAME` runs one, `nas-blockout run FILE.yaml` your own.")
+    for name, path in lazy.schema.bundled().items():
+        print_line(f"  {name:<20} {lazy.schema.read(path).question}")
+    print_line("Run one with `nas-blockout run NAME`, or your own with `nas-blockout run FILE.yaml`.")

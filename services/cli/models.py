@@ -1,14 +1,16 @@
-"""``nas-blockout predict`` and what `show` says of a folder: exported models used and seen."""
+"""Exported models: ``nas-blockout predict``, and what ``nas-blockout show`` prints for the folder of one."""
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.tree import Tree
 
+from nas_blockout.atomic_files import whole_file
+from services.cli import lazy_modules as lazy
 from services.cli.console import (
     NOT_FOUND,
     USAGE,
@@ -22,8 +24,12 @@ from services.cli.console import (
     table,
 )
 
-MOST_CLASSES = 8
-FIGURES = (".svg", ".png")
+if TYPE_CHECKING:
+    from nas_blockout.export.model_summary import GroupOutline, LayerOutline
+    from nas_blockout.export.prediction import ExportedModel
+
+MAX_CLASSES_LISTED = 8
+FIGURE_SUFFIXES = (".svg", ".png")
 
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files, such as PNG or JPEG.")]
 
@@ -31,54 +37,53 @@ ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files, such as
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
     images: ImagesArgument,
-    top: Annotated[int, typer.Option(min=1, help="Most classes to show for each image.")] = 3,
-    form: Annotated[Literal["pt2", "onnx"], typer.Option(help="Which form of the model computes.")] = "pt2",
+    top: Annotated[int, typer.Option(min=1, help="Number of most probable classes to show per image.")] = 3,
+    form: Annotated[Literal["pt2", "onnx"], typer.Option(help="Format of the model to run.")] = "pt2",
     as_json: JsonOption = False,
 ) -> None:
-    """Classify image files with an exported model, whose files are checked by their hashes before any is loaded.
+    """Classify image files with an exported model. File hashes are verified before anything is loaded.
 
-    An image of another size is scaled until it covers the model's, and its middle is cut out. The probabilities are the
-    softmax of the logits and not calibrated.
+    Images of another size are resized to cover the model's input and center-cropped. Probabilities are the softmax of
+    the logits; they are not calibrated.
     """
-    import torch
-
-    from nas_blockout.data.image_io import read_image
-    from nas_blockout.export.prediction import ExportedModel
-
-    _require_folder(model)
+    if not model.is_dir():
+        fail(NOT_FOUND, f"there is no folder {model}; name one that `nas-blockout export` wrote")
     for path in images:
         if not path.is_file():
             fail(NOT_FOUND, f"there is no image file {path}")
-    opened = ExportedModel.open(model)
-    asked = opened.preprocessing
-    if asked["channels"] not in (1, 3):
-        fail(USAGE, f"{model} takes images of {asked['channels']} channels; image files have 1 or 3")
-    size = (asked["height"], asked["width"])
-    batch = torch.stack([read_image(path, asked["channels"], size) for path in images])
+    opened = lazy.prediction.ExportedModel.open(model)
+    channels = opened.preprocessing["channels"]
+    if channels not in (1, 3):
+        fail(USAGE, f"{model} takes images with {channels} channels; image files have 1 or 3")
+    size = (opened.preprocessing["height"], opened.preprocessing["width"])
+    batch = lazy.torch.stack([lazy.image_io.read_image(path, channels, size) for path in images])
     probabilities = opened.logits(batch, form=form).softmax(1)
-    found = [_best(row, opened.class_names, top) for row in probabilities.tolist()]
+    predictions = [_best(row, opened.class_names, top) for row in probabilities.tolist()]
     if as_json:
         documents = [
             {"image": str(path), "classes": [{"name": name, "probability": p} for name, p in best]}
-            for path, best in zip(images, found, strict=True)
+            for path, best in zip(images, predictions, strict=True)
         ]
         print_json({"model": str(model), "form": form, "predictions": documents})
         return
-    for path, best in zip(images, found, strict=True):
+    for path, best in zip(images, predictions, strict=True):
         print_line(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in best))
 
 
 def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> None:
-    """Show an exported model: what it is, and its layers and groups as a tree, or as a diagram in a file too."""
-    from nas_blockout.export.model_summary import outline
-    from nas_blockout.export.prediction import ExportedModel
+    """Print an exported model as a tree of layers and groups.
 
-    if figure is not None and figure.suffix.lower() not in FIGURES:
-        fail(USAGE, f"a figure's file must end in {' or '.join(FIGURES)}, got {figure}")
-    model = ExportedModel.open(folder)
+    Args:
+        folder: Of the exported model.
+        as_json: Whether to print JSON instead of the tree.
+        figure: File to draw the architecture to as well, or None.
+    """
+    if figure is not None and figure.suffix.lower() not in FIGURE_SUFFIXES:
+        fail(USAGE, f"--figure must name a file that ends in {' or '.join(FIGURE_SUFFIXES)}, got {figure}")
+    model = lazy.prediction.ExportedModel.open(folder)
     if figure is not None:
         _write_diagram(model, figure)
-    layers, manifest = outline(model), model.manifest
+    layers, manifest = lazy.model_summary.outline(model), model.manifest
     accuracy = manifest.get("test_accuracy")
     if as_json:
         facts = {"name": manifest["name"], "test_accuracy": accuracy, "class_names": model.class_names}
@@ -87,73 +92,67 @@ def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> No
     tested = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
     tree = Tree(safe_text(f"{manifest['name']}: {len(model.class_names)} classes{tested}"))
     for layer in layers:
-        name = f"{layer.name}: {_costs(layer.groups)}"
-        stem = tree.add(safe_text(name))
+        branch = tree.add(safe_text(f"{layer.name}: {_costs(layer.groups)}"))
         for group in layer.groups if len(layer.groups) > 1 else ():
-            stem.add(safe_text(_described(group)))
+            branch.add(safe_text(_group_text(group)))
     print_table(tree)
     if not layers:
-        log("it is not built from layers of groups, so there are no branches to show")
+        log("this model is not built from layers of groups, so there are no branches to show")
         return
     clusters = sorted({cluster for layer in layers for group in layer.groups for cluster in group.clusters})
     if len(clusters) > 1:
-        rows = [_branch(cluster, layers) for cluster in clusters]
-        print_table(table(("cluster", "nodes by layer", "parameters", "MACs", "of them shared", "classes"), rows))
+        rows = [_cluster_row(cluster, layers) for cluster in clusters]
+        print_table(table(("cluster", "nodes per layer", "parameters", "MACs", "shared MACs", "classes"), rows))
 
 
-def _write_diagram(model: Any, path: Path) -> None:
-    """Draw the architecture of an exported model into a file, which appears whole or not at all."""
-    from nas_blockout.atomic_files import whole_file
-    from nas_blockout.plots import figure_architecture, standalone, to_png, to_svg
-
+def _write_diagram(model: "ExportedModel", path: Path) -> None:
+    """Draw the architecture of an exported model to a file, atomically."""
     architecture = json.loads(model.content("architecture.json"))
     if not architecture:
         fail(USAGE, f"{model.folder} is not built from layers of groups, so there is no architecture to draw")
-    drawn = figure_architecture(architecture, model.class_names)
-    said = f"architecture of {model.manifest['name']}"
-
+    figure = lazy.plots.figure_architecture(architecture, model.class_names)
+    description = f"architecture of {model.manifest['name']}"
     with whole_file(path) as part:
         if path.suffix.lower() == ".png":
-            to_png(drawn, part)
+            lazy.plots.to_png(figure, part)
         else:
-            part.write_text(standalone(to_svg(drawn, description=said)), encoding="utf-8")
+            svg = lazy.plots.standalone(lazy.plots.to_svg(figure, description=description))
+            part.write_text(svg, encoding="utf-8")
     log(f"wrote {path}")
 
 
-def _branch(cluster: int, layers: Sequence[Any]) -> tuple[object, ...]:
-    """Return a row on one cluster: the groups that belong to it; what it shares with others counts fully."""
-    own = [[group for group in layer.groups if cluster in group.clusters] for layer in layers]
-    groups = [group for layer in own for group in layer]
-    widths = " ".join(str(sum(group.width for group in layer)) for layer in own if layer)
+def _cluster_row(cluster: int, layers: Sequence["LayerOutline"]) -> tuple[object, ...]:
+    """Return the table row of one cluster.
+
+    A group that several clusters share counts fully in the row of each of them, so rows add up to more than the
+    network; the column of shared MACs says how much of a row that is.
+    """
+    members = [[group for group in layer.groups if cluster in group.clusters] for layer in layers]
+    groups = [group for layer in members for group in layer]
+    widths = " ".join(str(sum(group.width for group in layer)) for layer in members if layer)
     macs = sum(group.macs for group in groups)
-    alone = sum(group.macs for group in groups if group.clusters == (cluster,))
+    exclusive = sum(group.macs for group in groups if group.clusters == (cluster,))
     classes = [name for group in groups for name in group.classes]
     parameters = sum(group.parameters for group in groups)
-    return cluster, widths, f"{parameters:,}", f"{macs:,}", f"{macs - alone:,}", _listed(classes)
+    return cluster, widths, f"{parameters:,}", f"{macs:,}", f"{macs - exclusive:,}", _listed(classes)
 
 
-def _described(group: Any) -> str:
-    where = (
-        f"clusters {' '.join(map(str, group.clusters))}" if len(group.clusters) > 1 else f"cluster {group.clusters[0]}"
-    )
-    held = f"; {_listed(group.classes)}" if group.classes else ""
-    return f"{where}: {_costs([group])}, reads {group.reads} nodes{held}"
+def _group_text(group: "GroupOutline") -> str:
+    numbers = " ".join(map(str, group.clusters))
+    classes = f"; {_listed(group.classes)}" if group.classes else ""
+    plural = "s" if len(group.clusters) > 1 else ""
+    return f"cluster{plural} {numbers}: {_costs([group])}, reads {group.reads} nodes{classes}"
 
 
-def _costs(groups: Sequence[Any]) -> str:
+def _costs(groups: Sequence["GroupOutline"]) -> str:
     nodes, parameters, macs = (sum(getattr(g, name) for g in groups) for name in ("width", "parameters", "macs"))
     return f"{nodes} nodes, {parameters:,} parameters, {macs:,} MACs"
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_CLASSES} more" if len(names) > MOST_CLASSES else ""
-    return ", ".join(names[:MOST_CLASSES]) + more
+    more = f" and {len(names) - MAX_CLASSES_LISTED} more" if len(names) > MAX_CLASSES_LISTED else ""
+    return ", ".join(names[:MAX_CLASSES_LISTED]) + more
 
 
 def _best(probabilities: Iterable[float], names: Sequence[str], top: int) -> list[tuple[str, float]]:
     return sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1])[:top]
-
-
-def _require_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        fail(NOT_FOUND, f"there is no folder {folder}; name one that `nas-blockout export` wrote")

@@ -1,4 +1,4 @@
-"""What a person sees: a live table on a terminal, a plain line every few seconds elsewhere, the result at the end."""
+"""Progress of a running study, and its result: a live table on a terminal, elsewhere a plain line every few seconds."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -20,12 +20,12 @@ PLAIN_SECONDS = 5.0
 
 @contextmanager
 def watching(console: Console, *, name: str, quiet: bool = False) -> Iterator[Observe]:
-    """Yield what a study tells its progress to: a live table, plain lines, or nothing.
+    """Yield a callback that shows the progress of a study.
 
     Args:
-        console: Where to write.
+        console: Where to write; a terminal gets a live table, anything else plain lines.
         name: Of the study.
-        quiet: Whether to write nothing at all.
+        quiet: Whether to show nothing.
     """
     if quiet:
         yield lambda progress: None
@@ -37,7 +37,7 @@ def watching(console: Console, *, name: str, quiet: bool = False) -> Iterator[Ob
 
 
 class _Lines:
-    """Writes a line when a trial has ended, but no more often than every few seconds."""
+    """Writes a line at most every few seconds, so that logs of long studies stay readable."""
 
     def __init__(self, console: Console, name: str) -> None:
         self._console = console
@@ -45,32 +45,32 @@ class _Lines:
         self._last = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        """Write a line if it is time for one."""
+        """Write a line if the last one is old enough."""
         if time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             self._console.print(safe_text(f"{self._name}: {progress_line(progress)}"), highlight=False, soft_wrap=True)
 
 
 def progress_line(progress: Progress) -> str:
-    """Return where a study stands, in one line."""
+    """Return the progress of a study in one line."""
     done, running, failed = (sum(getattr(arm, key) for arm in progress.arms) for key in ("done", "running", "failed"))
     best = max(((arm.best, arm.name) for arm in progress.arms if arm.best is not None), default=None)
-    leader = f", best {best[0]:.1%} on validation ({best[1]})" if best else ""
+    leader = f", best validation accuracy {best[0]:.1%} ({best[1]})" if best else ""
     return (
         f"{progress.share:.0%} of the budget, {done} trials done, {running} running, {failed} failed{leader}, "
-        f"{duration(progress.seconds)} so far, {duration(progress.seconds_left)} left"
+        f"{time_text(progress)}"
     )
 
 
 def progress_table(name: str, progress: Progress) -> Table:
-    """Return where a study stands, one row a contestant."""
+    """Return the progress of a study as a table with one row per arm."""
     table = Table(
         title=safe_text(f"study {name}"),
-        caption=f"{duration(progress.seconds)} so far, about {duration(progress.seconds_left)} left",
+        caption=time_text(progress),
         title_justify="left",
         caption_justify="left",
     )
-    for column in ("arm", "done", "running", "failed", "best on validation", "budget"):
+    for column in ("arm", "done", "running", "failed", "best validation", "budget"):
         table.add_column(column, justify="left" if column in ("arm", "budget") else "right")
     for arm in progress.arms:
         table.add_row(
@@ -84,10 +84,21 @@ def progress_table(name: str, progress: Progress) -> Table:
     return table
 
 
+def time_text(progress: Progress) -> str:
+    """Return the time that a study has taken, and an estimate of the time left once there is one.
+
+    Nothing runs before Ray has started, which takes seconds; the driver estimates nothing until a trial has ended.
+    """
+    if not any(arm.running for arm in progress.arms) and progress.seconds_left is None:
+        return "starting Ray ..."
+    elapsed = f"{duration(progress.seconds)} elapsed"
+    return elapsed if progress.seconds_left is None else f"{elapsed}, about {duration(progress.seconds_left)} left"
+
+
 def result_tables(document: ComparisonDocument) -> Group:
-    """Return the comparison as a person reads it: its one sentence, the table of arms, the table of pairs."""
+    """Return the result of a study: the table of arms, the table of pairs, and the verdict in one sentence."""
     arms = _table(f"study {document.study}", ARM_COLUMNS, arm_rows(document))
-    pairs = _table("differences of test accuracy, paired by seed", PAIR_COLUMNS, pair_rows(document))
+    pairs = _table("differences in test accuracy, paired by seed", PAIR_COLUMNS, pair_rows(document))
     return Group(arms, pairs, Padding(safe_text(sentence(document)), (1, 0)))
 
 
@@ -101,10 +112,8 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     return table
 
 
-def duration(seconds: float | None) -> str:
-    """Return a time as a person says it: ``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    if seconds is None:
-        return "?"
+def duration(seconds: float) -> str:
+    """Return a duration for people: ``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

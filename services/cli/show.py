@@ -1,75 +1,80 @@
-"""``nas-blockout show``: where a study stands, its trials, and what it has cost."""
+"""``nas-blockout show``: the state of a study, its trials and their cost."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from services.cli import lazy_modules as lazy
 from services.cli.console import USAGE, JsonOption, fail, installation, print_json, print_line, print_table, table
 from services.cli.models import show_model
 
-_COSTS = ("arm", "phase", "trials", "failed", "pruned", "passes", "failed %", "pruned %", "seconds", "proposing")
-_TRIALS = ("trial", "arm", "phase", "seed", "state", "validation", "test", "passes", "seconds", "reason")
+if TYPE_CHECKING:
+    from services.store import SpentRow, StudyLine, StudyRow, TrialRow
+
+_TRIAL_COLUMNS = (
+    *("trial", "arm", "phase", "seed", "state", "validation", "test"),
+    *("sample passes", "seconds", "reason"),
+)
+_COST_COLUMNS = (
+    *("arm", "phase", "trials", "failed", "pruned", "sample passes", "in failed trials", "in pruned trials"),
+    *("training seconds", "search seconds"),
+)
 
 
 def show(
-    study: Annotated[str, typer.Argument(help="Name of a study in the store, or the folder of an exported model.")],
+    study: Annotated[str, typer.Argument(help="Name of a study in the store, or folder of an exported model.")],
     as_json: JsonOption = False,
-    failed: Annotated[bool, typer.Option("--failed", help="Only trials that failed, with their reasons.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="List only failed trials, with their reasons.")] = False,
     figure: Annotated[
-        Path | None, typer.Option(help="Draw the architecture of an exported model into this .svg or .png file.")
+        Path | None, typer.Option(help="Draw the architecture of an exported model to this .svg or .png file.")
     ] = None,
 ) -> None:
-    """Show a study: its state, its trials, what they cost, errors on corrupted images if any, what ended each arm.
+    """Show a study: its state, trials, cost, errors on corrupted images (if tested), and why each search ended.
 
-    The folder of an exported model is shown as a tree: layers, groups, their classes, nodes, parameters and MACs.
+    For the folder of an exported model, show its layers and groups as a tree with classes, nodes, parameters and MACs.
     """
     if (folder := Path(study)).is_dir() and ("/" in study or (folder / "verification.json").exists()):
         show_model(folder, as_json=as_json, figure=figure)
         return
     if figure is not None:
-        fail(USAGE, f"--figure draws an exported model, and {study} is no folder of one; see `nas-blockout export`")
-    from services.analysis.verdict import corruption_errors
-    from services.budget.accounting import END_WORDS, current, ends
-    from services.finalize.finalize import flat
-    from services.store import Store
-    from services.study_config.schema import parse_resolved
-
-    with Store.open(installation().store_url) as store:
-        row, trials, spent = store.study(study), store.trials(study), store.spent(study)
-    ended = ends(parse_resolved(row.config), {arm: [t for t in trials if t.arm == arm] for arm in row.arms})
-    proposed = {arm: _counts(trial for trial in trials if trial.arm == arm) for arm in row.arms}
-    means = corruption_errors_of(current(trials))
-    chosen = [trial for trial in trials if not failed or trial.state == "failed"]
+        fail(
+            USAGE, f"--figure draws an exported model, but {study} is not the folder of one; see `nas-blockout export`"
+        )
+    with lazy.store.Store.open(installation().store_url) as store:
+        row, trials, costs = store.study(study), store.trials(study), store.spent(study)
+    by_arm = {arm: [trial for trial in trials if trial.arm == arm] for arm in row.arms}
+    ends = lazy.accounting.ends(lazy.schema.parse_resolved(row.config), by_arm)
+    proposals = {arm: _proposal_counts(arm_trials) for arm, arm_trials in by_arm.items()}
+    errors = corruption_errors_of(lazy.accounting.current(trials))
+    listed = [trial for trial in trials if not failed or trial.state == "failed"]
     if as_json:
-        costs = {"cost": [_cost_json(each) for each in spent], "ended_by": ended, "proposed": proposed}
-        costs |= {"corruption_error": means} if means else {}
-        print_json({**study_json(row), **costs, "trials": [flat(trial) for trial in chosen]})
+        facts = {"cost": [_cost_json(cost) for cost in costs], "ended_by": ends, "proposed": proposals}
+        facts |= {"corruption_error": errors} if errors else {}
+        print_json({**study_json(row), **facts, "trials": [lazy.finalize.flat(trial) for trial in listed]})
         return
     state = "interrupted" if row.interrupted else row.state
     print_line(f"study {row.name}: {state}" + (f" ({row.error})" if row.error else ""))
-    print_table(table(_TRIALS, map(_trial_cells, chosen)))
-    print_table(table(_COSTS, _costs(spent), title="cost"))
-    if means:
-        print_line(corruption_errors(means))
-    for arm, end in ended.items():
-        course = f"its search was ended by {END_WORDS[end]}" if end else "its search goes on"
-        print_line(f"{arm}: {course}{_proposed(proposed[arm])}")
+    print_table(table(_TRIAL_COLUMNS, map(_trial_cells, listed)))
+    print_table(table(_COST_COLUMNS, map(_cost_cells, costs), title="cost"))
+    if errors:
+        print_line(lazy.verdict.corruption_errors(errors))
+    for arm, end in ends.items():
+        status = f"search ended by {lazy.accounting.END_WORDS[end]}" if end else "search has not ended"
+        print_line(f"{arm}: {status}{_proposal_text(proposals[arm])}")
 
 
-def corruption_errors_of(trials: Iterable[Any]) -> dict[str, float]:
-    """Return by arm the mean corruption error of its retrained models; nothing for arms that have none."""
-    from services.analysis.robustness import error_of
-
-    found: dict[str, list[float]] = {}
+def corruption_errors_of(trials: Iterable["TrialRow"]) -> dict[str, float]:
+    """Return by arm the mean corruption error in [0, 1] of its retrained models; arms that have none are left out."""
+    errors: dict[str, list[float]] = {}
     for trial in trials:
-        if trial.phase == "retrain" and trial.state == "complete" and (trial.result or {}).get("robustness"):
-            found.setdefault(trial.arm, []).append(error_of(trial.result["robustness"]))
-    return {arm: sum(errors) / len(errors) for arm, errors in found.items()}
+        if trial.phase == "retrain" and trial.state == "complete" and trial.result and trial.result.get("robustness"):
+            errors.setdefault(trial.arm, []).append(lazy.robustness.error_of(trial.result["robustness"]))
+    return {arm: sum(values) / len(values) for arm, values in errors.items()}
 
 
-def study_json(row: Any) -> dict[str, Any]:
+def study_json(row: "StudyRow | StudyLine") -> dict[str, Any]:
     """Return a study of the store as plain JSON types."""
     return {
         "name": row.name,
@@ -80,48 +85,47 @@ def study_json(row: Any) -> dict[str, Any]:
     }
 
 
-def _counts(trials: Iterable[Any]) -> dict[str, int]:
+def _proposal_counts(trials: Iterable["TrialRow"]) -> dict[str, int]:
     """Return how many trials repeat an architecture, and how many proposals exceeded a constraint."""
-    each = list(trials)
+    trials = list(trials)
     return {
-        "replicates": sum(trial.replicate_of is not None for trial in each),
-        "infeasible": sum(len(trial.params.get("infeasible", ())) for trial in each),
+        "replicates": sum(trial.replicate_of is not None for trial in trials),
+        "infeasible": sum(len(trial.params.get("infeasible", ())) for trial in trials),
     }
 
 
-def _proposed(counts: dict[str, int]) -> str:
+def _proposal_text(counts: dict[str, int]) -> str:
     words = {
         "replicates": "trials repeated a known architecture",
-        "infeasible": "proposals exceeded a constraint and cost nothing",
+        "infeasible": "proposals exceeded a constraint (they cost nothing)",
     }
     return "".join(f"; {count} {words[name]}" for name, count in counts.items() if count)
 
 
-def _cost_json(spent: Any) -> dict[str, Any]:
-    return {name: getattr(spent, name) for name in spent.__slots__ if name != "best"}
+def _cost_json(cost: "SpentRow") -> dict[str, Any]:
+    # `best` is there for the progress that the service shows; this command lists the score of every trial.
+    return {name: getattr(cost, name) for name in cost.__slots__ if name != "best"}
 
 
-def _costs(spent: Iterable[Any]) -> list[tuple[object, ...]]:
-    return [
-        (
-            *(each.arm, each.phase, each.trials, each.failed, each.pruned, f"{each.sample_passes:,}"),
-            _share(each.failed_sample_passes, each.sample_passes),
-            _share(each.pruned_sample_passes, each.sample_passes),
-            *(f"{each.seconds:.1f}", f"{each.suggest_seconds:.2f}"),
-        )
-        for each in spent
-    ]
+def _cost_cells(cost: "SpentRow") -> tuple[object, ...]:
+    return (
+        *(cost.arm, cost.phase, cost.trials, cost.failed, cost.pruned, f"{cost.sample_passes:,}"),
+        _share(cost.failed_sample_passes, cost.sample_passes),
+        _share(cost.pruned_sample_passes, cost.sample_passes),
+        *(f"{cost.seconds:.1f}", f"{cost.suggest_seconds:.2f}"),
+    )
 
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if part else ""
 
 
-def _trial_cells(trial: Any) -> tuple[object, ...]:
-    result = trial.result or {}
-    known = (trial.id, trial.arm, trial.phase, trial.seed, trial.state)
-    accuracies = (_percent(trial.score), _percent(result.get("test_accuracy")))
-    return (*known, *accuracies, f"{trial.sample_passes:,}", f"{trial.seconds:.1f}", trial.reason or "")
+def _trial_cells(trial: "TrialRow") -> tuple[object, ...]:
+    test_accuracy = (trial.result or {}).get("test_accuracy")
+    return (
+        *(trial.id, trial.arm, trial.phase, trial.seed, trial.state, _percent(trial.score), _percent(test_accuracy)),
+        *(f"{trial.sample_passes:,}", f"{trial.seconds:.1f}", trial.reason or ""),
+    )
 
 
 def _percent(value: float | None) -> str:

@@ -1,14 +1,19 @@
-"""Commands about whole studies beside running them: what one will cost, its searches replayed, several compared."""
+"""Commands about whole studies: estimate what one will cost, replay its recorded searches, compare several."""
 
-from typing import Annotated, Any
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.cli import lazy_modules as lazy
 from services.cli.console import (
     FAILED,
     USAGE,
     JsonOption,
     SetOption,
+    StoredArgument,
+    StudyArgument,
     fail,
     installation,
     log,
@@ -18,179 +23,185 @@ from services.cli.console import (
     table,
 )
 
-MOST_WORKERS = 65_536
-_SHARES = (0.25, 0.5, 0.75, 1.0)
+if TYPE_CHECKING:
+    from nas_blockout.statistics.search_curves import Band
+    from services.analysis.cross_study import Across
+    from services.estimate import Estimate
+    from services.replay import Replayed
+    from services.replay.results import Quartiles
 
-StoredArgument = Annotated[str, typer.Argument(help="Name of a study in the store.")]
-
-
-def replay(
-    study: StoredArgument,
-    searcher: Annotated[
-        str | None, typer.Option("--searcher", help="Who proposes, instead of each arm's searcher.", metavar="NAME")
-    ] = None,
-    workers: Annotated[
-        str, typer.Option("--workers", help="Simulated workers; several numbers with commas between.", metavar="N,...")
-    ] = "1",
-    repeats: Annotated[
-        int, typer.Option("--repeats", min=1, max=100_000, help="Replays with each number of workers.")
-    ] = 20,
-    arm: Annotated[str | None, typer.Option("--arm", help="One arm; all that searched if left out.")] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Of the first replay; the study's if left out.")
-    ] = None,
-    target: Annotated[
-        float | None,
-        typer.Option(
-            "--target", min=0, max=1, help="Validation accuracy to reach, 0 to 1; each arm's best if left out."
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run the recorded searches of a study again with simulated workers, in simulated time; nothing is trained."""
-    from services.replay import Request, faithful
-    from services.replay import replay as replayed
-
-    request = Request(searcher, _numbers(workers), repeats, arm, seed, target)
-    log(f"replaying {study}: {repeats} times with {workers} workers")
-    found = replayed(installation(), study, request)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        _draw_replay(found)
-    if not faithful(found.reproduction):
-        fail(
-            FAILED, "not everything that really happened is proposed again; the versions in environment.json may differ"
-        )
+MAX_WORKERS = 65_536
+_FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 
 
 def estimate(
-    study: Annotated[str, typer.Argument(help="A bundled study by name, or the path of a YAML file.")],
+    study: StudyArgument,
     quick: Annotated[bool, typer.Option("--quick", help="Measure for about 4 seconds instead of 20.")] = False,
     as_json: JsonOption = False,
     assignments: SetOption = None,
 ) -> None:
-    """Say what a study will cost: trials, sample passes, seconds by arm and phase, wall-clock, disk.
+    """Estimate the cost of a study: trials, sample passes, seconds per arm and phase, wall-clock time, disk space.
 
-    Something of every arm is trained in this process for a moment; nothing is written.
+    Every arm is trained briefly in this process to measure its speed. Nothing is written.
     """
-    from services.estimate import estimate as estimated
-    from services.study_config.overrides import read_resolved
-
-    resolved, source = read_resolved(study, assignments or ())
-    found = estimated(resolved, installation(), source=source, quick=quick, log=log)
-    print_json(found.to_json()) if as_json else _draw_estimate(found)
+    resolved, source = lazy.overrides.read_resolved(study, assignments or ())
+    estimated = lazy.estimate.estimate(resolved, installation(), source=source, quick=quick, log=log)
+    print_json(estimated.to_json()) if as_json else _print_estimate(estimated)
 
 
-def _draw_estimate(found: Any) -> None:
-    from services.cli.progress import duration
-
+def _print_estimate(estimated: "Estimate") -> None:
+    duration = lazy.progress.duration
     rows = [
         (arm, phase, cost.trials, f"{cost.sample_passes:,}", duration(cost.seconds))
-        for arm, phases in found.phases.items()
+        for arm, phases in estimated.phases.items()
         for phase, cost in phases.items()
     ]
-    total = found.total
-    rows.append(("all", "", total.trials, f"{total.sample_passes:,}", duration(total.seconds)))
-    print_table(table(("arm", "phase", "trials", "passes", "training"), rows, title=f"study {found.study}, estimated"))
-    slots = f"{found.workers} trial{'s' * (found.workers > 1)} at once"
+    total = estimated.total
+    rows.append(("all arms", "", total.trials, f"{total.sample_passes:,}", duration(total.seconds)))
+    columns = ("arm", "phase", "trials", "sample passes", "training time")
+    print_table(table(columns, rows, title=f"study {estimated.study}, estimated cost"))
+    concurrent = f"{estimated.workers} concurrent trial{'s' * (estimated.workers > 1)}"
     print_line(
-        f"wall-clock: {duration(found.trials_seconds)} of trials with {slots}, {duration(found.wall_seconds)} in all"
+        f"wall-clock: {duration(estimated.trials_seconds)} for the trials, with {concurrent}; "
+        f"{duration(estimated.wall_seconds)} in total"
     )
-    print_line(f"disk: {found.disk_bytes / 1e6:,.1f} MB")
-    print_line(f"measured in {duration(found.dry_run_seconds)}")
-    for note in found.notes:
+    print_line(f"disk: {estimated.disk_bytes / 1e6:,.1f} MB")
+    print_line(f"time taken by this estimate: {duration(estimated.dry_run_seconds)}")
+    for note in estimated.notes:
         print_line(f"note: {note}")
 
 
 def compare(
-    studies: Annotated[list[str], typer.Argument(help="Names of finished studies in the store, two or more.")],
+    studies: Annotated[list[str], typer.Argument(help="Names of two or more finished studies in the store.")],
     arm: Annotated[
-        list[str] | None, typer.Option("--arm", help="Only arms of this name; repeatable.", metavar="ARM")
+        list[str] | None,
+        typer.Option("--arm", help="Compare only arms with this name; can be repeated.", metavar="ARM"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put the arms of several studies of the same data into one table, and test them in pairs across studies."""
-    from services.analysis.cross_study import compare as compared
-
-    found = compared(installation(), studies, arms=arm or ())
-    print_json(found.to_json()) if as_json else _draw_across(found)
+    """Compare arms across several studies of the same data, in one table and with pairwise tests."""
+    comparison = lazy.cross_study.compare(installation(), studies, arms=arm or ())
+    print_json(comparison.to_json()) if as_json else _print_comparison(comparison)
 
 
-def _draw_across(found: Any) -> None:
-    from nas_blockout.statistics.significance import p_text
-    from services.analysis.verdict import ARM_COLUMNS, arm_row
-
-    print_table(table(ARM_COLUMNS, [arm_row(each.key, each.result) for each in found.arms]))
+def _print_comparison(comparison: "Across") -> None:
+    arms = [lazy.verdict.arm_row(contestant.key, contestant.result) for contestant in comparison.arms]
+    print_table(table(lazy.verdict.ARM_COLUMNS, arms))
     rows = [
         (
             f"{pair.a} - {pair.b}",
             f"{100 * pair.difference:+.2f}",
             f"{100 * pair.ci95[0]:+.2f} .. {100 * pair.ci95[1]:+.2f}" if pair.ci95 else "-",
-            *(pair.seeds, p_text(pair.p_holm), f"{pair.cost:.2f}", pair.verdict),
+            *(pair.seeds, lazy.significance.p_text(pair.p_holm), f"{pair.cost:.2f}", pair.verdict),
         )
-        for pair in found.pairs
+        for pair in comparison.pairs
     ]
-    columns = ("pair", "points", "95% interval", "seeds", "Holm", "passes a / b", "verdict")
+    columns = ("pair", "points", "95% interval", "seeds", "Holm", "cost ratio", "verdict")
     if rows:
-        print_table(table(columns, rows, title="differences of test accuracy between studies, paired by seed"))
+        print_table(table(columns, rows, title="differences in test accuracy between studies, paired by seed"))
     else:
-        print_line("no two arms of different studies share two seeds: nothing is tested")
+        print_line("Nothing was tested: no two arms of different studies share at least two seeds.")
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def replay(
+    study: StoredArgument,
+    searcher: Annotated[
+        str | None,
+        typer.Option("--searcher", help="Search algorithm to replay. [default: that of each arm]", metavar="NAME"),
+    ] = None,
+    workers: Annotated[
+        str,
+        typer.Option(
+            "--workers", help="Number of simulated workers; a comma-separated list replays each.", metavar="N,..."
+        ),
+    ] = "1",
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, max=100_000, help="Number of replays per number of workers.")
+    ] = 20,
+    arm: Annotated[str | None, typer.Option("--arm", help="Arm to replay. [default: every arm that searched]")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of the first replay. [default: that of the study]")
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            "--target",
+            min=0,
+            max=1,
+            help="Validation accuracy to reach, as a fraction. [default: the best of each arm]",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay the recorded searches of a study with simulated workers in simulated time. Nothing is trained."""
+    request = lazy.replay.Request(searcher, _worker_counts(workers), repeats, arm, seed, target)
+    log(f"replaying {study}: {repeats} times with {workers} workers")
+    replayed = lazy.replay.replay(installation(), study, request)
+    if as_json:
+        print_json(replayed.to_json())
+    else:
+        _print_replays(replayed)
+    if not lazy.replay.faithful(replayed.reproduction):
+        fail(FAILED, "not every recorded trial was reproduced; compare library versions with environment.json")
+
+
+def _worker_counts(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and 1 <= int(part) <= MOST_WORKERS for part in parts):
-        fail(USAGE, f"--workers takes whole numbers in 1..{MOST_WORKERS} with commas between, got {text!r}")
+    if not all(part.isdecimal() and 1 <= int(part) <= MAX_WORKERS for part in parts):
+        fail(USAGE, f"--workers must be a comma-separated list of whole numbers in 1..{MAX_WORKERS}, got {text!r}")
     return tuple(map(int, parts))
 
 
-def _draw_replay(found: Any) -> None:
-    for arm, again in found.reproduction.items():
-        word = "reproduced" if again.difference is None else "NOT reproduced"
-        tail = "" if again.difference is None else f"; the first that is not: {again.difference}"
-        print_line(f"{word}: {arm}, {again.equal} of {again.trials} trials proposed again as they really were{tail}")
+def _print_replays(replayed: "Replayed") -> None:
+    for arm, reproduction in replayed.reproduction.items():
+        word = "reproduced" if reproduction.difference is None else "NOT reproduced"
+        difference = "" if reproduction.difference is None else f"; first difference: {reproduction.difference}"
+        count = f"{reproduction.equal} of {reproduction.trials} trials were proposed exactly as recorded"
+        print_line(f"{word}: {arm}, {count}{difference}")
     rows = [
         (
-            *(each.arm, found.searchers[each.arm], each.workers, each.trials),
-            f"{each.exact} of {each.proposals}" if each.proposals else "drawn",
-            _seconds(each.seconds[1]),
-            f"{each.target:.2%}",
-            f"{each.reached} of {each.repeats}",
-            _spread(each.target_seconds, _seconds),
-            _spread(each.target_passes, lambda passes: f"{passes:,.0f}"),
+            *(outcome.arm, replayed.searchers[outcome.arm], outcome.workers, outcome.trials),
+            f"{outcome.exact} of {outcome.proposals}" if outcome.proposals else "drawn",
+            _seconds(outcome.seconds[1]),
+            f"{outcome.target:.2%}",
+            f"{outcome.reached} of {outcome.repeats}",
+            _spread(outcome.target_seconds, _seconds),
+            _spread(outcome.target_passes, lambda passes: f"{passes:,.0f}"),
         )
-        for each in found.outcomes
+        for outcome in replayed.outcomes
     ]
-    columns = ("arm", "searcher", "workers", "trials", "exact", "takes", "target", "reached", "after", "after passes")
-    print_table(table(columns, rows, title="simulated time: median (quartiles)"))
+    columns = (
+        *("arm", "searcher", "workers", "trials", "exact", "duration"),
+        *("target", "reached", "time to target", "sample passes to target"),
+    )
+    print_table(table(columns, rows, title="simulated time, median (quartiles)"))
     curves = [
-        (each.arm, each.workers, against, *(_accuracy(band, share) for share in _SHARES))
-        for each in found.outcomes
-        for against, band in (("budget", each.by_budget), ("time", each.by_time))
+        (outcome.arm, outcome.workers, axis, *(_accuracy(band, fraction) for fraction in _FRACTIONS))
+        for outcome in replayed.outcomes
+        for axis, band in (("budget", outcome.by_budget), ("time", outcome.by_time))
     ]
-    shares = ("arm", "workers", "share of", *(f"{share:.0%}" for share in _SHARES))
-    print_table(table(shares, curves, title="best validation % so far: median (quartiles)"))
-    for arm in found.recorded:
-        if found.searchers[arm] != found.recorded[arm] and found.recorded[arm] != "random":
-            print_line(
-                f"{arm}: its trials were proposed by {found.recorded[arm]}, which random draws from them profit by"
-            )
+    fractions = ("arm", "workers", "fraction of", *(f"{fraction:.0%}" for fraction in _FRACTIONS))
+    print_table(table(fractions, curves, title="best validation accuracy so far in %, median (quartiles)"))
+    for arm, recorded in replayed.recorded.items():
+        # A random draw from trials that TPE chose is better than a random search would have been.
+        if replayed.searchers[arm] != recorded and recorded != "random":
+            print_line(f"{arm}: its trials were proposed by {recorded}; random draws from them benefit from that")
 
 
-def _seconds(value: float) -> str:
-    from services.cli.progress import duration
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "never"
+    return f"{value:.1f} s" if value < 60 else lazy.progress.duration(value)
 
-    return f"{value:.1f} s" if value < 60 else duration(value)
 
-
-def _spread(quartiles: Any, text: Any) -> str:
+def _spread(quartiles: "Quartiles", text: Callable[[float], str]) -> str:
     low, median, high = ("never" if value is None else text(value) for value in quartiles)
     return f"{median} ({low} .. {high})"
 
 
-def _accuracy(band: Any, share: float) -> str:
-    place = round(share * (len(band.grid) - 1))
-    values = [band.lower[place], band.median[place], band.upper[place]]
-    low, median, high = ("-" if value != value else f"{100 * value:.2f}" for value in values)  # NaN
+def _accuracy(band: "Band", fraction: float) -> str:
+    index = round(fraction * (len(band.grid) - 1))
+    values = (float(band.lower[index]), float(band.median[index]), float(band.upper[index]))
+    # NaN: so early, no trial had ended in enough replays.
+    low, median, high = ("-" if math.isnan(value) else f"{100 * value:.2f}" for value in values)
     return f"{median} ({low} .. {high})"

@@ -1,10 +1,11 @@
-"""`nas-blockout submit`: a study as a job on a Ray cluster, followed from here or left alone."""
+"""``nas-blockout submit``: run a study as a job on a Ray cluster and follow its log."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.cli import lazy_modules as lazy
 from services.cli.console import (
     DONE,
     FAILED,
@@ -13,50 +14,48 @@ from services.cli.console import (
     USAGE,
     JsonOption,
     SetOption,
+    StudyArgument,
     fail,
+    installation,
     log,
     print_json,
     print_line,
 )
 
-if TYPE_CHECKING:  # Ray and torch take seconds to import, which other commands need not wait for
+if TYPE_CHECKING:
     from services.cluster.jobs import Job, Jobs
     from services.study_config.schema import Study
 
-_FIRST_SIGNAL = 128
+_SIGNAL_OFFSET = 128  # the shell's exit code for a process that died of signal N is 128 + N; Ray reports -N
 
 
 def submit(
-    study: Annotated[str, typer.Argument(help="A bundled study by name, or the path of a YAML file.")],
+    study: StudyArgument,
     address: Annotated[
         str | None,
         typer.Option(
             "--address",
             metavar="URL",
-            help="Dashboard of the cluster, such as http://127.0.0.1:8265; NAS_BLOCKOUT_JOBS_ADDRESS if left out.",
+            help="Dashboard URL of the cluster, such as http://127.0.0.1:8265. [default: NAS_BLOCKOUT_JOBS_ADDRESS]",
         ),
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Follow the job's log to its end, and end as it does.")
+        bool, typer.Option("--wait/--no-wait", help="Follow the job's log until it ends, and exit with its exit code.")
     ] = True,
     as_json: JsonOption = False,
     assignments: SetOption = None,
 ) -> None:
-    """Run a study as a job on a Ray cluster, with the cluster's own store, tracking server and files.
+    """Run a study as a job on a Ray cluster, using the store, tracking server and storage configured there.
 
-    The same study is one job: if it runs it is followed, if it has finished that is said, if it failed or was stopped
-    a new attempt goes on with it. Ctrl-C leaves the job running.
+    Submitting the same study again follows its running job, or reports that it has finished; a job that failed or was
+    stopped gets a new attempt, which resumes the study. Ctrl-C leaves the job running.
     """
-    from services.cluster.jobs import Jobs
-    from services.settings import Settings
-    from services.study_config.overrides import read_resolved
-
-    found = address or Settings.from_environment().jobs_address
-    if found is None:
-        fail(USAGE, "no cluster: give --address http://HOST:8265, or set NAS_BLOCKOUT_JOBS_ADDRESS")
-    resolved, _ = read_resolved(study, assignments or ())
-    jobs = Jobs(found)
-    job = _submitted(jobs, resolved)
+    dashboard = address or installation().jobs_address
+    if dashboard is None:
+        fail(USAGE, "no cluster: pass --address http://HOST:8265, or set NAS_BLOCKOUT_JOBS_ADDRESS")
+    resolved, _ = lazy.overrides.read_resolved(study, assignments or ())
+    jobs = lazy.jobs.Jobs(dashboard)
+    job = _submit_once(jobs, resolved)
     write = log if as_json else print_line
     write(f"job {job.id}, study {resolved.name}, configuration {resolved.hash}, at {jobs.address}")
     if wait and job.living:
@@ -68,52 +67,55 @@ def submit(
     _end(job)
 
 
-def _submitted(jobs: "Jobs", study: "Study") -> "Job":
-    """Return the job of a study: the living one, the one that did what was asked, or a new attempt."""
-    from services.cluster.jobs import job_id
+def _submit_once(jobs: "Jobs", study: "Study") -> "Job":
+    """Return the job of a study: the one that runs or has finished the study, or else a new attempt.
 
+    Ids of jobs are made of the study's name, its hash and the number of the attempt, so that the attempts of a study
+    are found by asking for one after another.
+    """
     attempt, last = 0, None
-    while (known := jobs.job(job_id(study, attempt))) is not None:
-        attempt, last = attempt + 1, known
-    if last is not None and (last.living or _has_finished(last)):
-        log(f"{last.id} is there already: {last.state}")
+    while (job := jobs.job(lazy.jobs.job_id(study, attempt))) is not None:
+        attempt, last = attempt + 1, job
+    if last is not None and (last.living or _has_finished_study(last)):
+        log(f"{last.id} was already submitted; state: {last.state}")
         return last
     if last is not None:
-        log(f"{last.id} {_ended(last)}; a new attempt goes on with the study")
-    if (room := jobs.room(study)) < (wanted := study.config.workers.max_concurrent_trials):
-        log(f"warning: the cluster has room for {room} of the {wanted} trials that the study runs at once")
+        log(f"{last.id} {_end_text(last)}; a new attempt resumes the study")
+    if (capacity := jobs.room(study)) < (wanted := study.config.workers.max_concurrent_trials):
+        log(f"warning: the cluster has room for {capacity} of the study's {wanted} concurrent trials")
     return jobs.submit(study, attempt=attempt)
 
 
 def _follow(jobs: "Jobs", job: str, *, write: Callable[[str], None]) -> None:
-    """Write the log of a job until it ends; whoever stops that leaves the job alone."""
+    """Write the log of a job until it ends; a signal ends the following, not the job."""
     try:
         for line in jobs.follow(job):
             write(line)
     except (SystemExit, KeyboardInterrupt):
         log(
-            f"the job goes on; the same command follows it again, `ray job stop --address {jobs.address} {job}` ends it"
+            "the job keeps running; run the same command again to follow it, or "
+            f"`ray job stop --address {jobs.address} {job}` to stop it"
         )
         raise
 
 
 def _end(job: "Job") -> None:
-    """End as a job did, if it has."""
+    """Exit with the code that stands for the end of a job; return if it runs or has succeeded."""
     if job.living or job.state == "succeeded":
         return
-    log(f"{job.id} {_ended(job)}")
+    log(f"{job.id} {_end_text(job)}")
     if job.state == "stopped":
         raise typer.Exit(TERMINATED)
     if job.exit_code is None:
-        log((job.message.strip().splitlines() or ["Ray does not say why"])[-1])
+        log((job.message.strip().splitlines() or ["Ray gives no reason"])[-1])
         raise typer.Exit(FAILED)
-    raise typer.Exit(job.exit_code if job.exit_code >= 0 else _FIRST_SIGNAL - job.exit_code)
+    raise typer.Exit(job.exit_code if job.exit_code >= 0 else _SIGNAL_OFFSET - job.exit_code)
 
 
-def _ended(job: "Job") -> str:
+def _end_text(job: "Job") -> str:
     return job.state if job.exit_code is None else f"ended with exit code {job.exit_code}"
 
 
-def _has_finished(job: "Job") -> bool:
-    """Whether a job has ended with a finished study."""
+def _has_finished_study(job: "Job") -> bool:
+    """Whether a job has ended with a finished study; some of its trials may have failed."""
     return job.state == "succeeded" or job.exit_code in (DONE, SOME_FAILED)

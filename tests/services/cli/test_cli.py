@@ -1,6 +1,10 @@
 """Every command: what it prints, where, and the code it ends with; and that bad input changes nothing."""
 
+import ast
+import shlex
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,8 @@ import pytest
 import typer
 import yaml
 
+from nas_blockout import __version__
+from services.cli import lazy_modules
 from services.cli import main as cli
 from services.store import Store
 from services.study_config.schema import parse, resolve
@@ -53,7 +59,14 @@ def filled(home: Path) -> Path:
         store.claim_study("tiny")
         for number, arm in enumerate(("dense", "dropout", "dropout")):
             row = store.add_trial(
-                "tiny", arm=arm, phase="search", number=number, seed=number, experiment=EXPERIMENT, planned=100
+                "tiny",
+                arm=arm,
+                phase="search",
+                number=number,
+                seed=number,
+                experiment=EXPERIMENT,
+                params={"infeasible": [{}] * number},
+                planned=100,
             )
             store.start_attempt(row.id)
             store.record_epochs(row.id, [{"epoch": 0, "sample_passes": 50, "seconds": 1.5}])
@@ -101,6 +114,38 @@ def test_help_names_every_option(call: Call, words: tuple[str, ...], command: An
         for spelling in parameter.opts if parameter.param_type_name == "option" else [parameter.name]:
             assert spelling in ended.out
     assert len(ended.out.splitlines()) > 4
+    assert call(*words, "-h").out == ended.out
+
+
+@pytest.mark.parametrize(("words", "command"), ALL, ids=[" ".join(words) for words, _ in ALL])
+def test_help_has_an_example_that_can_be_called(call: Call, words: tuple[str, ...], command: Any) -> None:
+    label, program, *example = shlex.split(command.epilog)
+    assert (label, program, tuple(example[: len(words)])) == ("Example:", "nas-blockout", words)
+    command.make_context(" ".join(words), example[len(words) :])  # raises what a user would be told
+    assert command.epilog in " ".join(call(*words, "--help").out.split())
+
+
+def test_the_version_is_that_of_the_package(call: Call) -> None:
+    assert call("--version").out == f"nas-blockout {__version__}\n"
+
+
+def test_help_imports_none_of_the_modules_that_commands_need() -> None:
+    script = "import sys, services.cli.main; print(*sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(run.stdout.split()) & set(lazy_modules.MODULES.values()) == set()
+
+
+def test_lazy_modules_are_those_that_the_type_checker_sees() -> None:
+    tree = ast.parse(Path(lazy_modules.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imported = {}
+    for node in block.body:
+        parent = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        imported |= {name.asname: parent + name.name for name in node.names}  # type: ignore[attr-defined]
+    assert imported == lazy_modules.MODULES
+    assert lazy_modules.schema.bundled()
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        lazy_modules.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -199,7 +244,7 @@ def test_validate_prints_the_resolved_study(call: Call, home: Path) -> None:
 def test_an_empty_store_is_said_to_be_empty(call: Call) -> None:
     ended = call("list")
     assert ended.code == 0
-    assert "no study yet" in ended.out
+    assert "no studies yet" in ended.out
     assert "quickstart" in ended.out
     found = call("list", "--json").json
     assert found["studies"] == []
@@ -231,6 +276,8 @@ def test_a_stored_study_is_shown(call: Call, filled: Path) -> None:
     assert "study tiny: running" in ended.out
     for part in ("87.50%", "complete", "failed", "diverged [/red] [bold]", "cost", "50.0%"):
         assert part in ended.out
+    assert "dense: search ended by" in ended.out
+    assert "dropout: search has not ended; 3 proposals exceeded a constraint (they cost nothing)" in ended.out
     assert "\x1b" not in ended.out
 
 
@@ -241,6 +288,7 @@ def test_a_stored_study_is_shown_to_programs(call: Call, filled: Path) -> None:
     found = call("show", "tiny", "--failed", "--json").json
     (failed,) = found["trials"]
     assert failed["reason"] == HOSTILE
+    assert found["proposed"]["dropout"] == {"replicates": 0, "infeasible": 3}
     assert found["ended_by"] == {"dense": "sample_passes", "dropout": None}
     costs = {cost["arm"]: cost for cost in found["cost"]}
     assert costs["dropout"]["trials"] == 2

@@ -58,9 +58,9 @@ def test_the_setting_moves_the_root(call: Call, home: Path) -> None:
 def test_whole_data_is_checked_and_counted(call: Call) -> None:
     ended = call("check", "digits")
     assert ended.code == 0
-    assert "digits: whole; 10 classes, images of 1 x 8 x 8" in ended.out
+    assert "digits: complete; 10 classes, 1 x 8 x 8 images" in ended.out
     assert "898" in ended.out
-    assert "reading all of digits" in ended.err
+    assert "reading all images of digits" in ended.err
 
 
 def test_a_check_for_programs_has_all_splits(call: Call) -> None:
@@ -108,7 +108,7 @@ def test_a_setting_that_does_not_fit_the_source_ends_with_2(call: Call) -> None:
     assert "folder" in ended.err
 
 
-def test_what_is_not_downloaded_ends_with_3_and_says_how_it_is_had(call: Call) -> None:
+def test_what_is_not_downloaded_ends_with_3_and_says_how_to_get_it(call: Call) -> None:
     ended = call("fetch", "digits")
     assert ended.code == 3
     assert "scikit-learn" in ended.err

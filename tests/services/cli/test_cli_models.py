@@ -203,14 +203,14 @@ def test_the_architecture_is_drawn_into_a_file(call: Call, made: Made, tmp_path:
 def test_a_figure_of_another_kind_is_refused(call: Call, made: Made, tmp_path: Path, asked: str) -> None:
     ended = call("show", made.folder, "--figure", tmp_path / asked)
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == f"error: a figure's file must end in .svg or .png, got {tmp_path / asked}\n"
+    assert ended.err == f"error: --figure must name a file that ends in .svg or .png, got {tmp_path / asked}\n"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_figure_is_drawn_of_what_is_no_exported_model(call: Call, tmp_path: Path) -> None:
     ended = call("show", "quickstart", "--figure", tmp_path / "drawn.svg")
     assert ended.code == 2
-    assert "quickstart is no folder of one" in ended.err
+    assert "quickstart is not the folder of one" in ended.err
 
 
 # What somebody did to a model's folder, and what `verify` says of it, in one line.

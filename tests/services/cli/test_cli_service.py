@@ -38,7 +38,7 @@ def test_a_token_is_shown_once_listed_without_its_secret_and_revoked(call, home)
     code, secret, told = call("token", "create", "--owner", "ann", "--scope", "write", "--expires-days", "7")
     assert code == 0
     assert re.fullmatch(r"nab_\S+\n", secret)
-    assert "token 1 of ann, scope write; its secret is not shown again" in told
+    assert "token 1 for ann, scope write; the secret is shown only once" in told
     with Store.open(f"sqlite:///{home}/runs/nas_blockout.db") as store:
         assert store.token(secret.strip()).owner == "ann"
     for words in (("token", "list"), ("token", "list", "--json")):
@@ -58,12 +58,12 @@ def test_a_token_that_breaks_a_rule_is_not_made(call):
     assert (code, "got 'no body'" in told) == (2, True)
     assert call("token", "create", "--owner", "ann", "--scope", "admin")[0] == 2
     assert call("token", "create", "--owner", "ann", "--expires-days", "0")[0] == 2
-    assert call("token", "list")[1].startswith("there is no token")
+    assert call("token", "list")[1].startswith("There are no tokens")
 
 
 def test_tables_go_up_and_down(call):
     assert call("db", "current")[1] == "no tables; this release uses 0003\n"
-    assert call("db", "upgrade")[1] == "the tables have version 0003\n"
+    assert call("db", "upgrade")[1] == "the database has schema version 0003\n"
     code, _, told = call("db", "downgrade", "0001")
     assert (code, "then add --yes" in told) == (2, True)
     assert call("db", "downgrade", "0001", "--yes")[0] == 0

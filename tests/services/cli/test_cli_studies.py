@@ -49,8 +49,8 @@ def recorded(home: Path, pretend: Any) -> None:
 def test_a_replay_says_that_it_is_faithful_and_how_long_it_takes(call: Call) -> None:
     ended = call("replay", "tiny", "--workers", "1, 4")
     assert ended.code == 0, ended.err
-    assert "reproduced: random, 6 of 6 trials proposed again as they really were" in ended.out
-    assert "best validation % so far" in ended.out
+    assert "reproduced: random, 6 of 6 trials were proposed exactly as recorded" in ended.out
+    assert "best validation accuracy so far in %" in ended.out
     found = call("replay", "tiny", "--workers", "1,4", "--arm", "tpe", "--repeats", "3", "--json").json
     assert found["reproduced"] is True
     assert [(each["arm"], each["workers"], each["repeats"]) for each in found["outcomes"]] == [
@@ -67,7 +67,7 @@ def test_a_replay_says_that_it_is_faithful_and_how_long_it_takes(call: Call) -> 
         (("nothing",), 3, "there is no study 'nothing'"),
         (("tiny", "--arm", "rundom"), 3, "no arm 'rundom'"),
         (("tiny", "--searcher", "tpa"), 2, "did you mean 'tpe'?"),
-        (("tiny", "--workers", "1,x"), 2, "whole numbers in 1..65536 with commas between, got '1,x'"),
+        (("tiny", "--workers", "1,x"), 2, "comma-separated list of whole numbers in 1..65536, got '1,x'"),
         (("tiny", "--target", "75"), 2, "--target"),
     ],
 )
@@ -82,7 +82,7 @@ def test_an_estimate_says_what_a_study_costs_and_writes_nothing(call: Call, home
     path.write_text(yaml.safe_dump(STUDY))
     ended = call("estimate", path, "--quick")
     assert ended.code == 0, ended.err
-    for part in ("study tiny, estimated", "retrain", "wall-clock", "2 trials at once", "disk"):
+    for part in ("study tiny, estimated cost", "retrain", "wall-clock", "2 concurrent trials", "disk"):
         assert part in ended.out
     assert "measuring random" in ended.err
     found = call("estimate", path, "--quick", "--json").json

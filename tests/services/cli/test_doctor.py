@@ -150,7 +150,7 @@ def test_a_cluster_says_what_it_has_and_its_version(serve: Serve, settings: Sett
 def test_a_cluster_of_another_version_is_bad(serve: Serve, settings: Settings) -> None:
     found = jobs(serve, settings, version="2.40.0")["Ray's cluster"]
     assert not found.ok
-    assert found.found == f"2.40.0, here it is {metadata.version('ray')}"
+    assert found.found == f"2.40.0, but {metadata.version('ray')} is installed here"
     assert "constraints.txt" in found.remedy
 
 

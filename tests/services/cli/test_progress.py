@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from services.analysis.comparison import ComparisonDocument
-from services.cli.progress import duration, progress_line, progress_table, result_tables, watching
+from services.cli.progress import duration, progress_line, progress_table, result_tables, time_text, watching
 from services.execution.driver import ArmProgress, Progress
 
 HOSTILE = "[bold red]x[/nothing]\x1b[2J"
@@ -72,15 +72,20 @@ def document(*names: str) -> ComparisonDocument:
 
 def test_lines_say_where_a_study_stands() -> None:
     assert progress_line(PROGRESS) == (
-        "25% of the budget, 5 trials done, 1 running, 7 failed, best 93.8% on validation (blockout), "
-        "1 min 05 s so far, 1 h 01 min left"
+        "25% of the budget, 5 trials done, 1 running, 7 failed, best validation accuracy 93.8% (blockout), "
+        "1 min 05 s elapsed, about 1 h 01 min left"
     )
 
 
 def test_nothing_is_best_before_anything_is_done() -> None:
     line = progress_line(Progress(ARMS[2:], seconds=0.0, seconds_left=None))
     assert "best" not in line
-    assert line.endswith("? left")
+    assert line.endswith("starting Ray ...")
+
+
+def test_time_left_is_shown_once_there_is_an_estimate() -> None:
+    assert time_text(Progress(ARMS, seconds=12.0, seconds_left=None)) == "12 s elapsed"
+    assert time_text(PROGRESS) == "1 min 05 s elapsed, about 1 h 01 min left"
 
 
 def test_without_a_terminal_lines_come_now_and_then() -> None:
@@ -116,13 +121,13 @@ def test_the_table_has_a_row_for_every_arm() -> None:
     assert cells["dense"] == ["3", "1", "", "81.2%"]
     assert cells["blockout"] == ["2", "", "7", "93.8%"]
     assert cells["thin"] == ["0", "", "", ""]
-    assert "1 min 05 s so far, about 1 h 01 min left" in lines[-1]
+    assert "1 min 05 s elapsed, about 1 h 01 min left" in lines[-1]
 
 
 def test_results_are_two_tables_and_a_sentence() -> None:
     text = rendered(result_tables(document("blockout", "dense")))
     assert "study example" in text
-    assert "differences of test accuracy, paired by seed" in text
+    assert "differences in test accuracy, paired by seed" in text
     assert text.index("blockout") < text.index("dense")
     for part in ("90.0", "80.0", "4,321"):
         assert part in text
@@ -144,7 +149,7 @@ def test_names_are_never_markup(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, "?"), (0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599.6, "1 h 00 min"), (90061.0, "25 h 01 min")],
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599.6, "1 h 00 min"), (90061.0, "25 h 01 min")],
 )
-def test_durations_are_said_as_people_do(seconds: float | None, text: str) -> None:
+def test_durations_are_said_as_people_do(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -78,7 +78,7 @@ def test_a_submitted_study_ends_as_a_local_one_and_is_one_job(ray_cluster: Any, 
     ended = command(ray_cluster, *words, "--json")
     assert ended.code == 0, ended.err
     assert ended.json["job"] == job_id(study)
-    assert "is there already: succeeded" in ended.err
+    assert "was already submitted; state: succeeded" in ended.err
     assert jobs.job(job_id(study, 1)) is None
 
 
@@ -110,7 +110,7 @@ def test_the_exit_code_is_that_of_the_job_and_a_failed_job_is_tried_again(ray_cl
     assert f"{job_id(study)} ended with exit code 2" in ended.err
     ended = command(ray_cluster, *words, "--no-wait")
     assert ended.code == 0, ended.err
-    assert f"{job_id(study)} ended with exit code 2; a new attempt goes on with the study" in ended.err
+    assert f"{job_id(study)} ended with exit code 2; a new attempt resumes the study" in ended.err
     assert f"job {job_id(study, 1)}, study too-small" in ended.out
 
 
@@ -125,7 +125,8 @@ def test_who_stops_following_leaves_the_job_alone(ray_cluster: Any) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
     told = (ray_cluster.folder / "followed").read_text()
-    assert f"the job goes on; the same command follows it again, `ray job stop --address {jobs.address} {name}`" in told
+    assert "the job keeps running; run the same command again to follow it" in told
+    assert f"`ray job stop --address {jobs.address} {name}` to stop it" in told
     assert "Traceback" not in told
     assert jobs.job(name).living
     assert jobs.submit(study_of(long, source="x")).id == name

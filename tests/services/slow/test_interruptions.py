@@ -72,7 +72,7 @@ def test_a_signal_ends_a_run_with_its_code_and_leaves_the_study_to_another(
         program.send_signal(number)
         out, err = program.communicate(timeout=60)
         assert (program.returncode, out) == (code, ""), err
-    assert f"{word}; the same command goes on where it stopped" in err
+    assert f"{word}; run the same command again to resume" in err
     assert "Traceback" not in err
     assert "of the budget" in err
     _, alive = psutil.wait_procs(below, timeout=20)

@@ -1,0 +1,89 @@
+"""The modules that a command imports only when it runs; the one place in this folder where imports are deferred.
+
+torch, Ray, MLflow and Optuna take seconds to import. `nas-blockout --help`, a misspelled option and `token list` need
+none of them and must answer at once, so the command modules import nothing heavier than typer at the top and read the
+rest as attributes of this module: ``lazy.store.Store`` imports ``services.store`` the first time it is read.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and the editor
+    import httpx as httpx
+    import torch as torch
+    import yaml as yaml
+
+    from nas_blockout import data as data
+    from nas_blockout import export as export
+    from nas_blockout import plots as plots
+    from nas_blockout.data import image_io as image_io
+    from nas_blockout.export import model_summary as model_summary
+    from nas_blockout.export import prediction as prediction
+    from nas_blockout.statistics import significance as significance
+    from services import api as api
+    from services import cluster as cluster
+    from services import dispatch as dispatch
+    from services import estimate as estimate
+    from services import migrations as migrations
+    from services import mlflow_sync as mlflow_sync
+    from services import replay as replay
+    from services import store as store
+    from services.analysis import cross_study as cross_study
+    from services.analysis import robustness as robustness
+    from services.analysis import verdict as verdict
+    from services.budget import accounting as accounting
+    from services.cli import progress as progress
+    from services.cluster import jobs as jobs
+    from services.execution import driver as driver
+    from services.files import disk_full as disk_full
+    from services.files import remote as remote
+    from services.finalize import finalize as finalize
+    from services.store import schema_version as schema_version
+    from services.study_config import overrides as overrides
+    from services.study_config import schema as schema
+    from services.study_config import validation as validation
+
+MODULES = {
+    "httpx": "httpx",
+    "torch": "torch",
+    "yaml": "yaml",
+    "data": "nas_blockout.data",
+    "export": "nas_blockout.export",
+    "plots": "nas_blockout.plots",
+    "image_io": "nas_blockout.data.image_io",
+    "model_summary": "nas_blockout.export.model_summary",
+    "prediction": "nas_blockout.export.prediction",
+    "significance": "nas_blockout.statistics.significance",
+    "api": "services.api",
+    "cluster": "services.cluster",
+    "dispatch": "services.dispatch",
+    "estimate": "services.estimate",
+    "migrations": "services.migrations",
+    "mlflow_sync": "services.mlflow_sync",
+    "replay": "services.replay",
+    "store": "services.store",
+    "cross_study": "services.analysis.cross_study",
+    "robustness": "services.analysis.robustness",
+    "verdict": "services.analysis.verdict",
+    "accounting": "services.budget.accounting",
+    "progress": "services.cli.progress",
+    "jobs": "services.cluster.jobs",
+    "driver": "services.execution.driver",
+    "disk_full": "services.files.disk_full",
+    "remote": "services.files.remote",
+    "finalize": "services.finalize.finalize",
+    "schema_version": "services.store.schema_version",
+    "overrides": "services.study_config.overrides",
+    "schema": "services.study_config.schema",
+    "validation": "services.study_config.validation",
+}
+
+if not TYPE_CHECKING:  # hidden from the type checker, which would otherwise accept any name
+
+    def __getattr__(name: str) -> object:
+        """Import a module the first time it is read; Python then finds it here without asking again."""
+        if name not in MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = import_module(MODULES[name])
+        globals()[name] = module
+        return module
