@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Annotated, Literal
 
 import pytest
@@ -217,32 +217,71 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
     assert broken_links(page) == ["gone.md", "gone.png", "other.md#gone", "#gone"]
 
 
-NAMED = re.compile(r"`((?:nas_blockout|search_spaces|services|tests|benchmarks)/[\w./-]+)`")
+PACKAGES = ("nas_blockout", "search_spaces", "services")
+NAMED = re.compile(r"`((?:nas_blockout|search_spaces|services|tests|benchmarks)/[\w./-]+)(?::([\w.]+))?`")
+
+
+def definitions_in(path: Path) -> set[str]:
+    """Names of the functions, classes and methods of a module, methods as ``Class.method``."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    top = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, kinds)]
+    methods = {
+        f"{node.name}.{member.name}"
+        for node in top
+        if isinstance(node, ast.ClassDef)
+        for member in node.body
+        if isinstance(member, kinds)
+    }
+    return {node.name for node in top} | methods
 
 
 def missing_paths(page: Path) -> list[str]:
-    """Paths of the repository that a page names in back-ticks, and that are not there."""
-    return [path for path in NAMED.findall(page.read_text(encoding="utf-8")) if not (ROOT / path).exists()]
+    """Paths that a page names in back-ticks, alone or with a name in the file after a colon, and that do not exist."""
+    missing = []
+    for path, name in NAMED.findall(page.read_text(encoding="utf-8")):
+        if not (ROOT / path).exists() or (name and name not in definitions_in(ROOT / path)):
+            missing.append(f"{path}:{name}" if name else path)
+    return missing
 
 
 # The changelog speaks of its time; everything else of what is there now.
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "changelog.md"], ids=name_of)
-def test_files_that_a_page_names_exist(page: Path) -> None:
+def test_files_and_functions_that_a_page_names_exist(page: Path) -> None:
     assert missing_paths(page) == []
 
 
-def test_missing_files_are_found(tmp_path: Path) -> None:
+def test_missing_files_and_functions_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "`services/cli/main.py` `services/gone.py` `nas_blockout/` `tests/<name>.py` services/no.py\n", encoding="utf-8"
+        "`services/cli/main.py` `services/gone.py` `nas_blockout/` `tests/<name>.py` services/no.py\n"
+        "`services/cli/main.py:run` `services/cli/main.py:walk` `nas_blockout/train.py:fit.x`\n",
+        encoding="utf-8",
     )
-    assert missing_paths(page) == ["services/gone.py"]
+    assert missing_paths(page) == ["services/gone.py", "services/cli/main.py:walk", "nas_blockout/train.py:fit.x"]
+
+
+def test_every_room_has_its_row_in_where_is_what() -> None:
+    page = (DOCS / "guides" / "where-is-what.md").read_text(encoding="utf-8")
+    rooms = {
+        name_of(path.parent)
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert sorted(re.findall(r"^\| \[`([\w/]+)`\]\(\.\./\.\./\1\) \|", page, re.MULTILINE)) == sorted(rooms)
+
+
+def test_the_site_keeps_the_text_of_links_to_source_files_alone() -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/page.md"))
+    text = "[a](../../services/cli) [`b:c`](../../pyproject.toml) ![d](../images/d.png) [e](../index.md#f) [g](h.md)"
+    kept = script("source_links").on_page_markdown(text, page=page)
+    assert kept == "a `b:c` ![d](../images/d.png) [e](../index.md#f) [g](h.md)"
 
 
 def public_modules() -> list[Path]:
     return [
         path
-        for package in ("nas_blockout", "search_spaces", "services")
+        for package in PACKAGES
         for path in sorted((ROOT / package).rglob("*.py"))
         if not path.stem.startswith("_") or path.stem == "__init__"
         if "versions" not in path.parts
