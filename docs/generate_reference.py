@@ -27,11 +27,25 @@ from services import api, settings
 from services.api import schemas as api_models
 from services.budget.limits import WORDS, limits
 from services.cli import main as cli
+from services.renamed_keys import RENAMED, RENAMED_VALUES
 from services.study_config import schema as study_file
 from services.study_config import search_options
 
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = "<!-- Written by docs/generate_reference.py from the code: do not edit; run `make docs`. -->\n"
+WHERE_RENAMED = {  # by kind of mapping in `services.renamed_keys`: where its keys stand
+    "study": "study file, top level",
+    "arm": "study file, `arms.<name>`",
+    "selection": "study file, `selection`",
+    "workers": "study file, `workers`",
+    "backbone": "study file, `backbone`",
+    "method": "study file, `method`",
+    "derivation": "study file, `distillation`, `pruning`, `confusion`",
+    "params": "store, what a search recorded with a trial",
+    "searched": "store, MLflow and `trials.csv`, names of searched parameters",
+    "compared arm": "`comparison.json`, `arms.<name>`",
+    "compared cost": "`comparison.json`, `arms.<name>.cost`",
+}
 PLAIN = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
 EXIT_CODES = (
     "| 0 | success |",
@@ -271,9 +285,27 @@ def _json_type(schema: dict[str, Any]) -> str:
     return {"string": "text", "object": "mapping"}.get(schema.get("type", ""), schema.get("type", "anything"))
 
 
+def renamed_keys_page() -> str:
+    """Every key and value that has another name in version 2, from the one table that reads version 1."""
+    intro = (
+        "# Renamed keys\n\nFrom version 1 to version 2. Version 1 is still read everywhere; [the guide](../guides/"
+        "upgrading.md) says how to upgrade.\n"
+    )
+    keys = [
+        (WHERE_RENAMED[kind], f"`{old}`", f"`{new}`") for kind, names in RENAMED.items() for old, new in names.items()
+    ]
+    values = [
+        (f"{WHERE_RENAMED[kind]}, value of `{key}`", f"`{old}`", f"`{new}`")
+        for (kind, key), names in RENAMED_VALUES.items()
+        for old, new in names.items()
+    ]
+    return intro + "\n" + table(("where", "version 1", "version 2"), keys + values)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "api.md": api_page,
     "cli.md": cli_page,
+    "renamed-keys.md": renamed_keys_page,
     "settings.md": settings_page,
     "study-file.md": study_file_page,
     "spaces.md": spaces_page,
