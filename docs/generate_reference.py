@@ -42,7 +42,7 @@ WHERE_RENAMED = {  # by kind of mapping in `services.renamed_keys`: where its ke
     "method": "study file, `method`",
     "derivation": "study file, `distillation`, `pruning`, `confusion`",
     "params": "store, what a search recorded with a trial",
-    "searched": "store, MLflow and `trials.csv`, names of searched parameters",
+    "searched": "store and `trials.csv`, names of searched parameters",
     "compared arm": "`comparison.json`, `arms.<name>`",
     "compared cost": "`comparison.json`, `arms.<name>.cost`",
 }
