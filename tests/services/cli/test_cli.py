@@ -89,11 +89,11 @@ def contents(folder: Path) -> list[Path]:
 
 
 def commands(group: Any, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    found = []
+    leaves = []
     for name, command in group.commands.items():
         inner = getattr(command, "commands", None)
-        found += commands(command, (*words, name)) if inner else [((*words, name), command)]
-    return found
+        leaves += commands(command, (*words, name)) if inner else [((*words, name), command)]
+    return leaves
 
 
 ALL = commands(typer.main.get_command(cli.app))
@@ -246,9 +246,9 @@ def test_an_empty_store_is_said_to_be_empty(call: Call) -> None:
     assert ended.code == 0
     assert "no studies yet" in ended.out
     assert "quickstart" in ended.out
-    found = call("list", "--json").json
-    assert found["studies"] == []
-    assert "quickstart" in found["bundled"]
+    document = call("list", "--json").json
+    assert document["studies"] == []
+    assert "quickstart" in document["bundled"]
 
 
 @pytest.mark.parametrize("command", ["show", "export", "sync"])
@@ -285,12 +285,12 @@ def test_a_stored_study_is_shown_to_programs(call: Call, filled: Path) -> None:
     trials = call("show", "tiny", "--json").json["trials"]
     assert [trial["state"] for trial in trials] == ["complete", "failed", "running"]
     assert trials[0]["validation_accuracy"] == 0.875
-    found = call("show", "tiny", "--failed", "--json").json
-    (failed,) = found["trials"]
+    document = call("show", "tiny", "--failed", "--json").json
+    (failed,) = document["trials"]
     assert failed["reason"] == HOSTILE
-    assert found["proposed"]["dropout"] == {"replicates": 0, "infeasible": 3}
-    assert found["ended_by"] == {"dense": "sample_passes", "dropout": None}
-    costs = {cost["arm"]: cost for cost in found["cost"]}
+    assert document["proposed"]["dropout"] == {"replicates": 0, "infeasible": 3}
+    assert document["ended_by"] == {"dense": "sample_passes", "dropout": None}
+    costs = {cost["arm"]: cost for cost in document["cost"]}
     assert costs["dropout"]["trials"] == 2
     assert (costs["dropout"]["failed"], costs["dropout"]["failed_sample_passes"]) == (1, 50)
     assert (costs["dropout"]["sample_passes"], costs["dropout"]["pruned_sample_passes"]) == (100, 0)

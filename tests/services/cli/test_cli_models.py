@@ -91,12 +91,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_pictures_of_the_test_split_get_the_recorded_classes(call: Call, made: Made, form: str) -> None:
     ended = call("predict", made.folder, *made.pictures, "--form", form, "--json", "--top", 10)
     assert ended.code == 0
-    found = json.loads(ended.out)["predictions"]
-    assert [each["image"] for each in found] == [str(path) for path in made.pictures]
-    assert tuple(each["classes"][0]["name"] for each in found) == made.recorded
+    predictions = json.loads(ended.out)["predictions"]
+    assert [prediction["image"] for prediction in predictions] == [str(path) for path in made.pictures]
+    assert tuple(prediction["classes"][0]["name"] for prediction in predictions) == made.recorded
     assert len(set(made.recorded)) > 5, "it has learned to tell classes apart"
-    for each in found:
-        assert sum(best["probability"] for best in each["classes"]) == pytest.approx(1, abs=1e-4)
+    for prediction in predictions:
+        assert sum(best["probability"] for best in prediction["classes"]) == pytest.approx(1, abs=1e-4)
 
 
 def test_a_person_reads_class_names_and_probabilities(call: Call, made: Made) -> None:
@@ -255,12 +255,12 @@ def test_who_also_forges_the_hashes_is_found_out_by_what_the_files_hold(call: Ca
     for name in ("pickle", "shape"):
         rehashed(folders[name], "weights.safetensors")
     ended = call("verify", *folders.values(), "--json")
-    found = json.loads(ended.out)
+    results = json.loads(ended.out)
     assert ended.code == 6
-    (pickle,), (shape,) = (found[str(folders[name])]["findings"] for name in ("pickle", "shape"))
+    (pickle,), (shape,) = (results[str(folders[name])]["findings"] for name in ("pickle", "shape"))
     assert pickle.startswith("weights.safetensors: cannot be used: SafetensorError")
     assert "stages.conv1 has 1 nodes that are not zero, not 8 as in model.pt2" in shape
-    assert found[str(folders["whole"])] == {"ok": True, "findings": []}
+    assert results[str(folders["whole"])] == {"ok": True, "findings": []}
     assert not (tmp_path / "mark").exists(), "code of the file was run"
 
 

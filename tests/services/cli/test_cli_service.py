@@ -35,10 +35,10 @@ def call(home: Path) -> Call:
 
 
 def test_a_token_is_shown_once_listed_without_its_secret_and_revoked(call, home):
-    code, secret, told = call("token", "create", "--owner", "ann", "--scope", "write", "--expires-days", "7")
+    code, secret, err = call("token", "create", "--owner", "ann", "--scope", "write", "--expires-days", "7")
     assert code == 0
     assert re.fullmatch(r"nab_\S+\n", secret)
-    assert "token 1 for ann, scope write; the secret is shown only once" in told
+    assert "token 1 for ann, scope write; the secret is shown only once" in err
     with Store.open(f"sqlite:///{home}/runs/nas_blockout.db") as store:
         assert store.token(secret.strip()).owner == "ann"
     for words in (("token", "list"), ("token", "list", "--json")):
@@ -49,13 +49,13 @@ def test_a_token_is_shown_once_listed_without_its_secret_and_revoked(call, home)
         assert "nab_" not in listed
     assert call("token", "revoke", "1")[:2] == (0, "token 1 of ann is revoked\n")
     assert json.loads(call("token", "list", "--owner", "ann", "--json")[1])[0]["state"] == "revoked"
-    code, _, told = call("token", "revoke", "9")
-    assert (code, told) == (3, "error: there is no token 9; `nas-blockout token list` names them\n")
+    code, _, err = call("token", "revoke", "9")
+    assert (code, err) == (3, "error: there is no token 9; `nas-blockout token list` names them\n")
 
 
 def test_a_token_that_breaks_a_rule_is_not_made(call):
-    code, _, told = call("token", "create", "--owner", "no body")
-    assert (code, "got 'no body'" in told) == (2, True)
+    code, _, err = call("token", "create", "--owner", "no body")
+    assert (code, "got 'no body'" in err) == (2, True)
     assert call("token", "create", "--owner", "ann", "--scope", "admin")[0] == 2
     assert call("token", "create", "--owner", "ann", "--expires-days", "0")[0] == 2
     assert call("token", "list")[1].startswith("There are no tokens")
@@ -64,8 +64,8 @@ def test_a_token_that_breaks_a_rule_is_not_made(call):
 def test_tables_go_up_and_down(call):
     assert call("db", "current")[1] == "no tables; this release uses 0003\n"
     assert call("db", "upgrade")[1] == "the database has schema version 0003\n"
-    code, _, told = call("db", "downgrade", "0001")
-    assert (code, "then add --yes" in told) == (2, True)
+    code, _, err = call("db", "downgrade", "0001")
+    assert (code, "then add --yes" in err) == (2, True)
     assert call("db", "downgrade", "0001", "--yes")[0] == 0
     assert json.loads(call("db", "current", "--json")[1]) == {"version": "0001", "newest": "0003"}
     assert call("db", "downgrade", "0009", "--yes")[0] == 1
@@ -75,15 +75,15 @@ def test_tables_go_up_and_down(call):
 def test_the_api_does_not_start_without_a_good_secret(call, monkeypatch, token):
     if token is not None:
         monkeypatch.setenv("NAS_BLOCKOUT_API_TOKEN", token)
-    code, _, told = call("serve", "api")
+    code, _, err = call("serve", "api")
     assert code == 2
-    assert "NAS_BLOCKOUT_API_TOKEN" in told
-    assert "make one: python -c" in told
+    assert "NAS_BLOCKOUT_API_TOKEN" in err
+    assert "make one: python -c" in err
 
 
 def test_the_worker_does_not_start_without_a_cluster(call):
-    code, _, told = call("serve", "worker")
-    assert (code, "NAS_BLOCKOUT_JOBS_ADDRESS" in told) == (2, True)
+    code, _, err = call("serve", "worker")
+    assert (code, "NAS_BLOCKOUT_JOBS_ADDRESS" in err) == (2, True)
 
 
 @pytest.fixture
@@ -97,20 +97,20 @@ def server(home: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_the_api_serves_until_it_is_terminated(server):
-    said = server.stderr.readline()
-    address = re.match(r"(http://127\.0\.0\.1:\d+)/ serves the studies of sqlite:///", said)[1]
+    first_line = server.stderr.readline()
+    address = re.match(r"(http://127\.0\.0\.1:\d+)/ serves the studies of sqlite:///", first_line)[1]
     with urllib.request.urlopen(address + "/healthz", timeout=60) as answer:
         assert answer.read() == b'{"status":"ok"}'
         assert "server" not in {name.lower() for name in answer.headers}
     server.terminate()
     assert server.wait(timeout=60) == 143
-    assert ROOT not in said + server.stderr.read()
+    assert ROOT not in first_line + server.stderr.read()
 
 
 def test_an_address_that_is_taken_is_named(call, monkeypatch):
     monkeypatch.setenv("NAS_BLOCKOUT_API_TOKEN", ROOT)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        code, _, told = call("serve", "--port", port)
+        code, _, err = call("serve", "--port", port)
     assert code == 1
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another --host or --port" in told
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another --host or --port" in err

@@ -51,13 +51,13 @@ def test_a_replay_says_that_it_is_faithful_and_how_long_it_takes(call: Call) -> 
     assert ended.code == 0, ended.err
     assert "reproduced: random, 6 of 6 trials were proposed exactly as recorded" in ended.out
     assert "best validation accuracy so far in %" in ended.out
-    found = call("replay", "tiny", "--workers", "1,4", "--arm", "tpe", "--repeats", "3", "--json").json
-    assert found["reproduced"] is True
-    assert [(each["arm"], each["workers"], each["repeats"]) for each in found["outcomes"]] == [
+    document = call("replay", "tiny", "--workers", "1,4", "--arm", "tpe", "--repeats", "3", "--json").json
+    assert document["reproduced"] is True
+    assert [(outcome["arm"], outcome["workers"], outcome["repeats"]) for outcome in document["outcomes"]] == [
         ("tpe", 1, 3),
         ("tpe", 4, 3),
     ]
-    assert found["outcomes"][0]["by_time"]["median"][-1] == found["outcomes"][0]["target"]
+    assert document["outcomes"][0]["by_time"]["median"][-1] == document["outcomes"][0]["target"]
 
 
 @pytest.mark.usefixtures("recorded")
@@ -85,10 +85,10 @@ def test_an_estimate_says_what_a_study_costs_and_writes_nothing(call: Call, home
     for part in ("study tiny, estimated cost", "retrain", "wall-clock", "2 concurrent trials", "disk"):
         assert part in ended.out
     assert "measuring random" in ended.err
-    found = call("estimate", path, "--quick", "--json").json
-    assert (found["total"]["trials"], found["total"]["sample_passes"]) == (12, 1200)
-    assert found["phases"]["tpe"]["search"]["trials"] == 4
-    assert found["wall_seconds"] > found["trials_seconds"] > 0
+    document = call("estimate", path, "--quick", "--json").json
+    assert (document["total"]["trials"], document["total"]["sample_passes"]) == (12, 1200)
+    assert document["phases"]["tpe"]["search"]["trials"] == 4
+    assert document["wall_seconds"] > document["trials_seconds"] > 0
     assert list(home.iterdir()) == [path]
 
 
@@ -112,7 +112,7 @@ def test_studies_are_compared_in_one_table(call: Call, home: Path, pretend: Any)
     assert ended.code == 0, ended.err
     for part in ("tiny/random", "other/tpe", "95% interval", "paired by seed"):
         assert part in ended.out
-    found = call("compare", "tiny", "other", "--arm", "tpe", "--json").json
-    assert [pair["seeds"] for pair in found["pairs"]] == [2]
+    document = call("compare", "tiny", "other", "--arm", "tpe", "--json").json
+    assert [pair["seeds"] for pair in document["pairs"]] == [2]
     assert call("compare", "tiny").code == 2
     assert call("compare", "tiny", "nothing").code == 3

@@ -64,21 +64,21 @@ def findings(settings: Settings, *, api: str | None = None) -> dict[str, Finding
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    given = {"NAS_BLOCKOUT_HOME": str(tmp_path), "NAS_BLOCKOUT_TRACKING_URI": "none"}
-    return Settings.from_environment(given)
+    environment = {"NAS_BLOCKOUT_HOME": str(tmp_path), "NAS_BLOCKOUT_TRACKING_URI": "none"}
+    return Settings.from_environment(environment)
 
 
 def test_an_api_that_is_ready_is_well_and_so_is_its_clock(serve: Serve, settings: Settings) -> None:
-    found = findings(settings, api=serve({"/readyz": (200, {"ready": True})}))
-    assert found["API"].ok
-    assert found["clock of API"].ok
-    assert found["clock of store"].ok
+    results = findings(settings, api=serve({"/readyz": (200, {"ready": True})}))
+    assert results["API"].ok
+    assert results["clock of API"].ok
+    assert results["clock of store"].ok
 
 
 def test_an_api_that_is_not_ready_says_what_is_missing(serve: Serve, settings: Settings) -> None:
-    found = findings(settings, api=serve({"/readyz": (503, {"ready": False, "services": {"ray": "away"}})}))["API"]
-    assert not found.ok
-    assert '"ray": "away"' in found.found
+    finding = findings(settings, api=serve({"/readyz": (503, {"ready": False, "services": {"ray": "away"}})}))["API"]
+    assert not finding.ok
+    assert '"ray": "away"' in finding.found
 
 
 @pytest.mark.parametrize(("token", "ok"), [(TOKEN, True), (TOKEN[::-1], False)])
@@ -86,9 +86,9 @@ def test_the_token_of_the_service_is_tried_where_it_is_set(
     serve: Serve, settings: Settings, token: str, ok: bool
 ) -> None:
     address = serve({"/readyz": (200, ""), "/v1/studies": (KNOWN, "")})
-    found = findings(replace(settings, api_token=token), api=address)["API token"]
-    assert (found.ok, found.what in SERVICES) == (ok, True)
-    assert token not in found.found + found.remedy
+    finding = findings(replace(settings, api_token=token), api=address)["API token"]
+    assert (finding.ok, finding.what in SERVICES) == (ok, True)
+    assert token not in finding.found + finding.remedy
     assert "API token" not in findings(settings, api=address)
 
 
@@ -96,29 +96,29 @@ def test_shared_storage_is_written_read_and_cleared(settings: Settings, tmp_path
     shared = tmp_path / "shared"
     assert findings(replace(settings, artifacts=f"file://{shared}"))["shared storage"].ok
     assert list(shared.iterdir()) == []
-    found = findings(replace(settings, artifacts="file:///dev/null/x"))["shared storage"]
-    assert not found.ok
-    assert "NAS_BLOCKOUT_ARTIFACTS" in found.remedy
-    assert found.what in SERVICES
+    finding = findings(replace(settings, artifacts="file:///dev/null/x"))["shared storage"]
+    assert not finding.ok
+    assert "NAS_BLOCKOUT_ARTIFACTS" in finding.remedy
+    assert finding.what in SERVICES
 
 
 @pytest.mark.parametrize(("answers", "words"), [({}, "answers 404"), (None, "does not answer")])
 def test_what_is_no_api_is_bad_with_a_remedy(
     serve: Serve, settings: Settings, answers: dict[str, tuple[int, Any]] | None, words: str
 ) -> None:
-    found = findings(settings, api="http://127.0.0.1:9" if answers is None else serve(answers))["API"]
-    assert not found.ok
-    assert words in found.found
-    assert "nas-blockout serve api" in found.remedy
-    assert found.what in SERVICES
+    finding = findings(settings, api="http://127.0.0.1:9" if answers is None else serve(answers))["API"]
+    assert not finding.ok
+    assert words in finding.found
+    assert "nas-blockout serve api" in finding.remedy
+    assert finding.what in SERVICES
 
 
 @pytest.mark.parametrize(("ahead", "word"), [(90.0, "ahead of"), (-90.0, "behind")])
 def test_a_clock_that_is_wrong_is_found(serve: Serve, settings: Settings, ahead: float, word: str) -> None:
-    found = findings(settings, api=serve({"/readyz": (200, "")}, ahead=ahead))["clock of API"]
-    assert not found.ok
-    assert word in found.found
-    assert "NTP" in found.remedy
+    finding = findings(settings, api=serve({"/readyz": (200, "")}, ahead=ahead))["clock of API"]
+    assert not finding.ok
+    assert word in finding.found
+    assert "NTP" in finding.remedy
 
 
 @pytest.fixture
@@ -139,25 +139,25 @@ def jobs(serve: Serve, settings: Settings, *, version: str, status: int = 200) -
 
 @pytest.mark.usefixtures("ray_token")
 def test_a_cluster_says_what_it_has_and_its_version(serve: Serve, settings: Settings) -> None:
-    found = jobs(serve, settings, version=metadata.version("ray"))
-    assert found["Ray jobs"].ok
-    assert "4 CPUs and 0 GPUs" in found["Ray jobs"].found
-    assert found["Ray's cluster"].ok
-    assert found["clock of Ray"].ok
+    results = jobs(serve, settings, version=metadata.version("ray"))
+    assert results["Ray jobs"].ok
+    assert "4 CPUs and 0 GPUs" in results["Ray jobs"].found
+    assert results["Ray's cluster"].ok
+    assert results["clock of Ray"].ok
 
 
 @pytest.mark.usefixtures("ray_token")
 def test_a_cluster_of_another_version_is_bad(serve: Serve, settings: Settings) -> None:
-    found = jobs(serve, settings, version="2.40.0")["Ray's cluster"]
-    assert not found.ok
-    assert found.found == f"2.40.0, but {metadata.version('ray')} is installed here"
-    assert "constraints.txt" in found.remedy
+    finding = jobs(serve, settings, version="2.40.0")["Ray's cluster"]
+    assert not finding.ok
+    assert finding.found == f"2.40.0, but {metadata.version('ray')} is installed here"
+    assert "constraints.txt" in finding.remedy
 
 
 def test_a_cluster_that_is_away_is_bad(settings: Settings) -> None:
-    found = findings(replace(settings, jobs_address="http://127.0.0.1:9"))["Ray jobs"]
-    assert not found.ok
-    assert "RAY_AUTH_TOKEN" in found.remedy
+    finding = findings(replace(settings, jobs_address="http://127.0.0.1:9"))["Ray jobs"]
+    assert not finding.ok
+    assert "RAY_AUTH_TOKEN" in finding.remedy
 
 
 def test_the_clock_of_the_database_is_compared(store: Store) -> None:
