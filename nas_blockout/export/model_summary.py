@@ -9,7 +9,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from nas_blockout.export.prediction import ExportedModel
-from nas_blockout.export.subprocess_check import load_program
+from nas_blockout.export.subprocess_check import current_names, load_program
 
 _WEIGHT = ".operations.0.weight"
 
@@ -50,7 +50,7 @@ def outline(model: ExportedModel) -> list[LayerOutline]:
         model: Its weights, architecture and program are read.
     """
     architecture = json.loads(model.content("architecture.json"))
-    weights = load(model.content("weights.safetensors"))
+    weights = current_names(load(model.content("weights.safetensors")))
     positions = _positions(model)
     if not architecture or not positions:
         return []

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from nas_blockout.atomic_files import whole_file, whole_folder
 from nas_blockout.export.cards import ModelDescription, card
 from nas_blockout.export.model_dir import json_text, sha256, write_json
-from nas_blockout.export.subprocess_check import BATCHES, PREPROCESSING, REFERENCE
+from nas_blockout.export.subprocess_check import BATCHES, PREPROCESSING, REFERENCE, current_names
 from nas_blockout.export.verification import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -91,7 +91,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             was.
     """
     try:
-        loaded = load_file(path)
+        loaded = current_names(load_file(path))
     except FileNotFoundError:
         raise VerificationError(f"{path} is missing: run the study again to train the model anew") from None
     except (SafetensorError, OSError) as error:

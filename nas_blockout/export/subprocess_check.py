@@ -177,12 +177,20 @@ def _differences(run: Callable[[Any], Any], images: Any, logits: Any) -> dict[st
     return differences
 
 
+def current_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tensors of a weights file or a program by their names in this version.
+
+    The names of modules are those of tensors, and so part of a file format: version 1 spelled ``normalise``.
+    """
+    return {name.replace("normalise", "normalize"): value for name, value in tensors.items()}
+
+
 def _weights(content: bytes, program: Callable[[], Any]) -> dict[str, float]:
     """Compare the weights with those of the program, whose logits have been compared; they cannot be run alone."""
     from safetensors.torch import load
 
-    weights = load(content)
-    run = {name[8:]: value.detach() for name, value in program().state_dict.items() if name.startswith("network.")}
+    weights, state = current_names(load(content)), current_names(program().state_dict)
+    run = {name[8:]: value.detach() for name, value in state.items() if name.startswith("network.")}
     for name, value in weights.items():
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name} is not finite")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 import zipfile
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.export import (
@@ -23,8 +24,21 @@ from nas_blockout.export import (
     load_weights,
     measure_latency,
     save_weights,
+    verify,
 )
-from tests.nas_blockout.export.examples import BRANCHED, DESCRIPTION, MEAN, STAGES, STD, images, network, unbranched
+from nas_blockout.export.model_summary import outline
+from nas_blockout.export.prediction import ExportedModel
+from tests.nas_blockout.export.examples import (
+    BRANCHED,
+    DESCRIPTION,
+    MEAN,
+    STAGES,
+    STD,
+    images,
+    network,
+    rehashed,
+    unbranched,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 FORMS = ("model.pt2", "model.onnx", "weights.safetensors")
@@ -224,6 +238,30 @@ def test_weights_survive_a_round_trip(tmp_path: Path) -> None:
     save_weights(model, tmp_path / "deep" / "w.safetensors")
     load_weights(other, tmp_path / "deep" / "w.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def with_names_of_version_1(path: Path) -> None:
+    """Give the tensors of a weights file the names that the release before this one wrote."""
+    tensors = {name.replace("normalize", "normalise"): value for name, value in load_file(path).items()}
+    assert any("normalise" in name for name in tensors)
+    save_file(tensors, path)
+
+
+def test_weights_of_version_1_are_read(tmp_path: Path) -> None:
+    model, other = network(branched=True), BranchedNetwork(STAGES, BRANCHED, channels=1, normalize_logits=True)
+    save_weights(model, tmp_path / "w.safetensors")
+    with_names_of_version_1(tmp_path / "w.safetensors")
+    load_weights(other, tmp_path / "w.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_exported_models_of_version_1_are_verified_and_shown(exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported / "branched", tmp_path / "model"))
+    layers = outline(ExportedModel.open(folder))
+    with_names_of_version_1(folder / "weights.safetensors")
+    rehashed(folder, "weights.safetensors")
+    assert verify(folder).findings == ()
+    assert outline(ExportedModel.open(folder)) == layers
 
 
 def test_weights_that_are_not_the_networks_are_refused_and_leave_it_as_it_was(tmp_path: Path) -> None:
