@@ -21,7 +21,8 @@ from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 from services.settings import masked
-from services.store import EpochRow, Store, StoreError, TrialRow
+from services.store import EpochRow, Store, StoreError
+from services.trial_record import Trial
 
 PARAMS_MAX = 100
 METRICS_MAX = 1000
@@ -299,7 +300,7 @@ class Projection:
             self._log(parent, params=_params({key: value for key, value in self.config.items() if key != "arms"}))
         return parent
 
-    def _write(self, trial: TrialRow, epochs: Sequence[EpochRow]) -> None:
+    def _write(self, trial: Trial, epochs: Sequence[EpochRow]) -> None:
         run = self._known.get(str(trial.id))
         if run is None:
             created = self._client.create_run(
@@ -324,7 +325,7 @@ class Projection:
                 params=params[number * PARAMS_MAX : (number + 1) * PARAMS_MAX],
             )
 
-    def _tags(self, trial: TrialRow) -> dict[str, str]:
+    def _tags(self, trial: Trial) -> dict[str, str]:
         tags = {
             "mlflow.parentRunId": self.parent,
             "nas.trial": str(trial.id),
@@ -390,7 +391,7 @@ def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         yield renamed.get(prefix, prefix.replace("backbone.", "model.")), value
 
 
-def _metrics(trial: TrialRow, epochs: Sequence[EpochRow]) -> Iterator[Any]:
+def _metrics(trial: Trial, epochs: Sequence[EpochRow]) -> Iterator[Any]:
     from mlflow.entities import Metric
 
     result = trial.result or {}

@@ -1,4 +1,4 @@
-"""What a search had to show for what it had spent: best-so-far curves, quartiles over searches, Pareto fronts.
+"""Best score so far against cost: the curve of a search, and quartiles over searches.
 
 Scores are higher-is-better, costs lower-is-better, both in any unit.
 """
@@ -6,7 +6,6 @@ Scores are higher-is-better, costs lower-is-better, both in any unit.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -84,38 +83,3 @@ def cost_to_reach(curve: Curve, score: float) -> float | None:
     """Give the cost after which a search first had ``score`` or better; ``None`` if it never had."""
     reached = np.flatnonzero(curve.best >= score)
     return float(curve.cost[reached[0]]) if reached.size else None
-
-
-def pareto_front(scores: Sequence[float], costs: Sequence[float]) -> tuple[int, ...]:
-    """Give the indices of the points that no other beats in score (up) and cost (down), cheapest first.
-
-    Of equal points the first is kept.
-    """
-    score, cost = np.asarray(scores, dtype=np.float64), np.asarray(costs, dtype=np.float64)
-    if score.shape != cost.shape or score.ndim != 1 or not (np.isfinite(score) & np.isfinite(cost)).all():
-        raise ValueError(f"needs as many finite costs as finite scores, got {list(costs)} and {list(scores)}")
-    front: list[int] = []
-    # Cheapest first, best first among equal costs: a point is on the front if it beats all that came before it.
-    for index in np.lexsort((-score, cost)).tolist():
-        if not front or score[index] > score[front[-1]]:
-            front.append(index)
-    return tuple(front)
-
-
-def hypervolume(scores: Sequence[float], costs: Sequence[float], *, reference: tuple[float, float]) -> float:
-    """Measure the area that the points dominate, exactly.
-
-    Args:
-        scores: higher is better.
-        costs: lower is better.
-        reference: the (score, cost) that closes the area; points no better than it in both add nothing.
-    """
-    worst_score, worst_cost = reference
-    front = pareto_front(scores, costs)
-    kept = [index for index in front if scores[index] > worst_score and costs[index] < worst_cost]
-    # One strip per point of the front, from its cost to that of the next
-    edges = [*(costs[index] for index in kept), worst_cost]
-    return math.fsum(
-        (scores[index] - worst_score) * (right - left)
-        for index, (left, right) in zip(kept, pairwise(edges), strict=True)
-    )

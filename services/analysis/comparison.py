@@ -1,4 +1,4 @@
-"""What a study found, as one document: comparison.json.
+"""The comparison of the arms of a study as one document: comparison.json.
 
 Built from the trials in the store and from nothing else. It ranks only what is comparable: arms that spent alike and
 were retrained with seeds they share. Pairs whose arms did not spend alike are not tested at all.
@@ -6,7 +6,6 @@ were retrained with seeds they share. Pairs whose arms did not spend alike are n
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -17,74 +16,17 @@ from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.statistics import significance
 from nas_blockout.statistics.search_curves import Curve, best_so_far
+from services.analysis.pareto import Front, fronts
 from services.analysis.robustness import RobustnessResult
 from services.analysis.seed_metrics import Accuracy, Amount, Count, PairResult, Share, Strict
-from services.analysis.tradeoffs import Front, could_win, fronts
-from services.budget.accounting import TERMINAL, End, charged_seconds, compared_in, current, ends, stale
+from services.budget.accounting import End, compared_in, current, ends, stale
 from services.budget.limits import WORDS, Unit, limits
 from services.renamed_keys import upgraded_comparison
-from services.store import TrialRow
+from services.search.constraints import could_win
 from services.study_config.schema import Arm, Study
+from services.trial_record import RETRAIN, SEARCH, Trial
 
 Role = Literal["learned", "placebo", "ablation", "baseline"]
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A trial as the comparison sees it.
-
-    Args:
-        arm: Name of the contestant.
-        phase: ``search`` or ``retrain``.
-        number: Position among the trials of the arm and phase.
-        seed: Seed of its experiment.
-        state: State in the store.
-        sample_passes: What it has cost.
-        planned: Sample passes that it was meant to cost.
-        seconds: Measured training time.
-        score: Validation accuracy of a complete trial, 0..1.
-        experiment: What was run, as plain JSON types.
-        suggest_seconds: What proposing it took.
-        result: What a complete trial ended in: ``validation_accuracy``, ``parameters``, ``macs``,
-            ``architecture_hash``, ``overhead_seconds`` and, of a retrained model, ``test_accuracy``.
-        replicate_of: Number of the search trial of the same arm that had the same architecture, or None.
-        infeasible: What the search had proposed in its place and what exceeded a constraint.
-    """
-
-    arm: str
-    phase: str
-    number: int
-    seed: int
-    state: str
-    sample_passes: int = 0
-    planned: int = 0
-    seconds: float = 0.0
-    suggest_seconds: float = 0.0
-    score: float | None = None
-    experiment: Mapping[str, Any] | None = None
-    result: Mapping[str, Any] | None = None
-    replicate_of: int | None = None
-    infeasible: int = 0
-
-    @classmethod
-    def of(cls, row: TrialRow) -> "Trial":
-        """Return a trial of the store as the comparison sees it."""
-        return cls(
-            arm=row.arm,
-            phase=row.phase,
-            number=row.number,
-            seed=row.seed,
-            state=row.state,
-            sample_passes=row.sample_passes,
-            planned=row.planned,
-            seconds=row.seconds,
-            suggest_seconds=row.suggest_seconds,
-            score=row.score,
-            experiment=row.experiment,
-            result=row.result,
-            replicate_of=row.replicate_of,
-            infeasible=len(row.params.get("infeasible", ())),
-        )
 
 
 class Spending(Strict):
@@ -95,7 +37,7 @@ class Spending(Strict):
 
 
 class Cost(Strict):
-    """What an arm spent: ``overhead_seconds`` are the optimizer's thinking and distillation.
+    """What an arm spent: ``overhead_seconds`` are those of the optimizer and of deriving networks.
 
     ``forfeited_sample_passes`` were planned for trials that failed before they had used them; with trials that were
     stopped early, also what was left in the end and paid for no whole trial. ``stale`` is what retraining earlier
@@ -115,7 +57,7 @@ class Cost(Strict):
 
     @property
     def seconds(self) -> float:
-        """Seconds of both phases, and of what came between."""
+        """Seconds of both phases, overhead included."""
         return self.search.seconds + self.retrain.seconds + self.overhead_seconds
 
 
@@ -150,13 +92,13 @@ class ArmResult(Strict):
     macs: Count | None
     macs_per_seed: dict[str, Count]
     latency_ms: Latency | None
-    front: Front | None = Field(None, description="What its search traded, where it had several objectives.")
+    front: Front | None = Field(None, description="Pareto front of its search, where it had several objectives.")
     architecture: str | None
     settings: dict[str, Any]
 
 
 class BudgetResult(Strict):
-    """What every arm was promised, in the unit in which their spending is compared, and how much it may differ."""
+    """The budget of every arm, in the unit in which their spending is compared, and by how much it may differ."""
 
     unit: Unit = "sample_passes"
     per_arm: Count | Amount
@@ -165,14 +107,14 @@ class BudgetResult(Strict):
 
     @property
     def passes(self) -> float | None:
-        """Sample passes that every arm was promised, or None if they were not limited."""
+        """Sample passes that every arm may spend, or None if they are not limited."""
         return self.limits.get("sample_passes", self.per_arm if self.unit == "sample_passes" else None)
 
     @property
     def text(self) -> str:
         """The limits in words."""
-        found = self.limits or {self.unit: self.per_arm}
-        return " or ".join(f"{limit:,.10g} {WORDS[unit]}" for unit, limit in found.items())
+        limits = self.limits or {self.unit: self.per_arm}
+        return " or ".join(f"{limit:,.10g} {WORDS[unit]}" for unit, limit in limits.items())
 
 
 class ComparisonDocument(Strict):
@@ -207,13 +149,13 @@ class ComparisonDocument(Strict):
 
 
 def role(arm: Arm) -> Role:
-    """Return what an arm is for.
+    """Return the role of an arm in the comparison.
 
     - ``learned``: learns which nodes share a branch and inherits the weights;
-    - ``placebo``: learns it and shuffles it, or draws it anew;
-    - ``ablation``: has what else could explain a gain: its nodes without its branches, one cluster, fixed masks,
-      weights drawn anew, pruning, a regularizer, the MACs of the learned arm;
-    - ``baseline``: answers the question of the study otherwise, by a dense network, by search or by confusions.
+    - ``placebo``: has a structure of the same kind that was shuffled or drawn at random;
+    - ``ablation``: has one other thing that could explain a gain: its nodes without its branches, one cluster, fixed
+      masks, new weights, pruning, a regularizer, the MACs of the learned arm;
+    - ``baseline``: another way to a network: dense, searched, or branched by confusions.
     """
     method, distillation = arm.experiment.method, arm.experiment.distillation
     if distillation is not None and distillation.placebo != "none":
@@ -263,10 +205,10 @@ def build(
             )
         by_arm[trial.arm].append(trial)
     ended = ends(study, by_arm)
-    traded = fronts(study, by_arm)
+    by_front = fronts(study, by_arm)
     arms = {
         name: _arm(study, arm, by_arm[name], (latency_ms or {}).get(name)).model_copy(
-            update={"ended_by": ended[name], "front": traded.get(name)}
+            update={"ended_by": ended[name], "front": by_front.get(name)}
         )
         for name, arm in study.arms.items()
     }
@@ -276,23 +218,23 @@ def build(
     unit, disagreement = compared_in(spent, ended, budget.tolerance)
     scores = {name: arm.test_accuracy.by_seed for name, arm in arms.items() if arm.test_accuracy is not None}
     pairs = [pair for pair in family(study) if _comparable(pair, scores, spent, ended, budget.tolerance)]
-    pairs = (
-        [] if unfinished else pairs
-    )  # looking at verdicts while seeds still run finds differences that are not there
-    found = significance.compare(scores, pairs=pairs)
+    if unfinished:  # verdicts that are looked at while seeds still run find differences that are not there
+        pairs = []
+    tested = significance.compare(scores, pairs=pairs)
+    untested = [name for name in arms if name not in scores]
     reasons = [
         f"{unfinished} trials have not ended" if unfinished else None,
         disagreement,
-        _without_models([name for name in arms if name not in scores]),
-        found.reason,
+        f"no retrained model in {', '.join(untested)}" if untested else None,
+        tested.reason,
     ]
     reason = "; ".join(text for text in reasons if text) or None
     return ComparisonDocument(
         study=study.name,
         budget=BudgetResult(unit=unit, per_arm=limits(budget)[unit], tolerance=budget.tolerance, limits=limits(budget)),
         arms=arms,
-        pairs=[PairResult.of(pair) for pair in found.pairs],
-        ranking=list(found.ranking) if found.ranking and reason is None else None,
+        pairs=[PairResult.of(pair) for pair in tested.pairs],
+        ranking=list(tested.ranking) if tested.ranking and reason is None else None,
         ranking_seeds=sorted(set.intersection(*map(set, scores.values()))) if reason is None else [],
         reason=reason,
         extensions=extensions,
@@ -304,22 +246,22 @@ def search_curves(trials: Iterable[Trial]) -> dict[str, Curve]:
     """Return, by arm, the best validation accuracy so far over the sample passes of its search."""
     searches: dict[str, list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
-        if trial.phase == "search" and trial.state in TERMINAL:
+        if trial.phase == SEARCH and trial.ended:
             searches.setdefault(trial.arm, []).append(trial)
     return {
-        arm: best_so_far([t.sample_passes for t in found], [_score_or_nan(t) for t in found])
-        for arm, found in searches.items()
+        arm: best_so_far([trial.sample_passes for trial in search], [_score_or_nan(trial) for trial in search])
+        for arm, search in searches.items()
     }
 
 
 def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Mapping[str, float] | None) -> ArmResult:
-    trials, gone = current(every), stale(every)
+    trials, replaced = current(every), stale(every)
     models = _models(trials)
     exported = max(
         models.values(), key=lambda trial: (_result(trial, "validation_accuracy"), -trial.seed), default=None
     )
-    outcome = (exported.result or {}) if exported else {}
-    overhead = sum(charged_seconds(trial) - trial.seconds for trial in trials)
+    outcome = exported.outcome if exported else {}
+    overhead = sum(trial.charged_seconds - trial.seconds for trial in trials)
     return ArmResult(
         description=arm.description,
         role=role(arm),
@@ -328,21 +270,21 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Mapping[str, f
         failed=sum(trial.state == "failed" for trial in trials),
         pruned=sum(trial.state == "pruned" for trial in trials),
         replicates=sum(trial.replicate_of is not None for trial in trials),
-        infeasible=sum(trial.infeasible for trial in trials),
+        infeasible=sum(len(trial.infeasible) for trial in trials),
         missing_seeds=[seed for seed in study.config.retrain.seeds if seed not in models],
         cost=Cost(
-            search=_spending(trials, "search"),
-            retrain=_spending(trials, "retrain"),
+            search=_spending(trials, SEARCH),
+            retrain=_spending(trials, RETRAIN),
             overhead_seconds=overhead,
             forfeited_sample_passes=_forfeited(trials),
-            stale=_spending(gone, "retrain"),
+            stale=_spending(replaced, RETRAIN),
         ),
         validation_accuracy=_accuracy(models, "validation_accuracy"),
         test_accuracy=_accuracy(models, "test_accuracy"),
         exported_seed=exported.seed if exported else None,
         parameters=outcome.get("parameters"),
         macs=outcome.get("macs"),
-        macs_per_seed={str(seed): int((t.result or {}).get("macs") or 0) for seed, t in models.items()},
+        macs_per_seed={str(seed): int(trial.macs or 0) for seed, trial in models.items()},
         latency_ms=Latency.model_validate(dict(latency)) if latency else None,
         architecture=outcome.get("architecture_hash"),
         settings=dict((exported.experiment if exported else None) or arm.experiment.to_json()),
@@ -351,23 +293,27 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Mapping[str, f
 
 def _forfeited(trials: Sequence[Trial]) -> int:
     """Sample passes that an arm had and could not use."""
-    lost = {state: sum(max(0, t.planned - t.sample_passes) for t in trials if t.state == state) for state in TERMINAL}
-    whole = max((t.planned for t in trials), default=0)
-    return lost["failed"] + min(lost["pruned"], max(0, whole - 1))  # what stopping saves buys trials, but whole ones
+
+    def unused(state: str) -> int:
+        return sum(max(0, trial.planned - trial.sample_passes) for trial in trials if trial.state == state)
+
+    whole = max((trial.planned for trial in trials), default=0)
+    # What early stopping saves buys further trials, but only whole ones: less than one training is left over.
+    return unused("failed") + min(unused("pruned"), max(0, whole - 1))
 
 
 def _unfinished(study: Study, trials: Sequence[Trial]) -> int:
     """Count the trials of an arm that run or wait, and the retrainings that its winner still has to get."""
-    waiting = sum(trial.state not in TERMINAL for trial in trials)
-    if not any(could_win(study.arms[trial.arm], trial) for trial in trials):
+    waiting = sum(not trial.ended for trial in trials)
+    if not any(could_win(trial, study.arms[trial.arm].rules.constraints) for trial in trials):
         return waiting
-    return waiting + len(set(study.config.retrain.seeds) - {t.seed for t in trials if t.phase == "retrain"})
+    return waiting + len(set(study.config.retrain.seeds) - {t.seed for t in trials if t.phase == RETRAIN})
 
 
 def _models(trials: Sequence[Trial]) -> dict[int, Trial]:
     models: dict[int, Trial] = {}
     for trial in sorted(trials, key=lambda trial: trial.seed):
-        if trial.phase == "retrain" and trial.state == "complete":
+        if trial.is_model:
             if trial.seed in models:
                 raise ValueError(f"each seed is retrained and tested once, got seed {trial.seed} of {trial.arm} twice")
             models[trial.seed] = trial
@@ -376,12 +322,12 @@ def _models(trials: Sequence[Trial]) -> dict[int, Trial]:
 
 def _robust(trials: Sequence[Trial]) -> dict[int, Mapping[str, Any]]:
     """Return by seed what the retrained models of an arm gave on corrupted images."""
-    found = {seed: (trial.result or {}).get("robustness") for seed, trial in _models(current(trials)).items()}
-    return {seed: result for seed, result in found.items() if result}
+    results = {seed: trial.outcome.get("robustness") for seed, trial in _models(current(trials)).items()}
+    return {seed: result for seed, result in results.items() if result}
 
 
 def _result(trial: Trial, key: str) -> float:
-    value = (trial.result or {}).get(key)
+    value = trial.outcome.get(key)
     if value is None:
         raise ValueError(f"a retrained model has a {key}, seed {trial.seed} of {trial.arm} has none")
     return float(value)
@@ -399,7 +345,11 @@ def _spending(trials: Sequence[Trial], phase: str) -> Spending:
 
 
 def _charged(arms: Mapping[str, ArmResult], unit: Unit) -> dict[str, float]:
-    """Give what each arm spent; passes that its own failed trials left are spent: the arm had them and lost them."""
+    """Return what each arm spent in a unit of the budget.
+
+    Passes that an arm forfeited count as spent, up to the largest spending of all arms: otherwise an arm whose trials
+    failed could not be compared although it had the same budget.
+    """
     if unit == "seconds":
         return {name: arm.cost.seconds for name, arm in arms.items()}
     if unit == "trainings":
@@ -422,10 +372,6 @@ def _comparable(
         return False
     both = {unit: {name: costs[name] for name in pair} for unit, costs in spent.items()}
     return compared_in(both, {name: ended[name] for name in pair}, tolerance)[1] is None
-
-
-def _without_models(names: Sequence[str]) -> str | None:
-    return f"no retrained model in {', '.join(names)}" if names else None
 
 
 def _score_or_nan(trial: Trial) -> float:

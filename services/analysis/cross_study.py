@@ -7,7 +7,7 @@ from typing import Any
 
 from nas_blockout.serialization import to_json
 from nas_blockout.statistics import significance
-from services.analysis.comparison import ArmResult, Trial, build
+from services.analysis.comparison import ArmResult, build
 from services.settings import Settings
 from services.store import NotFound, Store
 from services.study_config.schema import Study, StudyError, parse_resolved
@@ -129,7 +129,7 @@ def _require_same_data(studies: Mapping[str, Study]) -> None:
 
 
 def _contestants(store: Store, name: str, study: Study) -> Iterator[Contestant]:
-    document = build(study, map(Trial.of, store.trials(name)))
+    document = build(study, store.trials(name))
     for arm, result in document.arms.items():
         yield Contestant(name, arm, result)
 

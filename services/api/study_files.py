@@ -17,7 +17,8 @@ from services.api.state import Service
 from services.api.studies import Shared, own, refusals
 from services.files.remote import place_of, reading
 from services.files.study_dir import Folder
-from services.store import ExportRow, NotFound, QueueRow, TrialRow
+from services.store import ExportRow, NotFound, QueueRow
+from services.trial_record import Trial
 
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'self'"
 _KINDS = {
@@ -62,9 +63,9 @@ def comparison(shared: Shared, caller: Reader, name: str) -> Response:
 )
 def trials(shared: Shared, caller: Reader, name: str) -> Response:
     """All trials so far as CSV, while the study runs too."""
-    from services.finalize.finalize import flat
+    from services.finalize.trial_table import row_of
 
-    rows = [flat(row) for row in _trials(shared, own(shared, caller, name))]
+    rows = [row_of(row) for row in _trials(shared, own(shared, caller, name))]
     columns = list(dict.fromkeys(key for row in rows for key in row)) or ["trial"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -147,7 +148,7 @@ def newest_exports(shared: Service, row: QueueRow) -> list[ExportRow]:
     return list({each.arm: each for each in sorted(exports, key=lambda each: each.created_at)}.values())
 
 
-def _trials(shared: Service, row: QueueRow) -> Iterator[TrialRow]:
+def _trials(shared: Service, row: QueueRow) -> Iterator[Trial]:
     try:
         yield from shared.store.trials(row.study)
     except NotFound:

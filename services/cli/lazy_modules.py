@@ -38,6 +38,8 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services.files import disk_full as disk_full
     from services.files import remote as remote
     from services.finalize import finalize as finalize
+    from services.finalize import mlflow_runs as mlflow_runs
+    from services.finalize import trial_table as trial_table
     from services.store import schema_version as schema_version
     from services.study_config import overrides as overrides
     from services.study_config import schema as schema
@@ -72,6 +74,8 @@ MODULES = {
     "disk_full": "services.files.disk_full",
     "remote": "services.files.remote",
     "finalize": "services.finalize.finalize",
+    "mlflow_runs": "services.finalize.mlflow_runs",
+    "trial_table": "services.finalize.trial_table",
     "schema_version": "services.store.schema_version",
     "overrides": "services.study_config.overrides",
     "schema": "services.study_config.schema",

@@ -207,7 +207,7 @@ def verify(
 def sync(study: StoredArgument, as_json: JsonOption = False) -> None:
     """Sync missing runs and changed files of a study to MLflow."""
     log(f"syncing {study} to MLflow")
-    synced = lazy.finalize.sync_again(installation(), study)
+    synced = lazy.mlflow_runs.sync_again(installation(), study)
     if as_json:
         print_json({"experiment": synced.experiment, "written": synced.written, "present": synced.present})
     else:

@@ -52,7 +52,7 @@ def show(
     if as_json:
         facts = {"cost": [_cost_json(cost) for cost in costs], "ended_by": ends, "proposed": proposals}
         facts |= {"corruption_error": errors} if errors else {}
-        print_json({**study_json(row), **facts, "trials": [lazy.finalize.flat(trial) for trial in listed]})
+        print_json({**study_json(row), **facts, "trials": [lazy.trial_table.row_of(trial) for trial in listed]})
         return
     state = "interrupted" if row.interrupted else row.state
     print_line(f"study {row.name}: {state}" + (f" ({row.error})" if row.error else ""))
@@ -90,7 +90,7 @@ def _proposal_counts(trials: Iterable["TrialRow"]) -> dict[str, int]:
     trials = list(trials)
     return {
         "replicates": sum(trial.replicate_of is not None for trial in trials),
-        "infeasible": sum(len(trial.params.get("infeasible", ())) for trial in trials),
+        "infeasible": sum(len(trial.infeasible) for trial in trials),
     }
 
 

@@ -1,4 +1,4 @@
-"""The plan of a study, run in simulated time with measured seconds and made-up results."""
+"""The scheduler of a study, run in simulated time with measured seconds and made-up results."""
 
 import heapq
 import os
@@ -13,10 +13,11 @@ from nas_blockout.data import Splits, load
 from nas_blockout.data.corruptions import TESTING
 from nas_blockout.experiment import Experiment, count_macs, dense_macs, rebuild
 from services.estimate.measurement import Measured, measure
-from services.search import RETRAIN, SEARCH, Entry, Plan
+from services.search.scheduler import Scheduler
 from services.settings import Settings
 from services.study_config.schema import Study, StudyError
 from services.study_config.validation import check_against_data
+from services.trial_record import RETRAIN, SEARCH, Trial
 
 SECONDS, QUICK_SECONDS = 20.0, 4.0
 # Measured on the quickstart, two workers, one machine of two cores.
@@ -116,16 +117,16 @@ def forecast(
         processors: Of this machine; more threads than these take turns.
     """
     crowding = _crowding(study, settings, processors)
-    completed = _pretend(study, splits, {name: _Seconds.of(each, crowding) for name, each in measured.items()})
+    simulated = _simulate(study, splits, {name: _Seconds.of(run, crowding) for name, run in measured.items()})
     exported = study.config.export if study.config.export is not None else list(study.arms)
     finishing = ARM_SECONDS * len(study.arms) + EXPORT_SECONDS * len(exported)
     return Estimate(
         study=study.name,
-        phases={name: _phases(name, completed.entries, crowding * each.seconds) for name, each in measured.items()},
+        phases={name: _phases(name, simulated.trials, crowding * run.seconds) for name, run in measured.items()},
         workers=study.config.workers.max_concurrent_trials,
-        trials_seconds=completed.seconds,
-        wall_seconds=START_SECONDS + completed.seconds + finishing,
-        disk_bytes=_disk(settings, measured, completed.entries, exported),
+        trials_seconds=simulated.seconds,
+        wall_seconds=START_SECONDS + simulated.seconds + finishing,
+        disk_bytes=_disk(settings, measured, simulated.trials, exported),
         dry_run_seconds=0.0,
         notes=_notes(study, settings),
     )
@@ -145,66 +146,71 @@ class _Seconds:
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """All trials of a pretended study, and when the last one ended."""
+class _Simulated:
+    """All trials of a simulated study, in the order in which they ended, and when the last one ended."""
 
-    entries: tuple[Entry, ...]
+    trials: tuple[Trial, ...]
     seconds: float
 
 
 def _measure_arms(
     study: Study, splits: Splits, *, device: str, quick: bool, source: str, log: Log
 ) -> dict[str, Measured]:
-    planned = _pretend(study, splits, dict.fromkeys(study.arms, _Seconds())).entries
+    planned = _simulate(study, splits, dict.fromkeys(study.arms, _Seconds())).trials
     seconds = (QUICK_SECONDS if quick else SECONDS) / len(study.arms)
     measured = {}
     for name in study.arms:
         log(f"measuring {name}")
-        own = [entry.experiment for entry in planned if (entry.arm, entry.phase) == (name, SEARCH)]
-        chosen = own[:1] if quick or len(own) < 2 else [own[0], own[len(own) // 2]]
+        searched = [trial.config for trial in planned if (trial.arm, trial.phase) == (name, SEARCH)]
+        # Two proposals where there is time: what a space suggests may differ much in cost.
+        chosen = searched[:1] if quick or len(searched) < 2 else [searched[0], searched[len(searched) // 2]]
         began = time.perf_counter()
-        found: list[Measured] = []
+        runs: list[Measured] = []
         try:
-            for each in chosen:
-                if not found or time.perf_counter() - began < seconds * 2 / 3:
-                    found.append(measure(each, splits, seconds=seconds / len(chosen), device=device))
+            for experiment in chosen:
+                if not runs or time.perf_counter() - began < seconds * 2 / 3:
+                    runs.append(measure(experiment, splits, seconds=seconds / len(chosen), device=device))
         except (ValueError, RuntimeError) as error:
             raise StudyError(f"{source}: arms.{name}: its dry run failed: {error}") from error
-        measured[name] = _mean(found)
+        measured[name] = Measured(
+            seconds=sum(run.seconds for run in runs) / len(runs),
+            overhead_seconds=sum(run.overhead_seconds for run in runs) / len(runs),
+            parameters=max(run.parameters for run in runs),
+        )
     return measured
 
 
-def _mean(found: Sequence[Measured]) -> Measured:
-    return Measured(
-        seconds=sum(each.seconds for each in found) / len(found),
-        overhead_seconds=sum(each.overhead_seconds for each in found) / len(found),
-        parameters=max(each.parameters for each in found),
-    )
-
-
-def _pretend(study: Study, splits: Splits, seconds: Mapping[str, _Seconds]) -> _Told:
-    """Run the plan of a study with made-up results: every trial succeeds, and the first of each arm wins."""
-    ask = {"grid": "grid"}  # whose end is known; others are asked as random search is, which takes no time
-    arms = {name: replace(arm, searcher=ask.get(arm.searcher, "random")) for name, arm in study.arms.items()}
+def _simulate(study: Study, splits: Splits, seconds: Mapping[str, _Seconds]) -> _Simulated:
+    """Run a study with made-up results: every trial succeeds, and the first of each arm wins."""
+    # A grid is kept, since its size is known. All other searchers are replaced by random search, which takes no time.
+    arms = {
+        name: arm if arm.searcher == "grid" else replace(arm, searcher="random") for name, arm in study.arms.items()
+    }
     shape, classes = splits.shape, len(splits.class_names)
-    plan = Plan(replace(study, arms=arms), shape=shape, classes=classes, images=len(splits.train))
+    scheduler = Scheduler(replace(study, arms=arms), shape=shape, classes=classes, images=len(splits.train))
     awaited = {arm.match for arm in study.arms.values()}
-    running: list[tuple[float, int, Entry]] = []
-    ended: list[Entry] = []
+    running: list[tuple[float, int, Trial]] = []  # by end; the count breaks ties, since trials have no order
+    ended: list[Trial] = []
     now = 0.0
     while True:
-        while len(running) < study.config.workers.max_concurrent_trials and (proposal := plan.next()) is not None:
-            entry = replace(proposal.entry, state="running")
-            plan.update(entry)
-            heapq.heappush(running, (now + seconds[entry.arm].whole, len(ended) + len(running), entry))
+        while len(running) < study.config.workers.max_concurrent_trials and (trial := scheduler.next()) is not None:
+            trial = replace(trial, state="running", suggest_seconds=0.0)  # the simulation has a clock of its own
+            scheduler.update(trial)
+            heapq.heappush(running, (now + seconds[trial.arm].whole, len(ended) + len(running), trial))
         if not running:
-            return _Told(tuple(ended), now)
-        now, _, entry = heapq.heappop(running)
-        macs = _macs(entry.experiment, splits) if entry.arm in awaited else None
-        took = seconds[entry.arm].training
-        state = "failed" if entry.search_exhausted else "complete"
-        ended.append(replace(entry, state=state, spent=entry.planned, seconds=took, score=0.5, macs=macs))
-        plan.update(ended[-1])
+            return _Simulated(tuple(ended), now)
+        now, _, trial = heapq.heappop(running)
+        ended.append(
+            replace(
+                trial,
+                state="failed" if trial.search_exhausted else "complete",
+                sample_passes=trial.planned,
+                seconds=seconds[trial.arm].training,
+                score=0.5,
+                result={"macs": _macs(trial.config, splits) if trial.arm in awaited else None},
+            )
+        )
+        scheduler.update(ended[-1])
 
 
 def _macs(experiment: Experiment, splits: Splits) -> int:
@@ -224,25 +230,25 @@ def _crowding(study: Study, settings: Settings, processors: int) -> float:
     return max(1.0, workers.max_concurrent_trials * workers.cpus / processors)
 
 
-def _phases(arm: str, entries: Sequence[Entry], seconds: float) -> dict[str, PhaseEstimate]:
-    own = {phase: [e for e in entries if (e.arm, e.phase) == (arm, phase)] for phase in (SEARCH, RETRAIN)}
-    return {
-        phase: PhaseEstimate(len(found), sum(entry.planned for entry in found), seconds * len(found))
-        for phase, found in own.items()
-    }
+def _phases(arm: str, trials: Sequence[Trial], seconds: float) -> dict[str, PhaseEstimate]:
+    phases = {}
+    for phase in (SEARCH, RETRAIN):
+        planned = [trial.planned for trial in trials if (trial.arm, trial.phase) == (arm, phase)]
+        phases[phase] = PhaseEstimate(len(planned), sum(planned), seconds * len(planned))
+    return phases
 
 
 def _disk(
     settings: Settings,
     measured: Mapping[str, Measured],
-    entries: Sequence[Entry],
+    trials: Sequence[Trial],
     exported: Sequence[str],
 ) -> int:
-    epochs = sum(entry.experiment.training.epochs for entry in entries)
-    kept = FLOAT_BYTES * sum(measured[entry.arm].parameters for entry in entries if entry.phase == RETRAIN)
-    forms = sum(EXPORT_BYTES + EXPORT_FORMS * FLOAT_BYTES * measured[arm].parameters for arm in exported)
-    an_epoch = EPOCH_BYTES + (MLFLOW_EPOCH_BYTES if settings.tracking_uri else 0)
-    return epochs * an_epoch + TRIAL_BYTES * len(entries) + REPORT_BYTES + kept + forms
+    epochs = sum(trial.config.training.epochs for trial in trials)
+    weights = FLOAT_BYTES * sum(measured[trial.arm].parameters for trial in trials if trial.phase == RETRAIN)
+    exports = sum(EXPORT_BYTES + EXPORT_FORMS * FLOAT_BYTES * measured[arm].parameters for arm in exported)
+    per_epoch = EPOCH_BYTES + (MLFLOW_EPOCH_BYTES if settings.tracking_uri else 0)
+    return epochs * per_epoch + TRIAL_BYTES * len(trials) + REPORT_BYTES + weights + exports
 
 
 def _notes(study: Study, settings: Settings) -> tuple[str, ...]:

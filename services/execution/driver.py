@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_blockout.data import Splits, load
-from nas_blockout.experiment import Experiment
 from services import cluster
-from services.budget.accounting import charged_seconds
 from services.budget.limits import Unit, shares
 from services.cluster.worker import Report, Task
 from services.execution.extension import enter
@@ -21,11 +19,12 @@ from services.files.disk_full import reports_disk_full
 from services.files.remote import ArtifactError, fetch_folder, place_of, remove
 from services.files.study_dir import Folder, environment, write_json, write_yaml
 from services.mlflow_sync import following
-from services.search import RETRAIN, SEARCH, TERMINAL, Entry, Plan, Proposal
+from services.search.scheduler import Scheduler
 from services.settings import Settings
-from services.store import Store, StoreUnreachable, StudyBusy, TrialRow
+from services.store import Store, StoreUnreachable, StudyBusy
 from services.study_config.schema import Study
 from services.study_config.validation import check_against_data
+from services.trial_record import RETRAIN, SEARCH, Trial
 
 HEARTBEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 600.0  # for a database that is started again: what trains is worth more than an early error
@@ -76,7 +75,7 @@ Observe = Callable[[Progress], None]
 
 
 class Driver:
-    """Gives the cluster the trials of a study and writes what comes back; the only writer of the store while it runs.
+    """Gives the cluster the trials of a study and records what comes back; the only writer of the store while it runs.
 
     Args:
         study: The resolved study.
@@ -84,7 +83,7 @@ class Driver:
         store: Where everything is kept.
         folder: Where its files are.
         settings: Of the installation.
-        observe: Told after every change.
+        observe: Called after every change.
     """
 
     def __init__(
@@ -96,41 +95,41 @@ class Driver:
         self.settings = settings
         self._observe = observe
         self._began = time.monotonic()
-        self._entries: dict[int, Entry] = {}
         self._workers: dict[int, str] = {}
         rows = store.trials(study.name)
-        self._entries = {row.id: replace(entry_of(row), curve=self._curve(row)) for row in rows}
+        self._keys = {row.id: row.key for row in rows}
         self._queue = [row.id for row in rows if row.state == "queued"]
-        self.plan = Plan(
+        self.scheduler = Scheduler(
             study,
             shape=splits.shape,
             classes=len(splits.class_names),
             images=len(splits.train),
-            entries=self._entries.values(),
+            trials=[replace(row, curve=self._curve(row)) for row in rows],
         )
         self._ended_here = 0  # trials that ended in this run of the study
-        self._share_before = 0.0
+        self._share_before = 0.0  # read by `progress`, which gives the share at the start
         self._share_before = self.progress().share
 
     @property
     def finished(self) -> bool:
         """Whether no task will ever come again."""
-        return self.plan.finished
+        return self.scheduler.finished
 
     def next(self) -> Task | None:
-        """Return the next task: what an earlier run left, else what the plan proposes."""
+        """Return the next task: what an earlier run left queued, then what the scheduler proposes."""
         if self._queue:
-            trial = self._queue.pop(0)
-        elif (proposal := self.plan.next()) is not None:
-            trial = self._add(proposal)
+            identity = self._queue.pop(0)
+        elif (proposal := self.scheduler.next()) is not None:
+            identity = self._add(proposal)
         else:
             return None
-        if (reason := self._entries[trial].search_exhausted) is not None:
-            self._finish(trial, "failed", reason=reason)
+        trial = self._trial(identity)
+        if trial.search_exhausted is not None:
+            self._finish(trial, "failed", reason=trial.search_exhausted)
             return self.next()
-        self._update(trial, state="running")
-        self.store.start_attempt(trial, worker="")
-        self._tell()
+        self.scheduler.update(replace(trial, state="running"))
+        self.store.start_attempt(identity, worker="")
+        self._notify()
         return self._task(trial)
 
     def report(self, report: Report) -> bool:
@@ -139,128 +138,124 @@ class Driver:
         Raises:
             OSError: A disk of the worker is full; the trial is neither failed nor charged, but runs again.
         """
-        entry = self._entries[report.trial]
-        if entry.state in TERMINAL:
-            return entry.state == "pruned"
+        trial = self._trial(report.trial)
+        if trial.ended:
+            return trial.state == "pruned"
         if self._workers.setdefault(report.trial, report.worker) != report.worker:
             self._workers[report.trial] = report.worker
             self.store.start_attempt(report.trial, worker=report.worker)
+        recorded = len(trial.curve)
         if report.records:
             self.store.record_epochs(report.trial, report.records, worker=report.worker)
-            curve = longer(entry.curve, report.records) if self._watched(entry.arm, entry.phase) else ()
-            self._update(report.trial, spent=int(report.records[-1]["sample_passes"]), curve=curve)
-        if report.failure is not None and reports_disk_full(
-            report.failure
-        ):  # the next trial would fail, too, and be charged
+            curve = extended(trial.curve, report.records) if self._can_be_stopped(trial) else ()
+            trial = replace(trial, sample_passes=int(report.records[-1]["sample_passes"]), curve=curve)
+            self.scheduler.update(trial)
+        if report.failure is not None and reports_disk_full(report.failure):  # the next trial would fail, too, and be charged
             raise OSError(ENOSPC, f"trial {report.trial}: {report.failure}")
         if report.failure is not None:
-            self._finish(report.trial, "failed", reason=report.failure)
+            self._finish(trial, "failed", reason=report.failure)
         elif report.result is not None:
-            self._finish(report.trial, "complete", result=report.result)
-        elif (stop := self.plan.reason_to_stop(self._entries[report.trial], since=len(entry.curve))) is not None:
+            self._finish(trial, "complete", result=report.result)
+        elif (stop := self.scheduler.reason_to_stop(trial, since=recorded)) is not None:
             rung, reason = stop
-            accuracy = self._entries[report.trial].curve[rung - 1]
-            outcome = {"validation_accuracy": accuracy, "stopped_after": rung}
-            self._finish(report.trial, "pruned", result=outcome, reason=reason)
-        self._tell()
-        return self._entries[report.trial].state == "pruned"
+            outcome = {"validation_accuracy": trial.curve[rung - 1], "stopped_after": rung}
+            self._finish(trial, "pruned", result=outcome, reason=reason)
+        self._notify()
+        return self._trial(report.trial).state == "pruned"
 
     def lost(self, trial: int, reason: str) -> None:
         """Write that a trial failed because its workers died."""
-        if self._entries[trial].state not in TERMINAL:
-            self._finish(trial, "failed", reason=reason)
-            self._tell()
+        if not self._trial(trial).ended:
+            self._finish(self._trial(trial), "failed", reason=reason)
+            self._notify()
 
-    def _add(self, proposal: Proposal) -> int:
-        entry = proposal.entry
-        row = self.store.add_trial(
+    def _trial(self, identity: int) -> Trial:
+        return self.scheduler.trial(self._keys[identity])
+
+    def _add(self, proposal: Trial) -> int:
+        """Put a proposed trial into the store, and take it over as it stands there; return its identity."""
+        architecture = proposal.config.architecture
+        trial = self.store.add_trial(
             self.study.name,
-            arm=entry.arm,
-            phase=entry.phase,
-            number=entry.number,
-            seed=entry.seed,
-            experiment=entry.experiment.to_json(),
-            params=entry.parameters or {},
-            architecture=entry.experiment.architecture.to_json() if entry.experiment.architecture else None,
-            architecture_hash=entry.architecture_hash,
+            arm=proposal.arm,
+            phase=proposal.phase,
+            number=proposal.number,
+            seed=proposal.seed,
+            experiment=proposal.experiment,
+            params=proposal.params,
+            architecture=architecture.to_json() if architecture else None,
+            architecture_hash=proposal.architecture_hash,
             replicate_of=proposal.replicate_of,
-            planned=entry.planned,
+            planned=proposal.planned,
             suggest_seconds=proposal.suggest_seconds,
         )
-        self._entries[row.id] = entry
-        return row.id
+        self._keys[trial.id] = trial.key
+        self.scheduler.update(trial)
+        return trial.id
 
-    def _task(self, trial: int) -> Task:
-        entry, workers = self._entries[trial], self.study.config.workers
-        rules, retrain = self.study.arms[entry.arm].rules, entry.phase == RETRAIN
+    def _task(self, trial: Trial) -> Task:
+        workers, rules, retrain = self.study.config.workers, self.study.arms[trial.arm].rules, trial.phase == RETRAIN
+        robustness = self.study.config.robustness
         return Task(
-            trial=trial,
-            experiment=entry.experiment.to_json(),
+            trial=trial.id,
+            experiment=trial.config.to_json(),
             evaluates_test=retrain,
-            checkpoint=self._place(self.folder.checkpoint(trial)),
-            model=self._place(self.folder.weights(trial)) if retrain else None,
+            checkpoint=self._place(self.folder.checkpoint(trial.id)),
+            model=self._place(self.folder.weights(trial.id)) if retrain else None,
             data_root=str(self.settings.data) if self.settings.data else None,
             threads=workers.cpus,
             device="cuda" if workers.gpus else "cpu",
             rungs=tuple(rules.pruner.rungs or ()) if rules.pruner and not retrain else (),
             measures_latency=rules.needs_latency,
-            robustness=self._robustness() if retrain else None,
+            # Drawn by the seed of the study, so that all its models are tested on the same corrupted images.
+            robustness={**robustness.model_dump(), "seed": self.study.config.seed} if robustness and retrain else None,
         )
 
     def _place(self, path: Path) -> str:
         """Return where workers find a file of the study, wherever they run."""
         return place_of(path, self.folder.root, self.settings.shared(self.study.name))
 
-    def _robustness(self) -> dict[str, Any] | None:
-        """Return which corrupted images retrained models are tested on, drawn by the seed of the study."""
-        wanted = self.study.config.robustness
-        return {**wanted.model_dump(), "seed": self.study.config.seed} if wanted is not None else None
-
     def _finish(
-        self, trial: int, state: str, *, result: Mapping[str, Any] | None = None, reason: str | None = None
+        self, trial: Trial, state: str, *, result: Mapping[str, Any] | None = None, reason: str | None = None
     ) -> None:
         score = float(result["validation_accuracy"]) if result and state == "complete" else None
-        self.store.finish_trial(trial, state, score=score, result=result, reason=reason)
+        self.store.finish_trial(trial.id, state, score=score, result=result, reason=reason)
         self._ended_here += 1
-        ended = self.store.trial(trial)
-        self._update(trial, state=state, score=score, seconds=charged_seconds(ended), **outcome_of(ended))
-        with suppress(ArtifactError):  # what is left of it does no harm: it belongs to a trial that has ended
-            remove(self._place(self.folder.checkpoint(trial)))
+        # Read back: only the store knows the seconds of all attempts, with which the arm is charged.
+        self.scheduler.update(replace(self.store.trial(trial.id), curve=trial.curve))
+        with suppress(ArtifactError):  # a checkpoint that cannot be removed does no harm: its trial has ended
+            remove(self._place(self.folder.checkpoint(trial.id)))
 
-    def _watched(self, arm: str, phase: str) -> bool:
-        """Whether trials may be stopped early, so that their curves are needed."""
-        return phase == SEARCH and self.study.arms[arm].rules.pruner is not None
+    def _can_be_stopped(self, trial: Trial) -> bool:
+        """Whether the trial may be stopped early, so that its curve is needed."""
+        return trial.phase == SEARCH and self.study.arms[trial.arm].rules.pruner is not None
 
-    def _curve(self, row: TrialRow) -> tuple[float, ...]:
-        if not self._watched(row.arm, row.phase):
+    def _curve(self, row: Trial) -> tuple[float, ...]:
+        if not self._can_be_stopped(row):
             return ()
-        return longer((), [{"epoch": epoch.epoch, **epoch.metrics} for epoch in self.store.epochs(row.id)])
+        return extended((), [{"epoch": epoch.epoch, **epoch.metrics} for epoch in self.store.epochs(row.id)])
 
-    def _update(self, trial: int, **changes: Any) -> None:
-        self._entries[trial] = replace(self._entries[trial], **changes)
-        self.plan.update(self._entries[trial])
-
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._observe(self.progress())
 
     def progress(self) -> Progress:
         """Return where the study stands."""
-        found = Progress(
-            tuple(self._arm_progress(name) for name in self.study.arms), time.monotonic() - self._began, None
-        )
-        done = found.share - self._share_before
+        arms = tuple(self._arm_progress(name) for name in self.study.arms)
+        progress = Progress(arms, time.monotonic() - self._began, None)
+        done = progress.share - self._share_before
         if done <= 0 or not self._ended_here:  # the first trials also wait for Ray and for imports: no basis yet
-            return found
-        return replace(found, seconds_left=found.seconds * (1 - found.share) / done)
+            return progress
+        return replace(progress, seconds_left=progress.seconds * (1 - progress.share) / done)
 
     def _arm_progress(self, name: str) -> ArmProgress:
-        entries = [*self.plan.of(name, SEARCH), *self.plan.of(name, RETRAIN)]
-        winner = self.plan.winner(name)
-        states = [entry.state for entry in entries]
+        trials = [*self.scheduler.of(name, SEARCH), *self.scheduler.of(name, RETRAIN)]
+        winner = self.scheduler.winner(name)
+        states = [trial.state for trial in trials]
+        ended = [trial for trial in trials if trial.ended]
         spent: dict[Unit, float] = {
-            "sample_passes": sum(entry.spent for entry in entries),
-            "seconds": sum(entry.seconds for entry in entries),
-            "trainings": sum(state in TERMINAL for state in states),
+            "sample_passes": sum(trial.sample_passes for trial in trials),
+            "seconds": sum(trial.charged_seconds for trial in ended),
+            "trainings": len(ended),
         }
         return ArmProgress(
             name,
@@ -272,45 +267,16 @@ class Driver:
         )
 
 
-def entry_of(row: TrialRow) -> Entry:
-    """Return a trial of the store as the plan sees it."""
-    experiment = Experiment.from_json(row.experiment)
-    return Entry(
-        arm=row.arm,
-        phase=row.phase,
-        number=row.number,
-        seed=row.seed,
-        state=row.state,
-        planned=row.planned,
-        experiment=experiment,
-        spent=row.sample_passes,
-        seconds=charged_seconds(row) if row.state in TERMINAL else 0.0,
-        score=row.score,
-        parameters=row.params or None,
-        architecture_hash=row.architecture_hash,
-        **outcome_of(row),
-    )
+def extended(curve: tuple[float, ...], records: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
+    """Return a curve of validation accuracies with those of further epochs; epochs that it has already are skipped.
 
-
-def outcome_of(row: TrialRow) -> dict[str, Any]:
-    """Return what a trial ended in, by the names that the plan uses; nothing of what is not known."""
-    result = row.result or {}
-    stopped = (result["stopped_after"], result["validation_accuracy"]) if row.state == "pruned" and result else None
-    return {
-        "macs": result.get("macs"),
-        "parameter_count": result.get("parameters"),
-        "latency_ms": result.get("latency_ms"),
-        "stopped": stopped,
-    }
-
-
-def longer(curve: tuple[float, ...], records: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
-    """Return a curve of validation accuracies with those of further epochs; epochs that it has change nothing."""
-    found = list(curve)
+    After a restart a worker reports the epochs of its checkpoint again.
+    """
+    accuracies = list(curve)
     for record in records:
-        if record["epoch"] == len(found):
-            found.append(float(record["validation_accuracy"] or 0.0))
-    return tuple(found)
+        if record["epoch"] == len(accuracies):
+            accuracies.append(float(record["validation_accuracy"] or 0.0))
+    return tuple(accuracies)
 
 
 def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> tuple[Study, Store, Splits]:

@@ -1,9 +1,7 @@
-"""Which changes only add to a study that is in the store, so that it can be extended without redoing what stands."""
+"""Extending a study: which changes only add to what is in the store, so that no finished trial has to be redone."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from services.budget.limits import UNITS
@@ -12,23 +10,23 @@ from services.store import NotFound, Store, StudyConflict, StudyRow
 from services.store.records import ENDED_STUDY
 from services.study_config.schema import Study, parse_resolved
 
-_FREE = frozenset({"workers", "question"})  # may change at any time and ask for no further work
+_FREE = frozenset({"workers", "question"})  # may change at any time and require no further work
 _RULE = "only a larger budget, more seeds, further arms, workers, question and export may change"
 _MOST_CHARACTERS = 60
 
 
 def enter(study: Study, store: Store, folder: Folder) -> tuple[Study, StudyRow]:
-    """Put a study into the store, find it there, or extend what is there; return it as it is to be run.
+    """Create a study in the store, or find and perhaps extend the one that is there; return it as it is to be run.
 
-    A study that was extended is also found by what it was before: it then goes on as extended.
+    The study file from before an extension still finds the study, which then goes on as extended.
 
     Args:
-        study: What is asked for.
+        study: The study to run.
         store: Where studies are kept.
-        folder: Of the study; the comparison of the study before its extension is kept in it beside the new one.
+        folder: Of the study; an extension archives its comparison there.
 
     Raises:
-        StudyConflict: A study of that name is there, and the changes do not only add to it; the message names the key.
+        StudyConflict: A study of that name exists, and the changes do not only add to it; the message names the key.
         StudyBusy: Another driver runs it.
     """
     arms = list(study.arms)
@@ -39,6 +37,7 @@ def enter(study: Study, store: Store, folder: Folder) -> tuple[Study, StudyRow]:
     if row.config_hash == study.hash and row.state not in ENDED_STUDY:
         return study, row
     before = parse_resolved(row.config)
+    # The events hold the hash of every version of the study: this is an earlier one, and asks for nothing new.
     if any(event.detail.get("config_hash") == study.hash for event in store.events(study.name)):
         workers = {"workers": study.config.workers}
         return Study(before.config.model_copy(update=workers), before.arms, before.data), row
@@ -50,35 +49,18 @@ def enter(study: Study, store: Store, folder: Folder) -> tuple[Study, StudyRow]:
     if row.state not in ENDED_STUDY:
         store.claim_study(study.name)
         store.finish_study(study.name, "cancelled", error="it is extended before it has ended")
-    keep_comparison(folder)
-    document = study.to_json()
+    folder.archive_comparison()
     return study, store.reopen_study(
-        study.name, reason="; ".join(changes), config=document, config_hash=study.hash, arms=arms_of(row, study)
+        study.name,
+        reason="; ".join(changes),
+        config=study.to_json(),
+        config_hash=study.hash,
+        arms=[*row.arms, *(arm for arm in study.arms if arm not in row.arms)],
     )
 
 
-def arms_of(row: StudyRow, study: Study) -> list[str]:
-    """Return the arms of an extended study, those that are in the store first."""
-    return [*row.arms, *(arm for arm in study.arms if arm not in row.arms)]
-
-
-def keep_comparison(folder: Folder) -> Path | None:
-    """Keep the comparison of a study as ``comparison.<n>.json`` and return that path; None if there is none."""
-    if not folder.comparison.exists():
-        return None
-    kept = folder.root / f"comparison.{len(earlier_comparisons(folder)) + 1}.json"
-    folder.comparison.replace(kept)
-    return kept
-
-
-def earlier_comparisons(folder: Folder) -> list[Path]:
-    """Return the comparisons that a study had before it was extended, the first one first."""
-    numbered = {path: re.fullmatch(r"comparison\.(\d+)\.json", path.name) for path in folder.root.glob("comparison.*")}
-    return sorted((path for path, match in numbered.items() if match), key=lambda path: int(path.suffixes[0][1:]))
-
-
 def additions(before: Study, after: Study) -> list[str]:
-    """Return what a study adds to another one of its name, in words; nothing if there is no further work.
+    """Return what a study adds to its earlier version, as text; nothing if there is no further work.
 
     Raises:
         StudyConflict: A change does not only add; the message names its key.

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -56,6 +57,19 @@ class Folder:
     def weights(self, trial: int) -> Path:
         """Weights of a retrained trial."""
         return self.scratch / "weights" / f"{trial}.safetensors"
+
+    def earlier_comparisons(self) -> list[Path]:
+        """Return the comparisons that the study had before each extension, the first one first."""
+        matches = {path: re.fullmatch(r"comparison\.(\d+)\.json", path.name) for path in self.root.glob("comparison.*")}
+        numbers = {path: int(match[1]) for path, match in matches.items() if match}
+        return sorted(numbers, key=lambda path: numbers[path])
+
+    def archive_comparison(self) -> Path | None:
+        """Rename the comparison to ``comparison.<n>.json`` and return that path; None if there is none."""
+        if not self.comparison.exists():
+            return None
+        archived = self.root / f"comparison.{len(self.earlier_comparisons()) + 1}.json"
+        return self.comparison.replace(archived)
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -1,4 +1,4 @@
-"""Handing a winner over: its folder of exported files, described, verified, and noted in the store."""
+"""Exporting winners: a folder of files for each, described, verified, and recorded in the store."""
 
 import hashlib
 import json
@@ -13,13 +13,14 @@ from nas_blockout.export import MANIFEST, ModelDescription, export_models
 from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.verdict import sentence
 from services.files.study_dir import Folder
-from services.store import Store, TrialRow
+from services.store import Store
 from services.study_config.schema import Study
+from services.trial_record import Trial
 
 
 def export_trials(
     study: Study,
-    winners: Mapping[str, tuple[TrialRow, nn.Module]],
+    winners: Mapping[str, tuple[Trial, nn.Module]],
     splits: Splits,
     document: ComparisonDocument,
     *,
@@ -28,7 +29,7 @@ def export_trials(
     meanwhile: Callable[[], None] = lambda: None,
     batch: int | None = None,
 ) -> list[Path]:
-    """Export the models of retrained trials in every form and note them in the store; return their folders.
+    """Export the models of retrained trials in every form and record them in the store; return their folders.
 
     Args:
         study: The resolved study.
@@ -36,7 +37,7 @@ def export_trials(
         splits: The data.
         document: The comparison.
         folder: Of the study.
-        store: Where the exports are noted.
+        store: Where the exports are recorded.
         meanwhile: Called once, while another process verifies.
         batch: Images that are expected at a time; None for one as well as many.
 
@@ -45,20 +46,22 @@ def export_trials(
     """
     targets = {arm: folder.models / arm for arm in winners}
     described = [
-        (model, targets[arm], replace(describe(study, row, splits, document), batch=batch))
-        for arm, (row, model) in winners.items()
+        (model, targets[arm], replace(describe(study, trial, splits, document), batch=batch))
+        for arm, (trial, model) in winners.items()
     ]
-    found = export_models(described, meanwhile=meanwhile)
-    for (arm, (row, _)), verification in zip(winners.items(), found, strict=True):
-        store.add_export(row.id, path=str(targets[arm]), hashes=_hashes(targets[arm]), verified=verification.ok)
+    verifications = export_models(described, meanwhile=meanwhile)
+    for (arm, (trial, _)), verification in zip(winners.items(), verifications, strict=True):
+        store.add_export(trial.id, path=str(targets[arm]), hashes=_hashes(targets[arm]), verified=verification.ok)
     return list(targets.values())
 
 
-def describe(study: Study, row: TrialRow, splits: Splits, document: ComparisonDocument) -> ModelDescription:
-    """Return what belongs to the model of a retrained trial beside its weights."""
-    arm, result = document.arms[row.arm], row.result or {}
+def describe(study: Study, trial: Trial, splits: Splits, document: ComparisonDocument) -> ModelDescription:
+    """Return what is exported with the weights of a retrained trial: names, preprocessing, costs, accuracy, verdict."""
+    arm, result = document.arms[trial.arm], trial.outcome
+    passes = result.get("teacher_passes") or 0
+    teacher = f"; a teacher was asked {passes:,} times for soft targets of this model" if passes else ""
     return ModelDescription(
-        name=row.arm,
+        name=trial.arm,
         study=study.name,
         question=study.config.question,
         data=study.data.name,
@@ -71,12 +74,12 @@ def describe(study: Study, row: TrialRow, splits: Splits, document: ComparisonDo
         std=splits.preprocessing.std,
         parameters=int(result["parameters"]),
         macs=int(result["macs"]),
-        seed=row.seed,
+        seed=trial.seed,
         test_accuracy=result.get("test_accuracy"),
         test_images=result.get("test_images"),
         accuracy=_accuracy(arm),
         verdict=sentence(document),
-        spent=f"{arm.cost.sample_passes:,} sample passes{_asked(result.get('teacher_passes') or 0)}",
+        spent=f"{arm.cost.sample_passes:,} sample passes{teacher}",
         architecture=result.get("architecture"),
         equality=result.get("equality"),
     )
@@ -89,13 +92,9 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {**files, MANIFEST: hashlib.sha256(manifest).hexdigest()}
 
 
-def _asked(passes: int) -> str:
-    return f"; a teacher was asked {passes:,} times for soft targets of this model" if passes else ""
-
-
 def _accuracy(arm: ArmResult) -> str:
-    found = arm.test_accuracy
-    if found is None:
+    accuracy = arm.test_accuracy
+    if accuracy is None:
         return "not measured"
-    interval = f", 95% interval {found.ci95[0]:.2%} to {found.ci95[1]:.2%}" if found.ci95 else ""
-    return f"{found.mean:.2%} on average{interval}, {len(found.per_seed)} seeds"
+    interval = f", 95% interval {accuracy.ci95[0]:.2%} to {accuracy.ci95[1]:.2%}" if accuracy.ci95 else ""
+    return f"{accuracy.mean:.2%} on average{interval}, {len(accuracy.per_seed)} seeds"

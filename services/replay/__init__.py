@@ -1,8 +1,8 @@
 """Recorded searches as a benchmark: any searcher with any number of simulated workers, without any training.
 
-Its parts: `pool` (recorded trials, and which of them answers a proposal), `simulation` (workers in simulated time),
-`reproduction` (the proof that the plan proposes again what it really proposed), `results` (curves and quartiles) and
-`recorded_study` (all of it for a study in the store).
+Its parts: `pool` (which recorded trial answers a proposal), `simulation` (workers in simulated time), `reproduction`
+(the proof that the scheduler, asked again, proposes what it proposed in the study), `results` (curves and quartiles)
+and `recorded_study` (all of it for a study in the store).
 """
 
 from services.replay.recorded_study import Replayed, Request, replay

@@ -1,4 +1,4 @@
-"""Replaying the searches of a study from what the store has of them."""
+"""Replays of the searches of a study in the store."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -6,15 +6,14 @@ from typing import Any, TypedDict, get_args
 
 from nas_blockout.data import load
 from nas_blockout.serialization import near
-from services.execution.driver import entry_of
-from services.replay.pool import Recorded
 from services.replay.reproduction import Reproduction, faithful, reproduce
 from services.replay.results import Outcome, outcome
 from services.replay.simulation import Asked, Ended, Proposer, Shuffled, alone, simulate
-from services.search import SEARCH, TERMINAL, derived_seed
+from services.search.proposals import derived_seed
 from services.settings import Settings
-from services.store import NotFound, Store, TrialRow
+from services.store import NotFound, Store
 from services.study_config.schema import ArmConfig, Study, StudyError, parse_resolved
+from services.trial_record import SEARCH, Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +21,12 @@ class Request:
     """What is to be replayed.
 
     Args:
-        searcher: Who proposes; the searcher of each arm if left out.
+        searcher: Search algorithm; that of each arm if left out.
         workers: Numbers of simulated workers.
-        repeats: Replays with each of them, with seeds of their own.
+        repeats: Replays with each number of workers, with different seeds.
         arm: One arm; all that searched if left out.
         seed: Of the first replay; that of the study if left out.
-        target: Validation accuracy to be reached, 0..1; the best that each arm recorded if left out.
+        target: Validation accuracy to be reached, in [0, 1]; the best that each arm recorded if left out.
     """
 
     searcher: str | None = None
@@ -40,14 +39,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What a replay found.
+    """Results of a replay.
 
     Args:
         study: Name of the study.
-        searchers: Who proposed, by arm.
-        recorded: Who had proposed the recorded trials, by arm.
+        searchers: Search algorithm of the replay, by arm.
+        recorded: Search algorithm of the recorded trials, by arm.
         seed: Of the first replay.
-        reproduction: Whether what really happened is proposed again, by arm.
+        reproduction: Whether the recorded trials are proposed again, by arm.
         outcomes: One for each arm and number of workers.
     """
 
@@ -59,15 +58,15 @@ class Replayed:
     outcomes: tuple[Outcome, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what was found as plain JSON types."""
+        """Return the results as plain JSON types."""
         return {
             "study": self.study,
             "seed": self.seed,
             "searchers": self.searchers,
             "recorded_searchers": self.recorded,
             "reproduced": faithful(self.reproduction),
-            "reproduction": {arm: asdict(each) for arm, each in self.reproduction.items()},
-            "outcomes": [each.to_json() for each in self.outcomes],
+            "reproduction": {arm: asdict(found) for arm, found in self.reproduction.items()},
+            "outcomes": [outcome.to_json() for outcome in self.outcomes],
         }
 
 
@@ -80,15 +79,15 @@ class _Shape(TypedDict):
 def replay(settings: Settings, name: str, request: Request) -> Replayed:
     """Replay the searches of a study; nothing is trained and nothing is written.
 
-    A searcher that is asked proposes by the code that runs studies; the nearest recorded trial of the arm that the
-    replay has not run yet answers, exactly where the proposal is among those recorded. With the arm's own searcher and
-    the seed of the study that is what really happened. Random search with any other seed draws the recorded trials in
-    another order: a random order of random trials is a random search, at no distance from what was proposed.
+    The searcher is asked by the code that runs studies, and the nearest recorded trial of the arm that the replay has
+    not run yet answers, exactly if the proposal is among the recorded ones. With the searcher of the arm and the seed
+    of the study, that repeats the study. Random search with any other seed runs the recorded trials in another order:
+    a random order of random trials is a random search, and no proposal has to be approximated.
 
     Raises:
         StudyError: There is no such searcher.
         NotFound: There is no such study, or the arm has no recorded search.
-        DataMissing: The data is away; its shape decides what can be proposed.
+        DataMissing: The data is not on this machine; its shape decides what can be proposed.
     """
     _require_known(request.searcher)
     with Store.open(settings.store_url) as store:
@@ -110,40 +109,39 @@ def replay(settings: Settings, name: str, request: Request) -> Replayed:
     )
 
 
-def _pools(study: Study, trials: Sequence[TrialRow], arm: str | None) -> dict[str, list[Recorded]]:
+def _pools(study: Study, trials: Sequence[Trial], arm: str | None) -> dict[str, list[Trial]]:
     if arm is not None and arm not in study.arms:
         raise NotFound(f"study {study.name!r} has no arm {arm!r}; it has {', '.join(study.arms)}")
-    pools: dict[str, list[Recorded]] = {}
-    for row in sorted(trials, key=lambda row: row.number):
-        if row.phase == SEARCH and row.state in TERMINAL and row.planned and arm in (None, row.arm):
-            pools.setdefault(row.arm, []).append(Recorded(entry_of(row), row.seconds))
-    found = {name: pools[name] for name in study.arms if any(_scored(each) for each in pools.get(name, []))}
-    if not found:
-        raise NotFound(f"{f'arm {arm!r}' if arm else 'no arm'} of study {study.name!r} has recorded a search to replay")
-    return found
+    recorded: dict[str, list[Trial]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        # Without planned passes it stands for an exhausted search, and was never trained.
+        if trial.phase == SEARCH and trial.ended and trial.planned and arm in (None, trial.arm):
+            recorded.setdefault(trial.arm, []).append(trial)
+    pools = {
+        name: recorded[name] for name in study.arms if any(trial.score is not None for trial in recorded.get(name, []))
+    }
+    if not pools:
+        subject = f"arm {arm!r} of study {study.name!r} has no" if arm else f"no arm of study {study.name!r} has a"
+        raise NotFound(f"{subject} recorded search to replay")
+    return pools
 
 
-def _scored(recorded: Recorded) -> bool:
-    return recorded.entry.score is not None
-
-
-def _outcome(study: Study, arm: str, pool: list[Recorded], data: _Shape, request: Request, workers: int) -> Outcome:
+def _outcome(study: Study, arm: str, pool: list[Trial], data: _Shape, request: Request, workers: int) -> Outcome:
     target = request.target
     if target is None:
-        target = max(each.entry.score for each in pool if each.entry.score is not None)
+        target = max(trial.score for trial in pool if trial.score is not None)
     replays: list[list[Ended]] = []
     for repeat in range(request.repeats):
         seed = _seed(study, request) if repeat == 0 else derived_seed(_seed(study, request), repeat)
-        proposer = _proposer(study, arm, pool, data, searcher=_searcher(study, arm, request), seed=seed)
+        searcher = _searcher(study, arm, request)
+        repeats_study = searcher == study.arms[arm].searcher and seed == study.config.seed
+        proposer: Proposer = (
+            Shuffled(pool, seed)
+            if searcher == "random" and not repeats_study
+            else Asked(alone(study, arm, searcher=searcher, seed=seed), pool, **data)
+        )
         replays.append(simulate(pool, proposer, workers))
     return outcome(arm, pool, replays, workers=workers, target=target)
-
-
-def _proposer(study: Study, arm: str, pool: list[Recorded], data: _Shape, *, searcher: str, seed: int) -> Proposer:
-    own = searcher == study.arms[arm].searcher and seed == study.config.seed
-    if searcher == "random" and not own:
-        return Shuffled(pool, seed)
-    return Asked(alone(study, arm, searcher=searcher, seed=seed), pool, **data)
 
 
 def _require_known(searcher: str | None) -> None:

@@ -1,21 +1,21 @@
-"""Does the plan, asked again, propose what it really proposed? The proof that a replay is faithful."""
+"""Whether the scheduler, asked again, proposes what it proposed in the study: the proof that a replay is faithful."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from services.execution.driver import entry_of
-from services.search import Entry, Plan, Proposal
-from services.store import EventRow, StudyRow, TrialRow
+from services.search.scheduler import Scheduler
+from services.store import EventRow, StudyRow
 from services.study_config.schema import parse_resolved
+from services.trial_record import Trial
 
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """How much of what an arm really did is proposed again.
+    """How many recorded trials of an arm are proposed again.
 
     Args:
-        trials: What it really ran, retrainings among them.
+        trials: Recorded trials, retrainings included.
         equal: How many of these are proposed again, equal in everything.
         difference: The first that is not, and what differs; None if all are.
     """
@@ -28,83 +28,81 @@ class Reproduction:
 def reproduce(
     row: StudyRow,
     events: Sequence[EventRow],
-    trials: Sequence[TrialRow],
+    trials: Sequence[Trial],
     *,
     shape: tuple[int, int, int],
     classes: int,
     images: int,
     arms: Collection[str] | None = None,
 ) -> dict[str, Reproduction]:
-    """Ask the plan of a study for every trial again, knowing what was known when it was proposed.
+    """Ask the scheduler for every trial again, given what was known when the trial was proposed.
 
-    What had ended by then is read from the moments in the store, so that a study run by several workers is reproduced
-    as well. A study that was extended is asked as it was at the time.
+    Which trials had ended by then follows from the times in the store, so a study that several workers ran is
+    reproduced as well. A study that was extended is asked as it was at the time.
 
     Args:
         row: The study.
-        events: What happened to it.
+        events: Its events.
         trials: All its trials in the order in which they were proposed.
         shape: Channels, height and width of an image.
         classes: Number of classes.
         images: Training images.
-        arms: Whose trials to ask for again; those of all if left out.
+        arms: Whose trials to ask for again; those of all arms if left out.
     """
-    found = {arm: Reproduction(0, 0) for arm in row.arms if arms is None or arm in arms}
-    entries = [entry_of(trial) for trial in trials]
-    plan, in_force = None, None
+    reproductions = {arm: Reproduction(0, 0) for arm in row.arms if arms is None or arm in arms}
+    scheduler, in_force = None, None
     for position, trial in enumerate(trials):
-        if trial.arm not in found:
+        if trial.arm not in reproductions:
             continue
         config = _config_at(row, events, trial)
-        if plan is None or config is not in_force:
+        if scheduler is None or config is not in_force:
             study = parse_resolved(config)
-            plan, in_force = Plan(study, shape=shape, classes=classes, images=images), config
-        for earlier, entry in zip(trials[:position], entries, strict=False):
-            plan.update(_as_of(earlier, entry, trial))
-        difference = _difference(plan.next(), entries[position], trial.replicate_of)
-        found[trial.arm] = _counted(found[trial.arm], trial, difference)
-    return found
+            scheduler, in_force = Scheduler(study, shape=shape, classes=classes, images=images), config
+        for earlier in trials[:position]:
+            scheduler.update(_as_of(earlier, trial))
+        difference = _difference(scheduler.next(), trial)
+        counts = reproductions[trial.arm]
+        text = f"{trial.phase} trial {trial.number}: {difference}" if difference else None
+        reproductions[trial.arm] = Reproduction(
+            counts.trials + 1, counts.equal + (difference is None), counts.difference or text
+        )
+    return reproductions
 
 
-def faithful(found: Mapping[str, Reproduction]) -> bool:
-    """Return whether everything that really happened is proposed again."""
-    return all(each.difference is None for each in found.values())
+def faithful(reproductions: Mapping[str, Reproduction]) -> bool:
+    """Return whether every recorded trial is proposed again."""
+    return all(reproduction.difference is None for reproduction in reproductions.values())
 
 
-def _config_at(row: StudyRow, events: Sequence[EventRow], trial: TrialRow) -> Mapping[str, Any]:
-    """Return the resolved study as it was when a trial was proposed."""
+def _config_at(row: StudyRow, events: Sequence[EventRow], trial: Trial) -> Mapping[str, Any]:
+    """Return the resolved study as it was when a trial was proposed.
+
+    An event that extends a study holds the study before the extension: the first one after the trial has it.
+    """
     later = (event for event in events if event.kind == "reopened" and event.at >= trial.created_at)
     return next((event.detail["config"] for event in later if event.detail.get("config")), row.config)
 
 
-def _as_of(earlier: TrialRow, entry: Entry, trial: TrialRow) -> Entry:
-    """Return an earlier trial as it stood when a later one was proposed."""
+def _as_of(earlier: Trial, trial: Trial) -> Trial:
+    """Return an earlier trial as it was when a later one was proposed."""
     if earlier.finished_at is not None and earlier.finished_at <= trial.created_at:
-        return entry
-    return replace(entry, state="running", spent=0, seconds=0.0, score=None, macs=None)
+        return earlier
+    return replace(earlier, state="running", sample_passes=0, seconds=0.0, score=None, result=None)
 
 
-def _difference(proposal: Proposal | None, real: Entry, replicate_of: int | None) -> str | None:
+def _difference(proposal: Trial | None, recorded: Trial) -> str | None:
     if proposal is None:
         return "nothing is proposed"
-    again = proposal.entry
     pairs = {
-        "arm": (again.arm, real.arm),
-        "phase": (again.phase, real.phase),
-        "number": (again.number, real.number),
-        "seed": (again.seed, real.seed),
-        "parameters": (_values(again), _values(real)),
-        "architecture": (again.architecture_hash, real.architecture_hash),
-        "replicate": (proposal.replicate_of, replicate_of),
-        "experiment": (again.experiment, real.experiment),
+        "arm": (proposal.arm, recorded.arm),
+        "phase": (proposal.phase, recorded.phase),
+        "number": (proposal.number, recorded.number),
+        "seed": (proposal.seed, recorded.seed),
+        "parameters": (dict(proposal.values), dict(recorded.values)),
+        "architecture": (proposal.architecture_hash, recorded.architecture_hash),
+        "replicate": (proposal.replicate_of, recorded.replicate_of),
+        "experiment": (proposal.config, recorded.config),
     }
-    return next((f"{name} {mine!r}, not {its!r}" for name, (mine, its) in pairs.items() if mine != its), None)
-
-
-def _values(entry: Entry) -> Mapping[str, Any]:
-    return dict(entry.parameters.get("values", {})) if entry.parameters else {}
-
-
-def _counted(found: Reproduction, trial: TrialRow, difference: str | None) -> Reproduction:
-    text = f"{trial.phase} trial {trial.number}: {difference}" if difference else None
-    return Reproduction(found.trials + 1, found.equal + (difference is None), found.difference or text)
+    return next(
+        (f"{name} {again!r}, not {before!r}" for name, (again, before) in pairs.items() if again != before), None
+    )

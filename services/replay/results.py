@@ -1,4 +1,4 @@
-"""What replays had to show: best accuracy so far against budget and simulated time, and the time to a target."""
+"""Results of replays: best accuracy so far against budget and simulated time, and the time to a target."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from nas_blockout.statistics.search_curves import Band, Curve, best_so_far, cost_to_reach, quartile_band
-from services.replay.pool import Recorded
 from services.replay.simulation import Ended
+from services.trial_record import Trial
 
 GRID_POINTS = 41
 
@@ -18,7 +18,7 @@ Quartiles = tuple[float | None, float | None, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the replays of one arm with one number of workers had to show.
+    """Results of the replays of one arm with one number of workers.
 
     Args:
         arm: Whose recorded trials answered.
@@ -27,9 +27,9 @@ class Outcome:
         trials: Recorded trials, each of which every replay ran once.
         proposals: Proposals of all replays; trials that were drawn were not proposed.
         exact: Those that a recorded trial answered exactly.
-        distance: Mean distance of proposals to the trials that answered them, in 0..1; None without proposals.
+        distance: Mean distance of proposals to the trials that answered them, in [0, 1]; None without proposals.
         seconds: Quartiles of the simulated time that a whole replay took.
-        target: Validation accuracy that was to be reached.
+        target: Validation accuracy to be reached.
         reached: Replays that reached it.
         target_seconds: Quartiles of the simulated time until then; None where too few reached it.
         target_passes: Quartiles of the sample passes until then.
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def outcome(
-    arm: str, pool: Sequence[Recorded], replays: Sequence[Sequence[Ended]], *, workers: int, target: float
+    arm: str, pool: Sequence[Trial], replays: Sequence[Sequence[Ended]], *, workers: int, target: float
 ) -> Outcome:
     """Sum up replays of one arm.
 
@@ -71,18 +71,21 @@ def outcome(
         target: Validation accuracy to be reached.
     """
     times = [_curve(pool, replay, lambda ended: ended.finished) for replay in replays]
-    budgets = [best_so_far([_spent(pool, e) for e in replay], [_score(pool, e) for e in replay]) for replay in replays]
+    budgets = [
+        best_so_far([pool[e.drawn.index].sample_passes for e in replay], [_score(pool, e) for e in replay])
+        for replay in replays
+    ]
     drawn = [ended.drawn.distance for replay in replays for ended in replay]
-    apart = [distance for distance in drawn if distance is not None]
+    distances = [distance for distance in drawn if distance is not None]
     reached = [cost_to_reach(curve, target) for curve in times]
     return Outcome(
         arm=arm,
         workers=workers,
         repeats=len(replays),
         trials=len(pool),
-        proposals=len(apart),
-        exact=apart.count(0.0),
-        distance=math.fsum(apart) / len(apart) if apart else None,
+        proposals=len(distances),
+        exact=distances.count(0.0),
+        distance=math.fsum(distances) / len(distances) if distances else None,
         seconds=_quartiles([curve.cost[-1] for curve in times]),
         target=target,
         reached=sum(cost is not None for cost in reached),
@@ -93,7 +96,7 @@ def outcome(
     )
 
 
-def _curve(pool: Sequence[Recorded], replay: Sequence[Ended], at: Callable[[Ended], float]) -> Curve:
+def _curve(pool: Sequence[Trial], replay: Sequence[Ended], at: Callable[[Ended], float]) -> Curve:
     best = best_so_far([0.0] * len(replay), [_score(pool, ended) for ended in replay]).best
     return Curve(np.array([at(ended) for ended in replay], dtype=np.float64), best)
 
@@ -103,17 +106,13 @@ def _grid(curves: Sequence[Curve]) -> list[float]:
     return [longest * step / (GRID_POINTS - 1) for step in range(GRID_POINTS)]
 
 
-def _score(pool: Sequence[Recorded], ended: Ended) -> float:
-    score = pool[ended.drawn.place].entry.score
+def _score(pool: Sequence[Trial], ended: Ended) -> float:
+    score = pool[ended.drawn.index].score
     return math.nan if score is None else score
 
 
-def _spent(pool: Sequence[Recorded], ended: Ended) -> int:
-    return pool[ended.drawn.place].entry.spent
-
-
 def _quartiles(values: Sequence[float | None]) -> Quartiles:
-    """Return the quartiles, those of replays that never got there counting as later than all others."""
+    """Return the quartiles; replays that never reached the target count as slower than all others."""
     ordered = np.sort([math.inf if value is None else value for value in values])
 
     def quantile(share: float) -> float | None:

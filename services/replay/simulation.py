@@ -1,4 +1,4 @@
-"""Simulated workers: recorded trials run again in simulated time, asynchronously, in the order of their ends."""
+"""Simulated workers: recorded trials run again in simulated time, asynchronously, in the order in which they end."""
 
 import heapq
 from collections.abc import Sequence
@@ -7,11 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
-from services.replay.pool import Recorded, nearest
-from services.search import SEARCH, Plan
+from services.replay.pool import nearest
+from services.search.scheduler import Scheduler
 from services.study_config.schema import Budget, Study
+from services.trial_record import SEARCH, Trial
 
-_WITHOUT_END = 1 << 62  # the pool ends a replay, not the budget
+_UNLIMITED = 1 << 62  # sample passes: the pool ends a replay, not the budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +20,12 @@ class Drawn:
     """A recorded trial that answers a proposal.
 
     Args:
-        place: Of the trial in the pool.
+        index: Of the trial in the pool.
         number: Of the proposal, from 0.
-        distance: How far the trial lies from what was proposed, in 0..1; None if it was drawn and nothing proposed.
+        distance: Distance of the trial to the proposal, in [0, 1]; None if it was drawn at random, without a proposal.
     """
 
-    place: int
+    index: int
     number: int
     distance: float | None = None
 
@@ -39,19 +40,19 @@ class Ended:
 
 
 class Proposer(Protocol):
-    """Who says which recorded trial comes next."""
+    """Chooses which recorded trial comes next."""
 
     def next(self) -> Drawn | None:
         """Return the next trial, or None if there is none left or none can be proposed now."""
 
     def ended(self, drawn: Drawn) -> None:
-        """Take note that a trial has ended, and in what."""
+        """Take note of the result of a trial."""
 
 
 class Shuffled:
     """Random search over the pool: every recorded trial once, in an order that the seed decides."""
 
-    def __init__(self, pool: Sequence[Recorded], seed: int) -> None:
+    def __init__(self, pool: Sequence[Trial], seed: int) -> None:
         self._order = np.random.default_rng(seed).permutation(len(pool)).tolist()
         self._number = 0
 
@@ -63,13 +64,13 @@ class Shuffled:
         return Drawn(self._order[self._number - 1], self._number - 1)
 
     def ended(self, drawn: Drawn) -> None:
-        """Take no note: random search learns nothing."""
+        """Ignore the result: random search learns nothing."""
 
 
 class Asked:
-    """A searcher, asked by the same plan that asks it in a study; the nearest recorded trial not yet run answers.
+    """A searcher, asked by the scheduler that asks it in a study; the nearest recorded trial not yet run answers.
 
-    The searcher is told of the trial that answered, with its own parameters, not of the one that it proposed.
+    The searcher is told the trial that answered, with its recorded parameters, not the one that it proposed.
 
     Args:
         study: With the one arm whose search is replayed, its searcher and seed.
@@ -80,56 +81,56 @@ class Asked:
     """
 
     def __init__(
-        self, study: Study, pool: Sequence[Recorded], *, shape: tuple[int, int, int], classes: int, images: int
+        self, study: Study, pool: Sequence[Trial], *, shape: tuple[int, int, int], classes: int, images: int
     ) -> None:
         (self._arm,) = study.arms
         self._pool = pool
         self._left = set(range(len(pool)))
-        self._plan = Plan(study, shape=shape, classes=classes, images=images)
+        self._scheduler = Scheduler(study, shape=shape, classes=classes, images=images)
 
     def next(self) -> Drawn | None:
         """Return the recorded trial that answers the searcher's next proposal."""
-        proposal = self._plan.next() if self._left else None
-        if proposal is None or proposal.entry.phase != SEARCH:
+        proposal = self._scheduler.next() if self._left else None
+        if proposal is None or proposal.phase != SEARCH:
             return None
-        place, apart = nearest(proposal.entry.parameters, self._pool, sorted(self._left))
-        self._left.remove(place)
-        drawn = Drawn(place, proposal.entry.number, apart)
+        index, apart = nearest(proposal, self._pool, sorted(self._left))
+        self._left.remove(index)
+        drawn = Drawn(index, proposal.number, apart)
         self._tell(drawn, state="running")
         return drawn
 
     def ended(self, drawn: Drawn) -> None:
-        """Tell the searcher what the trial really ended in."""
-        self._tell(drawn, state=self._pool[drawn.place].entry.state)
+        """Tell the searcher the recorded result of the trial."""
+        self._tell(drawn, state=self._pool[drawn.index].state)
 
     def _tell(self, drawn: Drawn, *, state: str) -> None:
-        entry = self._pool[drawn.place].entry
-        self._plan.update(replace(entry, arm=self._arm, number=drawn.number, state=state))
+        recorded = self._pool[drawn.index]
+        self._scheduler.update(replace(recorded, arm=self._arm, number=drawn.number, state=state))
 
 
 def alone(study: Study, arm: str, *, searcher: str, seed: int) -> Study:
-    """Return a study of one arm's search only, without end, by another searcher and with another seed."""
-    config = study.config.model_copy(update={"seed": seed, "budget": Budget(sample_passes=_WITHOUT_END)})
+    """Return a study of one arm's search only, with an unlimited budget, another searcher and another seed."""
+    config = study.config.model_copy(update={"seed": seed, "budget": Budget(sample_passes=_UNLIMITED)})
     return replace(study, config=config, arms={arm: replace(study.arms[arm], searcher=searcher, match=None)})
 
 
-def simulate(pool: Sequence[Recorded], proposer: Proposer, workers: int) -> list[Ended]:
-    """Run recorded trials in simulated time until there is nothing left to run; return them in the order of their ends.
+def simulate(pool: Sequence[Trial], proposer: Proposer, workers: int) -> list[Ended]:
+    """Run recorded trials in simulated time until none is left; return them in the order in which they end.
 
-    A worker that is free asks for the next trial at once, and is answered from the trials that have ended until then.
-    Trials take the seconds they took when they were recorded; asking takes none.
+    A free worker asks for the next trial at once, and the answer depends on the trials that have ended by then. Trials
+    take the training time that was recorded; asking takes none.
 
     Args:
         pool: The recorded trials.
-        proposer: Says which comes next.
+        proposer: Chooses which comes next.
         workers: Trials at once.
     """
     now, order = 0.0, 0
-    running: list[tuple[float, int, float, Drawn]] = []
+    running: list[tuple[float, int, float, Drawn]] = []  # by end, ties in the order in which they began
     ended: list[Ended] = []
     while True:
         while len(running) < workers and (drawn := proposer.next()) is not None:
-            heapq.heappush(running, (now + pool[drawn.place].seconds, order, now, drawn))
+            heapq.heappush(running, (now + pool[drawn.index].seconds, order, now, drawn))
             order += 1
         if not running:
             return ended

@@ -4,6 +4,6 @@
 """
 
 from services.report.page import render, write
-from services.report.view import ReportView, TrialView
+from services.report.view import ReportView
 
-__all__ = ["ReportView", "TrialView", "render", "write"]
+__all__ = ["ReportView", "render", "write"]

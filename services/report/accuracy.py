@@ -1,26 +1,27 @@
-"""The figures of what came out: accuracies, differences, costs, searches, trainings, errors."""
+"""The figures of the results: accuracies, differences, costs, searches, trainings, errors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from nas_blockout import plots
-from nas_blockout.statistics.search_curves import best_so_far, pareto_front, quartile_band
+from nas_blockout.statistics.pareto_fronts import pareto_front
+from nas_blockout.statistics.search_curves import best_so_far
 from services.analysis.comparison import ArmResult, ComparisonDocument
-from services.budget.accounting import TERMINAL
 from services.report.figure import Picture, counted
-from services.report.view import ReportView, TrialView, in_order
+from services.report.view import ReportView, in_order
+from services.trial_record import RETRAIN, SEARCH, Trial
 
 _LOST = ("failed", "pruned")
 
 
 def confusions(view: ReportView, document: ComparisonDocument) -> dict[str, list[list[int]]]:
     """Return, by arm, test images by true and predicted class, added up over the retrained models."""
-    found = {}
+    by_arm = {}
     for name in in_order(document):
-        counts = [trial.result["confusion"] for trial in view.models(name) if trial.result.get("confusion")]
+        counts = [trial.outcome["confusion"] for trial in view.models(name) if trial.outcome.get("confusion")]
         if counts:
-            found[name] = [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*counts, strict=True)]
-    return found
+            by_arm[name] = [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*counts, strict=True)]
+    return by_arm
 
 
 def accuracy(document: ComparisonDocument) -> Iterator[Picture]:
@@ -84,14 +85,16 @@ def _front(
     ]
     if not points:
         return
-    front = pareto_front([point.accuracy for point in points], [point.cost for point in points])
+    front = sorted(
+        pareto_front([(-point.accuracy, point.cost) for point in points]), key=lambda index: points[index].cost
+    )
     seeds = [len(found.per_seed) for _, found in known.values() if found is not None]
     yield Picture(
         f"front-{name}",
         f"Accuracy against {'MACs' if name == 'macs' else 'latency'}",
         "The dashed line joins the arms that no other beats in both. Bars are 95% intervals over seeds; the cost is "
-        "that of the exported model. Circles learn their structure, diamonds are placebos, squares controls, triangles "
-        "rivals.",
+        "that of the exported model. Circles learn their structure, diamonds are placebos, squares are ablations, "
+        "triangles are baselines.",
         f"{counted(seeds, 'seed')} an arm, 1 exported model",
         f"comparison.json, arms.*.{'macs' if name == 'macs' else 'latency_ms'} and arms.*.test_accuracy",
         plots.figure_front(points, front, label=label),
@@ -127,13 +130,13 @@ def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
 def _parts(view: ReportView, name: str, arm: ArmResult, unit: str) -> dict[str, float]:
     lost = {
         phase: sum(getattr(t, unit) for t in view.trials if (t.arm, t.phase) == (name, phase) and t.state in _LOST)
-        for phase in ("search", "retrain")
+        for phase in (SEARCH, RETRAIN)
     }
     return {
-        "search": max(0.0, getattr(arm.cost.search, unit) - lost["search"]),
-        "search, failed or pruned": lost["search"],
-        "retraining": max(0.0, getattr(arm.cost.retrain, unit) - lost["retrain"]),
-        "retraining, failed": lost["retrain"],
+        "search": max(0.0, getattr(arm.cost.search, unit) - lost[SEARCH]),
+        "search, failed or pruned": lost[SEARCH],
+        "retraining": max(0.0, getattr(arm.cost.retrain, unit) - lost[RETRAIN]),
+        "retraining, failed": lost[RETRAIN],
         "overhead": arm.cost.overhead_seconds if unit == "seconds" else 0.0,
         "planned, not spent": float(arm.cost.forfeited_sample_passes) if unit == "sample_passes" else 0.0,
     }
@@ -141,47 +144,35 @@ def _parts(view: ReportView, name: str, arm: ArmResult, unit: str) -> dict[str, 
 
 def progress(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
     """Yield the best validation accuracy so far of the arms that searched."""
-    searches = {name: _searches(view, name) for name in in_order(document)}
-    searched = {name: found for name, found in searches.items() if found}
+    searches = {name: _search(view, name) for name in in_order(document)}
+    searched = {name: trials for name, trials in searches.items() if trials}
     if not searched:
         return
-    drawn = [_search_curve(name, document.arms[name].role, found) for name, found in searched.items()]
-    several = max(map(len, searched.values())) > 1
-    band = "the line is their median, the band their quartiles" if several else "one search an arm, so there is no band"
     absent = [name for name in searches if name not in searched]
     yield Picture(
         "best-so-far",
         "Best validation accuracy so far against budget",
-        f"Color is the arm of the panel, gray the others; {band}; dots are ended trials, failed ones too. The dotted "
-        f"line is the limit of sample passes, if there is one, of which retraining takes the rest."
-        + (f" Without a search: {', '.join(absent)}." if absent else ""),
-        f"{counted([len(found) for found in searched.values()], 'search', 'searches')} an arm, trials in each panel",
+        "Color is the arm of the panel, gray the others; one search an arm, so there is no band; dots are ended "
+        "trials, failed ones too. The dotted line is the limit of sample passes, if there is one, of which retraining "
+        "takes the rest." + (f" Without a search: {', '.join(absent)}." if absent else ""),
+        f"{counted([1] * len(searched), 'search', 'searches')} an arm, trials in each panel",
         "trials.csv, phase search",
-        plots.figure_best_so_far(drawn, budget=document.budget.passes),
+        plots.figure_best_so_far(
+            [_search_curve(name, document.arms[name].role, trials) for name, trials in searched.items()],
+            budget=document.budget.passes,
+        ),
     )
 
 
-def _searches(view: ReportView, arm: str) -> list[list[TrialView]]:
-    found: dict[int, list[TrialView]] = {}
-    for trial in sorted(view.trials, key=lambda trial: trial.number):
-        if trial.arm == arm and trial.phase == "search" and trial.state in TERMINAL:
-            found.setdefault(trial.search, []).append(trial)
-    return list(found.values())
+def _search(view: ReportView, arm: str) -> list[Trial]:
+    trials = [trial for trial in view.trials if (trial.arm, trial.phase) == (arm, SEARCH) and trial.ended]
+    return sorted(trials, key=lambda trial: trial.number)
 
 
-def _search_curve(name: str, role: str, searches: Sequence[Sequence[TrialView]]) -> plots.Curve:
-    curves = [best_so_far([t.sample_passes for t in trials], [_score(t) for t in trials]) for trials in searches]
-    trials = sum(map(len, searches))
-    if len(curves) == 1:
-        return plots.Curve(name, role, tuple(curves[0].cost), tuple(curves[0].best), note=f"{trials} trials")
-    grid = sorted({float(cost) for curve in curves for cost in curve.cost})
-    band = quartile_band(curves, grid)
-    note = f"{trials} in {len(curves)}"
-    return plots.Curve(name, role, tuple(grid), tuple(band.median), tuple(band.lower), tuple(band.upper), note)
-
-
-def _score(trial: TrialView) -> float:
-    return trial.score if trial.state == "complete" and trial.score is not None else float("nan")
+def _search_curve(name: str, role: str, trials: Sequence[Trial]) -> plots.Curve:
+    scores = [t.score if t.state == "complete" and t.score is not None else float("nan") for t in trials]
+    curve = best_so_far([trial.sample_passes for trial in trials], scores)
+    return plots.Curve(name, role, tuple(curve.cost), tuple(curve.best), note=f"{len(trials)} trials")
 
 
 def convergence(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
@@ -189,7 +180,7 @@ def convergence(view: ReportView, document: ComparisonDocument) -> Iterator[Pict
     drawn = [
         curve
         for name, arm in in_order(document).items()
-        if (curve := _training_curve(name, arm.role, view.models(name))) is not None
+        if (curve := _training_curve(view, name, arm.role)) is not None
     ]
     if not drawn:
         return
@@ -205,20 +196,21 @@ def convergence(view: ReportView, document: ComparisonDocument) -> Iterator[Pict
     )
 
 
-def _training_curve(name: str, role: str, models: Sequence[TrialView]) -> plots.Curve | None:
+def _training_curve(view: ReportView, name: str, role: str) -> plots.Curve | None:
+    models = view.models(name)
     by_epoch: dict[int, list[float]] = {}
     for trial in models:
-        for record in trial.epochs:
+        for record in view.epochs_of(trial):
             if record.get("validation_accuracy") is not None:
                 by_epoch.setdefault(int(record["epoch"]) + 1, []).append(float(record["validation_accuracy"]))
     if not by_epoch:
         return None
     epochs = sorted(by_epoch)
     values = [by_epoch[epoch] for epoch in epochs]
-    stages = [(int(record["epoch"]) + 1, record.get("stage")) for record in models[0].epochs]
+    stages = [(int(record["epoch"]) + 1, record.get("stage")) for record in view.epochs_of(models[0])]
     marks = [(a[0] + b[0]) / 2 for a, b in pairwise(stages) if a[1] != b[1]]
     return plots.Curve(
-        name, role, tuple(map(float, epochs)), tuple(sum(found) / len(found) for found in values),
+        name, role, tuple(map(float, epochs)), tuple(sum(seeds) / len(seeds) for seeds in values),
         tuple(map(min, values)), tuple(map(max, values)), f"n = {len(models)}", tuple(marks),
     )  # fmt: skip
 
@@ -229,7 +221,7 @@ def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Pictur
     if not matrices:
         return
     names = view.names_of(len(next(iter(matrices.values()))))
-    models = [len([t for t in view.models(name) if t.result.get("confusion")]) for name in matrices]
+    models = [sum(bool(trial.outcome.get("confusion")) for trial in view.models(name)) for name in matrices]
     images = [sum(map(sum, counts)) for counts in matrices.values()]
     yield Picture(
         "confusion",

@@ -37,7 +37,7 @@ def given(view: ReportView) -> dict[str, Answers]:
     """Return, by arm, the class given to each test image, (seeds, images); only arms whose answers were kept."""
     found: dict[str, list[Sequence[int]]] = {}
     for name in view.comparison["arms"]:
-        kept = [trial.result["predictions"] for trial in view.models(name) if trial.result.get("predictions")]
+        kept = [trial.outcome["predictions"] for trial in view.models(name) if trial.outcome.get("predictions")]
         if kept:
             found[name] = kept
     return {name: np.array(kept) for name, kept in found.items() if len({len(answers) for answers in kept}) == 1}

@@ -8,7 +8,8 @@ from nas_blockout.statistics.cluster_agreement import SHUFFLES, Agreement
 from nas_blockout.statistics.cluster_agreement import agreement as agreement_of
 from services.analysis.comparison import ComparisonDocument
 from services.report.figure import Picture, counted
-from services.report.view import ReportView, TrialView, in_order
+from services.report.view import ReportView, in_order
+from services.trial_record import Trial
 
 SAMPLES = 2
 
@@ -22,12 +23,12 @@ class Kinship:
     found: Agreement
 
 
-def expected_clusters(view: ReportView, number: int, name: str, trial: TrialView) -> Iterator[Picture]:
+def expected_clusters(view: ReportView, number: int, name: str, trial: Trial) -> Iterator[Picture]:
     """Yield how many clusters each class is expected to belong to, with images of the extreme ones."""
-    layer, last = list(trial.result["probabilities"].items())[-1]
+    layer, last = list(trial.outcome["probabilities"].items())[-1]
     if len(last) != len(view.class_names):
         return
-    learned = [(model.result.get("probabilities") or {}).get(layer, ()) for model in view.models(name)]
+    learned = [(model.outcome.get("probabilities") or {}).get(layer, ()) for model in view.models(name)]
     expected = [[sum(row) for row in p] for p in learned if len(p) == len(last)]
     fewest, most = plots.extreme_classes(expected)
     album = view.album
@@ -58,12 +59,12 @@ def kinships(view: ReportView, document: ComparisonDocument) -> list[Kinship]:
     return found
 
 
-def _groups(trial: TrialView, classes: int) -> Sequence[int] | None:
+def _groups(trial: Trial, classes: int) -> Sequence[int] | None:
     """Return the group of every class: its strongest learned cluster, or that of a fixed architecture."""
-    probabilities = list((trial.result.get("probabilities") or {}).values())
+    probabilities = list((trial.outcome.get("probabilities") or {}).values())
     if probabilities and len(probabilities[-1]) == classes:
         return [max(range(len(row)), key=row.__getitem__) for row in probabilities[-1]]
-    layers = (trial.result.get("architecture") or {}).get("layers") or [{"groups": ()}]
+    layers = (trial.outcome.get("architecture") or {}).get("layers") or [{"groups": ()}]
     group_of = {
         label: number for number, group in enumerate(layers[-1]["groups"]) for label in group.get("classes") or ()
     }

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from nas_blockout import plots
 from services.analysis.comparison import ArmResult
-from services.report.view import ReportView, TrialView
+from services.report.view import ReportView
+from services.trial_record import Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Picture:
         return plots.to_svg(self.figure, name=self.name, description=said)
 
 
-def exported_trial(view: ReportView, name: str, arm: ArmResult) -> TrialView | None:
+def exported_trial(view: ReportView, name: str, arm: ArmResult) -> Trial | None:
     """Return the retrained trial whose model the arm exports."""
     return next((trial for trial in view.models(name) if trial.seed == arm.exported_seed), None)
 

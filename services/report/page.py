@@ -184,7 +184,7 @@ def _by_arm(drawn: Sequence[Any]) -> dict[str, list[Any]]:
 def _facts(view: ReportView, document: ComparisonDocument) -> dict[str, str]:
     arms = document.arms.values()
     seeds = [len(arm.test_accuracy.per_seed) for arm in arms if arm.test_accuracy]
-    images = [int(t.result["test_images"]) for t in view.trials if t.is_model and t.result.get("test_images")]
+    images = [int(t.outcome["test_images"]) for t in view.trials if t.is_model and t.outcome.get("test_images")]
     least, most = min(seeds, default=0), max(seeds, default=0)
     facts = {
         "arms": f"{len(document.arms)}",

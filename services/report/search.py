@@ -1,13 +1,14 @@
-"""The figures of what was searched: which parameters decided, and the trials as lines through them."""
+"""The figures of the searched parameters: which of them decided, and the trials as lines through them."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from nas_blockout import plots
 from services.analysis.comparison import ComparisonDocument
-from services.budget.accounting import TERMINAL
 from services.report.figure import Picture, counted
-from services.report.view import ReportView, TrialView, in_order
+from services.report.view import ReportView, in_order
+from services.trial_record import SEARCH, Trial
 
 FEWEST_TRIALS = 4
 MOST_BARS, MOST_PANELS = 48, 6  # in a figure, which is to fit on a page
@@ -16,13 +17,13 @@ Arm = TypeVar("Arm")
 
 def importance(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
     """Yield what the searched parameters of each arm decided, if it was computed."""
-    found = [
+    importances = [
         plots.Importances(name, arm.role, _complete(view, name), view.importance[name])
         for name, arm in in_order(document).items()
         if view.importance.get(name)
     ]
     absent = [name for name in document.arms if not view.importance.get(name)]
-    for number, of, part in _parts(found, [1 + len(each.shares) for each in found], most=MOST_BARS):
+    for number, of, part in _parts(importances, [1 + len(arm.shares) for arm in importances], most=MOST_BARS):
         yield Picture(
             _name("importance", number),
             f"Which parameters decided{_part(number, of)}",
@@ -30,7 +31,7 @@ def importance(view: ReportView, document: ComparisonDocument) -> Iterator[Pictu
             "(PED-ANOVA, Optuna). The upright line is what chance makes of it: the largest share in 19 searches with "
             "the same trials and shuffled scores. Only filled bars are beyond it; there is no band."
             + (f" Too few trials or parameters: {', '.join(absent)}." if absent else ""),
-            counted([each.trials for each in part], "complete trial an arm", "complete trials an arm"),
+            counted([arm.trials for arm in part], "complete trial an arm", "complete trials an arm"),
             "trials.csv, phase search, param.* and validation_accuracy",
             plots.figure_importance(part),
         )
@@ -40,24 +41,24 @@ def _complete(view: ReportView, arm: str) -> int:
     return sum(trial.score is not None and trial.state == "complete" for trial in _trials(view, arm))
 
 
-def _trials(view: ReportView, arm: str) -> list[TrialView]:
-    return [t for t in view.trials if (t.arm, t.phase) == (arm, "search") and t.state in TERMINAL and t.params]
+def _trials(view: ReportView, arm: str) -> list[Trial]:
+    return [t for t in view.trials if (t.arm, t.phase) == (arm, SEARCH) and t.ended and t.values]
 
 
 def parallel(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
     """Yield the trials of each arm's search as lines through their parameters."""
-    found = []
+    searches = []
     for name, arm in in_order(document).items():
         trials = _trials(view, name)
-        names = list(dict.fromkeys(key for trial in trials for key in trial.params))
+        names = list(dict.fromkeys(key for trial in trials for key in trial.values))
         if len(trials) < FEWEST_TRIALS or len(names) < 2:
             continue
-        values = {key: [_plain(trial.params.get(key)) for trial in trials] for key in names}
+        values = {key: [_plain(trial.values.get(key)) for trial in trials] for key in names}
         scores = [t.score if t.state == "complete" and t.score is not None else float("nan") for t in trials]
-        if any(score == score for score in scores):
-            found.append(plots.Searched(name, arm.role, values, scores))
-    limits = plots.limits_of(found)
-    for number, of, part in _parts(found, [1] * len(found), most=MOST_PANELS):
+        if not all(map(math.isnan, scores)):
+            searches.append(plots.Searched(name, arm.role, values, scores))
+    limits = plots.limits_of(searches)
+    for number, of, part in _parts(searches, [1] * len(searches), most=MOST_PANELS):
         yield Picture(
             _name("parallel", number),
             f"Trials of the searches{_part(number, of)}",
@@ -65,17 +66,17 @@ def parallel(view: ReportView, document: ComparisonDocument) -> Iterator[Picture
             "the last axis and has one scale in all panels. Each other axis runs from the smallest to the largest "
             "value that was tried, by logarithms where these are far apart. Thick lines are the best quarter of the "
             "trials, dashed ones that end early are failed or pruned trials. There is no band.",
-            counted([len(each.scores) for each in part], "trial an arm", "trials an arm"),
+            counted([len(search.scores) for search in part], "trial an arm", "trials an arm"),
             "trials.csv, phase search, param.* and validation_accuracy",
             plots.figure_parallel(part, limits=limits),
         )
 
 
-def _parts(found: Sequence[Arm], heights: Sequence[int], *, most: int) -> Iterator[tuple[int, int, list[Arm]]]:
+def _parts(arms: Sequence[Arm], heights: Sequence[int], *, most: int) -> Iterator[tuple[int, int, list[Arm]]]:
     """Yield the arms in parts that fit on a page: the number of the part, how many there are, and its arms."""
     parts: list[list[Arm]] = []
     room = 0
-    for arm, height in zip(found, heights, strict=True):
+    for arm, height in zip(arms, heights, strict=True):
         if not parts or height > room:
             parts.append([])
             room = most

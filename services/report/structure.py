@@ -7,7 +7,8 @@ from nas_blockout import plots
 from services.analysis.comparison import ComparisonDocument
 from services.report import classes
 from services.report.figure import Picture, exported_trial
-from services.report.view import ReportView, TrialView, in_order
+from services.report.view import ReportView, in_order
+from services.trial_record import Trial
 
 GAP_STEPS = {"soft": "soft P", "drawn": "drawn C", "hard": "hard C", "inherited": "inherited", "tuned": "fine-tuned"}
 
@@ -16,9 +17,9 @@ def gaps(view: ReportView, document: ComparisonDocument) -> dict[str, dict[str, 
     """Return, by arm and step from P to a fine-tuned branched network, the validation accuracy of every seed."""
     found: dict[str, dict[str, list[float]]] = {}
     for name in in_order(document):
-        models = [trial for trial in view.models(name) if trial.result.get("gap")]
+        models = [trial for trial in view.models(name) if trial.outcome.get("gap")]
         if models:
-            by_seed = [{**t.result["gap"], "tuned": t.result.get("validation_accuracy")} for t in models]
+            by_seed = [{**t.outcome["gap"], "tuned": t.outcome.get("validation_accuracy")} for t in models]
             found[name] = {
                 text: [float(gap[step]) for gap in by_seed if gap.get(step) is not None]
                 for step, text in GAP_STEPS.items()
@@ -30,10 +31,10 @@ def learned(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]
     """Yield what each arm learned; a placebo learned the same before it was shuffled, and is left out."""
     for number, (name, arm) in enumerate(in_order(document).items()):
         trial = exported_trial(view, name, arm)
-        probabilities = (trial.result.get("probabilities") if trial else None) or {}
+        probabilities = (trial.outcome.get("probabilities") if trial else None) or {}
         if trial is None or arm.role == "placebo":
             continue
-        found = list(_density(number, name, trial, list(probabilities)))
+        found = list(_density(view, number, name, trial, list(probabilities)))
         if probabilities:
             found += [*_masks(number, name, trial), *_projection(view, number, name, trial)]
         if found:
@@ -58,10 +59,12 @@ def gap(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
         )
 
 
-def _density(number: int, name: str, trial: TrialView, layers: Sequence[str]) -> Iterator[Picture]:
+def _density(view: ReportView, number: int, name: str, trial: Trial, layers: Sequence[str]) -> Iterator[Picture]:
     prefix = "blockout/density/"
     records = [
-        record for record in trial.epochs if any(key.startswith(prefix) for key in record.get("telemetry") or {})
+        record
+        for record in view.epochs_of(trial)
+        if any(key.startswith(prefix) for key in record.get("telemetry") or {})
     ]
     if not records:
         return
@@ -87,8 +90,8 @@ def _median(telemetry: Mapping[str, Any], layer: str) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _projection(view: ReportView, number: int, name: str, trial: TrialView) -> Iterator[Picture]:
-    probabilities = trial.result["probabilities"]
+def _projection(view: ReportView, number: int, name: str, trial: Trial) -> Iterator[Picture]:
+    probabilities = trial.outcome["probabilities"]
     *_, last = probabilities.values()
     if len(last[0]) < 2:
         return
@@ -107,8 +110,8 @@ def _projection(view: ReportView, number: int, name: str, trial: TrialView) -> I
     )
 
 
-def _masks(number: int, name: str, trial: TrialView) -> Iterator[Picture]:
-    probabilities = trial.result["probabilities"]
+def _masks(number: int, name: str, trial: Trial) -> Iterator[Picture]:
+    probabilities = trial.outcome["probabilities"]
     if len(probabilities) < 2:
         return
     yield Picture(
@@ -135,7 +138,7 @@ def _architecture(view: ReportView, document: ComparisonDocument, number: int, n
     """Yield the diagram of an arm's exported model, if it has branches."""
     arm = document.arms[name]
     trial = exported_trial(view, name, arm)
-    found = (trial.result.get("architecture") if trial else None) or None
+    found = (trial.outcome.get("architecture") if trial else None) or None
     if trial is None or found is None or all(len(layer["groups"]) == 1 for layer in found["layers"]):
         return
     labels = [label for group in found["layers"][-1]["groups"] for label in group.get("classes") or ()]

@@ -1,22 +1,7 @@
-"""Which trial comes next: a plan over the arms of a study, and Optuna for what to try.
+"""Search: which trial a study runs next. `Scheduler` decides between the arms, Optuna proposes parameters.
 
-Its parts: `trial_state` (trials as the scheduler sees them), `samplers` (proposals by Optuna), `proposals` (asking
-until one is new and allowed), `constraints` (what is allowed), `asha` (which trials are stopped early), `selection`
-(which trial is retrained) and `scheduler`, which decides what runs next.
+Its parts: `scheduler` (what runs next), `proposals` (asking until a proposal is new and within the constraints),
+`samplers` (Optuna), `constraints` (what is allowed), `asha` (early stopping) and `selection` (what is retrained).
+
+Nothing is imported here: the comparison needs `constraints`, and must not wait for Optuna.
 """
-
-from services.search.samplers import ask
-from services.search.scheduler import MOST_FAILURES_IN_A_ROW, Plan
-from services.search.trial_state import RETRAIN, SEARCH, TERMINAL, Entry, Proposal, derived_seed
-
-__all__ = [
-    "MOST_FAILURES_IN_A_ROW",
-    "RETRAIN",
-    "SEARCH",
-    "TERMINAL",
-    "Entry",
-    "Plan",
-    "Proposal",
-    "ask",
-    "derived_seed",
-]

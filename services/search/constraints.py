@@ -1,24 +1,25 @@
-"""What a study's constraints allow: checked on the network before it is trained, as far as it is known by then.
+"""Constraints of a study: checked on the network before it is trained, as far as its structure is known by then.
 
-What is only known once something is learned (branches that are distilled or come from confusions, paths for every
-image) is checked afterwards: such a trial has cost what it cost, but cannot win.
+What is only known after learning (branches that are distilled or found by confusions, the blocks that an image skips)
+is checked afterwards: such a trial is charged what it cost, but cannot win.
 """
 
 from collections.abc import Mapping
 
 from nas_blockout.experiment import Experiment, known_costs, known_network
-from services.search.trial_state import Entry
+from nas_blockout.export import measure_latency
 from services.study_config.search_options import Constraints
+from services.trial_record import SEARCH, Trial
 
-Exceeded = Mapping[str, tuple[float, float]]
+Exceeded = Mapping[str, tuple[float, float]]  # by quantity its value and the limit
 
 
 def exceeded_before(
     experiment: Experiment, constraints: Constraints, *, shape: tuple[int, int, int], classes: int
 ) -> Exceeded:
-    """Return what an untrained network exceeds: by quantity what it has and what it may have.
+    """Return what an untrained network exceeds, by quantity its value and the limit.
 
-    The latency is measured here and now; everything else is counted.
+    Latency is measured on this machine, everything else is counted.
 
     Args:
         experiment: What is proposed.
@@ -29,23 +30,30 @@ def exceeded_before(
     limits = constraints.limits
     if not limits:
         return {}
-    found: dict[str, float] = dict(known_costs(experiment, shape=shape, classes=classes))
+    costs: dict[str, float] = dict(known_costs(experiment, shape=shape, classes=classes))
     if "latency_ms" in limits and (network := known_network(experiment, shape=shape, classes=classes)) is not None:
-        from nas_blockout.export import measure_latency  # only who measures needs it
-
-        found["latency_ms"] = measure_latency(network, shape, batches=(1,))[1]
-    return constraints.exceeded(found)
+        costs["latency_ms"] = measure_latency(network, shape, batches=(1,))[1]
+    return constraints.exceeded(costs)
 
 
-def exceeded_after(entry: Entry, constraints: Constraints) -> Exceeded:
-    """Return what the network that a complete trial ended in exceeds.
+def exceeded_after(trial: Trial, constraints: Constraints) -> Exceeded:
+    """Return what the network exceeds that a complete trial ended in, by quantity its value and the limit.
 
-    A latency that was checked before is not checked again: measured twice it differs.
+    Where the network was known before the training, its latency was checked then and is not checked again: two
+    measurements differ, and a trial that was admitted must not be rejected by noise.
     """
-    names = [name for name in constraints.limits if name != "latency_ms" or entry.experiment.derivation is not None]
-    return constraints.exceeded({name: entry.measured(name) for name in names})
+    if not constraints.limits:
+        return {}
+    names = [name for name in constraints.limits if name != "latency_ms" or trial.config.derivation is not None]
+    return constraints.exceeded({name: trial.measured(name) for name in names})
 
 
-def in_words(exceeded: Exceeded) -> str:
-    """Return what is exceeded as a person says it."""
-    return ", ".join(f"{name} {found:,.6g} exceeds {limit:,.6g}" for name, (found, limit) in exceeded.items())
+def could_win(trial: Trial, constraints: Constraints) -> bool:
+    """Return whether a trial may be retrained: it searched, is complete, and ended within the constraints."""
+    is_candidate = trial.phase == SEARCH and trial.state == "complete" and trial.score is not None
+    return is_candidate and not exceeded_after(trial, constraints)
+
+
+def describe_exceeded(exceeded: Exceeded) -> str:
+    """Return the exceeded constraints as text, such as ``macs 1,200 exceeds 1,000``."""
+    return ", ".join(f"{name} {value:,.6g} exceeds {limit:,.6g}" for name, (value, limit) in exceeded.items())

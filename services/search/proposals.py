@@ -1,34 +1,36 @@
-"""What one arm tries next: asked of its searcher until it is new and within the constraints, or found nowhere."""
+"""What one arm tries next: its sampler is asked until a proposal is new and within the constraints, or none is left."""
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import cast
 
+import search_spaces
 from nas_blockout.experiment import Experiment
-from search_spaces import Context, Point, Space, Trial
-from services.search.constraints import exceeded_before, in_words
-from services.search.samplers import ask, chosen, fixed
-from services.search.trial_state import Entry, derived_seed
+from search_spaces import Context, Point, Space
+from services.search.constraints import describe_exceeded, exceeded_before
+from services.search.samplers import Asked, ask, fixed, suggested
 from services.study_config.schema import Arm
+from services.trial_record import Infeasible, Params, Trial
 
-FRESH_ASKS = 16
+REPEATED_ASKS = 16
 MOST_ASKS = 100
-# How often a searcher is asked before chance helps it out of what is known or refused. What was not trained teaches a
-# Gaussian process nothing: asked again, it says much the same, and takes a second for it.
-_PATIENCE = {"random": MOST_ASKS, "tpe": FRESH_ASKS, "gp": 2}
+# Asks before random sampling takes over. A proposal that was never trained teaches a Gaussian process nothing: asked
+# again, it proposes much the same point, after a second of fitting.
+_PATIENCE = {"random": MOST_ASKS, "tpe": REPEATED_ASKS, "gp": 2}
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """What was found.
+class Proposal:
+    """A configuration to train.
 
     Args:
-        experiment: What to run, or, where nothing was found, what was refused last.
-        parameters: As in `Entry`.
+        experiment: What to run; where the search is exhausted, the last proposal, which is not run.
+        params: What the search chose and what it rejected before, or why it is exhausted.
     """
 
     experiment: Experiment
-    parameters: Mapping[str, Any]
+    params: Params
 
     @property
     def architecture_hash(self) -> str | None:
@@ -37,90 +39,89 @@ class Draft:
 
 
 @dataclass(slots=True)
-class Search:
-    """The next proposal of an arm.
+class ProposalSearch:
+    """One search for the next proposal of an arm.
 
     Args:
         arm: The arm.
         space: Its spaces, composed.
         context: What they start from.
-        completed: Its search trials so far, in the order of their numbers.
+        trials: Its search trials so far, in the order of their numbers.
         seed: Of the study.
-        finish: Makes of what a space gives the experiment that would be run.
+        finish: Turns the experiment that a space returns into the one that is run.
         points: The grid, of an arm that is searched on one.
     """
 
     arm: Arm
     space: Space
     context: Context
-    completed: Sequence[Entry]
+    trials: Sequence[Trial]
     seed: int
     finish: Callable[[Experiment], Experiment]
     points: Sequence[Point] = ()
-    _infeasible: list[Mapping[str, Any]] = field(default_factory=list, init=False)
+    _infeasible: list[Infeasible] = field(default_factory=list, init=False)
 
-    def draft(self) -> Draft:
-        """Return the first proposal that may be trained and has an architecture that is new to the arm.
+    def propose(self) -> Proposal:
+        """Return the first proposal that is within the constraints and whose architecture is new to the arm.
 
-        An architecture that is known is asked again 15 times and then accepted: it is a replicate. What exceeds a
-        constraint is refused, told to the searcher, and asked again until there have been 100 proposals.
+        A known architecture is asked for again 15 times and then accepted as a replicate. A proposal that exceeds a
+        constraint is reported to the sampler as infeasible, and the search is exhausted after 100 of them.
         """
-        known = {entry.architecture_hash for entry in self.completed if entry.architecture_hash}
-        repeats, draft = 0, None
+        known = {trial.architecture_hash for trial in self.trials if trial.architecture_hash}
+        constraints = self.arm.rules.constraints
+        repeats, proposal = 0, None
         for attempt in range(MOST_ASKS):
             asked = self._ask(attempt)
             if asked is None:
                 break
-            draft = self._drafted(asked)
-            exceeded = exceeded_before(
-                draft.experiment, self.arm.rules.constraints, shape=self.context.shape, classes=self.context.classes
-            )
+            experiment = self.space(cast(search_spaces.Trial, asked), self.context)
+            # The seed depends on the number of the trial, not on the attempt: rejected proposals change no training.
+            experiment = replace(experiment, seed=derived_seed(self.seed, len(self.trials), REPEATED_ASKS))
+            proposal = Proposal(self.finish(experiment), suggested(asked))
+            shape, classes = self.context.shape, self.context.classes
+            exceeded = exceeded_before(proposal.experiment, constraints, shape=shape, classes=classes)
             if exceeded:
-                self._infeasible.append(
-                    {**draft.parameters, "exceeded": {name: list(e) for name, e in exceeded.items()}}
-                )
+                params = proposal.params
+                self._infeasible.append(Infeasible(params.values, params.distributions, exceeded))
                 continue
             repeats += 1
-            if self.points or draft.architecture_hash not in known or repeats == FRESH_ASKS:
-                return self._accepted(draft)
-        assert draft is not None, "a search that has nothing left to propose is not asked"
-        return self._given_up(draft)
+            if self.points or proposal.architecture_hash not in known or repeats == REPEATED_ASKS:
+                return replace(proposal, params=replace(proposal.params, infeasible=tuple(self._infeasible)))
+        assert proposal is not None, "an arm whose search is exhausted is not asked again"
+        return self._exhausted(proposal)
 
-    def _ask(self, attempt: int) -> Any:
+    def _ask(self, attempt: int) -> Asked | None:
+        """Return an Optuna trial that suggests parameters, or None if the grid has no point left."""
         if self.points:
-            place = tried(self.completed) + len(self._infeasible)
+            place = tried(self.trials) + len(self._infeasible)
             order = shuffled(len(self.points), self.seed)
             return fixed(self.points[order[place]]) if place < len(order) else None
         searcher = self.arm.searcher if attempt < _PATIENCE[self.arm.searcher] else "random"
-        seed = derived_seed(self.seed, len(self.completed), attempt)
-        return ask(searcher, self.completed, seed, rules=self.arm.rules, infeasible=self._infeasible)
+        seed = derived_seed(self.seed, len(self.trials), attempt)
+        return ask(searcher, self.trials, seed, rules=self.arm.rules, infeasible=self._infeasible)
 
-    def _drafted(self, trial: Any) -> Draft:
-        experiment = self.space(cast(Trial, trial), self.context)
-        experiment = replace(experiment, seed=derived_seed(self.seed, len(self.completed), FRESH_ASKS))
-        return Draft(self.finish(experiment), chosen(trial))
-
-    def _accepted(self, draft: Draft) -> Draft:
-        return (
-            replace(draft, parameters={**draft.parameters, "infeasible": self._infeasible})
-            if self._infeasible
-            else draft
+    def _exhausted(self, last: Proposal) -> Proposal:
+        nearest = min(
+            self._infeasible, key=lambda proposal: sum(value / limit for value, limit in proposal.exceeded.values())
         )
-
-    def _given_up(self, draft: Draft) -> Draft:
-        least = min(self._infeasible, key=lambda each: sum(found / limit for found, limit in each["exceeded"].values()))
         reason = (
             f"no network within the constraints among {len(self._infeasible)} proposals; the nearest: "
-            f"{in_words(least['exceeded'])}"
+            f"{describe_exceeded(nearest.exceeded)}"
         )
-        return replace(draft, parameters={"infeasible": self._infeasible, "search_exhausted": reason})
+        return replace(last, params=Params(infeasible=tuple(self._infeasible), search_exhausted=reason))
 
 
-def tried(completed: Sequence[Entry]) -> int:
-    """Return how many points of a grid have been proposed, those that were refused among them."""
-    return sum(len(entry.infeasible) + (entry.search_exhausted is None) for entry in completed)
+def tried(trials: Sequence[Trial]) -> int:
+    """Return how many points of a grid have been proposed, infeasible ones included."""
+    return sum(len(trial.infeasible) + (trial.search_exhausted is None) for trial in trials)
 
 
 def shuffled(count: int, seed: int) -> list[int]:
-    """Return the order in which the points of a grid are tried: if the budget ends early, all sides have been seen."""
+    """Return a random order of the points of a grid, so that a budget that ends early has sampled the whole grid."""
     return sorted(range(count), key=lambda place: derived_seed(seed, count, place))
+
+
+def derived_seed(*parts: int) -> int:
+    """Return a seed in ``[0, 2**31)`` that depends on all parts and on nothing else."""
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

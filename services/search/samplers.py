@@ -1,61 +1,64 @@
-"""Optuna: what a search tries next, given the trials told so far."""
+"""Optuna: proposes parameters, given the trials completed so far."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState, create_trial
 
 from services.search.constraints import exceeded_after
-from services.search.trial_state import TERMINAL, Entry
 from services.study_config.search_options import Rules
+from services.trial_record import Infeasible, Params, Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+Asked = BaseTrial  # what a space takes its parameters from
+
 
 def ask(
-    searcher: str, completed: Sequence[Entry], seed: int, *, rules: Rules | None = None, infeasible: Sequence[Any] = ()
+    searcher: str,
+    trials: Sequence[Trial],
+    seed: int,
+    *,
+    rules: Rules | None = None,
+    infeasible: Sequence[Infeasible] = (),
 ) -> optuna.Trial:
-    """Return a fresh Optuna trial of a search that knows the trials told so far.
+    """Return a fresh Optuna trial of a study that has been told the trials so far.
 
-    Complete trials are told with what they ended in, pruned ones as pruned with their last value, failed ones as
-    failed; those that still run are left out. What was refused, or exceeds a limit after all, is told as infeasible.
+    Complete trials are told with their values, pruned ones as pruned with their last value, failed ones as failed;
+    trials that still run are left out. Infeasible proposals, and trials that exceed a limit after all, are told as
+    pruned with their constraints.
 
     Args:
         searcher: ``random``, ``tpe`` or ``gp``.
-        completed: Trials of the arm in the order of their numbers.
+        trials: Search trials of the arm in the order of their numbers.
         seed: Of the sampler.
-        rules: What is searched for and what is allowed.
-        infeasible: What has just been refused, in the same form as in the parameters of an entry.
+        rules: Objectives and constraints.
+        infeasible: Proposals that have been rejected since the last trial.
     """
     rules = rules or Rules()
-    directions = [direction(objective) for objective in rules.objectives]
+    directions = [
+        StudyDirection.MAXIMIZE if objective == "accuracy" else StudyDirection.MINIMIZE
+        for objective in rules.objectives
+    ]
     study = optuna.create_study(directions=directions, sampler=_sampler(searcher, seed, rules.n_startup_trials))
-    if searcher != "random":  # it draws the same whatever it was told, and telling it takes time
-        study.add_trials(
-            [*(trial for entry in completed for trial in _frozen(entry, rules)), *map(_infeasible, infeasible)]
-        )
+    if searcher != "random":  # random sampling ignores the history, and telling it takes time
+        study.add_trials([*(told for trial in trials for told in _frozen(trial, rules)), *map(_pruned, infeasible)])
     return study.ask()
 
 
 def fixed(point: Mapping[str, Any]) -> FixedTrial:
-    """Return a trial that answers with given parameters."""
+    """Return an Optuna trial that suggests given parameters."""
     return FixedTrial(dict(point))
 
 
-def chosen(trial: BaseTrial) -> dict[str, Any]:
-    """Return what a trial was asked for, as plain JSON types: its ``values`` and their ``distributions``."""
-    return {
-        "values": dict(trial.params),
-        "distributions": {name: distribution_to_json(value) for name, value in trial.distributions.items()},
-    }
-
-
-def direction(objective: str) -> Literal["maximize", "minimize"]:
-    """Return whether an objective should be high or low, as Optuna says it."""
-    return "maximize" if objective == "accuracy" else "minimize"
+def suggested(trial: BaseTrial) -> Params:
+    """Return the parameters that an Optuna trial has suggested."""
+    distributions = {name: distribution_to_json(value) for name, value in trial.distributions.items()}
+    return Params(values=dict(trial.params), distributions=distributions)
 
 
 def _sampler(searcher: str, seed: int, n_startup_trials: int) -> BaseSampler:
@@ -66,32 +69,35 @@ def _sampler(searcher: str, seed: int, n_startup_trials: int) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-def _frozen(entry: Entry, rules: Rules) -> Iterator[FrozenTrial]:
-    yield from map(_infeasible, entry.infeasible)
-    if entry.state not in TERMINAL or entry.parameters is None or "values" not in entry.parameters:
+def _frozen(trial: Trial, rules: Rules) -> Iterator[FrozenTrial]:
+    yield from map(_pruned, trial.infeasible)
+    if not trial.ended or not trial.is_suggested:
         return
-    values = [entry.measured(objective) for objective in rules.objectives]
-    if entry.state == "complete" and (exceeded := exceeded_after(entry, rules.constraints)):
-        yield _infeasible({**entry.parameters, "exceeded": exceeded})
-    elif entry.state == "complete" and None not in values:
-        yield _told(entry.parameters, TrialState.COMPLETE, values=values)
-    elif entry.state == "pruned" and entry.stopped is not None:
-        rung, value = entry.stopped
-        yield _told(entry.parameters, TrialState.PRUNED, intermediate_values={rung: value})
+    values = [trial.measured(objective) for objective in rules.objectives]
+    if trial.state == "complete" and (exceeded := exceeded_after(trial, rules.constraints)):
+        yield _pruned(Infeasible(trial.values, trial.distributions, exceeded))
+    elif trial.state == "complete" and None not in values:
+        yield _told(trial, TrialState.COMPLETE, values=values)
+    elif (stopped := trial.stopped_at) is not None:
+        epoch, accuracy = stopped
+        yield _told(trial, TrialState.PRUNED, intermediate_values={epoch: accuracy})
     else:
-        yield _told(entry.parameters, TrialState.FAIL)
+        yield _told(trial, TrialState.FAIL)
 
 
-def _infeasible(proposal: Mapping[str, Any]) -> FrozenTrial:
-    """Tell TPE, by how much each limit is exceeded; a Gaussian process learns nothing from what was not trained."""
-    amounts = {name: found / limit - 1 for name, (found, limit) in proposal["exceeded"].items()}
+def _pruned(proposal: Infeasible) -> FrozenTrial:
+    """Return an infeasible proposal as TPE learns from it: pruned, with the share by which each limit is exceeded.
+
+    The Gaussian process ignores it: without a value it has nothing to fit.
+    """
+    amounts = {name: value / limit - 1 for name, (value, limit) in proposal.exceeded.items()}
     return _told(proposal, TrialState.PRUNED, constraints=amounts)
 
 
-def _told(proposal: Mapping[str, Any], state: TrialState, **outcome: Any) -> FrozenTrial:
+def _told(source: Trial | Infeasible, state: TrialState, **outcome: Any) -> FrozenTrial:
     return create_trial(
         state=state,
-        params=dict(proposal["values"]),
-        distributions={name: json_to_distribution(text) for name, text in proposal["distributions"].items()},
+        params=dict(source.values),
+        distributions={name: json_to_distribution(text) for name, text in source.distributions.items()},
         **outcome,
     )

@@ -2,33 +2,32 @@
 
 from collections.abc import Sequence
 
-from services.search.trial_state import Entry
 from services.study_config.search_options import Selection
+from services.trial_record import Trial
 
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # 0.9 - 0.1 is not exactly 0.8: a trial on the edge of the tolerance counts as within it
 
 
-def chosen_of(complete: Sequence[Entry], selection: Selection | None) -> Entry | None:
-    """Return the trial with the best score, or the least of what is preferred among those almost as good.
+def select(complete: Sequence[Trial], selection: Selection | None) -> Trial | None:
+    """Return the trial with the best score, or, of those almost as good, the one with the least of an objective.
 
     Args:
         complete: Trials with a score.
-        selection: What should be least, and how far below the best score it may lie.
+        selection: The objective, and how far below the best score a trial may lie; None for the best score alone.
     """
     best = max(complete, key=_rank, default=None)
     if best is None or selection is None:
         return best
-    assert best.score is not None
-    lowest, objective = best.score - selection.tolerance, selection.objective
-    near = [entry for entry in complete if entry.score is not None and entry.score >= lowest - _ROUNDING]
-    return min(near, key=lambda entry: (_least(entry, objective), *(-part for part in _rank(entry))))
+    lowest = _rank(best)[0] - selection.tolerance - _ROUNDING
+    near = [trial for trial in complete if _rank(trial)[0] >= lowest]
+
+    def least_then_best(trial: Trial) -> tuple[float, ...]:
+        amount = trial.measured(selection.objective)
+        return (float("inf") if amount is None else amount, *(-part for part in _rank(trial)))
+
+    return min(near, key=least_then_best)
 
 
-def _rank(entry: Entry) -> tuple[float, int]:
-    assert entry.score is not None, "a complete trial has a score"
-    return entry.score, -entry.number
-
-
-def _least(entry: Entry, objective: str) -> float:
-    found = entry.measured(objective)
-    return float("inf") if found is None else found
+def _rank(trial: Trial) -> tuple[float, int]:
+    assert trial.score is not None, "a complete trial has a score"
+    return trial.score, -trial.number  # of equals the first

@@ -39,7 +39,6 @@ from services.store.records import (
     StudyRow,
     StudyStatus,
     TokenRow,
-    TrialRow,
 )
 from services.store.studies import Studies, this_process
 from services.store.tokens import Tokens
@@ -68,7 +67,6 @@ __all__ = [
     "Taken",
     "TokenRow",
     "TooMany",
-    "TrialRow",
     "this_process",
 ]
 

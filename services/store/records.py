@@ -12,7 +12,6 @@ ATTEMPT_STATES = ("running", "complete", "failed", "lost")
 QUEUE_STATES = ("queued", "running", "cancelling", "complete", "failed", "cancelled")
 SCOPES = ("read", "write")
 ENDED_STUDY = frozenset({"complete", "failed", "cancelled"})
-ENDED_TRIAL = frozenset({"complete", "failed", "pruned"})
 OPEN_QUEUE = frozenset({"queued", "running", "cancelling"})
 STALE_SECONDS = 30.0
 
@@ -92,57 +91,6 @@ class EventRow:
     at: datetime
     kind: str
     detail: Json
-
-
-@dataclass(frozen=True, slots=True)
-class TrialRow:
-    """A trial.
-
-    Args:
-        id: Identity in the store.
-        study: Name of the study.
-        arm: Name of the contestant.
-        phase: ``search`` or ``retrain``.
-        number: Position among the trials of the arm and phase, from 0.
-        seed: Seed of its experiment.
-        state: ``queued``, ``running``, ``complete``, ``failed`` or ``pruned``.
-        planned: Sample passes that it is meant to cost.
-        sample_passes: Sample passes that it has cost so far.
-        seconds: Measured seconds that it has cost so far.
-        suggest_seconds: What proposing it took.
-        score: Validation accuracy, or None.
-        replicate_of: Number of the search trial of the same arm that had the same architecture, or None.
-        architecture_hash: Canonical hash of the architecture that was proposed, or None.
-        reason: Why it failed or was pruned, or None.
-        created_at: When it was proposed.
-        started_at: When its first attempt began.
-        finished_at: When it ended.
-        params: What the search chose.
-        experiment: What is run.
-        result: What it ended in, or None.
-    """
-
-    id: int
-    study: str
-    arm: str
-    phase: str
-    number: int
-    seed: int
-    state: str
-    planned: int
-    sample_passes: int
-    seconds: float
-    suggest_seconds: float
-    score: float | None
-    replicate_of: int | None
-    architecture_hash: str | None
-    reason: str | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    params: Json = field(repr=False)
-    experiment: Json = field(repr=False)
-    result: Json | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

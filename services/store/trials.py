@@ -16,15 +16,14 @@ from services.store.database import Database
 from services.store.errors import NotFound, StateError, StudyConflict
 from services.store.records import (
     ENDED_STUDY,
-    ENDED_TRIAL,
     PHASES,
     TRIAL_STATES,
     AttemptRow,
     EpochRow,
     Json,
     SpentRow,
-    TrialRow,
 )
+from services.trial_record import TERMINAL, Trial
 
 _NAMES_COMPARED = 500
 _EPOCH_COLUMNS = ("epoch", "stage", "sample_passes", "seconds")
@@ -50,7 +49,7 @@ class Trials:
         architecture_hash: str | None = None,
         replicate_of: int | None = None,
         suggest_seconds: float = 0.0,
-    ) -> TrialRow:
+    ) -> Trial:
         """Queue a trial, or return the one of the same arm, phase and number that is there.
 
         Args:
@@ -102,7 +101,7 @@ class Trials:
             )
         return row
 
-    def trial(self, trial: int) -> TrialRow:
+    def trial(self, trial: int) -> Trial:
         """Return a trial by its identity."""
         with self._database.reading() as connection:
             row = connection.execute(_select_trials().where(tables.trials.c.id == trial)).mappings().one_or_none()
@@ -112,7 +111,7 @@ class Trials:
 
     def trials(
         self, study: str, *, arm: str | None = None, phase: str | None = None, state: str | None = None
-    ) -> tuple[TrialRow, ...]:
+    ) -> tuple[Trial, ...]:
         """Return the trials of a study in the order in which they were proposed."""
         query = _select_trials().order_by(tables.trials.c.id)
         if arm is not None:
@@ -138,7 +137,7 @@ class Trials:
         attempts, now = tables.attempts.c, _now()
         with self._database.writing() as connection:
             row = _trial_for_update(connection, trial)
-            if row["state"] in ENDED_TRIAL:
+            if row["state"] in TERMINAL:
                 raise _ended(trial, row["state"], "running")
             _end_attempts(connection, attempts.trial_id == trial, "lost", now)
             last = connection.scalars(sa.select(sa.func.max(attempts.number)).where(attempts.trial_id == trial)).one()
@@ -218,13 +217,13 @@ class Trials:
             ValueError: A complete trial without a finite score, or a failed one without a reason.
             StateError: It has ended in another state, or is to be complete and does not run.
         """
-        _check_end(trial, one_of("state in which a trial ends", state, sorted(ENDED_TRIAL)), score, reason)
+        _check_end(trial, one_of("state in which a trial ends", state, sorted(TERMINAL)), score, reason)
         now, text = _now(), storable(reason) if reason else None
         with self._database.writing() as connection:
             before = _trial_for_update(connection, trial)["state"]
             if before == state:
                 return
-            if before in ENDED_TRIAL or (before == "queued" and state == "complete"):
+            if before in TERMINAL or (before == "queued" and state == "complete"):
                 raise _ended(trial, before, state)
             document = finite(result) if result is not None else None
             if document and document.get("architecture") and document.get("architecture_hash"):
@@ -317,8 +316,8 @@ def _select_trials() -> sa.Select[Any]:
     return sa.select(*names, *columns).join_from(tables.trials, tables.arms).join(tables.studies)
 
 
-def _trial_row(row: RowMapping) -> TrialRow:
-    return TrialRow(**row)
+def _trial_row(row: RowMapping) -> Trial:
+    return Trial(**row)
 
 
 def _trial_for_update(connection: Connection, trial: int) -> RowMapping:
@@ -374,7 +373,7 @@ def _check_end(trial: int, state: str, score: float | None, reason: str | None) 
 
 
 def _ended(trial: int, before: str, after: str) -> StateError:
-    rule = "what has ended stays so" if before in ENDED_TRIAL else "start an attempt first"
+    rule = "what has ended stays so" if before in TERMINAL else "start an attempt first"
     return StateError(f"trial {trial} is {before!r} and cannot become {after!r}: {rule}")
 
 
@@ -382,7 +381,7 @@ def _ended(trial: int, before: str, after: str) -> StateError:
 def _select_spent() -> sa.Select[Any]:
     """Return the query for what a study has spent; made once, which takes longer than to answer it."""
     columns, arms = tables.trials.c, tables.arms.c
-    of = {state: sa.case((columns.state == state, columns.sample_passes), else_=0) for state in ENDED_TRIAL}
+    of = {state: sa.case((columns.state == state, columns.sample_passes), else_=0) for state in TERMINAL}
     return (
         sa.select(
             arms.name.label("arm"),

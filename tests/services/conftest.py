@@ -21,12 +21,12 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from services.execution.driver import entry_of
 from services.mlflow_sync import check
-from services.search import SEARCH, Plan, Proposal
+from services.search.scheduler import Scheduler
 from services.store import Store
 from services.store.tables import METADATA
 from services.study_config.schema import Study
+from services.trial_record import SEARCH, Trial
 from tests.once import once
 
 _ORDINARY_USERS = ("postgres", "nobody")
@@ -189,34 +189,32 @@ def pretend() -> Callable[..., None]:
 def pretend_to_run(store: Store, study: Study, *, max_concurrent_trials: int, seed: int = 0) -> None:
     rng, running = random.Random(seed), []
     images = int(study.config.data["train_samples"])
-    entries = map(entry_of, store.trials(study.name))
-    plan = Plan(study, shape=(1, 8, 8), classes=10, images=images, entries=entries)
+    scheduler = Scheduler(study, shape=(1, 8, 8), classes=10, images=images, trials=store.trials(study.name))
     while True:
-        while len(running) < max_concurrent_trials and (proposal := plan.next()) is not None:
+        while len(running) < max_concurrent_trials and (proposal := scheduler.next()) is not None:
             running.append(_add(store, study, proposal))
-            plan.update(replace(proposal.entry, state="running"))
+            scheduler.update(replace(proposal, state="running"))
         if not running:
             return
         trial = running.pop(rng.randrange(len(running)))
         _end(store, trial)
-        plan.update(entry_of(store.trial(trial)))
+        scheduler.update(store.trial(trial))
 
 
-def _add(store: Store, study: Study, proposal: Proposal) -> int:
-    entry = proposal.entry
-    architecture = entry.experiment.architecture
+def _add(store: Store, study: Study, proposal: Trial) -> int:
+    architecture = proposal.config.architecture
     row = store.add_trial(
         study.name,
-        arm=entry.arm,
-        phase=entry.phase,
-        number=entry.number,
-        seed=entry.seed,
-        experiment=entry.experiment.to_json(),
-        params=entry.parameters or {},
+        arm=proposal.arm,
+        phase=proposal.phase,
+        number=proposal.number,
+        seed=proposal.seed,
+        experiment=proposal.experiment,
+        params=proposal.params,
         architecture=architecture.to_json() if architecture else None,
-        architecture_hash=entry.architecture_hash,
+        architecture_hash=proposal.architecture_hash,
         replicate_of=proposal.replicate_of,
-        planned=entry.planned,
+        planned=proposal.planned,
     )
     store.start_attempt(row.id)
     return row.id

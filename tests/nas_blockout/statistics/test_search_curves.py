@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas_blockout.statistics.search_curves import best_so_far, cost_to_reach, hypervolume, pareto_front, quartile_band
-
-POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12)
+from nas_blockout.statistics.search_curves import best_so_far, cost_to_reach, quartile_band
 
 
 def test_the_best_so_far_never_falls_and_failures_cost() -> None:
@@ -64,39 +62,3 @@ def test_a_band_needs_a_search() -> None:
 def test_the_cost_to_reach_a_score_is_that_of_the_first_trial_that_had_it() -> None:
     curve = best_so_far([10, 10, 5], [math.nan, 0.5, 0.7])
     assert (cost_to_reach(curve, 0.5), cost_to_reach(curve, 0.6), cost_to_reach(curve, 0.8)) == (20, 25, None)
-
-
-def test_the_front_leaves_out_what_is_beaten() -> None:
-    assert pareto_front([0.9, 0.8, 0.85, 0.9], [10, 5, 7, 12]) == (1, 2, 0)
-
-
-def test_the_hypervolume_of_a_hand_worked_case() -> None:
-    # (0.8 - 0.5) * (7 - 5) + (0.9 - 0.5) * (10 - 7), and a point outside the reference
-    assert hypervolume([0.8, 0.9, 0.95], [5, 7, 11], reference=(0.5, 10)) == pytest.approx(0.6 + 1.2)
-
-
-def test_points_no_better_than_the_reference_add_nothing() -> None:
-    assert hypervolume([0.5, 0.9], [1, 10], reference=(0.5, 10)) == 0.0
-
-
-@given(POINTS)
-@settings(max_examples=50, deadline=None)
-def test_the_front_is_what_no_point_dominates(points: list[tuple[int, int]]) -> None:
-    front = pareto_front([s for s, _ in points], [c for _, c in points])
-    expected = {(s, c) for s, c in points if not any(t >= s and d <= c and (t, d) != (s, c) for t, d in points)}
-    assert {points[index] for index in front} == expected
-    assert len(front) == len(expected)
-    assert [points[index][1] for index in front] == sorted(points[index][1] for index in front)
-
-
-@given(POINTS)
-@settings(max_examples=50, deadline=None)
-def test_the_hypervolume_counts_the_dominated_cells(points: list[tuple[int, int]]) -> None:
-    cells = sum(any(s >= x + 1 and c <= y for s, c in points) for x in range(2, 9) for y in range(8))
-    assert hypervolume([s for s, _ in points], [c for _, c in points], reference=(2, 8)) == pytest.approx(cells)
-
-
-@pytest.mark.parametrize(("scores", "costs"), [([0.5], [1.0, 2.0]), ([math.nan], [1.0]), ([0.5], [math.inf])])
-def test_fronts_of_impossible_points_are_refused(scores: list[float], costs: list[float]) -> None:
-    with pytest.raises(ValueError, match="as many finite costs"):
-        pareto_front(scores, costs)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from services.analysis.comparison import ComparisonDocument, Trial, build, family, role, search_curves
+from services.analysis.comparison import ComparisonDocument, build, family, role, search_curves
 from services.study_config.schema import Study, parse, resolve
+from services.trial_record import Trial
 
 SEEDS = [0, 1, 2, 3, 4]
 PASSES = 4800

@@ -1,6 +1,7 @@
 """Importance finds the parameter that decides, and is held against shuffled scores."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
 
 from services.analysis.importance import FEWEST_TRIALS, importances
+from services.trial_record import SEARCH, Params, Trial
 
 SPACE = {
     "rate": FloatDistribution(1e-4, 1e-1, log=True),
@@ -17,14 +19,19 @@ SPACE = {
 TEXTS = {name: distribution_to_json(distribution) for name, distribution in SPACE.items()}
 
 
-def search(trials: int, *, seed: int = 0, matters: float = 1.0) -> list[tuple[dict[str, Any], float]]:
+def trial_of(values: dict[str, Any], score: float, number: int = 0) -> Trial:
+    params = Params(values, {name: TEXTS[name] for name in values})
+    return Trial("arm", SEARCH, number, number, "complete", score=score, params=params.to_json())
+
+
+def search(trials: int, *, seed: int = 0, matters: float = 1.0) -> list[Trial]:
     """Trials whose score depends on `width` alone, as far as it `matters`."""
     draws = random.Random(seed)
     found = []
-    for _ in range(trials):
+    for number in range(trials):
         values = {"rate": 10 ** draws.uniform(-4, -1), "width": draws.random(), "deep": draws.random() < 0.5}
         score = matters * values["width"] + (1 - matters) * draws.random()
-        found.append(({"values": values, "distributions": TEXTS}, score))
+        found.append(trial_of(values, score, number))
     return found
 
 
@@ -49,17 +56,22 @@ def test_it_is_the_same_every_time() -> None:
 
 def test_parameters_of_some_trials_only_are_known_too() -> None:
     trials = search(12)
-    for parameters, _ in trials[::2]:
-        parameters["values"].pop("deep")
-        parameters["distributions"] = {name: text for name, text in TEXTS.items() if name != "deep"}
+    for number, trial in enumerate(trials[::2]):
+        values = {name: value for name, value in trial.values.items() if name != "deep"}
+        trials[2 * number] = trial_of(values, trial.score or 0.0)
     assert set(importances(trials)) == set(SPACE)
 
 
 @pytest.mark.parametrize(
     "trials",
-    [search(FEWEST_TRIALS - 1), [(parameters, 0.5) for parameters, _ in search(10)], [], [({}, 0.1), ({}, 0.2)] * 4],
+    [
+        search(FEWEST_TRIALS - 1),
+        [replace(trial, score=0.5) for trial in search(10)],
+        [],
+        [trial_of({}, 0.1), trial_of({}, 0.2)] * 4,
+    ],
 )
-def test_too_little_says_nothing(trials: list[tuple[dict[str, Any], float]]) -> None:
+def test_too_little_says_nothing(trials: list[Trial]) -> None:
     assert importances(trials) == {}
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from services.analysis.comparison import ComparisonDocument, Trial, build
+from services.analysis.comparison import ComparisonDocument, build
 from services.analysis.robustness import RobustnessResult
 from services.study_config.schema import Study, StudyError, json_schema, parse, parse_resolved, resolve
+from services.trial_record import Trial
 
 SEEDS = [0, 1, 2, 3, 4]
 ARMS = {"dense": {}, "dropout": {"method": {"name": "dropout"}}, "dropblock": {"method": {"name": "dropblock"}}}

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
-from services.analysis.comparison import ComparisonDocument, Trial, build
-from services.analysis.pareto import front, hypervolume
+from services.analysis.comparison import ComparisonDocument, build
+from services.analysis.pareto import hypervolume_share
 from services.study_config.schema import Study, parse, resolve
+from services.trial_record import Trial
 
 PASSES = 4800
+NOTHING: dict[str, Any] = {"values": {}, "distributions": {}, "exceeded": {}}
 TWO = {"objectives": ["accuracy", "macs"]}
 
 
@@ -44,8 +46,9 @@ def searched(arm: str, *points: tuple[float, int], state: str = "complete", **mo
 
 def test_a_front_is_what_nothing_else_beats_in_everything() -> None:
     points = [(0.8, 100), (0.6, 50), (0.5, 100), (0.8, 120), (0.6, 50), (0.9, 300), (0.55, 50)]
-    assert front([{"accuracy": accuracy, "macs": macs} for accuracy, macs in points]) == [0, 1, 4, 5]
-    assert front([]) == []
+    front = build(study_of({"a": TWO}), searched("a", *points)).arms["a"].front
+    assert front is not None
+    assert sorted(trial.number for trial in front.trials) == [0, 1, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -61,14 +64,14 @@ def test_a_front_is_what_nothing_else_beats_in_everything() -> None:
 )
 def test_hypervolumes_in_two_objectives_worked_by_hand(points: list[tuple[float, int]], volume: float) -> None:
     values = [{"accuracy": accuracy, "macs": float(macs)} for accuracy, macs in points]
-    assert hypervolume(values, {"accuracy": 0.0, "macs": 200.0}) == pytest.approx(volume)
+    assert hypervolume_share(values, {"accuracy": 0.0, "macs": 200.0}) == pytest.approx(volume)
 
 
 def test_a_hypervolume_in_three_objectives_worked_by_hand() -> None:
     points = [{"accuracy": 0.5, "macs": 5.0, "parameters": 20.0}, {"accuracy": 0.25, "macs": 2.5, "parameters": 30.0}]
     reference = {"accuracy": 0.0, "macs": 10.0, "parameters": 40.0}
     # boxes of 1/2 x 1/2 x 1/2 and 1/4 x 3/4 x 1/4, which share 1/4 x 1/2 x 1/4
-    assert hypervolume(points, reference) == pytest.approx(1 / 8 + 3 / 64 - 1 / 32)
+    assert hypervolume_share(points, reference) == pytest.approx(1 / 8 + 3 / 64 - 1 / 32)
 
 
 def test_fronts_of_arms_with_the_same_objectives_have_one_reference_point() -> None:
@@ -106,7 +109,7 @@ def test_what_did_not_complete_or_exceeds_a_constraint_is_on_no_front() -> None:
 
 
 def test_replicates_and_refusals_are_counted() -> None:
-    first, *rest = searched("a", (0.8, 100), (0.7, 90), (0.6, 80), replicate_of=0, infeasible=3)
+    first, *rest = searched("a", (0.8, 100), (0.7, 90), (0.6, 80), replicate_of=0, params={"infeasible": [NOTHING] * 3})
     document = build(study_of({"a": {}}), [first, *rest])
     assert (document.arms["a"].replicates, document.arms["a"].infeasible) == (3, 9)
 

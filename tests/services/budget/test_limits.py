@@ -6,27 +6,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.budget.limits import RETRAINING_MARGIN, Charge, ended_by, limits, shares, trials_left
-from services.search import RETRAIN, SEARCH, Plan
+from services.budget.limits import RETRAINING_MARGIN, ended_by, limits, shares, trials_left
+from services.search.scheduler import Scheduler
 from services.study_config.schema import Budget, Study, StudyError, parse, resolve
+from services.trial_record import RETRAIN, SEARCH, Trial
 
 COST = 100
 
 
-def charges(count: int, *, seconds: float = 2.0, running: int = 0) -> list[Charge]:
-    ended = [Charge(True, COST, COST, seconds)] * count
-    return [*ended, *[Charge(False, COST, 0, 0.0)] * running]
+def ended_trial(passes: int, seconds: float) -> Trial:
+    return Trial("arm", SEARCH, 0, 0, "complete", passes, COST, seconds)
 
 
-def left(budget: Budget, search: list[Charge], *, retrainings: int = 2) -> dict[str, int]:
+def trials_of(count: int, *, seconds: float = 2.0, running: int = 0) -> list[Trial]:
+    return [ended_trial(COST, seconds)] * count + [Trial("arm", SEARCH, 0, 0, "running", 0, COST)] * running
+
+
+def left(budget: Budget, search: list[Trial], *, retrainings: int = 2) -> dict[str, int]:
     return dict(trials_left(budget, search, cost=COST, retrainings=retrainings))
 
 
 def test_each_limit_pays_for_its_own_number_of_trials() -> None:
     budget = Budget(sample_passes=10 * COST, seconds=20.0, trainings=8)
-    assert left(budget, charges(3)) == {"sample_passes": 5, "trainings": 3, "seconds": 4}
+    assert left(budget, trials_of(3)) == {"sample_passes": 5, "trainings": 3, "seconds": 4}
     assert limits(Budget(trainings=8)) == {"trainings": 8}
-    assert left(Budget(trainings=8), charges(2, running=4)) == {"trainings": 0}
+    assert left(Budget(trainings=8), trials_of(2, running=4)) == {"trainings": 0}
 
 
 def test_the_first_limit_that_is_reached_ends_the_search() -> None:
@@ -37,15 +41,15 @@ def test_the_first_limit_that_is_reached_ends_the_search() -> None:
 
 def test_passes_of_running_trials_are_gone_and_those_that_a_failed_one_left_are_not() -> None:
     budget = Budget(sample_passes=5 * COST)
-    assert left(budget, charges(1, running=1)) == {"sample_passes": 1}
-    assert left(budget, [Charge(True, COST, COST // 2, 1.0)] * 2) == {"sample_passes": 2}
+    assert left(budget, trials_of(1, running=1)) == {"sample_passes": 1}
+    assert left(budget, [ended_trial(COST // 2, 1.0)] * 2) == {"sample_passes": 2}
 
 
 def test_until_something_is_measured_one_trial_runs_at_a_time() -> None:
     budget = Budget(seconds=1000.0)
     assert left(budget, []) == {"seconds": 1}
-    assert left(budget, charges(0, running=1)) == {"seconds": 0}
-    assert left(budget, charges(1, running=1)) == {"seconds": 495}  # 1000 less 4.4, 2 and 2, by 2
+    assert left(budget, trials_of(0, running=1)) == {"seconds": 0}
+    assert left(budget, trials_of(1, running=1)) == {"seconds": 495}  # 1000 less 4.4, 2 and 2, by 2
 
 
 @given(
@@ -54,7 +58,7 @@ def test_until_something_is_measured_one_trial_runs_at_a_time() -> None:
     retrainings=st.integers(1, 10),
 )
 def test_what_a_limit_of_seconds_pays_for_fits_into_it(limit: float, seconds: list[float], retrainings: int) -> None:
-    search = [Charge(True, COST, COST, each) for each in seconds]
+    search = [ended_trial(COST, each) for each in seconds]
     mean = sum(seconds) / len(seconds)
     found = left(Budget(seconds=limit), search, retrainings=retrainings)["seconds"]
     if found:
@@ -84,17 +88,17 @@ def study(budget: dict[str, float]) -> Study:
 SECONDS = {"fast": 1.0, "slow": 3.0}
 
 
-def run(budget: dict[str, float], *, max_concurrent_trials: int = 1) -> Plan:
-    """Run a plan to its end; a trial takes its arm's seconds."""
-    plan, running = Plan(study(budget), shape=(1, 8, 8), classes=10, images=COST // 2), []
+def run(budget: dict[str, float], *, max_concurrent_trials: int = 1) -> Scheduler:
+    """Run a scheduler to its end; a trial takes its arm's seconds."""
+    scheduler, running = Scheduler(study(budget), shape=(1, 8, 8), classes=10, images=COST // 2), []
     while True:
-        while len(running) < max_concurrent_trials and (proposal := plan.next()) is not None:
-            running.append(replace(proposal.entry, state="running"))
-            plan.update(running[-1])
+        while len(running) < max_concurrent_trials and (proposal := scheduler.next()) is not None:
+            running.append(replace(proposal, state="running", suggest_seconds=0.0))
+            scheduler.update(running[-1])
         if not running:
-            return plan
-        entry = running.pop(0)
-        plan.update(replace(entry, state="complete", spent=COST, seconds=SECONDS[entry.arm], score=0.5, macs=1))
+            return scheduler
+        trial = running.pop(0)
+        scheduler.update(replace(trial, state="complete", sample_passes=COST, seconds=SECONDS[trial.arm], score=0.5))
 
 
 @pytest.mark.parametrize(
@@ -110,12 +114,12 @@ def run(budget: dict[str, float], *, max_concurrent_trials: int = 1) -> Plan:
 def test_a_plan_spends_what_the_first_limit_allows(
     budget: dict[str, float], fast: int, slow: int, max_concurrent_trials: int
 ) -> None:
-    plan = run(budget, max_concurrent_trials=max_concurrent_trials)
-    assert plan.finished
-    assert (len(plan.of("fast", SEARCH)), len(plan.of("slow", SEARCH))) == (fast, slow)
+    scheduler = run(budget, max_concurrent_trials=max_concurrent_trials)
+    assert scheduler.finished
+    assert (len(scheduler.of("fast", SEARCH)), len(scheduler.of("slow", SEARCH))) == (fast, slow)
     for arm, seconds in SECONDS.items():
-        assert len(plan.of(arm, RETRAIN)) == 2
-        assert seconds * len([*plan.of(arm, SEARCH), *plan.of(arm, RETRAIN)]) <= budget.get("seconds", 1e9)
+        assert len(scheduler.of(arm, RETRAIN)) == 2
+        assert seconds * len([*scheduler.of(arm, SEARCH), *scheduler.of(arm, RETRAIN)]) <= budget.get("seconds", 1e9)
 
 
 def test_a_budget_has_a_limit() -> None:

@@ -14,8 +14,9 @@ from services.cluster.worker import Report, Worker, describe_error
 from services.execution.driver import Driver
 from services.files.study_dir import Folder
 from services.settings import Settings
-from services.store import Store, TrialRow
+from services.store import Store
 from services.study_config.schema import Study, parse, resolve
+from services.trial_record import Trial
 
 EPOCHS, IMAGES = 9, 50
 ASHA = {"name": "asha", "reduction_factor": 3}
@@ -93,11 +94,11 @@ class Machine:
         assert driver.finished
 
     @property
-    def trials(self) -> tuple[TrialRow, ...]:
+    def trials(self) -> tuple[Trial, ...]:
         return self.store.trials(self.study.name)
 
 
-def outcome(row: TrialRow) -> tuple[Any, ...]:
+def outcome(row: Trial) -> tuple[Any, ...]:
     result = {key: value for key, value in (row.result or {}).items() if key != "peak_memory_bytes"}
     said = (row.state, row.reason, row.sample_passes, row.score, row.experiment, row.params, result)
     return row.arm, row.phase, row.number, row.seed, *said

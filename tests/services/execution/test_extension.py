@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from services.analysis.comparison import Trial, build
+from services.analysis.comparison import build
 from services.budget.accounting import current, stale
-from services.execution.extension import additions, earlier_comparisons, enter, keep_comparison
+from services.execution.extension import additions, enter
 from services.files.study_dir import Folder, write_json
-from services.finalize.finalize import exported_trials
-from services.store import Store, StudyBusy, StudyConflict, TrialRow
+from services.finalize.winners import exported_trials
+from services.store import Store, StudyBusy, StudyConflict
 from services.study_config.schema import Study, parse, resolve
+from services.trial_record import Trial
 
 IMAGES = 50
 ONE = 2 * IMAGES
@@ -42,14 +43,14 @@ def home(tmp_path: Path) -> Folder:
     return Folder(tmp_path / "runs" / "grows")
 
 
-def go_on(asked: Study, store: Store, folder: Folder, pretend: Any) -> tuple[TrialRow, ...]:
+def go_on(asked: Study, store: Store, folder: Folder, pretend: Any) -> tuple[Trial, ...]:
     """Run a study as `run` does, with made-up results."""
     ran, row = enter(asked, store, folder)
     if row.state != "complete":
         store.claim_study(asked.name)
         pretend(store, ran, max_concurrent_trials=1)
         rows = store.trials(asked.name)
-        write_json(folder.comparison, build(ran, map(Trial.of, rows)).model_dump(mode="json"))
+        write_json(folder.comparison, build(ran, rows).model_dump(mode="json"))
         store.finish_study(asked.name, "complete")
     return store.trials(asked.name)
 
@@ -101,7 +102,7 @@ def test_what_superseded_retrainings_cost_is_shown_and_not_held_against_their_ar
     go_on(study(), store, home, pretend)
     larger = study(**LARGER)
     rows = go_on(larger, store, home, pretend)
-    document = build(larger, map(Trial.of, rows), extensions=len(earlier_comparisons(home)))
+    document = build(larger, rows, extensions=len(home.earlier_comparisons()))
     assert document.extensions == 1
     total = sum(arm.cost.stale.sample_passes for arm in document.arms.values())
     assert total == sum(row.sample_passes for row in stale(rows)) > 0
@@ -120,8 +121,8 @@ def test_more_arms_are_added_and_the_old_comparison_is_kept(store: Store, home: 
     assert rows[: len(first)] == first
     assert {t.arm for t in rows[len(first) :]} == {"new"}
     assert store.study("grows").arms == ("random", "tpe", "thin", "new")
-    assert [path.name for path in earlier_comparisons(home)] == ["comparison.1.json"]
-    assert earlier_comparisons(home)[0].read_text() == before
+    assert [path.name for path in home.earlier_comparisons()] == ["comparison.1.json"]
+    assert home.earlier_comparisons()[0].read_text() == before
     assert "new" in json.loads(home.comparison.read_text())["arms"]
 
 
@@ -139,7 +140,7 @@ def test_nothing_happens_where_nothing_is_added(store: Store, home: Folder, pret
     go_on(study(), store, home, pretend)
     _, row = enter(study(workers={"max_concurrent_trials": 7}, question="Why?"), store, home)
     assert row.state == "complete"
-    assert earlier_comparisons(home) == []
+    assert home.earlier_comparisons() == []
 
 
 def test_an_unfinished_study_is_extended_unless_another_driver_runs_it(
@@ -152,7 +153,7 @@ def test_an_unfinished_study_is_extended_unless_another_driver_runs_it(
     store.release_study("grows", "elsewhere:1")
     rows = go_on(study(**LARGER), store, home, pretend)
     assert len([t for t in rows if (t.arm, t.phase) == ("tpe", "search")]) == 11
-    assert earlier_comparisons(home) == []
+    assert home.earlier_comparisons() == []
 
 
 def test_a_study_that_was_cancelled_goes_on(store: Store, home: Folder, pretend: Any) -> None:
@@ -202,8 +203,8 @@ def test_additions_are_said_in_words() -> None:
 
 
 def test_each_comparison_is_kept_under_its_number(home: Folder) -> None:
-    assert keep_comparison(home) is None
+    assert home.archive_comparison() is None
     for number in range(11):
         write_json(home.comparison, number)
-        keep_comparison(home)
-    assert [json.loads(path.read_text()) for path in earlier_comparisons(home)] == list(range(11))
+        home.archive_comparison()
+    assert [json.loads(path.read_text()) for path in home.earlier_comparisons()] == list(range(11))

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from services.replay import Request, faithful
 from services.replay import replay as replayed
-from services.replay.pool import Recorded, distance
+from services.replay.pool import distance
 from services.replay.results import outcome
 from services.replay.simulation import Shuffled, simulate
-from services.search import SEARCH, Entry
 from services.settings import Settings
 from services.store import NotFound, Store
 from services.study_config.schema import Study, StudyError, parse, resolve
+from services.trial_record import SEARCH, Params, Trial
 
 IMAGES = 50
 TRIALS = 6
@@ -53,14 +53,10 @@ def record(settings: Settings, pretend: Any, *, max_concurrent_trials: int = 1) 
         pretend(store, resolved, max_concurrent_trials=max_concurrent_trials)
 
 
-def pool_of(seconds: list[float], scores: list[float | None]) -> list[Recorded]:
-    experiment = study().arms["random"].experiment
+def pool_of(seconds: list[float], scores: list[float | None]) -> list[Trial]:
     return [
-        Recorded(
-            Entry("random", SEARCH, number, number, "failed" if score is None else "complete", 100, experiment,
-                  spent=100, score=score),
-            length,
-        )
+        Trial("random", SEARCH, number, number, "failed" if score is None else "complete", 100, 100, length,
+              score=score)
         for number, (length, score) in enumerate(zip(seconds, scores, strict=True))
     ]  # fmt: skip
 
@@ -172,7 +168,7 @@ def test_what_is_not_recorded_is_refused(settings: Settings) -> None:
     resolved = study()
     with Store.open(settings.store_url) as store:
         store.create_study("recorded", config=resolved.to_json(), config_hash=resolved.hash, arms=list(resolved.arms))
-    with pytest.raises(NotFound, match="no arm of study 'recorded' has recorded a search"):
+    with pytest.raises(NotFound, match="no arm of study 'recorded' has a recorded search"):
         replayed(settings, "recorded", Request())
     with pytest.raises(NotFound, match="no arm 'rundom'; it has random, tpe, thin"):
         replayed(settings, "recorded", Request(arm="rundom"))
@@ -187,10 +183,10 @@ def test_what_is_not_recorded_is_refused(settings: Settings) -> None:
 def test_workers_never_idle_while_there_is_work(seconds: list[float], workers: int) -> None:
     pool = pool_of(seconds, [0.5] * len(seconds))
     ended = simulate(pool, Shuffled(pool, seed=1), workers)
-    assert sorted(each.drawn.place for each in ended) == list(range(len(pool)))
+    assert sorted(each.drawn.index for each in ended) == list(range(len(pool)))
     assert [each.finished for each in ended] == sorted(each.finished for each in ended)
     for each in ended:
-        assert each.finished == each.started + pool[each.drawn.place].seconds
+        assert each.finished == each.started + pool[each.drawn.index].seconds
     for each in ended:
         if each.started > 0:  # it began when another ended, and all workers were busy until then
             assert any(other.finished == each.started for other in ended)
@@ -207,7 +203,7 @@ def test_two_workers_by_hand() -> None:
             self._order = [0, 1, 2, 3]
 
     ended = simulate(pool, InOrder(), workers=2)
-    assert [(each.drawn.place, each.started, each.finished) for each in ended] == [
+    assert [(each.drawn.index, each.started, each.finished) for each in ended] == [
         (1, 0.0, 1.0),
         (2, 1.0, 2.0),
         (0, 0.0, 3.0),
@@ -225,13 +221,14 @@ def test_two_workers_by_hand() -> None:
 # -- distances
 
 
-def parameters(**values: Any) -> dict[str, Any]:
+def searched(**values: Any) -> Trial:
     ranges = {
         "rate": {"name": "FloatDistribution", "attributes": {"low": 0.0, "high": 2.0, "log": False, "step": None}},
         "lr": {"name": "FloatDistribution", "attributes": {"low": 0.001, "high": 0.1, "log": True, "step": None}},
         "kind": {"name": "CategoricalDistribution", "attributes": {"choices": ["a", "b"]}},
     }
-    return {"values": values, "distributions": {name: json.dumps(ranges[name]) for name in values}}
+    distributions = {name: json.dumps(ranges[name]) for name in values}
+    return Trial("random", SEARCH, 0, 0, "complete", params=Params(values, distributions).to_json())
 
 
 @pytest.mark.parametrize(
@@ -247,9 +244,9 @@ def parameters(**values: Any) -> dict[str, Any]:
     ],
 )
 def test_distances_by_hand(a: dict[str, Any], b: dict[str, Any], expected: float) -> None:
-    assert distance(parameters(**a), parameters(**b)) == pytest.approx(expected)
-    assert distance(parameters(**b), parameters(**a)) == pytest.approx(expected)
+    assert distance(searched(**a), searched(**b)) == pytest.approx(expected)
+    assert distance(searched(**b), searched(**a)) == pytest.approx(expected)
 
 
 def test_trials_without_parameters_are_the_same() -> None:
-    assert distance(None, parameters()) == 0.0
+    assert distance(Trial("random", SEARCH, 0, 0, "complete"), searched()) == 0.0

@@ -12,8 +12,9 @@ from nas_blockout.data import Preprocessing, Splits
 from nas_blockout.data.tensor_dataset import Labeled
 from nas_blockout.statistics import significance
 from services.files.study_dir import Folder
-from services.report import ReportView, TrialView, write
+from services.report import ReportView, write
 from services.report.album import Album
+from services.trial_record import Trial, TrialKey
 from tests.once import once
 
 ROLES = {
@@ -82,7 +83,9 @@ def confusion(draws: np.random.Generator, classes: int, accuracy: float) -> list
     return counts
 
 
-def retrained(draws: np.random.Generator, arm: str, seed: int, base: float, classes: int, length: int) -> TrialView:
+def retrained(
+    draws: np.random.Generator, arm: str, seed: int, base: float, classes: int, length: int
+) -> tuple[Trial, list[dict[str, Any]]]:
     accuracy = float(np.clip(base + draws.normal(0, 0.008), 0, 1))
     found = probabilities(draws, classes, 4, 3.0) if ROLES[arm] in LEARNED else None
     counts = confusion(draws, classes, accuracy)
@@ -100,20 +103,21 @@ def retrained(draws: np.random.Generator, arm: str, seed: int, base: float, clas
         result["gap"] = {step: accuracy - loss for step, loss in losses.items()}
     elif arm in ("random", "bayesian", "confusion"):
         result["architecture"] = architecture(probabilities(draws, classes, 3, 3.0))
-    return TrialView(
-        arm, "retrain", seed, seed, "complete", None, result["validation_accuracy"], {}, EPOCH_PASSES * length,
-        0.1 * length, result, epochs(draws, accuracy, length, found),
+    trial = Trial(
+        arm, "retrain", seed, seed, "complete", EPOCH_PASSES * length, seconds=0.1 * length,
+        score=result["validation_accuracy"], result=result,
     )  # fmt: skip
+    return trial, epochs(draws, accuracy, length, found)
 
 
-def searched(draws: np.random.Generator, arm: str, number: int, base: float, length: int) -> TrialView:
+def searched(draws: np.random.Generator, arm: str, number: int, base: float, length: int) -> Trial:
     state = ["complete", "complete", "complete", "failed", "complete", "pruned"][(number + len(arm)) % 6]
     share = 1.0 if state == "complete" else 0.4
-    return TrialView(
-        arm, "search", number, number, state, None if state == "complete" else "loss became NaN in epoch 12",
-        base + draws.normal(-0.02, 0.02) if state == "complete" else None,
-        {"learning_rate": 0.002 * (number + 1), "rate": 0.1 * number}, int(EPOCH_PASSES * length * share),
-        0.1 * length * share,
+    return Trial(
+        arm, "search", number, number, state, int(EPOCH_PASSES * length * share), seconds=0.1 * length * share,
+        score=base + draws.normal(-0.02, 0.02) if state == "complete" else None,
+        params={"values": {"learning_rate": 0.002 * (number + 1), "rate": 0.1 * number}},
+        reason=None if state == "complete" else "loss became NaN in epoch 12",
     )  # fmt: skip
 
 
@@ -124,20 +128,25 @@ def made_up(
     seeds: int = 5,
     trials: int = 6,
     length: int = 32,
-    keep: Callable[[TrialView], bool] = lambda trial: True,
-    change: Callable[[TrialView], TrialView] = lambda trial: trial,
+    keep: Callable[[Trial], bool] = lambda trial: True,
+    change: Callable[[Trial], Trial] = lambda trial: trial,
+    with_epochs: bool = True,
 ) -> ReportView:
     """A study with invented results: the same for the same arguments.
 
     `keep` and `change` say which trials there are and what they are, before the arms are compared.
     """
     draws = np.random.default_rng(7)
-    found: list[TrialView] = []
+    found: list[Trial] = []
+    records: dict[TrialKey, list[dict[str, Any]]] = {}
     for index, arm in enumerate(arms):
         base = 0.90 - 0.006 * ((index * 5) % 7)
         if ROLES[arm] != "placebo":
             found += [searched(draws, arm, number, base, length) for number in range(trials)]
-        found += [retrained(draws, arm, seed, base, classes, length) for seed in range(seeds)]
+        for seed in range(seeds):
+            trial, records_of_it = retrained(draws, arm, seed, base, classes, length)
+            found.append(trial)
+            records[trial.key] = records_of_it
     kept = [change(trial) for trial in found if keep(trial)]
     names = [str(label) for label in range(classes)] if classes <= 10 else [chr(33 + label) for label in range(classes)]
     study = {"schema_version": 2, "name": "made-up", "question": "Does learned structure beat searched structure?",
@@ -145,12 +154,13 @@ def made_up(
     environment = {"python": "3.11.2", "processors": 2, "packages": {"torch": "2.13.0", "mlflow": None}}
     budget = EPOCH_PASSES * length * (trials + seeds)
     return ReportView(
-        compared(kept, arms, budget), study, environment, kept, names, album=Album(made_up_splits(classes)),
+        compared(kept, arms, budget), study, environment, kept, records if with_epochs else {}, names,
+        album=Album(made_up_splits(classes)),
         hierarchy={"half": [label * 2 // classes for label in range(classes)]}, importance=decided(kept),
     )  # fmt: skip
 
 
-def decided(trials: Sequence[TrialView]) -> dict[str, dict[str, tuple[float, float]]]:
+def decided(trials: Sequence[Trial]) -> dict[str, dict[str, tuple[float, float]]]:
     """What the parameters of each search decided: the learning rate everything that is beyond chance."""
     searched = dict.fromkeys(t.arm for t in trials if t.phase == "search" and t.state == "complete")
     return {arm: {"learning_rate": (0.8, 0.4), "rate": (0.2, 0.5)} for arm in searched}
@@ -170,10 +180,10 @@ def made_up_splits(classes: int) -> Splits:
     return Splits(part, part, preprocessing=preprocessing, class_names=names, load_test=lambda: test)
 
 
-def compared(trials: Sequence[TrialView], arms: Sequence[str], budget: int) -> dict[str, Any]:
+def compared(trials: Sequence[Trial], arms: Sequence[str], budget: int) -> dict[str, Any]:
     """The comparison.json of the trials."""
     models = {arm: {t.seed: t for t in trials if t.arm == arm and t.is_model} for arm in arms}
-    scores = {arm: {seed: t.result["test_accuracy"] for seed, t in own.items()} for arm, own in models.items() if own}
+    scores = {arm: {seed: t.outcome["test_accuracy"] for seed, t in own.items()} for arm, own in models.items() if own}
     learned = [arm for arm in scores if ROLES[arm] == "learned"]
     pairs = [(a, b) for a in learned for b in scores if b != a and not (b in learned and b < a)]
     found = significance.compare(scores, pairs=pairs or None)
@@ -198,7 +208,7 @@ def pair_document(pair: significance.Pair) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def arm_document(arm: str, index: int, trials: Sequence[TrialView], models: Mapping[int, TrialView]) -> dict[str, Any]:
+def arm_document(arm: str, index: int, trials: Sequence[Trial], models: Mapping[int, Trial]) -> dict[str, Any]:
     own = [t for t in trials if t.arm == arm]
 
     def spent(phase: str) -> dict[str, float]:
@@ -206,7 +216,7 @@ def arm_document(arm: str, index: int, trials: Sequence[TrialView], models: Mapp
         return {"sample_passes": sum(t.sample_passes for t in of_phase), "seconds": sum(t.seconds for t in of_phase)}
 
     def accuracy(key: str) -> dict[str, Any] | None:
-        values = {seed: t.result[key] for seed, t in models.items()}
+        values = {seed: t.outcome[key] for seed, t in models.items()}
         if not values:
             return None
         found = significance.summary(values, bounds=(0, 1))

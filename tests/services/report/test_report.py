@@ -17,8 +17,9 @@ import pytest
 from services.analysis.comparison import ComparisonDocument
 from services.analysis.verdict import sentence
 from services.files.study_dir import Folder
-from services.report import ReportView, TrialView, render, write
+from services.report import ReportView, render, write
 from services.report.page import MOST_TRIALS
+from services.trial_record import Trial
 
 MadeUp = Callable[..., ReportView]
 TWO = ("dense", "blockout")
@@ -79,17 +80,18 @@ def renamed(view: ReportView, names: Mapping[str, str]) -> ReportView:
     for pair in found["pairs"]:
         pair.update({side: names.get(pair[side], pair[side]) for side in ("a", "b")})
     trials = [replace(trial, arm=names.get(trial.arm, trial.arm)) for trial in view.trials]
-    return replace(view, comparison=found, trials=trials)
+    epochs = {(names.get(arm, arm), *rest): records for (arm, *rest), records in view.epochs.items()}
+    return replace(view, comparison=found, trials=trials, epochs=epochs)
 
 
-def broken(trial: TrialView) -> TrialView:
-    return replace(trial, state="failed", reason="diverged", score=None, result={}, epochs=())
+def broken(trial: Trial) -> Trial:
+    return replace(trial, state="failed", reason="diverged", score=None, result=None)
 
 
-def bare(trial: TrialView) -> TrialView:
+def bare(trial: Trial) -> Trial:
     """The same trial with no more than what a comparison needs."""
     kept = ("validation_accuracy", "test_accuracy")
-    return replace(trial, epochs=(), result={key: trial.result.get(key) for key in kept if trial.result})
+    return replace(trial, result={key: trial.outcome.get(key) for key in kept if trial.result})
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "all failed": {"arms": TWO, "change": broken},
     "no trials": {"arms": TWO, "keep": lambda trial: False},
     "no search": {"arms": TWO, "seeds": 2, "keep": lambda trial: trial.is_model},
-    "nothing kept": {"arms": TWO, "seeds": 2, "change": bare},
+    "nothing kept": {"arms": TWO, "seeds": 2, "change": bare, "with_epochs": False},
     "one epoch": {"arms": TWO, "seeds": 2, "length": 1},
     "two classes": {"arms": TWO, "seeds": 2, "classes": 2},
 }
@@ -229,17 +231,6 @@ def test_lost_trials_are_listed_with_their_reason(study: ReportView, report: str
     assert table.text.count("loss became NaN in epoch 12") == len(lost) > 0
 
 
-def test_several_searches_are_a_median_and_quartiles(made_up: MadeUp) -> None:
-    view = made_up(
-        arms=["random", "dense"], seeds=2, trials=6, length=4, change=lambda t: replace(t, search=t.number % 3)
-    )
-    page = parsed(render(view))
-    caption = next(c.text for c in page.all("figcaption") if "Best validation accuracy so far" in c.text)
-    assert "the band their quartiles" in caption
-    assert "n = 3 searches an arm" in caption
-    assert "6 in 3" in "".join(text.text for text in page.all("text"))
-
-
 def test_lost_passes_are_shares_of_what_was_spent(study: ReportView, report: str) -> None:
     table = next(t for t in parsed(report).all("table") if "What each arm spent" in t.text)
     for name, arm in study.comparison["arms"].items():
@@ -258,12 +249,12 @@ def test_groups_of_classes_are_held_against_the_known_ones(made_up: MadeUp) -> N
     view = made_up(arms=TWO, seeds=3, length=2, keep=lambda trial: trial.is_model)
     known = view.hierarchy["half"]
 
-    def grouped(trial: TrialView) -> TrialView:
-        found = trial.result.get("probabilities")
+    def grouped(trial: Trial) -> Trial:
+        found = trial.outcome.get("probabilities")
         if not found:
             return trial
         return replace(
-            trial, result={**trial.result, "probabilities": {**found, "classes": [[g, 1 - g, 0, 0] for g in known]}}
+            trial, result={**trial.outcome, "probabilities": {**found, "classes": [[g, 1 - g, 0, 0] for g in known]}}
         )
 
     page = parsed(render(replace(view, trials=[grouped(trial) for trial in view.trials])))
@@ -281,14 +272,14 @@ def test_images_that_one_arm_alone_gets_right_are_counted_and_shown(made_up: Mad
     labels = view.album.test_labels.tolist()
     wrong = [(label + 1) % 4 for label in labels]
 
-    def answered(trial: TrialView) -> TrialView:
+    def answered(trial: Trial) -> Trial:
         if not trial.is_model:
             return trial
         dense = [*labels[:5], *wrong[5:7], *labels[7:]]
         blockout = [*wrong[:5], *labels[5:]]
         once = trial.arm == "blockout" and trial.seed == 0  # one seed of three is no majority
         given = dense if trial.arm == "dense" else [*blockout[:-1], wrong[-1]] if once else blockout
-        return replace(trial, result={**trial.result, "predictions": given})
+        return replace(trial, result={**trial.outcome, "predictions": given})
 
     page = parsed(render(replace(view, trials=[answered(trial) for trial in view.trials])))
     table = next(t for t in page.all("table") if "one arm stands alone" in t.text).text.replace("\n", "")
@@ -304,7 +295,7 @@ def test_images_that_one_arm_alone_gets_right_are_counted_and_shown(made_up: Mad
 @pytest.mark.parametrize("lacking", ["album", "predictions"])
 def test_without_answers_or_images_nobody_stands_alone(lacking: str, made_up: MadeUp) -> None:
     view = made_up(arms=TWO, seeds=2, length=2, keep=lambda trial: trial.is_model)
-    trials = [replace(t, result={k: v for k, v in t.result.items() if k != "predictions"}) for t in view.trials]
+    trials = [replace(t, result={k: v for k, v in t.outcome.items() if k != "predictions"}) for t in view.trials]
     page = parsed(render(replace(view, album=None) if lacking == "album" else replace(view, trials=trials)))
     assert not [t for t in page.all("table") if "one arm stands alone" in t.text]
     found = [figure.attributes["id"] for figure in page.all("figure")]
@@ -315,7 +306,7 @@ def test_without_answers_or_images_nobody_stands_alone(lacking: str, made_up: Ma
 def test_hostile_names_stay_text(made_up: MadeUp) -> None:
     names = {"dense": "<script>alert(1)</script>", "blockout": "\"><img src=x onerror='alert(1)'> $x^2$ {{ 7 * 7 }}"}
     view = renamed(made_up(arms=list(names), seeds=2, classes=3), names)
-    trials = [replace(t, reason="</td><script>2</script>", params={"<b>": "</table>"}) for t in view.trials]
+    trials = [replace(t, reason="</td><script>2</script>", params={"values": {"<b>": "</table>"}}) for t in view.trials]
     study = {"question": "</p><script>3</script>", "name": "x", "note": "</pre><script>4</script>"}
     environment = {"</table>": {"<i>": "<script>5</script>"}}
     classes = ["</text><script>6</script>", "]]>", "\x00\ud800&amp;"]

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from services.analysis.comparison import ComparisonDocument, Trial
+from services.analysis.comparison import ComparisonDocument
 from services.analysis.robustness import RobustnessResult
 from services.analysis.verdict import corruption_errors, sentence
 from services.cli.show import corruption_errors_of
 from services.report import ReportView, render
 from services.report.corruption import kind_rows, robust_rows
+from services.trial_record import Trial
 
 MadeUp = Callable[..., ReportView]
 ARMS = ("dense", "dropout")

@@ -1,4 +1,4 @@
-"""Searchers, constraints, early stopping and objectives in the plan: rebuilt from the trials, it goes on as it was."""
+"""Searchers, constraints, early stopping and objectives: a scheduler that is rebuilt goes on as the one before."""
 
 import random
 from dataclasses import replace
@@ -8,11 +8,13 @@ import pytest
 
 from nas_blockout.experiment import known_costs
 from search_spaces import SPACES, Context, compose, grid
-from services.search import RETRAIN, SEARCH, Entry, Plan, ask
-from services.search.asha import goes_on
+from services.search.asha import is_promoted
 from services.search.proposals import MOST_ASKS
+from services.search.samplers import ask
+from services.search.scheduler import Scheduler
 from services.study_config.schema import Study, parse, resolve
 from services.study_config.search_options import Constraints, Rules
+from services.trial_record import RETRAIN, SEARCH, Infeasible, Trial
 
 IMAGES, EPOCHS, SHAPE, CLASSES = 100, 9, (1, 8, 8), 10
 ONE = IMAGES * EPOCHS
@@ -35,41 +37,44 @@ def study(arm: dict[str, Any], *, trials: int = 8, **top: Any) -> Study:
     return resolve(parse(document, source="x"), source="x")
 
 
-def plan_of(given: Study, entries: list[Entry] | None = None) -> Plan:
-    return Plan(given, shape=SHAPE, classes=CLASSES, images=IMAGES, entries=entries or [])
+def scheduler_of(given: Study, known: list[Trial] | None = None) -> Scheduler:
+    return Scheduler(given, shape=SHAPE, classes=CLASSES, images=IMAGES, trials=known or [])
 
 
-def curve_of(entry: Entry) -> list[float]:
+def curve_of(trial: Trial) -> list[float]:
     """A made-up learning curve that depends on what was proposed and on nothing else."""
-    draws = random.Random(repr(entry.experiment.training.learning_rate))
+    draws = random.Random(repr(trial.config.training.learning_rate))
     quality = draws.random()
     return [quality * (1 - 0.8 ** (epoch + 1)) + 0.01 * draws.random() for epoch in range(EPOCHS)]
 
 
-def trained(plan: Plan, entry: Entry) -> Entry:
+def trained(scheduler: Scheduler, trial: Trial) -> Trial:
     """What the driver would make of a trial: epoch by epoch, stopped where the plan says."""
-    if entry.search_exhausted is not None:
-        return replace(entry, state="failed")
-    curve = curve_of(entry)
+    if trial.search_exhausted is not None:
+        return replace(trial, state="failed")
+    curve = curve_of(trial)
     for epoch in range(1, EPOCHS + 1):
-        entry = replace(entry, state="running", spent=epoch * IMAGES, curve=tuple(curve[:epoch]))
-        plan.update(entry)
-        if epoch < EPOCHS and (stop := plan.reason_to_stop(entry, since=epoch - 1)) is not None:
-            return replace(entry, state="pruned", stopped=(stop[0], curve[stop[0] - 1]))
-    costs = known_costs(entry.experiment, shape=SHAPE, classes=CLASSES)
-    return replace(entry, state="complete", score=curve[-1], macs=costs["macs"], parameter_count=costs["parameters"])
+        trial = replace(trial, state="running", sample_passes=epoch * IMAGES, curve=tuple(curve[:epoch]))
+        scheduler.update(trial)
+        if epoch < EPOCHS and (stop := scheduler.reason_to_stop(trial, since=epoch - 1)) is not None:
+            return replace(
+                trial, state="pruned", result={"stopped_after": stop[0], "validation_accuracy": curve[stop[0] - 1]}
+            )
+    costs = known_costs(trial.config, shape=SHAPE, classes=CLASSES)
+    return replace(trial, state="complete", score=curve[-1], result=costs)
 
 
-def run_to_end(given: Study, *, interrupted: bool = False) -> list[Entry]:
+def run_to_end(given: Study, *, interrupted: bool = False) -> list[Trial]:
     """All trials of one worker; if interrupted, the plan is forgotten after every trial and rebuilt, shuffled."""
-    plan, found = plan_of(given), []
-    while (proposal := plan.next()) is not None:
-        found.append(trained(plan, proposal.entry))
+    scheduler, found = scheduler_of(given), []
+    while (proposal := scheduler.next()) is not None:
+        # What the optimizer took differs from run to run.
+        found.append(trained(scheduler, replace(proposal, suggest_seconds=0.0)))
         if interrupted:
-            plan = plan_of(given, random.Random(len(found)).sample(found, len(found)))
+            scheduler = scheduler_of(given, random.Random(len(found)).sample(found, len(found)))
         else:
-            plan.update(found[-1])
-    assert plan.finished
+            scheduler.update(found[-1])
+    assert scheduler.finished
     return found
 
 
@@ -89,16 +94,16 @@ def test_ten_interruptions_change_no_proposal(searcher: str, stopped: bool) -> N
     straight = run_to_end(given)
     assert len(straight) > 10
     assert run_to_end(given, interrupted=True) == straight
-    assert any(entry.state == "pruned" for entry in straight) is stopped
+    assert any(trial.state == "pruned" for trial in straight) is stopped
 
 
 @pytest.mark.parametrize("searcher", ["tpe", "gp"])
 def test_what_was_told_decides_what_is_proposed(searcher: str) -> None:
     completed = run_to_end(study(SEARCHED[searcher]))[:8]
-    worse = [replace(entry, score=1 - (entry.score or 0)) for entry in completed]
+    worse = [replace(trial, score=1 - (trial.score or 0)) for trial in completed]
 
-    def asked(entries: list[Entry]) -> list[float]:
-        trial = ask(searcher, entries, 1)
+    def asked(known: list[Trial]) -> list[float]:
+        trial = ask(searcher, known, 1)
         rate = trial.suggest_float("optim.lr", 0.0005, 0.008, log=True)
         return [rate, trial.suggest_float("optim.weight_decay", 1e-5, 1e-2, log=True)]
 
@@ -121,29 +126,29 @@ def test_a_searcher_draws_at_random_until_its_startup_is_over(searcher: str) -> 
 def test_a_grid_is_tried_whole_once_and_ends_its_arm() -> None:
     given = study({**TRAINING, "searcher": "grid", "grid_points": 3}, trials=30)
     found = run_to_end(given)
-    searched = [entry for entry in found if entry.phase == SEARCH]
+    searched = [trial for trial in found if trial.phase == SEARCH]
     points = grid(SPACES["training"], Context(given.arms["arm"].experiment, SHAPE, CLASSES), points=3)
-    tried = [entry.parameters["values"] for entry in searched if entry.parameters]
+    tried = [trial.values for trial in searched]
     assert sorted(map(repr, tried)) == sorted(map(repr, map(dict, points)))
     assert tried != list(map(dict, points))  # in an order of its own: a budget that ends early has seen all sides
-    assert [entry.phase for entry in found if entry.phase == RETRAIN] == [RETRAIN]
-    assert sum(entry.spent for entry in found) == 10 * ONE
+    assert [trial.phase for trial in found if trial.phase == RETRAIN] == [RETRAIN]
+    assert sum(trial.sample_passes for trial in found) == 10 * ONE
 
 
 def test_a_space_without_parameters_is_a_grid_of_one_point() -> None:
-    assert [entry.phase for entry in run_to_end(study({"searcher": "grid"}, trials=30))] == [SEARCH, RETRAIN]
+    assert [trial.phase for trial in run_to_end(study({"searcher": "grid"}, trials=30))] == [SEARCH, RETRAIN]
 
 
 def test_a_point_of_the_grid_with_a_known_architecture_is_a_replicate() -> None:
-    plan, numbers = plan_of(study({**BRANCHED, "searcher": "grid", "grid_points": 2}, trials=300)), []
-    while (proposal := plan.next()) is not None and len(numbers) < 40:
-        plan.update(trained(plan, proposal.entry))
+    scheduler, numbers = scheduler_of(study({**BRANCHED, "searcher": "grid", "grid_points": 2}, trials=300)), []
+    while (proposal := scheduler.next()) is not None and len(numbers) < 40:
+        scheduler.update(trained(scheduler, proposal))
         numbers.append(proposal.replicate_of)
     replicates = [number for number in numbers if number is not None]
-    entries = plan.of("arm", SEARCH)
+    known = scheduler.of("arm", SEARCH)
     assert replicates
     for number, same in enumerate(numbers):
-        assert same is None or entries[number].architecture_hash == entries[same].architecture_hash
+        assert same is None or known[number].architecture_hash == known[same].architecture_hash
 
 
 @pytest.mark.parametrize(
@@ -159,63 +164,73 @@ def test_a_point_of_the_grid_with_a_known_architecture_is_a_replicate() -> None:
     ],
 )
 def test_asha_on_rungs_worked_by_hand(value: float, reached: list[float], factor: int, on: bool) -> None:
-    assert goes_on(value, reached, factor) is on
+    assert is_promoted(value, reached, factor) is on
 
 
-def curved(plan: Plan, number: int, curve: list[float], state: str = "running") -> Entry:
-    experiment = plan.study.arms["arm"].experiment
-    entry = Entry("arm", SEARCH, number, number, state, ONE, experiment, spent=IMAGES * len(curve), curve=tuple(curve))
-    plan.update(entry)
-    return entry
+def curved(scheduler: Scheduler, number: int, curve: list[float], state: str = "running") -> Trial:
+    experiment = scheduler.study.arms["arm"].experiment
+    trial = Trial(
+        "arm",
+        SEARCH,
+        number,
+        number,
+        state,
+        sample_passes=IMAGES * len(curve),
+        planned=ONE,
+        experiment=experiment.to_json(),
+        curve=tuple(curve),
+    )
+    scheduler.update(trial)
+    return trial
 
 
 def test_a_trial_is_compared_with_all_that_have_reached_its_rung_also_if_they_were_stopped_or_failed() -> None:
-    plan = plan_of(study({**TRAINING, "pruner": {"name": "asha", "rungs": [2, 4], "reduction_factor": 2}}))
-    curved(plan, 0, [0.1, 0.9], "pruned")
-    curved(plan, 1, [0.1, 0.8, 0.9, 0.1], "failed")
-    curved(plan, 2, [0.9])
-    entry = curved(plan, 3, [0.1, 0.7])
-    stop = plan.reason_to_stop(entry, since=1)
+    scheduler = scheduler_of(study({**TRAINING, "pruner": {"name": "asha", "rungs": [2, 4], "reduction_factor": 2}}))
+    curved(scheduler, 0, [0.1, 0.9], "pruned")
+    curved(scheduler, 1, [0.1, 0.8, 0.9, 0.1], "failed")
+    curved(scheduler, 2, [0.9])
+    trial = curved(scheduler, 3, [0.1, 0.7])
+    stop = scheduler.reason_to_stop(trial, since=1)
     assert stop is not None
     assert stop[0] == 2
     assert "after 2 epochs: validation accuracy 0.7000, 2 of the 3 trials that reached this rung are better" in stop[1]
-    curved(plan, 4, [0.1, 0.2])
-    assert plan.reason_to_stop(entry, since=1) is not None  # 2 places of 4
-    curved(plan, 1, [0.1, 0.6, 0.9, 0.1], "failed")
-    assert plan.reason_to_stop(entry, since=1) is None
+    curved(scheduler, 4, [0.1, 0.2])
+    assert scheduler.reason_to_stop(trial, since=1) is not None  # 2 places of 4
+    curved(scheduler, 1, [0.1, 0.6, 0.9, 0.1], "failed")
+    assert scheduler.reason_to_stop(trial, since=1) is None
 
 
 def test_a_rung_left_behind_is_not_looked_at_again_but_the_last_one_is() -> None:
-    plan = plan_of(study({**TRAINING, "pruner": {"name": "asha", "rungs": [2, 4], "reduction_factor": 2}}))
-    curved(plan, 0, [0.9, 0.9, 0.9])
-    behind = curved(plan, 1, [0.1, 0.1, 0.1])
-    assert plan.reason_to_stop(behind, since=3) is None
-    assert plan.reason_to_stop(behind, since=2) is not None  # the driver died before it could say so
-    assert plan.reason_to_stop(behind, since=0) is not None  # several epochs came in one report
+    scheduler = scheduler_of(study({**TRAINING, "pruner": {"name": "asha", "rungs": [2, 4], "reduction_factor": 2}}))
+    curved(scheduler, 0, [0.9, 0.9, 0.9])
+    behind = curved(scheduler, 1, [0.1, 0.1, 0.1])
+    assert scheduler.reason_to_stop(behind, since=3) is None
+    assert scheduler.reason_to_stop(behind, since=2) is not None  # the driver died before it could say so
+    assert scheduler.reason_to_stop(behind, since=0) is not None  # several epochs came in one report
 
 
 def test_nothing_is_stopped_without_a_pruner_or_in_retraining() -> None:
-    plan = plan_of(study(TRAINING))
-    curved(plan, 0, [0.9] * EPOCHS)
-    assert plan.reason_to_stop(curved(plan, 1, [0.1] * 3), since=0) is None
-    plan = plan_of(study({**TRAINING, "pruner": {"name": "asha"}}))
-    curved(plan, 0, [0.9] * EPOCHS)
-    retrained = replace(curved(plan, 1, [0.1] * 3), phase=RETRAIN)
-    assert plan.reason_to_stop(retrained, since=0) is None
+    scheduler = scheduler_of(study(TRAINING))
+    curved(scheduler, 0, [0.9] * EPOCHS)
+    assert scheduler.reason_to_stop(curved(scheduler, 1, [0.1] * 3), since=0) is None
+    scheduler = scheduler_of(study({**TRAINING, "pruner": {"name": "asha"}}))
+    curved(scheduler, 0, [0.9] * EPOCHS)
+    retrained = replace(curved(scheduler, 1, [0.1] * 3), phase=RETRAIN)
+    assert scheduler.reason_to_stop(retrained, since=0) is None
 
 
 def test_what_stopping_saves_buys_more_trials_and_winners_are_complete() -> None:
     given = study({**TRAINING, "pruner": {"name": "asha"}}, trials=10)
     found = run_to_end(given)
-    searched = [entry for entry in found if entry.phase == SEARCH]
+    searched = [trial for trial in found if trial.phase == SEARCH]
     assert len(searched) > 14
-    assert {entry.spent for entry in searched if entry.state == "pruned"} <= {IMAGES, 3 * IMAGES}
-    left = 10 * ONE - sum(entry.spent for entry in searched)
+    assert {trial.sample_passes for trial in searched if trial.state == "pruned"} <= {IMAGES, 3 * IMAGES}
+    left = 10 * ONE - sum(trial.sample_passes for trial in searched)
     assert 0 <= left < ONE
-    winner = plan_of(given, found).winner("arm")
+    winner = scheduler_of(given, found).winner("arm")
     assert winner is not None
     assert winner.state == "complete"
-    assert winner.score == max(entry.score for entry in searched if entry.score is not None)
+    assert winner.score == max(trial.score for trial in searched if trial.score is not None)
 
 
 def limit_of(share: float) -> int:
@@ -229,21 +244,21 @@ def test_what_exceeds_a_constraint_is_never_trained_costs_nothing_and_is_counted
     trials = 5 if searcher == "gp" else 8
     given = study({**BRANCHED, "searcher": searcher, "constraints": {"macs": limit}}, trials=trials)
     found = run_to_end(given)
-    searched = [entry for entry in found if entry.phase == SEARCH]
-    assert all(known_costs(entry.experiment, shape=SHAPE, classes=CLASSES)["macs"] <= limit for entry in found)
+    searched = [trial for trial in found if trial.phase == SEARCH]
+    assert all(known_costs(trial.config, shape=SHAPE, classes=CLASSES)["macs"] <= limit for trial in found)
     assert len(searched) == trials
-    assert sum(entry.spent for entry in found) == (trials + 1) * ONE
-    infeasible = [each for entry in searched for each in entry.infeasible]
+    assert sum(trial.sample_passes for trial in found) == (trials + 1) * ONE
+    infeasible = [each for trial in searched for each in trial.infeasible]
     assert infeasible
-    assert all(each["exceeded"]["macs"][0] > limit == each["exceeded"]["macs"][1] for each in infeasible)
+    assert all(each.exceeded["macs"][0] > limit == each.exceeded["macs"][1] for each in infeasible)
     assert run_to_end(given, interrupted=True) == found
 
 
 def test_tpe_learns_from_what_was_refused() -> None:
     distribution = '{"name": "FloatDistribution", "attributes": {"step": null, "low": 0.0, "high": 1.0, "log": false}}'
 
-    def infeasible(at: float, found: float) -> dict[str, Any]:
-        return {"values": {"x": at}, "distributions": {"x": distribution}, "exceeded": {"macs": [found, 10.0]}}
+    def infeasible(at: float, found: float) -> Infeasible:
+        return Infeasible({"x": at}, {"x": distribution}, exceeded={"macs": (found, 10.0)})
 
     completed = [infeasible(step / 20, 10 + step) for step in range(1, 20)]
     draws = [
@@ -257,14 +272,14 @@ def test_tpe_learns_from_what_was_refused() -> None:
 
 def test_an_arm_that_finds_nothing_within_its_constraints_gives_up_with_the_reason() -> None:
     given = study({**BRANCHED, "constraints": {"macs": 10}})
-    (entry,) = run_to_end(given)
-    assert (entry.state, entry.planned, entry.spent) == ("failed", 0, 0)
-    assert len(entry.infeasible) == MOST_ASKS
-    assert entry.search_exhausted is not None
-    assert entry.search_exhausted.startswith(
+    (trial,) = run_to_end(given)
+    assert (trial.state, trial.planned, trial.sample_passes) == ("failed", 0, 0)
+    assert len(trial.infeasible) == MOST_ASKS
+    assert trial.search_exhausted is not None
+    assert trial.search_exhausted.startswith(
         "no network within the constraints among 100 proposals; the nearest: macs "
     )
-    assert entry.search_exhausted.endswith(" exceeds 10")
+    assert trial.search_exhausted.endswith(" exceeds 10")
 
 
 def test_a_grid_skips_what_is_refused_and_gives_up_where_nothing_is_left() -> None:
@@ -273,9 +288,9 @@ def test_a_grid_skips_what_is_refused_and_gives_up_where_nothing_is_left() -> No
     found = run_to_end(given)
     arm = given.arms["arm"]
     points = grid(compose([SPACES["branched"]]), Context(arm.experiment, SHAPE, CLASSES), points=2)
-    trained_points = [entry for entry in found if entry.phase == SEARCH and entry.search_exhausted is None]
+    trained_points = [trial for trial in found if trial.phase == SEARCH and trial.search_exhausted is None]
     assert 0 < len(trained_points) < len(points)
-    proposed = [*trained_points, *(each for entry in found if entry.phase == SEARCH for each in entry.infeasible)]
+    proposed = [*trained_points, *(each for trial in found if trial.phase == SEARCH for each in trial.infeasible)]
     assert len(proposed) == len(points)
     assert run_to_end(given, interrupted=True) == found
 
@@ -288,21 +303,23 @@ def test_a_learned_network_that_turns_out_too_large_is_charged_and_cannot_win() 
         "distillation": {"target_macs": 0.5},
         "constraints": {"macs": limit_of(0.55), "parameters": 600},
     }
-    plan = plan_of(study(arm))
+    scheduler = scheduler_of(study(arm))
     for parameters in (700, 500, 650):
-        proposal = plan.next()
+        proposal = scheduler.next()
         assert proposal is not None
-        assert not proposal.entry.infeasible  # its target is within the limit, its parameters are not known yet
+        assert not proposal.infeasible  # its target is within the limit, its parameters are not known yet
         score = parameters / 1000
-        ended = replace(proposal.entry, state="complete", spent=ONE, score=score, macs=10, parameter_count=parameters)
-        plan.update(ended)
-    winner = plan.winner("arm")
+        ended = replace(
+            proposal, state="complete", sample_passes=ONE, score=score, result={"macs": 10, "parameters": parameters}
+        )
+        scheduler.update(ended)
+    winner = scheduler.winner("arm")
     assert winner is not None
-    assert winner.parameter_count == 500
-    assert plan.next() is not None  # what exceeds a limit is told as infeasible
-    tight = plan_of(study({**arm, "constraints": {"macs": limit_of(0.45)}})).next()
+    assert winner.measured("parameters") == 500
+    assert scheduler.next() is not None  # what exceeds a limit is told as infeasible
+    tight = scheduler_of(study({**arm, "constraints": {"macs": limit_of(0.45)}})).next()
     assert tight is not None
-    assert tight.entry.search_exhausted is not None
+    assert tight.search_exhausted is not None
 
 
 @pytest.mark.parametrize("searcher", ["random", "tpe", "gp", "grid"])
@@ -312,21 +329,21 @@ def test_several_objectives_are_searched_and_the_most_accurate_is_retrained(sear
     given = study(arm, trials=6)
     found = run_to_end(given)
     assert run_to_end(given, interrupted=True) == found
-    searched = [entry for entry in found if entry.phase == SEARCH]
-    winner = plan_of(given, found).winner("arm")
+    searched = [trial for trial in found if trial.phase == SEARCH]
+    winner = scheduler_of(given, found).winner("arm")
     assert winner is not None
-    assert winner.score == max(entry.score or 0 for entry in searched)
+    assert winner.score == max(trial.score or 0 for trial in searched)
 
 
 @pytest.mark.parametrize(("tolerance", "number"), [(0.0, 2), (0.05, 2), (0.1, 1), (0.5, 1), (0.6, 0)])
 def test_a_preference_takes_the_least_of_those_almost_as_accurate(tolerance: float, number: int) -> None:
     arm = {**TRAINING, "objectives": ["accuracy", "macs"], "selection": {"objective": "macs", "tolerance": tolerance}}
-    plan = plan_of(study(arm))
+    scheduler = scheduler_of(study(arm))
     for score, macs in ((0.3, 1), (0.8, 5), (0.9, 9), (0.8, 5)):
-        proposal = plan.next()
+        proposal = scheduler.next()
         assert proposal is not None
-        plan.update(replace(proposal.entry, state="complete", spent=ONE, score=score, macs=macs))
-    winner = plan.winner("arm")
+        scheduler.update(replace(proposal, state="complete", sample_passes=ONE, score=score, result={"macs": macs}))
+    winner = scheduler.winner("arm")
     assert winner is not None
     assert winner.number == number
 
@@ -336,11 +353,11 @@ def test_tpe_seeks_few_macs_where_they_are_an_objective() -> None:
 
     def mean_macs(objectives: list[str]) -> float:
         given = study({"space": ["branched"], "searcher": "tpe", "objectives": objectives}, trials=24)
-        plan, macs = plan_of(given), []
-        while (proposal := plan.next()) is not None and proposal.entry.phase == SEARCH:
-            costs = known_costs(proposal.entry.experiment, shape=SHAPE, classes=CLASSES)
-            score = random.Random(proposal.entry.number).random()
-            plan.update(replace(proposal.entry, state="complete", spent=ONE, score=score, macs=costs["macs"]))
+        scheduler, macs = scheduler_of(given), []
+        while (proposal := scheduler.next()) is not None and proposal.phase == SEARCH:
+            costs = known_costs(proposal.config, shape=SHAPE, classes=CLASSES)
+            score = random.Random(proposal.number).random()
+            scheduler.update(replace(proposal, state="complete", sample_passes=ONE, score=score, result=costs))
             macs.append(costs["macs"])
         return sum(macs[8:]) / len(macs[8:])
 

@@ -13,7 +13,8 @@ import psutil
 import pytest
 import yaml
 
-from services.store import Store, TrialRow
+from services.store import Store
+from services.trial_record import Trial
 from tests.services.program import COMMAND, of
 
 pytestmark = pytest.mark.slow(40)
@@ -47,7 +48,7 @@ def running(home: Path) -> Iterator[subprocess.Popen[str]]:
         program.communicate()
 
 
-def trials(home: Path) -> tuple[TrialRow, ...]:
+def trials(home: Path) -> tuple[Trial, ...]:
     with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
         return store.trials("interrupted") if store.studies() else ()
 

@@ -20,8 +20,9 @@ import yaml
 
 from services.execution.driver import run
 from services.settings import Settings
-from services.store import Store, TrialRow
+from services.store import Store
 from services.study_config.schema import read, resolve
+from services.trial_record import Trial
 from tests.services.program import RUNS_HERE, of
 
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -68,7 +69,7 @@ def start(home: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def trials(home: Path) -> tuple[TrialRow, ...]:
+def trials(home: Path) -> tuple[Trial, ...]:
     with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
         return store.trials("killed") if store.studies() else ()
 
@@ -118,7 +119,7 @@ def finish(home: Path) -> None:
     assert driver.wait(400) == 0, (home / "log").read_text()[-4000:]
 
 
-def comparable(row: TrialRow) -> tuple[Any, ...]:
+def comparable(row: Trial) -> tuple[Any, ...]:
     result = dict(row.result or {})
     for key in ("overhead_seconds", "peak_memory_bytes"):
         result.pop(key)

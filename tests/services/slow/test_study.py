@@ -29,7 +29,8 @@ import yaml
 from PIL import Image
 
 from nas_blockout.data import DataSettings, load
-from services.store import Store, TrialRow
+from services.store import Store
+from services.trial_record import Trial
 from tests.services.program import RUNS_HERE, Ended, alone, here, of
 
 pytestmark = [pytest.mark.slow(100), *RUNS_HERE]
@@ -176,7 +177,7 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Held:
     return Held(images, part.labels.numpy(), tuple(sorted(folder.iterdir())))
 
 
-def handed_over(home: Path, arm: str) -> TrialRow:
+def handed_over(home: Path, arm: str) -> Trial:
     """The trial whose network an arm handed over; its result has the recorded predictions."""
     comparison = json.loads((home / "runs" / "whole" / "comparison.json").read_text())
     seed = comparison["arms"][arm]["exported_seed"]

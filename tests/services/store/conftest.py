@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from services.store import Store, TrialRow
+from services.store import Store
+from services.trial_record import Trial
 
 ARMS = ["random", "blockout"]
-Queue = Callable[..., TrialRow]
+Queue = Callable[..., Trial]
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def study(store: Store) -> str:
 def queue(store: Store, study: str) -> Queue:
     """Queues a trial in the study, the next of its arm and phase unless told otherwise."""
 
-    def queue_trial(**changes: object) -> TrialRow:
+    def queue_trial(**changes: object) -> Trial:
         values = {"arm": "random", "phase": "search", "seed": 7, "planned": 100, "experiment": {"width": 8}} | changes
         if "number" not in values:
             values["number"] = len(store.trials(study, arm=str(values["arm"]), phase=str(values["phase"])))

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from services.store import Store, TrialRow
+from services.store import Store
+from services.trial_record import Trial
 
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "guides" / "operations.md"
 
@@ -23,7 +24,7 @@ def command(program: str, database: str) -> list[str]:
     return shlex.split(lines[0])
 
 
-def fill(store: Store) -> tuple[TrialRow, ...]:
+def fill(store: Store) -> tuple[Trial, ...]:
     store.create_study("kept", config={"arms": ["a"]}, config_hash="cafe", arms=["a"])
     store.claim_study("kept")
     trial = store.add_trial("kept", arm="a", phase="search", number=0, seed=0, planned=30, experiment={"x": 1}).id

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from services.store import Store, TrialRow
+from services.store import Store
 from services.study_config.schema import find, read_document
+from services.trial_record import Trial
 from tests.once import once
 from tests.services.program import here, of
 
@@ -82,7 +83,7 @@ def trials(store: Store, name: str) -> list[Any]:
     return sorted((_trial(store, row) for row in store.trials(name)), key=str)
 
 
-def _trial(store: Store, row: TrialRow) -> Any:
+def _trial(store: Store, row: Trial) -> Any:
     result = {key: (row.result or {}).get(key) for key in ("validation_accuracy", "test_accuracy", "parameters")}
     epochs = [epoch.epoch for epoch in store.epochs(row.id)]
     return [row.arm, row.phase, row.number, row.seed, row.state, row.sample_passes, row.score, result, epochs]

@@ -1,0 +1,82 @@
+"""A finished study in MLflow: its trials as runs, its files, and its best model."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from nas_blockout.data import Splits, load
+from nas_blockout.export import Deployed
+from services.analysis.comparison import ComparisonDocument
+from services.files.study_dir import Folder
+from services.finalize.winners import exported_trials, models_of
+from services.mlflow_sync import Projection, Synced, TrackingError
+from services.settings import Settings
+from services.store import Store
+from services.study_config.schema import Study, parse_resolved
+
+Models = Mapping[str, nn.Module]
+
+
+def sync_study(
+    study: Study,
+    store: Store,
+    settings: Settings,
+    *,
+    document: ComparisonDocument,
+    models: Models,
+    splits: Splits,
+    log: Callable[[str], None],
+) -> None:
+    """Write a study to MLflow, unless it is turned off; an MLflow that does not answer is logged, not raised."""
+    if settings.tracking_uri is None:
+        return
+    log("writing to MLflow")
+    try:
+        projection = Projection(settings.tracking_uri, study.name, study.to_json(), store)
+        projection.sync()
+        _log_best_model(projection, document, models, splits)
+        projection.finish(document.model_dump(mode="json"), settings.folder(study.name))
+    except TrackingError as error:
+        log(f"{error}; the study is complete, `nas-blockout sync {study.name}` writes it later")
+
+
+def sync_again(settings: Settings, name: str) -> Synced:
+    """Write to MLflow what is in the store but not in MLflow yet.
+
+    Raises:
+        NotFound: There is no such study.
+        TrackingError: MLflow is turned off or does not answer.
+    """
+    if settings.tracking_uri is None:
+        raise TrackingError("MLflow is turned off: set NAS_BLOCKOUT_TRACKING_URI")
+    with Store.open(settings.store_url) as store:
+        row = store.study(name)
+        projection = Projection(settings.tracking_uri, name, row.config, store)
+        synced = projection.sync()
+        folder = Folder(settings.folder(name))
+        if folder.comparison.exists():
+            study = parse_resolved(row.config)
+            document = ComparisonDocument.read(folder.comparison)
+            splits = load(study.data, root=settings.data)
+            winners = exported_trials(study, store.trials(name))
+            models = models_of(winners, folder, splits, shared=settings.shared(name))
+            _log_best_model(projection, document, models, splits)
+            projection.finish(document.model_dump(mode="json"), folder.root)
+        return synced
+
+
+def _log_best_model(projection: Projection, document: ComparisonDocument, models: Models, splits: Splits) -> None:
+    """Log the model of the arm with the best mean validation accuracy, which no test image has a part in.
+
+    The model takes images in [0, 1]. Its example is a batch of two, from which MLflow infers that the batch is free.
+    """
+    means = {arm: accuracy.mean for arm in models if (accuracy := document.arms[arm].validation_accuracy) is not None}
+    best = max(means, key=lambda arm: means[arm], default=None)
+    if best is None:
+        return
+    normalization = splits.preprocessing
+    deployed = Deployed(models[best], normalization.mean, normalization.std).eval()
+    images = normalization.undo(splits.validation.images[:2].clone())
+    requirements = [f"torch=={torch.__version__.split('+')[0]}"]
+    projection.log_model(best, deployed, images.numpy(), class_names=splits.class_names, requirements=requirements)

@@ -1,0 +1,38 @@
+"""Trials as rows of ``trials.csv``, which the API and ``nas-blockout show`` list as well."""
+
+from typing import Any
+
+from services.trial_record import Trial
+
+_RESULTS = (
+    "validation_accuracy",
+    "validation_loss",
+    "test_accuracy",
+    "test_loss",
+    "parameters",
+    "macs",
+    "threshold",
+    "latency_ms",
+    "stopped_after",
+    "architecture_hash",
+)
+
+
+def row_of(trial: Trial) -> dict[str, Any]:
+    """Return a trial as one row: identity, cost, result, then its parameters."""
+    return {
+        "trial": trial.id,
+        "arm": trial.arm,
+        "phase": trial.phase,
+        "number": trial.number,
+        "seed": trial.seed,
+        "state": trial.state,
+        "reason": trial.reason,
+        "replicate_of": trial.replicate_of,
+        "infeasible": len(trial.infeasible),
+        "sample_passes": trial.sample_passes,
+        "seconds": round(trial.seconds, 3),
+        **{key: trial.outcome.get(key) for key in _RESULTS},
+        **{f"gap.{key}": value for key, value in (trial.outcome.get("gap") or {}).items()},
+        **{f"param.{key}": value for key, value in trial.values.items()},
+    }

@@ -1,0 +1,63 @@
+"""Which retrained trials are exported, and their trained networks."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from nas_blockout.architecture import Architecture
+from nas_blockout.data import Splits
+from nas_blockout.experiment import rebuild
+from nas_blockout.export import load_weights, measure_latency
+from services.budget.accounting import current
+from services.files.remote import fetch, place_of
+from services.files.study_dir import Folder
+from services.study_config.schema import Study
+from services.trial_record import Trial
+
+LATENCY_BATCHES = (1, 256)
+
+
+def exported_trials(study: Study, trials: Sequence[Trial]) -> dict[str, Trial]:
+    """Return, by arm, the retrained trial with the best validation accuracy, of equals that with the lowest seed."""
+    best: dict[str, Trial] = {}
+    for trial in sorted(current(trials), key=lambda trial: trial.seed):
+        if not trial.is_model or trial.score is None:
+            continue
+        if trial.arm not in best or (best[trial.arm].score or 0.0) < trial.score:
+            best[trial.arm] = trial
+    return {arm: best[arm] for arm in study.arms if arm in best}
+
+
+def models_of(
+    trials: Mapping[str, Trial], folder: Folder, splits: Splits, *, shared: str | None
+) -> dict[str, nn.Module]:
+    """Return the trained networks of retrained trials by arm, in eval mode.
+
+    Args:
+        trials: The trials by arm.
+        folder: Of the study; weights that another machine has written are fetched to it.
+        splits: The data.
+        shared: URL of the study's folder on shared storage, or None.
+
+    Raises:
+        ArtifactError: Shared storage cannot be reached.
+    """
+    for trial in trials.values() if shared is not None else ():
+        path = folder.weights(trial.id)
+        fetch(place_of(path, folder.root, shared), path)
+    models = {}
+    for arm, trial in trials.items():
+        document = trial.outcome.get("architecture")
+        model = rebuild(trial.config, Architecture.from_json(document) if document else None, splits)
+        load_weights(model, folder.weights(trial.id))
+        models[arm] = model.eval()
+    return models
+
+
+def latencies(models: Mapping[str, nn.Module], splits: Splits) -> dict[str, dict[str, float]]:
+    """Return by arm the milliseconds of a forward pass, as ``batch_1`` and ``batch_256``."""
+    by_arm = {}
+    for arm, model in models.items():
+        milliseconds = measure_latency(model, splits.shape, batches=LATENCY_BATCHES)
+        by_arm[arm] = {f"batch_{batch}": milliseconds[batch] for batch in LATENCY_BATCHES}
+    return by_arm
