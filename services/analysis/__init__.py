@@ -1,1 +1,1 @@
-"""What the trials of a study say: the comparison of its arms and the sentences, fronts and tables made from it."""
+"""Analysis of the trials of a study: the comparison of its arms, and the verdict, fronts and tables made from it."""

@@ -1,4 +1,4 @@
-"""Several studies of the same data beside each other: one table of arms, and tests between arms of different ones."""
+"""Comparison across studies of the same data: one table of arms, and tests between arms of different studies."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -44,7 +44,7 @@ class Difference:
         ci95: Its 95% interval, uncorrected, or None.
         seeds: How many they share.
         p_holm: Corrected over all pairs.
-        smallest_effect: What so many seeds could have shown, or None.
+        smallest_effect: Smallest difference that so many seeds could have shown, or None.
         cost: Sample passes of ``a`` as a multiple of those of ``b``.
         verdict: ``better``, ``worse``, ``no difference shown``, or ``not at equal cost``.
     """
@@ -88,7 +88,7 @@ def compare(settings: Settings, names: Sequence[str], *, arms: Sequence[str] = (
     Args:
         settings: Of the installation.
         names: Of the studies, two or more.
-        arms: Names of the arms to look at; all if left out.
+        arms: Names of the arms to compare; all if left out.
 
     Raises:
         NotFound: There is no such study, it has not finished, or no study has such an arm.
@@ -100,9 +100,9 @@ def compare(settings: Settings, names: Sequence[str], *, arms: Sequence[str] = (
     with Store.open(settings.store_url) as store:
         studies = {name: _finished(store, name) for name in distinct}
         _require_same_data(studies)
-        found = [arm for name, study in studies.items() for arm in _contestants(store, name, study)]
-    chosen = [arm for arm in found if not arms or arm.name in arms]
-    known = dict.fromkeys(arm.name for arm in found)
+        contestants = [arm for name, study in studies.items() for arm in _contestants(store, name, study)]
+    chosen = [arm for arm in contestants if not arms or arm.name in arms]
+    known = dict.fromkeys(arm.name for arm in contestants)
     if unknown := [name for name in arms if name not in known]:
         raise NotFound(f"none of the studies has an arm {unknown[0]!r}; they have {', '.join(known)}")
     tolerance = min(study.config.budget.tolerance for study in studies.values())

@@ -10,11 +10,11 @@ from nas_blockout.statistics import significance
 from services.analysis.seed_metrics import Amount, Count, OverSeeds, PairResult, Share, Strict
 
 BASELINE = "dense"
-Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # what a tested model gave, by arm and seed
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # `result["robustness"]` of a model, by arm and seed
 
 
 class ArmRobustness(Strict):
-    """One contestant on corrupted images; errors are means over seeds of all severities, in 0..1."""
+    """One contestant on corrupted images; errors are means over seeds, in [0, 1]."""
 
     clean_error: Share = Field(description="On the same images, not corrupted.")
     corruption_error: OverSeeds = Field(description="Mean over kinds and severities.")
@@ -43,19 +43,19 @@ class RobustnessResult(Strict):
 
         Args:
             results: ``result["robustness"]`` of the retrained models; arms without any are left out.
-            pairs: What is tested, corrected by Holm for this family; pairs that share no seed are left out.
+            pairs: The tested family, with Holm's correction; pairs that share no seed are left out.
         """
         known = {arm: dict(models) for arm, models in results.items() if models}
         if not known:
             return None
-        one = next(found for models in known.values() for found in models.values())
+        any_result = next(result for models in known.values() for result in models.values())
         errors = {arm: _mean(models) for arm, models in known.items()}
         baseline = BASELINE if BASELINE in known else None
         scores = {arm: {seed: 1 - error_of(found) for seed, found in models.items()} for arm, models in known.items()}
         tested = [(a, b) for a, b in pairs if a in scores and b in scores and scores[a].keys() & scores[b].keys()]
         return cls(
-            images=one["images"],
-            severities=one["severities"],
+            images=any_result["images"],
+            severities=any_result["severities"],
             baseline=baseline,
             arms={arm: _arm(models, errors[arm], errors.get(baseline or "")) for arm, models in known.items()},
             pairs=[PairResult.of(pair) for pair in significance.compare(scores, pairs=tested).pairs],
@@ -63,7 +63,7 @@ class RobustnessResult(Strict):
 
 
 def error_of(found: Mapping[str, Any]) -> float:
-    """Return the mean corruption error of one tested model, in 0..1."""
+    """Return the mean corruption error of one tested model, in [0, 1]."""
     return mean_corruption_error(found["errors"])
 
 
@@ -89,6 +89,6 @@ def _mean(models: Mapping[int, Mapping[str, Any]]) -> dict[str, list[float]]:
 
 
 def _relative(errors: dict[str, list[float]], baseline: dict[str, list[float]] | None) -> float | None:
-    if baseline is None or not all(map(sum, baseline.values())):  # a share of nothing says nothing
+    if baseline is None or not all(map(sum, baseline.values())):  # a share of zero is undefined
         return None
     return mean_corruption_error(errors, baseline)

@@ -19,7 +19,7 @@ class Strict(BaseModel):
 
 
 class OverSeeds(Strict):
-    """A share, 0..1, over seeds; ``std`` and ``ci95`` are null where the seeds cannot give them."""
+    """A share in [0, 1] over seeds; ``std`` and ``ci95`` are null where the seeds cannot give them."""
 
     mean: Share
     std: Amount | None
@@ -28,10 +28,10 @@ class OverSeeds(Strict):
 
     @classmethod
     def of(cls, per_seed: Mapping[int, float]) -> Self:
-        """Sum up one share a seed."""
-        found = significance.summary(per_seed, bounds=(0, 1))
+        """Summarize the shares of all seeds."""
+        summary = significance.summary(per_seed, bounds=(0, 1))
         named = {str(seed): value for seed, value in per_seed.items()}
-        return cls(mean=found.mean, std=found.std, ci95=found.ci95, per_seed=named)
+        return cls(mean=summary.mean, std=summary.std, ci95=summary.ci95, per_seed=named)
 
     @property
     def by_seed(self) -> dict[int, float]:
@@ -40,7 +40,7 @@ class OverSeeds(Strict):
 
 
 class Accuracy(OverSeeds):
-    """Accuracy over seeds, 0..1; ``std`` and ``ci95`` are null where the seeds cannot give them."""
+    """Accuracy in [0, 1] over seeds; ``std`` and ``ci95`` are null where the seeds cannot give them."""
 
 
 class PairResult(Strict):
@@ -59,7 +59,7 @@ class PairResult(Strict):
 
     @classmethod
     def of(cls, pair: significance.Pair) -> Self:
-        """Write down a tested pair."""
+        """Return a tested pair as it is written."""
         return cls(
             a=pair.a,
             b=pair.b,

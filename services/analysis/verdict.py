@@ -1,4 +1,4 @@
-"""A comparison in words: its one sentence, and its tables for terminal and report."""
+"""A comparison as text: its verdict in one sentence, and its tables for the terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,7 +8,7 @@ from services.analysis.seed_metrics import Accuracy, PairResult
 
 
 def sentence(document: ComparisonDocument) -> str:
-    """State in one plain sentence what the study shows, what it does not, and what it could have shown."""
+    """Return one sentence: what the study shows, what it does not show, and what it could have shown."""
     parts = []
     if document.ranking is not None:
         means = {name: _mean_on(document, name) for name in document.ranking}
@@ -34,7 +34,7 @@ def sentence(document: ComparisonDocument) -> str:
 
 
 def corruption_errors(means: Mapping[str, float]) -> str:
-    """Say how many corrupted test images each arm gets wrong, the fewest first."""
+    """Return the mean error of every arm on corrupted test images as text, the lowest first."""
     least_first = sorted(means, key=lambda name: (means[name], name))
     return "mean error on corrupted images: " + ", ".join(f"{name} {means[name]:.2%}" for name in least_first)
 
@@ -108,7 +108,7 @@ def _could_show(pairs: Sequence[PairResult]) -> str:
 
 
 def _claim(document: ComparisonDocument, name: str) -> str:
-    """Say what follows for learned structure: it helps if the arm beats every control, and a placebo is among them."""
+    """Return what follows for learned structure: it helps if the arm beats all placebos and ablations."""
     roles = {other: arm.role for other, arm in document.arms.items()}
     if roles[name] != "learned":
         return ""

@@ -1,4 +1,4 @@
-"""How a cluster is found and entered: what listens at an address, which token it wants, whether this is a job of it."""
+"""Connection to a Ray cluster: whether an address answers, its token, and whether this process is one of its jobs."""
 
 import os
 import socket
@@ -11,14 +11,14 @@ _DEFAULT_TOKEN = Path(".ray") / "auth_token"
 
 
 class ClusterError(RuntimeError):
-    """Ray cannot be reached, or cannot give what a study asks for."""
+    """Ray cannot be reached, or is too small for a study."""
 
 
 def check(address: str) -> None:
-    """Ask whether something listens at an address such as ``ray://host:10001`` or ``host:6379``; ``auto`` is not asked.
+    """Check that something listens at an address such as ``ray://host:10001`` or ``host:6379``; ``auto`` always passes.
 
     Raises:
-        ClusterError: Nothing does.
+        ClusterError: Nothing listens there.
     """
     if address == "auto":
         return
@@ -40,7 +40,7 @@ def own_cluster(environment: Mapping[str, str] | None = None) -> str | None:
 
 
 def token(environment: Mapping[str, str] | None = None) -> str | None:
-    """Return the token that opens the cluster, from where Ray itself looks for it; None if there is none.
+    """Return the token of the cluster, from where Ray itself looks for it; None if there is none.
 
     Args:
         environment: Variables by name; the environment of the process if left out.
@@ -51,8 +51,8 @@ def token(environment: Mapping[str, str] | None = None) -> str | None:
     values = os.environ if environment is None else environment
     if values.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return None
-    if found := values.get("RAY_AUTH_TOKEN", "").strip():
-        return found
+    if secret := values.get("RAY_AUTH_TOKEN", "").strip():
+        return secret
     named = values.get("RAY_AUTH_TOKEN_PATH", "").strip()
     path = Path(named) if named else Path.home() / _DEFAULT_TOKEN
     try:

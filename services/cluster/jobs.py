@@ -97,7 +97,7 @@ class Jobs:
         """Submit a study, or return the job that this attempt at it already is, whatever its state.
 
         Args:
-            study: What is to be run, resolved.
+            study: The resolved study.
             attempt: Number of the attempt, from 0.
 
         Raises:
@@ -122,7 +122,7 @@ class Jobs:
         return self.job(name) or Job(name, "pending")
 
     def job(self, id: str) -> Job | None:  # Ray's own word
-        """Return a job, or None if the cluster does not know it, which forgets all when its head dies.
+        """Return a job, or None if the cluster does not know it; a cluster whose head died has forgotten all jobs.
 
         Raises:
             ClusterError: The cluster cannot be reached or does not know our token.
@@ -133,13 +133,13 @@ class Jobs:
                 return None
             if answer.status_code != 200:
                 raise RuntimeError(answer.text)
-            found = answer.json()
-        state = cast(State, found["status"].lower())
-        metadata = MappingProxyType(dict(found.get("metadata") or {}))
-        return Job(id, state, found.get("message") or "", found.get("driver_exit_code"), metadata)
+            document = answer.json()
+        state = cast(State, document["status"].lower())
+        metadata = MappingProxyType(dict(document.get("metadata") or {}))
+        return Job(id, state, document.get("message") or "", document.get("driver_exit_code"), metadata)
 
     def stop(self, id: str) -> None:
-        """Ask a job to stop; of one that has ended, or that the cluster does not know, nothing is asked.
+        """Stop a job; one that has ended, or that the cluster does not know, is left alone.
 
         Raises:
             ClusterError: The cluster cannot be reached or does not know our token.
@@ -160,7 +160,7 @@ class Jobs:
         rest = ""
         with self._explained():
             try:
-                for chunk in _told(self._client().tail_job_logs(id)):
+                for chunk in _synchronous(self._client().tail_job_logs(id)):
                     *lines, rest = (rest + chunk).split("\n")
                     yield from lines
             except aiohttp.ClientError as error:
@@ -190,7 +190,7 @@ class Jobs:
             return str(answer.json()["ray_version"])
 
     def nodes(self) -> tuple[Node, ...]:
-        """Return what each living machine of the cluster has.
+        """Return the CPUs and GPUs of every living machine of the cluster.
 
         Raises:
             ClusterError: The cluster cannot be reached or does not know our token.
@@ -201,22 +201,22 @@ class Jobs:
                 raise RuntimeError(answer.text)
             rows = answer.json()["data"]["result"]["result"]
         totals = [row.get("resources_total") or {} for row in rows if row["state"] == "ALIVE"]
-        return tuple(Node(float(each.get("CPU", 0)), float(each.get("GPU", 0))) for each in totals)
+        return tuple(Node(float(total.get("CPU", 0)), float(total.get("GPU", 0))) for total in totals)
 
     def room(self, study: Study) -> int:
         """Return how many trials of a study the cluster can run at once if it does nothing else.
 
         Raises:
-            ClusterError: Not one of them, or the cluster cannot be reached.
+            ClusterError: Not a single trial fits, or the cluster cannot be reached.
         """
         workers, nodes = study.config.workers, self.nodes()
-        found = room(nodes, cpus=workers.cpus, gpus=workers.gpus)
-        if not found:
+        trials = room(nodes, cpus=workers.cpus, gpus=workers.gpus)
+        if not trials:
             raise ClusterError(
                 f"one trial of study {study.name!r} needs {_resources(workers.cpus, workers.gpus)} on one node, "
                 f"the cluster has {_described(nodes)}; lower workers.cpus or workers.gpus of the study, or add a node"
             )
-        return found
+        return trials
 
     def _client(self) -> Any:
         if self._connected is None:
@@ -225,7 +225,7 @@ class Jobs:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn what Ray, HTTP and sockets raise into one line that says what to do."""
+        """Turn the errors of Ray, HTTP and sockets into one line that says what to do."""
         from ray.exceptions import AuthenticationError
 
         try:
@@ -286,13 +286,13 @@ def _described(nodes: Sequence[Node]) -> str:
 
 
 def _file(study: Study) -> str:
-    """Return a study as it was resolved here, so that no default of the cluster's program has a part in it."""
-    apart = json.loads(json.dumps(study.to_json()))  # equal parts are no longer the same object: aliases are refused
-    return yaml.safe_dump(apart, sort_keys=False, allow_unicode=True)
+    """Return the resolved study as YAML, so that the defaults of the version on the cluster do not apply."""
+    document = json.loads(json.dumps(study.to_json()))  # a copy without shared objects: study files refuse YAML aliases
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
 def _connect(address: str) -> Any:
-    """Return Ray's own client for exactly this address; every request of it ends in time."""
+    """Return Ray's client for exactly this address, with a time limit on every request."""
     from ray.job_submission import JobSubmissionClient
 
     class Client(JobSubmissionClient):
@@ -301,18 +301,18 @@ def _connect(address: str) -> Any:
 
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
-    found = token()
-    headers = {"Authorization": f"Bearer {found}"} if found else {}
+    secret = token()
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     with _ENVIRONMENT:
-        kept = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
+        overrides = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
         try:
             return Client(address, headers=headers)
         finally:
-            os.environ.update(kept)
+            os.environ.update(overrides)
 
 
-def _told(chunks: AsyncIterator[str]) -> Iterator[str]:
-    """Yield what an asynchronous iterator does."""
+def _synchronous(chunks: AsyncIterator[str]) -> Iterator[str]:
+    """Yield the items of an asynchronous iterator."""
     loop = asyncio.new_event_loop()
     try:
         while True:
@@ -321,7 +321,7 @@ def _told(chunks: AsyncIterator[str]) -> Iterator[str]:
             except StopAsyncIteration:
                 return
     finally:
-        for task in asyncio.all_tasks(loop):  # whoever stopped following did so while the next chunk was waited for
+        for task in asyncio.all_tasks(loop):  # the caller stopped while the next chunk was awaited
             task.cancel()
             with suppress(asyncio.CancelledError):
                 loop.run_until_complete(task)
@@ -330,7 +330,7 @@ def _told(chunks: AsyncIterator[str]) -> Iterator[str]:
 
 
 def _last_line(error: Exception) -> str:
-    """Return the line of a text that says what went wrong: the last one of a traceback."""
+    """Return the line of an error message that says what went wrong: the last one of a traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1][:300]
 

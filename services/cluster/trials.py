@@ -36,7 +36,7 @@ _OWN = {
 
 
 class Tasks(Protocol):
-    """Where the cluster gets its work and brings the results; all calls come from one thread."""
+    """The source of tasks and the receiver of their reports; all calls come from one thread."""
 
     def next(self) -> Task | None:
         """Return the next task, or None while there is none yet."""
@@ -46,15 +46,15 @@ class Tasks(Protocol):
         """Whether no task will ever come again."""
 
     def report(self, report: Report) -> bool | None:
-        """Take what a worker said; return whether its trial is to be stopped."""
+        """Record a report of a worker; return whether its trial is to be stopped."""
 
     def lost(self, trial: int, reason: str) -> None:
-        """Take note that a trial's worker died more often than is tolerated."""
+        """Record that a trial's worker died more often than its retries allow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What trials may use.
+    """Resources of the trials.
 
     Args:
         max_concurrent_trials: Trials that run at the same time.
@@ -73,10 +73,10 @@ def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None
     """Run tasks until they are finished.
 
     Args:
-        tasks: Where the work comes from.
-        resources: What trials may use.
-        folder: Scratch space of the study; Ray's own state goes below it and is removed at the end.
-        address: An existing cluster; if left out that of the job which this process is, else one is started here.
+        tasks: Source of the tasks.
+        resources: Of each trial.
+        folder: Scratch space of the study; Ray's state goes below it and is removed at the end.
+        address: An existing cluster. If left out, the cluster whose job this process is, or else a new one.
 
     Raises:
         ClusterError: The cluster cannot be reached or is too small.
@@ -116,7 +116,7 @@ def _prepare(folder: Path, *, own: bool) -> None:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Keep what SIGTERM does: Ray would take it over, and end the process with a code of its own."""
+    """Restore the handler of SIGTERM: Ray replaces it by one that ends the process with an exit code of its own."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -160,12 +160,12 @@ def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
     from ray import tune
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    desk = _Desk(tasks)
+    broker = _Broker(tasks)
     trainable = tune.with_resources(_trainable(), {"cpu": resources.cpus, "gpu": resources.gpus})
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=_searcher(desk),
+            search_alg=_searcher(broker),
             num_samples=-1,
             max_concurrent_trials=resources.max_concurrent_trials,
             reuse_actors=True,
@@ -174,7 +174,7 @@ def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
         ),
         run_config=tune.RunConfig(
             name="tune",
-            stop=_stopper(desk),
+            stop=_stopper(broker),
             storage_path=str(folder.absolute()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.retries),
@@ -187,7 +187,7 @@ def _trainable() -> type:
     from ray import tune
 
     class TrialActor(tune.Trainable):
-        """A worker as Tune wants it; every step is one report."""
+        """A worker as a Tune trainable; every step is one report."""
 
         def setup(self, config: Mapping[str, Any]) -> None:
             self.worker = Worker()
@@ -213,8 +213,8 @@ def _trainable() -> type:
     return TrialActor
 
 
-class _Desk:
-    """Hands out tasks under the names that Tune gives its trials, and passes on what comes back."""
+class _Broker:
+    """Maps the names that Tune gives its trials to tasks, and passes reports on."""
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
@@ -238,56 +238,56 @@ class _Desk:
         return bool("report" in result and self._tasks.report(Report.from_text(result["report"])))
 
     def complete(self, name: str, *, lost: bool) -> None:
-        """Forget a trial that has ended, and pass on if that was for the death of its workers."""
+        """Forget a trial that has ended, and report it as lost if its workers died."""
         trial = self._trials.pop(name)
         if lost:
             self._tasks.lost(trial, "its worker process died more often than the study's retries allow")
 
 
-def _stopper(desk: _Desk) -> Any:
+def _stopper(broker: _Broker) -> Any:
     from ray.tune import Stopper
 
     class StudyStopper(Stopper):
-        """Hears every result first, before its trial may go on, and says whether it may."""
+        """Tune asks it with every result, before the trial goes on: here reports are recorded and trials stopped."""
 
-        def __init__(self, desk: _Desk) -> None:
-            self.desk = desk
+        def __init__(self, broker: _Broker) -> None:
+            self.broker = broker
 
         def __getstate__(self) -> dict[str, Any]:
             """Keep nothing when Tune pickles its state: the store is the truth."""
             return {}
 
         def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-            return self.desk.stops(result)
+            return self.broker.stops(result)
 
         def stop_all(self) -> bool:
             return False
 
-    return StudyStopper(desk)
+    return StudyStopper(broker)
 
 
-def _searcher(desk: _Desk) -> Any:
+def _searcher(broker: _Broker) -> Any:
     from ray.tune.search import Searcher
 
     class StudySearcher(Searcher):
-        """The desk as Tune wants it."""
+        """The broker as a Tune search algorithm."""
 
-        def __init__(self, desk: _Desk) -> None:
+        def __init__(self, broker: _Broker) -> None:
             super().__init__(metric="reports", mode="max")
-            self.desk = desk
+            self.broker = broker
 
         def __getstate__(self) -> dict[str, Any]:
             """Keep nothing when Tune pickles its state: the store is the truth."""
             return {}
 
         def suggest(self, trial_id: str) -> Any:
-            return self.desk.next(trial_id) or (Searcher.FINISHED if self.desk.finished else None)
+            return self.broker.next(trial_id) or (Searcher.FINISHED if self.broker.finished else None)
 
         def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-            """Do nothing: the stopper has heard it."""
+            """Do nothing: the stopper has had the result."""
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            self.desk.complete(trial_id, lost=error)
+            self.broker.complete(trial_id, lost=error)
 
         def save(self, checkpoint_path: str) -> None:
             """Keep nothing: the store is the truth."""
@@ -295,11 +295,11 @@ def _searcher(desk: _Desk) -> Any:
         def restore(self, checkpoint_path: str) -> None:
             """Restore nothing, as above."""
 
-    return StudySearcher(desk)
+    return StudySearcher(broker)
 
 
 def _token(folder: Path) -> Path:
-    """Return the file of the token that guards this study's own cluster."""
+    """Return the file of the token that protects this study's own cluster."""
     path = folder / "ray-token"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():

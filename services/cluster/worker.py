@@ -1,4 +1,4 @@
-"""What happens inside a worker: one trial at a time, epoch by epoch, with a checkpoint every two seconds of epochs.
+"""The worker: runs one trial at a time, epoch by epoch, and writes a checkpoint about every two seconds.
 
 A worker reads its task and the data, writes its checkpoint and its model, and returns reports; it holds no credentials
 and opens no database. It runs the same inside a Ray actor and in a plain process.
@@ -31,7 +31,7 @@ REPORT_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One trial as a worker is told of it.
+    """One trial as it is sent to a worker: what to run, and where its files go.
 
     Args:
         trial: Identity of the trial in the store.
@@ -68,7 +68,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a worker says after some epochs.
+    """What a worker reports after some epochs.
 
     Args:
         trial: Identity of the trial.
@@ -130,9 +130,9 @@ class Worker:
             self._error = describe_error(error)
 
     def step(self) -> Report:
-        """Train until there is something to report: the time has passed, a rung is reached or the trial has ended.
+        """Train until a report is due: the time has passed, a rung is reached or the trial has ended.
 
-        What is reported has been written to the checkpoint, so that a later attempt repeats none of it.
+        The checkpoint is written before the report is returned, so that a later attempt repeats none of its epochs.
         """
         assert self._task is not None, "start a task first"
         began, trained = time.monotonic(), False
@@ -151,7 +151,7 @@ class Worker:
         return self._report(failure=self._error)
 
     def _at_rung(self) -> bool:
-        """Whether the driver must hear of the last epoch before another is trained."""
+        """Whether the driver must decide on the last epoch before another is trained."""
         assert self._run is not None
         assert self._task is not None
         return bool(self._unreported) and len(self._run.records) in self._task.rungs
@@ -205,21 +205,21 @@ class Worker:
     def _tested(self, model: torch.nn.Module) -> dict[str, Any]:
         assert self._run is not None
         part = self._run.splits.test()
-        found = evaluate(model, Loader(part, EVALUATION_BATCH))
+        test = evaluate(model, Loader(part, EVALUATION_BATCH))
         classes = len(self._run.splits.class_names)
-        robust = self._robustness(model, part, found.predictions)
-        cells = torch.bincount(part.labels * classes + found.predictions, minlength=classes**2)
+        robust = self._robustness(model, part, test.predictions)
+        cells = torch.bincount(part.labels * classes + test.predictions, minlength=classes**2)
         return {
-            "test_accuracy": found.accuracy,
-            "test_loss": found.loss,
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
             "test_images": len(part.labels),
             "confusion": cells.view(classes, classes).tolist(),
-            "predictions": found.predictions.tolist(),
+            "predictions": test.predictions.tolist(),
             **({"robustness": robust} if robust else {}),
         }
 
     def _robustness(self, model: torch.nn.Module, part: AnyPart, predictions: torch.Tensor) -> dict[str, Any] | None:
-        """Measure the model on corrupted test images, which are made once and kept for the models to come."""
+        """Measure the model on corrupted test images, which are made once and cached for later models."""
         assert self._task is not None
         if self._task.robustness is None:
             return None
@@ -244,7 +244,7 @@ class Worker:
         key = json.dumps([self._task.experiment["data"], self._task.data_root, self._task.robustness], sort_keys=True)
         if self._corrupted is not None and self._corrupted[0] == key:
             return self._corrupted[1], False
-        self._corrupted = None  # frees those of another study before these are made
+        self._corrupted = None  # frees the memory of another study's images first
         made = CorruptedImages(part, self._run.splits.preprocessing, **(self._task.robustness or {}))
         self._corrupted = key, made
         return made, True
@@ -257,15 +257,15 @@ class Worker:
 
 
 def write_snapshot(snapshot: Snapshot, path: Path, experiment: Mapping[str, Any]) -> None:
-    """Write what continues a run of an experiment; the file appears whole or not at all."""
+    """Write the checkpoint of an experiment; the file appears whole or not at all."""
     with whole_file(path, flush=False) as part, part.open("wb") as file:  # `read_snapshot` notices half a file
         torch.save({**snapshot.to_state(), "experiment": _fingerprint(experiment)}, file)
 
 
 def read_snapshot(path: Path, experiment: Mapping[str, Any]) -> Snapshot | None:
-    """Read what continues a run of an experiment, or return None if there is nothing whole, or that of another one.
+    """Read the checkpoint of an experiment; return None if it is missing, damaged, or of another experiment.
 
-    Trials are numbered by the store: where it was made anew, the file of an earlier one may bear the same number.
+    Trials are numbered by the store: after a store was created anew, an earlier trial's file may have the same number.
     """
     try:
         state = torch.load(path, weights_only=True)
@@ -281,7 +281,7 @@ def _fingerprint(experiment: Mapping[str, Any]) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return one line that says what went wrong; where a full disk was behind it, that."""
+    """Return an error as one line; if a full disk caused it, the error of the disk."""
     behind: BaseException | None = error
     while behind is not None and getattr(behind, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
         behind = behind.__cause__ or behind.__context__  # torch's archive says only that a position is wrong

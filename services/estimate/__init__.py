@@ -1,6 +1,6 @@
-"""What a study will cost, before it is run: a short dry run of each arm, then the whole plan in simulated time.
+"""What a study will cost, before it is run: a short dry run of each arm, then the whole study in simulated time.
 
-Its parts: `measurement` (how long an experiment takes, from some of its images) and `forecast` (the plan, run with
+Its parts: `measurement` (how long an experiment takes, from some of its images) and `forecast` (the scheduler, run with
 these seconds and made-up results).
 """
 

@@ -33,7 +33,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class PhaseEstimate:
-    """What a phase of an arm will cost: its trials, sample passes, and seconds of training."""
+    """Predicted cost of a phase of an arm: trials, sample passes, and seconds of training."""
 
     trials: int = 0
     sample_passes: int = 0
@@ -42,7 +42,7 @@ class PhaseEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a study will cost.
+    """Predicted cost of a study.
 
     Args:
         study: Name of the study.
@@ -50,9 +50,9 @@ class Estimate:
         workers: Trials at once.
         trials_seconds: Wall-clock from the first trial to the end of the last one.
         wall_seconds: Wall-clock of the whole study, exports and report included.
-        disk_bytes: What it leaves behind.
-        dry_run_seconds: What the estimate itself took.
-        notes: What it does not know.
+        disk_bytes: Size of what it leaves behind.
+        dry_run_seconds: Duration of the estimate itself.
+        notes: What the estimate leaves out.
     """
 
     study: str
@@ -78,14 +78,14 @@ class Estimate:
 
 
 def estimate(study: Study, settings: Settings, *, source: str, quick: bool = False, log: Log) -> Estimate:
-    """Train something of every arm for a moment, and return what the whole study will cost; nothing is written.
+    """Train a part of every arm briefly and return the predicted cost of the whole study; nothing is written.
 
     Args:
         study: The resolved study.
         settings: Of the installation.
         source: Where the study came from, for errors.
-        quick: Whether to take less time, and know less.
-        log: Told what is measured.
+        quick: Whether to take less time, at less accuracy.
+        log: Called with what is measured.
 
     Raises:
         StudyError: The study cannot be run.
@@ -100,21 +100,21 @@ def estimate(study: Study, settings: Settings, *, source: str, quick: bool = Fal
         measured = _measure_arms(study, splits, device=device, quick=quick, source=source, log=log)
     finally:
         torch.set_num_threads(threads)
-    found = forecast(study, splits, settings, measured, processors=os.cpu_count() or 1)
-    return replace(found, dry_run_seconds=time.perf_counter() - began)
+    predicted = forecast(study, splits, settings, measured, processors=os.cpu_count() or 1)
+    return replace(predicted, dry_run_seconds=time.perf_counter() - began)
 
 
 def forecast(
     study: Study, splits: Splits, settings: Settings, measured: Mapping[str, Measured], *, processors: int
 ) -> Estimate:
-    """Return what a study will cost, from what one training of each arm costs.
+    """Return the predicted cost of a study from the cost of one training of each arm.
 
     Args:
         study: The resolved study.
         splits: Its data.
         settings: Of the installation.
-        measured: What one training costs, by arm.
-        processors: Of this machine; more threads than these take turns.
+        measured: Cost of one training, by arm.
+        processors: Of this machine; more threads than that share them.
     """
     crowding = _crowding(study, settings, processors)
     simulated = _simulate(study, splits, {name: _Seconds.of(run, crowding) for name, run in measured.items()})
@@ -134,7 +134,7 @@ def forecast(
 
 @dataclass(frozen=True, slots=True)
 class _Seconds:
-    """What a trial takes: its training, and all of it as its worker sees it."""
+    """Duration of a trial: its training, and the whole time that it occupies a worker."""
 
     training: float = 0.0
     whole: float = 0.0
@@ -214,7 +214,7 @@ def _simulate(study: Study, splits: Splits, seconds: Mapping[str, _Seconds]) -> 
 
 
 def _macs(experiment: Experiment, splits: Splits) -> int:
-    """Return about what the network costs that an experiment ends in, as far as that is known before it is run."""
+    """Return the approximate MACs of the network that an experiment ends in, as known before it runs."""
     target: float | None = getattr(experiment.derivation, "target_macs", None)
     if target is not None:
         return round(target * dense_macs(experiment, splits))
@@ -223,7 +223,7 @@ def _macs(experiment: Experiment, splits: Splits) -> int:
 
 
 def _crowding(study: Study, settings: Settings, processors: int) -> float:
-    """Return how much slower trials are because more threads than processors work; of a cluster nothing is known."""
+    """Return how much slower trials are with more threads than processors; 1 on a cluster of unknown size."""
     workers = study.config.workers
     if settings.ray_address is not None or workers.gpus:
         return 1.0

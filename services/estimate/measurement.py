@@ -13,16 +13,16 @@ from nas_blockout.train import EpochRecord
 
 FEWEST_IMAGES = 256
 IMAGES_A_CLASS = 6
-_MOST_EPOCHS = 8  # an arm whose epochs take milliseconds is not measured for ever
+_MOST_EPOCHS = 8  # or an arm whose epochs take milliseconds would be measured for long
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a training costs.
+    """Cost of a training.
 
     Args:
         seconds: Of all its epochs, training and validation.
-        overhead_seconds: Building the network, the handover between two stages, and what comes after the last epoch.
+        overhead_seconds: Building the network, deriving another between two stages, and what follows the last epoch.
         parameters: Trainable parameters of what it ends in.
     """
 
@@ -32,25 +32,25 @@ class Measured:
 
 
 def measure(experiment: Experiment, splits: Splits, *, seconds: float, device: str = "cpu") -> Measured:
-    """Train an experiment for a moment and return what the whole of it will cost.
+    """Train an experiment briefly and return the predicted cost of the whole training.
 
-    It is trained twice: on as many images as warm up the processor, then on as many as the time allows. What a part of
-    the images costs is scaled up to all of them, so that fixed costs of an epoch count too much on small parts.
+    It is trained twice: on a few images as a warm-up, then on as many as the time allows. The cost of a part of the
+    images is scaled up to all of them, which overestimates the fixed costs of an epoch on small parts.
 
     Args:
         experiment: What will be run.
         splits: Its data.
-        seconds: Aim for about so many.
+        seconds: Time to spend, about.
         device: Where to train.
     """
     began = time.perf_counter()
     images = len(splits.train)
     share = min(1.0, max(FEWEST_IMAGES, IMAGES_A_CLASS * len(splits.class_names)) / images)
-    found = _dry(experiment, splits, share, epochs=2, device=device)
+    warm_up = _dry(experiment, splits, share, epochs=2, device=device)
     once = time.perf_counter() - began
     left = seconds - once
     if left < once:
-        return found
+        return warm_up
     room = left / once
     epochs = 2 if room * share < 2 else min(_MOST_EPOCHS, experiment.training.epochs, int(room * share) + 1)
     return _dry(experiment, splits, min(1.0, share * room), epochs=max(2, epochs), device=device)
@@ -79,7 +79,7 @@ def epoch_seconds(experiment: Experiment, records: list[EpochRecord]) -> float:
     for record in records:
         stages.setdefault(record.stage, []).append(record.seconds - before)
         before = record.seconds
-    medians = {stage: median(found[1:] or found) for stage, found in stages.items()}
+    medians = {stage: median(seconds[1:] or seconds) for stage, seconds in stages.items()}
     learned: Any = experiment.derivation
     if learned is None or len(medians) < 2:
         return median(medians.values())

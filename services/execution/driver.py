@@ -1,4 +1,4 @@
-"""Running a study: the one writer of the store, which hands tasks to the cluster and takes its reports."""
+"""The driver of a study: the one writer of the store, which hands tasks to the cluster and records its reports."""
 
 import signal
 import threading
@@ -32,15 +32,15 @@ PATIENCE_SECONDS = 600.0  # for a database that is started again: what trains is
 
 @dataclass(frozen=True, slots=True)
 class ArmProgress:
-    """Where one contestant stands.
+    """Progress of one contestant.
 
     Args:
         name: The arm.
-        done: Trials that ended well.
-        running: Trials that run.
-        failed: Trials that failed.
-        best: Best validation accuracy of its search so far, or None.
-        share: Of its budget that is spent, in 0..1: of the limit that it has come nearest to.
+        done: Complete trials.
+        running: Running trials.
+        failed: Failed trials.
+        best: Validation accuracy of the present winner of its search, or None.
+        share: Share of its budget that is spent, in [0, 1], by the limit of which most is spent.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ArmProgress:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a study stands.
+    """Progress of a study.
 
     Args:
         arms: One row a contestant.
@@ -67,7 +67,7 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """Share of all budgets that is spent, in 0..1."""
+        """Share of all budgets that is spent, in [0, 1]."""
         return sum(arm.share for arm in self.arms) / len(self.arms)
 
 
@@ -239,7 +239,7 @@ class Driver:
         self._observe(self.progress())
 
     def progress(self) -> Progress:
-        """Return where the study stands."""
+        """Return the progress of the study."""
         arms = tuple(self._arm_progress(name) for name in self.study.arms)
         progress = Progress(arms, time.monotonic() - self._began, None)
         done = progress.share - self._share_before
@@ -285,7 +285,7 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> t
     Args:
         study: The resolved study.
         settings: Of the installation.
-        observe: Told after every change.
+        observe: Called after every change.
         source: Where the study came from, for errors.
 
     Returns:
@@ -315,7 +315,7 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> t
     try:
         _run_trials(study, splits, store, folder=folder, settings=settings, observe=observe)
     except BaseException:
-        with suppress(StoreUnreachable):  # the claim then ends by its silence
+        with suppress(StoreUnreachable):  # without heartbeats the claim expires
             store.release_study(study.name)
         raise
     return study, store, splits
@@ -329,23 +329,23 @@ def _run_trials(
     workers = study.config.workers
     resources = cluster.Resources(workers.max_concurrent_trials, workers.cpus, workers.gpus, workers.retries)
     if not driver.finished:
-        observe(driver.progress())  # Ray takes some seconds to start; say at once that something goes on
+        observe(driver.progress())  # Ray takes some seconds to start: show progress before
         with _heartbeat(store, study.name), following(settings.tracking_uri, study.name, study.to_json(), store):
             try:
                 cluster.run(driver, resources, folder=folder.scratch, address=settings.ray_address)
             except BaseException:
-                store.stop_retrying()  # or whoever ends it would wait for a database that is away
+                store.stop_retrying()  # or ending the process would wait for a database that does not answer
                 raise
 
 
 @contextmanager
 def _heartbeat(store: Store, name: str) -> Iterator[None]:
-    """Tell the store every few seconds that this driver lives, however long a step takes."""
+    """Send the store a heartbeat every few seconds, however long a step takes."""
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
-            with suppress(StoreUnreachable):  # a store that is away is waited for by the writes
+            with suppress(StoreUnreachable):  # writes wait for a store that does not answer
                 try:
                     store.heartbeat(name)
                 except StudyBusy:  # another driver has taken the study over: this one must not write any more

@@ -1,4 +1,4 @@
-"""The figures of single test images: those that only one arm gets right."""
+"""Single test images: those that only one arm gets right, as a table and a figure."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +33,8 @@ class Alone:
     wrong: tuple[int, ...]
 
 
-def given(view: ReportView) -> dict[str, Answers]:
-    """Return, by arm, the class given to each test image, (seeds, images); only arms whose answers were kept."""
+def predictions(view: ReportView) -> dict[str, Answers]:
+    """Return, by arm, the predicted class of each test image, (seeds, images), where predictions were stored."""
     found: dict[str, list[Sequence[int]]] = {}
     for name in view.comparison["arms"]:
         kept = [trial.outcome["predictions"] for trial in view.models(name) if trial.outcome.get("predictions")]
@@ -48,7 +48,7 @@ def apart(view: ReportView, document: ComparisonDocument) -> list[Alone]:
 
     An arm gets an image right if more than half of its retrained models do.
     """
-    answers = given(view)
+    answers = predictions(view)
     if len(answers) < 2 or view.album is None:
         return []
     labels = view.album.test_labels
@@ -72,7 +72,7 @@ def alone(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
     found = [each for each in apart(view, document) if each.right]
     if not found or view.album is None:
         return
-    answers = given(view)
+    answers = predictions(view)
     names = view.names_of(max(int(view.album.test_labels.max()), *(int(a.max()) for a in answers.values())) + 1)
     yield Picture(
         "alone",

@@ -1,4 +1,4 @@
-"""A figure of a report together with what must be said under it."""
+"""A figure of a report together with its caption."""
 
 import re
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from services.trial_record import Trial
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure with what must be known to read it.
+    """A figure with what a reader needs to know.
 
     Args:
         name: Of the figure in the page and among the artifacts.
-        title: What is to be seen, in a few words.
+        title: What it shows, in a few words.
         caption: How to read it.
         n: What it was computed from.
         data: Where its numbers are.
@@ -45,8 +45,8 @@ class Picture:
 
     def svg(self) -> str:
         """Return the figure as an element of a page."""
-        said = f"{self.title}. {self.caption} {self.n}." + (f" Arm {self.arm}." if self.arm else "")
-        return plots.to_svg(self.figure, name=self.name, description=said)
+        description = f"{self.title}. {self.caption} {self.n}." + (f" Arm {self.arm}." if self.arm else "")
+        return plots.to_svg(self.figure, name=self.name, description=description)
 
 
 def exported_trial(view: ReportView, name: str, arm: ArmResult) -> Trial | None:
@@ -55,7 +55,7 @@ def exported_trial(view: ReportView, name: str, arm: ArmResult) -> Trial | None:
 
 
 def counted(counts: Sequence[int], noun: str, plural: str = "") -> str:
-    """Say how many: ``n = 5 seeds`` or ``n = 3 to 5 seeds``."""
+    """Return a count or a range of counts as text: ``n = 5 seeds`` or ``n = 3 to 5 seeds``."""
     low, high = min(counts, default=0), max(counts, default=0)
     amount = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     return f"n = {amount} {noun if high == 1 else plural or f'{noun}s'}"

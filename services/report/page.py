@@ -1,4 +1,4 @@
-"""The report of a study as one HTML file: the verdict, the numbers, the figures, and what it takes to run it again.
+"""The report of a study as one HTML file: verdict, numbers, figures, and how to run it again.
 
 The sole importer of jinja2. The file needs no network and no script, and is the same for the same study.
 """
@@ -78,7 +78,7 @@ def render(view: ReportView) -> str:
     """Return the report as HTML.
 
     Raises:
-        ValueError: The comparison is none of this version.
+        ValueError: The comparison is of another version.
     """
     return _composed(view)[0]
 
@@ -146,7 +146,7 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
 
 
 def _files(drawn: Sequence[Any], svgs: Mapping[str, str]) -> dict[str, str]:
-    """Return the figures by the names of their files; names of arms may differ in what no file name can hold."""
+    """Return the figures by file name; names of arms may differ only in characters that no file name can hold."""
     files: dict[str, str] = {}
     for picture in drawn:
         name = picture.file if picture.file not in files else f"{picture.name}.svg"
@@ -155,7 +155,7 @@ def _files(drawn: Sequence[Any], svgs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _storable(text: str) -> str:
-    """Return a text without what no file can hold, which a name may."""
+    """Return a text without lone surrogates, which UTF-8 cannot encode and a name may contain."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -175,10 +175,10 @@ def _flat(drawn: Mapping[str, Sequence[Any]]) -> list[Any]:
 
 
 def _by_arm(drawn: Sequence[Any]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
+    by_arm: dict[str, list[Any]] = {}
     for picture in drawn:
-        found.setdefault(picture.arm, []).append(picture)
-    return found
+        by_arm.setdefault(picture.arm, []).append(picture)
+    return by_arm
 
 
 def _facts(view: ReportView, document: ComparisonDocument) -> dict[str, str]:
@@ -238,11 +238,11 @@ def _pair_row(pair: PairResult) -> PairRow:
 
 def _seed_table(arms: Mapping[str, ArmResult]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Return the seeds, and by arm its test accuracy for each of them."""
-    found = {name: arm.test_accuracy.by_seed if arm.test_accuracy else {} for name, arm in arms.items()}
-    seeds = sorted({seed for values in found.values() for seed in values})
+    by_arm = {name: arm.test_accuracy.by_seed if arm.test_accuracy else {} for name, arm in arms.items()}
+    seeds = sorted({seed for values in by_arm.values() for seed in values})
     rows = [
         (name, [_percent(values[seed]) if seed in values else _ABSENT for seed in seeds])
-        for name, values in found.items()
+        for name, values in by_arm.items()
     ]
     return [str(seed) for seed in seeds], rows
 
