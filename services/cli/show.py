@@ -11,7 +11,8 @@ from services.cli.console import USAGE, JsonOption, fail, installation, print_js
 from services.cli.models import show_model
 
 if TYPE_CHECKING:
-    from services.store import SpentRow, StudyLine, StudyRow, TrialRow
+    from services.store import SpentRow, StudyLine, StudyRow
+    from services.trial_record import Trial
 
 _TRIAL_COLUMNS = (
     *("trial", "arm", "phase", "seed", "state", "validation", "test"),
@@ -65,7 +66,7 @@ def show(
         print_line(f"{arm}: {status}{_proposal_text(proposals[arm])}")
 
 
-def corruption_errors_of(trials: Iterable["TrialRow"]) -> dict[str, float]:
+def corruption_errors_of(trials: Iterable["Trial"]) -> dict[str, float]:
     """Return by arm the mean corruption error in [0, 1] of its retrained models; arms that have none are left out."""
     errors: dict[str, list[float]] = {}
     for trial in trials:
@@ -85,7 +86,7 @@ def study_json(row: "StudyRow | StudyLine") -> dict[str, Any]:
     }
 
 
-def _proposal_counts(trials: Iterable["TrialRow"]) -> dict[str, int]:
+def _proposal_counts(trials: Iterable["Trial"]) -> dict[str, int]:
     """Return how many trials repeat an architecture, and how many proposals exceeded a constraint."""
     trials = list(trials)
     return {
@@ -120,7 +121,7 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if part else ""
 
 
-def _trial_cells(trial: "TrialRow") -> tuple[object, ...]:
+def _trial_cells(trial: "Trial") -> tuple[object, ...]:
     test_accuracy = (trial.result or {}).get("test_accuracy")
     return (
         *(trial.id, trial.arm, trial.phase, trial.seed, trial.state, _percent(trial.score), _percent(test_accuracy)),

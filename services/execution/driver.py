@@ -150,7 +150,8 @@ class Driver:
             curve = extended(trial.curve, report.records) if self._can_be_stopped(trial) else ()
             trial = replace(trial, sample_passes=int(report.records[-1]["sample_passes"]), curve=curve)
             self.scheduler.update(trial)
-        if report.failure is not None and reports_disk_full(report.failure):  # the next trial would fail, too, and be charged
+        # The next trial would fail, too, and be charged.
+        if report.failure is not None and reports_disk_full(report.failure):
             raise OSError(ENOSPC, f"trial {report.trial}: {report.failure}")
         if report.failure is not None:
             self._finish(trial, "failed", reason=report.failure)

@@ -65,7 +65,7 @@ def filled(home: Path) -> Path:
                 number=number,
                 seed=number,
                 experiment=EXPERIMENT,
-                params={"infeasible": [{}] * number},
+                params={"infeasible": [{"values": {}, "distributions": {}, "exceeded": {}}] * number},
                 planned=100,
             )
             store.start_attempt(row.id)
