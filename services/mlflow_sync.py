@@ -96,7 +96,7 @@ def following(uri: str | None, study: str, config: Mapping[str, Any], store: Sto
             began = time.monotonic()
             with suppress(TrackingError):
                 projection = projection or Projection(str(uri), study, config, store)
-                projection.sync(until=ended.is_set, patience=0.0)
+                projection.sync(until=ended.is_set, wait_seconds=0.0)
             pause = pause_after(time.monotonic() - began)
 
     thread = threading.Thread(target=follow, name="tracking", daemon=True)
@@ -139,12 +139,12 @@ class Projection:
         self._known: dict[str, str] = {}
         self._written: set[str] = set()
 
-    def sync(self, *, until: Callable[[], bool] = lambda: False, patience: float = WAIT_SECONDS) -> Synced:
+    def sync(self, *, until: Callable[[], bool] = lambda: False, wait_seconds: float = WAIT_SECONDS) -> Synced:
         """Write every ended trial that is not there yet, with its curves; return what was done.
 
         Args:
             until: Asked before each trial; stops early where it says so.
-            patience: Seconds to wait for another process that writes the same study.
+            wait_seconds: How long to wait for another process that syncs the same study.
 
         Raises:
             TrackingError: The server does not answer, or another process is still writing.
@@ -154,7 +154,7 @@ class Projection:
         if self.parent and all(str(trial.id) in self._written for trial in ended):
             return Synced(self.name, 0, len(ended))
         written = present = 0
-        with self._writing(patience):
+        with self._writing(wait_seconds):
             for trial in ended:
                 if until():
                     break
@@ -232,16 +232,16 @@ class Projection:
             self._client.set_tag(self.parent, "nas.model.digest", digest)  # last: what is cut off is logged again
 
     @contextmanager
-    def _writing(self, patience: float) -> Iterator[None]:
+    def _writing(self, wait_seconds: float) -> Iterator[None]:
         """Be the only one who writes the study, and know what is there."""
         try:
-            with self.store.telling(self.study, TARGET, patience=patience), _translated(self.uri):
+            with self.store.sync_lock(self.study, TARGET, wait_seconds=wait_seconds), _translated(self.uri):
                 self._experiment = self._experiment_id()
                 runs = list(self._runs())
                 self._known = {run.data.tags["nas.trial"]: str(run.info.run_id) for run in runs}
                 self._written = {run.data.tags["nas.trial"] for run in runs if run.info.status in _STATUS.values()}
                 self.parent = self._parent()
-                self.store.project(self.study, target=TARGET, external_id=self.parent)  # the page links to it
+                self.store.record_projection(self.study, target=TARGET, external_id=self.parent)  # the page links to it
                 yield
         except StoreError as error:
             raise TrackingError(str(error)) from None

@@ -88,7 +88,7 @@ def run(settings: Settings, *, host: str, port: int, log: Log) -> None:
         OSError: The address is taken, or is none of this machine.
     """
     _log_to_stderr()
-    with Store.open(settings.store_url, patience=PATIENCE_SECONDS) as store, _listening(host, port) as listener:
+    with Store.open(settings.store_url, retry_seconds=PATIENCE_SECONDS) as store, _listening(host, port) as listener:
         listener.listen()  # before it is said: a client that comes at once waits for the server, and is not refused
         shown = f"[{host}]" if ":" in host else host
         log(f"http://{shown}:{listener.getsockname()[1]}/ serves the studies of {store.url}")

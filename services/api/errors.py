@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from services.api.schemas import ErrorDocument, Problem
 from services.files.remote import ArtifactError
-from services.store import NotFound, StateError, StoreError, StoreUnreachable, StudyConflict, TooMany
+from services.store import NotFound, QuotaExceeded, StateError, StoreError, StoreUnreachable, StudyConflict
 from services.study_config.schema import StudyError, StudyNotFound
 
 MOST_SHOWN = 200
@@ -101,7 +101,7 @@ def translated(error: Exception) -> Refused:
     if isinstance(error, StudyError):
         return of_study(error)
     kinds: tuple[tuple[type[Exception], int, str, int | None], ...] = (
-        (TooMany, 429, "too_many_studies", RETRY_SECONDS),
+        (QuotaExceeded, 429, "too_many_studies", RETRY_SECONDS),
         (StudyConflict, 409, "conflict", None),
         (StateError, 409, "wrong_state", None),
         (NotFound, 404, "not_found", None),

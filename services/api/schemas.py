@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.store import QueueLine
+from services.store import QueueSummary
 
 State = Literal["queued", "running", "cancelling", "complete", "failed", "cancelled"]
 _MOMENT = "2026-11-21T12:00:00Z"
@@ -196,12 +196,12 @@ class Readiness(BaseModel):
     services: dict[str, str] = Field(description="`ok`, `off` where none is configured, or what is wrong.")
 
 
-def study_view(row: QueueLine) -> StudyView:
+def study_view(row: QueueSummary) -> StudyView:
     """Return a study of the queue as the API shows it."""
     return StudyView(**study_fields(row))
 
 
-def study_fields(row: QueueLine) -> dict[str, Any]:
+def study_fields(row: QueueSummary) -> dict[str, Any]:
     """Return what every view of a study has."""
     return {
         "name": row.study,

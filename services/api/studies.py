@@ -33,7 +33,7 @@ from services.api.schemas import (
 from services.api.state import Service, service_of
 from services.execution.extension import additions
 from services.store import NotFound, QueueRow
-from services.store.checked_values import MOST
+from services.store.checked_values import MAX_INTEGER
 from services.study_config.overrides import assigned
 from services.study_config.schema import Study, parse, parse_resolved, resolve
 
@@ -132,7 +132,7 @@ def give(shared: Service, caller: Caller, document: Mapping[str, Any], key: str 
         owner=caller.owner,
         key=key,
         source=dict(document),
-        most_open=shared.settings.api_open_studies,
+        max_open=shared.settings.api_open_studies,
     )
     shared.lists.forget(caller.owner)
     if row.new:
@@ -146,7 +146,7 @@ def own(shared: Service, caller: Caller, name: str) -> QueueRow:
     Raises:
         Refused: There is none of that name.
     """
-    row = shared.store.queue_row(name) if NAME.fullmatch(name) else None
+    row = shared.store.queued_study(name) if NAME.fullmatch(name) else None
     if row is None or row.owner != caller.owner:
         raise not_found("study of that name")
     return row
@@ -190,14 +190,14 @@ def page(
 def cancel(shared: Service, caller: Caller, name: str) -> QueueRow:
     """Ask that a study of the caller be cancelled."""
     auth.require_write(caller)
-    row = shared.store.ask_cancel(own(shared, caller, name).study)
+    row = shared.store.request_cancel(own(shared, caller, name).study)
     return _changed(shared, caller, "cancelled", row)
 
 
 def resume(shared: Service, caller: Caller, name: str) -> QueueRow:
     """Queue a study of the caller again that has failed or was cancelled."""
     auth.require_write(caller)
-    row = shared.store.ask_resume(own(shared, caller, name).study, most_open=shared.settings.api_open_studies)
+    row = shared.store.request_resume(own(shared, caller, name).study, max_open=shared.settings.api_open_studies)
     return _changed(shared, caller, "resumed", row)
 
 
@@ -214,12 +214,12 @@ def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -
         )
     if not additions(parse_resolved(row.document), study):
         return row
-    extended = shared.store.ask_resume(
+    extended = shared.store.request_resume(
         row.study,
         document=study.to_json(),
         config_hash=study.hash,
         source=source,
-        most_open=shared.settings.api_open_studies,
+        max_open=shared.settings.api_open_studies,
     )
     return _changed(shared, caller, "extended", extended)
 
@@ -403,7 +403,7 @@ def _opened(cursor: str) -> int:
         word, _, number = base64.urlsafe_b64decode(cursor).decode("ascii").partition(" ")
     except (binascii.Error, ValueError):
         word, number = "", ""
-    if word != "before" or not number.isdecimal() or not 0 <= int(number[:20]) <= MOST:
+    if word != "before" or not number.isdecimal() or not 0 <= int(number[:20]) <= MAX_INTEGER:
         raise Refused(
             422,
             "invalid_request",

@@ -106,7 +106,7 @@ def _check_folder(settings: Settings) -> Iterator[Finding]:
 def _check_store(settings: Settings) -> Iterator[Finding]:
     try:
         with lazy.store.Store.open(settings.store_url) as store:
-            studies, seconds_ahead = len(store.studies(limit=1000)), store.clock_ahead()
+            studies, seconds_ahead = len(store.studies(limit=1000)), store.clock_offset()
         yield Finding("store", True, f"{masked(settings.store_url)}, studies: {studies}")
         yield _clock_finding("store", seconds_ahead)
     except lazy.store.StoreError as error:

@@ -83,7 +83,7 @@ class Dispatcher:
             self._tend(row)
         new: set[str] = set()
         while len(self._held) < self._at_once:
-            taken = self._store.lease(self._worker, seconds=self._lease_seconds)
+            taken = self._store.acquire_lease(self._worker, seconds=self._lease_seconds)
             if taken is None or taken.study in new:  # a lease that was over before the round was
                 return
             new.add(taken.study)
@@ -94,12 +94,12 @@ class Dispatcher:
         """Give all leases back, so that another worker goes on at once."""
         for study in self.held:
             with suppress(StoreError):
-                self._store.release(study, self._worker)
+                self._store.release_lease(study, self._worker)
             self._forget(study)
 
     def _renewed(self, study: str) -> QueueRow | None:
         try:
-            return self._store.renew(study, self._worker, seconds=self._lease_seconds)
+            return self._store.renew_lease(study, self._worker, seconds=self._lease_seconds)
         except LeaseLost as error:
             self._say(f"{study}: {error}")
             self._forget(study)
@@ -136,7 +136,9 @@ class Dispatcher:
         later = self._cluster.job(job_id(parse_resolved(row.document), attempt))
         if later is None:
             return row, job
-        return self._store.note_job(row.study, self._worker, job=later.id, attempt=attempt, message=row.message), later
+        return self._store.record_job(
+            row.study, self._worker, job=later.id, attempt=attempt, message=row.message
+        ), later
 
     def _study(self, name: str) -> StudyRow | None:
         with suppress(NotFound):
@@ -152,13 +154,13 @@ class Dispatcher:
             return
         self._refused.pop(row.study, None)
         message = f"attempt {action.attempt - row.first_attempt + 1}: {action.reason}" if action.reason else ""
-        self._store.note_job(row.study, self._worker, job=job.id, attempt=action.attempt, message=message)
+        self._store.record_job(row.study, self._worker, job=job.id, attempt=action.attempt, message=message)
         self._say(f"{row.study}: submitted as {job.id}{f', because {action.reason}' if action.reason else ''}")
 
     def _wait_for_room(self, row: QueueRow, error: str) -> None:
         if row.study not in self._refused:
             self._refused[row.study] = time.monotonic()
-            self._store.note(row.study, self._worker, message=f"waits: {error}")
+            self._store.set_message(row.study, self._worker, message=f"waits: {error}")
             self._say(f"{row.study}: waits: {error}")
         if time.monotonic() - self._refused[row.study] >= self._refused_seconds:
             self._settle(row, Settle("failed", error))
@@ -168,7 +170,7 @@ class Dispatcher:
         study = self._study(row.study)
         if action.state != "complete" and study is not None and study.state not in ENDED_STUDY:
             self._store.finish_study(row.study, action.state, error=action.message or None)
-        self._store.settle(row.study, self._worker, action.state, message=action.message)
+        self._store.finish_queued(row.study, self._worker, action.state, message=action.message)
         self._say(f"{row.study}: {action.state}{f': {action.message}' if action.message else ''}")
         self._forget(row.study)
 

@@ -302,7 +302,7 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> t
     """
     splits = load(study.data, root=settings.data)
     check_against_data(study, splits, source=source)
-    store = Store.open(settings.store_url, patience=PATIENCE_SECONDS)
+    store = Store.open(settings.store_url, retry_seconds=PATIENCE_SECONDS)
     folder = Folder(settings.folder(study.name))
     shared = settings.shared(study.name)
     if shared is not None and not folder.root.exists():  # another machine may have run the study, or some of it

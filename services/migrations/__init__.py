@@ -1,7 +1,7 @@
-"""How the store's database came to its present shape: one file a step in ``versions/``, run by alembic.
+"""Migrations of the store's database: one file per schema version in ``versions/``, run by alembic.
 
-To change the shape: change `services.store.tables`, copy the newest file in ``versions/`` to the next number, write its
-``upgrade`` and ``downgrade``, and name it in `HEAD`. The tests in ``test_store_database.py`` print what still differs.
+To change the schema: change `services.store.tables`, copy the newest file in ``versions/`` to the next number, write
+its ``upgrade`` and ``downgrade``, and set `HEAD`. The tests in ``test_store_database.py`` print what still differs.
 """
 
 import threading
@@ -16,32 +16,32 @@ if TYPE_CHECKING:
 HEAD = "0003"
 VERSION_TABLE = "nas_blockout_schema"
 
-_one_at_a_time = threading.Lock()  # alembic keeps the migration that runs in a global
+_lock = threading.Lock()  # alembic keeps the context of the running migration in a global
 
 
 def versions() -> tuple[str, ...]:
-    """Return all versions of the tables, the oldest first."""
+    """Return all schema versions, oldest first."""
     return tuple(path.stem[:4] for path in sorted((Path(__file__).parent / "versions").glob("[0-9]*.py")))
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Bring the database of a connection to a newer revision, inside its transaction."""
+    """Migrate a database up to a revision, inside the connection's transaction."""
     from alembic import command
 
-    with _one_at_a_time:
+    with _lock:
         command.upgrade(_configuration(connection), revision)
 
 
 def downgrade(connection: Connection, revision: str) -> None:
-    """Bring the database of a connection to an older revision, inside its transaction; ``base`` removes everything."""
+    """Migrate a database down to a revision, inside the connection's transaction; ``base`` drops all tables."""
     from alembic import command
 
-    with _one_at_a_time:
+    with _lock:
         command.downgrade(_configuration(connection), revision)
 
 
 def _configuration(connection: Connection) -> "Config":
-    from alembic.config import Config  # alembic is slow to import, and most openings find nothing to do
+    from alembic.config import Config  # imported late: it is slow, and most stores need no migration
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))

@@ -1,4 +1,4 @@
-"""What alembic runs to migrate: always online, always on the connection and in the transaction it is given."""
+"""Entry point of alembic: always online, on the connection and in the transaction of the caller."""
 
 from alembic import context
 

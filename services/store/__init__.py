@@ -1,8 +1,8 @@
-"""The store: studies, trials, attempts, epochs, architectures and exports; the truth of which all else is a projection.
+"""The store: studies, trials, attempts, epochs, architectures and exports. Files and MLflow are derived from it.
 
-Its parts: `errors`, `records` (what is handed out), `checked_values` (what may go in), `tables`, `database` (the
-connection, SQLite or PostgreSQL), `schema_version` (of the tables), and the parts of `Store`: `studies`, `trials`,
-`queue` (what the service was given) and `tokens` (who may give it something).
+`records` are the rows it returns, `checked_values` the checks on what it is passed, `tables` its schema, `database` the
+connection to SQLite or PostgreSQL, `locks` the locks between processes, `schema_version` migrates. `Store` consists of
+`studies`, `trials`, `queue` (studies submitted to the service) and `tokens` (of the API).
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,18 +12,19 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from services.store import tables
-from services.store.database import Database
+from services.store.database import LOCK_SECONDS, RETRY_SECONDS, Database
 from services.store.errors import (
     LeaseLost,
+    LockTimeout,
     NotFound,
+    QuotaExceeded,
     StateError,
     StoreError,
     StoreUnreachable,
     StudyBusy,
     StudyConflict,
-    Taken,
-    TooMany,
 )
+from services.store.locks import this_process
 from services.store.queue import Queue
 from services.store.records import (
     AttemptRow,
@@ -32,17 +33,17 @@ from services.store.records import (
     ExportRow,
     Json,
     ProjectionRow,
-    QueueLine,
     QueueRow,
+    QueueSummary,
     SpentRow,
-    StudyLine,
     StudyRow,
     StudyStatus,
+    StudySummary,
     TokenRow,
 )
-from services.store.studies import Studies, this_process
+from services.store.studies import Studies
 from services.store.tokens import Tokens
-from services.store.trials import Trials, keep_architecture, study_id
+from services.store.trials import Trials, insert_architecture, study_id
 
 __all__ = [
     "AttemptRow",
@@ -50,10 +51,12 @@ __all__ = [
     "EventRow",
     "ExportRow",
     "LeaseLost",
+    "LockTimeout",
     "NotFound",
     "ProjectionRow",
-    "QueueLine",
     "QueueRow",
+    "QueueSummary",
+    "QuotaExceeded",
     "SpentRow",
     "StateError",
     "Store",
@@ -61,64 +64,64 @@ __all__ = [
     "StoreUnreachable",
     "StudyBusy",
     "StudyConflict",
-    "StudyLine",
     "StudyRow",
     "StudyStatus",
-    "Taken",
+    "StudySummary",
     "TokenRow",
-    "TooMany",
     "this_process",
 ]
 
 
 class Store(Studies, Trials, Queue, Tokens):
-    """Studies and their trials, the queue and the tokens of the service, in one database: SQLite, or PostgreSQL.
+    """Studies and their trials, and the queue and tokens of the service, in one SQLite or PostgreSQL database.
 
-    The driver that has claimed a study is the only one to write to it; anyone may read at any time, from any thread or
-    process.
+    Only the driver that has claimed a study writes to it; any thread or process may read at any time.
 
-    - Every call is one transaction: it happens wholly or not at all. What it wrote outlives the death of any process;
-      SQLite may lose the last moments of a machine that loses power.
-    - Every write may be repeated: what is there already stays as it is.
-    - A terminal state never changes. A study may be reopened, which is recorded; a trial may not.
-    - Rows are values: they stay as they were when they were read. Moments are in UTC.
-    - What was not a finite number is kept as None, and its place is named under ``non_finite``.
+    - Every call is one transaction. Committed data survives the death of any process; SQLite may lose the last
+      transactions if the machine loses power.
+    - Every write is idempotent: rows that are there already stay as they are.
+    - Terminal states are final. A study can be reopened, which is recorded as an event; a trial cannot.
+    - Rows are immutable snapshots. Times are in UTC.
+    - Numbers that are not finite are stored as None, and their places are listed under ``non_finite``.
 
-    Every method raises `StoreError` if the database fails, `StoreUnreachable` if it does not come back within half a
-    minute, and `NotFound` for a study, an arm or a trial that is not there.
+    Every method raises `StoreError` if the database fails, `StoreUnreachable` if its server does not come back in time,
+    and `NotFound` for a study, arm or trial that does not exist.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @classmethod
-    def open(cls, url: str, *, patience: float | None = None) -> "Store":
-        """Open a store, make it if it is not there, and bring it up to date; several processes may do so at once.
+    def open(cls, url: str, *, retry_seconds: float = RETRY_SECONDS, lock_seconds: float = LOCK_SECONDS) -> "Store":
+        """Open a store, creating or migrating it if necessary; several processes may do so at once.
 
         Args:
             url: ``sqlite:////absolute/path.db`` or ``postgresql+psycopg://user:password@host/name``.
-            patience: Seconds for which a server that has gone away is waited for; half a minute if left out.
+            retry_seconds: How long each call keeps trying to connect to a server that has gone away.
+            lock_seconds: How long a call waits for a lock that another program holds.
 
         Raises:
-            StoreUnreachable: Nobody answers at the URL.
-            StoreError: The URL cannot be used, or what lies there is no store, or is that of a newer version.
+            StoreUnreachable: The server does not answer.
+            StoreError: The URL is invalid, the database is not a store, was written by a newer version, or needs a
+                migration while a driver runs one of its studies.
         """
-        return cls(Database.open(url, patience=patience))
+        return cls(Database.open(url, retry_seconds=retry_seconds, lock_seconds=lock_seconds))
 
     @property
     def url(self) -> str:
-        """URL of the database, without its password."""
+        """URL of the database, with its password masked."""
         return self._database.url
 
-    def clock_ahead(self) -> float:
-        """Return by how many seconds the clock of the database is ahead of that of this machine."""
+    def clock_offset(self) -> float:
+        """Return how many seconds the clock of the database is ahead of this machine's."""
         with self._database.reading() as connection:
             before = datetime.now(UTC)
-            theirs = self._database.now(connection)
-            return (theirs - before).total_seconds() - (datetime.now(UTC) - before).total_seconds() / 2
+            remote = self._database.now(connection)
+            round_trip = datetime.now(UTC) - before
+            return (remote - before - round_trip / 2).total_seconds()
 
     def stop_retrying(self) -> None:
-        """Wait for a server that has gone away no longer, in any thread; for who has to end."""
+        """Stop waiting for a server that has gone away, in all threads, so that the process can end."""
         self._database.stop_retrying()
 
     def close(self) -> None:
@@ -132,12 +135,12 @@ class Store(Studies, Trials, Queue, Tokens):
         self.close()
 
     def add_architecture(self, name: str, document: Json) -> None:
-        """Keep an architecture, as plain JSON types, under its canonical hash; the first one of a hash stays."""
+        """Store an architecture, as plain JSON types, under its canonical hash, unless that hash is there."""
         with self._database.writing() as connection:
-            keep_architecture(self._database, connection, name, document)
+            insert_architecture(self._database, connection, name, document)
 
     def architecture(self, name: str) -> Json:
-        """Return the architecture of a hash."""
+        """Return the architecture with a hash."""
         query = sa.select(tables.architectures.c.document).where(tables.architectures.c.hash == name)
         with self._database.reading() as connection:
             document: Json | None = connection.scalars(query).one_or_none()
@@ -146,31 +149,31 @@ class Store(Studies, Trials, Queue, Tokens):
         return document
 
     def add_export(self, trial: int, *, path: str, hashes: Mapping[str, str], verified: bool) -> ExportRow:
-        """Note that the model of a trial was handed over; once more at the same path replaces what was noted.
+        """Record the exported model of a trial; another export to the same path replaces the record.
 
         Args:
-            trial: Identity of the trial.
+            trial: ID of the trial.
             path: Folder of the files.
-            hashes: SHA-256 of every file, by its name.
-            verified: Whether the exported model was shown to compute what the trained one does.
+            hashes: SHA-256 of each file, by name.
+            verified: Whether the exported model's outputs were found equal to those of the trained one.
         """
         values = {"hashes": dict(hashes), "verified": verified, "created_at": datetime.now(UTC)}
         insertion = self._database.insert(tables.exports).values(trial_id=trial, path=path, **values)
         with self._database.writing() as connection:
-            _find_trial(connection, trial)
+            _require_trial(connection, trial)
             connection.execute(insertion.on_conflict_do_update(index_elements=["trial_id", "path"], set_=values))
             columns = tables.exports.c
             row = connection.execute(_select_exports().where(columns.trial_id == trial, columns.path == path))
             return ExportRow(**row.mappings().one())
 
     def exports(self, study: str) -> tuple[ExportRow, ...]:
-        """Return what was handed over of a study, in the order of its arms."""
+        """Return the exported models of a study, in the order of its arms."""
         query = _select_exports().order_by(tables.arms.c.position, tables.exports.c.id)
         with self._database.reading() as connection:
             query = query.where(tables.arms.c.study_id == study_id(connection, study))
             return tuple(ExportRow(**row) for row in connection.execute(query).mappings())
 
-    def project(
+    def record_projection(
         self,
         study: str,
         *,
@@ -180,17 +183,17 @@ class Store(Studies, Trials, Queue, Tokens):
         synced_epoch: int = -1,
         done: bool = False,
     ) -> None:
-        """Note how far somebody outside has been told of a trial, or of the study as a whole.
+        """Record how much of a trial, or of the study as a whole, has been sent to another system.
 
-        For the same `external_id` it only goes forward; another one begins anew.
+        For the same `external_id` progress never goes back; a new `external_id` starts over.
 
         Args:
             study: Name of the study.
-            target: Who was told, such as ``mlflow``.
-            external_id: What the trial or study is called there.
-            trial: Identity of the trial, or None for the study.
-            synced_epoch: Last epoch that was told, -1 for none.
-            done: Whether there is nothing left to tell.
+            target: The other system, such as ``mlflow``.
+            external_id: ID of the trial or study in that system.
+            trial: ID of the trial, or None for the study.
+            synced_epoch: Last epoch that was sent, -1 for none.
+            done: Whether everything has been sent.
         """
         columns = tables.projections.c
         keys = [columns.study_id, columns.target] if trial is None else [columns.trial_id, columns.target]
@@ -206,29 +209,29 @@ class Store(Studies, Trials, Queue, Tokens):
         where = columns.trial_id.is_(None) if trial is None else None
         with self._database.writing() as connection:
             if trial is not None:
-                _find_trial(connection, trial)
+                _require_trial(connection, trial)
             new = new.values(study_id=study_id(connection, study), synced_epoch=synced_epoch, done=done, **values)
             connection.execute(new.on_conflict_do_update(index_elements=keys, index_where=where, set_=changes))
 
     @contextmanager
-    def telling(self, study: str, target: str, *, patience: float = 0.0) -> Iterator[None]:
-        """Let nobody else tell somebody outside of a study, in this process or another, until the block has ended.
+    def sync_lock(self, study: str, target: str, *, wait_seconds: float = 0.0) -> Iterator[None]:
+        """Hold the lock for sending a study to another system, against other threads and processes.
 
         Args:
             study: Name of the study.
-            target: Who is told, such as ``mlflow``.
-            patience: Seconds to wait for whoever does so now.
+            target: The other system, such as ``mlflow``.
+            wait_seconds: How long to wait for the present holder.
 
         Raises:
-            Taken: Somebody else still does.
+            LockTimeout: Another process still holds the lock.
         """
-        with self._database.exclusive(f"{target}-{study}", patience=patience) as got:
-            if not got:
-                raise Taken(f"another process is telling {target} of study {study!r}; wait until it has ended")
+        with self._database.exclusive(f"{target}-{study}", wait_seconds=wait_seconds) as acquired:
+            if not acquired:
+                raise LockTimeout(f"another process is sending study {study!r} to {target}; wait until it has ended")
             yield
 
     def projections(self, study: str, target: str) -> tuple[ProjectionRow, ...]:
-        """Return how far somebody outside has been told of a study and of its trials: the study first."""
+        """Return how much of a study and its trials has been sent to another system, the study first."""
         columns = tables.projections.c
         names = (columns.target, columns.external_id, columns.synced_epoch, columns.done)
         query = sa.select(columns.trial_id.label("trial"), *names).where(columns.target == target)
@@ -238,21 +241,23 @@ class Store(Studies, Trials, Queue, Tokens):
             return tuple(ProjectionRow(**row) for row in connection.execute(query).mappings())
 
     def unsynced_studies(self, target: str) -> tuple[str, ...]:
-        """Return the names of the studies of which somebody outside has not been told everything, the oldest first."""
+        """Return the names of studies that have not been sent to another system completely, oldest first."""
         studies, columns = tables.studies.c, tables.projections.c
-        told = (columns.study_id == studies.id) & columns.trial_id.is_(None) & (columns.target == target) & columns.done
-        query = sa.select(studies.name).where(~sa.exists().where(told), studies.started_at.is_not(None))
+        synced = (
+            (columns.study_id == studies.id) & columns.trial_id.is_(None) & (columns.target == target) & columns.done
+        )
+        query = sa.select(studies.name).where(~sa.exists().where(synced), studies.started_at.is_not(None))
         with self._database.reading() as connection:
             return tuple(connection.scalars(query.order_by(studies.id)))
 
 
 def _select_exports() -> "sa.Select[tuple[object, ...]]":
     columns = tables.exports.c
-    named = (columns.trial_id.label("trial"), tables.arms.c.name.label("arm"))
-    own = (columns.id, columns.path, columns.hashes, columns.verified, columns.created_at)
-    return sa.select(*named, *own).join_from(tables.exports, tables.trials).join(tables.arms)
+    names = (columns.trial_id.label("trial"), tables.arms.c.name.label("arm"))
+    values = (columns.id, columns.path, columns.hashes, columns.verified, columns.created_at)
+    return sa.select(*names, *values).join_from(tables.exports, tables.trials).join(tables.arms)
 
 
-def _find_trial(connection: sa.Connection, trial: int) -> None:
+def _require_trial(connection: sa.Connection, trial: int) -> None:
     if connection.scalars(sa.select(tables.trials.c.id).where(tables.trials.c.id == trial)).one_or_none() is None:
         raise NotFound(f"there is no trial {trial} in the store")

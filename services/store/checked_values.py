@@ -1,21 +1,21 @@
-"""What may go into the store: finite numbers, texts that every database takes, and words that are known."""
+"""Checks and conversions of values before they are stored: numbers, strings and names of states."""
 
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-MOST = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 NON_FINITE = "non_finite"
 
 
-def finite(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document as JSON can hold it: what is no finite number becomes None, and its place is named.
+def replace_non_finite(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document that JSON can represent: numbers that are not finite become None, and their places are listed.
 
     Args:
-        document: Plain JSON types, tuples, and numbers of any kind.
+        document: Plain JSON types and tuples; floats may be NaN or infinite.
 
     Returns:
-        The document; if anything was replaced, its key ``non_finite`` says what stood where, such as
+        The document. If anything was replaced, its key ``non_finite`` maps each place to what was there, such as
         ``{"telemetry.entropy.3": "nan"}``.
     """
     replaced: dict[str, str] = {}
@@ -23,17 +23,17 @@ def finite(document: Mapping[str, Any]) -> dict[str, Any]:
     return clean | {NON_FINITE: replaced} if replaced else clean
 
 
-def exact(what: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document that must be kept as it is, as JSON can hold it.
+def require_finite(what: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document that JSON can represent without a change.
 
     Raises:
-        ValueError: It holds a number that is not finite.
+        ValueError: It contains a number that is not finite.
     """
     replaced: dict[str, str] = {}
     clean = {str(key): _finite(value, str(key), replaced) for key, value in document.items()}
     if replaced:
         place, value = next(iter(replaced.items()))
-        raise ValueError(f"{what} must hold finite numbers only, got {place}={value}")
+        raise ValueError(f"{what} must contain only finite numbers, got {place}={value}")
     return clean
 
 
@@ -49,15 +49,15 @@ def _finite(value: Any, place: str, replaced: dict[str, str]) -> Any:
 
 
 def storable(text: str) -> str:
-    """Return a text without what PostgreSQL does not take: NUL and halves of surrogate pairs."""
+    """Return a string without what PostgreSQL cannot store: NUL characters and lone surrogates are replaced."""
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 def one_of(what: str, value: str, known: Iterable[str]) -> str:
-    """Return a value that is one of those known.
+    """Return a value that is one of the known ones.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is anything else.
     """
     choices = tuple(known)
     if value not in choices:
@@ -65,23 +65,23 @@ def one_of(what: str, value: str, known: Iterable[str]) -> str:
     return value
 
 
-def count(what: str, value: int) -> int:
-    """Return a whole number in ``0..2**63-1``, which is what the databases hold.
+def whole_number(what: str, value: int) -> int:
+    """Return a whole number in ``[0, 2**63 - 1]``, the range of the databases' columns.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is anything else.
     """
-    if isinstance(value, bool) or not 0 <= value <= MOST or int(value) != value:
-        raise ValueError(f"{what} must be a whole number in 0..2**63-1, got {value!r}")
+    if isinstance(value, bool) or not 0 <= value <= MAX_INTEGER or int(value) != value:
+        raise ValueError(f"{what} must be a whole number in [0, 2**63 - 1], got {value!r}")
     return int(value)
 
 
-def amount(what: str, value: float) -> float:
-    """Return a finite number that is not negative.
+def non_negative(what: str, value: float) -> float:
+    """Return a finite number that is 0 or more.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is anything else.
     """
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{what} must be a finite number and not negative, got {value!r}")
+        raise ValueError(f"{what} must be a finite number of 0 or more, got {value!r}")
     return float(value)

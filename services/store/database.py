@@ -1,4 +1,4 @@
-"""The store's database, SQLite or PostgreSQL: opened at the newest schema, with errors of one form."""
+"""The store's database, SQLite or PostgreSQL: opened at the newest schema version, with uniform errors."""
 
 import contextlib
 import sqlite3
@@ -16,243 +16,273 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlche
 from services import migrations
 from services.settings import masked
 from services.store.errors import StoreError, StoreUnreachable
-from services.store.locks import file_lock, session_lock
-from services.store.tables import Instant, to_json_text
+from services.store.locks import file_lock, process_has_ended, session_lock
+from services.store.records import STALE_SECONDS
+from services.store.tables import Instant, studies, to_json_text
 
-LOCK_SECONDS = 10
+LOCK_SECONDS = 10.0
+# Another process may be migrating: 100,000 trials took 40 s on SQLite and 130 s on PostgreSQL, on a busy machine.
+MIGRATION_LOCK_SECONDS = 600.0
 CONNECT_SECONDS = 5
-PATIENCE_SECONDS = 30.0
-_RETRY_SECONDS = 0.2
+RETRY_SECONDS = 30.0
+_RETRY_INTERVAL_SECONDS = 0.2
 _LOCK_NOT_AVAILABLE = "55P03"
-_AWAY = frozenset({"08", "28", "3D", "53", "57"})  # no connection, not let in, no such database, full, shutting down
+# SQLSTATE classes of a server that may be back soon: connection failure, authorization not yet set up, database not yet
+# created, too many connections, shutting down.
+_UNREACHABLE = frozenset({"08", "28", "3D", "53", "57"})
 _DRIVERS = {"sqlite": "sqlite", "postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
-_MIGRATION_LOCK = 7_361_902_455  # any number that other users of the PostgreSQL database do not take
+_MIGRATION_LOCK = 7_361_902_455  # arbitrary, but the same in all releases: the key of a PostgreSQL advisory lock
+SERVER_URL = "postgresql+psycopg://user:password@host/name"
+_REMEDIES = {
+    "not a database": "; move the file away, or name another in NAS_BLOCKOUT_STORE_URL",
+    "malformed": "; move the file away, or name another in NAS_BLOCKOUT_STORE_URL",
+    "disk is full": "; free space on the disk of the database, then repeat: nothing that was written is lost",
+    "No space left": "; free space on the disk of the database, then repeat: nothing that was written is lost",
+    "readonly": "; its folder must exist and be writable",
+    "unable to open": "; its folder must exist and be writable",
+}
 
 
 class Database:
-    """A database at the newest schema; may be used by many threads.
+    """A database at the newest schema version; safe to use from many threads.
 
-    A read or a write is one transaction. In SQLite a write takes its lock at the beginning, so that it never has to be
-    begun again; in PostgreSQL it locks the rows it decides on. A server that has gone away is waited for.
+    Every read or write is one transaction, and none is ever retried: a SQLite write takes the write lock when it begins
+    (``BEGIN IMMEDIATE``), so that it cannot fail halfway on an upgrade from a read lock; a PostgreSQL write locks the
+    rows on which it decides (``SELECT ... FOR UPDATE``). Only connecting is retried, while a server restarts.
     """
 
-    def __init__(self, url: sa.URL) -> None:
+    def __init__(self, url: sa.URL, *, lock_seconds: float = LOCK_SECONDS) -> None:
         self.url = masked(url.render_as_string(hide_password=False))
         self._parsed = url
-        self._server = url.get_backend_name() == "postgresql"
-        self._patience = 0.0
-        self._engine = _engine(url)
+        self._is_server = url.get_backend_name() == "postgresql"
+        self._retry_seconds = 0.0  # while opening: a wrong URL is to fail at once
+        self._engine = _engine(url, lock_seconds=lock_seconds)
         self._writer = self._engine.execution_options(nas_blockout_writes=True)
 
     @classmethod
-    def open(cls, url: str, *, patience: float | None = None) -> "Database":
-        """Connect, and bring the schema up to date; several processes may do so at once.
+    def open(cls, url: str, *, retry_seconds: float = RETRY_SECONDS, lock_seconds: float = LOCK_SECONDS) -> "Database":
+        """Connect and migrate to the newest schema version; several processes may do so at once.
 
         Args:
-            url: Of the database.
-            patience: Seconds for which a server that has gone away is waited for; half a minute if left out.
+            url: URL of the database.
+            retry_seconds: How long to keep trying to connect to a server that has gone away.
+            lock_seconds: How long to wait for a lock that another program holds.
 
         Raises:
-            StoreUnreachable: Nobody answers.
-            StoreError: The URL cannot be used, or what lies there is no store, or is that of a newer version.
+            StoreUnreachable: The server does not answer.
+            StoreError: The URL is invalid, the database is not a store, was written by a newer version, or needs a
+                migration while a driver runs one of its studies.
         """
-        database = cls(parse(url))
+        database = cls(parse(url), lock_seconds=lock_seconds)
         try:
-            database._bring_up_to_date()
+            database._migrate_to_head()
         except StoreError:
             database.close()
             raise
-        database._patience = PATIENCE_SECONDS if patience is None else patience
+        database._retry_seconds = retry_seconds
         return database
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction that only reads."""
+        """Yield a connection in a transaction for reading."""
         with self._translated(), self._connected(self._engine) as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction that is committed at the end, or undone by an error."""
+        """Yield a connection in a transaction that is committed at the end, or rolled back on an error."""
         with self._translated(), self._connected(self._writer) as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
-    def exclusive(self, name: str, *, patience: float) -> Iterator[bool]:
-        """Yield whether the lock of a name was got within `patience` seconds; it is let go at the end, or by death."""
-        if not self._server:
+    def exclusive(self, name: str, *, wait_seconds: float) -> Iterator[bool]:
+        """Yield whether a named lock was acquired within `wait_seconds`; held until the block or the process ends."""
+        if not self._is_server:
             path = Path(str(self._parsed.database)).absolute()
-            with file_lock(path.with_name(f"{path.name}.locks") / name, patience=patience) as got:
-                yield got
+            with file_lock(path.with_name(f"{path.name}.locks") / name, wait_seconds=wait_seconds) as acquired:
+                yield acquired
             return
+        # A lock of the session, not of a transaction: the block may take minutes, and a transaction that stays
+        # open that long keeps PostgreSQL from cleaning up deleted rows.
         engine = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         with (
             self._translated(),
             self._connected(engine) as connection,
-            session_lock(connection, name, patience=patience) as got,
+            session_lock(connection, name, wait_seconds=wait_seconds) as acquired,
         ):
-            yield got
+            yield acquired
 
     def insert(self, table: Table) -> Any:
-        """Return an insertion that knows ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
-        return (postgresql if self._server else sqlite).insert(table)
+        """Return an ``INSERT`` with ``on_conflict_do_nothing`` and ``on_conflict_do_update``, unlike generic SQL."""
+        return (postgresql if self._is_server else sqlite).insert(table)
 
     def now(self, connection: Connection) -> datetime:
-        """Return the time by the one clock that all drivers share: that of the server, or of this machine."""
-        if self._server:
+        """Return the time of the clock that all processes share: the server's, or, with SQLite, this machine's."""
+        if self._is_server:
+            # Not now(): that is the beginning of the transaction, perhaps long before it acquired its locks.
             return connection.scalars(sa.select(sa.func.clock_timestamp(type_=Instant))).one()
         return datetime.now(UTC)
 
     def serialize(self, connection: Connection, lock: int) -> None:
-        """Let no other transaction go on that asks for the same lock, until this one, which writes, has ended."""
-        if self._server:
+        """Wait for all other write transactions that hold the same lock, and hold it until this one ends.
+
+        For decisions that depend on rows which do not exist yet, and so cannot be locked. SQLite needs nothing: it has
+        one writer at a time.
+        """
+        if self._is_server:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
 
     def version(self) -> str | None:
-        """Return the version of the tables, or None of an empty database; no file is made."""
-        if not self._server and not Path(str(self._parsed.database)).exists():
+        """Return the schema version, or None for an empty database; does not create a SQLite file."""
+        if not self._is_server and not Path(str(self._parsed.database)).exists():
             return None
         with self.reading() as connection:
             return self._revision(connection)
 
     def migrate_down(self, version: str) -> None:
-        """Take the tables down to an older version."""
+        """Migrate down to an older schema version."""
         self._engine.dispose()
         self._migrate(down_to=version)
 
     def stop_retrying(self) -> None:
-        """Wait for a server that has gone away no longer, in any thread."""
-        self._patience = 0.0
+        """Stop waiting for a server that has gone away, in all threads."""
+        self._retry_seconds = 0.0
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
-    def _bring_up_to_date(self) -> None:
-        if not self._server:
-            self._make_folder()
+    def _migrate_to_head(self) -> None:
+        if not self._is_server:
+            folder = Path(str(self._parsed.database)).absolute().parent
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StoreError(f"the store {self.url} cannot be created: {error}") from None
         with self.reading() as connection:
             revision = self._revision(connection)
         if revision != migrations.HEAD:
-            self._engine.dispose()  # SQLite's log is switched on while nobody else has the file open
+            self._engine.dispose()  # SQLite switches to write-ahead logging only while nobody else has the file open
             self._migrate()
 
-    def _make_folder(self) -> None:
-        folder = Path(str(self._parsed.database)).absolute().parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"the store {self.url} cannot be made: {error}") from None
-
     def _revision(self, connection: Connection) -> str | None:
-        """Return the revision of the schema, or None for an empty database."""
+        """Return the schema version, or None for an empty database."""
         inspector = sa.inspect(connection)
         if inspector.has_table(migrations.VERSION_TABLE):
             version = sa.table(migrations.VERSION_TABLE, sa.column("version_num", sa.Text))
-            found = connection.scalars(sa.select(version.c.version_num)).one_or_none()
-            if found is not None and found > migrations.HEAD:
+            revision = connection.scalars(sa.select(version.c.version_num)).one_or_none()
+            if revision is not None and revision > migrations.HEAD:
                 raise StoreError(
-                    f"the store {self.url} was written by a newer version (schema {found}, this one knows "
-                    f"{migrations.HEAD}); update nas_blockout"
+                    f"the store {self.url} was written by a newer version of nas_blockout (schema {revision}, this "
+                    f"version knows {migrations.HEAD}); update nas_blockout"
                 )
-            return found
+            return revision
         if names := inspector.get_table_names():
             raise StoreError(
-                f"the store {self.url} holds tables of something else, such as {names[0]!r}; "
-                "give the store a database of its own"
+                f"the database {self.url} belongs to another program: it has a table {names[0]!r}; "
+                "give the store its own database"
             )
         return None
 
     def _migrate(self, *, down_to: str | None = None) -> None:
-        engine = _engine(self._parsed, migrating=True)
+        engine = _engine(self._parsed, lock_seconds=MIGRATION_LOCK_SECONDS, migrating=True)
         with self._translated(), engine.connect() as connection, connection.begin():
-            if self._server:
+            if self._is_server:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            revision = self._revision(connection)
+            if revision not in (down_to or migrations.HEAD, None):  # another process may have been first
+                self._require_no_driver(connection)
             if down_to is not None:
                 migrations.downgrade(connection, down_to)
             else:
-                migrations.upgrade(connection)  # which finds nothing to do if another process was first
+                migrations.upgrade(connection)
+
+    def _require_no_driver(self, connection: Connection) -> None:
+        """Refuse to migrate under a running driver: it is of another release, and would fail at its next write."""
+        columns, now = studies.c, self.now(connection)
+        query = sa.select(columns.name, columns.owner, columns.heartbeat_at).where(columns.owner.is_not(None))
+        for name, owner, heartbeat_at in connection.execute(query.where(columns.state == "running")):
+            age = (now - heartbeat_at).total_seconds()
+            if age <= STALE_SECONDS and not process_has_ended(owner):
+                raise StoreError(
+                    f"the store {self.url} must be migrated, but study {name!r} is being run by {owner} (heartbeat "
+                    f"{max(0.0, age):.0f} s ago); wait until it has ended, or stop it: it can be resumed afterwards"
+                )
 
     def _connected(self, engine: Engine) -> Connection:
-        """Connect; wait a while for a server that is being started again."""
+        """Connect, and keep trying while a server restarts."""
         began = time.monotonic()
         while True:
             try:
                 return engine.connect()
             except OperationalError:
-                if not self._server or time.monotonic() - began > self._patience:
+                if not self._is_server or time.monotonic() - began > self._retry_seconds:
                     raise
-                time.sleep(_RETRY_SECONDS)
+                time.sleep(_RETRY_INTERVAL_SECONDS)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turn an error of the database into one of ours, without its statement, its values or a password."""
+        """Turn a database error into a `StoreError` without the statement, its values or a password."""
         try:
             yield
         except SQLAlchemyError as error:
-            raise self._error(error) from error
+            raise self._store_error(error) from error
 
-    def _error(self, error: SQLAlchemyError) -> StoreError:
+    def _store_error(self, error: SQLAlchemyError) -> StoreError:
         original = error.orig if isinstance(error, DBAPIError) else error
         text = " ".join(str(original).split())
         text = text.replace(self._parsed.password, "***") if self._parsed.password else text
         sqlstate = getattr(original, "sqlstate", None)
         if "locked" in text or sqlstate == _LOCK_NOT_AVAILABLE:
-            return StoreError(
-                f"the store {self.url} is locked by another program, for more than {LOCK_SECONDS} s: {text}"
-            )
-        if self._server and isinstance(error, OperationalError) and (sqlstate or "08")[:2] in _AWAY:
+            return StoreError(f"the store {self.url} is locked by another program: {text}")
+        # psycopg sets no SQLSTATE where it could not connect at all.
+        if self._is_server and isinstance(error, OperationalError) and (sqlstate or "08")[:2] in _UNREACHABLE:
             return StoreUnreachable(f"the store {self.url} cannot be reached: {text}")
-        return StoreError(f"the store {self.url} cannot be used: {text}{_remedy(text)}")
-
-
-def _remedy(text: str) -> str:
-    if "not a database" in text or "malformed" in text:
-        return "; move the file away, or name another in NAS_BLOCKOUT_STORE_URL"
-    if "disk is full" in text or "No space left" in text:
-        return "; free room on the disk of the database, then do the same again: what was written before is kept"
-    if "readonly" in text or "unable to open" in text:
-        return "; its folder must exist and be writable"
-    return ""
+        remedy = next((remedy for words, remedy in _REMEDIES.items() if words in text), "")
+        return StoreError(f"the store {self.url} cannot be used: {text}{remedy}")
 
 
 def parse(url: str) -> sa.URL:
-    """Read the URL of a store.
+    """Parse the URL of a store.
 
     Raises:
-        StoreError: It is none, or of a kind of database that is not supported.
+        StoreError: It is not a URL, or names a database that is not supported.
     """
     try:
         parsed = sa.make_url(url)
     except (ArgumentError, ValueError):
-        raise StoreError(f"the store's URL {masked(url)!r} is none; it is like sqlite:////absolute/path.db") from None
+        raise StoreError(
+            f"the store's URL must be like sqlite:////absolute/path.db or {SERVER_URL}, got {masked(url)!r}"
+        ) from None
     parsed = parsed.set(drivername=_DRIVERS.get(parsed.drivername, parsed.drivername))
     if parsed.drivername not in _DRIVERS.values():
-        raise StoreError(f"the store is kept in sqlite or postgresql+psycopg, got {masked(url)!r}")
+        raise StoreError(f"the store's URL must begin with sqlite: or postgresql+psycopg:, got {masked(url)!r}")
     if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise StoreError(f"the store must name a file, such as sqlite:////absolute/path.db, got {url!r}")
+        raise StoreError(f"the store's URL must name a file, such as sqlite:////absolute/path.db, got {url!r}")
     return parsed
 
 
-def _engine(url: sa.URL, *, migrating: bool = False) -> Engine:
+def _engine(url: sa.URL, *, lock_seconds: float, migrating: bool = False) -> Engine:
     options: dict[str, Any] = {"json_serializer": to_json_text}
     if migrating:
         options |= {"poolclass": sa.NullPool, "execution_options": {"nas_blockout_writes": True}}
     if url.get_backend_name() == "postgresql":
-        given = {"connect_timeout": CONNECT_SECONDS, "application_name": "nas_blockout"}
-        given["options"] = f"-c lock_timeout={1000 * LOCK_SECONDS}"
-        arguments = {key: value for key, value in given.items() if key not in url.query}
+        defaults = {"connect_timeout": CONNECT_SECONDS, "application_name": "nas_blockout"}
+        defaults["options"] = f"-c lock_timeout={max(1, round(1000 * lock_seconds))}"  # 0 would mean no limit
+        arguments = {key: value for key, value in defaults.items() if key not in url.query}
         return sa.create_engine(url, connect_args=arguments, pool_pre_ping=not migrating, **options)
-    engine = sa.create_engine(url, connect_args={"timeout": LOCK_SECONDS}, **options)
+    engine = sa.create_engine(url, connect_args={"timeout": lock_seconds}, **options)
     sa.event.listen(engine, "connect", lambda connection, _: _prepare_sqlite(connection, migrating=migrating))
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, *, migrating: bool) -> None:
-    connection.isolation_level = None  # Python is not to begin transactions of its own
+    connection.isolation_level = None  # otherwise Python begins transactions by itself, and never IMMEDIATE ones
+    # With a write-ahead log NORMAL cannot corrupt the file; a power failure may lose the last transactions.
     connection.execute("PRAGMA synchronous=NORMAL")
-    connection.execute(f"PRAGMA foreign_keys={'OFF' if migrating else 'ON'}")  # a migrated table is dropped and renamed
+    # Alembic changes a SQLite table by copying and dropping it, which would delete or refuse rows that refer to it.
+    connection.execute(f"PRAGMA foreign_keys={'OFF' if migrating else 'ON'}")
     if migrating:
         _use_wal(connection)
 
@@ -263,7 +293,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switch the file, once and for all, to a log ahead of writing; SQLite does not wait for this lock itself."""
+    """Switch the file to write-ahead logging, which it keeps; SQLite's own timeout does not apply to this lock."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:

@@ -1,37 +1,37 @@
-"""What the store refuses, and how the world below it fails."""
+"""Errors of the store: what it refuses to do, and failures of the database below it."""
 
 
 class StoreError(RuntimeError):
-    """The store cannot do what was asked; the message never holds a password."""
+    """The store cannot do what was asked; the message never contains a password."""
 
 
 class StoreUnreachable(StoreError):
-    """There is no database at the URL, or it has gone away."""
+    """There is no database at the URL, or it does not respond."""
 
 
 class NotFound(StoreError):
-    """Nothing of that name or identity is in the store."""
+    """The store has nothing of that name or ID."""
 
 
 class StudyConflict(StoreError):
-    """A study, or a trial, of that name is in the store with other contents."""
+    """The store has a study or trial of that name with different contents."""
 
 
 class StudyBusy(StoreError):
-    """Another driver runs the study."""
+    """Another driver is running the study."""
 
 
-class Taken(StoreError):
-    """Another process does what only one may do at a time."""
+class LockTimeout(StoreError):
+    """Another process still holds the lock."""
 
 
 class StateError(StoreError):
-    """What has ended stays as it ended; the message names both states."""
+    """The state cannot change that way: a terminal state is final. The message names both states."""
 
 
 class LeaseLost(StoreError):
-    """A worker no longer has the study that it sees through: it was too late, and another may have it."""
+    """The worker's lease on a study has expired or been released; another worker may hold it."""
 
 
-class TooMany(StoreError):
-    """An owner has as many studies open as may be."""
+class QuotaExceeded(StoreError):
+    """The owner has reached the limit of open studies."""

@@ -1,12 +1,15 @@
-"""One process at a time: a lock that belongs to the store, and that nobody holds who is dead.
+"""Locks between processes, and the names by which processes claim something: neither outlives its process.
 
-In PostgreSQL it is an advisory lock of a session; beside a SQLite file it is a lock on a small file, which the system
-lets go when its process ends.
+A lock is an advisory lock of a PostgreSQL session, or a lock on a small file beside a SQLite database, which the
+operating system releases when the process ends.
 """
 
 import contextlib
 import fcntl
 import hashlib
+import os
+import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,42 +17,70 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-_RETRY_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, *, patience: float) -> Iterator[bool]:
-    """Yield whether the lock on a file was got within `patience` seconds; let it go at the end."""
+def file_lock(path: Path, *, wait_seconds: float) -> Iterator[bool]:
+    """Yield whether the lock on a file was acquired within `wait_seconds`; release it at the end."""
+
+    def try_lock() -> bool:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        yield _within(patience, lambda: _lock(file.fileno()))  # closing the file lets it go
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        yield _poll(wait_seconds, try_lock)  # closing the file releases it
 
 
 @contextlib.contextmanager
-def session_lock(connection: Connection, name: str, *, patience: float) -> Iterator[bool]:
-    """Yield whether the session of a connection got the lock of a name within `patience` seconds; let it go."""
+def session_lock(connection: Connection, name: str, *, wait_seconds: float) -> Iterator[bool]:
+    """Yield whether a named lock was acquired for a session within `wait_seconds`; release it at the end."""
+    # PostgreSQL names advisory locks by 64-bit integers.
     key = int.from_bytes(hashlib.sha256(f"nas_blockout {name}".encode()).digest()[:8], "big", signed=True)
-    got = _within(patience, lambda: bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(key)))))
+    acquired = _poll(wait_seconds, lambda: bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(key)))))
     try:
-        yield got
+        yield acquired
     finally:
-        if got:
-            with contextlib.suppress(sa.exc.SQLAlchemyError):  # a session that is gone holds no lock
+        if acquired:
+            with contextlib.suppress(sa.exc.SQLAlchemyError):  # the lock of a lost session is released already
                 connection.scalar(sa.select(sa.func.pg_advisory_unlock(key)))
 
 
-def _within(patience: float, attempt: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + patience
+def this_process() -> str:
+    """Return a name for this process that is unique among all machines: host, PID namespace and PID."""
+    return f"{_host()}:{os.getpid()}"
+
+
+def process_has_ended(name: str) -> bool:
+    """Whether a process, named as by `this_process`, is known to have ended; False if it ran on another machine."""
+    host, _, number = name.rpartition(":")
+    if host != _host() or not number.isdecimal():
+        return False
+    try:
+        os.kill(int(number), 0)  # signal 0 only asks whether the process exists
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # it exists, and belongs to another user
+        return False
+    return False
+
+
+def _host() -> str:
+    # Containers of one machine may share a host name, but then number their processes in different namespaces.
+    namespace = ""
+    with contextlib.suppress(OSError):  # only Linux has PID namespaces
+        namespace = re.sub("[^0-9]", "", str(Path("/proc/self/ns/pid").readlink()))
+    return f"{platform.node()}/{namespace}"
+
+
+def _poll(wait_seconds: float, attempt: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + wait_seconds
     while not attempt():
         if time.monotonic() >= deadline:
             return False
-        time.sleep(_RETRY_SECONDS)
+        time.sleep(_POLL_SECONDS)
     return True

@@ -1,4 +1,4 @@
-"""The queue of the service: studies that were given to it, their owners, and the workers that see them through."""
+"""The queue of the service: submitted studies, their owners, and the workers that run them."""
 
 import functools
 from collections.abc import Collection, Mapping
@@ -9,24 +9,24 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping
 
 from services.store import tables
-from services.store.checked_values import count, exact, one_of, storable
+from services.store.checked_values import one_of, require_finite, storable, whole_number
 from services.store.database import Database
-from services.store.errors import LeaseLost, NotFound, StateError, StudyConflict, TooMany
-from services.store.records import OPEN_QUEUE, QUEUE_STATES, Json, QueueLine, QueueRow, StudyStatus
+from services.store.errors import LeaseLost, NotFound, QuotaExceeded, StateError, StudyConflict
+from services.store.records import OPEN_QUEUE, QUEUE_STATES, Json, QueueRow, QueueSummary, StudyStatus
 from services.store.studies import event_rows
 from services.store.trials import spent_rows
 
-ENDS = ("complete", "failed", "cancelled")
-_HELD = ("running", "cancelling")
-_ENQUEUE_LOCK = 7_361_902_456  # any number that other users of the PostgreSQL database do not take
-_LINE = tuple(QueueLine.__slots__)
+TERMINAL_STATES = ("complete", "failed", "cancelled")
+_LEASED_STATES = ("running", "cancelling")
+_ENQUEUE_LOCK = 7_361_902_456  # arbitrary, but the same in all releases: the key of a PostgreSQL advisory lock
+_SUMMARY = tuple(QueueSummary.__slots__)
 
 
 class Queue:
-    """The part of the store that knows what was given to the service; `Store` has the contract.
+    """The part of `Store` for submitted studies; see there for the contract.
 
-    A study is queued, then held by one worker at a time through a lease that ends unless it is renewed. Leases are
-    measured by the database's clock, so that workers whose clocks disagree do not take each other's studies.
+    A study is leased by one worker at a time; a lease expires unless it is renewed. Leases use the clock of the
+    database, so that workers whose clocks disagree do not take each other's studies.
     """
 
     _database: Database
@@ -40,30 +40,31 @@ class Queue:
         owner: str,
         key: str | None = None,
         source: Json | None = None,
-        most_open: int | None = None,
+        max_open: int | None = None,
     ) -> QueueRow:
-        """Give a study to the service, or return what is there: of the same key, or the same study of the same owner.
+        """Submit a study, or return the one that the same owner submitted before with the same key or documents.
 
         Args:
             study: Name of the study.
             document: The resolved study.
-            config_hash: Name of everything in it that decides the results.
-            owner: Who gives it.
-            key: Chosen by who gives it, so that the same request sent twice is known.
-            source: The study as it was written, which is what an extension changes.
-            most_open: Studies that an owner may have open at a time.
+            config_hash: Hash of all settings that affect results, see `Study.hash`.
+            owner: Who submits it.
+            key: Idempotency key, chosen by the client, by which a repeated request is recognized.
+            source: The study as it was submitted, before defaults were filled in; an extension changes this document.
+            max_open: How many queued or running studies an owner may have.
 
         Raises:
-            StudyConflict: The key was used for another study, or the name is taken by other contents or another owner.
-            TooMany: The owner has `most_open` studies that are queued or run.
+            StudyConflict: The key was used for another study, or the name is taken by another study.
+            QuotaExceeded: The owner has `max_open` queued or running studies already.
         """
         with self._database.writing() as connection:
+            # Name, key and quota are checked against rows that may not exist yet and so cannot be locked one by one.
             self._database.serialize(connection, _ENQUEUE_LOCK)
-            found = _known(connection, study, config_hash, owner=owner, key=key)
-            if found is not None:
-                return found
-            _require_name(connection, study, config_hash)
-            _require_room(connection, owner, most_open)
+            repeated = _repeated(connection, study, config_hash, owner=owner, key=key)
+            if repeated is not None:
+                return repeated
+            _require_free_name(connection, study, config_hash)
+            _require_quota(connection, owner, max_open)
             now = self._database.now(connection)
             values = {
                 "study": study,
@@ -77,28 +78,28 @@ class Queue:
                 "message": "",
                 "created_at": now,
                 "updated_at": now,
-                "document": exact("document", document),
-                "source": exact("source", source) if source is not None else None,
+                "document": require_finite("document", document),
+                "source": require_finite("source", source) if source is not None else None,
             }
             connection.execute(sa.insert(tables.queue).values(**values))
             return _row(_find(connection, study), new=True)
 
-    def queue_row(self, study: str) -> QueueRow | None:
-        """Return a study that was given to the service, or None."""
+    def queued_study(self, study: str) -> QueueRow | None:
+        """Return a submitted study, or None."""
         with self._database.reading() as connection:
-            found = connection.execute(_ONE, {"study": study}).mappings().one_or_none()
-        return None if found is None else _row(found)
+            row = connection.execute(_ONE, {"study": study}).mappings().one_or_none()
+        return None if row is None else _row(row)
 
     def study_status(self, study: str) -> StudyStatus | None:
-        """Return a study that was given to the service with what it has spent and what happened to it, or None."""
+        """Return a submitted study with its usage and events, or None."""
         with self._database.reading() as connection:
-            found = connection.execute(_ONE, {"study": study}).mappings().one_or_none()
-            if found is None:
+            row = connection.execute(_ONE, {"study": study}).mappings().one_or_none()
+            if row is None:
                 return None
-            begun = connection.scalars(_BEGUN, {"study": study}).one_or_none()
-            if begun is None:  # by no driver
-                return StudyStatus(_row(found), (), ())
-            return StudyStatus(_row(found), spent_rows(connection, begun), event_rows(connection, begun))
+            started = connection.scalars(_STARTED, {"study": study}).one_or_none()
+            if started is None:  # no driver has created it outside the queue yet
+                return StudyStatus(_row(row), (), ())
+            return StudyStatus(_row(row), spent_rows(connection, started), event_rows(connection, started))
 
     def queue(
         self,
@@ -108,43 +109,44 @@ class Queue:
         prefix: str = "",
         limit: int = 100,
         before: int | None = None,
-    ) -> tuple[QueueLine, ...]:
-        """Return studies as lines of a list, the newest first.
+    ) -> tuple[QueueSummary, ...]:
+        """Return summaries of submitted studies, newest first.
 
         Args:
-            states: Only those in one of these.
-            owner: Only those of this owner.
-            prefix: Only those whose name begins so.
-            limit: Most lines.
-            before: Only those whose `id` is lower, which is how the next page is asked for.
+            states: Only studies in these states.
+            owner: Only studies of this owner.
+            prefix: Only studies whose name begins with this.
+            limit: Maximum number of studies.
+            before: Only studies with a lower `id`: the last one of a page, to get the next page.
         """
         query = _select_lines(states is not None, owner is not None, before is not None)
         if prefix:
             query = query.where(tables.queue.c.study.startswith(prefix, autoescape=True))
-        chosen = [one_of("state in the queue", state, QUEUE_STATES) for state in states or ()]
-        values = {"states": chosen, "owner": owner, "before": before, "limit": count("limit", limit)}
+        chosen = [one_of("state of a queued study", state, QUEUE_STATES) for state in states or ()]
+        values = {"states": chosen, "owner": owner, "before": before, "limit": whole_number("limit", limit)}
         with self._database.reading() as connection:
-            return tuple(QueueLine(*row) for row in connection.execute(query, values))
+            return tuple(QueueSummary(*row) for row in connection.execute(query, values))
 
     def count_queue(self) -> dict[str, int]:
-        """Return how many studies of the queue are in each state."""
+        """Return the number of submitted studies in each state."""
         state = tables.queue.c.state
         with self._database.reading() as connection:
             rows = connection.execute(sa.select(state, sa.func.count()).group_by(state)).all()
         return dict.fromkeys(QUEUE_STATES, 0) | {name: int(number) for name, number in rows}
 
-    def lease(self, worker: str, *, seconds: float) -> QueueRow | None:
-        """Give a worker the first study that is queued, or that no worker holds any more; None if there is none.
+    def acquire_lease(self, worker: str, *, seconds: float) -> QueueRow | None:
+        """Lease the oldest study that is queued or whose lease has expired to a worker; return None if there is none.
 
         Args:
-            worker: Name of the worker among all.
-            seconds: How long the study stays this worker's, unless it is renewed.
+            worker: Unique name of the worker.
+            seconds: Duration of the lease unless it is renewed.
         """
         columns = tables.queue.c
         with self._database.writing() as connection:
             now = self._database.now(connection)
-            let_go = columns.lease_until.is_(None) | (columns.lease_until < now)
-            free = (columns.state == "queued") | (columns.state.in_(_HELD) & let_go)
+            expired = columns.lease_until.is_(None) | (columns.lease_until < now)
+            free = (columns.state == "queued") | (columns.state.in_(_LEASED_STATES) & expired)
+            # SKIP LOCKED: workers that ask at the same time each get another study instead of waiting for the first.
             first = _select().where(free).order_by(columns.id).limit(1).with_for_update(skip_locked=True)
             row = connection.execute(first).mappings().one_or_none()
             if row is None:
@@ -154,86 +156,87 @@ class Queue:
                 changes |= {"state": "running", "updated_at": now}
             return _change(connection, row, **changes)
 
-    def renew(self, study: str, worker: str, *, seconds: float) -> QueueRow:
-        """Keep a study for so many seconds from now; its row tells whether it is to be cancelled.
+    def renew_lease(self, study: str, worker: str, *, seconds: float) -> QueueRow:
+        """Extend a lease to `seconds` from now; the state of the returned row says whether to cancel the study.
 
         Raises:
-            LeaseLost: Another worker has it, or it has ended.
+            LeaseLost: Another worker holds the study, or it has ended.
         """
         with self._database.writing() as connection:
-            row = _held(connection, study, worker)
+            row = _find_leased(connection, study, worker)
             until = self._database.now(connection) + timedelta(seconds=seconds)
             return _change(connection, row, lease_until=until)
 
-    def note_job(self, study: str, worker: str, *, job: str, attempt: int, message: str = "") -> QueueRow:
-        """Note the job that was submitted for a study.
+    def record_job(self, study: str, worker: str, *, job: str, attempt: int, message: str = "") -> QueueRow:
+        """Record the job that was submitted for a study.
 
         Args:
             study: Name of the study.
-            worker: Who holds it.
-            job: The job's name.
+            worker: Worker that holds the lease.
+            job: ID of the job.
             attempt: Number of the attempt.
-            message: One sentence for its owner: why it was submitted again.
+            message: One sentence for the owner: why it was submitted again.
 
         Raises:
-            LeaseLost: Another worker has it, or it has ended.
+            LeaseLost: Another worker holds the study, or it has ended.
         """
         with self._database.writing() as connection:
-            row = _held(connection, study, worker)
+            row = _find_leased(connection, study, worker)
             now = self._database.now(connection)
-            changes = {"job": job, "attempt": count("attempt", attempt), "message": storable(message)}
+            changes = {"job": job, "attempt": whole_number("attempt", attempt), "message": storable(message)}
             return _change(connection, row, **changes, updated_at=now)
 
-    def note(self, study: str, worker: str, *, message: str) -> QueueRow:
-        """Tell the owner of a study in one sentence what it waits for.
+    def set_message(self, study: str, worker: str, *, message: str) -> QueueRow:
+        """Set the sentence that tells the owner what a study is waiting for.
 
         Raises:
-            LeaseLost: Another worker has it, or it has ended.
+            LeaseLost: Another worker holds the study, or it has ended.
         """
         with self._database.writing() as connection:
-            row = _held(connection, study, worker)
+            row = _find_leased(connection, study, worker)
             now = self._database.now(connection)
             return _change(connection, row, message=storable(message), updated_at=now)
 
-    def release(self, study: str, worker: str) -> None:
-        """Give a study back, so that another worker goes on at once; nothing if another has it."""
+    def release_lease(self, study: str, worker: str) -> None:
+        """Release a lease, so that another worker can continue at once; does nothing if another worker holds it."""
         with self._database.writing() as connection:
             row = _find(connection, study, locked=True)
-            if row["worker"] != worker or row["state"] not in _HELD:
+            if row["worker"] != worker or row["state"] not in _LEASED_STATES:
                 return
+            # Without a job it waits in the queue again; with one it runs on, and another worker takes it over.
             untouched = row["state"] == "running" and row["job"] is None
             state = "queued" if untouched else row["state"]
             _change(connection, row, worker=None, lease_until=None, state=state)
 
-    def settle(self, study: str, worker: str, state: str, *, message: str = "") -> QueueRow:
-        """End a study in the queue; again in the same state does nothing.
+    def finish_queued(self, study: str, worker: str, state: str, *, message: str = "") -> QueueRow:
+        """Set the terminal state of a submitted study; does nothing if it is in that state already.
 
         Args:
             study: Name of the study.
-            worker: Who holds it.
+            worker: Worker that holds the lease.
             state: ``complete``, ``failed`` or ``cancelled``.
-            message: One sentence for its owner.
+            message: One sentence for the owner.
 
         Raises:
-            StateError: It has ended in another state.
-            LeaseLost: Another worker has it.
+            StateError: It has another terminal state.
+            LeaseLost: Another worker holds the study.
         """
-        one_of("state in which a study ends", state, ENDS)
+        one_of("terminal state", state, TERMINAL_STATES)
         with self._database.writing() as connection:
             row = _find(connection, study, locked=True)
             if row["state"] == state:
                 return _row(row)
-            if row["state"] in ENDS:
+            if row["state"] in TERMINAL_STATES:
                 raise StateError(
                     f"study {study!r} ended as {row['state']!r} and cannot become {state!r}; resume it first"
                 )
-            _require_held(row, worker)
+            _require_lease(row, worker)
             now = self._database.now(connection)
             ended = {"state": state, "message": storable(message), "updated_at": now}
             return _change(connection, row, **ended, worker=None, lease_until=None)
 
-    def ask_cancel(self, study: str) -> QueueRow:
-        """Ask that a study be cancelled; one that no worker has begun is cancelled at once. Again does nothing.
+    def request_cancel(self, study: str) -> QueueRow:
+        """Request the cancellation of a study; a queued one is cancelled at once. Does nothing if requested already.
 
         Raises:
             StateError: It is complete, or has failed.
@@ -245,39 +248,41 @@ class Queue:
             now = self._database.now(connection)
             if row["state"] == "queued":
                 return _change(
-                    connection, row, state="cancelled", message="cancelled before it was begun", updated_at=now
+                    connection, row, state="cancelled", message="cancelled before it was started", updated_at=now
                 )
             if row["state"] != "running":
-                raise StateError(f"study {study!r} is {row['state']!r}: only one that is queued or runs is cancelled")
+                raise StateError(
+                    f"study {study!r} is {row['state']!r}: only a queued or running study can be cancelled"
+                )
             return _change(connection, row, state="cancelling", updated_at=now)
 
-    def ask_resume(
+    def request_resume(
         self,
         study: str,
         *,
         document: Json | None = None,
         config_hash: str | None = None,
         source: Json | None = None,
-        most_open: int | None = None,
+        max_open: int | None = None,
     ) -> QueueRow:
-        """Queue a study again that has failed or was cancelled, or one that has ended with more to do.
+        """Queue a failed or cancelled study again, or extend one that has ended.
 
-        One that is open already, with the same contents, is returned as it is.
+        Does nothing if the study is queued or running with the same documents.
 
         Args:
             study: Name of the study.
-            document: The extended study, with `config_hash`; as it was if left out.
-            config_hash: Name of everything in `document` that decides the results.
-            source: The extended study as it was written.
-            most_open: Studies that an owner may have open at a time.
+            document: The extended study, resolved; unchanged if omitted.
+            config_hash: Hash of `document`; required with it.
+            source: The extended study before defaults were filled in.
+            max_open: How many queued or running studies an owner may have.
 
         Raises:
             ValueError: One of `document` and `config_hash` is missing.
-            StateError: It is complete and nothing is added, or it is open and something is.
-            TooMany: The owner has `most_open` studies that are queued or run.
+            StateError: It is complete and nothing is added, or it has not ended and something is.
+            QuotaExceeded: The owner has `max_open` queued or running studies already.
         """
         if (document is None) != (config_hash is None):
-            raise ValueError("document and config_hash are given together, or neither")
+            raise ValueError("document and config_hash must be passed together")
         with self._database.writing() as connection:
             self._database.serialize(connection, _ENQUEUE_LOCK)
             row = _find(connection, study, locked=True)
@@ -287,28 +292,28 @@ class Queue:
             if row["state"] in OPEN_QUEUE:
                 raise StateError(f"study {study!r} is {row['state']!r}: wait until it has ended, or cancel it first")
             if row["state"] == "complete" and document is None:
-                raise StateError(f"study {study!r} is complete: there is nothing to resume; extend it")
-            _require_room(connection, row["owner"], most_open)
+                raise StateError(f"study {study!r} is complete: there is nothing to resume; extend it instead")
+            _require_quota(connection, row["owner"], max_open)
             attempt = row["attempt"] + (row["job"] is not None)
             changes: dict[str, Any] = {"state": "queued", "message": "", "updated_at": self._database.now(connection)}
             changes |= {"job": None, "attempt": attempt, "first_attempt": attempt}
             if document is not None:
-                changes |= {"document": exact("document", document), "config_hash": config_hash}
+                changes |= {"document": require_finite("document", document), "config_hash": config_hash}
             if source is not None:
-                changes["source"] = exact("source", source)
+                changes["source"] = require_finite("source", source)
             return _change(connection, row, **changes)
 
 
 def _select() -> "sa.Select[Any]":
     columns = tables.queue.c
-    return sa.select(*(columns[name] for name in _LINE), columns.document, columns.source)
+    return sa.select(*(columns[name] for name in _SUMMARY), columns.document, columns.source)
 
 
 @functools.cache
 def _select_lines(states: bool, owner: bool, before: bool) -> "sa.Select[Any]":
-    """Return the query for lines of a list; made once a kind, which takes longer than to answer it."""
+    """Return the query for a list; cached, since building it takes longer than running it."""
     columns = tables.queue.c
-    query = sa.select(*(columns[name] for name in _LINE)).order_by(columns.id.desc()).limit(sa.bindparam("limit"))
+    query = sa.select(*(columns[name] for name in _SUMMARY)).order_by(columns.id.desc()).limit(sa.bindparam("limit"))
     if states:
         query = query.where(columns.state.in_(sa.bindparam("states", expanding=True)))
     if owner:
@@ -319,7 +324,7 @@ def _select_lines(states: bool, owner: bool, before: bool) -> "sa.Select[Any]":
 
 
 _ONE = _select().where(tables.queue.c.study == sa.bindparam("study"))
-_BEGUN = sa.select(tables.studies.c.id).where(tables.studies.c.name == sa.bindparam("study"))
+_STARTED = sa.select(tables.studies.c.id).where(tables.studies.c.name == sa.bindparam("study"))
 
 
 def _row(row: Mapping[str, Any] | RowMapping, *, new: bool = False) -> QueueRow:
@@ -330,21 +335,21 @@ def _find(connection: Connection, study: str, *, locked: bool = False) -> RowMap
     query = _select().where(tables.queue.c.study == study)
     row = connection.execute(query.with_for_update() if locked else query).mappings().one_or_none()
     if row is None:
-        raise NotFound(f"study {study!r} was not given to the service")
+        raise NotFound(f"there is no study {study!r} in the queue")
     return row
 
 
-def _held(connection: Connection, study: str, worker: str) -> RowMapping:
+def _find_leased(connection: Connection, study: str, worker: str) -> RowMapping:
     row = _find(connection, study, locked=True)
-    _require_held(row, worker)
+    _require_lease(row, worker)
     return row
 
 
-def _require_held(row: RowMapping, worker: str) -> None:
-    if row["worker"] != worker or row["state"] not in _HELD:
+def _require_lease(row: RowMapping, worker: str) -> None:
+    if row["worker"] != worker or row["state"] not in _LEASED_STATES:
         holder = row["worker"] or "nobody"
         raise LeaseLost(
-            f"study {row['study']!r} is no longer held by {worker}, but by {holder}; it is {row['state']!r}"
+            f"{worker} has lost its lease on study {row['study']!r}, which is {row['state']!r} and held by {holder}"
         )
 
 
@@ -353,45 +358,46 @@ def _change(connection: Connection, row: RowMapping, **values: Any) -> QueueRow:
     return _row({**row, **values})
 
 
-def _known(connection: Connection, study: str, config_hash: str, *, owner: str, key: str | None) -> QueueRow | None:
-    """Return what the same request, or one for the same study, has put into the queue before."""
+def _repeated(connection: Connection, study: str, config_hash: str, *, owner: str, key: str | None) -> QueueRow | None:
+    """Return the study that the same request, or another one for the same study, has queued before."""
     columns = tables.queue.c
     if key is not None:
         used = connection.scalars(
             sa.select(columns.study).where(columns.owner == owner, columns.key == key)
         ).one_or_none()
         if used not in (None, study):
-            raise StudyConflict(f"the key {key!r} was used for study {used!r}; give every request a key of its own")
+            raise StudyConflict(f"the key {key!r} was already used for study {used!r}; use a new key for each request")
     query = _select().add_columns(columns.first_hash).where(columns.study == study)
-    found = connection.execute(query).mappings().one_or_none()
-    if found is None:
+    queued = connection.execute(query).mappings().one_or_none()
+    if queued is None:
         return None
-    row = dict(found)
-    first = row.pop("first_hash")
+    row = dict(queued)
+    # A client may repeat its request after the study has been extended: its first hash is the one that it sent.
+    first_hash = row.pop("first_hash")
     if row["owner"] != owner:
-        raise StudyConflict(f"the name {study!r} is taken; give the study another name")
-    if config_hash not in (row["config_hash"], first):
+        raise StudyConflict(f"the name {study!r} is taken; choose another name")
+    if config_hash not in (row["config_hash"], first_hash):
         raise StudyConflict(
-            f"study {study!r} was given to the service with other contents (hash {row['config_hash']}, not "
-            f"{config_hash}); give these another name, or extend the study"
+            f"study {study!r} was submitted before with different settings (hash {row['config_hash']}, now "
+            f"{config_hash}); choose another name, or extend the study"
         )
     return _row(row)
 
 
-def _require_name(connection: Connection, study: str, config_hash: str) -> None:
-    """Refuse a name under which the store has another study, which was run without the service."""
+def _require_free_name(connection: Connection, study: str, config_hash: str) -> None:
+    """Refuse a name that a different study has which was run without the service."""
     columns = tables.studies.c
-    found = connection.scalars(sa.select(columns.config_hash).where(columns.name == study)).one_or_none()
-    if found not in (None, config_hash):
-        raise StudyConflict(f"the name {study!r} is taken; give the study another name")
+    present = connection.scalars(sa.select(columns.config_hash).where(columns.name == study)).one_or_none()
+    if present not in (None, config_hash):
+        raise StudyConflict(f"the name {study!r} is taken; choose another name")
 
 
-def _require_room(connection: Connection, owner: str, most_open: int | None) -> None:
-    if most_open is None:
+def _require_quota(connection: Connection, owner: str, max_open: int | None) -> None:
+    if max_open is None:
         return
     columns = tables.queue.c
     query = sa.select(sa.func.count()).where(columns.owner == owner, columns.state.in_(sorted(OPEN_QUEUE)))
-    if (number := connection.scalars(query).one()) >= most_open:
-        raise TooMany(
-            f"{owner} has {number} studies that are queued or run, and may have {most_open}; wait, or cancel one"
+    if (number := connection.scalars(query).one()) >= max_open:
+        raise QuotaExceeded(
+            f"{owner} has {number} queued or running studies, and the limit is {max_open}; wait, or cancel one"
         )

@@ -1,4 +1,4 @@
-"""What the store hands out: frozen rows, which stay as they were when they were read."""
+"""Rows as the store returns them: frozen snapshots of the time when they were read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ QUEUE_STATES = ("queued", "running", "cancelling", "complete", "failed", "cancel
 SCOPES = ("read", "write")
 ENDED_STUDY = frozenset({"complete", "failed", "cancelled"})
 OPEN_QUEUE = frozenset({"queued", "running", "cancelling"})
+# A driver sends a heartbeat every few seconds; after this long without one its claim on the study has expired.
 STALE_SECONDS = 30.0
 
 Json = Mapping[str, Any]
@@ -23,18 +24,18 @@ class StudyRow:
     """A study.
 
     Args:
-        id: Identity in the store.
+        id: ID in the store.
         name: Its name, unique.
         state: ``created``, ``running``, ``complete``, ``failed`` or ``cancelled``.
         config: The resolved study.
-        config_hash: Name of everything in it that decides the results.
-        arms: Names of the contestants, in the order of the study.
+        config_hash: Hash of all settings that affect results, see `Study.hash`.
+        arms: Names of the arms, in the order of the study.
         error: Why it failed, or None.
-        owner: The driver that runs it, or None.
-        heartbeat_age: Seconds since that driver last said that it lives, when the row was read; None without a driver.
-        created_at: When it was put into the store.
-        started_at: When a driver first took it.
-        finished_at: When it ended.
+        owner: Driver that runs it, as named by `this_process`, or None.
+        heartbeat_age: Seconds between that driver's last heartbeat and the reading of the row; None without a driver.
+        created_at: When it was added to the store.
+        started_at: When a driver first claimed it, or None.
+        finished_at: When it ended, or None.
     """
 
     id: int
@@ -52,13 +53,13 @@ class StudyRow:
 
     @property
     def interrupted(self) -> bool:
-        """Whether its driver went away before the end, so that `run` would go on with it."""
+        """Whether its driver died or lost contact before the end; `run` resumes such a study."""
         return _interrupted(self.state, self.heartbeat_age)
 
 
 @dataclass(frozen=True, slots=True)
-class StudyLine:
-    """A study as a line of a list: like `StudyRow`, with the number of its trials in each state for its contents."""
+class StudySummary:
+    """A study in a list: `StudyRow` with the number of trials in each state instead of its documents."""
 
     id: int
     name: str
@@ -74,18 +75,18 @@ class StudyLine:
 
     @property
     def interrupted(self) -> bool:
-        """Whether its driver went away before the end, so that `run` would go on with it."""
+        """Whether its driver died or lost contact before the end; `run` resumes such a study."""
         return _interrupted(self.state, self.heartbeat_age)
 
 
 @dataclass(frozen=True, slots=True)
 class EventRow:
-    """Something that happened to a study as a whole.
+    """An event in the life of a study.
 
     Args:
-        at: When.
+        at: When it happened.
         kind: ``created``, ``claimed``, ``released``, ``finished`` or ``reopened``.
-        detail: What else is known: the owner, the state, the reason, the study before it was extended.
+        detail: Depends on the kind: owner, state, reason, or the study as it was before an extension.
     """
 
     at: datetime
@@ -95,7 +96,7 @@ class EventRow:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRow:
-    """One try at running a trial: its state is ``running``, ``complete``, ``failed`` or ``lost``."""
+    """One attempt at running a trial: ``running``, ``complete``, ``failed``, or ``lost`` with its worker."""
 
     trial: int
     number: int
@@ -108,14 +109,15 @@ class AttemptRow:
 
 @dataclass(frozen=True, slots=True)
 class EpochRow:
-    """What an epoch did.
+    """The record of an epoch.
 
     Args:
-        epoch: Its number in the trial, from 0.
-        stage: Part of the experiment that it belongs to: ``train``, ``learn`` or ``finetune``.
-        sample_passes: Images trained on so far.
-        seconds: Measured seconds so far.
-        metrics: All else that was recorded. What was not a finite number is None, and is named under ``non_finite``.
+        epoch: Index in the trial, from 0.
+        stage: Stage of the experiment: ``train``, ``learn`` or ``finetune``.
+        sample_passes: Training images processed so far.
+        seconds: Training time so far.
+        metrics: Everything else that was recorded. Numbers that were not finite are None, and are listed under
+            ``non_finite``.
     """
 
     epoch: int
@@ -127,7 +129,7 @@ class EpochRow:
 
 @dataclass(frozen=True, slots=True)
 class ExportRow:
-    """A model that was handed over: where it lies, the hashes of its files by name, and whether it was verified."""
+    """An exported model: its folder, SHA-256 of each file by name, and whether its outputs were verified."""
 
     id: int
     trial: int
@@ -140,14 +142,14 @@ class ExportRow:
 
 @dataclass(frozen=True, slots=True)
 class ProjectionRow:
-    """How far the world outside has been told of a trial, or, where `trial` is None, of the study.
+    """How much of a trial, or, if `trial` is None, of a study has been sent to another system.
 
     Args:
-        trial: Identity of the trial, or None.
-        target: Who was told, such as ``mlflow``.
-        external_id: What it is called there.
-        synced_epoch: Last epoch that was told, -1 for none.
-        done: Whether there is nothing left to tell.
+        trial: ID of the trial, or None.
+        target: The other system, such as ``mlflow``.
+        external_id: ID in that system.
+        synced_epoch: Last epoch that was sent, -1 for none.
+        done: Whether everything has been sent.
     """
 
     trial: int | None
@@ -159,24 +161,24 @@ class ProjectionRow:
 
 @dataclass(frozen=True, slots=True)
 class SpentRow:
-    """What an arm has spent in a phase, and where its trials stand.
+    """Trials of an arm in a phase, by state, and what they have used.
 
     Args:
-        arm: Name of the contestant.
+        arm: Name of the arm.
         phase: ``search`` or ``retrain``.
-        trials: Number of trials, of which
-        queued: wait,
-        running: run,
-        complete: ended well,
-        failed: failed,
-        pruned: were stopped early.
-        planned: Sample passes that all of them are meant to cost.
-        sample_passes: Sample passes that all of them have cost, of which
-        failed_sample_passes: by failed ones,
-        pruned_sample_passes: by pruned ones.
-        seconds: Measured seconds of all of them.
-        suggest_seconds: What proposing them took.
-        best: Highest score of a complete one, or None.
+        trials: Number of trials.
+        queued: Number of these that wait.
+        running: Number that run.
+        complete: Number that succeeded.
+        failed: Number that failed.
+        pruned: Number that were stopped early.
+        planned: Sample passes planned for all trials.
+        sample_passes: Sample passes used by all trials.
+        failed_sample_passes: Sample passes used by failed trials.
+        pruned_sample_passes: Sample passes used by pruned trials.
+        seconds: Training time of all trials.
+        suggest_seconds: Time that the search took to suggest them.
+        best: Highest score of a complete trial, or None.
     """
 
     arm: str
@@ -197,23 +199,23 @@ class SpentRow:
 
 
 @dataclass(frozen=True, slots=True)
-class QueueLine:
-    """A study that somebody gave to the service, as a line of a list.
+class QueueSummary:
+    """A study in the queue of the service, as it appears in a list.
 
     Args:
-        id: Identity in the queue; a later one is higher.
+        id: ID in the queue; later submissions have higher IDs.
         study: Name of the study.
-        owner: Who gave it to the service.
+        owner: Who submitted it.
         state: ``queued``, ``running``, ``cancelling``, ``complete``, ``failed`` or ``cancelled``.
-        config_hash: Name of everything in it that decides the results.
-        worker: The worker that sees it through, or None.
-        lease_until: When that worker's right to it ends, unless it is renewed; None without a worker.
-        job: Last job that was submitted for it, or None if there was none since it was last queued.
-        attempt: Number of that job among all of the study, from 0; without a job that of the next one.
-        first_attempt: The attempt with which the study was begun when it was last queued.
-        message: One sentence for its owner, perhaps empty.
-        created_at: When it was given to the service.
-        updated_at: When its state, its job or its contents last changed.
+        config_hash: Hash of all settings that affect results, see `Study.hash`.
+        worker: Worker that holds the lease, or None.
+        lease_until: When the lease expires unless it is renewed; None without a worker.
+        job: Last Ray job submitted for it, or None if there was none since it was last queued.
+        attempt: Number of that job among all jobs of the study, from 0; without a job the number of the next one.
+        first_attempt: Number of the first job since it was last queued; restarts are counted from there.
+        message: One sentence for the owner; may be empty.
+        created_at: When it was submitted.
+        updated_at: When its state, job or documents last changed.
     """
 
     id: int
@@ -232,18 +234,18 @@ class QueueLine:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is done with it, unless it is resumed or extended."""
+        """Whether it is in a terminal state, which only resuming or extending it leaves."""
         return self.state not in OPEN_QUEUE
 
 
 @dataclass(frozen=True, slots=True)
-class QueueRow(QueueLine):
-    """A study that somebody gave to the service, with its contents.
+class QueueRow(QueueSummary):
+    """A study in the queue of the service, with its documents.
 
     Args:
         document: The resolved study.
-        source: The study as it was written, or None.
-        new: Whether the call that returned the row has made it.
+        source: The study as it was submitted, before defaults were filled in, or None.
+        new: Whether the call that returned the row created it.
     """
 
     document: Json = field(repr=False)
@@ -253,12 +255,12 @@ class QueueRow(QueueLine):
 
 @dataclass(frozen=True, slots=True)
 class StudyStatus:
-    """Where a study that somebody gave to the service stands.
+    """The status of a study in the queue.
 
     Args:
         row: The study in the queue.
-        spent: What its arms have spent; nothing before a driver has begun it.
-        events: What has happened to it as a whole.
+        spent: Usage of its arms; empty until a driver has started it.
+        events: Its events; empty until a driver has started it.
     """
 
     row: QueueRow
@@ -268,15 +270,15 @@ class StudyStatus:
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """A token of the service; nothing in it tells the secret.
+    """An API token; does not contain the secret.
 
     Args:
-        id: Identity in the store.
-        name: What it is for, in its owner's words.
-        owner: Whose studies it gives access to.
-        scope: ``read``, or ``write`` to give, cancel, resume and extend studies as well.
-        created_at: When it was made.
-        expires_at: When it ends, or None.
+        id: ID in the store.
+        name: Its purpose, in the owner's words.
+        owner: Owner of the studies it gives access to.
+        scope: ``read``, or ``write`` to submit, cancel, resume and extend studies as well.
+        created_at: When it was created.
+        expires_at: When it expires, or None.
         revoked_at: When it was revoked, or None.
     """
 

@@ -1,4 +1,4 @@
-"""The version of a store's tables: asked for, brought up, and taken down again before an older release is used."""
+"""The schema version of a store: read it, migrate up to this release, migrate down for an older one."""
 
 from services import migrations
 from services.store.database import Database, parse
@@ -6,11 +6,11 @@ from services.store.errors import StoreError
 
 
 def current(url: str) -> str | None:
-    """Return the version of the tables at a URL, or None of an empty database; nothing is changed.
+    """Return the schema version of the store at a URL, or None for an empty database; changes nothing.
 
     Raises:
-        StoreUnreachable: Nobody answers.
-        StoreError: The URL cannot be used, or what lies there is no store.
+        StoreUnreachable: The server does not answer.
+        StoreError: The URL is invalid, or the database is not a store.
     """
     database = Database(parse(url))
     try:
@@ -20,35 +20,41 @@ def current(url: str) -> str | None:
 
 
 def upgrade(url: str) -> str:
-    """Bring the tables at a URL to the version that this release uses, and return it; nothing is lost.
+    """Migrate the store at a URL to the schema version of this release, and return that version; keeps all data.
 
     Raises:
-        StoreUnreachable: Nobody answers.
-        StoreError: The URL cannot be used, or what lies there is no store, or is that of a newer version.
+        StoreUnreachable: The server does not answer.
+        StoreError: The URL is invalid, the database is not a store or was written by a newer version, or a driver is
+            running one of its studies.
     """
     Database.open(url).close()
     return migrations.HEAD
 
 
 def downgrade(url: str, version: str) -> None:
-    """Take the tables at a URL down to an older version; what only newer ones hold is lost.
+    """Migrate the store at a URL down to an older schema version.
+
+    Tables and columns that the older version does not have are dropped with their data. Study documents keep the names
+    of the newest version, which older releases may not read: to go back for good, restore a backup.
 
     Args:
-        url: Of the store.
-        version: Such as ``0001``.
+        url: URL of the store.
+        version: Target version, such as ``0001``.
 
     Raises:
-        StoreUnreachable: Nobody answers.
-        StoreError: There is no such version, or the store is older already.
+        StoreUnreachable: The server does not answer.
+        StoreError: The version does not exist, the store is already older, or a driver is running one of its studies.
     """
     known = migrations.versions()
     if version not in known:
-        raise StoreError(f"the tables have the versions {', '.join(known)}, there is no {version!r}")
+        raise StoreError(f"schema version must be one of {', '.join(known)}, got {version!r}")
     database = Database(parse(url))
     try:
-        found = database.version()
-        if found is None or found < version:
-            raise StoreError(f"the store {database.url} has version {found or 'none'}, which is older than {version}")
+        present = database.version()
+        if present is None or present < version:
+            raise StoreError(
+                f"the store {database.url} has schema version {present or 'none'}, which is older than {version}"
+            )
         database.migrate_down(version)
     finally:
         database.close()

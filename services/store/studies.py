@@ -1,21 +1,18 @@
-"""Studies as a whole: how they are made, found, claimed by a driver, ended and extended."""
+"""Studies: created, read, claimed by a driver, finished and extended."""
 
-import os
-import platform
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping
 
 from services.store import tables
-from services.store.checked_values import exact, one_of, storable
+from services.store.checked_values import one_of, require_finite, storable
 from services.store.database import Database
 from services.store.errors import StateError, StudyBusy, StudyConflict
+from services.store.locks import process_has_ended, this_process
 from services.store.records import (
     ENDED_STUDY,
     STALE_SECONDS,
@@ -23,8 +20,8 @@ from services.store.records import (
     TRIAL_STATES,
     EventRow,
     Json,
-    StudyLine,
     StudyRow,
+    StudySummary,
 )
 from services.store.trials import counts_by_state, no_study, requeue, study_id
 
@@ -37,27 +34,32 @@ _EVENTS = (
 
 
 class Studies:
-    """The part of the store that knows studies; `Store` has the contract."""
+    """The part of `Store` for studies; see there for the contract."""
 
     _database: Database
 
     def create_study(self, name: str, *, config: Json, config_hash: str, arms: Sequence[str]) -> StudyRow:
-        """Put a study into the store, or return the one that is there.
+        """Add a study to the store, or return the one that is there.
 
         Args:
-            name: Its name: 1 to 64 small letters, digits and dashes.
+            name: Name of the study: 1 to 64 lowercase letters, digits and dashes.
             config: The resolved study.
-            config_hash: Name of everything in it that decides the results.
-            arms: Names of the contestants, in the order of the study.
+            config_hash: Hash of all settings that affect results, see `Study.hash`.
+            arms: Names of the arms, in the order of the study.
 
         Raises:
-            ValueError: The name breaks the rule, or the arms are none or not distinct.
-            StudyConflict: A study of that name with another hash is there.
+            ValueError: The name is invalid, or the arms are empty or not distinct.
+            StudyConflict: The store has a study of that name with another hash.
         """
         if not _NAME.fullmatch(name):
-            raise ValueError(f"a study is named by 1 to 64 small letters, digits and dashes, got {name!r}")
+            raise ValueError(f"the name of a study must be 1 to 64 lowercase letters, digits and dashes, got {name!r}")
         _check_arms(arms)
-        values = {"name": name, "state": "created", "config": exact("config", config), "config_hash": config_hash}
+        values = {
+            "name": name,
+            "state": "created",
+            "config": require_finite("config", config),
+            "config_hash": config_hash,
+        }
         with self._database.writing() as connection:
             insertion = self._database.insert(tables.studies).values(**values, created_at=datetime.now(UTC))
             study = connection.scalars(insertion.on_conflict_do_nothing().returning(tables.studies.c.id)).one_or_none()
@@ -67,8 +69,8 @@ class Studies:
             row = self._study(connection, name)
         if row.config_hash != config_hash:
             raise StudyConflict(
-                f"study {name!r} is in the store with other contents (hash {row.config_hash}, not {config_hash}); "
-                "give these another name, or extend the study by reopening it"
+                f"study {name!r} is in the store with different settings (hash {row.config_hash}, now {config_hash}); "
+                "choose another name, or extend the study by reopening it"
             )
         return row
 
@@ -77,8 +79,8 @@ class Studies:
         with self._database.reading() as connection:
             return self._study(connection, name)
 
-    def studies(self, state: str | None = None, *, limit: int = 100, offset: int = 0) -> tuple[StudyLine, ...]:
-        """Return studies as lines of a list, the newest first."""
+    def studies(self, state: str | None = None, *, limit: int = 100, offset: int = 0) -> tuple[StudySummary, ...]:
+        """Return summaries of studies, newest first."""
         columns = [column for column in tables.studies.c if column.name not in ("config", "config_hash")]
         page = (
             sa.select(*columns).order_by(tables.studies.c.id.desc()).limit(limit).offset(offset).where(_in_state(state))
@@ -99,28 +101,28 @@ class Studies:
         return tuple(_study_line(row, counts.get(row["id"]), now) for row in rows)
 
     def count_studies(self, state: str | None = None) -> int:
-        """Return how many studies there are."""
+        """Return the number of studies, all or in one state."""
         with self._database.reading() as connection:
             query = sa.select(sa.func.count()).select_from(tables.studies).where(_in_state(state))
             return connection.scalars(query).one()
 
     def events(self, study: str) -> tuple[EventRow, ...]:
-        """Return what happened to a study as a whole, in order."""
+        """Return the events of a study, oldest first."""
         with self._database.reading() as connection:
             return event_rows(connection, study_id(connection, study))
 
     def claim_study(self, name: str, owner: str | None = None, *, stale_seconds: float = STALE_SECONDS) -> StudyRow:
-        """Make this driver the one that runs a study; it then runs.
+        """Claim a study for a driver, which sets it running.
 
-        Another driver's claim ends when its process is seen to be gone, or when it has not sent a `heartbeat` for long.
+        Another driver's claim ends when its process has ended, or `stale_seconds` after its last `heartbeat`.
 
         Args:
-            name: The study.
-            owner: Who claims it; `this_process` if left out.
-            stale_seconds: How long a claim outlives its last heartbeat.
+            name: Name of the study.
+            owner: Name of the driver; `this_process` if omitted.
+            stale_seconds: How long a claim lasts after its last heartbeat.
 
         Raises:
-            StudyBusy: Another driver runs it.
+            StudyBusy: Another driver is running it.
             StateError: It has ended.
         """
         owner = owner or this_process()
@@ -129,9 +131,14 @@ class Studies:
             before, age = row["owner"], _age(row["heartbeat_at"], now)
             if row["state"] in ENDED_STUDY:
                 raise _ended(name, row["state"], "running")
-            if before not in (None, owner) and age is not None and age <= stale_seconds and not _is_gone(before):
+            if (
+                before not in (None, owner)
+                and age is not None
+                and age <= stale_seconds
+                and not process_has_ended(before)
+            ):
                 raise StudyBusy(
-                    f"study {name!r} is run by {before}, which was there {age:.0f} s ago; wait, or end it first"
+                    f"study {name!r} is being run by {before} (heartbeat {age:.0f} s ago); wait, or stop it first"
                 )
             started = row["started_at"] or now
             _change(connection, row["id"], owner=owner, heartbeat_at=now, state="running", started_at=started)
@@ -140,20 +147,22 @@ class Studies:
             return self._study(connection, name)
 
     def heartbeat(self, name: str, owner: str | None = None) -> None:
-        """Say that the driver of a study lives.
+        """Renew the claim of a driver on a study.
 
         Raises:
-            StudyBusy: The study is no longer this driver's: it was too late, and another has taken it.
+            StudyBusy: The claim had expired, and another driver has the study.
         """
         owner = owner or this_process()
         with self._database.writing() as connection:
             row = _study_for_update(connection, name)
             if row["owner"] != owner:
-                raise StudyBusy(f"study {name!r} is no longer run by {owner}, but by {row['owner'] or 'nobody'}")
+                raise StudyBusy(
+                    f"{owner} has lost its claim on study {name!r}, which is now run by {row['owner'] or 'nobody'}"
+                )
             _change(connection, row["id"], heartbeat_at=self._database.now(connection))
 
     def release_study(self, name: str, owner: str | None = None) -> None:
-        """Give a claim back before the end, so that another driver may go on at once; nothing if another has it."""
+        """Release a claim, so that another driver can continue at once; does nothing without a claim."""
         owner = owner or this_process()
         with self._database.writing() as connection:
             row = _study_for_update(connection, name)
@@ -162,19 +171,19 @@ class Studies:
                 _record(connection, row["id"], "released", owner=owner)
 
     def finish_study(self, name: str, state: str, *, error: str | None = None) -> None:
-        """End a study; again in the same state does nothing.
+        """Set the terminal state of a study; does nothing if it is in that state already.
 
-        Trials that still run are queued again, should it be reopened.
+        Running trials are queued again, in case the study is reopened.
 
         Args:
-            name: The study.
+            name: Name of the study.
             state: ``complete``, ``failed`` or ``cancelled``.
-            error: Why it failed.
+            error: Why it failed or was cancelled.
 
         Raises:
-            StateError: It has ended in another state, or is to be complete while a trial is queued or runs.
+            StateError: It has another terminal state, or cannot be complete because trials are queued or running.
         """
-        one_of("state in which a study ends", state, sorted(ENDED_STUDY))
+        one_of("terminal state", state, sorted(ENDED_STUDY))
         text = storable(error) if error else None
         with self._database.writing() as connection:
             row = _study_for_update(connection, name)
@@ -183,7 +192,7 @@ class Studies:
             if row["state"] in ENDED_STUDY:
                 raise _ended(name, row["state"], state)
             if state == "complete" and (left := _unfinished(connection, row["id"])):
-                raise StateError(f"study {name!r} cannot become 'complete': {left} of its trials are queued or run")
+                raise StateError(f"study {name!r} cannot become 'complete': {left} of its trials are queued or running")
             requeue(connection, row["id"])
             ended = {"state": state, "error": text, "finished_at": datetime.now(UTC)}
             _change(connection, row["id"], **ended, owner=None, heartbeat_at=None)
@@ -198,40 +207,43 @@ class Studies:
         config_hash: str | None = None,
         arms: Sequence[str] = (),
     ) -> StudyRow:
-        """Let a study that has ended go on, perhaps extended; that it had ended, and how, is recorded.
+        """Reopen a study that has ended, perhaps extended; an event records its earlier state.
 
         Args:
-            name: The study.
-            reason: Why, for the record.
-            config: The extended study, with `config_hash`; as it was if left out.
-            config_hash: Name of everything in `config` that decides the results.
-            arms: All contestants of the extended study; those there are stay and come first.
+            name: Name of the study.
+            reason: Why, for the event.
+            config: The extended study, resolved; unchanged if omitted.
+            config_hash: Hash of `config`; required with it.
+            arms: All arms of the extended study; existing arms keep their position, new ones follow.
 
         Raises:
-            ValueError: One of `config` and `config_hash` is missing, or an arm that is there is left out.
+            ValueError: One of `config` and `config_hash` is missing, or an existing arm is.
             StateError: It has not ended.
         """
         if (config is None) != (config_hash is None):
-            raise ValueError("config and config_hash are given together, or neither")
+            raise ValueError("config and config_hash must be passed together")
         with self._database.writing() as connection:
             row, before = _study_for_update(connection, name), self._study(connection, name)
             if before.state not in ENDED_STUDY:
-                raise StateError(f"study {name!r} is {before.state!r}: only a study that has ended is reopened")
+                raise StateError(f"study {name!r} is {before.state!r}: only a study that has ended can be reopened")
             changes: dict[str, Any] = {"state": "created", "error": None, "finished_at": None}
             detail: dict[str, Any] = {"reason": storable(reason), "state": before.state, "error": before.error}
             if config is not None:
-                changes |= {"config": exact("config", config), "config_hash": config_hash}
+                changes |= {"config": require_finite("config", config), "config_hash": config_hash}
                 detail |= {"config": before.config, "config_hash": before.config_hash}
             if arms:
                 _extend_arms(connection, row["id"], before.arms, arms)
             _change(connection, row["id"], **changes)
-            _untell(connection, row["id"])
+            columns = tables.projections.c  # other systems have not been sent the study as a whole any more
+            of_study = (columns.study_id == row["id"]) & columns.trial_id.is_(None)
+            connection.execute(sa.update(tables.projections).where(of_study).values(done=False))
             _record(connection, row["id"], "reopened", **detail)
             return self._study(connection, name)
 
     def _study(self, connection: Connection, name: str) -> StudyRow:
-        found = connection.execute(sa.select(tables.studies).where(tables.studies.c.name == name)).mappings()
-        row = found.one_or_none()
+        row = (
+            connection.execute(sa.select(tables.studies).where(tables.studies.c.name == name)).mappings().one_or_none()
+        )
         if row is None:
             raise no_study(connection, name)
         arms = tables.arms.c
@@ -242,34 +254,13 @@ class Studies:
 
 
 def event_rows(connection: Connection, study: int) -> tuple[EventRow, ...]:
-    """Return what happened to a study, given by its identity, as a whole, in order."""
+    """Return the events of a study, oldest first.
+
+    Args:
+        connection: In a transaction.
+        study: ID of the study.
+    """
     return tuple(EventRow(**row) for row in connection.execute(_EVENTS, {"study": study}).mappings())
-
-
-def this_process() -> str:
-    """Return the name of this process among all drivers: its machine, its space of process numbers, its number."""
-    return f"{_place()}:{os.getpid()}"
-
-
-def _place() -> str:
-    space = ""
-    with suppress(OSError):  # elsewhere than on Linux there are no name spaces: a machine has one
-        space = str(Path("/proc/self/ns/pid").readlink())
-    return f"{platform.node()}/{re.sub('[^0-9]', '', space)}"
-
-
-def _is_gone(owner: str) -> bool:
-    """Whether a driver was a process of this machine that has ended; False where it cannot be seen from here."""
-    place, _, number = owner.rpartition(":")
-    if place != _place() or not number.isdecimal():
-        return False
-    try:
-        os.kill(int(number), 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _age(heartbeat: datetime | None, now: datetime) -> float | None:
@@ -286,11 +277,11 @@ def _in_state(state: str | None) -> sa.ColumnElement[bool]:
     return tables.studies.c.state == one_of("state of a study", state, STUDY_STATES)
 
 
-def _study_line(row: RowMapping, counts: RowMapping | None, now: datetime) -> StudyLine:
+def _study_line(row: RowMapping, counts: RowMapping | None, now: datetime) -> StudySummary:
     values = {key: value for key, value in row.items() if key != "heartbeat_at"}
     trials = {state: int(counts[state]) if counts else 0 for state in TRIAL_STATES}
     passes = int(counts["sample_passes"]) if counts else 0
-    return StudyLine(**values, heartbeat_age=_age(row["heartbeat_at"], now), trials=trials, sample_passes=passes)
+    return StudySummary(**values, heartbeat_age=_age(row["heartbeat_at"], now), trials=trials, sample_passes=passes)
 
 
 def _study_for_update(connection: Connection, name: str) -> RowMapping:
@@ -313,7 +304,7 @@ def _record(connection: Connection, study: int, kind: str, **detail: Any) -> Non
 
 def _check_arms(arms: Sequence[str]) -> None:
     if not arms or len(set(arms)) != len(arms):
-        raise ValueError(f"a study has one arm or more, each named once, got {list(arms)}")
+        raise ValueError(f"arms must be one or more distinct names, got {list(arms)}")
 
 
 def _add_arms(connection: Connection, study: int, arms: Sequence[str], *, first: int) -> None:
@@ -325,7 +316,7 @@ def _add_arms(connection: Connection, study: int, arms: Sequence[str], *, first:
 def _extend_arms(connection: Connection, study: int, before: Sequence[str], arms: Sequence[str]) -> None:
     _check_arms(arms)
     if missing := [arm for arm in before if arm not in arms]:
-        raise ValueError(f"an extended study keeps its arms, this one leaves out {', '.join(missing)}")
+        raise ValueError(f"an extended study must keep its arms, this one lacks {', '.join(missing)}")
     _add_arms(connection, study, [arm for arm in arms if arm not in before], first=len(before))
 
 
@@ -333,10 +324,3 @@ def _unfinished(connection: Connection, study: int) -> int:
     unfinished = tables.trials.c.state.in_(("queued", "running")) & (tables.arms.c.study_id == study)
     query = sa.select(sa.func.count()).select_from(tables.trials).join(tables.arms).where(unfinished)
     return connection.scalars(query).one()
-
-
-def _untell(connection: Connection, study: int) -> None:
-    """What was told of the study as a whole is no longer all."""
-    columns = tables.projections.c
-    of_study = (columns.study_id == study) & columns.trial_id.is_(None)
-    connection.execute(sa.update(tables.projections).where(of_study).values(done=False))

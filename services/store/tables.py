@@ -1,6 +1,7 @@
 """The tables of the store.
 
-Within a table short columns come first and JSON last, so that lists are read without touching it.
+Short columns come first and JSON last: both databases keep long values on pages of their own, which a list of studies
+then never reads.
 """
 
 import json
@@ -14,7 +15,7 @@ from services.store.records import ATTEMPT_STATES, PHASES, QUEUE_STATES, SCOPES,
 
 
 class Instant(sa.types.TypeDecorator[datetime]):
-    """A moment, aware and in UTC on both sides; SQLite, which knows no time zones, keeps it as naive UTC."""
+    """A time-zone-aware moment in UTC; SQLite has no time zones and stores it as naive UTC."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -32,7 +33,7 @@ class Instant(sa.types.TypeDecorator[datetime]):
 
 
 def to_json_text(document: Any) -> str:
-    """Return JSON; NaN and infinity, which it does not have, must have been taken out before."""
+    """Return JSON; raises on NaN and infinity, which must have been replaced before."""
     return json.dumps(document, allow_nan=False, separators=(",", ":"))
 
 
@@ -49,8 +50,8 @@ METADATA = sa.MetaData(
         "ck": "ck_%(table_name)s_%(constraint_name)s",
     }
 )
-_NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # only INTEGER keys number themselves in SQLite
-_JSON = sa.JSON(none_as_null=True)
+_NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers rows only by an INTEGER key
+_JSON = sa.JSON(none_as_null=True)  # None is SQL's NULL, not JSON's null
 
 
 def _trial_key() -> Column[int]:
@@ -178,6 +179,7 @@ projections = Table(
     Column("done", sa.Boolean, nullable=False),
     UniqueConstraint("trial_id", "target"),
 )
+# A unique constraint treats NULLs as distinct, so the one row of a study as a whole needs a partial index.
 _OF_STUDY = projections.c.trial_id.is_(None)
 Index(
     "uq_projections_of_study",

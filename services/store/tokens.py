@@ -1,4 +1,4 @@
-"""Tokens of the service: who may do what, by a secret that is shown once and of which only a hash is kept."""
+"""API tokens: each grants an owner a scope; its secret is shown once, and only a hash of it is stored."""
 
 import hashlib
 import hmac
@@ -15,18 +15,18 @@ from services.store.database import Database
 from services.store.errors import NotFound
 from services.store.records import SCOPES, TokenRow
 
-SECRET_PREFIX = "nab_"  # noqa: S105  # by which leaked secrets are found in logs and repositories
+SECRET_PREFIX = "nab_"  # noqa: S105  # lets scanners find leaked secrets in logs and repositories
 SECRET_BYTES = 32
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_MOST_NAME = 100
-_MOST_SECRET = 200
+_MAX_NAME = 100
+_MAX_SECRET = 200
 
 
 class Tokens:
-    """The part of the store that knows tokens; `Store` has the contract.
+    """The part of `Store` for tokens; see there for the contract.
 
-    A secret is 32 random bytes. Its SHA-256 is kept: nobody can guess what has 256 random bits, so that a slow hash,
-    which passwords need, would only cost time at every request.
+    A secret is 32 random bytes, stored as its SHA-256. A slow hash, which passwords need, would only cost time at every
+    request: nobody can guess 256 random bits.
     """
 
     _database: Database
@@ -34,48 +34,51 @@ class Tokens:
     def create_token(
         self, name: str, *, owner: str, scope: str, expires_at: datetime | None = None
     ) -> tuple[TokenRow, str]:
-        """Make a token; return it with its secret, which nobody can read from the store again.
+        """Create a token; return it with its secret, which cannot be read from the store again.
 
         Args:
-            name: What it is for, up to 100 characters.
-            owner: Whose studies it gives access to: 1 to 64 letters, digits and ``._@-``, a letter or digit first.
+            name: Purpose of the token, up to 100 characters.
+            owner: Owner of the studies it gives access to: 1 to 64 letters, digits and ``._@-``, beginning with a
+                letter or digit.
             scope: ``read`` or ``write``.
-            expires_at: When it ends, aware of its time zone; never if left out.
+            expires_at: Expiry, with a time zone; never if omitted.
 
         Raises:
             ValueError: A value breaks its rule.
         """
-        one_of("scope of a token", scope, SCOPES)
+        one_of("scope", scope, SCOPES)
         if not _OWNER.fullmatch(owner):
-            raise ValueError(f"an owner is named by 1 to 64 letters, digits and . _ @ -, got {owner!r}")
-        if len(name) > _MOST_NAME or not name.isprintable():
-            raise ValueError(f"a token is named by up to {_MOST_NAME} printable characters, got {name[:_MOST_NAME]!r}")
+            raise ValueError(
+                f"owner must be 1 to 64 letters, digits and . _ @ -, beginning with a letter or digit, got {owner!r}"
+            )
+        if len(name) > _MAX_NAME or not name.isprintable():
+            raise ValueError(f"name must be up to {_MAX_NAME} printable characters, got {name[:_MAX_NAME]!r}")
         if expires_at is not None and expires_at.tzinfo is None:
-            raise ValueError(f"the moment at which a token ends has a time zone, got {expires_at}")
+            raise ValueError(f"expires_at must have a time zone, got {expires_at}")
         secret = SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
         values = {"name": storable(name), "owner": owner, "scope": scope, "hash": _digest(secret)}
         with self._database.writing() as connection:
             now = self._database.now(connection)
             if expires_at is not None and expires_at <= now:
-                raise ValueError(f"a token ends in the future, got {expires_at}")
+                raise ValueError(f"expires_at must be in the future, got {expires_at}")
             insertion = sa.insert(tables.tokens).values(**values, created_at=now, expires_at=expires_at)
-            made = connection.scalars(insertion.returning(tables.tokens.c.id)).one()
-            row = connection.execute(_select().where(tables.tokens.c.id == made)).mappings().one()
+            token = connection.scalars(insertion.returning(tables.tokens.c.id)).one()
+            row = connection.execute(_select().where(tables.tokens.c.id == token)).mappings().one()
         return _row(row), secret
 
     def token(self, secret: str) -> TokenRow | None:
-        """Return the token of a secret, or None if there is none, it has ended or was revoked."""
-        if not secret.startswith(SECRET_PREFIX) or len(secret) > _MOST_SECRET:
+        """Return the token with a secret, or None if it does not exist, has expired or was revoked."""
+        if not secret.startswith(SECRET_PREFIX) or len(secret) > _MAX_SECRET:
             return None
         digest = _digest(secret)
         return self._valid(_BY_HASH, digest, digest)
 
     def valid_token(self, token: int) -> TokenRow | None:
-        """Return a token by its identity, or None if there is none, it has ended or was revoked."""
+        """Return a token by ID, or None if it does not exist, has expired or was revoked."""
         return self._valid(_BY_ID, token)
 
     def tokens(self, owner: str | None = None) -> tuple[TokenRow, ...]:
-        """Return all tokens, or those of an owner, ended and revoked ones too, in the order in which they were made."""
+        """Return all tokens, or those of one owner, in order of creation; expired and revoked ones are included."""
         query = _select().order_by(tables.tokens.c.id)
         if owner is not None:
             query = query.where(tables.tokens.c.owner == owner)
@@ -83,10 +86,10 @@ class Tokens:
             return tuple(_row(row) for row in connection.execute(query).mappings())
 
     def revoke_token(self, token: int) -> TokenRow:
-        """End a token now; again does nothing.
+        """Revoke a token; does nothing if it is revoked already.
 
         Raises:
-            NotFound: There is none of that identity.
+            NotFound: There is no token of that ID.
         """
         columns = tables.tokens.c
         with self._database.writing() as connection:
@@ -96,7 +99,7 @@ class Tokens:
             )
             row = connection.execute(_select().where(columns.id == token)).mappings().one_or_none()
         if row is None:
-            raise NotFound(f"there is no token {token}; `nas-blockout token list` names them")
+            raise NotFound(f"there is no token {token}; `nas-blockout token list` lists them")
         return _row(row)
 
     def _valid(self, query: "sa.Select[Any]", key: str | int, digest: str | None = None) -> TokenRow | None:
@@ -105,6 +108,7 @@ class Tokens:
             now = self._database.now(connection) if row is not None and row["expires_at"] is not None else None
         if row is None or row["revoked_at"] is not None or (now is not None and row["expires_at"] <= now):
             return None
+        # The index found the row by comparing byte by byte; this comparison does not depend on where they differ.
         if digest is not None and not hmac.compare_digest(row["hash"], digest):
             return None
         return _row(row)

@@ -1,4 +1,4 @@
-"""Trials, their attempts and their epochs: how they are proposed, run, recorded and ended."""
+"""Trials, their attempts and their epochs: added, started, recorded and finished."""
 
 import difflib
 import functools
@@ -11,7 +11,14 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping
 
 from services.store import tables
-from services.store.checked_values import amount, count, exact, finite, one_of, storable
+from services.store.checked_values import (
+    non_negative,
+    one_of,
+    replace_non_finite,
+    require_finite,
+    storable,
+    whole_number,
+)
 from services.store.database import Database
 from services.store.errors import NotFound, StateError, StudyConflict
 from services.store.records import (
@@ -25,12 +32,12 @@ from services.store.records import (
 )
 from services.trial_record import TERMINAL, Trial
 
-_NAMES_COMPARED = 500
+_NAMES_COMPARED = 500  # for a suggestion; comparing with all names of a large store would take seconds
 _EPOCH_COLUMNS = ("epoch", "stage", "sample_passes", "seconds")
 
 
 class Trials:
-    """The part of the store that knows trials; `Store` has the contract."""
+    """The part of `Store` for trials; see there for the contract."""
 
     _database: Database
 
@@ -50,59 +57,59 @@ class Trials:
         replicate_of: int | None = None,
         suggest_seconds: float = 0.0,
     ) -> Trial:
-        """Queue a trial, or return the one of the same arm, phase and number that is there.
+        """Add a queued trial, or return the one of the same arm, phase and number.
 
         Args:
             study: Name of the study.
-            arm: Name of the contestant.
+            arm: Name of the arm.
             phase: ``search`` or ``retrain``.
-            number: Position among the trials of the arm and phase, from 0.
+            number: Index among the trials of the arm and phase, from 0.
             seed: Seed of its experiment.
-            experiment: What is to be run.
-            planned: Sample passes that it is meant to cost.
-            params: What the search chose.
-            architecture: The architecture that is proposed; kept as well under its hash.
-            architecture_hash: Its canonical hash; without `architecture` one that is in the store.
-            replicate_of: Number of the search trial of the same arm that had the same architecture.
-            suggest_seconds: What proposing it took.
+            experiment: The experiment to run, see `Experiment.to_json`.
+            planned: Sample passes that it is planned to use.
+            params: Parameters chosen by the search, with their distributions.
+            architecture: The suggested architecture, which is stored under its hash.
+            architecture_hash: Its canonical hash; without `architecture`, the hash of one in the store.
+            replicate_of: Number of the search trial of the arm whose architecture this retraining repeats.
+            suggest_seconds: Time that the search took to suggest it, in seconds.
 
         Raises:
-            ValueError: A value lies outside its range.
+            ValueError: A value is out of range.
             StateError: The study has ended.
-            StudyConflict: The trial is there with another seed or experiment.
+            StudyConflict: The trial exists with another seed or experiment.
         """
         values = {
             "phase": one_of("phase", phase, PHASES),
-            "number": count("number", number),
-            "seed": count("seed", seed),
-            "planned": count("planned", planned),
+            "number": whole_number("number", number),
+            "seed": whole_number("seed", seed),
+            "planned": whole_number("planned", planned),
             "replicate_of": replicate_of,
-            "suggest_seconds": amount("suggest_seconds", suggest_seconds),
+            "suggest_seconds": non_negative("suggest_seconds", suggest_seconds),
             "architecture_hash": architecture_hash,
-            "params": exact("params", params or {}),
-            "experiment": exact("experiment", experiment),
+            "params": require_finite("params", params or {}),
+            "experiment": require_finite("experiment", experiment),
         }
         with self._database.writing() as connection:
             arm_id = _open_arm(connection, study, arm)
             if architecture is not None and architecture_hash is not None:
-                keep_architecture(self._database, connection, architecture_hash, architecture)
+                insert_architecture(self._database, connection, architecture_hash, architecture)
             connection.execute(
                 self._database.insert(tables.trials)
                 .values(**values, arm_id=arm_id, state="queued", sample_passes=0, seconds=0.0, created_at=_now())
                 .on_conflict_do_nothing()
             )
             columns = tables.trials.c
-            mine = (columns.arm_id == arm_id) & (columns.phase == phase) & (columns.number == number)
-            row = _trial_row(connection.execute(_select_trials().where(mine)).mappings().one())
+            same = (columns.arm_id == arm_id) & (columns.phase == phase) & (columns.number == number)
+            row = _trial_row(connection.execute(_select_trials().where(same)).mappings().one())
         if (row.seed, row.experiment) != (seed, values["experiment"]):
             raise StudyConflict(
                 f"{phase} trial {number} of arm {arm!r} in study {study!r} is in the store with another experiment or "
-                f"seed ({row.seed}, this one {seed})"
+                f"seed ({row.seed}, now {seed})"
             )
         return row
 
     def trial(self, trial: int) -> Trial:
-        """Return a trial by its identity."""
+        """Return a trial by ID."""
         with self._database.reading() as connection:
             row = connection.execute(_select_trials().where(tables.trials.c.id == trial)).mappings().one_or_none()
         if row is None:
@@ -112,7 +119,7 @@ class Trials:
     def trials(
         self, study: str, *, arm: str | None = None, phase: str | None = None, state: str | None = None
     ) -> tuple[Trial, ...]:
-        """Return the trials of a study in the order in which they were proposed."""
+        """Return the trials of a study, or those of an arm, phase or state, in the order in which they were added."""
         query = _select_trials().order_by(tables.trials.c.id)
         if arm is not None:
             query = query.where(tables.arms.c.name == arm)
@@ -125,11 +132,11 @@ class Trials:
             return tuple(_trial_row(row) for row in connection.execute(query).mappings())
 
     def start_attempt(self, trial: int, *, worker: str = "") -> AttemptRow:
-        """Begin an attempt at a trial, which then runs; an attempt that ran before is lost.
+        """Start an attempt at a trial, which sets it running; an earlier attempt that still ran is lost.
 
         Args:
-            trial: Identity of the trial.
-            worker: Process that runs it, if it is known yet; see `record_epochs`.
+            trial: ID of the trial.
+            worker: Process that runs it; may be empty until `record_epochs` knows it.
 
         Raises:
             StateError: The trial has ended.
@@ -141,14 +148,14 @@ class Trials:
                 raise _ended(trial, row["state"], "running")
             _end_attempts(connection, attempts.trial_id == trial, "lost", now)
             last = connection.scalars(sa.select(sa.func.max(attempts.number)).where(attempts.trial_id == trial)).one()
-            found = AttemptRow(trial, 0 if last is None else last + 1, "running", storable(worker), now, None, None)
-            values = {"trial_id": trial, "number": found.number, "state": found.state, "worker": found.worker}
+            attempt = AttemptRow(trial, 0 if last is None else last + 1, "running", storable(worker), now, None, None)
+            values = {"trial_id": trial, "number": attempt.number, "state": attempt.state, "worker": attempt.worker}
             connection.execute(sa.insert(tables.attempts).values(**values, started_at=now))
             _change_trial(connection, trial, state="running", started_at=row["started_at"] or now)
-        return found
+        return attempt
 
     def attempts(self, trial: int) -> tuple[AttemptRow, ...]:
-        """Return the attempts at a trial, in order."""
+        """Return the attempts at a trial, oldest first."""
         columns = tables.attempts.c
         query = sa.select(columns.trial_id.label("trial"), *(c for c in columns if c.name != "trial_id"))
         with self._database.reading() as connection:
@@ -156,18 +163,19 @@ class Trials:
             return tuple(AttemptRow(**row) for row in rows.mappings())
 
     def record_epochs(self, trial: int, records: Iterable[Json], *, worker: str | None = None) -> None:
-        """Keep epoch records of a trial that runs; those whose epoch is there already change nothing.
+        """Record epochs of a running trial; an epoch that is there already stays as it is.
 
-        What the trial has cost follows the records and never falls.
+        The usage of the trial is updated from the records and never decreases.
 
         Args:
-            trial: Identity of the trial.
-            records: With ``epoch``, ``sample_passes`` and ``seconds`` so far, perhaps ``stage``, and any metrics.
-            worker: Process that runs the attempt, noted where it was not known before.
+            trial: ID of the trial.
+            records: Each with ``epoch``, the cumulative ``sample_passes`` and ``seconds``, optionally ``stage``, and
+                any metrics.
+            worker: Process that runs the attempt; recorded if it was not known before.
 
         Raises:
-            ValueError: A record lacks one of these, or has it out of its range.
-            StateError: The trial does not run.
+            ValueError: A record lacks a required key, or its value is out of range.
+            StateError: The trial is not running.
         """
         rows = [_epoch_values(trial, record) for record in records]
         if not rows:
@@ -182,13 +190,13 @@ class Trials:
         with self._database.writing() as connection:
             if connection.execute(change).rowcount == 0:
                 state = _trial_for_update(connection, trial)["state"]
-                raise StateError(f"trial {trial} is {state!r}: epochs are recorded only while it is 'running'")
+                raise StateError(f"trial {trial} is {state!r}: epochs can be recorded only while it is 'running'")
             connection.execute(self._database.insert(tables.epochs).on_conflict_do_nothing(), rows)
             if worker:
                 _name_worker(connection, trial, worker)
 
     def epochs(self, trial: int, *, after: int = -1) -> tuple[EpochRow, ...]:
-        """Return the epochs of a trial in order, those after a given one only if so asked."""
+        """Return the epochs of a trial in order, all or those after a given one."""
         columns = tables.epochs.c
         query = sa.select(*(columns[name] for name in _EPOCH_COLUMNS), columns.metrics)
         query = query.where(columns.trial_id == trial, columns.epoch > after).order_by(columns.epoch)
@@ -204,20 +212,20 @@ class Trials:
         result: Json | None = None,
         reason: str | None = None,
     ) -> None:
-        """End a trial, and its attempt with it; again in the same state does nothing.
+        """Set the terminal state of a trial and its attempt; does nothing if it is in that state already.
 
         Args:
-            trial: Identity of the trial.
+            trial: ID of the trial.
             state: ``complete``, ``failed`` or ``pruned``.
-            score: Validation accuracy; a complete trial has one.
-            result: What it ended in; its ``architecture`` is kept as well under its ``architecture_hash``.
-            reason: Why it failed or was pruned; a failed trial has one.
+            score: Validation accuracy in [0, 1]; required if complete.
+            result: Metrics and other results; its ``architecture`` is also stored under its ``architecture_hash``.
+            reason: Why it failed or was pruned; required if failed.
 
         Raises:
             ValueError: A complete trial without a finite score, or a failed one without a reason.
-            StateError: It has ended in another state, or is to be complete and does not run.
+            StateError: It has another terminal state, or cannot be complete because it has not been started.
         """
-        _check_end(trial, one_of("state in which a trial ends", state, sorted(TERMINAL)), score, reason)
+        _check_end(trial, one_of("terminal state", state, sorted(TERMINAL)), score, reason)
         now, text = _now(), storable(reason) if reason else None
         with self._database.writing() as connection:
             before = _trial_for_update(connection, trial)["state"]
@@ -225,69 +233,69 @@ class Trials:
                 return
             if before in TERMINAL or (before == "queued" and state == "complete"):
                 raise _ended(trial, before, state)
-            document = finite(result) if result is not None else None
+            document = replace_non_finite(result) if result is not None else None
             if document and document.get("architecture") and document.get("architecture_hash"):
-                keep_architecture(self._database, connection, document["architecture_hash"], document["architecture"])
+                insert_architecture(self._database, connection, document["architecture_hash"], document["architecture"])
             _change_trial(connection, trial, state=state, score=score, result=document, reason=text, finished_at=now)
             ended = "failed" if state == "failed" else "complete"
             _end_attempts(connection, tables.attempts.c.trial_id == trial, ended, now, error=text)
 
     def requeue_running(self, study: str) -> tuple[int, ...]:
-        """Queue again what a driver left running when it went away; the attempts are lost. Returns the trials."""
+        """Queue trials again that a dead driver left running, their attempts being lost; return their IDs."""
         with self._database.writing() as connection:
             return requeue(connection, study_id(connection, study))
 
     def spent(self, study: str) -> tuple[SpentRow, ...]:
-        """Return what every arm has spent in every phase in which it has trials, and where these stand."""
+        """Return usage and number of trials for each arm and phase that has trials."""
         with self._database.reading() as connection:
             return spent_rows(connection, study_id(connection, study))
 
 
 def study_id(connection: Connection, name: str) -> int:
-    """Return the identity of a study.
+    """Return the ID of a study.
 
     Raises:
-        NotFound: There is none of that name; the message names a near one.
+        NotFound: There is no study of that name; the message suggests a similar one.
     """
     query = sa.select(tables.studies.c.id).where(tables.studies.c.name == name)
-    found: int | None = connection.scalars(query).one_or_none()
-    if found is None:
+    study: int | None = connection.scalars(query).one_or_none()
+    if study is None:
         raise no_study(connection, name)
-    return found
+    return study
 
 
 def spent_rows(connection: Connection, study: int) -> tuple[SpentRow, ...]:
-    """Return what every arm of a study, given by its identity, has spent in every phase in which it has trials."""
+    """Return usage and number of trials for each arm and phase of a study, given by its ID."""
     return tuple(_spent_row(row) for row in connection.execute(_select_spent(), {"study": study}).mappings())
 
 
 def no_study(connection: Connection, name: str) -> NotFound:
-    """Return the error for a study that is not there, with a near name from among the newest."""
+    """Return the error for a study that does not exist, with a similar name from among the newest."""
     newest = sa.select(tables.studies.c.name).order_by(tables.studies.c.id.desc()).limit(_NAMES_COMPARED)
     near = difflib.get_close_matches(name, connection.scalars(newest).all(), n=1)
     return NotFound(f"there is no study {name!r} in the store{f'; did you mean {near[0]!r}?' if near else ''}")
 
 
 def counts_by_state() -> list[sa.Label[int]]:
-    """Return columns that count trials, one a state."""
+    """Return columns that count trials, one per state."""
     state = tables.trials.c.state
     return [sa.func.sum(sa.case((state == name, 1), else_=0)).label(name) for name in TRIAL_STATES]
 
 
 def requeue(connection: Connection, study: int) -> tuple[int, ...]:
-    """Queue again the running trials of a study, given by its identity; their attempts are lost."""
-    mine = sa.select(tables.arms.c.id).where(tables.arms.c.study_id == study)
-    running = (tables.trials.c.state == "running") & tables.trials.c.arm_id.in_(mine)
+    """Queue the running trials of a study, given by its ID, again; their attempts are lost."""
+    arms = sa.select(tables.arms.c.id).where(tables.arms.c.study_id == study)
+    running = (tables.trials.c.state == "running") & tables.trials.c.arm_id.in_(arms)
     query = sa.update(tables.trials).where(running).values(state="queued").returning(tables.trials.c.id)
-    found = tuple(sorted(connection.scalars(query)))
-    if found:
-        _end_attempts(connection, tables.attempts.c.trial_id.in_(found), "lost", _now())
-    return found
+    trials = tuple(sorted(connection.scalars(query)))
+    if trials:
+        _end_attempts(connection, tables.attempts.c.trial_id.in_(trials), "lost", _now())
+    return trials
 
 
-def keep_architecture(database: Database, connection: Connection, name: str, document: Json) -> None:
-    """Keep an architecture under its hash; the first one of a hash stays."""
-    values = {"hash": name, "document": exact("an architecture", document)}
+def insert_architecture(database: Database, connection: Connection, name: str, document: Json) -> None:
+    """Store an architecture under its hash, unless that hash is there."""
+    values = {"hash": name, "document": require_finite("an architecture", document)}
     connection.execute(database.insert(tables.architectures).values(**values).on_conflict_do_nothing())
 
 
@@ -296,7 +304,7 @@ def _now() -> datetime:
 
 
 def _open_arm(connection: Connection, study: str, arm: str) -> int:
-    """Return the identity of an arm of a study that has not ended."""
+    """Return the ID of an arm of a study that has not ended."""
     studies, arms = tables.studies.c, tables.arms.c
     query = sa.select(studies.state, arms.name, arms.id).join_from(tables.studies, tables.arms)
     rows = connection.execute(query.where(studies.name == study).order_by(arms.position)).all()
@@ -348,14 +356,16 @@ def _name_worker(connection: Connection, trial: int, worker: str) -> None:
 
 def _epoch_values(trial: int, record: Json) -> dict[str, Any]:
     if missing := {"epoch", "sample_passes", "seconds"} - set(record):
-        raise ValueError(f"an epoch record has epoch, sample_passes and seconds, this one lacks {', '.join(missing)}")
+        raise ValueError(
+            f"an epoch record must have epoch, sample_passes and seconds, this one lacks {', '.join(missing)}"
+        )
     return {
         "trial_id": trial,
-        "epoch": count("epoch", record["epoch"]),
+        "epoch": whole_number("epoch", record["epoch"]),
         "stage": str(record.get("stage", "train")),
-        "sample_passes": count("sample_passes", record["sample_passes"]),
-        "seconds": amount("seconds", record["seconds"]),
-        "metrics": finite({key: value for key, value in record.items() if key not in _EPOCH_COLUMNS}),
+        "sample_passes": whole_number("sample_passes", record["sample_passes"]),
+        "seconds": non_negative("seconds", record["seconds"]),
+        "metrics": replace_non_finite({key: value for key, value in record.items() if key not in _EPOCH_COLUMNS}),
     }
 
 
@@ -365,23 +375,23 @@ def _higher(column: sa.Column[Any], value: float) -> sa.Case[Any]:
 
 def _check_end(trial: int, state: str, score: float | None, reason: str | None) -> None:
     if score is not None and not math.isfinite(score):
-        raise ValueError(f"the score of trial {trial} must be finite, got {score}; end it as failed, with the reason")
+        raise ValueError(f"the score of trial {trial} must be finite, got {score}; finish it as failed, with a reason")
     if state == "complete" and score is None:
-        raise ValueError(f"a complete trial has a score, trial {trial} has none")
+        raise ValueError(f"a complete trial must have a score, trial {trial} has none")
     if state == "failed" and not reason:
-        raise ValueError(f"a failed trial has a reason, trial {trial} has none")
+        raise ValueError(f"a failed trial must have a reason, trial {trial} has none")
 
 
 def _ended(trial: int, before: str, after: str) -> StateError:
-    rule = "what has ended stays so" if before in TERMINAL else "start an attempt first"
+    rule = "a terminal state is final" if before in TERMINAL else "start an attempt first"
     return StateError(f"trial {trial} is {before!r} and cannot become {after!r}: {rule}")
 
 
 @functools.cache
 def _select_spent() -> sa.Select[Any]:
-    """Return the query for what a study has spent; made once, which takes longer than to answer it."""
+    """Return the query for the usage of a study; cached, since building it takes longer than running it."""
     columns, arms = tables.trials.c, tables.arms.c
-    of = {state: sa.case((columns.state == state, columns.sample_passes), else_=0) for state in TERMINAL}
+    passes = {state: sa.case((columns.state == state, columns.sample_passes), else_=0) for state in TERMINAL}
     return (
         sa.select(
             arms.name.label("arm"),
@@ -390,8 +400,8 @@ def _select_spent() -> sa.Select[Any]:
             *counts_by_state(),
             sa.func.sum(columns.planned).label("planned"),
             sa.func.sum(columns.sample_passes).label("sample_passes"),
-            sa.func.sum(of["failed"]).label("failed_sample_passes"),
-            sa.func.sum(of["pruned"]).label("pruned_sample_passes"),
+            sa.func.sum(passes["failed"]).label("failed_sample_passes"),
+            sa.func.sum(passes["pruned"]).label("pruned_sample_passes"),
             sa.func.sum(columns.seconds).label("seconds"),
             sa.func.sum(columns.suggest_seconds).label("suggest_seconds"),
             sa.func.max(sa.case((columns.state == "complete", columns.score))).label("best"),
@@ -404,7 +414,7 @@ def _select_spent() -> sa.Select[Any]:
 
 
 def _spent_row(row: RowMapping) -> SpentRow:
-    """PostgreSQL sums whole numbers to decimals."""
+    # PostgreSQL sums bigint columns to numeric, which arrives as Decimal.
     whole = {key: int(value) for key, value in row.items() if key not in ("arm", "phase", "best") and value is not None}
     seconds = {key: float(row[key]) for key in ("seconds", "suggest_seconds")}
     return SpentRow(**{**row, **whole, **seconds})

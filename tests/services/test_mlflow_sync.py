@@ -348,8 +348,8 @@ def test_processes_that_write_at_once_write_every_run_once(uri: str, name: str, 
 
 def test_whoever_does_not_wait_is_told_that_another_writes(uri: str, name: str, store: Store) -> None:
     projection = Projection(uri, name, CONFIG, store)
-    with store.telling(name, "mlflow"), pytest.raises(TrackingError, match="another process"):
-        projection.sync(patience=0.0)
+    with store.sync_lock(name, "mlflow"), pytest.raises(TrackingError, match="another process"):
+        projection.sync(wait_seconds=0.0)
     assert projection.sync().written == 3
 
 

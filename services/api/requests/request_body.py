@@ -10,7 +10,7 @@ from fastapi import Request
 
 from services.api.errors import Refused
 from services.api.state import service_of
-from services.store.checked_values import MOST
+from services.store.checked_values import MAX_INTEGER
 from services.study_config.schema import yaml_value
 
 SECONDS = 10.0
@@ -122,7 +122,7 @@ def check(value: Any) -> None:
     """
     for nodes, (depth, each) in enumerate(_walk(value)):
         _check_size(depth, nodes)
-        if isinstance(each, int) and not isinstance(each, bool) and abs(each) > MOST:
+        if isinstance(each, int) and not isinstance(each, bool) and abs(each) > MAX_INTEGER:
             raise ValueError("whole numbers lie within 64 bits, got a larger one")
         if isinstance(each, float) and not abs(each) < float("inf"):
             raise ValueError(f"numbers are finite, got {each}")

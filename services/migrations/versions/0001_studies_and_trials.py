@@ -14,7 +14,7 @@ OF_STUDY = sa.text("trial_id IS NULL")
 def upgrade() -> None:
     _create_studies()
     _create_trials()
-    _create_what_leaves_the_store()
+    _create_exports_and_projections()
 
 
 def _create_studies() -> None:
@@ -123,7 +123,7 @@ def _create_trials() -> None:
     )
 
 
-def _create_what_leaves_the_store() -> None:
+def _create_exports_and_projections() -> None:
     op.create_table(
         "exports",
         sa.Column("id", KEY, nullable=False),

@@ -1,6 +1,7 @@
 """The names of version 2: a column is renamed, and stored studies and trials get the keys of `services.renamed_keys`.
 
-The way down gives the column its old name back and leaves the documents as they are: nothing in them is lost.
+The way down gives the column its old name back. Documents keep the names of version 2, which releases before this
+migration cannot read; whoever goes back to one of them restores a backup from before the upgrade.
 """
 
 import hashlib
@@ -10,7 +11,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy import RowMapping
 
 from services.renamed_keys import upgraded_experiment, upgraded_params, upgraded_study
 
@@ -18,76 +18,82 @@ revision = "0003"
 down_revision = "0002"
 
 Document = dict[str, Any]
-ROWS = 500  # read at a time: a trial's documents are some kilobytes
-NOT_DECIDING = frozenset({"workers", "question", "export"})
-STUDIES = sa.table("studies", sa.column("id"), sa.column("config", sa.JSON), sa.column("config_hash"))
-EVENTS = sa.table("events", sa.column("id"), sa.column("detail", sa.JSON))
-TRIALS = sa.table("trials", sa.column("id"), sa.column("params", sa.JSON), sa.column("experiment", sa.JSON))
+Change = Callable[[Document], Document]
+BATCH_ROWS = 500  # a trial's documents take some kilobytes, and a store may hold 100,000 trials
+# As `services.study_config.schema` had it when this was written: a migration does not follow what is changed later.
+NOT_IN_HASH = frozenset({"workers", "question", "export"})
+JSON = sa.JSON(none_as_null=True)  # otherwise None would be written as JSON's null, which is not SQL's NULL
+STUDIES = sa.table("studies", sa.column("id"), sa.column("config", JSON), sa.column("config_hash"))
+EVENTS = sa.table("events", sa.column("id"), sa.column("detail", JSON))
+TRIALS = sa.table("trials", sa.column("id"), sa.column("params", JSON), sa.column("experiment", JSON))
 QUEUE = sa.table(
     "queue",
     sa.column("id"),
     sa.column("config_hash"),
     sa.column("first_hash"),
-    sa.column("document", sa.JSON),
-    sa.column("source", sa.JSON),
+    sa.column("document", JSON),
+    sa.column("source", JSON),
 )
 
 
 def upgrade() -> None:
     op.alter_column("trials", "thinking_seconds", new_column_name="suggest_seconds")
-    _rewrite(STUDIES, _study)
-    _rewrite(EVENTS, _event)
-    _rewrite(TRIALS, _trial)
-    _rewrite(QUEUE, _queued)
+    new_hashes: dict[str, str] = {}
+    _rewrite(STUDIES, lambda row: _upgraded(row, "config", new_hashes))
+    _rewrite(EVENTS, lambda row: _upgraded_event(row, new_hashes))
+    _rewrite(TRIALS, _upgraded_trial)
+    _rewrite(QUEUE, lambda row: _upgraded(row, "document", new_hashes))
+    # A study that was extended is in the queue with the hash of its first request as well, but without that request's
+    # document. The events of the study have it, so that only now all new hashes are known.
+    _rewrite(QUEUE, lambda row: _upgraded_request(row, new_hashes))
 
 
 def downgrade() -> None:
     op.alter_column("trials", "suggest_seconds", new_column_name="thinking_seconds")
 
 
-def _rewrite(table: sa.TableClause, change: Callable[[RowMapping], Document]) -> None:
-    """Apply a change to every row of a table, some at a time; rows that stay as they are are not written."""
+def _rewrite(table: sa.TableClause, change: Change) -> None:
+    """Apply a change to every row of a table, a batch at a time; rows that stay as they are are not written."""
     connection, last = op.get_bind(), 0
+    new = {column.name: sa.bindparam(f"new_{column.name}") for column in table.c}
+    key = new.pop("id")
+    update = sa.update(table).where(table.c.id == key).values(new)
     while True:
-        query = sa.select(table).where(table.c.id > last).order_by(table.c.id).limit(ROWS)
-        rows = connection.execute(query).mappings().all()
+        query = sa.select(table).where(table.c.id > last).order_by(table.c.id).limit(BATCH_ROWS)
+        rows = [dict(row) for row in connection.execute(query).mappings()]
         if not rows:
             return
-        for row in rows:
-            changes = {key: value for key, value in change(row).items() if value != row[key]}
-            if changes:
-                connection.execute(sa.update(table).where(table.c.id == row["id"]).values(changes))
+        changed = [after for row in rows if (after := {**row, **change(row)}) != row]
+        if changed:
+            connection.execute(update, [{f"new_{name}": row[name] for name in row} for row in changed])
         last = rows[-1]["id"]
 
 
-def _study(row: RowMapping) -> Document:
-    return _renamed(row["config"], row["config_hash"], "config")
-
-
-def _event(row: RowMapping) -> Document:
-    """A study that was extended keeps, with the event, what it was before."""
-    detail = row["detail"]
-    if "config" not in detail:
+def _upgraded(row: Document, key: str, new_hashes: dict[str, str]) -> Document:
+    """Upgrade the study under a key and the hash that follows from it, as `Study.hash` has it."""
+    document = upgraded_study(row[key])
+    if document == row[key]:  # of version 2 already, or not a study
         return {}
-    return {"detail": {**detail, **_renamed(detail["config"], detail.get("config_hash"), "config")}}
+    hashed = {name: value for name, value in document.items() if name not in NOT_IN_HASH}
+    new_hash = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
+    new_hashes[row["config_hash"]] = new_hash
+    return {key: document, "config_hash": new_hash}
 
 
-def _trial(row: RowMapping) -> Document:
+def _upgraded_event(row: Document, new_hashes: dict[str, str]) -> Document:
+    """Upgrade what a study was before it was extended, which the event of its extension holds."""
+    detail = row["detail"]
+    return {"detail": {**detail, **_upgraded(detail, "config", new_hashes)}} if "config" in detail else {}
+
+
+def _upgraded_trial(row: Document) -> Document:
     return {"params": upgraded_params(row["params"]), "experiment": upgraded_experiment(row["experiment"])}
 
 
-def _queued(row: RowMapping) -> Document:
-    source, changes = row["source"], _renamed(row["document"], row["config_hash"], "document")
-    if row["first_hash"] == row["config_hash"]:  # it was never extended: whoever submits it again means this one
-        changes["first_hash"] = changes["config_hash"]
-    return changes | {"source": source and upgraded_study(source)}
-
-
-def _renamed(document: Document, name: str | None, key: str) -> Document:
-    """The document under its key with the name that follows from it, as `Study.hash` has it; others as they are."""
-    upgraded = upgraded_study(document)
-    if upgraded == document:
-        return {key: document, "config_hash": name}
-    deciding = {each: value for each, value in upgraded.items() if each not in NOT_DECIDING}
-    text = json.dumps(deciding, sort_keys=True).encode()
-    return {key: upgraded, "config_hash": hashlib.sha256(text).hexdigest()[:16]}
+def _upgraded_request(row: Document, new_hashes: dict[str, str]) -> Document:
+    """Upgrade what was first asked for: the study as it was written, and the hash by which a repetition is known."""
+    source = row["source"]
+    return {
+        "source": None if source is None else upgraded_study(source),
+        "first_hash": new_hashes.get(row["first_hash"], row["first_hash"]),
+    }

@@ -31,7 +31,7 @@ def parsed(lines: Iterator[str]) -> Iterator[dict[str, str]]:
 def running(ann, study, store: Store) -> int:
     """A trial that runs of a study that a worker holds."""
     ann.post("/v1/studies", json=study)
-    row = store.lease("one", seconds=FOR_LONG)
+    row = store.acquire_lease("one", seconds=FOR_LONG)
     store.create_study("tiny", config=row.document, config_hash=row.config_hash, arms=["dense", "dropout"])
     trial = store.add_trial("tiny", arm="dense", phase="search", number=0, seed=0, experiment={}, planned=100).id
     store.start_attempt(trial)
@@ -42,7 +42,7 @@ def end(store: Store, trial: int) -> None:
     store.record_epochs(trial, [{"epoch": 0, "sample_passes": 150, "seconds": 1.0}])
     store.finish_trial(trial, "complete", score=0.75, result={})
     store.finish_study("tiny", "complete")
-    store.settle("tiny", "one", "complete", message="well done")
+    store.finish_queued("tiny", "one", "complete", message="well done")
 
 
 def test_progress_is_told_until_the_end(ann, running, store):
@@ -81,8 +81,8 @@ def test_a_client_that_comes_back_is_told_what_it_missed(ann, running, store):
     assert told_after(ann, after["happened1"]) == ["happened", "progress", "end"]
     assert told_after(ann, after["progress2"]) == ["end"]
     assert told_after(ann, after["end2"]) == ["none"]
-    store.ask_resume("tiny", document=store.queue_row("tiny").document, config_hash="more")
-    store.ask_cancel("tiny")
+    store.request_resume("tiny", document=store.queued_study("tiny").document, config_hash="more")
+    store.request_cancel("tiny")
     ann.post("/v1/studies/tiny/cancel")
     assert told_after(ann, after["end2"])[-1] == "end"
 

@@ -56,10 +56,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with Store.open(f"sqlite:///{home}/store.db") as store:
         document = study.to_json()
         store.enqueue("tiny", document=document, config_hash=study.hash, owner="admin", source=EXAMPLE)
-        store.lease("one", seconds=60)
+        store.acquire_lease("one", seconds=60)
         store.create_study("tiny", config=document, config_hash=study.hash, arms=["dense"])
         store.finish_study("tiny", "complete")
-        store.settle("tiny", "one", "complete")
+        store.finish_queued("tiny", "one", "complete")
         with serving(application(known, store, probes=Probes({}))) as found:
             yield found
             if "FUZZ_EXAMPLES" in os.environ:

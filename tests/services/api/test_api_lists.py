@@ -49,18 +49,18 @@ def test_who_changes_a_study_sees_that_at_once(ann, study, store, kept):
     assert listed() == [("tiny", "cancelled")]
     ann.post("/v1/studies/tiny/resume")
     assert listed() == [("tiny", "queued")]
-    store.lease("one", seconds=FOR_LONG)
-    store.settle("tiny", "one", "complete")
+    store.acquire_lease("one", seconds=FOR_LONG)
+    store.finish_queued("tiny", "one", "complete")
     assert listed() == [("tiny", "queued")]  # by a worker: shown when the answer is half a second old
     ann.post("/v1/studies/tiny/extend", json={"assignments": ["retrain.seeds=[0, 1, 2]"]})
-    assert ann.get("/v1/studies").json()["studies"][0]["hash"] == store.queue_row("tiny").config_hash
+    assert ann.get("/v1/studies").json()["studies"][0]["hash"] == store.queued_study("tiny").config_hash
 
 
 def test_a_study_that_is_known_is_in_the_list_of_who_gives_it_again(ann, study, store, kept):
     assert ann.get("/v1/studies").json()["studies"] == []
     row = ann.post("/v1/studies", json=study).json()
     ann.get("/v1/studies?limit=1")
-    store.ask_cancel("tiny")
+    store.request_cancel("tiny")
     ann.post("/v1/studies", json=study)
     assert ann.get("/v1/studies?limit=1").json()["studies"] == [
         {
@@ -75,7 +75,7 @@ def test_a_change_made_elsewhere_shows_when_the_answer_is_old(ann, study, store,
     monkeypatch.setattr("services.api.caches.list_cache.FRESH_SECONDS", 0.0)
     ann.post("/v1/studies", json=study)
     assert ann.get("/v1/studies").json()["studies"][0]["state"] == "queued"
-    store.ask_cancel("tiny")
+    store.request_cancel("tiny")
     assert ann.get("/v1/studies").json()["studies"][0]["state"] == "cancelled"
 
 

@@ -91,7 +91,7 @@ def test_a_form_of_another_site_or_session_changes_nothing(visitor, client, stor
 def test_a_bundled_study_is_submitted_under_a_name_of_ones_own(visitor, store):
     answer = send(visitor, "/studies", bundled="quickstart", name="mine")
     assert (answer.status_code, answer.headers["location"]) == (303, "/studies/mine")
-    row = store.queue_row("mine")
+    row = store.queued_study("mine")
     assert (row.owner, next(iter(row.document["arms"]))) == ("ann", "dense")
     assert "mine" in visitor.get("/").text
 
@@ -129,7 +129,7 @@ def test_a_name_that_is_taken_is_said_in_place(visitor, client, study):
     client("bob").post("/v1/studies", json=study)
     answer = send(visitor, "/studies", yaml=yaml.safe_dump(study))
     assert answer.status_code == 409
-    assert "is taken; give the study another name" in answer.text
+    assert "is taken; choose another name" in answer.text
     assert "bob" not in answer.text
 
 
@@ -157,16 +157,16 @@ def test_parts_come_only_when_something_has_changed(visitor, client, study, stor
 def test_a_study_is_cancelled_resumed_and_extended_by_forms(visitor, study, store):
     send(visitor, "/studies", yaml=yaml.safe_dump(study))
     assert send(visitor, "/studies/tiny/cancel").status_code == 303
-    assert store.queue_row("tiny").state == "cancelled"
+    assert store.queued_study("tiny").state == "cancelled"
     assert send(visitor, "/studies/tiny/resume").status_code == 303
-    assert store.queue_row("tiny").state == "queued"
+    assert store.queued_study("tiny").state == "queued"
     answer = send(visitor, "/studies/tiny/extend", assignments="retrain.seeds=[0, 1, 2]")
     assert answer.status_code == 409
     assert "wait until it has ended" in answer.text
     assert "retrain.seeds=[0, 1, 2]" in answer.text
-    store.ask_cancel("tiny")
+    store.request_cancel("tiny")
     assert send(visitor, "/studies/tiny/extend", assignments="retrain.seeds=[0, 1, 2]\n\n").status_code == 303
-    assert store.queue_row("tiny").document["retrain"]["seeds"] == [0, 1, 2]
+    assert store.queued_study("tiny").document["retrain"]["seeds"] == [0, 1, 2]
 
 
 def test_who_may_only_read_has_no_forms_and_is_refused(client, store, study, told):
@@ -179,7 +179,7 @@ def test_who_may_only_read_has_no_forms_and_is_refused(client, store, study, tol
         assert re.findall(r'action="([^"]*)"', text) == ["/logout"]
     assert send(reader, "/studies", yaml=yaml.safe_dump({**study, "name": "other"})).status_code == 403
     assert send(reader, "/studies/tiny/cancel").status_code == 403
-    assert store.queue_row("tiny").state == "queued"
+    assert store.queued_study("tiny").state == "queued"
 
 
 def test_studies_of_others_are_not_there(visitor, client, study, told):
@@ -193,10 +193,10 @@ def test_the_page_links_to_mlflow_and_ray_where_they_are(client, limited, store,
     app = limited(mlflow_url="https://mlflow.example", ray_url="https://ray.example")
     ann = client("ann", to=app)
     ann.post("/v1/studies", json=study)
-    row = store.lease("one", seconds=FOR_LONG)
-    store.note_job("tiny", "one", job="job-0", attempt=0)
+    row = store.acquire_lease("one", seconds=FOR_LONG)
+    store.record_job("tiny", "one", job="job-0", attempt=0)
     store.create_study("tiny", config=row.document, config_hash=row.config_hash, arms=["dense", "dropout"])
-    store.project("tiny", target="mlflow", external_id="abc123")
+    store.record_projection("tiny", target="mlflow", external_id="abc123")
     visitor = client(None, to=app)
     visitor.post("/login", data={"token": store.create_token("", owner="ann", scope="read")[1]})
     text = visitor.get("/studies/tiny").text

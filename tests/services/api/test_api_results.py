@@ -18,7 +18,7 @@ FILES = {"model.onnx": b"\x00onnx", "card.md": b"# A card", "architecture.json":
 def finished(ann, study, store: Store, settings) -> Folder:
     """A study with a retrained and exported model, its files and a secret beside them."""
     ann.post("/v1/studies", json=study)
-    row = store.queue_row("tiny")
+    row = store.queued_study("tiny")
     store.create_study("tiny", config=row.document, config_hash=row.config_hash, arms=["dense", "dropout"])
     trial = store.add_trial("tiny", arm="dense", phase="retrain", number=0, seed=3, experiment={}, planned=100).id
     store.start_attempt(trial)

@@ -22,7 +22,7 @@ def test_a_study_is_queued_as_yaml_or_json_and_nothing_is_trained(ann, study, st
     assert answer.headers["Location"] == "/v1/studies/tiny"
     shown = answer.json()
     assert (shown["name"], shown["state"], shown["owner"], shown["attempt"]) == ("tiny", "queued", "ann", 0)
-    row = store.queue_row("tiny")
+    row = store.queued_study("tiny")
     assert row.config_hash == shown["hash"]
     assert row.document["question"] == "Größer? 漢字"
     assert row.source == study
@@ -159,7 +159,7 @@ def test_a_study_is_shown_with_its_arms_and_settings(ann, study, store):
     shown = ann.get("/v1/studies/tiny").json()
     assert [arm["name"] for arm in shown["arms"]] == ["dense", "dropout"]
     assert (shown["share"], shown["question"]) == (0.0, "Größer? 漢字")
-    assert shown["study"] == store.queue_row("tiny").document
+    assert shown["study"] == store.queued_study("tiny").document
 
 
 def test_a_study_is_cancelled_and_resumed(ann, study, store, told):
@@ -167,11 +167,11 @@ def test_a_study_is_cancelled_and_resumed(ann, study, store, told):
     assert ann.post("/v1/studies/tiny/cancel").json()["state"] == "cancelled"
     assert ann.post("/v1/studies/tiny/cancel").json()["state"] == "cancelled"
     assert ann.post("/v1/studies/tiny/resume").json()["state"] == "queued"
-    store.lease("one", seconds=NEVER)
+    store.acquire_lease("one", seconds=NEVER)
     assert ann.post("/v1/studies/tiny/cancel").json()["state"] == "cancelling"
     found = told(ann.post("/v1/studies/tiny/resume"), 409, "wrong_state")
     assert found["remedy"] is None or "wait" in found["message"]
-    store.settle("tiny", "one", "complete")
+    store.finish_queued("tiny", "one", "complete")
     told(ann.post("/v1/studies/tiny/cancel"), 409, "wrong_state")
     told(ann.post("/v1/studies/tiny/resume"), 409, "wrong_state")
 
@@ -180,12 +180,12 @@ def test_a_study_that_has_ended_is_extended(ann, study, store, told):
     before = give(ann, study)
     changes = {"assignments": ["retrain.seeds=[0, 1, 2]", "arms.wide={extends: dense, description: again}"]}
     told(ann.post("/v1/studies/tiny/extend", json=changes), 409, "wrong_state")
-    store.lease("one", seconds=NEVER)
-    store.settle("tiny", "one", "complete")
+    store.acquire_lease("one", seconds=NEVER)
+    store.finish_queued("tiny", "one", "complete")
     after = ann.post("/v1/studies/tiny/extend", json=changes).json()
     assert after["state"] == "queued"
     assert after["hash"] != before["hash"]
-    document = store.queue_row("tiny").document
+    document = store.queued_study("tiny").document
     assert document["retrain"]["seeds"] == [0, 1, 2]
     assert list(document["arms"]) == ["dense", "dropout", "wide"]
     assert ann.post("/v1/studies", json=study).json()["hash"] == after["hash"]
@@ -211,12 +211,12 @@ def test_what_does_not_only_add_is_refused_and_changes_nothing(
     ann, study, store, told, assignments, status, code, says
 ):
     give(ann, study)
-    store.lease("one", seconds=NEVER)
-    store.settle("tiny", "one", "complete")
-    before = store.queue_row("tiny")
+    store.acquire_lease("one", seconds=NEVER)
+    store.finish_queued("tiny", "one", "complete")
+    before = store.queued_study("tiny")
     found = told(ann.post("/v1/studies/tiny/extend", json={"assignments": assignments}), status, code)
     assert says in found["message"]
-    assert store.queue_row("tiny") == before
+    assert store.queued_study("tiny") == before
 
 
 def test_an_owner_has_so_many_studies_open(client, limited, study, told):

@@ -27,8 +27,8 @@ def store(sqlite_store: Store) -> Store:
 
 def end_when_followed(store: Store, followed: threading.Event) -> None:
     assert followed.wait(60)
-    store.lease("test", seconds=600)
-    store.settle("hello", "test", "cancelled", message="enough")
+    store.acquire_lease("test", seconds=600)
+    store.finish_queued("hello", "test", "cancelled", message="enough")
 
 
 def test_every_command_of_the_guide_does_what_it_says(settings, store, served, tmp_path):
@@ -52,5 +52,5 @@ def test_every_command_of_the_guide_does_what_it_says(settings, store, served, t
     assert "event: end" in said[1]
     assert '"message":"enough"' in said[1].replace(" ", "")
     assert said[2] == "trial\n[]"
-    assert store.queue_row("hello").document["retrain"]["seeds"] == [0, 1, 2]
-    assert store.queue_row("hello").state == "queued"
+    assert store.queued_study("hello").document["retrain"]["seeds"] == [0, 1, 2]
+    assert store.queued_study("hello").state == "queued"

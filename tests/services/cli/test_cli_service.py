@@ -50,7 +50,7 @@ def test_a_token_is_shown_once_listed_without_its_secret_and_revoked(call, home)
     assert call("token", "revoke", "1")[:2] == (0, "token 1 of ann is revoked\n")
     assert json.loads(call("token", "list", "--owner", "ann", "--json")[1])[0]["state"] == "revoked"
     code, _, err = call("token", "revoke", "9")
-    assert (code, err) == (3, "error: there is no token 9; `nas-blockout token list` names them\n")
+    assert (code, err) == (3, "error: there is no token 9; `nas-blockout token list` lists them\n")
 
 
 def test_a_token_that_breaks_a_rule_is_not_made(call):

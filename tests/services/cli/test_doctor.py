@@ -161,4 +161,4 @@ def test_a_cluster_that_is_away_is_bad(settings: Settings) -> None:
 
 
 def test_the_clock_of_the_database_is_compared(store: Store) -> None:
-    assert abs(store.clock_ahead()) < 5.0
+    assert abs(store.clock_offset()) < 5.0

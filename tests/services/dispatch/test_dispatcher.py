@@ -122,7 +122,7 @@ def worker(store: Store, grid: Grid, name: str = "a", **changes: object) -> Disp
 
 
 def state(store: Store, name: str = "one") -> tuple[str, str]:
-    row = store.queue_row(name)
+    row = store.queued_study(name)
     assert row is not None
     return row.state, row.message
 
@@ -160,7 +160,7 @@ def test_a_head_that_dies_costs_an_attempt_and_its_owner_is_told_why(store: Stor
     assert state(store)[0] == "failed"
     assert "given up after 6 attempts" in state(store)[1]
     assert len(grid.submitted) == len(set(grid.submitted)) == 6
-    store.ask_resume("one")
+    store.request_resume("one")
     dispatcher.round()
     assert grid.submitted[-1] == job_id(STUDIES["one"], 6)
 
@@ -183,12 +183,12 @@ def test_cancelling_stops_the_job_once_and_then_settles(store: Store) -> None:
     enqueue(store)
     dispatcher.round()
     grid.drive(grid.submitted[0])
-    store.ask_cancel("one")
+    store.request_cancel("one")
     dispatcher.round()
     dispatcher.round()
     assert state(store) == ("cancelled", "cancelled as asked; `resume` goes on with it")
     assert store.study("one").state == "cancelled"
-    store.ask_resume("one")
+    store.request_resume("one")
     dispatcher.round()
     assert grid.living("one") == [job_id(STUDIES["one"], 1)]
 
@@ -200,7 +200,7 @@ def test_a_worker_that_dies_between_submission_and_note_leaves_no_second_job(sto
     with pytest.raises(KeyboardInterrupt):
         worker(store, grid, lease_seconds=0.0).round()
     grid.dies_after_submission = False
-    store.ask_cancel("one")
+    store.request_cancel("one")
     other = worker(store, grid, "b")
     other.round()
     other.round()
@@ -322,7 +322,7 @@ def test_a_worker_without_a_cluster_says_so_once_and_gives_its_studies_back_on_s
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             said = [process.stdout.readline() for _ in range(2)]
-            row = store.queue_row("one")
+            row = store.queued_study("one")
             assert row is not None
             assert row.worker is not None
             process.send_signal(signal.SIGTERM)
@@ -331,7 +331,7 @@ def test_a_worker_without_a_cluster_says_so_once_and_gives_its_studies_back_on_s
         assert said[0].startswith("worker ")
         assert said[1].startswith("waits: ")
         assert rest == "ends, and gives its studies back\n"
-        row = store.queue_row("one")
+        row = store.queued_study("one")
         assert row is not None
         assert (row.state, row.worker, row.job) == ("queued", None, None)
 
@@ -389,16 +389,16 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES))
     def cancel(self, name: str) -> None:
-        row = self.store.queue_row(name)
+        row = self.store.queued_study(name)
         if row is not None and not row.ended:
-            self.store.ask_cancel(name)
+            self.store.request_cancel(name)
             self.asked.add(name)
 
     @rule(name=st.sampled_from(NAMES))
     def resume(self, name: str) -> None:
-        row = self.store.queue_row(name)
+        row = self.store.queued_study(name)
         if row is not None and row.state in ("failed", "cancelled"):
-            self.store.ask_resume(name)
+            self.store.request_resume(name)
             self.ended.pop(name, None)
 
     @invariant()
@@ -409,7 +409,7 @@ class Interleavings(RuleBasedStateMachine):
     @invariant()
     def what_has_ended_stays_so_and_agrees_with_the_store(self) -> None:
         for name in NAMES:
-            row = self.store.queue_row(name)
+            row = self.store.queued_study(name)
             if row is None or not row.ended:
                 continue
             assert self.ended.setdefault(name, row.state) == row.state
@@ -433,7 +433,7 @@ class Interleavings(RuleBasedStateMachine):
                     self.grid.drive(name)
                 elif job.state == "running":
                     self.grid.end(name, "succeeded", 0)
-        rows = [row for name in NAMES if (row := self.store.queue_row(name)) is not None]
+        rows = [row for name in NAMES if (row := self.store.queued_study(name)) is not None]
         assert all(row.ended for row in rows), rows
 
 
@@ -443,12 +443,12 @@ TestInterleavings = Interleavings.TestCase
 
 def test_the_store_refuses_a_worker_whose_study_another_holds(store: Store) -> None:
     enqueue(store)
-    store.lease("a", seconds=0.0)
-    store.lease("b", seconds=30.0)
+    store.acquire_lease("a", seconds=0.0)
+    store.acquire_lease("b", seconds=30.0)
     for write in (
-        lambda: store.note_job("one", "a", job="j", attempt=0),
-        lambda: store.note("one", "a", message="m"),
-        lambda: store.settle("one", "a", "failed", message="m"),
+        lambda: store.record_job("one", "a", job="j", attempt=0),
+        lambda: store.set_message("one", "a", message="m"),
+        lambda: store.finish_queued("one", "a", "failed", message="m"),
     ):
         with pytest.raises(LeaseLost):
             write()

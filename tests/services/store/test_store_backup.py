@@ -39,7 +39,7 @@ def fill(store: Store) -> tuple[Trial, ...]:
 def everything(url: str) -> tuple[object, ...]:
     with Store.open(url) as store:
         trials = store.trials("kept")
-        return trials, [store.epochs(row.id) for row in trials], store.queue_row("queued"), store.tokens("me")
+        return trials, [store.epochs(row.id) for row in trials], store.queued_study("queued"), store.tokens("me")
 
 
 def test_a_dump_of_postgresql_is_restored_over_what_came_later(postgres, tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from services.store import Store, StoreError, Taken
+from services.store import LockTimeout, Store, StoreError
 
 HOLDER = """
 import sys
 from services.store import Store
-with Store.open(sys.argv[1]) as store, store.telling("example", "mlflow"):
+with Store.open(sys.argv[1]) as store, store.sync_lock("example", "mlflow"):
     print("held", flush=True)
     input()
 """
@@ -27,19 +27,22 @@ def holder(url: str) -> subprocess.Popen[str]:
 
 def test_a_second_process_is_refused_until_the_first_has_ended(store_url: str) -> None:
     with Store.open(store_url) as store, holder(store_url) as process:
-        with pytest.raises(Taken, match="telling mlflow of study 'example'"), store.telling("example", "mlflow"):
+        with (
+            pytest.raises(LockTimeout, match="sending study 'example' to mlflow"),
+            store.sync_lock("example", "mlflow"),
+        ):
             pass
-        with store.telling("another", "mlflow"), store.telling("example", "somebody"):
+        with store.sync_lock("another", "mlflow"), store.sync_lock("example", "somebody"):
             pass
         process.communicate("\n")
-        with store.telling("example", "mlflow"):
+        with store.sync_lock("example", "mlflow"):
             pass
 
 
 def test_a_process_that_was_killed_holds_nobody_up(store_url: str) -> None:
     with holder(store_url) as process:
         process.kill()
-    with Store.open(store_url) as store, store.telling("example", "mlflow", patience=30):
+    with Store.open(store_url) as store, store.sync_lock("example", "mlflow", wait_seconds=30):
         pass
 
 
@@ -47,11 +50,11 @@ def test_whoever_waits_comes_next(store_url: str) -> None:
     order: list[str] = []
 
     def wait() -> None:
-        with Store.open(store_url) as other, other.telling("example", "mlflow", patience=60):
+        with Store.open(store_url) as other, other.sync_lock("example", "mlflow", wait_seconds=60):
             order.append("second")
 
     thread = threading.Thread(target=wait)
-    with Store.open(store_url) as store, store.telling("example", "mlflow"):
+    with Store.open(store_url) as store, store.sync_lock("example", "mlflow"):
         thread.start()
         time.sleep(0.3)
         order.append("first")
@@ -61,12 +64,12 @@ def test_whoever_waits_comes_next(store_url: str) -> None:
 
 def test_it_is_let_go_by_an_error_too(store: Store) -> None:
     for _ in range(2):
-        with pytest.raises(KeyError), store.telling("example", "mlflow"):
+        with pytest.raises(KeyError), store.sync_lock("example", "mlflow"):
             raise KeyError("example")
-    with store.telling("example", "mlflow"), pytest.raises(StoreError), store.telling("example", "mlflow"):
+    with store.sync_lock("example", "mlflow"), pytest.raises(StoreError), store.sync_lock("example", "mlflow"):
         pass
 
 
 def test_it_keeps_nobody_from_writing(store: Store, study: str) -> None:
-    with store.telling(study, "mlflow"):
+    with store.sync_lock(study, "mlflow"):
         assert store.claim_study(study).state == "running"

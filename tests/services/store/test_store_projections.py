@@ -21,14 +21,14 @@ def test_nothing_is_noted_of_a_trial_that_is_not_there(store, study):
     with pytest.raises(NotFound, match="no trial 41"):
         store.add_export(41, path="x", hashes={}, verified=True)
     with pytest.raises(NotFound, match="no trial 41"):
-        store.project(study, target="mlflow", external_id="a", trial=41)
+        store.record_projection(study, target="mlflow", external_id="a", trial=41)
 
 
 def test_an_architecture_is_kept_once(store):
     store.add_architecture("abc", {"clusters": 1})
     store.add_architecture("abc", {"clusters": 2})
     assert store.architecture("abc") == {"clusters": 1}
-    with pytest.raises(ValueError, match="an architecture must hold finite numbers only"):
+    with pytest.raises(ValueError, match="an architecture must contain only finite numbers"):
         store.add_architecture("abd", {"clusters": float("nan")})
 
 
@@ -37,7 +37,9 @@ def test_what_was_told_only_goes_forward(store, study, queue, of_trial):
     trial = queue().id if of_trial else None
 
     def tell(external_id: str, epoch: int, done: bool) -> ProjectionRow:
-        store.project(study, target="mlflow", external_id=external_id, trial=trial, synced_epoch=epoch, done=done)
+        store.record_projection(
+            study, target="mlflow", external_id=external_id, trial=trial, synced_epoch=epoch, done=done
+        )
         (row,) = store.projections(study, "mlflow")
         return row
 
@@ -51,8 +53,8 @@ def test_what_was_told_only_goes_forward(store, study, queue, of_trial):
 def test_study_and_trials_are_told_apart_and_by_target(store, study, queue):
     trials = [queue().id for _ in range(2)]
     for trial in (trials[1], None, trials[0]):
-        store.project(study, target="mlflow", external_id=f"run-{trial}", trial=trial)
-    store.project(study, target="elsewhere", external_id="x")
+        store.record_projection(study, target="mlflow", external_id=f"run-{trial}", trial=trial)
+    store.record_projection(study, target="elsewhere", external_id="x")
     assert [row.trial for row in store.projections(study, "mlflow")] == [None, *trials]
     assert [row.external_id for row in store.projections(study, "elsewhere")] == ["x"]
     assert store.projections(study, "nobody") == ()
@@ -62,10 +64,10 @@ def test_a_study_is_untold_until_it_is_told_whole_and_again_when_it_is_reopened(
     assert store.unsynced_studies("mlflow") == ()  # nothing has happened in it
     store.claim_study(study, "one:1")
     assert store.unsynced_studies("mlflow") == (study,)
-    store.project(study, target="mlflow", external_id="run")
+    store.record_projection(study, target="mlflow", external_id="run")
     assert store.unsynced_studies("mlflow") == (study,)
     store.finish_study(study, "failed")
-    store.project(study, target="mlflow", external_id="run", done=True)
+    store.record_projection(study, target="mlflow", external_id="run", done=True)
     assert store.unsynced_studies("mlflow") == ()
     assert store.unsynced_studies("elsewhere") == (study,)
     store.reopen_study(study, reason="more")

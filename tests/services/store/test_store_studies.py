@@ -39,7 +39,7 @@ def test_a_study_is_made_once(store):
 
 def test_other_contents_under_a_name_are_refused_and_change_nothing(store):
     before = store.study(make(store))
-    with pytest.raises(StudyConflict, match=r"'example' is in the store with other contents .hash cafe, not beef."):
+    with pytest.raises(StudyConflict, match=r"'example' is in the store with different settings .hash cafe, now beef."):
         store.create_study("example", config={"x": 2}, config_hash="beef", arms=["c"])
     assert store.study("example") == before
 
@@ -48,7 +48,7 @@ def test_other_contents_under_a_name_are_refused_and_change_nothing(store):
     "name", ["", "-a", "A", "a_b", "a b", "a/b", "..", "a" * 65, "é", "a\n", "'; DROP TABLE studies"]
 )
 def test_a_name_that_breaks_the_rule_is_refused(store, name):
-    with pytest.raises(ValueError, match="named by 1 to 64 small letters, digits and dashes, got"):
+    with pytest.raises(ValueError, match="must be 1 to 64 lowercase letters, digits and dashes, got"):
         make(store, name)
     assert store.count_studies() == 0
 
@@ -59,13 +59,13 @@ def test_names_within_the_rule_are_taken(store):
 
 @pytest.mark.parametrize("arms", [[], ["a", "a"]])
 def test_arms_are_at_least_one_and_distinct(store, arms):
-    with pytest.raises(ValueError, match="one arm or more, each named once"):
+    with pytest.raises(ValueError, match="arms must be one or more distinct names"):
         store.create_study("example", config={}, config_hash="cafe", arms=arms)
     assert store.count_studies() == 0
 
 
 def test_a_config_that_json_cannot_hold_is_refused(store):
-    with pytest.raises(ValueError, match=r"config must hold finite numbers only, got a.0=nan"):
+    with pytest.raises(ValueError, match=r"config must contain only finite numbers, got a.0=nan"):
         store.create_study("example", config={"a": [float("nan")]}, config_hash="cafe", arms=["a"])
 
 
@@ -82,7 +82,7 @@ CALLS: list[Callable[[Store, str], object]] = [
     Store.exports,
     Store.requeue_running,
     lambda store, name: store.projections(name, "mlflow"),
-    lambda store, name: store.project(name, target="mlflow", external_id="1"),
+    lambda store, name: store.record_projection(name, target="mlflow", external_id="1"),
     lambda store, name: store.add_trial(
         name, arm="a", phase="search", number=0, seed=0, planned=0, experiment={}
     ),
@@ -131,7 +131,9 @@ def test_a_study_is_claimed_by_one_driver(store):
     row = store.claim_study("example", HERE)
     assert (row.state, row.owner, row.interrupted) == ("running", HERE, False)
     assert row.heartbeat_age < 5
-    with pytest.raises(StudyBusy, match=r"'example' is run by one:1, which was there \d s ago; wait, or end it first"):
+    with pytest.raises(
+        StudyBusy, match=r"'example' is being run by one:1 \(heartbeat \d s ago\); wait, or stop it first"
+    ):
         store.claim_study("example", THERE)
     assert store.claim_study("example", HERE).started_at == row.started_at
     assert store.study("example").owner == HERE
@@ -141,7 +143,7 @@ def test_a_claim_ends_when_its_heartbeats_do(store):
     make(store)
     store.claim_study("example", HERE)
     assert store.claim_study("example", THERE, stale_seconds=0).owner == THERE
-    with pytest.raises(StudyBusy, match="no longer run by one:1, but by two:2"):
+    with pytest.raises(StudyBusy, match="one:1 has lost its claim on study 'example', which is now run by two:2"):
         store.heartbeat("example", HERE)
     assert [event.detail for event in store.events("example") if event.kind == "claimed"] == [
         {"owner": HERE, "before": None},
@@ -192,7 +194,7 @@ def test_a_driver_that_was_killed_on_this_machine_frees_its_study_at_once(store)
     with other_process() as process:
         owner = process.stdout.readline().strip()
         store.claim_study("example", owner)
-        with pytest.raises(StudyBusy, match="is run by"):
+        with pytest.raises(StudyBusy, match="is being run by"):
             store.claim_study("example")
         process.kill()
         process.wait()
@@ -230,7 +232,7 @@ def test_only_an_end_ends_a_study(store):
 
 
 def test_a_study_is_not_complete_while_a_trial_is_not(store, study, running):
-    with pytest.raises(StateError, match="cannot become 'complete': 1 of its trials are queued or run"):
+    with pytest.raises(StateError, match="cannot become 'complete': 1 of its trials are queued or running"):
         store.finish_study(study, "complete")
     store.finish_trial(running, "complete", score=0.5)
     store.finish_study(study, "complete")
@@ -266,12 +268,12 @@ def test_a_study_is_reopened_and_extended_with_a_record_of_how_it_was(store, stu
 
 
 def test_reopening_refuses_what_would_lose_something_and_changes_nothing(store, study):
-    with pytest.raises(StateError, match="is 'created': only a study that has ended is reopened"):
+    with pytest.raises(StateError, match="is 'created': only a study that has ended can be reopened"):
         store.reopen_study(study, reason="more")
     store.finish_study(study, "failed")
     before = store.study(study), store.events(study)
     with pytest.raises(ValueError, match="leaves out blockout"):
         store.reopen_study(study, reason="less", arms=["random", "new"])
-    with pytest.raises(ValueError, match="given together"):
+    with pytest.raises(ValueError, match="passed together"):
         store.reopen_study(study, reason="half", config={})
     assert (store.study(study), store.events(study)) == before

@@ -53,7 +53,7 @@ def test_a_token_is_revoked_once_and_for_all(store):
     assert store.revoke_token(row.id) == revoked
     assert store.token(secret) is None
     assert store.valid_token(row.id) is None
-    with pytest.raises(NotFound, match="there is no token 99; `nas-blockout token list` names them"):
+    with pytest.raises(NotFound, match="there is no token 99; `nas-blockout token list` lists them"):
         store.revoke_token(99)
 
 
@@ -68,15 +68,15 @@ def test_tokens_are_listed_with_their_owners(store):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"scope": "admin"}, "scope of a token must be one of read, write, got 'admin'"),
-        ({"owner": ""}, "an owner is named by 1 to 64 letters"),
+        ({"scope": "admin"}, "scope must be one of read, write, got 'admin'"),
+        ({"owner": ""}, "owner must be 1 to 64 letters"),
         ({"owner": "a b"}, "got 'a b'"),
-        ({"owner": "é"}, "an owner is named"),
-        ({"owner": "a\n"}, "an owner is named"),
-        ({"name": "x" * 101}, "a token is named by up to 100 printable"),
+        ({"owner": "é"}, "owner must be"),
+        ({"owner": "a\n"}, "owner must be"),
+        ({"name": "x" * 101}, "name must be up to 100 printable"),
         ({"name": "a\x1b[2J"}, "printable"),
         ({"expires_at": datetime(2000, 1, 1)}, "has a time zone"),
-        ({"expires_at": datetime(2000, 1, 1, tzinfo=UTC)}, "a token ends in the future, got 2000"),
+        ({"expires_at": datetime(2000, 1, 1, tzinfo=UTC)}, "expires_at must be in the future, got 2000"),
     ],
 )
 def test_values_that_break_a_rule_are_refused(store, values, message):

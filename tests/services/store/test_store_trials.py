@@ -71,8 +71,8 @@ def test_another_trial_under_the_same_number_is_refused(store, study, queue, cha
         ({"number": 0.5}, "number must be a whole number"),
         ({"planned": True}, "planned must be a whole number"),
         ({"suggest_seconds": float("nan")}, "suggest_seconds must be a finite number and not negative, got nan"),
-        ({"experiment": {"rate": float("inf")}}, "experiment must hold finite numbers only, got rate=inf"),
-        ({"params": {"values": [float("nan")]}}, "params must hold finite numbers only, got values.0=nan"),
+        ({"experiment": {"rate": float("inf")}}, "experiment must contain only finite numbers, got rate=inf"),
+        ({"params": {"values": [float("nan")]}}, "params must contain only finite numbers, got values.0=nan"),
     ],
 )
 def test_a_value_out_of_its_range_is_refused(store, study, queue, changes, message):
@@ -186,7 +186,7 @@ def test_what_is_no_number_is_kept_as_none_and_named(store, running):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"epoch": 0}, "an epoch record has epoch, sample_passes and seconds, this one lacks"),
+        ({"epoch": 0}, "an epoch record must have epoch, sample_passes and seconds, this one lacks"),
         (record(0, seconds=float("nan")), "seconds must be a finite number and not negative, got nan"),
         (record(0, seconds=-1.0), "seconds must be a finite number"),
         (record(-1), "epoch must be a whole number"),
@@ -202,11 +202,11 @@ def test_a_bad_record_is_refused_with_all_that_came_with_it(store, running, bad,
 
 def test_epochs_are_recorded_only_while_a_trial_runs(store, queue):
     trial = queue().id
-    with pytest.raises(StateError, match="is 'queued': epochs are recorded only while it is 'running'"):
+    with pytest.raises(StateError, match="is 'queued': epochs can be recorded only while it is 'running'"):
         store.record_epochs(trial, [record(0)])
     store.start_attempt(trial)
     finish(store, trial, "complete")
-    with pytest.raises(StateError, match="is 'complete': epochs are recorded only"):
+    with pytest.raises(StateError, match="is 'complete': epochs can be recorded only"):
         store.record_epochs(trial, [record(0)])
     assert store.epochs(trial) == ()
 
@@ -228,7 +228,7 @@ def test_a_trial_ends_once_and_its_attempt_with_it(store, running, end, attempt)
 def test_how_a_trial_ended_does_not_change(store, running, first, second):
     finish(store, running, first)
     row, attempts = store.trial(running), store.attempts(running)
-    with pytest.raises(StateError, match=f"is '{first}' and cannot become '{second}': what has ended stays so"):
+    with pytest.raises(StateError, match=f"is '{first}' and cannot become '{second}': a terminal state is final"):
         store.start_attempt(running) if second == "running" else finish(store, running, second)
     assert (store.trial(running), store.attempts(running)) == (row, attempts)
 
@@ -244,9 +244,9 @@ def test_a_trial_that_never_ran_fails_but_is_not_complete(store, queue):
 @pytest.mark.parametrize(
     ("state", "values", "message"),
     [
-        ("complete", {}, "a complete trial has a score"),
+        ("complete", {}, "a complete trial must have a score"),
         ("complete", {"score": float("nan")}, "the score of trial .* must be finite, got nan; end it as failed"),
-        ("failed", {}, "a failed trial has a reason"),
+        ("failed", {}, "a failed trial must have a reason"),
         ("queued", {}, "must be one of complete, failed, pruned, got 'queued'"),
     ],
 )

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.store.checked_values import NON_FINITE, amount, count, exact, finite, one_of, storable
+from services.store.checked_values import (
+    NON_FINITE,
+    non_negative,
+    one_of,
+    replace_non_finite,
+    require_finite,
+    storable,
+    whole_number,
+)
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.text() | st.floats()
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
@@ -23,7 +31,7 @@ def leaves(value: object) -> list[object]:
 @settings(max_examples=50, deadline=None)
 @given(DOCUMENTS)
 def test_every_document_becomes_json_that_loses_only_what_json_lacks(document):
-    clean = finite(document)
+    clean = replace_non_finite(document)
     assert json.loads(json.dumps(clean, allow_nan=False)) == clean
     named = clean.pop(NON_FINITE, {})
     before, after = leaves(document), leaves(clean)
@@ -37,15 +45,15 @@ def test_every_document_becomes_json_that_loses_only_what_json_lacks(document):
 @settings(max_examples=50, deadline=None)
 @given(DOCUMENTS)
 def test_a_document_is_exact_or_refused(document):
-    if NON_FINITE in finite(document):
-        with pytest.raises(ValueError, match="x must hold finite numbers only, got"):
-            exact("x", document)
+    if NON_FINITE in replace_non_finite(document):
+        with pytest.raises(ValueError, match="x must contain only finite numbers, got"):
+            require_finite("x", document)
     else:
-        assert exact("x", document) == finite(document)
+        assert require_finite("x", document) == replace_non_finite(document)
 
 
 def test_tuples_become_lists_and_keys_texts():
-    assert finite({"a": (1, (2,)), "b": {3: 4}}) == {"a": [1, [2]], "b": {"3": 4}}
+    assert replace_non_finite({"a": (1, (2,)), "b": {3: 4}}) == {"a": [1, [2]], "b": {"3": 4}}
 
 
 @settings(max_examples=50, deadline=None)
@@ -60,21 +68,21 @@ def test_texts_are_storable_and_stay_readable(text):
 
 @pytest.mark.parametrize("value", [0, 1, 2**63 - 1, 3.0])
 def test_counts_within_the_range_are_taken(value):
-    assert count("x", value) == value
-    assert type(count("x", value)) is int
+    assert whole_number("x", value) == value
+    assert type(whole_number("x", value)) is int
 
 
 @pytest.mark.parametrize("value", [-1, 2**63, 0.5, True, float("nan"), float("inf")])
 def test_counts_out_of_range_are_refused(value):
-    with pytest.raises(ValueError, match=r"x must be a whole number in 0..2\*\*63-1, got"):
-        count("x", value)
+    with pytest.raises(ValueError, match=r"x must be a whole number in \[0, 2\*\*63 - 1\], got"):
+        whole_number("x", value)
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), float("-inf")])
 def test_amounts_are_finite_and_not_negative(value):
-    with pytest.raises(ValueError, match="x must be a finite number and not negative, got"):
-        amount("x", value)
-    assert amount("x", 1) == 1.0
+    with pytest.raises(ValueError, match="x must be a finite number of 0 or more, got"):
+        non_negative("x", value)
+    assert non_negative("x", 1) == 1.0
 
 
 def test_a_word_is_one_of_those_known():

@@ -35,13 +35,13 @@ def test_studies_outlive_a_way_down_and_up_and_the_queue_does_not(store_url):
 
 
 def test_a_version_that_is_not_there_or_not_older_is_refused(store_url):
-    with pytest.raises(StoreError, match="the tables have the versions 0001, 0002, 0003, there is no '9999'"):
+    with pytest.raises(StoreError, match="schema version must be one of 0001, 0002, 0003, got '9999'"):
         schema_version.downgrade(store_url, "9999")
-    with pytest.raises(StoreError, match="has version none, which is older than 0001"):
+    with pytest.raises(StoreError, match="has schema version none, which is older than 0001"):
         schema_version.downgrade(store_url, "0001")
     schema_version.upgrade(store_url)
     schema_version.downgrade(store_url, "0001")
-    with pytest.raises(StoreError, match="has version 0001, which is older than 0002"):
+    with pytest.raises(StoreError, match="has schema version 0001, which is older than 0002"):
         schema_version.downgrade(store_url, "0002")
 
 

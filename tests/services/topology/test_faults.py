@@ -45,7 +45,7 @@ class Scene:
         assert status in (200, 201, 202), answer
 
     def row(self, name: str) -> QueueRow:
-        found = self.store.queue_row(name)
+        found = self.store.queued_study(name)
         assert found is not None
         return found
 
