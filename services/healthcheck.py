@@ -1,7 +1,7 @@
-"""Health checks of the containers: `python -P -m services.healthcheck WHAT` ends with 0 if all is well, else with 1.
+"""Health checks of the containers: `python -P -m services.healthcheck WHAT` exits with 0 if healthy, else with 1.
 
-WHAT is a URL that must answer with success, or the path of a file that must have been touched not long ago. Only the
-standard library is imported: it runs every few seconds in every container.
+WHAT is a URL that must respond with success, or the path of a file that must have been touched recently. Only the
+standard library is imported, since this runs every few seconds in every container.
 """
 
 import argparse
@@ -17,12 +17,12 @@ SECONDS = 5.0
 
 
 def ask(url: str, *, token: str | None = None, seconds: float = SECONDS) -> str | None:
-    """Ask a URL; return what is wrong, or None.
+    """Request a URL; return what is wrong, or None.
 
     Args:
         url: ``http://`` or ``https://``.
         token: Sent as a bearer token.
-        seconds: How long to wait for the answer.
+        seconds: Timeout.
     """
     if not url.startswith(("http://", "https://")):
         return f"{url!r} is neither http:// nor https://"
@@ -39,7 +39,7 @@ def ask(url: str, *, token: str | None = None, seconds: float = SECONDS) -> str 
 
 
 def fresh(path: Path, *, seconds: float) -> str | None:
-    """Look when a file was last touched; return what is wrong, or None."""
+    """Check that a file was touched in the last `seconds`; return what is wrong, or None."""
     try:
         age = time.time() - path.stat().st_mtime
     except OSError as error:
@@ -48,20 +48,20 @@ def fresh(path: Path, *, seconds: float) -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check one thing; return the exit code."""
+    """Run one check; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -P -m services.healthcheck", description="Ask one service whether it is well."
+        prog="python -P -m services.healthcheck", description="Check the health of one service."
     )
-    parser.add_argument("what", help="a URL, or the path of a file; in a path {host} stands for this machine's name")
-    parser.add_argument("--token", metavar="VARIABLE", help="environment variable with the bearer token to send")
-    parser.add_argument("--seconds", type=float, default=None, help="patience with a URL, greatest age of a file")
-    given = parser.parse_args(arguments)
-    if "://" in given.what:
-        token = os.environ.get(given.token) if given.token else None
-        wrong = ask(given.what, token=token, seconds=given.seconds or SECONDS)
+    parser.add_argument("what", help="URL, or path of a file, in which {host} is replaced by this machine's name")
+    parser.add_argument("--token", metavar="VARIABLE", help="environment variable that holds the bearer token to send")
+    parser.add_argument("--seconds", type=float, default=None, help="timeout of a URL, or maximum age of a file")
+    options = parser.parse_args(arguments)
+    if "://" in options.what:
+        token = os.environ.get(options.token) if options.token else None
+        wrong = ask(options.what, token=token, seconds=options.seconds or SECONDS)
     else:
-        path = Path(given.what.replace("{host}", os.uname().nodename))
-        wrong = fresh(path, seconds=given.seconds or 60.0)
+        path = Path(options.what.replace("{host}", os.uname().nodename))
+        wrong = fresh(path, seconds=options.seconds or 60.0)
     if wrong is not None:
         sys.stderr.write(wrong + "\n")
     return 0 if wrong is None else 1

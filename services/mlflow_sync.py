@@ -1,8 +1,7 @@
-"""MLflow as a projection of the store: written from it, safe to repeat, never in the way of training.
+"""Copies studies from the store to MLflow: idempotent, and never in the way of training. The sole importer of mlflow.
 
-The sole importer of mlflow. What is already there is recognized by the tag ``nas.trial``, so that a projection that was
-cut off is completed without duplicates; every value and every moment comes from the store, so that writing it again
-changes nothing.
+Runs that exist already are recognized by their tag ``nas.trial``, so that an interrupted sync is completed without
+duplicates. All values and times come from the store, so that writing a run again changes nothing.
 """
 
 import hashlib
@@ -26,13 +25,13 @@ from services.trial_record import Trial
 
 PARAMS_MAX = 100
 METRICS_MAX = 1000
-CURVE_POINTS = 100  # of a curve, about: writing one takes a sixth of a millisecond, and the store keeps every epoch
+CURVE_POINTS = 100  # about, for each curve: writing one takes 1/6 ms, and the store has every epoch anyway
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 500
 ERROR_CHARACTERS = 300
 FOLLOW_SECONDS = 10.0
-FOLLOW_SECONDS_MOST = 60.0
-FOLLOW_SHARE = 0.02  # of the time, at most: what is read and written competes with training
+MAX_FOLLOW_SECONDS = 60.0
+FOLLOW_SHARE = 0.02  # of the time, at most: syncing competes with training
 WAIT_SECONDS = 120.0
 TARGET = "mlflow"
 FILES = ("comparison.json", "study.yaml", "environment.json", "trials.csv")
@@ -41,7 +40,7 @@ _ENVIRONMENT = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that is away is not waited for: the next round tries again
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # no waiting for a server that is away: the next round tries again
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -54,12 +53,12 @@ class TrackingError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """What a projection did.
+    """The result of a sync.
 
     Args:
         experiment: Name of the MLflow experiment.
         written: Runs that were written.
-        present: Runs that were already there.
+        present: Runs that existed already.
     """
 
     experiment: str
@@ -68,7 +67,7 @@ class Synced:
 
 
 def check(uri: str) -> str:
-    """Return what a tracking server or database says of itself.
+    """Return a summary of a tracking server or database.
 
     Raises:
         TrackingError: It does not answer.
@@ -79,25 +78,28 @@ def check(uri: str) -> str:
 
 
 @contextmanager
-def following(uri: str | None, study: str, config: Mapping[str, Any], store: Store) -> Iterator[None]:
-    """Write trials to MLflow as they end, in a thread of its own; a server that is away is tried again.
+def following(
+    uri: str | None, study: str, config: Mapping[str, Any], store: Store, *, pause_seconds: float = FOLLOW_SECONDS
+) -> Iterator[None]:
+    """Write trials to MLflow as they end, in a separate thread; errors are ignored, and the next round tries again.
 
     Args:
         uri: Tracking URI, or None for no MLflow.
         study: Name of the study.
         config: The resolved study.
         store: Holds its trials.
+        pause_seconds: Shortest pause between rounds.
     """
     ended = threading.Event()
 
     def follow() -> None:
-        projection, pause = None, FOLLOW_SECONDS
+        projection, pause = None, pause_seconds
         while not ended.wait(pause):
             began = time.monotonic()
             with suppress(TrackingError):
                 projection = projection or Projection(str(uri), study, config, store)
                 projection.sync(until=ended.is_set, wait_seconds=0.0)
-            pause = pause_after(time.monotonic() - began)
+            pause = pause_after(time.monotonic() - began, shortest=pause_seconds)
 
     thread = threading.Thread(target=follow, name="tracking", daemon=True)
     if uri is not None:
@@ -110,22 +112,22 @@ def following(uri: str | None, study: str, config: Mapping[str, Any], store: Sto
             thread.join()
 
 
-def pause_after(seconds: float) -> float:
-    """Return the seconds to wait after a round that took so many, so that rounds take a small share of the time."""
-    return min(FOLLOW_SECONDS_MOST, max(FOLLOW_SECONDS, seconds / FOLLOW_SHARE))
+def pause_after(seconds: float, *, shortest: float = FOLLOW_SECONDS) -> float:
+    """Return the seconds to wait after a round that took `seconds`, so that rounds take a small share of the time."""
+    return min(MAX_FOLLOW_SECONDS, max(shortest, seconds / FOLLOW_SHARE))
 
 
 class Projection:
-    """Writes one study to MLflow; several calls of `sync` write what is new.
+    """Writes one study to MLflow; each call of `sync` writes what is new.
 
-    Of all processes one writes at a time, so that nothing is written twice: every call waits for its turn, and then
-    reads what is there.
+    One process writes at a time: every call acquires the lock of the study, then reads which runs exist. MLflow has no
+    unique names, so that two writers would create every run twice.
 
     Args:
-        uri: Tracking URI; a SQLite file is made and migrated when it is first used.
+        uri: Tracking URI; a SQLite file is created when it is first used.
         study: Name of the study.
         config: The resolved study.
-        store: Holds the trials, and the right to write.
+        store: Holds the trials and the lock.
 
     Raises:
         TrackingError: The server cannot be reached.
@@ -140,14 +142,14 @@ class Projection:
         self._written: set[str] = set()
 
     def sync(self, *, until: Callable[[], bool] = lambda: False, wait_seconds: float = WAIT_SECONDS) -> Synced:
-        """Write every ended trial that is not there yet, with its curves; return what was done.
+        """Write every trial that has ended and has no complete run yet, with its curves.
 
         Args:
-            until: Asked before each trial; stops early where it says so.
+            until: Called before each trial; True stops the sync.
             wait_seconds: How long to wait for another process that syncs the same study.
 
         Raises:
-            TrackingError: The server does not answer, or another process is still writing.
+            TrackingError: The server does not respond, or another process still holds the lock.
         """
         with _translated(self.uri):
             ended = [trial for trial in self.store.trials(self.study) if trial.state in _STATUS]
@@ -166,22 +168,22 @@ class Projection:
         return Synced(self.name, written, present)
 
     def finish(self, comparison: Mapping[str, Any], folder: Path) -> None:
-        """Write the outcome of the study to its parent run: one metric an arm, the files, the report, the figures.
+        """Write the results of the study to its parent run: test accuracy of each arm, files, report and figures.
 
         Args:
             comparison: Content of ``comparison.json``.
-            folder: Of the study; what is not in it is left out. Files that are there already are not sent again.
+            folder: Folder of the study; missing files are skipped, and unchanged ones are not sent again.
         """
         from mlflow.entities import Metric
 
-        found = {
+        accuracies = {
             f"test/accuracy/{name}": arm["test_accuracy"]["mean"]
             for name, arm in comparison["arms"].items()
             if arm["test_accuracy"] and _is_number(arm["test_accuracy"]["mean"])
         }
         with self._writing(WAIT_SECONDS):
             run = self._client.get_run(self.parent)
-            new = {key: value for key, value in found.items() if run.data.metrics.get(key) != value}
+            new = {key: value for key, value in accuracies.items() if run.data.metrics.get(key) != value}
             metrics = [Metric(key, value, run.info.start_time, 0) for key, value in new.items()]
             self._client.log_batch(self.parent, metrics=metrics)
             files = _artifacts(folder)
@@ -196,17 +198,17 @@ class Projection:
     def log_model(
         self, arm: str, model: Any, images: Any, *, class_names: Sequence[str], requirements: Sequence[str]
     ) -> None:
-        """Log the exported model of an arm, with a signature, to the parent run, unless that very model is there.
+        """Log the exported model of an arm, with a signature, to the parent run, unless it is there already.
 
-        The run's tag ``nas.model`` is the identity of the latest. A model that an extension of the study has replaced
-        stays, and bears the identity of its successor in its own tag ``nas.stale``.
+        The run's tag ``nas.model`` is the ID of the latest model. A model that an extension of the study has replaced
+        is kept, with the ID of its successor in its tag ``nas.stale``.
 
         Args:
-            arm: Name of the contestant; the logged model is called so.
+            arm: Name of the arm, and of the logged model.
             model: A network in eval mode.
-            images: Example input as an array, two images or more.
-            class_names: In the order of the logits; kept as metadata of the model.
-            requirements: Packages that a server of the model needs.
+            images: Example input of shape (n, channels, height, width), n >= 2: a batch of 1 would fix the size.
+            class_names: Class names in the order of the logits, for the model's metadata.
+            requirements: Packages that serving the model needs.
         """
         import torch
         from mlflow.models import infer_signature
@@ -229,11 +231,11 @@ class Projection:
             if (before := tags.get("nas.model")) is not None:
                 self._client.set_logged_model_tags(before, {"nas.stale": logged})
             self._client.set_tag(self.parent, "nas.model", logged)
-            self._client.set_tag(self.parent, "nas.model.digest", digest)  # last: what is cut off is logged again
+            self._client.set_tag(self.parent, "nas.model.digest", digest)  # last: repeats interrupted uploads
 
     @contextmanager
     def _writing(self, wait_seconds: float) -> Iterator[None]:
-        """Be the only one who writes the study, and know what is there."""
+        """Hold the lock of the study, and know which runs exist."""
         try:
             with self.store.sync_lock(self.study, TARGET, wait_seconds=wait_seconds), _translated(self.uri):
                 self._experiment = self._experiment_id()
@@ -247,7 +249,7 @@ class Projection:
             raise TrackingError(str(error)) from None
 
     def _log_model(self, model: Any, options: Mapping[str, Any]) -> str:
-        """Log a model as a program of torch.export, without a pickle; return its identity."""
+        """Log a model as a torch.export program, without pickle; return its ID."""
         import mlflow
 
         mlflow.set_tracking_uri(self.uri)
@@ -260,19 +262,19 @@ class Projection:
     def _experiment_id(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self._client.get_experiment_by_name(self.name)
-        if found is not None:
-            return str(found.experiment_id)
+        experiment = self._client.get_experiment_by_name(self.name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         try:
             location = None
             if self.uri.startswith("sqlite:///"):
                 database = Path(self.uri.removeprefix("sqlite:///"))
                 location = (database.parent / "mlartifacts" / self.study).absolute().as_uri()
             return str(self._client.create_experiment(self.name, artifact_location=location))
-        except MlflowException:  # somebody else was first
-            found = self._client.get_experiment_by_name(self.name)
-            assert found is not None
-            return str(found.experiment_id)
+        except MlflowException:  # another study's process was first
+            experiment = self._client.get_experiment_by_name(self.name)
+            assert experiment is not None
+            return str(experiment.experiment_id)
 
     def _runs(self) -> Iterator[Any]:
         token = None
@@ -296,7 +298,7 @@ class Projection:
             parent = self._known["study"] = str(
                 self._client.create_run(self._experiment, began, run_name=self.study, tags=tags).info.run_id
             )
-        if "study" not in self._written:  # it may have been cut off before: the same once more changes nothing
+        if "study" not in self._written:  # a previous sync may have been interrupted; repeating it changes nothing
             self._log(parent, params=_params({key: value for key, value in self.config.items() if key != "arms"}))
         return parent
 
@@ -316,7 +318,7 @@ class Projection:
         self._written.add(str(trial.id))
 
     def _log(self, run: str, *, params: Sequence[Any], metrics: Sequence[Any] = ()) -> None:
-        """Write in as few requests as the server's limits allow."""
+        """Write in as few requests as MLflow's limits on a batch allow."""
         rounds = max(math.ceil(len(metrics) / METRICS_MAX), math.ceil(len(params) / PARAMS_MAX))
         for number in range(rounds):
             self._client.log_batch(
@@ -336,43 +338,43 @@ class Projection:
             "nas.seed": str(trial.seed),
             "nas.status": trial.state,
         }
-        found = (trial.result or {}).get("architecture_hash") or trial.architecture_hash
+        architecture = (trial.result or {}).get("architecture_hash") or trial.architecture_hash
         return {
             **tags,
-            **({"nas.architecture": found} if found else {}),
+            **({"nas.architecture": architecture} if architecture else {}),
             **({"nas.reason": trial.reason[:TAG_CHARACTERS]} if trial.reason else {}),
         }
 
 
 def _artifacts(folder: Path) -> dict[Path, str]:
-    """Return the files of a study that are shown in MLflow, and in which folder there; figures are SVG."""
+    """Return the files of a study to upload, each with its folder in MLflow."""
     report = folder / "report"
-    found = {folder / name: "" for name in FILES} | {report / "index.html": "report"}
-    found |= dict.fromkeys(sorted((report / "figures").glob("*.svg")), "figures")
-    return {path: place for path, place in found.items() if path.is_file()}
+    files = {folder / name: "" for name in FILES} | {report / "index.html": "report"}
+    files |= dict.fromkeys(sorted((report / "figures").glob("*.svg")), "figures")
+    return {path: place for path, place in files.items() if path.is_file()}
 
 
 def _digest(files: Mapping[Path, str]) -> str:
-    """Return a name of the contents of all files together."""
-    found = hashlib.sha256()
+    """Return a hash of the names and contents of all files."""
+    digest = hashlib.sha256()
     for path, place in files.items():
-        found.update(f"{place}/{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()};".encode())
-    return found.hexdigest()[:16]
+        digest.update(f"{place}/{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()};".encode())
+    return digest.hexdigest()[:16]
 
 
 def _weights_digest(model: Any) -> str:
-    """Return a name of the parameters and buffers of a network."""
+    """Return a hash of the parameters and buffers of a network."""
     import torch
 
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _params(document: Mapping[str, Any]) -> list[Any]:
-    """Return the leaves of a document as parameters with dotted names, without architectures."""
+    """Return the leaves of a document as MLflow parameters with dotted names, without architectures."""
     from mlflow.entities import Param
 
     return [Param(name, str(value)[:PARAM_CHARACTERS]) for name, value in _leaves(document, "")]
@@ -396,7 +398,7 @@ def _metrics(trial: Trial, epochs: Sequence[EpochRow]) -> Iterator[Any]:
 
     result = trial.result or {}
     accuracies = [row.metrics.get("validation_accuracy") for row in epochs]
-    final = {  # first: what is logged first is what MLflow's comparison of runs shows first
+    final = {  # first, because MLflow's comparison of runs shows metrics in the order of logging
         "best/val_accuracy": max(filter(_is_number, accuracies), default=None),
         "test/accuracy": result.get("test_accuracy"),
         "model/parameters": result.get("parameters"),
@@ -415,7 +417,7 @@ def _metrics(trial: Trial, epochs: Sequence[EpochRow]) -> Iterator[Any]:
 
 
 def _thinned(epochs: Sequence[EpochRow]) -> Sequence[EpochRow]:
-    """Return all epochs, or of more than so many every second, third, ... counted back from the last."""
+    """Return at most about `CURVE_POINTS` epochs at equal distances, the last one included."""
     step = max(1, math.ceil(len(epochs) / CURVE_POINTS))
     return epochs[(len(epochs) - 1) % step :: step]
 
@@ -429,7 +431,7 @@ def _milliseconds(moment: datetime) -> int:
 
 
 def _client(uri: str) -> Any:
-    """Return a client that says little and loads no pickle."""
+    """Return a client that logs only errors and loads no pickles."""
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     for name in ("mlflow", "alembic"):
@@ -444,17 +446,17 @@ def _client(uri: str) -> Any:
 
 @contextmanager
 def _translated(uri: str) -> Iterator[None]:
-    """Turn whatever a server, a database or a network says into one error, so that training need not care."""
+    """Turn any error of server, database or network into a `TrackingError`."""
     try:
         yield
     except StoreError as error:
         raise TrackingError(str(error)) from None
-    except Exception as error:  # noqa: BLE001  # whatever it was: told as one error, so that training goes on
+    except Exception as error:  # noqa: BLE001  # MLflow lets errors of many libraries through, and none may stop training
         raise TrackingError(f"MLflow does not answer at {masked(uri)}: {_without_secret(str(error), uri)}") from None
 
 
 def _without_secret(text: str, uri: str) -> str:
-    """Return one line of an error that may quote the URI, without its password."""
+    """Return an error message on one line, with passwords masked in case it quotes the URI."""
     shown = text.replace(uri, masked(uri))
     try:
         password = urlsplit(uri).password

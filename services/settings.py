@@ -1,4 +1,4 @@
-"""What an installation is told by its environment, read once; the only reader of ``NAS_BLOCKOUT_*`` variables."""
+"""Settings of an installation, from ``NAS_BLOCKOUT_*`` environment variables, which only this module reads."""
 
 import os
 import re
@@ -10,9 +10,9 @@ from typing import Annotated, get_type_hints
 from nas_blockout.serialization import near
 
 PREFIX = "NAS_BLOCKOUT_"
-FEWEST_TOKEN_CHARACTERS = 16
-MOST_WHOLE = 10**9
-_MOST_DIGITS = 12
+MIN_TOKEN_CHARACTERS = 16
+MAX_WHOLE = 10**9
+_MAX_DIGITS = 12
 _API_BODY_BYTES, _API_RATE, _API_OPEN_STUDIES = 262_144, 20, 20
 _OFF = frozenset({"", "none"})
 _STORE_SCHEMES = frozenset({"sqlite", "postgres", "postgresql", "postgresql+psycopg"})
@@ -20,17 +20,17 @@ _GUESSABLE = re.compile(r"change|secret|password|token|default|example|admin|123
 
 
 class SettingsError(ValueError):
-    """An environment variable cannot be used: the message has its name, its value (no secret), the rule, a remedy."""
+    """An environment variable is invalid: the message has its name, the rule, its value unless secret, and a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """An environment variable as the reference documents it.
+    """Documentation of an environment variable.
 
     Args:
-        name: Name in the environment.
-        description: What it decides, in Markdown.
-        default: What holds where it is not set, in words.
+        name: Name of the variable.
+        description: What it sets, in Markdown.
+        default: Description of the default.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Variable:
 class Settings:
     """Settings of an installation.
 
-    Their text never holds a secret: passwords in URLs and the token of the API are shown as ``***``.
+    The representation contains no secrets: passwords in URLs and the API token are shown as ``***``.
     """
 
     home: Annotated[
@@ -99,7 +99,7 @@ class Settings:
         Variable(
             "NAS_BLOCKOUT_API_TOKEN",
             "Secret of the service: it signs the sessions of the page, and is itself a token of the owner `admin`; "
-            f"{FEWEST_TOKEN_CHARACTERS} characters or more.",
+            f"{MIN_TOKEN_CHARACTERS} characters or more.",
             "none: the API does not start",
         ),
     ] = None
@@ -139,16 +139,16 @@ class Settings:
         """Read the settings.
 
         Args:
-            environment: Variables by name; the environment of the process if left out.
+            environment: Variables by name; those of the process if omitted.
 
         Raises:
-            SettingsError: A variable has a value that cannot be used, or is not one that we know.
+            SettingsError: A variable is invalid or unknown.
         """
         values = os.environ if environment is None else environment
         known = {variable.name for variable in variables()}
         for name in sorted(values):
             if name.startswith(PREFIX) and name not in known:
-                raise SettingsError(f"{name}: there is no such setting; {near(name, known)}")
+                raise SettingsError(f"{name}: unknown variable; {near(name, known)}")
         home = _folder(values, "HOME") or Path.cwd()
         return cls(
             home=home,
@@ -168,7 +168,7 @@ class Settings:
 
     @property
     def runs(self) -> Path:
-        """Folder of the folders of all studies, and of the databases that come without a server."""
+        """Folder with a folder for each study, and the SQLite databases."""
         return self.home / "runs"
 
     def folder(self, study: str) -> Path:
@@ -187,13 +187,13 @@ class Settings:
 
 
 def variables() -> tuple[Variable, ...]:
-    """Return all environment variables that are read, in the order of the settings."""
+    """Return all environment variables, in the order of the settings."""
     hints = get_type_hints(Settings, include_extras=True)
     return tuple(hints[name].__metadata__[0] for name in Settings.__slots__)
 
 
 def masked(url: str) -> str:
-    """Return a URL without its password, wherever it stands in it."""
+    """Return a URL with passwords masked, also those in its query."""
     shown = re.sub(r"(://[^:/@\s]*):.*@", r"\1:***@", url, flags=re.DOTALL)
     return re.sub(r"(?i)(\w*(?:password|passwd|token|secret)\w*=)[^&\s]*", r"\1***", shown)
 
@@ -203,7 +203,7 @@ def _folder(values: Mapping[str, str], variable: str) -> Path | None:
     if not text:
         return None
     if "\0" in text:
-        raise SettingsError(f"{PREFIX}{variable}: a path holds no NUL character, got {text!r}")
+        raise SettingsError(f"{PREFIX}{variable}: a path must not contain NUL characters, got {text!r}")
     path = Path(text).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise SettingsError(f"{PREFIX}{variable} must be a folder, got the file {path}")
@@ -228,8 +228,8 @@ def _whole(values: Mapping[str, str], variable: str, default: int) -> int:
     text = values.get(PREFIX + variable, "").strip()
     if not text:
         return default
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:_MOST_DIGITS]) <= MOST_WHOLE:
-        raise SettingsError(f"{PREFIX}{variable} must be a whole number in 1..{MOST_WHOLE}, got {text[:40]!r}")
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:_MAX_DIGITS]) <= MAX_WHOLE:
+        raise SettingsError(f"{PREFIX}{variable} must be a whole number in [1, {MAX_WHOLE}], got {text[:40]!r}")
     return int(text)
 
 
@@ -273,7 +273,7 @@ def _tracking_uri(text: str | None, home: Path) -> str | None:
 
 
 def _anchored(url: str) -> str:
-    """Return a URL whose file, if it is a SQLite file, stays the same wherever a process runs."""
+    """Return a SQLite URL with an absolute path, so that it does not depend on the working directory."""
     scheme, separator, path = url.partition(":///")
     return f"{scheme}:///{Path(path).expanduser().absolute()}" if separator and scheme == "sqlite" else url
 
@@ -282,10 +282,10 @@ def _token(text: str) -> str | None:
     token = text.strip()
     if not token:
         return None
-    short = len(token) < FEWEST_TOKEN_CHARACTERS or len(set(token)) < FEWEST_TOKEN_CHARACTERS / 2
+    short = len(token) < MIN_TOKEN_CHARACTERS or len(set(token)) < MIN_TOKEN_CHARACTERS / 2
     if short or _GUESSABLE.search(token):
         raise SettingsError(
-            f"{PREFIX}API_TOKEN must be {FEWEST_TOKEN_CHARACTERS} characters or more that nobody can guess, "
+            f"{PREFIX}API_TOKEN must be {MIN_TOKEN_CHARACTERS} characters or more that nobody can guess, "
             f"got {len(token)} characters; make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
         )
     return token

@@ -1,8 +1,8 @@
-"""The HTTP API and the page: they queue studies and show them; a worker runs them. The sole importer of fastapi.
+"""The HTTP API and the web page: they queue and show studies, which a worker runs. The sole importer of fastapi.
 
-`app` puts it together. Routes: `studies`, `study_files`, `web`, `health`. Below them: `auth` and `sessions` (who may do
-what), `errors` (of one shape), `event_stream`, `metrics`, `schemas` (of requests and answers), `state` (what the routes
-share); in rooms of their own `requests` (limits around every request) and `caches` (so that many callers cost little).
+`app` assembles the application. Routes: `studies`, `study_files`, `web`, `health`. Below them: `auth` and `sessions`
+(authentication), `errors`, `event_stream`, `metrics`, `schemas` (of requests and responses), `state` (shared by the
+routes); `requests` (limits and headers of every request); `caches` (so that many clients cost few queries).
 """
 
 from services.api.app import application, description, run

@@ -1,4 +1,4 @@
-"""Who sends a request: by a bearer token, or, where nothing is changed, by a session of the page."""
+"""Authentication of requests: by bearer token, or, for requests that change nothing, by a session of the web page."""
 
 import math
 from typing import Annotated
@@ -8,13 +8,13 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from services.api.caches.token_cache import Caller
-from services.api.errors import Refused
+from services.api.errors import RequestError
 from services.api.sessions import COOKIE, Session
 from services.api.state import Service, service_of
 
 SAFE = frozenset({"GET", "HEAD"})
 _bearer = HTTPBearer(
-    auto_error=False, scheme_name="token", description="A token made by `nas-blockout token create --owner NAME`."
+    auto_error=False, scheme_name="token", description="A token created by `nas-blockout token create --owner NAME`."
 )
 
 
@@ -22,25 +22,25 @@ async def reader(
     request: Request,
     described: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
 ) -> Caller:
-    """Return who sends a request.
+    """Return the authenticated caller of a request.
 
     Args:
-        request: Its header or its cookie says who.
-        described: How OpenAPI describes it; not used.
+        request: Carries the token in a header, or the session in a cookie.
+        described: Only declares the scheme in OpenAPI; the header is read here.
 
     Raises:
-        Refused: Nobody known does, or too often.
+        RequestError: The token or session is missing or invalid, or sends too many requests.
     """
     service = service_of(request)
     caller = await _caller(service, request)
     if caller is None:
         count(service, ("address", request.client.host if request.client else ""))
-        raise Refused(
+        raise RequestError(
             401,
             "unauthorized",
-            "this needs a token that is valid",
+            "a valid token is required",
             key="Authorization",
-            remedy="send `Authorization: Bearer TOKEN`; `nas-blockout token create --owner NAME` makes one",
+            remedy="send `Authorization: Bearer TOKEN`; `nas-blockout token create --owner NAME` creates one",
             headers={"WWW-Authenticate": "Bearer"},
         )
     count(service, ("token", caller.token))
@@ -48,30 +48,30 @@ async def reader(
 
 
 async def writer(caller: Annotated[Caller, Depends(reader)]) -> Caller:
-    """Return who sends a request that changes something.
+    """Return the caller of a request that changes something.
 
     Raises:
-        Refused: The token may only read.
+        RequestError: The token is read-only.
     """
     require_write(caller)
     return caller
 
 
 def require_write(caller: Caller) -> None:
-    """Refuse a token that may only read."""
+    """Raise if a token is read-only."""
     if not caller.writes:
-        raise Refused(
+        raise RequestError(
             403,
             "read_only",
-            "this token may only read",
+            "this token is read-only",
             key="Authorization",
             value=caller.scope,
-            remedy="use a token that was made with --scope write",
+            remedy="use a token created with --scope write",
         )
 
 
 async def _caller(service: Service, request: Request) -> Caller | None:
-    """Return who sends a request; of one that changes something the store is asked, whoever was known just now."""
+    """Return the caller of a request; for one that changes something, cached tokens are not trusted."""
     key: str | int
     header, safe = request.headers.get("authorization"), request.method in SAFE
     if header is not None:
@@ -84,28 +84,28 @@ async def _caller(service: Service, request: Request) -> Caller | None:
         if session is None:
             return None
         key = session.token
-    known = service.callers.recent(key) if safe else None
-    return known if known is not None else await run_in_threadpool(service.callers.ask, key)
+    cached = service.callers.recent(key) if safe else None
+    return cached if cached is not None else await run_in_threadpool(service.callers.ask, key)
 
 
 def session_of(request: Request) -> Session | None:
-    """Return the session of the page that a request belongs to, or None."""
+    """Return the session of the web page that a request belongs to, or None."""
     cookie = request.cookies.get(COOKIE)
     return service_of(request).signer.read(cookie) if cookie else None
 
 
 def count(service: Service, client: tuple[str, str | int]) -> None:
-    """Count a request of a client.
+    """Count a request against the rate limit of a client.
 
     Raises:
-        Refused: It sends too many.
+        RequestError: The limit is exceeded.
     """
     if (wait := service.buckets.wait(client)) > 0:
         seconds = math.ceil(wait)
-        raise Refused(
+        raise RequestError(
             429,
             "too_many_requests",
-            f"more than {service.settings.api_rate} requests a second",
+            f"the limit is {service.settings.api_rate} requests per second",
             remedy=f"wait {seconds} s",
             headers={"Retry-After": str(seconds)},
         )

@@ -1,4 +1,4 @@
-"""Errors of one shape: what refuses a request, whoever found it, becomes `{"error": {...}}` with its status."""
+"""Error responses: every error of a request becomes `{"error": {...}}` with its status code."""
 
 import json
 import logging
@@ -16,27 +16,27 @@ from services.files.remote import ArtifactError
 from services.store import NotFound, QuotaExceeded, StateError, StoreError, StoreUnreachable, StudyConflict
 from services.study_config.schema import StudyError, StudyNotFound
 
-MOST_SHOWN = 200
+MAX_SHOWN = 200
 RETRY_SECONDS = 5
 SOURCE = "study"
 _LOG = logging.getLogger("nas_blockout.api")
 _KEYED = re.compile(r"(?:study: )?(?:--set )?(?P<key>[A-Za-z_][\w-]*(?:\.[\w-]+)*): (?P<rule>.*)", re.DOTALL)
 _FOUND = re.compile(r", got (?P<value>.*?)(?:; .*)?$", re.DOTALL)
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
-_REMEDIES = {404: "see /openapi.json for what there is", 405: "see /openapi.json for what is allowed"}
+_REMEDIES = {404: "see /openapi.json for all paths", 405: "see /openapi.json for the allowed methods"}
 
 
-class Refused(Exception):
-    """A request is refused.
+class RequestError(Exception):
+    """An error that ends a request with an error response.
 
     Args:
-        status: Of the answer.
-        code: Kind of the problem, for programs.
-        message: For people.
-        key: What is meant, if it has a name.
-        value: What was found.
+        status: HTTP status code.
+        code: Stable identifier of the problem, for programs.
+        message: Description, for people.
+        key: Name of the key, parameter or header concerned.
+        value: The offending value.
         remedy: What to do.
-        headers: Further headers of the answer.
+        headers: Additional response headers.
     """
 
     def __init__(
@@ -57,28 +57,28 @@ class Refused(Exception):
 
 
 def short(value: object) -> str:
-    """Return a value as a short text that JSON and a terminal can show."""
+    """Return a value as a short string that JSON and a terminal can show."""
     text = plain(value if isinstance(value, str) else repr(value))
-    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 def plain(text: str) -> str:
-    """Return a text without halves of surrogate pairs, which UTF-8 has not."""
+    """Return a string without lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def not_found(what: str) -> Refused:
-    """Return the refusal of what is not there, or is somebody else's, which look alike."""
-    return Refused(404, "not_found", f"there is no {what}", remedy="GET /v1/studies lists your studies")
+def not_found(what: str) -> RequestError:
+    """Return the 404 error, the same for what does not exist and for what another owner has."""
+    return RequestError(404, "not_found", f"there is no {what}", remedy="GET /v1/studies lists your studies")
 
 
-def of_study(error: StudyError) -> Refused:
-    """Return the refusal of a study, with the key, the value and the near match that its message names."""
+def of_study(error: StudyError) -> RequestError:
+    """Return the error for an invalid study, with the key, value and suggestion that its message contains."""
     text = str(error).removeprefix(f"{SOURCE}: ")
     keyed = _KEYED.match(str(error)) if not text.startswith("no valid YAML") else None
     found = _FOUND.search(text)
     _, near, remedy = text.rpartition("; ")
-    return Refused(
+    return RequestError(
         422,
         "invalid_study",
         text,
@@ -88,15 +88,15 @@ def of_study(error: StudyError) -> Refused:
     )
 
 
-def respond(refused: Refused) -> JSONResponse:
-    """Return the answer to a refused request."""
-    document = ErrorDocument(error=refused.problem).model_dump()
-    return JSONResponse(document, refused.status, headers=refused.headers)
+def respond(error: RequestError) -> JSONResponse:
+    """Return the response for an error."""
+    document = ErrorDocument(error=error.problem).model_dump()
+    return JSONResponse(document, error.status, headers=error.headers)
 
 
-def translated(error: Exception) -> Refused:
-    """Return the refusal that an error means; of one that nobody foresaw only that there was one."""
-    if isinstance(error, Refused):
+def translated(error: Exception) -> RequestError:
+    """Return an error as a `RequestError`; one that was not anticipated reveals nothing of itself."""
+    if isinstance(error, RequestError):
         return error
     if isinstance(error, StudyError):
         return of_study(error)
@@ -109,57 +109,63 @@ def translated(error: Exception) -> Refused:
     )
     for kind, status, code, retry in kinds:
         if isinstance(error, kind):
-            return _refused(status, code, str(error), retry)
+            return _request_error(status, code, str(error), retry)
     if isinstance(error, StoreError):
         _LOG.error("the store failed: %s", error)
         words = "cannot be reached" if isinstance(error, StoreUnreachable) else "cannot be used"
-        return _refused(503, "unavailable", f"the database {words} now; nothing was changed; try again", RETRY_SECONDS)
+        return _request_error(503, "unavailable", f"the database {words}; try again", RETRY_SECONDS)
     if isinstance(error, ArtifactError):
         _LOG.error("shared storage failed: %s", error)
-        return _refused(503, "unavailable", "the files of studies cannot be reached now; try again", RETRY_SECONDS)
-    return Refused(500, "internal", "something went wrong here; the log of the service says what")
+        return _request_error(503, "unavailable", "shared storage cannot be reached; try again", RETRY_SECONDS)
+    return RequestError(500, "internal", "internal error; see the log of the service")
 
 
 def handle(app: FastAPI) -> None:
-    """Let an application answer every error in the one shape."""
+    """Register handlers that turn all errors into responses of the same form."""
 
     def known(request: Request, error: Exception) -> Response:
         return respond(translated(error))
 
-    for kind in (Refused, StudyError, StudyNotFound, StoreError, ArtifactError):
+    for kind in (RequestError, StudyError, StudyNotFound, StoreError, ArtifactError):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _plain_http)
 
 
-def _refused(status: int, code: str, message: str, retry: int | None) -> Refused:
-    _, found, remedy = message.rpartition("; ")
+def _request_error(status: int, code: str, message: str, retry: int | None) -> RequestError:
+    # By convention the last clause of our messages says what to do.
+    _, separator, remedy = message.rpartition("; ")
     headers = {"Retry-After": str(retry)} if retry else {}
-    return Refused(status, code, message, remedy=remedy if found else None, headers=headers)
+    return RequestError(status, code, message, remedy=remedy if separator else None, headers=headers)
 
 
 def _invalid(request: Request, error: Exception) -> Response:
-    """Answer parameters that break a rule; the first of several is told."""
+    """Respond to invalid parameters with the first error."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"][1:]) or None
-    found: Any = first.get("input")
-    value = None if first["type"] == "missing" or found is None else short(found)
+    sent: Any = first.get("input")
+    value = None if first["type"] == "missing" or sent is None else short(sent)
     got = "" if value is None else f", got {value}"
     message = f"{key}: {first['msg']}{got}" if key else f"{first['msg']}{got}"
-    return respond(Refused(422, "invalid_request", message, key=key, value=value, remedy=_REMEDIES[404]))
+    return respond(RequestError(422, "invalid_request", message, key=key, value=value, remedy=_REMEDIES[404]))
 
 
 def _plain_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
-    word = {404: "nothing is here", 405: f"{short(request.method)} is not allowed here"}.get(status, str(error.detail))
-    refused = Refused(status, _CODES.get(status, "refused"), word, remedy=_REMEDIES.get(status), headers=error.headers)
-    return respond(refused)
+    message = {404: "there is nothing at this path", 405: f"{short(request.method)} is not allowed at this path"}.get(
+        status, str(error.detail)
+    )
+    return respond(
+        RequestError(
+            status, _CODES.get(status, "refused"), message, remedy=_REMEDIES.get(status), headers=error.headers
+        )
+    )
 
 
-def raw(refused: Refused) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return headers and body of the answer to a refused request, for code below the framework."""
-    body = json.dumps(ErrorDocument(error=refused.problem).model_dump()).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
+def raw(error: RequestError) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return headers and body of the response for an error, for code below the framework."""
+    body = json.dumps(ErrorDocument(error=error.problem).model_dump()).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
     return [(name.encode(), value.encode()) for name, value in headers.items()], body

@@ -1,4 +1,4 @@
-"""Following a study: one look a second for all who follow it, who are woken only when it has changed."""
+"""Event streams: each study is polled once for all its followers, who are woken only when it has changed."""
 
 import asyncio
 import contextlib
@@ -8,75 +8,76 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 from starlette.concurrency import run_in_threadpool
 
-from services.api.caches.status_cache import FRESH_SECONDS, Snapshot, Watcher
+from services.api.caches.status_cache import Snapshot, Watcher
 
 HEARTBEAT_SECONDS = 15.0
-LONGEST_SECONDS = 3600.0
+MAX_SECONDS = 3600.0
 RETRY_MILLISECONDS = 2000
 
 
 class Feed:
-    """Looks at one study while anybody follows it.
+    """Polls one study while it has followers.
 
     Args:
-        watcher: Knows where studies stand.
+        watcher: Reads the status of studies.
         study: Name of the study.
-        pause: Seconds between looks.
+        pause: Seconds between polls.
     """
 
     def __init__(self, watcher: Watcher, study: str, pause: float) -> None:
         self.followers = 0
         self._watcher, self._study, self._pause = watcher, study, pause
         self._next: asyncio.Future[Snapshot] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._look())
+        self._task = asyncio.create_task(self._poll())
 
     async def now(self) -> Snapshot:
-        """Return where the study stands."""
-        found = self._watcher.fresh(self._study)
-        return found if found is not None else await run_in_threadpool(self._watcher.status, self._study)
+        """Return the status of the study."""
+        cached = self._watcher.fresh(self._study)
+        return cached if cached is not None else await run_in_threadpool(self._watcher.status, self._study)
 
     async def changed(self, seconds: float) -> Snapshot | None:
-        """Return where the study stands once that has changed, or the service ends; None if not within `seconds`."""
+        """Return the status as soon as it changes or the service shuts down; None if that takes more than `seconds`."""
         with contextlib.suppress(TimeoutError):
+            # Shielded: the future is shared, and one follower's timeout must not cancel it for the others.
             return await asyncio.wait_for(asyncio.shield(self._next), seconds)
         return None
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop polling."""
         self._task.cancel()
 
-    async def _look(self) -> None:
-        shown: tuple[str, int] | None = None
+    async def _poll(self) -> None:
+        last_version: tuple[str, int] | None = None
         while True:
             await asyncio.sleep(self._pause)
             try:
-                found = await self.now()
-            except Exception as error:  # noqa: BLE001  # it ends the streams of all who follow
+                status = await self.now()
+            except Exception as error:  # noqa: BLE001  # raised in every follower, whose stream it ends
                 self._next.set_exception(error)
-                self._next.exception()  # perhaps nobody waits just now
+                self._next.exception()  # marks it as retrieved: perhaps no follower is waiting
                 return
-            if (seen := (found.digest, len(found.events))) != shown or self._watcher.closing:
-                told, self._next = self._next, asyncio.get_running_loop().create_future()
-                shown = seen
-                told.set_result(found)
+            if (version := (status.digest, len(status.events))) != last_version or self._watcher.closing:
+                waiting, self._next = self._next, asyncio.get_running_loop().create_future()
+                last_version = version
+                waiting.set_result(status)
 
 
 class Feeds:
-    """The studies that are followed in this process; used by one event loop.
+    """The studies that have followers in this process; for use in one event loop.
 
     Args:
-        watcher: Knows where studies stand.
-        pause: Seconds between looks at one of them.
+        watcher: Reads the status of studies.
+        pause: Seconds between polls of a study; as long as the watcher reuses a status if omitted.
     """
 
-    def __init__(self, watcher: Watcher, *, pause: float = FRESH_SECONDS) -> None:
+    def __init__(self, watcher: Watcher, *, pause: float | None = None) -> None:
         self.watcher = watcher
-        self._pause = pause
+        self._pause = watcher.fresh_seconds if pause is None else pause
         self._feeds: dict[str, Feed] = {}
 
     @contextlib.contextmanager
     def joined(self, study: str) -> Iterator[Feed]:
-        """Yield what looks at a study for all who follow it; the last who leaves ends it."""
+        """Yield the feed of a study, shared by all its followers; it ends with the last of them."""
         feed = self._feeds.get(study)
         if feed is None:
             feed = self._feeds[study] = Feed(self.watcher, study, self._pause)
@@ -90,51 +91,58 @@ class Feeds:
                 del self._feeds[study]
 
 
-async def follow(feeds: Feeds, study: str, *, last: str = "", allowed: Callable[[], bool]) -> AsyncIterator[str]:
-    """Yield server-sent events of a study until it has ended: what happened to it, and where it stands.
+async def follow(
+    feeds: Feeds,
+    study: str,
+    *,
+    last: str = "",
+    allowed: Callable[[], bool],
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
+) -> AsyncIterator[str]:
+    """Yield server-sent events of a study until it has ended: what happened to it, and its progress.
 
-    The identity of an event says how many happenings were told, and which progress; with it a client that was cut off
-    goes on where it was.
+    The ID of an event holds the number of events sent so far and the digest of the last progress, from which a client
+    that was disconnected can continue.
 
     Args:
-        feeds: Know where studies stand.
+        feeds: Feeds of the studies that are followed.
         study: Name of the study.
-        last: Identity of the last event that the client has, if any.
-        allowed: Asked now and then whether the client may still see it.
+        last: ID of the last event that the client received, if any.
+        allowed: Called at every heartbeat: whether the client still has access.
+        heartbeat_seconds: Longest time without anything being sent.
     """
-    told, shown = _parsed(last)
-    began = spoke = asked = time.monotonic()
+    sent, digest = _parsed(last)
+    began = spoke = checked = time.monotonic()
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
     with feeds.joined(study) as feed:
-        found: Snapshot | None = await feed.now()
-        while not feeds.watcher.closing and time.monotonic() - began < LONGEST_SECONDS:
-            if found is not None:
-                for event in found.events[told:]:
-                    told += 1
+        status: Snapshot | None = await feed.now()
+        while not feeds.watcher.closing and time.monotonic() - began < MAX_SECONDS:
+            if status is not None:
+                for event in status.events[sent:]:
+                    sent += 1
                     happened = json.dumps({"at": event.at.isoformat(), "kind": event.kind}, separators=(",", ":"))
-                    yield _event("happened", f"{told}-{shown}", happened)
-                if found.digest != shown:
-                    shown, spoke = found.digest, time.monotonic()
-                    yield _event("progress", f"{told}-{shown}", found.text)
-                if found.row.ended:
-                    ended = {"state": found.row.state, "message": found.row.message}
-                    yield _event("end", f"{told}-{shown}-end", json.dumps(ended, separators=(",", ":")))
+                    yield _event("happened", f"{sent}-{digest}", happened)
+                if status.digest != digest:
+                    digest, spoke = status.digest, time.monotonic()
+                    yield _event("progress", f"{sent}-{digest}", status.text)
+                if status.row.ended:
+                    ended = {"state": status.row.state, "message": status.row.message}
+                    yield _event("end", f"{sent}-{digest}-end", json.dumps(ended, separators=(",", ":")))
                     return
             now = time.monotonic()
-            if now - spoke >= HEARTBEAT_SECONDS:
+            if now - spoke >= heartbeat_seconds:
                 spoke = now
-                yield ": still here\n\n"
-            if now - asked >= HEARTBEAT_SECONDS:
-                asked = now
+                yield ": keep-alive\n\n"
+            if now - checked >= heartbeat_seconds:
+                checked = now
                 if not await run_in_threadpool(allowed):
                     return
-            found = await feed.changed(max(0.0, HEARTBEAT_SECONDS - (now - min(spoke, asked))))
+            status = await feed.changed(max(0.0, heartbeat_seconds - (now - min(spoke, checked))))
 
 
-def has_seen_the_end(last: str, found: Snapshot) -> bool:
-    """Whether a client that comes back has been told how a study ended, and that still holds."""
-    told, shown = _parsed(last)
-    return last.endswith("-end") and found.row.ended and (told, shown) == (len(found.events), found.digest)
+def has_received_end(last: str, status: Snapshot) -> bool:
+    """Whether a client that reconnects has received the end of a study, which has not been resumed since."""
+    return last.endswith("-end") and status.row.ended and _parsed(last) == (len(status.events), status.digest)
 
 
 def _event(kind: str, identity: str, data: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether the service is alive, and whether what it needs answers: database, Ray and MLflow, each within seconds."""
+"""Liveness of the service, and readiness of what it needs: database, Ray and MLflow."""
 
 import logging
 import os
@@ -24,15 +24,15 @@ Probe = Callable[[], str]
 
 
 class Unready(RuntimeError):
-    """Something that the service needs does not do what it should; the message is for everybody."""
+    """A dependency is not ready; the message is public."""
 
 
 class Probes:
-    """Asks what the service needs, all at once and not too often; one that hangs is not asked again until it ends.
+    """Checks all dependencies at the same time, at most every few seconds; a check that hangs is not started again.
 
     Args:
-        probes: By name: each returns ``ok`` or ``off``, or raises.
-        seconds: How long to wait for all of them.
+        probes: Checks by name; each returns ``ok`` or ``off``, or raises.
+        seconds: How long to wait for all checks.
     """
 
     def __init__(self, probes: Mapping[str, Probe], *, seconds: float = PROBE_SECONDS) -> None:
@@ -41,27 +41,27 @@ class Probes:
         self._pool = ThreadPoolExecutor(max(1, len(self._probes)), thread_name_prefix="probe")
         self._running: dict[str, Future[str]] = {}
         self._lock = threading.Lock()
-        self._found: tuple[float, Readiness] | None = None
+        self._last: tuple[float, Readiness] | None = None
 
     def ask(self) -> Readiness:
-        """Return what each of them says."""
+        """Return the status of each dependency."""
         with self._lock:
-            if self._found is not None and time.monotonic() - self._found[0] < FRESH_SECONDS:
-                return self._found[1]
+            if self._last is not None and time.monotonic() - self._last[0] < FRESH_SECONDS:
+                return self._last[1]
             for name, probe in self._probes.items():
                 if name not in self._running:
                     self._running[name] = self._pool.submit(probe)
             wait(self._running.values(), timeout=self._seconds)
-            services = {name: self._said(name) for name in self._probes}
-            ready = all(word in ("ok", "off") for word in services.values())
-            self._found = (time.monotonic(), Readiness(ready=ready, services=services))
-            return self._found[1]
+            services = {name: self._status(name) for name in self._probes}
+            ready = all(status in ("ok", "off") for status in services.values())
+            self._last = (time.monotonic(), Readiness(ready=ready, services=services))
+            return self._last[1]
 
     def close(self) -> None:
-        """Let go of the threads."""
+        """Shut the thread pool down."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _said(self, name: str) -> str:
+    def _status(self, name: str) -> str:
         future = self._running[name]
         if not future.done():
             return f"does not answer within {self._seconds:g} s"
@@ -70,13 +70,13 @@ class Probes:
             return future.result()
         except Unready as error:
             return str(error)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is not ready, and the page of health stays up
+        except Exception as error:  # noqa: BLE001  # a failing check must not fail the endpoint
             _LOG.warning("%s is not ready: %s", name, error)
             return "cannot be reached"
 
 
 def probes_of(settings: Settings, store: Store) -> Probes:
-    """Return the questions to everything that is configured."""
+    """Return the checks of all configured dependencies."""
 
     def database() -> str:
         store.count_queue()
@@ -100,27 +100,27 @@ def _ray(settings: Settings) -> str:
 
 
 def _mlflow(settings: Settings) -> str:
-    """Ask for an experiment, as clients do: `/health` is green even where they are refused."""
+    """Ask for an experiment, as clients do: MLflow's `/health` is green even where it refuses clients."""
     uri = settings.tracking_uri
     if uri is None or not uri.startswith(("http://", "https://")):
         return "off"
     url = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search"
     answer = httpx.post(url, json={"max_results": 1}, timeout=PROBE_SECONDS, headers=_bearer(), auth=_password())
     if answer.status_code in _REFUSALS:
-        raise Unready("does not let us in")
+        raise Unready("refuses the credentials of the service")
     if not answer.is_success:
-        raise Unready(f"answers {answer.status_code}")
+        raise Unready(f"answers with status {answer.status_code}")
     return "ok"
 
 
 def _bearer() -> dict[str, str]:
-    """Return the header that MLflow's own client would send, by its own variable."""
+    """Return the header that MLflow's client would send, from its environment variable."""
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _password() -> tuple[str, str] | None:
-    """Return user and password that MLflow's own client would send, by its own variables."""
+    """Return the user and password that MLflow's client would send, from its environment variables."""
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
     return (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
 
@@ -133,19 +133,19 @@ async def _probes(request: Request) -> Probes:
     return probes
 
 
-@router.get("/healthz", summary="Whether the process answers")
-async def healthz() -> Alive:  # in no thread: it answers while all of them wait for a database
-    """Always well while the process answers: for who restarts it."""
+@router.get("/healthz", summary="Liveness")
+async def healthz() -> Alive:  # async, so that it answers while all threads wait for a database
+    """Always succeeds while the process responds; for whatever restarts the process."""
     return Alive()
 
 
 @router.get(
     "/readyz",
-    summary="Whether database, Ray and MLflow answer",
-    responses={503: {"model": Readiness, "description": "One of them does not; the answer names it."}},
+    summary="Readiness of database, Ray and MLflow",
+    responses={503: {"model": Readiness, "description": "A dependency is not ready; the response names it."}},
 )
 def readyz(response: Response, probes: Annotated[Probes, Depends(_probes)]) -> Readiness:
-    """Really asks each of them, for at most two seconds: for who sends requests here."""
-    found = probes.ask()
-    response.status_code = 200 if found.ready else 503
-    return found
+    """Checks each dependency, for at most two seconds; for load balancers."""
+    readiness = probes.ask()
+    response.status_code = 200 if readiness.ready else 503
+    return readiness

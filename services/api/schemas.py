@@ -1,4 +1,4 @@
-"""What the API answers with: one model a shape, from which its description in OpenAPI is made."""
+"""Models of requests and responses, from which the OpenAPI description is generated."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -36,7 +36,7 @@ _ARM = {
 
 _PROBLEM = {
     "code": "invalid_study",
-    "message": "arms.blockout.method.clusters: must lie in 1..64, got 0",
+    "message": "arms.blockout.method.clusters: must lie in [1, 64], got 0",
     "key": "arms.blockout.method.clusters",
     "value": "0",
     "remedy": None,
@@ -53,15 +53,15 @@ class Problem(BaseModel):
 
     model_config = _example(_PROBLEM)
 
-    code: str = Field(description="Kind of the problem, for programs: it stays the same when words change.")
-    message: str = Field(description="The rule, the value that breaks it, and what to do, for people.")
-    key: str | None = Field(None, description="Key, parameter or header that is meant, if it is one.")
-    value: str | None = Field(None, description="The value found, as text and shortened, if there is one.")
-    remedy: str | None = Field(None, description="What to do, if that is known.")
+    code: str = Field(description="Stable identifier of the problem, for programs.")
+    message: str = Field(description="The rule, the value that breaks it, and what to do.")
+    key: str | None = Field(None, description="Key, parameter or header concerned, or null.")
+    value: str | None = Field(None, description="The offending value as text, shortened, or null.")
+    remedy: str | None = Field(None, description="What to do, or null.")
 
 
 class ErrorDocument(BaseModel):
-    """The one shape of every error."""
+    """The form of all errors."""
 
     model_config = _example({"error": _PROBLEM})
 
@@ -69,71 +69,71 @@ class ErrorDocument(BaseModel):
 
 
 class StudyView(BaseModel):
-    """A study that was given to the service."""
+    """A submitted study."""
 
     model_config = _example(_STUDY)
 
     name: str
-    state: State = Field(description="`cancelling` until its worker has stopped it.")
+    state: State = Field(description="`cancelling` until the worker has stopped it.")
     owner: str
-    hash: str = Field(description="Name of everything in the study that decides its results.")
-    message: str = Field(description="One sentence on how it ended, perhaps empty.")
-    job: str | None = Field(description="Its last Ray job, or null.")
-    attempt: int = Field(description="Number of that job among all of the study, from 0.")
+    hash: str = Field(description="Hash of all settings that affect results.")
+    message: str = Field(description="One sentence on its status; may be empty.")
+    job: str | None = Field(description="ID of its last Ray job, or null.")
+    attempt: int = Field(description="Number of that job among all jobs of the study, from 0.")
     created_at: datetime
     updated_at: datetime
 
 
 class ArmView(BaseModel):
-    """Where a contestant stands."""
+    """The progress of an arm."""
 
     model_config = _example(_ARM)
 
     name: str
-    done: int = Field(description="Trials that ended well.")
+    done: int = Field(description="Trials that succeeded.")
     running: int
     queued: int
     failed: int
     pruned: int = Field(description="Trials that were stopped early.")
-    sample_passes: int = Field(description="Images trained on so far, times epochs.")
-    seconds: float = Field(description="Measured seconds of training so far.")
-    best: float | None = Field(description="Best validation accuracy so far, 0 to 1, or null.")
-    share: float = Field(description="Share of its budget that is spent, 0 to 1.")
+    sample_passes: int = Field(description="Training images processed so far, counted in every epoch.")
+    seconds: float = Field(description="Seconds spent so far on training and search.")
+    best: float | None = Field(description="Best validation accuracy so far, in [0, 1], or null.")
+    share: float = Field(description="Fraction of the arm's budget used, in [0, 1].")
 
 
 class ProgressView(BaseModel):
-    """Where a study stands."""
+    """The progress of a study."""
 
     model_config = _example({"state": "running", "message": "", "share": 0.18, "arms": [_ARM]})
 
     state: State
     message: str
-    share: float = Field(description="Share of all budgets that is spent, 0 to 1.")
+    share: float = Field(description="Fraction of all budgets used, in [0, 1].")
     arms: list[ArmView]
 
 
 class StudyDetail(StudyView):
-    """A study, where it stands, and what it asks."""
+    """A study with its progress and settings."""
 
     model_config = _example({**_STUDY, "question": "Is learned better?", "share": 0.18, "arms": [_ARM], "study": {}})
 
     question: str
     share: float
     arms: list[ArmView]
-    study: dict[str, Any] = Field(description="The resolved study: every setting with its value.")
+    study: dict[str, Any] = Field(description="The resolved study, with all defaults filled in.")
 
 
 class StudyPage(BaseModel):
-    """Studies, the newest first."""
+    """A page of studies, newest first."""
 
     model_config = _example({"studies": [_STUDY], "next": None})
 
     studies: list[StudyView]
-    next: str | None = Field(description="`cursor` of the next page, or null at the end.")
+    next: str | None = Field(description="`cursor` of the next page, or null on the last page.")
 
 
 class ArchitectureView(BaseModel):
-    """The network of a retrained model, as an architecture."""
+    """The architecture of a retrained model."""
 
     model_config = _example(
         {"arm": "blockout", "trial": 12, "seed": 0, "hash": "5b1f", "architecture": {"schema_version": 1, "layers": []}}
@@ -143,7 +143,7 @@ class ArchitectureView(BaseModel):
     trial: int
     seed: int
     hash: str | None
-    architecture: dict[str, Any] = Field(description="See the reference of architecture JSON.")
+    architecture: dict[str, Any] = Field(description="See the reference page on architecture JSON.")
 
 
 class FileView(BaseModel):
@@ -162,13 +162,13 @@ class ModelView(BaseModel):
     model_config = _example({"arm": "blockout", "verified": True, "created_at": _MOMENT, "files": [_FILE]})
 
     arm: str
-    verified: bool = Field(description="Whether every form was shown to compute what the trained network does.")
+    verified: bool = Field(description="Whether all formats reproduce the outputs of the trained network.")
     created_at: datetime
     files: list[FileView]
 
 
 class Changes(BaseModel):
-    """What is changed in a study to extend it."""
+    """Changes that extend a study."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -176,11 +176,11 @@ class Changes(BaseModel):
         json_schema_extra={"examples": [{"assignments": ["budget.sample_passes=60000", "retrain.seeds=[0, 1, 2, 3]"]}]},
     )
 
-    assignments: list[str] = Field(min_length=1, max_length=100, description="`key=value`, as `run --set` takes them.")
+    assignments: list[str] = Field(min_length=1, max_length=100, description="`key=value`, as for `run --set`.")
 
 
 class Alive(BaseModel):
-    """The process answers."""
+    """The process responds."""
 
     model_config = _example({"status": "ok"})
 
@@ -188,21 +188,21 @@ class Alive(BaseModel):
 
 
 class Readiness(BaseModel):
-    """What the service needs, and whether each of it answers."""
+    """Status of the dependencies of the service."""
 
     model_config = _example({"ready": True, "services": {"database": "ok", "ray": "ok", "mlflow": "off"}})
 
     ready: bool
-    services: dict[str, str] = Field(description="`ok`, `off` where none is configured, or what is wrong.")
+    services: dict[str, str] = Field(description="`ok`, `off` if not configured, or what is wrong.")
 
 
 def study_view(row: QueueSummary) -> StudyView:
-    """Return a study of the queue as the API shows it."""
+    """Return the API's view of a submitted study."""
     return StudyView(**study_fields(row))
 
 
 def study_fields(row: QueueSummary) -> dict[str, Any]:
-    """Return what every view of a study has."""
+    """Return the fields that all views of a study share."""
     return {
         "name": row.study,
         "state": row.state,

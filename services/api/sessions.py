@@ -1,4 +1,4 @@
-"""Sessions of the page: a signed cookie that names a token, and the proof that a form is the page's own."""
+"""Sessions of the web page: a signed cookie that names a token, and a CSRF token for its forms."""
 
 import hashlib
 import hmac
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 COOKIE = "nas_blockout"
 SECONDS = 12 * 3600
 _VERSION = "1"
-_MOST_CHARACTERS = 300
+_MAX_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Who has opened the page.
+    """A session of the web page.
 
     Args:
-        token: Identity of the token with which it was opened; 0 stands for the secret of the service.
-        cookie: The value of its cookie.
+        token: ID of the token with which it was opened; 0 is the secret of the service.
+        cookie: Value of its cookie.
     """
 
     token: int
@@ -26,10 +26,10 @@ class Session:
 
 
 class Signer:
-    """Signs and checks by HMAC-SHA-256, with keys that are derived from one secret.
+    """Signs and verifies with HMAC-SHA-256, by keys derived from one secret.
 
     Args:
-        secret: Of the service; sessions end when it changes.
+        secret: Secret of the service; changing it ends all sessions.
     """
 
     def __init__(self, secret: str) -> None:
@@ -37,15 +37,15 @@ class Signer:
         self._form_key = _derived(secret, "form")
 
     def open(self, token: int, *, now: float | None = None) -> Session:
-        """Return a new session of a token, which ends after half a day."""
+        """Return a new session of a token, which expires after 12 hours."""
         ends = int((time.time() if now is None else now) + SECONDS)
         text = f"{_VERSION}.{token}.{ends}.{secrets.token_hex(16)}"
         return Session(token, f"{text}.{_mac(self._session_key, text)}")
 
     def read(self, cookie: str, *, now: float | None = None) -> Session | None:
-        """Return the session of a cookie, or None if it was not signed here or has ended."""
+        """Return the session of a cookie, or None if its signature is invalid or it has expired."""
         text, _, mac = cookie.rpartition(".")
-        if len(cookie) > _MOST_CHARACTERS or not cookie.isascii():
+        if len(cookie) > _MAX_CHARACTERS or not cookie.isascii():
             return None
         if not hmac.compare_digest(mac, _mac(self._session_key, text)):
             return None
@@ -54,11 +54,11 @@ class Signer:
         return Session(int(token), cookie) if version == _VERSION and moment < int(ends) else None
 
     def proof(self, session: Session) -> str:
-        """Return what a form of a session carries, which no other site can know."""
+        """Return the CSRF token of a session, which its forms carry and no other site can know."""
         return _mac(self._form_key, session.cookie)
 
     def proves(self, session: Session, proof: str) -> bool:
-        """Whether a form carries the proof of its session."""
+        """Whether a form carries the CSRF token of its session."""
         return hmac.compare_digest(self.proof(session).encode(), proof.encode("utf-8", "replace"))
 
 

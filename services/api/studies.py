@@ -1,4 +1,4 @@
-"""Routes of studies: give one to the service, list, show, follow, cancel, resume, extend. Nothing is trained here."""
+"""Routes of studies: submit, list, show, follow, cancel, resume, extend. Nothing is trained here."""
 
 import base64
 import binascii
@@ -17,8 +17,8 @@ from services.api import auth
 from services.api.auth import Reader, Writer
 from services.api.caches.status_cache import Snapshot
 from services.api.caches.token_cache import Caller
-from services.api.errors import SOURCE, Refused, not_found
-from services.api.event_stream import follow, has_seen_the_end
+from services.api.errors import SOURCE, RequestError, not_found
+from services.api.event_stream import follow, has_received_end
 from services.api.requests import request_body
 from services.api.schemas import (
     Changes,
@@ -84,8 +84,8 @@ _CHANGES = {
 }
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return how OpenAPI describes the answers to refused requests; those that every route may give included."""
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI description of error responses, including those that every route may return."""
     return {status: {"model": ErrorDocument} for status in (401, 422, 429, 503, *statuses)}
 
 
@@ -93,8 +93,8 @@ router = APIRouter(prefix="/v1/studies", tags=["studies"])
 Body = Annotated[bytes, Depends(request_body.body)]
 
 
-async def service(request: Request) -> Service:  # not put into a thread: there is nothing to wait for
-    """Return the service that a request has come to."""
+async def service(request: Request) -> Service:  # async, which saves a thread: there is nothing to wait for
+    """Return the service that handles a request."""
     return service_of(request)
 
 
@@ -102,27 +102,27 @@ Shared = Annotated[Service, Depends(service)]
 
 
 def checked(document: Mapping[str, Any]) -> Study:
-    """Return a study that was sent, resolved.
+    """Validate and resolve a submitted study.
 
     Raises:
-        Refused: It names a folder, which only who owns the machines may.
-        StudyError: It breaks a rule of study files.
+        RequestError: It names a folder, through which a client could read files of the cluster.
+        StudyError: It is invalid.
     """
     study = resolve(parse(document, source=SOURCE), source=SOURCE)
     if study.data.folder is not None:
-        raise Refused(
+        raise RequestError(
             422,
             "invalid_study",
-            f"data.folder: a study that is sent here names no folder of the machines, got {study.data.folder!r}",
+            f"data.folder must be omitted in studies submitted to the service, got {study.data.folder!r}",
             key="data.folder",
             value=study.data.folder,
-            remedy="leave it out, or run the study with `nas-blockout submit`",
+            remedy="omit it, or run the study with `nas-blockout submit`",
         )
     return study
 
 
-def give(shared: Service, caller: Caller, document: Mapping[str, Any], key: str | None) -> QueueRow:
-    """Check a study and queue it; the same one again is returned as it is."""
+def submit(shared: Service, caller: Caller, document: Mapping[str, Any], key: str | None) -> QueueRow:
+    """Validate and queue a study; a repeated request returns the study queued before."""
     auth.require_write(caller)
     study = checked(document)
     row = shared.store.enqueue(
@@ -136,15 +136,15 @@ def give(shared: Service, caller: Caller, document: Mapping[str, Any], key: str 
     )
     shared.lists.forget(caller.owner)
     if row.new:
-        _noted(caller, "gave", row)
+        _log_change(caller, "submitted", row)
     return row
 
 
 def own(shared: Service, caller: Caller, name: str) -> QueueRow:
-    """Return a study of the caller; one of somebody else is not there.
+    """Return a study of the caller.
 
     Raises:
-        Refused: There is none of that name.
+        RequestError: There is none of that name, or it has another owner, which gives the same response.
     """
     row = shared.store.queued_study(name) if NAME.fullmatch(name) else None
     if row is None or row.owner != caller.owner:
@@ -153,17 +153,19 @@ def own(shared: Service, caller: Caller, name: str) -> QueueRow:
 
 
 def status(shared: Service, caller: Caller, name: str) -> Snapshot:
-    """Return where a study of the caller stands."""
-    found = shared.watcher.fresh(name)
+    """Return the status of a study of the caller."""
+    snapshot = shared.watcher.fresh(name)
     with suppress(NotFound):
-        found = found or (shared.watcher.status(name) if NAME.fullmatch(name) else None)
-    return _of(caller, found)
+        snapshot = snapshot or (shared.watcher.status(name) if NAME.fullmatch(name) else None)
+    return _require_owner(caller, snapshot)
 
 
-async def seen(shared: Service, caller: Caller, name: str) -> Snapshot:
-    """Return where a study of the caller stands; in no thread if somebody has just looked."""
-    found = shared.watcher.fresh(name)
-    return _of(caller, found) if found is not None else await run_in_threadpool(status, shared, caller, name)
+async def status_async(shared: Service, caller: Caller, name: str) -> Snapshot:
+    """Return the status of a study of the caller; uses a thread only if the status is not cached."""
+    cached = shared.watcher.fresh(name)
+    if cached is not None:
+        return _require_owner(caller, cached)
+    return await run_in_threadpool(status, shared, caller, name)
 
 
 def page(
@@ -176,41 +178,45 @@ def page(
     limit: int = 50,
     cursor: str | None = None,
 ) -> StudyPage:
-    """Return studies of the caller, the newest first."""
+    """Return a page of the caller's studies, newest first."""
     if owner is not None and owner != caller.owner:
         return StudyPage(studies=[], next=None)
-    before = _opened(cursor) if cursor else None
+    before = _decoded(cursor) if cursor else None
     rows = shared.store.queue(states, owner=caller.owner, prefix=prefix, limit=limit + 1, before=before)
     more = len(rows) > limit
     return StudyPage(
-        studies=[study_view(row) for row in rows[:limit]], next=_closed(rows[limit - 1].id) if more else None
+        studies=[study_view(row) for row in rows[:limit]], next=_encoded(rows[limit - 1].id) if more else None
     )
 
 
 def cancel(shared: Service, caller: Caller, name: str) -> QueueRow:
-    """Ask that a study of the caller be cancelled."""
+    """Request the cancellation of a study of the caller."""
     auth.require_write(caller)
     row = shared.store.request_cancel(own(shared, caller, name).study)
     return _changed(shared, caller, "cancelled", row)
 
 
 def resume(shared: Service, caller: Caller, name: str) -> QueueRow:
-    """Queue a study of the caller again that has failed or was cancelled."""
+    """Queue a failed or cancelled study of the caller again."""
     auth.require_write(caller)
     row = shared.store.request_resume(own(shared, caller, name).study, max_open=shared.settings.api_open_studies)
     return _changed(shared, caller, "resumed", row)
 
 
 def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -> QueueRow:
-    """Queue a study of the caller again with more to do."""
+    """Extend a study of the caller and queue it again."""
     auth.require_write(caller)
     row = own(shared, caller, name)
     source = assigned(row.source or row.document, assignments)
-    request_body.require_harmless(source)
+    request_body.require_within_limits(source)
     study = checked(source)
     if study.name != row.study:
-        raise Refused(
-            409, "conflict", f"name: an extended study keeps its name, got {study.name!r}", key="name", value=study.name
+        raise RequestError(
+            409,
+            "conflict",
+            f"name must not change when a study is extended, got {study.name!r}",
+            key="name",
+            value=study.name,
         )
     if not additions(parse_resolved(row.document), study):
         return row
@@ -227,11 +233,14 @@ def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -
 @router.post(
     "",
     status_code=201,
-    summary="Give a study to the service",
+    summary="Submit a study",
     openapi_extra=_BODIES,
-    responses={200: {"model": StudyView, "description": "It was given before."}, **refusals(403, 408, 409, 413, 415)},
+    responses={
+        200: {"model": StudyView, "description": "It had been submitted before."},
+        **error_responses(403, 408, 409, 413, 415),
+    },
 )
-def give_study(
+def submit_study(
     request: Request,
     response: Response,
     shared: Shared,
@@ -242,49 +251,49 @@ def give_study(
         Header(
             alias="Idempotency-Key",
             pattern=KEY_PATTERN,
-            description="Chosen by the client, one a study; sent again it is known.",
+            description="Chosen by the client, a new one for each study; a repeated request has no effect.",
         ),
     ] = None,
 ) -> StudyView:
-    """Queue a study, as YAML or JSON; a worker runs it. The same study sent twice, or the same key, is one study."""
-    row = give(shared, caller, request_body.document(content, request_body.media_type(request)), key)
+    """Queue a study, as YAML or JSON. Submitting the same study again, or with the same key, has no effect."""
+    row = submit(shared, caller, request_body.document(content, request_body.media_type(request)), key)
     response.status_code = 201 if row.new else 200
     response.headers["Location"] = f"/v1/studies/{row.study}"
     return study_view(row)
 
 
-@router.get("", summary="List your studies", response_model=StudyPage, responses=refusals())
+@router.get("", summary="List your studies", response_model=StudyPage, responses=error_responses())
 async def list_studies(
     shared: Shared,
     caller: Reader,
-    state: Annotated[list[State] | None, Query(description="Only those in this state; repeatable.")] = None,
-    owner: Annotated[str | None, Query(max_length=64, description="Only those of this owner.")] = None,
-    prefix: Annotated[str, Query(pattern=r"^[a-z0-9-]{0,63}$", description="Only those whose name begins so.")] = "",
-    limit: Annotated[int, Query(ge=1, le=100, description="Most studies of a page.")] = 50,
+    state: Annotated[list[State] | None, Query(description="Only studies in this state; repeatable.")] = None,
+    owner: Annotated[str | None, Query(max_length=64, description="Only studies of this owner.")] = None,
+    prefix: Annotated[str, Query(pattern=r"^[a-z0-9-]{0,63}$", description="Only names that begin with this.")] = "",
+    limit: Annotated[int, Query(ge=1, le=100, description="Maximum number of studies per page.")] = 50,
     cursor: Annotated[
-        str | None, Query(pattern=r"^[A-Za-z0-9_=-]{1,40}$", description="`next` of the page before.")
+        str | None, Query(pattern=r"^[A-Za-z0-9_=-]{1,40}$", description="`next` of the previous page.")
     ] = None,
 ) -> Response:
-    """List the studies of the token's owner, the newest first, in pages; a worker's change shows within .5 s."""
+    """List the studies of the token's owner, newest first, in pages; up to 0.5 s old."""
 
     def write() -> str:
-        found = page(shared, caller, states=state, owner=owner, prefix=prefix, limit=limit, cursor=cursor)
-        return found.model_dump_json()
+        studies = page(shared, caller, states=state, owner=owner, prefix=prefix, limit=limit, cursor=cursor)
+        return studies.model_dump_json()
 
     query = (tuple(state or ()), owner, prefix, limit, cursor)
     return _json(await shared.lists.answer(caller.owner, query, write))
 
 
-@router.get("/{name}", summary="Show a study", response_model=StudyDetail, responses=refusals(404))
+@router.get("/{name}", summary="Show a study", response_model=StudyDetail, responses=error_responses(404))
 def show_study(shared: Shared, caller: Reader, name: str) -> Response:
-    """Show a study: where each arm stands, and every setting with its value."""
-    found = status(shared, caller, name)
-    document = dict(found.row.document)
+    """Show a study: the progress of each arm, and all settings."""
+    snapshot = status(shared, caller, name)
+    document = dict(snapshot.row.document)
     detail = StudyDetail(
-        **study_fields(found.row),
+        **study_fields(snapshot.row),
         question=document.get("question", ""),
-        share=found.progress.share,
-        arms=found.progress.arms,
+        share=snapshot.progress.share,
+        arms=snapshot.progress.arms,
         study=document,
     )
     return _json(detail.model_dump_json())
@@ -297,10 +306,10 @@ def show_study(shared: Shared, caller: Reader, name: str) -> Response:
     responses={
         200: {
             "content": {"text/event-stream": {"example": _EXAMPLE_EVENT}},
-            "description": "Events `progress`, `happened` and, last, `end`.",
+            "description": "Events `progress` and `happened`; `end` is the last.",
         },
-        204: {"description": "The client has been told the end: it is not to connect again."},
-        **refusals(404),
+        204: {"description": "The client has received the end, and should not reconnect."},
+        **error_responses(404),
     },
 )
 async def follow_study(
@@ -308,27 +317,33 @@ async def follow_study(
     caller: Reader,
     name: str,
     last: Annotated[
-        str, Header(alias="Last-Event-ID", max_length=100, description="Identity of the last event received.")
+        str, Header(alias="Last-Event-ID", max_length=100, description="ID of the last event received.")
     ] = "",
 ) -> Response:
-    """Follow a study by server-sent events until it has ended; goes on after `Last-Event-ID`."""
-    found = await seen(shared, caller, name)
-    if has_seen_the_end(last, found):
+    """Follow a study by server-sent events until it has ended; continues after `Last-Event-ID`."""
+    snapshot = await status_async(shared, caller, name)
+    if has_received_end(last, snapshot):
         return Response(status_code=204)
     client = ("token", caller.token)
     if not shared.streams.enter(client):
-        raise Refused(
+        raise RequestError(
             429,
             "too_many_streams",
-            "this token follows as many studies as it may",
-            remedy="close another stream",
+            "this token has reached its limit of open event streams",
+            remedy="close another event stream",
             headers={"Retry-After": "5"},
         )
 
     async def events() -> Any:
         try:
             allowed = lambda: shared.callers.ask(caller.token) is not None  # noqa: E731
-            async for text in follow(shared.feeds, found.row.study, last=last, allowed=allowed):
+            async for text in follow(
+                shared.feeds,
+                snapshot.row.study,
+                last=last,
+                allowed=allowed,
+                heartbeat_seconds=shared.heartbeat_seconds,
+            ):
                 yield text
         finally:
             shared.streams.leave(client)
@@ -337,15 +352,15 @@ async def follow_study(
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
 
-@router.post("/{name}/cancel", summary="Cancel a study", responses=refusals(403, 404, 409))
+@router.post("/{name}/cancel", summary="Cancel a study", responses=error_responses(403, 404, 409))
 def cancel_study(shared: Shared, caller: Writer, name: str) -> StudyView:
-    """Cancel a study that is queued or runs; one that runs is `cancelling` until its worker has stopped it."""
+    """Cancel a queued or running study; a running one is `cancelling` until the worker has stopped it."""
     return study_view(cancel(shared, caller, name))
 
 
-@router.post("/{name}/resume", summary="Resume a study", responses=refusals(403, 404, 409))
+@router.post("/{name}/resume", summary="Resume a study", responses=error_responses(403, 404, 409))
 def resume_study(shared: Shared, caller: Writer, name: str) -> StudyView:
-    """Queue a study again that has failed or was cancelled: it goes on where it stopped."""
+    """Queue a failed or cancelled study again; it continues where it stopped."""
     return study_view(resume(shared, caller, name))
 
 
@@ -353,10 +368,10 @@ def resume_study(shared: Shared, caller: Writer, name: str) -> StudyView:
     "/{name}/extend",
     summary="Extend a study",
     openapi_extra=_CHANGES,
-    responses=refusals(403, 404, 408, 409, 413, 415),
+    responses=error_responses(403, 404, 408, 409, 413, 415),
 )
 def extend_study(request: Request, shared: Shared, caller: Writer, name: str, content: Body) -> StudyView:
-    """Queue a study that has ended again with a larger budget, more seeds or further arms; what stands is kept."""
+    """Extend a study that has ended by a larger budget, more seeds or more arms; existing results are kept."""
     document = request_body.document(content, request_body.media_type(request))
     try:
         changes = Changes.model_validate(document)
@@ -364,52 +379,52 @@ def extend_study(request: Request, shared: Shared, caller: Writer, name: str, co
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         message = f"{key}: {first['msg']}"
-        raise Refused(422, "invalid_request", message, key=key, remedy=_HOW_TO_EXTEND) from None
+        raise RequestError(422, "invalid_request", message, key=key, remedy=_HOW_TO_EXTEND) from None
     return study_view(extend(shared, caller, name, changes.assignments))
 
 
 _HOW_TO_EXTEND = 'send {"assignments": ["budget.sample_passes=60000"]}'
 
 
-def _of(caller: Caller, found: Snapshot | None) -> Snapshot:
-    if found is None or found.row.owner != caller.owner:
+def _require_owner(caller: Caller, snapshot: Snapshot | None) -> Snapshot:
+    if snapshot is None or snapshot.row.owner != caller.owner:
         raise not_found("study of that name")
-    return found
+    return snapshot
 
 
 def _json(text: str) -> Response:
-    """Return an answer as it is sent; the framework would check a model once more, in another thread."""
+    """Return a JSON response; given a model, FastAPI would validate it again, in another thread."""
     return Response(text, media_type="application/json")
 
 
 def _changed(shared: Service, caller: Caller, what: str, row: QueueRow) -> QueueRow:
     shared.watcher.forget(row.study)
     shared.lists.forget(caller.owner)
-    _noted(caller, what, row)
+    _log_change(caller, what, row)
     return row
 
 
-def _noted(caller: Caller, what: str, row: QueueRow) -> None:
+def _log_change(caller: Caller, what: str, row: QueueRow) -> None:
     _LOG.info("%s %s %s by token %d", caller.owner, what, row.study, caller.token)
 
 
-def _closed(identity: int) -> str:
-    return base64.urlsafe_b64encode(f"before {identity}".encode()).decode()
+def _encoded(queue_id: int) -> str:
+    return base64.urlsafe_b64encode(f"before {queue_id}".encode()).decode()
 
 
-def _opened(cursor: str) -> int:
-    """Return the identity in the queue that a cursor stands for."""
+def _decoded(cursor: str) -> int:
+    """Return the queue ID that a cursor encodes."""
     try:
         word, _, number = base64.urlsafe_b64decode(cursor).decode("ascii").partition(" ")
     except (binascii.Error, ValueError):
         word, number = "", ""
     if word != "before" or not number.isdecimal() or not 0 <= int(number[:20]) <= MAX_INTEGER:
-        raise Refused(
+        raise RequestError(
             422,
             "invalid_request",
-            f"cursor: it is `next` of the page before, got {cursor}",
+            f"cursor must be `next` of the previous page, got {cursor}",
             key="cursor",
             value=cursor,
-            remedy="leave it out to begin at the newest study",
+            remedy="omit it to start at the newest study",
         )
     return int(number)

@@ -1,4 +1,4 @@
-"""Routes of what a study leaves behind; a file is found by what the store knows, never by a path of a request."""
+"""Routes of results; files are located by what the store knows, never by a path in a request."""
 
 import csv
 import hashlib
@@ -11,10 +11,10 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from services.api.auth import Reader
-from services.api.errors import Refused, not_found
+from services.api.errors import RequestError, not_found
 from services.api.schemas import ArchitectureView, FileView, ModelView
 from services.api.state import Service
-from services.api.studies import Shared, own, refusals
+from services.api.studies import Shared, error_responses, own
 from services.files.remote import place_of, reading
 from services.files.study_dir import Folder
 from services.store import ExportRow, NotFound, QueueRow
@@ -32,14 +32,17 @@ router = APIRouter(prefix="/v1/studies/{name}", tags=["results"])
 
 
 def _described(kind: str, what: str) -> dict[int | str, dict[str, object]]:
-    return {200: {"content": {kind: {}}, "description": what}, **refusals(404)}
+    return {200: {"content": {kind: {}}, "description": what}, **error_responses(404)}
 
 
 @router.get(
-    "/report", summary="The report", response_class=Response, responses=_described("text/html", "One HTML file.")
+    "/report",
+    summary="Get the report",
+    response_class=Response,
+    responses=_described("text/html", "An HTML file."),
 )
 def report(shared: Shared, caller: Reader, name: str) -> Response:
-    """The report as one HTML file that needs no network and no script."""
+    """The report as a single HTML file without scripts or external resources."""
     row = own(shared, caller, name)
     content = _content(shared, row, Folder(shared.settings.folder(row.study)).report, "report")
     return Response(content, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
@@ -47,22 +50,25 @@ def report(shared: Shared, caller: Reader, name: str) -> Response:
 
 @router.get(
     "/comparison",
-    summary="The comparison",
+    summary="Get the comparison",
     response_class=Response,
     responses=_described("application/json", "`comparison.json`."),
 )
 def comparison(shared: Shared, caller: Reader, name: str) -> Response:
-    """The comparison of the arms, as `comparison.json` has it."""
+    """The comparison of the arms, the content of `comparison.json`."""
     row = own(shared, caller, name)
     content = _content(shared, row, Folder(shared.settings.folder(row.study)).comparison, "comparison")
     return Response(content, media_type="application/json")
 
 
 @router.get(
-    "/trials", summary="All trials", response_class=Response, responses=_described("text/csv", "One row a trial.")
+    "/trials",
+    summary="Get all trials",
+    response_class=Response,
+    responses=_described("text/csv", "One row per trial."),
 )
 def trials(shared: Shared, caller: Reader, name: str) -> Response:
-    """All trials so far as CSV, while the study runs too."""
+    """All trials so far as CSV, also while the study is running."""
     from services.finalize.trial_table import row_of
 
     rows = [row_of(row) for row in _trials(shared, own(shared, caller, name))]
@@ -70,12 +76,12 @@ def trials(shared: Shared, caller: Reader, name: str) -> Response:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
+    writer.writerows({key: _escaped(value) for key, value in row.items()} for row in rows)
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
     return Response(text.getvalue(), media_type="text/csv", headers=headers)
 
 
-@router.get("/architectures", summary="The architectures", responses=refusals(404))
+@router.get("/architectures", summary="Get the architectures", responses=error_responses(404))
 def architectures(shared: Shared, caller: Reader, name: str) -> list[ArchitectureView]:
     """The architecture of every retrained model, by arm and seed."""
     return [
@@ -91,61 +97,62 @@ def architectures(shared: Shared, caller: Reader, name: str) -> list[Architectur
     ]
 
 
-@router.get("/models", summary="The exported models", responses=refusals(404))
+@router.get("/models", summary="List the exported models", responses=error_responses(404))
 def models(shared: Shared, caller: Reader, name: str) -> list[ModelView]:
-    """The exported model of every arm, with the hashes of its files."""
+    """The exported model of each arm, with the SHA-256 of each file."""
     row = own(shared, caller, name)
     return [
         ModelView(
-            arm=each.arm,
-            verified=each.verified,
-            created_at=each.created_at,
+            arm=export.arm,
+            verified=export.verified,
+            created_at=export.created_at,
             files=[
                 FileView(
-                    name=file, sha256=digest, url=f"/v1/studies/{row.study}/models/{quote(each.arm)}/{quote(file)}"
+                    name=file, sha256=digest, url=f"/v1/studies/{row.study}/models/{quote(export.arm)}/{quote(file)}"
                 )
-                for file, digest in sorted(each.hashes.items())
+                for file, digest in sorted(export.hashes.items())
             ],
         )
-        for each in newest_exports(shared, row)
+        for export in newest_exports(shared, row)
     ]
 
 
 @router.get(
     "/models/{arm}/{file}",
-    summary="A file of an exported model",
+    summary="Download a file of an exported model",
     response_class=Response,
     responses=_described(_BINARY, "The file; `ETag` is its SHA-256."),
 )
 def model_file(shared: Shared, caller: Reader, name: str, arm: str, file: str) -> Response:
-    """A file of the exported model of an arm, after its hash was found to be that of the export."""
+    """A file of the exported model of an arm, if its hash still is that of the export."""
     row = own(shared, caller, name)
-    found = next((each for each in newest_exports(shared, row) if each.arm == arm), None)
-    known = next((each for each in found.hashes if each == file), None) if found else None
-    if found is None or known is None:
-        raise not_found("such file of a model")
-    path = Folder(shared.settings.folder(row.study)).models / found.arm / known
+    model = next((export for export in newest_exports(shared, row) if export.arm == arm), None)
+    # The name from the store, not the one from the request, becomes part of the path.
+    known = next((known for known in model.hashes if known == file), None) if model else None
+    if model is None or known is None:
+        raise not_found("model file of that name")
+    path = Folder(shared.settings.folder(row.study)).models / model.arm / known
     content = _content(shared, row, path, "file of the model")
-    if hashlib.sha256(content).hexdigest() != found.hashes[known]:
-        raise Refused(
+    if hashlib.sha256(content).hexdigest() != model.hashes[known]:
+        raise RequestError(
             409,
             "changed",
-            "the file is not the one that was exported",
+            "the file has changed since it was exported",
             key="file",
             value=known,
-            remedy=f"`nas-blockout export {row.study} {found.arm}` writes it again",
+            remedy=f"`nas-blockout export {row.study} {model.arm}` writes it again",
         )
-    headers = {"ETag": f'"{found.hashes[known]}"', "Content-Disposition": f'attachment; filename="{known}"'}
+    headers = {"ETag": f'"{model.hashes[known]}"', "Content-Disposition": f'attachment; filename="{known}"'}
     return Response(content, media_type=_KINDS.get(path.suffix, _BINARY), headers=headers)
 
 
 def newest_exports(shared: Service, row: QueueRow) -> list[ExportRow]:
-    """Return the last export of every arm of a study."""
+    """Return the latest export of each arm of a study."""
     try:
         exports = shared.store.exports(row.study)
     except NotFound:
         return []
-    return list({each.arm: each for each in sorted(exports, key=lambda each: each.created_at)}.values())
+    return list({export.arm: export for export in sorted(exports, key=lambda export: export.created_at)}.values())
 
 
 def _trials(shared: Service, row: QueueRow) -> Iterator[Trial]:
@@ -156,20 +163,20 @@ def _trials(shared: Service, row: QueueRow) -> Iterator[Trial]:
 
 
 def _content(shared: Service, row: QueueRow, path: Path, what: str) -> bytes:
-    """Return what a file of a study holds: from shared storage where that is used and has it, else from this machine.
+    """Return the content of a file of a study, from shared storage if that has it, else from this machine.
 
     Raises:
-        Refused: There is no such file yet.
+        RequestError: The file does not exist yet.
         ArtifactError: The storage cannot be reached.
     """
     root, elsewhere = shared.settings.folder(row.study), shared.settings.shared(row.study)
     for place in dict.fromkeys((place_of(path, root, elsewhere), str(path.absolute()))):
-        with reading(place) as found:
-            if found.is_file():
-                return found.read_bytes()
-    raise Refused(404, "not_finished", f"there is no {what} yet", remedy="wait until the study is complete")
+        with reading(place) as local:
+            if local.is_file():
+                return local.read_bytes()
+    raise RequestError(404, "not_finished", f"there is no {what} yet", remedy="wait until the study is complete")
 
 
-def _harmless(value: object) -> object:
-    """Return a value that no spreadsheet takes for a formula."""
+def _escaped(value: object) -> object:
+    """Return a value with a quote before anything that a spreadsheet would run as a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

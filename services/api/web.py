@@ -1,4 +1,4 @@
-"""The page: rendered here, refreshed by htmx and of use without it. Log in with a token, submit, watch, download."""
+"""The web page: log in with a token, submit, follow, download. Refreshed by htmx, and usable without it."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from services.api import auth, studies, study_files
 from services.api.caches.status_cache import Snapshot
 from services.api.caches.token_cache import Caller
-from services.api.errors import Refused, translated
+from services.api.errors import RequestError, translated
 from services.api.requests import request_body
 from services.api.schemas import Problem, StudyDetail, StudyView, study_fields
 from services.api.sessions import COOKIE, SECONDS, Session
@@ -30,7 +30,7 @@ from services.study_config.schema import StudyError, bundled, read, read_documen
 
 STATIC = {"htmx.min.js": "text/javascript", "service.css": "text/css"}
 _FOLDER = Path(__file__).parents[1]
-_MOST_FIELDS = 20
+_MAX_FIELDS = 20
 _LINES = 20
 _SITES = frozenset({"same-origin", "none"})
 
@@ -39,7 +39,7 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A request of somebody who has logged in."""
+    """A request of a user who is logged in."""
 
     shared: Service
     caller: Caller
@@ -48,14 +48,14 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A study in the list, and the share of its budget that is spent, if it has begun."""
+    """A study in the list, with the fraction of its budget used if it has started."""
 
     study: StudyView
     share: float | None
 
 
 class LoggedOut(Exception):
-    """Nobody has logged in."""
+    """The user is not logged in."""
 
 
 @cache
@@ -71,10 +71,10 @@ def _static(name: str) -> tuple[bytes, str]:
 
 
 def visit(request: Request, shared: Shared) -> Visit:
-    """Return who visits the page.
+    """Return the user of the page.
 
     Raises:
-        LoggedOut: Nobody has logged in, or the token has ended.
+        LoggedOut: The user is not logged in, or the token has expired or was revoked.
     """
     session = auth.session_of(request)
     caller = shared.callers.ask(session.token) if session else None
@@ -88,29 +88,29 @@ Visited = Annotated[Visit, Depends(visit)]
 
 def _form(content: bytes) -> dict[str, str]:
     try:
-        fields = parse_qs(content.decode("ascii"), keep_blank_values=True, max_num_fields=_MOST_FIELDS, errors="strict")
+        fields = parse_qs(content.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict")
     except ValueError:
-        raise Refused(422, "malformed_body", "a form of this page was expected", remedy="use the page") from None
+        raise RequestError(422, "malformed_body", "the body must be a form", remedy="use the page") from None
     return {name: values[0].replace("\r\n", "\n") for name, values in fields.items()}
 
 
 def _require_own(request: Request) -> None:
-    """Refuse a form that another site has sent."""
+    """Refuse a form sent by another site (CSRF)."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "none")
     if site not in _SITES or (origin is not None and urlsplit(origin).netloc != request.headers.get("host")):
-        raise Refused(403, "other_site", "the form was sent by another site", remedy="open the page itself")
+        raise RequestError(403, "other_site", "the form was sent by another site", remedy="use the form on this page")
 
 
 def form(request: Request, visited: Visited, content: Body) -> dict[str, str]:
-    """Return the fields of a form that this page has made for this session.
+    """Return the fields of a form of this session.
 
     Raises:
-        Refused: It was not.
+        RequestError: It is not a form of this session.
     """
     _require_own(request)
     fields = _form(content)
     if not visited.shared.signer.proves(visited.session, fields.get("proof", "")):
-        raise Refused(403, "other_site", "the form is not one of this session", remedy="load the page again")
+        raise RequestError(403, "other_site", "the form belongs to another session", remedy="reload the page")
     return fields
 
 
@@ -121,7 +121,7 @@ Form = Annotated[dict[str, str], Depends(form)]
 def static(name: str, request: Request) -> Response:
     """One of the two files that the page needs."""
     if name not in STATIC:
-        raise Refused(404, "not_found", "nothing is here")
+        raise RequestError(404, "not_found", "there is nothing at this path")
     content, tag = _static(name)
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if request.headers.get("if-none-match") == tag:
@@ -142,9 +142,7 @@ def login(request: Request, shared: Shared, content: Body) -> Response:
     caller = shared.callers.ask(_form(content).get("token", "").strip())
     if caller is None:
         auth.count(shared, ("address", request.client.host if request.client else ""))
-        problem = Problem(
-            code="unauthorized", message="This token is not valid: it is mistyped, has ended or was revoked."
-        )
+        problem = Problem(code="unauthorized", message="This token is not valid: it is mistyped, expired or revoked.")
         return _rendered("login", 401, problem=problem, caller=None)
     session = shared.signer.open(caller.token)
     answer = RedirectResponse("/", 303)
@@ -168,28 +166,27 @@ def list_page(visited: Visited, cursor: str | None = None) -> Response:
 
 
 @router.get("/parts/studies")
-def list_part(visited: Visited, cursor: str | None = None, seen: str = "", states: str = "") -> Response:
-    """The list of studies, if it is not the one that was seen."""
+def list_part(visited: Visited, cursor: str | None = None, digest: str = "", states: str = "") -> Response:
+    """The list of studies, or 204 if it has not changed."""
     part = _listed(visited, cursor)
-    if part["digest"] == seen:
+    if part["digest"] == digest:
         return Response(status_code=204)
-    changed = [each for each in part["states"].split() if each not in states.split()]
-    said = "; ".join(each.replace(":", " is ") for each in changed) if states else ""
-    return _rendered("list_part", **part, said=said)
+    changed = [study for study in part["states"].split() if study not in states.split()]
+    announcement = "; ".join(study.replace(":", " is ") for study in changed) if states else ""
+    return _rendered("list_part", **part, announcement=announcement)
 
 
 @router.post("/studies")
 def submit(visited: Visited, fields: Form) -> Response:
-    """Give a study to the service."""
+    """Submit a study."""
     name, text, chosen = (fields.get(key, "").strip() for key in ("name", "yaml", "bundled"))
     try:
         document = _chosen(chosen, text)
         document = assigned(document, [f"name={json.dumps(name)}"]) if name else document
-        request_body.require_harmless(document)
-        row = studies.give(visited.shared, visited.caller, document, fields.get("key", "")[:100] or None)
-    except (Refused, StudyError, StoreError) as error:
-        found = translated(error)
-        return _list(visited, None, found, {"name": name, "yaml": text, "bundled": chosen})
+        request_body.require_within_limits(document)
+        row = studies.submit(visited.shared, visited.caller, document, fields.get("key", "")[:100] or None)
+    except (RequestError, StudyError, StoreError) as error:
+        return _list(visited, None, translated(error), {"name": name, "yaml": text, "bundled": chosen})
     return RedirectResponse(f"/studies/{row.study}", 303)
 
 
@@ -200,13 +197,13 @@ def study_page(visited: Visited, name: str) -> Response:
 
 
 @router.get("/parts/studies/{name}")
-def study_part(visited: Visited, name: str, seen: str = "", state: str = "") -> Response:
-    """Where a study stands, if that is not what was seen."""
-    part = _standing(visited, name)
-    if part["digest"] == seen:
+def study_part(visited: Visited, name: str, digest: str = "", state: str = "") -> Response:
+    """The status of a study, or 204 if it has not changed."""
+    part = _study_status(visited, name)
+    if part["digest"] == digest:
         return Response(status_code=204)
     now = part["study"].state
-    return _rendered("study_part", **part, said=f"{name} is {now}" if state and state != now else "")
+    return _rendered("study_part", **part, announcement=f"{name} is {now}" if state and state != now else "")
 
 
 @router.post("/studies/{name}/cancel")
@@ -230,7 +227,7 @@ def extend(visited: Visited, name: str, fields: Form) -> Response:
 
 
 def logged_out(request: Request, error: Exception) -> Response:
-    """Send somebody who has not logged in to the form, from within a part of a page too."""
+    """Redirect to the login form; a header makes htmx redirect the page instead of the part that it refreshes."""
     if request.headers.get("hx-request"):
         return Response(status_code=200, headers={"HX-Redirect": "/login"})
     answer = RedirectResponse("/login", 303)
@@ -241,50 +238,50 @@ def logged_out(request: Request, error: Exception) -> Response:
 def _done(visited: Visit, name: str, action: Callable[[], QueueRow], text: str = "") -> Response:
     try:
         action()
-    except (Refused, StudyError, StoreError) as error:
-        found = translated(error)
-        if found.status == 404:
+    except (RequestError, StudyError, StoreError) as error:
+        request_error = translated(error)
+        if request_error.status == 404:
             raise
-        return _study(visited, name, found, text)
+        return _study(visited, name, request_error, text)
     return RedirectResponse(f"/studies/{name}", 303)
 
 
 def _chosen(name: str, text: str) -> dict[str, Any]:
-    """Return the bundled study of a name, or what was written."""
+    """Return the bundled study of a name, or the one written as YAML."""
     if name:
         known = bundled()
         if name not in known:
-            raise Refused(422, "invalid_study", f"there is no bundled study {name[:80]!r}", key="bundled")
+            raise RequestError(422, "invalid_study", f"there is no bundled study {name[:80]!r}", key="bundled")
         return read_document(known[name])
     if not text:
-        raise Refused(422, "invalid_study", "choose a bundled study, or write one as YAML", key="yaml")
+        raise RequestError(422, "invalid_study", "choose a bundled study, or enter one as YAML", key="yaml")
     return request_body.document(text.encode(), "application/yaml")
 
 
 def _list(
-    visited: Visit, cursor: str | None, refused: Refused | None = None, fields: Mapping[str, str] | None = None
+    visited: Visit, cursor: str | None, error: RequestError | None = None, fields: Mapping[str, str] | None = None
 ) -> Response:
     filled = {"name": "", "yaml": "", "bundled": ""} | dict(fields or {})
     return _rendered(
         "list",
-        refused.status if refused else 200,
+        error.status if error else 200,
         **_listed(visited, cursor),
-        **_outer(visited),
-        problem=refused.problem if refused else None,
+        **_frame(visited),
+        problem=error.problem if error else None,
         form=filled,
         key=secrets.token_urlsafe(16),
         bundled=_questions(),
-        said="",
+        announcement="",
     )
 
 
 def _listed(visited: Visit, cursor: str | None) -> dict[str, Any]:
-    found = studies.page(visited.shared, visited.caller, limit=_LINES, cursor=cursor)
-    lines = [Line(study, _share(visited, study)) for study in found.studies]
+    page = studies.page(visited.shared, visited.caller, limit=_LINES, cursor=cursor)
+    lines = [Line(study, _share(visited, study)) for study in page.studies]
     states = " ".join(f"{line.study.name}:{line.study.state}" for line in lines)
     digest = _digest(lines)
-    query = {"seen": digest, "states": states} | ({"cursor": cursor} if cursor else {})
-    return {"lines": lines, "next": found.next, "digest": digest, "states": states, "query": urlencode(query)}
+    query = {"digest": digest, "states": states} | ({"cursor": cursor} if cursor else {})
+    return {"lines": lines, "next": page.next, "digest": digest, "states": states, "query": urlencode(query)}
 
 
 def _share(visited: Visit, study: StudyView) -> float | None:
@@ -293,19 +290,19 @@ def _share(visited: Visit, study: StudyView) -> float | None:
     return 1.0 if study.state == "complete" else visited.shared.watcher.status(study.name).progress.share
 
 
-def _study(visited: Visit, name: str, refused: Refused | None = None, text: str = "") -> Response:
-    problem = refused.problem if refused else None
-    part = _standing(visited, name)
-    status = refused.status if refused else 200
+def _study(visited: Visit, name: str, error: RequestError | None = None, text: str = "") -> Response:
+    problem = error.problem if error else None
+    part = _study_status(visited, name)
+    status = error.status if error else 200
     return _rendered(
-        "study", status, **{**part, **_outer(visited)}, problem=problem, form={"assignments": text}, said=""
+        "study", status, **{**part, **_frame(visited)}, problem=problem, form={"assignments": text}, announcement=""
     )
 
 
-def _standing(visited: Visit, name: str) -> dict[str, Any]:
+def _study_status(visited: Visit, name: str) -> dict[str, Any]:
     shared = visited.shared
-    found = studies.status(shared, visited.caller, name)
-    progress, row = found.progress, found.row
+    snapshot = studies.status(shared, visited.caller, name)
+    progress, row = snapshot.progress, snapshot.row
     question = str(row.document.get("question", ""))
     arms = {"share": progress.share, "arms": progress.arms}
     detail = StudyDetail(**study_fields(row), question=question, **arms, study={})
@@ -315,32 +312,32 @@ def _standing(visited: Visit, name: str) -> dict[str, Any]:
         "study": detail,
         "models": models,
         "results": results,
-        "links": _links(shared, found),
+        "links": _links(shared, snapshot),
         "live": not row.ended,
     }
     digest = _digest(shown)
-    query = urlencode({"seen": digest, "state": row.state})
+    query = urlencode({"digest": digest, "state": row.state})
     own = {"caller": visited.caller, "proof": shared.signer.proof(visited.session)}
     return {**shown, **own, "digest": digest, "query": query}
 
 
-def _links(shared: Service, found: Snapshot) -> dict[str, str]:
-    """Return where the runs and the job of a study are seen, if such places are set."""
+def _links(shared: Service, snapshot: Snapshot) -> dict[str, str]:
+    """Return links to the MLflow run and the Ray job of a study, if their URLs are configured."""
     links = {}
-    if shared.settings.mlflow_url and found.events:
+    if shared.settings.mlflow_url and snapshot.events:
         try:
-            told = shared.store.projections(found.row.study, "mlflow")
+            projections = shared.store.projections(snapshot.row.study, "mlflow")
         except NotFound:
-            told = ()
-        run = next((each.external_id for each in told if each.trial is None), None)
+            projections = ()
+        run = next((row.external_id for row in projections if row.trial is None), None)
         if run is not None:
             links["MLflow run"] = f"{shared.settings.mlflow_url}/#/runs/{run}"
-    if shared.settings.ray_url and found.row.job:
-        links["Ray job"] = f"{shared.settings.ray_url}/#/jobs/{found.row.job}"
+    if shared.settings.ray_url and snapshot.row.job:
+        links["Ray job"] = f"{shared.settings.ray_url}/#/jobs/{snapshot.row.job}"
     return links
 
 
-def _outer(visited: Visit) -> dict[str, Any]:
+def _frame(visited: Visit) -> dict[str, Any]:
     settings = visited.shared.settings
     return {
         "caller": visited.caller,

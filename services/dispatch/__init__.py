@@ -1,6 +1,6 @@
-"""The worker of the service: it takes queued studies by a lease and sees each of them through as a Ray job.
+"""The worker of the service: it leases queued studies and runs each of them as a Ray job.
 
-`decision` says what is to be done, from what queue, cluster and store know; `dispatcher` does it; `loop` repeats that.
+`decision` decides what to do, from the state of queue, cluster and store; `dispatcher` does it; `loop` repeats that.
 """
 
 from services.dispatch.decision import MOST_RESTARTS, Action, Settle, Stop, Submit, Wait, decide

@@ -1,4 +1,4 @@
-"""What is to be done with a study of the queue, from what queue, cluster and store know of it; nothing is done here."""
+"""Decides what to do with a leased study, from its state in queue, cluster and store; a function without effects."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from services.store import QueueRow, StudyRow
 from services.store.records import STALE_SECONDS
 
 MOST_RESTARTS = 5
-MOST_CHARACTERS = 500
+MAX_CHARACTERS = 500
 SOME_FAILED, UNREACHABLE = 4, 5
 _FIRST_SIGNAL = 128  # a shell's code for an end by signal 0
 _MEANING = {1: "failed", 2: "was refused", 3: "did not find what it needs", 6: "could not verify its models"}
@@ -15,7 +15,7 @@ _MEANING = {1: "failed", 2: "was refused", 3: "did not find what it needs", 6: "
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Submit the study as a job.
+    """Submit the study as a Ray job.
 
     Args:
         attempt: Number of the attempt, from 0.
@@ -28,14 +28,14 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Ask the cluster to stop a job, and look again later."""
+    """Ask the cluster to stop a job, and check again later."""
 
     job: str
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Do nothing now."""
+    """Do nothing for now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Settle:
 
     Args:
         state: ``complete``, ``failed`` or ``cancelled``.
-        message: One sentence for its owner; empty if there is nothing to say.
+        message: One sentence for the owner; may be empty.
     """
 
     state: str
@@ -55,16 +55,16 @@ Action = Submit | Stop | Wait | Settle
 
 
 def decide(row: QueueRow, job: Job | None, study: StudyRow | None) -> Action:
-    """Return what is to be done with a study whose lease this worker holds.
+    """Return what to do with a study that this worker has leased.
 
-    A living job is left alone, or stopped if its owner asked for that. Without one, a study that is complete in the
-    store has ended, however its job did; one that a driver is seen to run is waited for; of any other, the end of its
-    last job decides.
+    A job that is alive is left alone, or stopped if cancellation was requested. Without one, a study that is complete
+    in the store has ended, however its job did; one with a driver that sends heartbeats is waited for; for any other,
+    the end of its last job decides.
 
     Args:
         row: The study in the queue.
         job: Its last job, or None if there was none or the cluster does not know it.
-        study: The study in the store, or None if no driver has begun it.
+        study: The study in the store, or None if no driver has started it.
     """
     complete = study is not None and study.state == "complete" and study.config_hash == row.config_hash
     if job is not None and job.living:
@@ -78,26 +78,26 @@ def decide(row: QueueRow, job: Job | None, study: StudyRow | None) -> Action:
     if row.job is None:
         return Submit(row.attempt)
     if job is None:
-        return _again(row, "the Ray cluster was started anew and no longer knew its job")
-    return _judge(row, job, complete=complete)
+        return _restart(row, "the Ray cluster was started anew and no longer knew its job")
+    return _after_job(row, job, complete=complete)
 
 
 def is_driven(study: StudyRow) -> bool:
-    """Whether a driver runs a study: it has claimed it, and has said not long ago that it lives."""
+    """Whether a driver runs a study: it has claimed the study and sent a heartbeat recently."""
     age = study.heartbeat_age
     return study.owner is not None and age is not None and age <= STALE_SECONDS
 
 
 def sentence(message: str) -> str:
-    """Return the last error that a job's message quotes from its log, or the first line of the message."""
+    """Return the last error that a job's message quotes from its log, or else the first line of the message."""
     lines = [" ".join(line.split()) for line in message.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    found = errors[-1] if errors else (lines or [""])[0]
-    return found if len(found) <= MOST_CHARACTERS else found[: MOST_CHARACTERS - 3] + "..."
+    text = errors[-1] if errors else (lines or [""])[0]
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 3] + "..."
 
 
-def _judge(row: QueueRow, job: Job, *, complete: bool) -> Action:
-    """Return what the end of a job means."""
+def _after_job(row: QueueRow, job: Job, *, complete: bool) -> Action:
+    """Return what to do after a job has ended."""
     if job.state == "succeeded" or job.exit_code == 0:
         return Settle("complete")
     if job.exit_code == SOME_FAILED:
@@ -106,14 +106,14 @@ def _judge(row: QueueRow, job: Job, *, complete: bool) -> Action:
         return Settle("complete", "its job ended badly after the study was complete")
     if job.state == "stopped":
         return Settle("cancelled", "its Ray job was stopped from outside; `resume` goes on with it")
-    if (reason := _passing(job)) is not None:
-        return _again(row, reason)
+    if (reason := _transient_reason(job)) is not None:
+        return _restart(row, reason)
     meaning = _MEANING.get(job.exit_code or 0, "ended badly")
     return Settle("failed", sentence(job.message) or f"its job {meaning}, with exit code {job.exit_code}")
 
 
-def _passing(job: Job) -> str | None:
-    """Return what ended a job, if it may not happen again, or None."""
+def _transient_reason(job: Job) -> str | None:
+    """Return why a job ended if a restart may help, else None."""
     code = job.exit_code
     if code is None:
         return sentence(job.message) or "its job ended without an exit code"
@@ -124,7 +124,7 @@ def _passing(job: Job) -> str | None:
     return None
 
 
-def _again(row: QueueRow, reason: str) -> Action:
+def _restart(row: QueueRow, reason: str) -> Action:
     restarts = row.attempt - row.first_attempt
     if restarts >= MOST_RESTARTS:
         return Settle("failed", f"given up after {restarts + 1} attempts: {reason}; `resume` tries again")

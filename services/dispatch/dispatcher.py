@@ -1,4 +1,4 @@
-"""One worker: it holds a few studies at a time by leases, and does with each of them what is to be done."""
+"""One worker: it leases a few studies at a time, and carries out what `decide` says about each."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ Log = Callable[[str], None]
 
 
 class Cluster(Protocol):
-    """What the worker asks of the cluster; `services.cluster.jobs.Jobs` is it."""
+    """What the worker needs of the cluster; implemented by `services.cluster.jobs.Jobs`."""
 
     def submit(self, study: Study, *, attempt: int = 0) -> Job:
         """Submit a study, or return the job that this attempt at it already is."""
@@ -37,16 +37,16 @@ class Cluster(Protocol):
 
 
 class Dispatcher:
-    """Sees the studies through whose lease it holds; takes others as long as there is room.
+    """Runs the studies that it has leased, and leases more up to a limit.
 
     Args:
         store: Holds queue and studies.
         cluster: Runs the jobs.
-        worker: Name of this worker among all.
-        lease_seconds: How long a study stays this worker's after it was last heard of.
-        max_running: Studies held at a time.
-        refused_seconds: How long to try with a study that is too large for the cluster, which may still be growing.
-        log: Told what happened, one line each.
+        worker: Unique name of this worker.
+        lease_seconds: How long a lease lasts unless it is renewed.
+        max_running: Maximum number of leased studies.
+        refused_seconds: How long to keep trying to submit a study that is too large for the cluster, which may grow.
+        log: Called with one line for each change.
     """
 
     def __init__(
@@ -62,36 +62,36 @@ class Dispatcher:
     ) -> None:
         self._store, self._cluster, self._worker = store, cluster, worker
         self._lease_seconds, self._at_once, self._refused_seconds = lease_seconds, max_running, refused_seconds
-        self._say = log
+        self._log = log
         self._held: dict[str, None] = {}
         self._refused: dict[str, float] = {}
         self._stopping: set[str] = set()
 
     @property
     def held(self) -> tuple[str, ...]:
-        """Names of the studies that this worker holds."""
+        """Names of the leased studies."""
         return tuple(self._held)
 
     def round(self) -> None:
-        """Renew all leases, do what is to be done with each study, and take others.
+        """Renew all leases, act on each study, and lease more studies.
 
         Raises:
-            StoreUnreachable: The database is away; leases may end meanwhile, and others go on.
-            ClusterError: The cluster is away; the leases stand.
+            StoreUnreachable: The database is unreachable; leases may expire, and other workers take over.
+            ClusterError: The cluster is unreachable; leases are kept.
         """
         for row in [row for study in self.held if (row := self._renewed(study)) is not None]:
-            self._tend(row)
+            self._handle(row)
         new: set[str] = set()
         while len(self._held) < self._at_once:
             taken = self._store.acquire_lease(self._worker, seconds=self._lease_seconds)
-            if taken is None or taken.study in new:  # a lease that was over before the round was
+            if taken is None or taken.study in new:  # a lease that expired during this round
                 return
             new.add(taken.study)
             self._held[taken.study] = None
-            self._tend(taken)
+            self._handle(taken)
 
     def release(self) -> None:
-        """Give all leases back, so that another worker goes on at once."""
+        """Release all leases, so that other workers can continue at once."""
         for study in self.held:
             with suppress(StoreError):
                 self._store.release_lease(study, self._worker)
@@ -101,16 +101,16 @@ class Dispatcher:
         try:
             return self._store.renew_lease(study, self._worker, seconds=self._lease_seconds)
         except LeaseLost as error:
-            self._say(f"{study}: {error}")
+            self._log(f"{study}: {error}")
             self._forget(study)
             return None
 
-    def _tend(self, row: QueueRow) -> None:
-        """Do what is to be done; what another worker or driver did meanwhile is seen in the next round."""
+    def _handle(self, row: QueueRow) -> None:
+        """Act on a study; if another worker or driver was faster, the next round sees what it did."""
         try:
             self._act(row)
         except LeaseLost as error:
-            self._say(f"{row.study}: {error}")
+            self._log(f"{row.study}: {error}")
             self._forget(row.study)
         except StateError:
             return
@@ -121,14 +121,14 @@ class Dispatcher:
         if isinstance(action, Submit):
             self._submit(row, action)
         elif isinstance(action, Stop) and action.job not in self._stopping:
-            self._say(f"{row.study}: stopping {action.job}")
+            self._log(f"{row.study}: stopping {action.job}")
             self._cluster.stop(action.job)
             self._stopping.add(action.job)
         elif isinstance(action, Settle):
             self._settle(row, action)
 
     def _last_job(self, row: QueueRow) -> tuple[QueueRow, Job | None]:
-        """Return the last job of a study, with its row; one that a worker did not live to note is noted."""
+        """Return the last job of a study, with its row; records a job whose worker died before recording it."""
         job = self._cluster.job(row.job) if row.job is not None else None
         if job is not None and job.living:
             return row, job
@@ -149,29 +149,29 @@ class Dispatcher:
         try:
             job = self._cluster.submit(parse_resolved(row.document), attempt=action.attempt)
         except ClusterError as error:
-            self._cluster.capacity()  # fails if the cluster is away; else it is there, and has refused
+            self._cluster.capacity()  # raises if the cluster is unreachable; otherwise it has refused the job
             self._wait_for_room(row, str(error))
             return
         self._refused.pop(row.study, None)
         message = f"attempt {action.attempt - row.first_attempt + 1}: {action.reason}" if action.reason else ""
         self._store.record_job(row.study, self._worker, job=job.id, attempt=action.attempt, message=message)
-        self._say(f"{row.study}: submitted as {job.id}{f', because {action.reason}' if action.reason else ''}")
+        self._log(f"{row.study}: submitted as {job.id}{f', because {action.reason}' if action.reason else ''}")
 
     def _wait_for_room(self, row: QueueRow, error: str) -> None:
         if row.study not in self._refused:
             self._refused[row.study] = time.monotonic()
             self._store.set_message(row.study, self._worker, message=f"waits: {error}")
-            self._say(f"{row.study}: waits: {error}")
+            self._log(f"{row.study}: waits: {error}")
         if time.monotonic() - self._refused[row.study] >= self._refused_seconds:
             self._settle(row, Settle("failed", error))
 
     def _settle(self, row: QueueRow, action: Settle) -> None:
-        """End the study first where it is kept, then in the queue: if this worker dies between, another does both."""
+        """Finish the study in the store first, then in the queue: if this worker dies in between, another does both."""
         study = self._study(row.study)
         if action.state != "complete" and study is not None and study.state not in ENDED_STUDY:
             self._store.finish_study(row.study, action.state, error=action.message or None)
         self._store.finish_queued(row.study, self._worker, action.state, message=action.message)
-        self._say(f"{row.study}: {action.state}{f': {action.message}' if action.message else ''}")
+        self._log(f"{row.study}: {action.state}{f': {action.message}' if action.message else ''}")
         self._forget(row.study)
 
     def _forget(self, study: str) -> None:

@@ -1,4 +1,4 @@
-"""The loop of a worker process: rounds without end, through the absence of database and cluster, until SIGTERM."""
+"""The main loop of a worker: rounds until SIGTERM, also while database or cluster are unreachable."""
 
 import logging
 import signal
@@ -16,8 +16,8 @@ from services.settings import Settings, SettingsError
 from services.store import Store, StoreUnreachable, this_process
 
 POLL_SECONDS = 1.0
-MOST_POLL_SECONDS = 8.0
-_AWAY = (StoreUnreachable, ClusterError)
+MAX_POLL_SECONDS = 8.0
+_UNREACHABLE = (StoreUnreachable, ClusterError)
 _LOG = logging.getLogger(__name__)
 
 Log = Callable[[str], None]
@@ -31,18 +31,18 @@ def work(
     max_running: int = AT_ONCE,
     log: Log = _LOG.info,
 ) -> None:
-    """See queued studies through as Ray jobs, until SIGTERM or SIGINT; then give the leases back.
+    """Run queued studies as Ray jobs until SIGTERM or SIGINT; then release the leases.
 
     Args:
-        settings: Of the installation.
-        once: End when nothing is held and nothing is queued, and on the first failure to reach database or cluster.
-        lease_seconds: How long a study stays this worker's if it dies.
-        max_running: Studies held at a time.
-        log: Told what happened, one line each; of an absence once when it begins and once when it ends.
+        settings: Settings of the installation.
+        once: Return when the queue is empty, and fail if database or cluster are unreachable.
+        lease_seconds: How long a lease lasts if this worker dies.
+        max_running: Maximum number of leased studies.
+        log: Called with one line for each change, and when a service becomes unreachable or reachable again.
 
     Raises:
         SettingsError: No cluster is configured.
-        StoreError: The store cannot be used, other than for being away.
+        StoreError: The store cannot be used, for another reason than being unreachable.
     """
     if settings.jobs_address is None:
         raise SettingsError(
@@ -66,12 +66,12 @@ def work(
         stack.callback(dispatcher.release)
         log(f"worker {worker} takes studies from {store.url}")
         _rounds(
-            dispatcher, ended, pulse(settings), once=once, longest=min(MOST_POLL_SECONDS, lease_seconds / 3), log=log
+            dispatcher, ended, pulse(settings), once=once, longest=min(MAX_POLL_SECONDS, lease_seconds / 3), log=log
         )
 
 
 def pulse(settings: Settings) -> Path:
-    """Return the file that a worker of this machine touches after every round in which all it needs was there."""
+    """Return the file that a worker of this machine touches after each round in which all services responded."""
     return settings.runs / ".workers" / socket.gethostname()
 
 
@@ -83,7 +83,7 @@ def _rounds(
     while not ended.is_set():
         try:
             dispatcher.round()
-        except _AWAY as error:
+        except _UNREACHABLE as error:
             if once:
                 raise
             if away is None:
@@ -101,17 +101,17 @@ def _rounds(
 
 
 def _opened(settings: Settings, ended: threading.Event, *, once: bool, log: Log) -> Store | None:
-    """Return the store, however long it takes to be there; None if the worker is ended before that."""
-    said = False
+    """Open the store, waiting until it is reachable; return None if the worker is stopped before."""
+    logged = False
     while not ended.is_set():
         try:
             return Store.open(settings.store_url)
         except StoreUnreachable as error:
             if once:
                 raise
-            if not said:
+            if not logged:
                 log(f"waits: {error}")
-            said = True
+            logged = True
             ended.wait(POLL_SECONDS)
     return None
 
@@ -120,7 +120,7 @@ def _touch(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    except OSError as error:  # a full disk must not end the worker; its health check will say that it is silent
+    except OSError as error:  # a full disk must not stop the worker; its health check will fail
         _LOG.warning("the pulse %s cannot be written: %s", path, error.strerror)
 
 

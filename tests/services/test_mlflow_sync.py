@@ -17,7 +17,6 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from services import mlflow_sync
 from services.mlflow_sync import Projection, TrackingError, check, following, pause_after
 from services.store import Store
 
@@ -411,17 +410,15 @@ def test_a_file_that_is_no_database_is_the_same_error(tmp_path: Path) -> None:
         check(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
-def test_training_goes_on_while_the_server_is_away(name: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_sync, "FOLLOW_SECONDS", 0.01)
-    with following(f"http://127.0.0.1:{closed_port()}", name, CONFIG, store):
+def test_training_goes_on_while_the_server_is_away(name: str, store: Store) -> None:
+    with following(f"http://127.0.0.1:{closed_port()}", name, CONFIG, store, pause_seconds=0.01):
         store.finish_trial(store.trials(name, state="running")[0].id, "complete", score=0.8, result=RESULT)
     assert not [thread for thread in threading.enumerate() if thread.name == "tracking"]
 
 
-def test_trials_are_followed_as_they_end(uri: str, name: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_sync, "FOLLOW_SECONDS", 0.01)
+def test_trials_are_followed_as_they_end(uri: str, name: str, store: Store) -> None:
     client, deadline = mlflow.MlflowClient(tracking_uri=uri), time.monotonic() + 60
-    with following(uri, name, CONFIG, store):
+    with following(uri, name, CONFIG, store, pause_seconds=0.01):
         while client.get_experiment_by_name(f"nas-blockout/{name}") is None or len(runs(uri, name)) < 4:
             assert time.monotonic() < deadline, "nothing was written"
             time.sleep(0.05)

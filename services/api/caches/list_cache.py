@@ -1,4 +1,4 @@
-"""Lists as they are sent: read once for all who ask the same within half a second, anew after a change made here."""
+"""Cache of lists of studies: one reading serves equal requests for half a second, or until a change in this process."""
 
 import asyncio
 import time
@@ -7,55 +7,59 @@ from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 
-FRESH_SECONDS = 0.5
+LIST_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
     text: asyncio.Task[str]
-    asked: float
+    requested_at: float
 
 
 class Lists:
-    """Answers to who lists studies, by owner and query; used by one event loop, and told of changes by any thread.
+    """Lists as JSON, by owner and query; for use in one event loop, except `forget`, which any thread may call.
 
-    Whoever asks shares only what was asked of the store by the same owner, not before that owner's last change in this
-    process, and less than half a second ago; a worker's change, or one in another process, is thus seen that much
-    later. An answer is let go when it is that old, so that as many are kept as owners may ask for in this time.
+    A request shares a reading only with requests of the same owner, made after the owner's last change in this process
+    and at most `fresh_seconds` ago; changes by a worker or another process appear that much later. An answer is dropped
+    at that age, which bounds the size of the cache.
+
+    Args:
+        fresh_seconds: Age up to which an answer is reused.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, fresh_seconds: float = LIST_SECONDS) -> None:
+        self._fresh_seconds = fresh_seconds
         self._owners: dict[str, dict[Hashable, _Answer]] = {}
 
     async def answer(self, owner: str, query: Hashable, write: Callable[[], str]) -> str:
-        """Return the answer to a query of an owner.
+        """Return the answer to a query of an owner, cached or read anew.
 
         Args:
-            owner: Who asks, by a token that was checked.
-            query: All that the answer depends on but the owner.
+            owner: Owner of the studies, who has been authenticated.
+            query: Everything else that the answer depends on.
             write: Reads the store and returns the answer; called in a thread.
 
         Raises:
-            Exception: What `write` raises, to all who wait for it; who asks next tries again.
+            Exception: Whatever `write` raises, in all requests that share it; the next request tries again.
         """
         answers, now = self._owners.setdefault(owner, {}), time.monotonic()
-        found = answers.get(query)
-        if found is None or now - found.asked >= FRESH_SECONDS:
-            found = answers[query] = _Answer(asyncio.create_task(run_in_threadpool(write)), now)
-            asyncio.get_running_loop().call_later(FRESH_SECONDS, self._let_go, owner, query, found)
+        answer = answers.get(query)
+        if answer is None or now - answer.requested_at >= self._fresh_seconds:
+            answer = answers[query] = _Answer(asyncio.create_task(run_in_threadpool(write)), now)
+            asyncio.get_running_loop().call_later(self._fresh_seconds, self._drop, owner, query, answer)
         try:
-            return await asyncio.shield(found.text)  # whoever hangs up leaves it to the others
+            return await asyncio.shield(answer.text)  # a client that disconnects must not cancel it for the others
         except Exception:
-            self._let_go(owner, query, found)
+            self._drop(owner, query, answer)
             raise
 
     def forget(self, owner: str) -> None:
-        """Take note that a study of an owner was changed here: what is asked from now on is read anew."""
+        """Drop all answers of an owner, one of whose studies has been changed."""
         self._owners.pop(owner, None)
 
-    def _let_go(self, owner: str, query: Hashable, found: _Answer) -> None:
+    def _drop(self, owner: str, query: Hashable, answer: _Answer) -> None:
         answers = self._owners.get(owner, {})
-        if answers.get(query) is found:
+        if answers.get(query) is answer:  # not a newer one
             del answers[query]
             if not answers:
                 self._owners.pop(owner, None)

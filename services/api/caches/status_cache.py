@@ -1,4 +1,4 @@
-"""Where studies stand, read from the store at most once a second however many ask."""
+"""Cache of the status of studies: read from the store at most once a second for any number of clients."""
 
 import hashlib
 import threading
@@ -10,20 +10,20 @@ from services.budget.limits import Unit, shares
 from services.store import EventRow, NotFound, QueueRow, SpentRow, Store, StudyStatus
 from services.study_config.schema import Budget
 
-FRESH_SECONDS = 1.0
-MOST_WATCHED = 1000
+STATUS_SECONDS = 1.0
+MAX_STUDIES = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Where a study stood at a moment.
+    """The status of a study at a moment.
 
     Args:
-        study_status: What the store says.
-        progress: Where its arms stand.
-        text: The same as JSON.
-        digest: Name of that: equal if nothing has changed.
-        at: Seconds of a clock that does not jump.
+        study_status: Status from the store.
+        progress: Progress of its arms.
+        text: The progress as JSON.
+        digest: Hash of `text`.
+        at: Monotonic time of the reading, in seconds.
     """
 
     study_status: StudyStatus
@@ -39,68 +39,69 @@ class Snapshot:
 
     @property
     def events(self) -> tuple[EventRow, ...]:
-        """What has happened to it as a whole."""
+        """Its events."""
         return self.study_status.events
 
 
 class Watcher:
-    """Reads where studies stand; all who follow a study share one reading a second.
+    """Reads the status of studies; all clients share one reading.
 
     Args:
-        store: What is read.
+        store: The store to read.
+        fresh_seconds: Age up to which a status is reused.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, fresh_seconds: float = STATUS_SECONDS) -> None:
         self._store = store
+        self.fresh_seconds = fresh_seconds
         self._known: dict[str, Snapshot] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
         self.closing = False
 
     def fresh(self, study: str) -> Snapshot | None:
-        """Return where a study stood less than a second ago, if that was read; touches no database."""
-        found = self._known.get(study)
-        return found if found is not None and time.monotonic() - found.at < FRESH_SECONDS else None
+        """Return the status of a study if it was read recently, else None; never queries the database."""
+        cached = self._known.get(study)
+        return cached if cached is not None and time.monotonic() - cached.at < self.fresh_seconds else None
 
     def status(self, study: str) -> Snapshot:
-        """Return where a study stands.
+        """Return the status of a study, at most `fresh_seconds` old.
 
         Raises:
-            NotFound: It was not given to the service.
+            NotFound: It was not submitted to the service.
         """
         with self._guard:
-            if len(self._locks) > MOST_WATCHED:
+            if len(self._locks) > MAX_STUDIES:
                 self._known.clear()
                 self._locks.clear()
             lock = self._locks.setdefault(study, threading.Lock())
-        with lock:
-            found = self.fresh(study)
-            if found is None:
-                found = self._read(study, self._known.get(study))
-                self._known[study] = found
-            return found
+        with lock:  # one for each study: threads that ask for the same one wait for one reading
+            status = self.fresh(study)
+            if status is None:
+                status = self._known[study] = self._read(study, self._known.get(study))
+            return status
 
     def close(self) -> None:
-        """Let all who follow know that the service ends."""
+        """End all event streams: the service is shutting down."""
         self.closing = True
 
     def forget(self, study: str) -> None:
-        """Take note that a study was changed here."""
+        """Drop the status of a study that has been changed."""
         self._known.pop(study, None)
 
     def _read(self, study: str, before: Snapshot | None) -> Snapshot:
-        at, found = time.monotonic(), self._store.study_status(study)
-        if found is None:
-            raise NotFound(f"study {study!r} was not given to the service")
-        if before is not None and before.study_status == found:
+        at, status = time.monotonic(), self._store.study_status(study)
+        if status is None:
+            raise NotFound(f"there is no study {study!r} in the queue")
+        if before is not None and before.study_status == status:
             return replace(before, at=at)
-        progress = progress_of(found.row, found.spent)
+        progress = progress_of(status.row, status.spent)
         text = progress.model_dump_json()
-        return Snapshot(found, progress, text, hashlib.sha256(text.encode()).hexdigest()[:12], at)
+        return Snapshot(status, progress, text, hashlib.sha256(text.encode()).hexdigest()[:12], at)
 
 
 def progress_of(row: QueueRow, spent: tuple[SpentRow, ...]) -> ProgressView:
-    """Return where a study stands, from what its arms have spent."""
+    """Return the progress of a study, from the usage of its arms."""
     budget = Budget.model_validate(row.document["budget"])
     arms = [_arm(name, budget, [each for each in spent if each.arm == name]) for name in row.document["arms"]]
     share = sum(arm.share for arm in arms) / len(arms) if arms else 0.0

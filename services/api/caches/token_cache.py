@@ -1,4 +1,4 @@
-"""Who has a secret or a session, asked of the store; where nothing is changed, remembered for less than a second."""
+"""Cache of validated tokens: trusted for less than a second, and only for requests that change nothing."""
 
 import hashlib
 import hmac
@@ -9,17 +9,17 @@ from services.store import Store, TokenRow
 
 ROOT_OWNER = "admin"
 ROOT_TOKEN = 0
-REMEMBERED_SECONDS = 0.9
-MOST_REMEMBERED = 10_000
+TOKEN_SECONDS = 0.9
+MAX_TOKENS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends a request.
+    """The authenticated sender of a request.
 
     Args:
-        token: Identity of the token; 0 stands for the secret of the service.
-        owner: Whose studies are seen and changed.
+        token: ID of the token; 0 is the secret of the service.
+        owner: Owner of the studies it gives access to.
         scope: ``read`` or ``write``.
     """
 
@@ -29,7 +29,7 @@ class Caller:
 
     @property
     def writes(self) -> bool:
-        """Whether studies may be given, cancelled, resumed and extended."""
+        """Whether it may submit, cancel, resume and extend studies."""
         return self.scope == "write"
 
 
@@ -37,34 +37,39 @@ _ROOT = Caller(ROOT_TOKEN, ROOT_OWNER, "write")
 
 
 class Callers:
-    """Knows callers by their secrets, of which it keeps hashes, and by the identities of their tokens.
+    """Authenticates callers by secret, of which only hashes are kept in memory, or by token ID.
 
     Args:
         store: Holds the tokens.
-        secret: Of the service; itself a token.
+        secret: Secret of the service, which is itself a token.
+        fresh_seconds: Age up to which a validated token is reused.
+        max_tokens: Number of tokens to remember; beyond it all are forgotten.
     """
 
-    def __init__(self, store: Store, secret: str) -> None:
+    def __init__(
+        self, store: Store, secret: str, *, fresh_seconds: float = TOKEN_SECONDS, max_tokens: int = MAX_TOKENS
+    ) -> None:
+        self._fresh_seconds, self._max_tokens = fresh_seconds, max_tokens
         self._store, self._root = store, secret.encode()
         self._recent: dict[bytes | int, tuple[Caller, float]] = {}
 
     def recent(self, key: str | int) -> Caller | None:
-        """Return who had a secret, or the token of an identity, less than a second ago; touches no database."""
-        found = self._recent.get(_kept(key))
-        return found[0] if found is not None and time.monotonic() - found[1] < REMEMBERED_SECONDS else None
+        """Return the caller with a secret or token ID if validated recently, else None; never queries the database."""
+        caller, validated_at = self._recent.get(_cache_key(key), (None, 0.0))
+        return caller if time.monotonic() - validated_at < self._fresh_seconds else None
 
     def ask(self, key: str | int) -> Caller | None:
-        """Return who has a secret, or the token of an identity, now; None if it has ended or was revoked."""
+        """Return the caller with a secret or token ID; None if it does not exist, has expired or was revoked."""
         asked = time.monotonic()
         caller = self._by_secret(key) if isinstance(key, str) else self._by_token(key)
         if caller is not None:
-            if len(self._recent) >= MOST_REMEMBERED:
+            if len(self._recent) >= self._max_tokens:
                 self._recent.clear()
-            self._recent[_kept(key)] = caller, asked
+            self._recent[_cache_key(key)] = caller, asked
         return caller
 
     def _by_secret(self, secret: str) -> Caller | None:
-        """Return who has a secret, or None; the secret of the service is compared in constant time."""
+        # The secret of the service is compared in constant time; a stored token is looked up by its hash.
         if self._root and hmac.compare_digest(self._root, secret.encode("utf-8", "replace")):
             return _ROOT
         return _caller(self._store.token(secret))
@@ -77,5 +82,5 @@ def _caller(row: TokenRow | None) -> Caller | None:
     return None if row is None else Caller(row.id, row.owner, row.scope)
 
 
-def _kept(key: str | int) -> bytes | int:
+def _cache_key(key: str | int) -> bytes | int:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() if isinstance(key, str) else key

@@ -1,4 +1,4 @@
-"""What surrounds every request: headers of safety, numbers, and one answer to what nobody foresaw."""
+"""The outermost layer of every request: security headers, metrics, and a response to unexpected errors."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_WANTED = [
+_SECURITY_HEADERS = [
     (name.encode(), value.encode())
     for name, value in {**_HEADERS, "content-security-policy": POLICY, "cache-control": "no-store"}.items()
 ]
@@ -39,15 +39,15 @@ class Guard:
     """The outermost layer of the application.
 
     Args:
-        app: What is inside.
-        metrics: Where requests are counted.
+        app: The application inside.
+        metrics: Where to count requests.
     """
 
     def __init__(self, app: Application, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; add headers to its answer, count it, and answer it if that fails."""
+        """Handle a request: add headers to the response, count it, and respond if the application fails."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -57,25 +57,25 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _with_safety(list(message["headers"]))
+                message["headers"] = _with_security_headers(list(message["headers"]))
                 route = getattr(scope.get("route"), "path", "other")
                 self._metrics.count(_method(scope), route, status, time.monotonic() - began)
             await send(message)
 
         try:
             await self._app(scope, receive, answer)
-        except Exception as error:  # noqa: BLE001  # the last resort: the log gets no values, the client nothing at all
+        except Exception as error:  # noqa: BLE001  # last resort; neither log nor client gets the message, which may hold secrets
             _LOG.error("%s %s failed: %s", scope["method"], scope["path"][:200], _place(error))
             if status:
-                raise errors.Refused(500, "internal", "the answer was cut off") from None
+                raise errors.RequestError(500, "internal", "the response was interrupted") from None
             headers, body = errors.raw(errors.translated(error))
             await answer({"type": "http.response.start", "status": 500, "headers": headers})
             await answer({"type": "http.response.body", "body": body})
 
 
-def _with_safety(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def _with_security_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     present = {name.lower() for name, _ in headers}
-    return headers + [header for header in _WANTED if header[0] not in present]
+    return headers + [header for header in _SECURITY_HEADERS if header[0] not in present]
 
 
 def _method(scope: Scope) -> str:
@@ -84,7 +84,7 @@ def _method(scope: Scope) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Return the kind of an error and where it came from; its text may hold what is nobody's business."""
+    """Return the type of an error and where it was raised, without its message, which may hold secrets."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "services" in Path(frame.filename).parts] or list(frames)
     where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(ours[-4:]))

@@ -1,4 +1,4 @@
-"""How much one client may ask: requests a second, and streams at a time."""
+"""Limits per client: requests per second, and open event streams."""
 
 import threading
 import time
@@ -6,8 +6,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 BURST = 4
-MOST_KEYS = 10_000
-MOST_STREAMS = 64
+MAX_CLIENTS = 10_000
+MAX_STREAMS = 64
 
 
 @dataclass(slots=True)
@@ -17,13 +17,13 @@ class _Bucket:
 
 
 class Buckets:
-    """Token buckets, one a client: so many requests a second on average, a few times as many at once.
+    """Token buckets, one per client: an average rate, and bursts of a few times as many requests.
 
-    They are kept in this process: with several processes behind a proxy each of them gives as much.
+    The buckets are those of this process: behind a proxy, each of several processes allows the full rate.
 
     Args:
-        rate: Requests a second.
-        burst: Requests at once, after a pause.
+        rate: Requests per second on average.
+        burst: Requests at once after a pause; four times the rate if omitted.
     """
 
     def __init__(self, rate: float, burst: float | None = None) -> None:
@@ -33,15 +33,15 @@ class Buckets:
         self._lock = threading.Lock()
 
     def wait(self, client: Hashable, *, now: float | None = None) -> float:
-        """Take one request of a client; return 0, or the seconds to wait if it has none left.
+        """Count a request; return 0 if it is allowed, else the seconds until the next one is.
 
         Args:
-            client: Anything that tells clients apart.
-            now: Seconds of a clock that does not jump; the machine's if left out.
+            client: Identifies the client.
+            now: Monotonic time in seconds; that of the machine if omitted.
         """
         moment = time.monotonic() if now is None else now
         with self._lock:
-            if client not in self._buckets and len(self._buckets) >= MOST_KEYS:
+            if client not in self._buckets and len(self._buckets) >= MAX_CLIENTS:
                 self._forget(moment)
             bucket = self._buckets.setdefault(client, _Bucket(self._burst, moment))
             bucket.tokens = min(self._burst, bucket.tokens + max(0.0, moment - bucket.at) * self._rate)
@@ -52,34 +52,34 @@ class Buckets:
             return 0.0
 
     def _forget(self, now: float) -> None:
-        """Forget clients whose bucket is full again, and all of them if that does not help."""
+        """Forget clients whose bucket is full again, or all of them if there are still too many."""
         idle = self._burst / self._rate
         self._buckets = {key: bucket for key, bucket in self._buckets.items() if now - bucket.at < idle}
-        if len(self._buckets) >= MOST_KEYS:
+        if len(self._buckets) >= MAX_CLIENTS:
             self._buckets.clear()
 
 
 class Streams:
-    """Streams that are open, by client."""
+    """Open event streams, by client."""
 
-    def __init__(self, most: int = MOST_STREAMS) -> None:
+    def __init__(self, most: int = MAX_STREAMS) -> None:
         self._most = most
         self._open: dict[Hashable, int] = {}
 
     @property
     def total(self) -> int:
-        """Streams of all clients."""
+        """Number of open streams of all clients."""
         return sum(self._open.values())
 
     def enter(self, client: Hashable) -> bool:
-        """Count a stream of a client; return whether it may be opened."""
+        """Count a new stream of a client; return whether it is allowed."""
         if self._open.get(client, 0) >= self._most:
             return False
         self._open[client] = self._open.get(client, 0) + 1
         return True
 
     def leave(self, client: Hashable) -> None:
-        """Take note that a stream of a client has ended."""
+        """Count a stream of a client as closed."""
         left = self._open[client] - 1
         if left:
             self._open[client] = left

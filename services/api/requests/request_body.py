@@ -1,4 +1,4 @@
-"""Bodies of requests: read up to a limit, and turned into plain values only if they are harmless."""
+"""Request bodies: read up to a size limit, and parsed into plain values within limits that no study reaches."""
 
 import asyncio
 import json
@@ -8,15 +8,15 @@ from typing import Any
 import yaml
 from fastapi import Request
 
-from services.api.errors import Refused
+from services.api.errors import RequestError
 from services.api.state import service_of
 from services.store.checked_values import MAX_INTEGER
 from services.study_config.schema import yaml_value
 
 SECONDS = 10.0
-MOST_DEPTH = 32
-MOST_NODES = 20_000
-MOST_DIGITS = 200
+MAX_DEPTH = 32
+MAX_NODES = 20_000
+MAX_DIGITS = 200
 JSON_TYPES = frozenset({"application/json"})
 YAML_TYPES = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain", ""})
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # written in C where that was built: events only
@@ -28,44 +28,44 @@ async def body(request: Request) -> bytes:
     """Return the body of a request.
 
     Raises:
-        Refused: It is larger than is allowed, or comes too slowly.
+        RequestError: It is too large, or arrives too slowly.
     """
-    most = service_of(request).settings.api_body_bytes
+    max_bytes = service_of(request).settings.api_body_bytes
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > most:
-        raise _too_large(most)
-    found = bytearray()
+    if declared.isdecimal() and int(declared[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+    content = bytearray()
     try:
         async with asyncio.timeout(SECONDS):
             async for chunk in request.stream():
-                found += chunk
-                if len(found) > most:
-                    raise _too_large(most)
+                content += chunk
+                if len(content) > max_bytes:
+                    raise _too_large(max_bytes)
     except TimeoutError:
-        raise Refused(408, "too_slow", f"a request is sent within {SECONDS:.0f} s", remedy="try again") from None
-    return bytes(found)
+        raise RequestError(408, "too_slow", f"no complete body within {SECONDS:.0f} s", remedy="try again") from None
+    return bytes(content)
 
 
 def media_type(request: Request) -> str:
-    """Return the media type of the body of a request, without its parameters."""
+    """Return the media type of a request body, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def document(content: bytes, kind: str) -> dict[str, Any]:
-    """Return what a body holds, as plain values.
+    """Parse a body into plain values.
 
     Args:
         content: The body.
-        kind: Its media type: JSON or YAML.
+        kind: Its media type.
 
     Raises:
-        Refused: It is neither, breaks the rules of its kind, is no mapping, or is built to do harm.
+        RequestError: It is neither JSON nor YAML, malformed, not a mapping, or beyond the limits.
     """
     if kind not in JSON_TYPES | YAML_TYPES:
-        raise Refused(
+        raise RequestError(
             415,
             "unsupported_media_type",
-            f"a body is application/yaml or application/json, got {kind[:100]}",
+            f"the body must be application/yaml or application/json, got {kind[:100]}",
             key="Content-Type",
             value=kind,
             remedy="send the study as YAML or JSON",
@@ -75,13 +75,13 @@ def document(content: bytes, kind: str) -> dict[str, Any]:
         value = _from_json(text) if kind in JSON_TYPES else _from_yaml(text)
         check(value)
     except UnicodeDecodeError as error:
-        raise _malformed(f"a body is UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise _malformed(f"the body must be UTF-8: {error.reason} at byte {error.start}") from None
     except RecursionError:
-        raise _malformed(f"the body is nested more than {MOST_DEPTH} deep") from None
+        raise _malformed(f"the body must be nested at most {MAX_DEPTH} levels deep") from None
     except (yaml.YAMLError, ValueError) as error:
         raise _malformed(" ".join(str(error).split())[:500]) from None
     if not isinstance(value, dict):
-        raise _malformed(f"a body is a mapping of keys, got {type(value).__name__}")
+        raise _malformed(f"the body must be a mapping, got {type(value).__name__}")
     return value
 
 
@@ -90,59 +90,60 @@ def _from_json(text: str) -> Any:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice[:100]!r} stands twice")
-    return found
+        raise ValueError(f"the key {twice[:100]!r} occurs twice")
+    return mapping
 
 
 def _no_constant(text: str) -> Any:
-    raise ValueError(f"numbers are finite, got {text}")
+    raise ValueError(f"numbers must be finite, got {text}")
 
 
 def _from_yaml(text: str) -> Any:
+    # From events, before any value is built: aliases can multiply a small body to gigabytes.
     depth = 0
     for nodes, event in enumerate(yaml.parse(text, Loader=_LOADER), 1):
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"aliases (*{event.anchor}) are not allowed")
         if isinstance(event, yaml.ScalarEvent) and _is_long_number(event):
-            raise ValueError(f"a number has at most {MOST_DIGITS} digits")
+            raise ValueError(f"numbers must have at most {MAX_DIGITS} digits")
         depth += isinstance(event, _OPENING) - isinstance(event, _CLOSING)
         _check_size(depth, nodes)
     return yaml_value(text)
 
 
 def check(value: Any) -> None:
-    """Refuse what a database or JSON cannot hold, and what is nested or divided beyond any study.
+    """Check that JSON and the database can represent a value, and that it is within the limits of depth and size.
 
     Raises:
-        ValueError: It is.
+        ValueError: It is not.
     """
-    for nodes, (depth, each) in enumerate(_walk(value)):
+    for nodes, (depth, item) in enumerate(_walk(value)):
         _check_size(depth, nodes)
-        if isinstance(each, int) and not isinstance(each, bool) and abs(each) > MAX_INTEGER:
-            raise ValueError("whole numbers lie within 64 bits, got a larger one")
-        if isinstance(each, float) and not abs(each) < float("inf"):
-            raise ValueError(f"numbers are finite, got {each}")
-        if isinstance(each, str) and ("\0" in each or any("\ud800" <= mark <= "\udfff" for mark in each)):
-            raise ValueError("texts hold no NUL characters and no halves of surrogate pairs")
-        if not isinstance(each, dict | list | str | int | float | None):
-            raise ValueError(f"values are texts, numbers, lists and mappings, got a {type(each).__name__}: quote it")
+        if isinstance(item, int) and not isinstance(item, bool) and abs(item) > MAX_INTEGER:
+            raise ValueError("whole numbers must fit into 64 bits, got a larger one")
+        if isinstance(item, float) and not abs(item) < float("inf"):
+            raise ValueError(f"numbers must be finite, got {item}")
+        if isinstance(item, str) and ("\0" in item or any("\ud800" <= mark <= "\udfff" for mark in item)):
+            raise ValueError("strings must not contain NUL characters or lone surrogates")
+        if not isinstance(item, dict | list | str | int | float | None):
+            raise ValueError(f"values must be text, numbers, lists or mappings, got a {type(item).__name__}: quote it")
 
 
 def _is_long_number(event: yaml.ScalarEvent) -> bool:
-    """Whether a scalar may be a number for which PyYAML takes quadratic time."""
+    """Whether a scalar may be a number so long that PyYAML, in quadratic time, would take seconds to convert it."""
     plain = event.implicit[0]
-    return plain and len(event.value) > MOST_DIGITS and event.value[0] in "+-.0123456789"
+    return plain and len(event.value) > MAX_DIGITS and event.value[0] in "+-.0123456789"
 
 
-def require_harmless(value: Any) -> None:
-    """Refuse plain values as a body would be.
+def require_within_limits(value: Any) -> None:
+    """Check plain values like those of a body.
 
     Raises:
-        Refused: They are built to do harm.
+        RequestError: They are beyond the limits.
     """
     try:
         check(value)
@@ -151,31 +152,31 @@ def require_harmless(value: Any) -> None:
 
 
 def _walk(value: Any) -> Iterator[tuple[int, Any]]:
-    """Yield every key and value with its depth, without recursion."""
-    left = [(0, value)]
-    while left:
-        depth, each = left.pop()
-        yield depth, each
-        inner = [*each.keys(), *each.values()] if isinstance(each, dict) else each if isinstance(each, list) else ()
-        left.extend((depth + 1, item) for item in inner)
+    """Yield every key and value with its depth, without recursion, which a deep value could exhaust."""
+    stack = [(0, value)]
+    while stack:
+        depth, item = stack.pop()
+        yield depth, item
+        inner = [*item.keys(), *item.values()] if isinstance(item, dict) else item if isinstance(item, list) else ()
+        stack.extend((depth + 1, value) for value in inner)
 
 
 def _check_size(depth: int, nodes: int) -> None:
-    if depth > MOST_DEPTH:
-        raise ValueError(f"a body is nested at most {MOST_DEPTH} deep")
-    if nodes > MOST_NODES:
-        raise ValueError(f"a body has at most {MOST_NODES} values")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"the body must be nested at most {MAX_DEPTH} levels deep")
+    if nodes > MAX_NODES:
+        raise ValueError(f"the body must have at most {MAX_NODES} values")
 
 
-def _malformed(message: str) -> Refused:
-    return Refused(422, "malformed_body", message, remedy="send one study as YAML or JSON, in UTF-8")
+def _malformed(message: str) -> RequestError:
+    return RequestError(422, "malformed_body", message, remedy="send one study as YAML or JSON, in UTF-8")
 
 
-def _too_large(most: int) -> Refused:
-    return Refused(
+def _too_large(max_bytes: int) -> RequestError:
+    return RequestError(
         413,
         "too_large",
-        f"a body has at most {most} bytes",
+        f"the body must have at most {max_bytes} bytes",
         remedy="send a smaller study, or raise NAS_BLOCKOUT_API_BODY_BYTES",
         headers={"Connection": "close"},
     )

@@ -11,11 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
 from services.api import application
 from services.api.health import Probes
+from services.api.state import Caching
 from services.settings import Settings
 from services.store import Store
 
@@ -111,6 +113,25 @@ def sqlite_store(tmp_path: Path) -> Iterator[Store]:
 def limited(settings: Settings, store: Store) -> Callable[..., FastAPI]:
     """Makes the application with other settings."""
     return lambda **changes: application(replace(settings, **changes), store, probes=Probes({}))
+
+
+@pytest.fixture
+def caching(settings: Settings, store: Store) -> Callable[..., FastAPI]:
+    """Makes the application with other ages up to which answers are reused."""
+    return lambda **changes: application(settings, store, probes=Probes({}), caching=Caching(**changes))
+
+
+@pytest.fixture
+def queries(store: Store) -> Iterator[list[str]]:
+    """Every statement that the store sends to its database, as it is sent."""
+    sent: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    sa.event.listen(store._database._engine, "before_cursor_execute", note)
+    yield sent
+    sa.event.remove(store._database._engine, "before_cursor_execute", note)
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from services.api.caches.status_cache import Watcher
 from services.api.event_stream import Feeds, follow
@@ -111,21 +112,22 @@ def test_streams_of_a_token_are_limited_and_let_go(client, app, study, told):
     assert gone.is_set()
 
 
-def test_all_who_follow_share_one_look(ann, running, store, monkeypatch):
-    watcher, looks = Watcher(store), []
-    study_status = store.study_status
-    monkeypatch.setattr(store, "study_status", lambda name: looks.append(name) or study_status(name))
+def polls(queries: list[str]) -> int:
+    """How often the status of a study was read."""
+    return sum("queue.document" in statement and "FOR UPDATE" not in statement for statement in queries)
+
+
+def test_all_who_follow_share_one_poll(ann, running, store, queries):
+    watcher, before = Watcher(store, fresh_seconds=FOR_LONG), polls(queries)
     assert {watcher.status("tiny").digest for _ in range(50)} == {watcher.status("tiny").digest}
-    assert len(looks) == 1
+    assert polls(queries) - before == 1
     watcher.forget("tiny")
     watcher.status("tiny")
-    assert len(looks) == 2
+    assert polls(queries) - before == 2
 
 
-def test_all_who_follow_are_woken_by_one_look(ann, running, store, monkeypatch):
-    looks, study_status = [], store.study_status
-    monkeypatch.setattr(store, "study_status", lambda name: looks.append(name) or study_status(name))
-    monkeypatch.setattr("services.api.caches.status_cache.FRESH_SECONDS", FOR_LONG)
+def test_all_who_follow_are_woken_by_one_poll(ann, running, store, queries):
+    before = polls(queries)
 
     async def listen(feeds: Feeds) -> list[str]:
         return [text async for text in follow(feeds, "tiny", allowed=lambda: True)]
@@ -134,8 +136,7 @@ def test_all_who_follow_are_woken_by_one_look(ann, running, store, monkeypatch):
         feeds = Feeds(Watcher(store))
         tasks = [asyncio.create_task(listen(feeds)) for _ in range(50)]
         await asyncio.sleep(0.2)
-        begun = len(looks)
-        monkeypatch.setattr("services.api.caches.status_cache.FRESH_SECONDS", 1.0)
+        begun = polls(queries) - before
         await asyncio.to_thread(end, store, running)
         return await asyncio.gather(*tasks), begun
 
@@ -143,33 +144,36 @@ def test_all_who_follow_are_woken_by_one_look(ann, running, store, monkeypatch):
     assert told == [told[0]] * 50
     assert "event: end" in told[0][-1]
     assert begun == 1
-    assert len(looks) < 50
+    assert polls(queries) - before < 50
 
 
-def test_a_stream_is_cut_off_when_the_database_fails(ann, running, store, monkeypatch):
+def test_a_stream_is_cut_off_when_the_database_fails(ann, running, store):
     heard = []
 
     async def listen() -> None:
-        async for text in follow(Feeds(Watcher(store), pause=0.0), "tiny", allowed=lambda: True):
+        feeds = Feeds(Watcher(store, fresh_seconds=0.0), pause=0.0)
+        async for text in follow(feeds, "tiny", allowed=lambda: True):
             heard.append(text)
             if "event: progress" in text:
-                monkeypatch.setattr("services.api.caches.status_cache.FRESH_SECONDS", 0.0)
-                monkeypatch.setattr(store, "study_status", gone)
+                await asyncio.to_thread(rename, "queue", "elsewhere")
 
-    def gone(name: str) -> None:
-        raise StoreError("away")
+    def rename(table: str, name: str) -> None:
+        with store._database.writing() as connection:
+            connection.execute(sa.text(f"ALTER TABLE {table} RENAME TO {name}"))
 
-    with pytest.raises(StoreError, match="away"):
-        asyncio.run(listen())
+    try:
+        with pytest.raises(StoreError, match="cannot be used"):
+            asyncio.run(listen())
+    finally:
+        rename("elsewhere", "queue")
     assert heard[0].startswith("retry")
 
 
-def test_a_stream_ends_when_its_token_does(ann, running, store, monkeypatch):
-    monkeypatch.setattr("services.api.event_stream.HEARTBEAT_SECONDS", 0.0)
-
+def test_a_stream_ends_when_its_token_does(ann, running, store):
     async def listen() -> list[str]:
-        return [text async for text in follow(Feeds(Watcher(store), pause=0.0), "tiny", allowed=lambda: False)]
+        feeds = Feeds(Watcher(store), pause=0.0)
+        return [text async for text in follow(feeds, "tiny", allowed=lambda: False, heartbeat_seconds=0.0)]
 
     told = asyncio.run(listen())
-    assert ": still here\n\n" in told
+    assert ": keep-alive\n\n" in told
     assert not any("event: end" in text for text in told)

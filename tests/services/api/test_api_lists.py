@@ -3,9 +3,11 @@
 import asyncio
 import gc
 import threading
+from collections.abc import Callable
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from services.api.app import _Server, application
 from services.api.caches.list_cache import Lists
@@ -15,30 +17,27 @@ FOR_LONG = 3600.0
 
 
 @pytest.fixture
-def kept(monkeypatch):
-    """Answers are kept until they are forgotten."""
-    monkeypatch.setattr("services.api.caches.list_cache.FRESH_SECONDS", FOR_LONG)
+def app(caching: Callable[..., FastAPI]) -> FastAPI:
+    """The application, whose answers are kept until they are forgotten."""
+    return caching(list_seconds=FOR_LONG, status_seconds=FOR_LONG)
 
 
-def counted(store, monkeypatch) -> list[object]:
-    """Every reading of a list from the store."""
-    found, queue = [], store.queue
-    monkeypatch.setattr(store, "queue", lambda *args, **kwargs: found.append(kwargs) or queue(*args, **kwargs))
-    return found
-
-
-def test_all_who_ask_the_same_share_one_reading(client, store, study, kept, monkeypatch):
+def test_all_who_ask_the_same_share_one_reading(client, study, queries):
     ann, again = client("ann"), client("ann", "read")
     ann.post("/v1/studies", json=study)
-    read = counted(store, monkeypatch)
+
+    def readings() -> int:
+        return sum("FROM queue" in statement and "ORDER BY queue.id DESC" in statement for statement in queries)
+
+    assert readings() == 0
     assert len({each.get("/v1/studies").text for each in (ann, again) * 3}) == 1
-    assert len(read) == 1
+    assert readings() == 1
     for query in ("limit=1", "state=failed", "state=queued", "prefix=t", "cursor=YmVmb3JlIDE=", "limit=1&prefix=t"):
         ann.get(f"/v1/studies?{query}")
-    assert len(read) == 7
+    assert readings() == 7
 
 
-def test_who_changes_a_study_sees_that_at_once(ann, study, store, kept):
+def test_who_changes_a_study_sees_that_at_once(ann, study, store):
     def listed() -> list[tuple[str, str]]:
         return [(each["name"], each["state"]) for each in ann.get("/v1/studies").json()["studies"]]
 
@@ -56,7 +55,7 @@ def test_who_changes_a_study_sees_that_at_once(ann, study, store, kept):
     assert ann.get("/v1/studies").json()["studies"][0]["hash"] == store.queued_study("tiny").config_hash
 
 
-def test_a_study_that_is_known_is_in_the_list_of_who_gives_it_again(ann, study, store, kept):
+def test_a_study_that_is_known_is_in_the_list_of_who_gives_it_again(ann, study, store):
     assert ann.get("/v1/studies").json()["studies"] == []
     row = ann.post("/v1/studies", json=study).json()
     ann.get("/v1/studies?limit=1")
@@ -71,16 +70,15 @@ def test_a_study_that_is_known_is_in_the_list_of_who_gives_it_again(ann, study, 
     ]
 
 
-def test_a_change_made_elsewhere_shows_when_the_answer_is_old(ann, study, store, monkeypatch):
-    monkeypatch.setattr("services.api.caches.list_cache.FRESH_SECONDS", 0.0)
+def test_a_change_made_elsewhere_shows_when_the_answer_is_old(client, caching, study, store):
+    ann = client("ann", to=caching(list_seconds=0.0))
     ann.post("/v1/studies", json=study)
     assert ann.get("/v1/studies").json()["studies"][0]["state"] == "queued"
     store.request_cancel("tiny")
     assert ann.get("/v1/studies").json()["studies"][0]["state"] == "cancelled"
 
 
-def test_no_owner_is_given_what_another_has_read(client, study, kept, told, monkeypatch):
-    monkeypatch.setattr("services.api.caches.status_cache.FRESH_SECONDS", FOR_LONG)
+def test_no_owner_is_given_what_another_has_read(client, study, told):
     ann, bob = client("ann"), client("bob")
     ann.post("/v1/studies", json=study)
     for query in ("", "?owner=ann", "?limit=1"):
@@ -91,14 +89,14 @@ def test_no_owner_is_given_what_another_has_read(client, study, kept, told, monk
     told(bob.get("/v1/studies/tiny/events"), 404, "not_found")
 
 
-def test_a_token_that_was_revoked_reads_no_answer_that_is_kept(ann, store, kept, monkeypatch, told):
+def test_a_token_that_was_revoked_reads_no_answer_that_is_kept(client, caching, store, told):
+    ann = client("ann", to=caching(list_seconds=FOR_LONG, token_seconds=0.0))
     assert ann.get("/v1/studies").status_code == 200
     store.revoke_token(store.tokens("ann")[0].id)
-    monkeypatch.setattr("services.api.caches.token_cache.REMEMBERED_SECONDS", 0.0)
     told(ann.get("/v1/studies"), 401, "unauthorized")
 
 
-def test_what_was_asked_before_a_change_is_not_given_to_who_asks_after_it(kept):
+def test_what_was_asked_before_a_change_is_not_given_to_who_asks_after_it():
     begun, go = threading.Event(), threading.Event()
 
     def slow() -> str:
@@ -107,7 +105,7 @@ def test_what_was_asked_before_a_change_is_not_given_to_who_asks_after_it(kept):
         return "before"
 
     async def ask() -> tuple[str, str, str]:
-        lists = Lists()
+        lists = Lists(fresh_seconds=FOR_LONG)
         first = asyncio.create_task(lists.answer("ann", "all", slow))
         await asyncio.to_thread(begun.wait, 30)
         lists.forget("ann")
@@ -118,11 +116,11 @@ def test_what_was_asked_before_a_change_is_not_given_to_who_asks_after_it(kept):
     assert asyncio.run(ask()) == ("before", "after", "after")
 
 
-def test_who_hangs_up_leaves_the_answer_to_the_others(kept):
+def test_who_hangs_up_leaves_the_answer_to_the_others():
     go = threading.Event()
 
     async def ask() -> str:
-        lists = Lists()
+        lists = Lists(fresh_seconds=FOR_LONG)
         first = asyncio.create_task(lists.answer("ann", "all", lambda: f"one {go.wait(30)}"))
         second = asyncio.create_task(lists.answer("ann", "all", lambda: "two"))
         await asyncio.sleep(0)
@@ -134,12 +132,12 @@ def test_who_hangs_up_leaves_the_answer_to_the_others(kept):
     assert asyncio.run(ask()) == "one True"
 
 
-def test_a_reading_that_failed_is_tried_again(kept):
+def test_a_reading_that_failed_is_tried_again():
     def fails() -> str:
         raise StoreError("away")
 
     async def ask() -> str:
-        lists = Lists()
+        lists = Lists(fresh_seconds=FOR_LONG)
         both = [lists.answer("ann", "all", fails) for _ in range(2)]
         found = await asyncio.gather(*both, return_exceptions=True)
         assert [str(each) for each in found] == ["away", "away"]
@@ -148,11 +146,9 @@ def test_a_reading_that_failed_is_tried_again(kept):
     assert asyncio.run(ask()) == "there again"
 
 
-def test_answers_are_let_go(monkeypatch):
-    monkeypatch.setattr("services.api.caches.list_cache.FRESH_SECONDS", 0.01)
-
+def test_answers_are_dropped():
     async def ask() -> dict[str, object]:
-        lists = Lists()
+        lists = Lists(fresh_seconds=0.01)
         for owner in ("ann", "bob"):
             await lists.answer(owner, "all", lambda: "text")
         await asyncio.sleep(0.1)

@@ -106,7 +106,7 @@ def test_the_same_form_sent_twice_is_one_study(visitor, study, store):
 @pytest.mark.parametrize(
     ("fields", "status", "says"),
     [
-        ({}, 422, "choose a bundled study, or write one as YAML"),
+        ({}, 422, "choose a bundled study, or enter one as YAML"),
         ({"bundled": "../../etc/passwd"}, 422, "there is no bundled study"),
         ({"yaml": "budgte: 3"}, 422, "budgte: no such key"),
         ({"yaml": "a: [<script>alert(1)</script>"}, 422, "&lt;script&gt;"),
@@ -149,7 +149,7 @@ def test_parts_come_only_when_something_has_changed(visitor, client, study, stor
     client("ann").post("/v1/studies/tiny/cancel")
     answer = visitor.get(old)
     assert answer.status_code == 200
-    assert 'hx-swap-oob="innerHTML:#said">tiny is cancelled</div>' in answer.text
+    assert 'hx-swap-oob="innerHTML:#announcement">tiny is cancelled</div>' in answer.text
     assert "hx-trigger" not in answer.text
     assert ">tiny is cancelled</div>" in visitor.get(older).text
 
@@ -175,7 +175,7 @@ def test_who_may_only_read_has_no_forms_and_is_refused(client, store, study, tol
     reader.post("/login", data={"token": store.create_token("", owner="ann", scope="read")[1]})
     for path in ("/", "/studies/tiny"):
         text = reader.get(path).text
-        assert "may only read" in text
+        assert "read-only" in text
         assert re.findall(r'action="([^"]*)"', text) == ["/logout"]
     assert send(reader, "/studies", yaml=yaml.safe_dump({**study, "name": "other"})).status_code == 403
     assert send(reader, "/studies/tiny/cancel").status_code == 403

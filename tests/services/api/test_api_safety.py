@@ -7,27 +7,28 @@ from dataclasses import replace
 
 import httpx
 import pytest
+import sqlalchemy as sa
 import yaml
 
 from services.api import application
 from services.api.health import Probes, Unready
 from services.api.requests.rate_limit import Buckets, Streams
 from services.api.sessions import SECONDS, Signer
-from services.store import Store, StoreUnreachable
+from services.store import Store
 from services.study_config.schema import parse, resolve
 
 YAML = {"Content-Type": "application/yaml"}
 BOMB = "a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b]\n"
 HOSTILE = {
     "aliases": (BOMB, "aliases"),
-    "deep flow": ("a: " + "[" * 5000, "nested at most 32 deep"),
-    "deep block": ("\n".join(" " * depth + "a:" for depth in range(400)), "nested at most 32 deep"),
+    "deep flow": ("a: " + "[" * 5000, "nested at most 32 levels deep"),
+    "deep block": ("\n".join(" " * depth + "a:" for depth in range(400)), "nested at most 32 levels deep"),
     "wide": ("a: [" + "1," * 60_000 + "1]", "at most 20000 values"),
     "digits": ("a: " + "9" * 10_000, "at most 200 digits"),
     "sexagesimal": ("a: " + "1:" * 5000 + "1", "at most 200 digits"),
-    "large": ("a: 99999999999999999999", "within 64 bits"),
-    "infinite": ("a: .inf", "numbers are finite"),
-    "nothing": ("a: .nan", "numbers are finite"),
+    "large": ("a: 99999999999999999999", "fit into 64 bits"),
+    "infinite": ("a: .inf", "numbers must be finite"),
+    "nothing": ("a: .nan", "numbers must be finite"),
     "python": ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
     "binary": ("a: !!binary aGk=", "got a bytes"),
     "date": ("a: 2026-01-01", "got a date"),
@@ -37,16 +38,16 @@ HOSTILE = {
     "nul": ('a: "\\0"', "NUL"),
     "surrogate": ('a: "\\ud800"', "character"),
     "bell": ("a: \x07", "characters are not allowed"),
-    "list": ("- a", "a body is a mapping of keys, got list"),
-    "nobody": ("", "a body is a mapping of keys, got NoneType"),
+    "list": ("- a", "the body must be a mapping, got list"),
+    "nobody": ("", "the body must be a mapping, got NoneType"),
     "merge": ("<<: {a: 1}\n<<: {b: 2}", "merge"),
 }
 JSONS = {
     "deep": ("[" * 100_000, "nested"),
-    "infinite": ('{"a": Infinity}', "numbers are finite, got Infinity"),
-    "overflow": ('{"a": 1e999}', "numbers are finite, got inf"),
+    "infinite": ('{"a": Infinity}', "numbers must be finite, got Infinity"),
+    "overflow": ('{"a": 1e999}', "numbers must be finite, got inf"),
     "digits": ('{"a": ' + "9" * 10_000 + "}", "digits"),
-    "twice": ('{"a": 1, "a": 2}', "the name 'a' stands twice"),
+    "twice": ('{"a": 1, "a": 2}', "the key 'a' occurs twice"),
     "surrogate": ('{"a": "\\ud800"}', "surrogate"),
     "cut off": ('{"a": ', "Expecting value"),
 }
@@ -92,7 +93,7 @@ def test_a_large_body_is_refused_whether_or_not_it_says_so(client, limited, told
     for content in (b"#" * 1001, chunks()):
         with ann.stream("POST", "/v1/studies", content=content, headers=YAML) as answer:
             answer.read()
-            assert "a body has at most 1000 bytes" in told(answer, 413, "too_large")["message"]
+            assert "the body must have at most 1000 bytes" in told(answer, 413, "too_large")["message"]
     told(ann.post("/v1/studies", content=b"#" * 1000, headers=YAML), 422, "malformed_body")
 
 
@@ -111,32 +112,30 @@ def test_who_has_no_valid_token_is_told_nothing(client, settings, store, told):
             assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_a_token_that_is_revoked_changes_nothing_more_and_reads_for_less_than_a_second(
-    client, store, study, monkeypatch, told
-):
-    monkeypatch.setattr("services.api.caches.token_cache.REMEMBERED_SECONDS", 3600.0)
-    ann, bob = client("ann"), client("bob")
+def test_a_token_that_is_revoked_changes_nothing_more_and_reads_while_it_is_cached(client, caching, store, study, told):
+    app, uncached = caching(token_seconds=3600.0), caching(token_seconds=0.0)
+    ann, bob = client("ann", to=app), client("bob", to=app)
     for each in (ann, bob):
         assert each.get("/v1/studies").status_code == 200
     store.revoke_token(store.tokens("ann")[0].id)
     told(ann.post("/v1/studies", json=study), 401, "unauthorized")
     assert ann.get("/v1/studies").status_code == 200
-    monkeypatch.setattr("services.api.caches.token_cache.REMEMBERED_SECONDS", 0.0)
-    told(ann.get("/v1/studies"), 401, "unauthorized")
+    told(client(None, to=uncached).get("/v1/studies", headers=ann.headers), 401, "unauthorized")
     assert bob.post("/v1/studies", json=study).status_code == 201
 
 
-def test_who_sent_a_request_just_now_is_known_without_the_database(client, store, monkeypatch):
-    asked, token = [], store.token
-    monkeypatch.setattr(store, "token", lambda secret: asked.append(secret) or token(secret))
-    monkeypatch.setattr("services.api.caches.token_cache.REMEMBERED_SECONDS", 3600.0)
-    monkeypatch.setattr("services.api.caches.token_cache.MOST_REMEMBERED", 2)
-    clients = [client(owner) for owner in ("ann", "bob", "cid")]
+def test_who_sent_a_request_just_now_is_known_without_the_database(client, caching, queries):
+    app = caching(token_seconds=3600.0, max_tokens=2)
+    clients = [client(owner, to=app) for owner in ("ann", "bob", "cid")]
+
+    def asked() -> int:
+        return sum("tokens.hash =" in statement for statement in queries)
+
     for each in clients:
         assert [each.get("/v1/studies").status_code for _ in range(5)] == [200] * 5
-    assert len(asked) == 3
+    assert asked() == 3
     assert clients[0].get("/v1/studies").status_code == 200
-    assert len(asked) == 4  # of many, only so many are remembered
+    assert asked() == 4  # of many, only so many are remembered
 
 
 def test_the_secret_of_the_service_is_a_token_of_its_own_owner(client, settings, study):
@@ -182,30 +181,29 @@ def test_every_answer_has_the_headers_of_safety(ann):
         assert "unsafe" not in policy
 
 
-def test_a_database_that_is_away_is_named_without_its_address(ann, store, monkeypatch, told):
-    def gone(*_: object, **__: object) -> None:
-        raise StoreUnreachable("the store postgresql://db.internal/x cannot be reached")
-
-    token = store.token(ann.headers["Authorization"].removeprefix("Bearer "))
-    monkeypatch.setattr(store, "token", lambda secret: token)
-    monkeypatch.setattr(store, "queue", gone)
-    answer = ann.get("/v1/studies")
-    found = told(answer, 503, "unavailable")
-    assert "db.internal" not in answer.text
-    assert "try again" in found["message"]
+def test_a_database_that_is_away_is_named_without_its_address(client, settings, postgres, told):
+    server = type(postgres)(postgres.programs)
+    try:
+        with Store.open(server.make_database(), retry_seconds=0.0) as store:
+            away = client(None, to=application(settings, store, probes=Probes({})))
+            server.kill()
+            answer = away.get("/v1/studies", headers={"Authorization": f"Bearer {settings.api_token}"})
+    finally:
+        server.close()
+    assert "cannot be reached; try again" in told(answer, 503, "unavailable")["message"]
+    assert str(server.folder) not in answer.text
     assert answer.headers["retry-after"]
 
 
-def test_what_nobody_foresaw_is_told_to_the_log_without_values(ann, store, monkeypatch, told, caplog):
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("the secret is hunter22")
-
-    monkeypatch.setattr(store, "queue", broken)
-    answer = ann.get("/v1/studies")
+def test_what_nobody_foresaw_is_told_to_the_log_without_values(ann, store, study, told, caplog):
+    ann.post("/v1/studies", json=study)
+    with store._database.writing() as connection:  # as only a hand in the database can
+        connection.execute(sa.text('UPDATE queue SET document = \'{"budget": "hunter22"}\''))
+    answer = ann.get("/v1/studies/tiny")
     told(answer, 500, "internal")
     assert "hunter22" not in answer.text
     assert "hunter22" not in caplog.text
-    assert "GET /v1/studies failed: RuntimeError at test_api_safety.py" in caplog.text
+    assert "GET /v1/studies/tiny failed: ValidationError at status_cache.py" in caplog.text
 
 
 def test_logs_hold_who_changed_what_and_no_secret(ann, client, study, caplog):
@@ -213,7 +211,7 @@ def test_logs_hold_who_changed_what_and_no_secret(ann, client, study, caplog):
         ann.post("/v1/studies", json=study)
         ann.post("/v1/studies/tiny/cancel")
         client(None).get("/v1/studies", headers={"Authorization": "Bearer nab_mistyped"})
-    assert "ann gave tiny by token 1" in caplog.text
+    assert "ann submitted tiny by token 1" in caplog.text
     assert "ann cancelled tiny by token 1" in caplog.text
     assert ann.headers["Authorization"].removeprefix("Bearer ") not in caplog.text
     assert "nab_mistyped" not in caplog.text

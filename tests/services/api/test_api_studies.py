@@ -46,7 +46,7 @@ def test_a_key_is_for_one_study(ann, study, told):
     key = {"Idempotency-Key": "k-1"}
     ann.post("/v1/studies", json=study, headers=key)
     answer = ann.post("/v1/studies", json={**study, "name": "other"}, headers=key)
-    assert "give every request a key of its own" in told(answer, 409, "conflict")["remedy"]
+    assert "use a new key for each request" in told(answer, 409, "conflict")["remedy"]
     for bad in ("", "x" * 201, "ä"):
         answer = ann.post("/v1/studies", json=study, headers={"Idempotency-Key": bad.encode()})
         assert told(answer, 422, "invalid_request")["key"] == "Idempotency-Key"
@@ -55,7 +55,7 @@ def test_a_key_is_for_one_study(ann, study, told):
 def test_other_contents_under_a_name_are_refused(ann, study, told):
     give(ann, study)
     found = told(ann.post("/v1/studies", json={**study, "seed": 5}), 409, "conflict")
-    assert found["remedy"] == "give these another name, or extend the study"
+    assert found["remedy"] == "choose another name, or extend the study"
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_other_contents_under_a_name_are_refused(ann, study, told):
         ({"arms": {"dense": {"method": {"name": "dropuot"}}}}, None, None, "did you mean 'dropout'?"),
         ({"name": "Ünïcode"}, "name", "'Ünïcode'", "should match pattern"),
         ({"name": "../../etc/passwd"}, "name", "'../../etc/passwd'", "should match pattern"),
-        ({"data": {"name": "imagefolder", "folder": "/etc"}}, "data.folder", "/etc", "names no folder"),
-        ({"data": {"name": "glyphs", "folder": "/etc"}}, "data.folder", "/etc", "names no folder"),
+        ({"data": {"name": "imagefolder", "folder": "/etc"}}, "data.folder", "/etc", "must be omitted"),
+        ({"data": {"name": "glyphs", "folder": "/etc"}}, "data.folder", "/etc", "must be omitted"),
     ],
 )
 def test_a_study_that_breaks_a_rule_is_refused_with_key_value_and_rule(
@@ -195,13 +195,13 @@ def test_a_study_that_has_ended_is_extended(ann, study, store, told):
     ("assignments", "status", "code", "says"),
     [
         (["seed=3"], 409, "conflict", "another seed"),
-        (["name=other"], 409, "conflict", "keeps its name"),
+        (["name=other"], 409, "conflict", "must not change"),
         (["budget.sample_passes=1"], 409, "conflict", "another budget.sample_passes"),
         (["nonsense"], 422, "invalid_study", "takes key=value"),
         (["budget=&a [*a]"], 422, "invalid_study", "aliases"),
         (['question="\\0"'], 422, "malformed_body", "NUL"),
         (["budget.sample_passes=" + "9" * 5000], 422, "invalid_study", "no valid YAML"),
-        (["data={name: imagefolder, folder: /etc}"], 422, "invalid_study", "names no folder"),
+        (["data={name: imagefolder, folder: /etc}"], 422, "invalid_study", "must be omitted"),
         ([], 422, "invalid_request", "assignments"),
         (["x"] * 101, 422, "invalid_request", "assignments"),
         ("seed=3", 422, "invalid_request", "assignments"),
@@ -223,7 +223,7 @@ def test_an_owner_has_so_many_studies_open(client, limited, study, told):
     ann = client("ann", to=limited(api_open_studies=1))
     give(ann, study)
     answer = ann.post("/v1/studies", json={**study, "name": "second"})
-    assert "may have 1" in told(answer, 429, "too_many_studies")["message"]
+    assert "the limit is 1" in told(answer, 429, "too_many_studies")["message"]
     assert int(answer.headers["Retry-After"]) > 0
     ann.post("/v1/studies/tiny/cancel")
     give(ann, study, name="second")

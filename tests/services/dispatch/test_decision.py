@@ -7,7 +7,7 @@ import pytest
 
 from services.cluster.jobs import Job
 from services.dispatch import MOST_RESTARTS, Settle, Stop, Submit, Wait, decide
-from services.dispatch.decision import MOST_CHARACTERS, sentence
+from services.dispatch.decision import MAX_CHARACTERS, sentence
 from services.store import QueueRow, StudyRow
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -170,4 +170,4 @@ def test_the_reason_is_one_sentence_of_bounded_length() -> None:
     assert sentence(log) == "the second"
     assert sentence("no error in it\nat all") == "no error in it"
     assert sentence("\n") == ""
-    assert len(sentence("error: " + "x" * 10_000)) == MOST_CHARACTERS
+    assert len(sentence("error: " + "x" * 10_000)) == MAX_CHARACTERS

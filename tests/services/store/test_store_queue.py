@@ -75,7 +75,7 @@ def test_other_contents_another_study_or_another_owner_are_refused(store):
         StudyConflict, match=r"different settings .hash cafe, now beef.; choose another name, or extend"
     ):
         give(store, config_hash="beef")
-    with pytest.raises(StudyConflict, match="the key 'k' was used for study 'example'"):
+    with pytest.raises(StudyConflict, match="the key 'k' was already used for study 'example'"):
         give(store, "another", key="k")
     with pytest.raises(StudyConflict, match="the name 'example' is taken; choose another name"):
         give(store, owner="bob")
@@ -277,7 +277,7 @@ def test_a_complete_study_is_queued_again_only_with_more_to_do(store):
     assert (again.id, again.config_hash, again.new) == (first.id, "beef", False)
     with pytest.raises(StateError, match="'example' is 'queued': wait until it has ended, or cancel it first"):
         store.request_resume("example", document={"even": "more"}, config_hash="dead")
-    with pytest.raises(ValueError, match="document and config_hash are must be passed together"):
+    with pytest.raises(ValueError, match="document and config_hash must be passed together"):
         store.request_resume("example", document={})
 
 

@@ -272,7 +272,7 @@ def test_reopening_refuses_what_would_lose_something_and_changes_nothing(store, 
         store.reopen_study(study, reason="more")
     store.finish_study(study, "failed")
     before = store.study(study), store.events(study)
-    with pytest.raises(ValueError, match="leaves out blockout"):
+    with pytest.raises(ValueError, match="lacks blockout"):
         store.reopen_study(study, reason="less", arms=["random", "new"])
     with pytest.raises(ValueError, match="passed together"):
         store.reopen_study(study, reason="half", config={})

@@ -75,7 +75,7 @@ def test_tokens_are_listed_with_their_owners(store):
         ({"owner": "a\n"}, "owner must be"),
         ({"name": "x" * 101}, "name must be up to 100 printable"),
         ({"name": "a\x1b[2J"}, "printable"),
-        ({"expires_at": datetime(2000, 1, 1)}, "has a time zone"),
+        ({"expires_at": datetime(2000, 1, 1)}, "must have a time zone"),
         ({"expires_at": datetime(2000, 1, 1, tzinfo=UTC)}, "expires_at must be in the future, got 2000"),
     ],
 )

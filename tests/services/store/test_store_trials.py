@@ -66,11 +66,11 @@ def test_another_trial_under_the_same_number_is_refused(store, study, queue, cha
     ("changes", "message"),
     [
         ({"phase": "serch"}, "phase must be one of search, retrain, got 'serch'"),
-        ({"seed": -1}, r"seed must be a whole number in 0..2\*\*63-1, got -1"),
+        ({"seed": -1}, r"seed must be a whole number in \[0, 2\*\*63 - 1\], got -1"),
         ({"seed": 2**63}, "seed must be a whole number"),
         ({"number": 0.5}, "number must be a whole number"),
         ({"planned": True}, "planned must be a whole number"),
-        ({"suggest_seconds": float("nan")}, "suggest_seconds must be a finite number and not negative, got nan"),
+        ({"suggest_seconds": float("nan")}, "suggest_seconds must be a finite number of 0 or more, got nan"),
         ({"experiment": {"rate": float("inf")}}, "experiment must contain only finite numbers, got rate=inf"),
         ({"params": {"values": [float("nan")]}}, "params must contain only finite numbers, got values.0=nan"),
     ],
@@ -187,7 +187,7 @@ def test_what_is_no_number_is_kept_as_none_and_named(store, running):
     ("bad", "message"),
     [
         ({"epoch": 0}, "an epoch record must have epoch, sample_passes and seconds, this one lacks"),
-        (record(0, seconds=float("nan")), "seconds must be a finite number and not negative, got nan"),
+        (record(0, seconds=float("nan")), "seconds must be a finite number of 0 or more, got nan"),
         (record(0, seconds=-1.0), "seconds must be a finite number"),
         (record(-1), "epoch must be a whole number"),
         (record(0, sample_passes=1.5), "sample_passes must be a whole number"),
@@ -245,7 +245,7 @@ def test_a_trial_that_never_ran_fails_but_is_not_complete(store, queue):
     ("state", "values", "message"),
     [
         ("complete", {}, "a complete trial must have a score"),
-        ("complete", {"score": float("nan")}, "the score of trial .* must be finite, got nan; end it as failed"),
+        ("complete", {"score": float("nan")}, "the score of trial .* must be finite, got nan; finish it as failed"),
         ("failed", {}, "a failed trial must have a reason"),
         ("queued", {}, "must be one of complete, failed, pruned, got 'queued'"),
     ],
