@@ -55,7 +55,7 @@ def downgrade() -> None:
 def _rewrite(table: sa.TableClause, change: Change) -> None:
     """Apply a change to every row of a table, a batch at a time; rows that stay as they are are not written."""
     connection, last = op.get_bind(), 0
-    new = {column.name: sa.bindparam(f"new_{column.name}") for column in table.c}
+    new: dict[str, Any] = {column.name: sa.bindparam(f"new_{column.name}") for column in table.c}
     key = new.pop("id")
     update = sa.update(table).where(table.c.id == key).values(new)
     while True:
