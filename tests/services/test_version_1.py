@@ -72,7 +72,7 @@ def test_every_experiment_of_a_trial_is_read(store: Store) -> None:
 
 
 def test_a_queued_study_is_what_was_given_to_the_service(store: Store) -> None:
-    row = store.queue_row("queued")
+    row = store.queued_study("queued")
     assert row is not None
     assert row.source is not None
     written = resolve(read(FOLDER / "queued.yaml"), source="file")
