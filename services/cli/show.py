@@ -11,7 +11,7 @@ from services.cli.console import USAGE, JsonOption, fail, installation, print_js
 from services.cli.models import show_model
 
 if TYPE_CHECKING:
-    from services.store import SpentRow, StudyLine, StudyRow
+    from services.store import SpentRow, StudyRow, StudySummary
     from services.trial_record import Trial
 
 _TRIAL_COLUMNS = (
@@ -75,7 +75,7 @@ def corruption_errors_of(trials: Iterable["Trial"]) -> dict[str, float]:
     return {arm: sum(values) / len(values) for arm, values in errors.items()}
 
 
-def study_json(row: "StudyRow | StudyLine") -> dict[str, Any]:
+def study_json(row: "StudyRow | StudySummary") -> dict[str, Any]:
     """Return a study of the store as plain JSON types."""
     return {
         "name": row.name,
