@@ -219,7 +219,7 @@ def test_a_lease_that_ended_goes_to_another_worker_and_the_first_lets_go(store: 
     assert second.held == ("one",)
     first.round()
     assert first.held == ()
-    assert "no longer held by first" in said[-1]
+    assert "first has lost its lease" in said[-1]
     assert len(grid.submitted) == 1
 
 

@@ -207,7 +207,7 @@ def test_processes_that_open_a_store_of_version_1_at_once_migrate_it_once(store_
     assert [opener.returncode for opener in openers] == [0] * 3
 
 
-@pytest.mark.parametrize("owner", ["elsewhere/1:7", this_process()])
+@pytest.mark.parametrize("owner", ["elsewhere/1:7", this_process()], ids=["another machine", "this process"])
 def test_a_store_is_not_migrated_while_a_driver_runs_a_study(store_url, owner):
     engine = make(store_url, rows("studies", study_row(state="running", owner=owner)))
     with engine.begin() as connection:
