@@ -56,6 +56,11 @@ def test_a_study_is_shown_as_it_was(home: Path, study: str) -> None:
     assert missing(then, now) == []
 
 
+def test_an_exported_model_is_shown_as_it_was(home: Path) -> None:
+    folder = home / "runs" / "complete" / "models" / "blockout"
+    assert missing(expected("show-model"), call(home, "show", folder, "--json").json) == []
+
+
 @pytest.mark.parametrize("study", ["complete", "halfway"])
 def test_a_stored_study_its_folder_and_its_file_are_the_same(home: Path, store: Store, study: str) -> None:
     stored = parse_resolved(store.study(study).config)
