@@ -299,11 +299,21 @@ class Projection:
                 self._client.create_run(self._experiment, began, run_name=self.study, tags=tags).info.run_id
             )
         if "study" not in self._written:  # a previous sync may have been interrupted; repeating it changes nothing
-            self._log(parent, params=_params({key: value for key, value in self.config.items() if key != "arms"}))
+            config = {key: value for key, value in self.config.items() if key != "arms"}
+            self._log(parent, params=self._absent(parent, config))
         return parent
+
+    def _absent(self, run: str, document: Mapping[str, Any]) -> list[Any]:
+        """Return the parameters of a document that a run lacks: MLflow refuses to change those that it has.
+
+        They differ if an earlier release created the run, or if the study was extended before it ended.
+        """
+        present = self._client.get_run(run).data.params
+        return [param for param in _params(document) if param.key not in present]
 
     def _write(self, trial: Trial, epochs: Sequence[EpochRow]) -> None:
         run = self._known.get(str(trial.id))
+        params = _params(trial.experiment) if run is None else self._absent(run, trial.experiment)
         if run is None:
             created = self._client.create_run(
                 self._experiment,
@@ -312,7 +322,7 @@ class Projection:
                 tags=self._tags(trial),
             )
             run = self._known[str(trial.id)] = str(created.info.run_id)
-        self._log(run, params=_params(trial.experiment), metrics=list(_metrics(trial, epochs)))
+        self._log(run, params=params, metrics=list(_metrics(trial, epochs)))
         ended = _milliseconds(trial.finished_at or trial.created_at)
         self._client.set_terminated(run, _STATUS[trial.state], end_time=ended)
         self._written.add(str(trial.id))
@@ -368,7 +378,8 @@ def _weights_digest(model: Any) -> str:
 
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        version_1 = name.replace("normalize", "normalise")  # so that a model that version 1 logged is recognized
+        digest.update(f"{version_1} {value.dtype} {tuple(value.shape)};".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
