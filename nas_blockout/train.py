@@ -4,12 +4,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_blockout.settings_fields import Range, check
 from nas_blockout.training_protocol import TelemetryValue, TrainableLayer, TrainableModel, trainable
 
 Optimizer = Literal["sgd", "adamw"]
@@ -39,43 +40,30 @@ class Loaders:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How a network is trained.
+    """Settings of training.
 
     Args:
-        epochs: Passes over the training images, 1 or more.
-        batch_size: Images a step, 2 or more.
+        epochs: Passes over the training images.
+        batch_size: Images per step; batch normalization needs at least 2.
         optimizer: ``sgd`` with Nesterov momentum, or ``adamw``.
-        learning_rate: Peak learning rate, above 0.
-        weight_decay: Decay of weights with two or more dimensions, 0 or more.
-        momentum: Momentum of ``sgd``, in 0..1; unused by ``adamw``.
-        schedule: ``cosine`` falls to zero over all steps; ``constant`` stays.
-        warmup_epochs: Epochs over which the learning rate rises linearly from zero, 0 or more.
+        learning_rate: Peak learning rate.
+        weight_decay: Decay of weights with two or more dimensions.
+        momentum: Momentum of ``sgd``; unused by ``adamw``.
+        schedule: ``cosine`` decays to zero over all steps; ``constant`` does not decay.
+        warmup_epochs: Epochs over which the learning rate rises linearly from zero.
     """
 
-    epochs: int = 10
-    batch_size: int = 64
+    epochs: Annotated[int, Range(ge=1)] = 10
+    batch_size: Annotated[int, Range(ge=2)] = 64
     optimizer: Optimizer = "adamw"
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
+    learning_rate: Annotated[float, Range(gt=0)] = 2e-3
+    weight_decay: Annotated[float, Range(ge=0)] = 1e-4
+    momentum: Annotated[float, Range(ge=0, lt=1)] = 0.9
     schedule: Schedule = "cosine"
-    warmup_epochs: float = 0.0
+    warmup_epochs: Annotated[float, Range(ge=0)] = 0.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got epochs={self.epochs}")
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 for batch normalization, got batch_size={self.batch_size}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got learning_rate={self.learning_rate}")
-        if not (self.weight_decay >= 0 and self.warmup_epochs >= 0 and 0 <= self.momentum < 1):
-            raise ValueError(
-                f"weight_decay and warmup_epochs must not be negative and momentum must lie in 0..1, got "
-                f"{self.weight_decay}, {self.warmup_epochs}, {self.momentum}"
-            )
-        for name, choices in (("optimizer", Optimizer), ("schedule", Schedule)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        check(self)
 
 
 @dataclass(frozen=True, slots=True)

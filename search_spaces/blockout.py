@@ -1,4 +1,4 @@
-"""How Blockout learns its structure, and of what."""
+"""Search spaces of Blockout: its structure learning, its clusters and its widths."""
 
 from dataclasses import replace
 from typing import cast
@@ -14,7 +14,7 @@ _STRUCTURE_LR = (10.0, 100.0)
 
 
 def blockout(trial: Trial, context: Context) -> Experiment:
-    """Vary the clusters, the widths, the learning rate of the structure, and whether draws or P are trained with.
+    """Vary the clusters, the widths, the learning rate of the structure, and whether training samples C or uses P.
 
     Parameters: ``blockout.clusters`` (2 to 8, at most the nodes of the narrowest layer), ``model.width`` (.5 to 1.5
     times all widths; not of a backbone whose widths have no one factor), ``blockout.structure_lr_multiplier`` (10 to

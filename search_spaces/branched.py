@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nas_blockout.architecture import Architecture, Group, Layer
-from nas_blockout.backbones import stages_of
+from nas_blockout.backbones import require_stages, stages_of
 from nas_blockout.backbones.branched import Stage
 from nas_blockout.experiment import Experiment
 from search_spaces.trial import Context, Trial
@@ -44,13 +44,18 @@ def branched(trial: Trial, context: Context) -> Experiment:
 
     Parameters: ``branched.first_split``, ``branched.branches``, ``branched.splits_again``, ``branched.skew``,
     ``branched.shared``, ``branched.assignment``.
+
+    Raises:
+        ValueError: The backbone cannot be branched, or there are too few nodes or classes to divide.
     """
+    require_stages(context.experiment.backbone, "the space 'branched'")
     stages = stages_of(context.experiment.backbone, context.shape, context.classes)
-    most = min(_MOST_BRANCHES, context.classes // 2, *(stage.width // 4 for stage in stages[:-1]))
-    if most < 2:
-        raise ValueError(
-            f"the space 'branched' needs 4 classes and 8 nodes a layer or more, got {context.classes} classes"
-        )
+    narrowest = min(stage.width for stage in stages[:-1])
+    if narrowest < 8:
+        raise ValueError(f"the space 'branched' needs 8 nodes a layer or more, got {narrowest}")
+    if context.classes < 4:
+        raise ValueError(f"the space 'branched' needs 4 classes or more, got {context.classes}")
+    most = min(_MOST_BRANCHES, context.classes // 2, narrowest // 4)
     hierarchy = Hierarchy(
         first_split=trial.suggest_int("branched.first_split", 0, len(stages) - 2),
         branches=trial.suggest_int("branched.branches", 2, most),

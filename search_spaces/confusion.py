@@ -1,4 +1,4 @@
-"""How the confusions of a dense network become branches."""
+"""Search space of branches from confusions of a dense network."""
 
 from dataclasses import replace
 

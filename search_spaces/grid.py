@@ -1,4 +1,4 @@
-"""The grid of a space: every combination of its parameters, found by asking the space for one after another."""
+"""The grid of a space: all combinations of its parameters, enumerated by walking the define-by-run function."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -12,35 +12,37 @@ Point = Mapping[str, str | int | float | bool]
 def grid(space: Space, context: Context, *, points: int) -> tuple[Point, ...]:
     """Return all points of the grid of a space, the last parameter varying fastest.
 
-    A categorical parameter takes all its choices; a number as many values as there are points, evenly spaced (on a
-    logarithmic scale where it has one) with both ends among them, or the middle if there is one point; a whole number
-    no more values than its range has. A parameter that only some combinations have varies in these alone.
+    A categorical parameter takes all its choices. A number takes `points` values, evenly spaced (on a logarithmic scale
+    if it has one) and including both ends, or the middle if `points` is 1; an integer at most as many as its range has.
+    A parameter that exists only under some combinations varies only there.
 
     Args:
-        space: Asked once for each point.
+        space: Called once per point.
         context: What the space starts from.
-        points: Values of each number, 1 or more.
+        points: Values per numeric parameter, 1 or more.
 
     Raises:
         ValueError: The grid has more than `MOST_POINTS` points.
     """
+    # Which parameters there are is only known by running the space. So it is run as an odometer: the path holds the
+    # position of every choice of the last run, the last one is advanced, and parameters after it start at their first.
     path: list[int] = []
-    found: list[Point] = []
+    grid_points: list[Point] = []
     while True:
         walk = _Walk(path, points)
         space(walk, context)
-        if not found and prod(map(len, walk.choices.values())) > MOST_POINTS:
+        if not grid_points and prod(map(len, walk.choices.values())) > MOST_POINTS:  # before a million runs are made
             raise _too_large(walk)
-        found.append(walk.parameters)
-        if len(found) > MOST_POINTS:
+        grid_points.append(walk.parameters)
+        if len(grid_points) > MOST_POINTS:
             raise _too_large(walk)
         path = _next(walk)
         if not path:
-            return tuple(found)
+            return tuple(grid_points)
 
 
 class _Walk:
-    """A trial that answers with the choices that a path names by their positions, and with the first ones after it."""
+    """A trial that answers with the choices at the positions of a path, and with the first choice after its end."""
 
     def __init__(self, path: Sequence[int], points: int) -> None:
         self._path = path

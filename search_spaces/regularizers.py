@@ -1,4 +1,4 @@
-"""How strongly a network is regularized: the rate of whichever dropping method the arm uses."""
+"""Search spaces of the dropping methods: the rate of whichever one the arm uses."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def regularizers(trial: Trial, context: Context) -> Experiment:
 
 
 def light_regularizers(trial: Trial, context: Context) -> Experiment:
-    """Vary the rate of dropping as feature maps bear it, where `regularizers` has the range of nodes.
+    """Vary the rate of dropping in the range that suits feature maps; `regularizers` has the range for nodes.
 
     Parameters: ``<method>.rate`` in 0.02 to 0.3, logarithmic.
 

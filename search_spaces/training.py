@@ -1,4 +1,4 @@
-"""How a network is trained: learning rate and weight decay, which every arm searches alike."""
+"""Search space of training: learning rate and weight decay."""
 
 from dataclasses import replace
 

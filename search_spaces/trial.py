@@ -1,8 +1,8 @@
-"""What a space is: a define-by-run function from a trial and a context to an experiment.
+"""The interface of search spaces: a define-by-run function from a trial and a context to an experiment.
 
-A space draws its parameters from the trial, under dotted names, and returns the experiment of the context with them in
-place. The same function serves Optuna's samplers, replay from recorded parameters and tests. Spaces compose: `compose`
-applies several in turn.
+A space asks the trial for its parameters, under dotted names, and returns the experiment of the context with these
+values. The same function serves Optuna's samplers, replay from recorded parameters, and tests. `compose` applies
+several spaces in order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ Choice = TypeVar("Choice", str, int, float, bool)
 
 
 class Trial(Protocol):
-    """What a space may ask of a trial; Optuna's trials have these methods, and so has `Recorded`."""
+    """The methods of a trial that spaces use; Optuna's trials have them, as do `Recorded` and `Extreme`."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """Return a number in ``low..high``."""
@@ -31,7 +31,7 @@ class Trial(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a space starts from.
+    """What a space starts from: an experiment and the data that it is for.
 
     Args:
         experiment: The experiment of the arm before anything is searched.
@@ -48,10 +48,10 @@ Space = Callable[[Trial, Context], Experiment]
 
 
 class Recorded:
-    """A trial that answers from recorded parameters, as replay and tests need it.
+    """A trial that answers from recorded parameters, for replay and tests.
 
     Raises:
-        ValueError: A space asks for a parameter that was not recorded, or whose recorded value lies outside its range.
+        ValueError: A space asks for a parameter that was not recorded, or whose recorded value is out of range.
     """
 
     def __init__(self, parameters: Mapping[str, str | int | float | bool]) -> None:
@@ -84,8 +84,56 @@ class Recorded:
         return self.parameters[name]
 
 
+class Extreme:
+    """A trial at one end of all ranges, to find out whether spaces fit an arm without a sampler or a store.
+
+    Args:
+        high: Whether to answer with the upper ends and the last choices instead of the lower ends and the first.
+
+    Raises:
+        ValueError: Two spaces ask for the same parameter with different ranges, which Optuna refuses within a trial.
+    """
+
+    def __init__(self, *, high: bool) -> None:
+        self._high = high
+        self._asked: dict[str, tuple[object, ...]] = {}
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """Return one end of the range."""
+        self._once(name, low, high, log)
+        return high if self._high else low
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """Return one end of the range."""
+        self._once(name, low, high)
+        return high if self._high else low
+
+    def suggest_categorical(self, name: str, choices: Sequence[Choice]) -> Choice:
+        """Return the first or the last choice."""
+        self._once(name, *choices)
+        return choices[-1 if self._high else 0]
+
+    def _once(self, name: str, *distribution: object) -> None:
+        if self._asked.setdefault(name, distribution) != distribution:
+            raise ValueError(f"two spaces give the parameter {name!r} different ranges: use only one of the two")
+
+
+def require_fit(spaces: Sequence[Space], context: Context) -> None:
+    """Check that spaces can be applied to an arm, by proposing both ends of all ranges.
+
+    Args:
+        spaces: Applied in order.
+        context: What they start from.
+
+    Raises:
+        ValueError: A space needs another method, backbone or data, or two spaces exclude each other.
+    """
+    for high in (False, True):
+        compose(spaces)(Extreme(high=high), context)
+
+
 def compose(spaces: Sequence[Space]) -> Space:
-    """Return the space that applies several in turn, each to the experiment of the one before."""
+    """Return the space that applies several in order, each to the experiment of the previous one."""
 
     def composed(trial: Trial, context: Context) -> Experiment:
         return reduce(

@@ -26,6 +26,7 @@ class Backbone:
         scaled: Returns the settings with all widths multiplied by a factor.
         neighbors: Returns the settings that have one node more or less in one layer.
         skippable: Whether the network has blocks that can be skipped one by one.
+        masks_convolutions: Whether its convolutions connect layers of nodes, so that Blockout can mask them.
     """
 
     settings: type
@@ -34,6 +35,7 @@ class Backbone:
     scaled: Callable[[Any, float], Any] | None = None
     neighbors: Callable[[Any], list[Any]] | None = None
     skippable: bool = False
+    masks_convolutions: bool = True
 
 
 def _build_convnet(
@@ -96,7 +98,7 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
         "convnet": Backbone(
             convnet.ConvNetSettings, _build_convnet, convnet.stages, _scaled_convnet, _neighbors_of_convnet
         ),
-        "inception": Backbone(InceptionSettings, _build_inception),
+        "inception": Backbone(InceptionSettings, _build_inception, masks_convolutions=False),
         "resnet": Backbone(ResNetSettings, _build_resnet, skippable=True),
     }
 )
@@ -150,6 +152,22 @@ def require_blocks(settings: Any, wanted: str) -> None:
     if not BACKBONES[name].skippable:
         able = " or ".join(other for other, backbone in BACKBONES.items() if backbone.skippable)
         raise ValueError(f"{wanted} needs a backbone whose blocks can be skipped, {able}; got {name}")
+
+
+def require_masked_convolutions(settings: Any) -> None:
+    """Refuse to mask convolutions that connect no layers of nodes.
+
+    Args:
+        settings: Of a backbone.
+
+    Raises:
+        ValueError: Blockout can mask the linear layers of this backbone alone.
+    """
+    name = name_of(settings)
+    if not BACKBONES[name].masks_convolutions:
+        raise ValueError(
+            f"method.masked: Blockout masks the linear layers of the backbone {name} alone, got 'all'; set it to head"
+        )
 
 
 def stages_of(settings: Any, shape: Shape, classes: int) -> Sequence[Stage]:

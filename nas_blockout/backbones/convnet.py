@@ -1,8 +1,10 @@
 """A small convolutional network: 3x3 convolutions, the mean over positions, fully connected layers."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from nas_blockout.backbones.branched import Stage
+from nas_blockout.settings_fields import Length, Range, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,16 +17,12 @@ class ConvNetSettings:
         normalize_logits: Whether batch normalization without affine parameters follows the classes.
     """
 
-    channels: tuple[int, ...] = (16, 32)
-    hidden: tuple[int, ...] = (64,)
+    channels: Annotated[tuple[Annotated[int, Range(ge=1)], ...], Length(1)] = (16, 32)
+    hidden: tuple[Annotated[int, Range(ge=1)], ...] = (64,)
     normalize_logits: bool = False
 
     def __post_init__(self) -> None:
-        if not self.channels or min((*self.channels, *self.hidden)) < 1:
-            raise ValueError(
-                f"a convnet needs one or more convolutions and widths of at least 1, "
-                f"got channels={self.channels}, hidden={self.hidden}"
-            )
+        check(self)
 
 
 def stages(settings: ConvNetSettings, input_shape: tuple[int, int, int], classes: int) -> tuple[Stage, ...]:

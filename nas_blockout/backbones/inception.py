@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
 from nas_blockout.networks import Connection, Network
+from nas_blockout.settings_fields import Range, check
 
 
 class Widths(NamedTuple):
@@ -75,22 +76,17 @@ class InceptionSettings:
     Args:
         variant: ``full`` is the network for ImageNet, whose stem divides the sides by 8; ``compact`` has one 3x3
             convolution as stem and six of the ten modules with half of their channels.
-        width: Factor on all channels of the variant's convolutions, above 0; every width is at least 1.
+        width: Factor on all channels of the variant's convolutions; every width is at least 1.
         hidden: Nodes of each fully connected layer before the classes; the Blockout paper adds two, of 512 nodes each
             for CIFAR-100 and of 4096 for ImageNet.
     """
 
     variant: Literal["compact", "full"] = "compact"
-    width: float = 1.0
-    hidden: tuple[int, ...] = ()
+    width: Annotated[float, Range(gt=0)] = 1.0
+    hidden: tuple[Annotated[int, Range(ge=1)], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.variant not in PLANS:
-            raise ValueError(f"variant must be one of {', '.join(sorted(PLANS))}, got {self.variant!r}")
-        if not 0 < self.width < float("inf"):
-            raise ValueError(f"width must be above 0, got width={self.width}")
-        if any(nodes < 1 for nodes in self.hidden):
-            raise ValueError(f"hidden layers need 1 or more nodes, got hidden={self.hidden}")
+        check(self)
 
 
 class InceptionModule(nn.Module):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
 from nas_blockout.networks import Connection, Network
+from nas_blockout.settings_fields import OneOf, Range, check
 
 
 class Plan(NamedTuple):
@@ -43,7 +44,7 @@ class ResNetSettings:
         depth: Weighted layers: 8, 14, 20, 32, 56 or 110 have three stages of 16, 32 and 64 channels for small images;
             18, 50 and 101 have torchvision's four stages.
         stem: ``small`` is one 3x3 convolution; ``imagenet`` is a 7x7 convolution and a max pooling, each of stride 2.
-        width: Factor on all channels, above 0.
+        width: Factor on all channels.
         hidden: Nodes of each fully connected layer before the classes.
         shortcut: Where channels change, ``pad`` adds zero channels (He et al.'s option A), ``projection`` is a 1x1
             convolution (option B); ``auto`` is what is usual: ``pad`` with three stages, ``projection`` with four.
@@ -51,28 +52,20 @@ class ResNetSettings:
             uses 2.
     """
 
-    depth: int = 20
+    depth: Annotated[int, OneOf(tuple(sorted(PLANS)))] = 20
     stem: Literal["small", "imagenet"] = "small"
-    width: float = 1.0
-    hidden: tuple[int, ...] = ()
+    width: Annotated[float, Range(gt=0)] = 1.0
+    hidden: tuple[Annotated[int, Range(ge=1)], ...] = ()
     shortcut: Literal["auto", "pad", "projection"] = "auto"
-    regularized_stages: int | None = None
+    regularized_stages: Annotated[int, Range(ge=0)] | None = None
 
     def __post_init__(self) -> None:
-        if self.depth not in PLANS:
-            raise ValueError(f"depth must be one of {', '.join(map(str, sorted(PLANS)))}, got depth={self.depth}")
-        if not 0 < self.width < float("inf"):
-            raise ValueError(f"width must be above 0, got width={self.width}")
-        if any(nodes < 1 for nodes in self.hidden):
-            raise ValueError(f"hidden layers need 1 or more nodes, got hidden={self.hidden}")
+        check(self)
         stages = len(PLANS[self.depth].blocks)
-        if self.regularized_stages is not None and not 0 <= self.regularized_stages <= stages:
+        if self.regularized_stages is not None and self.regularized_stages > stages:
             raise ValueError(
                 f"regularized_stages must lie in 0..{stages}, got regularized_stages={self.regularized_stages}"
             )
-        for name, known in (("stem", ("small", "imagenet")), ("shortcut", ("auto", "pad", "projection"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 class PaddedShortcut(nn.Module):

@@ -4,7 +4,7 @@ from nas_blockout.experiment.builder import build, count_macs, dense_macs, match
 from nas_blockout.experiment.config import DERIVATIONS, Experiment, backbone_from_json
 from nas_blockout.experiment.costs import known_costs, known_network
 from nas_blockout.experiment.derivation import EVALUATION_BATCH, Derivation
-from nas_blockout.experiment.runner import Outcome, Run, Snapshot
+from nas_blockout.experiment.runner import Outcome, Run, Snapshot, split_epochs
 
 __all__ = [
     "DERIVATIONS",
@@ -22,4 +22,5 @@ __all__ = [
     "known_network",
     "matched",
     "rebuild",
+    "split_epochs",
 ]

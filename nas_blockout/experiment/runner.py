@@ -119,7 +119,7 @@ class Run(Iterator[EpochRecord]):
             if self.failure is None:
                 self.outcome = self._finish(model)
             return
-        learning, training = _split_epochs(experiment.training, experiment.derivation)
+        learning, training = split_epochs(experiment.training, experiment.derivation)
         teacher: nn.Module | None = None
         if self._derivation is None:
             learned = build(experiment, self.splits)
@@ -181,9 +181,8 @@ class Run(Iterator[EpochRecord]):
         return count_macs(plain, self.splits.train.images[:1])
 
 
-def _split_epochs(
-    training: TrainingSettings, derivation: TwoStageSettings
-) -> tuple[TrainingSettings, TrainingSettings]:
+def split_epochs(training: TrainingSettings, derivation: TwoStageSettings) -> tuple[TrainingSettings, TrainingSettings]:
+    """Return how the networks of the two stages are trained, the one that learns first; each has an epoch or more."""
     learning = min(training.epochs - 1, max(1, round(training.epochs * derivation.learn_fraction)))
     schedule = training.schedule if derivation.learn_schedule == "same" else derivation.learn_schedule
     return (

@@ -5,14 +5,14 @@ Layers are called as ``layer(x, generator)``; in training they need the generato
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import nn
 
 from nas_blockout.methods.blockdrop import BlockDropSettings
-from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.blockout import PAPER, BlockoutSettings
 from nas_blockout.methods.dropblock import DropBlock, DropBlockSettings
 from nas_blockout.methods.dropcluster import DropCluster, DropClusterSettings
 from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
@@ -21,9 +21,44 @@ from nas_blockout.methods.none import NoneSettings
 from nas_blockout.methods.spatial_dropout import SpatialDropout, SpatialDropoutSettings
 from nas_blockout.serialization import from_json, near, to_json
 
-__all__ = ["METHODS", "Method", "NoneSettings", "Site", "method_from_json", "method_name", "method_to_json"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "NoneSettings",
+    "Preset",
+    "Site",
+    "method_from_json",
+    "method_name",
+    "method_to_json",
+    "preset_of",
+]
+    "METHODS",
+    "Method",
+    "NoneSettings",
+    "Preset",
+    "Site",
+    "method_from_json",
+    "method_name",
+    "method_to_json",
+    "preset_of",
+]
 
 Site = Literal["none", "nodes", "maps", "weights", "structure", "paths"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A named recipe: settings of a method, with what they ask of the rest. What a study sets itself has precedence.
+
+    Args:
+        settings: Settings of the method.
+        backbone: Defaults of the backbone's settings under this method, for backbones that have such settings.
+        distillation: Defaults of the distillation's settings, if there is a distillation.
+    """
+
+    settings: Any
+    backbone: Mapping[str, Any] = field(default_factory=dict)
+    distillation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +72,21 @@ class Method:
             ``(batch, channels, height, width)``; ``weights``, a wrapper of every linear layer of the head;
             ``structure`` and ``paths``, a wrapper of the whole network; ``none``, nowhere.
         layer: Builds the layer from the settings (for ``weights``: from the settings and the linear layer), or None.
+        presets: Its recipes by name, the default first; none if its settings need none.
     """
 
     settings: type
     site: Site
     layer: Callable[..., nn.Module] | None
+    presets: Mapping[str, Preset] = field(default_factory=dict)
 
+
+# The first preset is the default. `paper` holds the defaults of version 1, too: upgraded study files name it.
+_BLOCKOUT = {
+    # Masked weights give small logits; normalized, they learn at the rates that suit the plain network.
+    "compress": Preset(BlockoutSettings(), {"normalize_logits": True}, {"trim_by": "magnitude"}),
+    "paper": Preset(PAPER, {}, {"trim_by": "probability"}),
+}
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
@@ -52,7 +96,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "dropconnect": Method(DropConnectSettings, "weights", DropConnect),
         "dropblock": Method(DropBlockSettings, "maps", DropBlock),
         "dropcluster": Method(DropClusterSettings, "maps", DropCluster),
-        "blockout": Method(BlockoutSettings, "structure", None),
+        "blockout": Method(BlockoutSettings, "structure", None, _BLOCKOUT),
         "blockdrop": Method(BlockDropSettings, "paths", None),
     }
 )
@@ -62,7 +106,8 @@ def method_from_json(document: Mapping[str, Any]) -> Any:
     """Return the settings of a registered method.
 
     Args:
-        document: ``{"name": name, setting: value, ...}``; settings that are missing keep their defaults.
+        document: ``{"name": name, setting: value, ...}``; settings that are missing have the values of the preset that
+            it names under ``preset``, or their defaults.
 
     Raises:
         ValueError: The name is missing or unknown, a setting is unknown, has the wrong type or is out of range; the
@@ -76,7 +121,29 @@ def method_from_json(document: Mapping[str, Any]) -> Any:
     name = values.pop("name")
     if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"method.name: no such method {name!r}; {near(str(name), METHODS)}")
+    preset = preset_of(document)
+    if "preset" in values and preset is not None:
+        del values["preset"]
+        values = {**to_json(preset.settings), **values}
     return from_json(METHODS[name].settings, values, where="method")
+
+
+def preset_of(document: Mapping[str, Any]) -> Preset | None:
+    """Return the preset that the settings of a method name, or its default one; None of a method without presets.
+
+    Args:
+        document: ``{"name": name, "preset": preset, setting: value, ...}`` of a registered method.
+
+    Raises:
+        ValueError: The method has presets, but none of that name.
+    """
+    presets = METHODS[document["name"]].presets
+    if not presets:
+        return None
+    name = document.get("preset", next(iter(presets)))
+    if name not in presets:
+        raise ValueError(f"method.preset: no such preset {name!r}; {near(str(name), presets)}")
+    return presets[name]
 
 
 def method_to_json(settings: Any) -> dict[str, Any]:

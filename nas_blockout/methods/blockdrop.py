@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from nas_blockout.methods.block_routing import (
     statistics_kept,
 )
 from nas_blockout.methods.random_masks import generator_for
+from nas_blockout.settings_fields import SEED, Length, Range, check
 from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
 
 Policy = Literal["learned", "static", "all", "first", "random", "spread"]
@@ -35,71 +36,58 @@ class BlockDropSettings:
     """Settings of BlockDrop.
 
     Args:
-        policy: ``learned`` reads the image, ``static`` learns one path for all images; the controls keep ``all``
-            blocks, the ``first`` ones, as many drawn at ``random``, or as many ``spread`` evenly.
-        kept_blocks: Blocks that ``first``, ``random`` and ``spread`` keep, 1 or more; None for the other policies.
+        policy: ``learned`` depends on the image, ``static`` learns one path for all images; the baselines keep ``all``
+            blocks, the ``first`` ones, a ``random`` selection, or blocks ``spread`` evenly.
+        kept_blocks: Blocks that ``first``, ``random`` and ``spread`` keep; None for the other policies.
         estimator: How the policy learns: ``reinforce`` (the paper's), or ``straight-through`` or ``gumbel`` gates.
-        alpha: Paths are drawn from probabilities in ``1 - alpha..alpha``; between .5 and 1.
-        penalty: gamma; the reward of a wrong prediction is ``-penalty``, 0 or more.
-        entropy: Weight of the entropy bonus while only the policy learns, 0 or more.
-        cost_penalty: Weight of the mean squared share of blocks in the loss of gates, 0 or more.
-        temperature: Temperature of ``gumbel`` gates, above 0.
-        pretrain_fraction: Share of the epochs that train the network with all blocks; 0 if it is trained already.
+        alpha: Paths are drawn from probabilities in ``[1 - alpha, alpha]``.
+        penalty: gamma; the reward of a wrong prediction is ``-penalty``.
+        entropy: Weight of the entropy bonus while only the policy learns.
+        cost_penalty: Weight of the mean squared share of blocks in the loss of gates.
+        temperature: Temperature of ``gumbel`` gates.
+        pretrain_fraction: Share of the epochs that train the network with all blocks; 0 if it is already trained.
         policy_fraction: Share of the epochs that train the policy alone, with the network frozen.
-        blocks_per_epoch: Blocks, from the last on, that come under control in each of these epochs, 1 or more.
+        blocks_per_epoch: Blocks, starting from the last, that the policy takes control of in each of these epochs.
         policy_widths: Channels of the stages of the policy network, one block each.
-        policy_pool: Side of the mean pooling of its input, 1 for none.
-        policy_lr_multiplier: Learning rate of the policy in units of the network's, above 0.
-        initial_keep: Probability of keeping a block that an untrained policy starts near, between 0 and 1.
+        policy_pool: Side of the mean pooling of the policy's input; 1 for none.
+        policy_lr_multiplier: Learning rate of the policy as a multiple of the network's.
+        initial_keep: Approximate initial probability of keeping a block.
         inference: How eval skips blocks: ``compacted`` runs each block on the images that keep it, ``grouped`` runs the
-            images of equal paths together, ``masked`` runs everything and saves nothing.
-        seed: Of the path of ``random``, 0 or more.
+            images of equal paths together, ``masked`` runs all blocks and saves no time.
+        seed: Seed of the path of ``random``.
     """
 
     policy: Policy = "learned"
-    kept_blocks: int | None = None
+    kept_blocks: Annotated[int, Range(ge=1)] | None = None
     estimator: Estimator = "reinforce"
-    alpha: float = 0.8
-    penalty: float = 1.0
-    entropy: float = 0.1
-    cost_penalty: float = 1.0
-    temperature: float = 1.0
-    pretrain_fraction: float = 0.5
-    policy_fraction: float = 0.25
-    blocks_per_epoch: int = 1
-    policy_widths: tuple[int, ...] = (16, 32, 64)
-    policy_pool: int = 1
-    policy_lr_multiplier: float = 1.0
-    initial_keep: float = 0.5
+    alpha: Annotated[float, Range(gt=0.5, lt=1)] = 0.8
+    penalty: Annotated[float, Range(ge=0)] = 1.0
+    entropy: Annotated[float, Range(ge=0)] = 0.1
+    cost_penalty: Annotated[float, Range(ge=0)] = 1.0
+    temperature: Annotated[float, Range(gt=0)] = 1.0
+    pretrain_fraction: Annotated[float, Range(ge=0, le=1)] = 0.5
+    policy_fraction: Annotated[float, Range(ge=0, le=1)] = 0.25
+    blocks_per_epoch: Annotated[int, Range(ge=1)] = 1
+    policy_widths: Annotated[tuple[Annotated[int, Range(ge=1)], ...], Length(1)] = (16, 32, 64)
+    policy_pool: Annotated[int, Range(ge=1)] = 1
+    policy_lr_multiplier: Annotated[float, Range(gt=0)] = 1.0
+    initial_keep: Annotated[float, Range(gt=0, lt=1)] = 0.5
     inference: Inference = "compacted"
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("policy", Policy), ("estimator", Estimator), ("inference", Inference)):
-            if getattr(self, name) not in get_args(known):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
+        check(self)
         if (self.kept_blocks is not None) != (self.policy in ("first", "random", "spread")):
             raise ValueError(
                 f"kept_blocks belongs to the policies first, random and spread, and to no other, "
                 f"got kept_blocks={self.kept_blocks} for policy={self.policy!r}"
             )
-        self._check("alpha", "must lie between .5 and 1", 0.5 < self.alpha < 1)
-        self._check("initial_keep", "must lie between 0 and 1", 0 < self.initial_keep < 1)
-        for name in ("penalty", "entropy", "cost_penalty", "pretrain_fraction", "policy_fraction", "seed"):
-            self._check(name, "must be 0 or more", getattr(self, name) >= 0)
-        for name in ("temperature", "policy_lr_multiplier"):
-            self._check(name, "must be above 0", getattr(self, name) > 0)
         rest = 1 - self.pretrain_fraction
-        self._check(
-            "policy_fraction", f"must be at most {rest:g}, what pretrain_fraction leaves", self.policy_fraction <= rest
-        )
-        for name in ("blocks_per_epoch", "policy_pool"):
-            self._check(name, "must be 1 or more", getattr(self, name) >= 1)
-        self._check("policy_widths", "needs one or more widths of at least 1", min(self.policy_widths, default=0) >= 1)
-
-    def _check(self, name: str, rule: str, holds: bool) -> None:
-        if not holds:
-            raise ValueError(f"{name} {rule}, got {name}={getattr(self, name)}")
+        if self.policy_fraction > rest:
+            raise ValueError(
+                f"policy_fraction must be at most {rest:g}, what pretrain_fraction leaves, "
+                f"got policy_fraction={self.policy_fraction}"
+            )
 
     @property
     def learns(self) -> bool:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 from nas_blockout.methods.masking import lazily_masked, masked_weight
 from nas_blockout.networks import Connection
+from nas_blockout.settings_fields import Range, check
 from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
 
 Mode = Literal["hard-learned", "hard-fixed", "soft-learned"]
 Estimator = Literal["masked", "straight-through", "arm"]
 Masked = Literal["head", "all"]
 PenaltySides = Literal["above", "both"]
-_CHOICES = {"mode": Mode, "masked": Masked, "estimator": Estimator, "cost_penalty_sides": PenaltySides}
 Collapse = Literal["none", "all ones", "all zeros", "one cluster"]
 Assignments = Mapping[str, Tensor]
 
@@ -36,67 +36,65 @@ _COLLAPSED = 0.95
 
 @dataclass(frozen=True, slots=True)
 class BlockoutSettings:
-    """Settings of Blockout.
+    """Settings of Blockout. The defaults are the preset ``compress``, the best recipe found for compression.
 
     Args:
-        clusters: Number of clusters k, from 1 to the nodes of the narrowest masked layer.
+        clusters: Number of clusters k, at most the nodes of the narrowest masked layer.
         mode: ``hard-learned`` draws C and learns P, ``hard-fixed`` draws C from a fixed P, ``soft-learned`` uses P for
             C.
         masked: ``head`` masks every linear layer, the classifier included; ``all`` masks the convolutions' channels
-            too.
-        estimator: How the gradient reaches P: ``masked`` (eq. 9, biased), ``straight-through``, or ``arm`` (unbiased;
+            as well.
+        estimator: Gradient estimator for P: ``masked`` (eq. 9, biased), ``straight-through``, or ``arm`` (unbiased;
             each step then costs two forward passes).
-        first_probability: Initial P of the first masked layer, in 0..1 exclusive.
+        first_probability: Initial P of the first masked layer.
         last_probability: Initial P of the classes; layers between are interpolated.
-        logit_noise: Standard deviation of the noise on the initial logits of P, 0 or more.
+        logit_noise: Standard deviation of the noise on the initial logits of P.
         structure_lr_multiplier: Learning rate of the structure as a multiple of that of the weights.
-        rescale: Whether the initial weights are divided by their mean mask, so that pre-activations start as in a
-            plain layer.
-        cost_penalty: Weight of the charge for expected MACs beyond `cost_target`; 0 turns it off.
-        cost_target: Share of the dense MACs that is free of charge, in 0..1.
-        cost_penalty_sides: ``above`` charges what is beyond the target, ``both`` what is short of it as well, so that
-            polarization, which settles every P, cannot carry the cost past the target.
-        cost_warmup: Share of the epochs over which the charge and the polarization rise linearly, in 0..1.
-        polarization: Weight of the mean of ``P (1 - P)``; pushes probabilities to 0 or 1.
-        balance: Weight of the variance over clusters of their mean membership; keeps clusters equally used.
+        rescale: Whether to divide the initial weights by their mean mask, so that pre-activations start as in a plain
+            layer.
+        cost_penalty: Weight of the penalty on expected MACs beyond `cost_target`; 0 turns it off.
+        cost_target: Share of the dense MACs that is not penalized.
+        cost_penalty_sides: ``above`` penalizes expected MACs above the target, ``both`` also those below it, so that
+            polarization cannot push the cost past the target.
+        cost_warmup: Share of the epochs over which the penalty and the polarization rise linearly.
+        polarization: Weight of the mean of ``P (1 - P)``; pushes probabilities toward 0 or 1.
+        balance: Weight of the variance over clusters of their mean membership; keeps the use of clusters balanced.
     """
 
-    clusters: int = 4
+    clusters: Annotated[int, Range(ge=1)] = 4
     mode: Mode = "hard-learned"
-    masked: Masked = "head"
+    masked: Masked = "all"
     estimator: Estimator = "masked"
-    first_probability: float = 0.5
-    last_probability: float = 0.5
-    logit_noise: float = 0.0
-    structure_lr_multiplier: float = 1.0
+    first_probability: Annotated[float, Range(gt=0, lt=1)] = 0.9
+    last_probability: Annotated[float, Range(gt=0, lt=1)] = 0.98
+    logit_noise: Annotated[float, Range(ge=0)] = 0.3
+    structure_lr_multiplier: Annotated[float, Range(ge=0)] = 60.0
     rescale: bool = True
-    cost_penalty: float = 0.0
-    cost_target: float = 0.5
-    cost_penalty_sides: PenaltySides = "above"
-    cost_warmup: float = 0.5
-    polarization: float = 0.0
-    balance: float = 0.0
+    cost_penalty: Annotated[float, Range(ge=0)] = 16.0
+    cost_target: Annotated[float, Range(ge=0, le=1)] = 0.5
+    cost_penalty_sides: PenaltySides = "both"
+    cost_warmup: Annotated[float, Range(ge=0, le=1)] = 0.3
+    polarization: Annotated[float, Range(ge=0)] = 2.0
+    balance: Annotated[float, Range(ge=0)] = 0.0
 
     def __post_init__(self) -> None:
-        if self.clusters < 1:
-            raise ValueError(f"clusters must be at least 1, got clusters={self.clusters}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
-        self._check_ranges()
+        check(self)
         if self.estimator != "masked" and self.mode != "hard-learned":
             raise ValueError(f"estimator={self.estimator!r} needs mode='hard-learned', got mode={self.mode!r}")
 
-    def _check_ranges(self) -> None:
-        for name in ("first_probability", "last_probability"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {name}={getattr(self, name)}")
-        for name in ("cost_target", "cost_warmup"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in 0..1, got {name}={getattr(self, name)}")
-        for name in ("logit_noise", "structure_lr_multiplier", "cost_penalty", "polarization", "balance"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {name}={getattr(self, name)}")
+
+PAPER = BlockoutSettings(
+    masked="head",
+    first_probability=0.5,
+    last_probability=0.5,
+    logit_noise=0.0,
+    structure_lr_multiplier=1.0,
+    cost_penalty=0.0,
+    cost_penalty_sides="above",
+    cost_warmup=0.5,
+    polarization=0.0,
+)
+"""Settings of the paper, the preset ``paper``; its networks have no terms of the loss beside the labels."""
 
 
 class _Draw(torch.autograd.Function):

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from nas_blockout.methods.random_masks import bernoulli_, checked_maps, checked_rate, generator_for
+from nas_blockout.methods.random_masks import bernoulli_, checked_maps, generator_for
+from nas_blockout.settings_fields import Range, check
 from nas_blockout.training_protocol import TrainableLayer
 
 Schedule = Literal["linear", "constant"]
@@ -21,26 +22,23 @@ class DropBlockSettings:
     """Settings of DropBlock.
 
     Args:
-        rate: Share of positions to drop, in 0..1, 1 exclusive; see `calibration`.
-        block_size: Side of a block in positions, odd, 1 or more; on smaller maps the largest odd side that fits.
-        schedule: ``linear`` raises the rate from epoch to epoch until the last one has all of it; ``constant`` keeps
-            it.
-        calibration: ``paper`` uses the paper's seed rate, which ignores that blocks overlap and so drops fewer
-            positions than `rate` says; ``exact`` uses the seed rate whose expected dropped share is `rate`.
+        rate: Share of positions to drop; see `calibration`.
+        block_size: Side of a block in positions, odd; on smaller maps the largest odd side that fits.
+        schedule: ``linear`` raises the rate over the epochs up to `rate` in the last one; ``constant`` uses `rate`
+            throughout.
+        calibration: ``paper`` uses the paper's seed rate, which ignores overlaps of blocks and therefore drops fewer
+            positions than `rate`; ``exact`` uses the seed rate whose expected dropped share is `rate`.
     """
 
-    rate: float = 0.1
-    block_size: int = 3
+    rate: Annotated[float, Range(ge=0, lt=1)] = 0.1
+    block_size: Annotated[int, Range(ge=1)] = 3
     schedule: Schedule = "linear"
     calibration: Calibration = "paper"
 
     def __post_init__(self) -> None:
-        checked_rate(self.rate)
-        if self.block_size < 1 or self.block_size % 2 == 0:
-            raise ValueError(f"block_size must be odd and at least 1, got block_size={self.block_size}")
-        for name, choices in (("schedule", Schedule), ("calibration", Calibration)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        check(self)
+        if self.block_size % 2 == 0:
+            raise ValueError(f"block_size must be odd, got block_size={self.block_size}")
 
 
 def fitted_block(block_size: int, height: int, width: int) -> int:

@@ -8,13 +8,14 @@ anew as training goes on. The layer asks for these images: between `prepare_epoc
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from nas_blockout.methods.feature_clustering import cells, descriptors, kmeans, rena, shuffled
-from nas_blockout.methods.random_masks import bernoulli_, checked_maps, checked_rate, generator_for
+from nas_blockout.methods.random_masks import bernoulli_, checked_maps, generator_for
+from nas_blockout.settings_fields import SEED, Range, check
 from nas_blockout.training_protocol import TelemetryValue, TrainableLayer
 
 Clustering = Literal["kmeans", "rena"]
@@ -29,43 +30,32 @@ class DropClusterSettings:
     """Settings of DropCluster.
 
     Args:
-        rate: Probability that a cluster is dropped, and the expected dropped share of positions, in 0..1, 1 exclusive.
-        cluster_size: Positions a cluster on average, 1 or more; 1 is dropout, as many as positions is spatial dropout.
+        rate: Probability that a cluster is dropped, and the expected dropped share of positions.
+        cluster_size: Average number of positions per cluster; 1 is dropout, all positions is spatial dropout.
         clustering: ``kmeans``, or ``rena``, whose clusters are connected.
-        start_epoch: Epoch of the first clustering, from 0; nothing is dropped before.
-        update_every: Epochs from one clustering to the next; 0 keeps the first for good.
-        ramp_epochs: Epochs over which the rate rises linearly to `rate`, from `start_epoch` on; 0 for all of it at
-            once.
-        masks: A draw for every ``sample``, or one for the whole ``batch``.
-        labels: ``learned``; or as controls ``random``, the learned sizes at random positions, and ``contiguous``,
-            random connected cells, as many as there would be clusters.
-        images: Images that clusters are learned from at most, 2 or more; more are thinned out evenly.
-        seed: Of the first centers of k-means and of the controls.
+        start_epoch: Epoch of the first clustering, counted from 0; nothing is dropped before.
+        update_every: Epochs between clusterings; 0 keeps the first one.
+        ramp_epochs: Epochs over which the rate rises linearly to `rate`, from `start_epoch` on; 0 for no ramp.
+        masks: One random mask per ``sample``, or one for the whole ``batch``.
+        labels: ``learned``; or as ablations ``random``, clusters of the learned sizes at random positions, and
+            ``contiguous``, the same number of random connected cells.
+        images: Maximum number of images for the clustering; of more, evenly spaced ones are used.
+        seed: Seed of the initial centers of k-means and of the ablations.
     """
 
-    rate: float = 0.1
-    cluster_size: float = 10.0
+    rate: Annotated[float, Range(ge=0, lt=1)] = 0.1
+    cluster_size: Annotated[float, Range(ge=1)] = 10.0
     clustering: Clustering = "kmeans"
-    start_epoch: int = 0
-    update_every: int = 2
-    ramp_epochs: int = 4
+    start_epoch: Annotated[int, Range(ge=0)] = 0
+    update_every: Annotated[int, Range(ge=0)] = 2
+    ramp_epochs: Annotated[int, Range(ge=0)] = 4
     masks: Masks = "sample"
     labels: Labels = "learned"
-    images: int = 128
-    seed: int = 0
+    images: Annotated[int, Range(ge=2)] = 128
+    seed: Annotated[int, SEED] = 0
 
     def __post_init__(self) -> None:
-        checked_rate(self.rate)
-        if not self.cluster_size >= 1:
-            raise ValueError(f"cluster_size must be at least 1, got cluster_size={self.cluster_size}")
-        if self.images < 2:
-            raise ValueError(f"images must be at least 2, got images={self.images}")
-        for name in ("start_epoch", "update_every", "ramp_epochs", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {name}={getattr(self, name)}")
-        for name, choices in (("clustering", Clustering), ("masks", Masks), ("labels", Labels)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        check(self)
 
     def clusters(self, positions: int) -> int:
         """Return the number of clusters of a map."""

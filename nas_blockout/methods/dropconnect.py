@@ -1,12 +1,14 @@
 """DropConnect: weights are dropped instead of nodes."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_blockout.methods.random_masks import checked_rate, generator_for, keep_mask
+from nas_blockout.methods.random_masks import generator_for, keep_mask
+from nas_blockout.settings_fields import Range, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,13 +16,13 @@ class DropConnectSettings:
     """Settings of DropConnect.
 
     Args:
-        rate: Probability that a weight is dropped, in 0..1, 1 exclusive.
+        rate: Probability that a weight is dropped.
     """
 
-    rate: float = 0.5
+    rate: Annotated[float, Range(ge=0, lt=1)] = 0.5
 
     def __post_init__(self) -> None:
-        checked_rate(self.rate)
+        check(self)
 
 
 def dropconnect(weight: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:

@@ -1,11 +1,13 @@
 """Dropout: every node is dropped on its own."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.methods.random_masks import checked_rate, generator_for, keep_mask
+from nas_blockout.methods.random_masks import generator_for, keep_mask
+from nas_blockout.settings_fields import Range, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,13 +15,13 @@ class DropoutSettings:
     """Settings of dropout.
 
     Args:
-        rate: Probability that a node is dropped, in 0..1, 1 exclusive.
+        rate: Probability that a node is dropped.
     """
 
-    rate: float = 0.5
+    rate: Annotated[float, Range(ge=0, lt=1)] = 0.5
 
     def __post_init__(self) -> None:
-        checked_rate(self.rate)
+        check(self)
 
 
 def dropout(x: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:

@@ -25,16 +25,6 @@ def generator_for(layer: nn.Module, generator: torch.Generator | None) -> torch.
     return generator
 
 
-def checked_rate(rate: float) -> None:
-    """Check a probability to drop.
-
-    Raises:
-        ValueError: It does not lie in [0, 1).
-    """
-    if not 0 <= rate < 1:
-        raise ValueError(f"rate must lie in 0..1, 1 exclusive, got rate={rate}")
-
-
 def bernoulli_(target: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """Fill a tensor with ones, each with the given probability, and zeros.
 

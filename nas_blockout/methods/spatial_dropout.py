@@ -1,11 +1,13 @@
 """Spatial dropout: whole channels are dropped, so that no dropped value can be inferred from its neighbors."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.methods.random_masks import checked_maps, checked_rate, generator_for, keep_mask
+from nas_blockout.methods.random_masks import checked_maps, generator_for, keep_mask
+from nas_blockout.settings_fields import Range, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,13 +15,13 @@ class SpatialDropoutSettings:
     """Settings of spatial dropout.
 
     Args:
-        rate: Probability that a channel of a sample is dropped, in 0..1, 1 exclusive.
+        rate: Probability that a channel of a sample is dropped.
     """
 
-    rate: float = 0.1
+    rate: Annotated[float, Range(ge=0, lt=1)] = 0.1
 
     def __post_init__(self) -> None:
-        checked_rate(self.rate)
+        check(self)
 
 
 def spatial_dropout(x: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:

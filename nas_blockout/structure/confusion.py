@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
+from nas_blockout.settings_fields import Range
 from nas_blockout.structure.two_stages import TwoStageSettings
 
 Clustering = Literal["spectral", "affinity"]
@@ -19,32 +20,22 @@ _OVERLAP = 5.0  # gamma of Yan et al., section 4.2
 
 @dataclass(frozen=True, slots=True)
 class ConfusionSettings(TwoStageSettings):
-    """How the confusions of a dense network become branches.
+    """Settings of branches from confusions of a dense network.
 
     Args:
         clustering: ``spectral`` into a given number of branches, or ``affinity`` propagation, which finds the number.
-        branches: Branches of the spectral clustering, 2 or more.
+        branches: Number of branches of the spectral clustering.
         overlap: Whether a class also joins every branch that holds at least ``1 / (5 branches)`` of its probability.
-        split_layers: Layers of nodes that branch, counted back from the one before the classes, 1 or more. Where
-            affinity propagation finds more branches than a layer has nodes, it and the layers before it stay whole.
-        weights: ``inherited`` carries the dense network's weights over, ``scratch`` draws new ones.
+        split_layers: Number of layers that branch, counted backward from the one before the classes. If affinity
+            propagation finds more branches than a layer has nodes, this layer and those before it are not split.
+        weights: ``inherited`` keeps the dense network's weights, ``scratch`` initializes new ones.
     """
 
     clustering: Clustering = "spectral"
-    branches: int = 3
+    branches: Annotated[int, Range(ge=2)] = 3
     overlap: bool = False
-    split_layers: int = 1
+    split_layers: Annotated[int, Range(ge=1)] = 1
     weights: Weights = "inherited"
-
-    def __post_init__(self) -> None:
-        TwoStageSettings.__post_init__(self)
-        for name, choices in (("clustering", Clustering), ("weights", Weights)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
-        if self.branches < 2 or self.split_layers < 1:
-            raise ValueError(
-                f"branches must be at least 2 and split_layers at least 1, got {self.branches} and {self.split_layers}"
-            )
 
 
 @torch.no_grad()
@@ -95,7 +86,7 @@ def class_branches(confusion: Tensor, settings: ConfusionSettings, *, seed: int)
         raise ValueError(f"branches must lie in 2..classes, got branches={settings.branches} for {classes} classes")
     alike = ((confusion + confusion.T) / 2).numpy().copy()
     np.fill_diagonal(alike, 0)
-    labels = _clusters(alike, settings, seed)
+    labels = _clusters(alike, settings, seed % 2**32)  # scikit-learn takes 32 bits, a study's seeds have 63
     chosen = torch.from_numpy(np.unique(labels, return_inverse=True)[1])
     hard = torch.nn.functional.one_hot(chosen).bool()
     if settings.overlap:

@@ -7,7 +7,7 @@ clusters)``.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.func import functional_call
 from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage, node_order
 from nas_blockout.methods.blockout import Blockout
+from nas_blockout.settings_fields import Range
 from nas_blockout.structure.two_stages import TwoStageSettings
 
 Weights = Literal["inherited", "scratch"]
@@ -29,59 +30,42 @@ _BISECTIONS = 30
 
 @dataclass(frozen=True, slots=True)
 class DistillationSettings(TwoStageSettings):
-    """How a learned structure becomes a branched network.
+    """Settings of distillation: how a learned structure becomes a branched network.
 
     Args:
-        threshold: A node belongs to a cluster if its probability is at least this, in 0..1 exclusive.
-        thresholds: If any, each of them is tried in the place of `threshold`, and the one with the most accurate hard
-            network on the validation images is used; of equal ones the highest. These passes train nothing and are no
-            sample passes, but take their seconds.
-        target_macs: Largest share of the dense MACs, in 0..1; where `threshold` leaves more, the lowest one that meets
-            it is used.
-        target_parameters: The same of the weights between nodes, without biases and normalization.
-        trim_by: What goes first where `threshold` leaves more than the targets: the memberships of the least
-            ``probability``, though all of them say yes, or the nodes of the least ``magnitude``, as in pruning.
-        fill_target: Whether the threshold may also fall below `threshold`, as far as the target allows, so that the
-            cost is met from both sides; for arms whose cost must equal another's, so without `thresholds`.
-        min_group_size: Groups of fewer nodes join the most similar group of their layer that has as many; 1 for none.
-            Classes stay where they are.
-        weights: ``inherited`` carries the learned weights over, ``scratch`` draws new ones (the control).
-        placebo: ``nodes`` shuffles the memberships of the nodes inside every layer, ``classes`` those of the classes
-            only, ``random`` draws all of them anew for the same MACs and number of clusters; needs ``scratch``.
-            ``unbranched`` takes the branches away and nothing else: all nodes that are kept are connected, with the
-            weights that they have under P, and where that costs more than the target some more nodes go.
-        draws: Draws of C behind the mean accuracy of the discretization gap, 1 or more.
+        threshold: A node belongs to a cluster if its probability is at least this.
+        thresholds: Candidates that are tried instead of `threshold`; the one whose hard network is the most accurate on
+            the validation images is used, of equal ones the highest. These forward passes are not counted as sample
+            passes, but in the measured seconds.
+        target_macs: Largest share of the dense MACs; if `threshold` leaves more, memberships or nodes are trimmed.
+        target_parameters: Largest share of the dense weights between nodes, without biases and normalization.
+        trim_by: What is trimmed first if `threshold` leaves more than the targets: the memberships of lowest
+            ``probability``, or the nodes of smallest ``magnitude``, as in pruning.
+        fill_target: Whether the threshold may also be lowered as far as the target allows, so that the cost is met from
+            both sides; for arms whose cost must match another's. Excludes `thresholds`.
+        min_group_size: Smaller groups are merged into the most similar group of their layer that has as many nodes; 1
+            for none. Classes stay where they are.
+        weights: ``inherited`` keeps the learned weights, ``scratch`` initializes new ones (an ablation).
+        placebo: ``nodes`` shuffles the memberships of the nodes within every layer, ``classes`` those of the classes
+            only, ``random`` draws all of them anew for the same MACs and number of clusters and needs ``scratch``.
+            ``unbranched`` only removes the branches: all remaining nodes are connected, with their weights under P, and
+            some more nodes are trimmed if that exceeds the target.
+        draws: Samples of C for the mean accuracy of the discretization gap.
     """
 
-    threshold: float = 0.5
-    thresholds: tuple[float, ...] = ()
-    target_macs: float | None = None
-    target_parameters: float | None = None
-    trim_by: TrimBy = "probability"
+    threshold: Annotated[float, Range(gt=0, lt=1)] = 0.5
+    thresholds: tuple[Annotated[float, Range(gt=0, lt=1)], ...] = ()
+    target_macs: Annotated[float, Range(gt=0, le=1)] | None = None
+    target_parameters: Annotated[float, Range(gt=0, le=1)] | None = None
+    trim_by: TrimBy = "magnitude"
     fill_target: bool = False
-    min_group_size: int = 1
+    min_group_size: Annotated[int, Range(ge=1)] = 1
     weights: Weights = "inherited"
     placebo: Placebo = "none"
-    draws: int = 8
+    draws: Annotated[int, Range(ge=1)] = 8
 
     def __post_init__(self) -> None:
         TwoStageSettings.__post_init__(self)
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold must lie between 0 and 1, got threshold={self.threshold}")
-        if not all(0 < threshold < 1 for threshold in self.thresholds):
-            raise ValueError(f"each of thresholds must lie between 0 and 1, got thresholds={list(self.thresholds)}")
-        for name in ("target_macs", "target_parameters"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in 0..1, got {name}={getattr(self, name)}")
-        self._check_choices()
-        for name in ("draws", "min_group_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
-
-    def _check_choices(self) -> None:
-        for name, choices in (("weights", Weights), ("placebo", Placebo), ("trim_by", TrimBy)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         if self.fill_target and self.thresholds:
             raise ValueError(
                 "fill_target leaves no threshold to choose: give thresholds without it, or it without thresholds"

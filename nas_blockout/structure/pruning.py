@@ -6,28 +6,25 @@ transplant of the weights and the proof of equality are those of distillation.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
+from nas_blockout.settings_fields import Range
 from nas_blockout.structure.two_stages import TwoStageSettings
 
 
 @dataclass(frozen=True, slots=True)
 class PruningSettings(TwoStageSettings):
-    """How a trained dense network becomes a narrower one.
+    """Settings of pruning: how a trained dense network becomes a narrower one.
 
     Args:
-        target_macs: Share of the dense MACs that is kept at most, in 0..1.
+        target_macs: Largest share of the dense MACs that is kept.
     """
 
-    target_macs: float = 0.5
-
-    def __post_init__(self) -> None:
-        TwoStageSettings.__post_init__(self)
-        if not 0 < self.target_macs <= 1:
-            raise ValueError(f"target_macs must lie in 0..1, got target_macs={self.target_macs}")
+    target_macs: Annotated[float, Range(gt=0, le=1)] = 0.5
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
-from search_spaces import SPACES, Context, Recorded, compose
+from search_spaces import SPACES, Context, Recorded, compose, require_fit
 from search_spaces.branched import Hierarchy, hierarchical
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -123,9 +123,40 @@ def test_a_backbone_without_one_width_keeps_its_widths() -> None:
     assert "model.width" not in trial.params
 
 
-def test_branches_need_classes_to_divide() -> None:
-    with pytest.raises(ValueError, match="needs 4 classes"):
+def test_branches_need_classes_and_nodes_to_divide() -> None:
+    with pytest.raises(ValueError, match="needs 4 classes or more, got 3"):
         SPACES["branched"](Recorded({}), Context(BASES["branched"], SHAPE, 3))
+    narrow = replace(BASES["branched"], backbone=ConvNetSettings((16, 24), (7,)))
+    with pytest.raises(ValueError, match="needs 8 nodes a layer or more, got 7"):
+        SPACES["branched"](Recorded({}), Context(narrow, SHAPE, CLASSES))
+    with pytest.raises(ValueError, match="the space 'branched' needs a backbone that can be branched, convnet; got"):
+        SPACES["branched"](Recorded({}), Context(replace(narrow, backbone=ResNetSettings()), SHAPE, CLASSES))
+
+
+@pytest.mark.parametrize("name", sorted(SPACES))
+def test_a_space_fits_the_arm_that_it_is_meant_for(name: str) -> None:
+    require_fit([SPACES[name]], Context(BASES[name], SHAPE, CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("spaces", "base", "message"),
+    [
+        (("structure",), "training", "the space 'structure' needs an arm whose method is blockout"),
+        (("confusion",), "training", "the space 'confusion' needs an arm with confusion"),
+        (("branched",), "blockout", "blockout learns its own architecture"),
+        (("training", "training"), "training", "two spaces give the parameter 'optim.lr' different ranges"),
+        (("regularizers", "light_regularizers"), "regularizers", "'dropout.rate' different ranges"),
+    ],
+)
+def test_spaces_that_do_not_fit_an_arm_or_each_other_are_refused_without_a_trial(
+    spaces: tuple[str, ...], base: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        require_fit([SPACES[name] for name in spaces], Context(BASES[base], SHAPE, CLASSES))
+
+
+def test_two_spaces_may_share_a_parameter_of_one_range() -> None:
+    require_fit([SPACES["blockout"], SPACES["structure"]], Context(BASES["blockout"], SHAPE, CLASSES))
 
 
 @pytest.mark.parametrize(

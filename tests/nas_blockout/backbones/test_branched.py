@@ -176,5 +176,5 @@ def test_stages_follow_the_shape_of_the_image() -> None:
         ("classes", 1, 1),
     ]
     assert "convnet" in BACKBONES
-    with pytest.raises(ValueError, match="widths of at least 1"):
+    with pytest.raises(ValueError, match="each of channels must be at least 1, got channels=0"):
         ConvNetSettings((0,))

@@ -144,7 +144,7 @@ def test_double_precision_is_kept_and_gradient_reaches_every_parameter():
     [
         ({"variant": "v3"}, r"variant must be one of compact, full, got 'v3'"),
         ({"width": -1.0}, r"width must be above 0, got width=-1\.0"),
-        ({"hidden": (0,)}, r"hidden layers need 1 or more nodes, got hidden=\(0,\)"),
+        ({"hidden": (0,)}, r"each of hidden must be at least 1, got hidden=0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

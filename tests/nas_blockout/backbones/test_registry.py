@@ -15,7 +15,7 @@ from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, Snapshot, build, count_macs, rebuild
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
-from nas_blockout.methods.blockout import Blockout, BlockoutSettings
+from nas_blockout.methods.blockout import PAPER, Blockout, BlockoutSettings
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
@@ -47,7 +47,8 @@ def finished(experiment: Experiment, splits: Splits) -> Run:
 @pytest.mark.parametrize("experiment", [RESIDUAL, INCEPTION], ids=["resnet", "inception"])
 @pytest.mark.parametrize("name", METHODS_OF_ONE_STAGE)
 def test_every_method_ends_in_a_plain_network_with_what_was_measured(name, experiment, splits):
-    experiment = replace(experiment, method=METHODS[name].settings())
+    method = PAPER if name == "blockout" else METHODS[name].settings()  # its default masks what Inception has not
+    experiment = replace(experiment, method=method)
     assert Experiment.from_json(experiment.to_json()) == experiment
     run = finished(experiment, splits)
     outcome = run.outcome
@@ -84,7 +85,7 @@ def test_macs_of_a_residual_network_are_those_of_its_connections(splits):
 @pytest.mark.parametrize("shortcut", ["pad", "projection"])
 def test_blockout_over_all_channels_trains_and_folds_to_what_eval_computes(mode, shortcut, splits):
     backbone = replace(RESIDUAL.backbone, shortcut=shortcut)
-    method = BlockoutSettings(clusters=2, masked="all", mode=mode, structure_lr_multiplier=30.0)
+    method = replace(PAPER, clusters=2, masked="all", mode=mode, structure_lr_multiplier=30.0)
     experiment = replace(RESIDUAL, backbone=backbone, method=method)
     model = build(experiment, splits)
     assert isinstance(model, Blockout)
@@ -105,7 +106,7 @@ def test_blockout_over_all_channels_trains_and_folds_to_what_eval_computes(mode,
 
 def test_weights_that_write_to_one_stream_are_masked_by_one_membership(splits):
     backbone = ResNetSettings(depth=14, width=0.25)
-    experiment = replace(RESIDUAL, backbone=backbone, method=BlockoutSettings(clusters=2, masked="all", rescale=False))
+    experiment = replace(RESIDUAL, backbone=backbone, method=replace(PAPER, clusters=2, masked="all", rescale=False))
     model = build(experiment, splits)
     assert isinstance(model, Blockout)
     writers = [c for c in model.connections if c.target == "stream1" and c.source is not None]
@@ -168,7 +169,7 @@ def test_blockdrop_without_blocks_to_skip_is_refused(splits):
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"method": BlockoutSettings(), "distillation": DistillationSettings()}, "distillation"),
+        ({"method": PAPER, "distillation": DistillationSettings()}, "distillation"),
         ({"pruning": PruningSettings()}, "pruning"),
         ({"confusion": ConfusionSettings()}, "confusion"),
         ({"architecture": DENSE}, "architecture"),
@@ -193,3 +194,9 @@ def test_stages_and_scaling_of_a_backbone_without_stages_are_refused(name):
 
 def _stages():
     return stages_of(BACKBONES["convnet"].settings(), (1, 8, 8), 10)
+
+
+def test_convolutions_that_connect_no_layers_of_nodes_cannot_be_masked() -> None:
+    with pytest.raises(ValueError, match=r"method\.masked: .* backbone inception alone, got 'all'; set it to head"):
+        replace(INCEPTION, method=BlockoutSettings())
+    assert replace(INCEPTION, method=BlockoutSettings(masked="head")).method.masked == "head"

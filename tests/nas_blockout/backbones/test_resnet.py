@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings, from_torchvision
 from nas_blockout.lazy_torchvision import torchvision
-from nas_blockout.methods.blockout import Blockout, BlockoutSettings
+from nas_blockout.methods.blockout import PAPER, Blockout
 
 SMALL = (3, 32, 32)
 
@@ -126,7 +127,7 @@ def test_padded_shortcuts_hand_channels_on_whatever_their_clusters():
 
 def test_blockout_masks_the_whole_network_by_its_connections():
     built = network(8, (3, 16, 16), width=0.25, hidden=(8,), shortcut="projection")
-    chosen = BlockoutSettings(clusters=2, masked="all", rescale=False)
+    chosen = replace(PAPER, clusters=2, masked="all", rescale=False)
     model = Blockout(built, built.connections, chosen)
     assert set(model.layers) == set(built.widths)
     x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -204,7 +205,7 @@ def test_gradient_reaches_every_parameter():
     [
         ({"depth": 19}, r"depth must be one of 8, 14, 18, 20, 32, 50, 56, 101, 110, got depth=19"),
         ({"width": 0.0}, r"width must be above 0, got width=0\.0"),
-        ({"hidden": (4, 0)}, r"hidden layers need 1 or more nodes, got hidden=\(4, 0\)"),
+        ({"hidden": (4, 0)}, r"each of hidden must be at least 1, got hidden=0"),
         ({"regularized_stages": 4}, r"regularized_stages must lie in 0\.\.3, got regularized_stages=4"),
         ({"stem": "big"}, r"stem must be one of small, imagenet, got 'big'"),
         ({"shortcut": "none"}, r"shortcut must be one of auto, pad, projection, got 'none'"),

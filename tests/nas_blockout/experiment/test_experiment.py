@@ -24,7 +24,7 @@ from nas_blockout.experiment import (
 )
 from nas_blockout.experiment.derivation import derive
 from nas_blockout.methods import METHODS
-from nas_blockout.methods.blockout import Blockout, BlockoutSettings
+from nas_blockout.methods.blockout import PAPER, Blockout
 from nas_blockout.structure.distill import DistillationSettings, TrimBy
 from nas_blockout.train import EpochRecord, Loaders, TrainingSettings, evaluate
 
@@ -34,7 +34,7 @@ SMALL = Experiment(
     training=TrainingSettings(epochs=4, batch_size=25),
     seed=3,
 )
-BLOCKOUT = BlockoutSettings(clusters=2, masked="all", structure_lr_multiplier=30.0)
+BLOCKOUT = replace(PAPER, clusters=2, masked="all", structure_lr_multiplier=30.0)
 LEARNED = replace(
     SMALL,
     method=BLOCKOUT,
@@ -178,7 +178,7 @@ def test_the_threshold_is_chosen_by_the_hard_network_on_validation_images(splits
         return run.outcome.derivation
 
     thresholds = (0.7, 0.3, 0.5)
-    chosen = handed_over(DistillationSettings(thresholds=thresholds))
+    chosen = handed_over(DistillationSettings(thresholds=thresholds, trim_by="probability"))
     alone = {str(each): handed_over(DistillationSettings(threshold=each)) for each in thresholds}
     assert chosen.thresholds == {name: found.gap["hard"] for name, found in alone.items()}
     best = max(thresholds, key=lambda each: (chosen.thresholds[str(each)], each))
@@ -191,7 +191,7 @@ def test_the_threshold_is_chosen_by_the_hard_network_on_validation_images(splits
 
 
 def test_only_thresholds_that_meet_the_target_are_tried(splits: Splits) -> None:
-    settings = DistillationSettings(thresholds=(0.01, 0.02, 0.99), target_macs=0.5)
+    settings = DistillationSettings(thresholds=(0.01, 0.02, 0.99), target_macs=0.5, trim_by="probability")
     outcome = finished(replace(LEARNED, distillation=settings), splits).outcome
     assert outcome is not None
     assert outcome.derivation is not None

@@ -8,7 +8,7 @@ from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, dense_macs, known_costs, known_network
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import BlockDropSettings
-from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.blockout import PAPER
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
@@ -33,7 +33,7 @@ def costs(experiment: Experiment, splits: Splits) -> dict[str, int]:
         Experiment(backbone=BACKBONE, training=TRAINING),
         Experiment(backbone=BACKBONE, training=TRAINING, target_macs=5_000),
         Experiment(backbone=BACKBONE, training=TRAINING, method=METHODS["dropconnect"].settings()),
-        Experiment(backbone=BACKBONE, training=TRAINING, method=BlockoutSettings()),
+        Experiment(backbone=BACKBONE, training=TRAINING, method=PAPER),
         Experiment(backbone=ResNetSettings(), training=TrainingSettings(epochs=1, batch_size=100)),
     ],
     ids=["dense", "scaled", "dropconnect", "folded", "resnet"],
@@ -48,7 +48,7 @@ def test_what_is_known_before_is_what_comes_out(experiment: Experiment, splits: 
 @pytest.mark.parametrize("share", [0.6, 0.8])
 def test_of_a_network_with_a_target_only_the_macs_are_known(share: float, splits: Splits) -> None:
     for derivation in (
-        {"method": BlockoutSettings(), "distillation": DistillationSettings(target_macs=share)},
+        {"method": PAPER, "distillation": DistillationSettings(target_macs=share)},
         {"pruning": PruningSettings(target_macs=share)},
     ):
         experiment = Experiment(backbone=BACKBONE, training=TRAINING, **derivation)  # type: ignore[arg-type]

@@ -466,16 +466,16 @@ def test_the_training_loop_runs_all_phases_and_resumes_with_the_same_numbers(val
         ({"inference": "fast"}, r"inference must be one of compacted, grouped, masked, got 'fast'"),
         ({"policy": "first"}, r"kept_blocks belongs to .* got kept_blocks=None for policy='first'"),
         ({"kept_blocks": 2}, r"kept_blocks belongs to .* got kept_blocks=2 for policy='learned'"),
-        ({"alpha": 1.0}, r"alpha must lie between \.5 and 1, got alpha=1\.0"),
-        ({"initial_keep": 0.0}, r"initial_keep must lie between 0 and 1, got initial_keep=0\.0"),
-        ({"penalty": -1.0}, r"penalty must be 0 or more, got penalty=-1\.0"),
+        ({"alpha": 1.0}, r"alpha must be in \(0\.5, 1\), got alpha=1\.0"),
+        ({"initial_keep": 0.0}, r"initial_keep must be in \(0, 1\), got initial_keep=0\.0"),
+        ({"penalty": -1.0}, r"penalty must be at least 0, got penalty=-1\.0"),
         ({"temperature": 0.0}, r"temperature must be above 0, got temperature=0\.0"),
         (
             {"policy_fraction": 0.6},
             r"policy_fraction must be at most 0\.5, what pretrain_fraction leaves, got policy_fraction=0\.6",
         ),
-        ({"blocks_per_epoch": 0}, r"blocks_per_epoch must be 1 or more, got blocks_per_epoch=0"),
-        ({"policy_widths": ()}, r"policy_widths needs one or more widths of at least 1, got policy_widths=\(\)"),
+        ({"blocks_per_epoch": 0}, r"blocks_per_epoch must be at least 1, got blocks_per_epoch=0"),
+        ({"policy_widths": ()}, r"policy_widths must be a list of 1 or more, got policy_widths=\(\)"),
     ],
 )
 def test_settings_out_of_range_are_refused(values, message):

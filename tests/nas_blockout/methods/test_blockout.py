@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.methods.blockout import (
+    PAPER,
     Blockout,
     BlockoutSettings,
     collapse_of,
@@ -45,7 +47,7 @@ def two_layers(**settings: object) -> Blockout:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         network = TwoLayers().double()
-        model = Blockout(network, CONNECTIONS, BlockoutSettings(**settings)).double()  # type: ignore[arg-type]
+        model = Blockout(network, CONNECTIONS, replace(PAPER, **settings)).double()  # type: ignore[arg-type]
         for value in model.logits.values():
             value.data += torch.randn_like(value)
     return model
@@ -206,7 +208,7 @@ def tiny(estimator: str) -> Blockout:
         network = TwoLayers(2, 2, 2).double()
         network.first.weight.data *= 3
         network.second.weight.data *= 3
-        return Blockout(network, CONNECTIONS, BlockoutSettings(clusters=1, estimator=estimator, rescale=False)).double()  # type: ignore[arg-type]
+        return Blockout(network, CONNECTIONS, replace(PAPER, clusters=1, estimator=estimator, rescale=False)).double()  # type: ignore[arg-type]
 
 
 def mean_gradient(model: Blockout, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
@@ -308,7 +310,7 @@ def test_initial_probabilities_fall_with_depth_and_weights_are_rescaled() -> Non
         torch.manual_seed(0)
         network = TwoLayers()
     before = network.first.weight.detach().clone()
-    model = Blockout(network, CONNECTIONS, BlockoutSettings(clusters=2, first_probability=0.9, last_probability=0.5))
+    model = Blockout(network, CONNECTIONS, replace(PAPER, clusters=2, first_probability=0.9, last_probability=0.5))
     means = [float(p.detach().mean()) for p in model.probabilities().values()]
     assert means == pytest.approx([0.9, 0.7, 0.5])
     torch.testing.assert_close(network.first.weight, before / (0.9 * 0.7))
@@ -318,9 +320,9 @@ def test_head_masks_linear_layers_only_and_convolutions_join_on_request() -> Non
     network = nn.ModuleDict({"conv": nn.Conv2d(3, 6, 3), "head": nn.Linear(6, 4)})
     connections = (Connection("conv.weight", None, "features", 16), Connection("head.weight", "features", "classes"))
     wide = (Connection("conv.weight", "stem", "features", 16), connections[1])
-    assert Blockout(network, connections, BlockoutSettings()).layers == ("features", "classes")
-    assert Blockout(network, wide, BlockoutSettings(clusters=3, masked="all")).layers == ("stem", "features", "classes")
-    assert Blockout(network, wide, BlockoutSettings(clusters=3)).dense_macs() == 6 * 3 * 9 * 16 + 24
+    assert Blockout(network, connections, PAPER).layers == ("features", "classes")
+    assert Blockout(network, wide, replace(PAPER, clusters=3, masked="all")).layers == ("stem", "features", "classes")
+    assert Blockout(network, wide, replace(PAPER, clusters=3)).dense_macs() == 6 * 3 * 9 * 16 + 24
 
 
 @pytest.mark.parametrize(
@@ -359,10 +361,10 @@ def test_telemetry_of_known_probabilities() -> None:
     [
         ({"clusters": 0}, "clusters=0"),
         ({"mode": "hard"}, "mode must be one of"),
-        ({"first_probability": 1.0}, "between 0 and 1"),
-        ({"cost_target": 1.5}, r"0\.\.1"),
-        ({"structure_lr_multiplier": -1.0}, "not be negative"),
-        ({"balance": math.nan}, "not be negative"),
+        ({"first_probability": 1.0}, r"in \(0, 1\), got first_probability=1\.0"),
+        ({"cost_target": 1.5}, r"in \[0, 1\], got cost_target=1\.5"),
+        ({"structure_lr_multiplier": -1.0}, "must be at least 0, got"),
+        ({"balance": math.nan}, "balance must be a finite number, got"),
         ({"estimator": "arm", "mode": "hard-fixed"}, "needs mode='hard-learned'"),
     ],
 )
@@ -375,7 +377,7 @@ def test_more_clusters_than_nodes_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"clusters must lie in 1\.\.nodes, got clusters=4 for nodes=3 in layer 'classes'"
     ):
-        Blockout(TwoLayers(), CONNECTIONS, BlockoutSettings(clusters=4))
+        Blockout(TwoLayers(), CONNECTIONS, replace(PAPER, clusters=4))
 
 
 def test_training_without_a_generator_says_what_to_do() -> None:

@@ -328,12 +328,12 @@ def test_settings_are_frozen_and_all_have_defaults(name: str) -> None:
         ({"name": "dropout", "rate": "high"}, "method.rate must be a number, got 'high'"),
         ({"name": "dropout", "rate": float("nan")}, "method.rate must be a number"),
         ({"name": "dropblock", "block_size": 3.0}, "method.block_size must be a whole number, got 3.0"),
-        ({"name": "dropblock", "block_size": 4}, "method: block_size must be odd and at least 1, got block_size=4"),
+        ({"name": "dropblock", "block_size": 4}, "method: block_size must be odd, got block_size=4"),
         ({"name": "dropblock", "schedule": "cosine"}, "method.schedule must be one of linear, constant, got 'cosine'"),
-        ({"name": "dropconnect", "rate": 1}, "method: rate must lie in 0..1, 1 exclusive, got rate=1"),
-        ({"name": "spatial_dropout", "rate": -0.1}, "method: rate must lie in 0..1, 1 exclusive, got rate=-0.1"),
+        ({"name": "dropconnect", "rate": 1}, "method: rate must be in [0, 1), got rate=1"),
+        ({"name": "spatial_dropout", "rate": -0.1}, "method: rate must be in [0, 1), got rate=-0.1"),
         ({"name": "dropcluster", "cluster_size": 0.5}, "method: cluster_size must be at least 1, got cluster_size=0.5"),
-        ({"name": "dropcluster", "update_every": -1}, "method: update_every must not be negative, got update_every=-1"),
+        ({"name": "dropcluster", "update_every": -1}, "method: update_every must be at least 0, got update_every=-1"),
     ],
 )
 def test_a_bad_setting_is_named_with_its_value_and_rule(document: Any, rule: str) -> None:

@@ -280,12 +280,12 @@ def test_the_mathematics_needs_no_layer() -> None:
 @pytest.mark.parametrize(
     ("setting", "rule"),
     [
-        ({"rate": 1.0}, "rate must lie in 0..1, 1 exclusive, got rate=1.0"),
+        ({"rate": 1.0}, "rate must be in [0, 1), got rate=1.0"),
         ({"cluster_size": 0.0}, "cluster_size must be at least 1, got cluster_size=0.0"),
         ({"images": 1}, "images must be at least 2, got images=1"),
-        ({"start_epoch": -1}, "start_epoch must not be negative, got start_epoch=-1"),
-        ({"ramp_epochs": -1}, "ramp_epochs must not be negative, got ramp_epochs=-1"),
-        ({"seed": -1}, "seed must not be negative, got seed=-1"),
+        ({"start_epoch": -1}, "start_epoch must be at least 0, got start_epoch=-1"),
+        ({"ramp_epochs": -1}, "ramp_epochs must be at least 0, got ramp_epochs=-1"),
+        ({"seed": -1}, "seed must be in [0, 2**63-1], got seed=-1"),
         ({"clustering": "ward"}, "clustering must be one of kmeans, rena, got 'ward'"),
         ({"masks": "none"}, "masks must be one of sample, batch, got 'none'"),
         ({"labels": "true"}, "labels must be one of learned, random, contiguous, got 'true'"),

@@ -57,6 +57,12 @@ def test_classes_that_are_confused_share_a_branch(clustering: str) -> None:
     assert sides(class_branches(BLOCKS, settings, seed=0)) == {frozenset({0, 1, 2}), frozenset({3, 4, 5})}
 
 
+@pytest.mark.parametrize("clustering", ["spectral", "affinity"])
+def test_seeds_of_63_bits_are_taken(clustering: str) -> None:
+    settings = ConfusionSettings(clustering=clustering, branches=2)  # type: ignore[arg-type]
+    assert sides(class_branches(BLOCKS, settings, seed=2**63 - 1)) == {frozenset({0, 1, 2}), frozenset({3, 4, 5})}
+
+
 def test_a_class_joins_every_branch_that_holds_enough_of_its_probability() -> None:
     hard = class_branches(BLOCKS, ConfusionSettings(branches=2, overlap=True), seed=0)
     assert sides(hard) == {frozenset({0, 1, 2}), frozenset({2, 3, 4, 5})}  # .2 >= 1 / (5 x 2) > .01
@@ -140,9 +146,9 @@ def test_a_network_branches_by_confusion_at_the_cost_of_one_training(
     [
         ({"clustering": "kmeans"}, "clustering must be one of"),
         ({"branches": 1}, "branches must be at least 2"),
-        ({"split_layers": 0}, "split_layers at least 1"),
+        ({"split_layers": 0}, "split_layers must be at least 1"),
         ({"weights": "none"}, "weights must be one of"),
-        ({"learn_fraction": 0.0}, "learn_fraction must lie"),
+        ({"learn_fraction": 0.0}, "learn_fraction must be in"),
         ({"finetune_lr_multiplier": -1.0}, "finetune_lr_multiplier must be above 0"),
     ],
 )

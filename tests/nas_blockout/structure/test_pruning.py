@@ -87,8 +87,8 @@ def test_pruning_needs_a_dense_network() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target_macs": 0.0}, "target_macs must lie"),
-        ({"learn_fraction": 1.0}, "learn_fraction must lie"),
+        ({"target_macs": 0.0}, "target_macs must be in"),
+        ({"learn_fraction": 1.0}, "learn_fraction must be in"),
         ({"finetune_lr_multiplier": 0.0}, "finetune_lr_multiplier must be above 0"),
     ],
 )

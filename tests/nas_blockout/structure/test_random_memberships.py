@@ -18,7 +18,7 @@ from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork, Stage, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.backbones.inference_cost import Operations
-from nas_blockout.methods.blockout import Blockout, BlockoutSettings
+from nas_blockout.methods.blockout import PAPER, Blockout
 from nas_blockout.structure.distill import TOLERANCE, Distilled, distill, harden, logits_under, transplant
 
 EXAMPLES = int(os.environ.get("NAS_BLOCKOUT_MEMBERSHIPS", "40"))
@@ -76,7 +76,7 @@ def masked_network(case: Case, plan: tuple[Stage, ...], channels: int) -> Blocko
                 nn.init.uniform_(tensor, -1, 1)
         masked = "all" if case.linear else case.masked
         clusters = min(case.clusters, CLASSES, *case.widths)
-        chosen = BlockoutSettings(clusters=clusters, masked=masked)  # type: ignore[arg-type]
+        chosen = replace(PAPER, clusters=clusters, masked=masked)  # type: ignore[arg-type]
         model = Blockout(dense, dense.connections, chosen)
         for value in model.logits.values():
             nn.init.normal_(value, case.prior, case.spread)

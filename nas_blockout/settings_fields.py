@@ -1,0 +1,167 @@
+"""Settings, declared once: type, range, default and sentence of every field of a frozen dataclass of settings.
+
+A field is declared as ``rate: Annotated[float, Range(ge=0, lt=1)] = 0.5`` and described under ``Args:`` of its class.
+`check` enforces the ranges when a value is built; the services read the same declarations for the checks of study
+files, their JSON Schema and the reference pages. Nothing here needs more than the standard library.
+"""
+
+import inspect
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from types import MappingProxyType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The range of a number, named as in pydantic and annotated-types.
+
+    Args:
+        ge: Least value.
+        gt: Value that must be exceeded.
+        le: Largest value.
+        lt: Value that must not be reached.
+    """
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        """Whether a number lies in the range; NaN lies in none."""
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+            and not math.isnan(value)
+        )
+
+    def __str__(self) -> str:
+        """The rule in words, such as ``in [0, 1)`` or ``at least 1``."""
+        low, high = self.gt if self.ge is None else self.ge, self.lt if self.le is None else self.le
+        if low is None or high is None:
+            rules = (("at least", self.ge), ("above", self.gt), ("at most", self.le), ("below", self.lt))
+            return " and ".join(f"{word} {_bound(bound)}" for word, bound in rules if bound is not None)
+        opening, closing = "(" if self.ge is None else "[", ")" if self.le is None else "]"
+        return f"in {opening}{_bound(low)}, {_bound(high)}{closing}"
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """The values that a field may have, where its type says less."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """The least number of items of a list."""
+
+    least: int
+
+
+Rule = Range | OneOf | Length
+SEED = Range(ge=0, le=2**63 - 1)  # the largest column of the databases; torch takes one more bit
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One declared field.
+
+    Args:
+        hint: Its type, with the rules in `Annotated`.
+        default: Its default, or `dataclasses.MISSING`.
+        sentence: What it is.
+    """
+
+    hint: Any
+    default: Any
+    sentence: str
+
+
+@cache
+def declared(kind: type) -> Mapping[str, Setting]:
+    """Return the settings of a dataclass by name, inherited ones first.
+
+    Raises:
+        ValueError: A field has no sentence under ``Args:`` of the docstring of the class or of a parent.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    words = {name: text for each in reversed(kind.__mro__[:-1]) for name, text in sentences(each.__doc__).items()}
+    if missing := [item.name for item in fields(kind) if item.name not in words]:
+        raise ValueError(f"the docstring of {kind.__name__} must describe every setting under Args: {missing} are not")
+    return MappingProxyType(
+        {
+            item.name: Setting(hints[item.name], None if item.default is MISSING else item.default, words[item.name])
+            for item in fields(kind)
+        }
+    )
+
+
+def sentences(docstring: str | None) -> dict[str, str]:
+    """Return the descriptions by name from the ``Args:`` of a docstring in Google's form."""
+    section = re.search(r"^Args:\n(.*?)(?=\n\s*\n|\Z)", inspect.cleandoc(docstring or ""), re.DOTALL | re.MULTILINE)
+    entries = re.split(r"^ {4}(\w+): ", section.group(1), flags=re.MULTILINE)[1:] if section else []
+    pairs = zip(entries[::2], entries[1::2], strict=True)
+    return {name: re.sub(r"\s+", " ", text).strip().replace("``", "`") for name, text in pairs}
+
+
+def check(settings: Any) -> None:
+    """Check every field of a dataclass against its declaration: choices, ranges, and that numbers are finite.
+
+    Raises:
+        ValueError: A value breaks the rule of its field; the message names both.
+    """
+    for name, hint in _hints(settings.__class__).items():
+        _check(name, hint, getattr(settings, name))
+
+
+@cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _check(name: str, hint: Any, value: Any) -> None:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is not None:
+            _check(name, next(part for part in arguments if part is not type(None)), value)
+    elif origin is Literal:
+        _require(value in arguments, name, f"one of {_listed(arguments)}", value)
+    elif origin is tuple:
+        for item in value:
+            _check(f"each of {name}", arguments[0], item)
+    elif origin is Annotated:
+        _check(name, arguments[0], value)
+        for rule in arguments[1:]:
+            _check_rule(name, rule, value)
+    elif hint is float:
+        _require(math.isfinite(value), name, "a finite number", value)
+
+
+def _check_rule(name: str, rule: Rule, value: Any) -> None:
+    if isinstance(rule, Range):
+        _require(value in rule, name, str(rule), value)
+    elif isinstance(rule, OneOf):
+        _require(value in rule.values, name, f"one of {_listed(rule.values)}", value)
+    else:
+        _require(len(value) >= rule.least, name, f"a list of {rule.least} or more", value)
+
+
+def _require(holds: bool, name: str, rule: str, value: Any) -> None:
+    if not holds:
+        shown = repr(value) if isinstance(value, str) else f"{name.removeprefix('each of ')}={value!r}"
+        raise ValueError(f"{name} must be {rule}, got {shown}")
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _bound(value: float) -> str:
+    return "2**63-1" if value == 2**63 - 1 else f"{value:g}"

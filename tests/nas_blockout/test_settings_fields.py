@@ -1,0 +1,116 @@
+"""Settings declared once: ranges in words, and one check that every dataclass of settings makes when it is built."""
+
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Literal
+
+import pytest
+
+from nas_blockout.backbones import BACKBONES
+from nas_blockout.data import DataSettings
+from nas_blockout.experiment import DERIVATIONS
+from nas_blockout.methods import METHODS
+from nas_blockout.settings_fields import SEED, Length, OneOf, Range, check, declared
+from nas_blockout.train import TrainingSettings
+
+KINDS = (
+    DataSettings,
+    TrainingSettings,
+    *DERIVATIONS.values(),
+    *(method.settings for method in METHODS.values()),
+    *(backbone.settings for backbone in BACKBONES.values()),
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example.
+
+    Args:
+        rate: A rate.
+        widths: Some widths,
+            on two lines.
+        word: A word.
+        side: A side, or none.
+        weight: A weight.
+    """
+
+    rate: Annotated[float, Range(ge=0, lt=1)] = 0.5
+    widths: Annotated[tuple[Annotated[int, Range(ge=1)], ...], Length(1)] = (3,)
+    word: Literal["a", "b"] = "a"
+    side: Annotated[int, OneOf((1, 2))] | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (Range(ge=0, lt=1), "in [0, 1)"),
+        (Range(gt=0.5, le=1), "in (0.5, 1]"),
+        (Range(ge=1), "at least 1"),
+        (Range(gt=0), "above 0"),
+        (Range(lt=3), "below 3"),
+        (Range(le=3), "at most 3"),
+        (SEED, "in [0, 2**63-1]"),
+    ],
+)
+def test_a_range_says_its_rule_in_words(rule: Range, words: str) -> None:
+    assert str(rule) == words
+
+
+def test_a_range_holds_its_closed_ends_and_not_its_open_ones() -> None:
+    half_open = Range(ge=0, lt=1)
+    assert 0 in half_open
+    assert 1 not in half_open
+    assert float("nan") not in Range()
+    assert 2**63 - 1 in SEED
+    assert 2**63 not in SEED
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rate": 1.0}, r"rate must be in \[0, 1\), got rate=1\.0"),
+        ({"rate": float("nan")}, r"rate must be a finite number, got rate=nan"),
+        ({"widths": ()}, r"widths must be a list of 1 or more, got widths=\(\)"),
+        ({"widths": (2, 0)}, r"each of widths must be at least 1, got widths=0"),
+        ({"word": "c"}, r"word must be one of a, b, got 'c'"),
+        ({"side": 3}, r"side must be one of 1, 2, got side=3"),
+        ({"weight": float("inf")}, r"weight must be a finite number, got weight=inf"),
+    ],
+)
+def test_a_value_that_breaks_its_rule_is_refused_with_both(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Example(**values)  # type: ignore[arg-type]
+
+
+def test_declarations_have_sentences_from_the_docstring_and_defaults() -> None:
+    settings = declared(Example)
+    assert settings["widths"].sentence == "Some widths, on two lines."
+    assert (settings["rate"].default, settings["side"].default) == (0.5, None)
+
+
+def test_a_setting_without_a_sentence_is_refused() -> None:
+    @dataclass
+    class Silent:
+        """Nothing is said."""
+
+        rate: float = 0.0
+
+    with pytest.raises(ValueError, match=r"describe every setting under Args: \['rate'\] are not"):
+        declared(Silent)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_number_of_the_library_s_settings_has_a_range_and_a_default(kind: type) -> None:
+    for name, setting in declared(kind).items():
+        assert (
+            "Range" in str(setting.hint)
+            or "OneOf" in str(setting.hint)
+            or not {"int", "float"}
+            & set(str(setting.hint).replace("[", " ").replace("]", " ").replace("'", " ").split())
+        ), name
+    assert all(item.default is not MISSING for item in fields(kind))
+    kind()
