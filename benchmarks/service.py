@@ -34,7 +34,8 @@ import sqlalchemy as sa
 import yaml
 
 from services.store import Store, tables
-from services.study_config.schema import Study, parse, resolve
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study
 
 CALL = "import sys; from services.cli.main import main; main(sys.argv[1:])"
 STORE = runpy.run_path(str(Path(__file__).with_name("store.py")))

@@ -1,7 +1,8 @@
 """The one table of keys that were renamed between version 1 and version 2 of study files and of what is recorded.
 
 Study files of version 1 are upgraded when they are read, stored studies and trials once, by a migration of the store.
-Nothing else in the project knows the old names.
+Nothing else in the project knows the old names. Defaults changed with version 2, too: what version 1 left out is
+written down in the upgrade, so that a study of version 1 keeps its meaning.
 """
 
 from collections.abc import Mapping
@@ -58,8 +59,24 @@ RENAMED_VALUES: Mapping[tuple[str, str], Mapping[str, str]] = MappingProxyType(
     }
 )
 
+# What a recorded experiment of version 1 has where it says nothing. Study files say the same with one key, the preset.
+_DEFAULTS_OF_BLOCKOUT: Mapping[str, Any] = MappingProxyType(
+    {
+        "masked": "head",
+        "first_probability": 0.5,
+        "last_probability": 0.5,
+        "logit_noise": 0.0,
+        "structure_lr_multiplier": 1.0,
+        "cost_penalty": 0.0,
+        "cost_penalty_sides": "above",
+        "cost_warmup": 0.5,
+        "polarization": 0.0,
+    }
+)
+PRESET_OF_VERSION_1 = "paper"
+
 # By kind and new name of the key: the kind of the mapping (or of the mappings in the list) that stands there.
-_INSIDE: Mapping[str, Mapping[str, str]] = MappingProxyType(
+INSIDE: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "study": {"selection": "selection", "workers": "workers", "backbone": "backbone", "arms": "arms"},
         "arms": {"*": "arm"},
@@ -116,8 +133,13 @@ def new_name(key: str) -> str | None:
     return next((names[key] for names in RENAMED.values() if key in names), None)
 
 
+def renamed_value(value: str) -> str | None:
+    """Return what a value of version 1 is called now, wherever it stands, or None if it was not renamed."""
+    return next((names[value] for names in RENAMED_VALUES.values() if value in names), None)
+
+
 def _renamed(document: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    names, inside = RENAMED.get(kind, {}), _INSIDE.get(kind, {})
+    names, inside = RENAMED.get(kind, {}), INSIDE.get(kind, {})
     upgraded: dict[str, Any] = {}
     for key, value in document.items():
         # A document with both names keeps the old one, which is then refused like any key that does not exist.
@@ -130,4 +152,21 @@ def _renamed(document: Mapping[str, Any], kind: str) -> dict[str, Any]:
         elif isinstance(value, str):
             value = RENAMED_VALUES.get((kind, name), {}).get(value, value)
         upgraded[name] = value
+    return _with_defaults(upgraded, kind)
+
+
+def _with_defaults(upgraded: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Write down what version 1 had by default, where version 2 has another default."""
+    method = upgraded.get("method")
+    if not isinstance(method, Mapping) or method.get("name") != "blockout":
+        return upgraded
+    if kind == "arm":
+        return {**upgraded, "method": {"name": "blockout", "preset": PRESET_OF_VERSION_1, **method}}
+    if kind == "experiment":
+        method = {**_DEFAULTS_OF_BLOCKOUT, **method}
+        if isinstance(backbone := upgraded.get("backbone"), Mapping) and backbone.get("name") == "inception":
+            method["masked"] = "head"  # version 1 took "all" for it, which its convolutions cannot have
+        upgraded = {**upgraded, "method": method}
+        if isinstance(distillation := upgraded.get("distillation"), Mapping):
+            upgraded["distillation"] = {"trim_by": "probability", **distillation}
     return upgraded

@@ -148,7 +148,7 @@ def test_every_card_of_a_method_states_the_defaults() -> None:
 def test_every_space_study_command_and_route_has_its_section() -> None:
     from search_spaces import SPACES
     from services.api import description as api_description
-    from services.study_config.schema import bundled
+    from services.study_config.yaml_reader import bundled
 
     assert headings("spaces.md") == set(SPACES)
     assert headings("studies.md") == set(bundled())

@@ -32,16 +32,6 @@ __all__ = [
     "method_to_json",
     "preset_of",
 ]
-    "METHODS",
-    "Method",
-    "NoneSettings",
-    "Preset",
-    "Site",
-    "method_from_json",
-    "method_name",
-    "method_to_json",
-    "preset_of",
-]
 
 Site = Literal["none", "nodes", "maps", "weights", "structure", "paths"]
 

@@ -23,7 +23,7 @@ from services.budget.accounting import End, compared_in, current, ends, stale
 from services.budget.limits import WORDS, Unit, limits
 from services.renamed_keys import upgraded_comparison
 from services.search.constraints import could_win
-from services.study_config.schema import Arm, Study
+from services.study_config.resolved_study import Arm, Study
 from services.trial_record import RETRAIN, SEARCH, Trial
 
 Role = Literal["learned", "placebo", "ablation", "baseline"]

@@ -10,7 +10,8 @@ from nas_blockout.statistics import significance
 from services.analysis.comparison import ArmResult, build
 from services.settings import Settings
 from services.store import NotFound, Store
-from services.study_config.schema import Study, StudyError, parse_resolved
+from services.study_config.errors import StudyError
+from services.study_config.resolved_study import Study, parse_resolved
 
 UNEQUAL = "not at equal cost"
 

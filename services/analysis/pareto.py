@@ -8,7 +8,7 @@ from pydantic import Field, FiniteFloat
 from nas_blockout.statistics.pareto_fronts import hypervolume, pareto_front
 from services.analysis.seed_metrics import Strict
 from services.search.constraints import could_win
-from services.study_config.schema import Arm, Study
+from services.study_config.resolved_study import Arm, Study
 from services.trial_record import Trial
 
 

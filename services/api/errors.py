@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from services.api.schemas import ErrorDocument, Problem
 from services.files.remote import ArtifactError
 from services.store import NotFound, QuotaExceeded, StateError, StoreError, StoreUnreachable, StudyConflict
-from services.study_config.schema import StudyError, StudyNotFound
+from services.study_config.errors import StudyError, StudyNotFound
 
 MAX_SHOWN = 200
 RETRY_SECONDS = 5

@@ -35,7 +35,8 @@ from services.execution.extension import additions
 from services.store import NotFound, QueueRow
 from services.store.checked_values import MAX_INTEGER
 from services.study_config.overrides import assigned
-from services.study_config.schema import Study, parse, parse_resolved, resolve
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study, parse_resolved
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 KEY_PATTERN = r"^[\x21-\x7e]{1,200}$"

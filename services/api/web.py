@@ -25,8 +25,10 @@ from services.api.state import Service
 from services.api.studies import Body, Shared
 from services.files.study_dir import Folder
 from services.store import NotFound, QueueRow, StoreError
+from services.study_config.errors import StudyError
 from services.study_config.overrides import assigned
-from services.study_config.schema import StudyError, bundled, read, read_document
+from services.study_config.resolution import read
+from services.study_config.yaml_reader import bundled, read_document
 
 STATIC = {"htmx.min.js": "text/javascript", "service.css": "text/css"}
 _FOLDER = Path(__file__).parents[1]

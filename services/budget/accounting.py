@@ -5,7 +5,7 @@ from typing import Literal
 
 from nas_blockout.statistics import significance
 from services.budget.limits import FAILURES_IN_A_ROW, WORDS, Unit, ended_by, trials_left
-from services.study_config.schema import Arm, Study
+from services.study_config.resolved_study import Arm, Study
 from services.trial_record import RETRAIN, SEARCH, Trial
 
 End = Literal["sample_passes", "seconds", "trainings", "space", "failures", "match"]

@@ -40,7 +40,7 @@ from services.cli.doctor import SERVICES, examine
 from services.settings import SettingsError
 
 if TYPE_CHECKING:
-    from services.study_config.schema import Study
+    from services.study_config.resolved_study import Study
 
 app = typer.Typer(
     name="nas-blockout",
@@ -134,7 +134,7 @@ def list_studies(
     with lazy.store.Store.open(installation().store_url) as store:
         lines = store.studies(limit=limit)
     if as_json:
-        bundled = sorted(lazy.schema.bundled())
+        bundled = sorted(lazy.yaml_reader.bundled())
         print_json({"studies": [show.study_json(line) for line in lines], "bundled": bundled})
         return
     columns = ("study", "state", "created", "complete trials", "failed trials", "sample passes")
@@ -309,6 +309,6 @@ def _resolve(
 
 def _list_bundled() -> None:
     print_line("bundled studies:")
-    for name, path in lazy.schema.bundled().items():
-        print_line(f"  {name:<20} {lazy.schema.read(path).question}")
+    for name, path in lazy.yaml_reader.bundled().items():
+        print_line(f"  {name:<20} {lazy.resolution.read(path).question}")
     print_line("Run one with `nas-blockout run NAME`, or your own with `nas-blockout run FILE.yaml`.")

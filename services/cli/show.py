@@ -46,7 +46,7 @@ def show(
     with lazy.store.Store.open(installation().store_url) as store:
         row, trials, costs = store.study(study), store.trials(study), store.spent(study)
     by_arm = {arm: [trial for trial in trials if trial.arm == arm] for arm in row.arms}
-    ends = lazy.accounting.ends(lazy.schema.parse_resolved(row.config), by_arm)
+    ends = lazy.accounting.ends(lazy.resolved_study.parse_resolved(row.config), by_arm)
     proposals = {arm: _proposal_counts(arm_trials) for arm, arm_trials in by_arm.items()}
     errors = corruption_errors_of(lazy.accounting.current(trials))
     listed = [trial for trial in trials if not failed or trial.state == "failed"]

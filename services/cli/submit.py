@@ -24,7 +24,7 @@ from services.cli.console import (
 
 if TYPE_CHECKING:
     from services.cluster.jobs import Job, Jobs
-    from services.study_config.schema import Study
+    from services.study_config.resolved_study import Study
 
 _SIGNAL_OFFSET = 128  # the shell's exit code for a process that died of signal N is 128 + N; Ray reports -N
 

@@ -22,7 +22,7 @@ import yaml
 from nas_blockout import __version__
 from services.cluster.connection import ClusterError, token
 from services.settings import masked
-from services.study_config.schema import Study
+from services.study_config.resolved_study import Study
 
 ANSWER_SECONDS = 10.0
 STUDY_FILE = "study.yaml"

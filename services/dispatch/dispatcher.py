@@ -11,7 +11,7 @@ from services.cluster.jobs import Job, job_id
 from services.dispatch.decision import Settle, Stop, Submit, decide
 from services.store import LeaseLost, NotFound, QueueRow, StateError, Store, StoreError, StudyRow
 from services.store.records import ENDED_STUDY
-from services.study_config.schema import Study, parse_resolved
+from services.study_config.resolved_study import Study, parse_resolved
 
 AT_ONCE = 4
 REFUSED_SECONDS = 600.0

@@ -15,7 +15,8 @@ from nas_blockout.experiment import Experiment, count_macs, dense_macs, rebuild
 from services.estimate.measurement import Measured, measure
 from services.search.scheduler import Scheduler
 from services.settings import Settings
-from services.study_config.schema import Study, StudyError
+from services.study_config.errors import StudyError
+from services.study_config.resolved_study import Study
 from services.study_config.validation import check_against_data
 from services.trial_record import RETRAIN, SEARCH, Trial
 

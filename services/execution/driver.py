@@ -22,7 +22,7 @@ from services.mlflow_sync import following
 from services.search.scheduler import Scheduler
 from services.settings import Settings
 from services.store import Store, StoreUnreachable, StudyBusy
-from services.study_config.schema import Study
+from services.study_config.resolved_study import Study
 from services.study_config.validation import check_against_data
 from services.trial_record import RETRAIN, SEARCH, Trial
 

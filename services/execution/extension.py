@@ -8,7 +8,7 @@ from services.budget.limits import UNITS
 from services.files.study_dir import Folder
 from services.store import NotFound, Store, StudyConflict, StudyRow
 from services.store.records import ENDED_STUDY
-from services.study_config.schema import Study, parse_resolved
+from services.study_config.resolved_study import Study, parse_resolved
 
 _FREE = frozenset({"workers", "question"})  # may change at any time and require no further work
 _RULE = "only a larger budget, more seeds, further arms, workers, question and export may change"

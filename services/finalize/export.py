@@ -14,7 +14,7 @@ from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.verdict import sentence
 from services.files.study_dir import Folder
 from services.store import Store
-from services.study_config.schema import Study
+from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 
 

@@ -16,7 +16,7 @@ from services.finalize.trial_table import row_of
 from services.finalize.winners import exported_trials, latencies, models_of
 from services.settings import Settings
 from services.store import NotFound, Store
-from services.study_config.schema import Study, parse_resolved
+from services.study_config.resolved_study import Study, parse_resolved
 from services.trial_record import Trial
 
 Log = Callable[[str], None]

@@ -13,7 +13,7 @@ from services.finalize.winners import exported_trials, models_of
 from services.mlflow_sync import Projection, Synced, TrackingError
 from services.settings import Settings
 from services.store import Store
-from services.study_config.schema import Study, parse_resolved
+from services.study_config.resolved_study import Study, parse_resolved
 
 Models = Mapping[str, nn.Module]
 

@@ -12,7 +12,7 @@ from services.files.study_dir import Folder
 from services.report import ReportView, write
 from services.report.album import Album
 from services.store import Store
-from services.study_config.schema import Study
+from services.study_config.resolved_study import Study
 from services.trial_record import SEARCH, Trial
 
 

@@ -11,7 +11,7 @@ from nas_blockout.export import load_weights, measure_latency
 from services.budget.accounting import current
 from services.files.remote import fetch, place_of
 from services.files.study_dir import Folder
-from services.study_config.schema import Study
+from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 
 LATENCY_BATCHES = (1, 256)

@@ -12,7 +12,9 @@ from services.replay.simulation import Asked, Ended, Proposer, Shuffled, alone, 
 from services.search.proposals import derived_seed
 from services.settings import Settings
 from services.store import NotFound, Store
-from services.study_config.schema import ArmConfig, Study, StudyError, parse_resolved
+from services.study_config.errors import StudyError
+from services.study_config.resolved_study import Study, parse_resolved
+from services.study_config.schema import ArmConfig
 from services.trial_record import SEARCH, Trial
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from services.search.scheduler import Scheduler
 from services.store import EventRow, StudyRow
-from services.study_config.schema import parse_resolved
+from services.study_config.resolved_study import parse_resolved
 from services.trial_record import Trial
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from services.replay.pool import nearest
 from services.search.scheduler import Scheduler
-from services.study_config.schema import Budget, Study
+from services.study_config.resolved_study import Study
+from services.study_config.schema import Budget
 from services.trial_record import SEARCH, Trial
 
 _UNLIMITED = 1 << 62  # sample passes: the pool ends a replay, not the budget

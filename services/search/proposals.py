@@ -10,7 +10,7 @@ from nas_blockout.experiment import Experiment
 from search_spaces import Context, Point, Space
 from services.search.constraints import describe_exceeded, exceeded_before
 from services.search.samplers import Asked, ask, fixed, suggested
-from services.study_config.schema import Arm
+from services.study_config.resolved_study import Arm
 from services.trial_record import Infeasible, Params, Trial
 
 REPEATED_ASKS = 16

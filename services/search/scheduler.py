@@ -18,7 +18,7 @@ from services.search.asha import reason_to_stop
 from services.search.constraints import could_win
 from services.search.proposals import ProposalSearch, tried
 from services.search.selection import select
-from services.study_config.schema import Arm, Study
+from services.study_config.resolved_study import Arm, Study
 from services.trial_record import RETRAIN, SEARCH, Trial, TrialKey
 
 

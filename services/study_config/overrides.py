@@ -2,11 +2,15 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from services.study_config.schema import Study, StudyError, find, is_resolved, read_document, study_of, yaml_value
+from services.study_config.errors import StudyError
+from services.study_config.resolution import study_of
+from services.study_config.resolved_study import Study
+from services.study_config.yaml_reader import find, is_resolved, read_with_lines, with_absolute_folder, yaml_value
 
 
 def read_resolved(study: str, assignments: Sequence[str] = ()) -> tuple[Study, str]:
@@ -18,13 +22,18 @@ def read_resolved(study: str, assignments: Sequence[str] = ()) -> tuple[Study, s
 
     Raises:
         StudyNotFound: There is no such study.
-        StudyError: It breaks a rule, an assignment does, or keys of a resolved study are to be changed.
+        StudyError: It breaks rules, all of which are told, an assignment does, or keys of a resolved study are to be
+            changed.
     """
     path = find(study)
-    document = read_document(path)
+    document, lines = read_with_lines(path)
     if assignments and is_resolved(document):
         raise StudyError(f"{path}: --set changes study files, this one is resolved; change the one that it came from")
-    return study_of(assigned(document, assignments), source=str(path)), str(path)
+    for assignment in assignments:
+        lines = lines.without(tuple(assignment.partition("=")[0].strip().split(".")))
+    # A relative folder that is given here is meant from where the command was given.
+    document = with_absolute_folder(assigned(document, assignments), Path())
+    return study_of(document, source=str(path), lines=lines), str(path)
 
 
 def assigned(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

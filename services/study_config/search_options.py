@@ -1,4 +1,4 @@
-"""How an arm searches: who proposes, when trials are stopped early, what may not be exceeded and what is wanted."""
+"""How an arm searches: its search algorithm, early stopping, constraints, objectives and selection."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,11 +27,12 @@ class Pruner(_Strict):
         Hyperparameter Tuning. MLSys 2020. Differs from the paper in: trials are stopped, never paused and promoted.
     """
 
-    name: Literal["asha"] = Field(description="How trials are stopped early: asynchronous successive halving.")
+    name: Literal["asha"] = Field(description="Early stopping: asynchronous successive halving.")
     rungs: list[int] | None = Field(
-        None, description="Epochs after which trials are compared; the epochs over powers of the reduction factor."
+        None,
+        description="Epochs after which trials are compared; by default the epochs divided by powers of the factor.",
     )
-    reduction_factor: int = Field(3, ge=2, le=64, description="One in so many goes on from a rung.")
+    reduction_factor: int = Field(3, ge=2, le=64, description="At each rung one trial in this many continues.")
 
     @field_validator("rungs")
     @classmethod
@@ -62,12 +63,15 @@ class Pruner(_Strict):
 
 
 class Constraints(_Strict):
-    """What the network of a trial may not exceed; checked before it is trained, as far as it is known then."""
+    """Limits on the network of a trial, checked before it is trained as far as its cost is known then."""
 
-    parameters: int | None = Field(None, gt=0, description="Most trainable parameters.")
-    macs: int | None = Field(None, gt=0, description="Most multiply-accumulates an image.")
+    parameters: int | None = Field(None, gt=0, description="Maximum number of trainable parameters.")
+    macs: int | None = Field(None, gt=0, description="Maximum multiply-accumulates per image.")
     latency_ms: float | None = Field(
-        None, gt=0, description="Most milliseconds of a forward pass of one image, measured on one thread here."
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Maximum latency of one image in milliseconds, measured on one thread of this machine.",
     )
 
     @property
@@ -75,16 +79,16 @@ class Constraints(_Strict):
         """The limits that are set, by quantity."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
 
-    def exceeded(self, found: Mapping[str, float | None]) -> dict[str, tuple[float, float]]:
-        """Return what exceeds its limit: by quantity what was found and the limit; what was not found exceeds none."""
-        return {name: (value, limit) for name, limit in self.limits.items() if (value := found.get(name) or 0) > limit}
+    def exceeded(self, costs: Mapping[str, float | None]) -> dict[str, tuple[float, float]]:
+        """Return the costs that exceed their limits, with these, by quantity; an unknown cost exceeds none."""
+        return {name: (value, limit) for name, limit in self.limits.items() if (value := costs.get(name) or 0) > limit}
 
 
 class Selection(_Strict):
-    """Which of several good trials is retrained: the least of an objective among those almost as accurate as any."""
+    """Which trial is retrained: the one with the lowest objective among those whose accuracy is close to the best."""
 
-    objective: Literal["parameters", "macs", "latency_ms"] = Field(description="What should be least.")
-    tolerance: float = Field(0.01, ge=0, le=1, description="How far below the best validation accuracy it may lie.")
+    objective: Literal["parameters", "macs", "latency_ms"] = Field(description="Objective to minimize.")
+    tolerance: float = Field(0.01, ge=0, le=1, description="Largest difference to the best validation accuracy.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +96,12 @@ class Rules:
     """How an arm searches, resolved.
 
     Args:
-        grid_points: Values of each number on the grid of grid search.
-        n_startup_trials: Trials drawn at random before TPE or the Gaussian process say anything.
-        pruner: When trials are stopped early, with its rungs; None for never.
-        constraints: What the network of a trial may not exceed.
-        objectives: What is searched for; accuracy should be high and everything else low.
-        selection: Which trial is retrained; None for the most accurate.
+        grid_points: Values per numeric parameter of the grid.
+        n_startup_trials: Random trials before TPE or the Gaussian process is used.
+        pruner: Early stopping, with its rungs; None for none.
+        constraints: Limits on the network of a trial.
+        objectives: What is optimized: accuracy is maximized, all others are minimized.
+        selection: Which trial is retrained; None for the most accurate one.
     """
 
     grid_points: int = GRID_POINTS
@@ -115,12 +119,12 @@ class Rules:
 
     @property
     def needs_latency(self) -> bool:
-        """Whether the latency of what a trial ended in must be measured."""
+        """Whether the latency of the final network of a trial must be measured."""
         return "latency_ms" in self.objectives or self.constraints.latency_ms is not None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the rules that differ from the usual ones as plain JSON types."""
-        found = {
+        """Return the rules that differ from the defaults as plain JSON types."""
+        values = {
             "grid_points": self.grid_points if self.grid_points != GRID_POINTS else None,
             "n_startup_trials": self.n_startup_trials if self.n_startup_trials != STARTUP_TRIALS else None,
             "pruner": self.pruner.model_dump() if self.pruner else None,
@@ -128,11 +132,11 @@ class Rules:
             "objectives": list(self.objectives) if self.objectives != ("accuracy",) else None,
             "selection": self.selection.model_dump() if self.selection else None,
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read rules back from what `to_json` gave; other keys are left alone."""
+        """Read rules back from the result of `to_json`; other keys are ignored."""
         return cls(
             grid_points=document.get("grid_points", GRID_POINTS),
             n_startup_trials=document.get("n_startup_trials", STARTUP_TRIALS),
@@ -144,14 +148,14 @@ class Rules:
 
 
 class Wanted(_Strict):
-    """What a study asks of every arm, unless the arm says otherwise."""
+    """Constraints, objectives and selection of a study; an arm may override them."""
 
-    constraints: Constraints | None = Field(None, description="What the network of a trial may not exceed.")
+    constraints: Constraints | None = Field(None, description="Limits on the network of a trial.")
     objectives: list[Objective] | None = Field(
-        None, description="What is searched for: accuracy alone, or with what should be low."
+        None, description="What is optimized: accuracy, and optionally costs to minimize; accuracy alone if left out."
     )
     selection: Selection | None = Field(
-        None, description="Which trial is retrained where there are several objectives; the most accurate if left out."
+        None, description="Which trial is retrained if there are several objectives; the most accurate one if left out."
     )
 
     @field_validator("objectives")
@@ -163,34 +167,34 @@ class Wanted(_Strict):
 
 
 class Searching(Wanted):
-    """How one arm searches."""
+    """How an arm searches."""
 
     searcher: Searcher | None = Field(
-        None, description="Who proposes: random search, TPE, a Gaussian process, or a grid."
+        None, description="Search algorithm: random search, TPE, a Gaussian process or a grid; random if left out."
     )
     grid_points: int | None = Field(
         None,
         ge=1,
         le=100,
-        description=f"Values of each number on the grid of searcher grid; {GRID_POINTS} if left out.",
+        description=f"Values per numeric parameter, for searcher grid; {GRID_POINTS} if left out.",
     )
     n_startup_trials: int | None = Field(
         None,
         ge=1,
         le=1000,
-        description=f"Trials drawn at random before searcher tpe or gp says anything; {STARTUP_TRIALS} if left out.",
+        description=f"Random trials before the model is used, for searcher tpe or gp; {STARTUP_TRIALS} if left out.",
     )
-    pruner: Pruner | None = Field(None, description="When trials are stopped early; never if left out.")
+    pruner: Pruner | None = Field(None, description="Early stopping of trials; none if left out.")
 
 
 def resolve_rules(own: Searching, other: Searching, study: Wanted, *, epochs: int) -> tuple[Searcher, Rules]:
-    """Return who proposes in an arm and its rules.
+    """Return the search algorithm of an arm and its rules.
 
     Args:
-        own: What the arm says.
-        other: What the arm that it extends says.
-        study: What the study says.
-        epochs: Of one trial.
+        own: Options of the arm.
+        other: Options of the arm that it extends.
+        study: Options of the study.
+        epochs: Epochs of a trial.
 
     Raises:
         ValueError: The rules contradict each other, or the rungs of the pruner do not fit into a trial.

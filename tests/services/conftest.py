@@ -25,7 +25,7 @@ from services.mlflow_sync import check
 from services.search.scheduler import Scheduler
 from services.store import Store
 from services.store.tables import METADATA
-from services.study_config.schema import Study
+from services.study_config.resolved_study import Study
 from services.trial_record import SEARCH, Trial
 from tests.once import once
 

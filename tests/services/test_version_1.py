@@ -8,7 +8,9 @@ import pytest
 from nas_blockout.experiment import Experiment
 from services.cluster.worker import read_snapshot
 from services.store import Store
-from services.study_config.schema import Study, bundled, parse_resolved, read, read_document, resolve, study_of
+from services.study_config.resolution import read, resolve, study_of
+from services.study_config.resolved_study import Study, parse_resolved
+from services.study_config.yaml_reader import bundled, read_document
 from tests.once import once
 from tests.services.version_1 import FOLDER, by_trial, call, copied, expected, missing, unpack
 

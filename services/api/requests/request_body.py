@@ -11,7 +11,7 @@ from fastapi import Request
 from services.api.errors import RequestError
 from services.api.state import service_of
 from services.store.checked_values import MAX_INTEGER
-from services.study_config.schema import yaml_value
+from services.study_config.yaml_reader import yaml_value
 
 SECONDS = 10.0
 MAX_DEPTH = 32

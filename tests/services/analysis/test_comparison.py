@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from services.analysis.comparison import ComparisonDocument, build, family, role, search_curves
-from services.study_config.schema import Study, parse, resolve
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 
 SEEDS = [0, 1, 2, 3, 4]

@@ -11,7 +11,9 @@ from services.files.study_dir import Folder
 from services.finalize.finalize import write_comparison
 from services.settings import Settings
 from services.store import NotFound, Store
-from services.study_config.schema import Study, StudyError, parse, resolve
+from services.study_config.errors import StudyError
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study
 
 IMAGES, ONE = 50, 100
 

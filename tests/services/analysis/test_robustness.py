@@ -7,7 +7,10 @@ import pytest
 
 from services.analysis.comparison import ComparisonDocument, build
 from services.analysis.robustness import RobustnessResult
-from services.study_config.schema import Study, StudyError, json_schema, parse, parse_resolved, resolve
+from services.study_config.errors import StudyError
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study, parse_resolved
+from services.study_config.schema import json_schema
 from services.trial_record import Trial
 
 SEEDS = [0, 1, 2, 3, 4]
@@ -122,10 +125,10 @@ def test_the_key_is_resolved_kept_and_part_of_the_hash() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"images": 0}, r"robustness.images: Input should be greater than or equal to 1, got 0"),
-        ({"severities": [0, 1]}, r"robustness.severities: severities must be some of 1, 2, 3, 4, 5, rising, got \[0"),
+        ({"images": 0}, r"robustness.images: must be greater than or equal to 1, got 0"),
+        ({"severities": [0, 1]}, r"robustness.severities: must be some of 1, 2, 3, 4, 5 in ascending order, got \[0"),
         ({"severities": [2, 1]}, r"rising, got \[2, 1\]"),
-        ({"severities": []}, r"robustness.severities: List should have at least 1 item"),
+        ({"severities": []}, r"robustness.severities: list should have at least 1 item"),
         ({"image": 5}, r"robustness.image: no such key; (did you mean|the nearest is|.*)images"),
     ],
 )

@@ -6,7 +6,8 @@ import pytest
 
 from services.analysis.comparison import ComparisonDocument, build
 from services.analysis.pareto import hypervolume_share
-from services.study_config.schema import Study, parse, resolve
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 
 PASSES = 4800

@@ -30,7 +30,7 @@ from services.api import application, description
 from services.api.health import Probes
 from services.settings import Settings
 from services.store import Store
-from services.study_config.schema import parse, resolve
+from services.study_config.resolution import parse, resolve
 
 pytestmark = pytest.mark.slow
 

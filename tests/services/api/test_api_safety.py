@@ -15,7 +15,7 @@ from services.api.health import Probes, Unready
 from services.api.requests.rate_limit import Buckets, Streams
 from services.api.sessions import SECONDS, Signer
 from services.store import Store
-from services.study_config.schema import parse, resolve
+from services.study_config.resolution import parse, resolve
 
 YAML = {"Content-Type": "application/yaml"}
 BOMB = "a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b]\n"

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from services.budget.limits import RETRAINING_MARGIN, ended_by, limits, shares, trials_left
 from services.search.scheduler import Scheduler
-from services.study_config.schema import Budget, Study, StudyError, parse, resolve
+from services.study_config.errors import StudyError
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study
+from services.study_config.schema import Budget
 from services.trial_record import RETRAIN, SEARCH, Trial
 
 COST = 100

@@ -16,7 +16,7 @@ from nas_blockout import __version__
 from services.cli import lazy_modules
 from services.cli import main as cli
 from services.store import Store
-from services.study_config.schema import parse, resolve
+from services.study_config.resolution import parse, resolve
 from tests.services.program import Call, here
 
 STUDY: dict[str, Any] = {

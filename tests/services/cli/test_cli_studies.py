@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from services.store import Store
-from services.study_config.schema import parse, resolve
+from services.study_config.resolution import parse, resolve
 from tests.services.program import Call, here
 
 STUDY: dict[str, Any] = {

@@ -15,7 +15,7 @@ import yaml
 from ray._private.runtime_env.packaging import create_package
 
 from services.settings import PREFIX, variables
-from services.study_config.schema import bundled
+from services.study_config.yaml_reader import bundled
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "docs" / "guides" / "examples"

@@ -17,7 +17,8 @@ import yaml
 
 from services.cluster import ClusterError
 from services.cluster.jobs import Jobs, job_id
-from services.study_config.schema import Study, study_of
+from services.study_config.resolution import study_of
+from services.study_config.resolved_study import Study
 from tests.services.program import COMMAND, RUNS_HERE, Ended, alone, here
 from tests.services.topology.studies import TINY, home_of
 

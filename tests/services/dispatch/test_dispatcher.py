@@ -19,7 +19,8 @@ from services.cluster import ClusterError
 from services.cluster.jobs import Job, job_id
 from services.dispatch import Dispatcher
 from services.store import LeaseLost, Store, StudyConflict
-from services.study_config.schema import Study, parse, resolve
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study
 
 DOCUMENT = {
     "schema_version": 2,

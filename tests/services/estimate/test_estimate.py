@@ -12,8 +12,9 @@ from services.estimate import Estimate, estimate
 from services.estimate.forecast import TRIAL_SECONDS, forecast
 from services.estimate.measurement import Measured, epoch_seconds, measure, part_of
 from services.settings import Settings
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study
 from services.study_config.robustness_options import Robustness
-from services.study_config.schema import Study, parse, resolve
 from services.trial_record import RETRAIN, SEARCH
 
 IMAGES, EPOCHS = 60, 2

@@ -15,7 +15,8 @@ from services.execution.driver import Driver
 from services.files.study_dir import Folder
 from services.settings import Settings
 from services.store import Store
-from services.study_config.schema import Study, parse, resolve
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 
 EPOCHS, IMAGES = 9, 50

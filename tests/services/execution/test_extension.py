@@ -12,7 +12,8 @@ from services.execution.extension import additions, enter
 from services.files.study_dir import Folder, write_json
 from services.finalize.winners import exported_trials
 from services.store import Store, StudyBusy, StudyConflict
-from services.study_config.schema import Study, parse, resolve
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 
 IMAGES = 50

@@ -15,7 +15,9 @@ from services.replay.results import outcome
 from services.replay.simulation import Shuffled, simulate
 from services.settings import Settings
 from services.store import NotFound, Store
-from services.study_config.schema import Study, StudyError, parse, resolve
+from services.study_config.errors import StudyError
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study
 from services.trial_record import SEARCH, Params, Trial
 
 IMAGES = 50

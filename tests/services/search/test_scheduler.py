@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.search.scheduler import Scheduler
-from services.study_config.schema import Study, parse, resolve
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study
 from services.trial_record import RETRAIN, SEARCH, Trial
 
 IMAGES, EPOCHS = 100, 2

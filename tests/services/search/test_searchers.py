@@ -12,7 +12,8 @@ from services.search.asha import is_promoted
 from services.search.proposals import MOST_ASKS
 from services.search.samplers import ask
 from services.search.scheduler import Scheduler
-from services.study_config.schema import Study, parse, resolve
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study
 from services.study_config.search_options import Constraints, Rules
 from services.trial_record import RETRAIN, SEARCH, Infeasible, Trial
 

@@ -21,7 +21,7 @@ import yaml
 from services.execution.driver import run
 from services.settings import Settings
 from services.store import Store
-from services.study_config.schema import read, resolve
+from services.study_config.resolution import read, resolve
 from services.trial_record import Trial
 from tests.services.program import RUNS_HERE, of
 
@@ -49,7 +49,7 @@ DRIVE = """
 import sys
 from services.settings import Settings
 from services.execution.driver import run
-from services.study_config.schema import read, resolve
+from services.study_config.resolution import read, resolve
 from pathlib import Path
 path = Path(sys.argv[1])
 study = resolve(read(path), source=str(path))

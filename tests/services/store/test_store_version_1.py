@@ -16,9 +16,9 @@ import sqlalchemy as sa
 from services import migrations
 from services.store import Store, StoreError, schema_version, this_process
 from services.store.database import parse
-from services.study_config.schema import parse as parsed
-from services.study_config.schema import parse_resolved
-from services.study_config.schema import resolve as resolved
+from services.study_config.resolution import parse as parsed
+from services.study_config.resolution import resolve as resolved
+from services.study_config.resolved_study import parse_resolved
 
 STUDY: dict[str, Any] = json.loads((Path(__file__).parent / "version_1_study.json").read_text())
 WRITTEN, RESOLVED, HASH = STUDY["written"], STUDY["resolved"], STUDY["hash"]

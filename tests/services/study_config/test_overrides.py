@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from services.study_config.errors import StudyError
 from services.study_config.overrides import assigned
-from services.study_config.schema import StudyError
 
 DOCUMENT = {"name": "x", "budget": {"sample_passes": 100, "tolerance": 0.02}, "arms": {"a": {}}}
 

@@ -9,19 +9,12 @@ import pytest
 import yaml
 
 from nas_blockout.data import load
+from services.study_config.errors import StudyError, StudyNotFound
 from services.study_config.overrides import assigned
-from services.study_config.schema import (
-    StudyError,
-    StudyNotFound,
-    bundled,
-    find,
-    json_schema,
-    parse,
-    read,
-    read_document,
-    resolve,
-)
+from services.study_config.resolution import parse, read, resolve
+from services.study_config.schema import json_schema
 from services.study_config.validation import check_against_data
+from services.study_config.yaml_reader import bundled, find, read_document
 
 MINIMAL = {
     "schema_version": 2,
@@ -117,16 +110,32 @@ def test_an_arm_may_change_the_backbone_or_take_another() -> None:
             ["trainin"],
             r"arms\.dense\.space: no such search space 'trainin'; did you mean 'training'\?",
         ),
-        ("arms.dense.method", {"name": "blokout"}, r"no such method 'blokout'; did you mean 'blockout'\?"),
+        (
+            "arms.dense.method",
+            {"name": "blokout"},
+            r"arms\.dense\.method\.name: no such method, got 'blokout'; did you mean 'blockout'\?",
+        ),
         (
             "arms.dense.method",
             {"name": "blockout", "cluster": 3},
-            r"cluster: no such setting; did you mean 'clusters'\?",
+            r"arms\.dense\.method\.cluster: no such key; did you mean 'clusters'\?",
         ),
-        ("arms.dense.backbone", {"name": "convnat"}, r"no such backbone 'convnat'; did you mean 'convnet'\?"),
+        (
+            "arms.dense.backbone",
+            {"name": "convnat"},
+            r"arms\.dense\.backbone\.name: no such backbone, got 'convnat'; did you mean 'convnet'\?",
+        ),
         ("arms.dense.distillation", {}, "distillation needs the method blockout"),
-        ("arms.dense.pruning", {"target": 0.5}, r"pruning\.target: no such setting; did you mean 'target_macs'\?"),
-        ("arms.dense.confusion", {"branches": 1}, "branches must be at least 2"),
+        (
+            "arms.dense.pruning",
+            {"target": 0.5},
+            r"arms\.dense\.pruning\.target: no such key; did you mean 'target_macs'\?",
+        ),
+        (
+            "arms.dense.confusion",
+            {"branches": 1},
+            r"arms\.dense\.confusion\.branches: .*greater than or equal to 2, got 1",
+        ),
         (
             "arms",
             {"a": {}, "b": {"confusion": {}, "match": {"arm": "a"}}},
@@ -142,7 +151,7 @@ def test_an_arm_may_change_the_backbone_or_take_another() -> None:
         (
             "arms.dense",
             {"backbone": {"name": "resnet"}, "pruning": {}},
-            r"arms\.dense\.pruning needs a backbone that can be branched, convnet; got resnet",
+            r"arms\.dense: pruning needs a backbone that can be branched, convnet; got resnet",
         ),
         (
             "arms.dense",
@@ -152,11 +161,11 @@ def test_an_arm_may_change_the_backbone_or_take_another() -> None:
         (
             "arms",
             {"a": {}, "b": {"backbone": {"name": "resnet"}, "match": {"arm": "a"}}},
-            r"arms\.b\.match needs a backbone that can be branched, convnet; got resnet",
+            r"arms\.b: match needs a backbone that can be branched, convnet; got resnet",
         ),
         ("data.name", "digit", r"digit"),
-        ("training.epochs", "ten", r"training\.epochs must be a whole number, got 'ten'"),
-        ("training.epochs", 0, r"training: epochs must be at least 1, got epochs=0"),
+        ("training.epochs", "ten", r"training\.epochs: must be a valid integer, got 'ten'"),
+        ("training.epochs", 0, r"training\.epochs: must be greater than or equal to 1, got 0"),
     ],
 )
 def test_refusals_name_the_file_the_key_the_value_and_the_rule(
@@ -213,7 +222,7 @@ def test_values_that_only_the_data_refuses(tmp_path: Path) -> None:
     ):
         check_against_data(study, splits, source="s.yaml")
     poor = resolve(parse(changed("budget.sample_passes", 1100), source="s.yaml"), source="s.yaml")
-    with pytest.raises(StudyError, match=r"budget\.sample_passes=1100 is too small: arm 'dense' needs 1200"):
+    with pytest.raises(StudyError, match=r"budget\.sample_passes: must be at least 1200 for arm 'dense', .*got 1100"):
         check_against_data(poor, splits, source="s.yaml")
 
 

@@ -7,7 +7,10 @@ import jsonschema
 import pytest
 
 from nas_blockout.data import load
-from services.study_config.schema import Study, StudyError, json_schema, parse, parse_resolved, resolve
+from services.study_config.errors import StudyError
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study, parse_resolved
+from services.study_config.schema import json_schema
 from services.study_config.search_options import Constraints, Rules, Selection
 from services.study_config.validation import check_against_data
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from services.store import Store
-from services.study_config.schema import find, read_document
+from services.study_config.yaml_reader import find, read_document
 from services.trial_record import Trial
 from tests.once import once
 from tests.services.program import here, of

@@ -1,0 +1,379 @@
+"""From the document of a study file to a study: checked as a whole, so that every broken rule is told at once."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from nas_blockout.backbones import BACKBONES
+from nas_blockout.data import DataSettings
+from nas_blockout.experiment import DERIVATIONS, Experiment, backbone_from_json
+from nas_blockout.methods import Preset, method_from_json, preset_of
+from nas_blockout.serialization import from_json, near
+from nas_blockout.train import TrainingSettings
+from search_spaces import SPACES
+from services.renamed_keys import upgraded_study
+from services.study_config import errors, settings_models
+from services.study_config.compatibility import incompatibilities
+from services.study_config.errors import (
+    MOST_VIOLATIONS,
+    LineMap,
+    StudyError,
+    Violation,
+    one_line,
+    violation_of,
+    with_lines,
+)
+from services.study_config.resolved_study import Arm, Study, parse_resolved
+from services.study_config.schema import ArmConfig, StudyConfig
+from services.study_config.search_options import Rules, Searcher, resolve_rules
+from services.study_config.yaml_reader import is_resolved, read_document
+
+_SHARED = ("data", "backbone", "training", "constraints", "objectives", "selection")  # what every arm depends on
+_ARM_SECTIONS = ("backbone", "method", "training", *DERIVATIONS)
+# Values that stand in for required keys that are missing or wrong, so that the rest of a file can still be checked.
+_STAND_INS: Mapping[str, Any] = {"schema_version": 2, "name": "study", "budget": {"trainings": 1}}
+
+
+def read(path: Path) -> StudyConfig:
+    """Read and check a study file.
+
+    Raises:
+        StudyError: It is too large, no YAML, or breaks a rule.
+    """
+    return parse(read_document(path), source=str(path))
+
+
+def parse(document: Mapping[str, Any], *, source: str) -> StudyConfig:
+    """Check the keys and the settings of a study given as plain values.
+
+    Raises:
+        StudyError: Rules are broken; all of them are told.
+    """
+    document = upgraded_study(document)
+    if violations := _structural(document):
+        raise StudyError.of(violations, source=source)
+    return StudyConfig.model_validate(document)
+
+
+def resolve(config: StudyConfig, *, source: str) -> Study:
+    """Give every setting its value and check that the parts of every arm fit together.
+
+    Raises:
+        StudyError: Rules are broken; all of them are told.
+    """
+    study, violations = _resolved(config, ())
+    if violations or study is None:
+        raise StudyError.of(violations, source=source)
+    return study
+
+
+def study_of(document: Mapping[str, Any], *, source: str, lines: LineMap | None = None) -> Study:
+    """Check and resolve a study given as plain values; one that is resolved already is read as it is.
+
+    Args:
+        document: Of a study file, or what `Study.to_json` gave; in this version or in version 1.
+        source: Name of the file, or of whatever else holds the document.
+        lines: Where the keys stand, if it is a file.
+
+    Raises:
+        StudyError: Rules are broken; all of them are told.
+    """
+    if is_resolved(document):
+        return _reread(document, source=source)
+    return resolve_document(document, source=source, lines=lines)
+
+
+def resolve_document(document: Mapping[str, Any], *, source: str, lines: LineMap | None = None) -> Study:
+    """Check and resolve a study as people write it, given as plain values.
+
+    Args:
+        document: Of a study file, in this version or in version 1.
+        source: Name of the file, or of whatever else holds the document.
+        lines: Where the keys stand, if it is a file.
+
+    Raises:
+        StudyError: Rules are broken; all of them are told.
+    """
+    document = upgraded_study(document)
+    violations = _structural(document)
+    config = _salvaged(document, violations)
+    study = None
+    if config is not None:
+        study, more = _resolved(config, [each.path for each in violations])
+        violations += more
+    if violations or study is None:
+        raise StudyError.of(with_lines(violations, lines), source=source)
+    return study
+
+
+def _reread(document: Mapping[str, Any], *, source: str) -> Study:
+    try:
+        return parse_resolved(document)
+    except ValidationError as error:
+        raise StudyError.of(settings_models.explained(error, StudyConfig), source=source) from None
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise StudyError(
+            f"{source}: no resolved study, as `study.yaml` in the folder of a study is: {one_line(repr(error))}"
+        ) from None
+
+
+def _structural(document: Mapping[str, Any]) -> list[Violation]:
+    """Return what is wrong with single keys and settings, wherever they stand."""
+    violations = settings_models.violations_of(StudyConfig, document, ())
+    for layers in _sections(document):
+        if len(violations) < MOST_VIOLATIONS:
+            violations += layers.violations()
+    data = document.get("data")
+    folder = data.get("folder") if isinstance(data, Mapping) else None
+    if isinstance(folder, str) and not Path(folder).is_absolute():
+        rule = "must be an absolute path where the study does not come from a file: workers stand in other folders"
+        violations.append(Violation(("data", "folder"), rule, repr(folder), "give the whole path"))
+    return list(dict.fromkeys(violations))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """The settings of a section, merged from the mappings of a file that have a say in it.
+
+    Args:
+        section: Its name.
+        values: The merged settings; of equal keys the last one.
+        origins: The mapping from which each key comes.
+        path: Of the last mapping.
+    """
+
+    section: str
+    values: Mapping[str, Any]
+    origins: Mapping[str, errors.Path]
+    path: errors.Path
+
+    @classmethod
+    def merged(cls, section: str, layers: Iterable[tuple[errors.Path, Any]]) -> "_Layers":
+        """Merge settings; another name starts anew, and a method that is named never takes over settings."""
+        values: dict[str, Any] = {}
+        origins: dict[str, errors.Path] = {}
+        path: errors.Path = ()
+        for place, layer in layers:
+            if not isinstance(layer, Mapping):
+                continue
+            anew = "name" in layer and (section == "method" or layer["name"] != values.get("name"))
+            values = {**({} if anew else values), **layer}
+            origins = {**({} if anew else origins), **dict.fromkeys(map(str, layer), place)}
+            path = place
+        return cls(section, values, origins, path)
+
+    def violations(self) -> Iterator[Violation]:
+        """Yield what is wrong with the settings, at the place of the file where each stands."""
+        if not self.path:
+            return
+        for each in settings_models.violations(self.section, self.values):
+            place = self.origins.get(str(each.path[1]), self.path)
+            yield Violation((*place, *each.path[1:]), each.rule, each.value, each.remedy)
+
+
+def _sections(document: Mapping[str, Any]) -> Iterator[_Layers]:
+    """Yield the settings of every section of a study and of its arms, each merged as it will be run."""
+    for section in ("data", "backbone", "training"):
+        yield _Layers.merged(section, [((section,), document.get(section))])
+    arms = document.get("arms")
+    if not isinstance(arms, Mapping):
+        return
+    for name, arm in arms.items():
+        if isinstance(arm, Mapping):
+            base = arm.get("extends")
+            other = arms.get(base) if isinstance(base, str) else None
+            for section in _ARM_SECTIONS:
+                yield _layers(section, document, (name, arm), (base, other if isinstance(other, Mapping) else {}))
+
+
+def _layers(
+    section: str, study: Mapping[str, Any], own: tuple[Any, Mapping[str, Any]], base: tuple[Any, Mapping[str, Any]]
+) -> _Layers:
+    layers: list[tuple[errors.Path, Any]] = [
+        (("arms", str(name), section), arm.get(section)) for name, arm in (base, own)
+    ]
+    if section in ("backbone", "training"):
+        layers = [((section,), study.get(section)), *layers]
+    return _Layers.merged(section, layers)
+
+
+def _salvaged(document: Mapping[str, Any], violations: Iterable[Violation]) -> StudyConfig | None:
+    """Return the study without what is wrong with it, so that the rest can be checked; None if too little is left."""
+    salvaged: Any = copy.deepcopy(dict(document))
+    for path in {_standing(document, each.path) for each in violations} - {()}:
+        *parents, last = path
+        place = salvaged
+        for part in parents:
+            place = place.get(part, {})
+        place.pop(last, None)
+    for key, value in _STAND_INS.items():
+        if any(each.path[:1] == (key,) for each in violations):
+            salvaged[key] = value
+    try:
+        return StudyConfig.model_validate(salvaged)
+    except ValidationError:
+        return None
+
+
+def _standing(document: Any, path: errors.Path) -> errors.Path:
+    """Return how far a path leads through mappings: what stands in a list is taken away with the whole list."""
+    for depth, part in enumerate(path):
+        if not isinstance(document, Mapping) or part not in document:
+            return path[:depth]
+        document = document[part]
+    return path
+
+
+def _resolved(config: StudyConfig, broken: Iterable[errors.Path]) -> tuple[Study | None, list[Violation]]:
+    """Resolve a study, and tell what does not fit together.
+
+    Args:
+        config: The study.
+        broken: Places that break a rule by themselves; what depends on them is not judged.
+    """
+    violations = [*_references(config), *_unknown_spaces(config)]
+    broken = [*broken, *(each.path for each in violations)]
+    if any(
+        path[0] in ("data", "backbone", "training", "constraints", "objectives", "selection") for path in broken if path
+    ):
+        return None, violations
+    names = {str(path[1]) for path in broken if len(path) > 1 and path[0] == "arms"}
+    arms = {}
+    with _Collected(violations):
+        data = from_json(DataSettings, config.data, where="data")
+        for name, arm in config.arms.items():
+            if not names & {name, arm.extends} and len(violations) < MOST_VIOLATIONS:
+                resolver = _ArmResolver(config, name, data)
+                arms[name] = resolver.arm()
+                violations += resolver.violations
+    if violations or len(arms) < len(config.arms):
+        return None, violations
+    return Study(config, {name: arm for name, arm in arms.items() if arm is not None}, data), []
+
+
+def _references(config: StudyConfig) -> Iterator[Violation]:
+    """Yield arms that are named and do not exist, or may not be named there."""
+    for name, arm in config.arms.items():
+        matched = arm.match.arm if arm.match else None
+        others = set(config.arms) - {name}
+        for place, other in ((("extends",), arm.extends), (("match", "arm"), matched)):
+            path = ("arms", name, *place)
+            if other is not None and other not in others:
+                yield Violation(path, f"no other arm {other!r}", remedy=near(other, others))
+            elif other is not None and place == ("extends",) and config.arms[other].extends is not None:
+                yield Violation(path, f"{other!r} itself extends another arm; name that one")
+            elif other is not None and place != ("extends",) and config.arms[other].match is not None:
+                # A chain of matches would have to be waited for twice.
+                yield Violation(path, f"{other!r} itself matches another arm; name that one")
+        if arm.match is not None and arm.confusion is not None:
+            yield Violation(("arms", name, "match"), "the cost of branches from confusions cannot be chosen")
+    for name in config.export or []:
+        if name not in config.arms:
+            yield Violation(("export",), f"no arm {name!r}", remedy=near(name, config.arms))
+
+
+def _unknown_spaces(config: StudyConfig) -> Iterator[Violation]:
+    for name, arm in config.arms.items():
+        for space in arm.space or []:
+            if space not in SPACES:
+                yield Violation(("arms", name, "space"), f"no such search space {space!r}", remedy=near(space, SPACES))
+
+
+class _ArmResolver:
+    """Resolves one arm, and collects what does not fit together in it.
+
+    Args:
+        config: The study.
+        name: Of the arm.
+        data: Of the study.
+    """
+
+    def __init__(self, config: StudyConfig, name: str, data: DataSettings) -> None:
+        self.violations: list[Violation] = []
+        self._config, self._name, self._data = config, name, data
+        self._own = config.arms[name]
+        self._other = config.arms[self._own.extends] if self._own.extends else ArmConfig()
+        study, arms = vars(config), ((name, vars(self._own)), (self._own.extends, vars(self._other)))
+        self._layers = {section: _layers(section, study, *arms) for section in _ARM_SECTIONS}
+
+    def arm(self) -> Arm | None:
+        """Return the arm; None if something is wrong with it."""
+        own, other, name = self._own, self._other, self._name
+        spaces = own.space if own.space is not None else other.space or []
+        match = own.match or other.match
+        found: list[Violation] = []
+        experiment: Experiment | None = None
+        resolved: tuple[Searcher, Rules] | None = None
+        with _Collected(found):
+            experiment = self._experiment()
+        if experiment is not None:
+            found += incompatibilities(experiment, spaces, matched=match is not None)
+            with _Collected(found):
+                resolved = resolve_rules(own, other, self._config, epochs=experiment.training.epochs)
+        self.violations = [self._placed(each) for each in found]
+        if found or experiment is None or resolved is None:
+            return None
+        searcher, rules = resolved
+        return Arm(name, experiment, tuple(spaces), searcher, match.arm if match else None, own.description, rules)
+
+    def _experiment(self) -> Experiment:
+        method = {"name": "none", **self._layers["method"].values}
+        preset = preset_of(method)
+        return Experiment(
+            data=self._data,
+            backbone=backbone_from_json(self._backbone(preset)),
+            method=method_from_json(method),
+            training=from_json(TrainingSettings, self._layers["training"].values, where="training"),
+            **{name: self._derivation(name, kind, preset) for name, kind in DERIVATIONS.items()},
+        )
+
+    def _backbone(self, preset: Preset | None) -> Mapping[str, Any]:
+        values = self._layers["backbone"].values
+        settings = BACKBONES[values.get("name", "convnet")].settings
+        known = {item.name for item in fields(settings)}
+        defaults = {key: value for key, value in preset.backbone.items() if key in known} if preset else {}
+        return {**defaults, **values}
+
+    def _derivation(self, name: str, kind: type, preset: Preset | None) -> Any:
+        """Return the settings of one kind of derivation, or None if neither the arm nor its base has it."""
+        layers = self._layers[name]
+        if not layers.path:
+            return None
+        defaults = preset.distillation if preset and name == "distillation" else {}
+        return from_json(kind, {**defaults, **layers.values}, where=name)
+
+    def _placed(self, violation: Violation) -> Violation:
+        """Return a violation with its path from the study on: where the setting stands, which may be another arm."""
+        path = violation.path
+        layers = self._layers.get(str(path[0])) if path else None
+        if layers is not None and len(path) > 1:
+            place = (*layers.origins.get(str(path[1]), ("arms", self._name, path[0])), *path[1:])
+        else:
+            place = ("arms", self._name, *path)
+        return Violation(place, violation.rule, violation.value, violation.remedy)
+
+
+class _Collected:
+    """A block of which the refusal is added to the violations.
+
+    Args:
+        violations: Added to.
+        path: Of what is read inside.
+    """
+
+    def __init__(self, violations: list[Violation], path: errors.Path = ()) -> None:
+        self._violations, self._path = violations, path
+
+    def __enter__(self) -> None:
+        """Enter the block."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        """Leave the block; an error that is not a refusal goes on."""
+        if not isinstance(error, ValueError):
+            return False
+        self._violations.append(violation_of(error, self._path))
+        return True

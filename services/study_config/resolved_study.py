@@ -1,0 +1,115 @@
+"""A study with every setting resolved: what is run, stored and compared, and the hash that names it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nas_blockout.data import DataSettings
+from nas_blockout.experiment import Experiment
+from nas_blockout.methods import method_to_json
+from nas_blockout.serialization import from_json, to_json
+from services.renamed_keys import upgraded_study
+from services.study_config.schema import StudyConfig
+from services.study_config.search_options import Rules, Wanted
+
+_UNDECIDING = frozenset({"workers", "question", "export"})  # keys that do not decide any result
+_IN_ARMS = frozenset({"arms", "backbone", "training", *Wanted.model_fields})  # keys that its arms have, resolved
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A contestant, resolved.
+
+    Args:
+        name: Its name.
+        experiment: Its experiment before anything is searched.
+        spaces: Names of its search spaces.
+        searcher: Search algorithm.
+        match: Name of the arm whose MACs are matched, or None.
+        description: Short description.
+        rules: Early stopping, constraints, objectives and selection.
+    """
+
+    name: str
+    experiment: Experiment
+    spaces: tuple[str, ...]
+    searcher: str
+    match: str | None
+    description: str
+    rules: Rules = field(default_factory=Rules)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the arm as plain JSON types."""
+        return {
+            "experiment": self.experiment.to_json(),
+            "space": list(self.spaces),
+            "searcher": self.searcher,
+            "match": self.match,
+            "description": self.description,
+            **self.rules.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study, resolved: every setting has its value and every name is known.
+
+    Args:
+        config: The checked file.
+        arms: The contestants by name.
+        data: Data of all arms.
+    """
+
+    config: StudyConfig
+    arms: Mapping[str, Arm]
+    data: DataSettings
+
+    @property
+    def name(self) -> str:
+        """Name of the study."""
+        return self.config.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the resolved study as plain JSON types."""
+        config = self.config.model_dump(mode="json", exclude={"data", *_IN_ARMS})
+        config["budget"] = {key: value for key, value in config["budget"].items() if value is not None}
+        if self.config.robustness is None:  # so that studies without it keep their hash
+            del config["robustness"]
+        return {**config, "data": to_json(self.data), "arms": {name: arm.to_json() for name, arm in self.arms.items()}}
+
+    @property
+    def hash(self) -> str:
+        """Hash of all settings that decide results, 16 hexadecimal digits; resources of trials are not part of it."""
+        document = {key: value for key, value in self.to_json().items() if key not in _UNDECIDING}
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def parse_resolved(document: Mapping[str, Any]) -> Study:
+    """Read back a study from its resolved form, as the store and ``study.yaml`` of its folder hold it.
+
+    Args:
+        document: What `Study.to_json` gave, in this version or in version 1.
+    """
+    document = upgraded_study(document)
+    arms = {
+        name: Arm(
+            name,
+            Experiment.from_json(arm["experiment"]),
+            tuple(arm["space"]),
+            arm["searcher"],
+            arm["match"],
+            arm["description"],
+            Rules.from_json(arm),
+        )
+        for name, arm in document["arms"].items()
+    }
+    bare = {name: {"description": arm.description} for name, arm in arms.items()}
+    config = StudyConfig.model_validate({**document, "arms": bare})
+    return Study(config, arms, from_json(DataSettings, document["data"], where="data"))
+
+
+def method_name(arm: Arm) -> str:
+    """Return the registered name of an arm's method."""
+    return str(method_to_json(arm.experiment.method)["name"])

@@ -1,0 +1,207 @@
+"""Pydantic models of the library's settings: made from the declarations of its dataclasses, for checks and schemas.
+
+The library declares every setting once, with type, range, default and sentence (`nas_blockout.settings_fields`). From
+there come what a study file is checked against, its JSON Schema and OpenAPI.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, create_model
+from pydantic.json_schema import JsonSchemaValue
+
+from nas_blockout.backbones import BACKBONES
+from nas_blockout.data import DataSettings
+from nas_blockout.experiment import DERIVATIONS
+from nas_blockout.methods import METHODS
+from nas_blockout.serialization import near
+from nas_blockout.settings_fields import Length, OneOf, Range, declared
+from nas_blockout.train import TrainingSettings
+from services.renamed_keys import new_name, renamed_value
+from services.study_config import errors
+from services.study_config.errors import MOST_VIOLATIONS, Violation, shortened
+
+_DEFAULT_BACKBONE = "convnet"
+_UNNAMED: Mapping[str, type] = {"data": DataSettings, "training": TrainingSettings, **DERIVATIONS}
+_NAMED: Mapping[str, Mapping[str, type]] = {
+    "method": {name: method.settings for name, method in METHODS.items()},
+    "backbone": {name: backbone.settings for name, backbone in BACKBONES.items()},
+}
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SchemaOf:
+    """Marks a mapping of a study file as the settings of a section, for the JSON Schema.
+
+    The mapping itself is checked by `violations`, once what an arm changes is merged with what it takes over.
+
+    Args:
+        section: ``data``, ``backbone``, ``method``, ``training``, ``distillation``, ``pruning`` or ``confusion``.
+        partial: Whether it may change settings that stand elsewhere, so that a name is not needed.
+    """
+
+    def __init__(self, section: str, *, partial: bool = False) -> None:
+        self.section, self.partial = section, partial
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the schema of the section in the place of that of any mapping."""
+        return handler(TypeAdapter(_section(self.section, self.partial)).core_schema)
+
+
+@cache
+def model(section: str, name: str | None = None, *, named: bool = False) -> type[BaseModel]:
+    """Return the model of the settings of a section.
+
+    Args:
+        section: As `SchemaOf` takes it.
+        name: Of the method or the backbone; None for the other sections.
+        named: Whether the model has the key ``name``, which is required.
+    """
+    kind = _UNNAMED[section] if name is None else _NAMED[section][name]
+    fields: dict[str, Any] = {}
+    if named:
+        fields["name"] = (Literal[name], Field(description=f"Name of the {section}."))
+    if section == "method" and name is not None and METHODS[name].presets:
+        presets = tuple(METHODS[name].presets)
+        description = "Recipe whose values are the defaults of the other settings."
+        fields["preset"] = (Literal[presets], Field(presets[0], description=description))
+    for key, setting in declared(kind).items():
+        default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+        fields[key] = (_annotation(setting.hint), Field(default, description=setting.sentence))
+    title = kind.__name__ if named or name is None else f"{kind.__name__}Changes"
+    return create_model(title, __config__=_STRICT, __doc__=(kind.__doc__ or "").splitlines()[0], **fields)
+
+
+def violations(section: str, document: Mapping[str, Any]) -> list[Violation]:
+    """Return every rule that the settings of a section break, with paths from the section on.
+
+    Args:
+        section: As `SchemaOf` takes it.
+        document: The settings; of a method or a backbone with its name.
+    """
+    if section not in _NAMED:
+        return violations_of(model(section), document, (section,))
+    known = _NAMED[section]
+    name = document.get("name", _DEFAULT_BACKBONE if section == "backbone" else None)
+    if name is None:
+        return [Violation((section, "name"), f"this key is required: known are {', '.join(sorted(known))}")]
+    if not isinstance(name, str) or name not in known:
+        remedy = near(str(name), known)
+        return [Violation((section, "name"), f"no such {section}", shortened(name), remedy)]
+    values = {key: value for key, value in document.items() if key != "name"}
+    return violations_of(model(section, name), values, (section,))
+
+
+def violations_of(kind: type[BaseModel], document: Any, path: errors.Path) -> list[Violation]:
+    """Return every rule of a pydantic model that a document breaks.
+
+    Args:
+        kind: The model.
+        document: Plain values.
+        path: Where the document stands.
+    """
+    try:
+        kind.model_validate(document)
+    except ValidationError as error:
+        return explained(error, kind, path)
+    return []
+
+
+def explained(error: ValidationError, kind: type[BaseModel], path: errors.Path = ()) -> list[Violation]:
+    """Return what the errors of pydantic mean.
+
+    Args:
+        error: Raised by the model.
+        kind: The model, whose fields are the near matches of unknown keys.
+        path: Where the document stands.
+    """
+    return [_explained(each, kind, path) for each in error.errors(include_url=False)[:MOST_VIOLATIONS]]
+
+
+def _explained(error: Any, kind: type[BaseModel], path: errors.Path) -> Violation:
+    inside: errors.Path = tuple(part for part in error["loc"] if part != "[key]")
+    place = (*path, *inside)
+    if error["type"] == "extra_forbidden":
+        return _unknown(place, _fields_at(kind, inside[:-1]))
+    if error["type"] == "missing":
+        return Violation(place, "this key is required")
+    rule = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    remedy = None
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        known = re.findall("'([^']*)'", error["ctx"]["expected"])
+        now = renamed_value(error["input"])
+        remedy = f"version 2 calls it {now!r}" if now in known else near(error["input"], known)
+    return Violation(place, rule[:1].lower() + rule[1:], shortened(error["input"]) if place else None, remedy)
+
+
+def _unknown(place: errors.Path, known: Iterable[str]) -> Violation:
+    key, known = str(place[-1]), list(known)
+    now = new_name(key)
+    return Violation(place, "no such key", remedy=f"version 2 calls it {now!r}" if now in known else near(key, known))
+
+
+def _fields_at(kind: type[BaseModel], path: errors.Path) -> Iterable[str]:
+    """Return the keys that a model has at a place inside it."""
+    hint: Any = kind
+    for part in path:
+        inner = _model_in(hint)
+        if inner is not None:
+            hint = inner.model_fields[str(part)].annotation
+        else:  # the key of a mapping or the position in a list
+            hint = next(get_args(each)[-1] for each in _alternatives(hint) if get_origin(each) in (dict, list))
+    inner = _model_in(hint)
+    assert inner is not None, "only models refuse keys"
+    return inner.model_fields
+
+
+def _model_in(hint: Any) -> type[BaseModel] | None:
+    parts = _alternatives(hint)
+    return next((each for each in parts if isinstance(each, type) and issubclass(each, BaseModel)), None)
+
+
+def _alternatives(hint: Any) -> Iterator[Any]:
+    """Yield the types of which a value may be, out of unions and annotations."""
+    if get_origin(hint) in (Union, UnionType, Annotated):
+        for part in get_args(hint):
+            yield from _alternatives(part)
+    elif hint is not None:
+        yield hint
+
+
+def _annotation(hint: Any) -> Any:
+    """Return the type of a pydantic field for the declared type of a setting."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return Union[tuple(map(_annotation, arguments))]  # noqa: UP007  # the number of parts is known at run time only
+    if origin is tuple:
+        return list[_annotation(arguments[0])]  # type: ignore[misc]  # a type that is made at run time
+    if hint is float:
+        return Annotated[float, Field(allow_inf_nan=False)]
+    if origin is not Annotated:
+        return hint
+    inner: Any = _annotation(arguments[0])
+    for rule in arguments[1:]:
+        if isinstance(rule, OneOf):
+            inner = Literal[rule.values]
+        elif isinstance(rule, Length):
+            inner = Annotated[inner, Field(min_length=rule.least)]
+        elif isinstance(rule, Range):
+            inner = Annotated[inner, Field(ge=rule.ge, gt=rule.gt, le=rule.le, lt=rule.lt)]
+    return inner
+
+
+def _section(section: str, partial: bool) -> Any:
+    """Return the type of what may stand in a section of a study file."""
+    if section not in _NAMED:
+        return model(section)
+    names = _NAMED[section]
+    named: Any = Union[tuple(model(section, name, named=True) for name in names)]  # noqa: UP007  # as above
+    kinds: list[Any] = [Annotated[named, Field(discriminator="name")]]
+    if partial:
+        kinds += [model(section, name) for name, kind in names.items() if declared(kind)]
+    elif section == "backbone":
+        kinds.append(model(section, _DEFAULT_BACKBONE))
+    return Union[tuple(kinds)]  # noqa: UP007  # as above

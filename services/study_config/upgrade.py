@@ -1,0 +1,72 @@
+"""A study file of version 1 as text of version 2: keys are renamed where they stand; comments and order stay."""
+
+from collections.abc import Iterator
+
+import yaml
+
+from services.renamed_keys import INSIDE, PRESET_OF_VERSION_1, RENAMED, RENAMED_VALUES, upgraded_study
+from services.study_config.errors import StudyError
+from services.study_config.yaml_reader import node_tree, yaml_value
+
+_Edit = tuple[int, int, str]  # from where to where in the text, and what stands there afterwards
+
+
+def upgraded_text(text: str, *, source: str) -> str:
+    """Return a study file in version 2, with its comments; one that is in version 2 already as it is.
+
+    Args:
+        text: Of a file that `read_with_lines` accepts.
+        source: Name of the file.
+
+    Raises:
+        StudyError: The keys cannot be renamed one by one, as in a resolved study; nothing is lost, it is read as it is.
+    """
+    document = yaml_value(text)
+    if document.get("schema_version") == 2:
+        return text
+    root = node_tree(text)
+    assert isinstance(root, yaml.MappingNode), "a study is a mapping"
+    upgraded = text
+    for start, end, replacement in sorted(_edits(root, "study", text), reverse=True):
+        upgraded = upgraded[:start] + replacement + upgraded[end:]
+    if yaml_value(upgraded) != upgraded_study(document):
+        raise StudyError(
+            f"{source}: this file of version {document.get('schema_version')} cannot be rewritten key by key; "
+            "it can be used as it is, and `nas-blockout validate` prints it resolved"
+        )
+    return upgraded
+
+
+def _edits(mapping: yaml.MappingNode, kind: str, text: str) -> Iterator[_Edit]:
+    """Yield what changes in a mapping, as `services.renamed_keys` does it for plain values."""
+    names, inside = RENAMED.get(kind, {}), INSIDE.get(kind, {})
+    for key, value in mapping.value:
+        name = names.get(key.value, key.value)
+        if name != key.value:
+            yield _place(key, name)
+        within = inside.get(name, inside.get("*"))
+        if kind == "study" and name == "schema_version":
+            yield _place(value, "2")
+        elif isinstance(value, yaml.MappingNode) and within is not None:
+            yield from _edits(value, within, text)
+            if kind == "arm" and name == "method":
+                yield from _preset(value, text)
+        elif isinstance(value, yaml.ScalarNode) and (new := RENAMED_VALUES.get((kind, name), {}).get(value.value)):
+            yield _place(value, new)
+
+
+def _preset(method: yaml.MappingNode, text: str) -> Iterator[_Edit]:
+    """Yield the key that keeps the defaults of version 1, after the name of the method."""
+    for key, value in method.value:
+        if key.value == "name" and value.value == "blockout":
+            end = value.end_mark.index
+            if method.flow_style:
+                yield end, end, f", preset: {PRESET_OF_VERSION_1}"
+            else:  # on a line of its own, after the comment that may follow the name
+                line_end = text.find("\n", end)
+                end = len(text) if line_end < 0 else line_end
+                yield end, end, f"\n{' ' * key.start_mark.column}preset: {PRESET_OF_VERSION_1}"
+
+
+def _place(node: yaml.Node, replacement: str) -> _Edit:
+    return node.start_mark.index, node.end_mark.index, replacement

@@ -1,0 +1,145 @@
+"""Study files as text: found by name or path, read as plain values, with the line on which every key stands."""
+
+from collections.abc import Hashable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nas_blockout.serialization import near
+from services.renamed_keys import RENAMED, upgraded_study
+from services.study_config import errors
+from services.study_config.errors import LineMap, StudyError, StudyNotFound, one_line
+
+MAX_FILE_BYTES = 1 << 20
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without tags, anchors' reuse or repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # untyped in PyYAML
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases (*name) are not allowed, at {event.start_mark}")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise yaml.YAMLError(f"the name {key!r} stands twice, at {node.value[position][0].start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def bundled() -> dict[str, Path]:
+    """Return the study files that come with the package, by name."""
+    folder = Path(str(resources.files("search_spaces") / "studies"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(study: str) -> Path:
+    """Return the file of a study given as a path or as the name of a bundled one.
+
+    Raises:
+        StudyNotFound: There is neither.
+    """
+    path = Path(study)
+    if path.suffix in (".yaml", ".yml") or "/" in study:
+        if not path.is_file():
+            raise StudyNotFound(f"there is no study file {study}")
+        return path
+    if study not in bundled():
+        raise StudyNotFound(f"there is no bundled study {study!r}; {near(study, bundled())}")
+    return bundled()[study]
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read a study file as plain values, unchecked; one of version 1 is upgraded.
+
+    Raises:
+        StudyError: It is too large, no YAML, or no mapping.
+    """
+    return read_with_lines(path)[0]
+
+
+def read_with_lines(path: Path) -> tuple[dict[str, Any], LineMap]:
+    """Read a study file as `read_document` does, and where its keys stand.
+
+    A relative ``data.folder`` is meant from the folder of the file and becomes absolute here: workers stand elsewhere.
+
+    Raises:
+        StudyError: It is too large, no YAML, or no mapping.
+    """
+    text = read_text(path)
+    try:
+        document = yaml_value(text)
+    except RecursionError:
+        raise StudyError(f"{path}: the file is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise StudyError(f"{path}: no valid YAML: {one_line(str(error))}") from None
+    if not isinstance(document, dict):
+        raise StudyError(f"{path}: a study is a mapping of keys, got {type(document).__name__}")
+    return with_absolute_folder(upgraded_study(document), path.parent), _line_map(text)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a study file.
+
+    Raises:
+        StudyError: It is too large, or no UTF-8.
+    """
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise StudyError(f"{path}: a study file has at most {MAX_FILE_BYTES} bytes, this one {path.stat().st_size}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{path}: a study file is UTF-8 text ({error})") from None
+
+
+def yaml_value(text: str) -> Any:
+    """Read YAML without tags, aliases or repeated keys."""
+    return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  # a SafeLoader
+
+
+def with_absolute_folder(document: dict[str, Any], parent: Path) -> dict[str, Any]:
+    """Return a study whose ``data.folder``, if it has a relative one, is absolute.
+
+    Args:
+        document: A study as plain values; a resolved one keeps what it has.
+        parent: Folder from which the relative one is meant.
+    """
+    data = document.get("data")
+    if not isinstance(data, dict) or not isinstance(folder := data.get("folder"), str) or is_resolved(document):
+        return document
+    return {**document, "data": {**data, "folder": str(parent.absolute() / Path(folder).expanduser())}}
+
+
+def is_resolved(document: Any) -> bool:
+    """Whether a document is what `Study.to_json` gives, and no study file as people write it."""
+    arms = document.get("arms")
+    return isinstance(arms, dict) and any(isinstance(arm, dict) and "experiment" in arm for arm in arms.values())
+
+
+def node_tree(text: str) -> yaml.Node | None:
+    """Return the nodes of a YAML text that `yaml_value` has read."""
+    return yaml.compose(text, Loader=_UniqueKeys)  # a SafeLoader
+
+
+def _line_map(text: str) -> LineMap:
+    root = node_tree(text)
+    former: dict[str, set[str]] = {}
+    for names in RENAMED.values():
+        for old, new in names.items():
+            former.setdefault(new, set()).add(old)
+    return LineMap({(): 1} if root is None else dict(_lines(root, (), 1)), former)
+
+
+def _lines(node: yaml.Node, path: errors.Path, line: int) -> Iterator[tuple[errors.Path, int]]:
+    yield path, line
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _lines(value, (*path, key.value), key.start_mark.line + 1)
+    elif isinstance(node, yaml.SequenceNode):
+        for position, item in enumerate(node.value):
+            yield from _lines(item, (*path, position), item.start_mark.line + 1)

@@ -1,0 +1,119 @@
+"""Study files of version 1: they keep their meaning when they are read, and become files of version 2 with comments."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nas_blockout.experiment import Experiment
+from nas_blockout.methods import METHODS
+from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.structure.distill import DistillationSettings
+from services.renamed_keys import upgraded_experiment
+from services.study_config.errors import StudyError
+from services.study_config.resolution import read, resolve, resolve_document
+from services.study_config.resolved_study import Study
+from services.study_config.upgrade import upgraded_text
+from services.study_config.yaml_reader import bundled, yaml_value
+
+VERSION_1 = Path(__file__).parents[2] / "fixtures" / "version_1" / "studies"
+BARE = """\
+schema_version: 1 # the first
+name: bare
+budget: {trainings: 9}
+arms:
+  flow:
+    purpose: settings that are left out have the defaults of version 1
+    method: {name: blockout, charge: 2.0} # in braces
+    distillation: {target_macs: 0.5}
+  block:
+    method:
+      clusters: 2
+      name: blockout # by lines
+      polarisation: 1.0
+    distillation: {placebo: undivided}
+  other: {like: block, method: {mode: soft-learned}}
+"""
+
+
+def study(path: Path) -> Study:
+    return resolve(read(path), source=str(path))
+
+
+def experiments(found: Study) -> dict[str, Any]:
+    return {name: (arm.experiment, arm.spaces, arm.searcher, arm.match, arm.rules) for name, arm in found.arms.items()}
+
+
+@pytest.mark.parametrize("name", sorted(bundled()))
+def test_bundled_studies_have_the_experiments_of_version_1(name: str) -> None:
+    before, now = study(VERSION_1 / f"{name}.yaml"), study(bundled()[name])
+    named = {{"undivided": "unbranched"}.get(arm, arm): found for arm, found in experiments(before).items()}
+    assert experiments(now) == named
+    assert now.config.budget == before.config.budget
+    assert (now.config.retrain, now.config.seed, now.data) == (before.config.retrain, before.config.seed, before.data)
+
+
+@pytest.mark.parametrize("name", sorted(bundled()))
+def test_an_upgraded_file_is_the_same_study_and_keeps_its_comments(name: str) -> None:
+    text = (VERSION_1 / f"{name}.yaml").read_text()
+    upgraded = upgraded_text(text, source=name)
+    document = yaml_value(upgraded)
+    assert document["schema_version"] == 2
+    assert resolve_document(document, source=name).hash == study(VERSION_1 / f"{name}.yaml").hash
+    assert comments(upgraded) == comments(text)
+    assert upgraded_text(upgraded, source=name) == upgraded
+
+
+def comments(text: str) -> list[str]:
+    return [line.partition("#")[2] for line in text.splitlines() if "#" in line]
+
+
+def test_keys_are_renamed_in_braces_and_by_lines_and_the_preset_is_named() -> None:
+    upgraded = upgraded_text(BARE, source="bare")
+    assert "schema_version: 2 # the first" in upgraded
+    assert "method: {name: blockout, preset: paper, cost_penalty: 2.0} # in braces" in upgraded
+    assert "      name: blockout # by lines\n      preset: paper\n      polarization: 1.0\n" in upgraded
+    assert "placebo: unbranched" in upgraded
+    assert "other: {extends: block, method: {mode: soft-learned}}" in upgraded
+
+
+def test_what_version_1_left_out_keeps_the_defaults_of_version_1() -> None:
+    paper = METHODS["blockout"].presets["paper"].settings
+    found = resolve_document(yaml_value(BARE), source="bare")
+    assert found.hash == resolve_document(yaml_value(upgraded_text(BARE, source="bare")), source="bare").hash
+    flow, other = found.arms["flow"].experiment, found.arms["other"].experiment
+    assert isinstance(flow.method, BlockoutSettings)
+    assert (flow.method.masked, flow.method.cost_penalty, flow.method.cost_penalty_sides) == ("head", 2.0, "above")
+    assert (other.method.clusters, other.method.polarization, other.method.masked) == (2, 1.0, "head")
+    assert not flow.backbone.normalize_logits
+    assert flow.distillation is not None
+    assert flow.distillation.trim_by == "probability"
+    assert (paper.first_probability, paper.structure_lr_multiplier, paper.polarization) == (0.5, 1.0, 0.0)
+
+
+def test_a_recorded_experiment_of_version_1_keeps_its_defaults() -> None:
+    recorded = {"method": {"name": "blockout", "charge": 1.0}, "distillation": {"surplus": "magnitude"}}
+    again = Experiment.from_json(upgraded_experiment(recorded))
+    assert (again.method.masked, again.method.cost_penalty) == ("head", 1.0)
+    assert again.distillation == DistillationSettings(trim_by="magnitude")
+    older = Experiment.from_json(upgraded_experiment({**recorded, "distillation": {}}))
+    assert older.distillation == DistillationSettings(trim_by="probability")
+
+
+def test_an_experiment_of_version_1_that_masked_the_head_of_inception_says_so() -> None:
+    recorded = {"backbone": {"name": "inception"}, "method": {"name": "blockout", "masked": "all"}}
+    assert Experiment.from_json(upgraded_experiment(recorded)).method.masked == "head"
+
+
+def test_a_recorded_experiment_of_version_2_stays_as_it_is() -> None:
+    experiment = Experiment(method=BlockoutSettings(), distillation=DistillationSettings()).to_json()
+    assert upgraded_experiment(experiment) == experiment
+
+
+def test_a_file_that_cannot_be_rewritten_key_by_key_is_refused_and_not_spoiled() -> None:
+    document = study(VERSION_1 / "quickstart.yaml").to_json() | {"schema_version": 1}
+    for arm in document["arms"].values():
+        arm["experiment"]["method"].pop("masked", None)
+    with pytest.raises(StudyError, match="cannot be rewritten key by key"):
+        upgraded_text(yaml.safe_dump(document), source="study.yaml")

@@ -1,0 +1,182 @@
+"""Every broken rule of a study file is told at once, each with file, line, key, value, rule and remedy."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.study_config.errors import MOST_VIOLATIONS, StudyError
+from services.study_config.overrides import read_resolved
+from services.study_config.resolution import parse, resolve_document
+from services.study_config.yaml_reader import read_document
+
+MANY = """\
+schema_version: 2
+name: Bad Name
+budget: {sample_pass: 3, seconds: .inf}
+seed: 9223372036854775808 # the largest is one less
+training:
+  epochs: 4
+  learning_rate: .inf
+workers: {at_once: 2}
+arms:
+  a:
+    like: b
+    method: {name: blockout, charge: 3, clusters: 0}
+  b:
+    extends: zz
+    space: [trainin]
+    distillation: {placebo: undivided}
+"""
+TOLD = [
+    (2, "name: string should match pattern '^[a-z0-9][a-z0-9-]{0,62}$', got 'Bad Name'"),
+    (3, "budget.seconds: must be a finite number, got inf"),
+    (3, "budget.sample_pass: no such key; did you mean 'sample_passes'?"),
+    (4, "seed: must be less than or equal to 9223372036854775807, got 9223372036854775808"),
+    (7, "training.learning_rate: must be a finite number, got inf"),
+    (8, "workers.at_once: no such key; version 2 calls it 'max_concurrent_trials'"),
+    (11, "arms.a.like: no such key; version 2 calls it 'extends'"),
+    (12, "arms.a.method.clusters: must be greater than or equal to 1, got 0"),
+    (12, "arms.a.method.charge: no such key; version 2 calls it 'cost_penalty'"),
+    (14, "arms.b.extends: no other arm 'zz'; known are a"),
+    (15, "arms.b.space: no such search space 'trainin'; did you mean 'training'?"),
+    (
+        16,
+        "arms.b.distillation.placebo: must be 'none', 'nodes', 'classes', 'random' or 'unbranched', got 'undivided'; "
+        "version 2 calls it 'unbranched'",
+    ),
+]
+MISFITS = """\
+schema_version: 2
+name: misfits
+budget: {trainings: 9}
+training: {epochs: 4}
+arms:
+  clustered:
+    method: {name: dropcluster, start_epoch: 4}
+  wrong-space:
+    space: [structure]
+  twice:
+    space: [training, training]
+  two-ranges:
+    method: {name: dropout}
+    space: [regularizers, light_regularizers]
+  paths:
+    backbone: {name: resnet}
+    method: {name: blockdrop}
+    space: [regularizers]
+  inception:
+    backbone: {name: inception}
+    method: {name: blockout}
+  nowhere:
+    backbone: {name: resnet, regularized_stages: 0}
+    method: {name: dropblock}
+  long-warmup:
+    training: {warmup_epochs: 4.5}
+  two-stages:
+    pruning: {}
+    training: {warmup_epochs: 3}
+  narrow:
+    backbone: {hidden: [6]}
+    space: [branched]
+  own-branches:
+    method: {name: blockout}
+    space: [branched]
+"""
+MISFITS_TOLD = [
+    (
+        7,
+        "arms.clustered.method.start_epoch: must be below 4, the epochs of the training: nothing would ever be dropped",
+    ),
+    (9, "arms.wrong-space.space: the space 'structure' needs an arm whose method is blockout"),
+    (11, "arms.twice.space: two spaces give the parameter 'optim.lr' different ranges"),
+    (14, "arms.two-ranges.space: two spaces give the parameter 'dropout.rate' different ranges"),
+    (18, "arms.paths.space: the space 'regularizers' needs a method that drops at a rate, such as dropout"),
+    (21, "arms.inception.method.masked: Blockout masks the linear layers of the backbone inception alone, got 'all'"),
+    (23, "arms.nowhere.backbone.regularized_stages: must be at least 1, or left out"),
+    (26, "arms.long-warmup.training.warmup_epochs: must be at most 4, the epochs of the training, got 4.5"),
+    (29, "arms.two-stages.training.warmup_epochs: must be at most 2, the epochs of the shorter of its two stages"),
+    (32, "arms.narrow.space: the space 'branched' needs 8 nodes a layer or more, got 6"),
+    (35, "arms.own-branches.space: blockout learns its own architecture"),
+]
+
+
+def refused(path: Path, *assignments: str) -> StudyError:
+    with pytest.raises(StudyError) as caught:
+        read_resolved(str(path), assignments)
+    return caught.value
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_all_errors_of_a_file_are_told_with_their_lines(tmp_path: Path) -> None:
+    path = written(tmp_path, MANY)
+    error = refused(path)
+    assert str(error).splitlines() == [f"{path}:{line}: {text}" for line, text in TOLD]
+    assert [each.line for each in error.violations] == [line for line, _ in TOLD]
+
+
+def test_parts_that_do_not_fit_together_are_all_told_before_anything_is_run(tmp_path: Path) -> None:
+    told = [(each.line, str(each)) for each in refused(written(tmp_path, MISFITS)).violations]
+    assert [line for line, _ in told] == [line for line, _ in MISFITS_TOLD]
+    for (_, found), (_, expected) in zip(told, MISFITS_TOLD, strict=True):
+        assert found.startswith(expected)
+
+
+def test_a_setting_that_an_arm_takes_over_is_told_once_where_it_stands(tmp_path: Path) -> None:
+    text = MISFITS[: MISFITS.index("arms:")].replace("epochs: 4", "epochs: 4, momentum: 1") + "arms: {a: {}, b: {}}\n"
+    (violation,) = refused(written(tmp_path, text)).violations
+    assert (violation.line, violation.key, violation.value) == (4, "training.momentum", "1")
+
+
+def test_a_broken_setting_of_a_base_is_told_at_the_base(tmp_path: Path) -> None:
+    arms = "arms:\n  base:\n    method: {name: dropout, rate: 2}\n  other: {extends: base, method: {rat: 1}}\n"
+    told = [str(each) for each in refused(written(tmp_path, MISFITS[: MISFITS.index("arms:")] + arms)).violations]
+    assert told == [
+        "arms.base.method.rate: must be less than 1, got 2",
+        "arms.other.method.rat: no such key; did you mean 'rate'?",
+    ]
+
+
+def test_what_is_set_on_the_command_line_has_no_line(tmp_path: Path) -> None:
+    path = written(tmp_path, MISFITS[: MISFITS.index("arms:")] + "arms: {a: {}}\n")
+    error = refused(path, "training.epochs=0", "seed=-1")
+    assert str(error).splitlines() == [
+        f"{path}: seed: must be greater than or equal to 0, got -1",
+        f"{path}: training.epochs: must be greater than or equal to 1, got 0",
+    ]
+
+
+def test_a_document_of_many_wrong_keys_is_refused_quickly_and_briefly() -> None:
+    document = {"schema_version": 2, **{f"key{number}": number for number in range(5_000)}}
+    with pytest.raises(StudyError) as caught:
+        resolve_document(document, source="study")
+    assert len(caught.value.violations) == MOST_VIOLATIONS
+
+
+def test_a_relative_folder_is_meant_from_the_study_file(tmp_path: Path) -> None:
+    text = MISFITS[: MISFITS.index("arms:")] + "data: {name: imagefolder, folder: pictures/x}\narms: {a: {}}\n"
+    path = written(tmp_path, text)
+    assert read_document(path)["data"]["folder"] == str(tmp_path / "pictures" / "x")
+    study, _ = read_resolved(str(path))
+    assert study.data.folder == str(tmp_path / "pictures" / "x")
+    study, _ = read_resolved(str(path), ["data.folder=pictures"])
+    assert study.data.folder == str(Path("pictures").absolute())
+
+
+def test_a_relative_folder_of_a_document_without_a_file_is_refused_with_a_remedy() -> None:
+    document: dict[str, Any] = {
+        "schema_version": 2,
+        "name": "x",
+        "budget": {"trainings": 9},
+        "data": {"name": "imagefolder", "folder": "pictures"},
+        "arms": {"a": {}},
+    }
+    with pytest.raises(
+        StudyError, match=r"data\.folder: must be an absolute path.*got 'pictures'; give the whole path"
+    ):
+        parse(document, source="study")
