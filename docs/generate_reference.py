@@ -7,11 +7,9 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import typer
 from pydantic import BaseModel
@@ -20,7 +18,9 @@ from typer.testing import CliRunner
 from nas_blockout.backbones import BACKBONES
 from nas_blockout.data import DataSettings
 from nas_blockout.experiment import DERIVATIONS
-from nas_blockout.methods import METHODS
+from nas_blockout.methods import METHODS, Preset
+from nas_blockout.serialization import to_json
+from nas_blockout.settings_fields import Range
 from nas_blockout.train import TrainingSettings
 from search_spaces import SPACES
 from services import api, settings
@@ -28,8 +28,8 @@ from services.api import schemas as api_models
 from services.budget.limits import WORDS, limits
 from services.cli import main as cli
 from services.renamed_keys import RENAMED, RENAMED_VALUES
+from services.study_config import resolution, search_options, settings_models, yaml_reader
 from services.study_config import schema as study_file
-from services.study_config import search_options
 
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = "<!-- Written by docs/generate_reference.py from the code: do not edit; run `make docs`. -->\n"
@@ -78,50 +78,55 @@ def markdown(docstring: str | None) -> str:
     return "\n".join(prose).strip().replace("``", "`")
 
 
-def described(docstring: str | None) -> dict[str, str]:
-    """Descriptions by name from the `Args:` of a docstring in Google's form."""
-    section = re.search(r"^Args:\n(.*?)(?=\n\s*\n|\Z)", inspect.cleandoc(docstring or ""), re.DOTALL | re.MULTILINE)
-    entries = re.split(r"^ {4}(\w+): ", section.group(1), flags=re.MULTILINE)[1:] if section else []
-    pairs = zip(entries[::2], entries[1::2], strict=True)
-    return {name: re.sub(r"\s+", " ", text).strip().replace("``", "`") for name, text in pairs}
-
-
-def type_name(hint: Any) -> str:
-    """A type as the writer of a study file meets it."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return type_name(parts[0])
-    if origin is Literal:
-        return " or ".join(map(_yaml, parts))
-    if origin in (Union, UnionType):
-        return " or ".join(map(type_name, parts))
-    if origin in (list, tuple):
-        return f"list of {type_name(parts[0])}"
-    words = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path", type(None): "null"}
-    return words.get(hint, "mapping")
-
-
-def dataclass_table(kind: type) -> str:
-    """The settings of a frozen dataclass: name, type, default, and what its docstring says of it."""
-    hints = get_type_hints(kind)
-    words = {name: text for each in reversed(kind.__mro__[:-1]) for name, text in described(each.__doc__).items()}
-    if missing := [item.name for item in fields(kind) if item.name not in words]:
-        raise ValueError(f"the docstring of {kind.__name__} must describe every setting under Args: {missing} are not")
+def schema_table(schema: dict[str, Any], *, first: Iterable[str] = ()) -> str:
+    """The keys of an object in a JSON Schema: name, type, range, default, description; some of them first."""
+    properties, required, own = schema.get("properties", {}), schema.get("required", ()), set(first)
     rows = []
-    for item in fields(kind):
-        default = "required" if item.default is MISSING else f"`{_yaml(item.default)}`"
-        rows.append((f"`{item.name}`", type_name(hints[item.name]), default, words[item.name]))
-    return table(("setting", "type", "default", "is"), rows) if rows else "It has no settings.\n"
+    for name in sorted(properties, key=lambda name: bool(own) and name not in own):
+        key = properties[name]
+        default = "required" if name in required else f"`{_yaml(key.get('default', {}))}`"
+        rows.append((f"`{name}`", _type(key), _range(key), default, key.get("description", "")))
+    return table(("key", "type", "range", "default", "is"), rows) if rows else "It has no settings.\n"
 
 
 def model_table(model: type[BaseModel]) -> str:
-    """The keys of a pydantic model: name, type, default, description."""
-    rows = []
-    for name in sorted(model.model_fields, key=lambda name: name not in model.__annotations__):  # inherited keys last
-        field = model.model_fields[name]
-        default = "required" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
-        rows.append((f"`{name}`", type_name(field.annotation), default, field.description or ""))
-    return table(("key", "type", "default", "is"), rows)
+    """The keys of a pydantic model, inherited ones last."""
+    return schema_table(_with_defaults(model), first=model.__annotations__)
+
+
+def _with_defaults(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema of a model with what it leaves out: defaults that are made by a function, and repetitions."""
+    schema = model.model_json_schema()
+    for name, field in model.model_fields.items():
+        schema["properties"][name].setdefault("description", field.description)
+        if not field.is_required() and "default" not in schema["properties"][name]:
+            schema["properties"][name]["default"] = field.get_default(call_default_factory=True)
+    return schema
+
+
+def _type(key: dict[str, Any]) -> str:
+    """The type of a key as the writer of a study file meets it."""
+    if "anyOf" in key or "oneOf" in key:
+        return " or ".join(dict.fromkeys(_type(each) for each in key.get("anyOf", key.get("oneOf"))))
+    if "enum" in key or "const" in key:
+        return " or ".join(_yaml(each) for each in key.get("enum", [key.get("const")]))
+    if key.get("type") == "array":
+        return f"list of {_type(key['items'])}"
+    words = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
+    return words.get(key.get("type", ""), "mapping")
+
+
+def _range(key: dict[str, Any]) -> str:
+    """The range of a number, or of each number of a list."""
+    if "anyOf" in key:
+        return " or ".join(filter(None, map(_range, key["anyOf"])))
+    if key.get("type") == "array":
+        items = _range(key["items"])
+        least = f"{key['minItems']} or more" if "minItems" in key else ""
+        return ", ".join(filter(None, (least, f"each {items}" if items else "")))
+    limits = (key.get(name) for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"))
+    ge, gt, le, lt = limits
+    return "" if {ge, gt, le, lt} == {None} else str(Range(ge=ge, gt=gt, le=le, lt=lt))
 
 
 def _yaml(value: Any) -> str:
@@ -138,8 +143,17 @@ def study_file_page() -> str:
     """The keys of a study file and the settings below them."""
     parts = [
         "# Study file\n",
-        "YAML. A key that is not listed here is refused, with the nearest one that exists. "
-        "`nas-blockout validate <study>` prints a study with every default filled in.\n",
+        "A study is a YAML file. Keys that are not listed here are errors. All errors of a file are reported at once, "
+        "with line, key, value, rule and the nearest known key. `nas-blockout validate STUDY` prints a study with all "
+        "defaults filled in.\n",
+        "Editors complete and check all keys with [study-file.schema.json](study-file.schema.json), which "
+        "`nas-blockout validate --schema` also prints: start the file with the comment "
+        "`# yaml-language-server: $schema=study-file.schema.json`.\n",
+        "The sections of an arm are partial. What an arm leaves out comes from the arm in `extends`, then from the "
+        "study, then from the preset of its method, then from the defaults below. A relative `data.folder` is relative "
+        "to the study file.\n",
+        "Files of version 1 still work. `nas-blockout validate --upgrade FILE` prints one in version 2 and keeps its "
+        "comments; `--write` replaces the file.\n",
     ]
     parts += [f"## Top level\n\n{model_table(study_file.StudyConfig)}"]
     for key, model in (
@@ -155,17 +169,39 @@ def study_file_page() -> str:
     ):
         parts.append(f"## `{key}`\n\n{model_table(model)}")
     parts += [settings_section("data", DataSettings), settings_section("training", TrainingSettings)]
-    parts += [
-        settings_section(f"backbone: {{name: {name}}}", backbone.settings) for name, backbone in BACKBONES.items()
-    ]
-    parts += [settings_section(f"method: {{name: {name}}}", method.settings) for name, method in METHODS.items()]
+    parts += [settings_section("backbone", backbone.settings, name) for name, backbone in BACKBONES.items()]
+    parts += [settings_section("method", method.settings, name) for name, method in METHODS.items()]
     parts += [settings_section(name, settings) for name, settings in DERIVATIONS.items()]
     return "\n".join(parts)
 
 
-def settings_section(title: str, kind: type) -> str:
-    """A section for one dataclass of settings."""
-    return f"## `{title}`\n\n{markdown(kind.__doc__)}\n\n{dataclass_table(kind)}"
+def settings_section(section: str, kind: type, name: str | None = None) -> str:
+    """A section for the settings of one dataclass; of a method or a backbone with its name, and with its presets."""
+    title = section if name is None else f"{section}: {{name: {name}}}"
+    keys = schema_table(settings_models.model(section, name).model_json_schema())
+    presets = METHODS[name].presets if section == "method" and name is not None else {}
+    return "\n\n".join(filter(None, (f"## `{title}`", markdown(kind.__doc__), keys + preset_table(presets))))
+
+
+def preset_table(presets: Mapping[str, Preset]) -> str:
+    """The values in which the presets of a method differ."""
+    if not presets:
+        return ""
+    values = {
+        name: {
+            **to_json(preset.settings),
+            **{f"backbone.{key}": value for key, value in preset.backbone.items()},
+            **{f"distillation.{key}": value for key, value in preset.distillation.items()},
+        }
+        for name, preset in presets.items()
+    }
+    keys = list(dict.fromkeys(key for each in values.values() for key in each))
+    rows = [
+        (f"`{key}`", *(f"`{_yaml(each[key])}`" if key in each else "as it is" for each in values.values()))
+        for key in keys
+        if len({_yaml(each.get(key)) for each in values.values()}) > 1
+    ]
+    return "\n" + table(("default under the preset", *(f"`{name}`" for name in presets)), rows)
 
 
 def spaces_page() -> str:
@@ -177,8 +213,8 @@ def spaces_page() -> str:
 def studies_page() -> str:
     """The bundled studies with their questions, budgets and arms."""
     parts = ["# Bundled studies\n\nRun one with `nas-blockout run <name>`; copy one to write your own.\n"]
-    for name, path in study_file.bundled().items():
-        config = study_file.read(path)
+    for name, path in yaml_reader.bundled().items():
+        config = resolution.read(path)
         budget = ", ".join(f"{limit:,g} {WORDS[unit]}" for unit, limit in limits(config.budget).items())
         limited = f"Data: `{config.data['name']}`. Budget: {budget} an arm. "
         seeds = f"Retraining seeds: {', '.join(map(str, config.retrain.seeds))}."
@@ -315,7 +351,8 @@ PAGES: dict[str, Callable[[], str]] = {
 
 def fresh() -> dict[str, str]:
     """All pages as the code says they must be, by name."""
-    return {name: GENERATED + page() for name, page in PAGES.items()}
+    pages = {name: GENERATED + page() for name, page in PAGES.items()}
+    return {**pages, "study-file.schema.json": json.dumps(study_file.json_schema(), indent=1) + "\n"}
 
 
 def stale(folder: Path = REFERENCE) -> list[str]:

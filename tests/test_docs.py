@@ -5,13 +5,14 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field, TypeAdapter
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -58,31 +59,25 @@ def test_a_stale_or_missing_page_is_found(tmp_path: Path) -> None:
     assert sorted(generator().stale(tmp_path)) == ["cli.md", "spaces.md"]
 
 
-def test_types_are_named_for_a_writer_of_yaml() -> None:
-    name = generator().type_name
-    assert name(int | None) == "integer or null"
-    assert name(tuple[float, ...]) == "list of number"
-    assert name(Literal["sgd", "adamw"]) == "sgd or adamw"
-    assert name(Annotated[str, "pattern"]) == "text"
-    assert name(dict[str, int]) == "mapping"
-
-
-def test_a_setting_without_a_description_is_refused() -> None:
-    @dataclass(frozen=True)
-    class Settings:
-        """Settings.
-
-        Args:
-            rate: How often,
-                over two lines.
-        """
-
-        rate: float = 0.5
-        seed: int = 0
-
-    assert generator().described(Settings.__doc__) == {"rate": "How often, over two lines."}
-    with pytest.raises(ValueError, match=r"Settings must describe every setting under Args: \['seed'\]"):
-        generator().dataclass_table(Settings)
+@pytest.mark.parametrize(
+    ("hint", "kind", "limits"),
+    [
+        (int | None, "integer or null", ""),
+        (list[float], "list of number", ""),
+        (Literal["sgd", "adamw"], "sgd or adamw", ""),
+        (Annotated[str, "a note"], "text", ""),
+        (dict[str, int], "mapping", ""),
+        (Annotated[float, Field(ge=0, lt=1)] | None, "number or null", "in [0, 1)"),
+        (
+            Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)],
+            "list of integer",
+            "1 or more, each above 0",
+        ),
+    ],
+)
+def test_types_and_ranges_are_named_for_a_writer_of_yaml(hint: Any, kind: str, limits: str) -> None:
+    schema = TypeAdapter(hint).json_schema()
+    assert (generator()._type(schema), generator()._range(schema)) == (kind, limits)
 
 
 def test_bars_and_line_breaks_do_not_break_a_table() -> None:

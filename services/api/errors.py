@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from services.api.schemas import ErrorDocument, Problem
+from services.api.schemas import BrokenRule, ErrorDocument, Problem
 from services.files.remote import ArtifactError
 from services.store import NotFound, QuotaExceeded, StateError, StoreError, StoreUnreachable, StudyConflict
 from services.study_config.errors import StudyError, StudyNotFound
@@ -37,6 +37,7 @@ class RequestError(Exception):
         value: The offending value.
         remedy: What to do.
         headers: Additional response headers.
+        errors: Every rule that a study breaks.
     """
 
     def __init__(
@@ -49,11 +50,14 @@ class RequestError(Exception):
         value: object = None,
         remedy: str | None = None,
         headers: Mapping[str, str] | None = None,
+        errors: Sequence[BrokenRule] = (),
     ) -> None:
         super().__init__(message)
         self.status, self.headers = status, dict(headers or {})
         shown = None if value is None else short(value)
-        self.problem = Problem(code=code, message=plain(message), key=key, value=shown, remedy=remedy)
+        self.problem = Problem(
+            code=code, message=plain(message), key=key, value=shown, remedy=remedy, errors=list(errors)
+        )
 
 
 def short(value: object) -> str:
@@ -73,9 +77,28 @@ def not_found(what: str) -> RequestError:
 
 
 def of_study(error: StudyError) -> RequestError:
-    """Return the error for an invalid study, with the key, value and suggestion that its message contains."""
-    text = str(error).removeprefix(f"{SOURCE}: ")
-    keyed = _KEYED.match(str(error)) if not text.startswith("no valid YAML") else None
+    """Return the error for an invalid study: the first broken rule with its key, value and remedy, and all of them."""
+    if not error.violations:
+        return _of_text(str(error))
+    broken = [
+        BrokenRule(
+            message=plain(str(violation)),
+            key=plain(violation.key) or None,
+            value=None if violation.value is None else short(violation.value),
+            remedy=None if violation.remedy is None else plain(violation.remedy),
+        )
+        for violation in error.violations
+    ]
+    first = broken[0]
+    return RequestError(
+        422, "invalid_study", first.message, key=first.key, value=first.value, remedy=first.remedy, errors=broken
+    )
+
+
+def _of_text(message: str) -> RequestError:
+    """Return the error for a study that cannot be read, or for a change to it, with the key that its message names."""
+    text = message.removeprefix(f"{SOURCE}: ")
+    keyed = _KEYED.match(text) if not text.startswith("no valid YAML") else None
     found = _FOUND.search(text)
     _, near, remedy = text.rpartition("; ")
     return RequestError(

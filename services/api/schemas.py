@@ -34,18 +34,29 @@ _ARM = {
 }
 
 
-_PROBLEM = {
-    "code": "invalid_study",
-    "message": "arms.blockout.method.clusters: must lie in [1, 64], got 0",
+_BROKEN_RULE = {
+    "message": "arms.blockout.method.clusters: must be greater than or equal to 1, got 0",
     "key": "arms.blockout.method.clusters",
     "value": "0",
     "remedy": None,
 }
+_PROBLEM = {"code": "invalid_study", **_BROKEN_RULE, "errors": [_BROKEN_RULE]}
 _FILE = {"name": "model.onnx", "sha256": "9f86d081", "url": "/v1/studies/quickstart/models/blockout/model.onnx"}
 
 
 def _example(document: dict[str, Any]) -> ConfigDict:
     return ConfigDict(frozen=True, json_schema_extra={"examples": [document]})
+
+
+class BrokenRule(BaseModel):
+    """One rule that a study breaks."""
+
+    model_config = _example(_BROKEN_RULE)
+
+    message: str = Field(description="The rule, the value that breaks it, and what to do, for people.")
+    key: str | None = Field(None, description="Key of the study file.")
+    value: str | None = Field(None, description="The value found, as text and shortened, if there is one.")
+    remedy: str | None = Field(None, description="What to do, if that is known.")
 
 
 class Problem(BaseModel):
@@ -58,6 +69,7 @@ class Problem(BaseModel):
     key: str | None = Field(None, description="Key, parameter or header concerned, or null.")
     value: str | None = Field(None, description="The offending value as text, shortened, or null.")
     remedy: str | None = Field(None, description="What to do, or null.")
+    errors: list[BrokenRule] = Field([], description="All rules that a study breaks, the first one included.")
 
 
 class ErrorDocument(BaseModel):

@@ -35,7 +35,7 @@ from services.execution.extension import additions
 from services.store import NotFound, QueueRow
 from services.store.checked_values import MAX_INTEGER
 from services.study_config.overrides import assigned
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study, parse_resolved
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -109,7 +109,7 @@ def checked(document: Mapping[str, Any]) -> Study:
         RequestError: It names a folder, through which a client could read files of the cluster.
         StudyError: It is invalid.
     """
-    study = resolve(parse(document, source=SOURCE), source=SOURCE)
+    study = resolve_document(document, source=SOURCE)
     if study.data.folder is not None:
         raise RequestError(
             422,

@@ -41,9 +41,12 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services.finalize import mlflow_runs as mlflow_runs
     from services.finalize import trial_table as trial_table
     from services.store import schema_version as schema_version
+    from services.study_config import errors as errors
     from services.study_config import overrides as overrides
     from services.study_config import resolution as resolution
     from services.study_config import resolved_study as resolved_study
+    from services.study_config import schema as schema
+    from services.study_config import upgrade as upgrade
     from services.study_config import validation as validation
     from services.study_config import yaml_reader as yaml_reader
 
@@ -80,7 +83,9 @@ MODULES = {
     "trial_table": "services.finalize.trial_table",
     "schema_version": "services.store.schema_version",
     "overrides": "services.study_config.overrides",
-    "study_errors": "services.study_config.errors",
+    "errors": "services.study_config.errors",
+    "schema": "services.study_config.schema",
+    "upgrade": "services.study_config.upgrade",
     "resolution": "services.study_config.resolution",
     "resolved_study": "services.study_config.resolved_study",
     "yaml_reader": "services.study_config.yaml_reader",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nas_blockout import __version__
-from services.cli import data, models, service, show, studies, submit
+from services.cli import data, models, service, show, studies, submit, validate
 from services.cli import lazy_modules as lazy
 from services.cli.console import (
     FAILED,
@@ -25,7 +25,6 @@ from services.cli.console import (
     JsonOption,
     SetOption,
     StoredArgument,
-    StudyArgument,
     error_console,
     fail,
     installation,
@@ -108,21 +107,6 @@ def run(
     if finished.failed:
         log(f"{finished.failed} trials failed; for the reasons run: nas-blockout show {resolved.name} --failed")
         raise typer.Exit(SOME_FAILED)
-
-
-@app.command(epilog="Example: nas-blockout validate my-study.yaml --set retrain.seeds=[0,1,2]")
-def validate(study: StudyArgument, as_json: JsonOption = False, assignments: SetOption = None) -> None:
-    """Check a study and print it with every setting resolved. Nothing is written."""
-    settings = installation()
-    resolved, source = _resolve(study, assignments=assignments)
-    splits = lazy.data.load(resolved.data, root=settings.data)
-    lazy.validation.check_against_data(resolved, splits, source=source)
-    document = resolved.to_json()
-    if as_json:
-        print_json(document)
-    else:
-        print_line(lazy.yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True).rstrip())
-        log(f"{source}: valid, configuration {resolved.hash}")
 
 
 @app.command("list", epilog="Example: nas-blockout list --limit 10")
@@ -234,6 +218,7 @@ def doctor(
         raise typer.Exit(UNREACHABLE if failed & SERVICES else FAILED)
 
 
+app.command(epilog="Example: nas-blockout validate my-study.yaml --set retrain.seeds=[0,1,2]")(validate.validate)
 app.command(epilog="Example: nas-blockout show quickstart --failed")(show.show)
 app.command(epilog="Example: nas-blockout predict runs/quickstart/models/blockout digit.png --top 1")(models.predict)
 app.command(epilog="Example: nas-blockout submit quickstart --address http://127.0.0.1:8265")(submit.submit)
@@ -270,17 +255,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise
     except Exception as error:  # noqa: BLE001  # the last resort: no user sees a traceback
         code = exit_code(error)
-        text = " ".join(str(error).split())
-        log(f"error: {text}" if code is not None else f"error: {type(error).__name__}: {text}")
+        kind = "" if code is not None else f"{type(error).__name__}: "
+        for text in str(error).splitlines() if code == USAGE else [str(error)]:  # a study tells all its errors
+            log(f"error: {kind}{' '.join(text.split())}")
         sys.exit(FAILED if code is None else code)
 
 
 def exit_code(error: Exception) -> int | None:
     """Return the exit code of a known error, or None for any other."""
-    store, data, schema = lazy.store, lazy.data, lazy.schema
+    store, data, study_errors = lazy.store, lazy.data, lazy.errors
     codes: Mapping[int, tuple[type[Exception], ...]] = {
-        USAGE: (schema.StudyError, store.StudyConflict, SettingsError, data.DataUnsuitable),
-        NOT_FOUND: (schema.StudyNotFound, store.NotFound, data.DataMissing),
+        USAGE: (study_errors.StudyError, store.StudyConflict, SettingsError, data.DataUnsuitable),
+        NOT_FOUND: (study_errors.StudyNotFound, store.NotFound, data.DataMissing),
         UNREACHABLE: (
             lazy.remote.ArtifactError,
             lazy.cluster.ClusterError,

@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
+from services.study_config.resolution import parse, resolve
+
 NEVER = 600.0
 
 
@@ -62,9 +64,14 @@ def test_other_contents_under_a_name_are_refused(ann, study, told):
     ("changes", "key", "value", "says"),
     [
         ({"budgte": 3}, "budgte", None, "no such key; did you mean 'budget'?"),
-        ({"schema_version": None}, "schema_version", "None", "Input should be 2"),
-        ({"training": {"epochs": 0}}, "arms.dense.epochs", "0", "epochs"),
-        ({"arms": {"dense": {"method": {"name": "dropuot"}}}}, None, None, "did you mean 'dropout'?"),
+        ({"schema_version": None}, "schema_version", "None", "must be 2"),
+        ({"training": {"epochs": 0}}, "training.epochs", "0", "greater than or equal to 1"),
+        (
+            {"arms": {"dense": {"method": {"name": "dropuot"}}}},
+            "arms.dense.method.name",
+            "'dropuot'",
+            "did you mean 'dropout'?",
+        ),
         ({"name": "Ünïcode"}, "name", "'Ünïcode'", "should match pattern"),
         ({"name": "../../etc/passwd"}, "name", "'../../etc/passwd'", "should match pattern"),
         ({"data": {"name": "imagefolder", "folder": "/etc"}}, "data.folder", "/etc", "must be omitted"),
@@ -76,9 +83,28 @@ def test_a_study_that_breaks_a_rule_is_refused_with_key_value_and_rule(
 ):
     found = told(ann.post("/v1/studies", json={**study, **changes}), 422, "invalid_study")
     assert says in found["message"]
-    if key is not None:
-        assert (found["key"], found["value"]) == (key, value) or key.startswith("arms.")
+    assert (found["key"], found["value"]) == (key, value)
     assert store.queue() == ()
+
+
+def test_all_broken_rules_are_listed_beside_the_first(ann, study, store, told):
+    broken = {**study, "seed": -1, "workers": {"at_once": 2}, "arms": {"dense": {"method": {"name": "dropuot"}}}}
+    found = told(ann.post("/v1/studies", json=broken), 422, "invalid_study")
+    assert [each["key"] for each in found["errors"]] == ["seed", "workers.at_once", "arms.dense.method.name"]
+    assert found["errors"][1]["remedy"] == "version 2 calls it 'max_concurrent_trials'"
+    assert {key: found[key] for key in found["errors"][0]} == found["errors"][0]
+    assert store.queue() == ()
+
+
+def test_a_resolved_study_is_refused_here(ann, study, told):
+    resolved = resolve(parse(study, source="x"), source="x").to_json()
+    told(ann.post("/v1/studies", json=resolved), 422, "invalid_study")
+
+
+def test_a_relative_folder_is_refused_with_a_remedy(ann, study, told):
+    sent = {**study, "data": {"name": "imagefolder", "folder": "pictures"}}
+    found = told(ann.post("/v1/studies", json=sent), 422, "invalid_study")
+    assert (found["key"], found["value"], found["remedy"]) == ("data.folder", "'pictures'", "give the whole path")
 
 
 def test_a_near_match_is_the_remedy(ann, study, told):

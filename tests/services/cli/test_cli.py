@@ -30,6 +30,7 @@ STUDY: dict[str, Any] = {
     "arms": {"dense": {}, "dropout": {"method": {"name": "dropout"}}},
 }
 EXPERIMENT = {"method": {"name": "none"}, "training": {"learning_rate": 0.1}}
+VERSION_1 = Path(__file__).parents[2] / "fixtures" / "version_1" / "studies"
 HOSTILE = "diverged [/red] [bold]\x1b[31m"
 
 
@@ -187,7 +188,7 @@ def test_run_alone_lists_the_studies(call: Call, home: Path) -> None:
         ({"data": {"name": "digitz"}}, ("data", "digitz", "digits")),
         ({"arms": {"dense": {"method": {"name": "dropot"}}}}, ("arms.dense", "'dropot'", "dropout")),
         ({"arms": {"dense": {"match": {"arm": "thick"}}}}, ("arms.dense.match.arm", "'thick'")),
-        ({"budget": {"sample_passes": 299}}, ("budget.sample_passes=299", "300")),
+        ({"budget": {"sample_passes": 299}}, ("budget.sample_passes", "got 299", "300")),
         (
             {"arms": {"blockout": {"method": {"name": "blockout", "clusters": 9, "masked": "all"}}}},
             ("arms.blockout", "clusters", "9"),
@@ -201,11 +202,65 @@ def test_bad_studies_end_with_2_one_line_and_nothing_written(
     ended = call(command, path)
     assert ended.code == 2, ended.err
     assert ended.out == ""
-    assert ended.err.startswith(f"error: {path}: ")
+    assert ended.err.startswith(f"error: {path}:")
     assert ended.err.count("\n") == 1
     for part in parts:
         assert part in ended.err
     assert contents(home) == []
+
+
+def test_all_errors_of_a_file_are_told_each_on_a_line_of_its_own(call: Call, home: Path) -> None:
+    path = write(home, seed=-1, workers={"at_once": 2})
+    ended = call("validate", path)
+    assert (ended.code, ended.out, contents(home)) == (2, "", [])
+    line = {text.partition(":")[0].strip(): number for number, text in enumerate(path.read_text().splitlines(), 1)}
+    assert sorted(ended.err.splitlines()) == [
+        f"error: {path}:{line['seed']}: seed: must be greater than or equal to 0, got -1",
+        f"error: {path}:{line['at_once']}: workers.at_once: no such key; version 2 calls it 'max_concurrent_trials'",
+    ]
+
+
+def test_a_value_that_only_the_data_refuses_is_told_with_its_line(call: Call, home: Path) -> None:
+    path = write(home, budget={"sample_passes": 299})
+    (number,) = [n for n, text in enumerate(path.read_text().splitlines(), 1) if "sample_passes" in text]
+    assert call("validate", path).err.startswith(f"error: {path}:{number}: budget.sample_passes: must be at least 300")
+
+
+def test_a_file_of_version_1_is_printed_or_written_in_version_2_with_its_comments(call: Call, home: Path) -> None:
+    path = home.parent / "old.yaml"
+    old = (VERSION_1 / "quickstart.yaml").read_text()
+    path.write_text(old)
+    ended = call("validate", path, "--upgrade")
+    assert (ended.code, path.read_text()) == (0, old)
+    assert "upgraded to version 2" in ended.err
+    assert "max_concurrent_trials: 2" in ended.out
+    assert call("validate", path, "--upgrade", "--write").code == 0
+    assert path.read_text() == ended.out
+    assert "# few enough that the arms can differ" in path.read_text()
+    again = call("validate", path, "--upgrade", "--write")
+    assert (again.code, path.read_text()) == (0, ended.out)
+    assert "is in version 2" in again.err
+    assert contents(home) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("quickstart", "--write"),
+        ("quickstart", "--upgrade", "--json"),
+        (),
+        ("quickstart", "--upgrade", "--write", "--set", "seed=1"),
+    ],
+)
+def test_options_of_validate_that_do_not_go_together_are_wrong_usage(call: Call, arguments: tuple[str, ...]) -> None:
+    ended = call("validate", *arguments)
+    assert (ended.code, ended.out) == (2, "")
+
+
+def test_validate_prints_the_json_schema_for_editors(call: Call, home: Path) -> None:
+    ended = call("validate", "--schema")
+    assert (ended.code, contents(home)) == (0, [])
+    assert ended.json["$defs"]["DropoutSettings"]["properties"]["rate"]["exclusiveMaximum"] == 1
 
 
 def test_a_name_that_stands_twice_is_refused(call: Call, home: Path) -> None:

@@ -97,7 +97,7 @@ def test_an_estimate_of_a_study_that_cannot_run_is_one_error(call: Call, home: P
     path.write_text(yaml.safe_dump({**STUDY, "budget": {"sample_passes": 10}}))
     ended = call("estimate", path)
     assert (ended.code, ended.out) == (2, "")
-    assert "budget.sample_passes=10" in ended.err
+    assert "budget.sample_passes: must be at least 300" in ended.err
 
 
 @pytest.mark.usefixtures("recorded")

@@ -1,0 +1,67 @@
+"""`nas-blockout validate`: check a study file, print it resolved or in the newest version, or print its JSON Schema."""
+
+from typing import Annotated
+
+import typer
+
+from nas_blockout.atomic_files import write_text
+from services.cli import lazy_modules as lazy
+from services.cli.console import USAGE, JsonOption, SetOption, fail, installation, log, print_json, print_line
+
+StudyArgument = Annotated[str | None, typer.Argument(help="A bundled study by name, or the path of a YAML file.")]
+UpgradeOption = Annotated[bool, typer.Option("--upgrade", help="Print the file in the newest version, with comments.")]
+WriteOption = Annotated[bool, typer.Option("--write", help="With --upgrade: write the file instead of printing it.")]
+SchemaOption = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of study files, for editors.")]
+
+
+def validate(
+    study: StudyArgument = None,
+    as_json: JsonOption = False,
+    assignments: SetOption = None,
+    upgrade: UpgradeOption = False,
+    write: WriteOption = False,
+    schema: SchemaOption = False,
+) -> None:
+    """Check a study and print it with every setting resolved. Nothing is written without --write.
+
+    All errors of a file are reported at once, each with its line.
+    """
+    if schema:
+        print_json(lazy.schema.json_schema())
+    elif study is None:
+        fail(USAGE, "give the study to validate: a bundled study by name, or the path of a YAML file")
+    elif upgrade:
+        if assignments or as_json:
+            fail(USAGE, "--upgrade rewrites the file as it is: give it neither --set nor --json")
+        _upgrade(study, write=write)
+    elif write:
+        fail(USAGE, "--write belongs to --upgrade")
+    else:
+        _validate(study, as_json=as_json, assignments=assignments or [])
+
+
+def _validate(study: str, *, as_json: bool, assignments: list[str]) -> None:
+    resolved, source = lazy.overrides.read_resolved(study, assignments)
+    lines = None if assignments else lazy.yaml_reader.read_with_lines(lazy.yaml_reader.find(study))[1]
+    splits = lazy.data.load(resolved.data, root=installation().data)
+    lazy.validation.check_against_data(resolved, splits, source=source, lines=lines)
+    document = resolved.to_json()
+    if as_json:
+        print_json(document)
+    else:
+        print_line(lazy.yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True).rstrip())
+        log(f"{source}: valid, configuration {resolved.hash}")
+
+
+def _upgrade(study: str, *, write: bool) -> None:
+    path = lazy.yaml_reader.find(study)
+    before = lazy.overrides.read_resolved(study)[0]
+    text = lazy.yaml_reader.read_text(path)
+    upgraded = lazy.upgrade.upgraded_text(text, source=str(path))
+    if not write:
+        print_line(upgraded.rstrip("\n"))
+    elif path in lazy.yaml_reader.bundled().values():
+        fail(USAGE, f"{path} comes with the package: copy it, or leave out --write to print it")
+    elif upgraded != text:
+        write_text(path, upgraded)
+    log(f"{path}: {'is in version 2' if upgraded == text else 'upgraded to version 2'}, configuration {before.hash}")
