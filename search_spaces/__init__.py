@@ -9,7 +9,7 @@ from search_spaces.confusion import confusion
 from search_spaces.grid import MOST_POINTS, Point, grid
 from search_spaces.regularizers import light_regularizers, regularizers
 from search_spaces.training import training
-from search_spaces.trial import Context, Recorded, Space, Trial, compose, require_fit
+from search_spaces.trial import Context, Recorded, Space, TooFew, Trial, compose, require_fit
 
 SPACES: Mapping[str, Space] = MappingProxyType(
     {
@@ -23,4 +23,16 @@ SPACES: Mapping[str, Space] = MappingProxyType(
     }
 )
 
-__all__ = ["MOST_POINTS", "SPACES", "Context", "Point", "Recorded", "Space", "Trial", "compose", "grid", "require_fit"]
+__all__ = [
+    "MOST_POINTS",
+    "SPACES",
+    "Context",
+    "Point",
+    "Recorded",
+    "Space",
+    "TooFew",
+    "Trial",
+    "compose",
+    "grid",
+    "require_fit",
+]

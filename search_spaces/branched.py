@@ -12,7 +12,7 @@ from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones import require_stages, stages_of
 from nas_blockout.backbones.branched import Stage
 from nas_blockout.experiment import Experiment
-from search_spaces.trial import Context, Trial
+from search_spaces.trial import Context, TooFew, Trial
 
 _MOST_BRANCHES = 4
 _ASSIGNMENTS = 1_000_000
@@ -46,15 +46,16 @@ def branched(trial: Trial, context: Context) -> Experiment:
     ``branched.shared``, ``branched.assignment``.
 
     Raises:
-        ValueError: The backbone cannot be branched, or there are too few nodes or classes to divide.
+        ValueError: The backbone cannot be branched.
+        TooFew: There are too few nodes or classes to divide.
     """
     require_stages(context.experiment.backbone, "the space 'branched'")
     stages = stages_of(context.experiment.backbone, context.shape, context.classes)
     narrowest = min(stage.width for stage in stages[:-1])
     if narrowest < 8:
-        raise ValueError(f"the space 'branched' needs 8 nodes a layer or more, got {narrowest}")
+        raise TooFew(f"the space 'branched' needs 8 nodes a layer or more, got {narrowest}")
     if context.classes < 4:
-        raise ValueError(f"the space 'branched' needs 4 classes or more, got {context.classes}")
+        raise TooFew(f"the space 'branched' needs 4 classes or more, got {context.classes}")
     most = min(_MOST_BRANCHES, context.classes // 2, narrowest // 4)
     hierarchy = Hierarchy(
         first_split=trial.suggest_int("branched.first_split", 0, len(stages) - 2),

@@ -84,6 +84,10 @@ class Recorded:
         return self.parameters[name]
 
 
+class TooFew(ValueError):
+    """A space needs more nodes or classes than there are, which is judged only once the data is known."""
+
+
 class Extreme:
     """A trial at one end of all ranges, to find out whether spaces fit an arm without a sampler or a store.
 

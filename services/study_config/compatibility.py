@@ -7,7 +7,7 @@ from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.experiment import Experiment, split_epochs
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.dropcluster import DropClusterSettings
-from search_spaces import SPACES, Context, require_fit
+from search_spaces import SPACES, Context, TooFew, require_fit
 from services.study_config.errors import Violation, violation_of
 
 # No data has been read yet: a shape and a number of classes with which nothing fails that could fit any data.
@@ -31,6 +31,8 @@ def incompatibilities(experiment: Experiment, spaces: Sequence[str], *, matched:
             yield violation_of(error, ())
     try:
         require_fit([SPACES[space] for space in spaces], Context(experiment, _ANY_SHAPE, _MANY_CLASSES))
+    except TooFew:
+        pass  # a matter of sizes: `check_against_data` judges them
     except ValueError as error:
         yield violation_of(error, ("space",))
 

@@ -221,6 +221,10 @@ def test_values_that_only_the_data_refuses(tmp_path: Path) -> None:
         StudyError, match=r"s\.yaml: arms\.dense: clusters must lie in 1\.\.nodes, got clusters=9 for nodes=8"
     ):
         check_against_data(study, splits, source="s.yaml")
+    narrow = changed("arms.dense", {"space": ["branched"], "backbone": {"hidden": [6]}})
+    study = resolve(parse(narrow, source="s.yaml"), source="s.yaml")
+    with pytest.raises(StudyError, match="the space 'branched' needs 8 nodes a layer or more, got 6"):
+        check_against_data(study, splits, source="s.yaml")
     poor = resolve(parse(changed("budget.sample_passes", 1100), source="s.yaml"), source="s.yaml")
     with pytest.raises(StudyError, match=r"budget\.sample_passes: must be at least 1200 for arm 'dense', .*got 1100"):
         check_against_data(poor, splits, source="s.yaml")
