@@ -145,18 +145,18 @@ def walked(system: System, client: Client, open_page: Callable[[], Any]) -> Walk
     assert page.get_by_label("Bundled study").locator("option", has_text="quickstart").count() == 1
 
     page.get_by_label("Or your own, as YAML").fill("budgte: 3")
-    page.get_by_role("button", name="Run").click()
+    page.get_by_role("button", name="Submit").click()
     page.get_by_role("alert").get_by_text("did you mean 'budget'?").first.wait_for()
     assert [text for text in said if "status of 422" not in text] == []  # the browser says so of the refused form
     said.clear()
     with no_worker(system):
         page.get_by_label("Or your own, as YAML").fill(yaml.safe_dump({**document, "name": STUDY}, sort_keys=False))
-        page.get_by_role("button", name="Run").click()
+        page.get_by_role("button", name="Submit").click()
         page.get_by_role("heading", name=STUDY, exact=True).wait_for()
         queued = page.locator("#state").inner_text()
         status, answer = client("POST", "/v1/studies", {**document, "name": STUDY})
     page.locator("#state", has_text="running").wait_for()  # by htmx: nothing is loaded again
-    told = page.locator("#said").inner_text()
+    told = page.locator("#announcement").inner_text()
     page.goto(address)
     page.get_by_role("row").filter(has_text=STUDY).get_by_text("running").wait_for()
     ended = page.get_by_role("row").filter(has_text=STUDY).get_by_text("complete")
@@ -226,7 +226,7 @@ def test_all_is_reached_by_the_keyboard(system: System, client: Client, open_pag
         if not page.evaluate("document.activeElement === document.body"):  # past the last the browser's own come
             assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", reached
         page.keyboard.press("Tab")
-    for each in ("Log out", "bundled", "yaml", "name", "Run"):
+    for each in ("Log out", "bundled", "yaml", "name", "Submit"):
         assert each in reached
     assert page.get_by_role("main").count() == page.get_by_role("banner").count() == 1
     assert page.locator("html").get_attribute("lang") == "en"
