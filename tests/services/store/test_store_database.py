@@ -176,6 +176,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password():
 
 
 def test_a_database_that_is_not_there_is_named(postgres):
+    postgres.connect().close()  # waits for a server that has just been started
     with pytest.raises(StoreUnreachable, match='database "nothing" does not exist'):
         Store.open(postgres.url("nothing"))
 
