@@ -90,6 +90,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "analysis": {"budget", "search", "store", "study_config"},
         "report": {"analysis", "budget", "files"},
         "finalize": {"analysis", "budget", "files", "mlflow_sync", "report", "store", "study_config"},
+        "entry_point": {"cli"},
         "dispatch": {"cluster", "store", "study_config"},
         "api": {"budget", "cluster", "execution", "files", "finalize", "store", "study_config"},
         "cli": {"*"},

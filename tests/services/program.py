@@ -16,7 +16,7 @@ import pytest
 
 from services.cli.main import main
 
-COMMAND = (sys.executable, "-c", "from services.cli.entry_point import main; main()")
+COMMAND = (sys.executable, "-c", "from services.entry_point import main; main()")
 SECONDS = 280
 # For tests that run studies in this process: Ray's processes and files, and MLflow's database, are not ours to mend.
 RUNS_HERE = [

@@ -127,7 +127,7 @@ def test_the_key_is_resolved_kept_and_part_of_the_hash() -> None:
     [
         ({"images": 0}, r"robustness.images: must be greater than or equal to 1, got 0"),
         ({"severities": [0, 1]}, r"robustness.severities: must be some of 1, 2, 3, 4, 5 in ascending order, got \[0"),
-        ({"severities": [2, 1]}, r"rising, got \[2, 1\]"),
+        ({"severities": [2, 1]}, r"in ascending order, got \[2, 1\]"),
         ({"severities": []}, r"robustness.severities: list should have at least 1 item"),
         ({"image": 5}, r"robustness.image: no such key; (did you mean|the nearest is|.*)images"),
     ],

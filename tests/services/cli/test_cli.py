@@ -144,7 +144,7 @@ def test_lazy_modules_are_those_that_the_type_checker_sees() -> None:
         parent = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
         imported |= {name.asname: parent + name.name for name in node.names}  # type: ignore[attr-defined]
     assert imported == lazy_modules.MODULES
-    assert lazy_modules.schema.bundled()
+    assert lazy_modules.yaml_reader.bundled()
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         lazy_modules.nothing  # noqa: B018
 

@@ -19,7 +19,7 @@ from services.cluster.jobs import Jobs
 
 TOKEN = "0123456789abcdef" * 4
 ROOT = Path(__file__).resolve().parents[3]
-PROGRAM = f"#!/bin/sh\nexec {sys.executable} -c 'from services.cli.entry_point import main; main()' \"$@\"\n"
+PROGRAM = f"#!/bin/sh\nexec {sys.executable} -c 'from services.entry_point import main; main()' \"$@\"\n"
 RAY = "from ray.scripts.scripts import main; main()"
 PORTS = (
     "port",

@@ -93,7 +93,7 @@ MISFITS_TOLD = [
     (23, "arms.nowhere.backbone.regularized_stages: must be at least 1, or left out"),
     (26, "arms.long-warmup.training.warmup_epochs: must be at most 4, the epochs of the training, got 4.5"),
     (29, "arms.two-stages.training.warmup_epochs: must be at most 2, the epochs of the shorter of its two stages"),
-    (32, "arms.own-branches.space: blockout learns its own architecture"),
+    (32, "arms.own-branches.space: the method blockout learns its own architecture"),
 ]
 
 

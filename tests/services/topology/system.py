@@ -37,7 +37,7 @@ PUBLISHED = ("API_PORT", "MLFLOW_PORT", "RAY_DASHBOARD_PORT")
 MARK = "TOPOLOGY_INSTANCE"
 START_SECONDS = 900.0
 RESTART_SECONDS = 1.0
-_PROGRAM = f'#!/bin/sh\nexec {sys.executable} -c "from services.cli.entry_point import main; main()" "$@"\n'
+_PROGRAM = f'#!/bin/sh\nexec {sys.executable} -c "from services.entry_point import main; main()" "$@"\n'
 _LOOPBACK = "127.0.0.1"
 
 
