@@ -117,7 +117,7 @@ def steps(name: str, device: str) -> dict[str, Callable[[], None]]:
 
     return {
         "dropout": step_of(name="dropout"),
-        "blockout": step_of(name="blockout", clusters=CLUSTERS, masked=masked),
+        "blockout": step_of(name="blockout", preset="paper", clusters=CLUSTERS, masked=masked),
     }
 
 

@@ -165,9 +165,9 @@ def layers(check: Check) -> None:
 
 
 def whole_steps(check: Check, *only: str) -> None:
-    blockout: dict[str, Any] = {"name": "blockout", "clusters": 2 if check.quick else CLUSTERS}
+    blockout: dict[str, Any] = {"name": "blockout", "preset": "paper", "clusters": 2 if check.quick else CLUSTERS}
     methods = {"none": {}, "head": blockout, "all": blockout | {"masked": "all"}}
-    methods |= {f"{name}, charge": methods[name] | {"charge": 1.0} for name in ("head", "all")}
+    methods |= {f"{name}, penalty": methods[name] | {"cost_penalty": 1.0} for name in ("head", "all")}
     nets: dict[str, Any] = {"resnet 18": ResNetSettings(18), "inception": InceptionSettings(hidden=(4096, 4096))}
 
     def make(net: str, form: str, splits: Any, batch: int, method: dict[str, Any]) -> Call:
@@ -178,7 +178,7 @@ def whole_steps(check: Check, *only: str) -> None:
             continue
         torch.compiler.reset()
         names = [n for n in only[1:] or methods if not (net == "inception" and "all" in n)]
-        names = [n for n in names if form != COMPILED or "charge" not in n]
+        names = [n for n in names if form != COMPILED or "penalty" not in n]
         splits = synthetic(SHAPE, 2 * batch, check.device)
         made = {name: partial(make, net, form, splits, batch, methods[name]) for name in names}
         check.compare(
@@ -360,7 +360,7 @@ def paper(check: Check) -> None:
     images = [(x[:, None] if x.dim() == 3 else x).float() for x in arrays[::2]]
     mean, scale = images[0].mean((0, 2, 3), keepdim=True), images[0].std((0, 2, 3), keepdim=True)
     train, held = (Part((x - mean) / scale, y.long()) for x, y in zip(images, arrays[1::2], strict=True))
-    blockout = {"name": "blockout", "clusters": 2 if check.quick else CLUSTERS}
+    blockout = {"name": "blockout", "preset": "paper", "clusters": 2 if check.quick else CLUSTERS}
     arms: dict[str, Any] = {"none": {}, "FC 512 x 2": {}, "FC + dropout .3": {"name": "dropout", "rate": 0.3}}
     arms |= {mode: blockout | {"mode": mode} for mode in ("soft-learned", "hard-fixed", "hard-learned")}
     splits, epochs, steps = (

@@ -36,6 +36,7 @@ DATA: Mapping[str, Document] = {
 }
 BLOCKOUT: Document = {
     "name": "blockout",
+    "preset": "paper",  # every key that is not listed here as version 1 had it
     "clusters": 4,
     "masked": "all",
     "first_probability": 0.95,
