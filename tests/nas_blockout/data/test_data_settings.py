@@ -12,12 +12,15 @@ from nas_blockout.data.data_settings import AUGMENTATIONS, NAMES
     [
         ({"name": "mnist"}, "name must be one of digits, .* got 'mnist'"),
         ({"augment": "mixup"}, "augment must be one of none, .* got 'mixup'"),
-        ({"train_samples": 0}, "train_samples must be 1 or more, or null for all, got 0"),
-        ({"validation_samples": -3}, "validation_samples must be 1 or more, or null for all, got -3"),
-        ({"split_seed": -1}, "split_seed must lie in"),
+        ({"train_samples": 0}, "train_samples must be at least 1, got train_samples=0"),
+        ({"validation_samples": -3}, "validation_samples must be at least 1, got validation_samples=-3"),
+        ({"split_seed": -1}, "split_seed must be in"),
         ({"image_size": 32}, "image_size is a setting of imagefolder alone, got 32 for digits"),
         ({"folder": "own"}, "digits ships with scikit-learn and reads no folder, got 'own'"),
-        ({"name": "imagefolder", "folder": "own", "image_size": 2}, "image_size must lie in 4..1024 pixels, got 2"),
+        (
+            {"name": "imagefolder", "folder": "own", "image_size": 2},
+            "image_size must be in \\[4, 1024\\], got image_size=2",
+        ),
         ({"name": "imagefolder"}, "imagefolder needs the setting folder"),
     ],
 )

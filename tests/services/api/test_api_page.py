@@ -111,7 +111,7 @@ def test_the_same_form_sent_twice_is_one_study(visitor, study, store):
         ({"yaml": "budgte: 3"}, 422, "budgte: no such key"),
         ({"yaml": "a: [<script>alert(1)</script>"}, 422, "&lt;script&gt;"),
         ({"yaml": "a: &x [*x]"}, 422, "aliases"),
-        ({"bundled": "quickstart", "name": "No Name"}, 422, "name: String should match pattern"),
+        ({"bundled": "quickstart", "name": "No Name"}, 422, "name: string should match pattern"),
         ({"bundled": "quickstart", "name": "x\n"}, 303, ""),
     ],
 )

@@ -107,7 +107,7 @@ def test_the_exit_code_is_that_of_the_job_and_a_failed_job_is_tried_again(ray_cl
     ended = command(ray_cluster, *words)
     study = study_of(small, source="x")
     assert ended.code == 2, ended.err
-    assert "budget.sample_passes=1 is too small" in ended.out
+    assert "budget.sample_passes: must be at least 1800" in ended.out
     assert f"{job_id(study)} ended with exit code 2" in ended.err
     ended = command(ray_cluster, *words, "--no-wait")
     assert ended.code == 0, ended.err

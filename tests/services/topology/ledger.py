@@ -45,7 +45,7 @@ class Line:
     seconds: float
 
 
-def set_message(line: Line) -> None:
+def note(line: Line) -> None:
     """Print a line and write it into the page, in the place of what was found of the same fault before."""
     sys.stdout.write("\n" + "  ".join(map(str, astuple(line))) + "\n")
     if given := os.environ.get("FAULTS_REPORT"):

@@ -144,13 +144,15 @@ def walked(system: System, client: Client, open_page: Callable[[], Any]) -> Walk
     enter(page, client.token)
     assert page.get_by_label("Bundled study").locator("option", has_text="quickstart").count() == 1
 
-    page.get_by_label("Or your own, as YAML").fill("budgte: 3")
+    page.get_by_label("Or your own study, as YAML").fill("budgte: 3")
     page.get_by_role("button", name="Submit").click()
     page.get_by_role("alert").get_by_text("did you mean 'budget'?").first.wait_for()
     assert [text for text in said if "status of 422" not in text] == []  # the browser says so of the refused form
     said.clear()
     with no_worker(system):
-        page.get_by_label("Or your own, as YAML").fill(yaml.safe_dump({**document, "name": STUDY}, sort_keys=False))
+        page.get_by_label("Or your own study, as YAML").fill(
+            yaml.safe_dump({**document, "name": STUDY}, sort_keys=False)
+        )
         page.get_by_role("button", name="Submit").click()
         page.get_by_role("heading", name=STUDY, exact=True).wait_for()
         queued = page.locator("#state").inner_text()
