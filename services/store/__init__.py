@@ -43,7 +43,7 @@ from services.store.records import (
 )
 from services.store.studies import Studies
 from services.store.tokens import Tokens
-from services.store.trials import Trials, insert_architecture, study_id
+from services.store.trials import Trials, study_id
 
 __all__ = [
     "AttemptRow",
@@ -133,11 +133,6 @@ class Store(Studies, Trials, Queue, Tokens):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def add_architecture(self, name: str, document: Json) -> None:
-        """Store an architecture, as plain JSON types, under its canonical hash, unless that hash is there."""
-        with self._database.writing() as connection:
-            insert_architecture(self._database, connection, name, document)
 
     def architecture(self, name: str) -> Json:
         """Return the architecture with a hash."""
@@ -239,16 +234,6 @@ class Store(Studies, Trials, Queue, Tokens):
         with self._database.reading() as connection:
             query = query.where(columns.study_id == study_id(connection, study))
             return tuple(ProjectionRow(**row) for row in connection.execute(query).mappings())
-
-    def unsynced_studies(self, target: str) -> tuple[str, ...]:
-        """Return the names of studies that have not been sent to another system completely, oldest first."""
-        studies, columns = tables.studies.c, tables.projections.c
-        synced = (
-            (columns.study_id == studies.id) & columns.trial_id.is_(None) & (columns.target == target) & columns.done
-        )
-        query = sa.select(studies.name).where(~sa.exists().where(synced), studies.started_at.is_not(None))
-        with self._database.reading() as connection:
-            return tuple(connection.scalars(query.order_by(studies.id)))
 
 
 def _select_exports() -> "sa.Select[tuple[object, ...]]":

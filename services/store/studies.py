@@ -100,12 +100,6 @@ class Studies:
             counts = {row["id"]: row for row in connection.execute(counted).mappings()}
         return tuple(_study_line(row, counts.get(row["id"]), now) for row in rows)
 
-    def count_studies(self, state: str | None = None) -> int:
-        """Return the number of studies, all or in one state."""
-        with self._database.reading() as connection:
-            query = sa.select(sa.func.count()).select_from(tables.studies).where(_in_state(state))
-            return connection.scalars(query).one()
-
     def events(self, study: str) -> tuple[EventRow, ...]:
         """Return the events of a study, oldest first."""
         with self._database.reading() as connection:

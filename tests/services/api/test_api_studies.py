@@ -28,7 +28,7 @@ def test_a_study_is_queued_as_yaml_or_json_and_nothing_is_trained(ann, study, st
     assert row.config_hash == shown["hash"]
     assert row.document["question"] == "Größer? 漢字"
     assert row.source == study
-    assert store.count_studies() == 0
+    assert len(store.studies()) == 0
     again = ann.post("/v1/studies", json=study)
     assert again.status_code == 200
     assert again.json() == shown

@@ -80,7 +80,7 @@ def seen(store: Store, trial: int) -> Model:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 1), STEPS), max_size=14))
 def test_two_trials_follow_the_model_through_every_interleaving(store, steps):
-    study = store.create_study(f"s{store.count_studies()}", config={}, config_hash="x", arms=["a"]).name
+    study = store.create_study(f"s{len(store.studies())}", config={}, config_hash="x", arms=["a"]).name
     common = {"arm": "a", "phase": "search", "seed": 0, "planned": 0, "experiment": {}}
     trials = [store.add_trial(study, number=number, **common).id for number in range(2)]
     models = [Model(), Model()]

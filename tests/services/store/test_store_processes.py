@@ -17,7 +17,7 @@ print("ready", flush=True)
 input()
 with Store.open(sys.argv[1]) as store:
     row = store.create_study("example", config={}, config_hash="cafe", arms=["a"])
-    print(row.id, store.count_studies())
+    print(row.id, len(store.studies()))
 """
 
 WRITER = """

@@ -24,14 +24,6 @@ def test_nothing_is_noted_of_a_trial_that_is_not_there(store, study):
         store.record_projection(study, target="mlflow", external_id="a", trial=41)
 
 
-def test_an_architecture_is_kept_once(store):
-    store.add_architecture("abc", {"clusters": 1})
-    store.add_architecture("abc", {"clusters": 2})
-    assert store.architecture("abc") == {"clusters": 1}
-    with pytest.raises(ValueError, match="an architecture must contain only finite numbers"):
-        store.add_architecture("abd", {"clusters": float("nan")})
-
-
 @pytest.mark.parametrize("of_trial", [False, True])
 def test_what_was_told_only_goes_forward(store, study, queue, of_trial):
     trial = queue().id if of_trial else None
@@ -58,17 +50,3 @@ def test_study_and_trials_are_told_apart_and_by_target(store, study, queue):
     assert [row.trial for row in store.projections(study, "mlflow")] == [None, *trials]
     assert [row.external_id for row in store.projections(study, "elsewhere")] == ["x"]
     assert store.projections(study, "nobody") == ()
-
-
-def test_a_study_is_untold_until_it_is_told_whole_and_again_when_it_is_reopened(store, study):
-    assert store.unsynced_studies("mlflow") == ()  # nothing has happened in it
-    store.claim_study(study, "one:1")
-    assert store.unsynced_studies("mlflow") == (study,)
-    store.record_projection(study, target="mlflow", external_id="run")
-    assert store.unsynced_studies("mlflow") == (study,)
-    store.finish_study(study, "failed")
-    store.record_projection(study, target="mlflow", external_id="run", done=True)
-    assert store.unsynced_studies("mlflow") == ()
-    assert store.unsynced_studies("elsewhere") == (study,)
-    store.reopen_study(study, reason="more")
-    assert store.unsynced_studies("mlflow") == (study,)

@@ -33,7 +33,7 @@ def test_a_study_is_kept_as_it_was_given(store):
 
 def test_a_study_is_made_once(store):
     assert store.study(make(store)) == store.study(make(store))
-    assert store.count_studies() == 1
+    assert len(store.studies()) == 1
     assert [event.kind for event in store.events("example")] == ["created"]
 
 
@@ -50,7 +50,7 @@ def test_other_contents_under_a_name_are_refused_and_change_nothing(store):
 def test_a_name_that_breaks_the_rule_is_refused(store, name):
     with pytest.raises(ValueError, match="must be 1 to 64 lowercase letters, digits and dashes, got"):
         make(store, name)
-    assert store.count_studies() == 0
+    assert len(store.studies()) == 0
 
 
 def test_names_within_the_rule_are_taken(store):
@@ -61,7 +61,7 @@ def test_names_within_the_rule_are_taken(store):
 def test_arms_are_at_least_one_and_distinct(store, arms):
     with pytest.raises(ValueError, match="arms must be one or more distinct names"):
         store.create_study("example", config={}, config_hash="cafe", arms=arms)
-    assert store.count_studies() == 0
+    assert len(store.studies()) == 0
 
 
 def test_a_config_that_json_cannot_hold_is_refused(store):
@@ -106,7 +106,7 @@ def test_studies_are_listed_newest_first_in_pages_and_by_state(store):
     assert [line.name for line in store.studies(limit=2, offset=1)] == ["s3", "s2"]
     assert [line.name for line in store.studies("running")] == ["s3", "s1"]
     assert [line.name for line in store.studies("running", limit=1, offset=1)] == ["s1"]
-    assert (store.count_studies(), store.count_studies("running"), store.count_studies("failed")) == (5, 2, 0)
+    assert store.studies("failed") == ()
     with pytest.raises(ValueError, match=r"state of a study must be one of created, running, .* got 'runing'"):
         store.studies("runing")
 
