@@ -11,7 +11,7 @@ from torch import Tensor
 
 _MOST_ROUNDS = 50
 _UNCHANGED = 1e-3  # share of positions that may still move when k-means stops
-_CHUNK = 1 << 25  # numbers in the largest tensor that k-means makes
+MAX_NUMBERS = 1 << 25  # in the largest tensor that k-means makes: 128 MiB in float32
 
 
 def descriptors(activations: Tensor) -> Tensor:
@@ -33,7 +33,14 @@ def descriptors(activations: Tensor) -> Tensor:
     return values / torch.where(length > 1e-6 * length.amax().clamp_min(1e-30), length, torch.inf)
 
 
-def kmeans(points: Tensor, clusters: int, *, generator: torch.Generator, start: Tensor | None = None) -> Tensor:
+def kmeans(
+    points: Tensor,
+    clusters: int,
+    *,
+    generator: torch.Generator,
+    start: Tensor | None = None,
+    max_numbers: int = MAX_NUMBERS,
+) -> Tensor:
     """Cluster the positions of all channels by k-means, as many channels at once as fit in memory.
 
     Args:
@@ -41,6 +48,7 @@ def kmeans(points: Tensor, clusters: int, *, generator: torch.Generator, start: 
         clusters: Clusters a channel, from 1 to the number of positions.
         generator: Source of randomness of the first centers, on the device of `points`.
         start: Label map to start from instead of drawn centers.
+        max_numbers: Size of the largest tensor to make; channels are clustered in parts where more is needed.
 
     Returns:
         Label map, shape ``(channels, positions)``. Clusters may be empty where fewer positions differ.
@@ -50,7 +58,7 @@ def kmeans(points: Tensor, clusters: int, *, generator: torch.Generator, start: 
         candidates is taken for every center, as in scikit-learn.
     """
     # what takes most memory: distances to all centers, and the descriptors themselves
-    size = max(1, _CHUNK // (points.shape[1] * (clusters + points.shape[2])))
+    size = max(1, max_numbers // (points.shape[1] * (clusters + points.shape[2])))
     labels = []
     for first in range(0, len(points), size):
         part = points[first : first + size]

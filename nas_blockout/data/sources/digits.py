@@ -42,19 +42,22 @@ def _read_at(index: Tensor) -> Labeled:
 
 
 def _everything() -> Labeled:
-    table = torch.from_numpy(_table())
-    images = table[:, :-1].to(torch.float32).div_(_INK_LEVELS)
-    return Labeled(images.reshape(-1, 1, 8, 8), table[:, -1].to(torch.int64))
+    values = torch.from_numpy(table())
+    images = values[:, :-1].to(torch.float32).div_(_INK_LEVELS)
+    return Labeled(images.reshape(-1, 1, 8, 8), values[:, -1].to(torch.int64))
 
 
-def _table() -> NDArray[np.float64]:
-    """Return one row an image: 64 levels of ink, and the label.
+def table(inside: Path = _INSIDE) -> NDArray[np.float64]:
+    """Return one row per image: 64 levels of ink, and the label.
 
     The file is read past scikit-learn, whose import takes two seconds, in every process that trains; a release that
     keeps it elsewhere is asked for it.
+
+    Args:
+        inside: Path of the file in the package scikit-learn.
     """
     package = find_spec("sklearn")
-    path = Path(package.origin).parent / _INSIDE if package is not None and package.origin else _INSIDE
+    path = Path(package.origin).parent / inside if package is not None and package.origin else inside
     if path.is_file():
         return np.loadtxt(path, delimiter=",")
     from sklearn.datasets import load_digits

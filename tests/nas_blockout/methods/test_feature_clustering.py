@@ -12,7 +12,6 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from nas_blockout.methods import feature_clustering
 from nas_blockout.methods.feature_clustering import cells, descriptors, kmeans, rena, shuffled
 from tests.nas_blockout.methods import oracles
 
@@ -105,11 +104,11 @@ def test_an_empty_cluster_keeps_its_center_until_it_is_nearest() -> None:
         assert inertia(points[channel], found[channel]) < 0.8 * inertia(points[channel], start[channel])
 
 
-def test_kmeans_takes_channels_in_parts_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kmeans_takes_channels_in_parts_where_memory_is_short() -> None:
     points = descriptors(smooth_maps(20, 5, 6, 6))
     whole = kmeans(points, 4, generator=seeded(), start=torch.arange(36).expand(5, -1) // 9)
-    monkeypatch.setattr(feature_clustering, "_CHUNK", 2 * 36 * 24)
-    parts = kmeans(points, 4, generator=seeded(), start=torch.arange(36).expand(5, -1) // 9)
+    start = torch.arange(36).expand(5, -1) // 9
+    parts = kmeans(points, 4, generator=seeded(), start=start, max_numbers=2 * 36 * 24)
     assert torch.equal(parts, whole)
     assert kmeans(points, 4, generator=seeded()).shape == (5, 36)
 

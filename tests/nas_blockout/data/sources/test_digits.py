@@ -38,10 +38,9 @@ def test_no_image_is_in_two_splits():
     assert len(everything) == sum(len(part) for part in parts) == 1797
 
 
-def test_the_file_read_past_scikit_learn_is_what_it_hands_out(monkeypatch):
-    straight = digits._table()
-    monkeypatch.setattr(digits, "_INSIDE", Path("moved"))
-    asked = digits._table()
+def test_the_file_read_past_scikit_learn_is_what_it_returns():
+    straight = digits.table()
+    asked = digits.table(Path("moved"))
     assert np.array_equal(straight, asked)
     assert np.array_equal(straight[:, :-1].reshape(-1, 8, 8), load_digits().images)
     assert np.array_equal(straight[:, -1], load_digits().target)
