@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -227,7 +228,11 @@ def _canonical(architecture: Architecture) -> list[Any]:
     """Return the smallest serialized form over all numberings of the clusters that are used.
 
     Clusters are told apart by refinement (which groups they belong to, and with whom); only those that refinement
-    cannot tell apart are permuted, one cell at a time, as in McKay's canonical labeling.
+    cannot tell apart are permuted, one cell at a time, and of symmetric ones a single one is tried, as in McKay's
+    canonical labeling.
+
+    References:
+        McKay. Practical Graph Isomorphism. Congressus Numerantium 30, 1981.
     """
     used = sorted({cluster for layer in architecture.layers for group in layer.groups for cluster in group.clusters})
     return _smallest(architecture, _refine(architecture, (tuple(used),)))
@@ -241,12 +246,43 @@ def _smallest(architecture: Architecture, cells: Partition) -> list[Any]:
     if _interchangeable(architecture, cell):
         return _smallest(architecture, (*cells[:tied], *((cluster,) for cluster in cell), *cells[tied + 1 :]))
     branches = []
-    for chosen in cell:
+    for chosen in _one_of_each_orbit(architecture, cells, cell):
         rest = tuple(cluster for cluster in cell if cluster != chosen)
         branches.append(
             _smallest(architecture, _refine(architecture, (*cells[:tied], (chosen,), rest, *cells[tied + 1 :])))
         )
     return min(branches)
+
+
+def _one_of_each_orbit(architecture: Architecture, cells: Partition, cell: tuple[int, ...]) -> list[int]:
+    """Return the clusters of a cell to try, one of each orbit of the symmetries that keep all cells.
+
+    A symmetry maps the numberings that begin with one cluster of an orbit onto those that begin with another, and both
+    have the same smallest form. Without this, k clusters in symmetric branches cost k! numberings.
+    """
+    try:
+        import igraph  # its BLISS finds symmetries; imported here, since most processes never meet one
+    except ImportError:  # a machine with an installation of its own: the same name, only slower
+        return list(cell)
+    groups = [(number, group) for number, layer in enumerate(architecture.layers) for group in layer.groups]
+    kinds = sorted({(number, group.width, group.classes or ()) for number, group in groups})
+    clusters = {cluster: vertex for vertex, cluster in enumerate(cluster for each in cells for cluster in each)}
+    edges = [
+        (clusters[cluster], len(clusters) + vertex)
+        for vertex, (_, group) in enumerate(groups)
+        for cluster in group.clusters
+    ]
+    colors = [number for number, each in enumerate(cells) for _ in each]
+    colors += [len(cells) + kinds.index((number, group.width, group.classes or ())) for number, group in groups]
+    graph = igraph.Graph(len(clusters) + len(groups), edges)
+    orbit = {cluster: cluster for cluster in cell}
+    names = list(clusters)
+    for symmetry in graph.automorphism_group(color=colors):
+        for cluster in cell:
+            here, there = orbit[cluster], orbit[names[symmetry[clusters[cluster]]]]
+            if here != there:
+                orbit = {each: here if root == there else root for each, root in orbit.items()}
+    return sorted({min(each for each, root in orbit.items() if root == name) for name in orbit.values()})
 
 
 def _interchangeable(architecture: Architecture, cell: Iterable[int]) -> bool:
@@ -258,27 +294,37 @@ def _interchangeable(architecture: Architecture, cell: Iterable[int]) -> bool:
 
 
 def _refine(architecture: Architecture, cells: Partition) -> Partition:
+    groups_of = _groups_of(architecture)
     while True:
         color = {cluster: number for number, cell in enumerate(cells) for cluster in cell}
         split: list[tuple[int, ...]] = []
         for cell in cells:
             by_signature: dict[str, list[int]] = {}  # by JSON text, since lists cannot be keys
             for cluster in cell:
-                by_signature.setdefault(json.dumps(_signature(architecture, cluster, color)), []).append(cluster)
+                by_signature.setdefault(json.dumps(_signature(groups_of[cluster], color)), []).append(cluster)
             split.extend(tuple(by_signature[signature]) for signature in sorted(by_signature))
         if len(split) == len(cells):  # a round that splits nothing is the last
             return cells
         cells = tuple(split)
 
 
-def _signature(architecture: Architecture, cluster: int, color: Mapping[int, int]) -> list[Any]:
+@lru_cache(maxsize=1)  # asked again and again for the same architecture while its hash is found
+def _groups_of(architecture: Architecture) -> Mapping[int, Sequence[Sequence[Group]]]:
+    """Return, for every cluster, the groups of each layer that belong to it."""
+    used = {cluster for layer in architecture.layers for group in layer.groups for cluster in group.clusters}
+    return {
+        cluster: [[group for group in layer.groups if cluster in group.clusters] for layer in architecture.layers]
+        for cluster in used
+    }
+
+
+def _signature(groups: Sequence[Sequence[Group]], color: Mapping[int, int]) -> list[Any]:
     return [
         sorted(
             [group.width, list(group.classes or ()), sorted(color[other] for other in group.clusters)]
-            for group in layer.groups
-            if cluster in group.clusters
+            for group in layer
         )
-        for layer in architecture.layers
+        for layer in groups
     ]
 
 

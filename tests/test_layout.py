@@ -121,6 +121,7 @@ IMPORTERS = {
     "safetensors": ["nas_blockout/export/*"],
     "torchvision": ["nas_blockout/lazy_torchvision.py"],
     "PIL": ["nas_blockout/data/*"],
+    "igraph": ["nas_blockout/architecture.py"],
     "sklearn": ["nas_blockout/*"],
     "scipy": ["nas_blockout/*"],
     "torch": ["nas_blockout/*", "services/*"],

@@ -1,6 +1,9 @@
 """The architecture: what is valid, what survives JSON, and what the canonical hash ignores."""
 
 import random
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -83,6 +86,63 @@ def test_hash_of_many_symmetric_branches_is_quick_and_stable() -> None:
     classes = Layer("classes", tuple(Group((c,), 1, (c,)) for c in range(12)))
     architecture = Architecture(12, (hidden, classes))
     assert renumbered(architecture, 3).hash == architecture.hash
+
+
+def joined_by(pairs: Sequence[tuple[int, ...]], clusters: int) -> Architecture:
+    """Two layers of groups of three nodes, each in the clusters of one entry, and classes that read all of them."""
+    groups = tuple(Group(tuple(sorted(pair)), 3) for pair in pairs)
+    classes = Layer("classes", (Group(tuple(range(clusters)), 10, tuple(range(10))),))
+    return Architecture(clusters, (Layer("first", groups), Layer("second", groups), classes))
+
+
+def ring(*clusters: int) -> list[tuple[int, int]]:
+    return [(here, there) for here, there in pairwise((*clusters, clusters[0]))]
+
+
+PETERSEN = [*ring(0, 1, 2, 3, 4), *ring(5, 7, 9, 6, 8), *((node, node + 5) for node in range(5))]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "clusters"),
+    [
+        ([(cluster,) for cluster in range(16)], 16),  # 16! numberings without symmetries
+        (ring(*range(16)), 16),
+        ([*ring(*range(8)), *ring(*range(8, 16))], 16),
+        (PETERSEN, 10),
+        ([(here, there) for here in range(4) for there in range(4, 8)], 8),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_hash_of_symmetric_clusters_ignores_their_numbers(
+    pairs: list[tuple[int, ...]], clusters: int, seed: int
+) -> None:
+    architecture = joined_by(pairs, clusters)
+    assert renumbered(architecture, seed).hash == architecture.hash
+
+
+def test_hash_tells_apart_what_refinement_cannot() -> None:
+    one, two = joined_by(ring(*range(8)), 8), joined_by([*ring(0, 1, 2, 3), *ring(4, 5, 6, 7)], 8)
+    assert one.hash != two.hash
+
+
+# What 1938e82, which tried all numberings of clusters that refinement cannot tell apart, called them.
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        (joined_by([(cluster,) for cluster in range(6)], 6), "c84a6aa35deac7ac"),
+        (joined_by(ring(*range(7)), 7), "24068a6bc1aa50ae"),
+        (joined_by([*ring(0, 1, 2), *ring(3, 4, 5)], 6), "0b81008017c655f2"),
+    ],
+)
+def test_hashes_are_those_of_earlier_releases(architecture: Architecture, name: str) -> None:
+    assert architecture.hash == name
+
+
+def test_without_igraph_the_hash_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = joined_by(ring(*range(6)), 6)
+    name = architecture.hash
+    monkeypatch.setitem(sys.modules, "igraph", None)
+    assert architecture.hash == name
 
 
 def test_a_group_reads_exactly_the_groups_that_share_a_cluster() -> None:
