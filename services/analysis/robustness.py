@@ -1,4 +1,4 @@
-"""Accuracy on corrupted test images, as comparison.json has it."""
+"""Accuracy on corrupted test images, as stored in comparison.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -14,7 +14,7 @@ Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # `result["robustness"]
 
 
 class ArmRobustness(Strict):
-    """One contestant on corrupted images; errors are means over seeds, in [0, 1]."""
+    """One arm on corrupted images; errors are means over seeds, in [0, 1]."""
 
     clean_error: Share = Field(description="On the same images, not corrupted.")
     corruption_error: OverSeeds = Field(description="Mean over kinds and severities.")
@@ -29,7 +29,7 @@ class ArmRobustness(Strict):
 
 
 class RobustnessResult(Strict):
-    """All contestants on corrupted images; the pairs are of accuracy, one minus the mean corruption error."""
+    """All arms on corrupted images; pairs compare accuracy: one minus the mean corruption error."""
 
     images: Count
     severities: list[int]
@@ -45,45 +45,48 @@ class RobustnessResult(Strict):
             results: ``result["robustness"]`` of the retrained models; arms without any are left out.
             pairs: The tested family, with Holm's correction; pairs that share no seed are left out.
         """
-        known = {arm: dict(models) for arm, models in results.items() if models}
-        if not known:
+        tested = {arm: dict(models) for arm, models in results.items() if models}
+        if not tested:
             return None
-        any_result = next(result for models in known.values() for result in models.values())
-        errors = {arm: _mean(models) for arm, models in known.items()}
-        baseline = BASELINE if BASELINE in known else None
-        scores = {arm: {seed: 1 - error_of(found) for seed, found in models.items()} for arm, models in known.items()}
-        tested = [(a, b) for a, b in pairs if a in scores and b in scores and scores[a].keys() & scores[b].keys()]
+        # All models of a study are tested on the same images, so any of them tells their number.
+        any_result = next(result for models in tested.values() for result in models.values())
+        errors = {arm: _mean(models) for arm, models in tested.items()}
+        baseline = BASELINE if BASELINE in tested else None
+        scores = {
+            arm: {seed: 1 - error_of(result) for seed, result in models.items()} for arm, models in tested.items()
+        }
+        comparable = [(a, b) for a, b in pairs if a in scores and b in scores and scores[a].keys() & scores[b].keys()]
         return cls(
             images=any_result["images"],
             severities=any_result["severities"],
             baseline=baseline,
-            arms={arm: _arm(models, errors[arm], errors.get(baseline or "")) for arm, models in known.items()},
-            pairs=[PairResult.of(pair) for pair in significance.compare(scores, pairs=tested).pairs],
+            arms={arm: _arm(models, errors[arm], errors.get(baseline or "")) for arm, models in tested.items()},
+            pairs=[PairResult.of(pair) for pair in significance.compare(scores, pairs=comparable).pairs],
         )
 
 
-def error_of(found: Mapping[str, Any]) -> float:
+def error_of(result: Mapping[str, Any]) -> float:
     """Return the mean corruption error of one tested model, in [0, 1]."""
-    return mean_corruption_error(found["errors"])
+    return mean_corruption_error(result["errors"])
 
 
 def _arm(
     models: Mapping[int, Mapping[str, Any]], errors: dict[str, list[float]], baseline: dict[str, list[float]] | None
 ) -> ArmRobustness:
     return ArmRobustness(
-        clean_error=sum(found["clean_error"] for found in models.values()) / len(models),
-        corruption_error=OverSeeds.of({seed: error_of(found) for seed, found in models.items()}),
+        clean_error=sum(result["clean_error"] for result in models.values()) / len(models),
+        corruption_error=OverSeeds.of({seed: error_of(result) for seed, result in models.items()}),
         relative=_relative(errors, baseline),
         errors=errors,
-        seconds=sum(found["making_seconds"] + found["seconds"] for found in models.values()),
+        seconds=sum(result["making_seconds"] + result["seconds"] for result in models.values()),
     )
 
 
 def _mean(models: Mapping[int, Mapping[str, Any]]) -> dict[str, list[float]]:
     """Return the mean over models of the error by kind and severity."""
-    tables = [found["errors"] for found in models.values()]
+    tables = [result["errors"] for result in models.values()]
     return {
-        kind: [sum(each) / len(tables) for each in zip(*(table[kind] for table in tables), strict=True)]
+        kind: [sum(errors) / len(tables) for errors in zip(*(table[kind] for table in tables), strict=True)]
         for kind in tables[0]
     }
 

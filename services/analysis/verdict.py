@@ -8,13 +8,14 @@ from services.analysis.seed_metrics import Accuracy, PairResult
 
 
 def sentence(document: ComparisonDocument) -> str:
-    """Return one sentence: what the study shows, what it does not show, and what it could have shown."""
+    """Return one sentence: what the study shows, what it does not show, and which differences it could have detected."""
     parts = []
     if document.ranking is not None:
-        means = {name: _mean_on(document, name) for name in document.ranking}
+        means = {name: _mean_over_ranking_seeds(document, name) for name in document.ranking}
         parts.append("by mean test accuracy: " + ", ".join(f"{name} {mean:.2%}" for name, mean in means.items()))
     else:
         parts.append(f"no ranking, because {document.reason}")
+    # The question of a study is whether learned structure helps; a study without it is told from its best arm.
     focus = [name for name, arm in document.arms.items() if arm.role == "learned"] or (
         document.ranking or list(document.arms)
     )[:1]
@@ -28,19 +29,19 @@ def sentence(document: ComparisonDocument) -> str:
         parts.append(corruption_errors({name: a.corruption_error.mean for name, a in document.robustness.arms.items()}))
     if document.extensions:
         times = "once" if document.extensions == 1 else f"{document.extensions} times"
-        parts.append(f"the study was extended {times} after its result was known, so that p-values are too small")
+        parts.append(f"the study was extended {times} after its result was known, so its p-values are too small")
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."
 
 
 def corruption_errors(means: Mapping[str, float]) -> str:
     """Return the mean error of every arm on corrupted test images as text, the lowest first."""
-    least_first = sorted(means, key=lambda name: (means[name], name))
-    return "mean error on corrupted images: " + ", ".join(f"{name} {means[name]:.2%}" for name in least_first)
+    lowest_first = sorted(means, key=lambda name: (means[name], name))
+    return "mean error on corrupted images: " + ", ".join(f"{name} {means[name]:.2%}" for name in lowest_first)
 
 
 ARM_COLUMNS = ("arm", "test %, 95% interval", "validation %", "MACs", "parameters", "passes", "seconds", "failed")
-PAIR_COLUMNS = ("pair", "points", "95% interval", "Holm", "could show", "verdict")
+PAIR_COLUMNS = ("pair", "points", "95% interval", "Holm", "detectable", "verdict")
 
 
 def arm_rows(document: ComparisonDocument) -> list[tuple[str, ...]]:
@@ -63,14 +64,15 @@ def pair_rows(document: ComparisonDocument) -> list[tuple[str, ...]]:
     ]
 
 
-def _mean_on(document: ComparisonDocument, name: str) -> float:
+def _mean_over_ranking_seeds(document: ComparisonDocument, name: str) -> float:
+    # An arm may have further seeds, which the others lack; the ranking does not count them, nor does its text.
     accuracy = document.arms[name].test_accuracy
     assert accuracy is not None, "a ranked arm has test accuracies"
     return sum(accuracy.by_seed[seed] for seed in document.ranking_seeds) / len(document.ranking_seeds)
 
 
-def _seen_from(pair: PairResult, name: str) -> tuple[str, float, str]:
-    """Return the other arm, the difference and the verdict as seen from one of the two."""
+def _relative_to(pair: PairResult, name: str) -> tuple[str, float, str]:
+    """Return the other arm, the difference and the verdict from the point of view of `name`."""
     if pair.a == name:
         return pair.b, pair.difference, pair.verdict
     return pair.a, -pair.difference, {"better": "worse", "worse": "better"}.get(pair.verdict, pair.verdict)
@@ -82,7 +84,7 @@ def _findings(document: ComparisonDocument, name: str) -> str | None:
         return None
     parts = []
     for outcome in ("better", "worse"):
-        shown = [(pair, *_seen_from(pair, name)) for pair in pairs if _seen_from(pair, name)[2] == outcome]
+        shown = [(pair, *_relative_to(pair, name)) for pair in pairs if _relative_to(pair, name)[2] == outcome]
         if shown:
             texts = [
                 f"{other} by {100 * abs(gap):.2f} points ({significance.p_text(pair.p_holm)})"
@@ -90,34 +92,37 @@ def _findings(document: ComparisonDocument, name: str) -> str | None:
             ]
             parts.append(f"{outcome} than {_listed(texts)}")
     text = f"{name} is {' and '.join(parts)}" if parts else ""
-    silent = [pair for pair in pairs if pair.verdict == "no difference shown"]
-    if silent:
-        others = _listed(_seen_from(pair, name)[0] for pair in silent)
-        text += f"{', ' if text else ''}no difference shown between {name} and {others}{_could_show(silent)}"
+    undecided = [pair for pair in pairs if pair.verdict == "no difference shown"]
+    if undecided:
+        others = _listed(_relative_to(pair, name)[0] for pair in undecided)
+        text += f"{', ' if text else ''}no difference shown between {name} and {others}{_detectable(undecided)}"
     return text + _claim(document, name)
 
 
-def _could_show(pairs: Sequence[PairResult]) -> str:
+def _detectable(pairs: Sequence[PairResult]) -> str:
     effects = sorted(100 * pair.smallest_effect for pair in pairs if pair.smallest_effect is not None)
     if not effects:
-        return " (the seeds could have shown no difference of any size)"
+        return " (with these seeds, no difference of any size could have been shown)"
     counts = sorted({pair.seeds for pair in pairs})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     about = f"{effects[0]:.2f}" if len(effects) == 1 else f"{effects[0]:.2f} to {effects[-1]:.2f}"
-    return f", where {seeds} seeds could have shown no less than about {about} points"
+    return f", where {seeds} seeds could only have shown differences of about {about} points or more"
 
 
 def _claim(document: ComparisonDocument, name: str) -> str:
     """Return what follows for learned structure: it helps if the arm beats all placebos and ablations."""
+    # Better than a baseline is not enough: the gain may come from what a placebo or an ablation has too.
     roles = {other: arm.role for other, arm in document.arms.items()}
     if roles[name] != "learned":
         return ""
     if "placebo" not in roles.values():
-        return ", and without a placebo nothing is shown about its structure"
-    beaten = {_seen_from(pair, name)[0] for pair in _pairs_of(document, name) if _seen_from(pair, name)[2] == "better"}
+        return ", and without a placebo the study shows nothing about its learned structure"
+    beaten = {
+        _relative_to(pair, name)[0] for pair in _pairs_of(document, name) if _relative_to(pair, name)[2] == "better"
+    }
     if all(other in beaten for other, role in roles.items() if role in ("placebo", "ablation")):
-        return ", so that its learned structure is shown to help"
-    return ", so that its learned structure is not shown to help"
+        return ", so its learned structure is shown to help"
+    return ", so its learned structure is not shown to help"
 
 
 def _pairs_of(document: ComparisonDocument, name: str) -> list[PairResult]:

@@ -29,26 +29,26 @@ def accuracy(document: ComparisonDocument) -> Iterator[Picture]:
     arms = in_order(document)
     estimates = [
         plots.Estimate(
-            name, arm.role, tuple(found.per_seed.values()) if found else (), found.mean if found else None,
-            found.ci95 if found else None,
+            name, arm.role, tuple(test.per_seed.values()) if test else (), test.mean if test else None,
+            test.ci95 if test else None,
         )
         for name, arm in arms.items()
-        for found in [arm.test_accuracy]
+        for test in [arm.test_accuracy]
     ]  # fmt: skip
     seeds = [len(estimate.values) for estimate in estimates]
     yield Picture(
         "accuracy",
         "Test accuracy of the retrained models",
-        "Large marks are means over seeds, bars their 95% intervals (Student's t over seeds), dots single seeds. "
+        "Large marks are means over seeds, bars their 95% intervals (Student's t), dots single seeds. "
         "An arm without a bar has too few seeds for an interval.",
-        counted(seeds, "seed an arm", "seeds an arm"),
+        counted(seeds, "seed per arm", "seeds per arm"),
         "comparison.json, arms.*.test_accuracy",
         plots.figure_accuracy(estimates),
     )
 
 
 def differences(document: ComparisonDocument) -> Iterator[Picture]:
-    """Yield the differences of the pairs that were tested, if there are any."""
+    """Yield the paired differences of the compared arms, if there are any."""
     if not document.pairs:
         return
     pairs = [
@@ -56,9 +56,9 @@ def differences(document: ComparisonDocument) -> Iterator[Picture]:
     ]
     yield Picture(
         "differences",
-        "Differences, seed by seed",
-        "Right of 0 the first arm is better. Bars are 95% intervals of the mean difference, each for its pair alone; "
-        "filled marks are differences shown after Holm's correction for all pairs, hollow marks are not shown.",
+        "Differences between arms, paired by seed",
+        "To the right of 0 the first arm is better. Bars are 95% intervals of the mean difference, without correction "
+        "for multiple pairs. Filled marks are significant after Holm's correction over all pairs, hollow marks are not.",
         counted([pair.seeds for pair in document.pairs], "paired seed"),
         "comparison.json, pairs",
         plots.figure_differences(pairs),
@@ -70,8 +70,8 @@ def fronts(document: ComparisonDocument) -> Iterator[Picture]:
     arms = in_order(document)
     macs = {name: arm.macs for name, arm in arms.items()}
     latency = {name: arm.latency_ms.batch_1 if arm.latency_ms else None for name, arm in arms.items()}
-    yield from _front(arms, macs, "macs", "multiply-accumulates an image")
-    yield from _front(arms, latency, "latency", "milliseconds an image, in batches of 1")
+    yield from _front(arms, macs, "macs", "multiply-accumulates per image")
+    yield from _front(arms, latency, "latency", "milliseconds per image, batch of 1")
 
 
 def _front(
@@ -79,23 +79,23 @@ def _front(
 ) -> Iterator[Picture]:
     known = {arm: (float(cost), arms[arm].test_accuracy) for arm, cost in costs.items() if cost is not None}
     points = [
-        plots.Point(arm, arms[arm].role, cost, found.mean, found.ci95)
-        for arm, (cost, found) in known.items()
-        if found is not None
+        plots.Point(arm, arms[arm].role, cost, test.mean, test.ci95)
+        for arm, (cost, test) in known.items()
+        if test is not None
     ]
     if not points:
         return
     front = sorted(
         pareto_front([(-point.accuracy, point.cost) for point in points]), key=lambda index: points[index].cost
     )
-    seeds = [len(found.per_seed) for _, found in known.values() if found is not None]
+    seeds = [len(test.per_seed) for _, test in known.values() if test is not None]
     yield Picture(
         f"front-{name}",
         f"Accuracy against {'MACs' if name == 'macs' else 'latency'}",
-        "The dashed line joins the arms that no other beats in both. Bars are 95% intervals over seeds; the cost is "
-        "that of the exported model. Circles learn their structure, diamonds are placebos, squares are ablations, "
-        "triangles are baselines.",
-        f"{counted(seeds, 'seed')} an arm, 1 exported model",
+        "The dashed line joins the arms on the Pareto front. Bars are 95% intervals over seeds; the cost is that of the "
+        "exported model. Circles are arms that learn their structure, diamonds placebos, squares ablations, triangles "
+        "baselines.",
+        f"{counted(seeds, 'seed')} per arm, 1 exported model",
         f"comparison.json, arms.*.{'macs' if name == 'macs' else 'latency_ms'} and arms.*.test_accuracy",
         plots.figure_front(points, front, label=label),
     )
@@ -105,14 +105,14 @@ def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
     """Yield what each phase of each arm cost, in sample passes and in seconds."""
     trials = [arm.trials for arm in document.arms.values()]
     budget = document.budget
-    shared = (counted(trials, "trial an arm", "trials an arm"), "comparison.json, arms.*.cost; trials.csv, by trial")
+    shared = (counted(trials, "trial per arm", "trials per arm"), "comparison.json, arms.*.cost; trials.csv, by trial")
     passes = {name: _parts(view, name, arm, "sample_passes") for name, arm in in_order(document).items()}
     yield Picture(
         "cost-passes",
         "Sample passes by phase",
-        "Images times epochs trained on, failed and pruned trials included; planned and not spent is what failed "
-        f"trials lost. Every arm was promised {budget.text}; the line is its limit of passes, the band the tolerance "
-        f"of {budget.tolerance:.0%} around it.",
+        "A sample pass is one image in one epoch. Failed and pruned trials are included; planned, not spent is what "
+        f"failed trials did not use. The budget per arm is {budget.text}; the line is the limit of sample passes, if "
+        f"there is one, the band its tolerance of {budget.tolerance:.0%}.",
         *shared,
         plots.figure_cost(passes, label="sample passes", budget=budget.passes, tolerance=budget.tolerance),
     )
@@ -120,7 +120,7 @@ def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
     yield Picture(
         "cost-seconds",
         "Seconds by phase",
-        "Measured training time, added up over workers. Overhead is what proposing, distilling and proving took. "
+        "Measured training time, summed over workers. Overhead is the time spent proposing, distilling and proving. "
         "There is no band: each bar is a sum.",
         *shared,
         plots.figure_cost(seconds, label="seconds"),
@@ -128,6 +128,7 @@ def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
 
 
 def _parts(view: ReportView, name: str, arm: ArmResult, unit: str) -> dict[str, float]:
+    # The cost of a phase includes its failed and pruned trials, which the figure stacks as parts of their own.
     lost = {
         phase: sum(getattr(t, unit) for t in view.trials if (t.arm, t.phase) == (name, phase) and t.state in _LOST)
         for phase in (SEARCH, RETRAIN)
@@ -151,11 +152,12 @@ def progress(view: ReportView, document: ComparisonDocument) -> Iterator[Picture
     absent = [name for name in searches if name not in searched]
     yield Picture(
         "best-so-far",
-        "Best validation accuracy so far against budget",
-        "Color is the arm of the panel, gray the others; one search an arm, so there is no band; dots are ended "
-        "trials, failed ones too. The dotted line is the limit of sample passes, if there is one, of which retraining "
-        "takes the rest." + (f" Without a search: {', '.join(absent)}." if absent else ""),
-        f"{counted([1] * len(searched), 'search', 'searches')} an arm, trials in each panel",
+        "Best validation accuracy so far against sample passes",
+        "The colored line is the arm of the panel, gray lines are the others. Each arm was searched once, so there is no "
+        "band. Dots are finished trials, including failed ones. The dotted line is the limit of sample passes, if "
+        "there is one; retraining takes what the search leaves."
+        + (f" Arms without a search: {', '.join(absent)}." if absent else ""),
+        f"{counted([1] * len(searched), 'search', 'searches')} per arm, trials in each panel",
         "trials.csv, phase search",
         plots.figure_best_so_far(
             [_search_curve(name, document.arms[name].role, trials) for name, trials in searched.items()],
@@ -177,22 +179,22 @@ def _search_curve(name: str, role: str, trials: Sequence[Trial]) -> plots.Curve:
 
 def convergence(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
     """Yield the learning curves of the retrained models."""
-    drawn = [
+    curves = [
         curve
         for name, arm in in_order(document).items()
         if (curve := _training_curve(view, name, arm.role)) is not None
     ]
-    if not drawn:
+    if not curves:
         return
     yield Picture(
         "convergence",
         "Convergence of the retrained models",
-        "Validation accuracy after each epoch: the line is the mean over seeds, the band their range; gray lines are "
-        "the means of the other arms. A dotted line is where an arm goes from learning its structure to fine-tuning. "
-        "The axis may leave out the first epochs.",
+        "Validation accuracy after each epoch. The line is the mean over seeds, the band their range; gray lines are "
+        "the means of the other arms. A dotted line marks where an arm switches from learning its structure to "
+        "fine-tuning. The vertical axis may cut off the first epochs.",
         "n = seeds, in each panel",
         "the store, epochs of the retrained trials",
-        plots.figure_convergence(drawn),
+        plots.figure_convergence(curves),
     )
 
 
@@ -208,6 +210,7 @@ def _training_curve(view: ReportView, name: str, role: str) -> plots.Curve | Non
     epochs = sorted(by_epoch)
     values = [by_epoch[epoch] for epoch in epochs]
     stages = [(int(record["epoch"]) + 1, record.get("stage")) for record in view.epochs_of(models[0])]
+    # The line lies between the last epoch of a stage and the first of the next.
     marks = [(a[0] + b[0]) / 2 for a, b in pairwise(stages) if a[1] != b[1]]
     return plots.Curve(
         name, role, tuple(map(float, epochs)), tuple(sum(seeds) / len(seeds) for seeds in values),
@@ -216,7 +219,7 @@ def _training_curve(view: ReportView, name: str, role: str) -> plots.Curve | Non
 
 
 def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
-    """Yield what each arm mistakes for what, if confusions were kept."""
+    """Yield the confusion matrix of each arm, if confusions were stored."""
     matrices = confusions(view, document)
     if not matrices:
         return
@@ -225,11 +228,11 @@ def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Pictur
     images = [sum(map(sum, counts)) for counts in matrices.values()]
     yield Picture(
         "confusion",
-        "What is mistaken for what",
-        "Rows are true classes, columns what they were taken for, in the order of the data; the stronger the color, "
-        "the larger the share of the row. Right answers (the diagonal) are left out. All panels have one scale; there "
-        "is no band.",
-        f"{counted(models, 'seed')} and {counted(images, 'test answer').removeprefix('n = ')} an arm",
+        "Confusion matrices",
+        "Rows are true classes, columns predicted classes, in the order of the data; the stronger the color, the larger "
+        "the share of the row. Correct predictions (the diagonal) are left out. All panels share one color scale; "
+        "there is no band.",
+        f"{counted(models, 'seed')} and {counted(images, 'test prediction').removeprefix('n = ')} per arm",
         "the store, result.confusion",
         plots.figure_confusion(matrices, names),
     )

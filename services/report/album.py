@@ -1,4 +1,4 @@
-"""Images of a study's data, as a report shows them."""
+"""Thumbnails of a study's images for its report."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,14 +12,14 @@ from torch.nn.functional import adaptive_avg_pool2d
 from nas_blockout.data import Part, Splits, StreamedPart
 
 Image = NDArray[np.uint8]
-MOST_PIXELS = 48
+MOST_PIXELS = 48  # per side, which keeps the report small
 
 
 class Album:
     """Thumbnails of the validation images of a class, and of test images by number.
 
-    The test images are read when they are first asked for, which a report does once all arms have been compared: they
-    are looked at, and nothing is measured on them.
+    The test images are loaded on first use. A report does so only after all arms have been compared, and only to show
+    images: nothing is measured on them.
 
     Args:
         splits: The data of the study.
@@ -50,8 +50,9 @@ class Album:
     def _thumbnails(self, part: Part | StreamedPart, index: Tensor) -> list[Image]:
         if not len(index):
             return []
+        # One by one: a streamed part reads slices only.
         images = torch.cat([part.images[int(number) : int(number) + 1] for number in index])
-        shown = self._splits.preprocessing.undo(images.clone())
-        sides = min(shown.shape[-2], MOST_PIXELS), min(shown.shape[-1], MOST_PIXELS)
-        pixels = (255 * adaptive_avg_pool2d(shown, sides)).round().to(torch.uint8)
+        originals = self._splits.preprocessing.undo(images.clone())
+        sides = min(originals.shape[-2], MOST_PIXELS), min(originals.shape[-1], MOST_PIXELS)
+        pixels = (255 * adaptive_avg_pool2d(originals, sides)).round().to(torch.uint8)
         return [image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy() for image in pixels]

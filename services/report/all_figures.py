@@ -1,4 +1,4 @@
-"""Which figures a report has, by section. Importing it imports matplotlib."""
+"""Which figures a report has, by section. Importing this module imports matplotlib."""
 
 from services.analysis.comparison import ComparisonDocument
 from services.report import accuracy, answers, classes, corruption, search, structure
@@ -25,5 +25,5 @@ def pictures(view: ReportView, document: ComparisonDocument) -> dict[str, list[P
         "agreement": list(classes.agreement(view, document)),
         "structure": learned,
         "architecture": list(structure.other_architectures(view, document, known=known)),
-        "errors": [*accuracy.confusion(view, document), *answers.alone(view, document)],
+        "errors": [*accuracy.confusion(view, document), *answers.only_correct_images(view, document)],
     }

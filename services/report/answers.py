@@ -1,4 +1,4 @@
-"""Single test images: those that only one arm gets right, as a table and a figure."""
+"""Single test images: those that only one arm classifies correctly, as a table and a figure."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,83 +17,88 @@ Answers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Alone:
-    """An arm against all others, image by image.
+class UniqueAnswers:
+    """The test images on which an arm differs from all others.
 
     Args:
         arm: Its name.
-        seeds: Retrained models that answered.
-        right: Numbers of the images that it alone gets right.
-        wrong: Numbers of the images that it alone does not get right.
+        seeds: Number of retrained models with stored predictions.
+        only_correct: Numbers of the images that only this arm classifies correctly.
+        only_incorrect: Numbers of the images that only this arm does not classify correctly.
     """
 
     arm: str
     seeds: int
-    right: tuple[int, ...]
-    wrong: tuple[int, ...]
+    only_correct: tuple[int, ...]
+    only_incorrect: tuple[int, ...]
 
 
 def predictions(view: ReportView) -> dict[str, Answers]:
     """Return, by arm, the predicted class of each test image, (seeds, images), where predictions were stored."""
-    found: dict[str, list[Sequence[int]]] = {}
+    by_arm: dict[str, list[Sequence[int]]] = {}
     for name in view.comparison["arms"]:
-        kept = [trial.outcome["predictions"] for trial in view.models(name) if trial.outcome.get("predictions")]
-        if kept:
-            found[name] = kept
-    return {name: np.array(kept) for name, kept in found.items() if len({len(answers) for answers in kept}) == 1}
+        stored = [trial.outcome["predictions"] for trial in view.models(name) if trial.outcome.get("predictions")]
+        if stored:
+            by_arm[name] = stored
+    # Models tested on different numbers of images cannot be compared image by image.
+    return {name: np.array(stored) for name, stored in by_arm.items() if len(set(map(len, stored))) == 1}
 
 
-def apart(view: ReportView, document: ComparisonDocument) -> list[Alone]:
-    """Return each arm against all others; nothing if the answers of fewer than two arms, or the images, are missing.
+def unique_answers(view: ReportView, document: ComparisonDocument) -> list[UniqueAnswers]:
+    """Return where each arm differs from all others; nothing without images or with predictions of fewer than two arms.
 
-    An arm gets an image right if more than half of its retrained models do.
+    An arm classifies an image correctly if more than half of its retrained models do.
     """
     answers = predictions(view)
     if len(answers) < 2 or view.album is None:
         return []
     labels = view.album.test_labels
-    if any(found.shape[1] != len(labels) for found in answers.values()):
+    if any(predicted.shape[1] != len(labels) for predicted in answers.values()):
         return []
-    right = {name: (answers[name] == labels).mean(axis=0) > 0.5 for name in in_order(document) if name in answers}
-    count = np.sum(list(right.values()), axis=0)
+    correct = {name: (answers[name] == labels).mean(axis=0) > 0.5 for name in in_order(document) if name in answers}
+    count = np.sum(list(correct.values()), axis=0)
     return [
-        Alone(
+        UniqueAnswers(
             name,
             len(answers[name]),
-            tuple(np.flatnonzero(own & (count == 1)).tolist()),
-            tuple(np.flatnonzero(~own & (count == len(right) - 1)).tolist()),
+            tuple(np.flatnonzero(arm_correct & (count == 1)).tolist()),
+            tuple(np.flatnonzero(~arm_correct & (count == len(correct) - 1)).tolist()),
         )
-        for name, own in right.items()
+        for name, arm_correct in correct.items()
     ]
 
 
-def alone(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
-    """Yield images that only one arm gets right, if there are any."""
-    found = [each for each in apart(view, document) if each.right]
-    if not found or view.album is None:
+def only_correct_images(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+    """Yield images that only one arm classifies correctly, if there are any."""
+    arms = [arm for arm in unique_answers(view, document) if arm.only_correct]
+    if not arms or view.album is None:
         return
     answers = predictions(view)
     names = view.names_of(max(int(view.album.test_labels.max()), *(int(a.max()) for a in answers.values())) + 1)
     yield Picture(
         "alone",
-        "Test images that only one arm gets right",
-        "An arm gets an image right if more than half of its retrained models do. Below each image its class, and what "
-        f"the models of the other arms took it for most often; at most {MOST_SAMPLES} images an arm, in the order of "
-        "the data. They were chosen by the answers to the test: to look at, not to select by. There is no band.",
-        f"{counted([each.seeds for each in found], 'seed')} an arm, {len(view.album.test_labels):,} test images",
+        "Test images that only one arm classifies correctly",
+        "An arm classifies an image correctly if more than half of its retrained models do. Below each image are its "
+        "class and the most frequent wrong prediction of the other arms. Each arm shows at most "
+        f"{MOST_SAMPLES} images, in the order of the data. The images were chosen by test predictions, so they are for "
+        "inspection, not for selection. There is no band.",
+        f"{counted([arm.seeds for arm in arms], 'seed')} per arm, {len(view.album.test_labels):,} test images",
         "the store, result.predictions",
-        plots.figure_samples([_row(view, each, answers, names) for each in found]),
+        plots.figure_samples([_row(view, arm, answers, names) for arm in arms]),
     )
 
 
-def _row(view: ReportView, each: Alone, answers: Mapping[str, Answers], names: Sequence[str]) -> plots.SampleRow:
-    assert view.album is not None, "without images nothing was found"
-    chosen = each.right[:MOST_SAMPLES]
+def _row(view: ReportView, arm: UniqueAnswers, answers: Mapping[str, Answers], names: Sequence[str]) -> plots.SampleRow:
+    assert view.album is not None, "unique answers need the images"
+    chosen = arm.only_correct[:MOST_SAMPLES]
     labels = view.album.test_labels
     samples = []
     for number, image in zip(chosen, view.album.of_test(chosen), strict=True):
-        others = Counter(int(a) for name, found in answers.items() if name != each.arm for a in found[:, number])
+        others = Counter(
+            int(label) for name, predicted in answers.items() if name != arm.arm for label in predicted[:, number]
+        )
+        # Some models of the other arms may be correct; a majority of each arm is not, so a wrong class remains.
         del others[int(labels[number])]
-        taken_for = min(others, key=lambda label: (-others[label], label))
-        samples.append(plots.Sample(image, names[int(labels[number])], f"not {names[taken_for]}"))
-    return plots.SampleRow(each.arm, f"{len(each.right)} alone", tuple(samples))
+        predicted_class = min(others, key=lambda label: (-others[label], label))
+        samples.append(plots.Sample(image, names[int(labels[number])], f"not {names[predicted_class]}"))
+    return plots.SampleRow(arm.arm, f"{len(arm.only_correct)} images", tuple(samples))

@@ -1,4 +1,4 @@
-"""The figures of classes: how many clusters they belong to, and whether those that share one belong together."""
+"""The figures of classes: how many clusters they belong to, and whether clusters agree with known groups of classes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ SAMPLES = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Kinship:
-    """How far the groups of classes of an arm agree with a known grouping."""
+class GroupAgreement:
+    """Agreement of an arm's groups of classes with a known grouping."""
 
     arm: str
     reference: str
-    found: Agreement
+    agreement: Agreement
 
 
 def expected_clusters(view: ReportView, number: int, name: str, trial: Trial) -> Iterator[Picture]:
@@ -28,17 +28,18 @@ def expected_clusters(view: ReportView, number: int, name: str, trial: Trial) ->
     layer, last = list(trial.outcome["probabilities"].items())[-1]
     if len(last) != len(view.class_names):
         return
+    # One value per class is read off the last layer only if its nodes are the classes.
     learned = [(model.outcome.get("probabilities") or {}).get(layer, ()) for model in view.models(name)]
     expected = [[sum(row) for row in p] for p in learned if len(p) == len(last)]
     fewest, most = plots.extreme_classes(expected)
     album = view.album
     samples = {label: album.of_class(label, SAMPLES) for label in (*fewest, *most)} if album else {}
-    shown = " Below, the first validation images of the extreme classes." if samples else ""
+    shown = " Below are the first validation images of the extreme classes." if samples else ""
     yield Picture(
         f"classes-{number}",
         "Expected clusters of each class",
-        "The sum of a class's membership probabilities: dots are means over seeds, lines their range; over classes the "
-        f"thick line is the median and the gray band lies between the quartiles.{shown}",
+        "The sum of the membership probabilities of each class. Dots are means over seeds, thin lines their range; the "
+        f"thick line is the median over classes and the gray band spans the quartiles.{shown}",
         f"{counted([len(expected)], 'seed')}, {len(last)} classes",
         "the store, result.probabilities",
         plots.figure_clusters_per_class(expected, view.class_names, samples),
@@ -46,17 +47,18 @@ def expected_clusters(view: ReportView, number: int, name: str, trial: Trial) ->
     )
 
 
-def kinships(view: ReportView, document: ComparisonDocument) -> list[Kinship]:
-    """Return the agreement of every arm that groups classes with every known grouping; constant ones are left out."""
-    found = []
+def group_agreements(view: ReportView, document: ComparisonDocument) -> list[GroupAgreement]:
+    """Return the agreement of every arm that groups classes with every known grouping."""
+    agreements = []
     for reference, known in view.hierarchy.items():
+        # A grouping with one group, or with one group per class, says nothing about which classes belong together.
         if len(known) != len(view.class_names) or len(set(known)) in (1, len(known)):
             continue
         for name in in_order(document):
             groups = [_groups(model, len(known)) for model in view.models(name)]
-            if kept := [group for group in groups if group]:
-                found.append(Kinship(name, reference, agreement_of(kept, known)))
-    return found
+            if grouped := [group for group in groups if group]:
+                agreements.append(GroupAgreement(name, reference, agreement_of(grouped, known)))
+    return agreements
 
 
 def _groups(trial: Trial, classes: int) -> Sequence[int] | None:
@@ -74,23 +76,24 @@ def _groups(trial: Trial, classes: int) -> Sequence[int] | None:
 
 
 def agreement(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
-    """Yield how far the groups of classes agree with known ones, where the data has such."""
-    found = kinships(view, document)
-    if not found:
+    """Yield the agreement of the groups of classes with known groups, if the data has any."""
+    agreements = group_agreements(view, document)
+    if not agreements:
         return
     rows = [
         plots.Agreed(
-            each.arm, document.arms[each.arm].role, each.reference, each.found.values, each.found.mean,
-            each.found.shuffled,
+            row.arm, document.arms[row.arm].role, row.reference, row.agreement.values, row.agreement.mean,
+            row.agreement.shuffled,
         )
-        for each in found
+        for row in agreements
     ]  # fmt: skip
     yield Picture(
         "agreement",
-        "Groups of classes against known groups",
-        "Agreement of the groups of classes (learned: the strongest cluster of each class; fixed: its group in the "
-        "architecture) with known groups: 1 is the same groups, 0 is chance. Large marks are means over seeds, dots "
-        f"single seeds; the gray band holds 95% of the means after the classes were shuffled, {SHUFFLES} times.",
+        "Agreement with known groups of classes",
+        "Adjusted mutual information between known groups and those of the arm (learned structure: the strongest cluster "
+        "of each class; fixed architecture: its group). 1 means identical groups, 0 agreement by chance. Large marks "
+        "are means over seeds, dots single seeds; the gray band holds 95% of the means over "
+        f"{SHUFFLES} shuffles of the classes.",
         f"{counted([len(row.values) for row in rows], 'seed')}, {len(view.class_names)} classes",
         "the store, result.probabilities and result.architecture; the hierarchy of the data",
         plots.figure_agreement(rows),

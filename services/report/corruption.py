@@ -1,4 +1,4 @@
-"""What a report says of corrupted test images: a figure, a table of arms, a table of kinds, the pairs."""
+"""Corrupted test images in a report: a figure, and the tables of arms and of kinds of corruption."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class RobustRow:
 
 @dataclass(frozen=True, slots=True)
 class KindRow:
-    """A kind of corruption, as texts: the mean error of every arm, and whether it is the least."""
+    """A kind of corruption, as texts: the mean error of every arm, and whether it is the lowest."""
 
     kind: str
     errors: tuple[tuple[str, bool], ...]
@@ -35,24 +35,24 @@ def robust_rows(document: ComparisonDocument) -> list[RobustRow]:
     return [
         RobustRow(
             arm=name,
-            clean=_percent(found.clean_error),
-            error=_percent(found.corruption_error.mean),
-            interval=_interval(found),
-            relative="–" if found.relative is None else f"{found.relative:.3f}",
-            seconds=f"{found.seconds:,.1f}",
+            clean=_percent(arm.clean_error),
+            error=_percent(arm.corruption_error.mean),
+            interval=_interval(arm),
+            relative="–" if arm.relative is None else f"{arm.relative:.3f}",
+            seconds=f"{arm.seconds:,.1f}",
         )
-        for name, found in _arms(document).items()
+        for name, arm in _arms(document).items()
     ]
 
 
 def kind_rows(document: ComparisonDocument) -> list[KindRow]:
     """Return the mean error of every arm by kind of corruption, in the order of `robust_rows`."""
-    by_arm = [found.by_kind for found in _arms(document).values()]
+    by_arm = [arm.by_kind for arm in _arms(document).values()]
     rows = []
     for kind in by_arm[0] if by_arm else ():
         texts = [_percent(errors[kind]) for errors in by_arm]
-        least = min(texts, key=float)
-        rows.append(KindRow(kind.replace("_", " "), tuple((text, text == least) for text in texts)))
+        lowest = min(texts, key=float)  # of the texts: errors that look equal are all marked
+        rows.append(KindRow(kind.replace("_", " "), tuple((text, text == lowest) for text in texts)))
     return rows
 
 
@@ -62,20 +62,18 @@ def corruption(document: ComparisonDocument) -> Iterator[Picture]:
     if robust is None:
         return
     arms = _arms(document)
-    seeds = [len(found.corruption_error.per_seed) for found in arms.values()]
+    seeds = [len(arm.corruption_error.per_seed) for arm in arms.values()]
     yield Picture(
         "corruption",
         "Error by severity of corruption",
-        "Mean over kinds and seeds; the hollow mark is the error on the same images, not corrupted. Color is the arm "
-        "of the panel, gray the others. There is no band: the intervals over seeds are in the table.",
-        f"{counted(seeds, 'seed')} an arm, {robust.images:,} images, {len(next(iter(arms.values())).errors)} kinds",
+        "Mean over kinds and seeds; the hollow mark is the error on the same images without corruption. The colored line "
+        "is the arm of the panel, gray lines are the others. There is no band: intervals over seeds are in the table.",
+        f"{counted(seeds, 'seed')} per arm, {robust.images:,} images, {len(next(iter(arms.values())).errors)} kinds",
         "comparison.json, robustness.arms",
         plots.figure_corruption(
             [
-                plots.Corrupted(
-                    name, document.arms[name].role, found.clean_error, _by_severity(found, robust.severities)
-                )
-                for name, found in arms.items()
+                plots.Corrupted(name, document.arms[name].role, arm.clean_error, _by_severity(arm, robust.severities))
+                for name, arm in arms.items()
             ]
         ),
     )
@@ -86,13 +84,13 @@ def _arms(document: ComparisonDocument) -> dict[str, ArmRobustness]:
     return {name: known[name] for name in in_order(document) if name in known}
 
 
-def _by_severity(found: ArmRobustness, severities: list[int]) -> tuple[tuple[int, float], ...]:
-    columns = zip(*found.errors.values(), strict=True)
-    return tuple((severity, sum(each) / len(each)) for severity, each in zip(severities, columns, strict=True))
+def _by_severity(arm: ArmRobustness, severities: list[int]) -> tuple[tuple[int, float], ...]:
+    columns = zip(*arm.errors.values(), strict=True)
+    return tuple((severity, sum(errors) / len(errors)) for severity, errors in zip(severities, columns, strict=True))
 
 
-def _interval(found: ArmRobustness) -> str:
-    error = found.corruption_error
+def _interval(arm: ArmRobustness) -> str:
+    error = arm.corruption_error
     seeds = f"{len(error.per_seed)} seed{'s' * (len(error.per_seed) > 1)}"
     if error.ci95 is None:
         return f"no interval, {seeds}"

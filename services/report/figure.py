@@ -12,16 +12,16 @@ from services.trial_record import Trial
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure with what a reader needs to know.
+    """A figure with what its caption says.
 
     Args:
-        name: Of the figure in the page and among the artifacts.
+        name: Identifier of the figure in the page and in the names of files.
         title: What it shows, in a few words.
         caption: How to read it.
-        n: What it was computed from.
-        data: Where its numbers are.
+        n: Sample size, such as ``n = 5 seeds per arm``.
+        data: Where its numbers can be found.
         figure: The figure itself.
-        arm: Contestant that it is about, or None.
+        arm: The arm it shows, or None for a figure of several arms.
     """
 
     name: str
@@ -34,12 +34,13 @@ class Picture:
 
     @property
     def is_wide(self) -> bool:
-        """Whether it needs the width of a page."""
+        """Whether it needs the full width of a page."""
+        # Narrower figures stand two in a row; 72 points an inch, as in the SVG.
         return float(self.figure.get_size_inches()[0]) * 72 > 400
 
     @property
     def file(self) -> str:
-        """Name of its file, which stays when figures come and go: ``best-so-far.svg``, ``masks-blockout.svg``."""
+        """File name, which does not change when other figures are added or removed: ``best-so-far.svg``, ``masks-blockout.svg``."""
         arm = re.sub(r"[^a-z0-9-]+", "-", (self.arm or "").lower()).strip("-")
         return f"{re.sub(r'-[0-9]+$', '', self.name)}{'-' if arm else ''}{arm}.svg"
 

@@ -1,4 +1,4 @@
-"""The report of a study as one HTML file: verdict, numbers, figures, and how to run it again.
+"""The report of a study as one HTML file: verdict, numbers, figures, and what is needed to reproduce it.
 
 The sole importer of jinja2. The file needs no network and no script, and is the same for the same study.
 """
@@ -66,11 +66,11 @@ class PairRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Mistake:
-    """Three most frequent confusions of an arm, as texts."""
+class ConfusionRow:
+    """The three most frequent confusions of an arm, as texts."""
 
     arm: str
-    answers: str
+    predictions: str
     worst: tuple[str, ...]
 
 
@@ -78,7 +78,7 @@ def render(view: ReportView) -> str:
     """Return the report as HTML.
 
     Raises:
-        ValueError: The comparison is of another version.
+        ValueError: The comparison has another schema version.
     """
     return _composed(view)[0]
 
@@ -103,14 +103,14 @@ def write(view: ReportView, folder: Folder) -> Path:
 
 def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
     """Return the page, and its figures by the names of their files."""
-    # matplotlib takes a second
+    # Not at the top of the module: matplotlib takes a second to import, which commands that draw nothing need not pay.
     from services.report import accuracy, all_figures, answers, classes, corruption, structure, table_rows
 
     document = ComparisonDocument.model_validate(view.comparison)
     arms = in_order(document)
-    drawn = all_figures.pictures(view, document)
-    numbers = {picture.name: number for number, picture in enumerate(_flat(drawn), start=1)}
-    svgs = {picture.name: _storable(picture.svg()) for picture in _flat(drawn)}
+    sections = all_figures.pictures(view, document)
+    numbers = {picture.name: number for number, picture in enumerate(_flat(sections), start=1)}
+    svgs = {picture.name: _storable(picture.svg()) for picture in _flat(sections)}
     page = _template().render(
         document=document,
         study=view.study,
@@ -125,15 +125,15 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         costs=table_rows.cost_rows(view, document),
         searches=table_rows.search_rows(view, document),
         fronts=table_rows.front_rows(document),
-        pictures=drawn,
+        pictures=sections,
         svgs=svgs,
-        learned=_by_arm(drawn["structure"]),
+        learned=_by_arm(sections["structure"]),
         numbers=numbers,
         gaps=_gap_rows(structure.gaps(view, document)),
         steps=list(structure.GAP_STEPS.values()),
-        kinships=table_rows.kinship_rows(classes.kinships(view, document)),
-        mistakes=_mistakes(view, accuracy.confusions(view, document)),
-        alone=table_rows.alone_rows(answers.apart(view, document)),
+        group_agreements=table_rows.group_agreement_rows(classes.group_agreements(view, document)),
+        confusions=_confusion_rows(view, accuracy.confusions(view, document)),
+        unique_answers=table_rows.unique_answers_rows(answers.unique_answers(view, document)),
         trials=view.trials[:MOST_TRIALS],
         trial_count=len(view.trials),
         lost=[trial for trial in view.trials if trial.state in ("failed", "pruned")][:MOST_TRIALS],
@@ -142,13 +142,13 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         percent=_percent,
         flat=lambda values: ", ".join(f"{key} {value}" for key, value in _leaves(values)),
     )
-    return _storable(page), _files(_flat(drawn), svgs)
+    return _storable(page), _files(_flat(sections), svgs)
 
 
-def _files(drawn: Sequence[Any], svgs: Mapping[str, str]) -> dict[str, str]:
+def _files(pictures: Sequence[Any], svgs: Mapping[str, str]) -> dict[str, str]:
     """Return the figures by file name; names of arms may differ only in characters that no file name can hold."""
     files: dict[str, str] = {}
-    for picture in drawn:
+    for picture in pictures:
         name = picture.file if picture.file not in files else f"{picture.name}.svg"
         files[name] = svgs[picture.name]
     return files
@@ -170,13 +170,13 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _flat(drawn: Mapping[str, Sequence[Any]]) -> list[Any]:
-    return [picture for section in drawn.values() for picture in section]
+def _flat(sections: Mapping[str, Sequence[Any]]) -> list[Any]:
+    return [picture for section in sections.values() for picture in section]
 
 
-def _by_arm(drawn: Sequence[Any]) -> dict[str, list[Any]]:
+def _by_arm(pictures: Sequence[Any]) -> dict[str, list[Any]]:
     by_arm: dict[str, list[Any]] = {}
-    for picture in drawn:
+    for picture in pictures:
         by_arm.setdefault(picture.arm, []).append(picture)
     return by_arm
 
@@ -188,8 +188,8 @@ def _facts(view: ReportView, document: ComparisonDocument) -> dict[str, str]:
     least, most = min(seeds, default=0), max(seeds, default=0)
     facts = {
         "arms": f"{len(document.arms)}",
-        "retrained seeds an arm": f"{least}" if least == most else f"{least} to {most}",
-        "budget an arm": f"{document.budget.text} ± {document.budget.tolerance:.0%} of {WORDS[document.budget.unit]}",
+        "retraining seeds per arm": f"{least}" if least == most else f"{least} to {most}",
+        "budget per arm": f"{document.budget.text} ± {document.budget.tolerance:.0%} of {WORDS[document.budget.unit]}",
         "trials": f"{sum(arm.trials for arm in arms)}",
         "failed": f"{sum(arm.failed for arm in arms)}",
         "pruned": f"{sum(arm.pruned for arm in arms)}",
@@ -252,26 +252,27 @@ def _gap_rows(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> list[tuple[s
         (
             name,
             max(map(len, steps.values())),
-            [_percent(sum(found) / len(found)) if found else _ABSENT for found in steps.values()],
+            [_percent(sum(accuracies) / len(accuracies)) if accuracies else _ABSENT for accuracies in steps.values()],
         )
         for name, steps in gaps.items()
     ]
 
 
-def _mistakes(view: ReportView, matrices: Mapping[str, list[list[int]]]) -> list[Mistake]:
-    return [_mistake(view.names_of(len(counts)), arm, counts) for arm, counts in matrices.items()]
+def _confusion_rows(view: ReportView, matrices: Mapping[str, list[list[int]]]) -> list[ConfusionRow]:
+    return [_confusion_row(view.names_of(len(counts)), arm, counts) for arm, counts in matrices.items()]
 
 
-def _mistake(names: Sequence[str], arm: str, counts: list[list[int]]) -> Mistake:
+def _confusion_row(names: Sequence[str], arm: str, counts: list[list[int]]) -> ConfusionRow:
     shares = [
-        (cells[taken] / max(sum(cells), 1), true, taken)
+        (cells[predicted] / max(sum(cells), 1), true, predicted)
         for true, cells in enumerate(counts)
-        for taken in range(len(cells))
-        if taken != true and cells[taken]
+        for predicted in range(len(cells))
+        if predicted != true and cells[predicted]
     ]
-    worst = sorted(shares, key=lambda found: (-found[0], found[1:]))[:3]
-    texts = tuple(f"{names[true]} as {names[taken]} ({share:.1%})" for share, true, taken in worst)
-    return Mistake(arm, f"{sum(map(sum, counts)):,}", texts)
+    # Ties go by the order of the classes, so that the same study has the same report.
+    worst = sorted(shares, key=lambda confusion: (-confusion[0], confusion[1:]))[:3]
+    texts = tuple(f"{names[true]} as {names[predicted]} ({share:.1%})" for share, true, predicted in worst)
+    return ConfusionRow(arm, f"{sum(map(sum, counts)):,}", texts)
 
 
 def _interval(accuracy: Accuracy) -> str:

@@ -1,4 +1,4 @@
-"""The figures of the searched parameters: which of them decided, and the trials as lines through them."""
+"""The figures of the searched parameters: their importance, and parallel coordinates of the trials."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,12 @@ from services.report.view import ReportView, in_order
 from services.trial_record import SEARCH, Trial
 
 FEWEST_TRIALS = 4
-MOST_BARS, MOST_PANELS = 48, 6  # in a figure, which is to fit on a page
+MOST_BARS, MOST_PANELS = 48, 6  # per figure, so that it fits on a printed page
 Arm = TypeVar("Arm")
 
 
 def importance(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
-    """Yield what the searched parameters of each arm decided, if it was computed."""
+    """Yield the importance of the searched parameters of each arm, if it was computed."""
     importances = [
         plots.Importances(name, arm.role, _complete(view, name), view.importance[name])
         for name, arm in in_order(document).items()
@@ -26,12 +26,12 @@ def importance(view: ReportView, document: ComparisonDocument) -> Iterator[Pictu
     for number, of, part in _parts(importances, [1 + len(arm.shares) for arm in importances], most=MOST_BARS):
         yield Picture(
             _name("importance", number),
-            f"Which parameters decided{_part(number, of)}",
-            "How much each searched parameter decided whether a trial was among the best quarter of its search "
-            "(PED-ANOVA, Optuna). The upright line is what chance makes of it: the largest share in 19 searches with "
-            "the same trials and shuffled scores. Only filled bars are beyond it; there is no band."
-            + (f" Too few trials or parameters: {', '.join(absent)}." if absent else ""),
-            counted([arm.trials for arm in part], "complete trial an arm", "complete trials an arm"),
+            f"Importance of the searched parameters{_part(number, of)}",
+            "Importance of each searched parameter for being among the best quarter of the trials of a search (PED-ANOVA, "
+            "Optuna). The vertical line is the level of chance: the largest share in 19 searches with the same trials "
+            "and shuffled scores. Only filled bars exceed it; there is no band."
+            + (f" Arms with too few trials or parameters: {', '.join(absent)}." if absent else ""),
+            counted([arm.trials for arm in part], "complete trial per arm", "complete trials per arm"),
             "trials.csv, phase search, param.* and validation_accuracy",
             plots.figure_importance(part),
         )
@@ -62,11 +62,11 @@ def parallel(view: ReportView, document: ComparisonDocument) -> Iterator[Picture
         yield Picture(
             _name("parallel", number),
             f"Trials of the searches{_part(number, of)}",
-            "Each line is a trial, from the parameters it was given to the validation accuracy it reached, which is "
-            "the last axis and has one scale in all panels. Each other axis runs from the smallest to the largest "
-            "value that was tried, by logarithms where these are far apart. Thick lines are the best quarter of the "
-            "trials, dashed ones that end early are failed or pruned trials. There is no band.",
-            counted([len(search.scores) for search in part], "trial an arm", "trials an arm"),
+            "Each line is a trial, from its parameters to the validation accuracy it reached. Accuracy is the last axis "
+            "and has the same scale in all panels. Every other axis runs from the smallest to the largest value "
+            "tried, on a logarithmic scale if these are far apart. Thick lines are the best quarter of the trials; "
+            "dashed lines that end early are failed or pruned trials. There is no band.",
+            counted([len(search.scores) for search in part], "trial per arm", "trials per arm"),
             "trials.csv, phase search, param.* and validation_accuracy",
             plots.figure_parallel(part, limits=limits),
         )

@@ -1,4 +1,4 @@
-"""The figures of what was learned: memberships, masks, the way to a branched network, architectures."""
+"""The figures of learned structure: memberships, masks, the steps to a branched network, architectures."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,16 +15,16 @@ GAP_STEPS = {"soft": "soft P", "drawn": "drawn C", "hard": "hard C", "inherited"
 
 def gaps(view: ReportView, document: ComparisonDocument) -> dict[str, dict[str, list[float]]]:
     """Return, by arm and step from P to a fine-tuned branched network, the validation accuracy of every seed."""
-    found: dict[str, dict[str, list[float]]] = {}
+    by_arm: dict[str, dict[str, list[float]]] = {}
     for name in in_order(document):
         models = [trial for trial in view.models(name) if trial.outcome.get("gap")]
         if models:
             by_seed = [{**t.outcome["gap"], "tuned": t.outcome.get("validation_accuracy")} for t in models]
-            found[name] = {
+            by_arm[name] = {
                 text: [float(gap[step]) for gap in by_seed if gap.get(step) is not None]
                 for step, text in GAP_STEPS.items()
             }
-    return found
+    return by_arm
 
 
 def learned(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
@@ -34,11 +34,11 @@ def learned(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]
         probabilities = (trial.outcome.get("probabilities") if trial else None) or {}
         if trial is None or arm.role == "placebo":
             continue
-        found = list(_density(view, number, name, trial, list(probabilities)))
+        pictures = list(_density(view, number, name, trial, list(probabilities)))
         if probabilities:
-            found += [*_masks(number, name, trial), *_projection(view, number, name, trial)]
-        if found:
-            yield from (*found, *_architecture(view, document, number, name))
+            pictures += [*_masks(number, name, trial), *_projection(view, number, name, trial)]
+        if pictures:
+            yield from (*pictures, *_architecture(view, document, number, name))
         if probabilities:
             yield from classes.expected_clusters(view, number, name, trial)
 
@@ -50,12 +50,12 @@ def gap(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
         yield Picture(
             "gap",
             "From learned probabilities to a branched network",
-            "Validation accuracy with P as it is (soft), with drawn memberships, with hard ones, after their weights "
-            "were handed to the branched network, and after fine-tuning it. The thick line is the mean over seeds, "
-            "thin lines are single seeds; there is no other band.",
+            "Validation accuracy with the learned P (soft), with sampled memberships (drawn), with thresholded memberships "
+            "(hard), after the branched network inherits the weights, and after fine-tuning. The thick line is the "
+            "mean over seeds, thin lines are single seeds; there is no band.",
             "n = seeds, in each panel",
             "trials.csv, gap.*",
-            plots.figure_gap({name: (document.arms[name].role, found) for name, found in steps.items()}),
+            plots.figure_gap({name: (document.arms[name].role, accuracies) for name, accuracies in steps.items()}),
         )
 
 
@@ -68,17 +68,17 @@ def _density(view: ReportView, number: int, name: str, trial: Trial, layers: Seq
     ]
     if not records:
         return
-    found = [key.removeprefix(prefix) for key in records[0]["telemetry"] if key.startswith(prefix)]
-    order = [layer for layer in layers if layer in found] + [layer for layer in found if layer not in layers]
+    recorded = [key.removeprefix(prefix) for key in records[0]["telemetry"] if key.startswith(prefix)]
+    order = [layer for layer in layers if layer in recorded] + [layer for layer in recorded if layer not in layers]
     densities = {layer: [record["telemetry"][f"{prefix}{layer}"] for record in records] for layer in order}
     medians = {layer: [_median(record["telemetry"], layer) for record in records] for layer in order}
     yield Picture(
         f"density-{number}",
-        "Spread of the membership probabilities while they were learned",
-        "A panel a layer, in the order of the network: the stronger the color, the more entries of P lie in that bin "
-        "(square root of the share, twenty bins); the line is their median. Structure has been learned where the mass "
-        "lies at 0 and 1. There is no band.",
-        f"n = 1 training, seed {trial.seed}, {len(records)} epochs",
+        "Distribution of the membership probabilities during training",
+        "One panel per layer, in the order of the network. The stronger the color, the more entries of P lie in that bin "
+        "(square root of the share, twenty bins); the line is the median. A layer has learned structure when most "
+        "entries are at 0 or 1. There is no band.",
+        f"n = 1 training run, seed {trial.seed}, {len(records)} epochs",
         "the store, epochs.telemetry blockout/density/* and blockout/median/*",
         plots.figure_density(densities, medians, epochs=[int(record["epoch"]) + 1 for record in records]),
         name,
@@ -100,10 +100,11 @@ def _projection(view: ReportView, number: int, name: str, trial: Trial) -> Itera
     yield Picture(
         f"projection-{number}",
         "Nodes by their membership probabilities",
-        "Each dot is a node, at the two first principal components of its row of P (one projection for all layers), in "
-        f"the color of its strongest cluster. {named} of {len(last)} nodes of the last layer are named"
-        f"{'' if named == len(last) else '; the others had no room' if of_classes else ''}. There is no band.",
-        f"n = 1 training, seed {trial.seed}, {sum(map(len, probabilities.values())):,} nodes",
+        "Each dot is a node, at the first two principal components of its row of P (one projection for all layers), in "
+        f"the color of its strongest cluster. {named} of {len(last)} nodes of the last layer are labeled"
+        f"{'' if named == len(last) else '; there was no room for the others' if of_classes else ''}. "
+        "There is no band.",
+        f"n = 1 training run, seed {trial.seed}, {sum(map(len, probabilities.values())):,} nodes",
         "the store, result.probabilities",
         figure,
         name,
@@ -116,11 +117,11 @@ def _masks(number: int, name: str, trial: Trial) -> Iterator[Picture]:
         return
     yield Picture(
         f"masks-{number}",
-        "Masks, nodes in the order of their clusters",
+        "Masks, with nodes sorted by cluster",
         "From each layer (columns) to the next (rows): the stronger the color, the likelier a weight is kept. Strips "
-        "show the strongest cluster of each node. Strong blocks are branches, pale ones connections that were given "
-        "up. Large masks are averaged to 96 rows and columns; there is no band.",
-        f"n = 1 training, seed {trial.seed}, {len(next(iter(probabilities.values()))[0])} clusters",
+        "show the strongest cluster of each node. Dark blocks are branches, pale areas are dropped connections. Large "
+        "masks are averaged down to 96 rows and columns; there is no band.",
+        f"n = 1 training run, seed {trial.seed}, {len(next(iter(probabilities.values()))[0])} clusters",
         "the store, result.probabilities",
         plots.figure_masks(probabilities),
         name,
@@ -138,17 +139,18 @@ def _architecture(view: ReportView, document: ComparisonDocument, number: int, n
     """Yield the diagram of an arm's exported model, if it has branches."""
     arm = document.arms[name]
     trial = exported_trial(view, name, arm)
-    found = (trial.outcome.get("architecture") if trial else None) or None
-    if trial is None or found is None or all(len(layer["groups"]) == 1 for layer in found["layers"]):
+    architecture = (trial.outcome.get("architecture") if trial else None) or None
+    if trial is None or architecture is None or all(len(layer["groups"]) == 1 for layer in architecture["layers"]):
         return
-    labels = [label for group in found["layers"][-1]["groups"] for label in group.get("classes") or ()]
+    labels = [label for group in architecture["layers"][-1]["groups"] for label in group.get("classes") or ()]
     yield Picture(
         f"architecture-{number}",
         "Architecture of the exported model",
-        "Columns are layers, boxes groups of nodes with their number, stripes the clusters they belong to. A group "
-        "reads all groups that lead to one of its clusters' dots; the classes stand at the end. There is no band.",
+        "Columns are layers, boxes are groups of nodes with the number of nodes, stripes the clusters they belong to. A "
+        "group takes input from every earlier group that leads to the dot of one of its clusters; the classes are at "
+        "the end. There is no band.",
         f"n = 1 model, seed {trial.seed}, architecture {arm.architecture or 'without a hash'}",
         "models/*/architecture.json",
-        plots.figure_architecture(found, view.names_of(max(labels, default=-1) + 1)),
+        plots.figure_architecture(architecture, view.names_of(max(labels, default=-1) + 1)),
         name,
     )

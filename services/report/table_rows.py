@@ -1,18 +1,18 @@
-"""Tables of a report beside that of the arms, as texts: cost in shares, agreement, images apart from all others."""
+"""Tables of a report other than that of the arms, as texts: cost, search, Pareto fronts, agreement, unique answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.budget.accounting import END_WORDS
-from services.report.answers import Alone
-from services.report.classes import Kinship
+from services.report.answers import UniqueAnswers
+from services.report.classes import GroupAgreement
 from services.report.view import ReportView, in_order
 
 
 @dataclass(frozen=True, slots=True)
 class CostRow:
-    """What an arm spent: shares are of its sample passes, that of the overhead of its seconds."""
+    """What an arm spent: overhead is a share of its seconds, all other shares are of its sample passes."""
 
     arm: str
     passes: str
@@ -28,7 +28,7 @@ class CostRow:
 
 @dataclass(frozen=True, slots=True)
 class SearchRow:
-    """How an arm was searched."""
+    """The search algorithm of an arm and the outcome of its proposals."""
 
     arm: str
     searcher: str
@@ -42,7 +42,7 @@ class SearchRow:
 
 @dataclass(frozen=True, slots=True)
 class FrontRow:
-    """A trial of an arm that searched for several objectives, which no other of its trials beats in all of them."""
+    """A trial on the Pareto front of an arm with several objectives."""
 
     arm: str
     hypervolume: str
@@ -51,7 +51,7 @@ class FrontRow:
 
 
 @dataclass(frozen=True, slots=True)
-class KinshipRow:
+class GroupAgreementRow:
     """Agreement of an arm's groups of classes with known ones."""
 
     reference: str
@@ -63,17 +63,17 @@ class KinshipRow:
 
 
 @dataclass(frozen=True, slots=True)
-class AloneRow:
-    """How many test images an arm alone gets right, and how many it alone does not."""
+class UniqueAnswersRow:
+    """How many test images only this arm classifies correctly, and how many only this arm does not."""
 
     arm: str
     seeds: str
-    right: str
-    wrong: str
+    only_correct: str
+    only_incorrect: str
 
 
 def cost_rows(view: ReportView, document: ComparisonDocument) -> list[CostRow]:
-    """Return what every arm spent, by phase, and what of it was lost."""
+    """Return what every arm spent, by phase, and how much of it went to failed and pruned trials."""
     return [_cost_row(view, name, arm) for name, arm in in_order(document).items()]
 
 
@@ -82,8 +82,8 @@ def _cost_row(view: ReportView, name: str, arm: ArmResult) -> CostRow:
     seconds = cost.search.seconds + cost.retrain.seconds + cost.overhead_seconds
 
     def lost(phase: str, state: str) -> str:
-        found = (t for t in view.trials if (t.arm, t.phase, t.state) == (name, phase, state))
-        return _share(sum(trial.sample_passes for trial in found), cost.sample_passes)
+        trials = (t for t in view.trials if (t.arm, t.phase, t.state) == (name, phase, state))
+        return _share(sum(trial.sample_passes for trial in trials), cost.sample_passes)
 
     return CostRow(
         arm=name,
@@ -104,8 +104,8 @@ def _share(part: float, whole: float) -> str:
 
 
 def search_rows(view: ReportView, document: ComparisonDocument) -> list[SearchRow]:
-    """Return how every arm was searched and what ended it."""
-    described = view.study.get("arms", {})
+    """Return how every arm was searched and what ended its search."""
+    arms_of_study = view.study.get("arms", {})
 
     def count(name: str, state: str) -> str:
         return str(sum((t.arm, t.phase, t.state) == (name, "search", state) for t in view.trials))
@@ -113,7 +113,7 @@ def search_rows(view: ReportView, document: ComparisonDocument) -> list[SearchRo
     return [
         SearchRow(
             arm=name,
-            searcher=str(described.get(name, {}).get("searcher", "–")),
+            searcher=str(arms_of_study.get(name, {}).get("searcher", "–")),
             complete=count(name, "complete"),
             failed=count(name, "failed"),
             pruned=count(name, "pruned"),
@@ -126,7 +126,7 @@ def search_rows(view: ReportView, document: ComparisonDocument) -> list[SearchRo
 
 
 def front_rows(document: ComparisonDocument) -> list[FrontRow]:
-    """Return the fronts of the arms that searched for several objectives; of all others nothing."""
+    """Return the Pareto fronts of the arms with several objectives; other arms have no rows."""
     return [
         FrontRow(name, f"{arm.front.hypervolume:.4f}", str(trial.number), _values(trial.values))
         for name, arm in in_order(document).items()
@@ -140,18 +140,18 @@ def _values(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {text}" for name, text in zip(values, shown, strict=True))
 
 
-def kinship_rows(found: Sequence[Kinship]) -> list[KinshipRow]:
+def group_agreement_rows(agreements: Sequence[GroupAgreement]) -> list[GroupAgreementRow]:
     """Return the agreement of every arm with every known grouping."""
     return [
-        KinshipRow(
-            each.reference,
-            each.arm,
-            str(len(each.found.values)),
-            _signed(each.found.mean),
-            " to ".join(map(_signed, each.found.shuffled)),
-            f"{each.found.p_value:.3f}",
+        GroupAgreementRow(
+            row.reference,
+            row.arm,
+            str(len(row.agreement.values)),
+            _signed(row.agreement.mean),
+            " to ".join(map(_signed, row.agreement.shuffled)),
+            f"{row.agreement.p_value:.3f}",
         )
-        for each in found
+        for row in agreements
     ]
 
 
@@ -159,6 +159,9 @@ def _signed(value: float) -> str:
     return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
 
 
-def alone_rows(found: Sequence[Alone]) -> list[AloneRow]:
-    """Return, by arm, how many test images it is alone with."""
-    return [AloneRow(each.arm, str(each.seeds), f"{len(each.right):,}", f"{len(each.wrong):,}") for each in found]
+def unique_answers_rows(arms: Sequence[UniqueAnswers]) -> list[UniqueAnswersRow]:
+    """Return, by arm, on how many test images it differs from all other arms."""
+    return [
+        UniqueAnswersRow(arm.arm, str(arm.seeds), f"{len(arm.only_correct):,}", f"{len(arm.only_incorrect):,}")
+        for arm in arms
+    ]

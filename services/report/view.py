@@ -19,11 +19,11 @@ class ReportView:
         comparison: The content of ``comparison.json``.
         study: The resolved study.
         environment: The content of ``environment.json``.
-        trials: All trials, failed and pruned ones too. What a result does not have may be left out or None.
-        epochs: Epoch records as plain JSON types, by arm, phase and number of the trial; absent ones are not shown.
-        class_names: Of the data; empty if they are not known.
+        trials: All trials, including failed and pruned ones. Missing parts of a result may be left out or None.
+        epochs: Epoch records as plain JSON types, by arm, phase and number of the trial; trials without records have no curves.
+        class_names: Class names of the data; empty if they are not known.
         hierarchy: For each known grouping of the classes, the group of every class.
-        importance: By arm and searched parameter its share of the importance, and the largest share by chance.
+        importance: By arm and searched parameter, its share of the importance and the largest share by chance.
         album: Images of the data to show, or None to show none.
     """
 
@@ -42,11 +42,11 @@ class ReportView:
         return sorted((t for t in self.trials if t.arm == arm and t.is_model), key=lambda trial: trial.seed)
 
     def epochs_of(self, trial: Trial) -> Sequence[Mapping[str, Any]]:
-        """Return the epoch records of a trial, nothing if there are none."""
+        """Return the epoch records of a trial; empty if there are none."""
         return self.epochs.get(trial.key, ())
 
     def names_of(self, classes: int) -> list[str]:
-        """Return the names of the classes, or their numbers if the data does not name as many classes."""
+        """Return the names of the classes, or their numbers if the data names another number of classes."""
         if len(self.class_names) == classes:
             return [str(name) for name in self.class_names]
         return [str(label) for label in range(classes)]

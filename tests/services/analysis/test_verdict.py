@@ -1,4 +1,4 @@
-"""The sentence says what was shown, what was not, and what could have been."""
+"""The verdict says what was shown, what was not, and which differences could have been detected."""
 
 import pytest
 
@@ -96,24 +96,24 @@ def test_the_sentence_of_a_study_that_shows_one_thing_and_not_another() -> None:
         "By mean test accuracy: blockout 92.00%, placebo-nodes 91.90%, dense 90.00%, thin 89.00%; "
         "blockout is better than dense by 2.00 points (p = 0.004) and thin by 3.00 points (p < 0.0001), "
         "no difference shown between blockout and placebo-nodes, "
-        "where 3 seeds could have shown no less than about 1.20 points, "
-        "so that its learned structure is not shown to help."
+        "where 3 seeds could only have shown differences of about 1.20 points or more, "
+        "so its learned structure is not shown to help."
     )
 
 
-def test_structure_helps_only_if_every_control_is_beaten() -> None:
+def test_structure_helps_only_if_every_placebo_and_ablation_is_beaten() -> None:
     better = [pair(name, 0.02, "better") for name in ("placebo-nodes", "thin")]
     text = sentence(document(ARMS, [*better, pair("dense", -0.01, "no difference shown")]))
-    assert text.endswith("so that its learned structure is shown to help.")
+    assert text.endswith("so its learned structure is shown to help.")
     text = sentence(document(ARMS, better[:1]))
-    assert text.endswith("so that its learned structure is not shown to help.")
+    assert text.endswith("so its learned structure is not shown to help.")
 
 
 def test_without_a_placebo_nothing_is_said_of_structure() -> None:
     arms = {name: ARMS[name] for name in ("dense", "blockout")}
     text = sentence(document(arms, [pair("dense", -0.02, "worse")]))
     assert "blockout is worse than dense by 2.00 points (p = 0.01)" in text
-    assert text.endswith("without a placebo nothing is shown about its structure.")
+    assert text.endswith("without a placebo the study shows nothing about its learned structure.")
 
 
 def test_a_study_without_a_ranking_says_why_first() -> None:
@@ -126,7 +126,7 @@ def test_a_study_without_pairs_says_so() -> None:
     assert text == "No ranking, because 3 trials have not ended; no two arms could be compared."
 
 
-def test_a_rival_that_leads_speaks_of_itself() -> None:
+def test_without_a_learned_arm_the_best_arm_is_compared() -> None:
     arms = {"a": arm("baseline", 0.8), "blockout": arm("baseline", 0.7)}
     text = sentence(document(arms, [pair("a", -0.1, "worse")]))
     assert text == (
@@ -138,7 +138,7 @@ def test_seeds_without_a_model_are_named() -> None:
     arms = {**ARMS, "thin": arm("ablation", 0.89, missing=(1, 2)), "dense": arm("baseline", 0.9, missing=(1,))}
     text = sentence(document(arms, [pair("thin", 0.01, "no difference shown", effect=None)], seeds=(0,)))
     assert text.endswith("; dense has no model for seed 1; thin has no model for seeds 1 and 2.")
-    assert "the seeds could have shown no difference of any size" in text
+    assert "with these seeds, no difference of any size could have been shown" in text
 
 
 @pytest.mark.parametrize("reason", [None, "why not"])
@@ -165,7 +165,7 @@ def test_tables_have_a_cell_a_column(reason: str | None) -> None:
         "points": "+2.00",
         "95% interval": "+1.00 .. +3.00",
         "Holm": "p = 0.01",
-        "could show": "1.20",
+        "detectable": "1.20",
         "verdict": "better",
     }
 

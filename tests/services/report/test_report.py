@@ -226,7 +226,7 @@ def test_without_a_ranking_the_reason_is_said(made_up: MadeUp) -> None:
 
 
 def test_lost_trials_are_listed_with_their_reason(study: ReportView, report: str) -> None:
-    table = next(t for t in parsed(report).all("table") if "Trials that failed or were pruned" in t.text)
+    table = next(t for t in parsed(report).all("table") if "Failed and pruned trials." in t.text)
     lost = [trial for trial in study.trials if trial.state in ("failed", "pruned")]
     assert table.text.count("loss became NaN in epoch 12") == len(lost) > 0
 
@@ -266,7 +266,7 @@ def test_groups_of_classes_are_held_against_the_known_ones(made_up: MadeUp) -> N
     assert "agreement" not in [figure.attributes["id"] for figure in without.all("figure")]
 
 
-def test_images_that_one_arm_alone_gets_right_are_counted_and_shown(made_up: MadeUp) -> None:
+def test_images_that_only_one_arm_classifies_correctly_are_counted_and_shown(made_up: MadeUp) -> None:
     view = made_up(arms=TWO, seeds=3, classes=4, length=2, keep=lambda trial: trial.is_model)
     assert view.album is not None
     labels = view.album.test_labels.tolist()
@@ -282,22 +282,22 @@ def test_images_that_one_arm_alone_gets_right_are_counted_and_shown(made_up: Mad
         return replace(trial, result={**trial.outcome, "predictions": given})
 
     page = parsed(render(replace(view, trials=[answered(trial) for trial in view.trials])))
-    table = next(t for t in page.all("table") if "one arm stands alone" in t.text).text.replace("\n", "")
+    table = next(t for t in page.all("table") if "one arm differs from all others" in t.text).text.replace("\n", "")
     assert re.search(r"dense352", table)
     assert re.search(r"blockout325", table)
     texts = [text.text for text in page.all("text")]
-    assert "5 alone" in texts
+    assert "5 images" in texts
     assert texts.count("not 1") == 7
-    caption = next(c.text for c in page.all("figcaption") if "only one arm gets right" in c.text)
-    assert "n = 3 seeds an arm, 144 test images" in caption
+    caption = next(c.text for c in page.all("figcaption") if "only one arm classifies correctly" in c.text)
+    assert "n = 3 seeds per arm, 144 test images" in caption
 
 
 @pytest.mark.parametrize("lacking", ["album", "predictions"])
-def test_without_answers_or_images_nobody_stands_alone(lacking: str, made_up: MadeUp) -> None:
+def test_without_predictions_or_images_no_unique_answers_are_shown(lacking: str, made_up: MadeUp) -> None:
     view = made_up(arms=TWO, seeds=2, length=2, keep=lambda trial: trial.is_model)
     trials = [replace(t, result={k: v for k, v in t.outcome.items() if k != "predictions"}) for t in view.trials]
     page = parsed(render(replace(view, album=None) if lacking == "album" else replace(view, trials=trials)))
-    assert not [t for t in page.all("table") if "one arm stands alone" in t.text]
+    assert not [t for t in page.all("table") if "one arm differs from all others" in t.text]
     found = [figure.attributes["id"] for figure in page.all("figure")]
     assert "alone" not in found
     assert "confusion" in found
