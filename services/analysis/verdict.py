@@ -8,7 +8,7 @@ from services.analysis.seed_metrics import Accuracy, PairResult
 
 
 def sentence(document: ComparisonDocument) -> str:
-    """Return one sentence: what the study shows, what it does not show, and which differences it could have detected."""
+    """Return one sentence: what the study shows, what it does not, and what it could have detected."""
     parts = []
     if document.ranking is not None:
         means = {name: _mean_over_ranking_seeds(document, name) for name in document.ranking}

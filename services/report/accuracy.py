@@ -57,8 +57,9 @@ def differences(document: ComparisonDocument) -> Iterator[Picture]:
     yield Picture(
         "differences",
         "Differences between arms, paired by seed",
-        "To the right of 0 the first arm is better. Bars are 95% intervals of the mean difference, without correction "
-        "for multiple pairs. Filled marks are significant after Holm's correction over all pairs, hollow marks are not.",
+        "To the right of 0 the first arm is better. Bars are 95% intervals of the mean difference, not corrected for "
+        "the number of pairs. Filled marks are significant after Holm's correction over all pairs, hollow ones are "
+        "not.",
         counted([pair.seeds for pair in document.pairs], "paired seed"),
         "comparison.json, pairs",
         plots.figure_differences(pairs),
@@ -92,9 +93,9 @@ def _front(
     yield Picture(
         f"front-{name}",
         f"Accuracy against {'MACs' if name == 'macs' else 'latency'}",
-        "The dashed line joins the arms on the Pareto front. Bars are 95% intervals over seeds; the cost is that of the "
-        "exported model. Circles are arms that learn their structure, diamonds placebos, squares ablations, triangles "
-        "baselines.",
+        "The dashed line joins the arms on the Pareto front. Bars are 95% intervals over seeds; the cost is that of "
+        "the exported model. Circles are arms that learn their structure, diamonds placebos, squares ablations, "
+        "triangles baselines.",
         f"{counted(seeds, 'seed')} per arm, 1 exported model",
         f"comparison.json, arms.*.{'macs' if name == 'macs' else 'latency_ms'} and arms.*.test_accuracy",
         plots.figure_front(points, front, label=label),
@@ -120,8 +121,8 @@ def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
     yield Picture(
         "cost-seconds",
         "Seconds by phase",
-        "Measured training time, summed over workers. Overhead is the time spent proposing, distilling and proving. "
-        "There is no band: each bar is a sum.",
+        "Measured training time, summed over workers. Overhead is proposing trials, and deriving and verifying "
+        "networks. There is no band: each bar is a sum.",
         *shared,
         plots.figure_cost(seconds, label="seconds"),
     )
@@ -153,8 +154,8 @@ def progress(view: ReportView, document: ComparisonDocument) -> Iterator[Picture
     yield Picture(
         "best-so-far",
         "Best validation accuracy so far against sample passes",
-        "The colored line is the arm of the panel, gray lines are the others. Each arm was searched once, so there is no "
-        "band. Dots are finished trials, including failed ones. The dotted line is the limit of sample passes, if "
+        "The colored line is the arm of the panel, gray lines are the others. Each arm was searched once, so there is "
+        "no band. Dots are finished trials, including failed ones. The dotted line is the limit of sample passes, if "
         "there is one; retraining takes what the search leaves."
         + (f" Arms without a search: {', '.join(absent)}." if absent else ""),
         f"{counted([1] * len(searched), 'search', 'searches')} per arm, trials in each panel",
@@ -229,9 +230,9 @@ def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Pictur
     yield Picture(
         "confusion",
         "Confusion matrices",
-        "Rows are true classes, columns predicted classes, in the order of the data; the stronger the color, the larger "
-        "the share of the row. Correct predictions (the diagonal) are left out. All panels share one color scale; "
-        "there is no band.",
+        "Rows are true classes, columns predicted classes, in the order of the data; the stronger the color, the "
+        "larger the share of the row. Correct predictions (the diagonal) are left out. All panels share one color "
+        "scale; there is no band.",
         f"{counted(models, 'seed')} and {counted(images, 'test prediction').removeprefix('n = ')} per arm",
         "the store, result.confusion",
         plots.figure_confusion(matrices, names),

@@ -101,4 +101,5 @@ def _row(view: ReportView, arm: UniqueAnswers, answers: Mapping[str, Answers], n
         del others[int(labels[number])]
         predicted_class = min(others, key=lambda label: (-others[label], label))
         samples.append(plots.Sample(image, names[int(labels[number])], f"not {names[predicted_class]}"))
-    return plots.SampleRow(arm.arm, f"{len(arm.only_correct)} images", tuple(samples))
+    count = len(arm.only_correct)  # of all of them, not only of those shown
+    return plots.SampleRow(arm.arm, f"{count} image{'s' * (count > 1)}", tuple(samples))

@@ -26,9 +26,8 @@ class GroupAgreement:
 def expected_clusters(view: ReportView, number: int, name: str, trial: Trial) -> Iterator[Picture]:
     """Yield how many clusters each class is expected to belong to, with images of the extreme ones."""
     layer, last = list(trial.outcome["probabilities"].items())[-1]
-    if len(last) != len(view.class_names):
+    if len(last) != len(view.class_names):  # the nodes of the last layer are not the classes
         return
-    # One value per class is read off the last layer only if its nodes are the classes.
     learned = [(model.outcome.get("probabilities") or {}).get(layer, ()) for model in view.models(name)]
     expected = [[sum(row) for row in p] for p in learned if len(p) == len(last)]
     fewest, most = plots.extreme_classes(expected)
@@ -90,9 +89,9 @@ def agreement(view: ReportView, document: ComparisonDocument) -> Iterator[Pictur
     yield Picture(
         "agreement",
         "Agreement with known groups of classes",
-        "Adjusted mutual information between known groups and those of the arm (learned structure: the strongest cluster "
-        "of each class; fixed architecture: its group). 1 means identical groups, 0 agreement by chance. Large marks "
-        "are means over seeds, dots single seeds; the gray band holds 95% of the means over "
+        "Adjusted mutual information between known groups and those of the arm (learned structure: the strongest "
+        "cluster of each class; fixed architecture: its group). 1 means identical groups, 0 agreement by chance. Large "
+        "marks are means over seeds, dots single seeds; the gray band holds 95% of the means over "
         f"{SHUFFLES} shuffles of the classes.",
         f"{counted([len(row.values) for row in rows], 'seed')}, {len(view.class_names)} classes",
         "the store, result.probabilities and result.architecture; the hierarchy of the data",

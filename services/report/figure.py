@@ -40,7 +40,7 @@ class Picture:
 
     @property
     def file(self) -> str:
-        """File name, which does not change when other figures are added or removed: ``best-so-far.svg``, ``masks-blockout.svg``."""
+        """File name, the same whichever other figures there are: ``best-so-far.svg``, ``masks-blockout.svg``."""
         arm = re.sub(r"[^a-z0-9-]+", "-", (self.arm or "").lower()).strip("-")
         return f"{re.sub(r'-[0-9]+$', '', self.name)}{'-' if arm else ''}{arm}.svg"
 

@@ -50,9 +50,9 @@ def gap(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
         yield Picture(
             "gap",
             "From learned probabilities to a branched network",
-            "Validation accuracy with the learned P (soft), with sampled memberships (drawn), with thresholded memberships "
-            "(hard), after the branched network inherits the weights, and after fine-tuning. The thick line is the "
-            "mean over seeds, thin lines are single seeds; there is no band.",
+            "Validation accuracy with the learned P (soft), with sampled memberships (drawn), with thresholded "
+            "memberships (hard), after the branched network inherits the weights, and after fine-tuning. The thick "
+            "line is the mean over seeds, thin lines are single seeds; there is no band.",
             "n = seeds, in each panel",
             "trials.csv, gap.*",
             plots.figure_gap({name: (document.arms[name].role, accuracies) for name, accuracies in steps.items()}),
@@ -75,8 +75,8 @@ def _density(view: ReportView, number: int, name: str, trial: Trial, layers: Seq
     yield Picture(
         f"density-{number}",
         "Distribution of the membership probabilities during training",
-        "One panel per layer, in the order of the network. The stronger the color, the more entries of P lie in that bin "
-        "(square root of the share, twenty bins); the line is the median. A layer has learned structure when most "
+        "One panel per layer, in the order of the network. The stronger the color, the more entries of P lie in that "
+        "bin (square root of the share, twenty bins); the line is the median. A layer has learned structure when most "
         "entries are at 0 or 1. There is no band.",
         f"n = 1 training run, seed {trial.seed}, {len(records)} epochs",
         "the store, epochs.telemetry blockout/density/* and blockout/median/*",
@@ -146,8 +146,8 @@ def _architecture(view: ReportView, document: ComparisonDocument, number: int, n
     yield Picture(
         f"architecture-{number}",
         "Architecture of the exported model",
-        "Columns are layers, boxes are groups of nodes with the number of nodes, stripes the clusters they belong to. A "
-        "group takes input from every earlier group that leads to the dot of one of its clusters; the classes are at "
+        "Columns are layers, boxes are groups of nodes with the number of nodes, stripes the clusters they belong to. "
+        "A group takes input from every earlier group that leads to the dot of one of its clusters; the classes are at "
         "the end. There is no band.",
         f"n = 1 model, seed {trial.seed}, architecture {arm.architecture or 'without a hash'}",
         "models/*/architecture.json",
