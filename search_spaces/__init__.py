@@ -1,4 +1,4 @@
-"""What may vary: the registry of search spaces, by the names that study files use."""
+"""The registry of search spaces, by the names that study files use."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -14,11 +14,11 @@ _STRUCTURE_LR = (10.0, 100.0)
 
 
 def blockout(trial: Trial, context: Context) -> Experiment:
-    """Vary the clusters, the widths, the learning rate of the structure, and whether training samples C or uses P.
+    """Vary clusters, widths, the learning rate of the structure, and whether training samples memberships C or uses P.
 
-    Parameters: ``blockout.clusters`` (2 to 8, at most the nodes of the narrowest layer), ``model.width`` (.5 to 1.5
-    times all widths; not of a backbone whose widths have no one factor), ``blockout.structure_lr_multiplier`` (10 to
-    100, logarithmic), ``blockout.mode`` (hard-learned, soft-learned, and hard-fixed where nothing is distilled).
+    Parameters: ``blockout.clusters`` (2 to 8, at most the number of nodes of the narrowest layer), ``model.width`` (0.5
+    to 1.5, a factor of all widths; only for backbones that can be scaled), ``blockout.structure_lr_multiplier`` (10 to
+    100, logarithmic), ``blockout.mode`` (hard-learned, soft-learned, and hard-fixed unless a network is derived).
 
     Raises:
         ValueError: The arm's method is not blockout.
@@ -43,8 +43,8 @@ def blockout(trial: Trial, context: Context) -> Experiment:
 def structure(trial: Trial, context: Context) -> Experiment:
     """Vary the learning rate of the structure, the first layer's initial probability, and the penalty on MACs.
 
-    Parameters: ``blockout.structure_lr_multiplier`` (10 to 100, logarithmic), ``blockout.first_probability`` (.8 to
-    .98), ``blockout.cost_penalty`` (2 to 16, logarithmic).
+    Parameters: ``blockout.structure_lr_multiplier`` (10 to 100, logarithmic), ``blockout.first_probability`` (0.8
+    to 0.98), ``blockout.cost_penalty`` (2 to 16, logarithmic).
 
     Raises:
         ValueError: The arm's method is not blockout.

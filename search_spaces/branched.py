@@ -1,6 +1,6 @@
-"""Fixed hierarchies: the design choices that Blockout argues one should not have to make by hand.
+"""Search space of fixed hierarchies: the design choices that Blockout is meant to replace by learning.
 
-Murdock et al. name them (CVPR 2016, section 1): the number and place of branches, the nodes of each branch, and the
+Murdock et al. (CVPR 2016, section 1) list them: the number and position of branches, the nodes of each branch, and the
 clustering of the classes.
 """
 
@@ -23,11 +23,11 @@ class Hierarchy:
     """The design choices of a fixed hierarchy.
 
     Args:
-        first_split: Position of the first layer with branches; the layers before are shared.
-        branches: Branches at the first split, 2 or more.
-        splits_again: Whether each branch splits in two at the layer after.
+        first_split: Position of the first layer with branches; the layers before it are shared.
+        branches: Number of branches at the first split, at least 2.
+        splits_again: Whether each branch splits into two at the next layer.
         skew: How unequal the branches' widths are: branch i gets a share proportional to ``1 + skew * i``.
-        shared: Share of the nodes of every branched layer that belong to all branches, in 0..1.
+        shared: Fraction of the nodes of every branched layer that belong to all branches, in [0, 1].
         assignment: Seed of the random balanced assignment of the classes.
     """
 
@@ -40,14 +40,14 @@ class Hierarchy:
 
 
 def branched(trial: Trial, context: Context) -> Experiment:
-    """Vary where a network splits, into how many branches, how wide they are and which classes go where.
+    """Vary where a network splits, the number and widths of its branches, and the classes of each branch.
 
     Parameters: ``branched.first_split``, ``branched.branches``, ``branched.splits_again``, ``branched.skew``,
     ``branched.shared``, ``branched.assignment``.
 
     Raises:
         ValueError: The backbone cannot be branched.
-        TooFew: There are too few nodes or classes to divide.
+        TooFew: There are too few nodes or classes to divide among branches.
     """
     require_stages(context.experiment.backbone, "the space 'branched'")
     stages = stages_of(context.experiment.backbone, context.shape, context.classes)
@@ -73,7 +73,7 @@ def hierarchical(hierarchy: Hierarchy, stages: Sequence[Stage]) -> Architecture:
 
     Args:
         hierarchy: The design choices.
-        stages: Of the backbone; the last one holds the classes.
+        stages: Stages of the backbone; the last one has the classes as its nodes.
     """
     again = hierarchy.splits_again and 2 * hierarchy.branches <= stages[-1].width
     clusters = hierarchy.branches * (2 if again else 1)
@@ -101,7 +101,7 @@ def _split(
 
 
 def _apportioned(total: int, shares: Sequence[float]) -> list[int]:
-    """Split a whole number by shares, at least one each; the rounding goes to the widest."""
+    """Split an integer in proportion to shares, with at least 1 each; the widest part absorbs the rounding."""
     widths = [max(1, int(total * share / sum(shares))) for share in shares]
     widths[widths.index(max(widths))] += total - sum(widths)
     return widths
@@ -109,11 +109,11 @@ def _apportioned(total: int, shares: Sequence[float]) -> list[int]:
 
 def _classes(stage: Stage, leaves: Sequence[tuple[int, ...]], seed: int) -> Layer:
     labels = list(range(stage.width))
-    random.Random(seed).shuffle(labels)  # noqa: S311  # an assignment, no secret
+    random.Random(seed).shuffle(labels)  # noqa: S311  # not used for security
     return Layer(
         stage.name,
         tuple(
-            Group(leaf, len(held), tuple(held))
-            for leaf, held in ((leaf, sorted(labels[number :: len(leaves)])) for number, leaf in enumerate(leaves))
+            Group(leaf, len(members), tuple(members))
+            for leaf, members in ((leaf, sorted(labels[number :: len(leaves)])) for number, leaf in enumerate(leaves))
         ),
     )

@@ -1,4 +1,4 @@
-"""Search space of branches from confusions of a dense network."""
+"""Search space of branches that are derived from the confusions of a dense network."""
 
 from dataclasses import replace
 
@@ -10,17 +10,17 @@ _MOST_BRANCHES = 6
 
 
 def confusion(trial: Trial, context: Context) -> Experiment:
-    """Vary how classes are clustered, into how many branches, whether these overlap, and where they begin.
+    """Vary the clustering of the classes, the number and overlap of the branches, and where they begin.
 
     Parameters: ``confusion.clustering``, ``confusion.branches`` (2 to 6), ``confusion.overlap``,
     ``confusion.split_layers``.
 
     Raises:
-        ValueError: The arm has no confusion.
+        ValueError: The arm has no section `confusion`.
     """
     settings = context.experiment.confusion
     if settings is None:
-        raise ValueError("the space 'confusion' needs an arm with confusion: {}")
+        raise ValueError("the space 'confusion' needs an arm with confusion, such as confusion: {}")
     stages = stages_of(context.experiment.backbone, context.shape, context.classes)
     most = min(_MOST_BRANCHES, *(stage.width for stage in stages))
     clustering = trial.suggest_categorical("confusion.clustering", ["spectral", "affinity"])

@@ -1,4 +1,4 @@
-"""The grid of a space: all combinations of its parameters, enumerated by walking the define-by-run function."""
+"""The grid of a search space: all combinations of its parameters, found by running the space repeatedly."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -17,21 +17,21 @@ def grid(space: Space, context: Context, *, points: int) -> tuple[Point, ...]:
     A parameter that exists only under some combinations varies only there.
 
     Args:
-        space: Called once per point.
-        context: What the space starts from.
-        points: Values per numeric parameter, 1 or more.
+        space: The space; it is called once per point.
+        context: Experiment and data that the space starts from.
+        points: Number of values per numeric parameter, at least 1.
 
     Raises:
         ValueError: The grid has more than `MOST_POINTS` points.
     """
-    # Which parameters there are is only known by running the space. So it is run as an odometer: the path holds the
-    # position of every choice of the last run, the last one is advanced, and parameters after it start at their first.
+    # The parameters are only known by running the space, so it runs like an odometer. The path has the position of every
+    # choice of the last run; the next run advances the last choice that is not at its end, and resets those after it.
     path: list[int] = []
     grid_points: list[Point] = []
     while True:
         walk = _Walk(path, points)
         space(walk, context)
-        if not grid_points and prod(map(len, walk.choices.values())) > MOST_POINTS:  # before a million runs are made
+        if not grid_points and prod(map(len, walk.choices.values())) > MOST_POINTS:  # before running it a million times
             raise _too_large(walk)
         grid_points.append(walk.parameters)
         if len(grid_points) > MOST_POINTS:
@@ -42,7 +42,7 @@ def grid(space: Space, context: Context, *, points: int) -> tuple[Point, ...]:
 
 
 class _Walk:
-    """A trial that answers with the choices at the positions of a path, and with the first choice after its end."""
+    """A trial that returns the choices at the positions of a path, and first choices after the end of the path."""
 
     def __init__(self, path: Sequence[int], points: int) -> None:
         self._path = path
@@ -56,7 +56,7 @@ class _Walk:
         return self._chosen(name, values)
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
-        """Return a whole number of the grid."""
+        """Return an integer of the grid."""
         if high - low < self._points:
             return self._chosen(name, range(low, high + 1))
         return self._chosen(name, sorted({round(value) for value in _spaced(low, high, self._points, log=False)}))
@@ -74,7 +74,7 @@ class _Walk:
 
 
 def _next(walk: _Walk) -> list[int]:
-    """Return the path after the one that was walked; an empty one after the last."""
+    """Return the path that follows that of a walk; an empty path after the last one."""
     places = [choices.index(walk.parameters[name]) for name, choices in walk.choices.items()]
     counts = [len(choices) for choices in walk.choices.values()]
     while places and places[-1] + 1 == counts[-1]:
@@ -94,5 +94,5 @@ def _too_large(walk: _Walk) -> ValueError:
     product = " x ".join(f"{name} {count}" for name, count in counts.items())
     return ValueError(
         f"a grid has at most {MOST_POINTS:,} points, this one {prod(counts.values()):,} ({product}): "
-        "give it fewer grid_points or a smaller space, or search it otherwise"
+        "use fewer grid_points, a smaller space or another searcher"
     )

@@ -1,4 +1,4 @@
-"""Search spaces of the dropping methods: the rate of whichever one the arm uses."""
+"""Search spaces for regularization methods with a drop rate, such as dropout."""
 
 from dataclasses import replace
 
@@ -10,9 +10,9 @@ _LIGHT = (0.02, 0.3)
 
 
 def regularizers(trial: Trial, context: Context) -> Experiment:
-    """Vary the rate of dropping.
+    """Vary the drop rate of the arm's method.
 
-    Parameters: ``<method>.rate`` in 0 to 0.7.
+    Parameters: ``<method>.rate`` in [0, 0.7].
 
     Raises:
         ValueError: The arm's method has no rate.
@@ -21,9 +21,9 @@ def regularizers(trial: Trial, context: Context) -> Experiment:
 
 
 def light_regularizers(trial: Trial, context: Context) -> Experiment:
-    """Vary the rate of dropping in the range that suits feature maps; `regularizers` has the range for nodes.
+    """Vary the drop rate in a range suitable for methods on feature maps; `regularizers` has the range for nodes.
 
-    Parameters: ``<method>.rate`` in 0.02 to 0.3, logarithmic.
+    Parameters: ``<method>.rate`` in [0.02, 0.3], logarithmic.
 
     Raises:
         ValueError: The arm's method has no rate.

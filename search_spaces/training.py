@@ -7,7 +7,8 @@ from search_spaces.trial import Context, Trial
 
 
 def training(trial: Trial, context: Context) -> Experiment:
-    """Vary the peak learning rate within a factor of 4 of the arm's, and the weight decay over three decades.
+    """Vary the peak learning rate within a factor of 4 of the arm's, and the weight decay over three orders of
+    magnitude.
 
     Parameters: ``optim.lr`` and ``optim.weight_decay``, both logarithmic.
     """

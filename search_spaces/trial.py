@@ -1,8 +1,8 @@
-"""The interface of search spaces: a define-by-run function from a trial and a context to an experiment.
+"""The interface of search spaces: a define-by-run function that maps a trial and a context to an experiment.
 
-A space asks the trial for its parameters, under dotted names, and returns the experiment of the context with these
-values. The same function serves Optuna's samplers, replay from recorded parameters, and tests. `compose` applies
-several spaces in order.
+A space asks the trial for its parameters, which have dotted names, and returns the experiment of the context with these
+values. The same function is used with Optuna's samplers, recorded parameters and grids. `compose` combines several
+spaces.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +17,13 @@ Choice = TypeVar("Choice", str, int, float, bool)
 
 
 class Trial(Protocol):
-    """The methods of a trial that spaces use; Optuna's trials have them, as do `Recorded` and `Extreme`."""
+    """The methods of a trial that spaces use; Optuna's trials, `Recorded` and `Extreme` have them."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """Return a number in ``low..high``."""
+        """Return a number in [low, high]."""
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
-        """Return a whole number in ``low..high``, both included."""
+        """Return an integer in [low, high]."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Choice]) -> Choice:
         """Return one of the choices."""
@@ -31,10 +31,10 @@ class Trial(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a space starts from: an experiment and the data that it is for.
+    """What a space starts from: an experiment and the dimensions of its data.
 
     Args:
-        experiment: The experiment of the arm before anything is searched.
+        experiment: Experiment of the arm before the search.
         shape: Channels, height and width of an image.
         classes: Number of classes.
     """
@@ -48,7 +48,7 @@ Space = Callable[[Trial, Context], Experiment]
 
 
 class Recorded:
-    """A trial that answers from recorded parameters, for replay and tests.
+    """A trial that returns recorded parameters, for replay and tests.
 
     Raises:
         ValueError: A space asks for a parameter that was not recorded, or whose recorded value is out of range.
@@ -65,7 +65,7 @@ class Recorded:
         return float(value)
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
-        """Return the recorded whole number."""
+        """Return the recorded integer."""
         value = self._recorded(name)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"{name} must be a whole number in {low}..{high}, got the recorded {value!r}")
@@ -85,17 +85,17 @@ class Recorded:
 
 
 class TooFew(ValueError):
-    """A space needs more nodes or classes than there are, which is judged only once the data is known."""
+    """A space needs more nodes or classes than there are; this can only be checked when the data is known."""
 
 
 class Extreme:
-    """A trial at one end of all ranges, to find out whether spaces fit an arm without a sampler or a store.
+    """A trial at one end of all ranges, to check whether spaces fit an arm without a sampler or a store.
 
     Args:
-        high: Whether to answer with the upper ends and the last choices instead of the lower ends and the first.
+        high: Whether to return the upper ends and the last choices, instead of the lower ends and the first choices.
 
     Raises:
-        ValueError: Two spaces ask for the same parameter with different ranges, which Optuna refuses within a trial.
+        ValueError: Two spaces ask for the same parameter with different ranges, which Optuna rejects within a trial.
     """
 
     def __init__(self, *, high: bool) -> None:
@@ -123,21 +123,21 @@ class Extreme:
 
 
 def require_fit(spaces: Sequence[Space], context: Context) -> None:
-    """Check that spaces can be applied to an arm, by proposing both ends of all ranges.
+    """Check that spaces can be applied to an arm, by running them at both ends of all ranges.
 
     Args:
-        spaces: Applied in order.
-        context: What they start from.
+        spaces: Spaces, applied in order.
+        context: Experiment and data that the spaces start from.
 
     Raises:
-        ValueError: A space needs another method, backbone or data, or two spaces exclude each other.
+        ValueError: A space needs another method, backbone or data, or two spaces cannot be combined.
     """
     for high in (False, True):
         compose(spaces)(Extreme(high=high), context)
 
 
 def compose(spaces: Sequence[Space]) -> Space:
-    """Return the space that applies several in order, each to the experiment of the previous one."""
+    """Return a space that applies several spaces in order, each to the experiment that the previous one returned."""
 
     def composed(trial: Trial, context: Context) -> Experiment:
         return reduce(

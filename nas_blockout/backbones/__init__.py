@@ -155,18 +155,18 @@ def require_blocks(settings: Any, wanted: str) -> None:
 
 
 def require_masked_convolutions(settings: Any) -> None:
-    """Refuse to mask convolutions that connect no layers of nodes.
+    """Raise an error for a backbone whose convolutions cannot be masked.
 
     Args:
-        settings: Of a backbone.
+        settings: Settings of a backbone.
 
     Raises:
-        ValueError: Blockout can mask the linear layers of this backbone alone.
+        ValueError: Blockout can mask only the linear layers of this backbone.
     """
     name = name_of(settings)
     if not BACKBONES[name].masks_convolutions:
         raise ValueError(
-            f"method.masked: Blockout masks the linear layers of the backbone {name} alone, got 'all'; set it to head"
+            f"method.masked: on the backbone {name}, Blockout can mask only linear layers, got 'all'; set it to head"
         )
 
 

@@ -98,7 +98,7 @@ def of_study(error: StudyError) -> RequestError:
 def _of_text(message: str) -> RequestError:
     """Return the error for a study that cannot be read, or for a change to it, with the key that its message names."""
     text = message.removeprefix(f"{SOURCE}: ")
-    keyed = _KEYED.match(text) if not text.startswith("no valid YAML") else None
+    keyed = _KEYED.match(text) if not text.startswith("not valid YAML") else None
     found = _FOUND.search(text)
     _, near, remedy = text.rpartition("; ")
     return RequestError(

@@ -88,7 +88,7 @@ def run(
         raise typer.Exit(USAGE)
     settings = installation()
     resolved, source = _resolve(study, workers=workers, assignments=assignments)
-    if lazy.cluster.own_cluster() is not None and settings.home == Path.cwd():
+    if lazy.cluster.surrounding_cluster() is not None and settings.home == Path.cwd():
         log(
             "warning: NAS_BLOCKOUT_HOME is not set: Ray will delete this job's working directory with all results in it"
         )

@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ANSWER_SECONDS = 5.0
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's own name; it sets this in the environment of a job's entrypoint only
+# Ray sets this variable only for the entrypoint of a job. RAY_ADDRESS alone proves nothing: users set it as well.
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _DEFAULT_TOKEN = Path(".ray") / "auth_token"
 
 
 class ClusterError(RuntimeError):
-    """Ray cannot be reached, or is too small for a study."""
+    """Ray cannot be reached, or the cluster is too small for a study."""
 
 
 def check(address: str) -> None:
     """Check that something listens at an address such as ``ray://host:10001`` or ``host:6379``; ``auto`` always passes.
+
+    `ray.init` itself takes much longer to give up on an address where nothing listens.
 
     Raises:
         ClusterError: Nothing listens there.
@@ -29,21 +32,21 @@ def check(address: str) -> None:
         raise ClusterError(f"Ray cannot be reached at {address}: {error}") from error
 
 
-def own_cluster(environment: Mapping[str, str] | None = None) -> str | None:
-    """Return the address of the cluster whose job this process is, or None outside of jobs.
+def surrounding_cluster(environment: Mapping[str, str] | None = None) -> str | None:
+    """Return the address of the cluster that runs this process as a job, or None outside of jobs.
 
     Args:
-        environment: Variables by name; the environment of the process if left out.
+        environment: Variables by name; by default, the environment of the process.
     """
     values = os.environ if environment is None else environment
     return values.get("RAY_ADDRESS") or None if _JOB in values else None
 
 
 def token(environment: Mapping[str, str] | None = None) -> str | None:
-    """Return the token of the cluster, from where Ray itself looks for it; None if there is none.
+    """Return the token of the cluster, which is looked for in the same places as Ray does; None if there is none.
 
     Args:
-        environment: Variables by name; the environment of the process if left out.
+        environment: Variables by name; by default, the environment of the process.
 
     Raises:
         ClusterError: The file that ``RAY_AUTH_TOKEN_PATH`` names cannot be read.
@@ -53,11 +56,11 @@ def token(environment: Mapping[str, str] | None = None) -> str | None:
         return None
     if secret := values.get("RAY_AUTH_TOKEN", "").strip():
         return secret
-    named = values.get("RAY_AUTH_TOKEN_PATH", "").strip()
-    path = Path(named) if named else Path.home() / _DEFAULT_TOKEN
+    configured = values.get("RAY_AUTH_TOKEN_PATH", "").strip()
+    path = Path(configured) if configured else Path.home() / _DEFAULT_TOKEN
     try:
         return path.read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError) as error:
-        if named:
+        if configured:  # only the default file may be missing
             raise ClusterError(f"RAY_AUTH_TOKEN_PATH must name the file of Ray's token, got {path}: {error}") from None
         return None

@@ -1,7 +1,7 @@
-"""Whole studies as Ray jobs: submitted over HTTP to a running cluster, where each is driven by ``nas-blockout run``.
+"""Whole studies as Ray jobs: submitted over HTTP to a running cluster, where ``nas-blockout run`` runs each of them.
 
-The cluster's own environment decides which program that is and where store, tracking server and files are: a job brings
-nothing but its study file, and no secret.
+A job contains its study file and nothing else, in particular no secrets. The environment of the cluster determines the
+installed version of ``nas-blockout`` and the locations of the store, the tracking server and the files.
 """
 
 import asyncio
@@ -27,9 +27,12 @@ from services.study_config.resolved_study import Study
 ANSWER_SECONDS = 10.0
 STUDY_FILE = "study.yaml"
 ENTRYPOINT = f"nas-blockout run {STUDY_FILE}"
-_OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray lets these win over the address that it is given
+_OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray prefers these variables to the address passed to it
+# The environment belongs to the whole process: while one thread has removed the variables above, another one that
+# connects must not see the gap or restore them too early.
 _ENVIRONMENT = threading.Lock()
-_TALKATIVE = (
+# Ray logs every upload and connection at level INFO, which would end up between our lines of output.
+_NOISY_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
@@ -44,10 +47,10 @@ class Job:
 
     Args:
         id: Its submission id.
-        state: Where it stands.
-        message: What Ray says of that; of a failed job with the end of its log.
-        exit_code: Of ``nas-blockout run``: negative for the signal that ended it, None while it runs, or if it was
-            stopped or died with its node.
+        state: Its state.
+        message: Ray's explanation of the state; for a failed job it includes the end of the log.
+        exit_code: Exit code of ``nas-blockout run``, negative if a signal ended it; None while it runs, or if it was
+            stopped or its node died.
         metadata: ``study``, ``config_hash`` and ``nas_blockout``, the version that submitted it.
     """
 
@@ -59,27 +62,27 @@ class Job:
 
     @property
     def living(self) -> bool:
-        """Whether it may still change."""
+        """Whether the job has not ended, so that its state may still change."""
         return self.state in ("pending", "running")
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What one machine of a cluster has in all, free or not."""
+    """Total resources of one machine of a cluster, whether free or in use."""
 
     cpus: float
     gpus: float
 
 
 class Jobs:
-    """The job server of a cluster; connects when it is first asked for something.
+    """The job server of a cluster; connects on first use.
 
     Args:
-        address: Of the cluster's dashboard, such as ``http://127.0.0.1:8265``. Ray's token is taken from where Ray
-            itself looks for it: ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``, ``~/.ray/auth_token``.
+        address: Address of the cluster's dashboard, such as ``http://127.0.0.1:8265``. The token is looked for in the
+            same places as Ray does: ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``, ``~/.ray/auth_token``.
 
     Raises:
-        ClusterError: It is no such address.
+        ClusterError: The address is not an HTTP address, or contains a token.
     """
 
     def __init__(self, address: str) -> None:
@@ -89,25 +92,25 @@ class Jobs:
                 f"got {masked(address)!r}"
             )
         if "@" in address:
-            raise ClusterError(f"{masked(address)}: a token stands in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, not here")
+            raise ClusterError(f"{masked(address)}: set the token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, not here")
         self.address = address.rstrip("/")
         self._connected: Any = None
 
     def submit(self, study: Study, *, attempt: int = 0) -> Job:
-        """Submit a study, or return the job that this attempt at it already is, whatever its state.
+        """Submit a study, or return its job if this attempt was submitted before, whatever the state of the job.
 
         Args:
             study: The resolved study.
             attempt: Number of the attempt, from 0.
 
         Raises:
-            ClusterError: The cluster cannot be reached, does not know our token, or is too small for one trial.
+            ClusterError: The cluster cannot be reached, rejects our token, or is too small for one trial.
         """
         name = job_id(study, attempt)
         if (known := self.job(name)) is not None:
             return known
-        self.room(study)
-        with self._explained(), tempfile.TemporaryDirectory(prefix="nas-blockout-") as folder:
+        self.room(study)  # Ray would queue a job whose trials fit on no node, and the job would wait forever
+        with self._translated_errors(), tempfile.TemporaryDirectory(prefix="nas-blockout-") as folder:
             (Path(folder) / STUDY_FILE).write_text(_file(study), encoding="utf-8")
             try:
                 self._client().submit_job(
@@ -117,17 +120,18 @@ class Jobs:
                     metadata={"study": study.name, "config_hash": study.hash, "nas_blockout": __version__},
                 )
             except RuntimeError as error:
-                if "already exists" not in str(error):  # else another process submitted it just now
+                if "already exists" not in str(error):  # otherwise another process has just submitted it
                     raise
         return self.job(name) or Job(name, "pending")
 
-    def job(self, id: str) -> Job | None:  # Ray's own word
-        """Return a job, or None if the cluster does not know it; a cluster whose head died has forgotten all jobs.
+    def job(self, id: str) -> Job | None:  # `id` shadows a builtin, but is what Ray calls it
+        """Return a job, or None if the cluster does not know it; a cluster whose head was restarted has lost all jobs.
 
         Raises:
-            ClusterError: The cluster cannot be reached or does not know our token.
+            ClusterError: The cluster cannot be reached or rejects our token.
         """
-        with self._explained():
+        with self._translated_errors():
+            # Not `get_job_info`, which raises a RuntimeError whether the job does not exist or anything else fails.
             answer = self._client()._do_request("GET", f"/api/jobs/{id}")
             if answer.status_code == 404:
                 return None
@@ -139,40 +143,40 @@ class Jobs:
         return Job(id, state, document.get("message") or "", document.get("driver_exit_code"), metadata)
 
     def stop(self, id: str) -> None:
-        """Stop a job; one that has ended, or that the cluster does not know, is left alone.
+        """Stop a job; do nothing if it has ended or the cluster does not know it.
 
         Raises:
-            ClusterError: The cluster cannot be reached or does not know our token.
+            ClusterError: The cluster cannot be reached or rejects our token.
         """
         job = self.job(id)
         if job is not None and job.living:
-            with self._explained():
+            with self._translated_errors():
                 self._client().stop_job(id)
 
     def follow(self, id: str) -> Iterator[str]:
         """Yield the lines of a job's log, from its beginning until the job ends.
 
         Raises:
-            ClusterError: The cluster cannot be reached, or has gone away.
+            ClusterError: The cluster cannot be reached, or the connection is lost.
         """
         import aiohttp
 
-        rest = ""
-        with self._explained():
+        rest = ""  # chunks end anywhere, so the last line of a chunk may continue in the next one
+        with self._translated_errors():
             try:
                 for chunk in _synchronous(self._client().tail_job_logs(id)):
                     *lines, rest = (rest + chunk).split("\n")
                     yield from lines
-            except aiohttp.ClientError as error:
+            except aiohttp.ClientError as error:  # some of its subclasses are not an OSError, see `_translated_errors`
                 raise ConnectionError(str(error)) from error
         if rest:
             yield rest
 
     def capacity(self) -> Mapping[str, float]:
-        """Return the CPUs and GPUs of the whole cluster, free or not.
+        """Return the total CPUs and GPUs of the cluster, whether free or in use.
 
         Raises:
-            ClusterError: The cluster cannot be reached or does not know our token.
+            ClusterError: The cluster cannot be reached or rejects our token.
         """
         nodes = self.nodes()
         return {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
@@ -181,21 +185,21 @@ class Jobs:
         """Return the version of Ray that the cluster runs.
 
         Raises:
-            ClusterError: The cluster cannot be reached or does not know our token.
+            ClusterError: The cluster cannot be reached or rejects our token.
         """
-        with self._explained():
+        with self._translated_errors():
             answer = self._client()._do_request("GET", "/api/version")
             if answer.status_code != 200:
                 raise RuntimeError(answer.text)
             return str(answer.json()["ray_version"])
 
     def nodes(self) -> tuple[Node, ...]:
-        """Return the CPUs and GPUs of every living machine of the cluster.
+        """Return the CPUs and GPUs of every machine of the cluster that is alive.
 
         Raises:
-            ClusterError: The cluster cannot be reached or does not know our token.
+            ClusterError: The cluster cannot be reached or rejects our token.
         """
-        with self._explained():
+        with self._translated_errors():
             answer = self._client()._do_request("GET", "/api/v0/nodes")
             if answer.status_code != 200:
                 raise RuntimeError(answer.text)
@@ -204,7 +208,7 @@ class Jobs:
         return tuple(Node(float(total.get("CPU", 0)), float(total.get("GPU", 0))) for total in totals)
 
     def room(self, study: Study) -> int:
-        """Return how many trials of a study the cluster can run at once if it does nothing else.
+        """Return how many trials of a study the cluster can run at the same time if nothing else runs on it.
 
         Raises:
             ClusterError: Not a single trial fits, or the cluster cannot be reached.
@@ -224,8 +228,8 @@ class Jobs:
         return self._connected
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn the errors of Ray, HTTP and sockets into one line that says what to do."""
+    def _translated_errors(self) -> Iterator[None]:
+        """Translate errors of Ray, HTTP and sockets into a `ClusterError` whose message is one line with a remedy."""
         from ray.exceptions import AuthenticationError
 
         try:
@@ -237,7 +241,12 @@ class Jobs:
                 f"Ray at {self.address} does not accept our token; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to the "
                 "file, to the token that the cluster was started with"
             ) from None
-        except (RuntimeError, ValueError, LookupError, TypeError) as error:  # before OSError: requests' are both
+        except (
+            RuntimeError,
+            ValueError,
+            LookupError,
+            TypeError,
+        ) as error:  # before OSError: some errors of requests are both
             raise ClusterError(
                 f"Ray's job server at {self.address} did not answer as one: {_last_line(error)}; is it the dashboard "
                 "of a cluster with ray[default]?"
@@ -250,12 +259,14 @@ class Jobs:
 
 
 def job_id(study: Study, attempt: int = 0) -> str:
-    """Return the submission id of an attempt at a study: the same study is the same job."""
+    """Return the submission id of an attempt; it depends on the study alone, so nothing is submitted twice."""
     return f"nas-blockout-{study.name}-{study.hash[:12]}-{attempt}"
 
 
 def room(nodes: Sequence[Node], *, cpus: float, gpus: float) -> int:
-    """Return how many trials fit at once, each on one node, and a fraction of a GPU on one GPU.
+    """Return how many trials can run at the same time.
+
+    A trial cannot be spread over several nodes, and a fraction of a GPU cannot be spread over several GPUs.
 
     Args:
         nodes: The machines.
@@ -269,6 +280,7 @@ def _room(node: Node, *, cpus: float, gpus: float) -> int:
     by_cpus = int(node.cpus // cpus)
     if gpus <= 0:
         return by_cpus
+    # 1 / gpus may be rounded to just below a whole number, as for gpus = 1 / 93: hence the small addition.
     by_gpus = int(node.gpus) * int(1 / gpus + 1e-9) if gpus < 1 else int(node.gpus // gpus)
     return min(by_cpus, by_gpus)
 
@@ -278,28 +290,26 @@ def _resources(cpus: float, gpus: float) -> str:
 
 
 def _described(nodes: Sequence[Node]) -> str:
-    counted = {node: nodes.count(node) for node in sorted(set(nodes), key=lambda node: (-node.gpus, -node.cpus))}
-    parts = [
-        f"{count} node{'s' * (count > 1)} of {_resources(node.cpus, node.gpus)}" for node, count in counted.items()
-    ]
+    counts = {node: nodes.count(node) for node in sorted(set(nodes), key=lambda node: (-node.gpus, -node.cpus))}
+    parts = [f"{count} node{'s' * (count > 1)} of {_resources(node.cpus, node.gpus)}" for node, count in counts.items()]
     return "; ".join(parts) or "no nodes"
 
 
 def _file(study: Study) -> str:
     """Return the resolved study as YAML, so that the defaults of the version on the cluster do not apply."""
-    document = json.loads(json.dumps(study.to_json()))  # a copy without shared objects: study files refuse YAML aliases
+    document = json.loads(json.dumps(study.to_json()))  # without shared objects: PyYAML writes these as aliases
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
 def _connect(address: str) -> Any:
-    """Return Ray's client for exactly this address, with a time limit on every request."""
+    """Return Ray's client for exactly this address; unlike Ray's, its requests have a time limit."""
     from ray.job_submission import JobSubmissionClient
 
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
             return super()._do_request(method, endpoint, **{"timeout": ANSWER_SECONDS, **options})
 
-    for name in _TALKATIVE:
+    for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     secret = token()
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
@@ -313,7 +323,7 @@ def _connect(address: str) -> Any:
 
 def _synchronous(chunks: AsyncIterator[str]) -> Iterator[str]:
     """Yield the items of an asynchronous iterator."""
-    loop = asyncio.new_event_loop()
+    loop = asyncio.new_event_loop()  # one loop for all items: the iterator's connection belongs to it
     try:
         while True:
             try:
@@ -330,13 +340,13 @@ def _synchronous(chunks: AsyncIterator[str]) -> Iterator[str]:
 
 
 def _last_line(error: Exception) -> str:
-    """Return the line of an error message that says what went wrong: the last one of a traceback."""
+    """Return the last line of an error message; in a traceback of the server, it says what went wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1][:300]
 
 
 def _reason(error: BaseException) -> str:
-    """Return why a connection failed, without the names of the layers above."""
-    while (below := error.__cause__ or error.__context__) is not None and isinstance(below, OSError):
-        error = below
+    """Return why a connection failed: the message of the innermost error, without those of the HTTP libraries."""
+    while (cause := error.__cause__ or error.__context__) is not None and isinstance(cause, OSError):
+        error = cause
     return " ".join(str(error).split()) or type(error).__name__

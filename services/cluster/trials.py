@@ -14,23 +14,25 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from services.cluster.connection import ClusterError, check, own_cluster
+from services.cluster.connection import ClusterError, check, surrounding_cluster
 from services.cluster.worker import Report, Task, Worker
 
+# The store is the record of a study, so Tune writes no logs and hardly any snapshots of its own. Ctrl-C is handled by the
+# command, not by Tune.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # seconds between snapshots; there is no switch that turns them off
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
-_OWN = {
+_NEW_CLUSTER = {
     "RAY_AUTH_MODE": "token",
-    "RAY_preload_python_modules": "services.cluster.worker",  # its workers are ready when the first trials are
-    "RAY_prestart_worker_first_driver": "0",  # or as many again are started, which stay idle
-    "RAY_enable_metrics_collection": "0",  # nobody asks a cluster without a dashboard for figures
+    "RAY_preload_python_modules": "services.cluster.worker",  # imports torch while the first trials are being proposed
+    "RAY_prestart_worker_first_driver": "0",  # otherwise Ray starts as many workers again, which stay idle
+    "RAY_enable_metrics_collection": "0",  # without a dashboard nobody reads them
     "RAY_task_events_report_interval_ms": "0",
 }
 
@@ -58,9 +60,9 @@ class Resources:
 
     Args:
         max_concurrent_trials: Trials that run at the same time.
-        cpus: Ray CPUs of one trial.
-        gpus: Ray GPUs of one trial; fractions share one.
-        retries: Further attempts after a worker died.
+        cpus: Ray CPUs per trial.
+        gpus: Ray GPUs per trial; trials with fractions share a GPU.
+        retries: Further attempts after the worker of a trial has died.
     """
 
     max_concurrent_trials: int = 2
@@ -70,28 +72,30 @@ class Resources:
 
 
 def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None = None) -> None:
-    """Run tasks until they are finished.
+    """Run tasks until there are no more.
 
     Args:
         tasks: Source of the tasks.
-        resources: Of each trial.
-        folder: Scratch space of the study; Ray's state goes below it and is removed at the end.
-        address: An existing cluster. If left out, the cluster whose job this process is, or else a new one.
+        resources: Resources of the trials.
+        folder: Scratch space of the study; Ray's state is kept in it and removed at the end.
+        address: An existing cluster. By default, the cluster that runs this process as a job, or else a new one.
 
     Raises:
         ClusterError: The cluster cannot be reached or is too small.
     """
     folder = folder.absolute()
-    if (job := own_cluster()) is not None:
+    if (job := surrounding_cluster()) is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        os.chdir(folder)  # Ray may take a job's working folder away, or another node of the machine unpack it anew
+        os.chdir(
+            folder
+        )  # Ray may delete the working folder of a job, or unpack it again for another node of this machine
     address = address or job
-    _prepare(folder, own=address is None)
+    _prepare(folder, new_cluster=address is None)  # before the import, which reads the environment
     import ray
 
     try:
-        with ThreadPoolExecutor(1) as beside, _signals_kept():
-            beside.submit(import_module, "ray.tune")  # takes a second, in which Ray starts
+        with ThreadPoolExecutor(1) as background, _sigterm_handler_restored():
+            background.submit(import_module, "ray.tune")  # takes a second, during which Ray starts
             _connect(resources, address, scratch=folder / "ray")
         _fit(tasks, resources, folder / "ray")
     finally:
@@ -99,15 +103,15 @@ def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None
         shutil.rmtree(folder / "ray", ignore_errors=True)
 
 
-def _prepare(folder: Path, *, own: bool) -> None:
-    """Set what Ray reads from the environment when it is imported; a cluster of our own is guarded by a token.
+def _prepare(folder: Path, *, new_cluster: bool) -> None:
+    """Set the environment variables that Ray reads when it is imported; a new cluster is protected by a token.
 
-    Relative paths are made absolute: Ray is started in another folder, see `_connect`.
+    Variables that the user has set stay. Relative paths are made absolute, since `_connect` changes the folder.
     """
-    settings = _QUIET | (_OWN if own else {})
+    settings = _QUIET | (_NEW_CLUSTER if new_cluster else {})
     os.environ.update({key: value for key, value in settings.items() if key not in os.environ})
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", ""))
-    if token.is_file() or own:
+    if token.is_file() or new_cluster:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token.absolute() if token.is_file() else _token(folder))
     if paths := os.environ.get("PYTHONPATH"):
         absolute = (str(Path(path).absolute()) for path in paths.split(os.pathsep))
@@ -115,9 +119,9 @@ def _prepare(folder: Path, *, own: bool) -> None:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Restore the handler of SIGTERM: Ray replaces it by one that ends the process with an exit code of its own."""
-    main = threading.current_thread() is threading.main_thread()
+def _sigterm_handler_restored() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which Ray replaces by one that ends the process with an exit code of its own."""
+    main = threading.current_thread() is threading.main_thread()  # Python allows no other thread to set handlers
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -136,11 +140,11 @@ def _connect(resources: Resources, address: str | None, *, scratch: Path) -> Non
     dashboard = None if address else False
     scratch.mkdir(parents=True, exist_ok=True)
     try:
-        # Ray puts the working directory in front of its workers' sys.path. A user's folder named `services` would be
-        # imported there in place of ours; the scratch folder has no Python in it.
+        # Ray puts the working directory first in the sys.path of its workers, where a user's folder named `services`
+        # would be imported in place of ours. The scratch folder contains no Python.
         with chdir(scratch):
             ray.init(
-                address=address or "local",  # whatever RAY_ADDRESS says
+                address=address or "local",  # "local" also keeps Ray from using RAY_ADDRESS
                 num_cpus=cpus,
                 include_dashboard=dashboard,
                 log_to_driver=False,
@@ -148,11 +152,12 @@ def _connect(resources: Resources, address: str | None, *, scratch: Path) -> Non
             )
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ClusterError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
-    have = ray.cluster_resources()
-    if have.get("CPU", 0) < resources.cpus or have.get("GPU", 0) < resources.gpus:
+    available = ray.cluster_resources()
+    # Tune would only print a warning and wait forever for a node that is large enough.
+    if available.get("CPU", 0) < resources.cpus or available.get("GPU", 0) < resources.gpus:
         raise ClusterError(
             f"one trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs, the cluster has "
-            f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
+            f"{available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs"
         )
 
 
@@ -166,10 +171,10 @@ def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=_searcher(broker),
-            num_samples=-1,
+            num_samples=-1,  # no limit: the search ends when `suggest` returns FINISHED
             max_concurrent_trials=resources.max_concurrent_trials,
-            reuse_actors=True,
-            metric="reports",
+            reuse_actors=True,  # the next trial finds torch imported and the data loaded
+            metric="reports",  # Tune requires one; scores are not its business, since the scheduler decides
             mode="max",
         ),
         run_config=tune.RunConfig(
@@ -177,6 +182,7 @@ def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
             stop=_stopper(broker),
             storage_path=str(folder.absolute()),
             verbose=0,
+            # Tune restarts a trial whose worker has died; the new worker continues from the checkpoint of the trial.
             failure_config=tune.FailureConfig(max_failures=resources.retries),
         ),
     )
@@ -205,16 +211,16 @@ def _trainable() -> type:
             return {"reports": self.reports, "report": report.to_text(), "done": report.done}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
-            """Keep nothing here: the worker writes its own checkpoint after every epoch."""
+            """Save nothing: the worker writes its own checkpoint with every report."""
 
         def load_checkpoint(self, checkpoint: Any) -> None:
-            """Load nothing here, as above."""
+            """Load nothing: the worker reads its own checkpoint when it starts a task."""
 
     return TrialActor
 
 
 class _Broker:
-    """Maps the names that Tune gives its trials to tasks, and passes reports on."""
+    """Maps Tune's names of trials to tasks, and forwards reports."""
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
@@ -234,7 +240,7 @@ class _Broker:
         return {"task": task.to_json()}
 
     def stops(self, result: Mapping[str, Any]) -> bool:
-        """Pass on the report in a result; return whether its trial is to be stopped."""
+        """Forward the report in a result; return whether its trial is to be stopped."""
         return bool("report" in result and self._tasks.report(Report.from_text(result["report"])))
 
     def complete(self, name: str, *, lost: bool) -> None:
@@ -248,13 +254,13 @@ def _stopper(broker: _Broker) -> Any:
     from ray.tune import Stopper
 
     class StudyStopper(Stopper):
-        """Tune asks it with every result, before the trial goes on: here reports are recorded and trials stopped."""
+        """Records reports and stops trials: Tune calls it with every result, before the trial continues."""
 
         def __init__(self, broker: _Broker) -> None:
             self.broker = broker
 
         def __getstate__(self) -> dict[str, Any]:
-            """Keep nothing when Tune pickles its state: the store is the truth."""
+            """Leave the state out of Tune's snapshots: it is in the store, and a store cannot be pickled."""
             return {}
 
         def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
@@ -277,32 +283,34 @@ def _searcher(broker: _Broker) -> Any:
             self.broker = broker
 
         def __getstate__(self) -> dict[str, Any]:
-            """Keep nothing when Tune pickles its state: the store is the truth."""
+            """Leave the state out of Tune's snapshots: it is in the store, and a store cannot be pickled."""
             return {}
 
         def suggest(self, trial_id: str) -> Any:
+            # None makes Tune ask again after the next result; FINISHED is final.
             return self.broker.next(trial_id) or (Searcher.FINISHED if self.broker.finished else None)
 
         def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-            """Do nothing: the stopper has had the result."""
+            """Do nothing: `StudyStopper` has handled the result."""
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             self.broker.complete(trial_id, lost=error)
 
         def save(self, checkpoint_path: str) -> None:
-            """Keep nothing: the store is the truth."""
+            """Save nothing: the state is in the store."""
 
         def restore(self, checkpoint_path: str) -> None:
-            """Restore nothing, as above."""
+            """Restore nothing, for the same reason."""
 
     return StudySearcher(broker)
 
 
 def _token(folder: Path) -> Path:
-    """Return the file of the token that protects this study's own cluster."""
+    """Return the file of the token that protects the cluster of this study, and create it if necessary."""
     path = folder / "ray-token"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
+        # Created with its mode: a chmod afterwards would leave a moment in which other users can read it.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
     return path

@@ -1,7 +1,7 @@
 """The worker: runs one trial at a time, epoch by epoch, and writes a checkpoint about every two seconds.
 
-A worker reads its task and the data, writes its checkpoint and its model, and returns reports; it holds no credentials
-and opens no database. It runs the same inside a Ray actor and in a plain process.
+A worker reads its task and the data, writes its checkpoint and its model, and returns reports. It holds no credentials
+and opens no database. It works in the same way in a Ray actor and in a plain process.
 """
 
 import errno
@@ -26,7 +26,7 @@ from nas_blockout.export import measure_latency, save_weights
 from nas_blockout.train import EpochRecord, evaluate
 from services.files.remote import reading, writing
 
-REPORT_SECONDS = 2.0
+REPORT_SECONDS = 2.0  # what a trial loses at most, besides one epoch, when its worker dies
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +36,17 @@ class Task:
     Args:
         trial: Identity of the trial in the store.
         experiment: What to run, as plain JSON types.
-        evaluates_test: Whether the trained model is measured, once, on the test images.
-        checkpoint: File that continues the trial; written with every report, removed by the driver. A path, or a URL
-            where workers on several machines share storage.
-        model: File for the trained weights, a path or a URL, or None to keep none.
-        data_root: Folder of the data sets, or None for the usual places.
-        threads: Threads of the training.
-        device: Where to train.
+        evaluates_test: Whether the trained model is evaluated, once, on the test images.
+        checkpoint: File from which an interrupted trial continues; the worker writes it with every report, the driver
+            removes it. A path, or a URL if workers on several machines share storage.
+        model: File for the trained weights, a path or a URL, or None to save none.
+        data_root: Folder of the data sets, or None for the default locations.
+        threads: Number of threads used for training.
+        device: Device used for training.
         rungs: Epochs after which to report before training on: the driver may stop the trial there.
         measures_latency: Whether the time of a forward pass of the trained network is measured.
-        robustness: On which corrupted test images the trained model is measured too: ``images``, ``severities``,
-            ``seed``.
+        robustness: Corrupted test images on which the trained model is evaluated as well: ``images``, ``severities``,
+            ``seed``; None for no such evaluation.
     """
 
     trial: int
@@ -73,9 +73,9 @@ class Report:
     Args:
         trial: Identity of the trial.
         worker: Process that ran it.
-        records: Epoch records; after a restart those of the checkpoint come again.
+        records: Epoch records; after a restart, those of the checkpoint are reported again.
         failure: Why the trial failed, or None.
-        result: What it ended in, with the last report of a trial that succeeded.
+        result: Result of the trial, in the last report of one that succeeded.
     """
 
     trial: int
@@ -90,7 +90,7 @@ class Report:
         return self.failure is not None or self.result is not None
 
     def to_text(self) -> str:
-        """Return the report as JSON text, which Tune passes on as it is (it would flatten a dictionary)."""
+        """Return the report as JSON text, since Tune would flatten a dictionary."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -101,7 +101,7 @@ class Report:
 
 
 class Worker:
-    """Runs tasks one after another and keeps the data between them.
+    """Runs tasks one after another and keeps the data in memory between them.
 
     Args:
         report_seconds: How long to train between two reports; 0 reports every epoch.
@@ -117,26 +117,28 @@ class Worker:
         self._error: str | None = None
 
     def start(self, task: Task) -> None:
-        """Begin a trial, or continue it if its checkpoint is there."""
+        """Start a trial, or continue it from its checkpoint if there is one."""
         torch.set_num_threads(task.threads)
         self._task, self._run, self._error, self._unreported = task, None, None, []
         try:
             experiment = Experiment.from_json(task.experiment)
             with reading(task.checkpoint) as path:
-                start = read_snapshot(path, task.experiment)
-            self._run = Run(experiment, self._splits(experiment.data, task), device=task.device, start=start)
-            self._unreported = list(start.records) if start else []
-        except Exception as error:  # noqa: BLE001  # a trial that cannot be built fails; the worker goes on
+                snapshot = read_snapshot(path, task.experiment)
+            self._run = Run(experiment, self._splits(experiment.data, task), device=task.device, start=snapshot)
+            # The worker before may have died before its last report arrived; the driver ignores what it has already.
+            self._unreported = list(snapshot.records) if snapshot else []
+        except Exception as error:  # noqa: BLE001  # the trial fails, the worker continues with the next one
             self._error = describe_error(error)
 
     def step(self) -> Report:
-        """Train until a report is due: the time has passed, a rung is reached or the trial has ended.
+        """Train until the next report: the time is up, a rung is reached or the trial has ended.
 
-        The checkpoint is written before the report is returned, so that a later attempt repeats none of its epochs.
+        The checkpoint is written before the report is returned, so that no reported epoch is ever trained again.
         """
         assert self._task is not None, "start a task first"
         began, trained = time.monotonic(), False
         try:
+            # After a restart the checkpoint may end at a rung: the driver decides before another epoch is trained.
             while self._error is None and not self._at_rung():
                 if not self._one_epoch():
                     return self._report(result=self._result())
@@ -146,12 +148,12 @@ class Worker:
             if trained and self._error is None and self._run is not None:
                 with writing(self._task.checkpoint) as path:
                     write_snapshot(self._run.snapshot(), path, self._task.experiment)
-        except Exception as error:  # noqa: BLE001  # as above: reported, never swallowed
+        except Exception as error:  # noqa: BLE001  # reported as the failure of the trial
             self._error = describe_error(error)
         return self._report(failure=self._error)
 
     def _at_rung(self) -> bool:
-        """Whether the driver must decide on the last epoch before another is trained."""
+        """Whether the driver must decide whether to stop the trial before another epoch is trained."""
         assert self._run is not None
         assert self._task is not None
         return bool(self._unreported) and len(self._run.records) in self._task.rungs
@@ -191,23 +193,24 @@ class Worker:
             "probabilities": derivation.probabilities if derivation else None,
             "overhead_seconds": derivation.overhead_seconds if derivation else 0.0,
             "teacher_passes": outcome.teacher_passes,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
         }
         if self._task.measures_latency:
             result["latency_ms"] = measure_latency(outcome.model, self._run.splits.shape, batches=(1,))[1]
         if self._task.evaluates_test:
-            result |= self._tested(outcome.model)
+            result |= self._test_results(outcome.model)
         if self._task.model is not None:
             with writing(self._task.model) as path:
                 save_weights(outcome.model, path)
         return result
 
-    def _tested(self, model: torch.nn.Module) -> dict[str, Any]:
+    def _test_results(self, model: torch.nn.Module) -> dict[str, Any]:
         assert self._run is not None
         part = self._run.splits.test()
         test = evaluate(model, Loader(part, EVALUATION_BATCH))
         classes = len(self._run.splits.class_names)
         robust = self._robustness(model, part, test.predictions)
+        # The cell of a label and a prediction has the position label * classes + prediction: rows are labels.
         cells = torch.bincount(part.labels * classes + test.predictions, minlength=classes**2)
         return {
             "test_accuracy": test.accuracy,
@@ -219,11 +222,11 @@ class Worker:
         }
 
     def _robustness(self, model: torch.nn.Module, part: AnyPart, predictions: torch.Tensor) -> dict[str, Any] | None:
-        """Measure the model on corrupted test images, which are made once and cached for later models."""
+        """Evaluate the model on corrupted test images, which are generated once and cached for later models."""
         assert self._task is not None
         if self._task.robustness is None:
             return None
-        images, made = self._corrupted_images(part)
+        images, generated = self._corrupted_images(part)
         began = time.monotonic()
         errors: dict[str, list[float]] = {}
         for kind, _, corrupted in images.parts():
@@ -233,21 +236,21 @@ class Worker:
             "severities": list(self._task.robustness["severities"]),
             "clean_error": float((predictions[images.index] != images.labels).float().mean()),
             "errors": errors,
-            "making_seconds": images.seconds if made else 0.0,
+            "making_seconds": images.seconds if generated else 0.0,
             "seconds": time.monotonic() - began,
         }
 
     def _corrupted_images(self, part: AnyPart) -> tuple[CorruptedImages, bool]:
-        """Return the corrupted images of a task, and whether they were made for it."""
+        """Return the corrupted images of a task, and whether this call generated them."""
         assert self._run is not None
         assert self._task is not None
         key = json.dumps([self._task.experiment["data"], self._task.data_root, self._task.robustness], sort_keys=True)
         if self._corrupted is not None and self._corrupted[0] == key:
             return self._corrupted[1], False
-        self._corrupted = None  # frees the memory of another study's images first
-        made = CorruptedImages(part, self._run.splits.preprocessing, **(self._task.robustness or {}))
-        self._corrupted = key, made
-        return made, True
+        self._corrupted = None  # frees the memory of the previous study's images first
+        images = CorruptedImages(part, self._run.splits.preprocessing, **(self._task.robustness or {}))
+        self._corrupted = key, images
+        return images, True
 
     def _splits(self, settings: DataSettings, task: Task) -> Splits:
         key = (settings, task.data_root)
@@ -257,15 +260,17 @@ class Worker:
 
 
 def write_snapshot(snapshot: Snapshot, path: Path, experiment: Mapping[str, Any]) -> None:
-    """Write the checkpoint of an experiment; the file appears whole or not at all."""
-    with whole_file(path, flush=False) as part, part.open("wb") as file:  # `read_snapshot` notices half a file
+    """Write the checkpoint of an experiment; the file is replaced atomically."""
+    # Not flushed to disk, since checkpoints are frequent: `read_snapshot` detects a damaged file.
+    with whole_file(path, flush=False) as part, part.open("wb") as file:
         torch.save({**snapshot.to_state(), "experiment": _fingerprint(experiment)}, file)
 
 
 def read_snapshot(path: Path, experiment: Mapping[str, Any]) -> Snapshot | None:
     """Read the checkpoint of an experiment; return None if it is missing, damaged, or of another experiment.
 
-    Trials are numbered by the store: after a store was created anew, an earlier trial's file may have the same number.
+    The file of another experiment may have the same name: files are named by the number of the trial, and a new store
+    numbers its trials from the start.
     """
     try:
         state = torch.load(path, weights_only=True)
@@ -273,7 +278,7 @@ def read_snapshot(path: Path, experiment: Mapping[str, Any]) -> Snapshot | None:
     except FileNotFoundError:
         return None
     except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, UnpicklingError):
-        return None  # half a file after a full disk: begin anew rather than fail
+        return None  # a damaged file, as after a full disk: start again rather than fail
 
 
 def _fingerprint(experiment: Mapping[str, Any]) -> str:
@@ -282,9 +287,10 @@ def _fingerprint(experiment: Mapping[str, Any]) -> str:
 
 def describe_error(error: BaseException) -> str:
     """Return an error as one line; if a full disk caused it, the error of the disk."""
-    behind: BaseException | None = error
-    while behind is not None and getattr(behind, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
-        behind = behind.__cause__ or behind.__context__  # torch's archive says only that a position is wrong
-    error = behind if behind is not None else error
+    # On a full disk torch raises an error about a wrong position in its archive; the disk's error is its cause.
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+        cause = cause.__cause__ or cause.__context__
+    error = cause if cause is not None else error
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,7 +1,7 @@
-"""What a study will cost, before it is run: a short dry run of each arm, then the whole study in simulated time.
+"""Prediction of the cost of a study: a short dry run of each arm, then the whole study in simulated time.
 
-Its parts: `measurement` (how long an experiment takes, from some of its images) and `forecast` (the scheduler, run with
-these seconds and made-up results).
+`measurement` predicts the duration of an experiment from a training on some of its images. `forecast` runs the
+scheduler with these durations and invented results.
 """
 
 from services.estimate.forecast import Estimate, PhaseEstimate, estimate

@@ -1,4 +1,4 @@
-"""The scheduler of a study, run in simulated time with measured seconds and made-up results."""
+"""The cost of a study: its scheduler runs in simulated time, with measured durations and invented results."""
 
 import heapq
 import os
@@ -20,13 +20,15 @@ from services.study_config.resolved_study import Study
 from services.study_config.validation import check_against_data
 from services.trial_record import RETRAIN, SEARCH, Trial
 
-SECONDS, QUICK_SECONDS = 20.0, 4.0
-# Measured on the quickstart, two workers, one machine of two cores.
+SECONDS, QUICK_SECONDS = 20.0, 4.0  # for measuring all arms together
+# The constants below were measured on the quickstart with two workers, on a machine with two cores.
 START_SECONDS = 6.0  # until Ray has started
-TRIAL_SECONDS = 0.3  # what a worker waits for between two trials
-ARM_SECONDS, EXPORT_SECONDS = 1.0, 3.0  # measuring a winner, exporting and verifying it
+TRIAL_SECONDS = 0.3  # time that a worker waits between two trials
+ARM_SECONDS, EXPORT_SECONDS = 1.0, 3.0  # measuring the winner of an arm; exporting and verifying a model
+# Bytes that the store grows by for each epoch and trial, and the size of a report.
 EPOCH_BYTES, TRIAL_BYTES, REPORT_BYTES = 900, 6_000, 600_000
 MLFLOW_EPOCH_BYTES = 3_200
+# An export has a fixed part, and as many bytes as this number of copies of the weights.
 EXPORT_BYTES, EXPORT_FORMS, FLOAT_BYTES = 130_000, 4, 4
 
 Log = Callable[[str], None]
@@ -47,13 +49,13 @@ class Estimate:
 
     Args:
         study: Name of the study.
-        phases: By arm and phase.
-        workers: Trials at once.
-        trials_seconds: Wall-clock from the first trial to the end of the last one.
-        wall_seconds: Wall-clock of the whole study, exports and report included.
-        disk_bytes: Size of what it leaves behind.
-        dry_run_seconds: Duration of the estimate itself.
-        notes: What the estimate leaves out.
+        phases: Cost of the phases, by arm and phase.
+        workers: Number of trials that run at the same time.
+        trials_seconds: Wall-clock seconds from the start of the first trial to the end of the last one.
+        wall_seconds: Wall-clock seconds of the whole study, including exports and report.
+        disk_bytes: Disk space that the study takes when it has ended.
+        dry_run_seconds: Seconds that the estimate itself took.
+        notes: What the estimate does not include.
     """
 
     study: str
@@ -67,10 +69,10 @@ class Estimate:
 
     @property
     def total(self) -> PhaseEstimate:
-        """All arms and phases together."""
-        every = [phase for phases in self.phases.values() for phase in phases.values()]
+        """Sum over all arms and phases."""
+        phases = [phase for arm in self.phases.values() for phase in arm.values()]
         return PhaseEstimate(
-            sum(p.trials for p in every), sum(p.sample_passes for p in every), sum(p.seconds for p in every)
+            sum(p.trials for p in phases), sum(p.sample_passes for p in phases), sum(p.seconds for p in phases)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -79,14 +81,14 @@ class Estimate:
 
 
 def estimate(study: Study, settings: Settings, *, source: str, quick: bool = False, log: Log) -> Estimate:
-    """Train a part of every arm briefly and return the predicted cost of the whole study; nothing is written.
+    """Train every arm briefly and return the predicted cost of the whole study; nothing is written.
 
     Args:
         study: The resolved study.
-        settings: Of the installation.
-        source: Where the study came from, for errors.
-        quick: Whether to take less time, at less accuracy.
-        log: Called with what is measured.
+        settings: Settings of the installation.
+        source: Origin of the study, for error messages.
+        quick: Whether to spend less time on a less accurate estimate.
+        log: Called with a line for each measurement.
 
     Raises:
         StudyError: The study cannot be run.
@@ -95,7 +97,7 @@ def estimate(study: Study, settings: Settings, *, source: str, quick: bool = Fal
     check_against_data(study, splits, source=source)
     began = time.perf_counter()
     device = "cuda" if study.config.workers.gpus and torch.cuda.is_available() else "cpu"
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads()  # of the caller: restored, since this is a setting of the whole process
     torch.set_num_threads(study.config.workers.cpus)
     try:
         measured = _measure_arms(study, splits, device=device, quick=quick, source=source, log=log)
@@ -112,10 +114,10 @@ def forecast(
 
     Args:
         study: The resolved study.
-        splits: Its data.
-        settings: Of the installation.
+        splits: Data of the study.
+        settings: Settings of the installation.
         measured: Cost of one training, by arm.
-        processors: Of this machine; more threads than that share them.
+        processors: Number of processors of this machine, over which the threads of all trials are spread.
     """
     crowding = _crowding(study, settings, processors)
     simulated = _simulate(study, splits, {name: _Seconds.of(run, crowding) for name, run in measured.items()})
@@ -135,7 +137,7 @@ def forecast(
 
 @dataclass(frozen=True, slots=True)
 class _Seconds:
-    """Duration of a trial: its training, and the whole time that it occupies a worker."""
+    """Duration of a trial: its training alone, and the whole time that it occupies a worker."""
 
     training: float = 0.0
     whole: float = 0.0
@@ -163,12 +165,13 @@ def _measure_arms(
     for name in study.arms:
         log(f"measuring {name}")
         searched = [trial.config for trial in planned if (trial.arm, trial.phase) == (name, SEARCH)]
-        # Two proposals where there is time: what a space suggests may differ much in cost.
+        # Two proposals if there is time, since the proposals of a space may differ much in cost.
         chosen = searched[:1] if quick or len(searched) < 2 else [searched[0], searched[len(searched) // 2]]
         began = time.perf_counter()
         runs: list[Measured] = []
         try:
             for experiment in chosen:
+                # The first measurement may take longer than its half; the second is only begun if most of it fits.
                 if not runs or time.perf_counter() - began < seconds * 2 / 3:
                     runs.append(measure(experiment, splits, seconds=seconds / len(chosen), device=device))
         except (ValueError, RuntimeError) as error:
@@ -182,20 +185,22 @@ def _measure_arms(
 
 
 def _simulate(study: Study, splits: Splits, seconds: Mapping[str, _Seconds]) -> _Simulated:
-    """Run a study with made-up results: every trial succeeds, and the first of each arm wins."""
-    # A grid is kept, since its size is known. All other searchers are replaced by random search, which takes no time.
+    """Run a study with invented results: every trial succeeds, and the first trial of each arm wins."""
+    # A grid stays, since its size limits the search. Other searchers become random search, which takes no time itself.
     arms = {
         name: arm if arm.searcher == "grid" else replace(arm, searcher="random") for name, arm in study.arms.items()
     }
     shape, classes = splits.shape, len(splits.class_names)
     scheduler = Scheduler(replace(study, arms=arms), shape=shape, classes=classes, images=len(splits.train))
-    awaited = {arm.match for arm in study.arms.values()}
-    running: list[tuple[float, int, Trial]] = []  # by end; the count breaks ties, since trials have no order
+    awaited = {arm.match for arm in study.arms.values()}  # arms whose MACs other arms wait for
+    running: list[tuple[float, int, Trial]] = []  # by end; the number decides ties, since trials cannot be compared
     ended: list[Trial] = []
     now = 0.0
     while True:
         while len(running) < study.config.workers.max_concurrent_trials and (trial := scheduler.next()) is not None:
-            trial = replace(trial, state="running", suggest_seconds=0.0)  # the simulation has a clock of its own
+            trial = replace(
+                trial, state="running", suggest_seconds=0.0
+            )  # the real time of a proposal is not part of the simulated time
             scheduler.update(trial)
             heapq.heappush(running, (now + seconds[trial.arm].whole, len(ended) + len(running), trial))
         if not running:
@@ -215,7 +220,7 @@ def _simulate(study: Study, splits: Splits, seconds: Mapping[str, _Seconds]) -> 
 
 
 def _macs(experiment: Experiment, splits: Splits) -> int:
-    """Return the approximate MACs of the network that an experiment ends in, as known before it runs."""
+    """Return the approximate MACs of the network that results from an experiment, as far as known before it runs."""
     target: float | None = getattr(experiment.derivation, "target_macs", None)
     if target is not None:
         return round(target * dense_macs(experiment, splits))
@@ -224,7 +229,7 @@ def _macs(experiment: Experiment, splits: Splits) -> int:
 
 
 def _crowding(study: Study, settings: Settings, processors: int) -> float:
-    """Return how much slower trials are with more threads than processors; 1 on a cluster of unknown size."""
+    """Return the factor by which trials slow down if there are more threads than processors; 1 if that is unknown."""
     workers = study.config.workers
     if settings.ray_address is not None or workers.gpus:
         return 1.0

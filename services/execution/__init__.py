@@ -1,1 +1,1 @@
-"""Running a study: the driver that owns its trials, and what may be added to a study that was begun."""
+"""Running a study: the driver that runs its trials, and the rules for extending a study that has been started."""

@@ -1,4 +1,4 @@
-"""The driver of a study: the one writer of the store, which hands tasks to the cluster and records its reports."""
+"""The driver of a study: hands tasks to the cluster and records the reports; only the driver writes to the store."""
 
 import signal
 import threading
@@ -27,20 +27,21 @@ from services.study_config.validation import check_against_data
 from services.trial_record import RETRAIN, SEARCH, Trial
 
 HEARTBEAT_SECONDS = 5.0
-PATIENCE_SECONDS = 600.0  # for a database that is started again: what trains is worth more than an early error
+# How long writes are retried while the database restarts: giving up early would lose the trials that are training.
+PATIENCE_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class ArmProgress:
-    """Progress of one contestant.
+    """Progress of one arm.
 
     Args:
-        name: The arm.
-        done: Complete trials.
-        running: Running trials.
-        failed: Failed trials.
-        best: Validation accuracy of the present winner of its search, or None.
-        share: Share of its budget that is spent, in [0, 1], by the limit of which most is spent.
+        name: Name of the arm.
+        done: Number of complete trials.
+        running: Number of running trials.
+        failed: Number of failed trials.
+        best: Validation accuracy of the current winner of the search, or None.
+        share: Fraction of the budget that is spent, in [0, 1]; the largest one if there are several limits.
     """
 
     name: str
@@ -56,9 +57,9 @@ class Progress:
     """Progress of a study.
 
     Args:
-        arms: One row a contestant.
-        seconds: Since this run of the study began.
-        seconds_left: Estimate from the speed so far; None until a trial has ended in this run of the study.
+        arms: Progress of each arm.
+        seconds: Seconds since this run of the study started.
+        seconds_left: Estimated from the speed so far; None until a trial has ended in this run of the study.
     """
 
     arms: tuple[ArmProgress, ...]
@@ -67,7 +68,7 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """Share of all budgets that is spent, in [0, 1]."""
+        """Fraction of all budgets that is spent, in [0, 1]."""
         return sum(arm.share for arm in self.arms) / len(self.arms)
 
 
@@ -75,15 +76,15 @@ Observe = Callable[[Progress], None]
 
 
 class Driver:
-    """Gives the cluster the trials of a study and records what comes back; the only writer of the store while it runs.
+    """Runs the trials of a study on the cluster and records their reports.
 
     Args:
         study: The resolved study.
-        splits: Its data.
-        store: Where everything is kept.
-        folder: Where its files are.
-        settings: Of the installation.
-        observe: Called after every change.
+        splits: Data of the study.
+        store: Store with the study; while the driver runs, nothing else writes to the study.
+        folder: Folder of the study.
+        settings: Settings of the installation.
+        observe: Called with the progress after every change.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Driver:
         self.settings = settings
         self._observe = observe
         self._began = time.monotonic()
-        self._workers: dict[int, str] = {}
+        self._workers: dict[int, str] = {}  # the worker that reported last, by trial: another one means a restart
         rows = store.trials(study.name)
         self._keys = {row.id: row.key for row in rows}
         self._queue = [row.id for row in rows if row.state == "queued"]
@@ -107,16 +108,16 @@ class Driver:
             trials=[replace(row, curve=self._curve(row)) for row in rows],
         )
         self._ended_here = 0  # trials that ended in this run of the study
-        self._share_before = 0.0  # read by `progress`, which gives the share at the start
+        self._share_before = 0.0  # `progress` reads it, so it must exist before the call
         self._share_before = self.progress().share
 
     @property
     def finished(self) -> bool:
-        """Whether no task will ever come again."""
+        """Whether there will be no further tasks."""
         return self.scheduler.finished
 
     def next(self) -> Task | None:
-        """Return the next task: what an earlier run left queued, then what the scheduler proposes."""
+        """Return the next task: first the trials that an earlier run left queued, then proposals of the scheduler."""
         if self._queue:
             identity = self._queue.pop(0)
         elif (proposal := self.scheduler.next()) is not None:
@@ -124,22 +125,22 @@ class Driver:
         else:
             return None
         trial = self._trial(identity)
-        if trial.search_exhausted is not None:
+        if trial.search_exhausted is not None:  # nothing to train: the trial only records why the search ends
             self._finish(trial, "failed", reason=trial.search_exhausted)
             return self.next()
         self.scheduler.update(replace(trial, state="running"))
-        self.store.start_attempt(identity, worker="")
+        self.store.start_attempt(identity, worker="")  # the worker is known from its first report
         self._notify()
         return self._task(trial)
 
     def report(self, report: Report) -> bool:
-        """Write epoch records, a new attempt after a restart, and the end of a trial; return whether it is stopped.
+        """Record epochs, a new attempt after a restart, and the end of a trial; return whether to stop the trial.
 
         Raises:
-            OSError: A disk of the worker is full; the trial is neither failed nor charged, but runs again.
+            OSError: A disk of the worker is full; the trial neither fails nor is charged, but runs again later.
         """
         trial = self._trial(report.trial)
-        if trial.ended:
+        if trial.ended:  # a late report, or a repeated one: the end is recorded already
             return trial.state == "pruned"
         if self._workers.setdefault(report.trial, report.worker) != report.worker:
             self._workers[report.trial] = report.worker
@@ -150,7 +151,7 @@ class Driver:
             curve = extended(trial.curve, report.records) if self._can_be_stopped(trial) else ()
             trial = replace(trial, sample_passes=int(report.records[-1]["sample_passes"]), curve=curve)
             self.scheduler.update(trial)
-        # The next trial would fail, too, and be charged.
+        # End the run: every further trial would fail for the same reason, and be charged to the budget.
         if report.failure is not None and reports_disk_full(report.failure):
             raise OSError(ENOSPC, f"trial {report.trial}: {report.failure}")
         if report.failure is not None:
@@ -165,7 +166,7 @@ class Driver:
         return self._trial(report.trial).state == "pruned"
 
     def lost(self, trial: int, reason: str) -> None:
-        """Write that a trial failed because its workers died."""
+        """Record that a trial failed because its workers died."""
         if not self._trial(trial).ended:
             self._finish(self._trial(trial), "failed", reason=reason)
             self._notify()
@@ -174,7 +175,7 @@ class Driver:
         return self.scheduler.trial(self._keys[identity])
 
     def _add(self, proposal: Trial) -> int:
-        """Put a proposed trial into the store, and take it over as it stands there; return its identity."""
+        """Add a proposed trial to the store, and give the scheduler the stored trial; return its identity."""
         architecture = proposal.config.architecture
         trial = self.store.add_trial(
             self.study.name,
@@ -208,12 +209,12 @@ class Driver:
             device="cuda" if workers.gpus else "cpu",
             rungs=tuple(rules.pruner.rungs or ()) if rules.pruner and not retrain else (),
             measures_latency=rules.needs_latency,
-            # Drawn by the seed of the study, so that all its models are tested on the same corrupted images.
+            # The seed of the study, not of the trial: all models are tested on the same corrupted images.
             robustness={**robustness.model_dump(), "seed": self.study.config.seed} if robustness and retrain else None,
         )
 
     def _place(self, path: Path) -> str:
-        """Return where workers find a file of the study, wherever they run."""
+        """Return the path or URL under which all workers find a file of the study."""
         return place_of(path, self.folder.root, self.settings.shared(self.study.name))
 
     def _finish(
@@ -222,13 +223,13 @@ class Driver:
         score = float(result["validation_accuracy"]) if result and state == "complete" else None
         self.store.finish_trial(trial.id, state, score=score, result=result, reason=reason)
         self._ended_here += 1
-        # Read back: only the store knows the seconds of all attempts, with which the arm is charged.
+        # Read back, since only the store knows the seconds of all attempts, which are charged to the arm.
         self.scheduler.update(replace(self.store.trial(trial.id), curve=trial.curve))
-        with suppress(ArtifactError):  # a checkpoint that cannot be removed does no harm: its trial has ended
+        with suppress(ArtifactError):  # a checkpoint that remains does no harm, since its trial has ended
             remove(self._place(self.folder.checkpoint(trial.id)))
 
     def _can_be_stopped(self, trial: Trial) -> bool:
-        """Whether the trial may be stopped early, so that its curve is needed."""
+        """Whether the trial may be stopped early; only then is its curve needed."""
         return trial.phase == SEARCH and self.study.arms[trial.arm].rules.pruner is not None
 
     def _curve(self, row: Trial) -> tuple[float, ...]:
@@ -244,7 +245,7 @@ class Driver:
         arms = tuple(self._arm_progress(name) for name in self.study.arms)
         progress = Progress(arms, time.monotonic() - self._began, None)
         done = progress.share - self._share_before
-        if done <= 0 or not self._ended_here:  # the first trials also wait for Ray and for imports: no basis yet
+        if done <= 0 or not self._ended_here:  # until then the time includes the start of Ray
             return progress
         return replace(progress, seconds_left=progress.seconds * (1 - progress.share) / done)
 
@@ -269,35 +270,35 @@ class Driver:
 
 
 def extended(curve: tuple[float, ...], records: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
-    """Return a curve of validation accuracies with those of further epochs; epochs that it has already are skipped.
+    """Return a curve of validation accuracies with those of further epochs, skipping epochs that it contains already.
 
-    After a restart a worker reports the epochs of its checkpoint again.
+    They occur because a worker reports the epochs of its checkpoint again after a restart.
     """
     accuracies = list(curve)
     for record in records:
         if record["epoch"] == len(accuracies):
-            accuracies.append(float(record["validation_accuracy"] or 0.0))
+            accuracies.append(float(record["validation_accuracy"] or 0.0))  # None if the training diverged
     return tuple(accuracies)
 
 
 def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> tuple[Study, Store, Splits]:
-    """Run a study, or what is left of it or was added to it, until every arm has searched and retrained.
+    """Run the trials of a study that are missing in the store, until every arm has been searched and retrained.
 
     Args:
         study: The resolved study.
-        settings: Of the installation.
-        observe: Called after every change.
-        source: Where the study came from, for errors.
+        settings: Settings of the installation.
+        observe: Called with the progress after every change.
+        source: Origin of the study, for error messages.
 
     Returns:
-        The study as it was run, the store, open, with all trials in it, and the data. What the study leaves behind is
-        still to be written.
+        The study as it was run, the open store with all trials, and the data. Comparison, exports and report have not
+        been written yet.
 
     Raises:
         StudyError: A network cannot be built for the data, or the budget is too small; nothing has been written.
-        StudyConflict: A study of that name is in the store, to which this one does not only add.
-        StudyBusy: Another driver runs it.
-        ClusterError: Ray cannot be reached or is too small.
+        StudyConflict: The store has a study of that name, and the changes are not an extension of it.
+        StudyBusy: Another driver runs the study.
+        ClusterError: Ray cannot be reached, or the cluster is too small.
         ArtifactError: Shared storage cannot be reached.
     """
     splits = load(study.data, root=settings.data)
@@ -305,18 +306,19 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> t
     store = Store.open(settings.store_url, retry_seconds=PATIENCE_SECONDS)
     folder = Folder(settings.folder(study.name))
     shared = settings.shared(study.name)
-    if shared is not None and not folder.root.exists():  # another machine may have run the study, or some of it
+    if shared is not None and not folder.root.exists():  # another machine may have run part of it
         fetch_folder(shared, folder.root)
     study, row = enter(study, store, folder)
     if row.state == "complete":
         return study, store, splits
+    # From here on no other driver runs the study; only the driver with the claim may write to the folder.
     store.claim_study(study.name)
     write_yaml(folder.root / "study.yaml", study.to_json())
     write_json(folder.root / "environment.json", environment())
     try:
         _run_trials(study, splits, store, folder=folder, settings=settings, observe=observe)
     except BaseException:
-        with suppress(StoreUnreachable):  # without heartbeats the claim expires
+        with suppress(StoreUnreachable):  # the claim then expires, since its heartbeats have ended
             store.release_study(study.name)
         raise
     return study, store, splits
@@ -325,31 +327,33 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> t
 def _run_trials(
     study: Study, splits: Splits, store: Store, *, folder: Folder, settings: Settings, observe: Observe
 ) -> None:
-    store.requeue_running(study.name)
+    store.requeue_running(study.name)  # their driver has ended, since this one has the claim
     driver = Driver(study, splits, store, folder=folder, settings=settings, observe=observe)
     workers = study.config.workers
     resources = cluster.Resources(workers.max_concurrent_trials, workers.cpus, workers.gpus, workers.retries)
     if not driver.finished:
-        observe(driver.progress())  # Ray takes some seconds to start: show progress before
+        observe(driver.progress())  # Ray takes some seconds to start: show something before that
         with _heartbeat(store, study.name), following(settings.tracking_uri, study.name, study.to_json(), store):
             try:
                 cluster.run(driver, resources, folder=folder.scratch, address=settings.ray_address)
             except BaseException:
-                store.stop_retrying()  # or ending the process would wait for a database that does not answer
+                store.stop_retrying()  # otherwise Ctrl-C would wait for an unreachable database
                 raise
 
 
 @contextmanager
 def _heartbeat(store: Store, name: str) -> Iterator[None]:
-    """Send the store a heartbeat every few seconds, however long a step takes."""
+    """Renew the claim every few seconds from a thread, so that no slow step of the driver lets it expire."""
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
-            with suppress(StoreUnreachable):  # writes wait for a store that does not answer
+            with suppress(StoreUnreachable):  # the writes of the driver notice it, too, and wait
                 try:
                     store.heartbeat(name)
-                except StudyBusy:  # another driver has taken the study over: this one must not write any more
+                except StudyBusy:
+                    # Another driver has taken over the study, so this one must stop writing. A thread cannot raise an
+                    # exception in the main thread, but it can send the process a signal.
                     signal.raise_signal(signal.SIGTERM)
                     return
 

@@ -1,4 +1,4 @@
-"""Extending a study: which changes only add to what is in the store, so that no finished trial has to be redone."""
+"""Extending a study: the changes that keep all finished trials valid, and how the store records them."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,18 +16,18 @@ _MOST_CHARACTERS = 60
 
 
 def enter(study: Study, store: Store, folder: Folder) -> tuple[Study, StudyRow]:
-    """Create a study in the store, or find and perhaps extend the one that is there; return it as it is to be run.
+    """Create a study in the store, or find it there and extend it if it has changed; return the study to run.
 
-    The study file from before an extension still finds the study, which then goes on as extended.
+    A study file from before an extension can still be run: it continues the study in its extended form.
 
     Args:
-        study: The study to run.
-        store: Where studies are kept.
-        folder: Of the study; an extension archives its comparison there.
+        study: The study.
+        store: The store.
+        folder: Folder of the study; an extension archives the comparison in it.
 
     Raises:
-        StudyConflict: A study of that name exists, and the changes do not only add to it; the message names the key.
-        StudyBusy: Another driver runs it.
+        StudyConflict: A study of that name exists, and the changes are not an extension; the message names the key.
+        StudyBusy: Another driver runs the study.
     """
     arms = list(study.arms)
     try:
@@ -37,7 +37,8 @@ def enter(study: Study, store: Store, folder: Folder) -> tuple[Study, StudyRow]:
     if row.config_hash == study.hash and row.state not in ENDED_STUDY:
         return study, row
     before = parse_resolved(row.config)
-    # The events hold the hash of every version of the study: this is an earlier one, and asks for nothing new.
+    # The events contain the hash of every earlier version of the study. Such a version asks for nothing new, but its
+    # `workers`, which are no part of the hash, may differ and apply to this run.
     if any(event.detail.get("config_hash") == study.hash for event in store.events(study.name)):
         workers = {"workers": study.config.workers}
         return Study(before.config.model_copy(update=workers), before.arms, before.data), row
@@ -47,8 +48,9 @@ def enter(study: Study, store: Store, folder: Folder) -> tuple[Study, StudyRow]:
     if not changes:
         return study, row
     if row.state not in ENDED_STUDY:
-        store.claim_study(study.name)
+        store.claim_study(study.name)  # raises StudyBusy if a driver still runs it
         store.finish_study(study.name, "cancelled", error="it is extended before it has ended")
+    # Archived before the store changes: after an interruption here, the next run finds the same changes again.
     folder.archive_comparison()
     return study, store.reopen_study(
         study.name,
@@ -60,28 +62,27 @@ def enter(study: Study, store: Store, folder: Folder) -> tuple[Study, StudyRow]:
 
 
 def additions(before: Study, after: Study) -> list[str]:
-    """Return what a study adds to its earlier version, as text; nothing if there is no further work.
+    """Return what a study adds to its earlier version, as text; an empty list if there is no further work.
 
     Raises:
-        StudyConflict: A change does not only add; the message names its key.
+        StudyConflict: A change is not an extension; the message names its key.
     """
     old, new = before.to_json(), after.to_json()
-    parts = frozenset({"budget", "retrain", "arms", "export"})
-    for key in sorted((old.keys() | new.keys()) - parts - _FREE):
+    extensible = frozenset({"budget", "retrain", "arms", "export"})
+    for key in sorted((old.keys() | new.keys()) - extensible - _FREE):
         _require_same(key, old.get(key), new.get(key), after.name)
     return [*_budget(old, new), *_seeds(old, new), *_arms(old, new), *_export(old, new)]
 
 
 def _budget(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    before, after = old["budget"], new["budget"]
-    _require_same("budget.tolerance", before["tolerance"], after["tolerance"], new["name"])
+    _require_same("budget.tolerance", old["budget"]["tolerance"], new["budget"]["tolerance"], new["name"])
     for unit in UNITS:
-        was, now = before.get(unit), after.get(unit)
-        if was == now:
+        before, after = old["budget"].get(unit), new["budget"].get(unit)  # None is no limit, the largest budget
+        if before == after:
             continue
-        if was is None or (now is not None and now < was):
-            _refuse(f"budget.{unit}", was, now, new["name"])
-        yield f"budget.{unit} from {was} to {now if now is not None else 'no limit'}"
+        if before is None or (after is not None and after < before):
+            _refuse(f"budget.{unit}", before, after, new["name"])
+        yield f"budget.{unit} from {before} to {after if after is not None else 'no limit'}"
 
 
 def _seeds(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -98,12 +99,13 @@ def _arms(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
         if after is None:
             _refuse(f"arms.{arm}", "an arm", None, new["name"])
         for key in before:
-            if key != "description":
+            if key != "description":  # decides no result
                 _require_same(f"arms.{arm}.{key}", before[key], after.get(key), new["name"])
     yield from (f"arm {arm}" for arm in new["arms"] if arm not in old["arms"])
 
 
 def _export(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    # None exports all arms. A new arm is further work by itself, so only arms of the earlier version count here.
     before = old["export"] if old["export"] is not None else list(old["arms"])
     after = new["export"] if new["export"] is not None else list(new["arms"])
     if more := [arm for arm in after if arm not in before and arm in old["arms"]]:
@@ -123,7 +125,7 @@ def _require_same(key: str, before: Any, after: Any, study: str) -> None:
 def _refuse(key: str, before: Any, after: Any, study: str) -> None:
     raise StudyConflict(
         f"study {study!r} is in the store with another {key}: {_short(before)} there, {_short(after)} here; {_RULE}; "
-        "give a different study another name"
+        "to run it as a different study, change its name"
     )
 
 

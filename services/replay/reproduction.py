@@ -1,4 +1,4 @@
-"""Whether the scheduler, asked again, proposes what it proposed in the study: the proof that a replay is faithful."""
+"""Reproduction of a study's proposals: a replay can be trusted if the scheduler proposes the recorded trials again."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ from services.trial_record import Trial
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """How many recorded trials of an arm are proposed again.
+    """How many recorded trials of an arm the scheduler proposes again.
 
     Args:
-        trials: Recorded trials, retrainings included.
-        equal: How many of these are proposed again, equal in everything.
-        difference: The first that is not, and what differs; None if all are.
+        trials: Number of recorded trials, including retrainings.
+        equal: Number of these that are proposed again without any difference.
+        difference: The first trial that is not, and what differs; None if there is none.
     """
 
     trials: int
@@ -35,19 +35,19 @@ def reproduce(
     images: int,
     arms: Collection[str] | None = None,
 ) -> dict[str, Reproduction]:
-    """Ask the scheduler for every trial again, given what was known when the trial was proposed.
+    """Let the scheduler propose every trial again, from what was known when the trial was first proposed.
 
-    Which trials had ended by then follows from the times in the store, so a study that several workers ran is
-    reproduced as well. A study that was extended is asked as it was at the time.
+    Which trials had ended by then follows from the times in the store, so this also works for a study that ran on
+    several workers. For a study that was extended, the version at the time of the proposal is used.
 
     Args:
         row: The study.
-        events: Its events.
-        trials: All its trials in the order in which they were proposed.
+        events: Events of the study.
+        trials: All trials of the study in the order in which they were proposed.
         shape: Channels, height and width of an image.
         classes: Number of classes.
-        images: Training images.
-        arms: Whose trials to ask for again; those of all arms if left out.
+        images: Number of training images.
+        arms: Names of the arms to reproduce; by default, all.
     """
     reproductions = {arm: Reproduction(0, 0) for arm in row.arms if arms is None or arm in arms}
     scheduler, in_force = None, None
@@ -55,9 +55,10 @@ def reproduce(
         if trial.arm not in reproductions:
             continue
         config = _config_at(row, events, trial)
-        if scheduler is None or config is not in_force:
+        if scheduler is None or config is not in_force:  # the first trial, or the first one after an extension
             study = parse_resolved(config)
             scheduler, in_force = Scheduler(study, shape=shape, classes=classes, images=images), config
+        # Trials of all arms, also of those that are not reproduced: matched arms depend on the winners of others.
         for earlier in trials[:position]:
             scheduler.update(_as_of(earlier, trial))
         difference = _difference(scheduler.next(), trial)
@@ -70,21 +71,22 @@ def reproduce(
 
 
 def faithful(reproductions: Mapping[str, Reproduction]) -> bool:
-    """Return whether every recorded trial is proposed again."""
+    """Return whether every recorded trial is proposed again without any difference."""
     return all(reproduction.difference is None for reproduction in reproductions.values())
 
 
 def _config_at(row: StudyRow, events: Sequence[EventRow], trial: Trial) -> Mapping[str, Any]:
     """Return the resolved study as it was when a trial was proposed.
 
-    An event that extends a study holds the study before the extension: the first one after the trial has it.
+    The event of an extension contains the study before the extension, so the first such event after the trial is the
+    one that counts. Without one, the study was not extended after the trial.
     """
     later = (event for event in events if event.kind == "reopened" and event.at >= trial.created_at)
     return next((event.detail["config"] for event in later if event.detail.get("config")), row.config)
 
 
 def _as_of(earlier: Trial, trial: Trial) -> Trial:
-    """Return an earlier trial as it was when a later one was proposed."""
+    """Return an earlier trial as it was when `trial` was proposed: running, unless it had ended by then."""
     if earlier.finished_at is not None and earlier.finished_at <= trial.created_at:
         return earlier
     return replace(earlier, state="running", sample_passes=0, seconds=0.0, score=None, result=None)
@@ -104,5 +106,6 @@ def _difference(proposal: Trial | None, recorded: Trial) -> str | None:
         "experiment": (proposal.config, recorded.config),
     }
     return next(
-        (f"{name} {again!r}, not {before!r}" for name, (again, before) in pairs.items() if again != before), None
+        (f"{name} {proposed!r}, not {before!r}" for name, (proposed, before) in pairs.items() if proposed != before),
+        None,
     )

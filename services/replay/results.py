@@ -1,7 +1,7 @@
 """Results of replays: best accuracy so far against budget and simulated time, and the time to a target."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from nas_blockout.statistics.search_curves import Band, Curve, best_so_far, cost
 from services.replay.simulation import Ended
 from services.trial_record import Trial
 
-GRID_POINTS = 41
+GRID_POINTS = 41  # of a curve: steps of 2.5% of the longest replay
 
 Quartiles = tuple[float | None, float | None, float | None]
 
@@ -21,20 +21,22 @@ class Outcome:
     """Results of the replays of one arm with one number of workers.
 
     Args:
-        arm: Whose recorded trials answered.
-        workers: Trials at once.
-        repeats: Replays.
-        trials: Recorded trials, each of which every replay ran once.
-        proposals: Proposals of all replays; trials that were drawn were not proposed.
-        exact: Those that a recorded trial answered exactly.
-        distance: Mean distance of proposals to the trials that answered them, in [0, 1]; None without proposals.
-        seconds: Quartiles of the simulated time that a whole replay took.
-        target: Validation accuracy to be reached.
-        reached: Replays that reached it.
-        target_seconds: Quartiles of the simulated time until then; None where too few reached it.
-        target_passes: Quartiles of the sample passes until then.
-        by_time: Best so far against simulated seconds.
-        by_budget: Best so far against sample passes.
+        arm: Name of the arm whose recorded trials were used.
+        workers: Number of trials that run at the same time.
+        repeats: Number of replays.
+        trials: Number of recorded trials; every replay runs each of them once.
+        proposals: Number of proposals in all replays; randomly drawn trials are not proposals.
+        exact: Number of proposals that are equal to the recorded trial used for them.
+        distance: Mean distance between a proposal and the recorded trial used for it, in [0, 1]; None if there are no
+            proposals.
+        seconds: Quartiles of the simulated duration of a replay, in seconds.
+        target: Validation accuracy to reach.
+        reached: Number of replays that reached it.
+        target_seconds: Quartiles of the simulated seconds until the target was reached; None for a quartile if too few
+            replays reached it.
+        target_passes: Quartiles of the sample passes until the target was reached, likewise.
+        by_time: Best accuracy so far against simulated seconds.
+        by_budget: Best accuracy so far against sample passes.
     """
 
     arm: str
@@ -53,7 +55,7 @@ class Outcome:
     by_budget: Band
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome as plain JSON types; what is not known is null."""
+        """Return the outcome as plain JSON types; unknown values are null."""
         plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("by_time", "by_budget")}
         return {**plain, "by_time": _band_json(self.by_time), "by_budget": _band_json(self.by_budget)}
 
@@ -61,22 +63,22 @@ class Outcome:
 def outcome(
     arm: str, pool: Sequence[Trial], replays: Sequence[Sequence[Ended]], *, workers: int, target: float
 ) -> Outcome:
-    """Sum up replays of one arm.
+    """Summarize the replays of one arm.
 
     Args:
-        arm: Its name.
-        pool: Its recorded trials.
-        replays: Each in the order in which its trials ended.
-        workers: Trials at once.
-        target: Validation accuracy to be reached.
+        arm: Name of the arm.
+        pool: Recorded trials of the arm.
+        replays: The trials of each replay, in the order in which they ended.
+        workers: Number of trials that run at the same time.
+        target: Validation accuracy to reach.
     """
-    times = [_curve(pool, replay, lambda ended: ended.finished) for replay in replays]
+    times = [_time_curve(pool, replay) for replay in replays]
     budgets = [
         best_so_far([pool[e.drawn.index].sample_passes for e in replay], [_score(pool, e) for e in replay])
         for replay in replays
     ]
     drawn = [ended.drawn.distance for replay in replays for ended in replay]
-    distances = [distance for distance in drawn if distance is not None]
+    distances = [distance for distance in drawn if distance is not None]  # None: drawn at random, not proposed
     reached = [cost_to_reach(curve, target) for curve in times]
     return Outcome(
         arm=arm,
@@ -96,9 +98,10 @@ def outcome(
     )
 
 
-def _curve(pool: Sequence[Trial], replay: Sequence[Ended], at: Callable[[Ended], float]) -> Curve:
+def _time_curve(pool: Sequence[Trial], replay: Sequence[Ended]) -> Curve:
+    # `best_so_far` adds up costs, which is wrong for trials that run at the same time: only its accuracies are used.
     best = best_so_far([0.0] * len(replay), [_score(pool, ended) for ended in replay]).best
-    return Curve(np.array([at(ended) for ended in replay], dtype=np.float64), best)
+    return Curve(np.array([ended.finished for ended in replay], dtype=np.float64), best)
 
 
 def _grid(curves: Sequence[Curve]) -> list[float]:
@@ -112,7 +115,8 @@ def _score(pool: Sequence[Trial], ended: Ended) -> float:
 
 
 def _quartiles(values: Sequence[float | None]) -> Quartiles:
-    """Return the quartiles; replays that never reached the target count as slower than all others."""
+    """Return the quartiles; replays that never reached the target (None) count as slower than all others."""
+    # Not `np.quantile`: between a number and infinity it interpolates to NaN.
     ordered = np.sort([math.inf if value is None else value for value in values])
 
     def quantile(share: float) -> float | None:

@@ -1,1 +1,1 @@
-"""The study file: its schema, its values given on the command line, and what is checked before anything is run."""
+"""The study file: its schema, the keys that ``--set`` changes, and the checks before anything is run."""

@@ -1,4 +1,4 @@
-"""Whether the parts of an arm fit together: what would otherwise fail, or have no effect, once trials are paid for."""
+"""Checks that the parts of an arm fit together; otherwise trials would fail, or settings would have no effect."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,17 +10,17 @@ from nas_blockout.methods.dropcluster import DropClusterSettings
 from search_spaces import SPACES, Context, TooFew, require_fit
 from services.study_config.errors import Violation, violation_of
 
-# No data has been read yet: a shape and a number of classes with which nothing fails that could fit any data.
+# The data has not been read yet. With this shape and number of classes, an arm that fits some data passes the checks.
 _ANY_SHAPE, _MANY_CLASSES = (3, 64, 64), 1000
 
 
 def incompatibilities(experiment: Experiment, spaces: Sequence[str], *, matched: bool) -> Iterator[Violation]:
-    """Yield what does not fit together in an arm, with paths from the arm on.
+    """Yield the settings of an arm that do not fit together, with paths relative to the arm.
 
     Args:
-        experiment: Of the arm, before anything is searched.
-        spaces: Names of its search spaces, all known.
-        matched: Whether its cost must equal another's.
+        experiment: Experiment of the arm before the search.
+        spaces: Names of the search spaces, all of which exist.
+        matched: Whether the cost of the arm is matched to that of another arm.
     """
     yield from _training(experiment)
     yield from _method(experiment)
@@ -32,7 +32,7 @@ def incompatibilities(experiment: Experiment, spaces: Sequence[str], *, matched:
     try:
         require_fit([SPACES[space] for space in spaces], Context(experiment, _ANY_SHAPE, _MANY_CLASSES))
     except TooFew:
-        pass  # a matter of sizes: `check_against_data` judges them
+        pass  # depends on the data: `check_against_data` checks it
     except ValueError as error:
         yield violation_of(error, ("space",))
 
@@ -40,7 +40,7 @@ def incompatibilities(experiment: Experiment, spaces: Sequence[str], *, matched:
 def _training(experiment: Experiment) -> Iterator[Violation]:
     training, derivation = experiment.training, experiment.derivation
     stages = (training,) if derivation is None else split_epochs(training, derivation)
-    fewest = min(stage.epochs for stage in stages)
+    fewest = min(stage.epochs for stage in stages)  # every stage has a learning rate schedule, with its own warm-up
     if training.warmup_epochs > fewest:
         of_what = "of the training" if derivation is None else "of the shorter of its two stages"
         rule = f"must be at most {fewest}, the epochs {of_what}"
@@ -50,9 +50,10 @@ def _training(experiment: Experiment) -> Iterator[Violation]:
 def _method(experiment: Experiment) -> Iterator[Violation]:
     method, backbone = experiment.method, experiment.backbone
     if isinstance(method, DropClusterSettings) and method.start_epoch >= experiment.training.epochs:
-        rule = f"must be below {experiment.training.epochs}, the epochs of the training: nothing would ever be dropped"
+        epochs = experiment.training.epochs
+        rule = f"must be below {epochs}, the epochs of the training; otherwise nothing would be dropped"
         yield Violation(("method", "start_epoch"), rule, repr(method.start_epoch))
     site = next(entry.site for entry in METHODS.values() if entry.settings is type(method))
     if isinstance(backbone, ResNetSettings) and backbone.regularized_stages == 0 and site == "maps":
-        rule = "must be at least 1, or left out for all stages: the method would be placed nowhere"
+        rule = "must be at least 1, or left out for all stages; otherwise the method has no effect"
         yield Violation(("backbone", "regularized_stages"), rule, "0")

@@ -1,27 +1,28 @@
-"""What is wrong with a study file: every rule that is broken, each with its key, line, value and remedy."""
+"""Errors of study files: every violated rule with its key, line, value and remedy."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+# Errors of the library are plain text, such as `pruner.rungs: must ..., got [9]; do this`: key, rule, value and remedy.
 _KEYED = re.compile(r"(?P<key>[A-Za-z_][\w-]*(?:\.[\w-]+)*): (?P<rule>.*)", re.DOTALL)
 _GOT = re.compile(r", got (?P<value>.*?)(?:; .*)?$", re.DOTALL)
 
 Path = tuple[str | int, ...]
-MOST_VIOLATIONS = 100  # a document of many wrong keys must not keep a service busy with looking for near matches
+MOST_VIOLATIONS = 100  # the search for near matches of thousands of wrong keys would keep the API busy
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One broken rule.
+    """A violated rule.
 
     Args:
-        path: Where the key stands: the keys and positions that lead to it; empty for the whole document.
-        rule: What must hold.
-        value: What stands there, shortened; None where nothing does, or where the rule shows it.
-        remedy: What to do, such as the nearest key that exists.
-        line: Line of the file, from 1; None of a document without a file.
+        path: Path of the key: the keys and list indices that lead to it; empty for the whole document.
+        rule: The rule.
+        value: The value that violates it, shortened; None if there is none, or if the rule contains it.
+        remedy: What to do, such as the most similar key that exists.
+        line: Line of the file, from 1; None if the document is not a file.
     """
 
     path: Path
@@ -36,19 +37,19 @@ class Violation:
         return ".".join(map(str, self.path))
 
     def __str__(self) -> str:
-        """The violation in one line, without its place in the file."""
+        """The violation in one line, without file and line number."""
         value = "" if self.value is None else f", got {self.value}"
         remedy = "" if self.remedy is None else f"; {self.remedy}"
         return f"{self.key}: {self.rule}{value}{remedy}" if self.path else f"{self.rule}{value}{remedy}"
 
 
 class StudyError(ValueError):
-    """A study that cannot be used; the message names the file, and of every broken rule line, key, value and remedy.
+    """A study cannot be used; the message has the file and, for each violated rule, line, key, value and remedy.
 
     Args:
-        message: For people, one line for each violation.
-        violations: The broken rules, in the order of the file, at most `MOST_VIOLATIONS`; empty where the text itself
-            cannot be read.
+        message: Message for people, one line per violation.
+        violations: The violations in the order of the file, at most `MOST_VIOLATIONS`; empty if the text itself cannot
+            be read.
     """
 
     def __init__(self, message: str, violations: Sequence[Violation] = ()) -> None:
@@ -57,22 +58,25 @@ class StudyError(ValueError):
 
     @classmethod
     def of(cls, violations: Sequence[Violation], *, source: str) -> "StudyError":
-        """Return the error of all violations of one document."""
-        ordered = sorted(dict.fromkeys(violations), key=lambda each: each.line or 0)[:MOST_VIOLATIONS]
-        lines = [f"{source}:{each.line}: {each}" if each.line else f"{source}: {each}" for each in ordered]
+        """Return the error that lists all violations of a document, each of them once."""
+        ordered = sorted(dict.fromkeys(violations), key=lambda violation: violation.line or 0)[:MOST_VIOLATIONS]
+        lines = [
+            f"{source}:{violation.line}: {violation}" if violation.line else f"{source}: {violation}"
+            for violation in ordered
+        ]
         return cls("\n".join(lines), ordered)
 
 
 class StudyNotFound(LookupError):
-    """No study of that name is bundled, and no such file exists."""
+    """There is neither a bundled study of that name nor such a file."""
 
 
 def violation_of(error: ValueError, path: Path) -> Violation:
-    """Return what an error of the library means for the key below which it was raised.
+    """Return an error of the library as a violation of a rule for a key of the study file.
 
     Args:
-        error: Its message may begin with a dotted key, as in ``pruner.rungs: must end before ...``.
-        path: Of the mapping that was read.
+        error: The error; its message may begin with a dotted key, as in ``pruner.rungs: must end before ...``.
+        path: Path of the mapping that was read, to which that key is relative.
     """
     text = one_line(str(error))
     keyed = _KEYED.fullmatch(text)
@@ -86,17 +90,19 @@ def violation_of(error: ValueError, path: Path) -> Violation:
 
 
 def with_lines(violations: Sequence[Violation], lines: "LineMap | None") -> list[Violation]:
-    """Return violations with the lines of a file on which their keys stand."""
-    return [*violations] if lines is None else [replace(each, line=lines.of(each.path)) for each in violations]
+    """Return violations with the lines of their keys in a file."""
+    if lines is None:
+        return [*violations]
+    return [replace(violation, line=lines.of(violation.path)) for violation in violations]
 
 
 class LineMap:
-    """On which line of a file every key stands.
+    """The lines of the keys of a file.
 
     Args:
         lines: Line by path, from 1; the empty path is the document.
-        former_names: By the name of a key now: names that the file may have for it.
-        absent: Paths of what was set elsewhere.
+        former_names: Names that a file of version 1 may use for a key, by the current name of the key.
+        absent: Paths of keys whose values do not come from the file.
     """
 
     def __init__(
@@ -107,20 +113,20 @@ class LineMap:
         self._absent = absent
 
     def of(self, path: Path) -> int | None:
-        """Return the line of a key, or of the nearest mapping around it that the file has; None of what is absent."""
+        """Return the line of a key, or of the innermost mapping around it in the file; None for an absent key."""
         if any(path[: len(absent)] == absent for absent in self._absent):
             return None
         place: Path = ()
         for part in path:
             names = [part, *sorted(self._former.get(str(part), ()))]
-            inner = next((found for name in names if (found := (*place, name)) in self._lines), None)
+            inner = next(((*place, name) for name in names if (*place, name) in self._lines), None)
             if inner is None:
                 break
             place = inner
         return self._lines.get(place)
 
     def without(self, path: Path) -> "LineMap":
-        """Return the map without a key that does not come from the file."""
+        """Return the map without a key, whose value does not come from the file."""
         return LineMap(self._lines, self._former, self._absent | {path})
 
 
@@ -131,5 +137,5 @@ def shortened(value: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text with every run of white space as one space."""
+    """Return a text with every run of whitespace replaced by one space."""
     return " ".join(text.split())

@@ -14,37 +14,37 @@ from services.study_config.yaml_reader import find, is_resolved, read_with_lines
 
 
 def read_resolved(study: str, assignments: Sequence[str] = ()) -> tuple[Study, str]:
-    """Return a study given by name or path, with some keys changed and every setting resolved, and its file.
+    """Read a study by name or path, change some of its keys, and return it resolved, with the name of its file.
 
     Args:
-        study: A bundled study by name, or the path of a YAML file; of a study as people write it or a resolved one.
-        assignments: As `assigned` takes them.
+        study: Name of a bundled study, or path of a YAML file, which may contain a resolved study.
+        assignments: Assignments as in `assigned`; not for a resolved study.
 
     Raises:
         StudyNotFound: There is no such study.
-        StudyError: It breaks rules, all of which are told, an assignment does, or keys of a resolved study are to be
-            changed.
+        StudyError: The study violates rules, all of which the error lists, or an assignment is not possible.
     """
     path = find(study)
     document, lines = read_with_lines(path)
     if assignments and is_resolved(document):
-        raise StudyError(f"{path}: --set changes study files, this one is resolved; change the one that it came from")
-    for assignment in assignments:
+        raise StudyError(f"{path}: --set cannot change a resolved study; use the study file that it was made from")
+    for assignment in assignments:  # an error in a value of the command line must not point to a line of the file
         lines = lines.without(tuple(assignment.partition("=")[0].strip().split(".")))
-    # A relative folder that is given here is meant from where the command was given.
+    # The folder of the file is absolute already, so a relative one comes from --set, relative to the working directory.
     document = with_absolute_folder(assigned(document, assignments), Path())
     return study_of(document, source=str(path), lines=lines), str(path)
 
 
 def assigned(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Return a study as plain values with some keys changed; whether they exist is found when it is checked.
+    """Return a study as plain values with some keys changed; unknown keys are reported when the study is checked.
 
     Args:
-        document: What a study file holds.
-        assignments: Dotted keys and YAML values, such as ``retrain.seeds=[0, 1, 2]``; the last one of a key holds.
+        document: Content of a study file.
+        assignments: Dotted keys and YAML values, such as ``retrain.seeds=[0, 1, 2]``; the last one of a key counts.
 
     Raises:
-        StudyError: An assignment is no ``key=value``, its value is no YAML, or its key leads through a value.
+        StudyError: An assignment does not have the form ``key=value``, its value is not valid YAML, or its key leads
+            through a value that is not a mapping.
     """
     changed = copy.deepcopy(dict(document))
     for assignment in assignments:
@@ -62,7 +62,7 @@ def _value(key: str, text: str) -> Any:
     try:
         return yaml_value(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise StudyError(f"--set {key}: the value is no valid YAML: {' '.join(str(error).split())}") from None
+        raise StudyError(f"--set {key}: the value is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _assign(document: dict[str, Any], parts: Sequence[str], value: Any) -> None:

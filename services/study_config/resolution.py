@@ -1,4 +1,4 @@
-"""From the document of a study file to a study: checked as a whole, so that every broken rule is told at once."""
+"""Checks and resolves the document of a study file as a whole, so that all violated rules are reported at once."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,9 +32,9 @@ from services.study_config.schema import ArmConfig, StudyConfig
 from services.study_config.search_options import Rules, Searcher, resolve_rules
 from services.study_config.yaml_reader import is_resolved, read_document
 
-_SHARED = ("data", "backbone", "training", "constraints", "objectives", "selection")  # what every arm depends on
+_SHARED = ("data", "backbone", "training", "constraints", "objectives", "selection")  # every arm depends on these
 _ARM_SECTIONS = ("backbone", "method", "training", *DERIVATIONS)
-# Values that stand in for required keys that are missing or wrong, so that the rest of a file can still be checked.
+# Substitutes for required keys that are missing or wrong, so that the rest of the file can still be checked.
 _STAND_INS: Mapping[str, Any] = {"schema_version": 2, "name": "study", "budget": {"trainings": 1}}
 
 
@@ -42,7 +42,7 @@ def read(path: Path) -> StudyConfig:
     """Read and check a study file.
 
     Raises:
-        StudyError: It is too large, no YAML, or breaks a rule.
+        StudyError: It is too large, not valid YAML, or violates rules.
     """
     return parse(read_document(path), source=str(path))
 
@@ -51,7 +51,7 @@ def parse(document: Mapping[str, Any], *, source: str) -> StudyConfig:
     """Check the keys and the settings of a study given as plain values.
 
     Raises:
-        StudyError: Rules are broken; all of them are told.
+        StudyError: The study violates rules; the error lists all of them.
     """
     document = upgraded_study(document)
     if violations := _structural(document):
@@ -63,7 +63,7 @@ def resolve(config: StudyConfig, *, source: str) -> Study:
     """Give every setting its value and check that the parts of every arm fit together.
 
     Raises:
-        StudyError: Rules are broken; all of them are told.
+        StudyError: The study violates rules; the error lists all of them.
     """
     study, violations = _resolved(config, ())
     if violations or study is None:
@@ -72,57 +72,57 @@ def resolve(config: StudyConfig, *, source: str) -> Study:
 
 
 def study_of(document: Mapping[str, Any], *, source: str, lines: LineMap | None = None) -> Study:
-    """Check and resolve a study given as plain values; one that is resolved already is read as it is.
+    """Check and resolve a study given as plain values; a study that is resolved already is only read.
 
     Args:
-        document: Of a study file, or what `Study.to_json` gave; in this version or in version 1.
-        source: Name of the file, or of whatever else holds the document.
-        lines: Where the keys stand, if it is a file.
+        document: Content of a study file, or a result of `Study.to_json`; of version 2 or 1.
+        source: Name of the file or other origin of the document, for error messages.
+        lines: Lines of the keys, if the document is a file.
 
     Raises:
-        StudyError: Rules are broken; all of them are told.
+        StudyError: The study violates rules; the error lists all of them.
     """
     if is_resolved(document):
-        return _reread(document, source=source)
+        return _read_resolved(document, source=source)
     return resolve_document(document, source=source, lines=lines)
 
 
 def resolve_document(document: Mapping[str, Any], *, source: str, lines: LineMap | None = None) -> Study:
-    """Check and resolve a study as people write it, given as plain values.
+    """Check and resolve a study that is not resolved yet, given as plain values.
 
     Args:
-        document: Of a study file, in this version or in version 1.
-        source: Name of the file, or of whatever else holds the document.
-        lines: Where the keys stand, if it is a file.
+        document: Content of a study file, of version 2 or 1.
+        source: Name of the file or other origin of the document, for error messages.
+        lines: Lines of the keys, if the document is a file.
 
     Raises:
-        StudyError: Rules are broken; all of them are told.
+        StudyError: The study violates rules; the error lists all of them.
     """
     document = upgraded_study(document)
     violations = _structural(document)
-    config = _salvaged(document, violations)
+    config = _without_violations(document, violations)
     study = None
     if config is not None:
-        study, more = _resolved(config, [each.path for each in violations])
-        violations += more
+        study, conflicts = _resolved(config, [violation.path for violation in violations])
+        violations += conflicts
     if violations or study is None:
         raise StudyError.of(with_lines(violations, lines), source=source)
     return study
 
 
-def _reread(document: Mapping[str, Any], *, source: str) -> Study:
+def _read_resolved(document: Mapping[str, Any], *, source: str) -> Study:
     try:
         return parse_resolved(document)
     except ValidationError as error:
         raise StudyError.of(settings_models.explained(error, StudyConfig), source=source) from None
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise StudyError(
-            f"{source}: no resolved study, as `study.yaml` in the folder of a study is: {one_line(repr(error))}"
+            f"{source}: not a valid resolved study like `study.yaml` in the folder of a study: {one_line(repr(error))}"
         ) from None
 
 
 def _structural(document: Mapping[str, Any]) -> list[Violation]:
-    """Return what is wrong with single keys and settings, wherever they stand."""
+    """Return the violations of single keys and settings, anywhere in the document."""
     violations = settings_models.violations_of(StudyConfig, document, ())
     for layers in _sections(document):
         if len(violations) < MOST_VIOLATIONS:
@@ -130,20 +130,20 @@ def _structural(document: Mapping[str, Any]) -> list[Violation]:
     data = document.get("data")
     folder = data.get("folder") if isinstance(data, Mapping) else None
     if isinstance(folder, str) and not Path(folder).is_absolute():
-        rule = "must be an absolute path where the study does not come from a file: workers stand in other folders"
+        rule = "must be an absolute path if the study does not come from a file, since workers run in other folders"
         violations.append(Violation(("data", "folder"), rule, repr(folder), "give the whole path"))
-    return list(dict.fromkeys(violations))
+    return list(dict.fromkeys(violations))  # a setting of the study is checked again with every arm that uses it
 
 
 @dataclass(frozen=True, slots=True)
 class _Layers:
-    """The settings of a section, merged from the mappings of a file that have a say in it.
+    """The settings of a section for one arm, merged from the study, the arm that it extends, and the arm itself.
 
     Args:
-        section: Its name.
-        values: The merged settings; of equal keys the last one.
-        origins: The mapping from which each key comes.
-        path: Of the last mapping.
+        section: Name of the section.
+        values: The merged settings; for equal keys the last one counts.
+        origins: Path of the mapping from which each key comes.
+        path: Path of the last mapping; empty if there is none.
     """
 
     section: str
@@ -153,30 +153,34 @@ class _Layers:
 
     @classmethod
     def merged(cls, section: str, layers: Iterable[tuple[errors.Path, Any]]) -> "_Layers":
-        """Merge settings; another name starts anew, and a method that is named never takes over settings."""
+        """Merge the settings of a section.
+
+        The settings of one backbone mean nothing to another, so a different name discards what was merged before. A
+        method discards it with any name: an arm that names a method states all settings of the method.
+        """
         values: dict[str, Any] = {}
         origins: dict[str, errors.Path] = {}
         path: errors.Path = ()
         for place, layer in layers:
             if not isinstance(layer, Mapping):
                 continue
-            anew = "name" in layer and (section == "method" or layer["name"] != values.get("name"))
-            values = {**({} if anew else values), **layer}
-            origins = {**({} if anew else origins), **dict.fromkeys(map(str, layer), place)}
+            discards = "name" in layer and (section == "method" or layer["name"] != values.get("name"))
+            values = {**({} if discards else values), **layer}
+            origins = {**({} if discards else origins), **dict.fromkeys(map(str, layer), place)}
             path = place
         return cls(section, values, origins, path)
 
     def violations(self) -> Iterator[Violation]:
-        """Yield what is wrong with the settings, at the place of the file where each stands."""
+        """Yield the violations of the settings, with the paths in the file from which the settings come."""
         if not self.path:
             return
-        for each in settings_models.violations(self.section, self.values):
-            place = self.origins.get(str(each.path[1]), self.path)
-            yield Violation((*place, *each.path[1:]), each.rule, each.value, each.remedy)
+        for violation in settings_models.violations(self.section, self.values):
+            place = self.origins.get(str(violation.path[1]), self.path)
+            yield Violation((*place, *violation.path[1:]), violation.rule, violation.value, violation.remedy)
 
 
 def _sections(document: Mapping[str, Any]) -> Iterator[_Layers]:
-    """Yield the settings of every section of a study and of its arms, each merged as it will be run."""
+    """Yield the settings of every section of a study and of its arms, merged as they will be run."""
     for section in ("data", "backbone", "training"):
         yield _Layers.merged(section, [((section,), document.get(section))])
     arms = document.get("arms")
@@ -191,27 +195,27 @@ def _sections(document: Mapping[str, Any]) -> Iterator[_Layers]:
 
 
 def _layers(
-    section: str, study: Mapping[str, Any], own: tuple[Any, Mapping[str, Any]], base: tuple[Any, Mapping[str, Any]]
+    section: str, study: Mapping[str, Any], arm: tuple[Any, Mapping[str, Any]], base: tuple[Any, Mapping[str, Any]]
 ) -> _Layers:
     layers: list[tuple[errors.Path, Any]] = [
-        (("arms", str(name), section), arm.get(section)) for name, arm in (base, own)
+        (("arms", str(name), section), document.get(section)) for name, document in (base, arm)
     ]
     if section in ("backbone", "training"):
         layers = [((section,), study.get(section)), *layers]
     return _Layers.merged(section, layers)
 
 
-def _salvaged(document: Mapping[str, Any], violations: Iterable[Violation]) -> StudyConfig | None:
-    """Return the study without what is wrong with it, so that the rest can be checked; None if too little is left."""
+def _without_violations(document: Mapping[str, Any], violations: Iterable[Violation]) -> StudyConfig | None:
+    """Return the study without its wrong keys, so that the rest can be checked; None if too little is left."""
     salvaged: Any = copy.deepcopy(dict(document))
-    for path in {_standing(document, each.path) for each in violations} - {()}:
+    for path in {_removable(document, violation.path) for violation in violations} - {()}:
         *parents, last = path
         place = salvaged
         for part in parents:
             place = place.get(part, {})
         place.pop(last, None)
     for key, value in _STAND_INS.items():
-        if any(each.path[:1] == (key,) for each in violations):
+        if any(violation.path[:1] == (key,) for violation in violations):
             salvaged[key] = value
     try:
         return StudyConfig.model_validate(salvaged)
@@ -219,8 +223,8 @@ def _salvaged(document: Mapping[str, Any], violations: Iterable[Violation]) -> S
         return None
 
 
-def _standing(document: Any, path: errors.Path) -> errors.Path:
-    """Return how far a path leads through mappings: what stands in a list is taken away with the whole list."""
+def _removable(document: Any, path: errors.Path) -> errors.Path:
+    """Return the part of a path that leads through mappings: for a wrong item of a list, the whole list is removed."""
     for depth, part in enumerate(path):
         if not isinstance(document, Mapping) or part not in document:
             return path[:depth]
@@ -229,17 +233,16 @@ def _standing(document: Any, path: errors.Path) -> errors.Path:
 
 
 def _resolved(config: StudyConfig, broken: Iterable[errors.Path]) -> tuple[Study | None, list[Violation]]:
-    """Resolve a study, and tell what does not fit together.
+    """Resolve a study, or return the violations between its parts.
 
     Args:
         config: The study.
-        broken: Places that break a rule by themselves; what depends on them is not judged.
+        broken: Paths of keys that violate a rule by themselves; arms that depend on them are not checked, since that
+            would only report consequences of the same mistake.
     """
     violations = [*_references(config), *_unknown_spaces(config)]
-    broken = [*broken, *(each.path for each in violations)]
-    if any(
-        path[0] in ("data", "backbone", "training", "constraints", "objectives", "selection") for path in broken if path
-    ):
+    broken = [*broken, *(violation.path for violation in violations)]
+    if any(path[0] in _SHARED for path in broken if path):
         return None, violations
     names = {str(path[1]) for path in broken if len(path) > 1 and path[0] == "arms"}
     arms = {}
@@ -256,7 +259,7 @@ def _resolved(config: StudyConfig, broken: Iterable[errors.Path]) -> tuple[Study
 
 
 def _references(config: StudyConfig) -> Iterator[Violation]:
-    """Yield arms that are named and do not exist, or may not be named there."""
+    """Yield references to arms that do not exist or cannot be referred to there."""
     for name, arm in config.arms.items():
         matched = arm.match.arm if arm.match else None
         others = set(config.arms) - {name}
@@ -267,7 +270,8 @@ def _references(config: StudyConfig) -> Iterator[Violation]:
             elif other is not None and place == ("extends",) and config.arms[other].extends is not None:
                 yield Violation(path, f"{other!r} itself extends another arm; name that one")
             elif other is not None and place != ("extends",) and config.arms[other].match is not None:
-                # A chain of matches would have to be waited for twice.
+                # The widths of an arm are known once the search of the arm that it matches has ended. In a chain, the
+                # last arm would have to wait for two searches one after the other.
                 yield Violation(path, f"{other!r} itself matches another arm; name that one")
         if arm.match is not None and arm.confusion is not None:
             yield Violation(("arms", name, "match"), "the cost of branches from confusions cannot be chosen")
@@ -284,41 +288,45 @@ def _unknown_spaces(config: StudyConfig) -> Iterator[Violation]:
 
 
 class _ArmResolver:
-    """Resolves one arm, and collects what does not fit together in it.
+    """Resolves one arm and collects the violations between its parts.
 
     Args:
         config: The study.
-        name: Of the arm.
-        data: Of the study.
+        name: Name of the arm.
+        data: Data of the study.
     """
 
     def __init__(self, config: StudyConfig, name: str, data: DataSettings) -> None:
         self.violations: list[Violation] = []
         self._config, self._name, self._data = config, name, data
-        self._own = config.arms[name]
-        self._other = config.arms[self._own.extends] if self._own.extends else ArmConfig()
-        study, arms = vars(config), ((name, vars(self._own)), (self._own.extends, vars(self._other)))
+        self._arm = config.arms[name]
+        self._base = config.arms[self._arm.extends] if self._arm.extends else ArmConfig()
+        study, arms = vars(config), ((name, vars(self._arm)), (self._arm.extends, vars(self._base)))
         self._layers = {section: _layers(section, study, *arms) for section in _ARM_SECTIONS}
 
     def arm(self) -> Arm | None:
-        """Return the arm; None if something is wrong with it."""
-        own, other, name = self._own, self._other, self._name
-        spaces = own.space if own.space is not None else other.space or []
-        match = own.match or other.match
-        found: list[Violation] = []
+        """Return the resolved arm, or None if there are violations."""
+        arm, base = self._arm, self._base
+        spaces = (
+            arm.space if arm.space is not None else base.space or []
+        )  # an empty list overrides the spaces of the base
+        match = arm.match or base.match
+        violations: list[Violation] = []
         experiment: Experiment | None = None
         resolved: tuple[Searcher, Rules] | None = None
-        with _Collected(found):
+        with _Collected(violations):
             experiment = self._experiment()
         if experiment is not None:
-            found += incompatibilities(experiment, spaces, matched=match is not None)
-            with _Collected(found):
-                resolved = resolve_rules(own, other, self._config, epochs=experiment.training.epochs)
-        self.violations = [self._placed(each) for each in found]
-        if found or experiment is None or resolved is None:
+            violations += incompatibilities(experiment, spaces, matched=match is not None)
+            with _Collected(violations):
+                resolved = resolve_rules(arm, base, self._config, epochs=experiment.training.epochs)
+        self.violations = [self._placed(violation) for violation in violations]
+        if violations or experiment is None or resolved is None:
             return None
         searcher, rules = resolved
-        return Arm(name, experiment, tuple(spaces), searcher, match.arm if match else None, own.description, rules)
+        return Arm(
+            self._name, experiment, tuple(spaces), searcher, match.arm if match else None, arm.description, rules
+        )
 
     def _experiment(self) -> Experiment:
         method = {"name": "none", **self._layers["method"].values}
@@ -334,6 +342,7 @@ class _ArmResolver:
     def _backbone(self, preset: Preset | None) -> Mapping[str, Any]:
         values = self._layers["backbone"].values
         settings = BACKBONES[values.get("name", "convnet")].settings
+        # A preset is written for one backbone: its values for settings that another backbone lacks have no meaning.
         known = {item.name for item in fields(settings)}
         defaults = {key: value for key, value in preset.backbone.items() if key in known} if preset else {}
         return {**defaults, **values}
@@ -347,7 +356,7 @@ class _ArmResolver:
         return from_json(kind, {**defaults, **layers.values}, where=name)
 
     def _placed(self, violation: Violation) -> Violation:
-        """Return a violation with its path from the study on: where the setting stands, which may be another arm."""
+        """Return a violation with its path in the file, which leads to another arm if the setting comes from it."""
         path = violation.path
         layers = self._layers.get(str(path[0])) if path else None
         if layers is not None and len(path) > 1:
@@ -358,11 +367,11 @@ class _ArmResolver:
 
 
 class _Collected:
-    """A block of which the refusal is added to the violations.
+    """A context that turns a ValueError raised in its block into a violation.
 
     Args:
-        violations: Added to.
-        path: Of what is read inside.
+        violations: List to which the violation is added.
+        path: Path of the mapping that is read in the block.
     """
 
     def __init__(self, violations: list[Violation], path: errors.Path = ()) -> None:
@@ -372,7 +381,7 @@ class _Collected:
         """Enter the block."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        """Leave the block; an error that is not a refusal goes on."""
+        """Leave the block; other errors propagate."""
         if not isinstance(error, ValueError):
             return False
         self._violations.append(violation_of(error, self._path))

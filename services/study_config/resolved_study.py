@@ -1,4 +1,4 @@
-"""A study with every setting resolved: what is run, stored and compared, and the hash that names it."""
+"""A study with every setting resolved, in the form in which it is run, stored, compared and hashed."""
 
 import hashlib
 import json
@@ -14,18 +14,18 @@ from services.renamed_keys import upgraded_study
 from services.study_config.schema import StudyConfig
 from services.study_config.search_options import Rules, Wanted
 
-_UNDECIDING = frozenset({"workers", "question", "export"})  # keys that do not decide any result
-_IN_ARMS = frozenset({"arms", "backbone", "training", *Wanted.model_fields})  # keys that its arms have, resolved
+_UNDECIDING = frozenset({"workers", "question", "export"})  # keys that influence no result
+_IN_ARMS = frozenset({"arms", "backbone", "training", *Wanted.model_fields})  # keys that the resolved arms contain
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A contestant, resolved.
+    """A resolved arm.
 
     Args:
-        name: Its name.
-        experiment: Its experiment before anything is searched.
-        spaces: Names of its search spaces.
+        name: Name of the arm.
+        experiment: Experiment before the search.
+        spaces: Names of the search spaces.
         searcher: Search algorithm.
         match: Name of the arm whose MACs are matched, or None.
         description: Short description.
@@ -54,11 +54,11 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A study, resolved: every setting has its value and every name is known.
+    """A resolved study: every setting has a value and every name exists.
 
     Args:
-        config: The checked file.
-        arms: The contestants by name.
+        config: The checked study file.
+        arms: The resolved arms by name.
         data: Data of all arms.
     """
 
@@ -75,22 +75,22 @@ class Study:
         """Return the resolved study as plain JSON types."""
         config = self.config.model_dump(mode="json", exclude={"data", *_IN_ARMS})
         config["budget"] = {key: value for key, value in config["budget"].items() if value is not None}
-        if self.config.robustness is None:  # so that studies without it keep their hash
+        if self.config.robustness is None:  # studies from before this key existed must keep their hash
             del config["robustness"]
         return {**config, "data": to_json(self.data), "arms": {name: arm.to_json() for name, arm in self.arms.items()}}
 
     @property
     def hash(self) -> str:
-        """Hash of all settings that decide results, 16 hexadecimal digits; resources of trials are not part of it."""
+        """Hash of all settings that influence results, 16 hexadecimal digits."""
         document = {key: value for key, value in self.to_json().items() if key not in _UNDECIDING}
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def parse_resolved(document: Mapping[str, Any]) -> Study:
-    """Read back a study from its resolved form, as the store and ``study.yaml`` of its folder hold it.
+    """Read a study from its resolved form, which the store and ``study.yaml`` in the folder of the study contain.
 
     Args:
-        document: What `Study.to_json` gave, in this version or in version 1.
+        document: Result of `Study.to_json`, of version 2 or 1.
     """
     document = upgraded_study(document)
     arms = {
@@ -105,6 +105,7 @@ def parse_resolved(document: Mapping[str, Any]) -> Study:
         )
         for name, arm in document["arms"].items()
     }
+    # The arms are resolved already, so the model of the study file only has to know their names.
     bare = {name: {"description": arm.description} for name, arm in arms.items()}
     config = StudyConfig.model_validate({**document, "arms": bare})
     return Study(config, arms, from_json(DataSettings, document["data"], where="data"))

@@ -1,4 +1,4 @@
-"""The study file: the keys that it may have, as pydantic models, and their JSON Schema for editors."""
+"""The study file: its keys as pydantic models, and their JSON Schema for editors."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,7 @@ from services.study_config.robustness_options import Robustness
 from services.study_config.search_options import Searching, Wanted
 from services.study_config.settings_models import SchemaOf
 
-MOST = 2**63 - 1  # the largest whole number that the databases hold
+MOST = 2**63 - 1  # the largest integer that SQLite and PostgreSQL can store
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Seed = Annotated[int, Field(ge=0, le=MOST)]
 Count = Annotated[int, Field(gt=0, le=MOST)]
@@ -78,7 +78,9 @@ class Budget(_Strict):
     @model_validator(mode="after")
     def _limited(self) -> "Budget":
         if self.sample_passes is None and self.seconds is None and self.trainings is None:
-            raise ValueError("a budget has sample_passes, seconds or trainings, or several of them: the first ends it")
+            raise ValueError(
+                "a budget has sample_passes, seconds or trainings, or several of them; the first limit ends the search"
+            )
         return self
 
 
@@ -140,5 +142,5 @@ class StudyConfig(Wanted):
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a study file, for editors: every key and setting with its range and its sentence."""
+    """Return the JSON Schema of a study file, for editors: every key and setting with its range and description."""
     return StudyConfig.model_json_schema()

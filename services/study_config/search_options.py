@@ -1,4 +1,4 @@
-"""How an arm searches: its search algorithm, early stopping, constraints, objectives and selection."""
+"""Search options of an arm: search algorithm, early stopping, constraints, objectives and selection."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class Pruner(_Strict):
         return rungs
 
     def resolved(self, epochs: int) -> "Pruner":
-        """Return the pruner with its rungs, for trials of so many epochs.
+        """Return the pruner with its rungs, for trials with this number of epochs.
 
         Raises:
             ValueError: A rung is not before the end of a trial, or a trial is too short for any.
@@ -63,7 +63,7 @@ class Pruner(_Strict):
 
 
 class Constraints(_Strict):
-    """Limits on the network of a trial, checked before it is trained as far as its cost is known then."""
+    """Limits on the network of a trial; a cost that is known before the training is checked before it."""
 
     parameters: int | None = Field(None, gt=0, description="Maximum number of trainable parameters.")
     macs: int | None = Field(None, gt=0, description="Maximum multiply-accumulates per image.")
@@ -80,7 +80,7 @@ class Constraints(_Strict):
         return {name: value for name, value in self.model_dump().items() if value is not None}
 
     def exceeded(self, costs: Mapping[str, float | None]) -> dict[str, tuple[float, float]]:
-        """Return the costs that exceed their limits, with these, by quantity; an unknown cost exceeds none."""
+        """Return the costs that exceed their limits, with the limits, by quantity; an unknown cost exceeds none."""
         return {name: (value, limit) for name, limit in self.limits.items() if (value := costs.get(name) or 0) > limit}
 
 
@@ -187,31 +187,31 @@ class Searching(Wanted):
     pruner: Pruner | None = Field(None, description="Early stopping of trials; none if left out.")
 
 
-def resolve_rules(own: Searching, other: Searching, study: Wanted, *, epochs: int) -> tuple[Searcher, Rules]:
+def resolve_rules(arm: Searching, base: Searching, study: Wanted, *, epochs: int) -> tuple[Searcher, Rules]:
     """Return the search algorithm of an arm and its rules.
 
     Args:
-        own: Options of the arm.
-        other: Options of the arm that it extends.
+        arm: Options of the arm.
+        base: Options of the arm that it extends.
         study: Options of the study.
         epochs: Epochs of a trial.
 
     Raises:
         ValueError: The rules contradict each other, or the rungs of the pruner do not fit into a trial.
     """
-    pruner = own.pruner or other.pruner
-    searcher = own.searcher or other.searcher or "random"
-    points = own.grid_points or other.grid_points
+    pruner = arm.pruner or base.pruner
+    searcher = arm.searcher or base.searcher or "random"
+    points = arm.grid_points or base.grid_points
     if points is not None and searcher != "grid":
         raise ValueError(f"grid_points: belongs to searcher grid, this arm has searcher {searcher}")
-    n_startup_trials = own.n_startup_trials or other.n_startup_trials
+    n_startup_trials = arm.n_startup_trials or base.n_startup_trials
     if n_startup_trials is not None and searcher not in ("tpe", "gp"):
         raise ValueError(f"n_startup_trials: belongs to searcher tpe or gp, this arm has searcher {searcher}")
     return searcher, Rules(
         grid_points=points or GRID_POINTS,
         n_startup_trials=n_startup_trials or STARTUP_TRIALS,
         pruner=pruner.resolved(epochs) if pruner else None,
-        constraints=own.constraints or other.constraints or study.constraints or Constraints(),
-        objectives=tuple(own.objectives or other.objectives or study.objectives or ["accuracy"]),
-        selection=own.selection or other.selection or study.selection,
+        constraints=arm.constraints or base.constraints or study.constraints or Constraints(),
+        objectives=tuple(arm.objectives or base.objectives or study.objectives or ["accuracy"]),
+        selection=arm.selection or base.selection or study.selection,
     )

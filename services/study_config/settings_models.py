@@ -1,7 +1,7 @@
-"""Pydantic models of the library's settings: made from the declarations of its dataclasses, for checks and schemas.
+"""Pydantic models of the library's settings, generated from the declarations of its dataclasses.
 
-The library declares every setting once, with type, range, default and sentence (`nas_blockout.settings_fields`). From
-there come what a study file is checked against, its JSON Schema and OpenAPI.
+The library declares every setting once, with type, range, default and description (`nas_blockout.settings_fields`). The
+checks of study files, their JSON Schema and the OpenAPI document are all derived from these declarations.
 """
 
 import re
@@ -36,18 +36,19 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 class SchemaOf:
     """Marks a mapping of a study file as the settings of a section, for the JSON Schema.
 
-    The mapping itself is checked by `violations`, once what an arm changes is merged with what it takes over.
+    Pydantic does not check the mapping itself: an arm may change single settings, so `violations` checks the settings
+    after they have been merged.
 
     Args:
         section: ``data``, ``backbone``, ``method``, ``training``, ``distillation``, ``pruning`` or ``confusion``.
-        partial: Whether it may change settings that stand elsewhere, so that a name is not needed.
+        partial: Whether the mapping may change settings given elsewhere, so that the name is optional.
     """
 
     def __init__(self, section: str, *, partial: bool = False) -> None:
         self.section, self.partial = section, partial
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Return the schema of the section in the place of that of any mapping."""
+        """Return the schema of the section instead of that of a general mapping."""
         return handler(TypeAdapter(_section(self.section, self.partial)).core_schema)
 
 
@@ -56,9 +57,9 @@ def model(section: str, name: str | None = None, *, named: bool = False) -> type
     """Return the model of the settings of a section.
 
     Args:
-        section: As `SchemaOf` takes it.
-        name: Of the method or the backbone; None for the other sections.
-        named: Whether the model has the key ``name``, which is required.
+        section: Name of the section, as in `SchemaOf`.
+        name: Name of the method or the backbone; None for the other sections.
+        named: Whether the model has the required key ``name``.
     """
     kind = _UNNAMED[section] if name is None else _NAMED[section][name]
     fields: dict[str, Any] = {}
@@ -76,11 +77,11 @@ def model(section: str, name: str | None = None, *, named: bool = False) -> type
 
 
 def violations(section: str, document: Mapping[str, Any]) -> list[Violation]:
-    """Return every rule that the settings of a section break, with paths from the section on.
+    """Return every rule that the settings of a section violate, with paths that start with the section.
 
     Args:
-        section: As `SchemaOf` takes it.
-        document: The settings; of a method or a backbone with its name.
+        section: Name of the section, as in `SchemaOf`.
+        document: The settings, including the name of a method or a backbone.
     """
     if section not in _NAMED:
         return violations_of(model(section), document, (section,))
@@ -96,12 +97,12 @@ def violations(section: str, document: Mapping[str, Any]) -> list[Violation]:
 
 
 def violations_of(kind: type[BaseModel], document: Any, path: errors.Path) -> list[Violation]:
-    """Return every rule of a pydantic model that a document breaks.
+    """Return every rule of a pydantic model that a document violates.
 
     Args:
         kind: The model.
         document: Plain values.
-        path: Where the document stands.
+        path: Path of the document in the study file.
     """
     try:
         kind.model_validate(document)
@@ -111,17 +112,18 @@ def violations_of(kind: type[BaseModel], document: Any, path: errors.Path) -> li
 
 
 def explained(error: ValidationError, kind: type[BaseModel], path: errors.Path = ()) -> list[Violation]:
-    """Return what the errors of pydantic mean.
+    """Return the errors of pydantic as violations.
 
     Args:
-        error: Raised by the model.
-        kind: The model, whose fields are the near matches of unknown keys.
-        path: Where the document stands.
+        error: Error that the model raised.
+        kind: The model; unknown keys are compared with its fields.
+        path: Path of the document in the study file.
     """
-    return [_explained(each, kind, path) for each in error.errors(include_url=False)[:MOST_VIOLATIONS]]
+    return [_explained(detail, kind, path) for detail in error.errors(include_url=False)[:MOST_VIOLATIONS]]
 
 
 def _explained(error: Any, kind: type[BaseModel], path: errors.Path) -> Violation:
+    # For a key of a mapping that breaks a pattern, pydantic appends "[key]" to the path.
     inside: errors.Path = tuple(part for part in error["loc"] if part != "[key]")
     place = (*path, *inside)
     if error["type"] == "extra_forbidden":
@@ -131,7 +133,7 @@ def _explained(error: Any, kind: type[BaseModel], path: errors.Path) -> Violatio
     rule = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     remedy = None
     if error["type"] == "literal_error" and isinstance(error["input"], str):
-        known = re.findall("'([^']*)'", error["ctx"]["expected"])
+        known = re.findall("'([^']*)'", error["ctx"]["expected"])  # "'a', 'b' or 'c'": pydantic has it only as text
         now = renamed_value(error["input"])
         remedy = f"version 2 calls it {now!r}" if now in known else near(error["input"], known)
     return Violation(place, rule[:1].lower() + rule[1:], shortened(error["input"]) if place else None, remedy)
@@ -144,7 +146,7 @@ def _unknown(place: errors.Path, known: Iterable[str]) -> Violation:
 
 
 def _fields_at(kind: type[BaseModel], path: errors.Path) -> Iterable[str]:
-    """Return the keys that a model has at a place inside it."""
+    """Return the keys that a model allows at a path inside it."""
     hint: Any = kind
     for part in path:
         inner = _model_in(hint)
@@ -159,11 +161,11 @@ def _fields_at(kind: type[BaseModel], path: errors.Path) -> Iterable[str]:
 
 def _model_in(hint: Any) -> type[BaseModel] | None:
     parts = _alternatives(hint)
-    return next((each for each in parts if isinstance(each, type) and issubclass(each, BaseModel)), None)
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
 
 
 def _alternatives(hint: Any) -> Iterator[Any]:
-    """Yield the types of which a value may be, out of unions and annotations."""
+    """Yield the types that a hint allows, without unions and annotations."""
     if get_origin(hint) in (Union, UnionType, Annotated):
         for part in get_args(hint):
             yield from _alternatives(part)
@@ -172,12 +174,12 @@ def _alternatives(hint: Any) -> Iterator[Any]:
 
 
 def _annotation(hint: Any) -> Any:
-    """Return the type of a pydantic field for the declared type of a setting."""
+    """Return the type of a pydantic field for the declared type of a setting; tuples are lists in a study file."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return Union[tuple(map(_annotation, arguments))]  # noqa: UP007  # the number of parts is known at run time only
+        return Union[tuple(map(_annotation, arguments))]  # noqa: UP007  # the number of members is known only at run time
     if origin is tuple:
-        return list[_annotation(arguments[0])]  # type: ignore[misc]  # a type that is made at run time
+        return list[_annotation(arguments[0])]  # type: ignore[misc]  # a type created at run time
     if hint is float:
         return Annotated[float, Field(allow_inf_nan=False)]
     if origin is not Annotated:
@@ -194,7 +196,7 @@ def _annotation(hint: Any) -> Any:
 
 
 def _section(section: str, partial: bool) -> Any:
-    """Return the type of what may stand in a section of a study file."""
+    """Return the type of a section of a study file."""
     if section not in _NAMED:
         return model(section)
     names = _NAMED[section]

@@ -1,4 +1,4 @@
-"""A study file of version 1 as text of version 2: keys are renamed where they stand; comments and order stay."""
+"""Rewrites a study file of version 1 as version 2: keys are renamed in the text, so comments and order stay."""
 
 from collections.abc import Iterator
 
@@ -8,18 +8,18 @@ from services.renamed_keys import INSIDE, PRESET_OF_VERSION_1, RENAMED, RENAMED_
 from services.study_config.errors import StudyError
 from services.study_config.yaml_reader import node_tree, yaml_value
 
-_Edit = tuple[int, int, str]  # from where to where in the text, and what stands there afterwards
+_Edit = tuple[int, int, str]  # start and end in the text, and the replacement
 
 
 def upgraded_text(text: str, *, source: str) -> str:
-    """Return a study file in version 2, with its comments; one that is in version 2 already as it is.
+    """Return the text of a study file in version 2, with its comments; text of version 2 is returned unchanged.
 
     Args:
-        text: Of a file that `read_with_lines` accepts.
+        text: Text of a file that `read_with_lines` accepts.
         source: Name of the file.
 
     Raises:
-        StudyError: The keys cannot be renamed one by one, as in a resolved study; nothing is lost, it is read as it is.
+        StudyError: The keys cannot be renamed one by one, as in a resolved study; the file can still be used unchanged.
     """
     document = yaml_value(text)
     if document.get("schema_version") == 2:
@@ -27,8 +27,10 @@ def upgraded_text(text: str, *, source: str) -> str:
     root = node_tree(text)
     assert isinstance(root, yaml.MappingNode), "a study is a mapping"
     upgraded = text
+    # From the end of the text to its start, so that the positions of the remaining edits stay valid.
     for start, end, replacement in sorted(_edits(root, "study", text), reverse=True):
         upgraded = upgraded[:start] + replacement + upgraded[end:]
+    # The same upgrade of the parsed values is what every other reader uses: the new text must mean exactly the same.
     if yaml_value(upgraded) != upgraded_study(document):
         raise StudyError(
             f"{source}: this file of version {document.get('schema_version')} cannot be rewritten key by key; "
@@ -38,7 +40,7 @@ def upgraded_text(text: str, *, source: str) -> str:
 
 
 def _edits(mapping: yaml.MappingNode, kind: str, text: str) -> Iterator[_Edit]:
-    """Yield what changes in a mapping, as `services.renamed_keys` does it for plain values."""
+    """Yield the edits of a mapping; `services.renamed_keys` makes the same changes to plain values."""
     names, inside = RENAMED.get(kind, {}), INSIDE.get(kind, {})
     for key, value in mapping.value:
         name = names.get(key.value, key.value)
@@ -56,7 +58,7 @@ def _edits(mapping: yaml.MappingNode, kind: str, text: str) -> Iterator[_Edit]:
 
 
 def _preset(method: yaml.MappingNode, text: str) -> Iterator[_Edit]:
-    """Yield the key that keeps the defaults of version 1, after the name of the method."""
+    """Yield an edit that inserts, after the name of the method, the preset with the defaults of version 1."""
     for key, value in method.value:
         if key.value == "name" and value.value == "blockout":
             end = value.end_mark.index

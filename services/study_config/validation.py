@@ -1,4 +1,4 @@
-"""Whether a study can be run on its data: networks, grids, constraints and the budget, checked before anything runs."""
+"""Checks of a study against its data, before anything runs: networks, grids, constraints and the budget."""
 
 from collections.abc import Iterator
 
@@ -10,13 +10,13 @@ from services.study_config.resolved_study import Arm, Study
 
 
 def check_against_data(study: Study, splits: Splits, *, source: str, lines: LineMap | None = None) -> None:
-    """Build every arm's network and price one training, so that impossible values are refused in time.
+    """Build the network of every arm and compute the cost of one training, to reject impossible studies early.
 
     Args:
         study: The study.
-        splits: Its data.
-        source: Name of its file.
-        lines: Where the keys stand, if the study is read from a file as it is.
+        splits: Data of the study.
+        source: Name of the file of the study.
+        lines: Lines of the keys, if the study comes from a file.
 
     Raises:
         StudyError: A network cannot be built for these images and classes, a grid is too large, a network that cannot
@@ -38,32 +38,33 @@ def check_against_data(study: Study, splits: Splits, *, source: str, lines: Line
 
 
 def _unpaid(study: Study, *, images: int, seeds: int) -> Iterator[Violation]:
-    """Yield the limits of the budget that do not pay for one search trial and all retrainings of every arm."""
+    """Yield the limits of the budget that are too low for one search trial and all retrainings of every arm."""
     budget = study.config.budget
     if budget.trainings is not None and budget.trainings < 1 + seeds:
         rule = f"must be at least {1 + seeds}, for one search trial and {seeds} retrainings"
         yield Violation(("budget", "trainings"), rule, str(budget.trainings))
     epochs = {name: arm.experiment.training.epochs for name, arm in study.arms.items()}
-    dearest = max(epochs, key=lambda name: epochs[name])
-    one = images * epochs[dearest]
+    longest = max(epochs, key=lambda name: epochs[name])
+    one = images * epochs[longest]
     if budget.sample_passes is not None and budget.sample_passes < one * (1 + seeds):
         rule = (
-            f"must be at least {one * (1 + seeds)} for arm {dearest!r}, one search trial and {seeds} retrainings of "
-            f"{one} passes ({images} images x {epochs[dearest]} epochs)"
+            f"must be at least {one * (1 + seeds)} for arm {longest!r}, one search trial and {seeds} retrainings of "
+            f"{one} passes ({images} images x {epochs[longest]} epochs)"
         )
         yield Violation(("budget", "sample_passes"), rule, str(budget.sample_passes))
 
 
 def _check_search(arm: Arm, splits: Splits) -> None:
-    """Refuse a grid that is too large, and a network that cannot vary and exceeds what is allowed."""
+    """Reject a grid that is too large, and constraints that the network of an arm without search space exceeds."""
     shape, classes, limits = splits.shape, len(splits.class_names), arm.rules.constraints
     if arm.searcher == "grid":
         space = compose([SPACES[name] for name in arm.spaces])
-        grid(space, Context(arm.experiment, shape, classes), points=arm.rules.grid_points)
+        grid(space, Context(arm.experiment, shape, classes), points=arm.rules.grid_points)  # raises if it is too large
+    # With a space or a match, some proposal may satisfy the constraints: only the search can tell.
     if not arm.spaces and arm.match is None and limits.limits:
         exceeded = limits.exceeded(known_costs(arm.experiment, shape=shape, classes=classes))
-        for name, (found, limit) in exceeded.items():
+        for name, (cost, limit) in exceeded.items():
             raise ValueError(
-                f"constraints.{name}={limit}: its network has {found} and there is no space in which it could have "
-                "fewer; make it smaller or leave the constraint out"
+                f"constraints.{name}={limit}: the network has {cost} and the arm has no search space in which it could "
+                "have fewer; make the network smaller or remove the constraint"
             )

@@ -1,4 +1,4 @@
-"""Study files as text: found by name or path, read as plain values, with the line on which every key stands."""
+"""Study files as text: finding them by name or path, and reading plain values with the line of every key."""
 
 from collections.abc import Hashable, Iterator
 from importlib import resources
@@ -12,11 +12,14 @@ from services.renamed_keys import RENAMED, upgraded_study
 from services.study_config import errors
 from services.study_config.errors import LineMap, StudyError, StudyNotFound, one_line
 
-MAX_FILE_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 20  # far more than any study needs, and still parsed in little time
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML without tags, anchors' reuse or repeated keys."""
+    """YAML without tags, aliases or repeated keys.
+
+    Nested aliases can turn a small file into gigabytes, and of two equal keys PyYAML silently uses the last one.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]  # untyped in PyYAML
@@ -33,16 +36,16 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def bundled() -> dict[str, Path]:
-    """Return the study files that come with the package, by name."""
+    """Return the study files in the package, by name."""
     folder = Path(str(resources.files("search_spaces") / "studies"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def find(study: str) -> Path:
-    """Return the file of a study given as a path or as the name of a bundled one.
+    """Return the file of a study, given as a path or as the name of a bundled study.
 
     Raises:
-        StudyNotFound: There is neither.
+        StudyNotFound: There is no such study.
     """
     path = Path(study)
     if path.suffix in (".yaml", ".yml") or "/" in study:
@@ -55,21 +58,22 @@ def find(study: str) -> Path:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """Read a study file as plain values, unchecked; one of version 1 is upgraded.
+    """Read a study file as plain values without checking them; version 1 is upgraded.
 
     Raises:
-        StudyError: It is too large, no YAML, or no mapping.
+        StudyError: It is too large, not valid YAML, or not a mapping.
     """
     return read_with_lines(path)[0]
 
 
 def read_with_lines(path: Path) -> tuple[dict[str, Any], LineMap]:
-    """Read a study file as `read_document` does, and where its keys stand.
+    """Read a study file as `read_document` does, and the lines of its keys.
 
-    A relative ``data.folder`` is meant from the folder of the file and becomes absolute here: workers stand elsewhere.
+    A relative ``data.folder`` is relative to the folder of the file. It becomes absolute here, since workers run in
+    other folders.
 
     Raises:
-        StudyError: It is too large, no YAML, or no mapping.
+        StudyError: It is too large, not valid YAML, or not a mapping.
     """
     text = read_text(path)
     try:
@@ -77,7 +81,7 @@ def read_with_lines(path: Path) -> tuple[dict[str, Any], LineMap]:
     except RecursionError:
         raise StudyError(f"{path}: the file is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise StudyError(f"{path}: no valid YAML: {one_line(str(error))}") from None
+        raise StudyError(f"{path}: not valid YAML: {one_line(str(error))}") from None
     if not isinstance(document, dict):
         raise StudyError(f"{path}: a study is a mapping of keys, got {type(document).__name__}")
     return with_absolute_folder(upgraded_study(document), path.parent), _line_map(text)
@@ -87,10 +91,10 @@ def read_text(path: Path) -> str:
     """Return the text of a study file.
 
     Raises:
-        StudyError: It is too large, or no UTF-8.
+        StudyError: It is too large, or not UTF-8.
     """
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise StudyError(f"{path}: a study file has at most {MAX_FILE_BYTES} bytes, this one {path.stat().st_size}")
+        raise StudyError(f"{path}: a study file has at most {MAX_FILE_BYTES} bytes, this one has {path.stat().st_size}")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -103,11 +107,11 @@ def yaml_value(text: str) -> Any:
 
 
 def with_absolute_folder(document: dict[str, Any], parent: Path) -> dict[str, Any]:
-    """Return a study whose ``data.folder``, if it has a relative one, is absolute.
+    """Return a study in which ``data.folder`` is absolute.
 
     Args:
-        document: A study as plain values; a resolved one keeps what it has.
-        parent: Folder from which the relative one is meant.
+        document: A study as plain values; a resolved study is returned unchanged.
+        parent: Folder to which a relative ``data.folder`` is relative.
     """
     data = document.get("data")
     if not isinstance(data, dict) or not isinstance(folder := data.get("folder"), str) or is_resolved(document):
@@ -116,13 +120,13 @@ def with_absolute_folder(document: dict[str, Any], parent: Path) -> dict[str, An
 
 
 def is_resolved(document: Any) -> bool:
-    """Whether a document is what `Study.to_json` gives, and no study file as people write it."""
+    """Whether a document is a result of `Study.to_json` and not a study file written by hand."""
     arms = document.get("arms")
     return isinstance(arms, dict) and any(isinstance(arm, dict) and "experiment" in arm for arm in arms.values())
 
 
 def node_tree(text: str) -> yaml.Node | None:
-    """Return the nodes of a YAML text that `yaml_value` has read."""
+    """Return the nodes of a YAML text that `yaml_value` accepts."""
     return yaml.compose(text, Loader=_UniqueKeys)  # a SafeLoader
 
 

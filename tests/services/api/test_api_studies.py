@@ -226,7 +226,7 @@ def test_a_study_that_has_ended_is_extended(ann, study, store, told):
         (["nonsense"], 422, "invalid_study", "takes key=value"),
         (["budget=&a [*a]"], 422, "invalid_study", "aliases"),
         (['question="\\0"'], 422, "malformed_body", "NUL"),
-        (["budget.sample_passes=" + "9" * 5000], 422, "invalid_study", "no valid YAML"),
+        (["budget.sample_passes=" + "9" * 5000], 422, "invalid_study", "not valid YAML"),
         (["data={name: imagefolder, folder: /etc}"], 422, "invalid_study", "must be omitted"),
         ([], 422, "invalid_request", "assignments"),
         (["x"] * 101, 422, "invalid_request", "assignments"),

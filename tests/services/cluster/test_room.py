@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from services.cli.main import main
 from services.cluster import ClusterError
-from services.cluster.connection import own_cluster, token
+from services.cluster.connection import surrounding_cluster, token
 from services.cluster.jobs import Jobs, Node, room
 
 
@@ -58,9 +58,9 @@ def test_an_address_with_a_password_is_refused_without_showing_it() -> None:
 
 def test_a_process_belongs_to_a_cluster_only_as_a_job_of_it() -> None:
     job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", "RAY_ADDRESS": "10.0.0.1:6379"}
-    assert own_cluster(job) == "10.0.0.1:6379"
-    assert own_cluster({"RAY_ADDRESS": "http://10.0.0.1:8265"}) is None
-    assert own_cluster({}) is None
+    assert surrounding_cluster(job) == "10.0.0.1:6379"
+    assert surrounding_cluster({"RAY_ADDRESS": "http://10.0.0.1:8265"}) is None
+    assert surrounding_cluster({}) is None
 
 
 def test_a_job_without_a_home_that_stays_is_warned(

@@ -41,8 +41,8 @@ def test_the_last_one_of_a_key_holds() -> None:
         ("budget.sample_passes", "--set takes key=value"),
         ("=5", "--set takes key=value"),
         ("budget..x=5", "--set takes key=value"),
-        ("retrain.seeds=[0, 1", "--set retrain.seeds: the value is no valid YAML"),
-        ("data=!!python/object:os.system {}", "--set data: the value is no valid YAML"),
+        ("retrain.seeds=[0, 1", "--set retrain.seeds: the value is not valid YAML"),
+        ("data=!!python/object:os.system {}", "--set data: the value is not valid YAML"),
         ("name.first=5", "--set name.first: name holds 'x', which has no keys; set name itself"),
     ],
 )

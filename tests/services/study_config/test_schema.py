@@ -181,12 +181,12 @@ def test_refusals_name_the_file_the_key_the_value_and_the_rule(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [1", "no valid YAML"),
+        ("a: [1", "not valid YAML"),
         ("- 1", "a study is a mapping"),
         ("arms: {a: {}, a: {}}", "the name 'a' stands twice"),
         ("a: &x 1\nb: *x", r"aliases \(\*name\) are not allowed"),
-        ("a: !!python/object/apply:os.system ['true']", "no valid YAML"),
-        ("? [a]\n: 1", "no valid YAML"),
+        ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("? [a]\n: 1", "not valid YAML"),
         ("[" * 5000, "nested too deeply"),
     ],
 )

@@ -28,7 +28,7 @@ arms:
     space: [trainin]
     distillation: {placebo: undivided}
 """
-TOLD = [
+EXPECTED = [
     (2, "name: string should match pattern '^[a-z0-9][a-z0-9-]{0,62}$', got 'Bad Name'"),
     (3, "budget.seconds: must be a finite number, got inf"),
     (3, "budget.sample_pass: no such key; did you mean 'sample_passes'?"),
@@ -80,16 +80,16 @@ arms:
     method: {name: blockout}
     space: [branched]
 """
-MISFITS_TOLD = [
+EXPECTED_MISFITS = [
     (
         7,
-        "arms.clustered.method.start_epoch: must be below 4, the epochs of the training: nothing would ever be dropped",
+        "arms.clustered.method.start_epoch: must be below 4, the epochs of the training; otherwise nothing would be",
     ),
     (9, "arms.wrong-space.space: the space 'structure' needs an arm whose method is blockout"),
     (11, "arms.twice.space: two spaces give the parameter 'optim.lr' different ranges"),
     (14, "arms.two-ranges.space: two spaces give the parameter 'dropout.rate' different ranges"),
     (18, "arms.paths.space: the space 'regularizers' needs a method that drops at a rate, such as dropout"),
-    (21, "arms.inception.method.masked: Blockout masks the linear layers of the backbone inception alone, got 'all'"),
+    (21, "arms.inception.method.masked: on the backbone inception, Blockout can mask only linear layers, got 'all'"),
     (23, "arms.nowhere.backbone.regularized_stages: must be at least 1, or left out"),
     (26, "arms.long-warmup.training.warmup_epochs: must be at most 4, the epochs of the training, got 4.5"),
     (29, "arms.two-stages.training.warmup_epochs: must be at most 2, the epochs of the shorter of its two stages"),
@@ -112,14 +112,14 @@ def written(folder: Path, text: str) -> Path:
 def test_all_errors_of_a_file_are_told_with_their_lines(tmp_path: Path) -> None:
     path = written(tmp_path, MANY)
     error = refused(path)
-    assert str(error).splitlines() == [f"{path}:{line}: {text}" for line, text in TOLD]
-    assert [each.line for each in error.violations] == [line for line, _ in TOLD]
+    assert str(error).splitlines() == [f"{path}:{line}: {text}" for line, text in EXPECTED]
+    assert [each.line for each in error.violations] == [line for line, _ in EXPECTED]
 
 
 def test_parts_that_do_not_fit_together_are_all_told_before_anything_is_run(tmp_path: Path) -> None:
     told = [(each.line, str(each)) for each in refused(written(tmp_path, MISFITS)).violations]
-    assert [line for line, _ in told] == [line for line, _ in MISFITS_TOLD]
-    for (_, found), (_, expected) in zip(told, MISFITS_TOLD, strict=True):
+    assert [line for line, _ in told] == [line for line, _ in EXPECTED_MISFITS]
+    for (_, found), (_, expected) in zip(told, EXPECTED_MISFITS, strict=True):
         assert found.startswith(expected)
 
 
