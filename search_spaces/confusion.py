@@ -20,7 +20,7 @@ def confusion(trial: Trial, context: Context) -> Experiment:
     """
     settings = context.experiment.confusion
     if settings is None:
-        raise ValueError("the space 'confusion' needs an arm with confusion, such as confusion: {}")
+        raise ValueError("the space 'confusion' needs an arm with confusion; add confusion: {} to the arm")
     stages = stages_of(context.experiment.backbone, context.shape, context.classes)
     most = min(_MOST_BRANCHES, *(stage.width for stage in stages))
     clustering = trial.suggest_categorical("confusion.clustering", ["spectral", "affinity"])

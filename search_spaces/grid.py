@@ -24,8 +24,8 @@ def grid(space: Space, context: Context, *, points: int) -> tuple[Point, ...]:
     Raises:
         ValueError: The grid has more than `MOST_POINTS` points.
     """
-    # The parameters are only known by running the space, so it runs like an odometer. The path has the position of every
-    # choice of the last run; the next run advances the last choice that is not at its end, and resets those after it.
+    # The parameters are only known by running the space, so it runs like an odometer. The path has the position of
+    # every choice of the last run; the next run advances the last choice that is not at its end, and resets the rest.
     path: list[int] = []
     grid_points: list[Point] = []
     while True:

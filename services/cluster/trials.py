@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from services.cluster.connection import ClusterError, check, surrounding_cluster
 from services.cluster.worker import Report, Task, Worker
 
-# The store is the record of a study, so Tune writes no logs and hardly any snapshots of its own. Ctrl-C is handled by the
-# command, not by Tune.
+# The store is the record of a study, so Tune writes no logs and hardly any snapshots of its own. Ctrl-C is handled by
+# the command, not by Tune.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
