@@ -67,7 +67,7 @@ class Replayed:
             "searchers": self.searchers,
             "recorded_searchers": self.recorded,
             "reproduced": faithful(self.reproduction),
-            "reproduction": {arm: asdict(found) for arm, found in self.reproduction.items()},
+            "reproduction": {arm: asdict(result) for arm, result in self.reproduction.items()},
             "outcomes": [outcome.to_json() for outcome in self.outcomes],
         }
 

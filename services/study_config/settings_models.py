@@ -153,7 +153,8 @@ def _fields_at(kind: type[BaseModel], path: errors.Path) -> Iterable[str]:
         if inner is not None:
             hint = inner.model_fields[str(part)].annotation
         else:  # the key of a mapping or the position in a list
-            hint = next(get_args(each)[-1] for each in _alternatives(hint) if get_origin(each) in (dict, list))
+            containers = (option for option in _alternatives(hint) if get_origin(option) in (dict, list))
+            hint = get_args(next(containers))[-1]
     inner = _model_in(hint)
     assert inner is not None, "only models refuse keys"
     return inner.model_fields

@@ -31,7 +31,7 @@ class _UniqueKeys(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for position, key in enumerate(keys):
             if key in keys[:position]:
-                raise yaml.YAMLError(f"the name {key!r} stands twice, at {node.value[position][0].start_mark}")
+                raise yaml.YAMLError(f"the key {key!r} occurs twice, at {node.value[position][0].start_mark}")
         return super().construct_mapping(node, deep)
 
 

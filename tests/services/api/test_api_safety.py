@@ -33,7 +33,7 @@ HOSTILE = {
     "binary": ("a: !!binary aGk=", "got a bytes"),
     "date": ("a: 2026-01-01", "got a date"),
     "set": ("a: !!set {x}", "got a set"),
-    "twice": ("a: 1\na: 2", "stands twice"),
+    "twice": ("a: 1\na: 2", "occurs twice"),
     "documents": ("a: 1\n---\nb: 2", "expected a single document"),
     "nul": ('a: "\\0"', "NUL"),
     "surrogate": ('a: "\\ud800"', "character"),

@@ -268,7 +268,7 @@ def test_a_name_that_stands_twice_is_refused(call: Call, home: Path) -> None:
     path.write_text(path.read_text() + "name: again\n")
     ended = call("run", path)
     assert (ended.code, contents(home)) == (2, [])
-    assert "'name' stands twice" in ended.err
+    assert "'name' occurs twice" in ended.err
 
 
 @pytest.mark.parametrize("command", ["run", "validate"])

@@ -183,7 +183,7 @@ def test_refusals_name_the_file_the_key_the_value_and_the_rule(
     [
         ("a: [1", "not valid YAML"),
         ("- 1", "a study is a mapping"),
-        ("arms: {a: {}, a: {}}", "the name 'a' stands twice"),
+        ("arms: {a: {}, a: {}}", "the key 'a' occurs twice"),
         ("a: &x 1\nb: *x", r"aliases \(\*name\) are not allowed"),
         ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
         ("? [a]\n: 1", "not valid YAML"),
