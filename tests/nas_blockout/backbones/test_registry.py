@@ -197,6 +197,6 @@ def _stages():
 
 
 def test_convolutions_that_connect_no_layers_of_nodes_cannot_be_masked() -> None:
-    with pytest.raises(ValueError, match=r"method\.masked: .* backbone inception alone, got 'all'; set it to head"):
+    with pytest.raises(ValueError, match=r"method\.masked: on the backbone inception, .* got 'all'; set it to head"):
         replace(INCEPTION, method=BlockoutSettings())
     assert replace(INCEPTION, method=BlockoutSettings(masked="head")).method.masked == "head"
