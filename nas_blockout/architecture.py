@@ -274,15 +274,11 @@ def _one_of_each_orbit(architecture: Architecture, cells: Partition, cell: tuple
     ]
     colors = [number for number, each in enumerate(cells) for _ in each]
     colors += [len(cells) + kinds.index((number, group.width, group.classes or ())) for number, group in groups]
-    graph = igraph.Graph(len(clusters) + len(groups), edges)
-    orbit = {cluster: cluster for cluster in cell}
-    names = list(clusters)
-    for symmetry in graph.automorphism_group(color=colors):
-        for cluster in cell:
-            here, there = orbit[cluster], orbit[names[symmetry[clusters[cluster]]]]
-            if here != there:
-                orbit = {each: here if root == there else root for each, root in orbit.items()}
-    return sorted({min(each for each, root in orbit.items() if root == name) for name in orbit.values()})
+    graph = igraph.Graph(len(colors), edges)
+    symmetries = graph.automorphism_group(color=colors)  # generators of all of them
+    images = [pair for symmetry in symmetries for pair in enumerate(symmetry)]
+    orbits = igraph.Graph(len(colors), images).connected_components().membership
+    return list({orbits[clusters[cluster]]: cluster for cluster in reversed(cell)}.values())
 
 
 def _interchangeable(architecture: Architecture, cell: Iterable[int]) -> bool:
