@@ -146,7 +146,7 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone() -> None:
 def test_drawing_needs_no_pyplot() -> None:
     code = "import sys, nas_blockout.plots as p; p.to_svg(p.figure_cost({'a': {'search': 1}}, label='s'));"
     command = [sys.executable, "-c", f"{code} assert 'matplotlib.pyplot' not in sys.modules"]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[3])
 
 
 def test_accuracy_stands_where_it_is() -> None:
