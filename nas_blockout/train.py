@@ -10,14 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_blockout.batch_statistics import (
+    STATISTICS_IMAGES,
+    estimate_statistics,
+    normalizations,
+    statistics_passes,
+)
 from nas_blockout.settings_fields import Range, check
 from nas_blockout.training_protocol import TelemetryValue, TrainableLayer, TrainableModel, trainable
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "constant"]
+Statistics = Literal["estimated", "running"]
 
 CALIBRATION_IMAGES = 256
-_EPOCH_STRIDE = 1_000_003  # a prime: the shuffling seeds of two runs meet only if their seeds are that far apart
+# Primes: the shuffling seeds of two runs, or of their samples, meet only if their seeds are that far apart.
+_EPOCH_STRIDE = 1_000_003
+_SAMPLE_STRIDE = 1_000_033
 
 
 class Batches(Protocol):
@@ -28,6 +37,9 @@ class Batches(Protocol):
 
     def batches(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield ``(images, labels)``: shuffled and augmented with a generator, in order and plain without one."""
+
+    def sample(self, images: int, generator: torch.Generator) -> Tensor:
+        """Return as many images, all if there are fewer, drawn at random, each at most once, plain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,9 @@ class TrainingSettings:
         momentum: Momentum of ``sgd``; unused by ``adamw``.
         schedule: ``cosine`` decays to zero over all steps; ``constant`` does not decay.
         warmup_epochs: Epochs over which the learning rate rises linearly from zero.
+        evaluation_statistics: Statistics of batch normalization in evaluation: ``estimated`` after each epoch from
+            training images, as the evaluated network computes them, or ``running``, as training gathered them under
+            its masks, which scores another network than the one that is evaluated; for studies of version 1.
     """
 
     epochs: Annotated[int, Range(ge=1)] = 10
@@ -61,6 +76,7 @@ class TrainingSettings:
     momentum: Annotated[float, Range(ge=0, lt=1)] = 0.9
     schedule: Schedule = "cosine"
     warmup_epochs: Annotated[float, Range(ge=0)] = 0.0
+    evaluation_statistics: Statistics = "estimated"
 
     def __post_init__(self) -> None:
         check(self)
@@ -88,7 +104,7 @@ class EpochRecord:
 
     Args:
         epoch: Number of the epoch, from 0.
-        sample_passes: Images trained on so far.
+        sample_passes: Images trained on so far, and a third of those from which statistics were estimated.
         seconds: Wall-clock of training and validation so far.
         learning_rate: Of the last step.
         train_loss: Mean over the epoch; None if it diverged.
@@ -125,6 +141,12 @@ class Evaluation:
     loss: float
     accuracy: float
     predictions: Tensor = field(repr=False, compare=False)
+
+
+def sample_passes(settings: TrainingSettings, images: int) -> int:
+    """Return what a whole training on so many images is charged: its epochs, each with its estimate of statistics."""
+    estimated = settings.evaluation_statistics == "estimated"
+    return settings.epochs * (images + statistics_passes(images) * estimated)
 
 
 def fit(
@@ -168,7 +190,7 @@ def fit(
             layer.prepare_epoch(epoch, settings.epochs)
         if any(layer.needs_calibration for layer in layers):
             if calibration_batch is None:  # always the same images, also in a resumed run
-                calibration_batch = _first_images(loaders.train, CALIBRATION_IMAGES).to(device)
+                calibration_batch = loaders.train.sample(CALIBRATION_IMAGES, _drawing(seed, 0)).to(device)
             model.eval()
             with torch.no_grad():
                 model(calibration_batch)
@@ -178,9 +200,12 @@ def fit(
         )
         passes += trained
         failure = None if math.isfinite(total) else f"the training loss became {total} in epoch {epoch}"
-        checked = None if failure else evaluate(model, loaders.validation, device=device)
-        if checked is not None and not math.isfinite(checked.loss):
-            failure, checked = f"the validation loss became {checked.loss} in epoch {epoch}", None
+        checked = None
+        if failure is None:
+            passes += _fit_statistics(model, loaders.train, settings, seed=seed, epoch=epoch, device=device)
+            checked = evaluate(model, loaders.validation, device=device)
+            if not math.isfinite(checked.loss):
+                failure, checked = f"the validation loss became {checked.loss} in epoch {epoch}", None
         seconds += time.perf_counter() - began
         yield EpochRecord(
             epoch=epoch,
@@ -214,37 +239,6 @@ def evaluate(model: nn.Module, loader: Batches, *, device: str | torch.device = 
         predictions.append(chosen.cpu())
     model.train(was_training)
     return Evaluation(losses / len(loader), hits / len(loader), torch.cat(predictions))
-
-
-@torch.no_grad()
-def recalibrate(model: nn.Module, loader: Batches, *, images: int, device: str | torch.device = "cpu") -> None:
-    """Estimate the running statistics of batch normalization anew, from the first images of one pass; in place.
-
-    Weights that were learned under other masks leave statistics that no longer fit. Nothing is trained; the mode of the
-    model is left as it was.
-
-    Args:
-        model: With or without batch normalization; ``model(x)`` must draw nothing in training.
-        loader: Training images.
-        images: How many of them to use at least; all, if there are fewer.
-        device: Where the model is.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    was_training, used = model.training, 0
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
-    model.train()
-    for x, _ in loader.batches():
-        if norms and len(x) > 1:  # a single image has no variance over the batch
-            model(x.to(device))
-        used += len(x)
-        if used >= images:
-            break
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.train(was_training)
 
 
 def _train_epoch(
@@ -312,10 +306,25 @@ def _optimizer(model: TrainableModel, settings: TrainingSettings) -> torch.optim
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True, fused=True)
 
 
-def _first_images(loader: Batches, count: int) -> Tensor:
-    batches: list[Tensor] = []
-    for x, _ in loader.batches():
-        batches.append(x)
-        if sum(map(len, batches)) >= count:
-            break
-    return torch.cat(batches)[:count]
+def _fit_statistics(
+    model: nn.Module,
+    images: Batches,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    epoch: int,
+    device: str | torch.device,
+) -> int:
+    """Estimate the statistics with which a model is evaluated after an epoch; return the sample passes that it costs.
+
+    In training every batch is normalized by its own statistics, so what is written here changes no training step.
+    """
+    if settings.evaluation_statistics == "running" or not normalizations(model):
+        return 0
+    estimate_statistics(model, [images.sample(STATISTICS_IMAGES, _drawing(seed, epoch + 1)).to(device)])
+    return statistics_passes(len(images))
+
+
+def _drawing(seed: int, number: int) -> torch.Generator:
+    """Return the generator that draws a sample of training images: the same in a resumed run."""
+    return torch.Generator().manual_seed(seed + _SAMPLE_STRIDE * (number + 1))

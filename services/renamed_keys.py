@@ -74,6 +74,8 @@ _DEFAULTS_OF_BLOCKOUT: Mapping[str, Any] = MappingProxyType(
     }
 )
 PRESET_OF_VERSION_1 = "paper"
+# Version 1 evaluated with the statistics that training gathers: its trials are compared with others of their kind.
+TRAINING_OF_VERSION_1: Mapping[str, str] = MappingProxyType({"evaluation_statistics": "running"})
 
 # By kind and new name of the key: the kind of the mapping (or of the mappings in the list) that stands there.
 INSIDE: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -157,6 +159,8 @@ def _renamed(document: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 def _with_defaults(upgraded: dict[str, Any], kind: str) -> dict[str, Any]:
     """Write down what version 1 had by default, where version 2 has another default."""
+    if kind in ("study", "experiment") and isinstance(training := upgraded.get("training", {}), Mapping):
+        upgraded = {**upgraded, "training": {**TRAINING_OF_VERSION_1, **training}}
     method = upgraded.get("method")
     if not isinstance(method, Mapping) or method.get("name") != "blockout":
         return upgraded

@@ -29,6 +29,7 @@ LEAVES = {
     "nas_blockout": {
         "architecture",
         "atomic_files",
+        "batch_statistics",
         "lazy_torchvision",
         "networks",
         "serialization",
@@ -45,6 +46,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "__init__": set(),
         "architecture": set(),
         "atomic_files": set(),
+        "batch_statistics": set(),
         "lazy_torchvision": set(),
         "networks": set(),
         "serialization": set(),

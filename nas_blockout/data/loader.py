@@ -54,6 +54,18 @@ class Loader:
         for images, labels in self.part.gather(torch.split(order, batch_sizes(count, self.batch_size))):
             yield (self._augment(images, generator, self._background) if self._augment else images), labels
 
+    def sample(self, images: int, generator: torch.Generator) -> Tensor:
+        """Return images drawn at random, each at most once and plain, shape ``(images, channels, height, width)``.
+
+        A prefix would be no sample: files often lie by class.
+
+        Args:
+            images: How many; all, in random order, if the split has fewer.
+            generator: On the processor; the sample depends on its state alone.
+        """
+        chosen = torch.randperm(len(self.part), generator=generator)[:images]
+        return torch.cat([batch for batch, _ in self.part.gather(torch.split(chosen, self.batch_size))])
+
 
 def batch_sizes(samples: int, batch_size: int) -> list[int]:
     """Return the sizes of the batches of a shuffled pass: no last batch of one image, if there is one before it."""

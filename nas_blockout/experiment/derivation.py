@@ -1,7 +1,7 @@
 """Between the stages of an experiment: the network of the second is derived from that of the first."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of, weights_of
+from nas_blockout.batch_statistics import STATISTICS_IMAGES, estimate_statistics, estimated_statistics
 from nas_blockout.data import Loader, Splits
 from nas_blockout.experiment.builder import build, plain
 from nas_blockout.experiment.config import Experiment
@@ -33,11 +34,10 @@ from nas_blockout.structure.distill import (
     weights_under,
 )
 from nas_blockout.structure.pruning import PruningSettings, magnitudes
-from nas_blockout.train import evaluate, recalibrate
+from nas_blockout.train import evaluate
 
 EVALUATION_BATCH = 512
 EQUALITY_IMAGES = 64
-RECALIBRATION_IMAGES = 1024
 STAGE_SEED = 7_919  # keeps the draws of the second stage apart from those of the first
 
 
@@ -49,7 +49,7 @@ class Derivation:
         architecture: The branched network.
         gap: Validation accuracies around the discretization: ``soft`` (the learned network as it is), ``drawn`` (the
             mean over draws of C; only of Blockout), ``hard`` (under the hard memberships), ``inherited`` (the branched
-            network before it is trained, with statistics of normalization estimated anew).
+            network before it is trained). Each network is evaluated with statistics of normalization of its own.
         equality: Largest difference of logits between the learned network under its hard memberships and the branched
             one with the same weights, and its bound, by precision.
         overhead_seconds: Wall-clock of distillation, proof and gap.
@@ -96,16 +96,18 @@ def derive(
     assert isinstance(learned, Blockout | BranchedNetwork)
     learned.cpu().eval()  # the proof compares float64 logits, which not every device computes
     probabilities = _probabilities(learned, settings, splits, seed=experiment.seed)
-    distilled, threshold, tried = _distilled(experiment, learned, probabilities, splits, device=device)
+    generator = torch.Generator().manual_seed(experiment.seed)
+    sample = Loader(splits.train, EVALUATION_BATCH).sample(STATISTICS_IMAGES, generator)
+    estimates = [sample.to(device)] if experiment.training.evaluation_statistics == "estimated" else []
+    distilled, threshold, tried = _distilled(experiment, learned, probabilities, splits, estimates, device=device)
     branched = second_network(experiment, distilled.architecture, splits)
-    equality = _equality(learned, distilled, branched, splits.train.images[:EQUALITY_IMAGES])
+    equality = _equality(learned, distilled, branched, sample[:EQUALITY_IMAGES])
     if isinstance(settings, PruningSettings) or settings.weights == "inherited":
         transplant(learned, distilled, branched)
-        train = Loader(splits.train, experiment.training.batch_size)
-        recalibrate(branched.to(device), train, images=RECALIBRATION_IMAGES, device=device)
-    learned.to(device)
+        estimate_statistics(branched.to(device), [sample.to(device)])
     draws = settings.draws if isinstance(settings, DistillationSettings) else 0
-    gap = _gap(learned, distilled, branched.to(device), splits, draws=draws, seed=experiment.seed, device=device)
+    evaluated = _Evaluated(learned.to(device), Loader(splits.validation, EVALUATION_BATCH), estimates, device)
+    gap = _gap(evaluated, distilled, branched.to(device), draws=draws, seed=experiment.seed)
     rounded = {name: [[round(value, 4) for value in row] for row in p.tolist()] for name, p in probabilities.items()}
     seconds = time.perf_counter() - began
     return Derivation(distilled.architecture, gap, equality, seconds, rounded, threshold, tried), branched
@@ -138,6 +140,7 @@ def _distilled(
     learned: Learned,
     probabilities: Mapping[str, Tensor],
     splits: Splits,
+    estimates: Sequence[Tensor],
     *,
     device: str | torch.device,
 ) -> tuple[Distilled, float, dict[str, float]]:
@@ -156,7 +159,8 @@ def _distilled(
     if settings.trim_by == "magnitude":
         under = learned_p if whole else None
         probabilities = _ranked(learned, probabilities, settings.threshold, under=under)
-    tried = _tried(learned, probabilities, settings, splits, costs, device=device)
+    evaluated = _Evaluated(learned, Loader(splits.validation, EVALUATION_BATCH), estimates, device)
+    tried = _tried(evaluated, probabilities, settings, costs)
     # the most accurate threshold; of equal ones the highest, which keeps least
     threshold = max(tried, key=lambda candidate: (tried[candidate] or 0.0, candidate))
     distilled = _structure(experiment, settings, probabilities, threshold, costs)
@@ -210,14 +214,43 @@ class _Costs:
         return weights / dense_weights
 
 
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    """A learned network on the validation images, under other memberships than its own.
+
+    Args:
+        learned: On `device`.
+        validation: Its images and labels.
+        estimates: Images from which each network's statistics of normalization are estimated; none to keep those that
+            the learned one has.
+        device: Where it is evaluated.
+    """
+
+    learned: Learned
+    validation: Loader
+    estimates: Sequence[Tensor]
+    device: str | torch.device
+
+    @torch.no_grad()
+    def accuracy_under(self, memberships: Mapping[str, Tensor]) -> float:
+        """Return the validation accuracy under memberships, which are 0 or 1."""
+        moved = {name: value.to(self.device) for name, value in memberships.items()}
+
+        def logits(x: Tensor) -> Tensor:
+            return logits_under(self.learned, x, moved)
+
+        hits = 0
+        with estimated_statistics(network_of(self.learned), self.estimates, logits):
+            for x, y in self.validation.batches():
+                hits += int((logits(x.to(self.device)).argmax(1) == y.to(self.device)).sum())
+        return hits / len(self.validation)
+
+
 def _tried(
-    learned: Learned,
+    evaluated: _Evaluated,
     probabilities: Mapping[str, Tensor],
     settings: DistillationSettings,
-    splits: Splits,
     costs: _Costs,
-    *,
-    device: str | torch.device,
 ) -> dict[float, float | None]:
     """Return the thresholds to choose from, each raised until it meets the targets, with accuracies if many are asked.
 
@@ -234,17 +267,16 @@ def _tried(
 
     if not settings.thresholds:
         return {meeting(0.0 if settings.fill_target else settings.threshold): None}
-    validation, accuracies = Loader(splits.validation, EVALUATION_BATCH), dict[float, float | None]()
-    learned.to(device)
+    accuracies = dict[float, float | None]()
+    evaluated.learned.to(evaluated.device)
     above: dict[str, Tensor] = {}
     for threshold in sorted({meeting(candidate) for candidate in settings.thresholds}, reverse=True):
         hard = harden(probabilities, threshold)
         if above and all(torch.equal(hard[name], above[name]) for name in hard):
             continue  # the same network
         above, kept = hard, distill(probabilities, hard, min_group_size=smallest).memberships
-        moved = {name: value.to(device) for name, value in kept.items()}
-        accuracies[threshold] = _accuracy_under(learned, moved, validation, device)
-    learned.cpu()
+        accuracies[threshold] = evaluated.accuracy_under(kept)
+    evaluated.learned.cpu()
     return accuracies
 
 
@@ -266,24 +298,17 @@ def _structure(
 
 
 def _gap(
-    learned: Learned,
-    distilled: Distilled,
-    branched: BranchedNetwork,
-    splits: Splits,
-    *,
-    draws: int,
-    seed: int,
-    device: str | torch.device,
+    evaluated: _Evaluated, distilled: Distilled, branched: BranchedNetwork, *, draws: int, seed: int
 ) -> dict[str, float]:
-    validation = Loader(splits.validation, EVALUATION_BATCH)
-    hard = {name: value.to(device) for name, value in distilled.memberships.items()}
-    accuracies = {"soft": evaluate(learned, validation, device=device).accuracy}
+    learned, validation, device = evaluated.learned, evaluated.validation, evaluated.device
+    with estimated_statistics(learned, evaluated.estimates):
+        accuracies = {"soft": evaluate(learned, validation, device=device).accuracy}
     if isinstance(learned, Blockout) and draws:
         generator = torch.Generator(device).manual_seed(seed)
         p = {name: value.detach() for name, value in learned.probabilities().items()}
         drawn = [{name: torch.bernoulli(q, generator=generator) for name, q in p.items()} for _ in range(draws)]
-        accuracies["drawn"] = sum(_accuracy_under(learned, c, validation, device) for c in drawn) / draws
-    accuracies["hard"] = _accuracy_under(learned, hard, validation, device)
+        accuracies["drawn"] = sum(map(evaluated.accuracy_under, drawn)) / draws
+    accuracies["hard"] = evaluated.accuracy_under(distilled.memberships)
     accuracies["inherited"] = evaluate(branched, validation, device=device).accuracy
     return accuracies
 
@@ -296,11 +321,3 @@ def _equality(
         difference = largest_difference(learned, distilled, branched, images.cpu().to(dtype))
         differences[str(dtype).removeprefix("torch.")] = {"max_abs_difference": difference, "bound": bound}
     return differences
-
-
-def _accuracy_under(learned: Learned, hard: Mapping[str, Tensor], loader: Loader, device: str | torch.device) -> float:
-    hits = 0
-    with torch.no_grad():
-        for x, y in loader.batches():
-            hits += int((logits_under(learned, x.to(device), hard).argmax(1) == y.to(device)).sum())
-    return hits / len(loader)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Literal
 
 from nas_blockout.experiment import Experiment, matched
+from nas_blockout.train import sample_passes
 from search_spaces import SPACES, Context, Point, Space, compose, grid
 from services.budget.limits import FAILURES_IN_A_ROW, trials_left
 from services.search.asha import reason_to_stop
@@ -101,7 +102,7 @@ class Scheduler:
 
     def cost(self, experiment: Experiment) -> int:
         """Return the sample passes of one full training."""
-        return experiment.training.epochs * self.images
+        return sample_passes(experiment.training, self.images)
 
     def searches_left(self, arm: Arm) -> int:
         """Return how many more full search trials the arm's budget pays for."""

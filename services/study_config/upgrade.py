@@ -4,7 +4,14 @@ from collections.abc import Iterator
 
 import yaml
 
-from services.renamed_keys import INSIDE, PRESET_OF_VERSION_1, RENAMED, RENAMED_VALUES, upgraded_study
+from services.renamed_keys import (
+    INSIDE,
+    PRESET_OF_VERSION_1,
+    RENAMED,
+    RENAMED_VALUES,
+    TRAINING_OF_VERSION_1,
+    upgraded_study,
+)
 from services.study_config.errors import StudyError
 from services.study_config.yaml_reader import node_tree, yaml_value
 
@@ -28,7 +35,7 @@ def upgraded_text(text: str, *, source: str) -> str:
     assert isinstance(root, yaml.MappingNode), "a study is a mapping"
     upgraded = text
     # From the end of the text to its start, so that the positions of the remaining edits stay valid.
-    for start, end, replacement in sorted(_edits(root, "study", text), reverse=True):
+    for start, end, replacement in sorted([*_edits(root, "study", text), *_training(root, text)], reverse=True):
         upgraded = upgraded[:start] + replacement + upgraded[end:]
     # The same upgrade of the parsed values is what every other reader uses: the new text must mean exactly the same.
     if yaml_value(upgraded) != upgraded_study(document):
@@ -68,6 +75,29 @@ def _preset(method: yaml.MappingNode, text: str) -> Iterator[_Edit]:
                 line_end = text.find("\n", end)
                 end = len(text) if line_end < 0 else line_end
                 yield end, end, f"\n{' ' * key.start_mark.column}preset: {PRESET_OF_VERSION_1}"
+
+
+def _training(study: yaml.MappingNode, text: str) -> Iterator[_Edit]:
+    """Yield an edit that inserts what version 1 had by default among the settings of the training, or as the first."""
+    present = {key.value: (key, value) for key, value in study.value}
+    if "training" not in present:
+        first = study.value[0][0].start_mark.index
+        settings = "".join(f"  {name}: {value}\n" for name, value in TRAINING_OF_VERSION_1.items())
+        yield first, first, f"training:\n{settings}"
+        return
+    _, training = present["training"]
+    if not isinstance(training, yaml.MappingNode):
+        return
+    given = {key.value for key, _ in training.value}
+    for name, value in TRAINING_OF_VERSION_1.items():
+        if name in given:
+            continue
+        if training.flow_style:
+            end = training.start_mark.index + 1
+            yield end, end, f"{name}: {value}{', ' * bool(training.value)}"
+        else:
+            key = training.value[0][0]
+            yield key.start_mark.index, key.start_mark.index, f"{name}: {value}\n{' ' * key.start_mark.column}"
 
 
 def _place(node: yaml.Node, replacement: str) -> _Edit:

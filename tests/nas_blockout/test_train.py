@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSettings, evaluate, fit, recalibrate
+from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSettings, evaluate, fit, sample_passes
 from nas_blockout.training_protocol import ParameterGroup, TrainableLayer, TrainableModel
 
 
@@ -29,6 +29,9 @@ class Points:
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
         for index in order.split(self.batch_size):
             yield self.x[index], self.y[index]
+
+    def sample(self, images: int, generator: torch.Generator) -> Tensor:
+        return self.x[torch.randperm(len(self), generator=generator)[:images]]
 
 
 class Net(TrainableModel):
@@ -76,7 +79,11 @@ def without_time(record: EpochRecord) -> EpochRecord:
 def test_training_learns_and_counts_its_passes() -> None:
     found = records(Net(), TrainingSettings(epochs=6, batch_size=16, learning_rate=0.02))
     assert [record.epoch for record in found] == list(range(6))
-    assert [record.sample_passes for record in found] == [60 * n for n in range(1, 7)]
+    # 60 images forward and backward, and all of them forward once more for the statistics of normalization
+    assert [record.sample_passes for record in found] == [80 * n for n in range(1, 7)]
+    assert sample_passes(TrainingSettings(epochs=6), 60) == 480
+    assert sample_passes(TrainingSettings(epochs=6, evaluation_statistics="running"), 60) == 360
+    assert sample_passes(TrainingSettings(epochs=2), 10_000) == 2 * (10_000 + 167)
     assert found[-1].validation_accuracy is not None
     assert found[-1].validation_accuracy > 0.9
     assert found[0].train_loss is not None
@@ -117,7 +124,7 @@ def test_same_seed_same_numbers_and_no_global_randomness() -> None:
 def test_divergence_ends_the_training_with_its_reason_and_its_cost() -> None:
     found = records(Explodes(), TrainingSettings(epochs=5, batch_size=16))
     assert [record.failure for record in found] == [None, "the training loss became nan in epoch 1"]
-    assert found[-1].sample_passes == 120
+    assert found[-1].sample_passes == 140, "two epochs, and the estimate of statistics after the first"
     assert found[-1].train_loss is None
     assert found[-1].validation_accuracy is None
 
@@ -206,19 +213,3 @@ def test_memberships_learn_at_their_own_rate_and_do_not_decay() -> None:
 def test_impossible_settings_are_refused(values: dict[str, object], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         TrainingSettings(**values)  # type: ignore[arg-type]
-
-
-def test_recalibration_gives_the_statistics_of_the_images_and_trains_nothing() -> None:
-    points, norm = Points(), nn.BatchNorm1d(4)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    norm.running_mean.fill_(7)
-    before = [parameter.clone() for parameter in norm.parameters()]
-    norm.eval()
-    recalibrate(norm, points, images=20)
-    first, second = points.x[:16], points.x[16:32]  # two batches hold 20 images
-    torch.testing.assert_close(norm.running_mean, (first.mean(0) + second.mean(0)) / 2)
-    torch.testing.assert_close(norm.running_var, (first.var(0) + second.var(0)) / 2)
-    assert norm.momentum == 0.1
-    assert not norm.training
-    assert all(torch.equal(old, new) for old, new in zip(before, norm.parameters(), strict=True))

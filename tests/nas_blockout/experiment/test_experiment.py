@@ -26,7 +26,7 @@ from nas_blockout.experiment.derivation import derive
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockout import PAPER, Blockout
 from nas_blockout.structure.distill import DistillationSettings, TrimBy
-from nas_blockout.train import EpochRecord, Loaders, TrainingSettings, evaluate
+from nas_blockout.train import EpochRecord, Loaders, TrainingSettings, evaluate, sample_passes
 
 SMALL = Experiment(
     data=DataSettings(train_samples=100, validation_samples=100),
@@ -126,7 +126,10 @@ def test_a_distilled_run_has_two_stages_that_cost_what_one_training_costs(splits
         ("finetune", 2),
         ("finetune", 3),
     ]
-    assert run.records[-1].sample_passes == finished(SMALL, splits).records[-1].sample_passes == 400
+    assert run.records[-1].sample_passes == finished(SMALL, splits).records[-1].sample_passes == 536
+    assert sample_passes(SMALL.training, len(splits.train)) == 536, (
+        "4 epochs of 100 images, and a third for each estimate"
+    )
     assert splits.test_reads == 0
 
 
@@ -172,7 +175,7 @@ def test_distillation_is_proved_and_its_gap_is_reported(splits: Splits) -> None:
 def test_the_threshold_is_chosen_by_the_hard_network_on_validation_images(splits: Splits) -> None:
     def handed_over(settings: DistillationSettings) -> Derivation:
         run = finished(replace(LEARNED, distillation=settings), splits)
-        assert run.records[-1].sample_passes == 400, "evaluation is no sample pass"
+        assert run.records[-1].sample_passes == 536, "what is evaluated between the stages is no sample pass"
         assert run.outcome is not None
         assert run.outcome.derivation is not None
         return run.outcome.derivation
