@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from nas_blockout.data import Splits
 from nas_blockout.experiment import build, known_costs
+from nas_blockout.train import sample_passes
 from search_spaces import SPACES, Context, compose, grid, require_fit
 from services.study_config.errors import LineMap, StudyError, Violation, violation_of, with_lines
 from services.study_config.resolved_study import Arm, Study
@@ -43,13 +44,15 @@ def _unpaid(study: Study, *, images: int, seeds: int) -> Iterator[Violation]:
     if budget.trainings is not None and budget.trainings < 1 + seeds:
         rule = f"must be at least {1 + seeds}, for one search trial and {seeds} retrainings"
         yield Violation(("budget", "trainings"), rule, str(budget.trainings))
-    epochs = {name: arm.experiment.training.epochs for name, arm in study.arms.items()}
-    longest = max(epochs, key=lambda name: epochs[name])
-    one = images * epochs[longest]
+    costs = {name: sample_passes(arm.experiment.training, images) for name, arm in study.arms.items()}
+    dearest = max(costs, key=lambda name: costs[name])
+    one, epochs = costs[dearest], study.arms[dearest].experiment.training.epochs
     if budget.sample_passes is not None and budget.sample_passes < one * (1 + seeds):
+        statistics = one // epochs - images
+        charged = f" and {statistics} for evaluation" if statistics else ""
         rule = (
-            f"must be at least {one * (1 + seeds)} for arm {longest!r}, one search trial and {seeds} retrainings of "
-            f"{one} passes ({images} images x {epochs[longest]} epochs)"
+            f"must be at least {one * (1 + seeds)} for arm {dearest!r}, one search trial and {seeds} retrainings of "
+            f"{one} passes ({epochs} epochs of {images} images{charged})"
         )
         yield Violation(("budget", "sample_passes"), rule, str(budget.sample_passes))
 

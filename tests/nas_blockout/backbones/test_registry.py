@@ -19,7 +19,7 @@ from nas_blockout.methods.blockout import PAPER, Blockout, BlockoutSettings
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
-from nas_blockout.train import TrainingSettings, evaluate
+from nas_blockout.train import TrainingSettings, evaluate, sample_passes
 
 RESIDUAL = Experiment(
     data=DataSettings(train_samples=60, validation_samples=50),
@@ -133,7 +133,7 @@ def test_blockdrop_ends_in_a_network_with_its_policy_whose_expected_cost_is_told
     assert outcome is not None
     assert isinstance(outcome.model, BlockDrop)
     assert [record.telemetry.get("blockdrop/controlled") for record in run.records] == [0, 2, 3, 3]
-    assert run.records[-1].sample_passes == 4 * len(splits.train.labels)
+    assert run.records[-1].sample_passes == sample_passes(SKIPPING.training, len(splits.train.labels))
     assert evaluate(outcome.model, run._loaders.validation).accuracy == run.records[-1].validation_accuracy
     twin = rebuild(SKIPPING, None, splits)
     twin.load_state_dict(outcome.model.state_dict())

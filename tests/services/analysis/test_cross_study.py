@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from nas_blockout.train import TrainingSettings, sample_passes
 from services.analysis.cross_study import Across, compare
 from services.files.study_dir import Folder
 from services.finalize.finalize import write_comparison
@@ -15,7 +16,8 @@ from services.study_config.errors import StudyError
 from services.study_config.resolution import parse, resolve
 from services.study_config.resolved_study import Study
 
-IMAGES, ONE = 50, 100
+IMAGES = 50
+ONE = sample_passes(TrainingSettings(2), IMAGES)
 
 
 def study_of(name: str, **changes: Any) -> Study:

@@ -29,7 +29,7 @@ STUDY: dict[str, Any] = {
     "data": {"name": "digits", "train_samples": 50},
     "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
     "training": {"epochs": 2, "batch_size": 16},
-    "budget": {"sample_passes": 300},
+    "budget": {"sample_passes": 402},
     "retrain": {"seeds": [0, 1]},
     "arms": {"dense": {}, "dropout": {"method": {"name": "dropout"}}},
 }

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nas_blockout.train import TrainingSettings, sample_passes
 from services.budget.limits import RETRAINING_MARGIN, ended_by, limits, shares, trials_left
 from services.search.scheduler import Scheduler
 from services.study_config.errors import StudyError
@@ -14,7 +15,8 @@ from services.study_config.resolved_study import Study
 from services.study_config.schema import Budget
 from services.trial_record import RETRAIN, SEARCH, Trial
 
-COST = 100
+IMAGES = 50
+COST = sample_passes(TrainingSettings(2), IMAGES)
 
 
 def ended_trial(passes: int, seconds: float) -> Trial:
@@ -93,7 +95,7 @@ SECONDS = {"fast": 1.0, "slow": 3.0}
 
 def run(budget: dict[str, float], *, max_concurrent_trials: int = 1) -> Scheduler:
     """Run a scheduler to its end; a trial takes its arm's seconds."""
-    scheduler, running = Scheduler(study(budget), shape=(1, 8, 8), classes=10, images=COST // 2), []
+    scheduler, running = Scheduler(study(budget), shape=(1, 8, 8), classes=10, images=IMAGES), []
     while True:
         while len(running) < max_concurrent_trials and (proposal := scheduler.next()) is not None:
             running.append(replace(proposal, state="running", suggest_seconds=0.0))

@@ -25,7 +25,7 @@ STUDY: dict[str, Any] = {
     "data": {"name": "digits", "train_samples": 50},
     "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
     "training": {"epochs": 2, "batch_size": 16},
-    "budget": {"sample_passes": 300},
+    "budget": {"sample_passes": 402},
     "retrain": {"seeds": [0, 1]},
     "arms": {"dense": {}, "dropout": {"method": {"name": "dropout"}}},
 }
@@ -67,7 +67,7 @@ def filled(home: Path) -> Path:
                 seed=number,
                 experiment=EXPERIMENT,
                 params={"infeasible": [{"values": {}, "distributions": {}, "exceeded": {}}] * number},
-                planned=100,
+                planned=134,
             )
             store.start_attempt(row.id)
             store.record_epochs(row.id, [{"epoch": 0, "sample_passes": 50, "seconds": 1.5}])
@@ -188,7 +188,7 @@ def test_run_alone_lists_the_studies(call: Call, home: Path) -> None:
         ({"data": {"name": "digitz"}}, ("data", "digitz", "digits")),
         ({"arms": {"dense": {"method": {"name": "dropot"}}}}, ("arms.dense", "'dropot'", "dropout")),
         ({"arms": {"dense": {"match": {"arm": "thick"}}}}, ("arms.dense.match.arm", "'thick'")),
-        ({"budget": {"sample_passes": 299}}, ("budget.sample_passes", "got 299", "300")),
+        ({"budget": {"sample_passes": 401}}, ("budget.sample_passes", "got 401", "402")),
         (
             {"arms": {"blockout": {"method": {"name": "blockout", "clusters": 9, "masked": "all"}}}},
             ("arms.blockout", "clusters", "9"),
@@ -221,9 +221,9 @@ def test_all_errors_of_a_file_are_told_each_on_a_line_of_its_own(call: Call, hom
 
 
 def test_a_value_that_only_the_data_refuses_is_told_with_its_line(call: Call, home: Path) -> None:
-    path = write(home, budget={"sample_passes": 299})
+    path = write(home, budget={"sample_passes": 401})
     (number,) = [n for n, text in enumerate(path.read_text().splitlines(), 1) if "sample_passes" in text]
-    assert call("validate", path).err.startswith(f"error: {path}:{number}: budget.sample_passes: must be at least 300")
+    assert call("validate", path).err.startswith(f"error: {path}:{number}: budget.sample_passes: must be at least 402")
 
 
 def test_a_file_of_version_1_is_printed_or_written_in_version_2_with_its_comments(call: Call, home: Path) -> None:
@@ -366,9 +366,9 @@ def test_another_study_of_the_same_name_is_refused(call: Call, filled: Path) -> 
 def test_keys_of_a_study_are_set_on_the_command_line(call: Call, home: Path) -> None:
     path = write(home)
     document = call(
-        "validate", path, "--set", "retrain.seeds=[4, 5]", "--set", "budget.sample_passes=400", "--json"
+        "validate", path, "--set", "retrain.seeds=[4, 5]", "--set", "budget.sample_passes=536", "--json"
     ).json
-    assert (document["retrain"]["seeds"], document["budget"]["sample_passes"]) == ([4, 5], 400)
+    assert (document["retrain"]["seeds"], document["budget"]["sample_passes"]) == ([4, 5], 536)
     ended = call("run", path, "--set", "budget.sample_pases=400")
     assert (ended.code, ended.out, contents(home)) == (2, "", [])
     assert "budget.sample_pases: no such key; did you mean 'sample_passes'?" in ended.err

@@ -16,7 +16,7 @@ STUDY: dict[str, Any] = {
     "data": {"name": "digits", "train_samples": 50},
     "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
     "training": {"epochs": 2, "batch_size": 16},
-    "budget": {"sample_passes": 600},
+    "budget": {"sample_passes": 804},
     "retrain": {"seeds": [0, 1]},
     "arms": {"random": {"space": ["training"]}, "tpe": {"space": ["training"], "searcher": "tpe"}},
 }
@@ -86,7 +86,7 @@ def test_an_estimate_says_what_a_study_costs_and_writes_nothing(call: Call, home
         assert part in ended.out
     assert "measuring random" in ended.err
     document = call("estimate", path, "--quick", "--json").json
-    assert (document["total"]["trials"], document["total"]["sample_passes"]) == (12, 1200)
+    assert (document["total"]["trials"], document["total"]["sample_passes"]) == (12, 1608)
     assert document["phases"]["tpe"]["search"]["trials"] == 4
     assert document["wall_seconds"] > document["trials_seconds"] > 0
     assert list(home.iterdir()) == [path]
@@ -97,7 +97,7 @@ def test_an_estimate_of_a_study_that_cannot_run_is_one_error(call: Call, home: P
     path.write_text(yaml.safe_dump({**STUDY, "budget": {"sample_passes": 10}}))
     ended = call("estimate", path)
     assert (ended.code, ended.out) == (2, "")
-    assert "budget.sample_passes: must be at least 300" in ended.err
+    assert "budget.sample_passes: must be at least 402" in ended.err
 
 
 @pytest.mark.usefixtures("recorded")

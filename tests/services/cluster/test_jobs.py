@@ -107,7 +107,7 @@ def test_the_exit_code_is_that_of_the_job_and_a_failed_job_is_tried_again(ray_cl
     ended = command(ray_cluster, *words)
     study = study_of(small, source="x")
     assert ended.code == 2, ended.err
-    assert "budget.sample_passes: must be at least 1800" in ended.out
+    assert "budget.sample_passes: must be at least 2412" in ended.out
     assert f"{job_id(study)} ended with exit code 2" in ended.err
     ended = command(ray_cluster, *words, "--no-wait")
     assert ended.code == 0, ended.err
@@ -116,7 +116,7 @@ def test_the_exit_code_is_that_of_the_job_and_a_failed_job_is_tried_again(ray_cl
 
 
 def test_who_stops_following_leaves_the_job_alone(ray_cluster: Any) -> None:
-    long = {**STUDY, "name": "long", "training": {"epochs": 2000}, "budget": {"sample_passes": 2_000_000}}
+    long = {**STUDY, "name": "long", "training": {"epochs": 2000}, "budget": {"sample_passes": 2_680_000}}
     (ray_cluster.folder / "long.yaml").write_text(yaml.safe_dump(long))
     words = [*COMMAND, "submit", "long.yaml", "--address", ray_cluster.address]
     environment, jobs, name = ray_cluster.environment, ray_cluster.jobs(), job_id(study_of(long, source="x"))

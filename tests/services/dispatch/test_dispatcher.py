@@ -28,7 +28,7 @@ DOCUMENT = {
     "data": {"name": "digits", "train_samples": 100},
     "backbone": {"name": "convnet", "channels": [8], "hidden": [16]},
     "training": {"epochs": 2},
-    "budget": {"sample_passes": 2000},
+    "budget": {"sample_passes": 2680},
     "arms": {"dense": {}},
 }
 NAMES = ("one", "two", "three")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nas_blockout.data import DataSettings, load
-from nas_blockout.train import EpochRecord
+from nas_blockout.train import EpochRecord, TrainingSettings, sample_passes
 from services.estimate import Estimate, estimate
 from services.estimate.forecast import TRIAL_SECONDS, forecast
 from services.estimate.measurement import Measured, epoch_seconds, measure, part_of
@@ -18,6 +18,7 @@ from services.study_config.robustness_options import Robustness
 from services.trial_record import RETRAIN, SEARCH
 
 IMAGES, EPOCHS = 60, 2
+ONE = sample_passes(TrainingSettings(EPOCHS), IMAGES)
 ARMS: dict[str, Any] = {
     "random": {"space": ["training"]},
     "tpe": {"space": ["training"], "searcher": "tpe"},
@@ -36,7 +37,7 @@ def study_of(*, workers: int = 2) -> Study:
         "data": {"name": "digits", "train_samples": IMAGES},
         "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
         "training": {"epochs": EPOCHS},
-        "budget": {"sample_passes": IMAGES * EPOCHS * 5},
+        "budget": {"sample_passes": 5 * ONE},
         "retrain": {"seeds": [0, 1]},
         "workers": {"max_concurrent_trials": workers},
         "arms": ARMS,
@@ -60,7 +61,7 @@ def test_trials_and_passes_are_those_of_the_plan(tmp_path: Path) -> None:
     found = estimate(study_of(), settings_of(tmp_path), source="x", quick=True, log=lambda text: None)
     for arm in ARMS:
         assert {phase: cost.trials for phase, cost in found.phases[arm].items()} == {SEARCH: 3, RETRAIN: 2}
-        assert found.phases[arm][SEARCH].sample_passes == 3 * IMAGES * EPOCHS
+        assert found.phases[arm][SEARCH].sample_passes == 3 * ONE
         assert found.phases[arm][SEARCH].seconds > 0
     assert found.total.trials == 20
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nas_blockout.data import DataSettings, Splits, load
+from nas_blockout.train import TrainingSettings, sample_passes
 from services.cluster.worker import Report, Worker, describe_error
 from services.execution.driver import Driver
 from services.files.study_dir import Folder
@@ -20,6 +21,7 @@ from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 
 EPOCHS, IMAGES = 9, 50
+ONE = sample_passes(TrainingSettings(EPOCHS), IMAGES)
 ASHA = {"name": "asha", "reduction_factor": 3}
 STUDY: dict[str, Any] = {
     "schema_version": 2,
@@ -27,7 +29,7 @@ STUDY: dict[str, Any] = {
     "data": {"name": "digits", "train_samples": IMAGES},
     "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
     "training": {"epochs": EPOCHS, "batch_size": 25, "learning_rate": 0.01},
-    "budget": {"sample_passes": 6 * EPOCHS * IMAGES},
+    "budget": {"sample_passes": 6 * ONE},
     "retrain": {"seeds": [0]},
     "arms": {
         "random": {"space": ["training"], "pruner": ASHA},
@@ -161,16 +163,16 @@ def test_a_stopped_trial_is_charged_what_it_used_and_says_why(tmp_path: Path, sp
         rung = row.result["stopped_after"]
         epochs = machine.store.epochs(row.id)
         assert [epoch.epoch for epoch in epochs] == list(range(rung))
-        assert row.sample_passes == rung * IMAGES
+        assert row.sample_passes == rung * ONE // EPOCHS
         assert row.score is None
         assert row.result["validation_accuracy"] == epochs[-1].metrics["validation_accuracy"]
         assert row.reason is not None
         assert f"stopped early after {rung} epochs" in row.reason
         assert not machine.folder.checkpoint(row.id).exists()
     spent = sum(row.sample_passes for row in machine.trials)
-    assert 0 <= STUDY["budget"]["sample_passes"] - spent < EPOCHS * IMAGES
+    assert 0 <= STUDY["budget"]["sample_passes"] - spent < ONE
     (retrained,) = [row for row in machine.trials if row.phase == "retrain"]
-    assert (retrained.state, retrained.sample_passes) == ("complete", EPOCHS * IMAGES)
+    assert (retrained.state, retrained.sample_passes) == ("complete", ONE)
 
 
 def test_what_exceeds_the_constraints_is_never_trained(tmp_path: Path, splits: Splits) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nas_blockout.train import TrainingSettings, sample_passes
 from services.analysis.comparison import build
 from services.budget.accounting import current, stale
 from services.execution.extension import additions, enter
@@ -17,7 +18,7 @@ from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 
 IMAGES = 50
-ONE = 2 * IMAGES
+ONE = sample_passes(TrainingSettings(2), IMAGES)
 DOCUMENT: dict[str, Any] = {
     "schema_version": 2,
     "name": "grows",
@@ -168,7 +169,7 @@ def test_a_study_that_was_cancelled_goes_on(store: Store, home: Folder, pretend:
     [
         ({"seed": 1}, "another seed: 0 there, 1 here"),
         ({"data": {"name": "digits", "train_samples": 60}}, "another data.train_samples: 50 there, 60 here"),
-        ({"budget": {"sample_passes": 4 * ONE}}, "another budget.sample_passes: 500 there, 400 here"),
+        ({"budget": {"sample_passes": 4 * ONE}}, f"another budget.sample_passes: {5 * ONE} there, {4 * ONE} here"),
         ({"budget": {"sample_passes": 5 * ONE, "seconds": 60}}, "another budget.seconds: null there, 60.0 here"),
         ({"budget": {"sample_passes": 5 * ONE, "tolerance": 0.1}}, "another budget.tolerance: 0.02 there, 0.1 here"),
         ({"retrain": {"seeds": [0, 2, 3]}}, "another retrain.seeds: [0, 1] there, [0, 2, 3] here"),
@@ -194,7 +195,7 @@ def test_what_does_not_only_add_is_refused_and_its_key_named(
 def test_additions_are_said_in_words() -> None:
     arms = {**DOCUMENT["arms"], "new": {}}
     assert additions(study(), study(**LARGER, arms=arms)) == [
-        "budget.sample_passes from 500 to 1400",
+        f"budget.sample_passes from {5 * ONE} to {14 * ONE}",
         "seeds 2",
         "arm new",
     ]

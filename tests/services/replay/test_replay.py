@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nas_blockout.train import TrainingSettings, sample_passes
 from services.replay import Request, faithful
 from services.replay import replay as replayed
 from services.replay.pool import distance
@@ -21,6 +22,7 @@ from services.study_config.resolved_study import Study
 from services.trial_record import SEARCH, Params, Trial
 
 IMAGES = 50
+ONE = sample_passes(TrainingSettings(2), IMAGES)
 TRIALS = 6
 DOCUMENT: dict[str, Any] = {
     "schema_version": 2,
@@ -28,7 +30,7 @@ DOCUMENT: dict[str, Any] = {
     "data": {"name": "digits", "train_samples": IMAGES},
     "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
     "training": {"epochs": 2},
-    "budget": {"sample_passes": 2 * IMAGES * (TRIALS + 2)},
+    "budget": {"sample_passes": ONE * (TRIALS + 2)},
     "retrain": {"seeds": [0, 1]},
     "arms": {
         "random": {"space": ["training", "branched"]},
@@ -114,7 +116,7 @@ def test_what_would_not_be_proposed_again_is_found(settings: Settings, pretend: 
 
 def test_a_study_that_was_extended_is_asked_as_it_was_at_the_time(settings: Settings, pretend: Any) -> None:
     record(settings, pretend)
-    longer = study(budget={"sample_passes": 2 * IMAGES * (TRIALS + 6)}, retrain={"seeds": [0, 1, 2]})
+    longer = study(budget={"sample_passes": ONE * (TRIALS + 6)}, retrain={"seeds": [0, 1, 2]})
     with Store.open(settings.store_url) as store:
         store.finish_study("recorded", "complete")
         store.reopen_study("recorded", reason="more", config=longer.to_json(), config_hash=longer.hash)
@@ -163,7 +165,7 @@ def test_more_workers_take_less_time_and_the_same_budget(settings: Settings, pre
     medians = [each.seconds[1] for each in found]
     assert medians == sorted(medians, reverse=True)
     assert len(set(medians)) == 3
-    assert {each.by_budget.grid[-1] for each in found} == {found[0].trials * 2 * IMAGES}
+    assert {each.by_budget.grid[-1] for each in found} == {found[0].trials * ONE}
 
 
 def test_what_is_not_recorded_is_refused(settings: Settings) -> None:

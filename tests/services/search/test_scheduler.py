@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nas_blockout.train import TrainingSettings, sample_passes
 from services.search.scheduler import Scheduler
 from services.study_config.resolution import parse, resolve
 from services.study_config.resolved_study import Study
 from services.trial_record import RETRAIN, SEARCH, Trial
 
 IMAGES, EPOCHS = 100, 2
-ONE = IMAGES * EPOCHS
+ONE = sample_passes(TrainingSettings(EPOCHS), IMAGES)
 SEEDS = [0, 1]
 
 

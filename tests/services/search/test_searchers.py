@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nas_blockout.experiment import known_costs
+from nas_blockout.train import TrainingSettings, sample_passes
 from search_spaces import SPACES, Context, compose, grid
 from services.search.asha import is_promoted
 from services.search.proposals import MOST_ASKS
@@ -18,7 +19,8 @@ from services.study_config.search_options import Constraints, Rules
 from services.trial_record import RETRAIN, SEARCH, Infeasible, Trial
 
 IMAGES, EPOCHS, SHAPE, CLASSES = 100, 9, (1, 8, 8), 10
-ONE = IMAGES * EPOCHS
+ONE = sample_passes(TrainingSettings(EPOCHS), IMAGES)
+EPOCH = ONE // EPOCHS
 SEEDS = [0]
 BRANCHED = {"space": ["training", "branched"]}
 TRAINING = {"space": ["training"]}
@@ -55,7 +57,7 @@ def trained(scheduler: Scheduler, trial: Trial) -> Trial:
         return replace(trial, state="failed")
     curve = curve_of(trial)
     for epoch in range(1, EPOCHS + 1):
-        trial = replace(trial, state="running", sample_passes=epoch * IMAGES, curve=tuple(curve[:epoch]))
+        trial = replace(trial, state="running", sample_passes=epoch * EPOCH, curve=tuple(curve[:epoch]))
         scheduler.update(trial)
         if epoch < EPOCHS and (stop := scheduler.reason_to_stop(trial, since=epoch - 1)) is not None:
             return replace(
@@ -176,7 +178,7 @@ def curved(scheduler: Scheduler, number: int, curve: list[float], state: str = "
         number,
         number,
         state,
-        sample_passes=IMAGES * len(curve),
+        sample_passes=EPOCH * len(curve),
         planned=ONE,
         experiment=experiment.to_json(),
         curve=tuple(curve),
@@ -225,7 +227,7 @@ def test_what_stopping_saves_buys_more_trials_and_winners_are_complete() -> None
     found = run_to_end(given)
     searched = [trial for trial in found if trial.phase == SEARCH]
     assert len(searched) > 14
-    assert {trial.sample_passes for trial in searched if trial.state == "pruned"} <= {IMAGES, 3 * IMAGES}
+    assert {trial.sample_passes for trial in searched if trial.state == "pruned"} <= {EPOCH, 3 * EPOCH}
     left = 10 * ONE - sum(trial.sample_passes for trial in searched)
     assert 0 <= left < ONE
     winner = scheduler_of(given, found).winner("arm")

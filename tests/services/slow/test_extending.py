@@ -19,7 +19,7 @@ STUDY: dict[str, Any] = {
     "data": {"name": "digits", "train_samples": 60},
     "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
     "training": {"epochs": 3},
-    "budget": {"sample_passes": 720},
+    "budget": {"sample_passes": 960},
     "retrain": {"seeds": [0, 1]},
     "workers": {"max_concurrent_trials": 1},
     "export": ["random"],
@@ -28,7 +28,7 @@ STUDY: dict[str, Any] = {
         "thin": {"space": ["training"], "match": {"arm": "random"}},
     },
 }
-MORE = ("budget.sample_passes=1260", "retrain.seeds=[0, 1, 2]", "arms.dropout={method: {name: dropout}}", "export=null")
+MORE = ("budget.sample_passes=1680", "retrain.seeds=[0, 1, 2]", "arms.dropout={method: {name: dropout}}", "export=null")
 
 
 def call(home: Path, *words: object) -> Ended:
@@ -59,7 +59,7 @@ def test_a_finished_study_is_extended_and_replayed(tmp_path: Path) -> None:
     assert document["extensions"] == 1
     for arm in ("random", "thin", "dropout"):
         assert set(document["arms"][arm]["test_accuracy"]["per_seed"]) == {"0", "1", "2"}
-        assert document["arms"][arm]["cost"]["search"]["sample_passes"] == 720
+        assert document["arms"][arm]["cost"]["search"]["sample_passes"] == 960
         assert (folder / "models" / arm / "model.onnx").exists()
 
     again = call(tmp_path, "run", "--quiet", "--json", path)

@@ -25,7 +25,7 @@ STUDY: dict[str, Any] = {
     "data": {"name": "digits", "train_samples": 200},
     "backbone": {"name": "convnet", "channels": [8], "hidden": [16]},
     "training": {"epochs": 400, "batch_size": 16},
-    "budget": {"sample_passes": 240_000},
+    "budget": {"sample_passes": 320_400},
     "retrain": {"seeds": [0, 1]},
     "workers": {"max_concurrent_trials": 1},
     "arms": {"dense": {}},

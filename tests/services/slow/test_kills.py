@@ -33,7 +33,7 @@ STUDY: dict[str, Any] = {
     "data": {"name": "digits", "train_samples": 100},
     "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [16]},
     "training": {"epochs": 40, "batch_size": 16},
-    "budget": {"sample_passes": 20_000},
+    "budget": {"sample_passes": 26_800},
     "retrain": {"seeds": [0, 1]},
     "workers": {"max_concurrent_trials": 1},
     "arms": {

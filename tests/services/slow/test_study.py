@@ -42,7 +42,7 @@ STUDY: dict[str, Any] = {
     "data": {"name": "digits", "train_samples": 150},
     "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [16], "normalize_logits": True},
     "training": {"epochs": 6, "batch_size": 15, "learning_rate": 0.01},
-    "budget": {"sample_passes": 3600},
+    "budget": {"sample_passes": 4800},
     "retrain": {"seeds": SEEDS},
     "arms": {
         "dense": {"space": ["training"]},
@@ -125,7 +125,7 @@ def test_every_arm_spends_its_budget_and_is_tested_once_a_seed(home: Path, compa
     assert set(comparison["arms"]) == set(STUDY["arms"])
     for arm in comparison["arms"].values():
         spent = arm["cost"]["search"]["sample_passes"] + arm["cost"]["retrain"]["sample_passes"]
-        assert spent == 3600
+        assert spent == 4800
         assert set(arm["test_accuracy"]["per_seed"]) == {"0", "1"}
     assert comparison["ranking"] is not None
     assert {(pair["a"], pair["b"]) for pair in comparison["pairs"]} == {

@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {
     "data": {"name": "digits", "train_samples": 100},
     "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
     "training": {"epochs": 6, "batch_size": 20},
-    "budget": {"sample_passes": 1800},
+    "budget": {"sample_passes": 2412},
     "retrain": {"seeds": [0, 1]},
     "workers": {"max_concurrent_trials": 1},
     "arms": {"dense": {"space": ["training"]}, "dropout": {"method": {"name": "dropout"}, "space": ["training"]}},
@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
 LONG: dict[str, Any] = {
     **TINY,
     "training": {"epochs": 120, "batch_size": 10},
-    "budget": {"sample_passes": 36_000},
+    "budget": {"sample_passes": 48_240},
     "arms": {"dense": {}},
 }
 _MEASURED = {"study", "seconds", "overhead_seconds", "latency_ms", "suggest_seconds", "peak_memory_bytes"}
