@@ -5,7 +5,7 @@ Nothing else in the project knows the old names. Defaults changed with version 2
 written down in the upgrade, so that a study of version 1 keeps its meaning.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -159,7 +159,11 @@ def _renamed(document: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 def _with_defaults(upgraded: dict[str, Any], kind: str) -> dict[str, Any]:
     """Write down what version 1 had by default, where version 2 has another default."""
-    if kind in ("study", "experiment") and isinstance(training := upgraded.get("training", {}), Mapping):
+    # A resolved study has the settings of its arms in their experiments and nowhere else.
+    written = kind == "study" and not any(
+        isinstance(arm, Mapping) and "experiment" in arm for arm in _values(upgraded.get("arms"))
+    )
+    if (written or kind == "experiment") and isinstance(training := upgraded.get("training", {}), Mapping):
         upgraded = {**upgraded, "training": {**TRAINING_OF_VERSION_1, **training}}
     method = upgraded.get("method")
     if not isinstance(method, Mapping) or method.get("name") != "blockout":
@@ -174,3 +178,7 @@ def _with_defaults(upgraded: dict[str, Any], kind: str) -> dict[str, Any]:
         if isinstance(distillation := upgraded.get("distillation"), Mapping):
             upgraded["distillation"] = {"trim_by": "probability", **distillation}
     return upgraded
+
+
+def _values(mapping: Any) -> Iterable[Any]:
+    return mapping.values() if isinstance(mapping, Mapping) else ()

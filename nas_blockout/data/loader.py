@@ -57,13 +57,14 @@ class Loader:
     def sample(self, images: int, generator: torch.Generator) -> Tensor:
         """Return images drawn at random, each at most once and plain, shape ``(images, channels, height, width)``.
 
-        A prefix would be no sample: files often lie by class.
+        A prefix would be no sample: files often lie by class. What was drawn comes in the order of the split, so that
+        all images are the same tensor whatever the generator; batches cut from it are no samples.
 
         Args:
-            images: How many; all, in random order, if the split has fewer.
+            images: How many; all, if the split has fewer.
             generator: On the processor; the sample depends on its state alone.
         """
-        chosen = torch.randperm(len(self.part), generator=generator)[:images]
+        chosen = torch.randperm(len(self.part), generator=generator)[:images].sort().values
         return torch.cat([batch for batch, _ in self.part.gather(torch.split(chosen, self.batch_size))])
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from nas_blockout.train import evaluate
 
 EVALUATION_BATCH = 512
 EQUALITY_IMAGES = 64
+IMAGES_OF_VERSION_1 = 1024  # the first of the file order
 STAGE_SEED = 7_919  # keeps the draws of the second stage apart from those of the first
 
 
@@ -104,13 +106,20 @@ def derive(
     equality = _equality(learned, distilled, branched, sample[:EQUALITY_IMAGES])
     if isinstance(settings, PruningSettings) or settings.weights == "inherited":
         transplant(learned, distilled, branched)
-        estimate_statistics(branched.to(device), [sample.to(device)])
+        batches = estimates or _as_version_1(splits, experiment.training.batch_size)
+        estimate_statistics(branched.to(device), [batch.to(device) for batch in batches])
     draws = settings.draws if isinstance(settings, DistillationSettings) else 0
     evaluated = _Evaluated(learned.to(device), Loader(splits.validation, EVALUATION_BATCH), estimates, device)
     gap = _gap(evaluated, distilled, branched.to(device), draws=draws, seed=experiment.seed)
     rounded = {name: [[round(value, 4) for value in row] for row in p.tolist()] for name, p in probabilities.items()}
     seconds = time.perf_counter() - began
     return Derivation(distilled.architecture, gap, equality, seconds, rounded, threshold, tried), branched
+
+
+def _as_version_1(splits: Splits, batch_size: int) -> list[Tensor]:
+    """Return the images from which version 1 estimated statistics, whose studies go on with the numbers they had."""
+    batches = Loader(splits.train, batch_size).batches()
+    return [x for x, _ in islice(batches, -(-IMAGES_OF_VERSION_1 // batch_size))]
 
 
 def second_network(experiment: Experiment, architecture: Architecture, splits: Splits) -> BranchedNetwork:
