@@ -213,3 +213,32 @@ def test_memberships_learn_at_their_own_rate_and_do_not_decay() -> None:
 def test_impossible_settings_are_refused(values: dict[str, object], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         TrainingSettings(**values)  # type: ignore[arg-type]
+
+
+class Watching(TrainableLayer):
+    """Asks for images before every epoch, and keeps what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.shown = nn.Linear(4, 2), list[Tensor]()
+
+    def prepare_epoch(self, epoch: int, epochs: int) -> None:
+        self.needs_calibration = True
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if self.needs_calibration and not self.training:
+            self.shown.append(x)
+            self.needs_calibration = False
+        return self.out(x)  # type: ignore[no-any-return]
+
+
+def test_images_that_are_shown_are_drawn_from_all_and_are_the_same_in_every_epoch() -> None:
+    points = Points(count=1000)
+    order = points.y.argsort(stable=True)  # a folder sorted by class
+    points.x, points.y = points.x[order], points.y[order]
+    model = Watching()
+    list(fit(model, Loaders(points, points), TrainingSettings(epochs=2), seed=0))
+    first, second = model.shown
+    assert torch.equal(first, second)
+    second_class = (first[:, None] == points.x[points.y == 1]).all(2).any(1)
+    assert 90 < int(second_class.sum()) < 166, "about half of 256"

@@ -73,3 +73,15 @@ def test_the_part_is_not_changed_by_augmentation():
 def test_wrong_settings_are_refused(batch_size, augment):
     with pytest.raises(ValueError, match="got 0" if batch_size == 0 else "got 'rotate'"):
         Loader(numbered(4), batch_size, augment=augment)
+
+
+def test_a_sample_is_drawn_from_all_images_each_at_most_once_and_plain():
+    images = torch.arange(200.0).view(200, 1, 1, 1)
+    loader = Loader(Part(images, torch.arange(200) // 100), 16, augment="shift")
+    chosen = loader.sample(50, torch.Generator().manual_seed(0)).flatten()
+    assert len(chosen.unique()) == 50
+    assert chosen.tolist() == sorted(chosen.tolist())
+    assert 10 < int((chosen >= 100).sum()) < 40, "not the first class alone"
+    assert torch.equal(chosen, loader.sample(50, torch.Generator().manual_seed(0)).flatten())
+    assert not torch.equal(chosen, loader.sample(50, torch.Generator().manual_seed(1)).flatten())
+    assert torch.equal(loader.sample(300, torch.Generator()), images)
