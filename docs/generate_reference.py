@@ -112,6 +112,8 @@ def _type(key: dict[str, Any]) -> str:
         return " or ".join(_yaml(each) for each in key.get("enum", [key.get("const")]))
     if key.get("type") == "array":
         return f"list of {_type(key['items'])}"
+    if "examples" in key:
+        return f"text such as {_yaml(key['examples'][0])}"
     words = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
     return words.get(key.get("type", ""), "mapping")
 

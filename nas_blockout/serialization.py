@@ -3,6 +3,7 @@
 import difflib
 import types
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -46,8 +47,13 @@ def from_json(kind: type[Value], document: Mapping[str, Any], *, where: str) -> 
 def near(name: str, known: Iterable[str]) -> str:
     """Return the end of an error about an unknown name: the nearest known one, or all of them."""
     names = sorted(known)
-    matches = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {matches[0]!r}?" if matches else f"known are {', '.join(names)}"
+    match = closest(name, names)
+    return f"did you mean {match!r}?" if match else f"known are {', '.join(names)}"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like another, or None if none is like it."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
 
 
 def _plain(value: Any) -> Any:
@@ -59,7 +65,13 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _checked(next(kind for kind in arguments if kind is not type(None)), value, where)
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        # A list is meant as the list that the setting may be, anything else as one of the others; the last one says no.
+        fitting = [kind for kind in kinds if (get_origin(kind) is tuple) == isinstance(value, list | tuple)] or kinds
+        for kind in fitting[:-1]:
+            with suppress(ValueError):
+                return _checked(kind, value, where)
+        return _checked(fitting[-1], value, where)
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             raise ValueError(f"{where} must be one of {', '.join(map(str, arguments))}, got {value!r}")

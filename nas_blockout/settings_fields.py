@@ -65,7 +65,22 @@ class Length:
     least: int
 
 
-Rule = Range | OneOf | Length
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """The form of a text.
+
+    Args:
+        expression: Regular expression that the whole text must match.
+        shown: The form in words, such as ``last N``.
+        example: A text of this form.
+    """
+
+    expression: str
+    shown: str
+    example: str
+
+
+Rule = Range | OneOf | Length | Pattern
 SEED = Range(ge=0, le=2**63 - 1)  # the largest column of the databases; torch takes one more bit
 
 
@@ -129,8 +144,11 @@ def _hints(kind: type) -> Mapping[str, Any]:
 def _check(name: str, hint: Any, value: Any) -> None:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        if value is not None:
-            _check(name, next(part for part in arguments if part is not type(None)), value)
+        parts = [part for part in arguments if part is not type(None)]
+        if value is not None and len(parts) == 1:
+            _check(name, parts[0], value)
+        elif value is not None:
+            _require(any(_holds(name, part, value) for part in parts), name, alternatives(hint), value)
     elif origin is Literal:
         _require(value in arguments, name, f"one of {_listed(arguments)}", value)
     elif origin is tuple:
@@ -144,8 +162,38 @@ def _check(name: str, hint: Any, value: Any) -> None:
         _require(math.isfinite(value), name, "a finite number", value)
 
 
+def alternatives(hint: Any) -> str:
+    """Return what a setting of several types may be, in words, such as ``'head', 'all', 'last N' or a list of names``.
+
+    Args:
+        hint: A union of literals, of texts of a form, and of a list of names.
+    """
+    words: list[str] = []
+    for part in get_args(hint):
+        if get_origin(part) is Literal:
+            words += map(repr, get_args(part))
+        else:
+            rule = next((rule for rule in get_args(part)[1:] if isinstance(rule, Pattern)), None)
+            words.append(repr(rule.shown) if rule else "a list of names")
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _holds(name: str, hint: Any, value: Any) -> bool:
+    """Whether a value is of one of the types of a union and keeps its rules."""
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if get_origin(kind) is not Literal and not isinstance(value, get_origin(kind) or kind):
+        return False
+    try:
+        _check(name, hint, value)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_rule(name: str, rule: Rule, value: Any) -> None:
-    if isinstance(rule, Range):
+    if isinstance(rule, Pattern):
+        _require(re.fullmatch(rule.expression, value) is not None, name, rule.shown, value)
+    elif isinstance(rule, Range):
         _require(value in rule, name, str(rule), value)
     elif isinstance(rule, OneOf):
         _require(value in rule.values, name, f"one of {_listed(rule.values)}", value)

@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from nas_blockout.architecture import Architecture, dense_architecture
 from nas_blockout.backbones import convnet
 from nas_blockout.backbones.branched import BranchedNetwork, Sites, Stage, macs_of
 from nas_blockout.backbones.inception import Inception, InceptionSettings
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
-from nas_blockout.networks import Network
+from nas_blockout.networks import Connection, Network, maskable_layers, masked_connections
 
 Shape = tuple[int, int, int]
 
@@ -154,20 +156,45 @@ def require_blocks(settings: Any, wanted: str) -> None:
         raise ValueError(f"{wanted} needs a backbone whose blocks can be skipped, {able}; got {name}")
 
 
-def require_masked_convolutions(settings: Any) -> None:
-    """Raise an error for a backbone whose convolutions cannot be masked.
+def require_masked(settings: Any, masked: str | Sequence[str], *, branched: bool = False) -> None:
+    """Refuse layers that Blockout cannot mask on a backbone.
 
     Args:
         settings: Settings of a backbone.
+        masked: Layers that are to be masked, as in the settings of Blockout.
+        branched: Whether branches are derived from them, for which they must be the last ones without a gap.
 
     Raises:
-        ValueError: Blockout can mask only the linear layers of this backbone.
+        ValueError: The backbone lacks one of these layers, its weights cannot be masked, or there is a gap.
     """
     name = name_of(settings)
-    if not BACKBONES[name].masks_convolutions:
+    if masked == "all" and not BACKBONES[name].masks_convolutions:
         raise ValueError(
             f"method.masked: on the backbone {name}, Blockout can mask only linear layers, got 'all'; set it to head"
         )
+    if masked in ("head", "all"):  # every backbone has a head, and it is what comes last
+        return
+    connections = _connections_of(settings)
+    try:
+        chosen = {connection.target for connection in masked_connections(connections, masked, network=name)}
+    except ValueError as error:
+        raise ValueError(f"method.{error}") from None
+    known = maskable_layers(connections)
+    gaps = [layer for layer in known[min(map(known.index, chosen)) :] if layer not in chosen]
+    if branched and gaps:
+        raise ValueError(
+            f"method.masked: branches are derived from layers that are masked without a gap up to the classes, so "
+            f"{' and '.join(gaps)} must be named too, got {[*masked]}; name them or leave out the distillation"
+        )
+
+
+def _connections_of(settings: Any) -> tuple[Connection, ...]:
+    """Return the connections of the network for images of some shape: names and order of the layers are those of any.
+
+    The network has no values, so that neither memory nor random numbers are used.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return BACKBONES[name_of(settings)].build(settings, (3, 64, 64), 2, None, Sites()).connections
 
 
 def stages_of(settings: Any, shape: Shape, classes: int) -> Sequence[Stage]:

@@ -32,7 +32,7 @@ Wrapper = Callable[[nn.Linear], nn.Module]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One weighted operation of a network and the layer of nodes that it ends in.
+    """One weighted operation of a network, without groups, and the layer of nodes that it ends in.
 
     Args:
         name: Name of the layer of nodes.
@@ -229,7 +229,9 @@ class BranchedNetwork(Network):
         if not self.full.is_dense:
             raise ValueError("only a dense network has one weight between two layers; this one has branches")
         return tuple(
-            Connection(f"stages.{stage.name}.operations.0.weight", source, stage.name, stage.positions)
+            Connection.of(
+                self, f"stages.{stage.name}.operations.0.weight", source, stage.name, positions=stage.positions
+            )
             for source, stage in zip(names, self.plan, strict=False)
         )
 

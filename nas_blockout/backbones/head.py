@@ -53,6 +53,6 @@ class Head(nn.Module):
         hidden = len(self.normalize)
         names = [source, *(f"hidden{n}" if hidden > 1 else "hidden" for n in range(1, hidden + 1)), "classes"]
         return tuple(
-            Connection(f"{prefix}.linears.{position}.weight", names[position], names[position + 1], 1)
-            for position in range(len(self.linears))
+            Connection.between(f"{prefix}.linears.{position}.weight", linear.get_parameter("weight"), *layers)
+            for position, (linear, layers) in enumerate(zip(self.linears, pairwise(names), strict=True))
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
-from nas_blockout.networks import Connection, Network
+from nas_blockout.networks import Connection, Network, layer_widths
 from nas_blockout.settings_fields import Range, check
 
 
@@ -182,8 +182,7 @@ class Inception(Network):
     @property
     def widths(self) -> dict[str, int]:
         """Nodes of every layer of nodes in `connections`."""
-        features = {"features": self.get_parameter(self.connections[0].weight).shape[1]}
-        return features | {c.target: self.get_parameter(c.weight).shape[0] for c in self.connections}
+        return layer_widths(self.connections)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return logits ``(batch, classes)`` of images ``(batch, channels, height, width)``."""

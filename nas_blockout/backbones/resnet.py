@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
-from nas_blockout.networks import Connection, Network
+from nas_blockout.networks import Connection, Network, layer_widths
 from nas_blockout.settings_fields import OneOf, Range, check
 
 
@@ -124,10 +124,14 @@ class ResidualBlock(nn.Module):
         connections = []
         for n, (start, stop) in enumerate(pairwise(path)):
             sides = _strided(sides, _stride_of(self.residual[3 * n]))
-            connections.append(Connection(f"{prefix}.residual.{3 * n}.weight", start, stop, math.prod(sides)))
+            connections.append(self._connection(f"residual.{3 * n}.weight", prefix, (start, stop), sides))
         if isinstance(self.shortcut, nn.Sequential):
-            connections.append(Connection(f"{prefix}.shortcut.0.weight", source, target, math.prod(sides)))
+            connections.append(self._connection("shortcut.0.weight", prefix, (source, target), sides))
         return connections, sides
+
+    def _connection(self, weight: str, prefix: str, layers: tuple[str, str], sides: tuple[int, ...]) -> Connection:
+        connection = Connection.of(self, weight, *layers, positions=math.prod(sides))
+        return replace(connection, weight=f"{prefix}.{weight}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output ``(batch, channels, height, width)``."""
@@ -218,7 +222,7 @@ class ResNet(Network):
         blocks = self._blocks()
         source = streams[0] if isinstance(blocks["stages.0.0"].shortcut, nn.Identity) else "stem"
         sides = _strided(self.input_shape[1:], _stride_of(self.stem[0]))
-        connections = [Connection("stem.0.weight", None, source, math.prod(sides))]
+        connections = [Connection.of(self, "stem.0.weight", None, source, positions=math.prod(sides))]
         if self.settings.stem == "imagenet":
             sides = _strided(sides, 2)  # max pooling
         for number, (prefix, block) in enumerate(blocks.items(), 1):
@@ -231,7 +235,7 @@ class ResNet(Network):
     @property
     def widths(self) -> dict[str, int]:
         """Nodes of every layer of nodes."""
-        return {c.target: self.get_parameter(c.weight).shape[0] for c in self.connections}
+        return layer_widths(self.connections)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return logits ``(batch, classes)`` of images ``(batch, channels, height, width)``."""

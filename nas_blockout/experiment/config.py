@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.backbones import BACKBONES, name_of, require_blocks, require_masked_convolutions, require_stages
+from nas_blockout.backbones import BACKBONES, name_of, require_blocks, require_masked, require_stages
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings
 from nas_blockout.methods import NoneSettings, method_from_json, method_name, method_to_json
@@ -59,8 +59,8 @@ class Experiment:
         if isinstance(self.method, BlockDropSettings):
             require_blocks(self.backbone, "the method blockdrop")
         blockout = isinstance(self.method, BlockoutSettings)
-        if isinstance(self.method, BlockoutSettings) and self.method.masked == "all":
-            require_masked_convolutions(self.backbone)
+        if isinstance(self.method, BlockoutSettings):
+            require_masked(self.backbone, self.method.masked, branched=self.distillation is not None)
         derivations = [name for name in DERIVATIONS if getattr(self, name) is not None]
         if len(derivations) > 1:
             raise ValueError(

@@ -7,9 +7,9 @@ replaced by their masked values.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args
 
 import torch
@@ -19,13 +19,17 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from nas_blockout.methods.masking import lazily_masked, masked_weight
-from nas_blockout.networks import Connection
-from nas_blockout.settings_fields import Range, check
+from nas_blockout.networks import LAST, Connection, layer_widths, masked_connections, require_weights
+from nas_blockout.settings_fields import Length, Pattern, Range, check
 from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
 
 Mode = Literal["hard-learned", "hard-fixed", "soft-learned"]
 Estimator = Literal["masked", "straight-through", "arm"]
-Masked = Literal["head", "all"]
+Masked = (
+    Literal["head", "all"]
+    | Annotated[str, Pattern(LAST.pattern, "last N", "last 2")]
+    | Annotated[tuple[str, ...], Length(1)]
+)
 PenaltySides = Literal["above", "both"]
 Collapse = Literal["none", "all ones", "all zeros", "one cluster"]
 Assignments = Mapping[str, Tensor]
@@ -42,8 +46,10 @@ class BlockoutSettings:
         clusters: Number of clusters k, at most the nodes of the narrowest masked layer.
         mode: ``hard-learned`` draws C and learns P, ``hard-fixed`` draws C from a fixed P, ``soft-learned`` uses P for
             C.
-        masked: ``head`` masks every linear layer, the classifier included; ``all`` masks the convolutions' channels
-            as well.
+        masked: Layers whose weights are masked: ``head`` for every linear layer, the classifier included; ``all`` for
+            the convolutions' channels as well; ``last N`` for the last N layers, such as the ``last 2`` of the paper;
+            or a list of layers, such as ``[hidden, classes]``, each named by the nodes that its weights end in. The
+            nodes that a masked layer reads have memberships as well.
         estimator: Gradient estimator for P: ``masked`` (eq. 9, biased), ``straight-through``, or ``arm`` (unbiased;
             each step then costs two forward passes).
         first_probability: Initial P of the first masked layer.
@@ -129,7 +135,7 @@ def draw_memberships(p: Tensor, generator: torch.Generator, *, estimator: Estima
     return result
 
 
-def expected_share(p_out: Tensor, p_in: Tensor | None) -> Tensor:
+def expected_share(p_out: Tensor, p_in: Tensor | None, *, groups: int = 1) -> Tensor:
     r"""Return the probability that each weight is kept: that its two nodes share at least one cluster.
 
     .. math:: 1 - \prod_l (1 - P_{t,l} P_{s,l})
@@ -138,15 +144,17 @@ def expected_share(p_out: Tensor, p_in: Tensor | None) -> Tensor:
         p_out: Probabilities of the output nodes, shape ``(out, k)``.
         p_in: Probabilities of the input nodes, shape ``(in, k)``, or None where the input carries no memberships; a
             weight is then kept if its output node has a cluster at all.
+        groups: Groups of the weight.
 
     Returns:
-        Shape ``(out, in)``, or ``(out, 1)`` without `p_in`.
+        Shape ``(out, in / groups)``, or ``(out, 1)`` without `p_in`.
     """
     if p_in is None:
         return 1 - (1 - p_out).prod(1, keepdim=True)
-    lost = torch.ones(p_out.shape[0], p_in.shape[0], dtype=p_out.dtype, device=p_out.device)
+    lost = torch.ones(p_out.shape[0], p_in.shape[0] // groups, dtype=p_out.dtype, device=p_out.device)
     for cluster in range(p_out.shape[1]):
-        lost = lost * (1 - torch.outer(p_out[:, cluster], p_in[:, cluster]))
+        out, in_ = (p[:, cluster].unflatten(0, (groups, -1)) for p in (p_out, p_in))
+        lost = lost * (1 - (out[:, :, None] * in_[:, None, :]).flatten(0, 1))
     return 1 - lost
 
 
@@ -173,12 +181,13 @@ class Blockout(TrainableModel):
 
     Args:
         network: Any network whose ``forward(x, generator)`` gives logits.
-        connections: All weights of the network between layers of nodes, in the order of the forward pass. A weight is
-            masked where both of its layers carry memberships.
+        connections: All weights of the network between layers of nodes, in the order of the forward pass. Layers of
+            nodes that a masked weight reads or ends in carry memberships.
         settings: What to learn and how.
 
     Raises:
-        ValueError: There are more clusters than nodes in a masked layer.
+        ValueError: There are more clusters than nodes in a masked layer, the network lacks a layer that is to be
+            masked, or a connection does not fit the network or another connection.
 
     References:
         Murdock, Li, Zhou, Duerig. Blockout: Dynamic Model Selection for Hierarchical Deep Networks. CVPR 2016,
@@ -195,13 +204,14 @@ class Blockout(TrainableModel):
         self.settings = settings
         self.connections = tuple(connections)
         self.ramp = 1.0
-        weights = dict(network.named_parameters())
-        widths = _masked_widths(self.connections, weights, settings.masked)
+        require_weights(network, self.connections)
+        self.masked_connections = masked_connections(self.connections, settings.masked)
+        widths = _masked_widths(self.connections, self.masked_connections)
         self.logits = nn.ParameterDict()  # filled one by one: given a dictionary, it would sort the layers by name
         for name, value in _initial_logits(widths, settings).items():
             self.logits[name] = nn.Parameter(value, requires_grad=settings.mode != "hard-fixed")
         if settings.rescale:
-            self._rescale(weights)
+            self._rescale()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -224,20 +234,24 @@ class Blockout(TrainableModel):
         return {name: draw_memberships(p, generator, estimator=estimator) for name, p in self.probabilities().items()}
 
     def masked_weights(self, assignments: Assignments) -> dict[str, Tensor]:
-        """Return the masked value of every weight between two layers that carry memberships, by parameter name."""
-        return {name: masked_weight(weight, c_out, c_in) for name, weight, c_out, c_in in self._masked(assignments)}
+        """Return the masked value of every masked weight by parameter name."""
+        return {
+            connection.weight: masked_weight(*parts, groups=connection.groups)
+            for connection, *parts in self._masked(assignments)
+        }
 
-    def _masked(self, assignments: Assignments) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-        """Yield the weights between two layers that carry memberships: name, weight, memberships out and in."""
-        for connection in self.connections:
-            c_in = assignments.get(connection.source or "")
-            c_out = assignments.get(connection.target)
-            if c_in is not None and c_out is not None:
-                yield connection.weight, self.network.get_parameter(connection.weight), c_out, c_in
+    def _masked(self, assignments: Assignments) -> Iterator[tuple[Connection, Tensor, Tensor, Tensor]]:
+        """Yield every masked weight: its connection, its value, and the memberships of its output and input nodes."""
+        for connection in self.masked_connections:
+            if sides := _sides(connection, assignments):
+                yield connection, self.network.get_parameter(connection.weight), *sides
 
     def with_memberships(self, x: Tensor, assignments: Assignments, generator: torch.Generator | None = None) -> Tensor:
         """Return the logits under given memberships, shape ``(batch, classes)``."""
-        masked = {name: lazily_masked(*parts) for name, *parts in self._masked(assignments)}
+        masked = {
+            connection.weight: lazily_masked(*parts, groups=connection.groups)
+            for connection, *parts in self._masked(assignments)
+        }
         result: Tensor = functional_call(self.network, masked, (x, generator))
         return result
 
@@ -271,24 +285,28 @@ class Blockout(TrainableModel):
         return total
 
     def expected_macs(self, probabilities: Assignments) -> Tensor:
-        """Return the expected multiply-accumulates an image of the network after a draw, differentiable in P."""
+        """Return the expected multiply-accumulates an image of the network after a draw, differentiable in P.
+
+        A masked weight is used where its two nodes share a cluster. Any other weight is used unless the node that it
+        ends in is dropped: a node that has no cluster, and that only masked weights read.
+        """
+        masked = {connection.weight for connection in self.masked_connections}
+        kept_whole = {connection.source for connection in self.connections if connection.weight not in masked}
         parts = []
         for connection in self.connections:
-            weight = self.network.get_parameter(connection.weight)
-            if connection.target not in probabilities:  # not masked: all of its weights are used
-                parts.append(
-                    next(iter(probabilities.values())).new_tensor(float(weight.numel() * connection.positions))
-                )
-                continue
-            kept = expected_share(probabilities[connection.target], probabilities.get(connection.source or ""))
+            kept = next(iter(probabilities.values())).new_ones(1)
+            if connection.weight in masked:
+                kept = _expected_share(connection, probabilities)
+            elif connection.target in probabilities and connection.target not in kept_whole:
+                kept = expected_share(connection.target_nodes.of(probabilities[connection.target]), None)
             # One entry of `kept` stands for a window of weights, and for all inputs where these have no memberships.
-            macs_per_entry = weight.numel() / kept.numel() * connection.positions
+            macs_per_entry = math.prod(connection.shape) / kept.numel() * connection.positions
             parts.append(kept.sum() * macs_per_entry)
         return torch.stack(parts).sum()
 
     def dense_macs(self) -> int:
         """Return the multiply-accumulates an image of the network without masks."""
-        return sum(self.network.get_parameter(c.weight).numel() * c.positions for c in self.connections)
+        return sum(math.prod(connection.shape) * connection.positions for connection in self.connections)
 
     def prepare_epoch(self, epoch: int, epochs: int) -> None:
         """Set how much of the charge applies: it rises linearly over the first `cost_warmup` of the epochs."""
@@ -323,8 +341,8 @@ class Blockout(TrainableModel):
             record |= {f"blockout/{key}/{name}": value for key, value in _describe(values).items()}
         record["blockout/expected_macs"] = float(self.expected_macs(p)) / self.dense_macs()
         record["blockout/effective_parameters"] = sum(
-            float((p[source].sum(0) * p[target].sum(0)).sum()) / self.settings.clusters
-            for source, target in pairwise(p)
+            float((_sums(p_in, connection.groups) * _sums(p_out, connection.groups)).sum()) / self.settings.clusters
+            for connection, _, p_out, p_in in self._masked(p)
         )
         return record
 
@@ -349,25 +367,50 @@ class Blockout(TrainableModel):
         return loss + gap * (surrogate - surrogate.detach())
 
     @torch.no_grad()
-    def _rescale(self, weights: Mapping[str, Tensor]) -> None:
-        p = self.probabilities()
-        for connection in self.connections:
-            if connection.source in p and connection.target in p:
-                # Mean of (C_out C_in^T) / k: the draws are independent, and P is nearly the same in all clusters.
-                mean_mask = float(p[connection.source].mean() * p[connection.target].mean())
-                weights[connection.weight].div_(mean_mask)
+    def _rescale(self) -> None:
+        for connection, weight, p_out, p_in in self._masked(self.probabilities()):
+            # Mean of (C_out C_in^T) / k: the draws are independent, and P is nearly the same in all clusters.
+            weight.div_(float(p_in.mean() * p_out.mean()))
 
 
-def _masked_widths(connections: Sequence[Connection], weights: Mapping[str, Tensor], masked: Masked) -> dict[str, int]:
-    widths: dict[str, int] = {}
-    for connection in connections:
-        weight = weights[connection.weight]
-        if masked == "head" and weight.dim() != 2:
-            continue
-        if connection.source is not None:
-            widths.setdefault(connection.source, weight.shape[1])
-        widths.setdefault(connection.target, weight.shape[0])
-    return widths
+def _sides(connection: Connection, assignments: Assignments) -> tuple[Tensor, Tensor] | None:
+    """Return the memberships of the output and input nodes of a weight, or None where a layer has none."""
+    c_out, c_in = (assignments.get(layer or "") for layer in (connection.target, connection.source))
+    if c_out is None or c_in is None or connection.source_nodes is None:
+        return None
+    c_out = connection.target_nodes.of(c_out)
+    if connection.filters_each_node_alone:
+        # What a node has in common with itself is all that it has: C * C = C for a draw, whose mean is P, not P * P.
+        return c_out, torch.ones_like(c_out)
+    return c_out, connection.source_nodes.of(c_in)
+
+
+def _expected_share(connection: Connection, probabilities: Assignments) -> Tensor:
+    """Return the probability that each entry of a masked weight is kept, shape ``(out, in / groups)``."""
+    assert connection.source_nodes is not None
+    p_out, p_in = (nodes.of(probabilities[nodes.layer]) for nodes in (connection.target_nodes, connection.source_nodes))
+    share = expected_share(p_out, p_in, groups=connection.groups)
+    if connection.source != connection.target:
+        return share
+    # An entry between a node and itself: both of its ends are one draw.
+    out_nodes, in_nodes = (
+        torch.arange(nodes.start, nodes.end, device=share.device).unflatten(0, (connection.groups, -1))
+        for nodes in (connection.target_nodes, connection.source_nodes)
+    )
+    alone = (out_nodes[:, :, None] == in_nodes[:, None, :]).flatten(0, 1)
+    return torch.where(alone, expected_share(p_out, None), share)
+
+
+def _sums(memberships: Tensor, groups: int) -> Tensor:
+    """Return the sum over the nodes of each group, shape ``(groups, k)``."""
+    return memberships.unflatten(0, (groups, -1)).sum(1)
+
+
+def _masked_widths(connections: Sequence[Connection], masked: Sequence[Connection]) -> dict[str, int]:
+    """Return the nodes of every layer that carries memberships, in the order of the forward pass."""
+    widths = layer_widths(connections)
+    carrying = [layer for connection in masked for layer in (connection.source, connection.target) if layer is not None]
+    return {layer: widths[layer] for layer in dict.fromkeys(carrying)}
 
 
 def _initial_logits(widths: Mapping[str, int], settings: BlockoutSettings) -> dict[str, Tensor]:

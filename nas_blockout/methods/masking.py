@@ -44,7 +44,7 @@ class _MaskedWeight(torch.autograd.Function):
         for nodes in _slices(weight):
             if by_out is not None and by_in is not None:
                 product = weight[nodes] * gradient[nodes]
-                sums = product if product.dim() == 2 else product.sum((2, 3))
+                sums = product if product.dim() == 2 else product.sum(tuple(range(2, product.dim())))
                 by_out[nodes] = torch.mm(c_in.t(), sums.t()).t()
                 by_in += torch.mm(c_out[nodes].t(), sums).t()
             if by_weight is not None:
@@ -55,8 +55,12 @@ class _MaskedWeight(torch.autograd.Function):
 
 def _mask(c_out: Tensor, c_in: Tensor, weight: Tensor) -> Tensor:
     """Return the share of clusters that two nodes have in common, shaped to scale the weight between them."""
-    mask = torch.mm(c_out / c_out.shape[1], c_in.t())
-    return mask[:, :, None, None] if weight.dim() == 4 else mask
+    return _over_window(torch.mm(c_out / c_out.shape[1], c_in.t()), weight)
+
+
+def _over_window(values: Tensor, weight: Tensor) -> Tensor:
+    """Return a value for every pair of nodes with a side of one for each side of the weight's window."""
+    return values[(...,) + (None,) * (weight.dim() - 2)]
 
 
 def _slices(weight: Tensor) -> Iterator[slice]:
@@ -67,24 +71,62 @@ def _slices(weight: Tensor) -> Iterator[slice]:
         yield slice(first, min(first + step, nodes))
 
 
-def masked_weight(weight: Tensor, c_out: Tensor, c_in: Tensor) -> Tensor:
+def common_clusters(c_out: Tensor, c_in: Tensor, *, groups: int = 1) -> Tensor:
+    """Return the number of clusters that the two nodes of every entry of a weight have in common.
+
+    Args:
+        c_out: Memberships of the output nodes, shape ``(out, k)``.
+        c_in: Memberships of the input nodes, shape ``(in, k)``.
+        groups: Groups of the weight: each equal share of the output nodes reads its own share of the input nodes.
+
+    Returns:
+        Shape ``(out, in / groups)``.
+    """
+    if groups == 1:
+        return torch.mm(c_out, c_in.t())
+    shares = (side.unflatten(0, (groups, -1)) for side in (c_out, c_in))
+    return torch.einsum("gok,gik->goi", *shares).flatten(0, 1)
+
+
+def masked_weight(weight: Tensor, c_out: Tensor, c_in: Tensor, *, groups: int = 1) -> Tensor:
     r"""Return the weight with every entry scaled by the share of clusters that its two nodes have in common.
 
     .. math:: W_j = \frac{1}{k} \widetilde{W}_j \odot C_j C_{j-1}^{\mathsf T}
 
+    of which a weight in groups has the blocks on the diagonal: entry ``(o, i)`` of group g belongs to output node o and
+    input node ``g * in / groups + i``.
+
     Args:
-        weight: The unconstrained weight, shape ``(out, in)`` or ``(out, in, height, width)``.
+        weight: The unconstrained weight, shape ``(out, in / groups)`` or ``(out, in / groups, *window)``.
         c_out: Memberships C_j of the output nodes, shape ``(out, k)``: a draw, or P for inference (eq. 5).
         c_in: Memberships C_{j-1} of the input nodes, shape ``(in, k)``.
+        groups: Groups of a convolution, 1 or more; as many as input nodes for a depthwise one.
 
     Returns:
         The masked weight, shaped as `weight`.
 
+    Raises:
+        ValueError: The weight has another shape than the nodes and the groups ask for.
+
     References:
         Murdock, Li, Zhou, Duerig. Blockout. CVPR 2016, eq. 3, 4, 5, 7 and 8.
     """
+    _require_fit(weight, c_out, c_in, groups)
+    if groups > 1:  # few numbers for each node: there is nothing to gain from slices
+        return weight * _over_window(common_clusters(c_out / c_out.shape[1], c_in, groups=groups), weight)
     result: Tensor = _MaskedWeight.apply(weight, c_out, c_in)  # type: ignore[no-untyped-call]  # untyped in torch
     return result
+
+
+def _require_fit(weight: Tensor, c_out: Tensor, c_in: Tensor, groups: int) -> None:
+    expected = (c_out.shape[0], c_in.shape[0] // groups)
+    divided = c_out.shape[0] % groups == 0 == c_in.shape[0] % groups
+    if weight.shape[:2] != expected or not divided or c_out.shape[1] != c_in.shape[1]:
+        raise ValueError(
+            f"memberships of {c_out.shape[0]} output and {c_in.shape[0]} input nodes need, in groups={groups}, a weight "
+            f"that begins with the shape {expected}, and the same clusters on both sides; "
+            f"got shape {tuple(weight.shape)} and {c_out.shape[1]} and {c_in.shape[1]} clusters"
+        )
 
 
 class _MaskedLinear(torch.autograd.Function):
@@ -164,9 +206,13 @@ def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, c_out: Tensor,
     Returns:
         Shape ``(..., out)``.
 
+    Raises:
+        ValueError: The weight has another shape than the nodes ask for.
+
     References:
         Murdock, Li, Zhou, Duerig. Blockout. CVPR 2016, eq. 3, 4, 7 and 8.
     """
+    _require_fit(weight, c_out, c_in, 1)
     result: Tensor = _MaskedLinear.apply(x, weight, bias, c_out, c_in)  # type: ignore[no-untyped-call]  # in torch
     return result
 
@@ -197,10 +243,11 @@ def _make(lazy: LazilyMasked) -> Tensor:
     return lazy.made
 
 
-def lazily_masked(weight: Tensor, c_out: Tensor, c_in: Tensor) -> Tensor:
+def lazily_masked(weight: Tensor, c_out: Tensor, c_in: Tensor, *, groups: int = 1) -> Tensor:
     """Return `masked_weight`, or what stands in for it where a linear layer is faster without it."""
     if weight.dim() != 2 or weight.device.type != "cpu" or weight.shape[0] <= _NODES:
-        return masked_weight(weight, c_out, c_in)
+        return masked_weight(weight, c_out, c_in, groups=groups)
+    _require_fit(weight, c_out, c_in, groups)
     lazy = weight.detach().as_subclass(LazilyMasked)
     lazy.parts, lazy.made = (weight, c_out, c_in), None
     return lazy

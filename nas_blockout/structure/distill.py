@@ -225,7 +225,7 @@ def weights_under(learned: Learned, memberships: Mapping[str, Tensor]) -> dict[s
     kept = {}
     for connection in learned.connections:
         source, target = memberships.get(connection.source or ""), memberships.get(connection.target)
-        if source is not None and target is not None:
+        if source is not None and target is not None:  # of stages, whose weights have no groups
             weight = learned.get_parameter(connection.weight)
             mask = (target @ source.T > 0).to(weight.dtype)
             kept[connection.weight] = weight * mask[(...,) + (None,) * (weight.dim() - 2)]

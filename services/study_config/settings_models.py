@@ -10,15 +10,26 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+)
 from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import PydanticCustomError
 
 from nas_blockout.backbones import BACKBONES
 from nas_blockout.data import DataSettings
 from nas_blockout.experiment import DERIVATIONS
 from nas_blockout.methods import METHODS
 from nas_blockout.serialization import near
-from nas_blockout.settings_fields import Length, OneOf, Range, declared
+from nas_blockout.settings_fields import Length, OneOf, Pattern, Range, alternatives, declared
 from nas_blockout.train import TrainingSettings
 from services.renamed_keys import new_name, renamed_value
 from services.study_config import errors
@@ -178,7 +189,9 @@ def _annotation(hint: Any) -> Any:
     """Return the type of a pydantic field for the declared type of a setting; tuples are lists in a study file."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return Union[tuple(map(_annotation, arguments))]  # noqa: UP007  # the number of members is known only at run time
+        union: Any = Union[tuple(map(_annotation, arguments))]  # noqa: UP007  # of as many members as there are
+        # Of several types pydantic would report one error each, for paths that no file has.
+        return union if type(None) in arguments else Annotated[union, _one_error(alternatives(hint))]
     if origin is tuple:
         return list[_annotation(arguments[0])]  # type: ignore[misc]  # a type created at run time
     if hint is float:
@@ -189,11 +202,26 @@ def _annotation(hint: Any) -> Any:
     for rule in arguments[1:]:
         if isinstance(rule, OneOf):
             inner = Literal[rule.values]
+        elif isinstance(rule, Pattern):
+            inner = Annotated[inner, Field(pattern=f"^{rule.expression}$", examples=[rule.example])]
         elif isinstance(rule, Length):
             inner = Annotated[inner, Field(min_length=rule.least)]
         elif isinstance(rule, Range):
             inner = Annotated[inner, Field(ge=rule.ge, gt=rule.gt, le=rule.le, lt=rule.lt)]
     return inner
+
+
+def _one_error(expected: str) -> WrapValidator:
+    """Return a validator that reports a value of none of several types like one that is none of several words."""
+
+    def validated(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            message = "Input should be {expected}"
+            raise PydanticCustomError("literal_error", message, {"expected": expected}) from None
+
+    return WrapValidator(validated)
 
 
 def _section(section: str, partial: bool) -> Any:

@@ -40,14 +40,18 @@ class TwoLayers(nn.Module):
         return self.second(torch.tanh(self.first(x)))
 
 
-CONNECTIONS = (Connection("first.weight", "features", "hidden"), Connection("second.weight", "hidden", "classes"))
+def connections_of(network: nn.Module) -> tuple[Connection, ...]:
+    return (
+        Connection.of(network, "first.weight", "features", "hidden"),
+        Connection.of(network, "second.weight", "hidden", "classes"),
+    )
 
 
 def two_layers(**settings: object) -> Blockout:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         network = TwoLayers().double()
-        model = Blockout(network, CONNECTIONS, replace(PAPER, **settings)).double()  # type: ignore[arg-type]
+        model = Blockout(network, connections_of(network), replace(PAPER, **settings)).double()  # type: ignore[arg-type]
         for value in model.logits.values():
             value.data += torch.randn_like(value)
     return model
@@ -208,7 +212,7 @@ def tiny(estimator: str) -> Blockout:
         network = TwoLayers(2, 2, 2).double()
         network.first.weight.data *= 3
         network.second.weight.data *= 3
-        return Blockout(network, CONNECTIONS, replace(PAPER, clusters=1, estimator=estimator, rescale=False)).double()  # type: ignore[arg-type]
+        return Blockout(network, connections_of(network), replace(PAPER, clusters=1, estimator=estimator, rescale=False)).double()  # type: ignore[arg-type]
 
 
 def mean_gradient(model: Blockout, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
@@ -310,7 +314,7 @@ def test_initial_probabilities_fall_with_depth_and_weights_are_rescaled() -> Non
         torch.manual_seed(0)
         network = TwoLayers()
     before = network.first.weight.detach().clone()
-    model = Blockout(network, CONNECTIONS, replace(PAPER, clusters=2, first_probability=0.9, last_probability=0.5))
+    model = Blockout(network, connections_of(network), replace(PAPER, clusters=2, first_probability=0.9, last_probability=0.5))
     means = [float(p.detach().mean()) for p in model.probabilities().values()]
     assert means == pytest.approx([0.9, 0.7, 0.5])
     torch.testing.assert_close(network.first.weight, before / (0.9 * 0.7))
@@ -318,8 +322,9 @@ def test_initial_probabilities_fall_with_depth_and_weights_are_rescaled() -> Non
 
 def test_head_masks_linear_layers_only_and_convolutions_join_on_request() -> None:
     network = nn.ModuleDict({"conv": nn.Conv2d(3, 6, 3), "head": nn.Linear(6, 4)})
-    connections = (Connection("conv.weight", None, "features", 16), Connection("head.weight", "features", "classes"))
-    wide = (Connection("conv.weight", "stem", "features", 16), connections[1])
+    head = Connection.of(network, "head.weight", "features", "classes")
+    connections = (Connection.of(network, "conv.weight", None, "features", positions=16), head)
+    wide = (Connection.of(network, "conv.weight", "stem", "features", positions=16), head)
     assert Blockout(network, connections, PAPER).layers == ("features", "classes")
     assert Blockout(network, wide, replace(PAPER, clusters=3, masked="all")).layers == ("stem", "features", "classes")
     assert Blockout(network, wide, replace(PAPER, clusters=3)).dense_macs() == 6 * 3 * 9 * 16 + 24
@@ -377,7 +382,8 @@ def test_more_clusters_than_nodes_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"clusters must lie in 1\.\.nodes, got clusters=4 for nodes=3 in layer 'classes'"
     ):
-        Blockout(TwoLayers(), CONNECTIONS, replace(PAPER, clusters=4))
+        network = TwoLayers()
+        Blockout(network, connections_of(network), replace(PAPER, clusters=4))
 
 
 def test_training_without_a_generator_says_what_to_do() -> None:
