@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import cast
 
-from nas_blockout.backbones import BACKBONES, name_of, stages_of
+from nas_blockout.backbones import BACKBONES, masked_widths, name_of, stages_of
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods.blockout import BlockoutSettings, Mode
 from search_spaces.trial import Context, Trial
@@ -16,7 +16,8 @@ _STRUCTURE_LR = (10.0, 100.0)
 def blockout(trial: Trial, context: Context) -> Experiment:
     """Vary clusters, widths, the learning rate of the structure, and whether training samples memberships C or uses P.
 
-    Parameters: ``blockout.clusters`` (2 to 8, at most the number of nodes of the narrowest layer), ``model.width`` (0.5
+    Which layers are masked stays as the arm sets it. Parameters: ``blockout.clusters`` (2 to 8, at most the number of
+    nodes of the narrowest layer with memberships), ``model.width`` (0.5
     to 1.5, a factor of all widths; only for backbones that can be scaled), ``blockout.structure_lr_multiplier`` (10 to
     100, logarithmic), ``blockout.mode`` (hard-learned, soft-learned, and hard-fixed unless a network is derived).
 
@@ -27,9 +28,11 @@ def blockout(trial: Trial, context: Context) -> Experiment:
     backbone, kind = experiment.backbone, BACKBONES[name_of(experiment.backbone)]
     if kind.scaled is not None:
         backbone = kind.scaled(backbone, trial.suggest_float("model.width", 0.5, 1.5))
-    narrowest = context.classes
-    if kind.stages is not None:
+    if kind.stages is not None and method.masked in ("head", "all"):
+        # Layers that are not masked count as well: recorded searches of `head` had these ranges.
         narrowest = min(stage.width for stage in stages_of(backbone, context.shape, context.classes))
+    else:
+        narrowest = min(masked_widths(backbone, method.masked, context.classes).values())
     modes = [*_LEARNED, *(["hard-fixed"] if experiment.derivation is None else [])]
     settings = replace(
         method,

@@ -115,6 +115,7 @@ IMPORTERS = {
     "jinja2": ["services/report/page.py", "services/api/web.py"],
     "prometheus_client": ["services/api/metrics.py"],
     "pydantic": ["services/study_config/*", "services/analysis/*", "services/api/*"],
+    "pydantic_core": ["services/study_config/settings_models.py"],  # the errors that a validator of pydantic may raise
     "yaml": ["services/*"],
     "fsspec": ["services/files/remote.py"],
     "httpx": ["services/api/*", "services/cli/lazy_modules.py"],

@@ -1,6 +1,6 @@
 """From an experiment to its network: with its method in place for training, and plain for what it ends in."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas_blockout.architecture import Architecture
+from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones import BACKBONES, dense_of, name_of, scaled_to, stages_of
-from nas_blockout.backbones.branched import Sites, macs_of
+from nas_blockout.backbones.branched import Sites, Stage, macs_of, weights_of
 from nas_blockout.data import Splits
 from nas_blockout.experiment.config import Experiment
 from nas_blockout.methods import METHODS, NoneSettings, method_name
@@ -41,7 +41,9 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
         torch.manual_seed(experiment.seed)
         network = kind.build(backbone, shape, classes, experiment.architecture, _sites(experiment.method))
         if isinstance(experiment.method, BlockoutSettings):
-            return Blockout(network, network.connections, experiment.method)
+            masked = Blockout(network, network.connections, experiment.method)
+            _check_targets(experiment, masked.layers, shape, classes)
+            return masked
         if isinstance(experiment.method, BlockDropSettings):
             return BlockDrop(network, experiment.method, channels=shape[0])  # type: ignore[arg-type]
         return network
@@ -62,6 +64,29 @@ def _check_derivation(experiment: Experiment, shape: tuple[int, int, int], class
             f"confusion.branches must lie in 2..{narrowest}, the fewest nodes or classes of a layer that branches, "
             f"got {confusion.branches}"
         )
+
+
+def _check_targets(experiment: Experiment, masked: Sequence[str], shape: tuple[int, int, int], classes: int) -> None:
+    """Refuse a target that not even one node in each masked layer would meet, before the first stage is paid for."""
+    settings = experiment.distillation
+    if settings is None:
+        return
+    stages = stages_of(experiment.backbone, shape, classes)
+    last = Layer(masked[-1], (Group((0,), classes, tuple(range(classes))),))
+    smallest = Architecture(1, (*(Layer(name, (Group((0,), 1),)) for name in masked[:-1]), last))
+    for name, cost_of in (("target_macs", macs_of), ("target_parameters", _count_weights)):
+        target = getattr(settings, name)
+        least = cost_of(smallest, stages, shape[0]) / cost_of(dense_of(stages), stages, shape[0])
+        if target is not None and target < least:
+            raise ValueError(
+                f"distillation.{name}: with one node left in each masked layer before the classes "
+                f"({', '.join(masked[:-1])}), the other layers still cost {least:.4f}, so it must be at least that, "
+                f"got {target}; raise it or mask more layers"
+            )
+
+
+def _count_weights(architecture: Architecture, stages: Sequence[Stage], channels: int) -> int:
+    return sum(weights_of(architecture, stages, channels))
 
 
 def rebuild(experiment: Experiment, architecture: Architecture | None, splits: Splits) -> nn.Module:

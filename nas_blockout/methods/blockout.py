@@ -368,7 +368,7 @@ class Blockout(TrainableModel):
 
     @torch.no_grad()
     def _rescale(self) -> None:
-        for connection, weight, p_out, p_in in self._masked(self.probabilities()):
+        for _, weight, p_out, p_in in self._masked(self.probabilities()):
             # Mean of (C_out C_in^T) / k: the draws are independent, and P is nearly the same in all clusters.
             weight.div_(float(p_in.mean() * p_out.mean()))
 
@@ -403,7 +403,8 @@ def _expected_share(connection: Connection, probabilities: Assignments) -> Tenso
 
 def _sums(memberships: Tensor, groups: int) -> Tensor:
     """Return the sum over the nodes of each group, shape ``(groups, k)``."""
-    return memberships.unflatten(0, (groups, -1)).sum(1)
+    sums: Tensor = memberships.unflatten(0, (groups, -1)).sum(1)
+    return sums
 
 
 def _masked_widths(connections: Sequence[Connection], masked: Sequence[Connection]) -> dict[str, int]:

@@ -123,8 +123,8 @@ def _require_fit(weight: Tensor, c_out: Tensor, c_in: Tensor, groups: int) -> No
     divided = c_out.shape[0] % groups == 0 == c_in.shape[0] % groups
     if weight.shape[:2] != expected or not divided or c_out.shape[1] != c_in.shape[1]:
         raise ValueError(
-            f"memberships of {c_out.shape[0]} output and {c_in.shape[0]} input nodes need, in groups={groups}, a weight "
-            f"that begins with the shape {expected}, and the same clusters on both sides; "
+            f"memberships of {c_out.shape[0]} output and {c_in.shape[0]} input nodes need, in groups={groups}, "
+            f"a weight that begins with the shape {expected}, and the same clusters on both sides; "
             f"got shape {tuple(weight.shape)} and {c_out.shape[1]} and {c_in.shape[1]} clusters"
         )
 

@@ -9,7 +9,7 @@ from nas_blockout.backbones import BACKBONES
 from nas_blockout.data import DataSettings
 from nas_blockout.experiment import DERIVATIONS
 from nas_blockout.methods import METHODS
-from nas_blockout.settings_fields import SEED, Length, OneOf, Range, check, declared
+from nas_blockout.settings_fields import SEED, Length, OneOf, Pattern, Range, check, declared
 from nas_blockout.train import TrainingSettings
 
 KINDS = (
@@ -19,6 +19,9 @@ KINDS = (
     *(method.settings for method in METHODS.values()),
     *(backbone.settings for backbone in BACKBONES.values()),
 )
+
+
+Names = Annotated[tuple[str, ...], Length(1)]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Example:
         word: A word.
         side: A side, or none.
         weight: A weight.
+        some: All, the first of them, or names.
     """
 
     rate: Annotated[float, Range(ge=0, lt=1)] = 0.5
@@ -39,6 +43,7 @@ class Example:
     word: Literal["a", "b"] = "a"
     side: Annotated[int, OneOf((1, 2))] | None = None
     weight: float = 1.0
+    some: Literal["all"] | Annotated[str, Pattern("first [1-9]", "first N", "first 2")] | Names = "all"
 
     def __post_init__(self) -> None:
         check(self)
@@ -79,11 +84,35 @@ def test_a_range_holds_its_closed_ends_and_not_its_open_ones() -> None:
         ({"word": "c"}, r"word must be one of a, b, got 'c'"),
         ({"side": 3}, r"side must be one of 1, 2, got side=3"),
         ({"weight": float("inf")}, r"weight must be a finite number, got weight=inf"),
+        ({"some": "first 0"}, r"some must be 'all', 'first N' or a list of names, got 'first 0'"),
+        ({"some": ()}, r"some must be 'all', 'first N' or a list of names, got some=\(\)"),
+        ({"some": 1}, r"some must be 'all', 'first N' or a list of names, got some=1"),
     ],
 )
 def test_a_value_that_breaks_its_rule_is_refused_with_both(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Example(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("some", ["all", "first 3", ("a", "b")])
+def test_a_setting_of_several_types_takes_each_of_them(some: object) -> None:
+    assert Example(some=some).some == some  # type: ignore[arg-type]
+
+
+def test_the_form_of_a_text_is_checked_where_it_is_the_only_type() -> None:
+    @dataclass
+    class Named:
+        """A name.
+
+        Args:
+            name: A name.
+        """
+
+        name: Annotated[str, Pattern("[a-z]+", "lower-case letters", "abc")] = "a"
+
+    check(Named("abc"))
+    with pytest.raises(ValueError, match="name must be lower-case letters, got 'A1'"):
+        check(Named("A1"))
 
 
 def test_declarations_have_sentences_from_the_docstring_and_defaults() -> None:

@@ -133,6 +133,29 @@ def test_branches_need_classes_and_nodes_to_divide() -> None:
         SPACES["branched"](Recorded({}), Context(replace(narrow, backbone=ResNetSettings()), SHAPE, CLASSES))
 
 
+@pytest.mark.parametrize(
+    ("backbone", "masked", "most"),
+    [
+        (ConvNetSettings((3, 3), (4, 7)), "last 2", 4),
+        (ConvNetSettings((3, 3), (4, 7)), ("classes",), 7),
+        (ConvNetSettings((3, 3), (4, 7)), "head", 3),
+        (ResNetSettings(depth=8, hidden=(5,)), "head", 5),
+        (ResNetSettings(depth=8, width=0.25), "all", 4),
+    ],
+)
+def test_clusters_are_at_most_the_nodes_of_every_masked_layer(backbone: object, masked: str, most: int) -> None:
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1)).ask({})
+    method = BlockoutSettings(masked=masked)
+    base = replace(BASES["blockout"], backbone=backbone, method=method)
+    if isinstance(backbone, ConvNetSettings):
+        trial = optuna.trial.FixedTrial(  # widths as they are
+            {"model.width": 1.0, "blockout.clusters": 2, "blockout.structure_lr_multiplier": 20.0}
+            | {"blockout.mode": "hard-learned"}
+        )
+    assert SPACES["blockout"](trial, Context(base, SHAPE, CLASSES)).method.masked == masked
+    assert trial.distributions["blockout.clusters"].high == most  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", sorted(SPACES))
 def test_a_space_fits_the_arm_that_it_is_meant_for(name: str) -> None:
     require_fit([SPACES[name]], Context(BASES[name], SHAPE, CLASSES))

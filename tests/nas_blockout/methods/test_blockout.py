@@ -212,7 +212,9 @@ def tiny(estimator: str) -> Blockout:
         network = TwoLayers(2, 2, 2).double()
         network.first.weight.data *= 3
         network.second.weight.data *= 3
-        return Blockout(network, connections_of(network), replace(PAPER, clusters=1, estimator=estimator, rescale=False)).double()  # type: ignore[arg-type]
+        return Blockout(
+            network, connections_of(network), replace(PAPER, clusters=1, estimator=estimator, rescale=False)
+        ).double()  # type: ignore[arg-type]
 
 
 def mean_gradient(model: Blockout, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
@@ -314,7 +316,9 @@ def test_initial_probabilities_fall_with_depth_and_weights_are_rescaled() -> Non
         torch.manual_seed(0)
         network = TwoLayers()
     before = network.first.weight.detach().clone()
-    model = Blockout(network, connections_of(network), replace(PAPER, clusters=2, first_probability=0.9, last_probability=0.5))
+    model = Blockout(
+        network, connections_of(network), replace(PAPER, clusters=2, first_probability=0.9, last_probability=0.5)
+    )
     means = [float(p.detach().mean()) for p in model.probabilities().values()]
     assert means == pytest.approx([0.9, 0.7, 0.5])
     torch.testing.assert_close(network.first.weight, before / (0.9 * 0.7))
@@ -379,10 +383,10 @@ def test_impossible_settings_are_refused(settings: dict[str, object], rule: str)
 
 
 def test_more_clusters_than_nodes_are_refused() -> None:
+    network = TwoLayers()
     with pytest.raises(
         ValueError, match=r"clusters must lie in 1\.\.nodes, got clusters=4 for nodes=3 in layer 'classes'"
     ):
-        network = TwoLayers()
         Blockout(network, connections_of(network), replace(PAPER, clusters=4))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
-from nas_blockout.methods.blockout import PAPER, Blockout
+from nas_blockout.methods.blockout import PAPER, Blockout, Masked
 from nas_blockout.structure.distill import (
     TOLERANCE,
     DistillationSettings,
@@ -29,7 +29,7 @@ SHAPE, CLASSES = (2, 8, 8), 5
 STAGES = stages(ConvNetSettings((6, 8), (7,)), SHAPE, CLASSES)
 
 
-def masked_network(seed: int, *, clusters: int = 3, masked: str = "all", normalize: bool = True) -> Blockout:
+def masked_network(seed: int, *, clusters: int = 3, masked: Masked = "all", normalize: bool = True) -> Blockout:
     """A Blockout network with random weights, random memberships and statistics of normalization that matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -40,7 +40,7 @@ def masked_network(seed: int, *, clusters: int = 3, masked: str = "all", normali
         for parameter in dense.parameters():
             if parameter.dim() == 1:
                 parameter.data.uniform_(-1, 1)
-        settings = replace(PAPER, clusters=clusters, masked=masked)  # type: ignore[arg-type]
+        settings = replace(PAPER, clusters=clusters, masked=masked)
         model = Blockout(dense, dense.connections, settings)
         for value in model.logits.values():
             value.data.normal_(0, 2)
@@ -62,13 +62,13 @@ def branched_of(architecture: object, *, normalize: bool) -> BranchedNetwork:
 @given(
     seed=st.integers(0, 10_000),
     threshold=st.floats(0.01, 0.99),
-    masked=st.sampled_from(["head", "all"]),
+    masked=st.sampled_from(["head", "all", "last 1", "last 2", ("classes",), ("classes", "hidden", "features")]),
     clusters=st.integers(1, 5),
     normalize=st.booleans(),
 )
 @settings(max_examples=50, deadline=None)
 def test_branched_network_equals_the_masked_one(
-    seed: int, threshold: float, masked: str, clusters: int, normalize: bool
+    seed: int, threshold: float, masked: Masked, clusters: int, normalize: bool
 ) -> None:
     model = masked_network(seed, clusters=clusters, masked=masked, normalize=normalize)
     p = probabilities(model)

@@ -14,7 +14,7 @@ from nas_blockout.serialization import to_json
 from nas_blockout.settings_fields import declared
 from services.study_config import settings_models
 from services.study_config.errors import StudyError
-from services.study_config.resolution import resolve_document
+from services.study_config.resolution import resolve_document, study_of
 from services.study_config.schema import json_schema
 
 STUDY: dict[str, Any] = {
@@ -60,6 +60,9 @@ def test_the_schema_has_every_setting_of_a_derivation(name: str) -> None:
     [
         ({"method": {"name": "dropout", "rate": 1.0}}, "arms.arm.method.rate"),
         ({"method": {"name": "blockout", "masked": "tail"}}, "arms.arm.method.masked"),
+        ({"method": {"name": "blockout", "masked": "last 0"}}, "arms.arm.method.masked"),
+        ({"method": {"name": "blockout", "masked": []}}, "arms.arm.method.masked"),
+        ({"method": {"name": "blockout", "masked": ["classes", 2]}}, "arms.arm.method.masked"),
         ({"method": {"name": "blockout", "preset": "best"}}, "arms.arm.method.preset"),
         ({"method": {"name": "dropout", "clusters": 3}}, "arms.arm.method.clusters"),
         ({"backbone": {"name": "resnet", "depth": 9}}, "arms.arm.backbone.depth"),
@@ -75,6 +78,20 @@ def test_what_a_file_may_not_say_the_schema_refuses_too(arm: dict[str, Any], key
     with pytest.raises(StudyError) as caught:
         resolve_document(with_arm(arm), source="x")
     assert [each.key for each in caught.value.violations] == [key]
+
+
+@pytest.mark.parametrize("masked", ["head", "all", "last 1", "last 3", ["classes"], ["hidden", "classes"]])
+@pytest.mark.parametrize("preset", ["compress", "paper"])
+def test_every_form_of_the_masked_layers_is_in_the_schema_and_has_precedence_over_the_preset(
+    preset: str, masked: Any
+) -> None:
+    document = with_arm({"method": {"name": "blockout", "preset": preset, "masked": masked}})
+    jsonschema.validate(document, json_schema())
+    study = resolve_document(document, source="x")
+    found = study.arms["arm"].experiment.method.masked
+    assert found == (tuple(masked) if isinstance(masked, list) else masked)
+    assert study.to_json()["arms"]["arm"]["experiment"]["method"]["masked"] == masked
+    assert study_of(study.to_json(), source="x").arms == study.arms
 
 
 @pytest.mark.parametrize("section", ["data", "training", "pruning", "confusion", "distillation"])

@@ -97,6 +97,73 @@ EXPECTED_MISFITS = [
 ]
 
 
+MASKS = """\
+schema_version: 2
+name: masks
+budget: {trainings: 9}
+training: {epochs: 4}
+backbone: {name: convnet, hidden: [32, 16]}
+arms:
+  word:
+    method: {name: blockout, masked: tail}
+  number:
+    method: {name: blockout, masked: last two}
+  zero:
+    method: {name: blockout, masked: last 0}
+  kind:
+    method: {name: blockout, masked: [3]}
+  empty:
+    method: {name: blockout, preset: paper, masked: []}
+  typo:
+    method: {name: blockout, masked: [clases]}
+  image:
+    method: {name: blockout, masked: [conv1, classes]}
+  many:
+    method:
+      name: blockout
+      preset: paper
+      masked: last 5
+  gap:
+    method: {name: blockout, masked: [hidden1, classes]}
+    distillation: {}
+  base:
+    method: {name: blockout, masked: [hidden2, classes]}
+  other-backbone:
+    extends: base
+    backbone: {name: resnet, depth: 8}
+"""
+FORMS = "must be 'head', 'all', 'last N' or a list of names"
+OF_CONVNET = "layers that can be masked on convnet: features, hidden1, hidden2, classes"
+EXPECTED_MASKS = [
+    (8, f"word.method.masked: {FORMS}, got 'tail'; known are all, head, last N"),
+    (10, f"number.method.masked: {FORMS}, got 'last two'; did you mean 'last N'?"),
+    (12, f"zero.method.masked: {FORMS}, got 'last 0'; did you mean 'last N'?"),
+    (14, f"kind.method.masked: {FORMS}, got [3]"),
+    (16, f"empty.method.masked: {FORMS}, got []"),
+    (
+        18,
+        "typo.method.masked: each name must be a layer whose weights can be masked, got 'clases'; "
+        f"did you mean 'classes'? {OF_CONVNET}",
+    ),
+    (
+        20,
+        "image.method.masked: a layer that reads the image, which has no memberships, cannot be masked, got 'conv1'; "
+        f"{OF_CONVNET}",
+    ),
+    (25, f"many.method.masked: N of 'last N' must lie in 1..4, got 'last 5'; {OF_CONVNET}"),
+    (
+        27,
+        "gap.method.masked: branches are derived from layers that are masked without a gap up to the classes, so "
+        "hidden2 must be named too, got ['hidden1', 'classes']; name them or leave out the distillation",
+    ),
+    (
+        30,
+        "base.method.masked: each name must be a layer whose weights can be masked, got 'hidden2'; layers that can be "
+        "masked on resnet: block1a, stream1, block2a, stream2, block3a, features, classes",
+    ),
+]
+
+
 def refused(path: Path, *assignments: str) -> StudyError:
     with pytest.raises(StudyError) as caught:
         read_resolved(str(path), assignments)
@@ -121,6 +188,20 @@ def test_parts_that_do_not_fit_together_are_all_told_before_anything_is_run(tmp_
     assert [line for line, _ in told] == [line for line, _ in EXPECTED_MISFITS]
     for (_, found), (_, expected) in zip(told, EXPECTED_MISFITS, strict=True):
         assert found.startswith(expected)
+
+
+def test_layers_that_cannot_be_masked_are_told_with_those_that_can(tmp_path: Path) -> None:
+    path = written(tmp_path, MASKS)
+    assert str(refused(path)).splitlines() == [f"{path}:{line}: arms.{text}" for line, text in EXPECTED_MASKS]
+
+
+def test_layers_to_mask_can_be_set_on_the_command_line(tmp_path: Path) -> None:
+    path = written(tmp_path, MASKS[: MASKS.index("arms:")] + "arms: {a: {method: {name: blockout, preset: paper}}}\n")
+    for value, masked in {"last 2": "last 2", "[hidden2, classes]": ("hidden2", "classes"), "head": "head"}.items():
+        study, _ = read_resolved(str(path), [f"arms.a.method.masked={value}"])
+        assert study.arms["a"].experiment.method.masked == masked
+    error = refused(path, "arms.a.method.masked=last 9")
+    assert str(error).startswith(f"{path}: arms.a.method.masked: N of 'last N' must lie in 1..4, got 'last 9'")
 
 
 def test_a_setting_that_an_arm_takes_over_is_told_once_where_it_stands(tmp_path: Path) -> None:
