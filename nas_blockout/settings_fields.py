@@ -181,7 +181,8 @@ def alternatives(hint: Any) -> str:
 def _holds(name: str, hint: Any, value: Any) -> bool:
     """Whether a value is of one of the types of a union and keeps its rules."""
     kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    if get_origin(kind) is not Literal and not isinstance(value, get_origin(kind) or kind):
+    types = (tuple, list) if get_origin(kind) is tuple else kind  # where a list stands alone, either will do as well
+    if get_origin(kind) is not Literal and not isinstance(value, types):
         return False
     try:
         _check(name, hint, value)

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage, node_order
 from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.masking import common_clusters
 from nas_blockout.settings_fields import Range
 from nas_blockout.structure.two_stages import TwoStageSettings
 
@@ -225,9 +226,9 @@ def weights_under(learned: Learned, memberships: Mapping[str, Tensor]) -> dict[s
     kept = {}
     for connection in learned.connections:
         source, target = memberships.get(connection.source or ""), memberships.get(connection.target)
-        if source is not None and target is not None:  # of stages, whose weights have no groups
+        if source is not None and target is not None:
             weight = learned.get_parameter(connection.weight)
-            mask = (target @ source.T > 0).to(weight.dtype)
+            mask = (common_clusters(target, source, groups=connection.groups) > 0).to(weight.dtype)
             kept[connection.weight] = weight * mask[(...,) + (None,) * (weight.dim() - 2)]
     return kept
 

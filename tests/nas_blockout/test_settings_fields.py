@@ -94,7 +94,7 @@ def test_a_value_that_breaks_its_rule_is_refused_with_both(values: dict[str, obj
         Example(**values)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("some", ["all", "first 3", ("a", "b")])
+@pytest.mark.parametrize("some", ["all", "first 3", ("a", "b"), ["a"]])
 def test_a_setting_of_several_types_takes_each_of_them(some: object) -> None:
     assert Example(some=some).some == some  # type: ignore[arg-type]
 
