@@ -142,6 +142,7 @@ SHARED_NAMES = {
     "corruption": "its figures in plots, its section in report",
     "errors": "of data, of the store, of the API",
     "export": "the room that writes models, and the step of a study that calls it",
+    "latency": "measured by export, compared by analysis",
     "models": "writing them in export, the commands on them in cli",
     "robustness": "measured by corruptions, compared by analysis",
     "registry": "what there is by name: of data sources, of corruptions",

@@ -1,12 +1,12 @@
 """Exported models: written in every form, reloaded in a fresh process without this package, compared, described."""
 
 from nas_blockout.export.cards import ModelDescription, diagram
+from nas_blockout.export.latency import measure_latency, measure_together
 from nas_blockout.export.models import (
     Deployed,
     export_model,
     export_models,
     load_weights,
-    measure_latency,
     save_weights,
 )
 from nas_blockout.export.verification import MANIFEST, Verification, VerificationError, verify, verify_all
@@ -22,6 +22,7 @@ __all__ = [
     "export_models",
     "load_weights",
     "measure_latency",
+    "measure_together",
     "save_weights",
     "verify",
     "verify_all",

@@ -53,6 +53,7 @@ class ModelDescription:
         architecture: JSON form of its groups and branches, or None.
         equality: Largest difference of logits between the masked network and the branched one, and its bound, by
             precision, or None.
+        latency: Of one image and of many, measured together with the other models of the study, as a text, or None.
         batch: Images that are expected at a time, for which branches are then divided into operations; None for one as
             well as many. Any number can be run.
 
@@ -82,6 +83,7 @@ class ModelDescription:
     spent: str
     architecture: Mapping[str, Any] | None = None
     equality: Mapping[str, Any] | None = None
+    latency: str | None = None
     batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -127,6 +129,7 @@ def card(description: ModelDescription, *, without_onnx: str | None = None) -> s
         "over the seeds of the study": description.accuracy,
         "parameters": f"{description.parameters:,}",
         "multiply-accumulates an image": f"{description.macs:,}",
+        **({"latency on one thread": description.latency} if description.latency else {}),
         "spent to find and train it": description.spent,
         **({"images expected at a time": f"{description.batch:,}"} if description.batch else {}),
     }

@@ -8,13 +8,11 @@ import copy
 import importlib.util
 import logging
 import platform
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any, get_args
 
 import torch
@@ -25,6 +23,7 @@ from torch.nn import functional as F
 
 from nas_blockout.atomic_files import whole_file, whole_folder
 from nas_blockout.export.cards import ModelDescription, card
+from nas_blockout.export.latency import for_inference
 from nas_blockout.export.model_dir import json_text, sha256, write_json
 from nas_blockout.export.subprocess_check import BATCHES, PREPROCESSING, REFERENCE, current_names
 from nas_blockout.export.verification import (
@@ -39,7 +38,7 @@ from nas_blockout.export.verification import (
     sealed,
     submit,
 )
-from nas_blockout.networks import Network, Runtime
+from nas_blockout.networks import Runtime
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _BATCH = "batch"
@@ -67,13 +66,6 @@ class Deployed(nn.Module):
         """Return logits, shape ``(batch, classes)``, of images in [0, 1]."""
         logits: Tensor = self.network((images - self.mean) / self.std)
         return logits
-
-
-def for_inference(network: nn.Module, *, runtime: Runtime = "torch", batch: int | None = None) -> nn.Module:
-    """Return a copy of a network, in eval mode on the CPU, in the form that a runtime is expected to run fastest."""
-    if isinstance(network, Network):
-        return network.for_inference(runtime=runtime, batch=batch).cpu().eval()
-    return copy.deepcopy(network).cpu().eval()
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -162,47 +154,10 @@ def export_models(
     return verifications
 
 
-@torch.no_grad()
-def measure_latency(
-    model: nn.Module,
-    shape: tuple[int, int, int],
-    *,
-    batches: Sequence[int] = (1, 256),
-    repeats: int = 15,
-    batch: int | None = None,
-) -> dict[int, float]:
-    """Return the median milliseconds of one eager forward pass by batch size, on one thread.
-
-    A network is measured in the form that is exported, with normalization folded in where it can be.
-
-    Args:
-        model: In eval mode, on the CPU.
-        shape: Channels, height and width of an image.
-        batches: Images a pass.
-        repeats: Timed passes, 1 or more, after three that are not.
-        batch: Images that the form expects at a time, as in `ModelDescription`.
-    """
-    threads, to_run = torch.get_num_threads(), for_inference(model, batch=batch)
-    torch.set_num_threads(1)
-    try:
-        return {size: 1000 * median(_seconds(to_run, torch.zeros(size, *shape), repeats)) for size in batches}
-    finally:
-        torch.set_num_threads(threads)
-
-
 def missing_for_onnx() -> str | None:
     """Return why ONNX cannot be written and verified here, or None."""
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     return f"{' and '.join(missing)} not installed: pip install {' '.join(missing)}" if missing else None
-
-
-def _seconds(model: nn.Module, images: Tensor, repeats: int) -> list[float]:
-    seconds = []
-    for _ in range(repeats + 3):
-        began = time.perf_counter()
-        model(images)
-        seconds.append(time.perf_counter() - began)
-    return seconds[3:]
 
 
 def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) -> None:

@@ -22,11 +22,12 @@ from nas_blockout.plots.style.canvas import (
     title,
 )
 from nas_blockout.plots.style.labels import place_labels
-from nas_blockout.plots.style.theme import FONT, INK, LOST, MUTED, SHOWN, SMALL, style_of, styled
+from nas_blockout.plots.style.theme import FONT, INK, LOST, MUTED, PAPER, SHOWN, SMALL, style_of, styled
 
 _ROW = 21.0
 _NAMES = 118.0
 _PIECES = 24
+
 Corner = tuple[float, float]
 
 
@@ -54,13 +55,14 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """An arm in the plane of cost and accuracy."""
+    """An arm in the plane of cost and accuracy, with the interval of its accuracy and the spread of a measured cost."""
 
     name: str
     role: str
     cost: float
     accuracy: float
     interval: tuple[float, float] | None
+    spread: tuple[float, float] | None = None
 
 
 @styled
@@ -141,7 +143,7 @@ def _difference(axes: Axes, row: int, entry: Difference) -> None:
     value = 100 * entry.difference
     if entry.interval is not None:
         axes.plot([100 * end for end in entry.interval], [row] * 2, color=color, lw=2, solid_capstyle="butt")
-    axes.plot([value], [row], "o", ms=5.5, mec=color, mfc=color if entry.shown else "#fffffe", mew=1.3)
+    axes.plot([value], [row], "o", ms=5.5, mec=color, mfc=color if entry.shown else PAPER, mew=1.3)
     axes.text(
         1.015,
         row,
@@ -157,14 +159,17 @@ def _difference(axes: Axes, row: int, entry: Difference) -> None:
 def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -> Figure:
     """Draw accuracy against cost, on a logarithmic axis if the costs differ by more than ten times.
 
+    A hollow marker is an arm whose spread of costs overlaps that of another.
+
     Args:
         points: The arms.
-        front: Which of them no other beats in both, cheapest first.
+        front: Which of them no other beats in both, cheapest first; none where costs are not told apart.
         label: Of the cost.
     """
     figure = canvas(NARROW, 250)
     axes = panel(figure, (38, 8, NARROW - 46, 208))
     costs = [point.cost for point in points]
+    ends = [end for point in points for end in (point.cost, *(point.spread or ()))]
     logarithmic = min(costs) > 0 and max(costs) > 10 * min(costs)
     if logarithmic:
         axes.set_xscale("log")
@@ -173,11 +178,14 @@ def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -
         style = style_of(point.role)
         if point.interval is not None:
             axes.plot([point.cost] * 2, point.interval, color=style.color, lw=1, alpha=0.6)
-        axes.plot([point.cost], [point.accuracy], style.marker, ms=6.5, color=style.color)
+        if point.spread is not None:
+            axes.plot(point.spread, [point.accuracy] * 2, color=style.color, lw=1, alpha=0.6)
+        face = PAPER if _overlaps_another(point, points) else style.color
+        axes.plot([point.cost], [point.accuracy], style.marker, ms=6.5, mec=style.color, mfc=face, mew=1.3)
     if logarithmic:
-        axes.set_xlim(min(costs) / 1.35, max(costs) * 1.35)
+        axes.set_xlim(min(ends) / 1.35, max(ends) * 1.35)
     else:
-        axes.set_xlim(*padded(costs, share=0.12, least=max(costs) * 0.02 or 1.0))
+        axes.set_xlim(*padded(ends, share=0.12, least=max(costs) * 0.02 or 1.0))
         amount_axis(axes, ticks=5)
     axes.set_ylim(*padded((v for p in points for v in (p.accuracy, *(p.interval or ()))), share=0.12))
     percent_axis(axes)
@@ -185,9 +193,18 @@ def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -
     axes.set_ylabel("test accuracy, %", labelpad=2)
     names = [shorten(point.name, 110, SMALL) for point in points]
     bars = [((p.cost, p.interval[0]), (p.cost, p.interval[1])) for p in points if p.interval is not None]
+    bars += [((p.spread[0], p.accuracy), (p.spread[1], p.accuracy)) for p in points if p.spread is not None]
     pieces = _pieces([(costs[i], points[i].accuracy) for i in front], logarithmic=logarithmic)
     place_labels(axes, [(p.cost, p.accuracy) for p in points], names, lines=[*bars, *pieces], required=True)
     return figure
+
+
+def _overlaps_another(point: Point, points: Sequence[Point]) -> bool:
+    if point.spread is None:
+        return False
+    low, high = point.spread
+    spreads = (other.spread for other in points if other is not point)
+    return any(spread is not None and low <= spread[1] and spread[0] <= high for spread in spreads)
 
 
 def _pieces(corners: Sequence[Corner], *, logarithmic: bool) -> list[tuple[Corner, Corner]]:

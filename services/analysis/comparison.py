@@ -16,6 +16,7 @@ from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.statistics import significance
 from nas_blockout.statistics.search_curves import Curve, best_so_far
+from services.analysis.latency import Latency
 from services.analysis.pareto import Front, fronts
 from services.analysis.robustness import RobustnessResult
 from services.analysis.seed_metrics import Accuracy, Amount, Count, PairResult, Share, Strict
@@ -59,13 +60,6 @@ class Cost(Strict):
     def seconds(self) -> float:
         """Seconds of both phases, overhead included."""
         return self.search.seconds + self.retrain.seconds + self.overhead_seconds
-
-
-class Latency(Strict):
-    """Milliseconds a batch of the exported model."""
-
-    batch_1: Amount
-    batch_256: Amount
 
 
 class ArmResult(Strict):
@@ -183,7 +177,7 @@ def build(
     study: Study,
     trials: Iterable[Trial],
     *,
-    latency_ms: Mapping[str, Mapping[str, float]] | None = None,
+    latency: Mapping[str, Latency] | None = None,
     extensions: int = 0,
 ) -> ComparisonDocument:
     """Compare the arms of a study.
@@ -191,7 +185,7 @@ def build(
     Args:
         study: The resolved study.
         trials: All its trials, failed and pruned ones too.
-        latency_ms: ``batch_1`` and ``batch_256`` of the exported models, by arm.
+        latency: Of the exported models, measured together, by arm.
         extensions: How often the study was extended after its result was known.
 
     Raises:
@@ -207,7 +201,7 @@ def build(
     ended = ends(study, by_arm)
     by_front = fronts(study, by_arm)
     arms = {
-        name: _arm(study, arm, by_arm[name], (latency_ms or {}).get(name)).model_copy(
+        name: _arm(study, arm, by_arm[name], (latency or {}).get(name)).model_copy(
             update={"ended_by": ended[name], "front": by_front.get(name)}
         )
         for name, arm in study.arms.items()
@@ -254,7 +248,7 @@ def search_curves(trials: Iterable[Trial]) -> dict[str, Curve]:
     }
 
 
-def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Mapping[str, float] | None) -> ArmResult:
+def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None) -> ArmResult:
     trials, replaced = current(every), stale(every)
     models = _models(trials)
     exported = max(
@@ -285,7 +279,7 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Mapping[str, f
         parameters=outcome.get("parameters"),
         macs=outcome.get("macs"),
         macs_per_seed={str(seed): int(trial.macs or 0) for seed, trial in models.items()},
-        latency_ms=Latency.model_validate(dict(latency)) if latency else None,
+        latency_ms=latency,
         architecture=outcome.get("architecture_hash"),
         settings=dict((exported.experiment if exported else None) or arm.experiment.to_json()),
     )

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas_blockout.data import Splits, load
+from nas_blockout.export.latency import SECONDS_PER_MODEL
 from services.analysis.comparison import ComparisonDocument, build
+from services.analysis.latency import Latency
 from services.budget.accounting import stale
 from services.files.remote import put_folder
 from services.files.study_dir import Folder, write_csv, write_json
@@ -49,9 +51,10 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
     if store.study(study.name).state == "complete" and folder.comparison.exists():
         return Finished(ComparisonDocument.read(folder.comparison), failed)
     winners = exported_trials(study, trials)
-    log("measuring, exporting and verifying the winners")
     models = models_of(winners, folder, splits, shared=settings.shared(study.name))
+    log(f"measuring the latency of {len(models)} models in turn, for about {SECONDS_PER_MODEL * len(models):.0f} s")
     document = write_comparison(study, trials, folder, latency=latencies(models, splits))
+    log("exporting and verifying the winners")
     wanted = study.config.export
     exported = {arm: (trial, models[arm]) for arm, trial in winners.items() if wanted is None or arm in wanted}
 
@@ -71,10 +74,10 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
 
 
 def write_comparison(
-    study: Study, trials: Sequence[Trial], folder: Folder, *, latency: Mapping[str, Mapping[str, float]]
+    study: Study, trials: Sequence[Trial], folder: Folder, *, latency: Mapping[str, Latency]
 ) -> ComparisonDocument:
     """Write ``comparison.json`` and ``trials.csv``; return the comparison."""
-    document = build(study, trials, latency_ms=latency, extensions=len(folder.earlier_comparisons()))
+    document = build(study, trials, latency=latency, extensions=len(folder.earlier_comparisons()))
     write_json(folder.comparison, document.model_dump(mode="json"))
     replaced = {trial.key for trial in stale(trials)}
     write_csv(folder.root / "trials.csv", [{**row_of(trial), "stale": trial.key in replaced} for trial in trials])

@@ -7,14 +7,14 @@ from torch import nn
 from nas_blockout.architecture import Architecture
 from nas_blockout.data import Splits
 from nas_blockout.experiment import rebuild
-from nas_blockout.export import load_weights, measure_latency
+from nas_blockout.export import load_weights
+from nas_blockout.export.latency import BATCHES, Timing, measure_together
+from services.analysis.latency import Latency
 from services.budget.accounting import current
 from services.files.remote import fetch, place_of
 from services.files.study_dir import Folder
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial
-
-LATENCY_BATCHES = (1, 256)
 
 
 def exported_trials(study: Study, trials: Sequence[Trial]) -> dict[str, Trial]:
@@ -54,10 +54,18 @@ def models_of(
     return models
 
 
-def latencies(models: Mapping[str, nn.Module], splits: Splits) -> dict[str, dict[str, float]]:
-    """Return by arm the milliseconds of a forward pass, as ``batch_1`` and ``batch_256``."""
-    by_arm = {}
-    for arm, model in models.items():
-        milliseconds = measure_latency(model, splits.shape, batches=LATENCY_BATCHES)
-        by_arm[arm] = {f"batch_{batch}": milliseconds[batch] for batch in LATENCY_BATCHES}
-    return by_arm
+def latencies(models: Mapping[str, nn.Module], splits: Splits) -> dict[str, Latency]:
+    """Return by arm the latency of its model; all models are measured together, so that they can be compared."""
+    timings = measure_together(models, splits.shape, batches=BATCHES)
+    return {arm: _latency(by_batch) for arm, by_batch in timings.items()}
+
+
+def _latency(by_batch: Mapping[int, Timing]) -> Latency:
+    one, many = (by_batch[size] for size in BATCHES)
+    return Latency(
+        batch_1=one.median,
+        batch_256=many.median,
+        batch_1_quartiles=one.quartiles,
+        batch_256_quartiles=many.quartiles,
+        rounds=one.rounds,
+    )

@@ -1,12 +1,12 @@
 """The figures of the results: accuracies, differences, costs, searches, trainings, errors."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 from nas_blockout import plots
-from nas_blockout.statistics.pareto_fronts import pareto_front
 from nas_blockout.statistics.search_curves import best_so_far
 from services.analysis.comparison import ArmResult, ComparisonDocument
+from services.analysis.latency import not_told_apart, overlap, undominated
 from services.report.figure import Picture, counted
 from services.report.view import ReportView, in_order
 from services.trial_record import RETRAIN, SEARCH, Trial
@@ -69,36 +69,68 @@ def differences(document: ComparisonDocument) -> Iterator[Picture]:
 def fronts(document: ComparisonDocument) -> Iterator[Picture]:
     """Yield accuracy against MACs and against latency, where they are known."""
     arms = in_order(document)
-    macs = {name: arm.macs for name, arm in arms.items()}
-    latency = {name: arm.latency_ms.batch_1 if arm.latency_ms else None for name, arm in arms.items()}
-    yield from _front(arms, macs, "macs", "multiply-accumulates per image")
-    yield from _front(arms, latency, "latency", "milliseconds per image, batch of 1")
+    macs = {name: (float(arm.macs), None) for name, arm in arms.items() if arm.macs is not None}
+    if points := _points(arms, macs):
+        names = undominated({point.name: (point.accuracy, (point.cost, point.cost)) for point in points})
+        caption = "The dashed line joins the arms on the Pareto front."
+        yield _front(arms, points, names, caption, name="macs", label="multiply-accumulates per image")
+    measured = {name: arm.latency_ms for name, arm in arms.items() if arm.latency_ms is not None}
+    latency = {name: (found.batch_1, found.batch_1_quartiles) for name, found in measured.items()}
+    if points := _points(arms, latency):
+        names, caption = _latency_front(points)
+        yield _front(arms, points, names, caption, name="latency", label="milliseconds per image, batch of 1")
+
+
+def _points(
+    arms: Mapping[str, ArmResult], costs: Mapping[str, tuple[float, tuple[float, float] | None]]
+) -> list[plots.Point]:
+    return [
+        plots.Point(arm, arms[arm].role, cost, test.mean, test.ci95, spread)
+        for arm, (cost, spread) in costs.items()
+        if (test := arms[arm].test_accuracy) is not None
+    ]
+
+
+def _latency_front(points: Sequence[plots.Point]) -> tuple[list[str], str]:
+    """Return the arms that a line may join, and what the caption says about it: a front of noise is not drawn."""
+    spreads = {point.name: point.spread for point in points if point.spread is not None}
+    if len(spreads) < len(points):
+        return [], (
+            "No front is drawn: the latency was measured one model after the other and has no spread, so that "
+            "it shows no difference between models; `nas-blockout extend` measures them together."
+        )
+    caption = (
+        "Latency is the median over interleaved rounds of all models, level bars are the middle half of the rounds. "
+    )
+    alike = not_told_apart(spreads)
+    if alike:
+        groups = "; ".join(", ".join(group) for group in alike)
+        caption += f"Not told apart in latency, since their bars overlap (hollow marks): {groups}. "
+    names = undominated({point.name: (point.accuracy, spreads[point.name]) for point in points})
+    if any(overlap(spreads[a], spreads[b]) for a, b in combinations(names, 2)):
+        return [], caption + "No front is drawn, because arms that would lie on it are among them."
+    return names, caption + "The dashed line joins the arms on the Pareto front."
 
 
 def _front(
-    arms: Mapping[str, ArmResult], costs: Mapping[str, float | None], name: str, label: str
-) -> Iterator[Picture]:
-    known = {arm: (float(cost), arms[arm].test_accuracy) for arm, cost in costs.items() if cost is not None}
-    points = [
-        plots.Point(arm, arms[arm].role, cost, test.mean, test.ci95)
-        for arm, (cost, test) in known.items()
-        if test is not None
-    ]
-    if not points:
-        return
-    front = sorted(
-        pareto_front([(-point.accuracy, point.cost) for point in points]), key=lambda index: points[index].cost
-    )
-    seeds = [len(test.per_seed) for _, test in known.values() if test is not None]
-    yield Picture(
+    arms: Mapping[str, ArmResult],
+    points: Sequence[plots.Point],
+    front: Sequence[str],
+    caption: str,
+    *,
+    name: str,
+    label: str,
+) -> Picture:
+    at = {point.name: index for index, point in enumerate(points)}
+    seeds = [len(test.per_seed) for point in points if (test := arms[point.name].test_accuracy) is not None]
+    return Picture(
         f"front-{name}",
         f"Accuracy against {'MACs' if name == 'macs' else 'latency'}",
-        "The dashed line joins the arms on the Pareto front. Bars are 95% intervals over seeds; the cost is that of "
-        "the exported model. Circles are arms that learn their structure, diamonds placebos, squares ablations, "
-        "triangles baselines.",
+        f"{caption} Upright bars are 95% intervals over seeds; the cost is that of the exported model. Circles are "
+        "arms that learn their structure, diamonds placebos, squares ablations, triangles baselines.",
         f"{counted(seeds, 'seed')} per arm, 1 exported model",
         f"comparison.json, arms.*.{'macs' if name == 'macs' else 'latency_ms'} and arms.*.test_accuracy",
-        plots.figure_front(points, front, label=label),
+        plots.figure_front(points, [at[arm] for arm in front], label=label),
     )
 
 

@@ -14,6 +14,7 @@ import yaml
 from nas_blockout.atomic_files import write_text
 from nas_blockout.statistics import significance
 from services.analysis.comparison import ArmResult, ComparisonDocument
+from services.analysis.latency import spread_text
 from services.analysis.seed_metrics import Accuracy, PairResult
 from services.analysis.verdict import sentence
 from services.budget.limits import WORDS
@@ -209,8 +210,10 @@ def _arm_row(name: str, arm: ArmResult) -> ArmRow:
         validation=_percent(arm.validation_accuracy.mean) if arm.validation_accuracy else _ABSENT,
         parameters=_count(arm.parameters),
         macs=_count(arm.macs),
-        latency_1=f"{arm.latency_ms.batch_1:.3g}" if arm.latency_ms else _ABSENT,
-        latency_256=f"{arm.latency_ms.batch_256:.3g}" if arm.latency_ms else _ABSENT,
+        latency_1=spread_text(arm.latency_ms.batch_1, arm.latency_ms.batch_1_quartiles) if arm.latency_ms else _ABSENT,
+        latency_256=spread_text(arm.latency_ms.batch_256, arm.latency_ms.batch_256_quartiles)
+        if arm.latency_ms
+        else _ABSENT,
         search_passes=_count(cost.search.sample_passes),
         search_seconds=f"{cost.search.seconds:,.1f}",
         retrain_passes=_count(cost.retrain.sample_passes),

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from services.analysis.comparison import ComparisonDocument, build, family, role, search_curves
+from services.analysis.latency import Latency
 from services.study_config.resolution import parse, resolve
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial
@@ -120,7 +121,7 @@ def test_the_document_has_the_keys_that_programs_rely_on() -> None:
 
 
 def test_a_document_is_read_back_as_it_was_written() -> None:
-    document = build(study_of(), trials(), latency_ms={"thin": {"batch_1": 0.5, "batch_256": 20.0}})
+    document = build(study_of(), trials(), latency={"thin": Latency(batch_1=0.5, batch_256=20.0)})
     assert document.arms["thin"].latency_ms is not None
     assert ComparisonDocument.model_validate_json(document.model_dump_json()) == document
 

@@ -245,10 +245,18 @@ def arm_document(arm: str, index: int, trials: Sequence[Trial], models: Mapping[
         "parameters": size if models else None,
         "macs": 9 * size if models else None,
         "macs_per_seed": {str(seed): 9 * size for seed in models},
-        "latency_ms": {"batch_1": 0.1 + size / 4e5, "batch_256": 2 + size / 3e4} if models else None,
+        "latency_ms": latency_document(size) if models else None,
         "architecture": "0123456789abcdef" if models else None,
         "settings": {"seed": 0},
     }
+
+
+def latency_document(size: int) -> dict[str, Any]:
+    one, many = 0.1 + size / 4e5, 2 + size / 3e4
+    return {
+        "batch_1": one, "batch_256": many, "batch_1_quartiles": [0.98 * one, 1.03 * one],
+        "batch_256_quartiles": [0.97 * many, 1.05 * many], "rounds": 20,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="session", name="made_up")
