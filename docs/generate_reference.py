@@ -52,7 +52,7 @@ EXIT_CODES = (
     "| 1 | failed |",
     "| 2 | usage error, an invalid study file, or the extra `services` is not installed |",
     "| 3 | not found |",
-    "| 4 | the study has finished, but some trials failed |",
+    "| 4 | the study has finished, but some trials failed; `predict` has answered, but some files could not be read |",
     "| 5 | a service is unreachable |",
     "| 6 | a model failed verification |",
     "| 130, 143 | interrupted, terminated; run the same command again to resume |",

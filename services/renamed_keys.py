@@ -76,11 +76,18 @@ _DEFAULTS_OF_BLOCKOUT: Mapping[str, Any] = MappingProxyType(
 PRESET_OF_VERSION_1 = "paper"
 # Version 1 evaluated with the statistics that training gathers: its trials are compared with others of their kind.
 TRAINING_OF_VERSION_1: Mapping[str, str] = MappingProxyType({"evaluation_statistics": "running"})
+BACKGROUND_OF_VERSION_1 = "dropped"  # of transparent images, whose hidden colors it showed
 
 # By kind and new name of the key: the kind of the mapping (or of the mappings in the list) that stands there.
 INSIDE: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
-        "study": {"selection": "selection", "workers": "workers", "backbone": "backbone", "arms": "arms"},
+        "study": {
+            "data": "data",
+            "selection": "selection",
+            "workers": "workers",
+            "backbone": "backbone",
+            "arms": "arms",
+        },
         "arms": {"*": "arm"},
         "arm": {
             "selection": "selection",
@@ -92,6 +99,7 @@ INSIDE: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "experiment": "experiment",
         },
         "experiment": {
+            "data": "data",
             "backbone": "backbone",
             "method": "method",
             "distillation": "derivation",
@@ -165,6 +173,8 @@ def _with_defaults(upgraded: dict[str, Any], kind: str) -> dict[str, Any]:
     )
     if (written or kind == "experiment") and isinstance(training := upgraded.get("training", {}), Mapping):
         upgraded = {**upgraded, "training": {**TRAINING_OF_VERSION_1, **training}}
+    if kind == "data" and upgraded.get("name") == "imagefolder":
+        return {"background": BACKGROUND_OF_VERSION_1, **upgraded}
     method = upgraded.get("method")
     if not isinstance(method, Mapping) or method.get("name") != "blockout":
         return upgraded

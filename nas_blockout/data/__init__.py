@@ -8,7 +8,7 @@ from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataCorrupt, DataError, DataMissing, DataUnsuitable
 from nas_blockout.data.loader import Loader
 from nas_blockout.data.preprocessing import Preprocessing
-from nas_blockout.data.sources.registry import SOURCES, Source, load
+from nas_blockout.data.sources.registry import SOURCES, Source, load, recognized
 from nas_blockout.data.splits import AnyPart, Splits
 from nas_blockout.data.streaming import StreamedPart
 from nas_blockout.data.summary import Report, check, fetch, show
@@ -32,5 +32,6 @@ __all__ = [
     "check",
     "fetch",
     "load",
+    "recognized",
     "show",
 ]

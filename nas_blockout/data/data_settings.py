@@ -7,6 +7,9 @@ from nas_blockout.settings_fields import SEED, OneOf, Range, check
 
 NAMES = ("digits", "fashion_mnist", "glyphs", "cifar10", "cifar100", "imagefolder")
 AUGMENTATIONS = ("none", "shift", "shift-flip", "shift-flip-cutout")
+BACKGROUNDS = ("white", "black", "gray", "dropped")
+LAYOUTS = ("classes", "splits")
+OF_IMAGEFOLDER = ("image_size", "background", "layout", "min_images_per_class", "excluded_classes")
 SMALLEST_SIDE, LARGEST_SIDE = 4, 1024
 
 
@@ -27,6 +30,14 @@ class DataSettings:
         folder: Path of the folder with the images (`imagefolder`), the fonts (`glyphs`) or files that are already
             there. In a study file a relative path is relative to that file. `digits` has no files and does not accept
             it.
+        background: What the transparent pixels of an image show (`imagefolder`): white, black or gray, or with
+            `dropped` the colors that transparency hides, as in version 1; None for white.
+        layout: Whether the sub-folders of `folder` are `classes` or `splits` (`imagefolder`); None to recognize it by
+            their names, and to refuse a folder in which that is not clear.
+        min_images_per_class: Classes with fewer images are left out (`imagefolder`), instead of the folder being
+            refused; where splits have folders, images in train count, and one in each other split is needed. None to
+            leave out none.
+        excluded_classes: Names of classes to leave out (`imagefolder`).
 
     Raises:
         ValueError: A value is out of range; the message shows it.
@@ -39,12 +50,25 @@ class DataSettings:
     augment: Annotated[str, OneOf(AUGMENTATIONS)] = "none"
     image_size: Annotated[int, Range(ge=SMALLEST_SIDE, le=LARGEST_SIDE)] | None = None
     folder: str | None = None
+    background: Annotated[str, OneOf(BACKGROUNDS)] | None = None
+    layout: Annotated[str, OneOf(LAYOUTS)] | None = None
+    min_images_per_class: Annotated[int, Range(ge=1)] | None = None
+    excluded_classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check(self)
-        if self.image_size is not None and self.name != "imagefolder":
-            raise ValueError(f"image_size is a setting of imagefolder alone, got {self.image_size} for {self.name}")
+        for key in OF_IMAGEFOLDER if self.name != "imagefolder" else ():
+            if (value := getattr(self, key)) not in (None, ()):
+                raise ValueError(f"{key} is a setting of imagefolder alone, got {value} for {self.name}")
         if self.folder is not None and self.name == "digits":
             raise ValueError(f"digits ships with scikit-learn and reads no folder, got {self.folder!r}")
         if self.name == "imagefolder" and self.folder is None:
             raise ValueError("imagefolder needs the setting folder: the path of a folder with one sub-folder a class")
+
+    @property
+    def background_of_images(self) -> str:
+        """What transparent pixels show in images that a model trained on this data is given: black for other sources.
+
+        Their images have no transparency, but a black background where they have one at all.
+        """
+        return (self.background or "white") if self.name == "imagefolder" else "black"

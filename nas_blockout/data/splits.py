@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nas_blockout.data.errors import DataUnsuitable
+from nas_blockout.data.errors import DataCorrupt, DataUnsuitable, all_corrupt
 from nas_blockout.data.preprocessing import Preprocessing, measure
 from nas_blockout.data.streaming import ImageFiles, StreamedPart
 from nas_blockout.data.subsets import balanced
@@ -25,6 +25,7 @@ class Splits:
         class_names: In the order of the labels.
         hierarchy: For each known grouping of the classes, the number of every class's group; None without one.
         origin: Folder of the files; empty if there are none.
+        notes: What was recognized in the folder and what was passed over, in sentences.
         test_reads: How often the test data was loaded.
     """
 
@@ -38,6 +39,7 @@ class Splits:
         load_test: Callable[[], AnyImages],
         hierarchy: Mapping[str, tuple[int, ...]] | None = None,
         origin: str = "",
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.train = train
         self.validation = validation
@@ -45,6 +47,7 @@ class Splits:
         self.class_names = class_names
         self.hierarchy = hierarchy
         self.origin = origin
+        self.notes = notes
         self.test_reads = 0
         self._load_test = load_test
 
@@ -70,6 +73,7 @@ class Collection:
         class_names: In the order of the labels.
         hierarchy: For each known grouping of the classes, the number of every class's group.
         origin: Folder of the files.
+        notes: What was recognized in the folder and what was passed over, in sentences.
     """
 
     train: AnyImages
@@ -78,6 +82,7 @@ class Collection:
     class_names: tuple[str, ...]
     hierarchy: Mapping[str, tuple[int, ...]] | None = None
     origin: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -87,22 +92,38 @@ def prepare(
 
     Raises:
         DataUnsuitable: A class has no image in a split, more images are requested than exist, or all are equal.
+        DataCorrupt: Files of either split cannot be read; the message names them together.
     """
     train = _subset(collection.train, train_samples, seed=split_seed, name="train")
     validation = _subset(collection.validation, validation_samples, seed=split_seed, name="validation")
     for name, images in (("training", train), ("validation", validation)):
         require_classes(images.labels, collection.class_names, split=name)
-    loaded = train.loaded()
+    loaded, selected_on = _loaded(train, validation)
     preprocessing = measure(loaded.scaled())
     return Splits(
         loaded.normalized(preprocessing),
-        validation.loaded().normalized(preprocessing),
+        selected_on.normalized(preprocessing),
         preprocessing=preprocessing,
         class_names=collection.class_names,
         load_test=collection.load_test,
         hierarchy=collection.hierarchy,
         origin=collection.origin,
+        notes=collection.notes,
     )
+
+
+def _loaded(*parts: AnyImages) -> list[AnyImages]:
+    """Load parts into memory; what cannot be read is reported for all of them at once."""
+    loaded: list[AnyImages] = []
+    problems: list[str] = []
+    for part in parts:
+        try:
+            loaded.append(part.loaded())
+        except DataCorrupt as error:
+            problems += error.problems
+    if problems:
+        raise all_corrupt(problems)
+    return loaded
 
 
 def require_classes(labels: Tensor, class_names: tuple[str, ...], *, split: str) -> None:

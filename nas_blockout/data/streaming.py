@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nas_blockout.data.downloads import Arrays, cached, digest
-from nas_blockout.data.errors import DataCorrupt
-from nas_blockout.data.image_io import eight_bits
+from nas_blockout.data.errors import DataCorrupt, all_corrupt
+from nas_blockout.data.image_io import UNREADABLE, opaque
 from nas_blockout.data.preprocessing import Preprocessing
 from nas_blockout.data.tensor_dataset import Labeled, scaled
 
@@ -38,6 +38,7 @@ class ImageFiles:
         side: Height and width that images get, in pixels.
         root: Decoded images are cached in it; None for no cache.
         memory_bytes: Images that take more than this are not kept in memory.
+        background: What transparent pixels show, as in `nas_blockout.data.image_io`.
     """
 
     paths: tuple[Path, ...]
@@ -45,6 +46,7 @@ class ImageFiles:
     side: int
     root: Path | None = None
     memory_bytes: int = MEMORY_BYTES
+    background: str = "white"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -58,21 +60,31 @@ class ImageFiles:
         """Return the decoded images, or itself where they do not fit into memory.
 
         Raises:
-            DataCorrupt: A file is not an image or is truncated; the message names it.
+            DataCorrupt: Files are no images or are truncated; the message names the first of them and counts all.
         """
         if len(self) * CHANNELS * self.side**2 * _FLOAT_BYTES > self.memory_bytes:
             return self
         # Sizes and times stand for the content: to hash the files would take as long as to decode them.
         stamps = {str(path): f"{path.stat().st_size}/{path.stat().st_mtime_ns}".encode() for path in self.paths}
-        arrays = cached(self.root, f"images-{self.side}-{digest(stamps)}", partial(_decode_all, self))
+        arrays = cached(self.root, f"images-{self.side}-{self.background}-{digest(stamps)}", partial(_decode_all, self))
         return Labeled(torch.from_numpy(arrays["images"]), self.labels)
+
+    def decode(self, path: Path) -> Tensor:
+        """Return one of the images; see the function of this name."""
+        return decode(path, self.side, self.background)
+
+    def unreadable(self) -> list[str]:
+        """Decode every file; return a message for each that is no image or is truncated."""
+        with ThreadPoolExecutor(WORKERS) as pool:
+            results = pool.map(partial(_decoded_or_problem, self), self.paths)
+            return [result for result in results if isinstance(result, str)]
 
     def scaled(self) -> Iterator[Tensor]:
         """Yield images in batches, float32 in [0, 1]; of many files evenly spaced ones only."""
         step = max(1, len(self) // MEASURED_IMAGES)
         for start in range(0, len(self), 64 * step):
             chosen = self.paths[start : start + 64 * step : step]
-            yield scaled(torch.stack([decode(path, self.side) for path in chosen]))
+            yield scaled(torch.stack([self.decode(path) for path in chosen]))
 
     def normalized(self, preprocessing: Preprocessing) -> "StreamedPart":
         """Return the images as a network reads them, decoded on access."""
@@ -105,8 +117,8 @@ class StreamedImages:
         return len(self.part)
 
     def __getitem__(self, chosen: slice) -> Tensor:
-        paths = self.part.files.paths[chosen]
-        images = torch.stack([decode(path, self.part.files.side) for path in paths])
+        files = self.part.files
+        images = torch.stack([files.decode(path) for path in files.paths[chosen]])
         return self.part.preprocessing.apply(scaled(images)).to(self.device)
 
 
@@ -158,7 +170,7 @@ class StreamedPart:
 
     def _decoded(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         decoded = DataLoader(
-            _Decoded(self.files.paths, self.files.side),
+            _Decoded(self.files),
             batch_sampler=[index.tolist() for index in batches],
             num_workers=self.workers,
             collate_fn=torch.stack,
@@ -174,16 +186,20 @@ class StreamedPart:
 
 
 class _Decoded(Dataset[Tensor]):
-    def __init__(self, paths: tuple[Path, ...], side: int) -> None:
-        self.paths = paths
-        self.side = side
+    def __init__(self, files: ImageFiles) -> None:
+        self.files = files
 
     def __getitem__(self, number: int) -> Tensor:
-        return decode(self.paths[number], self.side)
+        return self.files.decode(self.files.paths[number])
 
 
-def decode(path: Path, side: int) -> Tensor:
+def decode(path: Path, side: int, background: str = "white") -> Tensor:
     """Return an image as color: scaled until its shorter side fits, the middle square cut out.
+
+    Args:
+        path: A file that Pillow reads.
+        side: Height and width of the square.
+        background: What transparent pixels show, as in `nas_blockout.data.image_io`.
 
     Returns:
         Shape (3, side, side), uint8.
@@ -193,14 +209,24 @@ def decode(path: Path, side: int) -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            upright = eight_bits(ImageOps.exif_transpose(file)).convert("RGB")
-            square = ImageOps.fit(upright, (side, side), method=Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            square = ImageOps.fit(
+                opaque(file, background).convert("RGB"), (side, side), method=Image.Resampling.BILINEAR
+            )
+    except UNREADABLE as error:
         raise DataCorrupt(f"{path} must be a whole image, got: {error}; repair or remove it") from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
 def _decode_all(files: ImageFiles) -> Arrays:
     with ThreadPoolExecutor(WORKERS) as pool:
-        images = pool.map(partial(decode, side=files.side), files.paths)
-        return {"images": np.stack([image.numpy() for image in images])}
+        results = list(pool.map(partial(_decoded_or_problem, files), files.paths))
+    if problems := [result for result in results if isinstance(result, str)]:
+        raise all_corrupt(problems)
+    return {"images": np.stack([image.numpy() for image in results if isinstance(image, Tensor)])}
+
+
+def _decoded_or_problem(files: ImageFiles, path: Path) -> Tensor | str:
+    try:
+        return files.decode(path)
+    except DataCorrupt as error:
+        return str(error)

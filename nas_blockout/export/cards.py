@@ -53,6 +53,7 @@ class ModelDescription:
         architecture: JSON form of its groups and branches, or None.
         equality: Largest difference of logits between the masked network and the branched one, and its bound, by
             precision, or None.
+        background: What transparent pixels show to the model, as in `nas_blockout.data.image_io`.
         latency: Of one image and of many, measured together with the other models of the study, as a text, or None.
         batch: Images that are expected at a time, for which branches are then divided into operations; None for one as
             well as many. Any number can be run.
@@ -83,6 +84,7 @@ class ModelDescription:
     spent: str
     architecture: Mapping[str, Any] | None = None
     equality: Mapping[str, Any] | None = None
+    background: str = "white"
     latency: str | None = None
     batch: int | None = None
 
@@ -108,6 +110,7 @@ class ModelDescription:
             "width": self.width,
             "mean": list(self.mean),
             "std": list(self.std),
+            "background": self.background,
             "class_names": list(self.class_names),
         }
 

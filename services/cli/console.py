@@ -21,6 +21,7 @@ from services.settings import Settings
 DONE, FAILED, USAGE, NOT_FOUND, SOME_FAILED, UNREACHABLE, UNVERIFIED = range(7)
 INTERRUPTED, TERMINATED = 130, 143
 PIPE_COLUMNS = 200
+_KEPT = "\n\u200c\u200d"  # the joiners of Persian and Indic names and of emoji, which steer nothing
 
 StudyArgument = Annotated[str, typer.Argument(help="Name of a bundled study, or path to a study file.")]
 StoredArgument = Annotated[str, typer.Argument(help="Name of a study in the store.")]
@@ -37,7 +38,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable
 
 def safe_text(text: object, *, style: str = "") -> Text:
     """Return a text that is shown literally: no markup, and control characters replaced by U+FFFD."""
-    shown = "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in str(text))
+    shown = "".join(char if char.isprintable() or char in _KEPT else "\ufffd" for char in str(text))
     return Text(shown, style=style)
 
 

@@ -2,11 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas_blockout.serialization import near
+from nas_blockout.serialization import from_json, near
 from services.cli import lazy_modules as lazy
 from services.cli.console import (
     FAILED,
@@ -22,12 +22,23 @@ from services.cli.console import (
     table,
 )
 
+if TYPE_CHECKING:
+    from nas_blockout.data import DataSettings
+
 app = typer.Typer(help="List, download, check and preview data sets.", no_args_is_help=True, rich_markup_mode=None)
 
 NameArgument = Annotated[str, typer.Argument(help="Name of a data set; see `nas-blockout data list`.")]
 FolderOption = Annotated[
     str | None,
     typer.Option("--folder", help="Folder of the images; only for imagefolder and glyphs.", metavar="FOLDER"),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Another setting of the data, as in a study file, such as layout=classes; can be repeated.",
+    ),
 ]
 
 
@@ -63,17 +74,28 @@ def fetch(name: NameArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command(epilog="Example: nas-blockout data check imagefolder --folder photos")
-def check(name: NameArgument, folder: FolderOption = None, as_json: JsonOption = False) -> None:
-    """Read every image of a data set and report whether it can be used for training."""
-    _require_usable(name, folder)
+def check(
+    name: NameArgument,
+    folder: FolderOption = None,
+    assignments: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every image of a data set and report whether it can be used for training.
+
+    For a folder of images it says what was recognized in it, and what was passed over and why. Files that cannot be
+    read are named together.
+    """
+    settings = _usable(name, folder, assignments or [])
     log(f"reading all images of {name}")
-    report = lazy.data.check(name, _root(), folder=folder)
+    report = lazy.data.check(settings, _root())
     if as_json:
         print_json(asdict(report))
     elif report.ready:
         channels, height, width = report.shape
         origin = f" in {report.origin}" if report.origin else ""
         print_line(f"{name}: complete{origin}; {report.classes} classes, {channels} x {height} x {width} images")
+        for note in report.notes:
+            print_line(note)
         counts, fewest = report.images or {}, report.fewest_in_class or {}
         print_table(
             table(
@@ -88,20 +110,37 @@ def check(name: NameArgument, folder: FolderOption = None, as_json: JsonOption =
 def show(
     name: NameArgument,
     folder: FolderOption = None,
+    assignments: SetOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="PNG file to write. [default: NAME.png]")
     ] = None,
     columns: Annotated[int, typer.Option(min=1, max=100, help="Images per class.")] = 12,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw training images of every class to a PNG file."""
-    _require_usable(name, folder)
+    """Draw training images of every class to a PNG file, each row with the whole name of its class.
+
+    Where no installed font has the characters of a name, its row has a number, and the name is printed.
+    """
+    settings = _usable(name, folder, assignments or [])
     path = (output or Path(f"{name}.png")).absolute()
     if not path.parent.is_dir():
         fail(NOT_FOUND, f"no such folder: {path.parent}")
-    picture = lazy.data.show(name, _root(), folder=folder, columns=columns)
-    picture.save(path, format="PNG")
-    print_json({"name": name, "file": str(path)}) if as_json else print_line(path)
+    sheet = lazy.data.show(settings, _root(), columns=columns)
+    sheet.image.save(path, format="PNG")
+    for note in sheet.notes:
+        log(note)
+    for row in sheet.numbered:
+        log(f"row {row + 1}: {sheet.class_names[row]}")
+    if sheet.numbered:
+        log(
+            "no font was found for these names: install one of their script, such as the Noto fonts, to have them drawn"
+        )
+    if as_json:
+        print_json(
+            {"name": name, "file": str(path), "class_names": list(sheet.class_names), "notes": list(sheet.notes)}
+        )
+    else:
+        print_line(path)
 
 
 def _require_known(name: str) -> None:
@@ -109,12 +148,18 @@ def _require_known(name: str) -> None:
         fail(USAGE, f"there is no data set {name!r}; {near(name, lazy.data.SOURCES)}")
 
 
-def _require_usable(name: str, folder: str | None) -> None:
-    """Refuse what `DataSettings` refuses as a usage error, before anything is read."""
+def _usable(name: str, folder: str | None, assignments: list[str]) -> "DataSettings":
+    """Return the settings; what they refuse is a usage error, before anything is read."""
     _require_known(name)
+    document: dict[str, Any] = {"name": name, "folder": folder}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or key in document:
+            fail(USAGE, f"--set needs KEY=VALUE with a setting of data besides name and folder, got {assignment!r}")
+        document[key] = lazy.yaml.safe_load(text)
     try:
-        lazy.data.DataSettings(name=name, folder=folder)
-    except ValueError as error:
+        return from_json(lazy.data.DataSettings, document, where="data")
+    except (ValueError, lazy.yaml.YAMLError) as error:
         fail(USAGE, str(error))
 
 

@@ -92,6 +92,9 @@ def run(
         log(
             "warning: NAS_BLOCKOUT_HOME is not set: Ray will delete this job's working directory with all results in it"
         )
+    if not quiet:
+        for note in lazy.data.recognized(resolved.data):
+            log(f"data: {note}")
     remedy = "run the same command again, or resume the study in the service"
     with lazy.disk_full.explain_disk_full(settings.folder(resolved.name), resume=remedy):
         with lazy.progress.watching(error_console(), name=resolved.name, quiet=quiet) as observe:

@@ -12,7 +12,9 @@ from rich.tree import Tree
 from nas_blockout.atomic_files import whole_file
 from services.cli import lazy_modules as lazy
 from services.cli.console import (
+    FAILED,
     NOT_FOUND,
+    SOME_FAILED,
     USAGE,
     JsonOption,
     fail,
@@ -25,6 +27,8 @@ from services.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nas_blockout.export.model_summary import GroupOutline, LayerOutline
     from nas_blockout.export.prediction import ExportedModel
 
@@ -44,30 +48,54 @@ def predict(
     """Classify image files with an exported model. File hashes are verified before anything is loaded.
 
     Images of another size are resized to cover the model's input and center-cropped. Probabilities are the softmax of
-    the logits; they are not calibrated.
+    the logits; they are not calibrated. Files that cannot be read are named, the others are answered, and the exit
+    code is 4.
     """
     if not model.is_dir():
         fail(NOT_FOUND, f"there is no folder {model}; name one that `nas-blockout export` wrote")
-    for path in images:
-        if not path.is_file():
-            fail(NOT_FOUND, f"there is no image file {path}")
     opened = lazy.prediction.ExportedModel.open(model)
     channels = opened.preprocessing["channels"]
     if channels not in (1, 3):
         fail(USAGE, f"{model} takes images with {channels} channels; image files have 1 or 3")
-    size = (opened.preprocessing["height"], opened.preprocessing["width"])
-    batch = lazy.torch.stack([lazy.image_io.read_image(path, channels, size) for path in images])
-    probabilities = opened.logits(batch, form=form).softmax(1)
-    predictions = [_best(row, opened.class_names, top) for row in probabilities.tolist()]
+    read, problems = _readable(images, opened)
+    documents = []
+    if read:
+        batch = lazy.torch.stack(list(read.values()))
+        probabilities = opened.logits(batch, form=form).softmax(1)
+        for path, row in zip(read, probabilities.tolist(), strict=True):
+            best = _best(row, opened.class_names, top)
+            documents.append({"image": str(path), "classes": [{"name": name, "probability": p} for name, p in best]})
+            if not as_json:
+                print_line(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in best))
     if as_json:
-        documents = [
-            {"image": str(path), "classes": [{"name": name, "probability": p} for name, p in best]}
-            for path, best in zip(images, predictions, strict=True)
-        ]
-        print_json({"model": str(model), "form": form, "predictions": documents})
-        return
-    for path, best in zip(images, predictions, strict=True):
-        print_line(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in best))
+        failed = [{"image": str(path), "problem": problem} for path, problem in problems.items()]
+        print_json({"model": str(model), "form": form, "predictions": documents, "failed": failed})
+    for problem in problems.values():
+        log(f"error: {problem}")
+    if problems and read:
+        log(f"{len(problems)} of {len(problems) + len(read)} files could not be read; the others are answered")
+        raise typer.Exit(SOME_FAILED)
+    if problems:
+        raise typer.Exit(FAILED if any(path.exists() for path in problems) else NOT_FOUND)
+
+
+def _readable(images: Sequence[Path], model: "ExportedModel") -> tuple[dict[Path, "Tensor"], dict[Path, str]]:
+    """Return the images as the model takes them, and of each file that is no image the problem."""
+    asked = model.preprocessing
+    size = (asked["height"], asked["width"])
+    # A model without the key was exported before transparency was composited, and was trained in this way.
+    background = asked.get("background", lazy.image_io.DROPPED)
+    read: dict[Path, Tensor] = {}
+    problems: dict[Path, str] = {}
+    for path in images:
+        if not path.is_file():
+            problems[path] = f"there is no image file {path}"
+            continue
+        try:
+            read[path] = lazy.image_io.read_image(path, asked["channels"], size, background=background)
+        except lazy.data.DataCorrupt as error:
+            problems[path] = str(error)
+    return read, problems
 
 
 def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> None:

@@ -50,6 +50,8 @@ def _validate(study: str, *, as_json: bool, assignments: list[str]) -> None:
         print_json(document)
     else:
         print_line(lazy.yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True).rstrip())
+        for note in splits.notes:
+            log(f"data: {note}")
         log(f"{source}: valid, configuration {resolved.hash}")
 
 

@@ -82,6 +82,7 @@ def describe(study: Study, trial: Trial, splits: Splits, document: ComparisonDoc
         spent=f"{arm.cost.sample_passes:,} sample passes{teacher}",
         architecture=result.get("architecture"),
         equality=result.get("equality"),
+        background=study.data.background_of_images,
         latency=arm.latency_ms.text if arm.latency_ms else None,
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import yaml
 
 from services.renamed_keys import (
+    BACKGROUND_OF_VERSION_1,
     INSIDE,
     PRESET_OF_VERSION_1,
     RENAMED,
@@ -59,22 +60,24 @@ def _edits(mapping: yaml.MappingNode, kind: str, text: str) -> Iterator[_Edit]:
         elif isinstance(value, yaml.MappingNode) and within is not None:
             yield from _edits(value, within, text)
             if kind == "arm" and name == "method":
-                yield from _preset(value, text)
+                yield from _added(value, "blockout", f"preset: {PRESET_OF_VERSION_1}", text)
+            if kind == "study" and name == "data":
+                yield from _added(value, "imagefolder", f"background: {BACKGROUND_OF_VERSION_1}", text)
         elif isinstance(value, yaml.ScalarNode) and (new := RENAMED_VALUES.get((kind, name), {}).get(value.value)):
             yield _place(value, new)
 
 
-def _preset(method: yaml.MappingNode, text: str) -> Iterator[_Edit]:
-    """Yield an edit that inserts, after the name of the method, the preset with the defaults of version 1."""
-    for key, value in method.value:
-        if key.value == "name" and value.value == "blockout":
+def _added(mapping: yaml.MappingNode, named: str, setting: str, text: str) -> Iterator[_Edit]:
+    """Yield an edit that inserts, after a name, a setting with what version 1 did where it said nothing."""
+    for key, value in mapping.value:
+        if key.value == "name" and value.value == named:
             end = value.end_mark.index
-            if method.flow_style:
-                yield end, end, f", preset: {PRESET_OF_VERSION_1}"
+            if mapping.flow_style:
+                yield end, end, f", {setting}"
             else:  # on a line of its own, after the comment that may follow the name
                 line_end = text.find("\n", end)
                 end = len(text) if line_end < 0 else line_end
-                yield end, end, f"\n{' ' * key.start_mark.column}preset: {PRESET_OF_VERSION_1}"
+                yield end, end, f"\n{' ' * key.start_mark.column}{setting}"
 
 
 def _training(study: yaml.MappingNode, text: str) -> Iterator[_Edit]:

@@ -1,17 +1,18 @@
 """Own images: a folder with one sub-folder a class, in the layout of ImageNet.
 
     folder/<class>/*.png                  divided here, 60% training, 20% validation, 20% test in every class
-    folder/train/<class>/*.png            divided by hand; also val, valid or validation, and test
-    folder/val/<class>/*.png
+    folder/train/<class>/*.png            divided by hand; also val, valid, validation or dev, and test; `Training` and
+    folder/val/<class>/*.png              `Testing` in any case of letters
 
 A split that is not there is carved from the training images: a fifth of them for each. Images become color squares of
-`image_size` pixels (64 where it is not set). Hidden files, and files that are no images by their name, are passed over.
+`image_size` pixels (64 where it is not set). What was recognized, and what was passed over and why, is in the notes of
+the collection.
 
 References:
     Deng et al., "ImageNet: a Large-Scale Hierarchical Image Database", CVPR 2009 (the layout).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,44 +21,64 @@ from torch import Tensor
 
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataMissing, DataUnsuitable
-from nas_blockout.data.splits import Collection, require_classes
+from nas_blockout.data.sources.folder_layout import (
+    SUFFIXES,
+    Layout,
+    PassedOver,
+    beside,
+    images_in,
+    recognize,
+    visible_folders,
+)
+from nas_blockout.data.splits import Collection
 from nas_blockout.data.streaming import MEMORY_BYTES, ImageFiles
 from nas_blockout.data.subsets import stratified
 
 SIDE = 64
 CARVED_SHARE = 0.2
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 REMEDY = "set folder to a folder that has one sub-folder of images a class"
-_FOLDERS: Mapping[str, tuple[str, ...]] = {"validation": ("val", "valid", "validation"), "test": ("test",)}
+SPLITS = ("train", "validation", "test")
+_MOST_NAMED = 5
+_MOST_CLASSES_NAMED = 12
+
+Paths = dict[str, dict[str, list[Path]]]  # by split, by class
 
 
 def read(settings: DataSettings, root: Path | None, *, memory_bytes: int = MEMORY_BYTES) -> Collection:
     """List and divide the images; they are decoded later, the test images only when they are read.
 
     Args:
-        settings: `folder`, `image_size` and `split_seed` are used.
+        settings: What of it is for `imagefolder`, and `split_seed`.
         root: Decoded images are cached in it; None for no cache.
         memory_bytes: A split that needs more is decoded while a network trains.
 
     Raises:
         DataMissing: There is no such folder.
-        DataUnsuitable: A class is empty, too small to be divided, or missing in a split.
+        DataUnsuitable: The layout is not recognized, or a class is empty, too small to be divided, or missing in a
+            split, and is not left out.
     """
     folder = Path(settings.folder or "")
     if not folder.is_dir():
         raise DataMissing(f"imagefolder needs an existing folder, got {str(folder)!r}; {REMEDY}")
-    side = settings.image_size or SIDE
-    train_folder = folder / "train" if (folder / "train").is_dir() else folder
-    class_names = _classes(train_folder)
-    listings = {"train": _listed(train_folder, class_names)}
-    if train_folder != folder:
-        for name, folder_names in _FOLDERS.items():
-            paths = [folder / folder_name for folder_name in folder_names if (folder / folder_name).is_dir()]
-            if paths:
-                listings[name] = _listed(paths[0], class_names)
+    layout = recognize(folder, settings.layout)
+    class_names = _classes(layout, settings.excluded_classes)
+    paths, passed = _listed(layout, class_names)
+    if layout.splits["train"] != folder:
+        passed.add(beside(folder))
+    left_out = _too_small(paths, class_names, settings.min_images_per_class)
+    class_names = tuple(name for name in class_names if name not in left_out)
+    if len(class_names) < 2:
+        raise DataUnsuitable(
+            f"two or more classes must have {settings.min_images_per_class} images, got {len(class_names)} in "
+            f"{folder}; lower min_images_per_class"
+        )
+    _require_images(layout, paths, class_names, passed)
+    listings = {split: _listing(by_class, class_names) for split, by_class in paths.items()}
     splits = _carve(listings, class_names, seed=settings.split_seed)
+    side, background = settings.image_size or SIDE, settings.background_of_images
     files = {
-        name: ImageFiles(listing.paths, listing.labels, side, root, memory_bytes) for name, listing in splits.items()
+        name: ImageFiles(listing.paths, listing.labels, side, root, memory_bytes, background)
+        for name, listing in splits.items()
     }
     return Collection(
         train=files["train"],
@@ -65,6 +86,7 @@ def read(settings: DataSettings, root: Path | None, *, memory_bytes: int = MEMOR
         load_test=lambda: files["test"],
         class_names=class_names,
         origin=str(folder),
+        notes=tuple(_notes(layout, splits, class_names, left_out, settings, passed)),
     )
 
 
@@ -79,42 +101,119 @@ class _Listing:
 
 def _carve(listings: dict[str, _Listing], class_names: tuple[str, ...], *, seed: int) -> dict[str, _Listing]:
     """Return all three splits; what is not given comes out of the training images."""
-    require_classes(listings["train"].labels, class_names, split="training")
-    missing = [name for name in _FOLDERS if name not in listings]
+    missing = [name for name in SPLITS if name not in listings]
+    if not missing:
+        return listings
     # The last part gets the rest, so its share is not given.
     shares = (1 - CARVED_SHARE * len(missing), *[CARVED_SHARE] * len(missing[1:]))
     parts = stratified(listings["train"].labels, shares[: len(missing)], seed=seed)
     carved = {name: listings["train"].at(index) for name, index in zip(("train", *missing), parts, strict=True)}
-    splits = listings | carved
-    for name, listing in splits.items():
-        require_classes(listing.labels, class_names, split=name)
-    return splits
+    had = listings["train"].labels.bincount(minlength=len(class_names))
+    for name, listing in carved.items():
+        empty = (listing.labels.bincount(minlength=len(class_names)) == 0).nonzero().flatten().tolist()
+        if empty:
+            most = int(had[empty].max())
+            raise DataUnsuitable(
+                f"every class needs an image in every split, but {len(empty)} of {len(class_names)} classes have none "
+                f"in the {name} split ({len(listing.labels)} images), which is taken from too few: "
+                f"{_named([class_names[index] for index in empty])} (up to {most} images); add images, or leave such "
+                f"classes out with min_images_per_class: {most + 1} or excluded_classes"
+            )
+    return listings | carved
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    if len(names) < 2:
-        raise DataUnsuitable(f"{folder} must have two or more classes, got {len(names)} sub-folders; {REMEDY}")
-    return names
+def _classes(layout: Layout, excluded: Sequence[str]) -> tuple[str, ...]:
+    folder = layout.splits["train"]
+    names = visible_folders(folder)
+    if unknown := [name for name in excluded if name not in names]:
+        raise DataUnsuitable(f"excluded_classes must name classes of {folder}, got {_named(unknown)}")
+    kept = tuple(name for name in names if name not in excluded)
+    if len(kept) >= 2:
+        return kept
+    remedy, one = REMEDY, folder / names[0] if len(names) == 1 else None
+    if one is not None and len(visible_folders(one)) >= 2:
+        remedy = f"set folder to {one}, which has {len(visible_folders(one))} sub-folders"
+    elif loose := beside(folder).counts["images outside the folder of a class"]:
+        remedy = f"sort its {loose} images into one sub-folder a class; labels in a table are not read"
+    raise DataUnsuitable(f"{folder} must have two or more classes, got {len(kept)} sub-folders; {remedy}")
 
 
-def _listed(folder: Path, class_names: tuple[str, ...]) -> _Listing:
-    unknown = sorted(set(_classes(folder)) - set(class_names))
-    if unknown:
-        raise DataUnsuitable(f"{folder} must have no class that is not in train, got {', '.join(unknown[:5])}")
-    by_class = [_images(folder / name) for name in class_names]
-    empty = [name for name, paths in zip(class_names, by_class, strict=True) if not paths]
-    if empty:
-        raise DataUnsuitable(
-            f"every class needs an image, but {folder} has none for {', '.join(map(repr, empty[:5]))}; add images "
-            f"({', '.join(SUFFIXES)}) or remove the class"
-        )
-    counts = torch.tensor([len(paths) for paths in by_class])
+def _listed(layout: Layout, class_names: tuple[str, ...]) -> tuple[Paths, PassedOver]:
+    """Return the images of every class by split, and what was passed over in the folders of the splits."""
+    paths: Paths = {}
+    passed = PassedOver()
+    train = set(visible_folders(layout.splits["train"]))
+    for split, folder in layout.splits.items():
+        if unknown := sorted(set(visible_folders(folder)) - train):
+            raise DataUnsuitable(f"{folder} must have no class that is not in train, got {', '.join(unknown[:5])}")
+        paths[split] = {}
+        passed.add(beside(folder))
+        for name in class_names:
+            paths[split][name], inside = images_in(folder / name) if (folder / name).is_dir() else ([], PassedOver())
+            passed.add(inside)
+    return paths, passed
+
+
+def _too_small(paths: Paths, class_names: tuple[str, ...], least: int | None) -> dict[str, int]:
+    """Return the classes to leave out, each with its number of training images."""
+    if least is None:
+        return {}
+    return {
+        name: len(paths["train"][name])
+        for name in class_names
+        if len(paths["train"][name]) < least or not all(by_class[name] for by_class in paths.values())
+    }
+
+
+def _require_images(layout: Layout, paths: Paths, class_names: tuple[str, ...], passed: PassedOver) -> None:
+    for split, by_class in paths.items():
+        if empty := [name for name in class_names if not by_class[name]]:
+            had = f" (passed over: {passed})" if str(passed) else ""
+            raise DataUnsuitable(
+                f"every class needs an image, but {layout.splits[split]} has none for {_named(empty)}; add images "
+                f"({', '.join(SUFFIXES)}), or leave the class out with excluded_classes or min_images_per_class: 1{had}"
+            )
+
+
+def _listing(by_class: Mapping[str, list[Path]], class_names: tuple[str, ...]) -> _Listing:
+    counts = torch.tensor([len(by_class[name]) for name in class_names])
     labels = torch.arange(len(class_names)).repeat_interleave(counts)
-    return _Listing(tuple(path for paths in by_class for path in paths), labels)
+    return _Listing(tuple(path for name in class_names for path in by_class[name]), labels)
 
 
-def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in SUFFIXES and path.is_file())
+def _notes(
+    layout: Layout,
+    splits: Mapping[str, _Listing],
+    class_names: tuple[str, ...],
+    left_out: Mapping[str, int],
+    settings: DataSettings,
+    passed: PassedOver,
+) -> Iterator[str]:
+    """Yield what was recognized in the folder and what was passed over, in sentences."""
+    train = layout.splits["train"]
+    named = _named(class_names, most=_MOST_CLASSES_NAMED)
+    if set(layout.splits) == {"train"} and train == Path(settings.folder or ""):
+        yield f"recognized {len(class_names)} classes, divided here by split_seed: {named}"
+    else:
+        folders = ", ".join(f"{split} in {path.name}/" for split, path in layout.splits.items())
+        carved = [name for name in SPLITS if name not in layout.splits]
+        taken = f"; {' and '.join(carved)} taken from the training images" if carved else ""
+        yield f"recognized splits: {folders}{taken}; {len(class_names)} classes: {named}"
+    yield "images: " + ", ".join(f"{len(splits[name].labels)} {name}" for name in SPLITS)
+    nested = sum(len(path.relative_to(train).parts) > 2 for path in splits["train"].paths if path.is_relative_to(train))
+    if nested:
+        yield f"{nested} training images lie in sub-folders of a class and count to it"
+    if left_out:
+        few = _named([f"{name} ({count})" for name, count in left_out.items()], most=_MOST_CLASSES_NAMED)
+        yield f"left out {len(left_out)} classes by min_images_per_class {settings.min_images_per_class}: {few}"
+    if settings.excluded_classes:
+        yield f"left out by excluded_classes: {_named(settings.excluded_classes, most=_MOST_CLASSES_NAMED)}"
+    if layout.ignored:
+        yield f"passed over folders that are no split: {_named(layout.ignored)}"
+    if str(passed):
+        yield f"passed over {passed}"
+
+
+def _named(names: Sequence[str], *, most: int = _MOST_NAMED) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:most])  # repr would escape joiners of some scripts
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

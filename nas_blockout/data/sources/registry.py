@@ -52,6 +52,16 @@ SOURCES: Mapping[str, Source] = {
 }
 
 
+def recognized(settings: DataSettings) -> tuple[str, ...]:
+    """Return what is found in the folder of `imagefolder` without decoding an image; nothing for other sources.
+
+    Raises:
+        DataMissing: There is no such folder.
+        DataUnsuitable: Its layout is not recognized, or a class has too few images.
+    """
+    return imagefolder.read(settings, None).notes if settings.name == "imagefolder" else ()
+
+
 def load(settings: DataSettings, *, root: Path | None = None) -> Splits:
     """Load the training and validation images of a source; test images are read when `Splits.test` is called.
 

@@ -127,10 +127,71 @@ def test_a_picture_of_every_class_is_drawn(call: Call, home: Path) -> None:
 def test_a_picture_is_called_after_its_source(call: Call, home: Path) -> None:
     ended = call("show", "digits", "--json")
     assert ended.code == 0
-    assert ended.json == {"name": "digits", "file": str(home / "digits.png")}
+    names = [str(digit) for digit in range(10)]
+    assert ended.json == {"name": "digits", "file": str(home / "digits.png"), "class_names": names, "notes": []}
     assert (home / "digits.png").is_file()
 
 
 def test_a_picture_for_no_folder_is_refused(call: Call, home: Path) -> None:
     assert call("show", "digits", "--output", home / "none" / "sheet.png").code == 3
     assert list(home.iterdir()) == []
+
+
+def test_what_is_recognized_and_passed_over_is_printed(call: Call, home: Path) -> None:
+    folder = home / "scans"
+    for split in ("Training", "Testing"):
+        image_folder(folder / split)
+    (folder / "Training" / "class-0" / "phone.heic").write_bytes(b"x")
+    ended = call("check", "imagefolder", "--folder", folder)
+    assert ended.code == 0
+    assert "imagefolder: complete" in ended.out
+    assert "recognized splits: train in Training/, test in Testing/; validation taken from the training" in ended.out
+    assert "passed over images in formats that are not read: .heic 1 (convert them to PNG or JPEG)" in ended.out
+    ended = call("show", "imagefolder", "--folder", folder, "--json")
+    assert ended.json["class_names"] == ["class-0", "class-1", "class-2"]
+    assert ended.json["notes"][0].startswith("recognized splits: train in Training/")
+    assert "recognized splits" in ended.err
+
+
+def test_an_unclear_layout_is_asked_about_and_a_setting_answers(call: Call, home: Path) -> None:
+    for camera in ("north", "south"):
+        image_folder(home / "photos" / camera, classes=2)
+    ended = call("check", "imagefolder", "--folder", home / "photos")
+    assert ended.code == 1
+    assert "it is not clear what the folders 'north', 'south' in" in ended.err
+    assert "set data.layout to classes" in ended.err
+    ended = call("check", "imagefolder", "--folder", home / "photos", "--set", "layout=classes")
+    assert ended.code == 0
+    assert "recognized 2 classes, divided here by split_seed: 'north', 'south'" in ended.out
+
+
+def test_small_classes_are_left_out_by_a_setting(call: Call, home: Path) -> None:
+    image_folder(home / "photos")
+    for path in sorted((home / "photos" / "class-1").iterdir())[1:]:
+        path.unlink()
+    assert call("check", "imagefolder", "--folder", home / "photos").code == 1
+    ended = call("check", "imagefolder", "--folder", home / "photos", "--set", "min_images_per_class=5")
+    assert ended.code == 0
+    assert "left out 1 classes by min_images_per_class 5: 'class-1 (1)'" in ended.out
+    ended = call("check", "imagefolder", "--folder", home / "photos", "--set", "excluded_classes=[class-1]", "--json")
+    assert (ended.code, ended.json["classes"]) == (0, 2)
+
+
+@pytest.mark.parametrize("assignment", ["layout", "layout=rows", "sise=3", "folder=x", "min_images_per_class=[1]"])
+def test_a_wrong_assignment_ends_with_2(call: Call, home: Path, assignment: str) -> None:
+    ended = call("check", "imagefolder", "--folder", image_folder(home / "photos"), "--set", assignment)
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+
+
+def test_names_in_any_script_are_whole_on_the_terminal(call: Call, home: Path) -> None:
+    names = ("消防車 (大型)", "مرحبا", "👩\u200d🚒", "नमस्ते", "a name of more than thirty letters indeed")
+    for number, name in enumerate(names):
+        (home / "photos" / name).mkdir(parents=True)
+        for index in range(5):
+            Image.new("RGB", (12, 10), (40 * number, 20 * index, 50)).save(home / "photos" / name / f"{index}.png")
+    ended = call("check", "imagefolder", "--folder", home / "photos")
+    assert ended.code == 0
+    assert all(name in ended.out for name in names)
+    ended = call("show", "imagefolder", "--folder", home / "photos", "--json")
+    assert set(ended.json["class_names"]) == set(names)

@@ -123,10 +123,11 @@ def test_another_size_color_and_format_are_fitted(call: Call, made: Made, tmp_pa
     [
         ("absent.png", None, 3, "there is no image file"),
         ("text.png", b"not an image", 1, "must be a whole image"),
+        ("empty.png", b"", 1, "must be a whole image"),
         ("cut.png", "cut", 1, "must be a whole image"),
     ],
 )
-def test_what_is_no_picture_is_refused(
+def test_what_is_no_picture_is_named_and_the_others_are_answered(
     call: Call, made: Made, tmp_path: Path, name: str, content: Any, code: int, message: str
 ) -> None:
     if content == "cut":
@@ -135,10 +136,41 @@ def test_what_is_no_picture_is_refused(
         content = (tmp_path / name).read_bytes()[:-2000]
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    ended = call("predict", made.folder, made.pictures[0], tmp_path / name)
+    bad = tmp_path / name
+    ended = call("predict", made.folder, bad)
     assert (ended.code, ended.out) == (code, "")
     assert message in ended.err
-    assert str(tmp_path / name) in ended.err
+    assert str(bad) in ended.err
+    ended = call("predict", made.folder, made.pictures[0], bad, made.pictures[1])
+    assert ended.code == 4
+    assert [line.partition(": ")[0] for line in ended.out.splitlines()] == list(map(str, made.pictures[:2]))
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+    assert "1 of 3 files could not be read; the others are answered" in ended.err
+    ended = call("predict", made.folder, made.pictures[0], bad, "--json")
+    assert ended.code == 4
+    assert len(ended.json["predictions"]) == 1
+    assert [failed["image"] for failed in ended.json["failed"]] == [str(bad)]
+    assert message in ended.json["failed"][0]["problem"]
+
+
+def test_a_transparent_picture_gets_the_background_of_the_model(call: Call, made: Made, tmp_path: Path) -> None:
+    with Image.open(made.pictures[0]) as drawn:
+        ink = drawn.convert("L")
+    clear = Image.new("RGBA", ink.size, (255, 255, 255, 0))
+    clear.putalpha(ink)  # white strokes, and below all that is transparent white as well
+    clear.save(tmp_path / "clear.png")
+    answers = {}
+    for background in ("black", "white"):
+        folder = tmp_path / background
+        shutil.copytree(made.folder, folder)
+        asked = json.loads((folder / "preprocessing.json").read_text())
+        (folder / "preprocessing.json").write_text(json.dumps({**asked, "background": background}))
+        rehashed(folder, "preprocessing.json")
+        ended = call("predict", folder, tmp_path / "clear.png", made.pictures[0], "--json", "--top", 10)
+        answers[background] = [prediction["classes"] for prediction in ended.json["predictions"]]
+    assert answers["black"][0] == answers["black"][1], "the strokes on black are the picture that was drawn"
+    assert answers["white"][0] != answers["white"][1]
 
 
 def flip(folder: Path, name: str = "model.pt2") -> None:

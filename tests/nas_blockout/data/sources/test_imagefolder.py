@@ -118,12 +118,20 @@ def test_test_images_are_not_opened_before_the_test(tmp_path):
         splits.test()
 
 
-@pytest.mark.parametrize("keep", [0, 30, 200])
+@pytest.mark.parametrize("keep", [1, 30, 200])
 def test_a_truncated_image_is_named(tmp_path, keep):
     fill(tmp_path, {"ant": 5, "bee": 5})
     for path in sorted((tmp_path / "bee").iterdir()):
         path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataCorrupt, match=r"bee/00\d\.png must be a whole image, got: .*repair or remove it"):
+        load(settings(tmp_path))
+
+
+def test_a_class_of_empty_files_is_named_with_the_reason(tmp_path):
+    fill(tmp_path, {"ant": 5, "bee": 5})
+    for path in (tmp_path / "bee").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataUnsuitable, match=r"has none for 'bee'.*passed over: empty files: 5"):
         load(settings(tmp_path))
 
 
