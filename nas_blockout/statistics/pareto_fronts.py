@@ -14,20 +14,24 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 
-def pareto_front(losses: ArrayLike) -> tuple[int, ...]:
+def pareto_front(losses: ArrayLike, *, highest: ArrayLike | None = None) -> tuple[int, ...]:
     """Return the indices of the points that no other point dominates, in their order.
 
     A point dominates another if it is no worse in every objective and better in one; of equal points all are kept.
+    Where a loss is only known to lie in an interval, it is no worse than another if the intervals do not overlap: a
+    point is dominated only where that is shown.
 
     Args:
-        losses: Finite, (points, objectives).
+        losses: Finite, (points, objectives); with `highest` the lower ends of intervals.
+        highest: The upper ends, likewise; None where losses are exact.
 
     Raises:
         ValueError: The losses are not finite, or not one row per point.
     """
     points = _points(losses)
-    no_worse = (points[:, None] <= points).all(axis=2)  # [i, j]: i is no worse than j
-    better = (points[:, None] < points).any(axis=2)
+    upper = points if highest is None else _points(highest)
+    no_worse = (upper[:, None] <= points).all(axis=2)  # [i, j]: i is no worse than j
+    better = (upper[:, None] < points).any(axis=2)
     return tuple(np.flatnonzero(~(no_worse & better).any(axis=0)).tolist())
 
 

@@ -17,7 +17,7 @@ from nas_blockout.methods.none import NoneSettings
 from nas_blockout.statistics import significance
 from nas_blockout.statistics.search_curves import Curve, best_so_far
 from services.analysis.latency import Latency
-from services.analysis.pareto import Front, fronts
+from services.analysis.pareto import Front, Timed, fronts
 from services.analysis.robustness import RobustnessResult
 from services.analysis.seed_metrics import Accuracy, Amount, Count, PairResult, Share, Strict
 from services.budget.accounting import End, compared_in, current, ends, stale
@@ -25,7 +25,7 @@ from services.budget.limits import WORDS, Unit, limits
 from services.renamed_keys import upgraded_comparison
 from services.search.constraints import could_win
 from services.study_config.resolved_study import Arm, Study
-from services.trial_record import RETRAIN, SEARCH, Trial
+from services.trial_record import RETRAIN, SEARCH, Trial, TrialKey
 
 Role = Literal["learned", "placebo", "ablation", "baseline"]
 
@@ -178,6 +178,7 @@ def build(
     trials: Iterable[Trial],
     *,
     latency: Mapping[str, Latency] | None = None,
+    search_latency: Mapping[TrialKey, Timed] | None = None,
     extensions: int = 0,
 ) -> ComparisonDocument:
     """Compare the arms of a study.
@@ -186,6 +187,7 @@ def build(
         study: The resolved study.
         trials: All its trials, failed and pruned ones too.
         latency: Of the exported models, measured together, by arm.
+        search_latency: Of search trials, measured together, where an arm searches for it.
         extensions: How often the study was extended after its result was known.
 
     Raises:
@@ -199,7 +201,7 @@ def build(
             )
         by_arm[trial.arm].append(trial)
     ended = ends(study, by_arm)
-    by_front = fronts(study, by_arm)
+    by_front = fronts(study, by_arm, search_latency)
     arms = {
         name: _arm(study, arm, by_arm[name], (latency or {}).get(name)).model_copy(
             update={"ended_by": ended[name], "front": by_front.get(name)}

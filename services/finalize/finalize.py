@@ -9,17 +9,18 @@ from nas_blockout.data import Splits, load
 from nas_blockout.export.latency import SECONDS_PER_MODEL
 from services.analysis.comparison import ComparisonDocument, build
 from services.analysis.latency import Latency
+from services.analysis.pareto import Timed
 from services.budget.accounting import stale
 from services.files.remote import put_folder
 from services.files.study_dir import Folder, write_csv, write_json
 from services.finalize.export import export_trials
 from services.finalize.mlflow_runs import sync_study
 from services.finalize.trial_table import row_of
-from services.finalize.winners import exported_trials, latencies, models_of
+from services.finalize.winners import exported_trials, latencies, models_of, search_latencies
 from services.settings import Settings
 from services.store import NotFound, Store
 from services.study_config.resolved_study import Study, parse_resolved
-from services.trial_record import Trial
+from services.trial_record import Trial, TrialKey
 
 Log = Callable[[str], None]
 
@@ -53,7 +54,8 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
     winners = exported_trials(study, trials)
     models = models_of(winners, folder, splits, shared=settings.shared(study.name))
     log(f"measuring the latency of {len(models)} models in turn, for about {SECONDS_PER_MODEL * len(models):.0f} s")
-    document = write_comparison(study, trials, folder, latency=latencies(models, splits))
+    latency, searched = latencies(models, splits), search_latencies(study, trials, splits)
+    document = write_comparison(study, trials, folder, latency=latency, search_latency=searched)
     log("exporting and verifying the winners")
     wanted = study.config.export
     exported = {arm: (trial, models[arm]) for arm, trial in winners.items() if wanted is None or arm in wanted}
@@ -74,10 +76,17 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
 
 
 def write_comparison(
-    study: Study, trials: Sequence[Trial], folder: Folder, *, latency: Mapping[str, Latency]
+    study: Study,
+    trials: Sequence[Trial],
+    folder: Folder,
+    *,
+    latency: Mapping[str, Latency],
+    search_latency: Mapping[TrialKey, Timed] | None = None,
 ) -> ComparisonDocument:
     """Write ``comparison.json`` and ``trials.csv``; return the comparison."""
-    document = build(study, trials, latency=latency, extensions=len(folder.earlier_comparisons()))
+    document = build(
+        study, trials, latency=latency, search_latency=search_latency, extensions=len(folder.earlier_comparisons())
+    )
     write_json(folder.comparison, document.model_dump(mode="json"))
     replaced = {trial.key for trial in stale(trials)}
     write_csv(folder.root / "trials.csv", [{**row_of(trial), "stale": trial.key in replaced} for trial in trials])

@@ -9,12 +9,16 @@ from nas_blockout.data import Splits
 from nas_blockout.experiment import rebuild
 from nas_blockout.export import load_weights
 from nas_blockout.export.latency import BATCHES, Timing, measure_together
+from nas_blockout.methods.blockdrop import BlockDropSettings
 from services.analysis.latency import Latency
+from services.analysis.pareto import Timed
 from services.budget.accounting import current
 from services.files.remote import fetch, place_of
 from services.files.study_dir import Folder
 from services.study_config.resolved_study import Study
-from services.trial_record import Trial
+from services.trial_record import SEARCH, Trial, TrialKey
+
+MOST_SEARCH_SECONDS = 10.0  # for the networks of all search trials together
 
 
 def exported_trials(study: Study, trials: Sequence[Trial]) -> dict[str, Trial]:
@@ -58,6 +62,31 @@ def latencies(models: Mapping[str, nn.Module], splits: Splits) -> dict[str, Late
     """Return by arm the latency of its model; all models are measured together, so that they can be compared."""
     timings = measure_together(models, splits.shape, batches=BATCHES)
     return {arm: _latency(by_batch) for arm, by_batch in timings.items()}
+
+
+def search_latencies(study: Study, trials: Sequence[Trial], splits: Splits) -> dict[TrialKey, Timed]:
+    """Return the latency of one image in the networks of search trials, measured together, where arms search for it.
+
+    The weights do not matter, so networks are built anew, and equal ones are measured once. Left out is BlockDrop,
+    whose latency depends on the policy that was learned.
+    """
+    sought = [
+        trial
+        for trial in current(trials)
+        if trial.phase == SEARCH and trial.state == "complete"
+        and "latency_ms" in study.arms[trial.arm].rules.objectives
+        and not isinstance(trial.config.method, BlockDropSettings)
+    ]  # fmt: skip
+    networks: dict[str, nn.Module] = {}
+    name_of: dict[TrialKey, str] = {}
+    for trial in sought:
+        document = trial.outcome.get("architecture")
+        network = rebuild(trial.config, Architecture.from_json(document) if document else None, splits).eval()
+        shapes = [(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()]
+        name_of[trial.key] = f"{network}{shapes}"
+        networks.setdefault(name_of[trial.key], network)
+    timings = measure_together(networks, splits.shape, batches=(1,), seconds=MOST_SEARCH_SECONDS)
+    return {key: (timings[name][1].median, timings[name][1].quartiles) for key, name in name_of.items()}
 
 
 def _latency(by_batch: Mapping[int, Timing]) -> Latency:

@@ -1,9 +1,11 @@
 """Tables of a report other than that of the arms, as texts: cost, search, Pareto fronts, agreement, unique answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.analysis.comparison import ArmResult, ComparisonDocument
+from services.analysis.latency import spread_text
+from services.analysis.pareto import Front, FrontTrial
 from services.budget.accounting import END_WORDS
 from services.report.answers import UniqueAnswers
 from services.report.classes import GroupAgreement
@@ -128,16 +130,22 @@ def search_rows(view: ReportView, document: ComparisonDocument) -> list[SearchRo
 def front_rows(document: ComparisonDocument) -> list[FrontRow]:
     """Return the Pareto fronts of the arms with several objectives; other arms have no rows."""
     return [
-        FrontRow(name, f"{arm.front.hypervolume:.4f}", str(trial.number), _values(trial.values))
+        FrontRow(name, f"{arm.front.hypervolume:.4f}", str(trial.number), _values(arm.front, trial))
         for name, arm in in_order(document).items()
         if arm.front is not None
         for trial in arm.front.trials
     ]
 
 
-def _values(values: Mapping[str, float]) -> str:
-    shown = (f"{100 * value:.2f}%" if name == "accuracy" else f"{value:,.6g}" for name, value in values.items())
-    return ", ".join(f"{name} {text}" for name, text in zip(values, shown, strict=True))
+def _values(front: Front, trial: FrontTrial) -> str:
+    def shown(name: str, value: float) -> str:
+        if name == "accuracy":
+            return f"{100 * value:.2f}%"
+        if name == "latency_ms":
+            return spread_text(value, trial.spreads.get(name) if front.is_measured_together else None)
+        return f"{value:,.6g}"
+
+    return ", ".join(f"{name} {shown(name, value)}" for name, value in trial.values.items())
 
 
 def group_agreement_rows(agreements: Sequence[GroupAgreement]) -> list[GroupAgreementRow]:

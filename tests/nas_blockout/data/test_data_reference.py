@@ -7,7 +7,7 @@ import pytest
 from nas_blockout.data import SOURCES, errors
 from nas_blockout.data.augment import AUGMENT
 from nas_blockout.data.corruptions import CORRUPTIONS
-from nas_blockout.data.sources import imagefolder
+from nas_blockout.data.sources import folder_layout
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 REFERENCE = (DOCS / "reference" / "data.md").read_text(encoding="utf-8")
@@ -32,4 +32,9 @@ def test_the_page_has_no_corruption_that_is_not_there():
 def test_every_source_augmentation_error_and_suffix_is_named():
     assert all(f"`{name}`" in CONCEPT for name in (*SOURCES, *AUGMENT))
     assert all(f"`{kind.__name__}`" in REFERENCE for kind in errors.DataError.__subclasses__())
-    assert all(f"`{suffix}`" in REFERENCE for suffix in imagefolder.SUFFIXES)
+    assert all(f"`{suffix}`" in REFERENCE for suffix in (*folder_layout.SUFFIXES, *folder_layout.OTHER_FORMATS))
+
+
+def test_the_page_has_every_word_for_a_split():
+    for split, words in folder_layout.SPLIT_WORDS.items():
+        assert f"| {', '.join(f'`{word}`' for word in words)} | {split} |\n" in REFERENCE

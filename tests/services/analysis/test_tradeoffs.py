@@ -1,5 +1,6 @@
 """Fronts and hypervolumes worked by hand, and the counts of what a search repeated and of what it was refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,6 +51,33 @@ def test_a_front_is_what_nothing_else_beats_in_everything() -> None:
     front = build(study_of({"a": TWO}), searched("a", *points)).arms["a"].front
     assert front is not None
     assert sorted(trial.number for trial in front.trials) == [0, 1, 4, 5]
+
+
+def test_a_front_leaves_out_only_what_is_shown_to_be_slower() -> None:
+    arm = {"objectives": ["accuracy", "latency_ms"]}
+    trials = [
+        replace(trial, result={**(trial.result or {}), "latency_ms": alone})
+        for trial, alone in zip(
+            searched("a", (0.9, 1), (0.8, 1), (0.7, 1), (0.6, 1)), (0.43, 0.31, 0.2, 0.5), strict=True
+        )
+    ]
+    together = {
+        ("a", "search", 0): (0.40, (0.38, 0.42)),
+        ("a", "search", 1): (0.39, (0.37, 0.41)),  # not told apart from the first
+        ("a", "search", 2): (0.50, (0.49, 0.51)),  # slower than the first, and less accurate
+        ("a", "search", 3): (0.20, (0.19, 0.21)),
+    }
+    front = build(study_of({"a": arm}), trials, search_latency=together).arms["a"].front
+    assert front is not None
+    assert front.is_measured_together
+    assert [trial.number for trial in front.trials] == [0, 1, 3]
+    assert front.trials[0].values == {"accuracy": 0.9, "latency_ms": 0.40}
+    assert front.trials[0].spreads == {"latency_ms": (0.38, 0.42)}
+    assert front.reference_point["latency_ms"] == 0.50
+    front = build(study_of({"a": arm}), trials).arms["a"].front
+    assert front is not None
+    assert not front.is_measured_together
+    assert [trial.number for trial in front.trials] == [0, 1, 2, 3], "what was measured alone shows nothing"
 
 
 @pytest.mark.parametrize(

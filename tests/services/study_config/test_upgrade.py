@@ -111,6 +111,25 @@ def test_what_version_1_left_out_keeps_the_defaults_of_version_1() -> None:
     assert (paper.first_probability, paper.structure_lr_multiplier, paper.polarization) == (0.5, 1.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    "data", ["data: {name: imagefolder, folder: /x} # own", "data:\n  name: imagefolder # own\n  folder: /x"]
+)
+def test_transparent_images_of_version_1_keep_the_colors_below(data: str) -> None:
+    text = f"schema_version: 1\nname: own\nbudget: {{sample_passes: 9}}\n{data}\narms: {{a: {{}}}}\n"
+    upgraded = upgraded_text(text, source="own")
+    assert "background: dropped" in upgraded
+    assert comments(upgraded) == comments(text)
+    for each in (text, upgraded):
+        assert resolve_document(yaml_value(each), source="own").data.background == "dropped"
+    again = yaml_value(text) | {"schema_version": 2}
+    assert resolve_document(again, source="own").data.background is None
+    recorded = {"data": {"name": "imagefolder", "folder": "/x"}}
+    assert Experiment.from_json(upgraded_experiment(recorded)).data.background == "dropped"
+    kept = {"data": {**recorded["data"], "background": "gray"}}
+    assert Experiment.from_json(upgraded_experiment(kept)).data.background == "gray"
+    assert Experiment.from_json(upgraded_experiment({"data": {"name": "digits"}})).data.background is None
+
+
 def test_a_recorded_experiment_of_version_1_keeps_its_defaults() -> None:
     recorded = {"method": {"name": "blockout", "charge": 1.0}, "distillation": {"surplus": "magnitude"}}
     again = Experiment.from_json(upgraded_experiment(recorded))
