@@ -49,6 +49,9 @@ def bare(axes: Axes, *, frame: bool = False) -> None:
         spine.set_color(GRID)
 
 
+_JOINERS = "\u200c\u200d"  # part of Persian and Indic names and of emoji
+
+
 @contextmanager
 def missing_glyphs_are_no_warning() -> Iterator[None]:
     """Names may be in any script; the page that shows the SVG has the fonts."""
@@ -69,7 +72,10 @@ def text_width(text: str, size: float = FONT, *, bold: bool = False) -> float:
 
 def clean(text: str) -> str:
     """Return a text that SVG can hold on one line: without control characters, surrogates and line breaks."""
-    kept = "".join(" " if character.isspace() or not character.isprintable() else character for character in str(text))
+    printable = (each.isprintable() or each in _JOINERS for each in str(text))
+    kept = "".join(
+        each if shown and not each.isspace() else " " for each, shown in zip(str(text), printable, strict=True)
+    )
     return " ".join(kept.split())
 
 

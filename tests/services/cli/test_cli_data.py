@@ -195,3 +195,33 @@ def test_names_in_any_script_are_whole_on_the_terminal(call: Call, home: Path) -
     assert all(name in ended.out for name in names)
     ended = call("show", "imagefolder", "--folder", home / "photos", "--json")
     assert set(ended.json["class_names"]) == set(names)
+
+
+STUDY = """schema_version: 2
+name: own
+budget: {trainings: 3}
+training: {epochs: 1}
+retrain: {seeds: [0]}
+data: {name: imagefolder, folder: photos, image_size: 8%s}
+arms: {dense: {space: [training]}}
+"""
+
+
+def test_a_study_says_what_it_recognized_and_is_refused_before_anything_runs(home: Path) -> None:
+    image_folder(home / "photos" / "Training")
+    (home / "own.yaml").write_text(STUDY % "")
+    ended = here("validate", home / "own.yaml", NAS_BLOCKOUT_HOME=str(home))
+    assert ended.code == 0
+    assert (
+        "data: recognized splits: train in Training/; validation and test taken from the training images" in ended.err
+    )
+    (home / "photos" / "Training").rename(home / "photos" / "north")
+    image_folder(home / "photos" / "south")
+    for command in ("validate", "run"):
+        ended = here(command, home / "own.yaml", NAS_BLOCKOUT_HOME=str(home))
+        assert ended.code == 2
+        assert "it is not clear what the folders 'north', 'south'" in ended.err
+    assert not (home / "runs").exists()
+    (home / "own.yaml").write_text(STUDY % ", layout: classes")
+    ended = here("validate", home / "own.yaml", NAS_BLOCKOUT_HOME=str(home))
+    assert "data: recognized 2 classes, divided here by split_seed: 'north', 'south'" in ended.err

@@ -160,17 +160,20 @@ def test_a_transparent_picture_gets_the_background_of_the_model(call: Call, made
     clear = Image.new("RGBA", ink.size, (255, 255, 255, 0))
     clear.putalpha(ink)  # white strokes, and below all that is transparent white as well
     clear.save(tmp_path / "clear.png")
-    answers = {}
-    for background in ("black", "white"):
-        folder = tmp_path / background
+    answers: dict[str | None, Any] = {}
+    for background in ("black", "white", "dropped", None):  # None: of a model that was exported before there was one
+        folder = tmp_path / str(background)
         shutil.copytree(made.folder, folder)
         asked = json.loads((folder / "preprocessing.json").read_text())
-        (folder / "preprocessing.json").write_text(json.dumps({**asked, "background": background}))
+        del asked["background"]
+        more = {"background": background} if background else {}
+        (folder / "preprocessing.json").write_text(json.dumps(asked | more))
         rehashed(folder, "preprocessing.json")
         ended = call("predict", folder, tmp_path / "clear.png", made.pictures[0], "--json", "--top", 10)
         answers[background] = [prediction["classes"] for prediction in ended.json["predictions"]]
     assert answers["black"][0] == answers["black"][1], "the strokes on black are the picture that was drawn"
     assert answers["white"][0] != answers["white"][1]
+    assert answers["dropped"][0] == answers[None][0] == answers["white"][0], "white lies below all that is transparent"
 
 
 def flip(folder: Path, name: str = "model.pt2") -> None:
