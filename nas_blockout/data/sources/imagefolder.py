@@ -205,11 +205,11 @@ def _notes(
         yield f"{nested} training images lie in sub-folders of a class and count to it"
     if left_out:
         few = _named([f"{name} ({count})" for name, count in left_out.items()], most=_MOST_CLASSES_NAMED)
-        yield f"left out {len(left_out)} classes by min_images_per_class {settings.min_images_per_class}: {few}"
+        yield f"left out by min_images_per_class {settings.min_images_per_class} ({len(left_out)}): {few}"
     if settings.excluded_classes:
         yield f"left out by excluded_classes: {_named(settings.excluded_classes, most=_MOST_CLASSES_NAMED)}"
     if layout.ignored:
-        yield f"passed over folders that are no split: {_named(layout.ignored)}"
+        yield f"passed over folders that are no split or have no sub-folder a class: {_named(layout.ignored)}"
     if str(passed):
         yield f"passed over {passed}"
 

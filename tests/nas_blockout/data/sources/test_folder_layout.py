@@ -68,6 +68,14 @@ def test_classes_are_named_in_what_was_recognized(tmp_path: Path) -> None:
     )
 
 
+def test_a_test_folder_without_classes_is_passed_over_and_said(tmp_path: Path) -> None:
+    fill(tmp_path / "train", {"ant": 5, "bee": 5})
+    fill(tmp_path, {"test": 5, "raw/x": 1})
+    found = notes(tmp_path)
+    assert "validation and test taken from the training images" in found
+    assert "passed over folders that are no split or have no sub-folder a class: 'raw', 'test'" in found
+
+
 def test_a_train_among_vehicles_is_a_class(tmp_path: Path) -> None:
     fill(tmp_path, {"bus": 5, "car": 5, "train": 5})
     assert load(settings(tmp_path)).class_names == ("bus", "car", "train")
@@ -166,7 +174,7 @@ def test_classes_with_too_few_images_are_left_out_if_asked_and_named(tmp_path: P
         load(settings(tmp_path, excluded_classes=("dog",)))
     splits = load(settings(tmp_path, min_images_per_class=5))
     assert splits.class_names == ("ant", "cow")
-    assert "left out 3 classes by min_images_per_class 5: 'bee (2)', 'dog (0)', 'emu (4)'" in splits.notes
+    assert "left out by min_images_per_class 5 (3): 'bee (2)', 'dog (0)', 'emu (4)'" in splits.notes
     assert load(settings(tmp_path, min_images_per_class=3)).class_names == ("ant", "cow", "emu")
     splits = load(settings(tmp_path, excluded_classes=("dog", "bee")))
     assert splits.class_names == ("ant", "cow", "emu")
