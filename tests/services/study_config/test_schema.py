@@ -226,7 +226,7 @@ def test_values_that_only_the_data_refuses(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="the space 'branched' needs 8 nodes a layer or more, got 6"):
         check_against_data(study, splits, source="s.yaml")
     poor = resolve(parse(changed("budget.sample_passes", 1100), source="s.yaml"), source="s.yaml")
-    with pytest.raises(StudyError, match=r"budget\.sample_passes: must be at least 1200 for arm 'dense', .*got 1100"):
+    with pytest.raises(StudyError, match=r"budget\.sample_passes: must be at least 1608 for arm 'dense', .*got 1100"):
         check_against_data(poor, splits, source="s.yaml")
 
 
