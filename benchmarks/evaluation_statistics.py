@@ -26,6 +26,7 @@ from nas_blockout.batch_statistics import (
     estimate_statistics,
     estimated_statistics,
     normalizations,
+    statistics_batches,
 )
 from nas_blockout.data import DataSettings, Loader, Splits, load
 from nas_blockout.experiment import EVALUATION_BATCH, Experiment
@@ -130,9 +131,7 @@ def scored(arm: str, experiment: Experiment, splits: Splits) -> Iterator[Row]:
         yield row(SECOND)
     generator = torch.Generator().manual_seed(experiment.seed)
     for size in (*SIZES, len(images)):
-        # One batch for an estimate of evaluation's size; all training images in batches of that size.
-        sample = images.sample(size, generator).split(max(SIZES))
-        with estimated_statistics(model, sample):
+        with estimated_statistics(model, statistics_batches(images.sample(size, generator))):
             yield row(REFERENCE if size == len(images) else str(size))
 
 
@@ -181,7 +180,7 @@ def print_times(experiment: Experiment, splits: Splits, rounds: int) -> None:
     generator, alone = torch.Generator(), []
     for _ in range(rounds):
         began = time.perf_counter()
-        estimate_statistics(model, [train.sample(STATISTICS_IMAGES, generator)])
+        estimate_statistics(model, statistics_batches(train.sample(STATISTICS_IMAGES, generator)))
         alone.append(time.perf_counter() - began)
     epoch = statistics.median(seconds["running"])
     print(

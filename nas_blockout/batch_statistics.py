@@ -5,13 +5,15 @@ nodes dropped, or with weights that have changed since. In evaluation nothing is
 layers are others, and an evaluation with the running ones scores a network that nobody has.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-STATISTICS_IMAGES = 500  # 5% of an epoch of 10,000; see docs/results/evaluation-statistics.md for what fewer cost
+# Charged as 500, 5% of an epoch of 10,000. From fewer the score suffers: docs/results/evaluation-statistics.md.
+STATISTICS_IMAGES = 1500
+_LARGEST_BATCH = 512  # what evaluation has in memory at once
 FORWARD_SHARE = 3  # a forward pass alone is charged as a third of forward and backward
 _Norm = nn.modules.batchnorm._BatchNorm
 
@@ -26,9 +28,15 @@ def statistics_passes(images: int) -> int:
     return -(-min(images, STATISTICS_IMAGES) // FORWARD_SHARE)
 
 
+def statistics_batches(sample: Tensor) -> list[Tensor]:
+    """Return a sample of images in batches for an estimate, each with images from all over the sample."""
+    parts = -(-len(sample) // _LARGEST_BATCH)
+    return [sample[first::parts] for first in range(parts)]
+
+
 @torch.no_grad()
 def estimate_statistics(
-    model: nn.Module, batches: Sequence[Tensor], forward: Callable[[Tensor], object] | None = None
+    model: nn.Module, batches: Iterable[Tensor], forward: Callable[[Tensor], object] | None = None
 ) -> None:
     """Estimate the statistics of batch normalization anew, as evaluation computes the network; in place.
 
@@ -42,8 +50,7 @@ def estimate_statistics(
         forward: What evaluation calls; `model` itself by default.
     """
     norms = normalizations(model)
-    usable = [batch for batch in batches if len(batch) > 1]  # one image has no variance over the batch
-    if not norms or not usable:
+    if not norms:
         return
     modes = {module: module.training for module in model.modules()}
     momenta, before = [norm.momentum for norm in norms], _copies(norms)
@@ -53,8 +60,9 @@ def estimate_statistics(
         norm.momentum = None  # the plain mean over batches
         norm.train()
     try:
-        for batch in usable:
-            (forward or model)(batch)
+        for batch in batches:
+            if len(batch) > 1:  # one image has no variance over the batch
+                (forward or model)(batch)
     finally:
         for norm, momentum, (mean, variance, steps) in zip(norms, momenta, before, strict=True):
             new_mean, new_variance, new_steps = _statistics(norm)

@@ -14,6 +14,7 @@ from nas_blockout.batch_statistics import (
     STATISTICS_IMAGES,
     estimate_statistics,
     normalizations,
+    statistics_batches,
     statistics_passes,
 )
 from nas_blockout.settings_fields import Range, check
@@ -321,7 +322,8 @@ def _fit_statistics(
     """
     if settings.evaluation_statistics == "running" or not normalizations(model):
         return 0
-    estimate_statistics(model, [images.sample(STATISTICS_IMAGES, _drawing(seed, epoch + 1)).to(device)])
+    sample = images.sample(STATISTICS_IMAGES, _drawing(seed, epoch + 1))
+    estimate_statistics(model, (batch.to(device) for batch in statistics_batches(sample)))
     return statistics_passes(len(images))
 
 

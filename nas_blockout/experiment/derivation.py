@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of, weights_of
-from nas_blockout.batch_statistics import STATISTICS_IMAGES, estimate_statistics, estimated_statistics
+from nas_blockout.batch_statistics import (
+    STATISTICS_IMAGES,
+    estimate_statistics,
+    estimated_statistics,
+    statistics_batches,
+)
 from nas_blockout.data import Loader, Splits
 from nas_blockout.experiment.builder import build, plain
 from nas_blockout.experiment.config import Experiment
@@ -100,7 +105,8 @@ def derive(
     probabilities = _probabilities(learned, settings, splits, seed=experiment.seed)
     generator = torch.Generator().manual_seed(experiment.seed)
     sample = Loader(splits.train, EVALUATION_BATCH).sample(STATISTICS_IMAGES, generator)
-    estimates = [sample.to(device)] if experiment.training.evaluation_statistics == "estimated" else []
+    estimated = experiment.training.evaluation_statistics == "estimated"
+    estimates = [batch.to(device) for batch in statistics_batches(sample)] if estimated else []
     distilled, threshold, tried = _distilled(experiment, learned, probabilities, splits, estimates, device=device)
     branched = second_network(experiment, distilled.architecture, splits)
     equality = _equality(learned, distilled, branched, sample[:EQUALITY_IMAGES])
