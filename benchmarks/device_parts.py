@@ -38,6 +38,7 @@ from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.backbones.inception import InceptionSettings
 from nas_blockout.backbones.resnet import ResNetSettings
+from nas_blockout.batch_statistics import estimate_statistics, statistics_batches
 from nas_blockout.data import DataSettings, Loader, Part, load
 from nas_blockout.experiment import Experiment, Run, Snapshot, build
 from nas_blockout.lazy_torchvision import torchvision
@@ -45,7 +46,7 @@ from nas_blockout.methods import METHODS, method_from_json
 from nas_blockout.methods.block_routing import ROUTES
 from nas_blockout.methods.blockout import draw_memberships
 from nas_blockout.methods.masking import lazily_masked
-from nas_blockout.train import Loaders, TrainingSettings, evaluate, fit, recalibrate
+from nas_blockout.train import Loaders, TrainingSettings, evaluate, fit
 
 
 def machine(check: Check) -> None:
@@ -382,7 +383,8 @@ def paper(check: Check) -> None:
             plain, trained = network(check, backbone, splits), model.fold() if "fold" in dir(model) else model
             plain.load_state_dict(trained.state_dict())
             before = evaluate(plain, Loader(held, 512), device=check.device).accuracy
-            recalibrate(plain, Loader(train, 256), images=4096, device=check.device)
+            sample = Loader(train, 256).sample(4096, torch.Generator().manual_seed(seed))
+            estimate_statistics(plain, (batch.to(check.device) for batch in statistics_batches(sample)))
             told = {
                 "as trained": before,
                 "statistics anew": evaluate(plain, Loader(held, 512), device=check.device).accuracy,
