@@ -40,7 +40,7 @@ def running(ann, study, store: Store) -> int:
 
 
 def end(store: Store, trial: int) -> None:
-    store.record_epochs(trial, [{"epoch": 0, "sample_passes": 150, "seconds": 1.0}])
+    store.record_epochs(trial, [{"epoch": 0, "sample_passes": 201, "seconds": 1.0}])
     store.finish_trial(trial, "complete", score=0.75, result={})
     store.finish_study("tiny", "complete")
     store.finish_queued("tiny", "one", "complete", message="well done")
@@ -60,7 +60,7 @@ def test_progress_is_told_until_the_end(ann, running, store):
     assert [event["event"] for event in rest][-2:] == ["progress", "end"]
     progress = json.loads(rest[-2]["data"])
     assert progress["arms"][0] == {
-        "name": "dense", "done": 1, "running": 0, "queued": 0, "failed": 0, "pruned": 0, "sample_passes": 150,
+        "name": "dense", "done": 1, "running": 0, "queued": 0, "failed": 0, "pruned": 0, "sample_passes": 201,
         "seconds": 1.0, "best": 0.75, "share": 0.5,
     }  # fmt: skip
     assert progress["share"] == 0.25
