@@ -7,7 +7,7 @@ from nas_blockout import plots
 from services.analysis.comparison import ComparisonDocument
 from services.analysis.robustness import ArmRobustness
 from services.report.figure import Picture, counted
-from services.report.view import in_order
+from services.report.view import ABSENT, in_order, interval, percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ def robust_rows(document: ComparisonDocument) -> list[RobustRow]:
     return [
         RobustRow(
             arm=name,
-            clean=_percent(arm.clean_error),
-            error=_percent(arm.corruption_error.mean),
-            interval=_interval(arm),
-            relative="–" if arm.relative is None else f"{arm.relative:.3f}",
+            clean=percent(arm.clean_error),
+            error=percent(arm.corruption_error.mean),
+            interval=interval(arm.corruption_error),
+            relative=ABSENT if arm.relative is None else f"{arm.relative:.3f}",
             seconds=f"{arm.seconds:,.1f}",
         )
         for name, arm in _arms(document).items()
@@ -50,7 +50,7 @@ def kind_rows(document: ComparisonDocument) -> list[KindRow]:
     by_arm = [arm.by_kind for arm in _arms(document).values()]
     rows = []
     for kind in by_arm[0] if by_arm else ():
-        texts = [_percent(errors[kind]) for errors in by_arm]
+        texts = [percent(errors[kind]) for errors in by_arm]
         lowest = min(texts, key=float)  # of the texts: errors that look equal are all marked
         rows.append(KindRow(kind.replace("_", " "), tuple((text, text == lowest) for text in texts)))
     return rows
@@ -87,15 +87,3 @@ def _arms(document: ComparisonDocument) -> dict[str, ArmRobustness]:
 def _by_severity(arm: ArmRobustness, severities: list[int]) -> tuple[tuple[int, float], ...]:
     columns = zip(*arm.errors.values(), strict=True)
     return tuple((severity, sum(errors) / len(errors)) for severity, errors in zip(severities, columns, strict=True))
-
-
-def _interval(arm: ArmRobustness) -> str:
-    error = arm.corruption_error
-    seeds = f"{len(error.per_seed)} seed{'s' * (len(error.per_seed) > 1)}"
-    if error.ci95 is None:
-        return f"no interval, {seeds}"
-    return f"{_percent(error.ci95[0])} to {_percent(error.ci95[1])}, {seeds}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"

@@ -15,15 +15,14 @@ from nas_blockout.atomic_files import write_text
 from nas_blockout.statistics import significance
 from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.latency import spread_text
-from services.analysis.seed_metrics import Accuracy, PairResult
+from services.analysis.seed_metrics import PairResult
 from services.analysis.verdict import sentence
 from services.budget.limits import WORDS
 from services.files.study_dir import Folder
-from services.report.view import ReportView, in_order
+from services.report.view import ABSENT, ReportView, in_order, interval, percent
 
 MOST_TRIALS = 1000
 _MARKS = {"learned": "●", "placebo": "◆", "ablation": "■", "baseline": "▲"}
-_ABSENT = "–"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         lost=[trial for trial in view.trials if trial.state in ("failed", "pruned")][:MOST_TRIALS],
         environment=list(_leaves(view.environment)),
         study_text=yaml.safe_dump(_plain(view.study), sort_keys=False, allow_unicode=True, width=100),
-        percent=_percent,
+        percent=percent,
         flat=lambda values: ", ".join(f"{key} {value}" for key, value in _leaves(values)),
     )
     return _storable(page), _files(_flat(sections), svgs)
@@ -205,15 +204,15 @@ def _arm_row(name: str, arm: ArmResult) -> ArmRow:
         role=arm.role,
         mark=_MARKS[arm.role],
         description=arm.description,
-        test=_percent(test.mean) if test else _ABSENT,
-        interval=_interval(test) if test else "no retrained model",
-        validation=_percent(arm.validation_accuracy.mean) if arm.validation_accuracy else _ABSENT,
+        test=percent(test.mean) if test else ABSENT,
+        interval=interval(test) if test else "no retrained model",
+        validation=percent(arm.validation_accuracy.mean) if arm.validation_accuracy else ABSENT,
         parameters=_count(arm.parameters),
         macs=_count(arm.macs),
-        latency_1=spread_text(arm.latency_ms.batch_1, arm.latency_ms.batch_1_quartiles) if arm.latency_ms else _ABSENT,
+        latency_1=spread_text(arm.latency_ms.batch_1, arm.latency_ms.batch_1_quartiles) if arm.latency_ms else ABSENT,
         latency_256=spread_text(arm.latency_ms.batch_256, arm.latency_ms.batch_256_quartiles)
         if arm.latency_ms
-        else _ABSENT,
+        else ABSENT,
         search_passes=_count(cost.search.sample_passes),
         search_seconds=f"{cost.search.seconds:,.1f}",
         retrain_passes=_count(cost.retrain.sample_passes),
@@ -229,12 +228,12 @@ def _pair_row(pair: PairResult) -> PairRow:
         a=pair.a,
         b=pair.b,
         difference=_points(pair.difference),
-        interval=f"{_points(pair.ci95[0])} to {_points(pair.ci95[1])}" if pair.ci95 else _ABSENT,
+        interval=f"{_points(pair.ci95[0])} to {_points(pair.ci95[1])}" if pair.ci95 else ABSENT,
         seeds=str(pair.seeds),
         p=_p(pair.p),
         p_permutation=_p(pair.p_permutation),
         p_holm=_p(pair.p_holm),
-        smallest_effect=f"{100 * pair.smallest_effect:.2f}" if pair.smallest_effect is not None else _ABSENT,
+        smallest_effect=f"{100 * pair.smallest_effect:.2f}" if pair.smallest_effect is not None else ABSENT,
         verdict=pair.verdict,
     )
 
@@ -244,7 +243,7 @@ def _seed_table(arms: Mapping[str, ArmResult]) -> tuple[list[str], list[tuple[st
     by_arm = {name: arm.test_accuracy.by_seed if arm.test_accuracy else {} for name, arm in arms.items()}
     seeds = sorted({seed for values in by_arm.values() for seed in values})
     rows = [
-        (name, [_percent(values[seed]) if seed in values else _ABSENT for seed in seeds])
+        (name, [percent(values[seed]) if seed in values else ABSENT for seed in seeds])
         for name, values in by_arm.items()
     ]
     return [str(seed) for seed in seeds], rows
@@ -255,7 +254,7 @@ def _gap_rows(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> list[tuple[s
         (
             name,
             max(map(len, steps.values())),
-            [_percent(sum(accuracies) / len(accuracies)) if accuracies else _ABSENT for accuracies in steps.values()],
+            [percent(sum(accuracies) / len(accuracies)) if accuracies else ABSENT for accuracies in steps.values()],
         )
         for name, steps in gaps.items()
     ]
@@ -278,23 +277,12 @@ def _confusion_row(names: Sequence[str], arm: str, counts: list[list[int]]) -> C
     return ConfusionRow(arm, f"{sum(map(sum, counts)):,}", texts)
 
 
-def _interval(accuracy: Accuracy) -> str:
-    seeds = f"{len(accuracy.per_seed)} seed{'s' * (len(accuracy.per_seed) > 1)}"
-    if accuracy.ci95 is None:
-        return f"no interval, {seeds}"
-    return f"{_percent(accuracy.ci95[0])} to {_percent(accuracy.ci95[1])}, {seeds}"
-
-
-def _percent(share: float | None) -> str:
-    return _ABSENT if share is None else f"{100 * share:.2f}"
-
-
 def _points(difference: float) -> str:
     return f"{100 * difference:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _count(number: int | None) -> str:
-    return _ABSENT if number is None else f"{number:,}"
+    return ABSENT if number is None else f"{number:,}"
 
 
 def _p(value: float) -> str:
@@ -304,7 +292,7 @@ def _p(value: float) -> str:
 def _leaves(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Return the leaves of a document by dotted name."""
     if not isinstance(value, Mapping):
-        return [(prefix, _ABSENT if value is None else f"{value:.6g}" if isinstance(value, float) else str(value))]
+        return [(prefix, ABSENT if value is None else f"{value:.6g}" if isinstance(value, float) else str(value))]
     return [leaf for key, item in value.items() for leaf in _leaves(item, f"{prefix}.{key}" if prefix else str(key))]
 
 

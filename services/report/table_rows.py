@@ -9,7 +9,7 @@ from services.analysis.pareto import Front, FrontTrial
 from services.budget.accounting import END_WORDS
 from services.report.answers import UniqueAnswers
 from services.report.classes import GroupAgreement
-from services.report.view import ReportView, in_order
+from services.report.view import ABSENT, ReportView, in_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def _cost_row(view: ReportView, name: str, arm: ArmResult) -> CostRow:
 
 
 def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole > 0 else "–"
+    return f"{part / whole:.1%}" if whole > 0 else ABSENT
 
 
 def search_rows(view: ReportView, document: ComparisonDocument) -> list[SearchRow]:
@@ -115,13 +115,13 @@ def search_rows(view: ReportView, document: ComparisonDocument) -> list[SearchRo
     return [
         SearchRow(
             arm=name,
-            searcher=str(arms_of_study.get(name, {}).get("searcher", "–")),
+            searcher=str(arms_of_study.get(name, {}).get("searcher", ABSENT)),
             complete=count(name, "complete"),
             failed=count(name, "failed"),
             pruned=count(name, "pruned"),
             replicates=str(arm.replicates),
             infeasible=str(arm.infeasible),
-            ended_by=END_WORDS[arm.ended_by] if arm.ended_by else "–",
+            ended_by=END_WORDS[arm.ended_by] if arm.ended_by else ABSENT,
         )
         for name, arm in in_order(document).items()
     ]

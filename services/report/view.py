@@ -1,14 +1,20 @@
-"""The content of a report: plain values, so that it can be rendered without a store, a cluster or a data set."""
+"""The content of a report: plain values, so that it can be rendered without a store, a cluster or a data set.
+
+The texts of numbers that more than one part of the report shows are here too.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from services.analysis.comparison import ArmResult, ComparisonDocument
+from services.analysis.seed_metrics import OverSeeds
 from services.trial_record import Trial, TrialKey
 
 if TYPE_CHECKING:
     from services.report.album import Album  # which needs torch
+
+ABSENT = "–"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +61,16 @@ class ReportView:
 def in_order(document: ComparisonDocument) -> dict[str, ArmResult]:
     """Return the arms, best first if they are ranked."""
     return {name: document.arms[name] for name in document.ranking or document.arms}
+
+
+def percent(share: float | None) -> str:
+    """Return a share of 1 in percent, without the sign."""
+    return ABSENT if share is None else f"{100 * share:.2f}"
+
+
+def interval(mean: OverSeeds) -> str:
+    """Return the 95% interval of a mean over seeds in percent, with the number of seeds."""
+    seeds = f"{len(mean.per_seed)} seed{'s' * (len(mean.per_seed) > 1)}"
+    if mean.ci95 is None:
+        return f"no interval, {seeds}"
+    return f"{percent(mean.ci95[0])} to {percent(mean.ci95[1])}, {seeds}"
