@@ -1,7 +1,7 @@
 """The figures of reports and docs; the only importer of matplotlib.
 
-A figure is a function ``figure_x(values) -> Figure`` of plain values: no pyplot, no global state, nothing to close.
-`to_svg` and `to_png` write it, the same bytes for the same values.
+Every figure is a function ``figure_x(values) -> Figure`` of plain values: no pyplot, no global state, nothing to close.
+`to_svg` and `to_png` write it; the same values always give the same bytes.
 """
 
 from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ from nas_blockout.plots.accuracy import (
     figure_front,
     figure_gap,
 )
-from nas_blockout.plots.confusion import figure_confusion, mistaken_shares
+from nas_blockout.plots.confusion import confusion_shares, figure_confusion
 from nas_blockout.plots.corruption import Corrupted, figure_corruption
 from nas_blockout.plots.diagram import figure_architecture
 from nas_blockout.plots.groups import Agreed, figure_agreement
@@ -45,6 +45,7 @@ __all__ = [
     "Sample",
     "SampleRow",
     "Searched",
+    "confusion_shares",
     "extreme_classes",
     "figure_accuracy",
     "figure_agreement",
@@ -65,7 +66,6 @@ __all__ = [
     "figure_projection",
     "figure_samples",
     "limits_of",
-    "mistaken_shares",
     "project",
     "standalone",
     "to_png",

@@ -1,4 +1,4 @@
-"""Figures of what the arms reached: accuracies, differences, cost against accuracy, the discretization gap."""
+"""Figures of results: accuracies, their differences, accuracy against cost, and the discretization gap."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ Corner = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """An arm's accuracy, in [0, 1]: one value a seed, their mean, and its interval where there is one."""
+    """The accuracy of an arm, in [0, 1]: one value per seed, their mean, and its interval, if there is one."""
 
     name: str
     role: str
@@ -44,7 +44,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Accuracy of `a` minus that of `b`, its interval where there is one, and whether it was shown."""
+    """Accuracy of `a` minus that of `b`, its interval, if there is one, and whether the difference is significant."""
 
     a: str
     b: str
@@ -55,7 +55,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """An arm in the plane of cost and accuracy, with the interval of its accuracy and the spread of a measured cost."""
+    """The cost and the accuracy of an arm, with the interval of its accuracy and the spread of a measured cost."""
 
     name: str
     role: str
@@ -66,8 +66,8 @@ class Point:
 
 
 @styled
-def figure_accuracy(estimates: Sequence[Estimate], *, label: str = "test accuracy, %") -> Figure:
-    """Draw one row an arm: the mean with its interval, the seeds as dots below."""
+def figure_accuracy(estimates: Sequence[Estimate], *, label: str = "test accuracy (%)") -> Figure:
+    """Draw one row per arm: the mean and its interval, with the single seeds as dots below."""
     figure = canvas(NARROW, 8 + _ROW * len(estimates) + 32)
     left = min(_NAMES, 10 + max(text_width(shorten(e.name, _NAMES)) for e in estimates))
     axes = panel(figure, (left, 6, NARROW - left - 40, _ROW * len(estimates)))
@@ -103,9 +103,9 @@ def _named_rows(axes: Axes, names: Sequence[str]) -> None:
 
 @styled
 def figure_differences(differences: Sequence[Difference]) -> Figure:
-    """Draw one row a pair, under a heading for each first arm: the difference in points with its interval.
+    """Draw one row per pair, under a heading for each first arm: the difference in percentage points and its interval.
 
-    A filled marker is a difference that was shown, a hollow one is not.
+    Significant differences have a filled marker, all others a hollow one.
     """
     rows: list[Difference | str] = []
     for difference in differences:
@@ -124,7 +124,7 @@ def figure_differences(differences: Sequence[Difference]) -> Figure:
     _named_rows(axes, [_row_name(entry) for entry in rows])
     for text, entry in zip(axes.get_yticklabels(), rows, strict=True):
         text.set_fontweight("bold" if isinstance(entry, str) else "normal")
-    axes.set_xlabel("difference in test accuracy, points", labelpad=2)
+    axes.set_xlabel("difference in test accuracy (percentage points)", labelpad=2)
     return figure
 
 
@@ -157,14 +157,14 @@ def _difference(axes: Axes, row: int, entry: Difference) -> None:
 
 @styled
 def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -> Figure:
-    """Draw accuracy against cost, on a logarithmic axis if the costs differ by more than ten times.
+    """Draw accuracy against cost, on a logarithmic axis if the costs differ by more than a factor of ten.
 
     A hollow marker is an arm whose spread of costs overlaps that of another.
 
     Args:
         points: The arms.
-        front: Which of them no other beats in both, cheapest first; none where costs are not told apart.
-        label: Of the cost.
+        front: Indices of the points on the Pareto front, in order of increasing cost; empty if costs are not told apart.
+        label: Label of the cost axis.
     """
     figure = canvas(NARROW, 250)
     axes = panel(figure, (38, 8, NARROW - 46, 208))
@@ -190,7 +190,7 @@ def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -
     axes.set_ylim(*padded((v for p in points for v in (p.accuracy, *(p.interval or ()))), share=0.12))
     percent_axis(axes)
     axes.set_xlabel(label, labelpad=2)
-    axes.set_ylabel("test accuracy, %", labelpad=2)
+    axes.set_ylabel("test accuracy (%)", labelpad=2)
     names = [shorten(point.name, 110, SMALL) for point in points]
     bars = [((p.cost, p.interval[0]), (p.cost, p.interval[1])) for p in points if p.interval is not None]
     bars += [((p.spread[0], p.accuracy), (p.spread[1], p.accuracy)) for p in points if p.spread is not None]
@@ -208,7 +208,7 @@ def _overlaps_another(point: Point, points: Sequence[Point]) -> bool:
 
 
 def _pieces(corners: Sequence[Corner], *, logarithmic: bool) -> list[tuple[Corner, Corner]]:
-    """Return a broken line as many short pieces, of which labels can keep clear."""
+    """Split a polyline into many short segments, which labels can avoid one by one."""
     pieces: list[tuple[Corner, Corner]] = []
     for (x, y), (right, up) in pairwise(corners):
         steps = np.linspace(0, 1, _PIECES + 1)
@@ -220,10 +220,10 @@ def _pieces(corners: Sequence[Corner], *, logarithmic: bool) -> list[tuple[Corne
 
 @styled
 def figure_gap(arms: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]]) -> Figure:
-    """Draw, a panel an arm, what accuracy is left after each step from learned probabilities to a branched network.
+    """Draw one panel per arm: the accuracy after each step from learned probabilities to a branched network.
 
     Args:
-        arms: By arm its role and, by step in order, the validation accuracy of every seed, [0, 1].
+        arms: For each arm its role and, for each step in order, the validation accuracy of every seed, in [0, 1].
     """
     figure, panels = small_multiples(len(arms), height=104, columns=2, bottom=48, between=66)
     values = [value for _, steps in arms.values() for seeds in steps.values() for value in seeds]

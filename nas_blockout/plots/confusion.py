@@ -1,4 +1,4 @@
-"""A figure of what is mistaken for what."""
+"""The figure of confusion matrices."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,8 +12,8 @@ from nas_blockout.plots.style.theme import MUTED, SMALL, styled
 _MOST_NAMED = 12
 
 
-def mistaken_shares(counts: ArrayLike) -> Array:
-    """Return the share of each true class (row) that was taken for each other class (column), the diagonal 0."""
+def confusion_shares(counts: ArrayLike) -> Array:
+    """Return the share of each true class (row) that was predicted as each other class (column); the diagonal is 0."""
     cells = np.asarray(counts, dtype=np.float64)
     shares: Array = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
     np.fill_diagonal(shares, 0.0)
@@ -22,13 +22,13 @@ def mistaken_shares(counts: ArrayLike) -> Array:
 
 @styled
 def figure_confusion(matrices: Mapping[str, ArrayLike], class_names: Sequence[str]) -> Figure:
-    """Draw, a panel an arm, which share of each true class (row) was taken for which other class (column).
+    """Draw one panel per arm: the share of each true class (row) that was predicted as another class (column).
 
     Args:
-        matrices: By arm the counts, true by predicted, (classes, classes).
-        class_names: One a class; written where there are few and their names short.
+        matrices: For each arm the counts, true class by predicted class, (classes, classes).
+        class_names: One per class; they label the axes if there are few of them and all are short.
     """
-    shares = {name: mistaken_shares(counts) for name, counts in matrices.items()}
+    shares = {name: confusion_shares(counts) for name, counts in matrices.items()}
     largest = max((float(values.max(initial=0.0)) for values in shares.values()), default=0.0)
     names = [clean(name) for name in class_names]
     named = len(names) <= _MOST_NAMED and max(map(len, names)) <= 3
@@ -47,6 +47,12 @@ def figure_confusion(matrices: Mapping[str, ArrayLike], class_names: Sequence[st
         title(axes, arm)
     if panels:
         height = float(figure.get_size_inches()[1]) * 72
-        figure.supxlabel(f"taken for (darkest: {largest:.1%})", size=SMALL, color=MUTED, y=4 / height, va="bottom")
+        figure.supxlabel(
+            f"predicted class (darkest cell: {largest:.1%} of a true class)",
+            size=SMALL,
+            color=MUTED,
+            y=4 / height,
+            va="bottom",
+        )
         figure.supylabel("true class", size=SMALL, color=MUTED, x=1 / NARROW, ha="left")
     return figure

@@ -1,4 +1,4 @@
-"""A figure of what corrupted images cost."""
+"""The figure of errors on corrupted images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class Corrupted:
     """Errors of an arm, in [0, 1].
 
     Args:
-        name: Of the arm.
-        role: Of the arm.
-        clean: On images that are not corrupted.
-        errors: By severity.
+        name: Name of the arm.
+        role: Role of the arm.
+        clean: Error on images without corruption.
+        errors: Pairs of severity and error, by increasing severity.
     """
 
     name: str
@@ -28,13 +28,13 @@ class Corrupted:
 
     @property
     def line(self) -> list[tuple[float, float]]:
-        """Points of the line: the clean error stands at 0."""
+        """Points of the curve; the error on clean images is at severity 0."""
         return [(0.0, self.clean), *((float(severity), error) for severity, error in self.errors)]
 
 
 @styled
 def figure_corruption(arms: Sequence[Corrupted]) -> Figure:
-    """Draw, a panel an arm, the error against severity; the other arms stand behind in gray."""
+    """Draw one panel per arm: its error against severity, with the curves of the other arms in gray behind it."""
     figure, panels = small_multiples(len(arms), height=86)
     values = [value for arm in arms for _, value in arm.line]
     for axes, arm in zip(panels, arms, strict=True):
@@ -52,6 +52,6 @@ def figure_corruption(arms: Sequence[Corrupted]) -> Figure:
         title(axes, arm.name)
     if panels:
         height = float(figure.get_size_inches()[1]) * 72
-        figure.supxlabel("severity; 0 is clean", size=SMALL, color=MUTED, y=3 / height, va="bottom")
-        figure.supylabel("error, %", size=SMALL, color=MUTED, x=1 / NARROW, ha="left")
+        figure.supxlabel("severity (0: no corruption)", size=SMALL, color=MUTED, y=3 / height, va="bottom")
+        figure.supylabel("error (%)", size=SMALL, color=MUTED, x=1 / NARROW, ha="left")
     return figure

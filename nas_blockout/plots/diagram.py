@@ -1,4 +1,4 @@
-"""A figure of an architecture: its layers as columns of groups, joined through the clusters that they share.
+"""The figure of an architecture: layers as columns of groups, connected through the clusters that they share.
 
 References:
     Murdock, Li, Zhou, Duerig. Blockout: Dynamic Model Selection for Hierarchical Deep Networks. CVPR 2016, figure 1c.
@@ -41,11 +41,12 @@ class _Box:
 
 @styled
 def figure_architecture(document: Mapping[str, Any], class_names: Sequence[str]) -> Figure:
-    """Draw an architecture from its JSON form; the height of a group grows with its nodes.
+    """Draw an architecture from its JSON form; groups with more nodes are taller.
 
-    A group bears its number of nodes and a stripe in the color of each of its clusters. From it a line leads to a dot
-    for each cluster, and from there to the groups of the next layer in the same cluster: a group reads what it can be
-    reached from. Beyond sixteen groups in a layer the smallest are drawn as one.
+    Each group shows its number of nodes and one stripe per cluster, in the color of the cluster. Lines lead from a
+    group to a dot for each of its clusters, and from there to the groups of the next layer in that cluster: a group
+    gets its inputs from all groups that lines connect it with. If a layer has more than sixteen groups, the smallest
+    are drawn as one, labeled with their nodes and their number ("40 in 7").
     """
     layers = [(clean(layer["name"]), _boxes(layer["groups"])) for layer in document["layers"]]
     tallest = max(_height(boxes) for _, boxes in layers)
@@ -70,7 +71,7 @@ def figure_architecture(document: Mapping[str, Any], class_names: Sequence[str])
 
 
 def _boxes(groups: Sequence[Mapping[str, Any]]) -> list[_Box]:
-    """Return a layer's groups with their heights, in the order of their clusters; too many of them are merged."""
+    """Return the groups of a layer with their heights, in the order of clusters; the smallest merged if too many."""
     groups_as_boxes = [
         _Box(tuple(g["clusters"]), int(g.get("width", len(g.get("classes") or ()))), tuple(g.get("classes") or ()), 0)
         for g in groups
@@ -100,7 +101,7 @@ def _place(boxes: Sequence[_Box], left: float, height: float) -> list[_Box]:
 
 
 def _join(axes: Axes, before: Sequence[_Box], after: Sequence[_Box], height: float) -> None:
-    """Draw a dot for each cluster halfway between two layers, and the lines that meet in it."""
+    """Draw a dot for each cluster halfway between two layers, and the lines that meet there."""
     sources, targets = ({c for box in boxes for c in box.clusters} for boxes in (before, after))
     shared = sorted(sources & targets)
     start, end = before[0].left + _BOX, after[0].left
@@ -147,7 +148,7 @@ def _rectangle(axes: Axes, box: tuple[float, float, float, float], **style: Any)
 
 
 def _wrapped(names: Sequence[str], *, lines: int) -> list[str]:
-    """Fill at most `lines` lines with names, the last ending in how many are not named."""
+    """Fill at most `lines` lines with names; the last one ends with how many are left out ("+3")."""
     room, row, shown = _CLASSES - 10, "", 0
     rows: list[str] = []
     for name in names:

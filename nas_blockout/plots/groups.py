@@ -1,4 +1,4 @@
-"""A figure of how far groups of classes agree with known ones."""
+"""The figure of agreement between groups of classes and known groups."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class Agreed:
     """Agreement of an arm's groups of classes with a reference.
 
     Args:
-        arm: Its name.
-        role: Its role.
+        arm: Name of the arm.
+        role: Role of the arm.
         reference: Name of the known groups.
-        values: Adjusted mutual information, one a seed.
-        mean: Their mean.
-        shuffled: What the mean is when classes are shuffled, as the ends of an interval.
+        values: Adjusted mutual information, one value per seed.
+        mean: Mean of the values.
+        shuffled: Interval of the mean when classes are shuffled.
     """
 
     arm: str
@@ -35,7 +35,7 @@ class Agreed:
 
 @styled
 def figure_agreement(agreements: Sequence[Agreed]) -> Figure:
-    """Draw one row an arm under each reference: mean, seeds, and the band in which shuffled classes lie."""
+    """Draw one row per arm under each reference: mean, seeds, and the interval for shuffled classes as a band."""
     rows: list[Agreed | str] = []
     for agreement in agreements:
         if not rows or agreement.reference != _reference(rows[-1]):
@@ -51,7 +51,7 @@ def figure_agreement(agreements: Sequence[Agreed]) -> Figure:
     axes.set_xlim(
         *padded([value for agreement in agreements for value in (0.0, *agreement.values, *agreement.shuffled)])
     )
-    texts = [f"known: {shorten(entry, 80)}" if isinstance(entry, str) else entry.arm for entry in rows]
+    texts = [f"reference: {shorten(entry, 70)}" if isinstance(entry, str) else entry.arm for entry in rows]
     axes.set_yticks(range(len(rows)), [shorten(text, _NAMES - 8) for text in texts], color=INK, fontsize=FONT)
     for text, entry in zip(axes.get_yticklabels(), rows, strict=True):
         text.set_fontweight("bold" if isinstance(entry, str) else "normal")

@@ -1,4 +1,4 @@
-"""Figures of learned cluster probabilities: their densities, their projection, classes by clusters, and the masks.
+"""Figures of learned membership probabilities: densities, projections, clusters per class, and expected masks.
 
 References:
     Murdock, Li, Zhou, Duerig. Blockout: Dynamic Model Selection for Hierarchical Deep Networks. CVPR 2016, figures 2,
@@ -46,12 +46,12 @@ _FEW_CLASSES = 20
 def figure_density(
     densities: Mapping[str, ArrayLike], medians: Mapping[str, ArrayLike], *, epochs: Sequence[float]
 ) -> Figure:
-    """Draw, a panel a layer, how the entries of P were spread over [0, 1] in every epoch, and their median as a line.
+    """Draw one panel per layer: the distribution of the entries of P in each epoch, with the median as a line.
 
     Args:
-        densities: By layer the shares in equal bins from 0 to 1, (epochs, bins).
-        medians: By layer the median, (epochs,).
-        epochs: Their numbers, rising.
+        densities: For each layer the shares of entries in equal bins from 0 to 1, (epochs, bins).
+        medians: For each layer the median, (epochs,).
+        epochs: Epoch numbers, increasing.
     """
     figure, panels = small_multiples(len(densities), height=84, columns=2 if len(densities) < 5 else 3)
     for axes, (layer, density) in zip(panels, densities.items(), strict=True):
@@ -67,7 +67,7 @@ def figure_density(
         amount_axis(axes, ticks=4)
         title(axes, layer)
     figure.supxlabel("epoch", size=SMALL, color=MUTED, y=4 / (figure.get_size_inches()[1] * 72), va="bottom")
-    figure.supylabel("probability", size=SMALL, color=MUTED, x=2 / NARROW, ha="left")
+    figure.supylabel("membership probability", size=SMALL, color=MUTED, x=2 / NARROW, ha="left")
     return figure
 
 
@@ -78,11 +78,11 @@ def _raster(axes: Axes, image: Array, *, extent: tuple[float, float, float, floa
 
 
 def project(probabilities: Mapping[str, ArrayLike]) -> tuple[dict[str, Array], tuple[float, float]]:
-    """Project the rows of all layers to their two first principal components, one projection for all.
+    """Project the rows of all layers onto their first two principal components, with one projection for all layers.
 
     Returns:
-        The projected rows by layer, (nodes, 2), and the share of the variance on each axis. Signs are such that the
-        largest loading of an axis is positive.
+        The projected rows of each layer, (nodes, 2), and the share of the variance on each axis. Signs are chosen so
+        that the largest loading of each axis is positive.
     """
     layers = {name: np.asarray(p, dtype=np.float64) for name, p in probabilities.items()}
     stacked = np.concatenate(list(layers.values()))
@@ -98,16 +98,16 @@ def project(probabilities: Mapping[str, ArrayLike]) -> tuple[dict[str, Array], t
 
 @styled
 def figure_projection(probabilities: Mapping[str, ArrayLike], class_names: Sequence[str] | None) -> tuple[Figure, int]:
-    """Draw the nodes by the principal components of their P, colored by their strongest cluster.
+    """Draw the nodes at the principal components of their rows of P, in the color of their most probable cluster.
 
-    The last layer's panel is larger, and names those of its nodes for which there is room.
+    The panel of the last layer is larger; its nodes are labeled as far as there is room.
 
     Args:
-        probabilities: P by layer, (nodes, clusters).
-        class_names: Of the nodes of the last layer, or None if they are no classes.
+        probabilities: P of each layer, (nodes, clusters).
+        class_names: Names of the nodes of the last layer, or None if they are not classes.
 
     Returns:
-        The figure, and how many classes it names.
+        The figure, and how many classes are labeled.
     """
     places, shares = project(probabilities)
     *others, last = places
@@ -125,8 +125,8 @@ def figure_projection(probabilities: Mapping[str, ArrayLike], class_names: Seque
         _nodes(axes, layer, places[layer], np.asarray(probabilities[layer]), size=2.2)
     axes = panel(figure, (24, above + rows * (side + 20) + 14, NARROW - 30, 214))
     _nodes(axes, last, places[last], np.asarray(probabilities[last]), size=5)
-    axes.set_xlabel(f"first component, {shares[0]:.0%} of the variance", labelpad=4, size=SMALL)
-    axes.set_ylabel(f"second, {shares[1]:.0%}", labelpad=4, size=SMALL)
+    axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)", labelpad=4, size=SMALL)
+    axes.set_ylabel(f"second ({shares[1]:.0%})", labelpad=4, size=SMALL)
     names = [shorten(name, 90, SMALL) for name in class_names or ()]
     if not names:
         return figure, 0
@@ -135,7 +135,7 @@ def figure_projection(probabilities: Mapping[str, ArrayLike], class_names: Seque
 
 def _cluster_keys(clusters: int) -> list[Key]:
     keys = [Key(f"cluster {number}", cluster_color(number)) for number in range(min(clusters, len(CLUSTERS)))]
-    return keys if clusters <= len(CLUSTERS) else [*keys[:-1], Key("and so on", CLUSTERS[-1])]
+    return keys if clusters <= len(CLUSTERS) else [*keys[:-1], Key("further clusters (colors repeat)", CLUSTERS[-1])]
 
 
 def _nodes(axes: Axes, layer: str, places: Array, p: Array, *, size: float) -> None:
@@ -151,11 +151,11 @@ def _nodes(axes: Axes, layer: str, places: Array, p: Array, *, size: float) -> N
 
 
 def extreme_classes(expected: ArrayLike, *, most: int = 3) -> tuple[list[int], list[int]]:
-    """Return the classes with the fewest and those with the most expected clusters, at most half of them each.
+    """Return the classes with the fewest and those with the most expected clusters, at most half of all classes each.
 
     Args:
         expected: Sum over clusters of P of the class layer, (seeds, classes).
-        most: Classes at each end.
+        most: Maximum number of classes at each end.
     """
     order = _fewest_first(np.asarray(expected, dtype=np.float64)).tolist()
     count = min(most, len(order) // 2)
@@ -170,12 +170,12 @@ def _fewest_first(values: Array) -> NDArray[np.int64]:
 def figure_clusters_per_class(
     expected: ArrayLike, class_names: Sequence[str], samples: Mapping[int, Sequence[Image]] | None = None
 ) -> Figure:
-    """Draw how many clusters each class is expected to belong to, fewest first, with median and quartiles of classes.
+    """Draw the expected number of clusters of each class, in increasing order, and its median and quartiles.
 
     Args:
         expected: Sum over clusters of P of the class layer, (seeds, classes).
-        class_names: One a class.
-        samples: Images of the classes that `extreme_classes` returns, drawn below; none where they are left out.
+        class_names: One per class.
+        samples: Images of the classes that `extreme_classes` returns, drawn below the figure; by default, none.
     """
     values = np.asarray(expected, dtype=np.float64)
     order, names = _fewest_first(values), [clean(name) for name in class_names]
@@ -197,7 +197,7 @@ def _extremes(values: Array, names: Sequence[str], samples: Mapping[int, Sequenc
 
 
 def _of_class(values: Array, names: Sequence[str], label: int, images: Sequence[Image]) -> list[Sample]:
-    """Return the images of a class, the first of them with its name and its expected clusters."""
+    """Return the images of a class; the first is labeled with its name and its expected number of clusters."""
     texts = [(names[label], f"{values[:, label].mean():.2f}"), *[("", "")] * len(images)]
     return [Sample(image, *text) for image, text in zip(images, texts, strict=False)]
 
@@ -215,7 +215,7 @@ def _classes_as_rows(values: Array, names: Sequence[str], below: float) -> Figur
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(places, [shorten(name, left - 8) for name in names], color=INK)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("expected clusters", labelpad=2)
+    axes.set_xlabel("expected number of clusters", labelpad=2)
     title(axes, "", note=f"median {median:.2f}, quartiles {lower:.2f} and {upper:.2f}")
     return figure
 
@@ -234,10 +234,10 @@ def _classes_as_columns(values: Array, names: Sequence[str], below: float) -> Fi
     axes.set_xlim(-1, len(names))
     axes.set_ylim(*padded(values.ravel(), share=0.14, least=0.05))
     axes.grid(visible=False, axis="x")
-    axes.set_ylabel("expected clusters", labelpad=2)
+    axes.set_ylabel("expected number of clusters", labelpad=2)
     axes.set_xticks(places if short else [], list(names) if short else [])
     axes.tick_params(axis="x", labelsize=7, length=0, pad=3, labelcolor=INK)
-    axes.set_xlabel("classes, fewest clusters first", labelpad=2)
+    axes.set_xlabel("classes, ordered by expected number of clusters", labelpad=2)
     title(axes, "", note=f"median {median:.2f}, quartiles {lower:.2f} and {upper:.2f}")
     if not short:
         _name_extremes(axes, means, names)
@@ -251,9 +251,9 @@ def _name_extremes(axes: Axes, means: Array, names: Sequence[str]) -> None:
 
 @styled
 def figure_masks(probabilities: Mapping[str, ArrayLike]) -> Figure:
-    """Draw, for each pair of layers in turn, how likely each weight is kept, with nodes in the order of clusters.
+    """Draw one panel per pair of adjacent layers: the probability of keeping each weight, with nodes sorted by cluster.
 
-    Opacity is ``1 - prod_c (1 - P_target,c P_source,c)``. The strips show each node's strongest cluster.
+    Opacity is ``1 - prod_c (1 - P_target,c P_source,c)``. The strips show the most probable cluster of each node.
     """
     layers = {name: _ordered(np.asarray(p, dtype=np.float64)) for name, p in probabilities.items()}
     pairs = list(pairwise(layers.items()))
@@ -271,7 +271,7 @@ def figure_masks(probabilities: Mapping[str, ArrayLike]) -> Figure:
 
 
 def kept_probability(source: Array, target: Array) -> Array:
-    """Return the probability that source and target share a drawn cluster, (targets, sources)."""
+    """Return the probability that source and target share at least one cluster in a draw, (targets, sources)."""
     lost = np.ones((len(target), len(source)))
     for cluster in range(source.shape[1]):
         lost *= 1 - np.outer(target[:, cluster], source[:, cluster])
@@ -279,12 +279,12 @@ def kept_probability(source: Array, target: Array) -> Array:
 
 
 def _ordered(p: Array) -> Array:
-    """Sort nodes by their strongest cluster, and within it by how strong it is."""
+    """Sort nodes by their most probable cluster, and within a cluster by its probability, largest first."""
     return p[np.lexsort((-p.max(axis=1), p.argmax(axis=1)))]
 
 
 def _averaged(mask: Array) -> Array:
-    """Shrink a mask to at most `_MOST_CELLS` rows and columns of means."""
+    """Reduce a mask to at most `_MOST_CELLS` rows and columns by averaging."""
     for axis in (0, 1):
         edges = np.linspace(0, mask.shape[axis], min(mask.shape[axis], _MOST_CELLS) + 1).astype(int)
         sums = np.add.reduceat(mask, edges[:-1], axis=axis)

@@ -1,4 +1,4 @@
-"""Figures of searched parameters: what they decided, and the trials as lines through them.
+"""Figures of searched parameters: their importance, and parallel coordinates of the trials.
 
 References:
     Inselberg. The Plane with Parallel Coordinates. The Visual Computer 1, 1985.
@@ -28,7 +28,7 @@ from nas_blockout.plots.style.theme import FONT, GRID, INK, LOST, MUTED, SMALL, 
 
 _ROW, _NAMES, _NAME = 14.0, 138.0, 78.0
 _TINY = 7.0
-_LOG = 20.0  # positive values that differ by more than this are spread by their logarithms
+_LOG = 20.0  # positive values that differ by more than this factor are drawn on a logarithmic axis
 _BEST = 0.25
 _MOST_LINES = 300
 
@@ -37,7 +37,7 @@ Value = float | int | bool | str | None
 
 @dataclass(frozen=True, slots=True)
 class Importances:
-    """What the parameters of an arm's search decided: the share of each, and what chance alone makes of it."""
+    """Importance of the parameters of an arm: for each its share, and the largest share that chance alone gave."""
 
     arm: str
     role: str
@@ -50,10 +50,10 @@ class Searched:
     """The trials of an arm's search.
 
     Args:
-        arm: Its name.
-        role: Its role.
-        parameters: By name the value in each trial, None where a trial has no such parameter.
-        scores: Validation accuracy of each trial, NaN for one that failed.
+        arm: Name of the arm.
+        role: Role of the arm.
+        parameters: For each parameter its value in each trial, None for trials without this parameter.
+        scores: Validation accuracy of each trial, NaN for failed trials.
     """
 
     arm: str
@@ -64,7 +64,7 @@ class Searched:
 
 @styled
 def figure_importance(arms: Sequence[Importances]) -> Figure:
-    """Draw one bar a parameter under each arm, filled where it is beyond what chance makes of it (the upright line)."""
+    """Draw one bar per parameter under each arm, filled if it exceeds the level of chance (the vertical line)."""
     rows: list[tuple[Importances, str | None]] = []
     for arm in arms:
         rows += [(arm, None), *((arm, name) for name in arm.shares)]
@@ -82,7 +82,7 @@ def figure_importance(arms: Sequence[Importances]) -> Figure:
     axes.tick_params(axis="y", labelcolor=INK)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("share of the importance, %", labelpad=2)
+    axes.set_xlabel("share of the importance (%)", labelpad=2)
     return figure
 
 
@@ -101,21 +101,22 @@ def _bar(axes: Axes, row: int, color: str, share: float, by_chance: float) -> No
 
 
 def limits_of(searches: Sequence[Searched]) -> tuple[float, float]:
-    """Return the smallest and the largest accuracy of all trials, a little apart."""
+    """Return the smallest and the largest accuracy of all trials, kept at least 0.001 apart."""
     known = [score for search in searches for score in search.scores if not math.isnan(score)] or [0.0]
     return min(known), max(max(known), min(known) + 1e-3)
 
 
 @styled
 def figure_parallel(searches: Sequence[Searched], *, limits: tuple[float, float] | None = None) -> Figure:
-    """Draw, a panel an arm, each trial as a line through its parameters to its accuracy, the best quarter thick.
+    """Draw one panel per arm: each trial as a line through its parameters to its accuracy, the best quarter in bold.
 
-    Numbers are spread between the smallest and the largest that were tried, by their logarithms where these are far
-    apart; words and truths in their order. A failed trial is a dashed line that does not reach the accuracy.
+    Numeric axes run from the smallest to the largest value tried, on a logarithmic scale if these are far apart;
+    categorical and Boolean values are in alphabetical order. A failed trial is a dashed line that ends before the
+    accuracy axis.
 
     Args:
-        searches: One an arm.
-        limits: Of the accuracy, so that several figures have one scale; those of the trials if left out.
+        searches: One per arm.
+        limits: Limits of the accuracy axis, to give several figures the same scale; by default, those of the trials.
     """
     height = 146.0
     figure = canvas(NARROW, height * len(searches))
@@ -141,7 +142,7 @@ def _lines(axes: Axes, search: Searched, limits: tuple[float, float]) -> None:
     axes.set_xlim(-0.02, len(names) + 0.02)
     axes.set_ylim(0, 1)
     ends = [(lowest, highest) for _, lowest, highest in columns] + [(f"{100 * low:.1f}", f"{100 * high:.1f}")]
-    _named_axes(axes, [*_last_parts(names), "accuracy, %"], ends)
+    _named_axes(axes, [*_last_parts(names), "accuracy (%)"], ends)
     width = size_of(axes)[0]
     left = (NARROW - 32 - width) / width
     axes.text(4 / width - left, 1 + 15 / 70, shorten(search.arm, 200), transform=axes.transAxes, size=FONT)
@@ -152,13 +153,13 @@ def _lines(axes: Axes, search: Searched, limits: tuple[float, float]) -> None:
 
 
 def _last_parts(names: Sequence[str]) -> list[str]:
-    """Return what follows the last dot of each name, as far as that leaves them apart."""
+    """Return the part of each name after its last dot, or the whole name if that part is not unique."""
     short = [clean(name).rpartition(".")[2] for name in names]
     return [part if short.count(part) == 1 else clean(name) for part, name in zip(short, names, strict=True)]
 
 
 def _in_front(scores: Array) -> list[int]:
-    """Return the trials with the best last, so that they are drawn in front."""
+    """Return the trials in the order in which they are drawn: the best last, and so in front."""
     return [int(trial) for trial in np.argsort(np.where(np.isnan(scores), -np.inf, scores), kind="stable")]
 
 
@@ -181,7 +182,7 @@ def _named_axes(axes: Axes, names: Sequence[str], ends: Sequence[tuple[str, str]
 
 
 def _spread(values: Sequence[Value]) -> tuple[Array, str, str]:
-    """Return where values lie between 0 and 1, NaN for none, and what the two ends are called."""
+    """Return the positions of values in [0, 1], NaN for missing ones, and the labels of the two ends."""
     known = [value for value in values if value is not None]
     if not known:
         return np.full(len(values), np.nan), "", ""

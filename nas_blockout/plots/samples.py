@@ -1,4 +1,4 @@
-"""Images of the data as thumbnails: rows of them with a heading, each with up to two lines below."""
+"""Thumbnails of images: rows under a heading, each image with up to two lines of text below it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ _LINE, _HEADING = 10.0, 18.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """An image and what stands below it.
+    """An image and the text below it.
 
     Args:
-        image: Gray (height, width) or color (height, width, 3), 0..255.
+        image: Gray (height, width) or color (height, width, 3), in 0 to 255.
         text: First line.
         note: Second line, in gray.
     """
@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampleRow:
-    """Images under one heading; they take as many rows as they need."""
+    """Images under one heading; they wrap to as many rows as they need."""
 
     heading: str
     note: str

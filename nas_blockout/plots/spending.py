@@ -1,4 +1,4 @@
-"""Figures of what was spent and what came of it: best so far over budget, convergence, cost by phase."""
+"""Figures of cost: best accuracy so far against the budget, convergence, and cost by phase."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,17 +34,17 @@ _MOST_POINTS = 120
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A line of an arm, with a band around it where several were summarized.
+    """The curve of an arm, with a band around it if it summarizes several.
 
     Args:
-        name: Of the arm.
-        role: Of the arm.
-        x: Positions, rising.
-        y: Values, NaN where there is none.
+        name: Name of the arm.
+        role: Role of the arm.
+        x: Positions, increasing.
+        y: Values, NaN if missing.
         lower: Lower end of the band, or None.
         upper: Upper end of the band, or None.
         note: What `y` was computed from, such as ``n = 5``.
-        marks: Positions at which the arm changed from one stage to the next.
+        marks: Positions at which the arm switched from one stage of training to the next.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Curve:
 
 @styled
 def figure_best_so_far(curves: Sequence[Curve], *, budget: float | None = None) -> Figure:
-    """Draw, a panel an arm, the best validation accuracy so far against what the search had spent, as steps.
+    """Draw one panel per arm: the best validation accuracy so far against the cost of the search, as a step function.
 
     Args:
-        curves: One an arm that searched; the others stand behind each in gray.
-        budget: Of an arm, in the unit of x; a vertical line.
+        curves: One per arm that searched; in each panel the curves of the other arms are in gray behind it.
+        budget: Budget per arm, in the unit of x, drawn as a vertical line; by default, none.
     """
     largest = max([x for curve in curves for x in curve.x] + ([budget] if budget else []), default=1.0)
     figure, panels = _compared(curves, steps=True, limits=(0.0, largest * 1.04))
@@ -72,13 +72,13 @@ def figure_best_so_far(curves: Sequence[Curve], *, budget: float | None = None) 
             axes.axvline(budget, color=MUTED, lw=0.8, ls=(0, (1, 2)))
         axes.plot(curve.x, curve.y, "o", ms=3, mec="none", mfc=style_of(curve.role).color)
         amount_axis(axes, ticks=3)
-    _label(figure, panels, "sample passes spent on the search")
+    _label(figure, panels, "sample passes spent on search")
     return figure
 
 
 @styled
 def figure_convergence(curves: Sequence[Curve]) -> Figure:
-    """Draw, a panel an arm, validation accuracy against epochs: mean and range; the other arms stand behind in gray."""
+    """Draw one panel per arm: mean and range of validation accuracy by epoch, with the other arms in gray behind it."""
     largest = max((x for curve in curves for x in curve.x), default=1.0)
     figure, panels = _compared([_thinned(curve) for curve in curves], steps=False, limits=(0.0, largest * 1.02))
     for axes, curve in zip(panels, curves, strict=True):
@@ -109,7 +109,7 @@ def _compared(curves: Sequence[Curve], *, steps: bool, limits: tuple[float, floa
 
 
 def _outline(curve: Curve, *, steps: bool) -> Array:
-    """Return the points of a line that stands behind others, where it has values: few of them."""
+    """Return the finite points of a curve for the gray background, thinned out to about 30."""
     points = np.column_stack([curve.x, curve.y])[np.isfinite(curve.y)]
     if steps:
         return _stairs(points)
@@ -123,12 +123,12 @@ def _stairs(points: Array) -> Array:
 
 
 def _kept(count: int, most: int) -> list[int]:
-    """Return at most about `most` places out of `count`, evenly, the last among them."""
+    """Return about `most` indices out of `count`, evenly spaced and including the last."""
     return sorted({*range(0, count, max(1, -(-count // most))), *range(max(0, count - 1), count)})
 
 
 def _limits(curves: Sequence[Curve], *, late: bool) -> tuple[float, float]:
-    """Return limits of all values, or, if `late`, without the lowest tenth: the first rise hides where curves end."""
+    """Return the limits of all values; if `late`, without the lowest tenth: the steep start would flatten the rest."""
     values = np.array([v for c in curves for v in (*c.y, *(c.upper or ()), *(c.lower or ())) if np.isfinite(v)])
     if not late or not values.size:
         return padded(values)
@@ -137,7 +137,7 @@ def _limits(curves: Sequence[Curve], *, late: bool) -> tuple[float, float]:
 
 
 def _thinned(curve: Curve) -> Curve:
-    """Keep at most about a hundred points, the last among them."""
+    """Keep about `_MOST_POINTS` points, including the last."""
     if len(curve.x) <= _MOST_POINTS:
         return curve
     kept = _kept(len(curve.x), _MOST_POINTS)
@@ -160,7 +160,7 @@ def _thinned(curve: Curve) -> Curve:
 def _label(figure: Figure, panels: Sequence[Axes], x: str) -> None:
     figure.supxlabel(x, size=SMALL, color=MUTED, y=4 / (figure.get_size_inches()[1] * 72), va="bottom")
     if panels:
-        figure.supylabel("validation accuracy, %", size=SMALL, color=MUTED, x=2 / NARROW, ha="left")
+        figure.supylabel("validation accuracy (%)", size=SMALL, color=MUTED, x=2 / NARROW, ha="left")
 
 
 PARTS = (
@@ -169,7 +169,7 @@ PARTS = (
     Key("retraining", "#59a14f"),
     Key("retraining, failed", LOST, "xxxx"),
     Key("overhead", MUTED),
-    Key("planned, not spent", GRID),
+    Key("planned but unspent", GRID),
 )
 
 
@@ -177,13 +177,13 @@ PARTS = (
 def figure_cost(
     arms: Mapping[str, Mapping[str, float]], *, label: str, budget: float | None = None, tolerance: float = 0.0
 ) -> Figure:
-    """Draw one bar an arm, in the parts of `PARTS`.
+    """Draw one stacked bar per arm, with the parts of `PARTS`.
 
     Args:
-        arms: By arm, what each part cost; parts are named as in `PARTS`, those that are 0 may be left out.
-        label: Of the cost, with its unit.
-        budget: What every arm was promised; a vertical line.
-        tolerance: Share by which spending may differ; a band around the line.
+        arms: For each arm, the cost of each part; parts are named as in `PARTS`, and those that are 0 may be left out.
+        label: Label of the cost axis, with its unit.
+        budget: Budget per arm, drawn as a vertical line; by default, none.
+        tolerance: Share by which spending may differ from the budget, drawn as a band around the line.
     """
     keys = [key for key in PARTS if any(parts.get(key.text, 0) > 0 for parts in arms.values())]
     above = legend_height(keys, NARROW) + 6

@@ -143,7 +143,7 @@ def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
     yield Picture(
         "cost-passes",
         "Sample passes by phase",
-        "A sample pass is one image in one epoch. Failed and pruned trials are included; planned, not spent is what "
+        "A sample pass is one image in one epoch. Failed and pruned trials are included; planned but unspent is what "
         f"failed trials did not use. The budget per arm is {budget.text}; the line is the limit of sample passes, if "
         f"there is one, the band its tolerance of {budget.tolerance:.0%}.",
         *shared,
@@ -172,7 +172,7 @@ def _parts(view: ReportView, name: str, arm: ArmResult, unit: str) -> dict[str, 
         "retraining": max(0.0, getattr(arm.cost.retrain, unit) - lost[RETRAIN]),
         "retraining, failed": lost[RETRAIN],
         "overhead": arm.cost.overhead_seconds if unit == "seconds" else 0.0,
-        "planned, not spent": float(arm.cost.forfeited_sample_passes) if unit == "sample_passes" else 0.0,
+        "planned but unspent": float(arm.cost.forfeited_sample_passes) if unit == "sample_passes" else 0.0,
     }
 
 

@@ -1,4 +1,4 @@
-"""Blank figures, their panels, and what is written on them, measured in points.
+"""Empty figures, panels, legends and text, all measured in points (1/72 inch).
 
 A figure of the width `NARROW` is readable on a phone; one of the width `WIDE` fills a page. Nothing here touches
 pyplot, so figures need no clean-up and may be drawn in any process.
@@ -40,7 +40,7 @@ def panel(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
 
 
 def bare(axes: Axes, *, frame: bool = False) -> None:
-    """Take ticks, grid and (but for `frame`) the frame from axes."""
+    """Remove ticks, grid and, unless `frame`, the frame from axes."""
     axes.grid(visible=False)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -54,7 +54,7 @@ _JOINERS = "\u200c\u200d"  # part of Persian and Indic names and of emoji
 
 @contextmanager
 def missing_glyphs_are_no_warning() -> Iterator[None]:
-    """Names may be in any script; the page that shows the SVG has the fonts."""
+    """Ignore missing glyphs: names may be in any script, and the browser that shows the SVG has the fonts."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
@@ -71,7 +71,7 @@ def text_width(text: str, size: float = FONT, *, bold: bool = False) -> float:
 
 
 def clean(text: str) -> str:
-    """Return a text that SVG can hold on one line: without control characters, surrogates and line breaks."""
+    """Return a text that is valid on one line of an SVG: without control characters, surrogates or line breaks."""
     printable = (each.isprintable() or each in _JOINERS for each in str(text))
     kept = "".join(
         each if shown and not each.isspace() else " " for each, shown in zip(str(text), printable, strict=True)
@@ -80,7 +80,7 @@ def clean(text: str) -> str:
 
 
 def shorten(text: str, width: float, size: float = FONT) -> str:
-    """Cut a text, with an ellipsis in its middle, to a width in points."""
+    """Shorten a text to a width in points, with an ellipsis in the middle."""
     text = clean(text)[:200]
     if text_width(text, size) <= width:
         return text
@@ -94,14 +94,14 @@ def shorten(text: str, width: float, size: float = FONT) -> str:
 
 
 def write(figure: Figure, place: tuple[float, float], text: str, **style: Any) -> None:
-    """Write a line of text into a figure at a place in points from the upper left corner."""
+    """Write a line of text at a position in points from the upper left corner of a figure."""
     width, height = figure.get_size_inches() * 72
     figure.text(place[0] / width, 1 - place[1] / height, text, **{"va": "baseline", **style})
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An entry of a legend: a patch of a color, hatched or not, and what it stands for."""
+    """An entry of a legend: a color patch, hatched or not, and its text."""
 
     text: str
     color: str
@@ -109,7 +109,7 @@ class Key:
 
 
 def legend(figure: Figure, entries: Sequence[Key], *, top: float, left: float = 4.0) -> float:
-    """Write a legend as rows of patches and texts, broken at the width of the figure; return the height it took."""
+    """Draw a legend whose entries wrap at the width of the figure; return its height in points."""
     width, height = figure.get_size_inches() * 72
     x, y = left, top
     for entry in entries:
@@ -132,7 +132,7 @@ def legend(figure: Figure, entries: Sequence[Key], *, top: float, left: float = 
 
 
 def legend_height(entries: Iterable[Key], width: float, left: float = 4.0) -> float:
-    """Return the height that `legend` will take in a figure of a width."""
+    """Return the height of `legend` in a figure of this width, both in points."""
     x, rows = left, 1
     for entry in entries:
         needed = 13 + text_width(entry.text, SMALL) + 12
@@ -143,21 +143,21 @@ def legend_height(entries: Iterable[Key], width: float, left: float = 4.0) -> fl
 
 
 def percent_axis(axes: Axes, which: str = "y", *, ticks: int = 5) -> None:
-    """Write shares of an axis as percent."""
+    """Label an axis of shares in percent."""
     axis = axes.yaxis if which == "y" else axes.xaxis
     axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
 
 
 def amount_axis(axes: Axes, which: str = "x", *, ticks: int = 4) -> None:
-    """Write amounts of an axis shortly, as 12k or 1.5M."""
+    """Label an axis of amounts with suffixes, such as 12k or 1.5M."""
     axis = axes.yaxis if which == "y" else axes.xaxis
     axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short_amount(value)))
 
 
 def short_amount(value: float) -> str:
-    """Write an amount with three digits and a suffix: 950, 12k, 1.5M, 2G."""
+    """Return an amount with three significant digits and a suffix: 950, 12k, 1.5M, 2G."""
     size = abs(value)
     for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= limit * 0.9995:
@@ -166,7 +166,7 @@ def short_amount(value: float) -> str:
 
 
 def padded(values: Iterable[float], *, share: float = 0.06, least: float = 0.005) -> tuple[float, float]:
-    """Return limits that leave a margin around the finite values; 0 and 1 if there are none."""
+    """Return axis limits with a margin around the finite values; 0 and 1 if there are none."""
     finite = [value for value in values if np.isfinite(value)]
     if not finite:
         return 0.0, 1.0
@@ -176,12 +176,12 @@ def padded(values: Iterable[float], *, share: float = 0.06, least: float = 0.005
 
 
 def heat_image(values: Array, *, top: float | None = None, levels: int = 16) -> Array:
-    """Return an image (rows, columns, 4) of one color whose opacity is the value: it stands on white and on black.
+    """Return an image (rows, columns, 4) of one color whose opacity is the value, visible on white and on black.
 
     Args:
-        values: From 0 up, (rows, columns).
-        top: Value that is fully opaque; the largest if None.
-        levels: Steps of opacity; few of them keep the file small.
+        values: Non-negative values, (rows, columns).
+        top: Value that is fully opaque; by default, the largest.
+        levels: Number of opacity levels; fewer levels make smaller files.
     """
     largest = float(values.max(initial=0.0)) if top is None else top
     share = np.clip(values / largest, 0, 1) if largest > 0 else np.zeros_like(values)
@@ -194,15 +194,15 @@ def heat_image(values: Array, *, top: float | None = None, levels: int = 16) -> 
 def small_multiples(
     count: int, *, height: float, columns: int = 3, left: float = 32.0, bottom: float = 30.0, between: float = 32.0
 ) -> tuple[Figure, list[Axes]]:
-    """Return a narrow figure with `count` panels of equal size, each with a line above it for its title.
+    """Return a narrow figure with `count` panels of equal size, each with room for a title above it.
 
     Args:
-        count: Panels.
-        height: Of a panel.
-        columns: Panels side by side, at most.
-        left: Margin for the numbers of the y axis.
-        bottom: Margin for the numbers and the label of the x axis.
-        between: Rows of panels, with room for numbers of the x axis and titles.
+        count: Number of panels.
+        height: Height of a panel, in points.
+        columns: Maximum number of panels side by side.
+        left: Margin for the tick labels of the y axis, in points.
+        bottom: Margin for the tick labels and the label of the x axis, in points.
+        between: Space between rows of panels, for tick labels and titles, in points.
     """
     columns = min(columns, max(count, 2))
     rows = -(-count // columns)
@@ -224,7 +224,7 @@ def _outer_labels(panels: Sequence[Axes], columns: int) -> None:
 
 
 def title(axes: Axes, text: str, *, note: str = "") -> None:
-    """Write a title above a panel: a name, shortened to fit, and a note in gray at the right.
+    """Write a title above a panel: a name, shortened to fit, and a gray note on the right.
 
     If the two do not fit on one line, the note goes to the lower right corner of the panel.
     """

@@ -1,4 +1,4 @@
-"""Labels beside points that overlap neither each other nor the points."""
+"""Placement of text labels beside points, without overlaps."""
 
 from collections.abc import Iterator, Sequence
 from math import hypot, inf
@@ -23,19 +23,19 @@ def place_labels(
     lines: Sequence[tuple[Point, Point]] = (),
     required: bool = False,
 ) -> int:
-    """Write each text beside its point where there is room, with a thin line if it had to move away.
+    """Write each text beside its point if there is room, with a thin leader line if it had to move away.
 
-    Limits and scales of the axes must be final.
+    The limits and scales of the axes must be final.
 
     Args:
-        axes: Where to write.
-        points: In data coordinates.
-        texts: One a point, measured in the small size.
-        lines: Upright or level lines that texts keep clear of, by their ends in data coordinates.
-        required: Whether a text that finds no room is written all the same, beside its point; else it is left out.
+        axes: Axes to write into.
+        points: Points in data coordinates.
+        texts: One text per point, written in the small font size.
+        lines: Short or axis-parallel segments for texts to avoid, by their ends in data coordinates.
+        required: Whether a text without room is written anyway, where it overlaps least; otherwise it is left out.
 
     Returns:
-        How many texts were written.
+        The number of texts written.
     """
     scale = 72 / axes.figure.dpi
 
@@ -69,12 +69,12 @@ def _is_free(box: Box, taken: Sequence[Box], room: Box) -> bool:
 
 
 def _lead(box: Box, others: Sequence[Point], own: Point) -> float:
-    """Return by how much a text is nearer to its own point than to any other; negative where it is not."""
+    """Return how much nearer a text is to its own point than to any other; negative if another point is nearer."""
     return min((_distance(box, other) for other in others), default=inf) - _distance(box, own)
 
 
 def _thread(spot: Point, offset: Point) -> Iterator[Box]:
-    """Yield a chain of small boxes along the line from a point to its text."""
+    """Yield a chain of small boxes along the leader line from a point to its text."""
     for step in range(1, _BEADS):
         bead = spot[0] + offset[0] * step / _BEADS, spot[1] + offset[1] * step / _BEADS
         yield _around(bead, bead, 1.0)
@@ -101,7 +101,7 @@ def _write(axes: Axes, point: Point, text: str, offset: Point, *, joined: bool) 
 
 
 def _least_bad_box(spot: Point, text: str, taken: Sequence[Box], room: Box) -> Box:
-    """Return the place inside the panel, if there is one, that overlaps least."""
+    """Return the position with the fewest overlaps, inside the panel if possible."""
     places = list(_candidates(spot, text))
     inside = [box for box in places if _inside(box, room)]
     return min(inside or places, key=lambda box: sum(_overlap(box, other) for other in taken))

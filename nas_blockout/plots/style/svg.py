@@ -1,7 +1,7 @@
-"""From a figure to a file: SVG that a page can take in as it is, and PNG.
+"""Figures as files: SVG that can be embedded in a page as it is, and PNG.
 
-The SVG is the same for the same figure: no dates, no random identifiers. It holds its texts as text, takes its colors
-from CSS variables where the page defines them, is transparent, and refers to nothing outside itself.
+The same figure always gives the same SVG: no dates, no random identifiers. Text stays text, colors come from CSS
+variables if the page defines them, the background is transparent, and nothing outside the SVG is referenced.
 """
 
 import io
@@ -19,12 +19,12 @@ _METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 @styled
 def to_svg(figure: Figure, *, name: str = "figure", description: str = "") -> str:
-    """Return a figure as an ``<svg>`` element for a page or, just as well, a file.
+    """Return a figure as an ``<svg>`` element, to be embedded in a page or written to a file.
 
     Args:
-        figure: What to write.
-        name: Put before all identifiers, so that several figures can stand in one page.
-        description: What the figure shows, for those who do not see it.
+        figure: The figure.
+        name: Prefix of all identifiers, so that one page can contain several figures.
+        description: Text alternative for screen readers.
     """
     out = io.StringIO()
     with missing_glyphs_are_no_warning():
@@ -43,7 +43,7 @@ def to_svg(figure: Figure, *, name: str = "figure", description: str = "") -> st
 
 
 def standalone(svg: str) -> str:
-    """Return an ``<svg>`` element of `to_svg` as a file: with a size, a white ground, and its own colors."""
+    """Return an ``<svg>`` element of `to_svg` as a file: with a size, a white background, and its own colors."""
     box = re.search(r'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', svg)
     assert box is not None, "to_svg writes a viewBox"
     width, height = float(box[1]), float(box[2])
@@ -55,14 +55,14 @@ def standalone(svg: str) -> str:
 
 @styled
 def to_png(figure: Figure, path: Path, *, resolution: float = 144) -> None:
-    """Write a figure as a PNG on white; `resolution` is in dots an inch."""
+    """Write a figure as a PNG on white; `resolution` is in dots per inch."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with missing_glyphs_are_no_warning():
         figure.savefig(path, format="png", dpi=resolution, facecolor="white", metadata={"Software": None})
 
 
 def _tag(tag: str, used: set[str], prefix: str) -> str:
-    """Return a tag with short numbers, variable colors, the page's font, and no identifier that nothing refers to."""
+    """Return a tag with rounded numbers, CSS variables for colors, the page's font, and only identifiers in use."""
     tag = re.sub(r'(?<= [dxy]=")[^"]*', _rounded, tag)
     tag = re.sub(r'(?<= transform=")[^"]*', _shorter, tag)
     tag = re.sub(r' id="([^"]*)"', lambda match: f' id="{prefix}-{match[1]}"' if match[1] in used else "", tag)

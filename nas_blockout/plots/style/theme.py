@@ -17,7 +17,7 @@ SHOWN, LOST, HEAT = "#0b6bcb", "#b35c00", "#2f81d8"
 
 @dataclass(frozen=True, slots=True)
 class RoleStyle:
-    """How the arms of one role are drawn: color and marker say the same, for those who do not see colors."""
+    """How the arms of one role are drawn: the marker tells roles apart without the color."""
 
     color: str
     marker: str
@@ -30,7 +30,7 @@ ROLES = {
     "baseline": RoleStyle("#57606a", "^"),
 }
 
-# Tableau's ten, which are of middle lightness and stand on white and on black.
+# Tableau's ten: of medium lightness, so that they are visible on white and on black.
 CLUSTERS = (
     "#4e79a7",
     "#f28e2b",
@@ -44,7 +44,7 @@ CLUSTERS = (
     "#9a9490",
 )
 
-# Colors that a page may replace, by the name of the CSS variable that replaces them.
+# Colors that a page may replace, with the name of the CSS variable that replaces each.
 VARIABLES = {
     INK: "ink",
     MUTED: "muted",
@@ -79,7 +79,7 @@ _RC: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nas_blockout",
     "text.color": INK,
-    "text.parse_math": False,  # names of arms and classes are text, whatever they hold
+    "text.parse_math": False,  # a $ in the name of an arm or class is not mathematics
     "xtick.color": MUTED,
     "xtick.labelsize": SMALL,
     "xtick.major.size": 2.5,
@@ -94,7 +94,7 @@ R = TypeVar("R")
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Run a function under the settings of this project, and leave matplotlib's own as they were."""
+    """Run a function with the matplotlib settings of this project, and restore the previous ones."""
 
     @wraps(draw)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:

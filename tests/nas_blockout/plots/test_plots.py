@@ -256,7 +256,7 @@ def test_classes_stand_in_the_order_of_their_clusters() -> None:
 
 
 def test_mistakes_are_shares_of_the_true_class() -> None:
-    np.testing.assert_allclose(plots.mistaken_shares([[6, 2], [0, 0]]), [[0, 0.25], [0, 0]])
+    np.testing.assert_allclose(plots.confusion_shares([[6, 2], [0, 0]]), [[0, 0.25], [0, 0]])
 
 
 def test_architecture_has_a_box_a_group_and_names_or_counts_every_class() -> None:

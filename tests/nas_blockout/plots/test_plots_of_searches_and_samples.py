@@ -33,7 +33,7 @@ def test_lines_of_trials_pass_their_parameters_and_end_at_their_accuracy() -> No
     best = [to_hex(line.get_color()) == theme.ROLES["learned"].color for line in axes.lines]
     assert best == [False, False, False, True]
     assert axes.lines[0].get_linestyle() != "-"
-    assert {"lr", "deep", "accuracy, %", "0.001", "0.1", "False", "True", "80.0", "90.0"} <= {
+    assert {"lr", "deep", "accuracy (%)", "0.001", "0.1", "False", "True", "80.0", "90.0"} <= {
         text.get_text() for text in axes.texts
     }
 
@@ -103,7 +103,7 @@ def test_agreement_stands_where_it_is_with_its_band() -> None:
     ]
     axes = plots.figure_agreement(rows).axes[0]
     assert [(band.get_x(), round(band.get_width(), 6)) for band in axes.patches] == [(-0.1, 0.2)] * 2
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["known: kind", "blockout", "random"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["reference: kind", "blockout", "random"]
     assert [text.get_text() for text in axes.texts] == ["0.30", "\N{MINUS SIGN}0.05"]
 
 

@@ -214,7 +214,7 @@ def test_figures_of_many_searches_are_parted_to_fit_a_page(made_up: MadeUp) -> N
     captions = [caption.text for caption in page.all("figcaption") if "Trials of the searches" in caption.text]
     assert [re.search(r"part \d of \d", caption)[0] for caption in captions] == ["part 1 of 2", "part 2 of 2"]
     texts = [text.text for text in page.all("text")]
-    assert texts.count("accuracy, %") == len(arms)
+    assert texts.count("accuracy (%)") == len(arms)
 
 
 def test_without_a_ranking_the_reason_is_said(made_up: MadeUp) -> None:
