@@ -76,7 +76,7 @@ class Trial:
     """One training of a study: a configuration that was proposed or retrained, what it cost and what it gave.
 
     Args:
-        arm: Name of the contestant.
+        arm: Name of the arm.
         phase: ``search`` or ``retrain``.
         number: Position among the trials of the arm and phase, from 0.
         seed: Seed of its experiment.

@@ -63,7 +63,7 @@ class Cost(Strict):
 
 
 class ArmResult(Strict):
-    """One contestant: ``architecture``, ``parameters``, ``macs`` and latency are those of ``exported_seed``."""
+    """Result of an arm: ``architecture``, ``parameters``, ``macs`` and latency are those of ``exported_seed``."""
 
     description: str = ""
     role: Role

@@ -1,4 +1,4 @@
-"""Comparison across studies of the same data: one table of arms, and tests between arms of different studies."""
+"""Comparison across studies of the same data: a table of all arms, and tests between arms of different studies."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,8 +17,8 @@ UNEQUAL = "not at equal cost"
 
 
 @dataclass(frozen=True, slots=True)
-class Contestant:
-    """An arm of one of the studies."""
+class StudyArm:
+    """An arm, its study and its result."""
 
     study: str
     name: str
@@ -26,7 +26,7 @@ class Contestant:
 
     @property
     def key(self) -> str:
-        """Study and arm."""
+        """Name of the study and of the arm, unique in the comparison."""
         return f"{self.study}/{self.name}"
 
     def to_json(self) -> dict[str, Any]:
@@ -36,17 +36,17 @@ class Contestant:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Test accuracy of ``a`` minus that of ``b``, arms of different studies, on the seeds that they share.
+    """Test accuracy of ``a`` minus that of ``b``, two arms of different studies, on the seeds that both have.
 
     Args:
-        a: Study and arm.
-        b: Study and arm.
-        difference: Of the means, in 0..1.
-        ci95: Its 95% interval, uncorrected, or None.
-        seeds: How many they share.
-        p_holm: Corrected over all pairs.
-        smallest_effect: Smallest difference that so many seeds could have shown, or None.
-        cost: Sample passes of ``a`` as a multiple of those of ``b``.
+        a: First arm, as ``study/arm``.
+        b: Second arm, as ``study/arm``.
+        difference: Difference of the means, in [-1, 1].
+        ci95: 95% interval of the difference, not corrected for the number of pairs, or None.
+        seeds: Number of shared seeds.
+        p_holm: p value after Holm's correction over all pairs.
+        smallest_effect: Smallest difference that this number of seeds could have shown, or None.
+        cost: Sample passes of ``a`` divided by those of ``b``.
         verdict: ``better``, ``worse``, ``no difference shown``, or ``not at equal cost``.
     """
 
@@ -62,16 +62,16 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Across:
-    """Arms of several studies, best first, and the differences between those of different studies."""
+class CrossStudyComparison:
+    """The arms of several studies, best first, and the differences between arms of different studies."""
 
     studies: tuple[str, ...]
     data: Mapping[str, Any]
-    arms: tuple[Contestant, ...]
+    arms: tuple[StudyArm, ...]
     pairs: tuple[Difference, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as plain JSON types."""
+        """Return the comparison as plain JSON types."""
         return {
             "studies": list(self.studies),
             "data": dict(self.data),
@@ -80,42 +80,42 @@ class Across:
         }
 
 
-def compare(settings: Settings, names: Sequence[str], *, arms: Sequence[str] = ()) -> Across:
+def compare(settings: Settings, names: Sequence[str], *, arms: Sequence[str] = ()) -> CrossStudyComparison:
     """Compare the arms of finished studies of the same data.
 
-    Arms of different studies are tested in pairs on the retraining seeds that they share: with the same data and seed
-    the images and their order are the same. Arms of one study are compared by that study.
+    Arms of different studies are tested in pairs, on the retraining seeds that both have: with the same data and seed,
+    training images and their order are the same. Pairs of arms of the same study are left to the study's own report.
 
     Args:
-        settings: Of the installation.
-        names: Of the studies, two or more.
-        arms: Names of the arms to compare; all if left out.
+        settings: Settings of the installation.
+        names: Names of at least two studies.
+        arms: Names of the arms to compare; by default, all.
 
     Raises:
         NotFound: There is no such study, it has not finished, or no study has such an arm.
-        StudyError: There are fewer than two studies, or they learn from different data.
+        StudyError: Fewer than two studies are named, or they use different data.
     """
     distinct = tuple(dict.fromkeys(names))
     if len(distinct) < 2:
-        raise StudyError(f"compare takes two or more studies, got {', '.join(distinct) or 'none'}")
+        raise StudyError(f"compare needs two or more studies, got {', '.join(distinct) or 'none'}")
     with Store.open(settings.store_url) as store:
         studies = {name: _finished(store, name) for name in distinct}
         _require_same_data(studies)
-        contestants = [arm for name, study in studies.items() for arm in _contestants(store, name, study)]
-    chosen = [arm for arm in contestants if not arms or arm.name in arms]
-    known = dict.fromkeys(arm.name for arm in contestants)
+        everything = [arm for name, study in studies.items() for arm in _arms_of(store, name, study)]
+    chosen = [arm for arm in everything if not arms or arm.name in arms]
+    known = dict.fromkeys(arm.name for arm in everything)
     if unknown := [name for name in arms if name not in known]:
         raise NotFound(f"none of the studies has an arm {unknown[0]!r}; they have {', '.join(known)}")
     tolerance = min(study.config.budget.tolerance for study in studies.values())
     ordered = sorted(chosen, key=_by_accuracy)
     data = to_json(next(iter(studies.values())).data)
-    return Across(distinct, data, tuple(ordered), tuple(_differences(ordered, tolerance)))
+    return CrossStudyComparison(distinct, data, tuple(ordered), tuple(_differences(ordered, tolerance)))
 
 
 def _finished(store: Store, name: str) -> Study:
     row = store.study(name)
     if row.state != "complete":
-        raise NotFound(f"study {name!r} has not finished; `nas-blockout run` goes on with it")
+        raise NotFound(f"study {name!r} has not finished; resume it with `nas-blockout run`")
     return parse_resolved(row.config)
 
 
@@ -129,18 +129,18 @@ def _require_same_data(studies: Mapping[str, Study]) -> None:
             raise StudyError(f"studies of different data cannot be compared: {values}")
 
 
-def _contestants(store: Store, name: str, study: Study) -> Iterator[Contestant]:
+def _arms_of(store: Store, name: str, study: Study) -> Iterator[StudyArm]:
     document = build(study, store.trials(name))
     for arm, result in document.arms.items():
-        yield Contestant(name, arm, result)
+        yield StudyArm(name, arm, result)
 
 
-def _by_accuracy(arm: Contestant) -> tuple[float, str]:
+def _by_accuracy(arm: StudyArm) -> tuple[float, str]:
     accuracy = arm.result.test_accuracy
     return (-accuracy.mean if accuracy else 1.0, arm.key)
 
 
-def _differences(arms: Sequence[Contestant], tolerance: float) -> Iterator[Difference]:
+def _differences(arms: Sequence[StudyArm], tolerance: float) -> Iterator[Difference]:
     scores = {arm.key: arm.result.test_accuracy.by_seed for arm in arms if arm.result.test_accuracy is not None}
     spent = {arm.key: float(arm.result.cost.sample_passes) for arm in arms}
     pairs = [

@@ -25,7 +25,7 @@ from services.cli.console import (
 
 if TYPE_CHECKING:
     from nas_blockout.statistics.search_curves import Band
-    from services.analysis.cross_study import Across
+    from services.analysis.cross_study import CrossStudyComparison
     from services.estimate import Estimate
     from services.replay import Replayed
     from services.replay.results import Quartiles
@@ -84,8 +84,8 @@ def compare(
     print_json(comparison.to_json()) if as_json else _print_comparison(comparison)
 
 
-def _print_comparison(comparison: "Across") -> None:
-    arms = [lazy.verdict.arm_row(contestant.key, contestant.result) for contestant in comparison.arms]
+def _print_comparison(comparison: "CrossStudyComparison") -> None:
+    arms = [lazy.verdict.arm_row(arm.key, arm.result) for arm in comparison.arms]
     print_table(table(lazy.verdict.ARM_COLUMNS, arms))
     rows = [
         (

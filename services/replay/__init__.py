@@ -1,8 +1,8 @@
-"""Recorded searches as a benchmark: any searcher with any number of simulated workers, without any training.
+"""Replays: recorded searches as a benchmark for any searcher with any number of simulated workers, without training.
 
-Its parts: `pool` (which recorded trial answers a proposal), `simulation` (workers in simulated time), `reproduction`
-(the proof that the scheduler, asked again, proposes what it proposed in the study), `results` (curves and quartiles)
-and `recorded_study` (all of it for a study in the store).
+`pool` finds the recorded trial that is used for a proposal, `simulation` runs workers in simulated time, `reproduction`
+checks that the scheduler proposes the recorded trials again, `results` computes curves and quartiles, and
+`recorded_study` does all of this for a study in the store.
 """
 
 from services.replay.recorded_study import Replayed, Request, replay

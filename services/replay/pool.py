@@ -1,4 +1,4 @@
-"""Recorded trials as a pool that answers proposals: each once, the nearest first."""
+"""The pool of recorded trials: for each proposal of a replay, the nearest one is used instead of training."""
 
 import json
 import math
@@ -8,11 +8,11 @@ from services.trial_record import Trial
 
 
 def distance(a: Trial, b: Trial) -> float:
-    """Return how far the parameters of two trials lie apart in the space that was searched, in [0, 1].
+    """Return the distance between the parameters of two trials, in [0, 1]: Gower's, with equal weights.
 
-    Every parameter that one of them has counts alike. Numbers lie apart by their difference as a share of the range
-    that was searched, on a logarithmic scale where it was searched on one; categorical values by 0 if they are the
-    same, else by 1; a parameter that only one of them has by 1. Two trials without parameters are the same.
+    It is the mean over all parameters that at least one of the trials has. For a number, the distance is the difference
+    as a share of the searched range, on a logarithmic scale if it was searched on one; for a categorical value it is 0
+    if equal and 1 otherwise; for a parameter that only one of the trials has it is 1. It is 0 without any parameters.
 
     References:
         J. C. Gower, "A general coefficient of similarity and some of its properties", Biometrics 27, 1971.
@@ -22,12 +22,12 @@ def distance(a: Trial, b: Trial) -> float:
 
 
 def nearest(proposal: Trial, pool: Sequence[Trial], among: Iterable[int]) -> tuple[int, float]:
-    """Return the index in the pool of the trial nearest to a proposal, the first of equals, and its distance.
+    """Return the index in the pool of the trial nearest to a proposal, and its distance; ties go to the lowest index.
 
     Args:
-        proposal: What was proposed.
+        proposal: The proposed trial.
         pool: The recorded trials.
-        among: Indices that may be returned, at least one.
+        among: Indices of the trials to choose from, at least one.
     """
     apart, index = min((distance(proposal, pool[index]), index) for index in among)
     return index, apart

@@ -8,7 +8,7 @@ from nas_blockout.data import load
 from nas_blockout.serialization import near
 from services.replay.reproduction import Reproduction, faithful, reproduce
 from services.replay.results import Outcome, outcome
-from services.replay.simulation import Asked, Ended, Proposer, Shuffled, alone, simulate
+from services.replay.simulation import Ended, Proposer, SchedulerProposer, ShuffledProposer, simulate, single_arm
 from services.search.proposals import derived_seed
 from services.settings import Settings
 from services.store import NotFound, Store
@@ -20,15 +20,15 @@ from services.trial_record import SEARCH, Trial
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be replayed.
+    """What to replay.
 
     Args:
-        searcher: Search algorithm; that of each arm if left out.
-        workers: Numbers of simulated workers.
-        repeats: Replays with each number of workers, with different seeds.
-        arm: One arm; all that searched if left out.
-        seed: Of the first replay; that of the study if left out.
-        target: Validation accuracy to be reached, in [0, 1]; the best that each arm recorded if left out.
+        searcher: Search algorithm; by default, that of each arm.
+        workers: Numbers of simulated workers; each is replayed.
+        repeats: Number of replays for each number of workers, each with its own seed.
+        arm: Name of the arm to replay; by default, every arm that searched.
+        seed: Seed of the first replay; by default, that of the study.
+        target: Validation accuracy to reach, in [0, 1]; by default, the best recorded one of each arm.
     """
 
     searcher: str | None = None
@@ -47,9 +47,9 @@ class Replayed:
         study: Name of the study.
         searchers: Search algorithm of the replay, by arm.
         recorded: Search algorithm of the recorded trials, by arm.
-        seed: Of the first replay.
-        reproduction: Whether the recorded trials are proposed again, by arm.
-        outcomes: One for each arm and number of workers.
+        seed: Seed of the first replay.
+        reproduction: Whether the scheduler proposes the recorded trials again, by arm.
+        outcomes: One result for each arm and number of workers.
     """
 
     study: str
@@ -81,15 +81,16 @@ class _Shape(TypedDict):
 def replay(settings: Settings, name: str, request: Request) -> Replayed:
     """Replay the searches of a study; nothing is trained and nothing is written.
 
-    The searcher is asked by the code that runs studies, and the nearest recorded trial of the arm that the replay has
-    not run yet answers, exactly if the proposal is among the recorded ones. With the searcher of the arm and the seed
-    of the study, that repeats the study. Random search with any other seed runs the recorded trials in another order:
-    a random order of random trials is a random search, and no proposal has to be approximated.
+    The scheduler that runs studies also asks for the proposals of a replay. For each proposal, the nearest recorded
+    trial of the arm that the replay has not used yet is taken; the distance is 0 if the proposal itself was recorded.
+    With the searcher of the arm and the seed of the study, a replay therefore repeats the study. Random search with any
+    other seed takes the recorded trials in random order instead, which needs no approximation: random trials in random
+    order are a random search.
 
     Raises:
         StudyError: There is no such searcher.
-        NotFound: There is no such study, or the arm has no recorded search.
-        DataMissing: The data is not on this machine; its shape decides what can be proposed.
+        NotFound: There is no such study, or it has no recorded search of the arm.
+        DataMissing: The data is not on this machine, but proposals depend on its shape.
     """
     _require_known(request.searcher)
     with Store.open(settings.store_url) as store:
@@ -116,7 +117,7 @@ def _pools(study: Study, trials: Sequence[Trial], arm: str | None) -> dict[str, 
         raise NotFound(f"study {study.name!r} has no arm {arm!r}; it has {', '.join(study.arms)}")
     recorded: dict[str, list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
-        # Without planned passes it stands for an exhausted search, and was never trained.
+        # A trial without planned passes records that the search was exhausted; it was never trained.
         if trial.phase == SEARCH and trial.ended and trial.planned and arm in (None, trial.arm):
             recorded.setdefault(trial.arm, []).append(trial)
     pools = {
@@ -138,9 +139,9 @@ def _outcome(study: Study, arm: str, pool: list[Trial], data: _Shape, request: R
         searcher = _searcher(study, arm, request)
         repeats_study = searcher == study.arms[arm].searcher and seed == study.config.seed
         proposer: Proposer = (
-            Shuffled(pool, seed)
+            ShuffledProposer(pool, seed)
             if searcher == "random" and not repeats_study
-            else Asked(alone(study, arm, searcher=searcher, seed=seed), pool, **data)
+            else SchedulerProposer(single_arm(study, arm, searcher=searcher, seed=seed), pool, **data)
         )
         replays.append(simulate(pool, proposer, workers))
     return outcome(arm, pool, replays, workers=workers, target=target)

@@ -74,11 +74,11 @@ def outcome(
     """
     times = [_time_curve(pool, replay) for replay in replays]
     budgets = [
-        best_so_far([pool[e.drawn.index].sample_passes for e in replay], [_score(pool, e) for e in replay])
+        best_so_far([pool[e.trial.index].sample_passes for e in replay], [_score(pool, e) for e in replay])
         for replay in replays
     ]
-    drawn = [ended.drawn.distance for replay in replays for ended in replay]
-    distances = [distance for distance in drawn if distance is not None]  # None: drawn at random, not proposed
+    apart = [ended.trial.distance for replay in replays for ended in replay]
+    distances = [distance for distance in apart if distance is not None]  # None: drawn at random, not proposed
     reached = [cost_to_reach(curve, target) for curve in times]
     return Outcome(
         arm=arm,
@@ -110,7 +110,7 @@ def _grid(curves: Sequence[Curve]) -> list[float]:
 
 
 def _score(pool: Sequence[Trial], ended: Ended) -> float:
-    score = pool[ended.drawn.index].score
+    score = pool[ended.trial.index].score
     return math.nan if score is None else score
 
 

@@ -1,4 +1,4 @@
-"""Simulated workers: recorded trials run again in simulated time, asynchronously, in the order in which they end."""
+"""Simulation of asynchronous workers that run recorded trials in simulated time."""
 
 import heapq
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from services.study_config.resolved_study import Study
 from services.study_config.schema import Budget
 from services.trial_record import SEARCH, Trial
 
-_UNLIMITED = 1 << 62  # sample passes: the pool ends a replay, not the budget
+_UNLIMITED = 1 << 62  # sample passes: a replay ends when the pool is empty, not when a budget is spent
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """A recorded trial that answers a proposal.
+class PoolTrial:
+    """A recorded trial that is used in a replay.
 
     Args:
-        index: Of the trial in the pool.
-        number: Of the proposal, from 0.
-        distance: Distance of the trial to the proposal, in [0, 1]; None if it was drawn at random, without a proposal.
+        index: Index of the trial in the pool.
+        number: Number of the proposal for which it is used, from 0.
+        distance: Distance to the proposal, in [0, 1]; None if it was drawn at random, without a proposal.
     """
 
     index: int
@@ -33,9 +33,9 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A recorded trial that was run again from `started` to `finished`, in simulated seconds."""
+    """A simulated run of a recorded trial from `started` to `finished`, in seconds of simulated time."""
 
-    drawn: Drawn
+    trial: PoolTrial
     started: float
     finished: float
 
@@ -43,42 +43,43 @@ class Ended:
 class Proposer(Protocol):
     """Chooses which recorded trial comes next."""
 
-    def next(self) -> Drawn | None:
-        """Return the next trial, or None if there is none left or none can be proposed now."""
+    def next(self) -> PoolTrial | None:
+        """Return the next trial, or None if none is left or none can be proposed before another has ended."""
 
-    def ended(self, drawn: Drawn) -> None:
-        """Take note of the result of a trial."""
+    def ended(self, trial: PoolTrial) -> None:
+        """Take the result of a trial into account."""
 
 
-class Shuffled:
-    """Random search over the pool: every recorded trial once, in an order that the seed decides."""
+class ShuffledProposer:
+    """Random search over the pool: every recorded trial once, in an order that depends on the seed."""
 
     def __init__(self, pool: Sequence[Trial], seed: int) -> None:
         self._order = np.random.default_rng(seed).permutation(len(pool)).tolist()
         self._number = 0
 
-    def next(self) -> Drawn | None:
-        """Return the next trial of the order."""
+    def next(self) -> PoolTrial | None:
+        """Return the next trial in this order."""
         if self._number == len(self._order):
             return None
         self._number += 1
-        return Drawn(self._order[self._number - 1], self._number - 1)
+        return PoolTrial(self._order[self._number - 1], self._number - 1)
 
-    def ended(self, drawn: Drawn) -> None:
-        """Ignore the result: random search learns nothing."""
+    def ended(self, trial: PoolTrial) -> None:
+        """Do nothing: random search does not depend on results."""
 
 
-class Asked:
-    """A searcher, asked by the scheduler that asks it in a study; the nearest recorded trial not yet run answers.
+class SchedulerProposer:
+    """The scheduler of a study with a searcher; each proposal is replaced by the nearest unused recorded trial.
 
-    The searcher is told the trial that answered, with its recorded parameters, not the one that it proposed.
+    The searcher then learns from the recorded trial and its parameters, not from its own proposal, which was never
+    trained.
 
     Args:
-        study: With the one arm whose search is replayed, its searcher and seed.
-        pool: What answers.
+        study: A study whose only arm is the one to replay, with its searcher and seed.
+        pool: The recorded trials.
         shape: Channels, height and width of an image.
         classes: Number of classes.
-        images: Training images.
+        images: Number of training images.
     """
 
     def __init__(
@@ -89,28 +90,29 @@ class Asked:
         self._left = set(range(len(pool)))
         self._scheduler = Scheduler(study, shape=shape, classes=classes, images=images)
 
-    def next(self) -> Drawn | None:
-        """Return the recorded trial that answers the searcher's next proposal."""
+    def next(self) -> PoolTrial | None:
+        """Return the recorded trial nearest to the searcher's next proposal."""
         proposal = self._scheduler.next() if self._left else None
         if proposal is None or proposal.phase != SEARCH:
             return None
         index, apart = nearest(proposal, self._pool, sorted(self._left))
         self._left.remove(index)
-        drawn = Drawn(index, proposal.number, apart)
-        self._tell(drawn, state="running")
-        return drawn
+        used = PoolTrial(index, proposal.number, apart)
+        self._update(used, state="running")
+        return used
 
-    def ended(self, drawn: Drawn) -> None:
-        """Tell the searcher the recorded result of the trial."""
-        self._tell(drawn, state=self._pool[drawn.index].state)
+    def ended(self, trial: PoolTrial) -> None:
+        """Pass the recorded result of the trial to the scheduler."""
+        self._update(trial, state=self._pool[trial.index].state)
 
-    def _tell(self, drawn: Drawn, *, state: str) -> None:
-        recorded = self._pool[drawn.index]
-        self._scheduler.update(replace(recorded, arm=self._arm, number=drawn.number, state=state))
+    def _update(self, trial: PoolTrial, *, state: str) -> None:
+        # Under the number of the proposal, which the scheduler knows; the recorded number may belong to another one.
+        recorded = self._pool[trial.index]
+        self._scheduler.update(replace(recorded, arm=self._arm, number=trial.number, state=state))
 
 
-def alone(study: Study, arm: str, *, searcher: str, seed: int) -> Study:
-    """Return a study of one arm's search only, with an unlimited budget, another searcher and another seed."""
+def single_arm(study: Study, arm: str, *, searcher: str, seed: int) -> Study:
+    """Return a study that consists of the search of one arm, with this searcher and seed and an unlimited budget."""
     config = study.config.model_copy(update={"seed": seed, "budget": Budget(sample_passes=_UNLIMITED)})
     return replace(study, config=config, arms={arm: replace(study.arms[arm], searcher=searcher, match=None)})
 
@@ -118,23 +120,23 @@ def alone(study: Study, arm: str, *, searcher: str, seed: int) -> Study:
 def simulate(pool: Sequence[Trial], proposer: Proposer, workers: int) -> list[Ended]:
     """Run recorded trials in simulated time until none is left; return them in the order in which they end.
 
-    A free worker asks for the next trial at once, and the answer depends on the trials that have ended by then. Trials
-    take the training time that was recorded; asking takes none.
+    As soon as a worker is free, it starts the next trial, which depends on the trials that have ended by then. A trial
+    takes its recorded training time; proposing takes no time.
 
     Args:
         pool: The recorded trials.
-        proposer: Chooses which comes next.
-        workers: Trials at once.
+        proposer: Chooses the next trial.
+        workers: Number of trials that run at the same time.
     """
     now, order = 0.0, 0
-    running: list[tuple[float, int, float, Drawn]] = []  # by end, ties in the order in which they began
+    running: list[tuple[float, int, float, PoolTrial]] = []  # (end, order of the start, start, trial): ties by start
     ended: list[Ended] = []
     while True:
-        while len(running) < workers and (drawn := proposer.next()) is not None:
-            heapq.heappush(running, (now + pool[drawn.index].seconds, order, now, drawn))
+        while len(running) < workers and (trial := proposer.next()) is not None:
+            heapq.heappush(running, (now + pool[trial.index].seconds, order, now, trial))
             order += 1
         if not running:
             return ended
-        now, _, started, drawn = heapq.heappop(running)
-        proposer.ended(drawn)
-        ended.append(Ended(drawn, started, now))
+        now, _, started, trial = heapq.heappop(running)
+        proposer.ended(trial)
+        ended.append(Ended(trial, started, now))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from nas_blockout.train import TrainingSettings, sample_passes
-from services.analysis.cross_study import Across, compare
+from services.analysis.cross_study import CrossStudyComparison, compare
 from services.files.study_dir import Folder
 from services.finalize.finalize import write_comparison
 from services.settings import Settings
@@ -49,7 +49,7 @@ def record(settings: Settings, pretend: Any, name: str, *, finished: bool = True
             store.finish_study(name, "complete")
 
 
-def verdicts(found: Across) -> dict[tuple[str, str], str]:
+def verdicts(found: CrossStudyComparison) -> dict[tuple[str, str], str]:
     return {(pair.a, pair.b): pair.verdict for pair in found.pairs}
 
 

@@ -13,7 +13,7 @@ from services.replay import Request, faithful
 from services.replay import replay as replayed
 from services.replay.pool import distance
 from services.replay.results import outcome
-from services.replay.simulation import Shuffled, simulate
+from services.replay.simulation import ShuffledProposer, simulate
 from services.settings import Settings
 from services.store import NotFound, Store
 from services.study_config.errors import StudyError
@@ -186,11 +186,11 @@ def test_what_is_not_recorded_is_refused(settings: Settings) -> None:
 @given(seconds=st.lists(st.floats(0.1, 100), min_size=1, max_size=12), workers=st.integers(1, 15))
 def test_workers_never_idle_while_there_is_work(seconds: list[float], workers: int) -> None:
     pool = pool_of(seconds, [0.5] * len(seconds))
-    ended = simulate(pool, Shuffled(pool, seed=1), workers)
-    assert sorted(each.drawn.index for each in ended) == list(range(len(pool)))
+    ended = simulate(pool, ShuffledProposer(pool, seed=1), workers)
+    assert sorted(each.trial.index for each in ended) == list(range(len(pool)))
     assert [each.finished for each in ended] == sorted(each.finished for each in ended)
     for each in ended:
-        assert each.finished == each.started + pool[each.drawn.index].seconds
+        assert each.finished == each.started + pool[each.trial.index].seconds
     for each in ended:
         if each.started > 0:  # it began when another ended, and all workers were busy until then
             assert any(other.finished == each.started for other in ended)
@@ -201,13 +201,13 @@ def test_workers_never_idle_while_there_is_work(seconds: list[float], workers: i
 def test_two_workers_by_hand() -> None:
     pool = pool_of([3.0, 1.0, 1.0, 5.0], [0.9, 0.1, None, 0.95])
 
-    class InOrder(Shuffled):
+    class InOrder(ShuffledProposer):
         def __init__(self) -> None:
             super().__init__(pool, seed=0)
             self._order = [0, 1, 2, 3]
 
     ended = simulate(pool, InOrder(), workers=2)
-    assert [(each.drawn.index, each.started, each.finished) for each in ended] == [
+    assert [(each.trial.index, each.started, each.finished) for each in ended] == [
         (1, 0.0, 1.0),
         (2, 1.0, 2.0),
         (0, 0.0, 3.0),
