@@ -1,17 +1,17 @@
-"""Wall-clock of residual networks whose blocks are skipped: full, masked, compacted and grouped, policy counted in.
+"""Inference time of residual networks that skip blocks: full, masked, compacted and grouped, including the policy.
 
 Run: ``python benchmarks/blockdrop.py [--depths 32 56 110] [--batches 1 8 64 256] [--rows speed.csv]``; prints Markdown.
 
 The policy network runs, but the paths are drawn at random, so that their share of kept blocks is given:
 ``independent`` draws every block of every image, the hardest case; ``ten paths`` gives each image one of ten. Rounds
-go through four draws, each run once before it is timed: a convolution is compiled for every new size of its batch, and
-then kept. The routes take turns, so that a disturbance of the machine meets all of them. Savings are medians over
-rounds of 1 - route / full, both from the same round: on the clock, and of the processor's time, which other processes
-on a shared machine hardly touch.
+cycle through four draws, each run once before it is timed, since a convolution is compiled for every new batch size and
+then cached. The routes take turns, so that disturbances of the machine affect all of them. Savings are medians over
+rounds of 1 - route / full, both from the same round: in wall-clock time, and in CPU time, which other processes on a
+shared machine hardly affect.
 
 The C library is set to keep the memory that it frees (the process starts itself again for that). Otherwise large
 activations are returned to the system and faulted in again at each use, which slows the full network more than the
-compacted one and would flatter it.
+compacted one and would favor the latter.
 """
 
 import argparse
@@ -51,21 +51,21 @@ def drawn_paths(kind: str, batch: int, blocks: int, share: float, generator: tor
 
 
 class Seconds(NamedTuple):
-    """What one call takes: on the clock, and of the processor, which other processes on the machine hardly touch."""
+    """Wall-clock and CPU time of one call; other processes on the machine hardly affect the latter."""
 
     wall: float
     processor: float
 
 
 def seconds_of(function: Callable[[], object]) -> Seconds:
-    """Return the time of one call, of one thread."""
+    """Return the time of one call on one thread."""
     wall, processor = time.perf_counter(), time.thread_time()
     function()
     return Seconds(time.perf_counter() - wall, time.thread_time() - processor)
 
 
 def saving(ours: list[Seconds], full: list[Seconds], clock: str) -> float:
-    """Return the share of time saved, the median over rounds that took both in turn."""
+    """Return the share of time saved: the median over rounds in which both took turns."""
     pairs = zip(ours, full, strict=True)
     return statistics.median(1 - getattr(a, clock) / getattr(b, clock) for a, b in pairs)
 
@@ -110,7 +110,7 @@ def measured(depths: list[int], batches: list[int], pool: int, rounds: int) -> I
 
 
 def write(rows: list[Row], path: Path) -> None:
-    """Write the rows that there are."""
+    """Write the rows so far."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
@@ -118,7 +118,7 @@ def write(rows: list[Row], path: Path) -> None:
 
 
 def main() -> None:
-    """Print the table, a line as soon as it is measured."""
+    """Print the table line by line as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depths", type=int, nargs="+", default=[32, 56, 110])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256])
@@ -130,7 +130,7 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
     torch.set_num_threads(1)
     columns = ["blocks", "batch", "kept", "paths", "full ms", "policy ms", "masked", "compacted", "grouped"]
-    columns += ["FLOPs saved", "time saved", "of the processor"]
+    columns += ["FLOPs saved", "time saved", "CPU time saved"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     rows = []
     for row in measured(options.depths, options.batches, options.policy_pool, options.rounds):

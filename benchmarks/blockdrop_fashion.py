@@ -1,14 +1,14 @@
-"""BlockDrop on Fashion-MNIST against its controls: accuracy, blocks, FLOPs, wall-clock, and figures.
+"""BlockDrop on Fashion-MNIST and its ablations: accuracy, blocks, FLOPs, inference time, and figures.
 
-Run: ``python benchmarks/blockdrop_fashion.py [--seeds 0 1 2] [--rows docs/results/blockdrop.csv]``; about 8 minutes a
+Run: ``python benchmarks/blockdrop_fashion.py [--seeds 0 1 2] [--rows docs/results/blockdrop.csv]``; about 8 minutes per
 seed on one core. Writes a row for each arm and seed as soon as it is measured; draws the figures of the first seed.
 
 Images are halved to 14x14 pixels, means of 2x2, so that three seeds take less than half an hour. A ResNet-32 of half
-width is trained with all blocks once a seed. Each arm starts from a copy of it and trains for the same number of
-epochs: learned policies first the policy alone, then both; controls their network on their fixed path. The controls
-keep as many blocks as BlockDrop's images do on average. Each arm is tested once, after its last epoch; nothing is
-selected. Times are of one thread, on test images that have passed once, in turns with the full network: on the clock,
-and of the processor.
+width is trained with all blocks once per seed. Each arm starts from a copy of it and trains for the same number of
+epochs: learned policies train first the policy alone, then both; the ablations train the network on their fixed path,
+which keeps as many blocks as BlockDrop does on average. Each arm is tested once, after its last epoch; nothing is
+selected. Times are of one thread, on test images after one warm-up pass, alternating with the full network: wall-clock
+and CPU time.
 """
 
 import argparse
@@ -55,7 +55,7 @@ LEARNED: Mapping[str, Mapping[str, object]] = {
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """The data, halved; the test images are also kept as they were, to be drawn."""
+    """The data at half resolution, and the original test images for figures."""
 
     train: Part
     validation: Part
@@ -66,19 +66,19 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """What a trained model does with the test images: probabilities of the classes, and paths."""
+    """Class probabilities and paths of a trained model on the test images."""
 
     probabilities: Tensor
     keep: Tensor
 
 
 def chosen(**values: object) -> BlockDropSettings:
-    """Return the common settings of all arms with some replaced."""
+    """Return the common settings of all arms, with changes."""
     return replace(COMMON, **values)  # type: ignore[arg-type]  # the settings check them
 
 
 def loaded(train_samples: int) -> Images:
-    """Return Fashion-MNIST, a subset to train on, 2,000 images to validate on, and all test images."""
+    """Return Fashion-MNIST: a training subset, 2,000 validation images, and all test images."""
     splits = load(DataSettings("fashion_mnist", train_samples=train_samples, validation_samples=2000))
     parts = [splits.train, splits.validation, splits.test()]
     small = [replace(part, images=F.avg_pool2d(part.images, 2)) for part in parts]
@@ -86,7 +86,7 @@ def loaded(train_samples: int) -> Images:
 
 
 def trained(model: torch.nn.Module, data: Images, epochs: int, seed: int, learning_rate: float) -> float:
-    """Train in place; return the seconds of the processor."""
+    """Train in place; return the CPU time in seconds."""
     loaders = Loaders(Loader(data.train, 64, augment="shift-flip"), Loader(data.validation, 500))
     began = time.process_time()
     for record in fit(model, loaders, TrainingSettings(epochs=epochs, learning_rate=learning_rate), seed=seed):
@@ -100,7 +100,7 @@ def trained(model: torch.nn.Module, data: Images, epochs: int, seed: int, learni
 
 @torch.no_grad()
 def tested(model: BlockDrop, part: Part) -> Tested:
-    """Return what the model does in eval."""
+    """Return the class probabilities and paths of the model in eval mode."""
     model.eval()
     pairs = [(model(x).softmax(1), model.decide(x)) for x in part.images.split(250)]
     return Tested(torch.cat([p for p, _ in pairs]), torch.cat([keep for _, keep in pairs]))
@@ -108,7 +108,7 @@ def tested(model: BlockDrop, part: Part) -> Tested:
 
 @torch.no_grad()
 def wall_clock(model: BlockDrop, images: Tensor) -> Row:
-    """Return milliseconds an image, and the share of time saved against the full network, by batch size."""
+    """Return milliseconds per image, and the share of time saved over the full network, by batch size."""
     row: Row = {}
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     for batch, rounds in BATCHES.items():
@@ -125,7 +125,7 @@ def wall_clock(model: BlockDrop, images: Tensor) -> Row:
 
 
 def measured(arm: str, seed: int, model: BlockDrop, data: Images, seconds: float) -> tuple[Row, Tested]:
-    """Return the row of an arm and what it does with the test images."""
+    """Return the row of an arm, and its results on the test images."""
     test, flops = tested(model, data.test), model.flops(data.test.images[:1])
     each, paths = flops.of(test.keep), path_statistics(test.keep)
     row: Row = {"arm": arm, "seed": seed, "train_seconds": seconds}
@@ -139,7 +139,7 @@ def measured(arm: str, seed: int, model: BlockDrop, data: Images, seconds: float
 
 
 def accuracy(result: Tested, part: Part) -> float:
-    """Return the share of right predictions."""
+    """Return the share of correct predictions."""
     return float((result.probabilities.argmax(1) == part.labels).float().mean())
 
 
@@ -167,7 +167,7 @@ def run_seed(seed: int, options: argparse.Namespace, data: Images) -> Iterator[t
 
 
 def draw_extremes(path: Path, data: Images, test: Tested) -> None:
-    """Draw test images that keep the fewest and the most blocks, with class and blocks."""
+    """Draw the test images that keep the fewest and the most blocks, with class and number of blocks."""
     order = test.keep.sum(1).argsort(stable=True)
     figure, axes = plt.subplots(4, 10, figsize=(10, 4.8))
     picked = torch.cat([order[:20], order[-20:].flip(0)]).tolist()
@@ -182,7 +182,7 @@ def draw_extremes(path: Path, data: Images, test: Tested) -> None:
 
 
 def draw_difficulty(path: Path, data: Images, test: Tested, full: Tested) -> None:
-    """Draw blocks against the probability that the full network gives to the true class, and by class."""
+    """Draw the number of blocks against the full network's probability of the true class, and by class."""
     used = test.keep.double().sum(1)
     sure = full.probabilities[torch.arange(len(used)), data.test.labels]
     groups = sure.argsort().tensor_split(20)
@@ -190,15 +190,17 @@ def draw_difficulty(path: Path, data: Images, test: Tested, full: Tested) -> Non
     errors = [float(used[g].std() / len(g) ** 0.5) for g in groups]
     means = [float(used[g].mean()) for g in groups]
     left.errorbar([5 * n + 2.5 for n in range(20)], means, yerr=errors, fmt="o-", markersize=3)
-    left.set(xlabel="percentile of the full network's probability of the true class", ylabel="blocks, mean ± se")
+    left.set(
+        xlabel="percentile of the full network's probability of the true class", ylabel="blocks (mean ± standard error)"
+    )
     right.plot([float(used[data.test.labels == n].mean()) for n in range(len(data.names))], data.names, "o")
-    right.set(xlabel="blocks, mean over the class")
+    right.set(xlabel="mean number of blocks per class")
     right.grid(axis="y", alpha=0.3)
     save(figure, path)
 
 
 def draw_paths(path: Path, data: Images, test: Tested) -> None:
-    """Draw the commonest paths, and the images that take them, as groups."""
+    """Draw the most frequent paths, each with images that take it."""
     paths, group, counts = test.keep.unique(dim=0, return_inverse=True, return_counts=True)
     common = counts.argsort(descending=True)[:8].tolist()
     figure, axes = plt.subplots(

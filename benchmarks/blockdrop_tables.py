@@ -52,7 +52,7 @@ def mean(rows: Rows, column: str, scale: float = 1.0) -> float:
 
 
 def accuracy(arms: dict[str, Rows]) -> str:
-    """Return what the arms reach and what they run."""
+    """Return the accuracy and the cost of every arm."""
     lines = []
     for arm, rows in arms.items():
         test = summary(per_seed(rows, "test_accuracy"), bounds=(0.0, 100.0))
@@ -78,7 +78,7 @@ def differences(arms: dict[str, Rows]) -> str:
 
 
 def times(arms: dict[str, Rows]) -> str:
-    """Return milliseconds an image and the time saved, by batch size."""
+    """Return milliseconds per image and the time saved, by batch size."""
     lines = []
     for arm, rows in arms.items():
         cells = [f"{mean(rows, f'ms_{batch}'):.3f}" for batch in BATCHES]
@@ -92,7 +92,7 @@ def times(arms: dict[str, Rows]) -> str:
 
 
 def speed(rows: Rows) -> str:
-    """Return savings of random paths against savings of operations."""
+    """Return the time saved on random paths against the operations saved."""
     lines = []
     for row in rows:
         flops = float(row["flops_saved"])

@@ -1,9 +1,9 @@
-"""Cost of a Blockout layer against `Linear`, `Linear` + `Dropout`, the naive form; and of folded inference.
+"""Cost of a Blockout layer compared with `Linear`, `Linear` + `Dropout` and a naive form, and of folded inference.
 
-All forms take turns within one process, so that the ratios hold where the machine's speed drifts. A step is forward
+All forms take turns within one process, so that the ratios hold if the speed of the machine drifts. A step is forward
 and backward with gradients for the input, the weight and the memberships of both sides; the draw of the memberships is
-part of it. A second table has the training step of whole networks, optimizer included, against the same networks with
-Dropout.
+part of it. A second table compares the training step of whole networks, including the optimizer, with that of the same
+networks with Dropout.
 
 Run: ``python benchmarks/blockout.py [--device cuda] [--rounds 15]``; prints Markdown tables of median ratios with
 quartiles.

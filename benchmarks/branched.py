@@ -1,4 +1,4 @@
-"""Is a branched network faster where it is smaller? The time saved over the multiply-accumulates saved.
+"""Speed of branched networks: the share of time saved compared with the share of multiply-accumulates saved.
 
 Three convnets on 3x32x32 images are the dense parents: ``small`` with 32, 64 and 128 channels and 256 hidden nodes,
 ``large`` with twice as many of each, and ``wide`` with four times as many. Their branched variants have 2, 4 or 8
@@ -6,19 +6,20 @@ branches (of ``wide``, which takes longest, 2 or 8) and 60, 40 or 25% of the par
 is wider than the parent's. Two kinds: with a ``trunk`` of layers before the first branches, which are disjoint from
 there on; or with nodes in every layer that are ``shared`` by all branches, at least an eighth of them, as distilled
 networks have. Layers are thinned as little as the multiply-accumulates allow. Forms: ``eager`` is `for_inference` of
-the trained network, ``exported`` the .pt2 program of that, ``onnx`` that of ``runtime="onnxruntime"`` in onnxruntime,
-each divided for the number of images that it is given. The parent always has the same form. Weights are random.
+the trained network, ``exported`` its .pt2 program, ``onnx`` the network for ``runtime="onnxruntime"`` in onnxruntime,
+each built for the batch size that it is run with. The parent always has the same form. Weights are random.
 
-A figure is the ratio of the lower quartiles over passes of both networks, in seconds of processor time of the one
-thread that computes: what else runs on the machine is not counted, though it disturbs. In every round the parent, a
-second copy of it, and the network pass in random order. What chance does shows in the second copy: the
-``band`` of a parent, form and batch holds 95% of its ratios, one from each variant; a figure within it is no different
-from the parent's. There are as many rounds as take `SECONDS` by a first one that is not counted, but at least `FEWEST`,
-and no more than ``--rounds`` with 256 images or 20 times as many with one. A row shows the fewest of its figures.
+A figure is the ratio of the lower quartiles over passes of both networks, in seconds of CPU time of the only thread
+that computes, so that other processes are not counted, though they disturb. In every round the parent, a second copy
+of it, and the network run in random order. The second copy shows the effect of chance: the ``band`` of a parent, form
+and batch size contains 95% of its ratios, one from each variant; a figure within the band does not differ from the
+parent. The number of rounds takes about `SECONDS`, as estimated by a first round that is not counted, with at least
+`FEWEST` and at most ``--rounds`` rounds with 256 images or 20 times as many with one. A row shows the smallest number
+of its figures.
 
-Run: ``python -m benchmarks.branched [--rounds N] [--parents small large wide]``; prints Markdown. With ``--csv FILE``
-the rows go there; ``--read FILE`` reads such rows in place of measuring; with ``--page FILE`` what is printed replaces
-what stands between the two marks of that page.
+Run: ``python -m benchmarks.branched [--rounds N] [--parents small large wide]``; prints Markdown. ``--csv FILE``
+also writes the rows to a file; ``--read FILE`` reads such rows instead of measuring; ``--page FILE`` puts the output
+between the two marks of that page.
 """
 
 import argparse
@@ -195,7 +196,7 @@ def ratios(parent: Run, others: Sequence[Run], images: Tensor, rounds: int) -> t
 
 
 def _round(runs: Sequence[Run], images: Tensor, draws: random.Random) -> list[float]:
-    """Return the seconds of each run, in their order; they pass in random order."""
+    """Return the seconds of each run, in the given order; they run in random order."""
     seconds = [0.0] * len(runs)
     for index in draws.sample(range(len(runs)), len(runs)):
         began = time.thread_time()
@@ -287,12 +288,12 @@ def main() -> None:
     """Measure all variants, or read what was measured, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--rounds", type=int, default=5, help="passes of each at batch 256; 20 times as many at batch 1"
+        "--rounds", type=int, default=5, help="passes of each network at batch 256; 20 times as many at batch 1"
     )
     parser.add_argument("--parents", nargs="+", choices=list(PARENTS), default=list(PARENTS))
-    parser.add_argument("--csv", type=Path, help="where to write the rows")
-    parser.add_argument("--read", type=Path, help="rows that were written before")
-    parser.add_argument("--page", type=Path, help="page to put the result in")
+    parser.add_argument("--csv", type=Path, help="file to write the rows to")
+    parser.add_argument("--read", type=Path, help="file of rows to read instead of measuring")
+    parser.add_argument("--page", type=Path, help="page to insert the result into")
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error(f"--rounds must be at least 2, for quartiles, got {options.rounds}")

@@ -1,4 +1,4 @@
-"""Measure the shape of the code: modules a room, lines of files and functions, comments, arrows between rooms.
+"""Measure the shape of the code: modules per room, lines per file and function, comments, imports between rooms.
 
 ``python benchmarks/code_shape.py [ROOT]`` prints one column of the table in docs/decisions/rooms-and-words.md; with the
 root of an older checkout it measures that one.
@@ -17,13 +17,13 @@ PACKAGES = ("nas_blockout", "search_spaces", "services")
 
 
 def sources(root: Path) -> dict[str, str]:
-    """The modules of the packages by path, migrations left out: they never change again."""
+    """The modules of the packages by path, without migrations, which never change again."""
     paths = [path for package in PACKAGES for path in (root / package).rglob("*.py") if "versions" not in path.parts]
     return {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in sorted(paths)}
 
 
 def functions(tree: ast.Module) -> Iterator[int]:
-    """Lines of each function from its ``def`` on, without its docstring."""
+    """Lines of each function, from its ``def``, without its docstring."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0]
@@ -38,7 +38,7 @@ def comments(text: str) -> int:
 
 
 def code_lines(text: str, tree: ast.Module) -> int:
-    """Lines with code on them: neither blank, nor a comment alone, nor a docstring."""
+    """Lines of code: not blank, not only a comment, not in a docstring."""
     documented: set[int] = set()
     for node in ast.walk(tree):
         holder = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
@@ -49,12 +49,12 @@ def code_lines(text: str, tree: ast.Module) -> int:
 
 
 def room(path: str) -> str:
-    """The room a module stands in; a module that lies flat in its package is a room of its own."""
+    """The room of a module; a module that lies flat in its package is a room of its own."""
     parts = path.removesuffix(".py").removesuffix("/__init__").split("/")
     return "/".join(parts[:2])
 
 
-def arrows(texts: dict[str, str]) -> set[tuple[str, str]]:
+def imports(texts: dict[str, str]) -> set[tuple[str, str]]:
     modules = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in texts}
     pairs = set()
     for path, text in texts.items():
@@ -79,13 +79,13 @@ def main() -> None:
         "modules": len(texts),
         "rooms and flat modules": len({room(path) for path in texts}),
         "most modules in a folder": f"{most} ({largest})",
-        "module names that stand more than once": sum(count > 1 for count in names.values()),
-        "arrows between rooms": len(arrows(texts)),
+        "module names that occur more than once": sum(count > 1 for count in names.values()),
+        "imports between rooms": len(imports(texts)),
         "lines of code": code,
         "file lines, median / 95%": _spread(file_lines),
         "function lines, median / 95%": _spread(function_lines),
         "functions over 40 lines": sum(lines > 40 for lines in function_lines),
-        "comments a hundred lines of code": round(100 * sum(map(comments, texts.values())) / code, 1),
+        "comments per 100 lines of code": round(100 * sum(map(comments, texts.values())) / code, 1),
     }
     for name, value in rows.items():
         print(f"| {name} | {value} |")

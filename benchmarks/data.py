@@ -1,8 +1,8 @@
-"""Measure our input path against torchvision's on the same images: ``python benchmarks/data.py``.
+"""Speed of our input pipeline compared with torchvision's on the same images: ``python benchmarks/data.py``.
 
-Both shuffle, shift by up to an eighth of the side, mirror and normalize. Ours does it on batches of tensors in memory;
-theirs is the usual way: a data set of images, transforms for each, and a DataLoader. The two take turns within one run,
-so that a busy machine slows both; what counts is the ratio.
+Both shuffle, shift by up to an eighth of the side, flip and normalize. Ours does so on batches of tensors in memory;
+torchvision's is the usual one: a data set of images, transforms for each image, and a DataLoader. They alternate within
+one run, so that a busy machine slows both; the ratio is what counts.
 """
 
 import argparse
@@ -24,7 +24,7 @@ CHANNELS, SIDE = 3, 32
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Images as `torchvision.datasets.CIFAR10` holds and hands them out: arrays, one image at a time, transformed."""
+    """Images as in `torchvision.datasets.CIFAR10`: stored as arrays, returned one at a time and transformed."""
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Image.Image], Tensor]) -> None:
         self.images = images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -39,7 +39,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def ours(images: Tensor, labels: Tensor, batch_size: int) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
-    """Return what begins a pass through our loader."""
+    """Return a function that starts a pass through our loader."""
     normalized = images.float().div(255).sub(MEAN).div(STD)
     loader = Loader(Part(normalized, labels, (-MEAN / STD,) * CHANNELS), batch_size, augment="shift-flip")
     generator = torch.Generator().manual_seed(0)
@@ -47,7 +47,7 @@ def ours(images: Tensor, labels: Tensor, batch_size: int) -> Callable[[], Iterab
 
 
 def theirs(images: Tensor, labels: Tensor, batch_size: int, workers: int) -> Callable[[], Iterable[list[Tensor]]]:
-    """Return what begins a pass through torchvision's transforms and a DataLoader."""
+    """Return a function that starts a pass through torchvision's transforms and a DataLoader."""
     v2 = torchvision.transforms.v2
     transform = v2.Compose(
         [
@@ -69,7 +69,7 @@ def theirs(images: Tensor, labels: Tensor, batch_size: int, workers: int) -> Cal
 
 
 def seconds_of(begin: Callable[[], Iterable[Sequence[Tensor]]]) -> float:
-    """Return how long one pass takes."""
+    """Return the seconds that one pass takes."""
     start = time.perf_counter()
     for _ in begin():
         pass
@@ -77,7 +77,7 @@ def seconds_of(begin: Callable[[], Iterable[Sequence[Tensor]]]) -> float:
 
 
 def main() -> None:
-    """Print a table: seconds a pass, microseconds an image, and the ratio to ours."""
+    """Print a table: seconds per pass, microseconds per image, and the ratio to ours."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -87,17 +87,19 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (arguments.images, CHANNELS, SIDE, SIDE), generator=generator, dtype=torch.uint8)
     labels = torch.randint(10, (arguments.images,), generator=generator)
-    contestants = {"ours": ours(images, labels, arguments.batch_size)} | {
+    pipelines = {"ours": ours(images, labels, arguments.batch_size)} | {
         f"DataLoader, {workers} workers": theirs(images, labels, arguments.batch_size, workers) for workers in (0, 2)
     }
-    seconds = {name: [seconds_of(begin)] for name, begin in contestants.items()}  # the first pass warms up
+    seconds = {name: [seconds_of(begin)] for name, begin in pipelines.items()}  # the first pass warms up
     for _ in range(arguments.passes):
-        for name, begin in contestants.items():
+        for name, begin in pipelines.items():
             seconds[name].append(seconds_of(begin))
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
     shape = f"{CHANNELS}x{SIDE}x{SIDE}"
     print(f"{arguments.images} images of {shape}, batches of {arguments.batch_size}, 1 thread; {versions}")
-    print(f"| input path | median s a pass of {arguments.passes} (least, most) | us an image | times ours |")
+    print(
+        f"| input pipeline | seconds per pass: median of {arguments.passes} (min, max) | us per image | ratio to ours |"
+    )
     print("|---|---|---|---|")
     our_seconds = statistics.median(seconds["ours"][1:])
     for name, times in seconds.items():

@@ -1,16 +1,16 @@
-"""What an operation takes: the constants by which `nas_blockout.backbones.inference_cost` expects times, measured.
+"""Times of operations: measures the constants with which `nas_blockout.backbones.inference_cost` predicts times.
 
-Single operations of many shapes are timed, for one image and for 256, in rounds of changing order, in processor time of
-the one thread that computes. Constants are the non-negative least squares of the relative errors of a sum: a call, what
-is read, what is written, multiply-accumulates, and for groups more of the first and the last.
+Single operations of many shapes are timed, for one image and for 256, in rounds of random order, as CPU time of the
+only thread that computes. The constants are a non-negative least-squares fit of relative errors to a sum: a call,
+numbers read, numbers written, multiply-accumulates, and for groups more of the first and the last.
 
-An operation alone is not what it is among others: with ``--networks``, and in onnxruntime always, whole networks are
-timed, `split`, `whole` and `summed`, and the constants of convolutions and copies are those by which the builder's own
-sum comes nearest. The builder keeps its constants, so that a network is always divided alike; this shows whether they
-still hold.
+An operation alone does not take the same time as among others: with ``--networks``, and in onnxruntime always, whole
+networks are timed, `split`, `whole` and `summed`, and the constants of convolutions and copies are those by which the
+builder's own sum comes nearest. The builder keeps its constants, so that a network is always divided in the same way;
+this benchmark shows whether they still hold.
 
-Run: ``python -m benchmarks.division [--rounds N] [--networks] [--runtime onnxruntime]``; prints a Markdown table, a
-line for each kind of operation.
+Run: ``python -m benchmarks.division [--rounds N] [--networks] [--runtime onnxruntime]``; prints a Markdown table with
+one line for each kind of operation.
 """
 
 import argparse
@@ -181,7 +181,7 @@ def unit_costs() -> dict[str, Costs]:
 
 
 def networks(runtime: Runtime, rounds: int) -> tuple[list[list[tuple[float, ...]]], list[list[float]]]:
-    """Return of branched networks in each form the counts of unit costs and the microseconds, both by batch."""
+    """Return, for branched networks in each form, the counts of unit costs and the microseconds, by batch size."""
     units, counts, times = unit_costs(), [], []
     for parent, kind, branches, share in product(("small", "large"), ("trunk", "shared"), (2, 8), (0.6, 0.4)):
         plan = PARENTS[parent]
@@ -225,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="rounds at batch 256; ten times as many at batch 1")
     parser.add_argument("--runtime", choices=get_args(Runtime), default="torch")
-    parser.add_argument("--networks", action="store_true", help="time whole networks in place of operations")
+    parser.add_argument("--networks", action="store_true", help="time whole networks instead of operations")
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error(f"--rounds must be at least 2, for quartiles, got {options.rounds}")
@@ -233,7 +233,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     print(f"torch {torch.__version__}, one thread, {options.rounds} rounds, load average {os.getloadavg()[0]:.1f}\n")
     print(
-        "| operation | batch | calls | microseconds a call | a million of each other | median error |\n"
+        "| operation | batch | calls | microseconds per call | per million of each other | median error |\n"
         "|---|---|---|---|---|---|"
     )
     if options.networks or options.runtime == "onnxruntime":

@@ -1,7 +1,7 @@
-"""Cost of the dropping layers against torch's and torchvision's, of clustering, and of both in a whole training.
+"""Cost of the dropping layers compared with torch's and torchvision's, of clustering, and of both in a training.
 
-All forms take turns within one process, so that ratios hold where the machine's speed drifts. A step of a layer is
-forward and backward with the gradient of the input, its draw included.
+All variants take turns within one process, so that ratios hold if the speed of the machine drifts. A step of a layer is
+forward and backward with the gradient of the input, including the random draw.
 
 Run: ``python benchmarks/dropcluster.py [--device cuda] [--rounds 31]``; prints Markdown tables of medians with
 quartiles.
@@ -158,7 +158,7 @@ def measure(runs: Runs, rounds: int, device: str) -> dict[str, list[float]]:
 
 
 def wait(device: str) -> None:
-    """Let the device finish what it was given."""
+    """Wait until the device has finished."""
     if device != "cpu":
         torch.cuda.synchronize()
 
@@ -181,7 +181,7 @@ def print_layers(rounds: int, device: str) -> None:
         ("spatial", "F.dropout2d"),
         ("DropCluster", "x * 1"),
     )
-    print(f"\nLayers, a step, rate {RATE}, block {BLOCK}. `drop_block2d` is torchvision's; `F` is torch's.\n")
+    print(f"\nOne step of a layer, rate {RATE}, block size {BLOCK}. `drop_block2d` is torchvision's; `F` is torch's.\n")
     print(f"| maps | {' | '.join(f'{a} / {b}' for a, b in pairs)} | DropCluster ms |\n{'|---' * (len(pairs) + 2)}|")
     for shape in SHAPES:
         seconds = measure(layer_steps(shape, device), rounds, device)
@@ -192,7 +192,7 @@ def print_layers(rounds: int, device: str) -> None:
 
 def print_linear(rounds: int, device: str) -> None:
     """Print the cost of a step of DropConnect."""
-    print("\nDropConnect, a step, rate 0.5.\n")
+    print("\nOne step of DropConnect, rate 0.5.\n")
     print("| nodes | batch | DropConnect / Linear | DropConnect / F.dropout of the weight |\n|---|---|---|---|")
     for size, batch in ((512, 128), (2048, 128), (2048, 512)):
         seconds = measure(linear_steps(size, batch, device), rounds, device)
@@ -203,7 +203,7 @@ def print_linear(rounds: int, device: str) -> None:
 def print_models(rounds: int, device: str) -> None:
     """Print the cost of a whole model's step."""
     seconds = measure(model_steps(device), rounds, device)
-    print("\nA whole model, a step: 3x3 convolutions of 32 and 64 channels, 128 nodes, 64 images of 28x28.\n")
+    print("\nOne step of a whole model: 3x3 convolutions of 32 and 64 channels, 128 nodes, 64 images of 28x28.\n")
     print(
         "| DropCluster / none | DropCluster / DropBlock | DropBlock / none | drop_block2d / none |\n|---|---|---|---|"
     )
@@ -226,7 +226,7 @@ def by_scikit_learn(points: Tensor, clusters: int, seed: int) -> Tensor:
 
 def print_clustering(rounds: int, device: str) -> None:
     """Print seconds and inertia of clustering."""
-    print(f"\nClustering {IMAGES} images, 10 positions a cluster. `again` starts from labels it has.\n")
+    print(f"\nClustering {IMAGES} images, 10 positions per cluster. `again` starts from the previous labels.\n")
     print(
         "| maps | scikit-learn s | ours / scikit-learn | inertia, ours / scikit-learn | again / scikit-learn "
         "| rena / scikit-learn |\n|---|---|---|---|---|---|"
@@ -288,7 +288,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data", default="fashion_mnist", help="what the trainings of the last table learn")
+    parser.add_argument("--data", default="fashion_mnist", help="data set of the last table")
     parser.add_argument("--tables", nargs="*", choices=TABLES, default=TABLES)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,8 +1,8 @@
-"""Measure the training loop against a bare hand-written one with the same model: ``python benchmarks/loop.py``.
+"""Speed of the training loop compared with a minimal hand-written one: ``python benchmarks/loop.py``.
 
-Both train the same convolutional network on the same images with the same optimizer. The bare loop shuffles, steps and
-does nothing else; ours also follows the schedule, sums the loss, yields a record with a checkpoint and validates, here
-on two images. The two take turns, an epoch each, so that a busy machine slows both; what counts is the ratio.
+Both train the same convolutional network on the same images with the same optimizer. The minimal loop only shuffles and
+steps; ours also follows the schedule, sums the loss, validates (here on two images) and yields a record with a
+checkpoint. The two alternate epoch by epoch, so that a busy machine slows both; the ratio is what counts.
 """
 
 import argparse
@@ -25,7 +25,7 @@ METHODS = ("none", "dropout", "blockout")
 
 
 def bare(model: nn.Module, part: Part, settings: TrainingSettings) -> Callable[[], None]:
-    """Return what trains one epoch by hand."""
+    """Return a function that trains one epoch with the minimal loop."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
     generator = torch.Generator().manual_seed(0)
     learner = trainable(model)
@@ -43,14 +43,14 @@ def bare(model: nn.Module, part: Part, settings: TrainingSettings) -> Callable[[
 
 
 def ours(model: nn.Module, part: Part, splits: Splits, settings: TrainingSettings) -> Callable[[], None]:
-    """Return what trains one epoch by the project's loop."""
+    """Return a function that trains one epoch with our loop."""
     few = Part(splits.validation.images[:2], splits.validation.labels[:2])
     records = fit(model, Loaders(Loader(part, settings.batch_size), Loader(few, 2)), settings, seed=0)
     return lambda: (next(records), None)[1]
 
 
 def seconds(work: Callable[[], None]) -> float:
-    """Return how long a piece of work takes."""
+    """Return the seconds that a function takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
@@ -67,7 +67,9 @@ def main() -> None:
     data = DataSettings(options.data, train_samples=options.samples)
     splits = load(data)
     print(f"{options.data}, {options.samples} images, {options.epochs} epochs, torch {torch.__version__}, one thread\n")
-    print("| method | batch | bare, images a second | ours / bare: median (quartiles) |\n|---|---|---|---|")
+    print(
+        "| method | batch | minimal loop, images per second | ours / minimal: median (quartiles) |\n|---|---|---|---|"
+    )
     for name in METHODS:
         for batch in BATCHES:
             settings = TrainingSettings(epochs=options.epochs + 1, batch_size=batch)

@@ -1,14 +1,14 @@
-"""Random memberships of random networks through the whole distillation: how many are invalid, how far any is off.
+"""Distillation of random memberships of random networks: how many results are invalid, and how far outputs differ.
 
 A case is a network of two to four layers of nodes with random weights and statistics of normalization, linear or with
 convolutions, with one to six clusters and memberships from sparse to dense, distilled with a random threshold and with
-or without the merge of small groups. Checked: every group reads something and reaches a class, every class is there
-once, the architecture survives JSON and has the same hash however its clusters and groups are named, it costs no more
-than the dense network; and the branched network, as it is trained and as it is run (batch normalization folded in),
-gives the logits of the masked one within 1e-10 in float64 and 1e-4 in float32. The checks are those of
-``tests/nas_blockout/structure/test_random_memberships.py``, the cases are drawn anew.
+or without merging small groups. Checks: every group has inputs and reaches a class, every class occurs once, the
+architecture survives a round trip through JSON, its hash does not depend on the order of clusters and groups, and it
+costs no more than the dense network; the branched network, both in training form and in inference form (batch
+normalization folded in), gives the logits of the masked one within 1e-10 in float64 and 1e-4 in float32. The checks are
+those of ``tests/nas_blockout/structure/test_random_memberships.py``, on new cases.
 
-Run: ``python -m benchmarks.memberships [--cases 10000] [--seed 0]``; prints a Markdown table; ends with 1 if any case
+Run: ``python -m benchmarks.memberships [--cases 10000] [--seed 0]``; prints a Markdown table; exits with 1 if any case
 is invalid or unequal.
 """
 
@@ -33,7 +33,7 @@ from tests.nas_blockout.structure.test_random_memberships import (
 
 
 def drawn(generator: random.Random) -> Case:
-    """Return a random case, over the ranges that the test has."""
+    """Return a random case from the same ranges as those of the test."""
     return Case(
         seed=generator.randrange(1_000_000),
         linear=generator.random() < 0.5,
@@ -49,7 +49,7 @@ def drawn(generator: random.Random) -> Case:
 
 
 def examined(case: Case) -> dict[tuple[str, str, str], float]:
-    """Return the largest differences of a case by kind of network, form and precision.
+    """Return the largest differences of a case, by kind of network, form and precision.
 
     Raises:
         AssertionError: What is distilled is no valid architecture.
@@ -70,7 +70,7 @@ def examined(case: Case) -> dict[tuple[str, str, str], float]:
 
 
 def main() -> int:
-    """Examine all cases and print what was found; return how the process ends."""
+    """Check all cases and print the results; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -100,8 +100,8 @@ def main() -> int:
     print(
         f"{options.cases:,} cases, seed {options.seed}: {counts['linear']} linear, {counts['convolution']} convolution;"
     )
-    print(f"{counts['invalid']} invalid, {counts['unequal']} unequal; {seconds:.0f} s of one processor,")
-    print(f"torch {torch.__version__}\n\n| network | form | precision | largest difference | bound |")
+    print(f"{counts['invalid']} invalid, {counts['unequal']} unequal; {seconds:.0f} s of CPU time,")
+    print(f"torch {torch.__version__}\n\n| network | form | precision | largest difference | tolerance |")
     print("|---|---|---|---|---|")
     for kind, form, precision in sorted(worst):
         difference = worst[kind, form, precision]

@@ -1,11 +1,10 @@
-"""What a whole study costs over its bare trainings, and what Ray costs a trial; both in one run on this machine.
+"""Overhead of a study over its plain trainings, and of Ray per trial, measured in one run on this machine.
 
-The study is run as a user runs it, from an empty home: data, store, Ray, trials, MLflow, exports, report. Then exactly
-the same experiments are trained again by as many plain processes as the study had workers, without store or Ray.
+The study runs as for a user, from an empty home directory: data, store, Ray, trials, MLflow, exports, report. Then the
+same experiments are trained again by as many plain processes as the study had workers, without store or Ray.
 
-Run: ``python benchmarks/overhead.py [STUDY] [--longer N] [--home DIR]``; prints a Markdown table. The orchestration of
-a trial is the time from its dispatch to its last report, less its training and, where it has one, its
-distillation.
+Run: ``python benchmarks/overhead.py [STUDY] [--longer N] [--home DIR]``; prints a Markdown table. The orchestration
+time of a trial is the time from its dispatch to its last report, without its training and distillation.
 """
 
 import argparse
@@ -35,7 +34,7 @@ _SPLITS: dict[DataSettings, Splits] = {}
 
 
 def bare(document: dict[str, Any]) -> float:
-    """Train one experiment in a plain process; return its seconds."""
+    """Train one experiment in this process; return the seconds of training."""
     torch.set_num_threads(1)
     experiment = Experiment.from_json(document)
     if experiment.data not in _SPLITS:
@@ -47,11 +46,13 @@ def bare(document: dict[str, Any]) -> float:
 
 
 def main() -> None:
-    """Run the study, run its trainings bare, print both."""
+    """Run the study and its plain trainings, and print both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", nargs="?", default="quickstart")
-    parser.add_argument("--longer", type=int, default=1, help="train every trial so many times longer; default 1")
-    parser.add_argument("--home", type=Path, help="empty folder in which the finished study is kept")
+    parser.add_argument("--longer", type=int, default=1, help="train every trial N times as long (default 1)")
+    parser.add_argument(
+        "--home", type=Path, help="empty folder for the study, kept afterwards (default: a temporary one)"
+    )
     options = parser.parse_args()
     if options.home is not None and options.home.exists() and any(options.home.iterdir()):
         parser.error(f"--home must be an empty folder, {options.home} is not")
@@ -85,7 +86,7 @@ def _longer(study: str, times: int, home: Path) -> str:
 
 
 def _recorded(database: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Return the number of workers, and the trials with the seconds since the epoch at which each began and ended."""
+    """Return the number of workers, and the trials with their start and end as Unix time."""
     connection = sqlite3.connect(database)
     connection.row_factory = sqlite3.Row
     (config,) = connection.execute("select config from studies").fetchone()
@@ -98,7 +99,7 @@ def _recorded(database: Path) -> tuple[int, list[dict[str, Any]]]:
         trial["experiment"], trial["result"] = json.loads(trial["experiment"]), json.loads(trial["result"])
         for key in ("began", "ended"):
             trial[key] = datetime.fromisoformat(f"{trial[key]}+00:00").timestamp()
-    return json.loads(config)["workers"]["at_once"], trials
+    return json.loads(config)["workers"]["max_concurrent_trials"], trials
 
 
 def _print(trials: list[dict[str, Any]], *, began: float, ended: float, plain: float, bare_seconds: float) -> None:
@@ -110,16 +111,16 @@ def _print(trials: list[dict[str, Any]], *, began: float, ended: float, plain: f
         if trial["ended"] != fresh[trial["worker"]]
     ]
     print("| | seconds |\n|---|---|")
-    print(f"| whole study, wall-clock | {ended - began:.1f} |")
-    print(f"| its trainings in as many plain processes, wall-clock | {plain:.1f} |")
+    print(f"| whole study, wall-clock time | {ended - began:.1f} |")
+    print(f"| its trainings in as many plain processes, wall-clock time | {plain:.1f} |")
     print(f"| ratio | {(ended - began) / plain:.2f} |")
     print(f"| of it: command to first trial dispatched (imports, checks, store, Ray) | {first - began:.1f} |")
-    print(f"| of it: first to last trial, the start of the workers included | {last - first:.1f} |")
-    print(f"| of it: last trial to the end (exports, verification, MLflow, report) | {ended - last:.1f} |")
-    print(f"| training as the study measured it, summed | {sum(trial['seconds'] for trial in trials):.1f} |")
-    print(f"| training in the plain processes, summed | {bare_seconds:.1f} |")
+    print(f"| first to last trial, including the start of the workers | {last - first:.1f} |")
+    print(f"| last trial to the end (exports, verification, MLflow, report) | {ended - last:.1f} |")
+    print(f"| training time as measured by the study, total | {sum(trial['seconds'] for trial in trials):.1f} |")
+    print(f"| training time in the plain processes, total | {bare_seconds:.1f} |")
     spread = f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f}, n = {len(each)})"
-    print(f"| orchestration of a trial on a worker that runs: median (range) | {spread} |")
+    print(f"| orchestration of a trial on a running worker, median (range) | {spread} |")
 
 
 if __name__ == "__main__":

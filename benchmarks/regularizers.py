@@ -1,7 +1,7 @@
-"""Accuracy of the dropping methods at one expected dropped share, over seeds; in pairs with no method at all.
+"""Accuracy of the regularizers that drop activations, at the same expected dropped share, paired with no regularizer.
 
 Run: ``python benchmarks/regularizers.py [--data fashion_mnist] [--samples 1000] [--seeds 5]``; prints a Markdown table
-of validation accuracies after the last epoch, for which nothing was selected.
+of validation accuracies after the last epoch; nothing is selected by them.
 """
 
 import argparse
@@ -21,17 +21,17 @@ from nas_blockout.train import TrainingSettings
 CLUSTERS: Mapping[str, Any] = {"name": "dropcluster", "update_every": 1, "ramp_epochs": 0}
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "none": {"name": "none"},
-    "dropout of the head, .2": {"name": "dropout", "rate": 0.2},
-    "dropconnect of the head, .2": {"name": "dropconnect", "rate": 0.2},
+    "dropout in the head, .2": {"name": "dropout", "rate": 0.2},
+    "DropConnect in the head, .2": {"name": "dropconnect", "rate": 0.2},
     "spatial dropout": {"name": "spatial_dropout"},
     "DropBlock, 3x3": {"name": "dropblock", "schedule": "constant", "calibration": "exact"},
     "DropCluster, cluster_size 1 (dropout of maps)": {**CLUSTERS, "cluster_size": 1},
     "DropCluster, kmeans": CLUSTERS,
     "DropCluster, rena": {**CLUSTERS, "clustering": "rena"},
-    "DropCluster, a mask a batch": {**CLUSTERS, "masks": "batch"},
+    "DropCluster, one mask per batch": {**CLUSTERS, "masks": "batch"},
     "DropCluster, frozen": {**CLUSTERS, "update_every": 0},
-    "control: random labels": {**CLUSTERS, "labels": "random"},
-    "control: contiguous cells": {**CLUSTERS, "labels": "contiguous"},
+    "ablation: random labels": {**CLUSTERS, "labels": "random"},
+    "ablation: contiguous cells": {**CLUSTERS, "labels": "contiguous"},
 }
 
 
@@ -52,14 +52,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rate", type=float, default=0.1)
-    parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS), help="methods beside none")
+    parser.add_argument(
+        "--only", nargs="*", choices=METHODS, default=list(METHODS), help="methods to compare with none"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = DataSettings(options.data, train_samples=options.samples, validation_samples=options.validation)
     splits = load(data)
-    print(f"{options.data}, {options.samples} images, {options.validation} to validate, ", end="")
+    print(f"{options.data}, {options.samples} training images, {options.validation} validation images, ", end="")
     print(f"{options.epochs} epochs, {options.seeds} seeds, ", end="")
-    print(f"dropped share of maps {options.rate}; validation accuracy in percent.\n")
+    print(f"expected dropped share of feature maps {options.rate}; validation accuracy in percent.\n")
     print("| method | mean (sd) | minus none: mean (standard error) |\n|---|---|---|")
     baseline: list[float] = []
     for name, document in METHODS.items():

@@ -1,4 +1,4 @@
-"""How fast the service answers: with many studies in the store, and with many clients while a study trains.
+"""Latency of the service with many studies in the store, and with many clients while a study trains.
 
 ``python benchmarks/service.py studies`` fills a store with 10,000 studies and 100,000 trials and times list and show
 over HTTP; ``python benchmarks/service.py clients`` lets 200 clients of 20 owners list once a second and follow a study
@@ -62,7 +62,7 @@ def study(name: str = "trained") -> Study:
 
 @contextlib.contextmanager
 def serving(home: Path, url: str, checkout: Path = ROOT) -> Iterator[tuple[str, dict[str, str], psutil.Process]]:
-    """Run the service; yield its address, the environment of all that belongs to it, and its process."""
+    """Run the service; yield its address, the environment of its processes, and the server process."""
     variables = {"HOME": str(home), "STORE_URL": url, "TRACKING_URI": "none", "API_TOKEN": secrets.token_hex(32)}
     environment = {
         **os.environ,
@@ -81,7 +81,7 @@ def serving(home: Path, url: str, checkout: Path = ROOT) -> Iterator[tuple[str, 
 
 
 def queued(store: Store, studies: int) -> None:
-    """Give the studies that a store is filled with to one owner, past the interface."""
+    """Make one owner the owner of all studies, directly in the database."""
     document = study().to_json()
     now = STORE["NOW"]
     values = {"owner": "ann", "state": "complete", "config_hash": "cafe", "first_hash": "cafe", "message": ""}
@@ -112,7 +112,7 @@ def time_studies(home: Path, url: str, studies: int, repeats: int) -> None:
             "trials as CSV": lambda index: f"/v1/studies/study-{index * 7919 % studies + 1:06d}/trials",
         }
         print(f"{url.partition(':')[0]}, {studies} studies, {10 * studies} trials\n")
-        print("| | median, ms | 99%, ms |\n|---|---|---|")
+        print("| request | median, ms | 99th percentile, ms |\n|---|---|---|")
         for name, path in asked.items():
             rows = []
             for index in range(repeats + 3):
@@ -123,7 +123,7 @@ def time_studies(home: Path, url: str, studies: int, repeats: int) -> None:
 
 
 class Client:
-    """A client that costs the processors little: it sends what it always sends, and reads what it must of the answer.
+    """A client that takes little CPU time: it sends fixed requests and reads no more of a response than it needs.
 
     200 of httpx took 2.1 ms of processor time a list, as much as the service, and waited for each other in one loop.
     """
@@ -136,7 +136,7 @@ class Client:
         self._reader, self._writer = await asyncio.open_connection(self._host, int(self._port))
 
     async def ask(self, path: str) -> str:
-        """Send a request; return the status of the answer, whose body is still to be read."""
+        """Send a request; return the status of the response, whose body is not read yet."""
         text = f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\nAuthorization: Bearer {self._token}\r\n\r\n"
         self._writer.write(text.encode())
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
@@ -154,7 +154,7 @@ class Client:
 
 
 async def listing(client: Client, ends: float, samples: Samples) -> None:
-    """List once a second; later lists are counted separately, since all clients start in the first second."""
+    """List once per second; later lists are counted separately, since all clients start in the first second."""
     await client.open()
     opened = time.perf_counter()
     while time.monotonic() < ends:
@@ -171,14 +171,14 @@ async def listing(client: Client, ends: float, samples: Samples) -> None:
 
 
 async def following(client: Client, name: str, samples: Samples) -> None:
-    """Follow a study; what is timed is how long the stream takes to begin."""
+    """Follow a study; the time until the stream begins is measured."""
     await client.open()
     began = time.perf_counter()
     try:
         status = await client.ask(f"/v1/studies/{name}/events")
         while line := await client.line():
             if line.startswith("retry"):
-                samples[f"stream begins, {status}"].append(1000 * (time.perf_counter() - began))
+                samples[f"start of a stream, {status}"].append(1000 * (time.perf_counter() - began))
             elif line.startswith("event"):
                 samples["events"].append(0.0)
     finally:
@@ -186,7 +186,7 @@ async def following(client: Client, name: str, samples: Samples) -> None:
 
 
 async def visit(address: str, tokens: list[str], clients: int, seconds: float) -> Samples:
-    """Let clients list and follow; return how long each of them waited, in milliseconds."""
+    """Let clients list and follow studies; return their waiting times in milliseconds, by kind of request."""
     samples: Samples = defaultdict(list)
     ends = time.monotonic() + seconds
     async with asyncio.TaskGroup() as group:
@@ -205,7 +205,7 @@ async def until(ends: float, task: Coroutine[None, None, None]) -> None:
 
 
 def owned(url: str) -> list[str]:
-    """Give a store studies of many owners; return a token of each."""
+    """Fill a store with studies of many owners; return one token per owner."""
     tokens = []
     with Store.open(url) as store:
         for owner in range(OWNERS):
@@ -218,7 +218,7 @@ def owned(url: str) -> list[str]:
 
 
 async def weigh(addresses: list[str], servers: list[psutil.Process], tokens: list[str], rounds: int) -> list[Samples]:
-    """Return what requests and streams cost each of several services, in milliseconds, asked in turns."""
+    """Return the CPU time per request and per stream of several services, in milliseconds; they take turns."""
     results: list[Samples] = [defaultdict(list) for _ in servers]
     paths = {"list": "/v1/studies?limit=20", "show": "/v1/studies/trained-0", "no route": "/healthz"}
     for turn in range(rounds + 1):
@@ -244,7 +244,7 @@ async def weigh(addresses: list[str], servers: list[psutil.Process], tokens: lis
         await asyncio.sleep(COST_SECONDS)
         before = busy(server)
         await asyncio.sleep(COST_SECONDS)
-        samples["stream, a second"].append(1000 * (busy(server) - before) / COST_SECONDS / len(tasks))
+        samples["stream, per second"].append(1000 * (busy(server) - before) / COST_SECONDS / len(tasks))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -257,7 +257,7 @@ def time_costs(home: Path, url: str, rounds: int, against: list[Path]) -> None:
         ran = [stack.enter_context(serving(home, url, checkout)) for checkout in checkouts]
         costs = asyncio.run(weigh([each[0] for each in ran], [each[2] for each in ran], tokens, rounds))
     print(f"{url.partition(':')[0]}, median of {rounds} rounds of {COST_REQUESTS} requests\n")
-    print(f"| processor time, ms | here | {' | '.join(map(str, against))} |\n|---|{'---|' * len(checkouts)}")
+    print(f"| CPU time, ms | this checkout | {' | '.join(map(str, against))} |\n|---|{'---|' * len(checkouts)}")
     for name in costs[0]:
         print(f"| {name} | {' | '.join(f'{statistics.median(each[name]):.2f}' for each in costs)} |")
 
@@ -283,23 +283,23 @@ def time_clients(home: Path, url: str, clients: int, seconds: float) -> None:
             finally:
                 trained.terminate()
     print(f"{url.partition(':')[0]}, {clients} clients of {OWNERS} owners, {seconds:.0f} s, {epochs} epochs trained\n")
-    print("| | number | median, ms | 99%, ms | longest, ms |\n|---|---|---|---|---|")
+    print("| request | number | median, ms | 99th percentile, ms | maximum, ms |\n|---|---|---|---|---|")
     for name, times in sorted(visits.items()):
         if name != "events":
             shown = (statistics.median(times), percentile(times, 99), max(times))
             print(f"| {name} | {len(times)} | {' | '.join(f'{each:.0f}' for each in shown)} |")
-    shares = f"{100 * served / seconds:.0f}% of a processor, the clients {100 * client_seconds / seconds:.0f}%"
+    shares = f"{100 * served / seconds:.0f}% of a CPU core, the clients {100 * client_seconds / seconds:.0f}%"
     print(f"\n{len(visits['events'])} events were received; the service took {shares}")
 
 
 def busy(process: psutil.Process) -> float:
-    """Return the seconds of processor time that a process has taken."""
+    """Return the CPU time of a process so far, in seconds."""
     tasks = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
 def stand_back(driver: int) -> None:
-    """Give the processes below a driver an eighth of the usual weight; nothing where Linux divides by no sessions."""
+    """Lower the scheduling weight of a driver's child processes to an eighth; no effect without Linux autogroups."""
     for process in psutil.Process(driver).children(recursive=True):
         with contextlib.suppress(OSError):
             Path(f"/proc/{process.pid}/autogroup").write_text("10")
@@ -319,11 +319,13 @@ def percentile(values: list[float], share: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["studies", "clients", "costs"])
-    parser.add_argument("--url", help="an empty database; SQLite in a temporary folder if left out")
+    parser.add_argument("--url", help="URL of an empty database (default: SQLite in a temporary folder)")
     parser.add_argument("--studies", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--against", type=Path, action="append", default=[], help="another checkout")
+    parser.add_argument(
+        "--against", type=Path, action="append", default=[], help="another checkout to compare with; can be repeated"
+    )
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()

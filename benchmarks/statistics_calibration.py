@@ -1,4 +1,4 @@
-"""Measure, on data whose truth is known, what the intervals and verdicts of ``statistics.significance`` promise.
+"""Calibration of the intervals and verdicts of ``statistics.significance`` on simulated data with known truth.
 
 Prints the tables of docs/results/statistics-calibration.md: ``python benchmarks/statistics_calibration.py``.
 """
@@ -95,7 +95,7 @@ def bootstrap_t(sample: Array, means: Array, stds: Array) -> Array:
 
 
 def student(data: Array) -> Array:
-    """The library's own intervals; where it gives none, an empty one, so that it counts as a miss."""
+    """The library's own intervals; where it gives none, an empty one, which counts as a miss."""
     intervals = [summary(dict(enumerate(row))).ci95 or (math.inf, -math.inf) for row in data]
     return np.array(intervals).T
 
@@ -157,7 +157,7 @@ def hierarchy_table(simulations: int) -> Iterator[str]:
 
 
 def pooled_p(data: Array) -> list[float]:
-    """All pairs with one variance pooled over the arms (randomized blocks): the alternative that was rejected."""
+    """All pairs with one variance pooled over the arms (randomized blocks): the rejected alternative."""
     arms, n = data.shape
     rest = data - data.mean(0) - data.mean(1, keepdims=True) + data.mean()
     freedom = (arms - 1) * (n - 1)
@@ -168,7 +168,7 @@ def pooled_p(data: Array) -> list[float]:
 
 
 def noisy(*spreads: float) -> Draw:
-    """Seven equal arms that share a seed's luck and have these standard deviations of their own."""
+    """Seven equal arms with a shared effect of the seed and these standard deviations of their own."""
 
     def draw(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
         luck, own = generator.normal(0, 0.002, shape[1]), generator.normal(size=shape)
@@ -207,7 +207,7 @@ def family_table(simulations: int) -> Iterator[str]:
 
 
 def power_table(simulations: int) -> Iterator[str]:
-    yield "| seeds | comparisons | smallest effect, in std of differences | measured power |"
+    yield "| seeds | comparisons | smallest effect, in standard deviations of the differences | measured power |"
     yield "|---|---|---|---|"
     for n in (3, 5, 10, 20):
         for comparisons in (1, 6, 21):
@@ -224,10 +224,10 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=10_000)
     simulations = parser.parse_args().simulations
     for title, table in {
-        "Intervals: coverage in % (median width in points); 95 is promised": interval_table,
+        "Intervals: coverage in % (median width in points); nominal 95": interval_table,
         "Several searches: coverage in % (median width in points)": hierarchy_table,
-        "False verdicts: families with any, in %; at most 5 is promised": family_table,
-        "Power at the smallest effect stated; 80% is promised": power_table,
+        "False verdicts: families with at least one, in %; nominal at most 5": family_table,
+        "Power at the smallest effect stated; nominal 80%": power_table,
     }.items():
         print(f"\n### {title}\n", *table(simulations), sep="\n", flush=True)
 

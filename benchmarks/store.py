@@ -1,7 +1,7 @@
-"""How fast the store answers with many studies in it, and what a driver's writes cost.
+"""Latency of the store with many studies in it, and of the writes of a driver.
 
-Fills a store and prints medians and 95th percentiles: ``python benchmarks/store.py`` for SQLite in a folder that is
-removed afterwards, ``python benchmarks/store.py --url postgresql+psycopg://user@host/empty-database`` for another.
+Fills a store and prints medians and 95th percentiles. ``python benchmarks/store.py`` uses SQLite in a temporary folder,
+``python benchmarks/store.py --url postgresql+psycopg://user@host/empty-database`` another database.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def fill(store: Store, studies: int, trials: int, epochs: int) -> None:
 
 
 def measured(action: Callable[[int], object], repeats: int) -> tuple[float, float]:
-    """Return the median and the 95th percentile in milliseconds, after three calls that are not counted."""
+    """Return the median and the 95th percentile in milliseconds, after three calls to warm up."""
     for index in range(-3, 0):
         action(index)
     seconds = []
@@ -96,9 +96,9 @@ def reads(store: Store, url: str, studies: int, trials: int) -> dict[str, Callab
         "list the newest 100 studies": lambda _: store.studies(),
         "list 100 failed studies, from the middle": lambda _: store.studies("failed", offset=studies // 20),
         "list all studies": lambda _: store.studies(limit=studies),
-        "show a study: itself, its spending, its trials": show,
-        "the epochs of a trial": lambda index: store.epochs(studies * trials + index % trials),
-        "a study that is not there, with a near name": lambda _: missing(store),
+        "show a study: its row, its spending, its trials": show,
+        "get the epochs of a trial": lambda index: store.epochs(studies * trials + index % trials),
+        "look up a misspelled study": lambda _: missing(store),
     }
 
 
@@ -122,7 +122,7 @@ def writes(store: Store) -> dict[str, Callable[[int], object]]:
     return {
         "add_trial": add,
         "start_attempt": lambda index: store.start_attempt(ids[index]),
-        "record_epochs, one": record,
+        "record_epochs, one epoch": record,
         "finish_trial": lambda index: store.finish_trial(ids[index], "complete", score=0.9, result=RESULT),
         "heartbeat": lambda _: store.heartbeat("measured"),
     }
@@ -130,10 +130,10 @@ def writes(store: Store) -> dict[str, Callable[[int], object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", help="an empty database; SQLite in a temporary folder if left out")
+    parser.add_argument("--url", help="URL of an empty database (default: SQLite in a temporary folder)")
     parser.add_argument("--studies", type=int, default=10_000)
-    parser.add_argument("--trials", type=int, default=10, help="of each study")
-    parser.add_argument("--epochs", type=int, default=100, help="of the trials of one study")
+    parser.add_argument("--trials", type=int, default=10, help="trials per study")
+    parser.add_argument("--epochs", type=int, default=100, help="epochs per trial, in one of the studies")
     parser.add_argument("--repeats", type=int, default=200)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +143,7 @@ def main() -> None:
             print(
                 f"{store.url.partition(':')[0]}, {options.studies} studies, {options.studies * options.trials} trials\n"
             )
-            print("| | median, ms | 95%, ms |\n|---|---|---|")
+            print("| operation | median, ms | 95th percentile, ms |\n|---|---|---|")
             for name, action in (reads(store, url, options.studies, options.trials) | writes(store)).items():
                 median, high = measured(action, 10 if name == "list all studies" else options.repeats)
                 print(f"| {name} | {median:.2f} | {high:.2f} |", flush=True)

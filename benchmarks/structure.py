@@ -1,8 +1,9 @@
-"""Which recipe makes learned branches worth having: hypotheses on validation data, against baselines of equal cost.
+"""Recipes of learned structure, compared on validation data with baselines of equal cost: hypotheses, not verdicts.
 
-Every row is one experiment, all stages charged to the same epochs: Blockout learns and is distilled to the target share
-of the dense network's MACs, `thin` is a dense network of that share, `pruned` reaches it from a dense one, and
-`one cluster` learns widths without branches. Rows are appended to a CSV file as they end, and run only once.
+Every row is one experiment with the same number of epochs over all stages: Blockout learns and is distilled to the
+target share of the dense network's MACs, `thin` is a dense network of that share, `pruned` reaches it from a dense one,
+and `one cluster` learns widths without branches. Rows are appended to a CSV file as experiments end; rows in the
+file are not run again.
 
 Run: ``python benchmarks/structure.py --data glyphs --rows structure.csv [--target .5] [--seeds 0 1] [--only NAME...]``;
 prints a Markdown table of all rows of the file. Test images are not read.
@@ -48,7 +49,8 @@ BLOCKOUT: Document = {
     "cost_warmup": 0.3,
     "polarization": 2.0,
 }
-# Name: what is changed of the method and the distillation; `cost_target` is in shares of the target.
+# By name, the changes to method and distillation; `cost_target` is a share of the target. The names identify the rows
+# recorded in docs/results/structure.csv, hence old words: "charge" is the cost penalty, "surplus" the nodes to trim.
 RECIPES: Mapping[str, Mapping[str, Document]] = {
     "blockout": {},
     "filled": {"distillation": {"fill_target": True}},
@@ -108,13 +110,13 @@ RECIPES: Mapping[str, Mapping[str, Document]] = {
     "one cluster, soft": {"method": {"clusters": 1, "last_probability": 0.95, "mode": "soft-learned"}},
     "one cluster, filled": {"method": {"clusters": 1, "last_probability": 0.95}, "distillation": {"fill_target": True}},
 }
-RIVALS = ("dense", "thin", "pruned", "pruned, one decay")
+BASELINES = ("dense", "thin", "pruned", "pruned, one decay")
 COLUMNS = ("data", "target", "epochs", "seed", "recipe", "validation", "macs", "soft", "hard", "inherited", "separated")
 _SPLITS: dict[str, Splits] = {}
 
 
 def experiment_of(data: str, recipe: str, *, target: float, epochs: int, seed: int) -> Document:
-    """Return an experiment of the table; a thin network's MACs are still a share."""
+    """Return the experiment of a row; the target MACs of a thin network are still a share here."""
     training = {"epochs": epochs, "batch_size": 64, "learning_rate": 0.004}
     document: Document = {**DATA[data], "training": training, "seed": seed}
     if recipe == "dense":
@@ -158,13 +160,13 @@ def trained(data: str, recipe: str, target: float, epochs: int, seed: int) -> di
 
 
 def _separated(probabilities: Mapping[str, list[list[float]]]) -> float:
-    """Return the least share, over layers, of P beyond .05 and .95."""
+    """Return the smallest share, over layers, of entries of P below .05 or above .95."""
     layers = (torch.tensor(p) for p in probabilities.values())
     return min(float(((p < 0.05) | (p > 0.95)).float().mean()) for p in layers)
 
 
 def main() -> None:
-    """Run what is not in the file yet, print the table."""
+    """Run the rows that are not in the file yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", choices=DATA, default="glyphs")
     parser.add_argument("--rows", type=Path, required=True)
@@ -172,7 +174,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument(
-        "--only", nargs="*", type=known, default=[*RIVALS, *RECIPES], help="recipes; A + B changes both"
+        "--only",
+        nargs="*",
+        type=known,
+        default=[*BASELINES, *RECIPES],
+        help="recipes to run; 'A + B' combines the changes of both",
     )
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
@@ -191,21 +197,23 @@ def main() -> None:
 
 
 def known(recipe: str) -> str:
-    """Return a recipe, or the names of several joined by a plus, if there are such."""
-    if recipe not in RIVALS and (unknown := [name for name in recipe.split(" + ") if name not in RECIPES]):
-        raise argparse.ArgumentTypeError(f"no such recipe {unknown[0]!r}; there are {', '.join([*RIVALS, *RECIPES])}")
+    """Check the name of a recipe, or of several joined by a plus."""
+    if recipe not in BASELINES and (unknown := [name for name in recipe.split(" + ") if name not in RECIPES]):
+        raise argparse.ArgumentTypeError(
+            f"no such recipe {unknown[0]!r}; there are {', '.join([*BASELINES, *RECIPES])}"
+        )
     return recipe
 
 
 def read(path: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of a file, none of one that is not there."""
+    """Yield the rows of a file; none if the file does not exist."""
     if path.exists():
         with path.open(newline="") as file:
             yield from csv.DictReader(file)
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row, after the names of the columns in a new file."""
+    """Append a row, with a header line if the file is new."""
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -215,7 +223,7 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def print_table(rows: list[dict[str, str]]) -> None:
-    """Print means over seeds, the best first."""
+    """Print means over seeds, best first."""
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault((row["data"], row["target"], row["epochs"], row["recipe"]), []).append(row)
