@@ -17,6 +17,7 @@ from nas_blockout import __version__
 from services.api import errors, health, metrics, studies, study_files, web
 from services.api.health import Probes, probes_of
 from services.api.requests.middleware import Guard
+from services.api.requests.rate_limit import MAX_STREAMS
 from services.api.schemas import Changes
 from services.api.state import Caching, make_service, service_of
 from services.settings import Settings
@@ -26,6 +27,7 @@ from services.study_config.schema import StudyConfig
 STORE_RETRY_SECONDS = 2.0  # clients are told to try again rather than kept waiting
 MAX_CONNECTIONS = 1000
 SHUTDOWN_SECONDS = 5
+# What these import and cache is what later requests need; no study is called none, so that no stream is opened.
 _WARM_UP_PATHS = ("/v1/studies", "/v1/studies/none", "/v1/studies/none/events")
 _REFERENCE = "#/components/schemas/{model}"
 _DESCRIPTION = """Submit studies, follow their progress, and download their results. A worker runs them.
@@ -39,7 +41,12 @@ _ROUTERS = (studies.router, study_files.router, health.router, router)
 
 
 def application(
-    settings: Settings, store: Store, *, probes: Probes | None = None, caching: Caching | None = None
+    settings: Settings,
+    store: Store,
+    *,
+    probes: Probes | None = None,
+    caching: Caching | None = None,
+    max_streams: int = MAX_STREAMS,
 ) -> FastAPI:
     """Return the application.
 
@@ -48,6 +55,7 @@ def application(
         store: An open store, which the application does not close.
         probes: Readiness checks; those of the configured services if omitted.
         caching: How long answers may be reused; the defaults if omitted.
+        max_streams: How many event streams of one client may be open at once.
     """
     probes = probes if probes is not None else probes_of(settings, store)
 
@@ -65,7 +73,7 @@ def application(
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    service = make_service(settings, store, probes, caching or Caching())
+    service = make_service(settings, store, probes, caching or Caching(), max_streams)
     service.metrics.watch(lambda: _queue_counts(store), lambda: service.streams.total)
     app.state.service = service
     errors.handle(app)
@@ -104,10 +112,10 @@ def run(settings: Settings, *, host: str, port: int, log: Log) -> None:
             limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
-        _Server(config, app).run(sockets=[listener])
+        Server(config, app).run(sockets=[listener])
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """A server that warms up before the first client, and ends event streams before it waits for open connections.
 
     Args:
@@ -132,6 +140,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End the event streams, then shut down."""
+        # uvicorn waits for open connections, up to its timeout, and streams do not end by themselves.
         self._service.watcher.close()
         super().handle_exit(sig, frame)
 

@@ -68,7 +68,7 @@ class Service:
     heartbeat_seconds: float
 
 
-def make_service(settings: Settings, store: Store, probes: Probes, caching: Caching) -> Service:
+def make_service(settings: Settings, store: Store, probes: Probes, caching: Caching, max_streams: int) -> Service:
     """Return a service with the limits and keys of its settings."""
     secret = settings.api_token
     if secret is None:
@@ -84,7 +84,7 @@ def make_service(settings: Settings, store: Store, probes: Probes, caching: Cach
         watcher=watcher,
         feeds=Feeds(watcher),
         lists=Lists(fresh_seconds=caching.list_seconds),
-        streams=Streams(),
+        streams=Streams(max_streams),
         metrics=Metrics(),
         heartbeat_seconds=caching.heartbeat_seconds,
     )

@@ -4,11 +4,11 @@
 """
 
 from services.dispatch.decision import MOST_RESTARTS, Action, Settle, Stop, Submit, Wait, decide
-from services.dispatch.dispatcher import AT_ONCE, Cluster, Dispatcher
+from services.dispatch.dispatcher import MAX_RUNNING, Cluster, Dispatcher
 from services.dispatch.loop import pulse, work
 
 __all__ = [
-    "AT_ONCE",
+    "MAX_RUNNING",
     "MOST_RESTARTS",
     "Action",
     "Cluster",

@@ -8,7 +8,7 @@ from services.store.records import STALE_SECONDS
 
 MOST_RESTARTS = 5
 MAX_CHARACTERS = 500
-SOME_FAILED, UNREACHABLE = 4, 5
+SOME_FAILED, UNREACHABLE = 4, 5  # exit codes of the command line, like those of `_MEANING`
 _FIRST_SIGNAL = 128  # a shell's code for an end by signal 0
 _MEANING = {1: "failed", 2: "was refused", 3: "did not find what it needs", 6: "could not verify its models"}
 
@@ -66,19 +66,21 @@ def decide(row: QueueRow, job: Job | None, study: StudyRow | None) -> Action:
         job: Its last job, or None if there was none or the cluster does not know it.
         study: The study in the store, or None if no driver has started it.
     """
+    # The hash tells a study that is complete as it is queued from one that was complete before it was extended.
     complete = study is not None and study.state == "complete" and study.config_hash == row.config_hash
     if job is not None and job.living:
         return Stop(job.id) if row.state == "cancelling" and not complete else Wait()
     if complete and (job is None or row.state == "cancelling"):
         return Settle("complete", "it had finished before it could be cancelled" if row.state == "cancelling" else "")
+    # A driver may outlive its job, and the cluster that knew it; a second one could not claim the study.
     if study is not None and is_driven(study):
         return Wait()
     if row.state == "cancelling":
-        return Settle("cancelled", "cancelled as asked; `resume` goes on with it")
+        return Settle("cancelled", "cancelled on request; `resume` continues it")
     if row.job is None:
         return Submit(row.attempt)
     if job is None:
-        return _restart(row, "the Ray cluster was started anew and no longer knew its job")
+        return _restart(row, "the Ray cluster was restarted and no longer knew its job")
     return _after_job(row, job, complete=complete)
 
 
@@ -105,7 +107,7 @@ def _after_job(row: QueueRow, job: Job, *, complete: bool) -> Action:
     if complete:
         return Settle("complete", "its job ended badly after the study was complete")
     if job.state == "stopped":
-        return Settle("cancelled", "its Ray job was stopped from outside; `resume` goes on with it")
+        return Settle("cancelled", "its Ray job was stopped from outside; `resume` continues it")
     if (reason := _transient_reason(job)) is not None:
         return _restart(row, reason)
     meaning = _MEANING.get(job.exit_code or 0, "ended badly")
@@ -115,7 +117,7 @@ def _after_job(row: QueueRow, job: Job, *, complete: bool) -> Action:
 def _transient_reason(job: Job) -> str | None:
     """Return why a job ended if a restart may help, else None."""
     code = job.exit_code
-    if code is None:
+    if code is None:  # Ray itself, a node or the network failed, not the driver
         return sentence(job.message) or "its job ended without an exit code"
     if code == UNREACHABLE:
         return sentence(job.message) or "a service could not be reached"
@@ -125,7 +127,7 @@ def _transient_reason(job: Job) -> str | None:
 
 
 def _restart(row: QueueRow, reason: str) -> Action:
-    restarts = row.attempt - row.first_attempt
+    restarts = row.attempt - row.first_attempt  # since it was last queued: `resume` grants new ones
     if restarts >= MOST_RESTARTS:
         return Settle("failed", f"given up after {restarts + 1} attempts: {reason}; `resume` tries again")
     return Submit(row.attempt + 1, reason)

@@ -13,7 +13,7 @@ from services.store import LeaseLost, NotFound, QueueRow, StateError, Store, Sto
 from services.store.records import ENDED_STUDY
 from services.study_config.resolved_study import Study, parse_resolved
 
-AT_ONCE = 4
+MAX_RUNNING = 4
 REFUSED_SECONDS = 600.0
 _LOG = logging.getLogger(__name__)
 
@@ -56,16 +56,16 @@ class Dispatcher:
         *,
         worker: str,
         lease_seconds: float = 30.0,
-        max_running: int = AT_ONCE,
+        max_running: int = MAX_RUNNING,
         refused_seconds: float = REFUSED_SECONDS,
         log: Log = _LOG.info,
     ) -> None:
         self._store, self._cluster, self._worker = store, cluster, worker
-        self._lease_seconds, self._at_once, self._refused_seconds = lease_seconds, max_running, refused_seconds
+        self._lease_seconds, self._max_running, self._refused_seconds = lease_seconds, max_running, refused_seconds
         self._log = log
-        self._held: dict[str, None] = {}
-        self._refused: dict[str, float] = {}
-        self._stopping: set[str] = set()
+        self._held: dict[str, None] = {}  # a set that keeps its order
+        self._refused: dict[str, float] = {}  # by study, the time since when the cluster has no room for it
+        self._stopping: set[str] = set()  # jobs that were asked to stop, which is done once
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -79,10 +79,11 @@ class Dispatcher:
             StoreUnreachable: The database is unreachable; leases may expire, and other workers take over.
             ClusterError: The cluster is unreachable; leases are kept.
         """
+        # All leases first: acting on a study takes time, in which those of the others could expire.
         for row in [row for study in self.held if (row := self._renewed(study)) is not None]:
             self._handle(row)
         new: set[str] = set()
-        while len(self._held) < self._at_once:
+        while len(self._held) < self._max_running:
             taken = self._store.acquire_lease(self._worker, seconds=self._lease_seconds)
             if taken is None or taken.study in new:  # a lease that expired during this round
                 return
@@ -112,7 +113,7 @@ class Dispatcher:
         except LeaseLost as error:
             self._log(f"{row.study}: {error}")
             self._forget(row.study)
-        except StateError:
+        except StateError:  # the study ended meanwhile
             return
 
     def _act(self, row: QueueRow) -> None:
@@ -132,6 +133,7 @@ class Dispatcher:
         job = self._cluster.job(row.job) if row.job is not None else None
         if job is not None and job.living:
             return row, job
+        # IDs of jobs follow from study and attempt, so that the next one can be asked for without knowing of it.
         attempt = row.attempt + (row.job is not None)
         later = self._cluster.job(job_id(parse_resolved(row.document), attempt))
         if later is None:

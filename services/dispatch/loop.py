@@ -11,12 +11,12 @@ from types import FrameType
 
 from services.cluster import ClusterError
 from services.cluster.jobs import Jobs
-from services.dispatch.dispatcher import AT_ONCE, Dispatcher
+from services.dispatch.dispatcher import MAX_RUNNING, Dispatcher
 from services.settings import Settings, SettingsError
 from services.store import Store, StoreUnreachable, this_process
 
 POLL_SECONDS = 1.0
-MAX_POLL_SECONDS = 8.0
+MAX_POLL_SECONDS = 8.0  # while a service is unreachable; doubled up to this
 _UNREACHABLE = (StoreUnreachable, ClusterError)
 _LOG = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def work(
     *,
     once: bool = False,
     lease_seconds: float = 30.0,
-    max_running: int = AT_ONCE,
+    max_running: int = MAX_RUNNING,
     log: Log = _LOG.info,
 ) -> None:
     """Run queued studies as Ray jobs until SIGTERM or SIGINT; then release the leases.
@@ -63,10 +63,16 @@ def work(
             max_running=max_running,
             log=log,
         )
-        stack.callback(dispatcher.release)
+        stack.callback(dispatcher.release)  # before the store is closed: callbacks run in reverse order
         log(f"worker {worker} takes studies from {store.url}")
         _rounds(
-            dispatcher, ended, pulse(settings), once=once, longest=min(MAX_POLL_SECONDS, lease_seconds / 3), log=log
+            # A third of a lease: one round may fail, and the leases are still renewed in time.
+            dispatcher,
+            ended,
+            pulse(settings),
+            once=once,
+            longest=min(MAX_POLL_SECONDS, lease_seconds / 3),
+            log=log,
         )
 
 
@@ -91,13 +97,13 @@ def _rounds(
             away, pause = str(error), min(2 * pause, longest)
         else:
             if away is not None:
-                log("goes on: everything it needs is there again")
+                log("continues: all services can be reached again")
             away, pause = None, min(POLL_SECONDS, longest)
             _touch(alive)
             if once and not dispatcher.held:
                 return
         ended.wait(pause)
-    log("ends, and gives its studies back")
+    log("ends, and releases its leases")
 
 
 def _opened(settings: Settings, ended: threading.Event, *, once: bool, log: Log) -> Store | None:

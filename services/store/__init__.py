@@ -31,7 +31,6 @@ from services.store.records import (
     EpochRow,
     EventRow,
     ExportRow,
-    Json,
     ProjectionRow,
     QueueRow,
     QueueSummary,
@@ -114,10 +113,11 @@ class Store(Studies, Trials, Queue, Tokens):
 
     def clock_offset(self) -> float:
         """Return how many seconds the clock of the database is ahead of this machine's."""
-        with self._database.reading() as connection:
+        with self._database.reading() as connection:  # connected first: that may take seconds and is not to be measured
             before = datetime.now(UTC)
             remote = self._database.now(connection)
             round_trip = datetime.now(UTC) - before
+            # The database is assumed to have read its clock halfway through.
             return (remote - before - round_trip / 2).total_seconds()
 
     def stop_retrying(self) -> None:
@@ -133,15 +133,6 @@ class Store(Studies, Trials, Queue, Tokens):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def architecture(self, name: str) -> Json:
-        """Return the architecture with a hash."""
-        query = sa.select(tables.architectures.c.document).where(tables.architectures.c.hash == name)
-        with self._database.reading() as connection:
-            document: Json | None = connection.scalars(query).one_or_none()
-        if document is None:
-            raise NotFound(f"there is no architecture {name!r} in the store")
-        return document
 
     def add_export(self, trial: int, *, path: str, hashes: Mapping[str, str], verified: bool) -> ExportRow:
         """Record the exported model of a trial; another export to the same path replaces the record.
@@ -190,18 +181,20 @@ class Store(Studies, Trials, Queue, Tokens):
             synced_epoch: Last epoch that was sent, -1 for none.
             done: Whether everything has been sent.
         """
+        # One statement, and no reading before it: two processes may report on the same trial at the same time.
         columns = tables.projections.c
         keys = [columns.study_id, columns.target] if trial is None else [columns.trial_id, columns.target]
         values = {"trial_id": trial, "target": target, "external_id": external_id}
         new = self._database.insert(tables.projections)
         same = columns.external_id == new.excluded.external_id
+        # A late report of an earlier epoch must not set progress back.
         ahead = same & (columns.synced_epoch > new.excluded.synced_epoch)
         changes = {
             "external_id": new.excluded.external_id,
             "synced_epoch": sa.case((ahead, columns.synced_epoch), else_=new.excluded.synced_epoch),
             "done": sa.case((same & columns.done, sa.true()), else_=new.excluded.done),
         }
-        where = columns.trial_id.is_(None) if trial is None else None
+        where = columns.trial_id.is_(None) if trial is None else None  # that of the partial index, see `tables`
         with self._database.writing() as connection:
             if trial is not None:
                 _require_trial(connection, trial)

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from services.cli.main import main
+from services.store import Store
 
 COMMAND = (sys.executable, "-c", "from services.entry_point import main; main()")
 SECONDS = 280
@@ -25,9 +25,8 @@ RUNS_HERE = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """What a command left: its exit code, and what it wrote."""
+class Ended(NamedTuple):
+    """The exit code of a command, and what it wrote."""
 
     code: int
     out: str
@@ -45,6 +44,11 @@ def of(home: Path, *, tracking: str | None = "none", **more: str) -> dict[str, s
     """Return the variables of an installation, with MLflow only where it is asked for: None leaves it as it comes."""
     told = {} if tracking is None else {"NAS_BLOCKOUT_TRACKING_URI": tracking}
     return {"NAS_BLOCKOUT_HOME": str(home), **told, **more}
+
+
+def store_of(home: Path) -> Store:
+    """Open the store of an installation."""
+    return Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}")
 
 
 def here(*words: object, **variables: str) -> Ended:

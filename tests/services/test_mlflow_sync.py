@@ -2,8 +2,6 @@
 
 import json
 import socket
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -19,6 +17,8 @@ from mlflow.entities import Run
 
 from services.mlflow_sync import Projection, TrackingError, check, following, pause_after
 from services.store import Store
+from tests.services.processes import outputs_at_once
+from tests.services.serving import closed_port
 
 # MLflow's own use of its database is not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -331,17 +331,8 @@ def test_processes_that_write_at_once_write_every_run_once(uri: str, name: str, 
         "    print('ready', flush=True); input()\n"
         "    print(projection.sync().written)"
     )
-    command = [sys.executable, "-W", "ignore", "-c", code, uri, name, json.dumps(CONFIG), store.url]
-    processes = [subprocess.Popen(command, stdin=-1, stdout=-1, text=True) for _ in range(3)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    written = [int(process.communicate(timeout=120)[0]) for process in processes]
-    assert sorted(written) == [0, 0, 3]
+    printed = outputs_at_once(code, uri, name, json.dumps(CONFIG), store.url, number=3)
+    assert sorted(map(int, printed)) == [0, 0, 3]
     assert set(runs(uri, name)) == {name, "blockout-0-s7", "blockout-1-s7", "blockout-2-s7"}
 
 
@@ -359,12 +350,6 @@ def test_what_another_process_has_written_is_not_written_again(uri: str, name: s
     add(store, name, number=8, state="complete")
     assert (second.sync().written, first.sync().written) == (1, 0)
     assert len(runs(uri, name)) == 5
-
-
-def closed_port() -> int:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        return int(closed.getsockname()[1])
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from services.study_config.resolution import read, resolve, study_of
 from services.study_config.resolved_study import Study, parse_resolved
 from services.study_config.yaml_reader import bundled, read_document
 from tests.once import once
+from tests.services.program import store_of
 from tests.services.version_1 import FOLDER, by_trial, call, copied, expected, missing, unpack
 
 FILES = sorted((FOLDER / "studies").glob("*.yaml"))
@@ -25,7 +26,7 @@ def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(home: Path) -> Iterator[Store]:
-    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as opened:
+    with store_of(home) as opened:
         yield opened
 
 

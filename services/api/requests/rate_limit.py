@@ -44,6 +44,7 @@ class Buckets:
             if client not in self._buckets and len(self._buckets) >= MAX_CLIENTS:
                 self._forget(moment)
             bucket = self._buckets.setdefault(client, _Bucket(self._burst, moment))
+            # Filled when it is used, in proportion to the time since: no timer, and idle clients cost nothing.
             bucket.tokens = min(self._burst, bucket.tokens + max(0.0, moment - bucket.at) * self._rate)
             bucket.at = moment
             if bucket.tokens < 1:
@@ -53,17 +54,21 @@ class Buckets:
 
     def _forget(self, now: float) -> None:
         """Forget clients whose bucket is full again, or all of them if there are still too many."""
-        idle = self._burst / self._rate
+        idle = self._burst / self._rate  # seconds after which a bucket is full again, like that of a new client
         self._buckets = {key: bucket for key, bucket in self._buckets.items() if now - bucket.at < idle}
         if len(self._buckets) >= MAX_CLIENTS:
             self._buckets.clear()
 
 
 class Streams:
-    """Open event streams, by client."""
+    """Open event streams, by client.
 
-    def __init__(self, most: int = MAX_STREAMS) -> None:
-        self._most = most
+    Args:
+        max_open: How many streams of one client may be open at once.
+    """
+
+    def __init__(self, max_open: int) -> None:
+        self._max_open = max_open
         self._open: dict[Hashable, int] = {}
 
     @property
@@ -73,7 +78,7 @@ class Streams:
 
     def enter(self, client: Hashable) -> bool:
         """Count a new stream of a client; return whether it is allowed."""
-        if self._open.get(client, 0) >= self._most:
+        if self._open.get(client, 0) >= self._max_open:
             return False
         self._open[client] = self._open.get(client, 0) + 1
         return True

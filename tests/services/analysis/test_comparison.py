@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from services.analysis.comparison import ComparisonDocument, build, family, role, search_curves
 from services.analysis.latency import Latency
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 
@@ -46,7 +46,7 @@ def study_of(
         "retrain": {"seeds": seeds},
         "arms": dict(arms),
     }
-    return resolve(parse(document, source="test"), source="test")
+    return resolve_document(document, source="test")
 
 
 def retrained(arm: str, seed: int, test: float | None) -> Trial:

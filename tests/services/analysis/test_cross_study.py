@@ -13,7 +13,7 @@ from services.finalize.finalize import write_comparison
 from services.settings import Settings
 from services.store import NotFound, Store
 from services.study_config.errors import StudyError
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 
 IMAGES = 50
@@ -32,7 +32,7 @@ def study_of(name: str, **changes: Any) -> Study:
         "arms": {"dense": {"space": ["training"]}, "random": {"space": ["training", "branched"]}},
         **changes,
     }
-    return resolve(parse(document, source="x"), source="x")
+    return resolve_document(document, source="x")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from services.analysis.comparison import ComparisonDocument, build
 from services.analysis.robustness import RobustnessResult
 from services.study_config.errors import StudyError
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import parse, resolve_document
 from services.study_config.resolved_study import Study, parse_resolved
 from services.study_config.schema import json_schema
 from services.trial_record import Trial
@@ -29,7 +29,7 @@ def document(**changes: Any) -> dict[str, Any]:
 
 
 def study_of(**changes: Any) -> Study:
-    return resolve(parse(document(**changes), source="test"), source="test")
+    return resolve_document(document(**changes), source="test")
 
 
 def found(fog: float, snow: float, clean: float = 0.1, making: float = 0.0) -> dict[str, Any]:

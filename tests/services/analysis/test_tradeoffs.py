@@ -7,7 +7,7 @@ import pytest
 
 from services.analysis.comparison import ComparisonDocument, build
 from services.analysis.pareto import hypervolume_share
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 
@@ -24,7 +24,7 @@ def study_of(arms: dict[str, Any]) -> Study:
         "retrain": {"seeds": [0]},
         "arms": arms,
     }
-    return resolve(parse(document, source="test"), source="test")
+    return resolve_document(document, source="test")
 
 
 def searched(arm: str, *points: tuple[float, int], state: str = "complete", **more: Any) -> list[Trial]:

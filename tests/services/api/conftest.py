@@ -1,10 +1,7 @@
 """The application over a real store, and clients of it."""
 
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,6 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
-import uvicorn
 from fastapi import FastAPI
 
 from services.api import application
@@ -20,37 +16,10 @@ from services.api.health import Probes
 from services.api.state import Caching
 from services.settings import Settings
 from services.store import Store
+from tests.services.serving import serving, settings_of
+from tests.services.tiny import TINY
 
-ROOT = "q7Rz_0vLw2-Xb9TnYd4K"
-STUDY: dict[str, Any] = {
-    "schema_version": 2,
-    "name": "tiny",
-    "question": "Größer? 漢字",
-    "data": {"name": "digits", "train_samples": 50},
-    "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
-    "training": {"epochs": 2, "batch_size": 16},
-    "budget": {"sample_passes": 402},
-    "retrain": {"seeds": [0, 1]},
-    "arms": {"dense": {}, "dropout": {"method": {"name": "dropout"}}},
-}
 Client = Callable[..., httpx.Client]
-
-
-@contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
-    """Run a real server on the loopback, in a thread; yield its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.005)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(timeout=30)
 
 
 @pytest.fixture
@@ -69,8 +38,7 @@ def served() -> Iterator[Callable[[FastAPI], str]]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    values = {"HOME": str(tmp_path), "API_TOKEN": ROOT, "TRACKING_URI": "none", "API_RATE": "1000"}
-    return Settings.from_environment({f"NAS_BLOCKOUT_{name}": value for name, value in values.items()})
+    return settings_of(tmp_path)
 
 
 @pytest.fixture
@@ -100,7 +68,7 @@ def ann(client: Client) -> httpx.Client:
 
 @pytest.fixture
 def study() -> dict[str, Any]:
-    return {**STUDY}
+    return {**TINY, "question": "Größer? 漢字"}
 
 
 @pytest.fixture

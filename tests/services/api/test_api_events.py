@@ -9,8 +9,10 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from services.api import application
 from services.api.caches.status_cache import Watcher
 from services.api.event_stream import Feeds, follow
+from services.api.health import Probes
 from services.store import Store, StoreError
 
 FOR_LONG = 600.0
@@ -94,10 +96,10 @@ def test_an_identity_that_nobody_gave_begins_anew(ann, running, store, last):
     assert told_after(ann, last.encode())[-1] == "end"
 
 
-def test_streams_of_a_token_are_limited_and_let_go(client, app, study, told):
-    ann = client("ann")
+def test_streams_of_a_token_are_limited_and_let_go(client, settings, store, study, told):
+    app = application(settings, store, probes=Probes({}), max_streams=1)
+    ann = client("ann", to=app)
     ann.post("/v1/studies", json=study)
-    app.state.service.streams._most = 1
     with ann.stream("GET", "/v1/studies/tiny/events") as answer:
         lines = answer.iter_lines()  # kept: a stream that nobody reads any more is closed
         assert next(lines).startswith("retry")

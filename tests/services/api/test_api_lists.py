@@ -5,13 +5,14 @@ import gc
 import threading
 from collections.abc import Callable
 
+import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
-from services.api.app import _Server, application
+from services.api.app import Server, application
 from services.api.caches.list_cache import Lists
 from services.store import StoreError
+from tests.services.serving import serving
 
 FOR_LONG = 3600.0
 
@@ -157,16 +158,10 @@ def test_answers_are_dropped():
     assert asyncio.run(ask()) == {}
 
 
-def test_what_is_made_at_first_use_is_made_before_the_first_client(settings, store, monkeypatch):
-    done = []
-
-    async def begin(self: uvicorn.Server, sockets: object = None) -> None:
-        done.append("begun")
-
-    app = application(settings, store)
-    monkeypatch.setattr(uvicorn.Server, "startup", begin)
-    monkeypatch.setattr(gc, "freeze", lambda: done.append(app.state.service.metrics.text().decode()))
-    asyncio.run(_Server(uvicorn.Config(app), app).startup())
-    assert done[1:] == ["begun"]
-    assert 'nas_blockout_requests_total{method="GET",route="/v1/studies",status="200"} 1.0' in done[0]
-    assert 'route="/v1/studies/{name}/events",status="404"' in done[0]
+def test_what_is_made_at_first_use_is_made_before_the_first_client(settings, store):
+    app, frozen = application(settings, store), gc.get_freeze_count()
+    with serving(app, lambda config: Server(config, app)) as address:
+        counted = httpx.get(f"{address}/metrics").text
+    assert 'nas_blockout_requests_total{method="GET",route="/v1/studies",status="200"} 1.0' in counted
+    assert 'route="/v1/studies/{name}/events",status="404"' in counted
+    assert gc.get_freeze_count() > frozen  # so that no request waits for a collection of what was imported

@@ -15,7 +15,7 @@ from services.api.health import Probes, Unready
 from services.api.requests.rate_limit import Buckets, Streams
 from services.api.sessions import SECONDS, Signer
 from services.store import Store
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import resolve_document
 
 YAML = {"Content-Type": "application/yaml"}
 BOMB = "a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b]\n"
@@ -277,7 +277,7 @@ def test_buckets_fill_up_with_time_and_not_beyond():
 
 
 def test_streams_are_counted_by_client():
-    streams = Streams(most=2)
+    streams = Streams(max_open=2)
     assert [streams.enter("a"), streams.enter("a"), streams.enter("a"), streams.enter("b")] == [True, True, False, True]
     streams.leave("a")
     assert (streams.total, streams.enter("a")) == (2, True)
@@ -342,4 +342,4 @@ def test_every_body_is_described_by_an_example_that_is_valid(ann):
         for example in shown(content):
             if "assignments" not in example:
                 document = yaml.safe_load(example) if kind == "application/yaml" else example
-                assert resolve(parse(document, source="example"), source="example").name == "hello"
+                assert resolve_document(document, source="example").name == "hello"

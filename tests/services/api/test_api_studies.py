@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import resolve_document
 
 NEVER = 600.0
 
@@ -97,7 +97,7 @@ def test_all_broken_rules_are_listed_beside_the_first(ann, study, store, told):
 
 
 def test_a_resolved_study_is_refused_here(ann, study, told):
-    resolved = resolve(parse(study, source="x"), source="x").to_json()
+    resolved = resolve_document(study, source="x").to_json()
     told(ann.post("/v1/studies", json=resolved), 422, "invalid_study")
 
 

@@ -10,7 +10,7 @@ from nas_blockout.train import TrainingSettings, sample_passes
 from services.budget.limits import RETRAINING_MARGIN, ended_by, limits, shares, trials_left
 from services.search.scheduler import Scheduler
 from services.study_config.errors import StudyError
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 from services.study_config.schema import Budget
 from services.trial_record import RETRAIN, SEARCH, Trial
@@ -87,7 +87,7 @@ def study(budget: dict[str, float]) -> Study:
         "retrain": {"seeds": [0, 1]},
         "arms": {"fast": {"space": ["training"]}, "slow": {"space": ["training"]}},
     }
-    return resolve(parse(document, source="x"), source="x")
+    return resolve_document(document, source="x")
 
 
 SECONDS = {"fast": 1.0, "slow": 3.0}

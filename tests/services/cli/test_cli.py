@@ -2,7 +2,6 @@
 
 import ast
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,47 +14,21 @@ import yaml
 from nas_blockout import __version__
 from services.cli import lazy_modules
 from services.cli import main as cli
-from services.store import Store
-from services.study_config.resolution import parse, resolve
-from tests.services.program import Call, here
+from services.study_config.resolution import resolve_document
+from tests.services.program import Call, store_of
+from tests.services.serving import closed_port
+from tests.services.tiny import TINY
 
-STUDY: dict[str, Any] = {
-    "schema_version": 2,
-    "name": "tiny",
-    "data": {"name": "digits", "train_samples": 50},
-    "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
-    "training": {"epochs": 2, "batch_size": 16},
-    "budget": {"sample_passes": 402},
-    "retrain": {"seeds": [0, 1]},
-    "arms": {"dense": {}, "dropout": {"method": {"name": "dropout"}}},
-}
 EXPERIMENT = {"method": {"name": "none"}, "training": {"learning_rate": 0.1}}
 VERSION_1 = Path(__file__).parents[2] / "fixtures" / "version_1" / "studies"
 HOSTILE = "diverged [/red] [bold]\x1b[31m"
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that has nothing in it, which is the home of all that is called."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("NAS_BLOCKOUT_HOME", str(folder))
-    monkeypatch.setenv("NAS_BLOCKOUT_TRACKING_URI", "none")
-    monkeypatch.setenv("COLUMNS", "200")
-    return folder
-
-
-@pytest.fixture
-def call(home: Path) -> Call:
-    """Calls the program as its script does, in this process."""
-    return here
-
-
-@pytest.fixture
 def filled(home: Path) -> Path:
     """A home whose store has a study with a complete, a failed and a running trial."""
-    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
-        study = resolve(parse(STUDY, source="here"), source="here")
+    with store_of(home) as store:
+        study = resolve_document(TINY, source="here")
         store.create_study("tiny", config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
         store.claim_study("tiny")
         for number, arm in enumerate(("dense", "dropout", "dropout")):
@@ -81,7 +54,7 @@ def filled(home: Path) -> Path:
 
 def write(folder: Path, **changes: Any) -> Path:
     path = folder.parent / "study.yaml"
-    path.write_text(yaml.safe_dump({**STUDY, **changes}))
+    path.write_text(yaml.safe_dump({**TINY, **changes}))
     return path
 
 
@@ -399,9 +372,7 @@ def test_a_missing_model_ends_with_3(call: Call, home: Path) -> None:
 def test_a_database_that_does_not_answer_ends_with_5_and_keeps_its_password(
     call: Call, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
+    port = closed_port()
     url = f"postgresql+psycopg://someone:hunter2hunter2@127.0.0.1:{port}/nas"
     monkeypatch.setenv("NAS_BLOCKOUT_STORE_URL", url)
     for words in (("list",), ("run", write(home))):
@@ -458,9 +429,7 @@ def test_doctor_finds_an_installation_well(call: Call, home: Path) -> None:
 
 
 def test_doctor_says_how_to_mend_what_does_not_answer(call: Call, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
+    port = closed_port()
     monkeypatch.setenv("NAS_BLOCKOUT_RAY_ADDRESS", f"ray://127.0.0.1:{port}")
     ended = call("doctor")
     assert ended.code == 5

@@ -6,32 +6,13 @@ import re
 import socket
 import subprocess
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from services.store import Store
-from tests.services.program import COMMAND, here
-
-ROOT = "q7Rz_0vLw2-Xb9TnYd4K"
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NAS_BLOCKOUT_HOME", str(tmp_path))
-    monkeypatch.setenv("NAS_BLOCKOUT_TRACKING_URI", "none")
-    return tmp_path
-
-
-@pytest.fixture
-def call(home: Path) -> Call:
-    def run(*words: str) -> tuple[int, str, str]:
-        ended = here(*words)
-        return ended.code, ended.out, ended.err
-
-    return run
+from tests.services.program import COMMAND, store_of
+from tests.services.serving import ROOT_TOKEN
 
 
 def test_a_token_is_shown_once_listed_without_its_secret_and_revoked(call, home):
@@ -39,7 +20,7 @@ def test_a_token_is_shown_once_listed_without_its_secret_and_revoked(call, home)
     assert code == 0
     assert re.fullmatch(r"nab_\S+\n", secret)
     assert "token 1 for ann, scope write; the secret is shown only once" in err
-    with Store.open(f"sqlite:///{home}/runs/nas_blockout.db") as store:
+    with store_of(home) as store:
         assert store.token(secret.strip()).owner == "ann"
     for words in (("token", "list"), ("token", "list", "--json")):
         code, listed, _ = call(*words)
@@ -90,7 +71,7 @@ def test_the_worker_does_not_start_without_a_cluster(call):
 def server(home: Path) -> Iterator["subprocess.Popen[str]"]:
     """The API as a user starts it, on a free port."""
     command = [*COMMAND, "serve", "--port", "0"]
-    environment = {**os.environ, "NAS_BLOCKOUT_API_TOKEN": ROOT}
+    environment = {**os.environ, "NAS_BLOCKOUT_API_TOKEN": ROOT_TOKEN}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as started:
         yield started
         started.kill()
@@ -104,11 +85,11 @@ def test_the_api_serves_until_it_is_terminated(server):
         assert "server" not in {name.lower() for name in answer.headers}
     server.terminate()
     assert server.wait(timeout=60) == 143
-    assert ROOT not in first_line + server.stderr.read()
+    assert ROOT_TOKEN not in first_line + server.stderr.read()
 
 
 def test_an_address_that_is_taken_is_named(call, monkeypatch):
-    monkeypatch.setenv("NAS_BLOCKOUT_API_TOKEN", ROOT)
+    monkeypatch.setenv("NAS_BLOCKOUT_API_TOKEN", ROOT_TOKEN)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         code, _, err = call("serve", "--port", port)

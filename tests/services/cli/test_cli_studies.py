@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from services.store import Store
-from services.study_config.resolution import parse, resolve
-from tests.services.program import Call, here
+from services.study_config.resolution import resolve_document
+from tests.services.program import Call, store_of
 
 STUDY: dict[str, Any] = {
     "schema_version": 2,
@@ -22,25 +21,11 @@ STUDY: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NAS_BLOCKOUT_HOME", str(tmp_path))
-    monkeypatch.setenv("NAS_BLOCKOUT_TRACKING_URI", "none")
-    monkeypatch.setenv("COLUMNS", "250")
-    return tmp_path
-
-
-@pytest.fixture
-def call() -> Call:
-    """Calls the program as its script does, in this process."""
-    return here
-
-
 @pytest.fixture
 def recorded(home: Path, pretend: Any) -> None:
     """A study that has run, with made-up results."""
-    study = resolve(parse(STUDY, source="here"), source="here")
-    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+    study = resolve_document(STUDY, source="here")
+    with store_of(home) as store:
         store.create_study("tiny", config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
         pretend(store, study, max_concurrent_trials=1)
 
@@ -102,8 +87,8 @@ def test_an_estimate_of_a_study_that_cannot_run_is_one_error(call: Call, home: P
 
 @pytest.mark.usefixtures("recorded")
 def test_studies_are_compared_in_one_table(call: Call, home: Path, pretend: Any) -> None:
-    other = resolve(parse({**STUDY, "name": "other", "seed": 1}, source="here"), source="here")
-    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+    other = resolve_document({**STUDY, "name": "other", "seed": 1}, source="here")
+    with store_of(home) as store:
         store.finish_study("tiny", "complete")
         store.create_study("other", config=other.to_json(), config_hash=other.hash, arms=list(other.arms))
         pretend(store, other, max_concurrent_trials=1)

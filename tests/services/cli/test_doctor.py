@@ -1,12 +1,12 @@
 """What `doctor` says of services: whether they answer, let us in, have our versions and our time."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ import pytest
 from services.cli.doctor import SERVICES, Finding, examine
 from services.settings import Settings
 from services.store import Store
+from tests.services.serving import ROOT_TOKEN, answering
 
 Serve = Callable[..., str]
 KNOWN = 0  # stands for an answer that needs the token
-TOKEN = "q7Rz_0vLw2-Xb9TnYd4K"
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """Starts a server that gives fixed answers by path, with a clock of its own; returns its address."""
-    running: list[tuple[HTTPServer, threading.Thread]] = []
+    stack = ExitStack()
 
     def start(answers: dict[str, tuple[int, Any]], *, ahead: float = 0.0) -> str:
         class Handler(BaseHTTPRequestHandler):
@@ -35,27 +35,17 @@ def serve() -> Iterator[Serve]:
             def do_GET(self) -> None:
                 status, body = answers.get(self.path.partition("?")[0], (404, "no such page"))
                 if status == KNOWN:
-                    status = 200 if self.headers["Authorization"] == f"Bearer {TOKEN}" else 401
+                    status = 200 if self.headers["Authorization"] == f"Bearer {ROOT_TOKEN}" else 401
                 content = (body if isinstance(body, str) else json.dumps(body)).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
 
-            def log_message(self, format: str, *args: object) -> None:
-                """Say nothing."""
+        return stack.enter_context(answering(Handler))
 
-        server = HTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        running.append((server, thread))
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server, thread in running:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with stack:
+        yield start
 
 
 def findings(settings: Settings, *, api: str | None = None) -> dict[str, Finding]:
@@ -81,7 +71,7 @@ def test_an_api_that_is_not_ready_says_what_is_missing(serve: Serve, settings: S
     assert '"ray": "away"' in finding.found
 
 
-@pytest.mark.parametrize(("token", "ok"), [(TOKEN, True), (TOKEN[::-1], False)])
+@pytest.mark.parametrize(("token", "ok"), [(ROOT_TOKEN, True), (ROOT_TOKEN[::-1], False)])
 def test_the_token_of_the_service_is_tried_where_it_is_set(
     serve: Serve, settings: Settings, token: str, ok: bool
 ) -> None:

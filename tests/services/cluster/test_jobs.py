@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from services.cluster.jobs import Jobs, job_id
 from services.study_config.resolution import study_of
 from services.study_config.resolved_study import Study
 from tests.services.program import COMMAND, RUNS_HERE, Ended, alone, here
+from tests.services.serving import answering
 from tests.services.topology.studies import TINY, home_of
 
 pytestmark = [pytest.mark.slow(120), pytest.mark.timeout(900), *RUNS_HERE]
@@ -180,20 +180,12 @@ def test_a_wrong_token_a_closed_port_and_another_server_are_told_apart(
 def no_ray() -> Iterator[str]:
     """The address of a web server that knows nothing of Ray."""
 
-    class Silent(http.server.BaseHTTPRequestHandler):
+    class Missing(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(404)
 
-        def log_message(self, *arguments: Any) -> None:
-            """Say nothing."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with answering(Missing) as found:
+        yield found
 
 
 def until(condition: Any, *, seconds: float = 120) -> None:

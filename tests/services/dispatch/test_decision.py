@@ -49,7 +49,7 @@ COMPLETE = replace(STUDY, state="complete")
 SMALLER = replace(COMPLETE, config_hash="beef")  # it was complete before it was extended
 RUNNING, STOPPED, DONE = Job("j", "running"), Job("j", "stopped"), Job("j", "succeeded", exit_code=0)
 REFUSED = Job("j", "failed", "Job failed\nerror: study s: budget must be larger\n", exit_code=2)
-AGAIN = "the Ray cluster was started anew and no longer knew its job"
+AGAIN = "the Ray cluster was restarted and no longer knew its job"
 LATE = replace(GIVEN, attempt=MOST_RESTARTS + 3, first_attempt=3)
 
 
@@ -71,10 +71,10 @@ TABLE = {
         Settle("complete", "some of its trials failed; `nas-blockout show s --failed` says why"),
     ),
     "an extended study is not complete by what it was": (GIVEN, None, SMALLER, Submit(1, AGAIN)),
-    "a head that is started anew": (GIVEN, None, STUDY, Submit(1, AGAIN)),
-    "a head that is started anew while the driver still lives": (GIVEN, None, DRIVEN, Wait()),
-    "a head that is started anew and a driver that is silent": (GIVEN, None, SILENT, Submit(1, AGAIN)),
-    "a head that is started anew after the study was complete": (GIVEN, None, COMPLETE, Settle("complete")),
+    "a head that is restarted": (GIVEN, None, STUDY, Submit(1, AGAIN)),
+    "a head that is restarted while the driver still lives": (GIVEN, None, DRIVEN, Wait()),
+    "a head that is restarted and a driver that is silent": (GIVEN, None, SILENT, Submit(1, AGAIN)),
+    "a head that is restarted after the study was complete": (GIVEN, None, COMPLETE, Settle("complete")),
     "a study that somebody else drives is waited for": (ROW, None, DRIVEN, Wait()),
     "a job that failed because somebody else drives is waited with": (GIVEN, failed(1), DRIVEN, Wait()),
     "a driver that was killed": (GIVEN, failed(-9), STUDY, Submit(1, "its driver was ended by signal 9")),
@@ -114,7 +114,7 @@ TABLE = {
         GIVEN,
         STOPPED,
         STUDY,
-        Settle("cancelled", "its Ray job was stopped from outside; `resume` goes on with it"),
+        Settle("cancelled", "its Ray job was stopped from outside; `resume` continues it"),
     ),
     "a living job is stopped if asked": (CANCELLING, RUNNING, DRIVEN, Stop("j")),
     "one that has just finished is not": (CANCELLING, RUNNING, COMPLETE, Wait()),
@@ -122,7 +122,7 @@ TABLE = {
         CANCELLING,
         STOPPED,
         STUDY,
-        Settle("cancelled", "cancelled as asked; `resume` goes on with it"),
+        Settle("cancelled", "cancelled on request; `resume` continues it"),
     ),
     "not before the driver is gone": (CANCELLING, STOPPED, DRIVEN, Wait()),
     "cancelled too late": (
@@ -135,13 +135,13 @@ TABLE = {
         CANCELLING,
         None,
         SILENT,
-        Settle("cancelled", "cancelled as asked; `resume` goes on with it"),
+        Settle("cancelled", "cancelled on request; `resume` continues it"),
     ),
     "cancelled before it was submitted": (
         replace(ROW, state="cancelling"),
         None,
         None,
-        Settle("cancelled", "cancelled as asked; `resume` goes on with it"),
+        Settle("cancelled", "cancelled on request; `resume` continues it"),
     ),
 }  # fmt: skip
 

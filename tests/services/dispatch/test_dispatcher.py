@@ -19,7 +19,7 @@ from services.cluster import ClusterError
 from services.cluster.jobs import Job, job_id
 from services.dispatch import Dispatcher
 from services.store import LeaseLost, Store, StudyConflict
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 
 DOCUMENT = {
@@ -35,7 +35,7 @@ NAMES = ("one", "two", "three")
 
 
 def study_named(name: str) -> Study:
-    return resolve(parse({**DOCUMENT, "name": name}, source="test"), source="test")
+    return resolve_document({**DOCUMENT, "name": name}, source="test")
 
 
 STUDIES = {name: study_named(name) for name in NAMES}
@@ -122,6 +122,17 @@ def worker(store: Store, grid: Grid, name: str = "a", **changes: object) -> Disp
     return Dispatcher(store, grid, worker=name, **{"log": lambda text: None, **changes})
 
 
+def driven(store: Store) -> tuple[Grid, Dispatcher, str]:
+    """A cluster whose driver runs study one, the worker that submitted it, and the name of the job."""
+    grid = Grid(store)
+    dispatcher = worker(store, grid)
+    enqueue(store)
+    dispatcher.round()
+    (job,) = grid.submitted
+    grid.drive(job)
+    return grid, dispatcher, job
+
+
 def state(store: Store, name: str = "one") -> tuple[str, str]:
     row = store.queued_study(name)
     assert row is not None
@@ -146,15 +157,11 @@ def test_a_study_is_submitted_watched_and_settled(store: Store) -> None:
 
 
 def test_a_head_that_dies_costs_an_attempt_and_its_owner_is_told_why(store: Store) -> None:
-    grid = Grid(store)
-    dispatcher = worker(store, grid)
-    enqueue(store)
-    dispatcher.round()
-    grid.drive(grid.submitted[0])
+    grid, dispatcher, _ = driven(store)
     grid.die()
     dispatcher.round()
     assert grid.submitted[-1] == job_id(STUDIES["one"], 1)
-    assert state(store) == ("running", "attempt 2: the Ray cluster was started anew and no longer knew its job")
+    assert state(store) == ("running", "attempt 2: the Ray cluster was restarted and no longer knew its job")
     for _ in range(10):
         grid.die()
         dispatcher.round()
@@ -167,27 +174,19 @@ def test_a_head_that_dies_costs_an_attempt_and_its_owner_is_told_why(store: Stor
 
 
 def test_a_failed_study_is_failed_in_queue_and_store_with_the_same_sentence(store: Store) -> None:
-    grid = Grid(store)
-    dispatcher = worker(store, grid)
-    enqueue(store)
-    dispatcher.round()
-    grid.drive(grid.submitted[0])
-    grid.end(grid.submitted[0], "failed", 1, "log\nerror: No space left on device")
+    grid, dispatcher, job = driven(store)
+    grid.end(job, "failed", 1, "log\nerror: No space left on device")
     dispatcher.round()
     assert state(store) == ("failed", "No space left on device")
     assert (store.study("one").state, store.study("one").error) == ("failed", "No space left on device")
 
 
 def test_cancelling_stops_the_job_once_and_then_settles(store: Store) -> None:
-    grid = Grid(store)
-    dispatcher = worker(store, grid)
-    enqueue(store)
-    dispatcher.round()
-    grid.drive(grid.submitted[0])
+    grid, dispatcher, _ = driven(store)
     store.request_cancel("one")
     dispatcher.round()
     dispatcher.round()
-    assert state(store) == ("cancelled", "cancelled as asked; `resume` goes on with it")
+    assert state(store) == ("cancelled", "cancelled on request; `resume` continues it")
     assert store.study("one").state == "cancelled"
     store.request_resume("one")
     dispatcher.round()
@@ -224,7 +223,7 @@ def test_a_lease_that_ended_goes_to_another_worker_and_the_first_lets_go(store: 
     assert len(grid.submitted) == 1
 
 
-def test_a_worker_that_ends_gives_its_studies_back_at_once(store: Store) -> None:
+def test_a_worker_that_ends_gives_its_studies_back_max_running(store: Store) -> None:
     grid = Grid(store)
     first = worker(store, grid, "first")
     enqueue(store)
@@ -331,7 +330,7 @@ def test_a_worker_without_a_cluster_says_so_once_and_gives_its_studies_back_on_s
         assert process.returncode == 0, errors
         assert said[0].startswith("worker ")
         assert said[1].startswith("waits: ")
-        assert rest == "ends, and gives its studies back\n"
+        assert rest == "ends, and releases its leases\n"
         row = store.queued_study("one")
         assert row is not None
         assert (row.state, row.worker, row.job) == ("queued", None, None)
@@ -403,7 +402,7 @@ class Interleavings(RuleBasedStateMachine):
             self.ended.pop(name, None)
 
     @invariant()
-    def no_study_is_run_twice_at_once(self) -> None:
+    def no_study_is_run_twice_max_running(self) -> None:
         for name in NAMES:
             assert len(self.grid.living(name)) <= 1, self.grid.jobs
 

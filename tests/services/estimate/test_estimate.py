@@ -12,7 +12,7 @@ from services.estimate import Estimate, estimate
 from services.estimate.forecast import TRIAL_SECONDS, forecast
 from services.estimate.measurement import Measured, epoch_seconds, measure, part_of
 from services.settings import Settings
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 from services.study_config.robustness_options import Robustness
 from services.trial_record import RETRAIN, SEARCH
@@ -42,7 +42,7 @@ def study_of(*, workers: int = 2) -> Study:
         "workers": {"max_concurrent_trials": workers},
         "arms": ARMS,
     }
-    return resolve(parse(document, source="x"), source="x")
+    return resolve_document(document, source="x")
 
 
 def settings_of(home: Path, **changes: Any) -> Settings:

@@ -16,7 +16,7 @@ from services.execution.driver import Driver
 from services.files.study_dir import Folder
 from services.settings import Settings
 from services.store import Store
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 
@@ -50,7 +50,7 @@ def splits() -> Splits:
 
 
 def study_of(**arms: dict[str, Any]) -> Study:
-    return resolve(parse({**STUDY, "arms": arms or STUDY["arms"]}, source="x"), source="x")
+    return resolve_document({**STUDY, "arms": arms or STUDY["arms"]}, source="x")
 
 
 class Machine:

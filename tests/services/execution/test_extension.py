@@ -13,7 +13,7 @@ from services.execution.extension import additions, enter
 from services.files.study_dir import Folder, write_json
 from services.finalize.winners import exported_trials
 from services.store import Store, StudyBusy, StudyConflict
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 
@@ -37,7 +37,7 @@ LARGER = {"budget": {"sample_passes": 14 * ONE}, "retrain": {"seeds": [0, 1, 2]}
 
 
 def study(**changes: Any) -> Study:
-    return resolve(parse({**DOCUMENT, **changes}, source="x"), source="x")
+    return resolve_document({**DOCUMENT, **changes}, source="x")
 
 
 @pytest.fixture

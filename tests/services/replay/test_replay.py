@@ -17,7 +17,7 @@ from services.replay.simulation import ShuffledProposer, simulate
 from services.settings import Settings
 from services.store import NotFound, Store
 from services.study_config.errors import StudyError
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 from services.trial_record import SEARCH, Params, Trial
 
@@ -41,7 +41,7 @@ DOCUMENT: dict[str, Any] = {
 
 
 def study(**changes: Any) -> Study:
-    return resolve(parse({**DOCUMENT, **changes}, source="x"), source="x")
+    return resolve_document({**DOCUMENT, **changes}, source="x")
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """The scheduler: who comes next, what it may spend, and that an interrupted search goes on as if it had not been."""
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -9,28 +11,12 @@ from hypothesis import strategies as st
 
 from nas_blockout.train import TrainingSettings, sample_passes
 from services.search.scheduler import Scheduler
-from services.study_config.resolution import parse, resolve
-from services.study_config.resolved_study import Study
 from services.trial_record import RETRAIN, SEARCH, Trial
+from tests.services.search.example_study import IMAGES, example, scheduler_of
 
-IMAGES, EPOCHS = 100, 2
+EPOCHS = 2
 ONE = sample_passes(TrainingSettings(EPOCHS), IMAGES)
 SEEDS = [0, 1]
-
-
-def study(arms: dict[str, object], *, trials: int = 4) -> Study:
-    document = {
-        "schema_version": 2,
-        "name": "example",
-        "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
-        "training": {"epochs": EPOCHS},
-        "budget": {"sample_passes": ONE * (trials + len(SEEDS))},
-        "retrain": {"seeds": SEEDS},
-        "arms": arms,
-    }
-    return resolve(parse(document, source="x"), source="x")
-
-
 THREE = {
     "random": {"space": ["training", "branched"]},
     "tpe": {"space": ["training", "branched"], "searcher": "tpe"},
@@ -38,8 +24,8 @@ THREE = {
 }
 
 
-def scheduler_of(known: list[Trial] | None = None, *, arms: dict[str, object] = THREE, trials: int = 4) -> Scheduler:
-    return Scheduler(study(arms, trials=trials), shape=(1, 8, 8), classes=10, images=IMAGES, trials=known or [])
+def planned(known: Sequence[Trial] = (), *, arms: Mapping[str, Any] = THREE, trials: int = 4) -> Scheduler:
+    return scheduler_of(example(arms, epochs=EPOCHS, trials=trials, seeds=SEEDS), known)
 
 
 def outcome(trial: Trial, *, failing: bool = False) -> Trial:
@@ -71,7 +57,7 @@ def run_to_end(
 @given(max_concurrent_trials=st.integers(1, 5), seed=st.integers(0, 100))
 @settings(max_examples=15, deadline=None)
 def test_every_arm_spends_exactly_its_budget(max_concurrent_trials: int, seed: int) -> None:
-    scheduler = scheduler_of()
+    scheduler = planned()
     run_to_end(scheduler, max_concurrent_trials=max_concurrent_trials, seed=seed)
     assert scheduler.finished
     for arm in THREE:
@@ -82,40 +68,40 @@ def test_every_arm_spends_exactly_its_budget(max_concurrent_trials: int, seed: i
 
 @pytest.mark.parametrize("stop_after", [1, 5, 9, 13])
 def test_a_rebuilt_plan_goes_on_as_the_uninterrupted_one(stop_after: int) -> None:
-    straight = run_to_end(scheduler_of())
-    scheduler, known = scheduler_of(), []
+    straight = run_to_end(planned())
+    scheduler, known = planned(), []
     for _ in range(stop_after):
         proposal = scheduler.next()
         assert proposal is not None
         scheduler.update(outcome(proposal))
     known = [trial for arm in THREE for phase in (SEARCH, RETRAIN) for trial in scheduler.of(arm, phase)]
     random.Random(1).shuffle(known)
-    resumed = run_to_end(scheduler_of(known))
+    resumed = run_to_end(planned(known))
     assert [trial.config for trial in resumed] == [trial.config for trial in straight[stop_after:]]
 
 
 def test_arms_with_the_same_space_and_searcher_get_the_same_proposals() -> None:
     arms = {"a": {"space": ["training"]}, "b": {"space": ["training"]}}
-    scheduler = scheduler_of(arms=arms)
+    scheduler = planned(arms=arms)
     run_to_end(scheduler)
     assert [e.config for e in scheduler.of("a", SEARCH)] == [e.config for e in scheduler.of("b", SEARCH)]
 
 
 def test_an_architecture_is_not_proposed_twice_in_an_arm() -> None:
-    scheduler = scheduler_of(arms={"random": {"space": ["branched"]}}, trials=12)
+    scheduler = planned(arms={"random": {"space": ["branched"]}}, trials=12)
     run_to_end(scheduler)
     hashes = [trial.architecture_hash for trial in scheduler.of("random", SEARCH)]
     assert len(set(hashes)) == len(hashes) == 12
 
 
 def test_what_cannot_vary_is_repeated_with_other_seeds() -> None:
-    scheduler = scheduler_of(arms={"fixed": {}})
+    scheduler = planned(arms={"fixed": {}})
     run_to_end(scheduler)
     assert len({trial.seed for trial in scheduler.of("fixed", SEARCH)}) == 4
 
 
 def test_matched_arms_wait_and_take_the_macs_of_the_other() -> None:
-    scheduler = scheduler_of()
+    scheduler = planned()
     order = run_to_end(scheduler)
     first_thin = next(i for i, trial in enumerate(order) if trial.arm == "thin")
     assert sum((trial.arm, trial.phase) == ("random", SEARCH) for trial in order[:first_thin]) == 4
@@ -134,7 +120,7 @@ def test_pruned_and_distilled_arms_meet_the_macs_of_the_other_as_a_share_of_the_
         "pruned": {"pruning": {}, "match": {"arm": "random"}},
         "widths": {**blockout, "match": {"arm": "random"}},
     }
-    scheduler = scheduler_of(arms=arms)
+    scheduler = planned(arms=arms)
     run_to_end(scheduler)
     dense = 64 * 9 * 8 + 16 * 9 * 8 * 8 + 8 * 12 + 12 * 10
     for mine, widths, theirs in zip(
@@ -150,7 +136,7 @@ def test_pruned_and_distilled_arms_meet_the_macs_of_the_other_as_a_share_of_the_
 
 
 def test_failed_trials_cost_what_they_spent_and_are_told_as_failed() -> None:
-    scheduler = scheduler_of(arms={"tpe": THREE["tpe"]})
+    scheduler = planned(arms={"tpe": THREE["tpe"]})
     run_to_end(scheduler, fails=frozenset({0, 1}))
     states = [trial.state for trial in scheduler.of("tpe", SEARCH)]
     assert states == ["failed", "failed", "complete", "complete", "complete"]  # two halves paid for one more
@@ -158,7 +144,7 @@ def test_failed_trials_cost_what_they_spent_and_are_told_as_failed() -> None:
 
 
 def test_an_arm_that_only_fails_gives_up_and_whoever_matches_it_too() -> None:
-    scheduler = scheduler_of(trials=30)
+    scheduler = planned(trials=30)
     order = run_to_end(scheduler, fails=frozenset(range(100)))
     assert scheduler.finished
     assert {trial.phase for trial in order} == {SEARCH}
@@ -168,7 +154,7 @@ def test_an_arm_that_only_fails_gives_up_and_whoever_matches_it_too() -> None:
 
 
 def test_winner_is_the_best_on_validation_and_the_first_of_equals() -> None:
-    scheduler = scheduler_of(arms={"fixed": {}})
+    scheduler = planned(arms={"fixed": {}})
     for number in range(4):
         proposal = scheduler.next()
         assert proposal is not None

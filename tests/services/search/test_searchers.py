@@ -13,12 +13,12 @@ from services.search.asha import is_promoted
 from services.search.proposals import MOST_ASKS
 from services.search.samplers import ask
 from services.search.scheduler import Scheduler
-from services.study_config.resolution import parse, resolve
 from services.study_config.resolved_study import Study
 from services.study_config.search_options import Constraints, Rules
 from services.trial_record import RETRAIN, SEARCH, Infeasible, Trial
+from tests.services.search.example_study import CLASSES, IMAGES, SHAPE, example, scheduler_of
 
-IMAGES, EPOCHS, SHAPE, CLASSES = 100, 9, (1, 8, 8), 10
+EPOCHS = 9
 ONE = sample_passes(TrainingSettings(EPOCHS), IMAGES)
 EPOCH = ONE // EPOCHS
 SEEDS = [0]
@@ -27,21 +27,7 @@ TRAINING = {"space": ["training"]}
 
 
 def study(arm: dict[str, Any], *, trials: int = 8, **top: Any) -> Study:
-    document = {
-        "schema_version": 2,
-        "name": "example",
-        "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [12]},
-        "training": {"epochs": EPOCHS},
-        "budget": {"sample_passes": ONE * (trials + len(SEEDS))},
-        "retrain": {"seeds": SEEDS},
-        "arms": {"arm": arm},
-        **top,
-    }
-    return resolve(parse(document, source="x"), source="x")
-
-
-def scheduler_of(given: Study, known: list[Trial] | None = None) -> Scheduler:
-    return Scheduler(given, shape=SHAPE, classes=CLASSES, images=IMAGES, trials=known or [])
+    return example({"arm": arm}, epochs=EPOCHS, trials=trials, seeds=SEEDS, **top)
 
 
 def curve_of(trial: Trial) -> list[float]:

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from services.store import Store
 from services.trial_record import Trial
-from tests.services.program import RUNS_HERE, Ended, here, of
+from tests.services.program import RUNS_HERE, Ended, here, of, store_of
 
 pytestmark = [pytest.mark.slow(50), *RUNS_HERE]
 
@@ -36,7 +35,7 @@ def call(home: Path, *words: object) -> Ended:
 
 
 def trials(home: Path) -> tuple[Trial, ...]:
-    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+    with store_of(home) as store:
         return store.trials("grows")
 
 

@@ -13,9 +13,8 @@ import psutil
 import pytest
 import yaml
 
-from services.store import Store
 from services.trial_record import Trial
-from tests.services.program import COMMAND, of
+from tests.services.program import COMMAND, of, store_of
 
 pytestmark = pytest.mark.slow(40)
 
@@ -49,7 +48,7 @@ def running(home: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def trials(home: Path) -> tuple[Trial, ...]:
-    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+    with store_of(home) as store:
         return store.trials("interrupted") if store.studies() else ()
 
 
@@ -78,6 +77,6 @@ def test_a_signal_ends_a_run_with_its_code_and_leaves_the_study_to_another(
     assert "of the budget" in err
     _, alive = psutil.wait_procs(below, timeout=20)
     assert alive == []
-    with Store.open(f"sqlite:///{tmp_path / 'runs' / 'nas_blockout.db'}") as store:
+    with store_of(tmp_path) as store:
         row = store.study("interrupted")
         assert (row.state, row.owner) == ("running", None)

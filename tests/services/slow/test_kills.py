@@ -20,10 +20,9 @@ import yaml
 
 from services.execution.driver import run
 from services.settings import Settings
-from services.store import Store
 from services.study_config.resolution import read, resolve
 from services.trial_record import Trial
-from tests.services.program import RUNS_HERE, of
+from tests.services.program import RUNS_HERE, of, store_of
 
 KILLS = int(os.environ.get("KILLS", "3"))
 pytestmark = [pytest.mark.slow(60), pytest.mark.timeout(400 + 60 * KILLS), *RUNS_HERE]
@@ -70,7 +69,7 @@ def start(home: Path) -> subprocess.Popen[bytes]:
 
 
 def trials(home: Path) -> tuple[Trial, ...]:
-    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+    with store_of(home) as store:
         return store.trials("killed") if store.studies() else ()
 
 
@@ -137,7 +136,7 @@ def test_killed_studies_end_like_uninterrupted_ones(tmp_path: Path) -> None:
     finish(killed)
     found = [comparable(row) for row in trials(killed)]
     assert sorted(found, key=str) == sorted(expected, key=str)
-    with Store.open(f"sqlite:///{killed / 'runs' / 'nas_blockout.db'}") as store:
+    with store_of(killed) as store:
         for row in store.trials("killed"):
             epochs = [epoch.epoch for epoch in store.epochs(row.id)]
             assert epochs == list(range(40))

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 from nas_blockout import plots
 from services.mlflow_sync import Projection
 from services.store import Store
+from tests.services.serving import closed_port
 
 pytestmark = [
     pytest.mark.slow(20),
@@ -80,9 +80,7 @@ def project(folder: Path, uri: str) -> tuple[str, str]:
 @contextmanager
 def served(uri: str, folder: Path) -> Iterator[str]:
     """Run MLflow's server on a database; yield its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = closed_port()
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--allowed-hosts", "127.0.0.1:*"]
     address = f"http://127.0.0.1:{port}"

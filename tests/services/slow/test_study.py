@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -29,9 +28,9 @@ import yaml
 from PIL import Image
 
 from nas_blockout.data import DataSettings, load
-from services.store import Store
 from services.trial_record import Trial
-from tests.services.program import RUNS_HERE, Ended, alone, here, of
+from tests.services.program import RUNS_HERE, Ended, alone, here, of, store_of
+from tests.services.serving import closed_port
 
 pytestmark = [pytest.mark.slow(100), *RUNS_HERE]
 
@@ -147,7 +146,7 @@ def test_what_the_study_leaves_is_whole(home: Path) -> None:
 
 
 def test_the_store_knows_the_hash_of_every_exported_file(home: Path) -> None:
-    with Store.open(f"sqlite:///{home}/runs/nas_blockout.db") as store:
+    with store_of(home) as store:
         exports = store.exports("whole")
     assert {row.arm: row.verified for row in exports} == {"dense": True, "blockout": True}
     for row in exports:
@@ -181,7 +180,7 @@ def handed_over(home: Path, arm: str) -> Trial:
     """The trial whose network an arm handed over; its result has the recorded predictions."""
     comparison = json.loads((home / "runs" / "whole" / "comparison.json").read_text())
     seed = comparison["arms"][arm]["exported_seed"]
-    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+    with store_of(home) as store:
         trials = [row for row in store.trials("whole", phase="retrain") if (row.arm, row.seed) == (arm, seed)]
     assert len(trials) == 1
     return trials[0]
@@ -219,9 +218,7 @@ def test_each_form_alone_has_the_recorded_test_accuracies(home: Path, held: Held
 @contextmanager
 def served(home: Path, model: str) -> Iterator[str]:
     """MLflow's server of a model, as the guide starts it; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = closed_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{model}"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     environment = {

@@ -1,13 +1,13 @@
 """One process at a time may tell somebody outside of a study, and a dead one holds nobody up."""
 
 import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
 from services.store import LockTimeout, Store, StoreError
+from tests.services.processes import process
 
 HOLDER = """
 import sys
@@ -18,15 +18,15 @@ with Store.open(sys.argv[1]) as store, store.sync_lock("example", "mlflow"):
 """
 
 
-def holder(url: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, url], stdin=-1, stdout=-1, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    return process
+def holder(url: str) -> "subprocess.Popen[str]":
+    started = process(HOLDER, url)
+    assert started.stdout is not None
+    assert started.stdout.readline() == "held\n"
+    return started
 
 
 def test_a_second_process_is_refused_until_the_first_has_ended(store_url: str) -> None:
-    with Store.open(store_url) as store, holder(store_url) as process:
+    with Store.open(store_url) as store, holder(store_url) as other:
         with (
             pytest.raises(LockTimeout, match="sending study 'example' to mlflow"),
             store.sync_lock("example", "mlflow"),
@@ -34,14 +34,14 @@ def test_a_second_process_is_refused_until_the_first_has_ended(store_url: str) -
             pass
         with store.sync_lock("another", "mlflow"), store.sync_lock("example", "somebody"):
             pass
-        process.communicate("\n")
+        other.communicate("\n")
         with store.sync_lock("example", "mlflow"):
             pass
 
 
 def test_a_process_that_was_killed_holds_nobody_up(store_url: str) -> None:
-    with holder(store_url) as process:
-        process.kill()
+    with holder(store_url) as other:
+        other.kill()
     with Store.open(store_url) as store, store.sync_lock("example", "mlflow", wait_seconds=30):
         pass
 

@@ -1,14 +1,13 @@
 """Several processes at once, and processes that are killed: the store stays whole."""
 
 import json
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from services.store import Store, StudyBusy
+from tests.services.processes import outputs_at_once, process
 
 OPENER = """
 import sys
@@ -38,20 +37,8 @@ for number in range(10_000):
 """
 
 
-def process(code: str, url: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", code, url], stdin=-1, stdout=-1, text=True)
-
-
 def test_processes_that_open_a_fresh_database_at_once_agree(store_url):
-    openers = [process(OPENER, store_url) for _ in range(4)]
-    for opener in openers:
-        assert opener.stdout.readline() == "ready\n"
-    for opener in openers:
-        opener.stdin.write("\n")
-        opener.stdin.flush()
-    printed = [opener.communicate(timeout=60)[0] for opener in openers]
-    assert [opener.returncode for opener in openers] == [0] * 4
-    assert printed == ["1 1\n"] * 4
+    assert outputs_at_once(OPENER, store_url, number=4) == ["1 1\n"] * 4
 
 
 def test_of_drivers_that_claim_at_once_one_gets_the_study(store_url):

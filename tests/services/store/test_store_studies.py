@@ -1,7 +1,6 @@
 """Studies as a whole, on every database: made once, claimed by one, ended once."""
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ from itertools import product
 import pytest
 
 from services.store import NotFound, StateError, Store, StudyBusy, StudyConflict, this_process
+from tests.services.processes import process
 
 ENDS = ["complete", "failed", "cancelled"]
 HERE, THERE = "one:1", "two:2"
@@ -184,20 +184,20 @@ def test_a_study_whose_driver_is_silent_counts_as_interrupted(store):
 def other_process() -> Iterator[subprocess.Popen[str]]:
     """A process that prints its name among drivers and lives until it is told to end."""
     code = "from services.store import this_process; print(this_process(), flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as process:
-        yield process
-        process.kill()
+    with process(code) as started:
+        yield started
+        started.kill()
 
 
 def test_a_driver_that_was_killed_on_this_machine_frees_its_study_at_once(store):
     make(store)
-    with other_process() as process:
-        owner = process.stdout.readline().strip()
+    with other_process() as driver:
+        owner = driver.stdout.readline().strip()
         store.claim_study("example", owner)
         with pytest.raises(StudyBusy, match="is being run by"):
             store.claim_study("example")
-        process.kill()
-        process.wait()
+        driver.kill()
+        driver.wait()
         assert store.claim_study("example").owner == this_process() != owner
 
 

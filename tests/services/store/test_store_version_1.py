@@ -19,6 +19,7 @@ from services.store.database import parse
 from services.study_config.resolution import parse as parsed
 from services.study_config.resolution import resolve as resolved
 from services.study_config.resolved_study import parse_resolved
+from tests.services.processes import outputs_at_once
 
 STUDY: dict[str, Any] = json.loads((Path(__file__).parent / "version_1_study.json").read_text())
 WRITTEN, RESOLVED, HASH = STUDY["written"], STUDY["resolved"], STUDY["hash"]
@@ -195,16 +196,7 @@ with Store.open(sys.argv[1]) as store:
 def test_processes_that_open_a_store_of_version_1_at_once_migrate_it_once(store_url):
     trials = [trial_row(number, params={"refused": []}) for number in range(600)]
     make(store_url, rows("studies", study_row()), rows("arms", ARM), rows("trials", *trials)).dispose()
-    openers = [
-        subprocess.Popen([sys.executable, "-c", OPENER, store_url], stdin=-1, stdout=-1, text=True) for _ in range(3)
-    ]
-    for opener in openers:
-        assert opener.stdout.readline() == "ready\n"
-    for opener in openers:
-        opener.stdin.write("\n")
-        opener.stdin.flush()
-    assert [opener.communicate(timeout=120)[0] for opener in openers] == ["('infeasible',)\n"] * 3
-    assert [opener.returncode for opener in openers] == [0] * 3
+    assert outputs_at_once(OPENER, store_url, number=3) == ["('infeasible',)\n"] * 3
 
 
 @pytest.mark.parametrize("owner", ["elsewhere/1:7", this_process()], ids=["another machine", "this process"])

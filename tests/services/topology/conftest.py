@@ -8,7 +8,7 @@ import pytest
 
 from services.store import Store
 from tests.services.conftest import postgres_programs
-from tests.services.program import here
+from tests.services.program import here, store_of
 from tests.services.topology.studies import LONG, run_here, trials
 from tests.services.topology.system import Client, System, running
 
@@ -40,5 +40,5 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """The trials of the long study where nothing happens to it, on this machine and without any service."""
     home: Path = tmp_path_factory.mktemp("undisturbed")
     run_here(home, LONG, "undisturbed")
-    with Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}") as store:
+    with store_of(home) as store:
         return trials(store, "undisturbed")
