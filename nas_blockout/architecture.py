@@ -239,6 +239,7 @@ def _canonical(architecture: Architecture) -> list[Any]:
 
 
 def _smallest(architecture: Architecture, cells: Partition) -> list[Any]:
+    # The first cell that refinement left undecided. Its clusters are singled out one by one; the smallest form wins.
     tied = next((position for position, cell in enumerate(cells) if len(cell) > 1), None)
     if tied is None:
         return _serialize(architecture, {cell[0]: number for number, cell in enumerate(cells)})
@@ -264,6 +265,8 @@ def _one_of_each_orbit(architecture: Architecture, cells: Partition, cell: tuple
         import igraph  # its BLISS finds symmetries; imported here, since most processes never meet one
     except ImportError:  # a machine with an installation of its own: the same name, only slower
         return list(cell)
+    # As a bipartite graph: a vertex for every cluster and every group, an edge where a cluster has a group. Colors keep
+    # cells apart, and groups of another layer, width or classes: a symmetry may only exchange what is alike.
     groups = [(number, group) for number, layer in enumerate(architecture.layers) for group in layer.groups]
     kinds = sorted({(number, group.width, group.classes or ()) for number, group in groups})
     clusters = {cluster: vertex for vertex, cluster in enumerate(cluster for each in cells for cluster in each)}
@@ -277,6 +280,7 @@ def _one_of_each_orbit(architecture: Architecture, cells: Partition, cell: tuple
     graph = igraph.Graph(len(colors), edges)
     symmetries = graph.automorphism_group(color=colors)  # generators of all of them
     images = [pair for symmetry in symmetries for pair in enumerate(symmetry)]
+    # Vertices that some symmetry maps onto each other are connected: the components are the orbits.
     orbits = igraph.Graph(len(colors), images).connected_components().membership
     return list({orbits[clusters[cluster]]: cluster for cluster in reversed(cell)}.values())
 

@@ -73,7 +73,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
                 return _checked(kind, value, where)
         return _checked(fitting[-1], value, where)
     if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
+        if value not in arguments or isinstance(value, bool):  # True equals 1, and would pass for it
             raise ValueError(f"{where} must be one of {', '.join(map(str, arguments))}, got {value!r}")
         return value
     if origin is tuple:
@@ -85,10 +85,11 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    # YAML and JSON write 1.0 as 1; the setting, and the hash of the study, must not depend on that.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{where} must be {names.get(kind, kind.__name__)}, got {value!r}")
-    if kind is float and value != value:
+    if kind is float and value != value:  # NaN, the only value that differs from itself
         raise ValueError(f"{where} must be a number, got {value!r}")
     return value

@@ -194,6 +194,7 @@ def variables() -> tuple[Variable, ...]:
 
 def masked(url: str) -> str:
     """Return a URL with passwords masked, also those in its query."""
+    # Up to the last @: a password may contain one, too.
     shown = re.sub(r"(://[^:/@\s]*):.*@", r"\1:***@", url, flags=re.DOTALL)
     return re.sub(r"(?i)(\w*(?:password|passwd|token|secret)\w*=)[^&\s]*", r"\1***", shown)
 
@@ -204,7 +205,7 @@ def _folder(values: Mapping[str, str], variable: str) -> Path | None:
         return None
     if "\0" in text:
         raise SettingsError(f"{PREFIX}{variable}: a path must not contain NUL characters, got {text!r}")
-    path = Path(text).expanduser().absolute()
+    path = Path(text).expanduser().absolute()  # now: workers and jobs may run in another folder
     if path.exists() and not path.is_dir():
         raise SettingsError(f"{PREFIX}{variable} must be a folder, got the file {path}")
     return path
@@ -228,6 +229,7 @@ def _whole(values: Mapping[str, str], variable: str, default: int) -> int:
     text = values.get(PREFIX + variable, "").strip()
     if not text:
         return default
+    # Cut before it is converted: Python takes quadratic time for a number of many digits, and refuses 4,300 of them.
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:_MAX_DIGITS]) <= MAX_WHOLE:
         raise SettingsError(f"{PREFIX}{variable} must be a whole number in [1, {MAX_WHOLE}], got {text[:40]!r}")
     return int(text)

@@ -57,6 +57,7 @@ def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _band(count: int, length: int, side: int, generator: torch.Generator) -> Tensor:
+    # The middle lies anywhere in the image, so that the band may begin before it or end after it, as in the paper.
     starts = torch.randint(length, (count, 1), generator=generator) - side // 2
     positions = torch.arange(length)
     return (positions >= starts) & (positions < starts + side)

@@ -81,6 +81,7 @@ def cached(root: Path | None, key: str, make: Callable[[], Arrays]) -> Arrays:
     folder = root / "cache" / key
     if not folder.is_dir():
         arrays = make()
+        # Another process may have stored the same arrays meanwhile; the key contains all that they depend on.
         with whole_folder(folder, keep_existing=True) as part:
             for name, array in arrays.items():
                 np.save(part / f"{name}.npy", array, allow_pickle=False)
@@ -94,5 +95,6 @@ def digest(parts: Mapping[str, bytes]) -> str:
     """Return a short hash of named pieces of content; their order does not matter, their names do."""
     total = hashlib.sha256()
     for name in sorted(parts):
+        # With lengths: otherwise bytes could move from one piece to the next without changing the hash.
         total.update(f"{name}:{len(parts[name])}:".encode() + parts[name])
     return total.hexdigest()[:20]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nas_blockout.data.errors import DataUnsuitable
 
-_CONSTANT = 1e-6
+_CONSTANT = 1e-6  # a standard deviation below this is rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def measure(batches: Iterable[Tensor]) -> Preprocessing:
     std = (square - mean.square()).clamp_min(0).sqrt()
     if std.max() < _CONSTANT:
         raise DataUnsuitable(f"training images must vary, got the same values everywhere: {mean.tolist()}")
-    std = std.where(std >= _CONSTANT, 1.0)
+    std = std.where(std >= _CONSTANT, 1.0)  # such as a color channel that is 0 everywhere: it stays 0
     return Preprocessing(*shape, tuple(mean.tolist()), tuple(std.tolist()))
 
 

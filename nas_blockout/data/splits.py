@@ -62,7 +62,7 @@ class Splits:
         return self._load_test().loaded().normalized(self.preprocessing)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)  # holds tensors, which have no single truth value
 class Collection:
     """The result of a source: divided into splits, not yet subsampled and normalized.
 
@@ -99,6 +99,7 @@ def prepare(
     for name, images in (("training", train), ("validation", validation)):
         require_classes(images.labels, collection.class_names, split=name)
     loaded, selected_on = _loaded(train, validation)
+    # On the training images alone, and after the subsampling: 300 images may not know the mean of 60,000.
     preprocessing = measure(loaded.scaled())
     return Splits(
         loaded.normalized(preprocessing),

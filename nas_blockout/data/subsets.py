@@ -22,7 +22,7 @@ def stratified(labels: Tensor, shares: Sequence[float], *, seed: int) -> tuple[T
     parts: list[list[Tensor]] = [[] for _ in range(len(shares) + 1)]
     for label in labels.bincount().nonzero().flatten().tolist():
         members = (labels == label).nonzero().flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
+        members = members[torch.randperm(len(members), generator=generator)]  # one draw a class, in order of labels
         for part, piece in zip(parts, torch.split(members, _sizes(len(members), shares)), strict=True):
             part.append(piece)
     return tuple(torch.cat(part).sort().values for part in parts)

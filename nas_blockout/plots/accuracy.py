@@ -24,7 +24,7 @@ from nas_blockout.plots.style.canvas import (
 from nas_blockout.plots.style.labels import place_labels
 from nas_blockout.plots.style.theme import FONT, INK, LOST, MUTED, PAPER, SHOWN, SMALL, style_of, styled
 
-_ROW = 21.0
+_ROW = 21.0  # points, like all lengths here
 _NAMES = 118.0
 _PIECES = 24
 
@@ -73,7 +73,7 @@ def figure_accuracy(estimates: Sequence[Estimate], *, label: str = "test accurac
     axes = panel(figure, (left, 6, NARROW - left - 40, _ROW * len(estimates)))
     for row, estimate in enumerate(estimates):
         _estimate(axes, row, estimate)
-    axes.set_ylim(len(estimates) - 0.5, -0.5)
+    axes.set_ylim(len(estimates) - 0.5, -0.5)  # upside down: the first arm is on top
     axes.set_xlim(*padded(v for e in estimates for v in (*e.values, *(e.interval or ()))))
     _named_rows(axes, [shorten(e.name, left - 8) for e in estimates])
     percent_axis(axes, "x")
@@ -83,6 +83,7 @@ def figure_accuracy(estimates: Sequence[Estimate], *, label: str = "test accurac
 
 def _estimate(axes: Axes, row: int, estimate: Estimate) -> None:
     style = style_of(estimate.role)
+    # The transform of texts: x in shares of the panel, so that 1.015 is right of it, y in rows.
     if estimate.mean is None:
         axes.text(
             0.02, row, "no retrained model", transform=axes.get_yaxis_transform(), va="center", size=SMALL, color=MUTED
@@ -107,6 +108,7 @@ def figure_differences(differences: Sequence[Difference]) -> Figure:
 
     Significant differences have a filled marker, all others a hollow one.
     """
+    # A string is a heading. Pairs come sorted by their first arm, so that each arm gets one heading.
     rows: list[Difference | str] = []
     for difference in differences:
         if not rows or difference.a != _first_arm(rows[-1]):
@@ -119,6 +121,7 @@ def figure_differences(differences: Sequence[Difference]) -> Figure:
         if isinstance(entry, Difference):
             _difference(axes, row, entry)
     axes.set_ylim(len(rows) - 0.5, -0.5)
+    # With 0, so that every interval shows on which side of it it lies.
     low, high = padded(100 * v for d in differences for v in (0.0, d.difference, *(d.interval or ())))
     axes.set_xlim(low, high)
     _named_rows(axes, [_row_name(entry) for entry in rows])
@@ -191,6 +194,7 @@ def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -
     percent_axis(axes)
     axes.set_xlabel(label, labelpad=2)
     axes.set_ylabel("test accuracy (%)", labelpad=2)
+    # Last, since labels are placed in points on the page: scales and limits may not change any more.
     names = [shorten(point.name, 110, SMALL) for point in points]
     bars = [((p.cost, p.interval[0]), (p.cost, p.interval[1])) for p in points if p.interval is not None]
     bars += [((p.spread[0], p.accuracy), (p.spread[1], p.accuracy)) for p in points if p.spread is not None]
@@ -209,9 +213,11 @@ def _overlaps_another(point: Point, points: Sequence[Point]) -> bool:
 
 def _pieces(corners: Sequence[Corner], *, logarithmic: bool) -> list[tuple[Corner, Corner]]:
     """Split a polyline into many short segments, which labels can avoid one by one."""
+    # Labels avoid the box around each segment; that of a long slanted line would cover half of the panel.
     pieces: list[tuple[Corner, Corner]] = []
     for (x, y), (right, up) in pairwise(corners):
         steps = np.linspace(0, 1, _PIECES + 1)
+        # Geometric on a logarithmic axis, where the line that is drawn is straight.
         places = x * (right / x) ** steps if logarithmic else x + (right - x) * steps
         heights = y + (up - y) * steps
         pieces += pairwise(zip(places.tolist(), heights.tolist(), strict=True))
@@ -232,6 +238,7 @@ def figure_gap(arms: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]]) ->
         style, places = style_of(role), range(len(steps))
         seeds = max(map(len, steps.values()))
         for seed in range(seeds):
+            # A step that was not recorded for every seed has fewer values: a line may end early or have a hole.
             line = [by_seed[seed] if seed < len(by_seed) else math.nan for by_seed in steps.values()]
             axes.plot(places, line, color=style.color, lw=0.8, alpha=0.45)
         means = [float(np.mean(by_seed)) if by_seed else math.nan for by_seed in steps.values()]

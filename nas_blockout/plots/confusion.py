@@ -9,14 +9,14 @@ from numpy.typing import ArrayLike
 from nas_blockout.plots.style.canvas import NARROW, Array, bare, clean, heat_image, small_multiples, title
 from nas_blockout.plots.style.theme import MUTED, SMALL, styled
 
-_MOST_NAMED = 12
+_MOST_NAMED = 12  # classes that still have room for a tick label each
 
 
 def confusion_shares(counts: ArrayLike) -> Array:
     """Return the share of each true class (row) that was predicted as each other class (column); the diagonal is 0."""
     cells = np.asarray(counts, dtype=np.float64)
     shares: Array = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
-    np.fill_diagonal(shares, 0.0)
+    np.fill_diagonal(shares, 0.0)  # correct predictions would take up the whole color scale
     return shares
 
 
@@ -29,6 +29,7 @@ def figure_confusion(matrices: Mapping[str, ArrayLike], class_names: Sequence[st
         class_names: One per class; they label the axes if there are few of them and all are short.
     """
     shares = {name: confusion_shares(counts) for name, counts in matrices.items()}
+    # One color scale for all panels: only so can arms be compared.
     largest = max((float(values.max(initial=0.0)) for values in shares.values()), default=0.0)
     names = [clean(name) for name in class_names]
     named = len(names) <= _MOST_NAMED and max(map(len, names)) <= 3

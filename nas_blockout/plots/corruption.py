@@ -39,6 +39,7 @@ def figure_corruption(arms: Sequence[Corrupted]) -> Figure:
     values = [value for arm in arms for _, value in arm.line]
     for axes, arm in zip(panels, arms, strict=True):
         others = [other.line for other in arms if other is not arm]
+        # Limits are those of all arms, set below, so that panels can be compared.
         axes.add_collection(LineCollection(others, colors=GRID, linewidths=1), autolim=False)
         style = style_of(arm.role)
         axes.plot(*zip(*arm.line, strict=True), color=style.color, lw=1.7)
@@ -51,7 +52,7 @@ def figure_corruption(arms: Sequence[Corrupted]) -> Figure:
         percent_axis(axes, ticks=4)
         title(axes, arm.name)
     if panels:
-        height = float(figure.get_size_inches()[1]) * 72
+        height = float(figure.get_size_inches()[1]) * 72  # in points: the label is 3 points above the lower edge
         figure.supxlabel("severity (0: no corruption)", size=SMALL, color=MUTED, y=3 / height, va="bottom")
         figure.supylabel("error (%)", size=SMALL, color=MUTED, x=1 / NARROW, ha="left")
     return figure

@@ -17,8 +17,9 @@ from matplotlib.path import Path
 from nas_blockout.plots.style.canvas import NARROW, canvas, clean, panel, shorten, text_width
 from nas_blockout.plots.style.theme import INK, MUTED, PAPER, SMALL, cluster_color, styled
 
+# In points: width of a group, distance between groups, smallest and largest height of a group.
 _BOX, _GAP, _LEAST, _MOST = 52.0, 5.0, 14.0, 32.0
-_CLASSES, _PITCH = 104.0, 90.0
+_CLASSES, _PITCH = 104.0, 90.0  # room for names of classes, and from one layer to the next
 _MOST_GROUPS = 16
 _STRIPE = 4.0
 _HEAD = 22.0
@@ -51,6 +52,7 @@ def figure_architecture(document: Mapping[str, Any], class_names: Sequence[str])
     layers = [(clean(layer["name"]), _boxes(layer["groups"])) for layer in document["layers"]]
     tallest = max(_height(boxes) for _, boxes in layers)
     lines = [line for _, boxes in layers for box in boxes for line in _lines(box, class_names)]
+    # The names of classes stand to the right of the last layer, which has to leave room for them.
     written = 10 + max((text_width(line, SMALL) for line in lines), default=0.0)
     gaps = len(layers) - 1
     pitch = max(_PITCH, (NARROW - _BOX - written - 8) / gaps) if gaps else 0.0
@@ -77,9 +79,15 @@ def _boxes(groups: Sequence[Mapping[str, Any]]) -> list[_Box]:
         for g in groups
     ]
     by_size = sorted(groups_as_boxes, key=lambda box: -box.width)
-    kept, small = (by_size, []) if len(groups_as_boxes) <= _MOST_GROUPS else (by_size[: _MOST_GROUPS - 1], by_size[15:])
+    kept, small = (
+        (by_size, [])
+        if len(groups_as_boxes) <= _MOST_GROUPS
+        else (by_size[: _MOST_GROUPS - 1], by_size[_MOST_GROUPS - 1 :])
+    )
     largest = by_size[0].width
+    # The square root keeps small groups legible beside large ones.
     boxes = [replace(box, height=_LEAST + (_MOST - _LEAST) * (box.width / largest) ** 0.5) for box in kept]
+    # By mean cluster: groups of the same clusters are then at a similar height in every layer, and lines cross less.
     boxes.sort(key=lambda box: (sum(box.clusters) / len(box.clusters), box.clusters))
     if small:
         clusters = tuple(sorted({cluster for box in small for cluster in box.clusters}))
@@ -110,6 +118,7 @@ def _join(axes: Axes, before: Sequence[_Box], after: Sequence[_Box], height: flo
         lines = [_curve((start, box.middle), hub) for box in before if cluster in box.clusters]
         lines += [_curve(hub, (end, box.middle)) for box in after if cluster in box.clusters]
         color = cluster_color(cluster)
+        # One path for all lines of a cluster: one element in the SVG instead of dozens.
         axes.add_artist(
             PathPatch(Path.make_compound_path(*lines), fill=False, edgecolor=color, lw=1.1, alpha=0.75, clip_on=False)
         )
@@ -124,6 +133,7 @@ def _curve(start: tuple[float, float], end: tuple[float, float]) -> Path:
 
 
 def _draw(axes: Axes, box: _Box, class_names: Sequence[str]) -> None:
+    # Many clusters share half of the box, or less if the text is longer, as that of merged groups is.
     stripe = min(_STRIPE, (0.5 if box.merged == 1 else 0.12) * _BOX / len(box.clusters))
     start = box.left + stripe * len(box.clusters)
     _rectangle(axes, (box.left, box.top, _BOX, box.height), facecolor=PAPER, edgecolor=MUTED, lw=0.7)
@@ -154,6 +164,7 @@ def _wrapped(names: Sequence[str], *, lines: int) -> list[str]:
     for name in names:
         name = shorten(name, room - 24, SMALL)
         last = len(rows) == lines - 1
+        # A name may take the last place only if the count of those left out still fits behind it.
         tail = f" +{len(names) - shown}" if last and shown + 1 < len(names) else ""
         candidate = f"{row}  {name}" if row else name
         if text_width(candidate + tail, SMALL) > room:

@@ -36,7 +36,7 @@ class Agreed:
 @styled
 def figure_agreement(agreements: Sequence[Agreed]) -> Figure:
     """Draw one row per arm under each reference: mean, seeds, and the interval for shuffled classes as a band."""
-    rows: list[Agreed | str] = []
+    rows: list[Agreed | str] = []  # a string is the heading of a reference
     for agreement in agreements:
         if not rows or agreement.reference != _reference(rows[-1]):
             rows.append(agreement.reference)
@@ -67,6 +67,7 @@ def _reference(row: Agreed | str) -> str:
 
 def _draw(axes: Axes, row: int, entry: Agreed) -> None:
     style = style_of(entry.role)
+    # Behind the marks: only what lies to the right of the band is more than chance.
     axes.barh(row, entry.shuffled[1] - entry.shuffled[0], left=entry.shuffled[0], height=0.6, color=MUTED, alpha=0.3)
     axes.plot(entry.values, [row + 0.2] * len(entry.values), "o", ms=3, mec="none", mfc=style.color, alpha=0.6)
     axes.plot([entry.mean], [row - 0.08], style.marker, ms=5.5, color=style.color)

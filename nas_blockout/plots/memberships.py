@@ -37,6 +37,7 @@ from nas_blockout.plots.style.canvas import (
 from nas_blockout.plots.style.labels import place_labels
 from nas_blockout.plots.style.theme import CLUSTERS, INK, MUTED, PAPER, SHOWN, SMALL, cluster_color, styled
 
+# Limits that keep an SVG small and legible: cells of a mask in each direction, nodes of a panel, classes as rows.
 _MOST_CELLS = 96
 _MOST_NODES = 1500
 _FEW_CLASSES = 20
@@ -58,10 +59,12 @@ def figure_density(
         shares = np.sqrt(np.asarray(density, dtype=np.float64).T)  # so that bins with few entries are visible
         extent = (epochs[0] - 0.5, epochs[-1] + 0.5, 0.0, 1.0)
         _raster(axes, heat_image(shares), extent=extent, origin="lower")
+        # A light outline, since the median often runs through the darkest bins.
         halo = [withStroke(linewidth=3.2, foreground=PAPER)]
         axes.plot(epochs, np.asarray(medians[layer]), color=INK, lw=1.5, path_effects=halo)
         axes.set_ylim(0, 1)
         lowest, _, highest = axes.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
+        # The outermost labels are drawn inside, so that those of neighboring rows of panels do not touch.
         lowest.label1.set_verticalalignment("bottom")
         highest.label1.set_verticalalignment("top")
         amount_axis(axes, ticks=4)
@@ -84,12 +87,14 @@ def project(probabilities: Mapping[str, ArrayLike]) -> tuple[dict[str, Array], t
         The projected rows of each layer, (nodes, 2), and the share of the variance on each axis. Signs are chosen so
         that the largest loading of each axis is positive.
     """
+    # One projection for all layers: the same cluster is then in the same place in every panel.
     layers = {name: np.asarray(p, dtype=np.float64) for name, p in probabilities.items()}
     stacked = np.concatenate(list(layers.values()))
     mean = stacked.mean(axis=0)
     _, singular, axes = np.linalg.svd(stacked - mean, full_matrices=False)
     # One cluster has one component: the second is then zero.
     axes = np.concatenate([axes, np.zeros((2, axes.shape[1]))])[:2]
+    # The signs of singular vectors are arbitrary, and may differ between machines.
     axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], 1) < 0, -1.0, 1.0)
     variance = np.concatenate([singular**2, [0.0, 0.0]])
     shares = variance[:2] / variance.sum() if variance.sum() > 0 else np.zeros(2)
@@ -139,7 +144,7 @@ def _cluster_keys(clusters: int) -> list[Key]:
 
 
 def _nodes(axes: Axes, layer: str, places: Array, p: Array, *, size: float) -> None:
-    step = -(-len(places) // _MOST_NODES)
+    step = -(-len(places) // _MOST_NODES)  # rounded up; more than `_MOST_NODES` nodes are thinned out
     strongest = p.argmax(axis=1)
     bare(axes, frame=True)
     for cluster in range(p.shape[1]):
@@ -163,7 +168,7 @@ def extreme_classes(expected: ArrayLike, *, most: int = 3) -> tuple[list[int], l
 
 
 def _fewest_first(values: Array) -> NDArray[np.int64]:
-    return np.argsort(values.mean(axis=0), kind="stable")
+    return np.argsort(values.mean(axis=0), kind="stable")  # ties in the order of the classes
 
 
 @styled
@@ -245,7 +250,7 @@ def _classes_as_columns(values: Array, names: Sequence[str], below: float) -> Fi
 
 
 def _name_extremes(axes: Axes, means: Array, names: Sequence[str]) -> None:
-    chosen = [*range(4), *range(len(names) - 4, len(names))]
+    chosen = [*range(4), *range(len(names) - 4, len(names))]  # there are more than `_FEW_CLASSES`
     place_labels(axes, [(float(i), float(means[i])) for i in chosen], [shorten(names[i], 90, SMALL) for i in chosen])
 
 
@@ -263,7 +268,7 @@ def figure_masks(probabilities: Mapping[str, ArrayLike]) -> Figure:
         _raster(axes, heat_image(mask, top=1.0), extent=(0, 1, 0, 1))
         _strip(axes, p.argmax(axis=1), extent=(0, 1, 1.02, 1.06), across=True)
         _strip(axes, q.argmax(axis=1), extent=(-0.06, -0.02, 0, 1), across=False)
-        axes.set_xlim(-0.06, 1)
+        axes.set_xlim(-0.06, 1)  # the mask fills [0, 1], the strips are left of it and above
         axes.set_ylim(0, 1.06)
         bare(axes)
         title(axes, f"{source} to {target}")
@@ -273,6 +278,7 @@ def figure_masks(probabilities: Mapping[str, ArrayLike]) -> Figure:
 def kept_probability(source: Array, target: Array) -> Array:
     """Return the probability that source and target share at least one cluster in a draw, (targets, sources)."""
     lost = np.ones((len(target), len(source)))
+    # Clusters are drawn independently: the weight is lost if no cluster has both nodes.
     for cluster in range(source.shape[1]):
         lost *= 1 - np.outer(target[:, cluster], source[:, cluster])
     return 1 - lost
@@ -285,6 +291,7 @@ def _ordered(p: Array) -> Array:
 
 def _averaged(mask: Array) -> Array:
     """Reduce a mask to at most `_MOST_CELLS` rows and columns by averaging."""
+    # Edges rise strictly, because there are no more cells than rows: `reduceat` does not sum an empty range to 0.
     for axis in (0, 1):
         edges = np.linspace(0, mask.shape[axis], min(mask.shape[axis], _MOST_CELLS) + 1).astype(int)
         sums = np.add.reduceat(mask, edges[:-1], axis=axis)
@@ -293,10 +300,12 @@ def _averaged(mask: Array) -> Array:
 
 
 def _strip(axes: Axes, clusters: Array, *, extent: tuple[float, float, float, float], across: bool) -> None:
+    # Nodes are sorted by cluster, so that one rectangle for each run of equal clusters is enough.
     starts = [0, *(np.flatnonzero(np.diff(clusters)) + 1).tolist(), len(clusters)]
     left, right, bottom, top = extent
     for start, end in pairwise(starts):
         low, high = start / len(clusters), end / len(clusters)
         color = cluster_color(int(clusters[start]))
+        # Rows of an image go down, the axis goes up.
         box = (low, high, bottom, top) if across else (left, right, 1 - high, 1 - low)
         axes.fill_between([box[0], box[1]], box[2], box[3], color=color, lw=0)

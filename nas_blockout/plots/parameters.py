@@ -29,7 +29,7 @@ from nas_blockout.plots.style.theme import FONT, GRID, INK, LOST, MUTED, SMALL, 
 _ROW, _NAMES, _NAME = 14.0, 138.0, 78.0
 _TINY = 7.0
 _LOG = 20.0  # positive values that differ by more than this factor are drawn on a logarithmic axis
-_BEST = 0.25
+_BEST = 0.25  # share of the trials in bold, the same as for the importance of parameters
 _MOST_LINES = 300
 
 Value = float | int | bool | str | None
@@ -88,6 +88,7 @@ def figure_importance(arms: Sequence[Importances]) -> Figure:
 
 def _headed(axes: Axes, row: int, arm: Importances) -> None:
     at: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+    # Names of arms begin at the left edge of the figure, which is at a negative share of the panel.
     left = -(_NAMES - 4) / (NARROW - _NAMES - 34)
     axes.text(left, row, shorten(arm.arm, NARROW - 80), size=FONT, weight="bold", **at)
     axes.text(1.16, row, f"{arm.trials} trials", size=SMALL, color=MUTED, ha="right", **at)
@@ -121,6 +122,7 @@ def figure_parallel(searches: Sequence[Searched], *, limits: tuple[float, float]
     height = 146.0
     figure = canvas(NARROW, height * len(searches))
     firsts = [_last_parts(list(search.parameters))[0] for search in searches]
+    # The first label leans to the left, by 22 degrees: it is almost as wide as it is long.
     left = max(26.0, *(0.95 * text_width(shorten(name, _NAME, SMALL), SMALL) for name in firsts)) + 4
     for number, search in enumerate(searches):
         axes = panel(figure, (left, number * height + 26, NARROW - left - 32, 70))
@@ -137,14 +139,14 @@ def _lines(axes: Axes, search: Searched, limits: tuple[float, float]) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.vlines(range(len(names) + 1), 0, 1, color=GRID, lw=1)
-    for trial in _in_front(scores)[-_MOST_LINES:]:
+    for trial in _in_front(scores)[-_MOST_LINES:]:  # of more trials the best are drawn
         axes.plot(range(len(names) + 1), places[trial], **_style(search.role, scores, trial))
     axes.set_xlim(-0.02, len(names) + 0.02)
     axes.set_ylim(0, 1)
     ends = [(lowest, highest) for _, lowest, highest in columns] + [(f"{100 * low:.1f}", f"{100 * high:.1f}")]
     _named_axes(axes, [*_last_parts(names), "accuracy (%)"], ends)
     width = size_of(axes)[0]
-    left = (NARROW - 32 - width) / width
+    left = (NARROW - 32 - width) / width  # the margin as a share of the panel, which is 70 points high
     axes.text(4 / width - left, 1 + 15 / 70, shorten(search.arm, 200), transform=axes.transAxes, size=FONT)
     axes.text(
         1 + 28 / width, 1 + 15 / 70, f"{len(scores)} trials", transform=axes.transAxes, size=SMALL, color=MUTED,
@@ -193,6 +195,7 @@ def _spread(values: Sequence[Value]) -> tuple[Array, str, str]:
         return np.array(positions), words[0], words[-1] if len(words) > 1 else ""
     numbers = np.array([math.nan if value is None else float(value) for value in values])
     low, high = float(np.nanmin(numbers)), float(np.nanmax(numbers))
+    # Values come without the scale on which they were searched; how far they lie apart tells enough.
     if low > 0 and high > _LOG * low:
         scaled = (np.log(numbers) - math.log(low)) / (math.log(high) - math.log(low))
     else:

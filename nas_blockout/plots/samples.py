@@ -11,12 +11,12 @@ from nas_blockout.plots.style.canvas import NARROW, bare, canvas, clean, panel, 
 from nas_blockout.plots.style.theme import FONT, INK, MUTED, SMALL, styled
 
 Image = NDArray[np.uint8]
-A_ROW = 6
-_SIDE, _PITCH, _LEFT = 44.0, 57.5, 4.0
+A_ROW = 6  # images side by side in a narrow figure
+_SIDE, _PITCH, _LEFT = 44.0, 57.5, 4.0  # in points; images are scaled to `_SIDE`
 _LINE, _HEADING = 10.0, 18.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)  # arrays have no single truth value: comparing them would raise
 class Sample:
     """An image and the text below it.
 

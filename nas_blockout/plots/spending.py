@@ -27,9 +27,9 @@ from nas_blockout.plots.style.canvas import (
 )
 from nas_blockout.plots.style.theme import GRID, INK, LOST, MUTED, SHOWN, SMALL, style_of, styled
 
-_ROW = 19.0
+_ROW = 19.0  # points
 _NAMES = 110.0
-_MOST_POINTS = 120
+_MOST_POINTS = 120  # of a curve; more cannot be told apart at this size, and make the file large
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ def figure_best_so_far(curves: Sequence[Curve], *, budget: float | None = None) 
     for axes, curve in zip(panels, curves, strict=True):
         if budget:
             axes.axvline(budget, color=MUTED, lw=0.8, ls=(0, (1, 2)))
+        # A dot for every trial that ended, also where it did not improve on the best.
         axes.plot(curve.x, curve.y, "o", ms=3, mec="none", mfc=style_of(curve.role).color)
         amount_axis(axes, ticks=3)
     _label(figure, panels, "sample passes spent on search")
@@ -111,7 +112,7 @@ def _compared(curves: Sequence[Curve], *, steps: bool, limits: tuple[float, floa
 def _outline(curve: Curve, *, steps: bool) -> Array:
     """Return the finite points of a curve for the gray background, thinned out to about 30."""
     points = np.column_stack([curve.x, curve.y])[np.isfinite(curve.y)]
-    if steps:
+    if steps:  # a collection of lines cannot draw steps itself, and thinned steps would be wrong
         return _stairs(points)
     return points[_kept(len(points), 30)]
 
@@ -132,6 +133,7 @@ def _limits(curves: Sequence[Curve], *, late: bool) -> tuple[float, float]:
     values = np.array([v for c in curves for v in (*c.y, *(c.upper or ()), *(c.lower or ())) if np.isfinite(v)])
     if not late or not values.size:
         return padded(values)
+    # An arm that ends within the lowest tenth stays visible.
     ends = [v for c in curves for v in (*c.y[-1:], *(c.lower or ())[-1:]) if np.isfinite(v)]
     return padded([min([float(np.quantile(values, 0.1)), *ends]), float(values.max())])
 
@@ -163,6 +165,7 @@ def _label(figure: Figure, panels: Sequence[Axes], x: str) -> None:
         figure.supylabel("validation accuracy (%)", size=SMALL, color=MUTED, x=2 / NARROW, ha="left")
 
 
+# In the order in which they are stacked. Lost work has the color of losses and is hatched, for those who print in gray.
 PARTS = (
     Key("search", SHOWN),
     Key("search, failed or pruned", LOST, "////"),
@@ -197,6 +200,7 @@ def figure_cost(
     for row, parts in enumerate(arms.values()):
         _bar(axes, row, [(key, parts.get(key.text, 0.0)) for key in keys])
     axes.set_ylim(len(arms) - 0.5, -0.5)
+    # A study that has spent nothing yet still needs an axis: hence 1.
     axes.set_xlim(0, 1.02 * max([sum(parts.values()) for parts in arms.values()] + [budget or 0.0]) or 1.0)
     axes.set_yticks(range(len(arms)), [shorten(name, left - 8) for name in arms], color=INK)
     axes.grid(visible=False, axis="y")

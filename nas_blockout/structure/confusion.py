@@ -85,7 +85,7 @@ def class_branches(confusion: Tensor, settings: ConfusionSettings, *, seed: int)
     if settings.clustering == "spectral" and settings.branches > classes:
         raise ValueError(f"branches must lie in 2..classes, got branches={settings.branches} for {classes} classes")
     alike = ((confusion + confusion.T) / 2).numpy().copy()
-    np.fill_diagonal(alike, 0)
+    np.fill_diagonal(alike, 0)  # how sure the network is of a class says nothing of its neighbors
     labels = _clusters(alike, settings, seed % 2**32)  # scikit-learn takes 32 bits, a study's seeds have 63
     chosen = torch.from_numpy(np.unique(labels, return_inverse=True)[1])
     hard = torch.nn.functional.one_hot(chosen).bool()
@@ -147,6 +147,7 @@ def _clusters(alike: np.ndarray, settings: ConfusionSettings, seed: int) -> np.n
         labels = AffinityPropagation(affinity="precomputed", damping=0.9, max_iter=1000, random_state=seed).fit_predict(
             alike
         )
+    # Where it does not converge, every label is -1: one branch for all, which is the dense network.
     return np.zeros(len(alike), dtype=int) if (labels < 0).any() else np.asarray(labels)
 
 
@@ -158,6 +159,7 @@ def _shared_out(affinity: Tensor, classes: Tensor, name: str) -> Tensor:
     if nodes < branches:
         raise ValueError(f"a layer that branches needs a node for each of {branches} branches, {name!r} has {nodes}")
     shares = classes.sum(0).double() / classes.sum()
+    # With overlap a class counts in each of its branches.
     quota = [max(1, int(share * nodes)) for share in shares.tolist()]
     # Rounding down and one node at least for each: what is too much goes from the largest, what is left to the first.
     while sum(quota) > nodes:

@@ -33,7 +33,7 @@ async def reader(
     """
     service = service_of(request)
     caller = await _caller(service, request)
-    if caller is None:
+    if caller is None:  # counted by address, so that secrets cannot be guessed at any speed
         count(service, ("address", request.client.host if request.client else ""))
         raise RequestError(
             401,
@@ -76,10 +76,11 @@ async def _caller(service: Service, request: Request) -> Caller | None:
     header, safe = request.headers.get("authorization"), request.method in SAFE
     if header is not None:
         scheme, _, secret = header.partition(" ")
-        if scheme.lower() != "bearer":
+        if scheme.lower() != "bearer":  # a header that is there decides, whatever cookie comes with it
             return None
         key = secret.strip()
     else:
+        # A session alone changes nothing: the forms of the page also prove that they were not sent by another site.
         session = session_of(request) if safe else None
         if session is None:
             return None

@@ -20,6 +20,7 @@ MAX_SHOWN = 200
 RETRY_SECONDS = 5
 SOURCE = "study"
 _LOG = logging.getLogger("nas_blockout.api")
+# Messages of the store and of study files follow one form, "key: rule, got value; remedy", which is taken apart here.
 _KEYED = re.compile(r"(?:study: )?(?:--set )?(?P<key>[A-Za-z_][\w-]*(?:\.[\w-]+)*): (?P<rule>.*)", re.DOTALL)
 _FOUND = re.compile(r", got (?P<value>.*?)(?:; .*)?$", re.DOTALL)
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
@@ -133,6 +134,7 @@ def translated(error: Exception) -> RequestError:
     for kind, status, code, retry in kinds:
         if isinstance(error, kind):
             return _request_error(status, code, str(error), retry)
+    # Last, since those above are store errors, too. What failed is for the log: it may name hosts and files.
     if isinstance(error, StoreError):
         _LOG.error("the store failed: %s", error)
         words = "cannot be reached" if isinstance(error, StoreUnreachable) else "cannot be used"

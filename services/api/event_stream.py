@@ -10,8 +10,8 @@ from starlette.concurrency import run_in_threadpool
 
 from services.api.caches.status_cache import Snapshot, Watcher
 
-HEARTBEAT_SECONDS = 15.0
-MAX_SECONDS = 3600.0
+HEARTBEAT_SECONDS = 15.0  # proxies close connections on which nothing is sent, usually after 30 to 60 s
+MAX_SECONDS = 3600.0  # of one stream; the client reconnects, and perhaps to another process
 RETRY_MILLISECONDS = 2000
 
 
@@ -56,7 +56,9 @@ class Feed:
                 self._next.set_exception(error)
                 self._next.exception()  # marks it as retrieved: perhaps no follower is waiting
                 return
+            # At shutdown all are woken, changed or not, so that their streams can end.
             if (version := (status.digest, len(status.events))) != last_version or self._watcher.closing:
+                # Replaced before it is set: whoever is woken and waits again must wait for the next change.
                 waiting, self._next = self._next, asyncio.get_running_loop().create_future()
                 last_version = version
                 waiting.set_result(status)
@@ -85,7 +87,7 @@ class Feeds:
         try:
             yield feed
         finally:
-            feed.followers -= 1
+            feed.followers -= 1  # no lock: all of this runs in one event loop, without an await in between
             if not feed.followers:
                 feed.close()
                 del self._feeds[study]
@@ -118,7 +120,7 @@ async def follow(
         status: Snapshot | None = await feed.now()
         while not feeds.watcher.closing and time.monotonic() - began < MAX_SECONDS:
             if status is not None:
-                for event in status.events[sent:]:
+                for event in status.events[sent:]:  # events are only ever added, so that their number is a position
                     sent += 1
                     happened = json.dumps({"at": event.at.isoformat(), "kind": event.kind}, separators=(",", ":"))
                     yield _event("happened", f"{sent}-{digest}", happened)
@@ -130,6 +132,7 @@ async def follow(
                     yield _event("end", f"{sent}-{digest}-end", json.dumps(ended, separators=(",", ":")))
                     return
             now = time.monotonic()
+            # Two clocks: progress is news, so that no heartbeat is due, but access is checked all the same.
             if now - spoke >= heartbeat_seconds:
                 spoke = now
                 yield ": keep-alive\n\n"
@@ -151,6 +154,7 @@ def _event(kind: str, identity: str, data: str) -> str:
 
 def _parsed(identity: str) -> tuple[int, str]:
     number, _, rest = identity.partition("-")
+    # From the client, which may send anything; without a usable position the stream begins from the start.
     if not (number.isascii() and number.isdecimal() and len(number) < 9):
         return 0, ""
     return int(number), rest.partition("-")[0]

@@ -16,7 +16,7 @@ from services.settings import Settings
 from services.store import Store
 
 PROBE_SECONDS = 2.0
-FRESH_SECONDS = 2.0
+FRESH_SECONDS = 2.0  # load balancers of several replicas ask all the time
 _LOG = logging.getLogger("nas_blockout.api")
 _REFUSALS = frozenset({401, 403})
 
@@ -49,6 +49,7 @@ class Probes:
             if self._last is not None and time.monotonic() - self._last[0] < FRESH_SECONDS:
                 return self._last[1]
             for name, probe in self._probes.items():
+                # One that still hangs from an earlier call is waited for again; a second would take another thread.
                 if name not in self._running:
                     self._running[name] = self._pool.submit(probe)
             wait(self._running.values(), timeout=self._seconds)

@@ -14,7 +14,7 @@ class Metrics:
     """Metrics of this process since it started."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self._registry = CollectorRegistry()  # not the global one: several applications in a process stay apart
         self._requests = Counter(
             "nas_blockout_requests",
             "Requests answered.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 COOKIE = "nas_blockout"
 SECONDS = 12 * 3600
-_VERSION = "1"
+_VERSION = "1"  # of the cookie; another one is not read, so that its format can change
 _MAX_CHARACTERS = 300
 
 
@@ -49,7 +49,7 @@ class Signer:
             return None
         if not hmac.compare_digest(mac, _mac(self._session_key, text)):
             return None
-        version, token, ends, _ = text.split(".")
+        version, token, ends, _ = text.split(".")  # signed, and so written by `open`: it has these four parts
         moment = time.time() if now is None else now
         return Session(int(token), cookie) if version == _VERSION and moment < int(ends) else None
 
@@ -63,6 +63,7 @@ class Signer:
 
 
 def _derived(secret: str, use: str) -> bytes:
+    # A key for each use: what is signed for one can never pass for the other.
     return hmac.digest(secret.encode(), f"nas-blockout {use}".encode(), "sha256")
 
 

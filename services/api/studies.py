@@ -135,7 +135,7 @@ def submit(shared: Service, caller: Caller, document: Mapping[str, Any], key: st
         source=dict(document),
         max_open=shared.settings.api_open_studies,
     )
-    shared.lists.forget(caller.owner)
+    shared.lists.forget(caller.owner)  # after the write, so that no list is cached that lacks the study
     if row.new:
         _log_change(caller, "submitted", row)
     return row
@@ -183,6 +183,7 @@ def page(
     if owner is not None and owner != caller.owner:
         return StudyPage(studies=[], next=None)
     before = _decoded(cursor) if cursor else None
+    # One more than is shown, which says whether there is a next page.
     rows = shared.store.queue(states, owner=caller.owner, prefix=prefix, limit=limit + 1, before=before)
     more = len(rows) > limit
     return StudyPage(
@@ -208,6 +209,7 @@ def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -
     """Extend a study of the caller and queue it again."""
     auth.require_write(caller)
     row = own(shared, caller, name)
+    # Changes apply to what was submitted: in the resolved study, defaults that depend on a key are already filled in.
     source = assigned(row.source or row.document, assignments)
     request_body.require_within_limits(source)
     study = checked(source)
@@ -220,7 +222,7 @@ def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -
             value=study.name,
         )
     if not additions(parse_resolved(row.document), study):
-        return row
+        return row  # the same request a second time
     extended = shared.store.request_resume(
         row.study,
         document=study.to_json(),
@@ -349,7 +351,7 @@ async def follow_study(
         finally:
             shared.streams.leave(client)
 
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would collect events before sending them
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
 

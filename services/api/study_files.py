@@ -20,6 +20,7 @@ from services.files.study_dir import Folder
 from services.store import ExportRow, NotFound, QueueRow
 from services.trial_record import Trial
 
+# A report holds texts that users wrote, on the address at which others are logged in: nothing in it may run.
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'self'"
 _KINDS = {
     ".json": "application/json",
@@ -152,6 +153,7 @@ def newest_exports(shared: Service, row: QueueRow) -> list[ExportRow]:
         exports = shared.store.exports(row.study)
     except NotFound:
         return []
+    # Later ones replace earlier ones under the same arm.
     return list({export.arm: export for export in sorted(exports, key=lambda export: export.created_at)}.values())
 
 
@@ -169,6 +171,7 @@ def _content(shared: Service, row: QueueRow, path: Path, what: str) -> bytes:
         RequestError: The file does not exist yet.
         ArtifactError: The storage cannot be reached.
     """
+    # Shared storage first: the study may have run elsewhere, and files here be those of an earlier attempt.
     root, elsewhere = shared.settings.folder(row.study), shared.settings.shared(row.study)
     for place in dict.fromkeys((place_of(path, root, elsewhere), str(path.absolute()))):
         with reading(place) as local:

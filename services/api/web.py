@@ -34,7 +34,7 @@ STATIC = {"htmx.min.js": "text/javascript", "service.css": "text/css"}
 _FOLDER = Path(__file__).parents[1]
 _MAX_FIELDS = 20
 _LINES = 20
-_SITES = frozenset({"same-origin", "none"})
+_SITES = frozenset({"same-origin", "none"})  # "none": the user typed the address, or used a bookmark
 
 router = APIRouter(include_in_schema=False)
 
@@ -98,6 +98,7 @@ def _form(content: bytes) -> dict[str, str]:
 
 def _require_own(request: Request) -> None:
     """Refuse a form sent by another site (CSRF)."""
+    # Browsers that send neither header are left to the proof in the form, and the cookie is SameSite=strict.
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "none")
     if site not in _SITES or (origin is not None and urlsplit(origin).netloc != request.headers.get("host")):
         raise RequestError(403, "other_site", "the form was sent by another site", remedy="use the form on this page")
@@ -125,6 +126,7 @@ def static(name: str, request: Request) -> Response:
     if name not in STATIC:
         raise RequestError(404, "not_found", "there is nothing at this path")
     content, tag = _static(name)
+    # May be kept, but must be asked for each time: after an update nobody sees a page with an old script.
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
@@ -172,7 +174,8 @@ def list_part(visited: Visited, cursor: str | None = None, digest: str = "", sta
     """The list of studies, or 204 if it has not changed."""
     part = _listed(visited, cursor)
     if part["digest"] == digest:
-        return Response(status_code=204)
+        return Response(status_code=204)  # htmx then leaves the part as it is, with focus and selection
+    # Only states are announced to screen readers; progress changes every second.
     changed = [study for study in part["states"].split() if study not in states.split()]
     announcement = "; ".join(study.replace(":", " is ") for study in changed) if states else ""
     return _rendered("list_part", **part, announcement=announcement)
@@ -242,7 +245,7 @@ def _done(visited: Visit, name: str, action: Callable[[], QueueRow], text: str =
         action()
     except (RequestError, StudyError, StoreError) as error:
         request_error = translated(error)
-        if request_error.status == 404:
+        if request_error.status == 404:  # there is no page to show the error in
             raise
         return _study(visited, name, request_error, text)
     return RedirectResponse(f"/studies/{name}", 303)
@@ -271,7 +274,7 @@ def _list(
         **_frame(visited),
         problem=error.problem if error else None,
         form=filled,
-        key=secrets.token_urlsafe(16),
+        key=secrets.token_urlsafe(16),  # sent with the form: pressing the button twice submits one study
         bundled=_questions(),
         announcement="",
     )
@@ -355,7 +358,7 @@ def _questions() -> dict[str, str]:
 
 
 def _digest(shown: object) -> str:
-    return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]  # only to notice changes, so that 64 bits are enough
 
 
 def _rendered(template: str, status: int = 200, **values: Any) -> HTMLResponse:

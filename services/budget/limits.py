@@ -34,6 +34,7 @@ def trials_left(budget: Budget, search: Sequence[Trial], *, cost: int, retrainin
     left: dict[Unit, int] = {}
     for unit, limit in limits(budget).items():
         if unit == "sample_passes":
+            # A running trial counts with what it is planned to cost, one that has ended with what it did cost.
             trials = (limit - retrainings * cost - sum(trial.charged_passes for trial in search)) // cost
         elif unit == "trainings":
             trials = limit - retrainings - len(search)

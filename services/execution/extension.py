@@ -34,7 +34,7 @@ def enter(study: Study, store: Store, folder: Folder) -> tuple[Study, StudyRow]:
         row = store.study(study.name)
     except NotFound:
         return study, store.create_study(study.name, config=study.to_json(), config_hash=study.hash, arms=arms)
-    if row.config_hash == study.hash and row.state not in ENDED_STUDY:
+    if row.config_hash == study.hash and row.state not in ENDED_STUDY:  # interrupted: it is resumed
         return study, row
     before = parse_resolved(row.config)
     # The events contain the hash of every earlier version of the study. Such a version asks for nothing new, but its

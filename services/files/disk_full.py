@@ -51,6 +51,7 @@ def reports_disk_full(message: str) -> bool:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    # A store error is left alone with all that caused it: the disk of the database may be on another machine.
     while error is not None and not isinstance(error, StoreError):
         yield error
         error = error.__cause__ or error.__context__

@@ -83,6 +83,7 @@ def put(path: Path, url: str) -> None:
         if _scheme(url) in _OBJECT_STORES:
             storage.put_file(str(path), target)
             return
+        # A random name: of two workers that write the same file, the last to rename wins, with a whole file.
         part = f"{target}.{uuid.uuid4().hex[:8]}.part"
         storage.makedirs(storage._parent(target), exist_ok=True)
         try:
@@ -102,7 +103,7 @@ def fetch(url: str, path: Path) -> bool:
     """
     with _explained(url):
         storage, source = fsspec.url_to_fs(url)
-        try:
+        try:  # asked by reading, not by looking first: another machine may remove the file in between
             with whole_file(path) as part:
                 storage.get_file(source, str(part))
         except FileNotFoundError:

@@ -60,6 +60,7 @@ class Folder:
 
     def earlier_comparisons(self) -> list[Path]:
         """Return the comparisons that the study had before each extension, the first one first."""
+        # Sorted as numbers: the tenth comes after the ninth, not after the first.
         matches = {path: re.fullmatch(r"comparison\.(\d+)\.json", path.name) for path in self.root.glob("comparison.*")}
         numbers = {path: int(match[1]) for path, match in matches.items() if match}
         return sorted(numbers, key=lambda path: numbers[path])

@@ -18,6 +18,7 @@ def distance(a: Trial, b: Trial) -> float:
         J. C. Gower, "A general coefficient of similarity and some of its properties", Biometrics 27, 1971.
     """
     names = a.values.keys() | b.values.keys()
+    # `fsum` is exact: a set of names has no order, and rounding must not decide which trial is nearest.
     return math.fsum(_distance_in(name, a, b) for name in names) / len(names) if names else 0.0
 
 
@@ -44,4 +45,5 @@ def _distance_in(name: str, a: Trial, b: Trial) -> float:
         return 1.0
     scale = math.log if searched.get("log") else float
     span = scale(searched["high"]) - scale(searched["low"])
+    # A range may depend on other parameters, so that `b` may lie outside of that of `a`: hence at most 1.
     return min(1.0, abs(scale(one) - scale(other)) / span) if span > 0 else 1.0

@@ -94,6 +94,7 @@ def replay(settings: Settings, name: str, request: Request) -> Replayed:
     """
     _require_known(request.searcher)
     with Store.open(settings.store_url) as store:
+        # Read once: a study that is still running would change between the replays.
         row, events, trials = store.study(name), store.events(name), store.trials(name)
     study = parse_resolved(row.config)
     pools = _pools(study, trials, request.arm)
@@ -137,6 +138,7 @@ def _outcome(study: Study, arm: str, pool: list[Trial], data: _Shape, request: R
     for repeat in range(request.repeats):
         seed = _seed(study, request) if repeat == 0 else derived_seed(_seed(study, request), repeat)
         searcher = _searcher(study, arm, request)
+        # Only this replay can be compared with the study, trial by trial; every other one is another draw.
         repeats_study = searcher == study.arms[arm].searcher and seed == study.config.seed
         proposer: Proposer = (
             ShuffledProposer(pool, seed)
@@ -148,6 +150,7 @@ def _outcome(study: Study, arm: str, pool: list[Trial], data: _Shape, request: R
 
 
 def _require_known(searcher: str | None) -> None:
+    # The annotation is `Literal[...] | None`; its first part lists the searchers.
     kind, _ = get_args(ArmConfig.model_fields["searcher"].annotation)
     if searcher is not None and searcher not in get_args(kind):
         raise StudyError(f"--searcher: no such searcher {searcher!r}; {near(searcher, get_args(kind))}")

@@ -89,6 +89,7 @@ def _as_of(earlier: Trial, trial: Trial) -> Trial:
     """Return an earlier trial as it was when `trial` was proposed: running, unless it had ended by then."""
     if earlier.finished_at is not None and earlier.finished_at <= trial.created_at:
         return earlier
+    # Its results came later; of a running trial the scheduler knows its parameters and nothing else.
     return replace(earlier, state="running", sample_passes=0, seconds=0.0, score=None, result=None)
 
 

@@ -105,6 +105,7 @@ def _time_curve(pool: Sequence[Trial], replay: Sequence[Ended]) -> Curve:
 
 
 def _grid(curves: Sequence[Curve]) -> list[float]:
+    # The same grid for all replays of an arm, up to the end of the longest, so that quartiles are of all of them.
     longest = max(float(curve.cost[-1]) for curve in curves)
     return [longest * step / (GRID_POINTS - 1) for step in range(GRID_POINTS)]
 

@@ -93,6 +93,7 @@ class SchedulerProposer:
     def next(self) -> PoolTrial | None:
         """Return the recorded trial nearest to the searcher's next proposal."""
         proposal = self._scheduler.next() if self._left else None
+        # A retraining means that the search has ended by itself, as on a grid; the rest of the pool stays unused.
         if proposal is None or proposal.phase != SEARCH:
             return None
         index, apart = nearest(proposal, self._pool, sorted(self._left))
@@ -114,6 +115,7 @@ class SchedulerProposer:
 def single_arm(study: Study, arm: str, *, searcher: str, seed: int) -> Study:
     """Return a study that consists of the search of one arm, with this searcher and seed and an unlimited budget."""
     config = study.config.model_copy(update={"seed": seed, "budget": Budget(sample_passes=_UNLIMITED)})
+    # Without `match`, which would wait for an arm that is not there.
     return replace(study, config=config, arms={arm: replace(study.arms[arm], searcher=searcher, match=None)})
 
 
@@ -135,7 +137,7 @@ def simulate(pool: Sequence[Trial], proposer: Proposer, workers: int) -> list[En
         while len(running) < workers and (trial := proposer.next()) is not None:
             heapq.heappush(running, (now + pool[trial.index].seconds, order, now, trial))
             order += 1
-        if not running:
+        if not running:  # nobody works, and still nothing was proposed: there will be nothing more
             return ended
         now, _, started, trial = heapq.heappop(running)
         proposer.ended(trial)

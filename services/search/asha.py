@@ -22,7 +22,7 @@ def is_promoted(value: float, reached: Sequence[float], reduction_factor: int) -
         reached: Validation accuracies of all trials that have reached the rung so far, this one included.
         reduction_factor: The best ``1 / reduction_factor`` are promoted, at least one, and all that tie with the last.
     """
-    places = max(1, len(reached) // reduction_factor)
+    places = max(1, len(reached) // reduction_factor)  # with fewer trials than the factor, only the best goes on
     return value >= sorted(reached, reverse=True)[places - 1]
 
 

@@ -85,6 +85,7 @@ class ProposalSearch:
                 self._infeasible.append(Infeasible(params.values, params.distributions, exceeded))
                 continue
             repeats += 1
+            # Points of a grid may share an architecture, and are tried all the same; without one, a proposal is new.
             if self.points or proposal.architecture_hash not in known or repeats == REPEATED_ASKS:
                 return replace(proposal, params=replace(proposal.params, infeasible=tuple(self._infeasible)))
         assert proposal is not None, "an arm whose search is exhausted is not asked again"
@@ -93,6 +94,7 @@ class ProposalSearch:
     def _ask(self, attempt: int) -> Asked | None:
         """Return an Optuna trial that suggests parameters, or None if the grid has no point left."""
         if self.points:
+            # Infeasible points of earlier trials count as tried: each point is proposed once, whatever became of it.
             place = tried(self.trials) + len(self._infeasible)
             order = shuffled(len(self.points), self.seed)
             return fixed(self.points[order[place]]) if place < len(order) else None
@@ -101,6 +103,7 @@ class ProposalSearch:
         return ask(searcher, self.trials, seed, rules=self.arm.rules, infeasible=self._infeasible)
 
     def _exhausted(self, last: Proposal) -> Proposal:
+        # The ratios of all exceeded limits, summed: which of them is in the way is for the user to decide.
         nearest = min(
             self._infeasible, key=lambda proposal: sum(value / limit for value, limit in proposal.exceeded.values())
         )
@@ -123,5 +126,6 @@ def shuffled(count: int, seed: int) -> list[int]:
 
 def derived_seed(*parts: int) -> int:
     """Return a seed in ``[0, 2**31)`` that depends on all parts and on nothing else."""
+    # Not `hash`, which differs between processes, nor sums, by which seeds of neighboring trials would coincide.
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

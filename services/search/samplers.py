@@ -44,6 +44,7 @@ def ask(
         StudyDirection.MAXIMIZE if objective == "accuracy" else StudyDirection.MINIMIZE
         for objective in rules.objectives
     ]
+    # A new study each time: no state of a sampler has to be stored, and a resumed search asks the same one.
     study = optuna.create_study(directions=directions, sampler=_sampler(searcher, seed, rules.n_startup_trials))
     if searcher != "random":  # random sampling ignores the history, and telling it takes time
         study.add_trials([*(told for trial in trials for told in _frozen(trial, rules)), *map(_pruned, infeasible)])
@@ -70,7 +71,7 @@ def _sampler(searcher: str, seed: int, n_startup_trials: int) -> BaseSampler:
 
 
 def _frozen(trial: Trial, rules: Rules) -> Iterator[FrozenTrial]:
-    yield from map(_pruned, trial.infeasible)
+    yield from map(_pruned, trial.infeasible)  # what was rejected before this trial was proposed
     if not trial.ended or not trial.is_suggested:
         return
     values = [trial.measured(objective) for objective in rules.objectives]

@@ -45,7 +45,7 @@ class Scheduler:
         self._spaces: dict[str, Space] = {
             name: compose([SPACES[space] for space in arm.spaces]) for name, arm in study.arms.items()
         }
-        self._grids: dict[str, Sequence[Point]] = {}
+        self._grids: dict[str, Sequence[Point]] = {}  # computed when needed: enumerating a space takes a while
         for trial in trials:
             self.update(trial)
 
@@ -67,6 +67,7 @@ class Scheduler:
         """Whether every trial has ended and no arm will propose another."""
         if any(not trial.ended for trials in self._trials.values() for trial in trials.values()):
             return False
+        # Nothing runs, so that an arm which waits for another one now either can go on or never will.
         return not any(self._can_search(arm) or self._awaits_retraining(arm) for arm in self.study.arms.values())
 
     def next(self) -> Trial | None:
@@ -112,7 +113,7 @@ class Scheduler:
             cost=self.cost(arm.experiment),
             retrainings=len(self.study.config.retrain.seeds),
         )
-        return min(left.values())
+        return min(left.values())  # the limit that ends first
 
     def _in_turn(self) -> list[Arm]:
         """Arms that others must match come first, then whichever has spent least, so that the arms take turns."""
@@ -125,6 +126,7 @@ class Scheduler:
         return sorted(self.study.arms.values(), key=lambda arm: (arm.name not in awaited, spent(arm)))
 
     def _can_search(self, arm: Arm) -> bool:
+        # One that waits, as after an interruption, is started before another is proposed.
         if any(trial.state == "queued" for trial in self.of(arm.name, SEARCH)):
             return False
         return self.searches_left(arm) > 0 and not self._is_exhausted(arm) and not self._is_orphaned(arm)
@@ -227,7 +229,7 @@ class Scheduler:
             arm.name,
             SEARCH,
             number=len(trials),
-            seed=proposal.experiment.seed,
+            seed=proposal.experiment.seed,  # the same in every arm: arms differ in what they propose, not in luck
             state="queued",
             planned=0 if proposal.params.search_exhausted else self.cost(proposal.experiment),
             experiment=proposal.experiment.to_json(),

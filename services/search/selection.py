@@ -23,6 +23,7 @@ def select(complete: Sequence[Trial], selection: Selection | None) -> Trial | No
 
     def least_then_best(trial: Trial) -> tuple[float, ...]:
         amount = trial.measured(selection.objective)
+        # A trial without the measurement comes last: it may have been searched before the objective was asked for.
         return (float("inf") if amount is None else amount, *(-part for part in _rank(trial)))
 
     return min(near, key=least_then_best)

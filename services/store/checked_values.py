@@ -39,7 +39,7 @@ def require_finite(what: str, document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finite(value: Any, place: str, replaced: dict[str, str]) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        replaced[place] = str(float(value))
+        replaced[place] = str(float(value))  # "nan", "inf" or "-inf", also of a NumPy number
         return None
     if isinstance(value, Mapping):
         return {str(key): _finite(item, f"{place}.{key}", replaced) for key, item in value.items()}
@@ -71,6 +71,7 @@ def whole_number(what: str, value: int) -> int:
     Raises:
         ValueError: It is anything else.
     """
+    # True is an int in Python, but never meant as a number here.
     if isinstance(value, bool) or not 0 <= value <= MAX_INTEGER or int(value) != value:
         raise ValueError(f"{what} must be a whole number in [0, 2**63 - 1], got {value!r}")
     return int(value)

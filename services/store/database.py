@@ -57,7 +57,7 @@ class Database:
         self._is_server = url.get_backend_name() == "postgresql"
         self._retry_seconds = 0.0  # while opening: a wrong URL is to fail at once
         self._engine = _engine(url, lock_seconds=lock_seconds)
-        self._writer = self._engine.execution_options(nas_blockout_writes=True)
+        self._writer = self._engine.execution_options(nas_blockout_writes=True)  # the same pool; see `_begin_sqlite`
 
     @classmethod
     def open(cls, url: str, *, retry_seconds: float = RETRY_SECONDS, lock_seconds: float = LOCK_SECONDS) -> "Database":
@@ -189,7 +189,7 @@ class Database:
         with self._translated(), engine.connect() as connection, connection.begin():
             if self._is_server:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            revision = self._revision(connection)
+            revision = self._revision(connection)  # again, now that nobody else can change it
             if revision not in (down_to or migrations.HEAD, None):  # another process may have been first
                 self._require_no_driver(connection)
             if down_to is not None:
@@ -215,7 +215,7 @@ class Database:
         while True:
             try:
                 return engine.connect()
-            except OperationalError:
+            except OperationalError:  # nothing has been sent yet, so that trying again cannot do anything twice
                 if not self._is_server or time.monotonic() - began > self._retry_seconds:
                     raise
                 time.sleep(_RETRY_INTERVAL_SECONDS)
@@ -231,6 +231,7 @@ class Database:
     def _store_error(self, error: SQLAlchemyError) -> StoreError:
         original = error.orig if isinstance(error, DBAPIError) else error
         text = " ".join(str(original).split())
+        # Drivers quote the URL or the parameters of the connection in their errors.
         text = text.replace(self._parsed.password, "***") if self._parsed.password else text
         sqlstate = getattr(original, "sqlstate", None)
         if "locked" in text or sqlstate == _LOCK_NOT_AVAILABLE:
@@ -269,6 +270,7 @@ def _engine(url: sa.URL, *, lock_seconds: float, migrating: bool = False) -> Eng
     if url.get_backend_name() == "postgresql":
         defaults = {"connect_timeout": CONNECT_SECONDS, "application_name": "nas_blockout"}
         defaults["options"] = f"-c lock_timeout={max(1, round(1000 * lock_seconds))}"  # 0 would mean no limit
+        # What the URL says itself takes precedence.
         arguments = {key: value for key, value in defaults.items() if key not in url.query}
         return sa.create_engine(url, connect_args=arguments, pool_pre_ping=not migrating, **options)
     engine = sa.create_engine(url, connect_args={"timeout": lock_seconds}, **options)

@@ -32,6 +32,7 @@ def file_lock(path: Path, *, wait_seconds: float) -> Iterator[bool]:
         return True
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    # The file is never deleted: another process could hold a lock on the deleted one and a third on its successor.
     with path.open("ab") as file:
         yield _poll(wait_seconds, try_lock)  # closing the file releases it
 

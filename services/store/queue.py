@@ -119,6 +119,7 @@ class Queue:
             limit: Maximum number of studies.
             before: Only studies with a lower `id`: the last one of a page, to get the next page.
         """
+        # Pages by ID, not by offset: studies that are submitted meanwhile do not shift them.
         query = _select_lines(states is not None, owner is not None, before is not None)
         if prefix:
             query = query.where(tables.queue.c.study.startswith(prefix, autoescape=True))
@@ -144,6 +145,7 @@ class Queue:
         columns = tables.queue.c
         with self._database.writing() as connection:
             now = self._database.now(connection)
+            # A worker that died in the middle of a study leaves it running with a lease that nobody renews.
             expired = columns.lease_until.is_(None) | (columns.lease_until < now)
             free = (columns.state == "queued") | (columns.state.in_(_LEASED_STATES) & expired)
             # SKIP LOCKED: workers that ask at the same time each get another study instead of waiting for the first.
@@ -152,7 +154,7 @@ class Queue:
             if row is None:
                 return None
             changes = {"worker": storable(worker), "lease_until": now + timedelta(seconds=seconds)}
-            if row["state"] == "queued":
+            if row["state"] == "queued":  # one that is running or cancelling stays so: only its worker changes
                 changes |= {"state": "running", "updated_at": now}
             return _change(connection, row, **changes)
 
@@ -201,6 +203,7 @@ class Queue:
         """Release a lease, so that another worker can continue at once; does nothing if another worker holds it."""
         with self._database.writing() as connection:
             row = _find(connection, study, locked=True)
+            # Its lease may have expired while the worker was shutting down, and another one may have taken the study.
             if row["worker"] != worker or row["state"] not in _LEASED_STATES:
                 return
             # Without a job it waits in the queue again; with one it runs on, and another worker takes it over.
@@ -246,7 +249,7 @@ class Queue:
             if row["state"] in ("cancelling", "cancelled"):
                 return _row(row)
             now = self._database.now(connection)
-            if row["state"] == "queued":
+            if row["state"] == "queued":  # no worker has it, so that nothing has to be stopped
                 return _change(
                     connection, row, state="cancelled", message="cancelled before it was started", updated_at=now
                 )
@@ -286,6 +289,7 @@ class Queue:
         with self._database.writing() as connection:
             self._database.serialize(connection, _ENQUEUE_LOCK)
             row = _find(connection, study, locked=True)
+            # A repeated request finds the study open with what it asked for; that is no error.
             same = config_hash in (None, row["config_hash"])
             if row["state"] in OPEN_QUEUE and same and row["state"] != "cancelling":
                 return _row(row)
@@ -294,6 +298,7 @@ class Queue:
             if row["state"] == "complete" and document is None:
                 raise StateError(f"study {study!r} is complete: there is nothing to resume; extend it instead")
             _require_quota(connection, row["owner"], max_open)
+            # The ID of a job contains the attempt, and Ray takes an ID only once: a number with a job is used up.
             attempt = row["attempt"] + (row["job"] is not None)
             changes: dict[str, Any] = {"state": "queued", "message": "", "updated_at": self._database.now(connection)}
             changes |= {"job": None, "attempt": attempt, "first_attempt": attempt}
@@ -374,7 +379,7 @@ def _repeated(connection: Connection, study: str, config_hash: str, *, owner: st
     row = dict(queued)
     # A client may repeat its request after the study has been extended: its first hash is the one that it sent.
     first_hash = row.pop("first_hash")
-    if row["owner"] != owner:
+    if row["owner"] != owner:  # the message must not say whose it is
         raise StudyConflict(f"the name {study!r} is taken; choose another name")
     if config_hash not in (row["config_hash"], first_hash):
         raise StudyConflict(

@@ -292,4 +292,5 @@ class TokenRow:
 
 
 def _interrupted(state: str, heartbeat_age: float | None) -> bool:
+    # Without a heartbeat there is no driver: a claim is released with it, while the study keeps its state.
     return state == "running" and (heartbeat_age is None or heartbeat_age > STALE_SECONDS)

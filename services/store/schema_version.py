@@ -12,7 +12,7 @@ def current(url: str) -> str | None:
         StoreUnreachable: The server does not answer.
         StoreError: The URL is invalid, or the database is not a store.
     """
-    database = Database(parse(url))
+    database = Database(parse(url))  # not `Database.open`, which would migrate
     try:
         return database.version()
     finally:
@@ -45,7 +45,7 @@ def downgrade(url: str, version: str) -> None:
         StoreUnreachable: The server does not answer.
         StoreError: The version does not exist, the store is already older, or a driver is running one of its studies.
     """
-    known = migrations.versions()
+    known = migrations.versions()  # numbered with leading zeros, so that they compare as strings
     if version not in known:
         raise StoreError(f"schema version must be one of {', '.join(known)}, got {version!r}")
     database = Database(parse(url))

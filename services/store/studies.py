@@ -85,6 +85,7 @@ class Studies:
         page = (
             sa.select(*columns).order_by(tables.studies.c.id.desc()).limit(limit).offset(offset).where(_in_state(state))
         )
+        # Trials are counted for the studies of the page only: their number, not that of the store, decides the time.
         listed = page.subquery()
         counted = (
             sa.select(
@@ -125,6 +126,7 @@ class Studies:
             before, age = row["owner"], _age(row["heartbeat_at"], now)
             if row["state"] in ENDED_STUDY:
                 raise _ended(name, row["state"], "running")
+            # A heartbeat that is too old frees a study whose driver is on another machine, where we cannot look.
             if (
                 before not in (None, owner)
                 and age is not None
@@ -149,7 +151,7 @@ class Studies:
         owner = owner or this_process()
         with self._database.writing() as connection:
             row = _study_for_update(connection, name)
-            if row["owner"] != owner:
+            if row["owner"] != owner:  # the driver must stop writing: another one has read the store meanwhile
                 raise StudyBusy(
                     f"{owner} has lost its claim on study {name!r}, which is now run by {row['owner'] or 'nobody'}"
                 )
@@ -187,6 +189,7 @@ class Studies:
                 raise _ended(name, row["state"], state)
             if state == "complete" and (left := _unfinished(connection, row["id"])):
                 raise StateError(f"study {name!r} cannot become 'complete': {left} of its trials are queued or running")
+            # In the same transaction: an ended study with running trials would never be right again.
             requeue(connection, row["id"])
             ended = {"state": state, "error": text, "finished_at": datetime.now(UTC)}
             _change(connection, row["id"], **ended, owner=None, heartbeat_at=None)
@@ -224,11 +227,12 @@ class Studies:
             detail: dict[str, Any] = {"reason": storable(reason), "state": before.state, "error": before.error}
             if config is not None:
                 changes |= {"config": require_finite("config", config), "config_hash": config_hash}
+                # The event keeps the study as it was: replays need what was in force when a trial was proposed.
                 detail |= {"config": before.config, "config_hash": before.config_hash}
             if arms:
                 _extend_arms(connection, row["id"], before.arms, arms)
             _change(connection, row["id"], **changes)
-            columns = tables.projections.c  # other systems have not been sent the study as a whole any more
+            columns = tables.projections.c  # what other systems were sent of the study as a whole is out of date
             of_study = (columns.study_id == row["id"]) & columns.trial_id.is_(None)
             connection.execute(sa.update(tables.projections).where(of_study).values(done=False))
             _record(connection, row["id"], "reopened", **detail)
@@ -258,6 +262,7 @@ def event_rows(connection: Connection, study: int) -> tuple[EventRow, ...]:
 
 
 def _age(heartbeat: datetime | None, now: datetime) -> float | None:
+    # Not below 0: with SQLite the clock is that of a machine, which may be set back.
     return None if heartbeat is None else max(0.0, (now - heartbeat).total_seconds())
 
 
@@ -311,6 +316,7 @@ def _extend_arms(connection: Connection, study: int, before: Sequence[str], arms
     _check_arms(arms)
     if missing := [arm for arm in before if arm not in arms]:
         raise ValueError(f"an extended study must keep its arms, this one lacks {', '.join(missing)}")
+    # Positions of existing arms stay, whatever the order in the extended file: lists and reports keep theirs.
     _add_arms(connection, study, [arm for arm in arms if arm not in before], first=len(before))
 
 

@@ -41,6 +41,7 @@ def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({', '.join(map(repr, values))})", name=column)
 
 
+# Every constraint gets a name, the same on both databases: a migration can only drop what has one.
 METADATA = sa.MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -54,7 +55,7 @@ _NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers r
 _JSON = sa.JSON(none_as_null=True)  # None is SQL's NULL, not JSON's null
 
 
-def _trial_key() -> Column[int]:
+def _trial_key() -> Column[int]:  # a column belongs to one table, so that each needs its own
     return Column("trial_id", _NUMBER, ForeignKey("trials.id"), primary_key=True, autoincrement=False)
 
 
@@ -73,7 +74,7 @@ studies = Table(
     Column("error", Text),
     Column("config", _JSON, nullable=False),
     _one_of("state", STUDY_STATES),
-    Index(None, "state", "id"),
+    Index(None, "state", "id"),  # for lists of one state, newest first
 )
 
 events = Table(
@@ -96,6 +97,7 @@ arms = Table(
     UniqueConstraint("study_id", "name"),
 )
 
+# Each architecture once, however many trials have it; that of a result is also in the result.
 architectures = Table(
     "architectures",
     METADATA,
@@ -126,7 +128,7 @@ trials = Table(
     Column("params", _JSON, nullable=False),
     Column("experiment", _JSON, nullable=False),
     Column("result", _JSON),
-    UniqueConstraint("arm_id", "phase", "number"),
+    UniqueConstraint("arm_id", "phase", "number"),  # makes adding a trial idempotent
     _one_of("phase", PHASES),
     _one_of("state", TRIAL_STATES),
 )
@@ -212,8 +214,9 @@ queue = Table(
     Column("owner", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("config_hash", Text, nullable=False),
+    # As submitted; `config_hash` changes with an extension.
     Column("first_hash", Text, nullable=False),
-    Column("key", Text),
+    Column("key", Text),  # idempotency key; NULL, of which there may be many, without one
     Column("worker", Text),
     Column("lease_until", Instant),
     Column("job", Text),

@@ -19,7 +19,7 @@ SECRET_PREFIX = "nab_"  # noqa: S105  # lets scanners find leaked secrets in log
 SECRET_BYTES = 32
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _MAX_NAME = 100
-_MAX_SECRET = 200
+_MAX_SECRET = 200  # far more than a secret has; longer input is not even hashed
 
 
 class Tokens:
@@ -105,6 +105,7 @@ class Tokens:
     def _valid(self, query: "sa.Select[Any]", key: str | int, digest: str | None = None) -> TokenRow | None:
         with self._database.reading() as connection:
             row = connection.execute(query, {"key": key}).mappings().one_or_none()
+            # The clock is asked only if it matters, since every request passes here; a server costs a round trip.
             now = self._database.now(connection) if row is not None and row["expires_at"] is not None else None
         if row is None or row["revoked_at"] is not None or (now is not None and row["expires_at"] <= now):
             return None
@@ -115,6 +116,7 @@ class Tokens:
 
 
 def _digest(secret: str) -> str:
+    # Any header may come as a secret, also one that is no valid text; it must not raise.
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -93,6 +93,7 @@ class Trials:
             arm_id = _open_arm(connection, study, arm)
             if architecture is not None and architecture_hash is not None:
                 insert_architecture(self._database, connection, architecture_hash, architecture)
+            # The call may be repeated, as when the answer to a commit was lost: the row that is there stays.
             connection.execute(
                 self._database.insert(tables.trials)
                 .values(**values, arm_id=arm_id, state="queued", sample_passes=0, seconds=0.0, created_at=_now())
@@ -101,6 +102,8 @@ class Trials:
             columns = tables.trials.c
             same = (columns.arm_id == arm_id) & (columns.phase == phase) & (columns.number == number)
             row = _trial_row(connection.execute(_select_trials().where(same)).mappings().one())
+        # Its number is what identifies a trial. Another experiment under it would mean that the search did not resume
+        # as it had begun, and that results of two different searches would be mixed.
         if (row.seed, row.experiment) != (seed, values["experiment"]):
             raise StudyConflict(
                 f"{phase} trial {number} of arm {arm!r} in study {study!r} is in the store with another experiment or "
@@ -147,11 +150,14 @@ class Trials:
             if row["state"] in TERMINAL:
                 raise _ended(trial, row["state"], "running")
             _end_attempts(connection, attempts.trial_id == trial, "lost", now)
+            # The lock on the trial makes this safe: two attempts cannot get the same number.
             last = connection.scalars(sa.select(sa.func.max(attempts.number)).where(attempts.trial_id == trial)).one()
             attempt = AttemptRow(trial, 0 if last is None else last + 1, "running", storable(worker), now, None, None)
             values = {"trial_id": trial, "number": attempt.number, "state": attempt.state, "worker": attempt.worker}
             connection.execute(sa.insert(tables.attempts).values(**values, started_at=now))
-            _change_trial(connection, trial, state="running", started_at=row["started_at"] or now)
+            _change_trial(
+                connection, trial, state="running", started_at=row["started_at"] or now
+            )  # of the first attempt
         return attempt
 
     def attempts(self, trial: int) -> tuple[AttemptRow, ...]:
@@ -182,12 +188,14 @@ class Trials:
             return
         columns = tables.trials.c
         passes, seconds = (max(row[name] for row in rows) for name in ("sample_passes", "seconds"))
+        # Epochs are reported again after a resumption from a checkpoint, with lower totals; what was spent stays spent.
         changes = {
             "sample_passes": _higher(columns.sample_passes, passes),
             "seconds": _higher(columns.seconds, seconds),
         }
         change = sa.update(tables.trials).where(columns.id == trial, columns.state == "running").values(**changes)
         with self._database.writing() as connection:
+            # The condition on the state is part of the update: one statement for what happens at every epoch.
             if connection.execute(change).rowcount == 0:
                 state = _trial_for_update(connection, trial)["state"]
                 raise StateError(f"trial {trial} is {state!r}: epochs can be recorded only while it is 'running'")
@@ -229,7 +237,7 @@ class Trials:
         now, text = _now(), storable(reason) if reason else None
         with self._database.writing() as connection:
             before = _trial_for_update(connection, trial)["state"]
-            if before == state:
+            if before == state:  # reported twice, as after a connection that broke at the end of the transaction
                 return
             if before in TERMINAL or (before == "queued" and state == "complete"):
                 raise _ended(trial, before, state)
@@ -237,7 +245,7 @@ class Trials:
             if document and document.get("architecture") and document.get("architecture_hash"):
                 insert_architecture(self._database, connection, document["architecture_hash"], document["architecture"])
             _change_trial(connection, trial, state=state, score=score, result=document, reason=text, finished_at=now)
-            ended = "failed" if state == "failed" else "complete"
+            ended = "failed" if state == "failed" else "complete"  # a pruned trial is a complete attempt
             _end_attempts(connection, tables.attempts.c.trial_id == trial, ended, now, error=text)
 
     def requeue_running(self, study: str) -> tuple[int, ...]:
@@ -350,6 +358,7 @@ def _end_attempts(
 
 def _name_worker(connection: Connection, trial: int, worker: str) -> None:
     columns = tables.attempts.c
+    # An attempt begins when the trial is dispatched; which worker gets it is known with its first report.
     unnamed = (columns.trial_id == trial) & (columns.state == "running") & (columns.worker == "")
     connection.execute(sa.update(tables.attempts).where(unnamed).values(worker=storable(worker)))
 
@@ -409,7 +418,7 @@ def _select_spent() -> sa.Select[Any]:
         .join_from(tables.arms, tables.trials, columns.arm_id == arms.id)
         .where(arms.study_id == sa.bindparam("study"))
         .group_by(arms.position, arms.name, columns.phase)
-        .order_by(arms.position, columns.phase.desc())
+        .order_by(arms.position, columns.phase.desc())  # "search" before "retrain"
     )
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from nas_blockout.plots.style.theme import FONT, GRID, HEAT, MUTED, PAPER, SMALL
 
-NARROW, WIDE = 350.0, 720.0
+NARROW, WIDE = 350.0, 720.0  # points
 Array = NDArray[np.float64]
 
 
@@ -35,7 +35,7 @@ def panel(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
     """Add axes to a figure at ``(left, top, width, height)``, in points from the upper left corner."""
     left, top, width, height = box
     whole_width, whole_height = figure.get_size_inches() * 72
-    bottom = whole_height - top - height
+    bottom = whole_height - top - height  # matplotlib counts from the lower edge
     return figure.add_axes((left / whole_width, bottom / whole_height, width / whole_width, height / whole_height))
 
 
@@ -61,9 +61,10 @@ def missing_glyphs_are_no_warning() -> Iterator[None]:
         yield
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)  # names are measured again for every panel, and `shorten` measures a text many times
 def text_width(text: str, size: float = FONT, *, bold: bool = False) -> float:
     """Measure a line of text in points."""
+    # The font of the page is not known here. DejaVu Sans is wider than most, so that texts fit in others, too.
     font = FontProperties(family=["DejaVu Sans"], size=size, weight="bold" if bold else "normal")
     with missing_glyphs_are_no_warning():
         width, _, _ = TextToPath().get_text_width_height_descent(text, font, False)
@@ -81,7 +82,7 @@ def clean(text: str) -> str:
 
 def shorten(text: str, width: float, size: float = FONT) -> str:
     """Shorten a text to a width in points, with an ellipsis in the middle."""
-    text = clean(text)[:200]
+    text = clean(text)[:200]  # bounds the loop below, which measures once per character
     if text_width(text, size) <= width:
         return text
     kept = len(text)
@@ -133,6 +134,7 @@ def legend(figure: Figure, entries: Sequence[Key], *, top: float, left: float = 
 
 def legend_height(entries: Iterable[Key], width: float, left: float = 4.0) -> float:
     """Return the height of `legend` in a figure of this width, both in points."""
+    # The same line breaks as in `legend`: the height is needed before there is a figure to draw into.
     x, rows = left, 1
     for entry in entries:
         needed = 13 + text_width(entry.text, SMALL) + 12
@@ -160,7 +162,7 @@ def short_amount(value: float) -> str:
     """Return an amount with three significant digits and a suffix: 950, 12k, 1.5M, 2G."""
     size = abs(value)
     for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if size >= limit * 0.9995:
+        if size >= limit * 0.9995:  # 999,950 is 1M; with three digits of k it would be 1e+03k
             return f"{value / limit:.3g}{suffix}"
     return f"{value:.3g}"
 
@@ -204,7 +206,7 @@ def small_multiples(
         bottom: Margin for the tick labels and the label of the x axis, in points.
         between: Space between rows of panels, for tick labels and titles, in points.
     """
-    columns = min(columns, max(count, 2))
+    columns = min(columns, max(count, 2))  # a single panel is half as wide as the figure, not all of it
     rows = -(-count // columns)
     gap_x, top = 11.0, 18.0
     width = (NARROW - left - 4 - gap_x * (columns - 1)) / columns
@@ -220,6 +222,7 @@ def small_multiples(
 
 def _outer_labels(panels: Sequence[Axes], columns: int) -> None:
     for index, axes in enumerate(panels):
+        # Panels share their axes: numbers stand at the left of each row and below the last panel of each column.
         axes.tick_params(labelleft=index % columns == 0, labelbottom=index + columns >= len(panels), pad=2)
 
 

@@ -10,7 +10,9 @@ from nas_blockout.plots.style.theme import INK, MUTED, SMALL
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
+# In points: height of a text, free ring around a point; and boxes that stand for a leader line.
 _HEIGHT, _RING, _BEADS = 9.0, 3.5, 16
+# Tried in this order: near before far, beside before above and below.
 _DISTANCES = (6.0, 13.0, 22.0, 34.0, 48.0, 64.0, 84.0)
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 
@@ -43,6 +45,7 @@ def place_labels(
         x, y = axes.transData.transform(point)
         return float(x) * scale, float(y) * scale
 
+    # Greedy, in the order of the points: what is written is in the way of what follows, and is not moved again.
     frame = axes.get_window_extent()
     room = (frame.x0 * scale, frame.y0 * scale, frame.x1 * scale, frame.y1 * scale)
     places = [place(point) for point in points]
@@ -51,6 +54,7 @@ def place_labels(
     for spot, text, point in zip(places, texts, points, strict=True):
         others = [other for other in places if other != spot]
         free = [box for box in _candidates(spot, text) if _is_free(box, taken, room)]
+        # A text must not seem to belong to a neighbor: if it cannot be nearest to its own point, a line shows it.
         clear = next((box for box in free if _lead(box, others, spot) >= 0), None)
         best = clear or max(free, key=lambda box: _lead(box, others, spot), default=None)
         box = best or (_least_bad_box(spot, text, taken, room) if required else None)
@@ -119,7 +123,7 @@ def _candidates(spot: Point, text: str) -> Iterator[Box]:
 
 def _box(spot: Point, text: str, direction: tuple[int, int], distance: float) -> Box:
     width = text_width(text, SMALL)
-    reach = distance * (0.75 if all(direction) else 1.0)
+    reach = distance * (0.75 if all(direction) else 1.0)  # diagonal: about as far, measured along the line
     x = spot[0] + direction[0] * (reach + width / 2)
     y = spot[1] + direction[1] * (reach + _HEIGHT / 2)
     return x - width / 2, y - _HEIGHT / 2, x + width / 2, y + _HEIGHT / 2

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from nas_blockout.plots.style.canvas import clean, missing_glyphs_are_no_warning
 from nas_blockout.plots.style.theme import VARIABLES, styled
 
+# None leaves an entry out. They would be the day and the version of matplotlib: the same study, another file.
 _METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
@@ -30,7 +31,7 @@ def to_svg(figure: Figure, *, name: str = "figure", description: str = "") -> st
     with missing_glyphs_are_no_warning():
         figure.savefig(out, format="svg", metadata=_METADATA, transparent=True)
     text = out.getvalue()
-    text = text[text.index("<svg") :]
+    text = text[text.index("<svg") :]  # without the XML declaration, which only a file may have
     # In a page, matplotlib's style sheet would apply to the page, and unused definitions are dead weight.
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<style[^>]*>.*?</style>\s*", "", text, flags=re.DOTALL)
@@ -81,11 +82,13 @@ def _shorter(match: re.Match[str]) -> str:
 
 
 def _themed(text: str) -> str:
+    # The color itself is the fallback: the SVG looks the same in a page that defines no variables, and as a file.
     def variable(match: re.Match[str]) -> str:
         return f"{match[1]}: var(--{VARIABLES[match[2]]}, {match[2]})"
 
     colors = "|".join(VARIABLES)
     text = re.sub(rf"(fill|stroke): ({colors})", variable, text)
+    # Texts inherit the font of the `svg` element, which is the one that the reader's system uses.
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     return re.sub(r"font: ((?:\w+ )*?)([\d.]+px) [^;\"]*", _font, text)
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 FONT, SMALL = 9.5, 8.5
 
+# Every color occurs once: in an SVG only its value says which variable replaces it. Hence also the paper, which is one
+# step from white: other white stays white.
 INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#fffffe"
 SHOWN, LOST, HEAT = "#0b6bcb", "#b35c00", "#2f81d8"
 
@@ -67,7 +69,7 @@ _RC: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.titlesize": FONT,
     "axes.unicode_minus": True,
-    "figure.dpi": 72,
+    "figure.dpi": 72,  # one pixel is one point
     "figure.facecolor": "none",
     "font.family": ["DejaVu Sans"],
     "font.size": FONT,
@@ -76,8 +78,8 @@ _RC: dict[str, Any] = {
     "hatch.color": PAPER,
     "hatch.linewidth": 1.2,
     "savefig.dpi": 72,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "nas_blockout",
+    "svg.fonttype": "none",  # text, which can be searched and read aloud, not outlines
+    "svg.hashsalt": "nas_blockout",  # identifiers that do not depend on a random number
     "text.color": INK,
     "text.parse_math": False,  # a $ in the name of an arm or class is not mathematics
     "xtick.color": MUTED,

@@ -45,6 +45,7 @@ class Lists:
         answers, now = self._owners.setdefault(owner, {}), time.monotonic()
         answer = answers.get(query)
         if answer is None or now - answer.requested_at >= self._fresh_seconds:
+            # The task itself is kept, not its result: requests that arrive while it reads share the reading.
             answer = answers[query] = _Answer(asyncio.create_task(run_in_threadpool(write)), now)
             asyncio.get_running_loop().call_later(self._fresh_seconds, self._drop, owner, query, answer)
         try:
@@ -55,7 +56,7 @@ class Lists:
 
     def forget(self, owner: str) -> None:
         """Drop all answers of an owner, one of whose studies has been changed."""
-        self._owners.pop(owner, None)
+        self._owners.pop(owner, None)  # one operation on a dict, which threads may do without a lock
 
     def _drop(self, owner: str, query: Hashable, answer: _Answer) -> None:
         answers = self._owners.get(owner, {})

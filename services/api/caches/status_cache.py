@@ -71,6 +71,7 @@ class Watcher:
             NotFound: It was not submitted to the service.
         """
         with self._guard:
+            # Whoever holds a lock that is dropped here finishes reading; at worst a study is read twice.
             if len(self._locks) > MAX_STUDIES:
                 self._known.clear()
                 self._locks.clear()
@@ -90,11 +91,12 @@ class Watcher:
         self._known.pop(study, None)
 
     def _read(self, study: str, before: Snapshot | None) -> Snapshot:
+        # The time before the reading: a status must not count as newer than what it was read from.
         at, status = time.monotonic(), self._store.study_status(study)
         if status is None:
             raise NotFound(f"there is no study {study!r} in the queue")
         if before is not None and before.study_status == status:
-            return replace(before, at=at)
+            return replace(before, at=at)  # the same text and digest, without serializing it again
         progress = progress_of(status.row, status.spent)
         text = progress.model_dump_json()
         return Snapshot(status, progress, text, hashlib.sha256(text.encode()).hexdigest()[:12], at)
@@ -124,6 +126,7 @@ def _arm(name: str, budget: Budget, spent: list[SpentRow]) -> ArmView:
         sample_passes=total["sample_passes"],
         seconds=round(seconds, 1),
         best=max(best, default=None),
+        # The limit that is nearest ends the arm, and so is its progress; the last trial may exceed it a little.
         share=round(min(1.0, max(shares(budget, used).values())), 4),
     )
 

@@ -9,7 +9,7 @@ from services.store import Store, TokenRow
 
 ROOT_OWNER = "admin"
 ROOT_TOKEN = 0
-TOKEN_SECONDS = 0.9
+TOKEN_SECONDS = 0.9  # a revoked token can read for this long, which the guide of the service states as a second
 MAX_TOKENS = 10_000
 
 
@@ -60,7 +60,7 @@ class Callers:
 
     def ask(self, key: str | int) -> Caller | None:
         """Return the caller with a secret or token ID; None if it does not exist, has expired or was revoked."""
-        asked = time.monotonic()
+        asked = time.monotonic()  # before the query: a token that is revoked meanwhile must not live longer for it
         caller = self._by_secret(key) if isinstance(key, str) else self._by_token(key)
         if caller is not None:
             if len(self._recent) >= self._max_tokens:
@@ -83,4 +83,5 @@ def _caller(row: TokenRow | None) -> Caller | None:
 
 
 def _cache_key(key: str | int) -> bytes | int:
+    # Secrets themselves are not kept, so that a dump of the memory has none.
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() if isinstance(key, str) else key

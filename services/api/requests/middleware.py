@@ -58,6 +58,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = _with_security_headers(list(message["headers"]))
+                # The template, such as /v1/studies/{name}: a path would let clients create time series without limit.
                 route = getattr(scope.get("route"), "path", "other")
                 self._metrics.count(_method(scope), route, status, time.monotonic() - began)
             await send(message)
@@ -66,7 +67,7 @@ class Guard:
             await self._app(scope, receive, answer)
         except Exception as error:  # noqa: BLE001  # last resort; neither log nor client gets the message, which may hold secrets
             _LOG.error("%s %s failed: %s", scope["method"], scope["path"][:200], _place(error))
-            if status:
+            if status:  # headers have been sent, and cannot be taken back: only closing the connection tells the client
                 raise errors.RequestError(500, "internal", "the response was interrupted") from None
             headers, body = errors.raw(errors.translated(error))
             await answer({"type": "http.response.start", "status": 500, "headers": headers})
@@ -74,6 +75,7 @@ class Guard:
 
 
 def _with_security_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    # A route may set its own, as those of files do, which may be cached.
     present = {name.lower() for name, _ in headers}
     return headers + [header for header in _SECURITY_HEADERS if header[0] not in present]
 

@@ -13,7 +13,7 @@ from services.api.state import service_of
 from services.store.checked_values import MAX_INTEGER
 from services.study_config.yaml_reader import yaml_value
 
-SECONDS = 10.0
+SECONDS = 10.0  # for the whole body: a client that sends a byte now and then must not hold a connection for long
 MAX_DEPTH = 32
 MAX_NODES = 20_000
 MAX_DIGITS = 200
@@ -32,6 +32,7 @@ async def body(request: Request) -> bytes:
     """
     max_bytes = service_of(request).settings.api_body_bytes
     declared = request.headers.get("content-length", "")
+    # Refused before it is read, if the client says so; one that lies, or does not say, is stopped below.
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
         raise _too_large(max_bytes)
     content = bytearray()
