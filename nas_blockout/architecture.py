@@ -92,17 +92,14 @@ class Architecture:
         if not names or len(set(names)) != len(names):
             raise ValueError(f"an architecture needs layers with different names, got {names}")
         for layer in self.layers:
-            self._check_clusters(layer)
+            for group in layer.groups:
+                if group.clusters[0] < 0 or group.clusters[-1] >= self.clusters:  # they are sorted
+                    raise ValueError(
+                        f"clusters of layer {layer.name!r} must lie in 0..{self.clusters - 1}, got {group.clusters}"
+                    )
         self._check_classes()
         for before, after in pairwise(self.layers):
             _check_reads(before, after)
-
-    def _check_clusters(self, layer: Layer) -> None:
-        for group in layer.groups:
-            if group.clusters[0] < 0 or group.clusters[-1] >= self.clusters:
-                raise ValueError(
-                    f"clusters of layer {layer.name!r} must lie in 0..{self.clusters - 1}, got {group.clusters}"
-                )
 
     def _check_classes(self) -> None:
         for layer in self.layers[:-1]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -108,12 +108,9 @@ def figure_differences(differences: Sequence[Difference]) -> Figure:
 
     Significant differences have a filled marker, all others a hollow one.
     """
-    # A string is a heading. Pairs come sorted by their first arm, so that each arm gets one heading.
-    rows: list[Difference | str] = []
-    for difference in differences:
-        if not rows or difference.a != _first_arm(rows[-1]):
-            rows.append(difference.a)
-        rows.append(difference)
+    rows: list[Difference | str] = []  # a string is a heading
+    for first, pairs in groupby(differences, key=lambda difference: difference.a):
+        rows += [first, *pairs]
     figure = canvas(NARROW, 8 + 17 * len(rows) + 32)
     axes = panel(figure, (_NAMES, 6, NARROW - _NAMES - 44, 17 * len(rows)))
     axes.axvline(0, color=MUTED, lw=0.9)
@@ -129,10 +126,6 @@ def figure_differences(differences: Sequence[Difference]) -> Figure:
         text.set_fontweight("bold" if isinstance(entry, str) else "normal")
     axes.set_xlabel("difference in test accuracy (percentage points)", labelpad=2)
     return figure
-
-
-def _first_arm(row: Difference | str) -> str:
-    return row if isinstance(row, str) else row.a
 
 
 def _row_name(row: Difference | str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,11 +37,9 @@ class Agreed:
 @styled
 def figure_agreement(agreements: Sequence[Agreed]) -> Figure:
     """Draw one row per arm under each reference: mean, seeds, and the interval for shuffled classes as a band."""
-    rows: list[Agreed | str] = []  # a string is the heading of a reference
-    for agreement in agreements:
-        if not rows or agreement.reference != _reference(rows[-1]):
-            rows.append(agreement.reference)
-        rows.append(agreement)
+    rows: list[Agreed | str] = []  # a string is a heading
+    for reference, arms in groupby(agreements, key=lambda agreement: agreement.reference):
+        rows += [reference, *arms]
     figure = canvas(NARROW, 6 + _ROW * len(rows) + 32)
     axes = panel(figure, (_NAMES, 6, NARROW - _NAMES - 34, _ROW * len(rows)))
     axes.axvline(0, color=MUTED, lw=0.9)
@@ -59,10 +58,6 @@ def figure_agreement(agreements: Sequence[Agreed]) -> Figure:
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("adjusted mutual information", labelpad=2)
     return figure
-
-
-def _reference(row: Agreed | str) -> str:
-    return row if isinstance(row, str) else row.reference
 
 
 def _draw(axes: Axes, row: int, entry: Agreed) -> None:

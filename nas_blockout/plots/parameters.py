@@ -139,7 +139,9 @@ def _lines(axes: Axes, search: Searched, limits: tuple[float, float]) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.vlines(range(len(names) + 1), 0, 1, color=GRID, lw=1)
-    for trial in _in_front(scores)[-_MOST_LINES:]:  # of more trials the best are drawn
+    # The best last, so that they are in front; of more trials than are drawn the worst are left out, failed ones first.
+    order = np.argsort(np.where(np.isnan(scores), -np.inf, scores), kind="stable")
+    for trial in order[-_MOST_LINES:].tolist():
         axes.plot(range(len(names) + 1), places[trial], **_style(search.role, scores, trial))
     axes.set_xlim(-0.02, len(names) + 0.02)
     axes.set_ylim(0, 1)
@@ -158,11 +160,6 @@ def _last_parts(names: Sequence[str]) -> list[str]:
     """Return the part of each name after its last dot, or the whole name if that part is not unique."""
     short = [clean(name).rpartition(".")[2] for name in names]
     return [part if short.count(part) == 1 else clean(name) for part, name in zip(short, names, strict=True)]
-
-
-def _in_front(scores: Array) -> list[int]:
-    """Return the trials in the order in which they are drawn: the best last, and so in front."""
-    return [int(trial) for trial in np.argsort(np.where(np.isnan(scores), -np.inf, scores), kind="stable")]
 
 
 def _style(role: str, scores: Array, trial: int) -> dict[str, Any]:

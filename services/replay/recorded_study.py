@@ -92,7 +92,9 @@ def replay(settings: Settings, name: str, request: Request) -> Replayed:
         NotFound: There is no such study, or it has no recorded search of the arm.
         DataMissing: The data is not on this machine, but proposals depend on its shape.
     """
-    _require_known(request.searcher)
+    kind, _ = get_args(ArmConfig.model_fields["searcher"].annotation)  # `Literal[...] | None`
+    if request.searcher is not None and request.searcher not in get_args(kind):
+        raise StudyError(f"--searcher: no such searcher {request.searcher!r}; {near(request.searcher, get_args(kind))}")
     with Store.open(settings.store_url) as store:
         # Read once: a study that is still running would change between the replays.
         row, events, trials = store.study(name), store.events(name), store.trials(name)
@@ -147,13 +149,6 @@ def _outcome(study: Study, arm: str, pool: list[Trial], data: _Shape, request: R
         )
         replays.append(simulate(pool, proposer, workers))
     return outcome(arm, pool, replays, workers=workers, target=target)
-
-
-def _require_known(searcher: str | None) -> None:
-    # The annotation is `Literal[...] | None`; its first part lists the searchers.
-    kind, _ = get_args(ArmConfig.model_fields["searcher"].annotation)
-    if searcher is not None and searcher not in get_args(kind):
-        raise StudyError(f"--searcher: no such searcher {searcher!r}; {near(searcher, get_args(kind))}")
 
 
 def _searcher(study: Study, arm: str, request: Request) -> str:

@@ -215,15 +215,11 @@ def small_multiples(
     for index in range(count):
         row, column = divmod(index, columns)
         place = (left + column * (width + gap_x), top + row * (height + between), width, height)
-        panels.append(panel(figure, place))
-    _outer_labels(panels, columns)
-    return figure, panels
-
-
-def _outer_labels(panels: Sequence[Axes], columns: int) -> None:
-    for index, axes in enumerate(panels):
+        axes = panel(figure, place)
         # Panels share their axes: numbers stand at the left of each row and below the last panel of each column.
-        axes.tick_params(labelleft=index % columns == 0, labelbottom=index + columns >= len(panels), pad=2)
+        axes.tick_params(labelleft=column == 0, labelbottom=index + columns >= count, pad=2)
+        panels.append(axes)
+    return figure, panels
 
 
 def title(axes: Axes, text: str, *, note: str = "") -> None:

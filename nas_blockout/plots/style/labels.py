@@ -53,7 +53,8 @@ def place_labels(
     written = 0
     for spot, text, point in zip(places, texts, points, strict=True):
         others = [other for other in places if other != spot]
-        free = [box for box in _candidates(spot, text) if _is_free(box, taken, room)]
+        inside = (box for box in _candidates(spot, text) if _inside(box, room))
+        free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
         # A text must not seem to belong to a neighbor: if it cannot be nearest to its own point, a line shows it.
         clear = next((box for box in free if _lead(box, others, spot) >= 0), None)
         best = clear or max(free, key=lambda box: _lead(box, others, spot), default=None)
@@ -66,10 +67,6 @@ def place_labels(
             _write(axes, point, text, offset, joined=joined)
             written += 1
     return written
-
-
-def _is_free(box: Box, taken: Sequence[Box], room: Box) -> bool:
-    return _inside(box, room) and not any(_overlap(box, other) for other in taken)
 
 
 def _lead(box: Box, others: Sequence[Point], own: Point) -> float:

@@ -5,7 +5,7 @@ import hmac
 import time
 from dataclasses import dataclass
 
-from services.store import Store, TokenRow
+from services.store import Store
 
 ROOT_OWNER = "admin"
 ROOT_TOKEN = 0
@@ -61,25 +61,20 @@ class Callers:
     def ask(self, key: str | int) -> Caller | None:
         """Return the caller with a secret or token ID; None if it does not exist, has expired or was revoked."""
         asked = time.monotonic()  # before the query: a token that is revoked meanwhile must not live longer for it
-        caller = self._by_secret(key) if isinstance(key, str) else self._by_token(key)
+        if key == ROOT_TOKEN or (isinstance(key, str) and self._is_root(key)):
+            caller: Caller | None = _ROOT
+        else:
+            row = self._store.token(key) if isinstance(key, str) else self._store.valid_token(key)
+            caller = None if row is None else Caller(row.id, row.owner, row.scope)
         if caller is not None:
             if len(self._recent) >= self._max_tokens:
                 self._recent.clear()
             self._recent[_cache_key(key)] = caller, asked
         return caller
 
-    def _by_secret(self, secret: str) -> Caller | None:
-        # The secret of the service is compared in constant time; a stored token is looked up by its hash.
-        if self._root and hmac.compare_digest(self._root, secret.encode("utf-8", "replace")):
-            return _ROOT
-        return _caller(self._store.token(secret))
-
-    def _by_token(self, token: int) -> Caller | None:
-        return _ROOT if token == ROOT_TOKEN else _caller(self._store.valid_token(token))
-
-
-def _caller(row: TokenRow | None) -> Caller | None:
-    return None if row is None else Caller(row.id, row.owner, row.scope)
+    def _is_root(self, secret: str) -> bool:
+        """Whether a secret is that of the service, which is compared in constant time; tokens are found by hash."""
+        return bool(self._root) and hmac.compare_digest(self._root, secret.encode("utf-8", "replace"))
 
 
 def _cache_key(key: str | int) -> bytes | int:

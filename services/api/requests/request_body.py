@@ -73,7 +73,10 @@ def document(content: bytes, kind: str) -> dict[str, Any]:
         )
     try:
         text = content.decode("utf-8")
-        value = _from_json(text) if kind in JSON_TYPES else _from_yaml(text)
+        if kind in JSON_TYPES:
+            value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant)
+        else:
+            value = _from_yaml(text)
         check(value)
     except UnicodeDecodeError as error:
         raise _malformed(f"the body must be UTF-8: {error.reason} at byte {error.start}") from None
@@ -84,10 +87,6 @@ def document(content: bytes, kind: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _malformed(f"the body must be a mapping, got {type(value).__name__}")
     return value
-
-
-def _from_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
