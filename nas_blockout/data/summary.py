@@ -121,7 +121,7 @@ def fetch(name: str, root: Path) -> Path:
         raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}")
     source = SOURCES[name]
     if source.fetch is None:
-        raise DataMissing(f"{name} is not had by downloading: {source.remedy}")
+        raise DataMissing(f"{name} cannot be downloaded: {source.remedy}")
     return source.fetch(root)
 
 
@@ -152,6 +152,7 @@ def show(settings: DataSettings, root: Path | None = None, *, columns: int = 12)
     """
     splits = load(settings, root=root)
     _, height, width = splits.shape
+    # By a whole number, and by repeating pixels: what is shown are the pixels that a network reads.
     zoom = max(1, _SMALLEST_SHOWN // min(height, width))
     cell = (width * zoom + 2, height * zoom + 2)
     labels = [_label(row, name) for row, name in enumerate(splits.class_names)]

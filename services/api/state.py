@@ -70,7 +70,7 @@ class Service:
 
 def make_service(settings: Settings, store: Store, probes: Probes, caching: Caching, max_streams: int) -> Service:
     """Return a service with the limits and keys of its settings."""
-    secret = settings.api_token
+    secret = settings.api_token  # checked by `serve api`, but not for whoever builds an application
     if secret is None:
         raise ValueError("the service needs NAS_BLOCKOUT_API_TOKEN")
     watcher = Watcher(store, fresh_seconds=caching.status_seconds)

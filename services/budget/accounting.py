@@ -82,7 +82,7 @@ def _end(study: Study, arm: Arm, trials: Sequence[Trial]) -> End | None:
     search = [trial for trial in trials if trial.phase == SEARCH]
     if not search or any(not trial.ended for trial in search):
         return None
-    cost = max(trial.planned for trial in search)
+    cost = max(trial.planned for trial in search)  # of one full training; 0 if only an exhausted search is recorded
     seeds = len(study.config.retrain.seeds)
     if cost and (end := ended_by(trials_left(study.config.budget, search, cost=cost, retrainings=seeds))):
         return end

@@ -117,6 +117,7 @@ class Scheduler:
 
     def _in_turn(self) -> list[Arm]:
         """Arms that others must match come first, then whichever has spent least, so that the arms take turns."""
+        # What an arm spends includes what its running trials will cost: with several workers, arms take turns, too.
         awaited = {arm.match for arm in self.study.arms.values()}
 
         def spent(arm: Arm) -> int:

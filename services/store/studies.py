@@ -61,6 +61,7 @@ class Studies:
             "config_hash": config_hash,
         }
         with self._database.writing() as connection:
+            # One of several processes inserts the row; it alone gets an ID back, and adds arms and event.
             insertion = self._database.insert(tables.studies).values(**values, created_at=datetime.now(UTC))
             study = connection.scalars(insertion.on_conflict_do_nothing().returning(tables.studies.c.id)).one_or_none()
             if study is not None:

@@ -33,11 +33,13 @@ def glass_blur(
     """Smooth, swap a share of the pixels with others up to `reach` away, some rounds, smooth again: frosted glass."""
     count, channels, height, width = images.shape
     far = round(reach)
+    # Swaps are followed as a permutation of positions, which is applied once at the end, to all channels alike.
     place = torch.arange(height * width).repeat(count, 1)
     rows, columns = range(height - 1, far - 1, -1), range(width - 1, far - 1, -1)
     for _ in range(round(rounds)):
         moves = torch.randint(-far, far, (len(rows), len(columns), 2, count, 1), generator=generator)
         moves *= torch.rand(len(rows), len(columns), 1, count, 1, generator=generator) < share
+        # One after the other, as published: a pixel may be swapped on by later swaps. Only images are done at once.
         for row, moves_of_row in zip(rows, moves, strict=True):
             for column, (down, right) in zip(columns, moves_of_row, strict=True):
                 other = ((row + down).clamp_(0, height - 1) * width + (column + right).clamp_(0, width - 1)).long()
@@ -69,6 +71,7 @@ def smooth(images: Tensor, sigma: float) -> Tensor:
     reach = math.ceil(4 * sigma)
     weights = torch.arange(-reach, reach + 1).div(sigma).square().mul(-0.5).exp()
     line = (weights / weights.sum()).to(images)
+    # A Gaussian is separable: two lines cost far less than one square.
     return convolve(convolve(images, line[None, :]), line[:, None])
 
 
@@ -121,5 +124,6 @@ def sample(images: Tensor, shifts: Tensor, *, outside: str = "border") -> Tensor
     rows = torch.arange(height, device=images.device)[:, None].expand(height, width)
     places = torch.stack([columns, rows], -1).to(images) + shifts
     extent = torch.tensor([max(width - 1, 1), max(height - 1, 1)], dtype=images.dtype, device=images.device)
+    # `grid_sample` counts from -1 at the center of the first pixel to 1 at that of the last.
     grid = (2 * places / extent - 1).expand(count, height, width, 2)
     return F.grid_sample(images, grid, padding_mode=outside, align_corners=True)

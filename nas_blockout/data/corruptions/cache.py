@@ -43,6 +43,7 @@ class CorruptedImages:
         batches = part.gather(torch.split(self.index, _IMAGES_AT_ONCE))
         plain = torch.cat([preprocessing.undo(normalized) for normalized, _ in batches])
         self._bytes = {
+            # A seed of its own for each: leaving out a severity changes no other one.
             (kind, severity): _corrupted(plain, kind, severity, seed=(100 * seed + 5 * number + severity) % 2**63)
             for number, kind in enumerate(TESTING)
             for severity in severities

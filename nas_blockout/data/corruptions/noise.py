@@ -16,6 +16,7 @@ def gaussian_noise(images: Tensor, generator: torch.Generator, deviation: float)
 
 def shot_noise(images: Tensor, generator: torch.Generator, photons: float) -> Tensor:
     """Count photons, on average `photons` for a white pixel: the noise of light itself."""
+    # On the processor like all draws, so that every device has the same images.
     return torch.poisson(images.cpu() * photons, generator=generator).to(images) / photons
 
 

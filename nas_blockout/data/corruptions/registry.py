@@ -13,7 +13,7 @@ Group = Literal["noise", "blur", "weather", "digital"]
 Parameters = tuple[float, ...]
 
 SEVERITIES = (1, 2, 3, 4, 5)
-_DESIGN_SIDE = 32
+_DESIGN_SIDE = 32  # pixels: the published settings are those for CIFAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +181,7 @@ def corrupt(images: Tensor, name: str, *, severity: int, generator: torch.Genera
     corruption = CORRUPTIONS[name]
     if corruption.color and images.shape[1] != 3:
         raise ValueError(f"{name} changes colors and needs three channels, got {images.shape[1]}; leave it out")
+    # Smaller images keep the lengths: below a pixel, blur would have no effect.
     scale = max(1.0, min(images.shape[2:]) / _DESIGN_SIDE)
     values = zip(corruption.names, corruption.parameters[severity - 1], strict=True)
     scaled = [value * scale if key in corruption.lengths else value for key, value in values]

@@ -35,6 +35,7 @@ def snow(  # noqa: PLR0913  # the paper has as many
     angles = -math.pi / 2 + (uniform((count,), generator, images) - 0.5) * (math.pi / 2)
     flakes = smear(flakes, angles, reach=reach, sigma=sigma)
     whitened = kept * images + (1 - kept) * images.maximum(luma(images) * 1.5 + 0.5)
+    # Once more upside down, which doubles the flakes without another draw; as published.
     return whitened + flakes + flakes.rot90(2, (2, 3))
 
 
@@ -55,6 +56,7 @@ def brightness(images: Tensor, generator: torch.Generator, added: float) -> Tens
     """Raise the value of every pixel (its largest channel) and keep hue and saturation."""
     value = images.amax(1, keepdim=True)
     raised = (value + added).clamp(0, 1)
+    # All channels by the same factor, which keeps hue and saturation; black has none, and becomes gray.
     return torch.where(value > 0, images * raised / value.clamp_min(1e-6), raised)
 
 

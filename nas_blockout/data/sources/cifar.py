@@ -29,7 +29,7 @@ from nas_blockout.data.tensor_dataset import Labeled
 
 TRAIN_SHARE = 0.9
 ADDRESS = "https://www.cs.toronto.edu/~kriz"
-_IMAGE_SHAPE = (3, 32, 32)
+_IMAGE_SHAPE = (3, 32, 32)  # a record has all red values first, then green, then blue: already channels first
 _IMAGE_BYTES = 3 * 32 * 32
 
 
@@ -129,6 +129,7 @@ def locate(version: Version, settings: DataSettings, root: Path | None) -> Path:
     for folder in [folder for parent in parents for folder in (parent, parent / version.folder)]:
         if all((folder / file).is_file() for file in version.files):
             return folder
+    # An archive that was brought by hand only has to be unpacked, not downloaded again.
     packed = next((path for path in (parent / version.archive for parent in parents) if path.is_file()), None)
     remedy = f"run `tar -xzf {packed} -C {packed.parent}`" if packed else version.remedy
     searched = ", ".join(str(parent) for parent in parents) or "no folder (neither a folder nor a data root is given)"
@@ -188,6 +189,7 @@ def _coarse(records: Tensor, folder: Path, version: Version) -> tuple[int, ...]:
     """Return the number of every class's group."""
     assert version.coarse_names is not None
     groups = len(_lines(folder / version.coarse_names))
+    # The files name the groups but not which classes are in them: that is taken from the pairs that occur in records.
     coarse, fine = torch.unique(records[:, :2].to(torch.int64), dim=0).unbind(1)
     if len(torch.unique(fine)) != len(fine) or int(coarse.max()) >= groups:
         raise DataCorrupt(f"every class in {folder} must have one group in 0..{groups - 1}; {version.remedy}")

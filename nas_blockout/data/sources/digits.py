@@ -21,7 +21,7 @@ from nas_blockout.data.subsets import stratified
 from nas_blockout.data.tensor_dataset import Labeled
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.5, 0.2
-_INK_LEVELS = 16
+_INK_LEVELS = 16  # the darkest level, so that images lie in [0, 1]
 _INSIDE = Path("datasets") / "data" / "digits.csv.gz"
 
 

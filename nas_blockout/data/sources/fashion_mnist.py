@@ -58,7 +58,7 @@ def read(settings: DataSettings, root: Path | None, *, md5: Mapping[str, str] = 
     return Collection(
         train=everything.at(train),
         validation=everything.at(validation),
-        load_test=partial(_read_part, folder, "t10k", dict(md5)),
+        load_test=partial(_read_part, folder, "t10k", dict(md5)),  # a copy: the caller may change its own by then
         class_names=CLASSES,
         origin=str(folder),
     )
@@ -122,6 +122,7 @@ def _either(folder: Path, name: str) -> Path | None:
 
 
 def _require_packed(packed: bytes, md5: str, path: Path) -> bytes:
+    # The MD5 is that of the content: mirrors pack it differently.
     try:
         require_md5(gzip.decompress(packed), md5, path)
     except (EOFError, OSError) as error:

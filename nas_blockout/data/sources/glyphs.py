@@ -104,6 +104,7 @@ def find_fonts(folder: Path) -> tuple[Font, ...]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
     if not paths:
         raise DataMissing(f"{folder} must hold .ttf or .otf files, got none; {REMEDY}")
+    # Reversed, so that of files with the same outlines the first by path is the one that stays.
     first_of = {_outlines(path): path for path in reversed(paths)}
     return tuple(Font(path, family_of(path)) for path in sorted(first_of.values()))
 
@@ -165,6 +166,7 @@ def _render(path: Path) -> dict[str, Image]:
     images = {
         key: _placed(ink, BASELINE + above - round(float(bottom * scale))) for key, (ink, above) in renderable.items()
     }
+    # Some fonts draw small letters as capitals: the same image under two labels cannot be learned.
     capitals = {key.lower(): image for key, image in images.items() if key.isupper()}
     return {
         key: image
@@ -174,6 +176,7 @@ def _render(path: Path) -> dict[str, Image]:
 
 
 def _labeled(fonts: Sequence[Font], root: Path | None) -> Labeled:
+    # Another version of FreeType may draw other pixels; the cache must not hide that.
     versions = f"{_RENDERING}/{PIL.__version__}/{features.version('freetype2')}"
     key = digest({"versions": versions.encode(), **{str(font.path): font.path.read_bytes() for font in fonts}})
     arrays = cached(root, f"glyphs-{key}", partial(_render_all, fonts))
@@ -209,6 +212,7 @@ def _placed(ink: Image, top: int) -> Image:
 
 
 def _open(path: Path, size: float) -> ImageFont.FreeTypeFont:
+    # The simple layout, which is in every build of Pillow; the other one depends on a library of the system.
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -229,6 +233,7 @@ def _outlines(path: Path) -> bytes:
 
 
 def _fraction(text: str) -> float:
+    # A hash and not a draw: a font that is added moves no other one to another split.
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 

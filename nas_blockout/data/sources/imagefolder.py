@@ -144,6 +144,7 @@ def _listed(layout: Layout, class_names: tuple[str, ...]) -> tuple[Paths, Passed
     passed = PassedOver()
     train = set(visible_folders(layout.splits["train"]))
     for split, folder in layout.splits.items():
+        # Labels are positions among the classes of the training images; a split must not number its own.
         if unknown := sorted(set(visible_folders(folder)) - train):
             raise DataUnsuitable(f"{folder} must have no class that is not in train, got {', '.join(unknown[:5])}")
         paths[split] = {}

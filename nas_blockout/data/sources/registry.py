@@ -17,8 +17,8 @@ class Source:
     Args:
         summary: What it holds, in one line.
         read: Reads and divides the files: `read(settings, root)`.
-        remedy: How its files are had.
-        fetch: Downloads the files into a root and returns their folder; None where that is not how they are had.
+        remedy: How to get its files.
+        fetch: Downloads the files into a root and returns their folder; None if they cannot be downloaded.
     """
 
     summary: str

@@ -51,7 +51,7 @@ def test_checking_opens_every_image_the_test_included(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if source.fetch is None])
 def test_what_is_not_downloaded_says_how_it_is_had(tmp_path, name):
-    with pytest.raises(DataMissing, match=f"{name} is not had by downloading: .+"):
+    with pytest.raises(DataMissing, match=f"{name} cannot be downloaded: .+"):
         fetch(name, tmp_path)
 
 
