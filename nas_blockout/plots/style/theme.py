@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 FONT, SMALL = 9.5, 8.5
 
-# Every color occurs once: in an SVG only its value says which variable replaces it. Hence also the paper, which is one
-# step from white: other white stays white.
+# No two of these are equal: in an SVG only the value of a color says which variable replaces it. Hence also the paper
+# color, which is one step from white: other white stays white.
 INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#fffffe"
 SHOWN, LOST, HEAT = "#0b6bcb", "#b35c00", "#2f81d8"
 
