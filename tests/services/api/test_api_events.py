@@ -129,24 +129,28 @@ def test_all_who_follow_share_one_poll(ann, running, store, queries):
 
 
 def test_all_who_follow_are_woken_by_one_poll(ann, running, store, queries):
-    before = polls(queries)
+    told: list[list[str]] = [[] for _ in range(50)]
+    watcher = Watcher(store, fresh_seconds=FOR_LONG)  # reads only when it is made to forget
 
-    async def listen(feeds: Feeds) -> list[str]:
-        return [text async for text in follow(feeds, "tiny", allowed=lambda: True)]
+    async def listen(feeds: Feeds, texts: list[str]) -> None:
+        async for text in follow(feeds, "tiny", allowed=lambda: True):
+            texts.append(text)
 
-    async def everybody() -> tuple[list[list[str]], int]:
-        feeds = Feeds(Watcher(store))
-        tasks = [asyncio.create_task(listen(feeds)) for _ in range(50)]
-        await asyncio.sleep(0.2)
+    async def everybody() -> tuple[int, int]:
+        feeds, before = Feeds(watcher, pause=0.01), polls(queries)
+        tasks = [asyncio.create_task(listen(feeds, texts)) for texts in told]
+        while not all("event: progress" in "".join(texts) for texts in told):
+            await asyncio.sleep(0.01)
         begun = polls(queries) - before
         await asyncio.to_thread(end, store, running)
-        return await asyncio.gather(*tasks), begun
+        before = polls(queries)
+        watcher.forget("tiny")
+        await asyncio.gather(*tasks)
+        return begun, polls(queries) - before
 
-    told, begun = asyncio.run(everybody())
+    assert asyncio.run(everybody()) == (1, 1)
     assert told == [told[0]] * 50
     assert "event: end" in told[0][-1]
-    assert begun == 1
-    assert polls(queries) - before < 50
 
 
 def test_a_stream_is_cut_off_when_the_database_fails(ann, running, store):
