@@ -159,7 +159,7 @@ def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -
 
     Args:
         points: The arms.
-        front: Indices of the points on the Pareto front, in order of increasing cost; empty if costs are not told apart.
+        front: Indices of the points on the Pareto front by increasing cost; empty if costs are not told apart.
         label: Label of the cost axis.
     """
     figure = canvas(NARROW, 250)
