@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
+from nas_blockout.structure.branching import recorded_structure, structure_metrics, summary
 from services.settings import masked
 from services.store import EpochRow, Store, StoreError
 from services.trial_record import Trial
@@ -348,9 +349,12 @@ class Projection:
             "nas.seed": str(trial.seed),
             "nas.status": trial.state,
         }
-        architecture = (trial.result or {}).get("architecture_hash") or trial.architecture_hash
+        architecture = trial.outcome.get("architecture_hash") or trial.architecture_hash
+        structure = recorded_structure(trial.outcome)
+        learned = str(tags["nas.method"]) == "blockout"
         return {
             **tags,
+            **({"nas.branches": summary(structure, learned=learned)[:TAG_CHARACTERS]} if structure else {}),
             **({"nas.architecture": architecture} if architecture else {}),
             **({"nas.reason": trial.reason[:TAG_CHARACTERS]} if trial.reason else {}),
         }
@@ -415,6 +419,7 @@ def _metrics(trial: Trial, epochs: Sequence[EpochRow]) -> Iterator[Any]:
         "model/parameters": result.get("parameters"),
         "model/macs": result.get("macs"),
         **{f"gap/{key}": value for key, value in (result.get("gap") or {}).items()},
+        **(structure_metrics(structure) if (structure := recorded_structure(result)) else {}),
     }
     ended = _milliseconds(trial.finished_at or trial.created_at)
     yield from (Metric(key, float(value), ended, 0) for key, value in final.items() if _is_number(value))

@@ -89,8 +89,8 @@ class Trial:
         experiment: What is run, as plain JSON types; `config` has it typed.
         params: What the search chose, as plain JSON types; empty for retrained trials.
         result: What it ended in, as plain JSON types, or None. Of a complete trial ``validation_accuracy``,
-            ``parameters``, ``macs``, ``architecture`` (its JSON form), ``architecture_hash``, ``overhead_seconds``,
-            ``gap``, ``probabilities`` (P by layer, nodes x clusters) and, of a retrained one, ``test_accuracy``,
+            ``parameters``, ``macs``, ``architecture`` (its JSON form), ``architecture_hash``, ``structure`` (how far it
+            branches), ``overhead_seconds``, ``gap``, ``probabilities`` (P by layer, nodes x clusters) and, of a retrained one, ``test_accuracy``,
             ``confusion`` (true x predicted) and ``predictions`` (the class given to each test image); of a pruned
             trial ``validation_accuracy`` and ``stopped_after``.
         architecture_hash: Canonical hash of the architecture that was proposed, or None.

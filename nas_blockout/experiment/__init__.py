@@ -2,7 +2,7 @@
 
 from nas_blockout.experiment.builder import build, count_macs, dense_macs, matched, rebuild
 from nas_blockout.experiment.config import DERIVATIONS, Experiment, backbone_from_json
-from nas_blockout.experiment.costs import known_costs, known_network
+from nas_blockout.experiment.costs import known_costs, known_network, structure_of_network
 from nas_blockout.experiment.derivation import EVALUATION_BATCH, Derivation
 from nas_blockout.experiment.runner import Outcome, Run, Snapshot, split_epochs
 
@@ -23,4 +23,5 @@ __all__ = [
     "matched",
     "rebuild",
     "split_epochs",
+    "structure_of_network",
 ]

@@ -4,10 +4,11 @@ import torch
 from torch import nn
 
 from nas_blockout.backbones import BACKBONES, name_of, scaled_to
-from nas_blockout.backbones.branched import Sites
+from nas_blockout.backbones.branched import BranchedNetwork, Sites
 from nas_blockout.experiment.builder import count_macs
 from nas_blockout.experiment.config import Experiment
 from nas_blockout.methods.blockdrop import BlockDropSettings
+from nas_blockout.structure.branching import LayerCost, Structure, structure_of
 
 
 def known_network(experiment: Experiment, *, shape: tuple[int, int, int], classes: int) -> nn.Module | None:
@@ -47,6 +48,18 @@ def known_costs(experiment: Experiment, *, shape: tuple[int, int, int], classes:
         return {}
     dense = _plain(experiment.backbone, experiment, shape, classes)
     return {"macs": int(share * count_macs(dense, image))}
+
+
+def structure_of_network(network: nn.Module) -> Structure | None:
+    """Return how far a network branches, with what that costs; None for one that is not built from stages."""
+    if not isinstance(network, BranchedNetwork):
+        return None
+    costs = [
+        # Normalization has two parameters for every node, a stage without it has a bias.
+        LayerCost(stage.width, stage.kernel**2, stage.positions, 2 if stage.activation else 1)
+        for stage in network.plan
+    ]
+    return structure_of(network.full, costs=costs, inputs=network.channels)
 
 
 def parameters_of(network: nn.Module) -> int:

@@ -21,7 +21,7 @@ import torch
 from nas_blockout.atomic_files import whole_file
 from nas_blockout.data import AnyPart, DataSettings, Loader, Splits, load
 from nas_blockout.data.corruptions import CorruptedImages
-from nas_blockout.experiment import EVALUATION_BATCH, Experiment, Run, Snapshot
+from nas_blockout.experiment import EVALUATION_BATCH, Experiment, Run, Snapshot, structure_of_network
 from nas_blockout.export import measure_latency, save_weights
 from nas_blockout.train import EpochRecord, evaluate
 from services.files.remote import reading, writing
@@ -178,7 +178,7 @@ class Worker:
         assert self._task is not None
         outcome, last = self._run.outcome, self._run.records[-1]
         assert outcome is not None
-        derivation = outcome.derivation
+        derivation, structure = outcome.derivation, structure_of_network(outcome.model)
         result: dict[str, Any] = {
             "validation_accuracy": last.validation_accuracy,
             "validation_loss": last.validation_loss,
@@ -186,6 +186,7 @@ class Worker:
             "macs": outcome.macs,
             "architecture": outcome.architecture.to_json() if outcome.architecture else None,
             "architecture_hash": outcome.architecture.hash if outcome.architecture else None,
+            "structure": structure.to_json() if structure else None,
             "gap": {**derivation.gap, "finetuned": last.validation_accuracy} if derivation else None,
             "threshold": derivation.threshold if derivation else None,
             "thresholds": derivation.thresholds if derivation else None,

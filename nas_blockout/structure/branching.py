@@ -1,0 +1,234 @@
+"""How far a network branches: nodes kept, groups, density, and what belongs to one branch alone.
+
+Everything is a pure function of an architecture and of what its connections cost; nothing here knows torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nas_blockout.architecture import Architecture, Group
+
+NO_BRANCHES = "no branches were learned: nodes were removed"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """What the connections that end in a layer cost.
+
+    Args:
+        width: Nodes of the layer in the dense network, or None if that is not known.
+        weights: Weights of one connection between two nodes: the area of the kernel.
+        positions: Spatial positions at which each weight is used for one image.
+        node_parameters: Parameters of a node besides its weights: bias or normalization.
+    """
+
+    width: int | None
+    weights: int
+    positions: int
+    node_parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStructure:
+    """How far one layer branches.
+
+    Args:
+        name: Of the layer.
+        nodes: Nodes that it has.
+        dense_nodes: Nodes that it has in the dense network, or None if that is not known.
+        groups: Groups of nodes with different memberships.
+        density: Share, in (0, 1], of the connections from the nodes of the layer before that exist.
+    """
+
+    name: str
+    nodes: int
+    dense_nodes: int | None
+    groups: int
+    density: float
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One cluster as a branch.
+
+    Args:
+        cluster: Its number.
+        classes: Labels of the classes that belong to it.
+        exclusive_macs: Multiply-accumulates an image of the nodes that belong to no other branch, or None if unknown.
+        exclusive_parameters: Likewise their parameters.
+    """
+
+    cluster: int
+    classes: tuple[int, ...]
+    exclusive_macs: int | None
+    exclusive_parameters: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """How far a network branches.
+
+    A node belongs to one branch alone if it is in one cluster only and its layer has several groups. A network whose
+    kept nodes are all connected has no branches, whatever its clusters are called, and nothing belongs to one alone.
+
+    Args:
+        layers: From the image to the classes.
+        branches: One for every cluster in use.
+        macs: Multiply-accumulates an image of all connections, or None if their costs are not known.
+        exclusive_macs: Those that belong to one branch alone.
+        exclusive_parameters: Parameters that belong to one branch alone.
+    """
+
+    layers: tuple[LayerStructure, ...]
+    branches: tuple[Branch, ...]
+    macs: int | None
+    exclusive_macs: int | None
+    exclusive_parameters: int | None
+
+    @property
+    def is_branched(self) -> bool:
+        """Whether some kept node does not read some kept node of the layer before."""
+        return any(layer.density < 1 for layer in self.layers)
+
+    @property
+    def removed(self) -> int:
+        """Nodes of the dense network that were removed, as far as that is known."""
+        return sum((layer.dense_nodes or layer.nodes) - layer.nodes for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the structure as plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Structure":
+        """Read a structure back from JSON types."""
+        layers = tuple(LayerStructure(**layer) for layer in document["layers"])
+        branches = tuple(Branch(**{**branch, "classes": tuple(branch["classes"])}) for branch in document["branches"])
+        return cls(**{**document, "layers": layers, "branches": branches})
+
+
+def structure_of(architecture: Architecture, *, costs: Sequence[LayerCost] | None = None, inputs: int = 1) -> Structure:
+    """Return how far a network branches.
+
+    Args:
+        architecture: Of all its layers, the first of which reads the image.
+        costs: Of every layer; None if they are not known.
+        inputs: Nodes before the first layer: the channels of the image.
+
+    Raises:
+        ValueError: The costs are not those of the layers.
+    """
+    layers = architecture.layers
+    if costs is not None and len(costs) != len(layers):
+        raise ValueError(f"each of the {len(layers)} layers needs its cost, got {len(costs)}")
+    counts = architecture.weights(inputs)
+    before = (inputs, *(layer.width for layer in layers[:-1]))
+    density = [count / (nodes * layer.width) for count, nodes, layer in zip(counts, before, layers, strict=True)]
+    branched = any(share < 1 for share in density)
+    spent = _spent(architecture, costs, inputs) if costs is not None else None
+    alone = {
+        cluster: [
+            place
+            for place, group in _places(architecture)
+            if branched and group.clusters == (cluster,) and len(layers[place[0]].groups) > 1
+        ]
+        for cluster in _used(architecture)
+    }
+    branches = tuple(
+        Branch(cluster, _classes(architecture, cluster), *_total(spent, places)) for cluster, places in alone.items()
+    )
+    everywhere = _total(spent, [place for places in alone.values() for place in places])
+    macs = sum(macs for macs, _ in spent.values()) if spent is not None else None
+    described = tuple(
+        LayerStructure(layer.name, layer.width, cost.width if cost else None, len(layer.groups), share)
+        for layer, cost, share in zip(layers, costs or [None] * len(layers), density, strict=True)
+    )
+    return Structure(described, branches, macs, *everywhere)
+
+
+def recorded_structure(result: Mapping[str, Any]) -> Structure | None:
+    """Return the structure in the result of a trial; of an older one it follows from the architecture, without costs.
+
+    Args:
+        result: As plain JSON types.
+    """
+    if document := result.get("structure"):
+        return Structure.from_json(document)
+    if document := result.get("architecture"):
+        return structure_of(Architecture.from_json(document))
+    return None
+
+
+def summary(structure: Structure, *, learned: bool) -> str:
+    """Return in one line how far a network branches.
+
+    Args:
+        structure: Of the network.
+        learned: Whether it was learned; otherwise it was searched for, pruned, or is the dense network.
+    """
+    if not structure.is_branched:
+        if not learned:
+            return "no branches" + (", nodes were removed" if structure.removed else "")
+        known = all(layer.dense_nodes is not None for layer in structure.layers)
+        unchanged = "no branches were learned" + (", and no node was removed" if known else "")
+        return NO_BRANCHES if structure.removed else unchanged
+    layers = [layer for layer in structure.layers if layer.groups > 1 or layer.density < 1]
+    groups = ", ".join(f"{layer.groups} in {layer.name}" for layer in layers)
+    density = ", ".join(f"{layer.density:.0%} in {layer.name}" for layer in structure.layers if layer.density < 1)
+    text = f"{len(structure.branches)} branches: groups of nodes {groups}; connections kept between nodes {density}"
+    if structure.exclusive_macs is not None and structure.macs:
+        text += f"; {structure.exclusive_macs / structure.macs:.0%} of the MACs belong to one branch alone"
+    return text
+
+
+def structure_metrics(structure: Structure) -> dict[str, float]:
+    """Return the figures of a structure by name, as a tracking server shows them."""
+    figures: dict[str, float] = {}
+    for layer in structure.layers:
+        figures[f"structure/nodes/{layer.name}"] = layer.nodes
+        figures[f"structure/groups/{layer.name}"] = layer.groups
+        figures[f"structure/density/{layer.name}"] = layer.density
+    for name in ("exclusive_macs", "exclusive_parameters"):
+        if (value := getattr(structure, name)) is not None:
+            figures[f"structure/{name}"] = value
+    return figures
+
+
+Place = tuple[int, int]  # the number of a layer, and of a group in it
+
+
+def _places(architecture: Architecture) -> list[tuple[Place, Group]]:
+    return [
+        ((number, position), group)
+        for number, layer in enumerate(architecture.layers)
+        for position, group in enumerate(layer.groups)
+    ]
+
+
+def _used(architecture: Architecture) -> list[int]:
+    return sorted({cluster for _, group in _places(architecture) for cluster in group.clusters})
+
+
+def _classes(architecture: Architecture, cluster: int) -> tuple[int, ...]:
+    last = architecture.layers[-1].groups
+    return tuple(sorted(label for group in last if cluster in group.clusters for label in group.classes or ()))
+
+
+def _spent(architecture: Architecture, costs: Sequence[LayerCost], inputs: int) -> dict[Place, tuple[int, int]]:
+    """Return the multiply-accumulates and the parameters of every group."""
+    spent: dict[Place, tuple[int, int]] = {}
+    for (number, position), group in _places(architecture):
+        before = architecture.layers[number - 1].groups
+        read = sum(before[source].width for source in architecture.reads(number)[position]) if number else inputs
+        weights, cost = group.width * read * costs[number].weights, costs[number]
+        spent[number, position] = weights * cost.positions, weights + group.width * cost.node_parameters
+    return spent
+
+
+def _total(
+    spent: Mapping[Place, tuple[int, int]] | None, places: Sequence[Place]
+) -> tuple[int, int] | tuple[None, None]:
+    if spent is None:
+        return None, None
+    return sum(spent[place][0] for place in places), sum(spent[place][1] for place in places)

@@ -1,0 +1,146 @@
+"""How far a network branches, against a loop over its nodes and against the networks themselves."""
+
+import json
+from itertools import pairwise, product
+
+import pytest
+import torch
+from torch import nn
+
+from nas_blockout.architecture import Architecture, Group, Layer, dense_architecture
+from nas_blockout.backbones import dense_of
+from nas_blockout.backbones.branched import BranchedNetwork
+from nas_blockout.backbones.convnet import ConvNetSettings, stages
+from nas_blockout.backbones.resnet import ResNet, ResNetSettings
+from nas_blockout.experiment import count_macs, structure_of_network
+from nas_blockout.structure.branching import (
+    NO_BRANCHES,
+    LayerCost,
+    Structure,
+    recorded_structure,
+    structure_metrics,
+    structure_of,
+    summary,
+)
+
+STAGES = stages(ConvNetSettings((4, 6), (8,)), (1, 8, 8), 5)
+COSTS = [LayerCost(stage.width, stage.kernel**2, stage.positions, 1 + stage.activation) for stage in STAGES[1:]]
+
+
+def three_layers(features: list[Group], hidden: list[Group], classes: list[Group]) -> Architecture:
+    layers = (features, hidden, classes)
+    names = ("features", "hidden", "classes")
+    return Architecture(3, tuple(Layer(name, tuple(groups)) for name, groups in zip(names, layers, strict=True)))
+
+
+BRANCHED = three_layers(
+    [Group((0,), 2), Group((1,), 2), Group((0, 1), 1)],
+    [Group((0,), 3), Group((1,), 3), Group((0, 1, 2), 1)],
+    [Group((0,), 3, (1, 2, 4)), Group((1, 2), 2, (0, 3))],
+)
+ONE_GROUP = three_layers([Group((0,), 4)], [Group((0, 1), 7)], [Group((1,), 5, (0, 1, 2, 3, 4))])
+SEVERAL_GROUPS_AND_NO_BRANCH = three_layers(
+    [Group((0,), 2), Group((1,), 4)], [Group((0, 1), 8)], [Group((0,), 2, (0, 1)), Group((1, 2), 3, (2, 3, 4))]
+)
+ALL = (BRANCHED, ONE_GROUP, SEVERAL_GROUPS_AND_NO_BRANCH)
+
+
+def by_loops(architecture: Architecture, inputs: int) -> tuple[list[float], int, int, int]:
+    """Density of every layer, and MACs, exclusive MACs and exclusive parameters, connection by connection."""
+    nodes = [[frozenset(group.clusters) for group in layer.groups for _ in range(group.width)]
+             for layer in architecture.layers]  # fmt: skip
+    everything = frozenset(range(architecture.clusters))
+    nodes = [[everything] * inputs, *nodes]
+    density, macs, exclusive, parameters = [], 0, 0, 0
+    branched = any(not a & b for before, after in pairwise(nodes) for a, b in product(before, after))
+    for (before, after), cost in zip(pairwise(nodes), COSTS, strict=True):
+        present = [(a, b) for a, b in product(before, after) if a & b]
+        density.append(len(present) / len(before) / len(after))
+        macs += len(present) * cost.weights * cost.positions
+        own = {node for node in after if len(node) == 1} if branched and len(set(after)) > 1 else set()
+        weights = sum(cost.weights for _, b in present if b in own)
+        exclusive += weights * cost.positions
+        parameters += weights + cost.node_parameters * sum(node in own for node in after)
+    return density, macs, exclusive, parameters
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_a_structure_is_what_a_loop_over_its_nodes_gives(architecture: Architecture) -> None:
+    found = structure_of(architecture, costs=COSTS, inputs=4)
+    density, macs, exclusive, parameters = by_loops(architecture, 4)
+    assert [layer.density for layer in found.layers] == pytest.approx(density)
+    assert (found.macs, found.exclusive_macs, found.exclusive_parameters) == (macs, exclusive, parameters)
+    assert sum(branch.exclusive_macs or 0 for branch in found.branches) == exclusive
+    assert sum(branch.exclusive_parameters or 0 for branch in found.branches) == parameters
+
+
+def test_every_layer_has_its_nodes_and_groups_and_every_branch_its_classes() -> None:
+    found = structure_of(BRANCHED, costs=COSTS, inputs=4)
+    assert [(layer.name, layer.nodes, layer.dense_nodes, layer.groups) for layer in found.layers] == [
+        ("features", 5, 6, 3),
+        ("hidden", 7, 8, 3),
+        ("classes", 5, 5, 2),
+    ]
+    assert {branch.cluster: branch.classes for branch in found.branches} == {0: (1, 2, 4), 1: (0, 3), 2: (0, 3)}
+    assert found.removed == 2
+    assert found.is_branched
+
+
+@pytest.mark.parametrize("architecture", [ONE_GROUP, SEVERAL_GROUPS_AND_NO_BRANCH])
+def test_a_network_whose_nodes_are_all_connected_has_no_branches(architecture: Architecture) -> None:
+    found = structure_of(architecture, costs=COSTS, inputs=4)
+    assert not found.is_branched
+    assert (found.exclusive_macs, found.exclusive_parameters) == (0, 0)
+
+
+def test_networks_give_the_costs_of_their_own_layers() -> None:
+    trunk = BranchedNetwork(STAGES, BRANCHED, channels=1).eval()
+    dense = BranchedNetwork(STAGES, dense_of(STAGES), channels=1).eval()
+    images = torch.zeros(1, 1, 8, 8)
+    for network in (trunk, dense):
+        found = structure_of_network(network)
+        assert found is not None
+        assert found.macs == count_macs(network, images)
+        assert [layer.dense_nodes for layer in found.layers] == [4, 6, 8, 5]
+    assert structure_of_network(nn.Linear(2, 2)) is None
+    assert structure_of_network(ResNet(ResNetSettings(), (1, 8, 8), 5)) is None
+
+
+def test_a_structure_is_read_back_and_an_older_result_has_what_its_architecture_says() -> None:
+    found = structure_of(BRANCHED, costs=COSTS, inputs=4)
+    document = json.loads(json.dumps(found.to_json()))
+    assert Structure.from_json(document) == found
+    assert recorded_structure({"structure": document, "architecture": None}) == found
+    older = recorded_structure({"architecture": BRANCHED.to_json()})
+    assert older is not None
+    assert [layer.density for layer in older.layers] == [layer.density for layer in found.layers]
+    assert (older.macs, older.exclusive_macs, older.exclusive_parameters) == (None, None, None)
+    assert [branch.classes for branch in older.branches] == [branch.classes for branch in found.branches]
+    assert recorded_structure({"architecture": None}) is None
+
+
+def test_the_summary_says_how_far_it_branches_or_that_it_does_not() -> None:
+    text = summary(structure_of(BRANCHED, costs=COSTS, inputs=4), learned=True)
+    assert text.startswith("3 branches: groups of nodes 3 in features, 3 in hidden, 2 in classes; ")
+    assert "of the MACs belong to one branch alone" in text
+    assert summary(structure_of(ONE_GROUP, costs=COSTS, inputs=4), learned=True) == NO_BRANCHES
+    assert NO_BRANCHES == "no branches were learned: nodes were removed"
+    dense = structure_of(dense_architecture(["features", "hidden", "classes"], [6, 8, 5]), costs=COSTS, inputs=4)
+    assert summary(dense, learned=True) == "no branches were learned, and no node was removed"
+    assert summary(dense, learned=False) == "no branches"
+    assert summary(structure_of(ONE_GROUP, costs=COSTS, inputs=4), learned=False) == "no branches, nodes were removed"
+    assert summary(structure_of(ONE_GROUP), learned=True) == "no branches were learned"
+
+
+def test_the_metrics_are_named_by_layer() -> None:
+    found = structure_metrics(structure_of(BRANCHED, costs=COSTS, inputs=4))
+    assert found["structure/groups/hidden"] == 3
+    assert found["structure/density/features"] == 1
+    assert found["structure/nodes/features"] == 5
+    assert found["structure/exclusive_macs"] > 0
+    assert "structure/exclusive_macs" not in structure_metrics(structure_of(BRANCHED))
+
+
+def test_costs_belong_to_the_layers() -> None:
+    with pytest.raises(ValueError, match="each of the 3 layers needs its cost, got 2"):
+        structure_of(BRANCHED, costs=COSTS[:2], inputs=4)
