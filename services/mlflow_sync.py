@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
@@ -29,6 +30,7 @@ METRICS_MAX = 1000
 CURVE_POINTS = 100  # about, for each curve: writing one takes 1/6 ms, and the store has every epoch anyway
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 500
+NOTE_CHARACTERS = 4000  # MLflow takes 8,000
 ERROR_CHARACTERS = 300
 FOLLOW_SECONDS = 10.0
 MAX_FOLLOW_SECONDS = 60.0
@@ -168,12 +170,15 @@ class Projection:
                 written += 1
         return Synced(self.name, written, present)
 
-    def finish(self, comparison: Mapping[str, Any], folder: Path) -> None:
+    def finish(
+        self, comparison: Mapping[str, Any], folder: Path, *, tags: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Write the results of the study to its parent run: test accuracy of each arm, files, report and figures.
 
         Args:
             comparison: Content of ``comparison.json``.
             folder: Folder of the study; missing files are skipped, and unchanged ones are not sent again.
+            tags: Of the parent run.
         """
         from mlflow.entities import Metric
 
@@ -187,6 +192,9 @@ class Projection:
             new = {key: value for key, value in accuracies.items() if run.data.metrics.get(key) != value}
             metrics = [Metric(key, value, run.info.start_time, 0) for key, value in new.items()]
             self._client.log_batch(self.parent, metrics=metrics)
+            for key, value in tags.items():
+                if run.data.tags.get(key) != (text := value[:NOTE_CHARACTERS]):
+                    self._client.set_tag(self.parent, key, text)
             files = _artifacts(folder)
             digest = _digest(files)
             if run.data.tags.get("nas.files") != digest:

@@ -57,7 +57,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "data": set(),
         "statistics": set(),
         "plots": set(),
-        "export": set(),
+        "export": {"structure"},  # cards and summaries say how far a network branches
         "backbones": set(),
         "structure": {"backbones", "methods"},
         "experiment": {"backbones", "data", "methods", "structure", "train"},

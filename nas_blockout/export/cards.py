@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nas_blockout.structure.branching import Branch, Structure
+
 MOST_GROUPS = 16
 MOST_CLASSES_IN_GROUP = 8
 MOST_CLASSES_LISTED = 20
@@ -51,6 +53,9 @@ class ModelDescription:
         verdict: What the study found, in one sentence.
         spent: What finding it cost, as a text.
         architecture: JSON form of its groups and branches, or None.
+        recommendation: Which model the study recommends, this one or another, as rows of a label and a text.
+        structure: How far it branches, or None for a network without groups.
+        branches: The same in one line, with what the seeds of the study have in common, or None.
         equality: Largest difference of logits between the masked network and the branched one, and its bound, by
             precision, or None.
         background: What transparent pixels show to the model, as in `nas_blockout.data.image_io`.
@@ -83,6 +88,9 @@ class ModelDescription:
     verdict: str
     spent: str
     architecture: Mapping[str, Any] | None = None
+    recommendation: Sequence[tuple[str, str]] = ()
+    structure: Structure | None = None
+    branches: str | None = None
     equality: Mapping[str, Any] | None = None
     background: str = "white"
     latency: str | None = None
@@ -126,6 +134,7 @@ def card(description: ModelDescription, *, without_onnx: str | None = None) -> s
     accuracy = f"{description.test_accuracy:.2%}" if description.test_accuracy is not None else "not measured"
     images = f" on {description.test_images} images that nothing was selected on" if description.test_images else ""
     rows = {
+        **dict(description.recommendation),
         "data": f"{description.data}, {description.train_images} training images",
         "classes": f"{len(description.class_names)}: {_listed(description.class_names, MOST_CLASSES_LISTED)}",
         "test accuracy of this model": f"{accuracy}{images} (seed {description.seed})",
@@ -133,6 +142,7 @@ def card(description: ModelDescription, *, without_onnx: str | None = None) -> s
         "parameters": f"{description.parameters:,}",
         "multiply-accumulates an image": f"{description.macs:,}",
         **({"latency on one thread": description.latency} if description.latency else {}),
+        **({"branches": description.branches} if description.branches else {}),
         "spent to find and train it": description.spent,
         **({"images expected at a time": f"{description.batch:,}"} if description.batch else {}),
     }
@@ -170,7 +180,7 @@ network.load_state_dict(weights)
 Before you load files that somebody sent you, run `nas-blockout verify` on their folder: it repeats the comparison of
 all forms that `verification.json` records, and refuses files that could do more than compute.
 
-{_proof(description.equality)}{_branches(description)}## Limits
+{_structure(description)}{_proof(description.equality)}{_branches(description)}## Limits
 
 It knows only the classes above and images like those it was trained on: same size, same kind, one object. Accuracy on
 other images was not measured, and the logits are not calibrated probabilities.
@@ -218,6 +228,42 @@ import json, onnxruntime
 session = onnxruntime.InferenceSession("model.onnx")
 asked = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing.json"])
 ```"""
+
+
+def _structure(description: ModelDescription) -> str:
+    """Return the section on how far the network branches; nothing for one without groups."""
+    structure = description.structure
+    if structure is None:
+        return ""
+    rows = "\n".join(
+        f"| {layer.name} | {layer.nodes:,} | {'' if layer.dense_nodes is None else f'{layer.dense_nodes:,}'} "
+        f"| {layer.groups} | {layer.density:.3g} |"
+        for layer in structure.layers
+    )
+    alone = ""
+    if structure.is_branched:
+        lines = (_branch_line(branch, description.class_names) for branch in structure.branches)
+        alone = "\n| branch | MACs of its own | parameters of its own | classes |\n|---|---|---|---|\n" + "\n".join(
+            lines
+        )
+        alone += "\n"
+    told = _line(description.branches or "How far it branches")
+    return f"""## Structure
+
+{told[0].upper()}{told[1:]}. Density is the share of the connections between kept nodes that exist;
+what is a branch's own belongs to no other branch.
+
+| layer | nodes | of the dense layer | groups | density |
+|---|---|---|---|---|
+{rows}
+{alone}
+"""
+
+
+def _branch_line(branch: Branch, class_names: Sequence[str]) -> str:
+    own = ("" if value is None else f"{value:,}" for value in (branch.exclusive_macs, branch.exclusive_parameters))
+    classes = _cell(_listed([class_names[label] for label in branch.classes], MOST_CLASSES_IN_GROUP))
+    return f"| {branch.cluster} | {' | '.join(own)} | {classes} |"
 
 
 def _proof(equality: Mapping[str, Any] | None) -> str:

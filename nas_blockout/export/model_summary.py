@@ -8,8 +8,10 @@ from typing import Any
 from safetensors.torch import load
 from torch import Tensor
 
+from nas_blockout.architecture import Architecture
 from nas_blockout.export.prediction import ExportedModel
 from nas_blockout.export.subprocess_check import current_names, load_program
+from nas_blockout.structure.branching import LayerCost, Structure, structure_of
 
 _WEIGHT = ".operations.0.weight"
 
@@ -67,6 +69,23 @@ def outline(model: ExportedModel) -> list[LayerOutline]:
     return layers
 
 
+def structure_in(model: ExportedModel) -> Structure | None:
+    """Return how far an exported model branches, or None for one that is not built from stages.
+
+    Args:
+        model: Of one that was exported without its structure, weights, architecture and program are read.
+    """
+    if recorded := model.manifest.get("structure"):
+        return Structure.from_json(recorded)
+    document = json.loads(model.content("architecture.json"))
+    positions = _positions(model) if document else {}
+    if not positions:
+        return None
+    weights, architecture = current_names(load(model.content("weights.safetensors"))), Architecture.from_json(document)
+    stages = [_Stage(weights, f"stages.{layer.name}", positions[layer.name]) for layer in architecture.layers]
+    return structure_of(architecture, costs=[stage.cost for stage in stages], inputs=stages[0].first.shape[1])
+
+
 @dataclass(frozen=True, slots=True)
 class _Stage:
     weights: Mapping[str, Tensor]
@@ -77,11 +96,16 @@ class _Stage:
     def first(self) -> Tensor:
         return self.weights[self.name + _WEIGHT]
 
+    @property
+    def cost(self) -> LayerCost:
+        area = self.first.shape[2] ** 2 if self.first.dim() == 4 else 1
+        return LayerCost(None, area, self.positions, 1 + (f"{self.name}.normalize.weight" in self.weights))
+
     def made(self, clusters: tuple[int, ...], classes: tuple[str, ...], width: int, reads: int) -> GroupOutline:
-        weights = width * reads * (self.first.shape[2] ** 2 if self.first.dim() == 4 else 1)
-        normalized = f"{self.name}.normalize.weight" in self.weights
+        cost = self.cost
+        weights = width * reads * cost.weights
         return GroupOutline(
-            clusters, width, classes, reads, weights + width * (1 + normalized), weights * self.positions
+            clusters, width, classes, reads, weights + width * cost.node_parameters, weights * cost.positions
         )
 
     def trunk(self) -> GroupOutline:

@@ -271,6 +271,8 @@ def _write_manifest(job: Job, description: ModelDescription, verification: Verif
         "test_accuracy": description.test_accuracy,
         "test_images": description.test_images,
         "distillation": description.equality,
+        "structure": description.structure.to_json() if description.structure else None,
+        "branches": description.branches,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "safetensors", *(() if skipped else ONNX_PACKAGES))},

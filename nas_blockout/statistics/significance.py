@@ -5,7 +5,7 @@ Scores are higher-is-better and one seed gives one score, whatever the unit. Two
 - what the data cannot give is ``None``, never a number that looks like an answer: there is no interval from one
   seed, nor from seeds that all gave the same score;
 - with few seeds silence is no evidence: a verdict is "no difference shown", never "equal", and it comes with the
-  smallest difference that this number of seeds could have shown.
+  smallest difference that this number of seeds could have shown; two seeds show nothing, and get no such number.
 
 ``docs/concepts/statistics.md`` says why each method was chosen; ``benchmarks/statistics_calibration.py`` measures it.
 """
@@ -25,8 +25,9 @@ Array = NDArray[np.float64]
 Interval = tuple[float, float]
 Outcome = Literal["better", "worse", "no difference shown"]
 
+FEWEST_SEEDS = 3  # for a verdict: of two seeds the spread is known to within a factor of 30 only
 _CONSTANT = 1e-12  # a spread below this share of the values is rounding, not variation
-_SMALLEST_P = float(np.finfo(np.float64).tiny)  # Student's p underflows to 0 for a huge t
+SMALLEST_P = float(np.finfo(np.float64).tiny)  # Student's p underflows to 0 for a huge t
 _EXACT_SEEDS = 14  # all 2**14 sign flips are still listed; more seeds are sampled
 _SIGN_FLIPS = 9_999
 
@@ -224,7 +225,7 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
         return Paired(float(differences.mean()), 0.0 if n > 1 else None, None, p_permutation, p_permutation, n)
     mean, std = float(differences.mean()), float(differences.std(ddof=1))
     p_value = 2 * float(stdtr(n - 1, -abs(mean) / std * math.sqrt(n)))
-    return Paired(mean, std, _interval(mean, std, n), max(p_value, _SMALLEST_P), _sign_flip_p(differences), n)
+    return Paired(mean, std, _interval(mean, std, n), max(p_value, SMALLEST_P), _sign_flip_p(differences), n)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -321,8 +322,9 @@ def compare(
         alpha: chance that any verdict of the family is false, at most.
 
     Returns:
-        Verdicts with Holm's correction over the family, each on the seeds its two arms share, and the arms by mean on
-        the seeds that all of them have. The order of the ranking is no verdict: the pairs say which differences count.
+        Verdicts with Holm's correction over the family, each on the seeds its two arms share (a verdict needs three),
+        and the arms by mean on the seeds that all of them have. The order of the ranking is no verdict: the pairs say
+        which differences count.
 
     Raises:
         ValueError: if a pair is unknown or given twice, two arms of a pair share no seed, or a score is not finite.
@@ -333,9 +335,11 @@ def compare(
     tests = [paired(arms[a], arms[b]) for a, b in family]
     results = []
     for (a, b), test, p in zip(family, tests, holm([test.p_value for test in tests]), strict=True):
+        enough = test.n >= FEWEST_SEEDS
         # without a spread there is nothing to size an effect by
-        smallest = smallest_effect(test.std, test.n, alpha=alpha, comparisons=len(family)) if test.std else None
-        results.append(Pair(a, b, test, p, verdict(test.difference, p, alpha=alpha), smallest))
+        sized = smallest_effect(test.std, test.n, alpha=alpha, comparisons=len(family)) if enough and test.std else None
+        outcome = verdict(test.difference, p, alpha=alpha) if enough else "no difference shown"
+        results.append(Pair(a, b, test, p, outcome, sized))
     return Comparison(tuple(results), *_ranking(arms))
 
 

@@ -5,6 +5,7 @@ Everything is a pure function of an architecture and of what its connections cos
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from typing import Any
 
 from nas_blockout.architecture import Architecture, Group
@@ -142,7 +143,7 @@ def structure_of(architecture: Architecture, *, costs: Sequence[LayerCost] | Non
     macs = sum(macs for macs, _ in spent.values()) if spent is not None else None
     described = tuple(
         LayerStructure(layer.name, layer.width, cost.width if cost else None, len(layer.groups), share)
-        for layer, cost, share in zip(layers, costs or [None] * len(layers), density, strict=True)
+        for layer, cost, share in zip(layers, costs or repeat(None, len(layers)), density, strict=True)
     )
     return Structure(described, branches, macs, *everywhere)
 

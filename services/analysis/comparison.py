@@ -16,8 +16,11 @@ from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.statistics import significance
 from nas_blockout.statistics.search_curves import Curve, best_so_far
+from nas_blockout.structure.branching import Structure
 from services.analysis.latency import Latency
+from services.analysis.learned_structure import ArmStructure, arm_structure
 from services.analysis.pareto import Front, Timed, fronts
+from services.analysis.recommendation import Candidate, Recommendation, recommend
 from services.analysis.robustness import RobustnessResult
 from services.analysis.seed_metrics import Accuracy, Amount, Count, PairResult, Share, Strict
 from services.budget.accounting import End, compared_in, current, ends, stale
@@ -25,6 +28,7 @@ from services.budget.limits import WORDS, Unit, limits
 from services.renamed_keys import upgraded_comparison
 from services.search.constraints import could_win
 from services.study_config.resolved_study import Arm, Study
+from services.study_config.schema import DEFAULT_MARGIN
 from services.trial_record import RETRAIN, SEARCH, Trial, TrialKey
 
 Role = Literal["learned", "placebo", "ablation", "baseline"]
@@ -88,6 +92,7 @@ class ArmResult(Strict):
     latency_ms: Latency | None
     front: Front | None = Field(None, description="Pareto front of its search, where it had several objectives.")
     architecture: str | None
+    structure: ArmStructure | None = Field(None, description="How far its networks branch, if they have groups.")
     settings: dict[str, Any]
 
 
@@ -124,11 +129,20 @@ class ComparisonDocument(Strict):
     reason: str | None
     extensions: Count = Field(0, description="How often the study was extended after its result was known.")
     robustness: RobustnessResult | None = Field(None, description="On corrupted test images, if the study asks for it.")
+    equivalence_margin: Share = Field(DEFAULT_MARGIN, description="Largest difference that counts as equally good.")
+    recommendation: Recommendation | None = Field(None, description="The model to ship; null until all trials ended.")
 
     @classmethod
     def read(cls, path: Path) -> "ComparisonDocument":
         """Read a ``comparison.json``, of this version or of version 1."""
         return cls.model_validate(upgraded_comparison(json.loads(path.read_text(encoding="utf-8"))))
+
+    @property
+    def shipped(self) -> Recommendation | None:
+        """The model to ship; of a document from before there were recommendations it follows from its content."""
+        if "recommendation" in self.model_fields_set:
+            return self.recommendation
+        return _recommendation(self.arms, self.pairs, margin=self.equivalence_margin, reason=self.reason)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "ComparisonDocument":
@@ -162,15 +176,31 @@ def role(arm: Arm) -> Role:
 
 
 def family(study: Study) -> list[tuple[str, str]]:
-    """Return the pairs that the study tests, fixed before any result.
+    """Return the pairs that the study tests, fixed before any result: all pairs of arms.
 
-    Each arm that learns its structure against every other arm, its placebos among them; all pairs if none learns.
+    An arm that learns its structure comes first in its pairs, and its pairs before all others.
     """
     learned = [name for name, arm in study.arms.items() if role(arm) == "learned"]
-    if not learned:
-        return list(combinations(study.arms, 2))
-    others = [*learned, *(name for name in study.arms if name not in learned)]
-    return [(a, b) for index, a in enumerate(learned) for b in others[index + 1 :]]
+    return list(combinations([*learned, *(name for name in study.arms if name not in learned)], 2))
+
+
+def asked(document: ComparisonDocument) -> list[PairResult]:
+    """Return the pairs that readers ask about: those of learned arms, and those of the best and the recommended arm.
+
+    The others are tested as well, since which arm is the best is known only from the data.
+    """
+    named = {name for name, arm in document.arms.items() if arm.role == "learned"}
+    named |= {best} if (best := best_of(document)) is not None else set()
+    named |= {document.shipped.arm} if document.shipped is not None else set()
+    return [pair for pair in document.pairs if named & {pair.a, pair.b}]
+
+
+def best_of(document: ComparisonDocument) -> str | None:
+    """Return the arm with the highest mean test accuracy, over the seeds that all share if they are ranked."""
+    if document.ranking is not None:
+        return document.ranking[0]
+    means = {name: arm.test_accuracy.mean for name, arm in document.arms.items() if arm.test_accuracy is not None}
+    return max(means, key=lambda name: means[name], default=None)
 
 
 def build(
@@ -179,6 +209,7 @@ def build(
     *,
     latency: Mapping[str, Latency] | None = None,
     search_latency: Mapping[TrialKey, Timed] | None = None,
+    structures: Mapping[str, Structure] | None = None,
     extensions: int = 0,
 ) -> ComparisonDocument:
     """Compare the arms of a study.
@@ -188,6 +219,7 @@ def build(
         trials: All its trials, failed and pruned ones too.
         latency: Of the exported models, measured together, by arm.
         search_latency: Of search trials, measured together, where an arm searches for it.
+        structures: How far the exported networks branch, by arm; where it is left out, what the trials recorded.
         extensions: How often the study was extended after its result was known.
 
     Raises:
@@ -204,7 +236,11 @@ def build(
     by_front = fronts(study, by_arm, search_latency)
     arms = {
         name: _arm(study, arm, by_arm[name], (latency or {}).get(name)).model_copy(
-            update={"ended_by": ended[name], "front": by_front.get(name)}
+            update={
+                "ended_by": ended[name],
+                "front": by_front.get(name),
+                "structure": _structure(by_arm[name], (structures or {}).get(name)),
+            }
         )
         for name, arm in study.arms.items()
     }
@@ -225,16 +261,19 @@ def build(
         tested.reason,
     ]
     reason = "; ".join(text for text in reasons if text) or None
+    results, margin = [PairResult.of(pair) for pair in tested.pairs], study.config.equivalence_margin
     return ComparisonDocument(
         study=study.name,
         budget=BudgetResult(unit=unit, per_arm=limits(budget)[unit], tolerance=budget.tolerance, limits=limits(budget)),
         arms=arms,
-        pairs=[PairResult.of(pair) for pair in tested.pairs],
+        pairs=results,
         ranking=list(tested.ranking) if tested.ranking and reason is None else None,
         ranking_seeds=sorted(set.intersection(*map(set, scores.values()))) if reason is None else [],
         reason=reason,
         extensions=extensions,
         robustness=RobustnessResult.of({name: _robust(group) for name, group in by_arm.items()}, pairs=pairs),
+        equivalence_margin=margin,
+        recommendation=None if unfinished else _recommendation(arms, results, margin=margin, reason=reason),
     )
 
 
@@ -253,9 +292,7 @@ def search_curves(trials: Iterable[Trial]) -> dict[str, Curve]:
 def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None) -> ArmResult:
     trials, replaced = current(every), stale(every)
     models = _models(trials)
-    exported = max(
-        models.values(), key=lambda trial: (_result(trial, "validation_accuracy"), -trial.seed), default=None
-    )
+    exported = _exported(models)
     outcome = exported.outcome if exported else {}
     overhead = sum(trial.charged_seconds - trial.seconds for trial in trials)
     return ArmResult(
@@ -285,6 +322,35 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None
         architecture=outcome.get("architecture_hash"),
         settings=dict((exported.experiment if exported else None) or arm.experiment.to_json()),
     )
+
+
+def _exported(models: Mapping[int, Trial]) -> Trial | None:
+    return max(models.values(), key=lambda trial: (_result(trial, "validation_accuracy"), -trial.seed), default=None)
+
+
+def _structure(every: Sequence[Trial], known: Structure | None) -> ArmStructure | None:
+    models = _models(current(every))
+    return arm_structure(list(models.values()), _exported(models), known)
+
+
+def _recommendation(
+    arms: Mapping[str, ArmResult], pairs: list[PairResult], *, margin: float, reason: str | None
+) -> Recommendation | None:
+    candidates = {
+        name: Candidate(
+            name=name,
+            validation=arm.validation_accuracy,
+            test=arm.test_accuracy,
+            seed=arm.exported_seed,
+            macs=arm.macs,
+            parameters=arm.parameters,
+            latency_ms=arm.latency_ms.batch_1 if arm.latency_ms else None,
+            missing_seeds=tuple(arm.missing_seeds),
+        )
+        for name, arm in arms.items()
+        if arm.validation_accuracy is not None and arm.test_accuracy is not None
+    }
+    return recommend(candidates, pairs, margin=margin, unlike=reason)
 
 
 def _forfeited(trials: Sequence[Trial]) -> int:

@@ -1,25 +1,155 @@
-"""A comparison as text: its verdict in one sentence, and its tables for the terminal."""
+"""A comparison as text: its verdict, first in one word, and its tables for the terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from nas_blockout.statistics import significance
-from services.analysis.comparison import ArmResult, ComparisonDocument
+from services.analysis.comparison import ArmResult, ComparisonDocument, asked, best_of
+from services.analysis.recommendation import recommendation_rows
 from services.analysis.seed_metrics import Accuracy, PairResult
+
+Answer = Literal["yes", "no", "not shown"]
+_NUMBERS = ("no", "one", "two")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a study shows.
+
+    Args:
+        answer: Whether its question is answered with yes, no, or not at all.
+        headline: The answer with the one reason for it, without a full stop.
+        numbers: What it rests on, each without a full stop.
+    """
+
+    answer: Answer
+    headline: str
+    numbers: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The verdict as one sentence."""
+        return "; ".join([self.headline, *self.numbers]) + "."
 
 
 def sentence(document: ComparisonDocument) -> str:
-    """Return one sentence: what the study shows, what it does not, and what it could have detected."""
+    """Return the verdict of a study as one sentence."""
+    return verdict_of(document).text
+
+
+def verdict_of(document: ComparisonDocument) -> Verdict:
+    """Return whether a study answers its question, why, and the numbers: means, differences, what could be detected.
+
+    The question of a study is whether learned structure helps; of one that learns none, whether its best arm is best.
+    """
+    learned = [name for name, arm in document.arms.items() if arm.role == "learned"]
+    best = best_of(document)
+    if learned:
+        answer, headline = _headline([_structure_helps(document, name) for name in learned])
+    else:
+        answer, headline = _best_is_best(document, best)
+    said = document.reason is not None and document.reason in headline
+    return Verdict(answer, headline, tuple(_numbers(document, learned, best, without_reason=said)))
+
+
+def _headline(found: Sequence[tuple[Answer, str]]) -> tuple[Answer, str]:
+    answers = {answer for answer, _ in found}
+    answer: Answer = "yes" if "yes" in answers else "no" if answers == {"no"} else "not shown"
+    words = {
+        "yes": "Yes, learned structure helps",
+        "no": "No, learned structure does not help",
+        "not shown": "Not shown that learned structure helps",
+    }
+    reasons = dict.fromkeys(reason for given, reason in found if given == answer)
+    return answer, f"{words[answer]}: {', and '.join(reasons)}"
+
+
+def _structure_helps(document: ComparisonDocument, name: str) -> tuple[Answer, str]:
+    """Return whether an arm is better than all placebos and ablations, and the one reason."""
+    # Better than a baseline is not enough: the gain may come from what a placebo or an ablation has too.
+    roles = {other: arm.role for other, arm in document.arms.items()}
+    rivals = [other for other, role in roles.items() if role in ("placebo", "ablation")]
+    verdicts = {_relative_to(pair, name)[0]: _relative_to(pair, name) for pair in _pairs_of(document, name)}
+    structure = document.arms[name].structure
+    plain = structure is not None and structure.learned and not structure.exported.is_branched
+    branches = f", and {structure.summary.split('; ')[0]}" if structure is not None and plain else ""
+    if (nothing := _nothing_compared(document, name)) is not None:
+        return "not shown", nothing + branches
+    if "placebo" not in roles.values():
+        return "not shown", f"the study has no placebo{branches}"
+    worse = [
+        f"{other} by {100 * abs(verdicts[other][1]):.2f} points" for other in rivals if _is(verdicts, other, "worse")
+    ]
+    if worse:
+        return "no", f"{name} is worse than {_listed(worse)}{branches}"
+    if all(_is(verdicts, other, "better") for other in rivals):
+        return "yes", f"{name} is better than every placebo and ablation ({', '.join(rivals)}){branches}"
+    undecided = [other for other in rivals if _is(verdicts, other, "no difference shown")]
+    if undecided:
+        return "not shown", f"no difference shown between {name} and {_listed(undecided)}{branches}"
+    untested = [other for other in rivals if other not in verdicts]
+    return "not shown", f"{name} could not be compared with {_listed(untested)}{branches}"
+
+
+def _is(verdicts: Mapping[str, tuple[str, float, str]], other: str, outcome: str) -> bool:
+    return other in verdicts and verdicts[other][2] == outcome
+
+
+def _nothing_compared(document: ComparisonDocument, name: str) -> str | None:
+    """Return why the pairs of an arm can show nothing, or None if they can."""
+    pairs = _pairs_of(document, name)
+    if not pairs:
+        return document.reason or "no two arms could be compared"
+    return _too_few(pairs)
+
+
+def _too_few(pairs: Sequence[PairResult]) -> str | None:
+    most = max(pair.seeds for pair in pairs)
+    if most >= significance.FEWEST_SEEDS:
+        return None
+    return (
+        f"{_NUMBERS[most]} seed{'s' * (most > 1)} can show nothing, a verdict needs {significance.FEWEST_SEEDS} or more"
+    )
+
+
+def _best_is_best(document: ComparisonDocument, best: str | None) -> tuple[Answer, str]:
+    if best is None:
+        return "not shown", f"Not shown which arm is best: {document.reason}"
+    if (nothing := _nothing_compared(document, best)) is not None:
+        return "not shown", f"Not shown which arm is best: {nothing}"
+    pairs = [_relative_to(pair, best) for pair in _pairs_of(document, best)]
+    undecided = [other for other, _, outcome in pairs if outcome != "better"]
+    if undecided or len(pairs) < len(document.arms) - 1:
+        untested = [name for name in document.arms if name not in {best, *(other for other, *_ in pairs)}]
+        reason = (
+            f"no difference shown between {best} and {_listed(undecided)}"
+            if undecided
+            else f"{best} could not be compared with {_listed(untested)}"
+        )
+        return "not shown", f"Not shown that {best} is the best arm: {reason}"
+    return "yes", f"Yes, {best} is the best arm: better than {_listed(other for other, *_ in pairs)}"
+
+
+def _numbers(
+    document: ComparisonDocument, learned: Sequence[str], best: str | None, *, without_reason: bool
+) -> list[str]:
     parts = []
     if document.ranking is not None:
         means = {name: _mean_over_ranking_seeds(document, name) for name in document.ranking}
         parts.append("by mean test accuracy: " + ", ".join(f"{name} {mean:.2%}" for name, mean in means.items()))
-    else:
+    elif not without_reason:
         parts.append(f"no ranking, because {document.reason}")
-    # The question of a study is whether learned structure helps; a study without it is told from its best arm.
-    focus = [name for name, arm in document.arms.items() if arm.role == "learned"] or (
-        document.ranking or list(document.arms)
-    )[:1]
-    parts += [text for name in focus if (text := _findings(document, name))] or ["no two arms could be compared"]
+    told: set[str] = set()
+    for name in dict.fromkeys([*learned, *([best] if best is not None else [])]):
+        if text := _findings(document, name, without=told):
+            parts.append(text)
+        told.add(name)
+    parts += [
+        f"{name}: {arm.structure.summary}"
+        for name, arm in document.arms.items()
+        if arm.role == "learned" and arm.structure is not None
+    ]
     parts += [
         f"{name} has no model for seed{'s' * (len(arm.missing_seeds) > 1)} {_listed(map(str, arm.missing_seeds))}"
         for name, arm in document.arms.items()
@@ -30,8 +160,20 @@ def sentence(document: ComparisonDocument) -> str:
     if document.extensions:
         times = "once" if document.extensions == 1 else f"{document.extensions} times"
         parts.append(f"the study was extended {times} after its result was known, so its p-values are too small")
-    text = "; ".join(parts)
-    return text[0].upper() + text[1:] + "."
+    return parts
+
+
+def ship_heading(document: ComparisonDocument) -> str:
+    """Return which model to ship, in a few words, or that there is none."""
+    found = document.shipped
+    if found is not None:
+        return f"Ship {found.arm}"
+    return f"No model to ship: {document.reason or 'no arm has a retrained model'}"
+
+
+def ship_rows(document: ComparisonDocument) -> list[tuple[str, str]]:
+    """Return the recommended model as pairs of a label and a text; none without one."""
+    return recommendation_rows(document.shipped) if document.shipped is not None else []
 
 
 def corruption_errors(means: Mapping[str, float]) -> str:
@@ -50,17 +192,17 @@ def arm_rows(document: ComparisonDocument) -> list[tuple[str, ...]]:
 
 
 def pair_rows(document: ComparisonDocument) -> list[tuple[str, ...]]:
-    """Return the table of pairs as texts under `PAIR_COLUMNS`; differences in points."""
+    """Return the pairs that readers ask about as texts under `PAIR_COLUMNS`; differences in points."""
     return [
         (
             f"{pair.a} - {pair.b}",
             f"{100 * pair.difference:+.2f}",
             f"{100 * pair.ci95[0]:+.2f} .. {100 * pair.ci95[1]:+.2f}" if pair.ci95 else "-",
             significance.p_text(pair.p_holm),
-            f"{100 * pair.smallest_effect:.2f}" if pair.smallest_effect is not None else "-",
+            f"{100 * effect:.2f}" if (effect := _sized(pair)) is not None else "-",
             pair.verdict,
         )
-        for pair in document.pairs
+        for pair in asked(document)
     ]
 
 
@@ -78,8 +220,9 @@ def _relative_to(pair: PairResult, name: str) -> tuple[str, float, str]:
     return pair.a, -pair.difference, {"better": "worse", "worse": "better"}.get(pair.verdict, pair.verdict)
 
 
-def _findings(document: ComparisonDocument, name: str) -> str | None:
-    pairs = _pairs_of(document, name)
+def _findings(document: ComparisonDocument, name: str, *, without: Iterable[str] = ()) -> str | None:
+    """Return what the pairs of an arm show, but those with arms that were told before."""
+    pairs = [pair for pair in _pairs_of(document, name) if _relative_to(pair, name)[0] not in without]
     if not pairs:
         return None
     parts = []
@@ -96,11 +239,13 @@ def _findings(document: ComparisonDocument, name: str) -> str | None:
     if undecided:
         others = _listed(_relative_to(pair, name)[0] for pair in undecided)
         text += f"{', ' if text else ''}no difference shown between {name} and {others}{_detectable(undecided)}"
-    return text + _claim(document, name)
+    return text
 
 
 def _detectable(pairs: Sequence[PairResult]) -> str:
-    effects = sorted(100 * pair.smallest_effect for pair in pairs if pair.smallest_effect is not None)
+    if _too_few(pairs) is not None:
+        return ""  # the headline says that nothing could have been
+    effects = sorted(100 * effect for pair in pairs if (effect := _sized(pair)) is not None)
     if not effects:
         return " (with these seeds, no difference of any size could have been shown)"
     counts = sorted({pair.seeds for pair in pairs})
@@ -109,20 +254,10 @@ def _detectable(pairs: Sequence[PairResult]) -> str:
     return f", where {seeds} seeds could only have shown differences of about {about} points or more"
 
 
-def _claim(document: ComparisonDocument, name: str) -> str:
-    """Return what follows for learned structure: it helps if the arm beats all placebos and ablations."""
-    # Better than a baseline is not enough: the gain may come from what a placebo or an ablation has too.
-    roles = {other: arm.role for other, arm in document.arms.items()}
-    if roles[name] != "learned":
-        return ""
-    if "placebo" not in roles.values():
-        return ", and without a placebo the study shows nothing about its learned structure"
-    beaten = {
-        _relative_to(pair, name)[0] for pair in _pairs_of(document, name) if _relative_to(pair, name)[2] == "better"
-    }
-    if all(other in beaten for other, role in roles.items() if role in ("placebo", "ablation")):
-        return ", so its learned structure is shown to help"
-    return ", so its learned structure is not shown to help"
+def _sized(pair: PairResult) -> float | None:
+    """Return the smallest difference that would have been shown, or None if none between accuracies, at most 1, was."""
+    effect = pair.smallest_effect
+    return effect if effect is not None and effect < 1 and pair.seeds >= significance.FEWEST_SEEDS else None
 
 
 def _pairs_of(document: ComparisonDocument, name: str) -> list[PairResult]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from nas_blockout.export import model_summary as model_summary
     from nas_blockout.export import prediction as prediction
     from nas_blockout.statistics import significance as significance
+    from nas_blockout.structure import branching as branching
     from services import api as api
     from services import cluster as cluster
     from services import dispatch as dispatch
@@ -61,6 +62,7 @@ MODULES = {
     "model_summary": "nas_blockout.export.model_summary",
     "prediction": "nas_blockout.export.prediction",
     "significance": "nas_blockout.statistics.significance",
+    "branching": "nas_blockout.structure.branching",
     "api": "services.api",
     "cluster": "services.cluster",
     "dispatch": "services.dispatch",

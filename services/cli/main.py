@@ -104,8 +104,8 @@ def run(
     if as_json:
         print_json(finished.document.model_dump(mode="json"))
     else:
-        print_table(lazy.progress.result_tables(finished.document))
         folder = settings.folder(resolved.name)
+        print_table(lazy.progress.result_tables(finished.document, folder=folder))
         print_line(f"report: {folder / 'report' / 'index.html'}\nmodels: {folder / 'models'}")
     if finished.failed:
         log(f"{finished.failed} trials failed; for the reasons run: nas-blockout show {resolved.name} --failed")

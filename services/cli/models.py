@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from nas_blockout.export.model_summary import GroupOutline, LayerOutline
     from nas_blockout.export.prediction import ExportedModel
+    from nas_blockout.structure.branching import LayerStructure
 
 MAX_CLASSES_LISTED = 8
 FIGURE_SUFFIXES = (".svg", ".png")
@@ -112,9 +113,10 @@ def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> No
     if figure is not None:
         _write_diagram(model, figure)
     layers, manifest = lazy.model_summary.outline(model), model.manifest
-    accuracy = manifest.get("test_accuracy")
+    accuracy, structure = manifest.get("test_accuracy"), lazy.model_summary.structure_in(model)
     if as_json:
         facts = {"name": manifest["name"], "test_accuracy": accuracy, "class_names": model.class_names}
+        facts |= {"structure": structure.to_json() if structure else None}
         print_json({**facts, "layers": [asdict(layer) for layer in layers]})
         return
     tested = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
@@ -127,8 +129,12 @@ def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> No
     if not layers:
         log("this model is not built from layers of groups, so there are no branches to show")
         return
+    if structure is not None:
+        told = manifest.get("branches") or lazy.branching.summary(structure, learned=bool(manifest.get("distillation")))
+        print_line(safe_text(f"{told[0].upper()}{told[1:]}."))
+        print_table(table(("layer", "nodes", "of", "groups", "density"), map(_layer_row, structure.layers)))
     clusters = sorted({cluster for layer in layers for group in layer.groups for cluster in group.clusters})
-    if len(clusters) > 1:
+    if len(clusters) > 1 and (structure is None or structure.is_branched):
         rows = [_cluster_row(cluster, layers) for cluster in clusters]
         print_table(table(("cluster", "nodes per layer", "parameters", "MACs", "shared MACs", "classes"), rows))
 
@@ -147,6 +153,11 @@ def _write_diagram(model: "ExportedModel", path: Path) -> None:
             svg = lazy.plots.standalone(lazy.plots.to_svg(figure, description=description))
             part.write_text(svg, encoding="utf-8")
     log(f"wrote {path}")
+
+
+def _layer_row(layer: "LayerStructure") -> tuple[object, ...]:
+    dense = "" if layer.dense_nodes is None else f"{layer.dense_nodes:,}"
+    return layer.name, f"{layer.nodes:,}", dense, layer.groups, f"{layer.density:.3g}"
 
 
 def _cluster_row(cluster: int, layers: Sequence["LayerOutline"]) -> tuple[object, ...]:

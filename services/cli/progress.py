@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,7 +12,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from services.analysis.comparison import ComparisonDocument
-from services.analysis.verdict import ARM_COLUMNS, PAIR_COLUMNS, arm_rows, pair_rows, sentence
+from services.analysis.verdict import (
+    ARM_COLUMNS,
+    PAIR_COLUMNS,
+    arm_rows,
+    pair_rows,
+    ship_heading,
+    ship_rows,
+    verdict_of,
+)
 from services.cli.console import safe_text
 from services.execution.driver import Observe, Progress
 
@@ -95,11 +104,29 @@ def time_text(progress: Progress) -> str:
     return elapsed if progress.seconds_left is None else f"{elapsed}, about {duration(progress.seconds_left)} left"
 
 
-def result_tables(document: ComparisonDocument) -> Group:
-    """Return the result of a study: the table of arms, the table of pairs, and the verdict in one sentence."""
+def result_tables(document: ComparisonDocument, *, folder: Path | None = None) -> Group:
+    """Return the result of a study: the tables of arms and of pairs, the verdict, and last the model to ship.
+
+    Args:
+        document: The comparison.
+        folder: Of the study, from which the model is then named.
+    """
     arms = _table(f"study {document.study}", ARM_COLUMNS, arm_rows(document))
     pairs = _table("differences in test accuracy, paired by seed", PAIR_COLUMNS, pair_rows(document))
-    return Group(arms, pairs, Padding(safe_text(sentence(document)), (1, 0)))
+    found = verdict_of(document)
+    verdict = _section(f"{found.headline}.", [("", number) for number in found.numbers])
+    rows = [(label, str(folder / text) if folder and label == "model" else text) for label, text in ship_rows(document)]
+    return Group(arms, pairs, verdict, _section(ship_heading(document), rows))
+
+
+def _section(heading: str, rows: Sequence[tuple[str, str]]) -> Padding:
+    """Return a heading that stands out and what belongs to it, each text in a column of its own."""
+    grid = Table.grid(padding=(0, 2), expand=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in rows:
+        grid.add_row(safe_text(label), safe_text(text))
+    return Padding(Group(safe_text(heading, style="bold"), Padding(grid, (0, 0, 0, 2))), (1, 0, 0, 0))
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -9,8 +9,11 @@ from pathlib import Path
 from torch import nn
 
 from nas_blockout.data import Splits
+from nas_blockout.experiment import structure_of_network
 from nas_blockout.export import MANIFEST, ModelDescription, export_models
 from services.analysis.comparison import ArmResult, ComparisonDocument
+from services.analysis.learned_structure import arm_structure
+from services.analysis.recommendation import recommendation_rows
 from services.analysis.verdict import sentence
 from services.files.study_dir import Folder
 from services.store import Store
@@ -46,7 +49,7 @@ def export_trials(
     """
     targets = {arm: folder.models / arm for arm in winners}
     described = [
-        (model, targets[arm], replace(describe(study, trial, splits, document), batch=batch))
+        (model, targets[arm], replace(describe(study, trial, splits, document, model), batch=batch))
         for arm, (trial, model) in winners.items()
     ]
     verifications = export_models(described, meanwhile=meanwhile)
@@ -55,10 +58,15 @@ def export_trials(
     return list(targets.values())
 
 
-def describe(study: Study, trial: Trial, splits: Splits, document: ComparisonDocument) -> ModelDescription:
+def describe(
+    study: Study, trial: Trial, splits: Splits, document: ComparisonDocument, model: nn.Module
+) -> ModelDescription:
     """Return what is exported with the weights of a retrained trial: names, preprocessing, costs, accuracy, verdict."""
     arm, result = document.arms[trial.arm], trial.outcome
     passes = result.get("teacher_passes") or 0
+    structure = structure_of_network(model)
+    # A comparison from before structures were recorded has none; what one network says of itself is always known.
+    told = arm.structure or arm_structure([trial], trial, structure)
     teacher = f"; a teacher was asked {passes:,} times for soft targets of this model" if passes else ""
     return ModelDescription(
         name=trial.arm,
@@ -80,6 +88,9 @@ def describe(study: Study, trial: Trial, splits: Splits, document: ComparisonDoc
         accuracy=_accuracy(arm),
         verdict=sentence(document),
         spent=f"{arm.cost.sample_passes:,} sample passes{teacher}",
+        recommendation=_recommendation(document, trial.arm),
+        structure=structure,
+        branches=told.summary if told is not None else None,
         architecture=result.get("architecture"),
         equality=result.get("equality"),
         background=study.data.background_of_images,
@@ -100,3 +111,14 @@ def _accuracy(arm: ArmResult) -> str:
         return "not measured"
     interval = f", 95% interval {accuracy.ci95[0]:.2%} to {accuracy.ci95[1]:.2%}" if accuracy.ci95 else ""
     return f"{accuracy.mean:.2%} on average{interval}, {len(accuracy.per_seed)} seeds"
+
+
+def _recommendation(document: ComparisonDocument, arm: str) -> tuple[tuple[str, str], ...]:
+    """Return which model the study recommends, this one or another, as rows of a label and a text."""
+    found = document.shipped
+    if found is None:
+        return (("recommended model", f"none: {document.reason}"),)
+    if found.arm != arm:
+        return (("recommended model", f"another one: {found.model} of this study, because {found.why}"),)
+    told = dict(recommendation_rows(found))
+    return (("recommended model", "this one"), ("why", told["why"]), ("not known", told["not known"]))

@@ -1,12 +1,13 @@
 """Finalizing a study: writes everything that it leaves behind, in order, and ends it in the store."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nas_blockout.data import Splits, load
 from nas_blockout.export.latency import SECONDS_PER_MODEL
+from nas_blockout.structure.branching import Structure
 from services.analysis.comparison import ComparisonDocument, build
 from services.analysis.latency import Latency
 from services.analysis.pareto import Timed
@@ -16,7 +17,7 @@ from services.files.study_dir import Folder, write_csv, write_json
 from services.finalize.export import export_trials
 from services.finalize.mlflow_runs import sync_study
 from services.finalize.trial_table import row_of
-from services.finalize.winners import exported_trials, latencies, models_of, search_latencies
+from services.finalize.winners import exported_trials, latencies, models_of, search_latencies, structures
 from services.settings import Settings
 from services.store import NotFound, Store
 from services.study_config.resolved_study import Study, parse_resolved
@@ -54,11 +55,16 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
     winners = exported_trials(study, trials)
     models = models_of(winners, folder, splits, shared=settings.shared(study.name))
     log(f"measuring the latency of {len(models)} models in turn, for about {SECONDS_PER_MODEL * len(models):.0f} s")
-    latency, searched = latencies(models, splits), search_latencies(study, trials, splits)
-    document = write_comparison(study, trials, folder, latency=latency, search_latency=searched)
+    document = write_comparison(
+        study,
+        trials,
+        folder,
+        latency=latencies(models, splits),
+        search_latency=search_latencies(study, trials, splits),
+        structures=structures(models),
+    )
     log("exporting and verifying the winners")
-    wanted = study.config.export
-    exported = {arm: (trial, models[arm]) for arm, trial in winners.items() if wanted is None or arm in wanted}
+    exported = {arm: (winners[arm], models[arm]) for arm in _to_export(study, winners, document)}
 
     def report() -> None:
         log("writing the report")
@@ -75,6 +81,13 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
     return Finished(document, failed)
 
 
+def _to_export(study: Study, winners: Iterable[str], document: ComparisonDocument) -> list[str]:
+    """Return the arms whose models are exported: those that the study names, or all, and the recommended one."""
+    wanted = study.config.export
+    shipped = document.shipped.arm if document.shipped is not None else None
+    return [arm for arm in winners if wanted is None or arm in wanted or arm == shipped]
+
+
 def write_comparison(
     study: Study,
     trials: Sequence[Trial],
@@ -82,10 +95,16 @@ def write_comparison(
     *,
     latency: Mapping[str, Latency],
     search_latency: Mapping[TrialKey, Timed] | None = None,
+    structures: Mapping[str, Structure] | None = None,
 ) -> ComparisonDocument:
     """Write ``comparison.json`` and ``trials.csv``; return the comparison."""
     document = build(
-        study, trials, latency=latency, search_latency=search_latency, extensions=len(folder.earlier_comparisons())
+        study,
+        trials,
+        latency=latency,
+        search_latency=search_latency,
+        structures=structures,
+        extensions=len(folder.earlier_comparisons()),
     )
     write_json(folder.comparison, document.model_dump(mode="json"))
     replaced = {trial.key for trial in stale(trials)}

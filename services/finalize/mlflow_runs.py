@@ -1,4 +1,4 @@
-"""A finished study in MLflow: its trials as runs, its files, and its best model."""
+"""A finished study in MLflow: its trials as runs, its files, and the model that it recommends."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,6 +8,7 @@ from torch import nn
 from nas_blockout.data import Splits, load
 from nas_blockout.export import Deployed
 from services.analysis.comparison import ComparisonDocument
+from services.analysis.verdict import ship_heading, ship_rows, verdict_of
 from services.files.study_dir import Folder
 from services.finalize.winners import exported_trials, models_of
 from services.mlflow_sync import Projection, Synced, TrackingError
@@ -35,8 +36,8 @@ def sync_study(
     try:
         projection = Projection(settings.tracking_uri, study.name, study.to_json(), store)
         projection.sync()
-        _log_best_model(projection, document, models, splits)
-        projection.finish(document.model_dump(mode="json"), settings.folder(study.name))
+        _log_recommended_model(projection, document, models, splits)
+        projection.finish(document.model_dump(mode="json"), settings.folder(study.name), tags=_tags(document))
     except TrackingError as error:
         log(f"{error}; the study is complete, `nas-blockout sync {study.name}` writes it later")
 
@@ -61,19 +62,30 @@ def sync_again(settings: Settings, name: str) -> Synced:
             splits = load(study.data, root=settings.data)
             winners = exported_trials(study, store.trials(name))
             models = models_of(winners, folder, splits, shared=settings.shared(name))
-            _log_best_model(projection, document, models, splits)
-            projection.finish(document.model_dump(mode="json"), folder.root)
+            _log_recommended_model(projection, document, models, splits)
+            projection.finish(document.model_dump(mode="json"), folder.root, tags=_tags(document))
         return synced
 
 
-def _log_best_model(projection: Projection, document: ComparisonDocument, models: Models, splits: Splits) -> None:
-    """Log the model of the arm with the best mean validation accuracy, which no test image has a part in.
+def _tags(document: ComparisonDocument) -> dict[str, str]:
+    """Return the verdict and the recommendation, each as a tag of the study's run."""
+    rows = [f"{label}: {text}" for label, text in ship_rows(document)]
+    return {
+        "nas.verdict": verdict_of(document).headline,
+        "nas.recommended": document.shipped.arm if document.shipped is not None else "none",
+        "nas.recommendation": "; ".join([ship_heading(document), *rows]),
+    }
+
+
+def _log_recommended_model(
+    projection: Projection, document: ComparisonDocument, models: Models, splits: Splits
+) -> None:
+    """Log the model that the study recommends.
 
     The model takes images in [0, 1]. Its example is a batch of two, from which MLflow infers that the batch is free.
     """
-    means = {arm: accuracy.mean for arm in models if (accuracy := document.arms[arm].validation_accuracy) is not None}
-    best = max(means, key=lambda arm: means[arm], default=None)
-    if best is None:
+    best = document.shipped.arm if document.shipped is not None else None
+    if best is None or best not in models:
         return
     normalization = splits.preprocessing
     deployed = Deployed(models[best], normalization.mean, normalization.std).eval()

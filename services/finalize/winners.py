@@ -6,10 +6,11 @@ from torch import nn
 
 from nas_blockout.architecture import Architecture
 from nas_blockout.data import Splits
-from nas_blockout.experiment import rebuild
+from nas_blockout.experiment import rebuild, structure_of_network
 from nas_blockout.export import load_weights
 from nas_blockout.export.latency import BATCHES, Timing, measure_together
 from nas_blockout.methods.blockdrop import BlockDropSettings
+from nas_blockout.structure.branching import Structure
 from services.analysis.latency import Latency
 from services.analysis.pareto import Timed
 from services.budget.accounting import current
@@ -98,3 +99,9 @@ def _latency(by_batch: Mapping[int, Timing]) -> Latency:
         batch_256_quartiles=many.quartiles,
         rounds=one.rounds,
     )
+
+
+def structures(models: Mapping[str, nn.Module]) -> dict[str, Structure]:
+    """Return by arm how far a network branches, with what that costs; networks that have no groups are left out."""
+    found = {arm: structure_of_network(model) for arm, model in models.items()}
+    return {arm: structure for arm, structure in found.items() if structure is not None}

@@ -11,7 +11,7 @@ from nas_blockout.experiment import Experiment
 from nas_blockout.methods import method_to_json
 from nas_blockout.serialization import from_json, to_json
 from services.renamed_keys import upgraded_study
-from services.study_config.schema import StudyConfig
+from services.study_config.schema import DEFAULT_MARGIN, StudyConfig
 from services.study_config.search_options import Rules, Wanted
 
 _UNDECIDING = frozenset({"workers", "question", "export"})  # keys that influence no result
@@ -83,6 +83,10 @@ class Study:
     def hash(self) -> str:
         """Hash of all settings that influence results, 16 hexadecimal digits."""
         document = {key: value for key, value in self.to_json().items() if key not in _UNDECIDING}
+        if (
+            self.config.equivalence_margin == DEFAULT_MARGIN
+        ):  # studies from before this key existed must keep their hash
+            del document["equivalence_margin"]
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 

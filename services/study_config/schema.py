@@ -8,6 +8,7 @@ from services.study_config.robustness_options import Robustness
 from services.study_config.search_options import Searching, Wanted
 from services.study_config.settings_models import SchemaOf
 
+DEFAULT_MARGIN = 0.005
 MOST = 2**63 - 1  # the largest integer that SQLite and PostgreSQL can store
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Seed = Annotated[int, Field(ge=0, le=MOST)]
@@ -131,12 +132,19 @@ class StudyConfig(Wanted):
     )
     budget: Budget = Field(description="Budget of each arm.")
     retrain: Retrain = Field(default_factory=Retrain, description="Retraining of the selected trials.")
+    equivalence_margin: float = Field(
+        DEFAULT_MARGIN,
+        gt=0,
+        lt=1,
+        description="Largest difference in test accuracy, as a share of 1, at which a smaller model counts as equally "
+        "good and may be recommended; 0.005 is half a point.",
+    )
     robustness: Robustness | None = Field(
         None, description="Corrupted test images for retrained models, besides the clean ones; none if left out."
     )
     workers: Workers = Field(default_factory=Workers, description="Resources of trials.")
     export: list[Name] | None = Field(
-        None, description="Arms whose best model is exported at the end; all if left out."
+        None, description="Arms whose best model is exported at the end, beside the recommended one; all if left out."
     )
     arms: dict[Name, ArmConfig] = Field(min_length=1, description="The arms by name.")
 

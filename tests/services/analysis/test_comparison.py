@@ -4,12 +4,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from services.analysis.comparison import ComparisonDocument, build, family, role, search_curves
+from services.analysis.comparison import ComparisonDocument, asked, best_of, build, family, role, search_curves
 from services.analysis.latency import Latency
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
@@ -331,14 +332,39 @@ def test_roles_follow_from_settings() -> None:
     }
 
 
-def test_the_family_holds_each_learned_arm_against_every_other() -> None:
-    assert family(study_of()) == [("blockout", name) for name in ARMS if name != "blockout"]
+def test_the_family_holds_all_pairs_those_of_learned_arms_first() -> None:
+    pairs = family(study_of())
+    assert pairs[:5] == [("blockout", name) for name in ARMS if name != "blockout"]
+    assert {frozenset(pair) for pair in pairs} == {frozenset(pair) for pair in combinations(ARMS, 2)}
+    assert len(pairs) == 15
     two = study_of({"a": ARMS["blockout"], "b": {}, "c": ARMS["blockout"]})
     assert family(two) == [("a", "c"), ("a", "b"), ("c", "b")]
 
 
 def test_a_study_that_learns_no_structure_tests_all_pairs() -> None:
     assert family(study_of({"a": {}, "b": {}, "c": {}})) == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def test_all_pairs_are_corrected_together_and_those_of_the_best_are_shown() -> None:
+    best = [0.951, 0.953, 0.949, 0.950, 0.952]
+    document = build(study_of(), trials(dropout=best))
+    assert best_of(document) == "dropout"
+    assert len(document.pairs) == 15
+    raw = [pair.p for pair in document.pairs]
+    # Holm's correction by its definition: p times the number of those not smaller, and never less than a smaller one.
+    by_hand = [min(1.0, max(q * sum(r >= q for r in raw) for q in raw if q <= p)) for p in raw]
+    assert [pair.p_holm for pair in document.pairs] == pytest.approx(by_hand)
+    shown = {frozenset((pair.a, pair.b)) for pair in asked(document)}
+    assert {frozenset(("dropout", name)) for name in ARMS if name != "dropout"} <= shown
+    assert {frozenset(("blockout", name)) for name in ARMS if name != "blockout"} <= shown
+
+
+def test_two_seeds_give_no_verdict_and_no_detectable_difference() -> None:
+    study = study_of(seeds=[0, 1])
+    document = build(study, [trial for trial in trials() if trial.phase == "search" or trial.seed < 2])
+    assert {(pair.seeds, pair.verdict, pair.smallest_effect) for pair in document.pairs} == {
+        (2, "no difference shown", None)
+    }
 
 
 # -- curves

@@ -2,6 +2,8 @@
 
 import pytest
 
+from nas_blockout.architecture import dense_architecture
+from nas_blockout.structure.branching import structure_of
 from services.analysis.comparison import (
     Accuracy,
     ArmResult,
@@ -12,7 +14,8 @@ from services.analysis.comparison import (
     Role,
     Spending,
 )
-from services.analysis.verdict import ARM_COLUMNS, PAIR_COLUMNS, arm_rows, pair_rows, sentence
+from services.analysis.learned_structure import ArmStructure
+from services.analysis.verdict import ARM_COLUMNS, PAIR_COLUMNS, arm_rows, pair_rows, sentence, verdict_of
 
 
 def arm(role: Role, mean: float | None, missing: tuple[int, ...] = ()) -> ArmResult:
@@ -93,45 +96,100 @@ def test_the_sentence_of_a_study_that_shows_one_thing_and_not_another() -> None:
         pair("thin", 0.03, "better", p=0.00002),
     ]
     assert sentence(document(ARMS, pairs)) == (
-        "By mean test accuracy: blockout 92.00%, placebo-nodes 91.90%, dense 90.00%, thin 89.00%; "
+        "Not shown that learned structure helps: no difference shown between blockout and placebo-nodes; "
+        "by mean test accuracy: blockout 92.00%, placebo-nodes 91.90%, dense 90.00%, thin 89.00%; "
         "blockout is better than dense by 2.00 points (p = 0.004) and thin by 3.00 points (p < 0.0001), "
         "no difference shown between blockout and placebo-nodes, "
-        "where 3 seeds could only have shown differences of about 1.20 points or more, "
-        "so its learned structure is not shown to help."
+        "where 3 seeds could only have shown differences of about 1.20 points or more."
     )
 
 
 def test_structure_helps_only_if_every_placebo_and_ablation_is_beaten() -> None:
     better = [pair(name, 0.02, "better") for name in ("placebo-nodes", "thin")]
-    text = sentence(document(ARMS, [*better, pair("dense", -0.01, "no difference shown")]))
-    assert text.endswith("so its learned structure is shown to help.")
-    text = sentence(document(ARMS, better[:1]))
-    assert text.endswith("so its learned structure is not shown to help.")
+    found = verdict_of(document(ARMS, [*better, pair("dense", -0.01, "no difference shown")]))
+    assert found.answer == "yes"
+    assert found.headline == (
+        "Yes, learned structure helps: blockout is better than every placebo and ablation (placebo-nodes, thin)"
+    )
+    found = verdict_of(document(ARMS, better[:1]))
+    assert found.answer == "not shown"
+    assert found.headline.endswith("blockout could not be compared with thin")
+
+
+def test_structure_that_loses_to_a_placebo_does_not_help() -> None:
+    pairs = [pair("placebo-nodes", -0.02, "worse"), pair("thin", 0.02, "better"), pair("dense", 0.02, "better")]
+    found = verdict_of(document(ARMS, pairs))
+    assert found.answer == "no"
+    assert found.headline == (
+        "No, learned structure does not help: blockout is worse than placebo-nodes by 2.00 points"
+    )
+
+
+def test_one_learned_arm_that_helps_answers_for_all() -> None:
+    arms = {**ARMS, "soft": arm("learned", 0.8)}
+    pairs = [pair(name, 0.02, "better") for name in ("placebo-nodes", "thin")]
+    pairs += [pair(name, -0.02, "worse").model_copy(update={"a": "soft"}) for name in ("placebo-nodes", "thin")]
+    assert verdict_of(document(arms, pairs)).answer == "yes"
+    assert verdict_of(document(arms, pairs[2:])).answer == "not shown"
 
 
 def test_without_a_placebo_nothing_is_said_of_structure() -> None:
     arms = {name: ARMS[name] for name in ("dense", "blockout")}
     text = sentence(document(arms, [pair("dense", -0.02, "worse")]))
+    assert text.startswith("Not shown that learned structure helps: the study has no placebo; ")
     assert "blockout is worse than dense by 2.00 points (p = 0.01)" in text
-    assert text.endswith("without a placebo the study shows nothing about its learned structure.")
 
 
-def test_a_study_without_a_ranking_says_why_first() -> None:
+@pytest.mark.parametrize(("seeds", "word"), [(1, "one seed can"), (2, "two seeds can")])
+def test_few_seeds_can_show_nothing(seeds: int, word: str) -> None:
+    pairs = [
+        pair(name, 0.02, "no difference shown", effect=1.2251).model_copy(update={"seeds": seeds})
+        for name in ("dense", "placebo-nodes", "thin")
+    ]
+    text = sentence(document(ARMS, pairs))
+    assert text.startswith(
+        f"Not shown that learned structure helps: {word} show nothing, a verdict needs 3 or more; by mean test accuracy"
+    )
+    assert "122.51" not in text
+    assert {row[PAIR_COLUMNS.index("detectable")] for row in pair_rows(document(ARMS, pairs))} == {"-"}
+
+
+def test_that_nothing_branches_is_in_the_headline_whatever_the_answer() -> None:
+    structure = ArmStructure(
+        exported=structure_of(dense_architecture(["features", "classes"], [3, 2])),
+        learned=True,
+        seeds=5,
+        branched_seeds=0,
+        summary="no branches were learned: nodes were removed (5 of 5 seeds); all ones",
+    )
+    arms = {**ARMS, "blockout": ARMS["blockout"].model_copy(update={"structure": structure})}
+    for outcome in ("better", "worse", "no difference shown"):
+        found = verdict_of(document(arms, [pair(name, 0.02, outcome) for name in ("placebo-nodes", "thin")]))
+        assert found.headline.endswith(", and no branches were learned: nodes were removed (5 of 5 seeds)")
+        assert f"blockout: {structure.summary}" in found.numbers
+
+
+def test_a_study_without_a_ranking_says_why() -> None:
     text = sentence(document(ARMS, [pair("dense", 0.02, "better")], reason="thin 12.0% less"))
-    assert text.startswith("No ranking, because thin 12.0% less; blockout is better than dense")
+    assert "; no ranking, because thin 12.0% less; blockout is better than dense" in text
 
 
 def test_a_study_without_pairs_says_so() -> None:
     text = sentence(document(ARMS, [], reason="3 trials have not ended"))
-    assert text == "No ranking, because 3 trials have not ended; no two arms could be compared."
+    assert text == "Not shown that learned structure helps: 3 trials have not ended."
 
 
 def test_without_a_learned_arm_the_best_arm_is_compared() -> None:
     arms = {"a": arm("baseline", 0.8), "blockout": arm("baseline", 0.7)}
     text = sentence(document(arms, [pair("a", -0.1, "worse")]))
     assert text == (
-        "By mean test accuracy: a 80.00%, blockout 70.00%; a is better than blockout by 10.00 points (p = 0.01)."
+        "Yes, a is the best arm: better than blockout; "
+        "by mean test accuracy: a 80.00%, blockout 70.00%; a is better than blockout by 10.00 points (p = 0.01)."
     )
+    text = sentence(document(arms, [pair("a", -0.01, "no difference shown")]))
+    assert text.startswith("Not shown that a is the best arm: no difference shown between a and blockout; ")
+    text = sentence(document({"a": arms["a"]}, [], reason="a ranking needs two arms"))
+    assert text == "Not shown which arm is best: a ranking needs two arms."
 
 
 def test_seeds_without_a_model_are_named() -> None:
@@ -147,6 +205,7 @@ def test_tables_have_a_cell_a_column(reason: str | None) -> None:
         ARMS, [pair("dense", 0.02, "better"), pair("thin", 0.01, "no difference shown", effect=None)], reason=reason
     )
     rows = arm_rows(found)
+    assert len(pair_rows(found)) == 2
     assert [row[0] for row in rows] == (list(ARMS) if reason else ["blockout", "placebo-nodes", "dense", "thin"])
     assert {len(row) for row in rows} == {len(ARM_COLUMNS)}
     by_name = {row[0]: dict(zip(ARM_COLUMNS, row, strict=True)) for row in rows}

@@ -1,0 +1,85 @@
+"""How far the networks of an arm branch, over its retrained seeds."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from pydantic import Field
+
+from nas_blockout.methods.blockout import collapse_of
+from nas_blockout.structure.branching import Structure, recorded_structure, summary
+from services.analysis.seed_metrics import Count, Strict
+from services.trial_record import Trial
+
+
+class ArmStructure(Strict):
+    """How far the networks of an arm branch: ``exported`` is that of the exported model, the counts are over seeds."""
+
+    exported: Structure
+    learned: bool = Field(description="Whether it was learned, rather than searched for, pruned or given.")
+    seeds: Count = Field(description="Retrained seeds whose structure is known.")
+    branched_seeds: Count = Field(description="Those of them whose network has branches.")
+    collapsed: dict[str, dict[str, Count]] = Field(
+        default_factory=dict,
+        description="By layer and kind of collapse of the learned membership probabilities, the number of seeds.",
+    )
+    summary: str = Field(description="How far it branches, in one line.")
+
+
+def arm_structure(models: Sequence[Trial], exported: Trial | None, known: Structure | None) -> ArmStructure | None:
+    """Return how far the networks of an arm branch, or None if none of them is built from groups of nodes.
+
+    Args:
+        models: Its retrained trials.
+        exported: The one whose model is exported, or None.
+        known: The structure of the exported network with its costs, where the network is at hand; else what the trial
+            recorded counts, and for a trial that recorded none what follows from its architecture.
+    """
+    structures = [found for trial in models if (found := recorded_structure(trial.outcome)) is not None]
+    shown = known or (recorded_structure(exported.outcome) if exported is not None else None)
+    if shown is None or exported is None:
+        return None
+    learned = _is_learned(exported)
+    collapsed = _collapsed(models) if learned else {}
+    branched = sum(structure.is_branched for structure in structures)
+    text = summary(shown, learned=learned)
+    if learned and structures:
+        alike = branched if shown.is_branched else len(structures) - branched
+        text += f" ({alike} of {len(structures)} seeds)"
+    return ArmStructure(
+        exported=shown,
+        learned=learned,
+        seeds=len(structures),
+        branched_seeds=branched,
+        collapsed=collapsed,
+        summary="; ".join([text, *_collapse_texts(collapsed, len(structures))]),
+    )
+
+
+def _is_learned(trial: Trial) -> bool:
+    """Whether a trial learned membership probabilities and distilled them."""
+    return _method(trial) == "blockout" and bool(trial.outcome.get("probabilities"))
+
+
+def _method(trial: Trial) -> str:
+    return str((trial.experiment.get("method") or {}).get("name"))
+
+
+def _collapsed(models: Sequence[Trial]) -> dict[str, dict[str, int]]:
+    collapsed: dict[str, Counter[str]] = {}
+    for trial in models:
+        for layer, rows in (trial.outcome.get("probabilities") or {}).items():
+            if (kind := collapse_of(torch.tensor(rows))) != "none":
+                collapsed.setdefault(layer, Counter())[kind] += 1
+    return {layer: dict(kinds) for layer, kinds in collapsed.items()}
+
+
+def _collapse_texts(collapsed: Mapping[str, Mapping[str, int]], seeds: int) -> list[str]:
+    layers: dict[tuple[str, int], list[str]] = {}
+    for layer, kinds in collapsed.items():
+        for kind, count in kinds.items():
+            layers.setdefault((kind, count), []).append(layer)
+    return [
+        f"the membership probabilities of {', '.join(names)} collapsed to {kind} ({count} of {seeds} seeds)"
+        for (kind, count), names in layers.items()
+    ]
