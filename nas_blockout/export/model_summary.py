@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load
 from torch import Tensor
 
-from nas_blockout.architecture import Architecture
+from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.export.prediction import ExportedModel
 from nas_blockout.export.subprocess_check import current_names, load_program
 from nas_blockout.structure.branching import LayerCost, Structure, structure_of
@@ -81,9 +81,16 @@ def structure_in(model: ExportedModel) -> Structure | None:
     positions = _positions(model) if document else {}
     if not positions:
         return None
-    weights, architecture = current_names(load(model.content("weights.safetensors"))), Architecture.from_json(document)
-    stages = [_Stage(weights, f"stages.{layer.name}", positions[layer.name]) for layer in architecture.layers]
-    return structure_of(architecture, costs=[stage.cost for stage in stages], inputs=stages[0].first.shape[1])
+    weights, branching = current_names(load(model.content("weights.safetensors"))), Architecture.from_json(document)
+    stages = {name: _Stage(weights, f"stages.{name}", positions[name]) for name in positions}
+    everywhere, named = tuple(range(branching.clusters)), {layer.name for layer in branching.layers}
+    trunk = [
+        Layer(name, (Group(everywhere, len(stage.first)),)) for name, stage in stages.items() if name not in named
+    ]
+    first, *_ = stages.values()
+    costs = [stage.cost for stage in stages.values()]
+    whole = Architecture(branching.clusters, (*trunk, *branching.layers))
+    return structure_of(whole, costs=costs, inputs=first.first.shape[1])
 
 
 @dataclass(frozen=True, slots=True)

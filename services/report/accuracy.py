@@ -5,9 +5,10 @@ from itertools import combinations, pairwise
 
 from nas_blockout import plots
 from nas_blockout.statistics.search_curves import best_so_far
-from services.analysis.comparison import ArmResult, ComparisonDocument
+from services.analysis.comparison import ArmResult, ComparisonDocument, asked
 from services.analysis.latency import not_told_apart, overlap, undominated
-from services.report.figure import Picture, counted
+from services.report.figure import Picture, Remark, Shown, counted
+from services.report.flat import flat_front
 from services.report.view import ReportView, in_order
 from services.trial_record import RETRAIN, SEARCH, Trial
 
@@ -24,7 +25,7 @@ def confusions(view: ReportView, document: ComparisonDocument) -> dict[str, list
     return by_arm
 
 
-def accuracy(document: ComparisonDocument) -> Iterator[Picture]:
+def accuracy(document: ComparisonDocument) -> Iterator[Shown]:
     """Yield the test accuracy of every arm."""
     arms = in_order(document)
     estimates = [
@@ -36,9 +37,14 @@ def accuracy(document: ComparisonDocument) -> Iterator[Picture]:
         for test in [arm.test_accuracy]
     ]  # fmt: skip
     seeds = [len(estimate.values) for estimate in estimates]
+    title = "Test accuracy of the retrained models"
+    if sum(seeds) < 2:
+        there = "is only one retrained model" if sum(seeds) else "is no retrained model"
+        yield Remark("accuracy", title, f"There {there}, so there is nothing to draw.")
+        return
     yield Picture(
         "accuracy",
-        "Test accuracy of the retrained models",
+        title,
         "Large marks are means over seeds, bars their 95% intervals (Student's t), dots single seeds. "
         "An arm without a bar has too few seeds for an interval.",
         counted(seeds, "seed per arm", "seeds per arm"),
@@ -47,26 +53,25 @@ def accuracy(document: ComparisonDocument) -> Iterator[Picture]:
     )
 
 
-def differences(document: ComparisonDocument) -> Iterator[Picture]:
-    """Yield the paired differences of the compared arms, if there are any."""
-    if not document.pairs:
+def differences(document: ComparisonDocument) -> Iterator[Shown]:
+    """Yield the paired differences that readers ask about, if there are any."""
+    shown = asked(document)
+    if not shown:
         return
-    pairs = [
-        plots.Difference(p.a, p.b, p.difference, p.ci95, p.verdict != "no difference shown") for p in document.pairs
-    ]
+    pairs = [plots.Difference(p.a, p.b, p.difference, p.ci95, p.verdict != "no difference shown") for p in shown]
     yield Picture(
         "differences",
         "Differences between arms, paired by seed",
         "To the right of 0 the first arm is better. Bars are 95% intervals of the mean difference, not corrected for "
         "the number of pairs. Filled marks are significant after Holm's correction over all pairs, hollow ones are "
         "not.",
-        counted([pair.seeds for pair in document.pairs], "paired seed"),
+        counted([pair.seeds for pair in shown], "paired seed"),
         "comparison.json, pairs",
         plots.figure_differences(pairs),
     )
 
 
-def fronts(document: ComparisonDocument) -> Iterator[Picture]:
+def fronts(document: ComparisonDocument) -> Iterator[Shown]:
     """Yield accuracy against MACs and against latency, where they are known."""
     arms = in_order(document)
     macs = {name: (float(arm.macs), None) for name, arm in arms.items() if arm.macs is not None}
@@ -120,12 +125,16 @@ def _front(
     *,
     name: str,
     label: str,
-) -> Picture:
+) -> Shown:
+    title = f"Accuracy against {'MACs' if name == 'macs' else 'latency'}"
+    costs = {point.name: point.cost for point in points}
+    if (remark := flat_front(arms, costs, f"front-{name}", title, label)) is not None:
+        return remark
     at = {point.name: index for index, point in enumerate(points)}
     seeds = [len(test.per_seed) for point in points if (test := arms[point.name].test_accuracy) is not None]
     return Picture(
         f"front-{name}",
-        f"Accuracy against {'MACs' if name == 'macs' else 'latency'}",
+        title,
         f"{caption} Upright bars are 95% intervals over seeds; the cost is that of the exported model. Circles are "
         "arms that learn their structure, diamonds placebos, squares ablations, triangles baselines.",
         f"{counted(seeds, 'seed')} per arm, 1 exported model",
@@ -134,7 +143,7 @@ def _front(
     )
 
 
-def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
     """Yield what each phase of each arm cost, in sample passes and in seconds."""
     trials = [arm.trials for arm in document.arms.values()]
     budget = document.budget
@@ -176,16 +185,23 @@ def _parts(view: ReportView, name: str, arm: ArmResult, unit: str) -> dict[str, 
     }
 
 
-def progress(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+def progress(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
     """Yield the best validation accuracy so far of the arms that searched."""
     searches = {name: _search(view, name) for name in in_order(document)}
     searched = {name: trials for name, trials in searches.items() if trials}
     if not searched:
         return
+    title = "Best validation accuracy so far against sample passes"
+    if all(t.score is None for trials in searched.values() for t in trials):
+        yield Remark("best-so-far", title, "No search trial ended with an accuracy.")
+        return
+    if all(len(trials) == 1 for trials in searched.values()):
+        yield Remark("best-so-far", title, "Each search has one trial: there is no progress to draw.")
+        return
     absent = [name for name in searches if name not in searched]
     yield Picture(
         "best-so-far",
-        "Best validation accuracy so far against sample passes",
+        title,
         "The colored line is the arm of the panel, gray lines are the others. Each arm was searched once, so there is "
         "no band. Dots are finished trials, including failed ones. The dotted line is the limit of sample passes, if "
         "there is one; retraining takes what the search leaves."
@@ -210,7 +226,7 @@ def _search_curve(name: str, role: str, trials: Sequence[Trial]) -> plots.Curve:
     return plots.Curve(name, role, tuple(curve.cost), tuple(curve.best), note=f"{len(trials)} trials")
 
 
-def convergence(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+def convergence(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
     """Yield the learning curves of the retrained models."""
     curves = [
         curve
@@ -219,9 +235,13 @@ def convergence(view: ReportView, document: ComparisonDocument) -> Iterator[Pict
     ]
     if not curves:
         return
+    title = "Convergence of the retrained models"
+    if all(len(curve.x) == 1 for curve in curves):
+        yield Remark("convergence", title, "The models were trained for one epoch: there is no curve to draw.")
+        return
     yield Picture(
         "convergence",
-        "Convergence of the retrained models",
+        title,
         "Validation accuracy after each epoch. The line is the mean over seeds, the band their range; gray lines are "
         "the means of the other arms. A dotted line marks where an arm switches from learning its structure to "
         "fine-tuning. The vertical axis may cut off the first epochs.",
@@ -251,17 +271,21 @@ def _training_curve(view: ReportView, name: str, role: str) -> plots.Curve | Non
     )  # fmt: skip
 
 
-def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
     """Yield the confusion matrix of each arm, if confusions were stored."""
     matrices = confusions(view, document)
     if not matrices:
+        return
+    title = "Confusion matrices"
+    if not any(sum(row) - row[true] for counts in matrices.values() for true, row in enumerate(counts)):
+        yield Remark("confusion", title, "Every test image was classified correctly, by every model.")
         return
     names = view.names_of(len(next(iter(matrices.values()))))
     models = [sum(bool(trial.outcome.get("confusion")) for trial in view.models(name)) for name in matrices]
     images = [sum(map(sum, counts)) for counts in matrices.values()]
     yield Picture(
         "confusion",
-        "Confusion matrices",
+        title,
         "Rows are true classes, columns predicted classes, in the order of the data; the stronger the color, the "
         "larger the share of the row. Correct predictions (the diagonal) are left out. All panels share one color "
         "scale; there is no band.",

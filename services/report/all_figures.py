@@ -2,12 +2,12 @@
 
 from services.analysis.comparison import ComparisonDocument
 from services.report import accuracy, answers, classes, corruption, search, structure
-from services.report.figure import Picture
+from services.report.figure import Shown
 from services.report.view import ReportView
 
 
-def pictures(view: ReportView, document: ComparisonDocument) -> dict[str, list[Picture]]:
-    """Return the figures that the study has data for, by section of the report.
+def pictures(view: ReportView, document: ComparisonDocument) -> dict[str, list[Shown]]:
+    """Return the figures that the study has data for, by section of the report, or what is said in place of one.
 
     The sections are ``accuracy``, ``differences``, ``corruption``, ``cost``, ``search``, ``parameters``, ``gap``,
     ``agreement``, ``structure`` (by arm that learned one), ``architecture`` (of the other arms) and ``errors``.

@@ -7,7 +7,8 @@ from nas_blockout import plots
 from nas_blockout.statistics.cluster_agreement import SHUFFLES, Agreement
 from nas_blockout.statistics.cluster_agreement import agreement as agreement_of
 from services.analysis.comparison import ComparisonDocument
-from services.report.figure import Picture, counted
+from services.report.figure import Picture, Shown, counted
+from services.report.flat import FLAT, flat_classes, spread
 from services.report.view import ReportView, in_order
 from services.trial_record import Trial
 
@@ -23,13 +24,16 @@ class GroupAgreement:
     agreement: Agreement
 
 
-def expected_clusters(view: ReportView, number: int, name: str, trial: Trial) -> Iterator[Picture]:
+def expected_clusters(view: ReportView, number: int, name: str, trial: Trial) -> Iterator[Shown]:
     """Yield how many clusters each class is expected to belong to, with images of the extreme ones."""
     layer, last = list(trial.outcome["probabilities"].items())[-1]
     if len(last) != len(view.class_names):  # the nodes of the last layer are not the classes
         return
     learned = [(model.outcome.get("probabilities") or {}).get(layer, ()) for model in view.models(name)]
     expected = [[sum(row) for row in p] for p in learned if len(p) == len(last)]
+    if (remark := flat_classes(number, name, expected, len(last[0]))) is not None:
+        yield remark
+        return
     fewest, most = plots.extreme_classes(expected)
     album = view.album
     samples = {label: album.of_class(label, SAMPLES) for label in (*fewest, *most)} if album else {}
@@ -64,6 +68,8 @@ def _groups(trial: Trial, classes: int) -> Sequence[int] | None:
     """Return the group of every class: its strongest learned cluster, or that of a fixed architecture."""
     probabilities = list((trial.outcome.get("probabilities") or {}).values())
     if probabilities and len(probabilities[-1]) == classes:
+        if spread(probabilities[-1]) < FLAT:  # the strongest cluster of every class would be an accident
+            return None
         return [max(range(len(row)), key=row.__getitem__) for row in probabilities[-1]]
     layers = (trial.outcome.get("architecture") or {}).get("layers") or [{"groups": ()}]
     group_of = {
@@ -74,7 +80,7 @@ def _groups(trial: Trial, classes: int) -> Sequence[int] | None:
     return [group_of[label] for label in range(classes)]
 
 
-def agreement(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+def agreement(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
     """Yield the agreement of the groups of classes with known groups, if the data has any."""
     agreements = group_agreements(view, document)
     if not agreements:

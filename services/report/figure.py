@@ -50,6 +50,26 @@ class Picture:
         return plots.to_svg(self.figure, name=self.name, description=description)
 
 
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """The sentence in place of a figure that would have nothing to show.
+
+    Args:
+        name: Identifier in the page.
+        title: What the figure would have shown.
+        text: Why it is not drawn.
+        arm: The arm it would have shown, or None.
+    """
+
+    name: str
+    title: str
+    text: str
+    arm: str | None = None
+
+
+Shown = Picture | Remark
+
+
 def exported_trial(view: ReportView, name: str, arm: ArmResult) -> Trial | None:
     """Return the retrained trial whose model the arm exports."""
     return next((trial for trial in view.models(name) if trial.seed == arm.exported_seed), None)

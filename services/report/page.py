@@ -13,10 +13,10 @@ import yaml
 
 from nas_blockout.atomic_files import write_text
 from nas_blockout.statistics import significance
-from services.analysis.comparison import ArmResult, ComparisonDocument
+from services.analysis.comparison import ArmResult, ComparisonDocument, asked
 from services.analysis.latency import spread_text
 from services.analysis.seed_metrics import PairResult
-from services.analysis.verdict import sentence
+from services.analysis.verdict import ship_heading, ship_rows, verdict_of
 from services.budget.limits import WORDS
 from services.files.study_dir import Folder
 from services.report.view import ABSENT, ReportView, in_order, interval, percent
@@ -109,15 +109,21 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
     document = ComparisonDocument.model_validate(view.comparison)
     arms = in_order(document)
     sections = all_figures.pictures(view, document)
-    numbers = {picture.name: number for number, picture in enumerate(_flat(sections), start=1)}
-    svgs = {picture.name: _storable(picture.svg()) for picture in _flat(sections)}
+    drawn = _drawn(sections)
+    numbers = {picture.name: number for number, picture in enumerate(drawn, start=1)}
+    svgs = {picture.name: _storable(picture.svg()) for picture in drawn}
+    shown = asked(document)
     page = _template().render(
         document=document,
         study=view.study,
-        verdict=sentence(document).split("; "),
+        verdict=verdict_of(document),
+        ship_heading=ship_heading(document),
+        ship=ship_rows(document),
         facts=_facts(view, document),
         arms=[_arm_row(name, arm) for name, arm in arms.items()],
-        pairs=[_pair_row(pair) for pair in document.pairs],
+        shipped=document.shipped.arm if document.shipped is not None else None,
+        pairs=[_pair_row(pair) for pair in shown],
+        pair_count=len(document.pairs),
         seeds=_seed_table(arms),
         robust=corruption.robust_rows(document),
         kinds=corruption.kind_rows(document),
@@ -129,6 +135,8 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         svgs=svgs,
         learned=_by_arm(sections["structure"]),
         numbers=numbers,
+        structures=table_rows.structure_rows(document),
+        branches=table_rows.branch_rows(view, document),
         gaps=_gap_rows(structure.gaps(view, document)),
         steps=list(structure.GAP_STEPS.values()),
         group_agreements=table_rows.group_agreement_rows(classes.group_agreements(view, document)),
@@ -142,7 +150,7 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         percent=percent,
         flat=lambda values: ", ".join(f"{key} {value}" for key, value in _leaves(values)),
     )
-    return _storable(page), _files(_flat(sections), svgs)
+    return _storable(page), _files(drawn, svgs)
 
 
 def _files(pictures: Sequence[Any], svgs: Mapping[str, str]) -> dict[str, str]:
@@ -170,8 +178,9 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _flat(sections: Mapping[str, Sequence[Any]]) -> list[Any]:
-    return [picture for section in sections.values() for picture in section]
+def _drawn(sections: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """Return the figures of all sections, without the remarks in place of others."""
+    return [picture for section in sections.values() for picture in section if hasattr(picture, "figure")]
 
 
 def _by_arm(pictures: Sequence[Any]) -> dict[str, list[Any]]:

@@ -6,7 +6,8 @@ from typing import Any
 from nas_blockout import plots
 from services.analysis.comparison import ComparisonDocument
 from services.report import classes
-from services.report.figure import Picture, exported_trial
+from services.report.figure import Picture, Remark, Shown, exported_trial
+from services.report.flat import flat_masks, flat_projection, spread
 from services.report.view import ReportView, in_order
 from services.trial_record import Trial
 
@@ -27,7 +28,7 @@ def gaps(view: ReportView, document: ComparisonDocument) -> dict[str, dict[str, 
     return by_arm
 
 
-def learned(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+def learned(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
     """Yield what each arm learned; a placebo learned the same before it was shuffled, and is left out."""
     for number, (name, arm) in enumerate(in_order(document).items()):
         trial = exported_trial(view, name, arm)
@@ -43,10 +44,16 @@ def learned(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]
             yield from classes.expected_clusters(view, number, name, trial)
 
 
-def gap(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
+def gap(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
     """Yield the accuracy left after each step from P to a branched network, if an arm took these steps."""
     steps = gaps(view, document)
-    if steps:
+    if steps and all(len(set(map(tuple, arm.values()))) == 1 for arm in steps.values()):
+        yield Remark(
+            "gap",
+            "From learned probabilities to a branched network",
+            "Validation accuracy is the same at every step from P to the fine-tuned network, in every seed.",
+        )
+    elif steps:
         yield Picture(
             "gap",
             "From learned probabilities to a branched network",
@@ -59,7 +66,7 @@ def gap(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
         )
 
 
-def _density(view: ReportView, number: int, name: str, trial: Trial, layers: Sequence[str]) -> Iterator[Picture]:
+def _density(view: ReportView, number: int, name: str, trial: Trial, layers: Sequence[str]) -> Iterator[Shown]:
     prefix = "blockout/density/"
     records = [
         record
@@ -71,6 +78,14 @@ def _density(view: ReportView, number: int, name: str, trial: Trial, layers: Seq
     recorded = [key.removeprefix(prefix) for key in records[0]["telemetry"] if key.startswith(prefix)]
     order = [layer for layer in layers if layer in recorded] + [layer for layer in recorded if layer not in layers]
     densities = {layer: [record["telemetry"][f"{prefix}{layer}"] for record in records] for layer in order}
+    if all(spread(rows) == 0 for rows in densities.values()):
+        yield Remark(
+            f"density-{number}",
+            "Distribution of the membership probabilities during training",
+            f"No membership probability moved during training, in any of {len(records)} epochs: nothing was learned.",
+            name,
+        )
+        return
     medians = {layer: [_median(record["telemetry"], layer) for record in records] for layer in order}
     yield Picture(
         f"density-{number}",
@@ -90,10 +105,13 @@ def _median(telemetry: Mapping[str, Any], layer: str) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _projection(view: ReportView, number: int, name: str, trial: Trial) -> Iterator[Picture]:
+def _projection(view: ReportView, number: int, name: str, trial: Trial) -> Iterator[Shown]:
     probabilities = trial.outcome["probabilities"]
     *_, last = probabilities.values()
     if len(last[0]) < 2:
+        return
+    if (remark := flat_projection(number, name, probabilities)) is not None:
+        yield remark
         return
     of_classes = len(last) == len(view.class_names)
     figure, named = plots.figure_projection(probabilities, view.class_names if of_classes else None)
@@ -111,9 +129,12 @@ def _projection(view: ReportView, number: int, name: str, trial: Trial) -> Itera
     )
 
 
-def _masks(number: int, name: str, trial: Trial) -> Iterator[Picture]:
+def _masks(number: int, name: str, trial: Trial) -> Iterator[Shown]:
     probabilities = trial.outcome["probabilities"]
     if len(probabilities) < 2:
+        return
+    if (remark := flat_masks(number, name, probabilities)) is not None:
+        yield remark
         return
     yield Picture(
         f"masks-{number}",
@@ -128,19 +149,29 @@ def _masks(number: int, name: str, trial: Trial) -> Iterator[Picture]:
     )
 
 
-def other_architectures(view: ReportView, document: ComparisonDocument, *, known: set[str]) -> Iterator[Picture]:
+def other_architectures(view: ReportView, document: ComparisonDocument, *, known: set[str]) -> Iterator[Shown]:
     """Yield the diagrams of arms with branches that are not among the `known` ones."""
     for number, name in enumerate(in_order(document)):
         if name not in known:
             yield from _architecture(view, document, number, name)
 
 
-def _architecture(view: ReportView, document: ComparisonDocument, number: int, name: str) -> Iterator[Picture]:
+def _architecture(view: ReportView, document: ComparisonDocument, number: int, name: str) -> Iterator[Shown]:
     """Yield the diagram of an arm's exported model, if it has branches."""
     arm = document.arms[name]
     trial = exported_trial(view, name, arm)
     architecture = (trial.outcome.get("architecture") if trial else None) or None
     if trial is None or architecture is None or all(len(layer["groups"]) == 1 for layer in architecture["layers"]):
+        return
+    if arm.structure is not None and not arm.structure.exported.is_branched:
+        groups = sum(len(layer["groups"]) for layer in architecture["layers"])
+        yield Remark(
+            f"architecture-{number}",
+            "Architecture of the exported model",
+            f"Its {groups} groups are all connected: every node reads every node of the layer before, so there are no "
+            "branches to draw.",
+            name,
+        )
         return
     labels = [label for group in architecture["layers"][-1]["groups"] for label in group.get("classes") or ()]
     yield Picture(

@@ -5,11 +5,35 @@ from dataclasses import dataclass
 
 from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.latency import spread_text
+from services.analysis.learned_structure import ArmStructure
 from services.analysis.pareto import Front, FrontTrial
 from services.budget.accounting import END_WORDS
 from services.report.answers import UniqueAnswers
 from services.report.classes import GroupAgreement
 from services.report.view import ABSENT, ReportView, in_order
+
+
+@dataclass(frozen=True, slots=True)
+class StructureRow:
+    """How far one layer of an arm's exported network branches, as texts; `arm` and `summary` only in the first."""
+
+    arm: str
+    summary: str
+    layer: str
+    nodes: str
+    groups: str
+    density: str
+
+
+@dataclass(frozen=True, slots=True)
+class BranchRow:
+    """What belongs to one branch of an arm's exported network alone, as texts."""
+
+    arm: str
+    cluster: str
+    macs: str
+    parameters: str
+    classes: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +96,52 @@ class UniqueAnswersRow:
     seeds: str
     only_correct: str
     only_incorrect: str
+
+
+def structure_rows(document: ComparisonDocument) -> list[StructureRow]:
+    """Return the layers of every exported network that is not its plain dense backbone, learned ones first."""
+    rows = []
+    for name, told in _structures(document).items():
+        for number, layer in enumerate(told.exported.layers):
+            nodes = f"{layer.nodes:,}" + (f" of {layer.dense_nodes:,}" if layer.dense_nodes is not None else "")
+            first = number == 0
+            rows.append(
+                StructureRow(
+                    name if first else "",
+                    told.summary if first else "",
+                    layer.name,
+                    nodes,
+                    str(layer.groups),
+                    f"{layer.density:.3g}",
+                )
+            )
+    return rows
+
+
+def branch_rows(view: ReportView, document: ComparisonDocument) -> list[BranchRow]:
+    """Return the branches of every exported network that has some."""
+    rows = []
+    for name, told in _structures(document).items():
+        names = view.names_of(told.exported.layers[-1].nodes)
+        for branch in told.exported.branches if told.exported.is_branched else ():
+            classes = ", ".join(names[label] for label in branch.classes)
+            own = (_count(branch.exclusive_macs), _count(branch.exclusive_parameters))
+            rows.append(BranchRow(name, str(branch.cluster), *own, classes or "none"))
+    return rows
+
+
+def _structures(document: ComparisonDocument) -> dict[str, ArmStructure]:
+    told = {name: arm.structure for name, arm in in_order(document).items()}
+    changed = {
+        name: found
+        for name, found in told.items()
+        if found is not None and (found.learned or found.exported.is_branched or found.exported.removed)
+    }
+    return dict(sorted(changed.items(), key=lambda item: document.arms[item[0]].role != "learned"))
+
+
+def _count(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"
 
 
 def cost_rows(view: ReportView, document: ComparisonDocument) -> list[CostRow]:

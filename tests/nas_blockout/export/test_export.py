@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nas_blockout.backbones.branched import BranchedNetwork
+from nas_blockout.experiment import structure_of_network
 from nas_blockout.export import (
     MANIFEST,
     VerificationError,
@@ -26,8 +27,10 @@ from nas_blockout.export import (
     save_weights,
     verify,
 )
+from nas_blockout.export.cards import card
 from nas_blockout.export.model_summary import outline
 from nas_blockout.export.prediction import ExportedModel
+from nas_blockout.structure.branching import NO_BRANCHES
 from tests.nas_blockout.export.examples import (
     BRANCHED,
     DESCRIPTION,
@@ -121,6 +124,23 @@ def test_card_says_what_how_well_and_at_what_cost(exported: Path) -> None:
     preprocessing = json.loads((exported / "branched" / "preprocessing.json").read_text())
     assert preprocessing["class_names"] == ["a", "b", "c", "d", "e"]
     assert (preprocessing["mean"], preprocessing["std"]) == ([MEAN], [STD])
+
+
+def test_card_says_how_far_it_branches_and_what_the_study_recommends() -> None:
+    found = structure_of_network(network(branched=True))
+    assert found is not None
+    rows = (("recommended model", "this one"), ("why", "it | is best"))
+    text = card(replace(DESCRIPTION, structure=found, branches="3 branches (5 of 5 seeds)", recommendation=rows))
+    assert "| recommended model | this one |\n| why | it \\| is best |" in text
+    assert "| branches | 3 branches (5 of 5 seeds) |" in text
+    assert "## Structure\n\n3 branches (5 of 5 seeds). Density is" in text
+    assert "| hidden | 7 | 8 | 2 |" in text
+    branch = found.branches[0]
+    assert f"| 0 | {branch.exclusive_macs:,} | {branch.exclusive_parameters:,} | b, c, e |" in text
+    dense = replace(DESCRIPTION, structure=structure_of_network(network(branched=False)), branches=NO_BRANCHES)
+    assert f"| branches | {NO_BRANCHES} |" in card(dense)
+    assert "No branches were learned: nodes were removed. Density is" in card(dense)
+    assert "MACs of its own" not in card(dense)
 
 
 def test_diagram_shows_what_every_group_holds_and_reads() -> None:

@@ -20,8 +20,9 @@ from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones.branched import macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.data import DataSettings, Splits, load
-from nas_blockout.experiment import Experiment, Run
+from nas_blockout.experiment import Experiment, Run, structure_of_network
 from nas_blockout.export import ModelDescription, export_model
+from nas_blockout.structure.branching import summary
 from nas_blockout.train import TrainingSettings
 from tests.nas_blockout.export.examples import Hostile, rehashed, saved
 from tests.services.program import Call, here
@@ -310,3 +311,16 @@ def test_the_tree_shows_branches_with_classes_and_costs(call: Call, made: Made) 
     ):
         assert part in ended.out
     assert "10 8 5" in ended.out, "the nodes of a branch by layer"
+
+
+def test_show_tells_how_far_a_model_branches(call: Call, made: Made) -> None:
+    found = structure_of_network(made.model)
+    assert found is not None
+    shown = json.loads(call("show", made.folder, "--json").out)["structure"]
+    without = {**json.loads(json.dumps(found.to_json()))}
+    for layer in without["layers"]:
+        layer["dense_nodes"] = None  # this one was exported without its structure, as by earlier releases
+    assert shown == without
+    text = " ".join(call("show", made.folder).out.split())
+    assert summary(found, learned=False) in text.replace(" . ", ". ")
+    assert "exclusive_macs" in shown

@@ -14,8 +14,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from services.analysis.comparison import ComparisonDocument
-from services.analysis.verdict import sentence
+from services.analysis.comparison import ComparisonDocument, asked
+from services.analysis.seed_metrics import PairResult
+from services.analysis.verdict import ship_heading, ship_rows, verdict_of
 from services.files.study_dir import Folder
 from services.report import ReportView, render, write
 from services.report.page import MOST_TRIALS
@@ -172,9 +173,32 @@ def test_the_report_is_the_same_every_time(made_up: MadeUp) -> None:
 
 
 def test_the_verdict_stands_before_all_numbers(study: ReportView, report: str) -> None:
-    verdict = next(e for e in parsed(report).all("p") if e.attributes.get("class") == "verdict")
-    assert verdict.text == sentence(ComparisonDocument.model_validate(study.comparison))
-    assert report.index('class="verdict"') < report.index("<table")
+    found = verdict_of(ComparisonDocument.model_validate(study.comparison))
+    verdict = next(e for e in parsed(report).all("p") if e.attributes.get("class", "").startswith("verdict"))
+    assert verdict.text == f"{found.headline}."
+    listed = next(e for e in parsed(report).all("ul") if e.attributes.get("class") == "numbers")
+    assert listed.text.split("\n")[1:-1] == list(found.numbers)
+    assert report.index('class="verdict') < report.index('class="ship"') < report.index("<table")
+
+
+def test_the_model_to_ship_stands_before_all_numbers_and_is_marked_in_the_table(study: ReportView, report: str) -> None:
+    document = ComparisonDocument.model_validate(study.comparison)
+    page = parsed(report)
+    ship = next(e for e in page.all("div") if e.attributes.get("class") == "ship")
+    assert ship_heading(document) in ship.text
+    for label, text in ship_rows(document):
+        assert f"{label}{text}" in ship.text
+    assert document.shipped is not None
+    marked = [e.text for e in page.all("th") if e.text.endswith("ship") and e.attributes.get("scope") == "row"]
+    assert len(marked) == 1
+    assert f" {document.shipped.arm}{document.arms[document.shipped.arm].role}" in marked[0]
+
+
+@pytest.mark.parametrize("name", ["no retrained model", "all failed", "no trials"])
+def test_without_a_model_the_report_says_that_there_is_none_to_ship(name: str, made_up: MadeUp) -> None:
+    page = parsed(render(made_up(**{"length": 2, **SMALL[name]})))
+    ship = next(e for e in page.all("div") if e.attributes.get("class") == "ship")
+    assert ship.text.strip().startswith("No model to ship: ")
 
 
 def test_the_table_says_what_the_comparison_says(study: ReportView, report: str) -> None:
@@ -194,6 +218,10 @@ def test_the_table_says_what_the_comparison_says(study: ReportView, report: str)
 
 def test_every_pair_has_its_difference_and_verdict(study: ReportView, report: str) -> None:
     table = next(t.text for t in parsed(report).all("table") if "First arm minus second" in t.text)
+    shown = asked(ComparisonDocument.model_validate(study.comparison))
+    assert {pair.model_dump_json() for pair in shown} == {
+        PairResult.model_validate(pair).model_dump_json() for pair in study.comparison["pairs"]
+    }
     for pair in study.comparison["pairs"]:
         points = f"{100 * pair['difference']:+.2f}".replace("-", "\N{MINUS SIGN}")
         assert re.search(rf"{pair['a']}{pair['b']}{re.escape(points)}{pair['verdict']}", table)
