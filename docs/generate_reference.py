@@ -24,6 +24,7 @@ from nas_blockout.settings_fields import Range
 from nas_blockout.train import TrainingSettings
 from search_spaces import SPACES
 from services import api, settings
+from services.analysis.comparison import ComparisonDocument
 from services.api import schemas as api_models
 from services.budget.limits import WORDS, limits
 from services.cli import main as cli
@@ -317,10 +318,30 @@ def _json_type(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_json_type(each) for each in schema["anyOf"])
     if "enum" in schema or "const" in schema:
-        return " or ".join(schema.get("enum", [schema.get("const")]))
+        return " or ".join(map(str, schema.get("enum", [schema.get("const")])))
     if schema.get("type") == "array":
-        return f"list of {_json_type(schema['items'])}"
+        return f"list of {_json_type(schema['items'])}" if "items" in schema else "list"
     return {"string": "text", "object": "mapping"}.get(schema.get("type", ""), schema.get("type", "anything"))
+
+
+def comparison_page() -> str:
+    """Every key of comparison.json, by the part of the document it belongs to."""
+    schema = ComparisonDocument.model_json_schema(mode="serialization")
+    parts = schema.pop("$defs")
+    intro = (
+        "# comparison.json\n\nThe result of a study, in its folder and from `GET /v1/studies/{name}/comparison`. "
+        "[Reading the report](../guides/reading-the-report.md) explains it. Shares and accuracies lie in [0, 1].\n"
+    )
+    sections = [f"## {name}\n\n{_part(part)}" for name, part in sorted(parts.items())]
+    return "\n".join([intro, _part(schema), *sections])
+
+
+def _part(part: dict[str, Any]) -> str:
+    """A part of a document; what its docstring says of an argument is said of the key."""
+    text = inspect.cleandoc(part.get("description", ""))
+    told = dict(re.findall(r"^    (\w+): (.+?)(?=\n    \w+: |\n\S|\Z)", text.partition("Args:")[2], re.M | re.S))
+    keys = {key: {"description": told.get(key, ""), **each} for key, each in part["properties"].items()}
+    return _shape({**part, "description": markdown(text), "properties": keys})
 
 
 def renamed_keys_page() -> str:
@@ -343,6 +364,7 @@ def renamed_keys_page() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "api.md": api_page,
     "cli.md": cli_page,
+    "comparison.md": comparison_page,
     "renamed-keys.md": renamed_keys_page,
     "settings.md": settings_page,
     "study-file.md": study_file_page,

@@ -84,9 +84,7 @@ def structure_in(model: ExportedModel) -> Structure | None:
     weights, branching = current_names(load(model.content("weights.safetensors"))), Architecture.from_json(document)
     stages = {name: _Stage(weights, f"stages.{name}", positions[name]) for name in positions}
     everywhere, named = tuple(range(branching.clusters)), {layer.name for layer in branching.layers}
-    trunk = [
-        Layer(name, (Group(everywhere, len(stage.first)),)) for name, stage in stages.items() if name not in named
-    ]
+    trunk = [Layer(name, (Group(everywhere, len(stage.first)),)) for name, stage in stages.items() if name not in named]
     first, *_ = stages.values()
     costs = [stage.cost for stage in stages.values()]
     whole = Architecture(branching.clusters, (*trunk, *branching.layers))

@@ -123,10 +123,10 @@ class ComparisonDocument(Strict):
     study: str
     budget: BudgetResult
     arms: dict[str, ArmResult]
-    pairs: list[PairResult]
-    ranking: list[str] | None
-    ranking_seeds: list[int]
-    reason: str | None
+    pairs: list[PairResult] = Field(description="All pairs that were tested, corrected together.")
+    ranking: list[str] | None = Field(description="The arms by mean test accuracy, best first.")
+    ranking_seeds: list[int] = Field(description="Seeds that all arms have: the ranking is over them.")
+    reason: str | None = Field(description="Why there is no ranking.")
     extensions: Count = Field(0, description="How often the study was extended after its result was known.")
     robustness: RobustnessResult | None = Field(None, description="On corrupted test images, if the study asks for it.")
     equivalence_margin: Share = Field(DEFAULT_MARGIN, description="Largest difference that counts as equally good.")
