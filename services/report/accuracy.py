@@ -7,8 +7,7 @@ from nas_blockout import plots
 from nas_blockout.statistics.search_curves import best_so_far
 from services.analysis.comparison import ArmResult, ComparisonDocument, asked
 from services.analysis.latency import not_told_apart, overlap, undominated
-from services.report.figure import Picture, Remark, Shown, counted
-from services.report.flat import flat_front
+from services.report.figure import Picture, Remark, Shown, counted, flat_front
 from services.report.view import ReportView, in_order
 from services.trial_record import RETRAIN, SEARCH, Trial
 

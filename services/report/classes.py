@@ -7,8 +7,7 @@ from nas_blockout import plots
 from nas_blockout.statistics.cluster_agreement import SHUFFLES, Agreement
 from nas_blockout.statistics.cluster_agreement import agreement as agreement_of
 from services.analysis.comparison import ComparisonDocument
-from services.report.figure import Picture, Shown, counted
-from services.report.flat import FLAT, flat_classes, spread
+from services.report.figure import FLAT, Picture, Shown, counted, flat_classes, spread
 from services.report.view import ReportView, in_order
 from services.trial_record import Trial
 

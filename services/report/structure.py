@@ -6,8 +6,7 @@ from typing import Any
 from nas_blockout import plots
 from services.analysis.comparison import ComparisonDocument
 from services.report import classes
-from services.report.figure import Picture, Remark, Shown, exported_trial
-from services.report.flat import flat_masks, flat_projection, spread
+from services.report.figure import Picture, Remark, Shown, exported_trial, flat_masks, flat_projection, spread
 from services.report.view import ReportView, in_order
 from services.trial_record import Trial
 
