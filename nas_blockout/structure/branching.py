@@ -11,6 +11,8 @@ from typing import Any
 from nas_blockout.architecture import Architecture, Group
 
 NO_BRANCHES = "no branches were learned: nodes were removed"
+HARDLY_ANY = "hardly any branches were learned"
+NEARLY_DENSE = 0.95  # a layer that keeps more of its connections than this separates nothing worth the name
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +95,14 @@ class Structure:
         return any(layer.density < 1 for layer in self.layers)
 
     @property
+    def hardly_branches(self) -> bool:
+        """Whether it has branches, but every layer keeps nearly all connections between its kept nodes."""
+        return self.is_branched and all(layer.density > NEARLY_DENSE for layer in self.layers)
+
+    @property
     def removed(self) -> int:
         """Nodes of the dense network that were removed, as far as that is known."""
-        return sum((layer.dense_nodes or layer.nodes) - layer.nodes for layer in self.layers)
+        return sum(max(0, (layer.dense_nodes or 0) - layer.nodes) for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
         """Return the structure as plain JSON types."""
@@ -174,13 +181,22 @@ def summary(structure: Structure, *, learned: bool) -> str:
         known = all(layer.dense_nodes is not None for layer in structure.layers)
         unchanged = "no branches were learned" + (", and no node was removed" if known else "")
         return NO_BRANCHES if structure.removed else unchanged
-    layers = [layer for layer in structure.layers if layer.groups > 1 or layer.density < 1]
+    density = ", ".join(f"{_share(layer.density)} in {layer.name}" for layer in structure.layers if layer.density < 1)
+    if structure.hardly_branches:
+        text = HARDLY_ANY if learned else "hardly any branches"
+        text += ": nodes were removed" if structure.removed else ""
+        return f"{text}, and of the connections between kept nodes {density} are left, all in other layers"
+    layers = [layer for layer in structure.layers if layer.groups > 1]
     groups = ", ".join(f"{layer.groups} in {layer.name}" for layer in layers)
-    density = ", ".join(f"{layer.density:.0%} in {layer.name}" for layer in structure.layers if layer.density < 1)
     text = f"{len(structure.branches)} branches: groups of nodes {groups}; connections kept between nodes {density}"
     if structure.exclusive_macs is not None and structure.macs:
         text += f"; {structure.exclusive_macs / structure.macs:.0%} of the MACs belong to one branch alone"
     return text
+
+
+def _share(density: float) -> str:
+    """Return a share below 1 in percent, never rounded up to all."""
+    return f"{min(density, 0.999):.1%}" if density > NEARLY_DENSE else f"{density:.0%}"
 
 
 def structure_metrics(structure: Structure) -> dict[str, float]:

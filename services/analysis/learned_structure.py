@@ -43,9 +43,10 @@ def arm_structure(models: Sequence[Trial], exported: Trial | None, known: Struct
     collapsed = _collapsed(models) if learned else {}
     branched = sum(structure.is_branched for structure in structures)
     text = summary(shown, learned=learned)
-    if learned and structures:
-        alike = branched if shown.is_branched else len(structures) - branched
-        text += f" ({alike} of {len(structures)} seeds)"
+    if learned and structures and shown.is_branched:
+        text += f" ({branched} of {len(structures)} seeds have branches)"
+    elif learned and structures:
+        text += f" ({len(structures) - branched} of {len(structures)} seeds)"
     return ArmStructure(
         exported=shown,
         learned=learned,

@@ -105,7 +105,9 @@ def run(
         print_json(finished.document.model_dump(mode="json"))
     else:
         folder = settings.folder(resolved.name)
-        print_table(lazy.progress.result_tables(finished.document, folder=folder))
+        here = Path.cwd()
+        shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+        print_table(lazy.progress.result_tables(finished.document, folder=shown))
         print_line(f"report: {folder / 'report' / 'index.html'}\nmodels: {folder / 'models'}")
     if finished.failed:
         log(f"{finished.failed} trials failed; for the reasons run: nas-blockout show {resolved.name} --failed")

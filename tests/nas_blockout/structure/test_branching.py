@@ -132,6 +132,22 @@ def test_the_summary_says_how_far_it_branches_or_that_it_does_not() -> None:
     assert summary(structure_of(ONE_GROUP), learned=True) == "no branches were learned"
 
 
+def test_a_network_that_cuts_two_connections_of_a_thousand_hardly_branches() -> None:
+    features = [Group((0,), 2), Group((0, 1), 31), Group((1,), 1)]
+    nearly = three_layers(features, [Group((0,), 1), Group((0, 1), 29)], [Group((0, 1), 5, (0, 1, 2, 3, 4))])
+    found = structure_of(nearly, costs=COSTS, inputs=4)
+    assert found.is_branched
+    assert found.hardly_branches
+    assert not structure_of(BRANCHED, costs=COSTS, inputs=4).hardly_branches
+    text = summary(found, learned=True)
+    assert text == (
+        "hardly any branches were learned, and of the connections between kept nodes 99.9% in hidden are left, "
+        "all in other layers"
+    )
+    fewer = structure_of(nearly, costs=[LayerCost(100, 1, 1, 1)] * 3, inputs=4)
+    assert summary(fewer, learned=True).startswith("hardly any branches were learned: nodes were removed, and of the")
+
+
 def test_the_metrics_are_named_by_layer() -> None:
     found = structure_metrics(structure_of(BRANCHED, costs=COSTS, inputs=4))
     assert found["structure/groups/hidden"] == 3

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nas_blockout.architecture import dense_architecture
+from nas_blockout.architecture import Architecture, Group, Layer, dense_architecture
 from nas_blockout.structure.branching import structure_of
 from services.analysis.comparison import (
     Accuracy,
@@ -14,8 +14,9 @@ from services.analysis.comparison import (
     Role,
     Spending,
 )
-from services.analysis.learned_structure import ArmStructure
+from services.analysis.learned_structure import ArmStructure, arm_structure
 from services.analysis.verdict import ARM_COLUMNS, PAIR_COLUMNS, arm_rows, pair_rows, sentence, verdict_of
+from services.trial_record import Trial
 
 
 def arm(role: Role, mean: float | None, missing: tuple[int, ...] = ()) -> ArmResult:
@@ -167,6 +168,26 @@ def test_that_nothing_branches_is_in_the_headline_whatever_the_answer() -> None:
         found = verdict_of(document(arms, [pair(name, 0.02, outcome) for name in ("placebo-nodes", "thin")]))
         assert found.headline.endswith(", and no branches were learned: nodes were removed (5 of 5 seeds)")
         assert f"blockout: {structure.summary}" in found.numbers
+
+
+def test_that_hardly_anything_branches_is_in_the_headline_and_real_branches_are_not() -> None:
+    def told(cut: int) -> str:
+        hidden = (Group((0,), cut), Group((0, 1), 100 - cut))
+        layers = (Layer("features", (Group((1,), 1), Group((0, 1), 9))), Layer("hidden", hidden))
+        network = Architecture(2, (*layers, Layer("classes", (Group((0, 1), 2, (0, 1)),))))
+        trial = Trial(
+            "blockout", "retrain", 0, 0, "complete",
+            experiment={"method": {"name": "blockout"}},
+            result={"architecture": network.to_json(), "probabilities": {"hidden": [[0.5, 0.5]]}},
+        )  # fmt: skip
+        structure = arm_structure([trial], trial, None)
+        assert structure is not None
+        arms = {**ARMS, "blockout": ARMS["blockout"].model_copy(update={"structure": structure})}
+        pairs = [pair(name, 0.0, "no difference shown") for name in ("placebo-nodes", "thin")]
+        return verdict_of(document(arms, pairs)).headline
+
+    assert told(5).endswith(", and hardly any branches were learned")
+    assert told(90).endswith("between blockout and placebo-nodes and thin")
 
 
 def test_a_study_without_a_ranking_says_why() -> None:

@@ -1,6 +1,7 @@
 """What a person sees: plain lines without a terminal, a live table on one, results in which no name is ever markup."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -124,14 +125,18 @@ def test_the_table_has_a_row_for_every_arm() -> None:
     assert "1 min 05 s elapsed, about 1 h 01 min left" in lines[-1]
 
 
-def test_results_are_two_tables_and_a_sentence() -> None:
-    text = rendered(result_tables(document("blockout", "dense")))
+def test_results_are_two_tables_the_verdict_and_the_model_to_ship() -> None:
+    text = rendered(result_tables(document("blockout", "dense"), folder=Path("runs/example")))
     assert "study example" in text
     assert "differences in test accuracy, paired by seed" in text
     assert text.index("blockout") < text.index("dense")
     for part in ("90.0", "80.0", "4,321"):
         assert part in text
-    assert "By mean test accuracy: blockout 90.00%, dense 80.00%" in " ".join(text.split())
+    words = " ".join(text.split())
+    assert "by mean test accuracy: blockout 90.00%, dense 80.00%" in words
+    assert words.index("ot shown") < words.index("by mean test accuracy") < words.index("Ship blockout")
+    assert "model runs/example/models/blockout" in words
+    assert "test accuracy 90.00%" in words[words.index("Ship blockout") :]
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "[link=http://example.org]a[/link]", ":warning:", "[/]"])
