@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from nas_blockout import plots
 from services.analysis.comparison import ArmResult
@@ -11,6 +10,8 @@ from services.report.view import ReportView
 from services.trial_record import Trial
 
 FLAT = 0.05  # probabilities that differ by less tell nothing apart
+PREFERS = 0.5  # a node whose probabilities differ by less over the clusters is in all of them or in none
+FEW = 0.01  # of the nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,33 +91,31 @@ def spread(rows: Sequence[Sequence[float]]) -> float:
     return max((max(column) - min(column) for column in zip(*rows, strict=True)), default=0.0)
 
 
-def flat_projection(number: int, name: str, probabilities: Mapping[str, Sequence[Sequence[float]]]) -> Remark | None:
-    """Return what is said in place of the nodes by their probabilities, if all nodes have the same ones."""
-    rows = [row for p in probabilities.values() for row in p]
-    if (most := spread(rows)) >= FLAT:
-        return None
-    return Remark(
-        f"projection-{number}",
-        "Nodes by their membership probabilities",
-        f"The membership probabilities of all {len(rows):,} nodes differ by {most:.4f} at most, so no node belongs to "
-        "a branch of its own.",
-        name,
-    )
+def without_preference(
+    name: str, title: str, arm: str, probabilities: Mapping[str, Sequence[Sequence[float]]]
+) -> Remark | None:
+    """Return what is said in place of a figure of branches, if hardly any node prefers one cluster to another.
 
+    Such nodes are kept or dropped as a whole: neither masks nor projections have anything that could be a branch.
 
-def flat_masks(number: int, name: str, probabilities: Mapping[str, Sequence[Sequence[float]]]) -> Remark | None:
-    """Return what is said in place of the masks, if all weights are kept with the same probability."""
-    layers = list(probabilities.values())
-    if any(spread(p) >= FLAT for p in layers):
+    Args:
+        name: Identifier of the figure.
+        title: What it would have shown.
+        arm: The arm it would have shown.
+        probabilities: P by layer, (nodes, clusters).
+    """
+    preferences = [max(row) - min(row) for p in probabilities.values() for row in p]
+    if sum(preference >= PREFERS for preference in preferences) > FEW * len(preferences):
         return None
-    kept = [1 - _lost(before[0], after[0]) for before, after in pairwise(layers)]  # of any node as of the first
-    return Remark(
-        f"masks-{number}",
-        "Masks, with nodes sorted by cluster",
-        f"All weights are kept with nearly the same probability ({min(kept):.3f} to {max(kept):.3f}): the masks have "
-        "no blocks and separate no branches.",
-        name,
+    if all(len(row) == 1 for p in probabilities.values() for row in p):
+        return Remark(name, title, "There is one cluster, so there are no branches to show.", arm)
+    average = sum(preferences) / len(preferences)
+    text = (
+        f"Hardly any node prefers one cluster to another: of {len(preferences):,} nodes, the probabilities of a node "
+        f"differ by {average:.3f} on average and {max(preferences):.3f} at most. Nodes are kept or dropped as a whole, "
+        "so there are no branches to show."
     )
+    return Remark(name, title, text, arm)
 
 
 def flat_classes(number: int, name: str, expected: Sequence[Sequence[float]], clusters: int) -> Remark | None:
@@ -148,11 +147,3 @@ def flat_front(
 def _ends(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
     values = [value for row in rows for value in row]
     return min(values), max(values)
-
-
-def _lost(before: Sequence[float], after: Sequence[float]) -> float:
-    """Return the probability that two nodes share no cluster."""
-    lost = 1.0
-    for a, b in zip(before, after, strict=True):
-        lost *= 1 - a * b
-    return lost

@@ -6,7 +6,7 @@ from typing import Any
 from nas_blockout import plots
 from services.analysis.comparison import ComparisonDocument
 from services.report import classes
-from services.report.figure import Picture, Remark, Shown, exported_trial, flat_masks, flat_projection, spread
+from services.report.figure import Picture, Remark, Shown, exported_trial, spread, without_preference
 from services.report.view import ReportView, in_order
 from services.trial_record import Trial
 
@@ -109,14 +109,15 @@ def _projection(view: ReportView, number: int, name: str, trial: Trial) -> Itera
     *_, last = probabilities.values()
     if len(last[0]) < 2:
         return
-    if (remark := flat_projection(number, name, probabilities)) is not None:
+    title = "Nodes by their membership probabilities"
+    if (remark := without_preference(f"projection-{number}", title, name, probabilities)) is not None:
         yield remark
         return
     of_classes = len(last) == len(view.class_names)
     figure, named = plots.figure_projection(probabilities, view.class_names if of_classes else None)
     yield Picture(
         f"projection-{number}",
-        "Nodes by their membership probabilities",
+        title,
         "Each dot is a node, at the first two principal components of its row of P (one projection for all layers), in "
         f"the color of its strongest cluster. {named} of {len(last)} nodes of the last layer are labeled"
         f"{'' if named == len(last) else '; there was no room for the others' if of_classes else ''}. "
@@ -132,12 +133,13 @@ def _masks(number: int, name: str, trial: Trial) -> Iterator[Shown]:
     probabilities = trial.outcome["probabilities"]
     if len(probabilities) < 2:
         return
-    if (remark := flat_masks(number, name, probabilities)) is not None:
+    title = "Masks, with nodes sorted by cluster"
+    if (remark := without_preference(f"masks-{number}", title, name, probabilities)) is not None:
         yield remark
         return
     yield Picture(
         f"masks-{number}",
-        "Masks, with nodes sorted by cluster",
+        title,
         "From each layer (columns) to the next (rows): the stronger the color, the likelier a weight is kept. Strips "
         "show the strongest cluster of each node. Dark blocks are branches, pale areas are dropped connections. Large "
         "masks are averaged down to 96 rows and columns; there is no band.",

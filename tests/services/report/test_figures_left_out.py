@@ -71,8 +71,20 @@ def test_a_structure_that_collapsed_is_told_in_sentences_and_not_drawn(made_up: 
     said = {name.rpartition("-")[0]: text for name, text in remarks(page).items()}
     assert set(said) == {"classes", "projection", "masks"}
     assert "the same number of clusters, 3.9980 to 3.9980 of 4, in 3 seeds" in said["classes"]
-    assert "differ by 0.0010 at most" in said["projection"]
-    assert "nearly the same probability (1.000 to 1.000)" in said["masks"]
+    for name in ("projection", "masks"):
+        assert "the probabilities of a node differ by 0.001 on average and 0.001 at most" in said[name]
+
+
+def test_nodes_that_are_kept_or_dropped_as_a_whole_are_no_branches(made_up: MadeUp) -> None:
+    def kept_or_dropped(trial: Trial) -> Trial:
+        found = trial.outcome.get("probabilities")
+        if not found:
+            return trial
+        whole = {name: [[float(node % 3 > 0)] * len(row) for node, row in enumerate(p)] for name, p in found.items()}
+        return replace(trial, result={**trial.outcome, "probabilities": whole})
+
+    said = {name.rpartition("-")[0] for name in remarks(parsed(render(view_of(made_up, kept_or_dropped))))}
+    assert said == {"projection", "masks"}
 
 
 def test_that_nothing_branches_is_in_the_verdict_and_in_the_section(made_up: MadeUp) -> None:
