@@ -15,6 +15,8 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
+from nas_blockout.architecture import Architecture, Group, Layer
+from nas_blockout.structure.branching import LayerCost, structure_of
 from services.mlflow_sync import Projection, TrackingError, check, following, pause_after
 from services.store import Store
 from tests.services.processes import outputs_at_once
@@ -173,6 +175,29 @@ def test_a_trial_has_its_parameters_tags_and_curves(uri: str, name: str, store: 
     assert history(uri, run, "test/accuracy") == [(0, 0.75)]
 
 
+def test_a_trial_tells_how_far_its_network_branches(uri: str, name: str, store: Store) -> None:
+    groups = ((Group((0,), 3), Group((1,), 5)), (Group((0,), 1, (0,)), Group((1,), 1, (1,))))
+    network = Architecture(2, tuple(Layer(n, g) for n, g in zip(("hidden", "classes"), groups, strict=True)))
+    costs = [LayerCost(16, 1, 1, 2), LayerCost(2, 1, 1, 1)]
+    structure = structure_of(network, costs=costs, inputs=4).to_json()
+    for number, result in enumerate(({"structure": structure}, {"architecture": network.to_json()}), start=4):
+        row = store.add_trial(
+            name, arm="blockout", phase="search", number=number, seed=7, experiment=EXPERIMENT, planned=150
+        )
+        store.start_attempt(row.id)
+        store.finish_trial(row.id, "complete", score=0.8, result={"validation_accuracy": 0.8, **result})
+    Projection(uri, name, CONFIG, store).sync()
+    found = runs(uri, name)
+    told, older = found["blockout-4-s7"], found["blockout-5-s7"]
+    for run in (told, older):
+        assert run.data.metrics["structure/groups/hidden"] == 2
+        assert run.data.metrics["structure/density/classes"] == 0.5
+        assert run.data.tags["nas.branches"].startswith("2 branches: groups of nodes 2 in hidden, 2 in classes")
+    assert told.data.metrics["structure/exclusive_macs"] == 4 * 8 + 3 + 5
+    assert "structure/exclusive_macs" not in older.data.metrics
+    assert not [key for key in found["blockout-0-s7"].data.metrics if key.startswith("structure/")]
+
+
 def test_what_is_no_number_is_no_metric(uri: str, name: str, store: Store) -> None:
     Projection(uri, name, CONFIG, store).sync()
     run = runs(uri, name)["blockout-0-s7"]
@@ -305,6 +330,8 @@ def test_a_finished_study_has_its_outcome_and_files(uri: str, name: str, store: 
     parent = runs(uri, name)[name]
     assert parent.info.status == "FINISHED"
     assert history(uri, parent, "test/accuracy/blockout") == [(0, 0.75)]
+    Projection(uri, name, CONFIG, store).finish(ARMS, folder, tags={"nas.recommended": "blockout"})
+    assert runs(uri, name)[name].data.tags["nas.recommended"] == "blockout"
     expected = {"comparison.json": "{}", "report/index.html": "<p>report</p>", "figures/gap.svg": "<svg/>"}
     assert artifacts(uri, parent) == expected
 

@@ -10,6 +10,11 @@ from services.analysis.comparison import ComparisonDocument, build
 from services.analysis.recommendation import Candidate, Recommendation, recommend, recommendation_rows
 from services.analysis.seed_metrics import Accuracy, PairResult
 from services.analysis.verdict import ship_heading, ship_rows
+from services.execution.extension import additions
+from services.store import StudyConflict
+from services.study_config.errors import StudyError
+from services.study_config.resolution import parse, resolve
+from services.study_config.resolved_study import Study, parse_resolved
 from tests.services.analysis.test_comparison import ARMS, SEEDS, study_of, trials, trials_of
 from tests.services.analysis.test_verdict import arm as arm_result
 from tests.services.analysis.test_verdict import document, pair
@@ -189,9 +194,26 @@ def test_nothing_is_recommended_before_all_trials_have_ended() -> None:
     assert ship_heading(found).startswith("No model to ship: ")
 
 
-def test_the_margin_of_the_study_file_is_in_the_comparison() -> None:
-    study = study_of()
-    assert build(study, trials()).equivalence_margin == 0.005
+def test_the_margin_of_the_study_file_is_in_the_comparison_and_fixed_with_the_study() -> None:
+    def with_margin(margin: dict[str, float]) -> Study:
+        document = {
+            "schema_version": 2, "name": "by-hand", "budget": {"sample_passes": 28800}, "retrain": {"seeds": SEEDS},
+            "arms": dict(ARMS), **margin,
+        }  # fmt: skip
+        return resolve(parse(document, source="test"), source="test")
+
+    plain, wide = with_margin({}), with_margin({"equivalence_margin": 0.02})
+    assert build(plain, trials()).equivalence_margin == 0.005
+    assert build(wide, trials()).equivalence_margin == 0.02
+    assert parse_resolved(wide.to_json()).config.equivalence_margin == 0.02
+    assert plain.to_json()["equivalence_margin"] == 0.005
+    # Studies from before there was a margin keep their hash; another margin is another study.
+    assert with_margin({"equivalence_margin": 0.005}).hash == plain.hash != wide.hash
+    with pytest.raises(StudyConflict, match=r"another equivalence_margin: 0\.005 there, 0\.02 here"):
+        additions(plain, wide)
+    for refused in (0.0, 1.0, 5.0):
+        with pytest.raises(StudyError, match="equivalence_margin"):
+            with_margin({"equivalence_margin": refused})
 
 
 def test_a_document_without_a_recommendation_gets_the_one_that_follows_from_it() -> None:
