@@ -114,7 +114,7 @@ def result_tables(document: ComparisonDocument, *, folder: Path | None = None) -
     arms = _table(f"study {document.study}", ARM_COLUMNS, arm_rows(document))
     pairs = _table("differences in test accuracy, paired by seed", PAIR_COLUMNS, pair_rows(document))
     found = verdict_of(document)
-    verdict = _section(f"{found.headline}.", [("", number) for number in found.numbers])
+    verdict = _section(f"{found.headline}.", [("-", number) for number in found.numbers])
     rows = [(label, str(folder / text) if folder and label == "model" else text) for label, text in ship_rows(document)]
     return Group(arms, pairs, verdict, _section(ship_heading(document), rows))
 
