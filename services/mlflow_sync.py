@@ -359,7 +359,8 @@ class Projection:
         }
         architecture = trial.outcome.get("architecture_hash") or trial.architecture_hash
         structure = recorded_structure(trial.outcome)
-        learned = str(tags["nas.method"]) == "blockout"
+        method = trial.experiment["method"]
+        learned = method["name"] == "blockout" and method.get("mode") != "hard-fixed"
         return {
             **tags,
             **({"nas.branches": summary(structure, learned=learned)[:TAG_CHARACTERS]} if structure else {}),

@@ -27,7 +27,7 @@ Outcome = Literal["better", "worse", "no difference shown"]
 
 FEWEST_SEEDS = 3  # for a verdict: of two seeds the spread is known to within a factor of 30 only
 _CONSTANT = 1e-12  # a spread below this share of the values is rounding, not variation
-SMALLEST_P = float(np.finfo(np.float64).tiny)  # Student's p underflows to 0 for a huge t
+_SMALLEST_P = float(np.finfo(np.float64).tiny)  # Student's p underflows to 0 for a huge t
 _EXACT_SEEDS = 14  # all 2**14 sign flips are still listed; more seeds are sampled
 _SIGN_FLIPS = 9_999
 
@@ -225,7 +225,7 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
         return Paired(float(differences.mean()), 0.0 if n > 1 else None, None, p_permutation, p_permutation, n)
     mean, std = float(differences.mean()), float(differences.std(ddof=1))
     p_value = 2 * float(stdtr(n - 1, -abs(mean) / std * math.sqrt(n)))
-    return Paired(mean, std, _interval(mean, std, n), max(p_value, SMALLEST_P), _sign_flip_p(differences), n)
+    return Paired(mean, std, _interval(mean, std, n), max(p_value, _SMALLEST_P), _sign_flip_p(differences), n)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

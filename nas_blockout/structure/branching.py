@@ -11,7 +11,6 @@ from typing import Any
 from nas_blockout.architecture import Architecture, Group
 
 NO_BRANCHES = "no branches were learned: nodes were removed"
-HARDLY_ANY = "hardly any branches were learned"
 NEARLY_DENSE = 0.95  # a layer that keeps more of its connections than this separates nothing worth the name
 
 
@@ -168,6 +167,24 @@ def recorded_structure(result: Mapping[str, Any]) -> Structure | None:
     return None
 
 
+def in_short(structure: Structure, *, learned: bool) -> str:
+    """Return in a few words whether a network branches.
+
+    Args:
+        structure: Of the network.
+        learned: Whether it was learned; otherwise it was searched for, pruned, or is the dense network.
+    """
+    if structure.is_branched and not structure.hardly_branches:
+        return f"{len(structure.branches)} branches"
+    removed = ": nodes were removed" if structure.removed else ""
+    if structure.hardly_branches:
+        return f"hardly any branches{' were learned' if learned else ''}{removed}"
+    if not learned:
+        return f"no branches{', nodes were removed' if structure.removed else ''}"
+    known = all(layer.dense_nodes is not None for layer in structure.layers)
+    return NO_BRANCHES if removed else "no branches were learned" + (", and no node was removed" if known else "")
+
+
 def summary(structure: Structure, *, learned: bool) -> str:
     """Return in one line how far a network branches.
 
@@ -175,20 +192,14 @@ def summary(structure: Structure, *, learned: bool) -> str:
         structure: Of the network.
         learned: Whether it was learned; otherwise it was searched for, pruned, or is the dense network.
     """
-    if not structure.is_branched:
-        if not learned:
-            return "no branches" + (", nodes were removed" if structure.removed else "")
-        known = all(layer.dense_nodes is not None for layer in structure.layers)
-        unchanged = "no branches were learned" + (", and no node was removed" if known else "")
-        return NO_BRANCHES if structure.removed else unchanged
+    text = in_short(structure, learned=learned)
     density = ", ".join(f"{_share(layer.density)} in {layer.name}" for layer in structure.layers if layer.density < 1)
     if structure.hardly_branches:
-        text = HARDLY_ANY if learned else "hardly any branches"
-        text += ": nodes were removed" if structure.removed else ""
         return f"{text}, and of the connections between kept nodes {density} are left, all in other layers"
-    layers = [layer for layer in structure.layers if layer.groups > 1]
-    groups = ", ".join(f"{layer.groups} in {layer.name}" for layer in layers)
-    text = f"{len(structure.branches)} branches: groups of nodes {groups}; connections kept between nodes {density}"
+    if not structure.is_branched:
+        return text
+    groups = ", ".join(f"{layer.groups} in {layer.name}" for layer in structure.layers if layer.groups > 1)
+    text += f": groups of nodes {groups}; connections kept between nodes {density}"
     if structure.exclusive_macs is not None and structure.macs:
         text += f"; {structure.exclusive_macs / structure.macs:.0%} of the MACs belong to one branch alone"
     return text

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from nas_blockout.methods.blockout import collapse_of
-from nas_blockout.structure.branching import Structure, recorded_structure, summary
+from nas_blockout.structure.branching import Structure, in_short, recorded_structure, summary
 from services.analysis.seed_metrics import Count, Strict
 from services.trial_record import Trial
 
@@ -24,6 +24,15 @@ class ArmStructure(Strict):
         description="By layer and kind of collapse of the learned membership probabilities, the number of seeds.",
     )
     summary: str = Field(description="How far it branches, in one line.")
+
+    @property
+    def unbranched(self) -> str | None:
+        """That what was learned has no branches, or hardly any, and in how many seeds; None if it has some."""
+        if not self.learned or (self.exported.is_branched and not self.exported.hardly_branches):
+            return None
+        none = f"{self.seeds - self.branched_seeds} of {self.seeds} seeds"
+        seeds = f"none at all in {none}" if self.exported.is_branched else none
+        return f"{in_short(self.exported, learned=True)} ({seeds})"
 
 
 def arm_structure(models: Sequence[Trial], exported: Trial | None, known: Structure | None) -> ArmStructure | None:
@@ -59,11 +68,9 @@ def arm_structure(models: Sequence[Trial], exported: Trial | None, known: Struct
 
 def _is_learned(trial: Trial) -> bool:
     """Whether a trial learned membership probabilities and distilled them."""
-    return _method(trial) == "blockout" and bool(trial.outcome.get("probabilities"))
-
-
-def _method(trial: Trial) -> str:
-    return str((trial.experiment.get("method") or {}).get("name"))
+    method = trial.experiment.get("method") or {}
+    learns = method.get("name") == "blockout" and method.get("mode") != "hard-fixed"
+    return learns and bool(trial.outcome.get("probabilities"))
 
 
 def _collapsed(models: Sequence[Trial]) -> dict[str, dict[str, int]]:

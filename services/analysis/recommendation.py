@@ -135,10 +135,9 @@ def points(share: float) -> str:
 def equivalence_text(tested: EquivalenceResult) -> str:
     """Return the numbers of an equivalence test: the difference, its 90% interval, p and the margin."""
     interval = f", 90% interval {100 * tested.ci90[0]:+.2f} to {100 * tested.ci90[1]:+.2f}" if tested.ci90 else ""
-    return (
-        f"{100 * tested.difference:+.2f} points{interval}, "
-        f"{significance.p_text(max(tested.p_not_worse, significance.SMALLEST_P))}"
-    )
+    # Equivalence needs both tests; that the smaller one is not worse needs the first alone.
+    p = max(tested.p_not_worse, tested.p_not_better) if tested.equivalent else tested.p_not_worse
+    return f"{100 * tested.difference:+.2f} points{interval}, {significance.p_text(p)}"
 
 
 def _validation_means(candidates: Mapping[str, Candidate]) -> dict[str, float]:

@@ -6,7 +6,6 @@ from typing import Literal
 
 from nas_blockout.statistics import significance
 from services.analysis.comparison import ArmResult, ComparisonDocument, asked, best_of
-from services.analysis.learned_structure import ArmStructure
 from services.analysis.recommendation import recommendation_rows
 from services.analysis.seed_metrics import Accuracy, PairResult
 
@@ -73,7 +72,7 @@ def _structure_helps(document: ComparisonDocument, name: str) -> tuple[Answer, s
     rivals = [other for other, role in roles.items() if role in ("placebo", "ablation")]
     verdicts = {_relative_to(pair, name)[0]: _relative_to(pair, name) for pair in _pairs_of(document, name)}
     structure = document.arms[name].structure
-    branches = f", and {told}" if structure is not None and (told := _unbranched(structure)) else ""
+    branches = f", and {structure.unbranched}" if structure is not None and structure.unbranched else ""
     if (nothing := _nothing_compared(document, name)) is not None:
         return "not shown", nothing + branches
     if "placebo" not in roles.values():
@@ -90,13 +89,6 @@ def _structure_helps(document: ComparisonDocument, name: str) -> tuple[Answer, s
         return "not shown", f"no difference shown between {name} and {_listed(undecided)}{branches}"
     untested = [other for other in rivals if other not in verdicts]
     return "not shown", f"{name} could not be compared with {_listed(untested)}{branches}"
-
-
-def _unbranched(structure: ArmStructure) -> str | None:
-    """Return that a learned network has no branches, or hardly any; None if it has some."""
-    if not structure.learned or (structure.exported.is_branched and not structure.exported.hardly_branches):
-        return None
-    return structure.summary.split(", and of the connections")[0].split("; ")[0]
 
 
 def _is(verdicts: Mapping[str, tuple[str, float, str]], other: str, outcome: str) -> bool:

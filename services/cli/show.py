@@ -34,7 +34,8 @@ def show(
 ) -> None:
     """Show a study: its state, trials, cost, errors on corrupted images (if tested), and why each search ended.
 
-    For the folder of an exported model, show its layers and groups as a tree with classes, nodes, parameters and MACs.
+    For the folder of an exported model, show how far it branches, and its layers and groups as a tree with classes,
+    nodes, parameters and MACs.
     """
     if (folder := Path(study)).is_dir() and ("/" in study or (folder / "verification.json").exists()):
         show_model(folder, as_json=as_json, figure=figure)

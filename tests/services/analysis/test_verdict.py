@@ -3,7 +3,7 @@
 import pytest
 
 from nas_blockout.architecture import Architecture, Group, Layer, dense_architecture
-from nas_blockout.structure.branching import structure_of
+from nas_blockout.structure.branching import LayerCost, structure_of
 from services.analysis.comparison import (
     Accuracy,
     ArmResult,
@@ -157,7 +157,9 @@ def test_few_seeds_can_show_nothing(seeds: int, word: str) -> None:
 
 def test_that_nothing_branches_is_in_the_headline_whatever_the_answer() -> None:
     structure = ArmStructure(
-        exported=structure_of(dense_architecture(["features", "classes"], [3, 2])),
+        exported=structure_of(
+            dense_architecture(["features", "classes"], [3, 2]), costs=[LayerCost(n, 1, 1, 1) for n in (4, 2)]
+        ),
         learned=True,
         seeds=5,
         branched_seeds=0,
@@ -186,7 +188,7 @@ def test_that_hardly_anything_branches_is_in_the_headline_and_real_branches_are_
         pairs = [pair(name, 0.0, "no difference shown") for name in ("placebo-nodes", "thin")]
         return verdict_of(document(arms, pairs)).headline
 
-    assert told(5).endswith(", and hardly any branches were learned")
+    assert told(5).endswith(", and hardly any branches were learned (none at all in 0 of 1 seeds)")
     assert told(90).endswith("between blockout and placebo-nodes and thin")
 
 
