@@ -344,7 +344,7 @@ def _recommendation(
             seed=arm.exported_seed,
             macs=arm.macs,
             parameters=arm.parameters,
-            latency_ms=arm.latency_ms.batch_1 if arm.latency_ms else None,
+            latency_ms=arm.latency_ms,
             missing_seeds=tuple(arm.missing_seeds),
         )
         for name, arm in arms.items()

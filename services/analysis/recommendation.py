@@ -11,7 +11,8 @@ from pydantic import Field, FiniteFloat
 
 from nas_blockout.statistics import significance
 from nas_blockout.statistics.equivalence import equivalence
-from services.analysis.seed_metrics import Accuracy, Amount, Count, PairResult, Share, Strict
+from services.analysis.latency import Latency, spread_text
+from services.analysis.seed_metrics import Accuracy, Count, PairResult, Share, Strict
 
 _ROUNDING = 1e-9
 
@@ -43,14 +44,14 @@ class Recommendation(Strict):
     seeds: Count
     macs: Count | None
     parameters: Count | None
-    latency_ms: Amount | None = Field(description="Milliseconds for one image.")
+    latency_ms: Latency | None
     equivalence: EquivalenceResult | None = Field(description="The test of the smaller model, if there is one.")
     not_known: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What is known of the model of an arm; `latency_ms` is that of one image."""
+    """What is known of the model of an arm."""
 
     name: str
     validation: Accuracy
@@ -58,7 +59,7 @@ class Candidate:
     seed: int | None
     macs: int | None
     parameters: int | None
-    latency_ms: float | None
+    latency_ms: Latency | None
     missing_seeds: tuple[int, ...] = ()
 
     @property
@@ -113,7 +114,7 @@ def recommendation_rows(found: Recommendation) -> list[tuple[str, str]]:
     costs = [
         f"{found.macs:,} MACs an image" if found.macs is not None else "",
         f"{found.parameters:,} parameters" if found.parameters is not None else "",
-        f"{found.latency_ms:.3g} ms for one image" if found.latency_ms is not None else "",
+        f"{spread_text(one.batch_1, one.batch_1_quartiles)} ms for one image" if (one := found.latency_ms) else "",
     ]
     seeds = f"{found.seeds} seed{'s' * (found.seeds != 1)}"
     interval = f", 95% interval {found.ci95[0]:.2%} to {found.ci95[1]:.2%}" if found.ci95 else ""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from services.analysis.comparison import ComparisonDocument, build
+from services.analysis.latency import Latency
 from services.analysis.recommendation import Candidate, Recommendation, recommend, recommendation_rows
 from services.analysis.seed_metrics import Accuracy, PairResult
 from services.analysis.verdict import ship_heading, ship_rows
@@ -19,6 +20,7 @@ from tests.services.analysis.test_comparison import ARMS, SEEDS, study_of, trial
 from tests.services.analysis.test_verdict import arm as arm_result
 from tests.services.analysis.test_verdict import document, pair
 
+FAST = Latency(batch_1=0.25, batch_256=9, batch_1_quartiles=(0.24, 0.27), batch_256_quartiles=(8, 10), rounds=5)
 NEAR = (0.902, 0.9005, 0.899, 0.901, 0.8985)
 LARGE = (0.901, 0.9, 0.9, 0.9, 0.899)
 
@@ -35,7 +37,7 @@ def candidate(
     macs: int | None = 1000,
     parameters: int | None = 100,
 ) -> Candidate:
-    return Candidate(name, accuracy(validation), accuracy(test or validation), 3, macs, parameters, 0.25)
+    return Candidate(name, accuracy(validation), accuracy(test or validation), 3, macs, parameters, FAST)
 
 
 def chosen(*candidates: Candidate, margin: float = 0.005, **options: Any) -> Recommendation:
@@ -126,14 +128,19 @@ def test_one_arm_one_seed_and_unknown_costs() -> None:
     }
 
 
+def test_the_cost_has_the_latency_with_its_spread() -> None:
+    told = dict(recommendation_rows(chosen(candidate("a", [0.9] * 3))))
+    assert told["cost"] == "1,000 MACs an image, 100 parameters, 0.25 (0.24 to 0.27) ms for one image"
+
+
 def test_means_are_over_the_seeds_that_all_have() -> None:
-    lucky = Candidate("lucky", accuracy([0.95]), accuracy([0.9]), 0, 10, 1, 0.1)
+    lucky = Candidate("lucky", accuracy([0.95]), accuracy([0.9]), 0, 10, 1, FAST)
     steady = candidate("steady", [0.96, 0.90, 0.90, 0.90, 0.90])
     assert chosen(lucky, steady).arm == "steady"
 
 
 def test_without_a_seed_in_common_each_has_its_own_mean_and_no_test() -> None:
-    other = Candidate("other", Accuracy.of({7: 0.949}), Accuracy.of({7: 0.9}), 7, 10, 1, 0.1)
+    other = Candidate("other", Accuracy.of({7: 0.949}), Accuracy.of({7: 0.9}), 7, 10, 1, FAST)
     found = chosen(other, candidate("large", [0.95] * 5))
     assert (found.arm, found.equivalence) == ("large", None)
 
