@@ -64,7 +64,7 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
         structures=structures(models),
     )
     log("exporting and verifying the winners")
-    exported = {arm: (winners[arm], models[arm]) for arm in _to_export(study, winners, document)}
+    exported = {arm: (winners[arm], models[arm]) for arm in _to_export(study, winners, document, folder)}
 
     def report() -> None:
         log("writing the report")
@@ -81,11 +81,16 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
     return Finished(document, failed)
 
 
-def _to_export(study: Study, winners: Iterable[str], document: ComparisonDocument) -> list[str]:
-    """Return the arms whose models are exported: those that the study names, or all, and the recommended one."""
+def _to_export(study: Study, winners: Iterable[str], document: ComparisonDocument, folder: Folder) -> list[str]:
+    """Return the arms whose models are exported: those that the study names, or all, and the recommended one.
+
+    An arm that was exported before is exported again: its card tells which model is recommended now.
+    """
     wanted = study.config.export
     shipped = document.shipped.arm if document.shipped is not None else None
-    return [arm for arm in winners if wanted is None or arm in wanted or arm == shipped]
+    return [
+        arm for arm in winners if wanted is None or arm in wanted or arm == shipped or (folder.models / arm).is_dir()
+    ]
 
 
 def write_comparison(
