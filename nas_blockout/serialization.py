@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from nas_blockout.settings_fields import Conflict, conflicts_in
+
 Value = TypeVar("Value")
 
 
@@ -41,7 +43,11 @@ def from_json(kind: type[Value], document: Mapping[str, Any], *, where: str) -> 
     try:
         return kind(**values)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        found = (
+            Conflict(f"{where}: {each}", *(f"{where}.{key}" for key in each.keys or (*known,)))
+            for each in conflicts_in(error)
+        )
+        raise Conflict.of(found) from None
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ files, their JSON Schema and the reference pages. Nothing here needs more than t
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from types import MappingProxyType, UnionType
@@ -82,6 +82,45 @@ class Pattern:
 
 Rule = Range | OneOf | Length | Pattern
 SEED = Range(ge=0, le=2**63 - 1)  # the largest column of the databases; torch takes one more bit
+
+
+class Conflict(ValueError):
+    """Settings that are valid one by one but do not fit together.
+
+    Args:
+        message: Rule, value and remedy; of several conflicts, one line for each.
+        keys: Names of the settings that the rule compares, first the one to change. A section, such as ``method``,
+            stands for all of its settings; without any name, the conflict may depend on every setting.
+        parts: The conflicts that this one stands for; empty for a single one.
+    """
+
+    def __init__(self, message: str, *keys: str, parts: tuple["Conflict", ...] = ()) -> None:
+        super().__init__(message)
+        self.keys = keys
+        self.parts = parts
+
+    @classmethod
+    def of(cls, conflicts: Iterable["Conflict"]) -> "Conflict":
+        """Return several conflicts as one error, so that all of them are reported at once."""
+        parts = tuple(conflicts)
+        return parts[0] if len(parts) == 1 else cls("\n".join(map(str, parts)), parts=parts)
+
+
+def conflicts_in(error: ValueError) -> tuple[Conflict, ...]:
+    """Return the conflicts that an error reports; an error without any is one conflict of unknown settings."""
+    if not isinstance(error, Conflict):
+        return (Conflict(str(error)),)
+    return error.parts or (error,)
+
+
+def refuse(conflicts: Iterable[Conflict]) -> None:
+    """Raise the conflicts, all of them in one error; return if there are none.
+
+    Raises:
+        Conflict: There is a conflict.
+    """
+    if found := tuple(conflicts):
+        raise Conflict.of(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
 from nas_blockout.networks import Connection, Network, layer_widths
-from nas_blockout.settings_fields import OneOf, Range, check
+from nas_blockout.settings_fields import Conflict, OneOf, Range, check
 
 
 class Plan(NamedTuple):
@@ -63,8 +63,10 @@ class ResNetSettings:
         check(self)
         stages = len(PLANS[self.depth].blocks)
         if self.regularized_stages is not None and self.regularized_stages > stages:
-            raise ValueError(
-                f"regularized_stages must lie in 0..{stages}, got regularized_stages={self.regularized_stages}"
+            raise Conflict(
+                f"regularized_stages must lie in 0..{stages}, got regularized_stages={self.regularized_stages}",
+                "regularized_stages",
+                "depth",
             )
 
 

@@ -8,7 +8,7 @@ from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataCorrupt, DataError, DataMissing, DataUnsuitable
 from nas_blockout.data.loader import Loader
 from nas_blockout.data.preprocessing import Preprocessing
-from nas_blockout.data.sources.registry import SOURCES, Source, load, recognized
+from nas_blockout.data.sources.registry import SOURCES, Dimensions, Source, dimensions, load, recognized
 from nas_blockout.data.splits import AnyPart, Splits
 from nas_blockout.data.streaming import StreamedPart
 from nas_blockout.data.summary import Report, check, fetch, show
@@ -22,6 +22,7 @@ __all__ = [
     "DataMissing",
     "DataSettings",
     "DataUnsuitable",
+    "Dimensions",
     "Loader",
     "Part",
     "Preprocessing",
@@ -30,6 +31,7 @@ __all__ = [
     "Splits",
     "StreamedPart",
     "check",
+    "dimensions",
     "fetch",
     "load",
     "recognized",

@@ -1,9 +1,10 @@
 """The data of a study, as one frozen value that the study file, the store and all workers share."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from nas_blockout.settings_fields import SEED, OneOf, Range, check
+from nas_blockout.settings_fields import SEED, Conflict, OneOf, Range, check, refuse
 
 NAMES = ("digits", "fashion_mnist", "glyphs", "cifar10", "cifar100", "imagefolder")
 AUGMENTATIONS = ("none", "shift", "shift-flip", "shift-flip-cutout")
@@ -57,13 +58,19 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        refuse(self._conflicts())
+
+    def _conflicts(self) -> Iterator[Conflict]:
         for key in OF_IMAGEFOLDER if self.name != "imagefolder" else ():
             if (value := getattr(self, key)) not in (None, ()):
-                raise ValueError(f"{key} is a setting of imagefolder alone, got {value} for {self.name}")
+                message = f"{key} is a setting of imagefolder alone, got {value} for {self.name}"
+                yield Conflict(message, key, "name")
         if self.folder is not None and self.name == "digits":
-            raise ValueError(f"digits ships with scikit-learn and reads no folder, got {self.folder!r}")
+            message = f"digits ships with scikit-learn and reads no folder, got {self.folder!r}"
+            yield Conflict(message, "folder", "name")
         if self.name == "imagefolder" and self.folder is None:
-            raise ValueError("imagefolder needs the setting folder: the path of a folder with one sub-folder a class")
+            message = "imagefolder needs the setting folder: the path of a folder with one sub-folder a class"
+            yield Conflict(message, "folder", "name")
 
     @property
     def background_of_images(self) -> str:

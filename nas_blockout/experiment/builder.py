@@ -1,6 +1,6 @@
 """From an experiment to its network: with its method in place for training, and plain for what it ends in."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,10 @@ from nas_blockout.backbones.branched import Sites, Stage, macs_of, weights_of
 from nas_blockout.data import Splits
 from nas_blockout.experiment.config import Experiment
 from nas_blockout.methods import METHODS, NoneSettings, method_name
-from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
-from nas_blockout.methods.blockout import Blockout, BlockoutSettings
+from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings, fixed_path
+from nas_blockout.methods.blockout import Blockout, BlockoutSettings, require_nodes
+from nas_blockout.networks import Network
+from nas_blockout.settings_fields import Conflict, conflicts_in, refuse
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.pruning import PruningSettings
 
@@ -31,43 +33,80 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
         ValueError: The network cannot be built for these images, or the derivation does not fit it.
     """
     shape, classes = splits.shape, len(splits.class_names)
-    _check_derivation(experiment, shape, classes)
-    backbone = experiment.backbone
-    if experiment.target_macs is not None:
-        backbone = scaled_to(backbone, experiment.target_macs, shape, classes)
-    kind = BACKBONES[name_of(backbone)]
+    refuse(_derivation_conflicts(experiment, shape, classes))
     # PyTorch draws initial weights from its global generator: it is seeded here and put back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
-        network = kind.build(backbone, shape, classes, experiment.architecture, _sites(experiment.method))
+        network = _unmasked(experiment, shape, classes)
         if isinstance(experiment.method, BlockoutSettings):
             masked = Blockout(network, network.connections, experiment.method)
-            _check_targets(experiment, masked.layers, shape, classes)
+            refuse(_target_conflicts(experiment, masked.layers, shape, classes))
             return masked
         if isinstance(experiment.method, BlockDropSettings):
             return BlockDrop(network, experiment.method, channels=shape[0])  # type: ignore[arg-type]
         return network
 
 
-def _check_derivation(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> None:
-    """Refuse before training what would only fail after the first stage has been paid for."""
-    if experiment.derivation is None:
-        return
-    stages, confusion = stages_of(experiment.backbone, shape, classes), experiment.confusion
+def unbuildable(experiment: Experiment, *, shape: tuple[int, int, int], classes: int) -> Iterator[Conflict]:
+    """Yield why the network of an experiment cannot be built; no weights are allocated, however wide it is.
+
+    Args:
+        experiment: What to build.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+
+    Yields:
+        Conflicts whose keys are those of the experiment as JSON, such as ``method.clusters``.
+    """
+    yield from _derivation_conflicts(experiment, shape, classes)
+    method = experiment.method
+    try:
+        # Nothing is drawn on `meta`, but layers that draw elsewhere must not disturb the caller's generator.
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            network = _unmasked(experiment, shape, classes)
+        if isinstance(method, BlockoutSettings):
+            layers = require_nodes(network, method)
+            yield from _target_conflicts(experiment, layers, shape, classes)
+        elif isinstance(method, BlockDropSettings) and not method.learns:
+            fixed_path(method.policy, len(network.blocks), method.kept_blocks)  # type: ignore[arg-type]  # of a ResNet
+    except ValueError as error:
+        for each in conflicts_in(error):
+            yield Conflict(str(each), *(f"method.{key}" for key in each.keys or ("name",)), "method.name", "backbone")
+
+
+def _unmasked(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> Network:
+    """Return the network without what a method puts around it as a whole."""
+    backbone = experiment.backbone
+    if experiment.target_macs is not None:
+        backbone = scaled_to(backbone, experiment.target_macs, shape, classes)
+    kind = BACKBONES[name_of(backbone)]
+    return kind.build(backbone, shape, classes, experiment.architecture, _sites(experiment.method))
+
+
+def _derivation_conflicts(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> Iterator[Conflict]:
+    """Yield before training what would only fail after the first stage has been paid for."""
+    confusion = experiment.confusion
     if confusion is None:
         return
+    stages = stages_of(experiment.backbone, shape, classes)
     if confusion.split_layers > len(stages) - 1:
-        raise ValueError(f"confusion.split_layers must lie in 1..{len(stages) - 1}, got {confusion.split_layers}")
+        message = f"confusion.split_layers must lie in 1..{len(stages) - 1}, got {confusion.split_layers}"
+        yield Conflict(message, "confusion.split_layers", "backbone")
     narrowest = min(stage.width for stage in stages[-1 - confusion.split_layers :])
     if confusion.clustering == "spectral" and confusion.branches > narrowest:
-        raise ValueError(
+        message = (
             f"confusion.branches must lie in 2..{narrowest}, the fewest nodes or classes of a layer that branches, "
             f"got {confusion.branches}"
         )
+        yield Conflict(
+            message, "confusion.branches", "confusion.clustering", "confusion.split_layers", "backbone", "data"
+        )
 
 
-def _check_targets(experiment: Experiment, masked: Sequence[str], shape: tuple[int, int, int], classes: int) -> None:
-    """Refuse a target that not even one node in each masked layer would meet, before the first stage is paid for."""
+def _target_conflicts(
+    experiment: Experiment, masked: Sequence[str], shape: tuple[int, int, int], classes: int
+) -> Iterator[Conflict]:
+    """Yield a target that not even one node in each masked layer would meet, before the first stage is paid for."""
     settings = experiment.distillation
     if settings is None:
         return
@@ -78,11 +117,12 @@ def _check_targets(experiment: Experiment, masked: Sequence[str], shape: tuple[i
         target = getattr(settings, name)
         least = cost_of(smallest, stages, shape[0]) / cost_of(dense_of(stages), stages, shape[0])
         if target is not None and target < least:
-            raise ValueError(
+            message = (
                 f"distillation.{name}: with one node left in each masked layer before the classes "
                 f"({', '.join(masked[:-1])}), the other layers still cost {least:.4f}, so it must be at least that, "
                 f"got {target}; raise it or mask more layers"
             )
+            yield Conflict(message, f"distillation.{name}", "method.masked", "backbone", "data")
 
 
 def _count_weights(architecture: Architecture, stages: Sequence[Stage], channels: int) -> int:

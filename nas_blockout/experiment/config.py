@@ -1,9 +1,10 @@
 """An experiment: one training, fully described, as a value that JSON carries."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from nas_blockout.architecture import Architecture
 from nas_blockout.backbones import BACKBONES, name_of, require_blocks, require_masked, require_stages
@@ -13,6 +14,7 @@ from nas_blockout.methods import NoneSettings, method_from_json, method_name, me
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.serialization import from_json, near, to_json
+from nas_blockout.settings_fields import Conflict, refuse
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
@@ -53,32 +55,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self._check_types()
-        for name in ("architecture", *DERIVATIONS, "target_macs"):
-            if getattr(self, name) is not None:
-                require_stages(self.backbone, name)
-        if isinstance(self.method, BlockDropSettings):
-            require_blocks(self.backbone, "the method blockdrop")
-        blockout = isinstance(self.method, BlockoutSettings)
-        if isinstance(self.method, BlockoutSettings):
-            require_masked(self.backbone, self.method.masked, branched=self.distillation is not None)
-        derivations = [name for name in DERIVATIONS if getattr(self, name) is not None]
-        if len(derivations) > 1:
-            raise ValueError(
-                f"an experiment derives one network: set one of {', '.join(DERIVATIONS)}, "
-                f"got {' and '.join(derivations)}"
-            )
-        if self.distillation is not None and not blockout:
-            raise ValueError("distillation needs the method blockout, whose memberships it turns into branches")
-        if derivations and not self.distillation and (blockout or self.architecture is not None):
-            raise ValueError(
-                f"{derivations[0]} needs a dense network: leave out the architecture and the method blockout"
-            )
-        if derivations and self.training.epochs < 2:
-            raise ValueError(
-                f"{derivations[0]} needs at least 2 epochs, one to learn and one to train, got {self.training.epochs}"
-            )
-        if self.architecture is not None and blockout:
-            raise ValueError("the method blockout learns its own architecture: leave out architecture")
+        refuse(conflicts(self))
 
     def _check_types(self) -> None:
         """Refuse what would fail much later, in words that say nothing of an experiment.
@@ -143,6 +120,101 @@ class Experiment:
                 f"experiment: unknown key {next(iter(values))!r}; {near(next(iter(values)), cls.__slots__)}"
             )
         return experiment
+
+
+class Parts(Protocol):
+    """What `conflicts` compares: the parts of an experiment, which may not exist yet because they do not fit."""
+
+    @property
+    def backbone(self) -> Any:
+        """Settings of a registered backbone."""
+
+    @property
+    def method(self) -> Any:
+        """Settings of a registered method."""
+
+    @property
+    def training(self) -> TrainingSettings:
+        """How it is trained."""
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """Branches of the network."""
+
+    @property
+    def distillation(self) -> DistillationSettings | None:
+        """How Blockout's structure becomes branches."""
+
+    @property
+    def pruning(self) -> PruningSettings | None:
+        """How the dense network becomes a narrower one."""
+
+    @property
+    def confusion(self) -> ConfusionSettings | None:
+        """How the dense network's confusions become branches."""
+
+    @property
+    def target_macs(self) -> int | None:
+        """The cost to which all widths are scaled."""
+
+
+def conflicts(parts: Parts) -> Iterator[Conflict]:
+    """Yield every reason why parts do not make an experiment.
+
+    Args:
+        parts: An experiment, or its parts.
+
+    Yields:
+        Conflicts whose keys are those of `Experiment.to_json`, such as ``method.masked``.
+    """
+    yield from _unsuited_to_backbone(parts)
+    yield from _unsuited_to_derivation(parts)
+    if parts.architecture is not None and isinstance(parts.method, BlockoutSettings):
+        message = "the method blockout learns its own architecture: leave out architecture"
+        yield Conflict(message, "architecture", "method.name")
+
+
+def _unsuited_to_backbone(parts: Parts) -> Iterator[Conflict]:
+    for name in ("architecture", *DERIVATIONS, "target_macs"):
+        if getattr(parts, name) is not None:
+            yield from _refusal(partial(require_stages, parts.backbone, name), name, "backbone.name")
+    if isinstance(parts.method, BlockDropSettings):
+        needs_blocks = partial(require_blocks, parts.backbone, "the method blockdrop")
+        yield from _refusal(needs_blocks, "method.name", "backbone.name")
+    if isinstance(parts.method, BlockoutSettings):
+        branched = parts.distillation is not None
+        masks = partial(require_masked, parts.backbone, parts.method.masked, branched=branched)
+        yield from _refusal(masks, "method.masked", "method.name", "backbone", *["distillation"] * branched)
+
+
+def _unsuited_to_derivation(parts: Parts) -> Iterator[Conflict]:
+    blockout = isinstance(parts.method, BlockoutSettings)
+    derivations = [name for name in DERIVATIONS if getattr(parts, name) is not None]
+    if len(derivations) > 1:
+        message = (
+            f"an experiment derives one network: set one of {', '.join(DERIVATIONS)}, got {' and '.join(derivations)}"
+        )
+        yield Conflict(message, *reversed(derivations))
+    for name in derivations:
+        if name == "distillation" and not blockout:
+            message = "distillation needs the method blockout, whose memberships it turns into branches"
+            yield Conflict(message, name, "method.name")
+        if name != "distillation" and (blockout or parts.architecture is not None):
+            message = f"{name} needs a dense network: leave out the architecture and the method blockout"
+            yield Conflict(message, name, "method.name", "architecture")
+    if derivations and parts.training.epochs < 2:
+        message = (
+            f"{derivations[0]} needs at least 2 epochs, one to learn and one to train, got {parts.training.epochs}"
+        )
+        yield Conflict(message, "training.epochs", derivations[0])
+
+
+def _refusal(check: Callable[[], None], *keys: str) -> Iterator[Conflict]:
+    """Yield the error of a check, if it raises one, as a conflict of these keys."""
+    try:
+        check()
+    except ValueError as error:
+        yield Conflict(str(error), *keys)
 
 
 def backbone_from_json(document: Mapping[str, Any]) -> Any:

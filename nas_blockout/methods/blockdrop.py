@@ -1,6 +1,7 @@
 """BlockDrop: a small policy network decides from the image, in one pass, which residual blocks of a network to run."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -21,7 +22,7 @@ from nas_blockout.methods.block_routing import (
     statistics_kept,
 )
 from nas_blockout.methods.random_masks import generator_for
-from nas_blockout.settings_fields import SEED, Length, Range, check
+from nas_blockout.settings_fields import SEED, Conflict, Length, Range, check, refuse
 from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
 
 Policy = Literal["learned", "static", "all", "first", "random", "spread"]
@@ -77,17 +78,22 @@ class BlockDropSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        refuse(self._conflicts())
+
+    def _conflicts(self) -> Iterator[Conflict]:
         if (self.kept_blocks is not None) != (self.policy in ("first", "random", "spread")):
-            raise ValueError(
+            message = (
                 f"kept_blocks belongs to the policies first, random and spread, and to no other, "
                 f"got kept_blocks={self.kept_blocks} for policy={self.policy!r}"
             )
+            yield Conflict(message, "kept_blocks", "policy")
         rest = 1 - self.pretrain_fraction
         if self.policy_fraction > rest:
-            raise ValueError(
+            message = (
                 f"policy_fraction must be at most {rest:g}, what pretrain_fraction leaves, "
                 f"got policy_fraction={self.policy_fraction}"
             )
+            yield Conflict(message, "policy_fraction", "pretrain_fraction")
 
     @property
     def learns(self) -> bool:

@@ -19,8 +19,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from nas_blockout.methods.masking import lazily_masked, masked_weight
-from nas_blockout.networks import LAST, Connection, layer_widths, masked_connections, require_weights
-from nas_blockout.settings_fields import Length, Pattern, Range, check
+from nas_blockout.networks import LAST, Connection, Network, layer_widths, masked_connections, require_weights
+from nas_blockout.settings_fields import Conflict, Length, Pattern, Range, check
 from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
 
 Mode = Literal["hard-learned", "hard-fixed", "soft-learned"]
@@ -86,7 +86,8 @@ class BlockoutSettings:
     def __post_init__(self) -> None:
         check(self)
         if self.estimator != "masked" and self.mode != "hard-learned":
-            raise ValueError(f"estimator={self.estimator!r} needs mode='hard-learned', got mode={self.mode!r}")
+            message = f"estimator={self.estimator!r} needs mode='hard-learned', got mode={self.mode!r}"
+            raise Conflict(message, "estimator", "mode")
 
 
 PAPER = BlockoutSettings(
@@ -414,14 +415,39 @@ def _masked_widths(connections: Sequence[Connection], masked: Sequence[Connectio
     return {layer: widths[layer] for layer in dict.fromkeys(carrying)}
 
 
+def require_nodes(network: Network, settings: BlockoutSettings) -> tuple[str, ...]:
+    """Refuse more clusters than a layer has nodes; the weights of the network may be on the device ``meta``.
+
+    Args:
+        network: The network to mask.
+        settings: Clusters, and which layers are masked.
+
+    Returns:
+        The layers of nodes that would carry memberships, in the order of the forward pass.
+
+    Raises:
+        Conflict: There are more clusters than nodes in a masked layer.
+    """
+    chosen = masked_connections(network.connections, settings.masked)
+    widths = _masked_widths(network.connections, chosen)
+    _require_nodes(widths, settings)
+    return tuple(widths)
+
+
+def _require_nodes(widths: Mapping[str, int], settings: BlockoutSettings) -> None:
+    for name, nodes in widths.items():
+        if settings.clusters > nodes:
+            message = (
+                f"clusters must lie in 1..nodes, got clusters={settings.clusters} for nodes={nodes} in layer {name!r}"
+            )
+            raise Conflict(message, "clusters", "masked")
+
+
 def _initial_logits(widths: Mapping[str, int], settings: BlockoutSettings) -> dict[str, Tensor]:
+    _require_nodes(widths, settings)
     first, last = settings.first_probability, settings.last_probability
     logits = {}
     for position, (name, nodes) in enumerate(widths.items()):
-        if settings.clusters > nodes:
-            raise ValueError(
-                f"clusters must lie in 1..nodes, got clusters={settings.clusters} for nodes={nodes} in layer {name!r}"
-            )
         p = first + (last - first) * position / max(1, len(widths) - 1)
         value = torch.full((nodes, settings.clusters), p).logit()
         if settings.logit_noise:

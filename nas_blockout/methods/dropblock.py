@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nas_blockout.methods.random_masks import bernoulli_, checked_maps, generator_for
-from nas_blockout.settings_fields import Range, check
+from nas_blockout.settings_fields import Conflict, Range, check
 from nas_blockout.training_protocol import TrainableLayer
 
 Schedule = Literal["linear", "constant"]
@@ -38,7 +38,7 @@ class DropBlockSettings:
     def __post_init__(self) -> None:
         check(self)
         if self.block_size % 2 == 0:
-            raise ValueError(f"block_size must be odd, got block_size={self.block_size}")
+            raise Conflict(f"block_size must be odd, got block_size={self.block_size}", "block_size")
 
 
 def fitted_block(block_size: int, height: int, width: int) -> int:

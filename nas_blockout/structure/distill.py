@@ -5,7 +5,7 @@ clusters)``.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,7 +17,7 @@ from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage, node_order
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.methods.masking import common_clusters
-from nas_blockout.settings_fields import Range
+from nas_blockout.settings_fields import Conflict, Range, refuse
 from nas_blockout.structure.two_stages import TwoStageSettings
 
 Weights = Literal["inherited", "scratch"]
@@ -67,16 +67,18 @@ class DistillationSettings(TwoStageSettings):
 
     def __post_init__(self) -> None:
         TwoStageSettings.__post_init__(self)
+        refuse(self._conflicts())
+
+    def _conflicts(self) -> Iterator[Conflict]:
         if self.fill_target and self.thresholds:
-            raise ValueError(
-                "fill_target leaves no threshold to choose: give thresholds without it, or it without thresholds"
-            )
+            message = "fill_target leaves no threshold to choose: give thresholds without it, or it without thresholds"
+            yield Conflict(message, "fill_target", "thresholds")
         if self.trim_by == "magnitude" and self.thresholds:
-            raise ValueError("thresholds are compared with probabilities: give them with trim_by='probability'")
+            message = "thresholds are compared with probabilities: give them with trim_by='probability'"
+            yield Conflict(message, "thresholds", "trim_by")
         if self.placebo == "random" and self.weights != "scratch":
-            raise ValueError(
-                f"placebo='random' has no weights to inherit: it needs weights='scratch', got {self.weights!r}"
-            )
+            message = f"placebo='random' has no weights to inherit: it needs weights='scratch', got {self.weights!r}"
+            yield Conflict(message, "placebo", "weights")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,9 @@ class Source:
 
     Args:
         summary: What it holds, in one line.
+        shape: Channels, height and width of an image; None where a setting decides.
+        classes: Number of classes; None where the files decide, as for the images of training.
+        train_images: Number of images that may be trained on.
         read: Reads and divides the files: `read(settings, root)`.
         remedy: How to get its files.
         fetch: Downloads the files into a root and returns their folder; None if they cannot be downloaded.
@@ -25,28 +28,64 @@ class Source:
     read: Callable[[DataSettings, Path | None], Collection]
     remedy: str = "nothing to do: it ships with scikit-learn"
     fetch: Callable[[Path], Path] | None = None
+    shape: tuple[int, int, int] | None = None
+    classes: int | None = None
+    train_images: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """What is known of data without reading them; None where only the files can tell.
+
+    Args:
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+        train_images: Number of images trained on.
+    """
+
+    shape: tuple[int, int, int] | None = None
+    classes: int | None = None
+    train_images: int | None = None
+
+
+# A stratified tenth of the training images of Fashion-MNIST and CIFAR is kept for validation.
 SOURCES: Mapping[str, Source] = {
-    "digits": Source("1,797 handwritten digits, gray 8x8, 10 classes", digits.read),
+    "digits": Source(
+        "1,797 handwritten digits, gray 8x8, 10 classes", digits.read, shape=(1, 8, 8), classes=10, train_images=898
+    ),
     "fashion_mnist": Source(
         "70,000 pieces of clothing, gray 28x28, 10 classes",
         fashion_mnist.read,
         fashion_mnist.REMEDY,
         fashion_mnist.fetch,
+        shape=(1, 28, 28),
+        classes=10,
+        train_images=54_000,
     ),
-    "glyphs": Source("printable ASCII of a folder of fonts, gray 32x32, 94 classes", glyphs.read, glyphs.REMEDY),
+    "glyphs": Source(
+        "printable ASCII of a folder of fonts, gray 32x32, 94 classes",
+        glyphs.read,
+        glyphs.REMEDY,
+        shape=(1, glyphs.SIDE, glyphs.SIDE),
+        classes=len(glyphs.CHARACTERS),
+    ),
     "cifar10": Source(
         "60,000 photographs, color 32x32, 10 classes",
         partial(cifar.read, cifar.CIFAR10),
         cifar.CIFAR10.remedy,
         partial(cifar.fetch, cifar.CIFAR10),
+        shape=(3, 32, 32),
+        classes=10,
+        train_images=45_000,
     ),
     "cifar100": Source(
         "60,000 photographs, color 32x32, 100 classes in 20 groups",
         partial(cifar.read, cifar.CIFAR100),
         cifar.CIFAR100.remedy,
         partial(cifar.fetch, cifar.CIFAR100),
+        shape=(3, 32, 32),
+        classes=100,
+        train_images=45_000,
     ),
     "imagefolder": Source("own images: a folder with one sub-folder a class", imagefolder.read, imagefolder.REMEDY),
 }
@@ -60,6 +99,13 @@ def recognized(settings: DataSettings) -> tuple[str, ...]:
         DataUnsuitable: Its layout is not recognized, or a class has too few images.
     """
     return imagefolder.read(settings, None).notes if settings.name == "imagefolder" else ()
+
+
+def dimensions(settings: DataSettings) -> Dimensions:
+    """Return what the settings tell of the data before any file is read; `load` may still refuse them."""
+    source = SOURCES[settings.name]
+    side = settings.image_size or imagefolder.SIDE
+    return Dimensions(source.shape or (3, side, side), source.classes, settings.train_samples or source.train_images)
 
 
 def load(settings: DataSettings, *, root: Path | None = None) -> Splits:
