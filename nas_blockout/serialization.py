@@ -44,7 +44,7 @@ def from_json(kind: type[Value], document: Mapping[str, Any], *, where: str) -> 
         return kind(**values)
     except ValueError as error:
         found = (
-            Conflict(f"{where}: {each}", *(f"{where}.{key}" for key in each.keys or (*known,)))
+            Conflict(f"{where}: {each}", *[f"{where}.{key}" for key in each.keys] or [where])
             for each in conflicts_in(error)
         )
         raise Conflict.of(found) from None

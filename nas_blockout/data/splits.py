@@ -143,9 +143,18 @@ def require_classes(labels: Tensor, class_names: tuple[str, ...], *, split: str)
         )
 
 
+def require_samples(samples: int, images: int, *, split: str) -> None:
+    """Refuse more samples of a split than it has images.
+
+    Raises:
+        DataUnsuitable: There are fewer images.
+    """
+    if samples > images:
+        raise DataUnsuitable(f"{split}_samples must be at most the {images} images of that split, got {samples}")
+
+
 def _subset(images: AnyImages, samples: int | None, *, seed: int, name: str) -> AnyImages:
     if samples is None:
         return images
-    if samples > len(images):
-        raise DataUnsuitable(f"{name}_samples must be at most the {len(images)} images of that split, got {samples}")
+    require_samples(samples, len(images), split=name)
     return images.at(balanced(images.labels, samples, seed=seed))

@@ -1,7 +1,7 @@
 """An experiment: one training, fully described; its network; and the run of it. Only this wires the others together."""
 
 from nas_blockout.experiment.builder import build, count_macs, dense_macs, matched, rebuild, unbuildable
-from nas_blockout.experiment.config import DERIVATIONS, Experiment, backbone_from_json, conflicts
+from nas_blockout.experiment.config import DERIVATIONS, Experiment, Parts, backbone_from_json, conflicts
 from nas_blockout.experiment.costs import known_costs, known_network, structure_of_network
 from nas_blockout.experiment.derivation import EVALUATION_BATCH, Derivation
 from nas_blockout.experiment.runner import Outcome, Run, Snapshot, split_epochs
@@ -12,6 +12,7 @@ __all__ = [
     "Derivation",
     "Experiment",
     "Outcome",
+    "Parts",
     "Run",
     "Snapshot",
     "backbone_from_json",

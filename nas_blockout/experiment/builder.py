@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -37,7 +38,14 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
     # PyTorch draws initial weights from its global generator: it is seeded here and put back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
-        network = _unmasked(experiment, shape, classes)
+        network = _built(
+            experiment.backbone,
+            experiment.architecture,
+            experiment.target_macs,
+            shape,
+            classes,
+            _sites(experiment.method),
+        )
         if isinstance(experiment.method, BlockoutSettings):
             masked = Blockout(network, network.connections, experiment.method)
             refuse(_target_conflicts(experiment, masked.layers, shape, classes))
@@ -61,9 +69,7 @@ def unbuildable(experiment: Experiment, *, shape: tuple[int, int, int], classes:
     yield from _derivation_conflicts(experiment, shape, classes)
     method = experiment.method
     try:
-        # Nothing is drawn on `meta`, but layers that draw elsewhere must not disturb the caller's generator.
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            network = _unmasked(experiment, shape, classes)
+        network = _outline(experiment.backbone, experiment.architecture, experiment.target_macs, shape, classes)
         if isinstance(method, BlockoutSettings):
             layers = require_nodes(network, method)
             yield from _target_conflicts(experiment, layers, shape, classes)
@@ -74,13 +80,27 @@ def unbuildable(experiment: Experiment, *, shape: tuple[int, int, int], classes:
             yield Conflict(str(each), *(f"method.{key}" for key in each.keys or ("name",)), "method.name", "backbone")
 
 
-def _unmasked(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> Network:
-    """Return the network without what a method puts around it as a whole."""
-    backbone = experiment.backbone
-    if experiment.target_macs is not None:
-        backbone = scaled_to(backbone, experiment.target_macs, shape, classes)
-    kind = BACKBONES[name_of(backbone)]
-    return kind.build(backbone, shape, classes, experiment.architecture, _sites(experiment.method))
+@lru_cache(maxsize=32)  # the arms of a study often differ in the method alone
+def _outline(
+    backbone: Any, architecture: Architecture | None, macs: int | None, shape: tuple[int, int, int], classes: int
+) -> Network:
+    """Return a network without method on the device ``meta``, where weights have a shape and no values."""
+    # Nothing is drawn on `meta`, but a layer that draws elsewhere must not disturb the caller's generator.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return _built(backbone, architecture, macs, shape, classes, Sites())
+
+
+def _built(
+    backbone: Any,
+    architecture: Architecture | None,
+    macs: int | None,
+    shape: tuple[int, int, int],
+    classes: int,
+    sites: Sites,
+) -> Network:
+    if macs is not None:
+        backbone = scaled_to(backbone, macs, shape, classes)
+    return BACKBONES[name_of(backbone)].build(backbone, shape, classes, architecture, sites)
 
 
 def _derivation_conflicts(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> Iterator[Conflict]:

@@ -57,7 +57,12 @@ class RequestError(Exception):
         self.status, self.headers = status, dict(headers or {})
         shown = None if value is None else short(value)
         self.problem = Problem(
-            code=code, message=plain(message), key=key, value=shown, remedy=remedy, errors=list(errors)
+            code=code,
+            message=plain(message),
+            key=key,
+            value=shown,
+            remedy=remedy,
+            errors=list(errors),
         )
 
 
@@ -91,9 +96,18 @@ def of_study(error: StudyError) -> RequestError:
         for violation in error.violations
     ]
     first = broken[0]
-    return RequestError(
-        422, "invalid_study", first.message, key=first.key, value=first.value, remedy=first.remedy, errors=broken
+    refused = RequestError(
+        422,
+        "invalid_study",
+        first.message,
+        key=first.key,
+        value=first.value,
+        remedy=first.remedy,
+        errors=broken,
     )
+    if error.unchecked is not None:
+        refused.problem = refused.problem.model_copy(update={"unchecked": plain(error.unchecked)})
+    return refused
 
 
 def _of_text(message: str) -> RequestError:

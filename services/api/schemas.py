@@ -70,6 +70,9 @@ class Problem(BaseModel):
     value: str | None = Field(None, description="The offending value as text, shortened, or null.")
     remedy: str | None = Field(None, description="What to do, or null.")
     errors: list[BrokenRule] = Field([], description="All rules that a study breaks, the first one included.")
+    unchecked: str | None = Field(
+        None, description="What of a study could not be checked before these errors are fixed, or null."
+    )
 
 
 class ErrorDocument(BaseModel):

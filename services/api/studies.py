@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
+from nas_blockout.data import dimensions
 from services.api import auth
 from services.api.auth import Reader, Writer
 from services.api.caches.status_cache import Snapshot
@@ -34,11 +35,16 @@ from services.api.state import Service, service_of
 from services.execution.extension import additions
 from services.store import NotFound, QueueRow
 from services.store.checked_values import MAX_INTEGER
+from services.study_config.errors import StudyError, Violation
 from services.study_config.overrides import assigned
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study, parse_resolved
+from services.study_config.validation import check_against_dimensions
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+# Outlining the networks of more arms would keep the service busy; they are checked when the study starts.
+MOST_MEASURED_ARMS = 64
+_FOLDER = ("data", "folder")
 KEY_PATTERN = r"^[\x21-\x7e]{1,200}$"
 _LOG = logging.getLogger("nas_blockout.api")
 _EXAMPLE = """schema_version: 2
@@ -102,24 +108,37 @@ async def service(request: Request) -> Service:  # async, which saves a thread: 
 Shared = Annotated[Service, Depends(service)]
 
 
-def checked(document: Mapping[str, Any]) -> Study:
-    """Validate and resolve a submitted study.
+def checked(document: Mapping[str, Any], *, measured: bool = True) -> Study:
+    """Validate and resolve a submitted study, without reading its data, which this machine may not have.
+
+    Args:
+        document: The study as plain values.
+        measured: Whether to check its networks and its budget, as far as the data need not be read for that.
 
     Raises:
-        RequestError: It names a folder, through which a client could read files of the cluster.
-        StudyError: It is invalid.
+        StudyError: It violates rules, or names a folder, through which a client could read files of the cluster.
     """
-    study = resolve_document(document, source=SOURCE)
-    if study.data.folder is not None:
-        raise RequestError(
-            422,
-            "invalid_study",
-            f"data.folder must be omitted in studies submitted to the service, got {study.data.folder!r}",
-            key="data.folder",
-            value=study.data.folder,
-            remedy="omit it, or run the study with `nas-blockout submit`",
-        )
+    refused = _folder(document)
+    arms = document.get("arms")
+    measured = measured and isinstance(arms, Mapping) and len(arms) <= MOST_MEASURED_ARMS
+    try:
+        study = resolve_document(document, source=SOURCE, measure=dimensions if measured else None)
+    except StudyError as error:
+        # A folder is reported once: that it must be omitted makes the other rules about it pointless.
+        others = [violation for violation in error.violations if violation.path != _FOLDER or not refused]
+        raise StudyError.of([*others, *refused], source=SOURCE, unchecked=error.unchecked) from None
+    if refused:
+        raise StudyError.of(refused, source=SOURCE)
     return study
+
+
+def _folder(document: Mapping[str, Any]) -> list[Violation]:
+    data = document.get("data")
+    folder = data.get("folder") if isinstance(data, Mapping) else None
+    if not isinstance(folder, str):
+        return []
+    rule = "must be omitted in studies submitted to the service"
+    return [Violation(_FOLDER, rule, folder, "omit it, or run the study with `nas-blockout submit`")]
 
 
 def submit(shared: Service, caller: Caller, document: Mapping[str, Any], key: str | None) -> QueueRow:
@@ -212,7 +231,7 @@ def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -
     # Changes apply to what was submitted: in the resolved study, defaults that depend on a key are already filled in.
     source = assigned(row.source or row.document, assignments)
     request_body.require_within_limits(source)
-    study = checked(source)
+    study = checked(source, measured=False)
     if study.name != row.study:
         raise RequestError(
             409,
@@ -223,6 +242,9 @@ def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -
         )
     if not additions(parse_resolved(row.document), study):
         return row  # the same request a second time
+    # Only now: that a smaller budget is no extension says more than that it does not pay for a retraining.
+    if len(study.arms) <= MOST_MEASURED_ARMS:
+        check_against_dimensions(study, dimensions(study.data), source=SOURCE)
     extended = shared.store.request_resume(
         row.study,
         document=study.to_json(),

@@ -33,12 +33,14 @@ from services.cli.console import (
     print_json,
     print_line,
     print_table,
+    read_study,
     table,
 )
 from services.cli.doctor import SERVICES, examine
 from services.settings import SettingsError
 
 if TYPE_CHECKING:
+    from services.study_config.overrides import Origin
     from services.study_config.resolved_study import Study
 
 app = typer.Typer(
@@ -87,7 +89,7 @@ def run(
         _list_bundled()
         raise typer.Exit(USAGE)
     settings = installation()
-    resolved, source = _resolve(study, workers=workers, assignments=assignments)
+    resolved, origin = _resolve(study, workers=workers, assignments=assignments)
     if lazy.cluster.surrounding_cluster() is not None and settings.home == Path.cwd():
         log(
             "warning: NAS_BLOCKOUT_HOME is not set: Ray will delete this job's working directory with all results in it"
@@ -98,7 +100,9 @@ def run(
     remedy = "run the same command again, or resume the study in the service"
     with lazy.disk_full.explain_disk_full(settings.folder(resolved.name), resume=remedy):
         with lazy.progress.watching(error_console(), name=resolved.name, quiet=quiet) as observe:
-            completed, store, splits = lazy.driver.run(resolved, settings, observe=observe, source=source)
+            completed, store, splits = lazy.driver.run(
+                resolved, settings, observe=observe, source=origin.source, lines=origin.lines
+            )
         with store:
             finished = lazy.finalize.finish(completed, store, settings, splits=splits, log=logger(quiet=quiet))
     if as_json:
@@ -263,6 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kind = "" if code is not None else f"{type(error).__name__}: "
         for text in str(error).splitlines() if code == USAGE else [str(error)]:  # a study tells all its errors
             log(f"error: {kind}{' '.join(text.split())}")
+        if isinstance(error, lazy.errors.StudyError) and error.unchecked is not None:
+            log(f"note: {error.unchecked}")
         sys.exit(FAILED if code is None else code)
 
 
@@ -286,16 +292,16 @@ def exit_code(error: Exception) -> int | None:
 
 def _resolve(
     study: str, *, workers: int | None = None, assignments: Sequence[str] | None = None
-) -> tuple["Study", str]:
+) -> tuple["Study", "Origin"]:
     """Return a study with every setting resolved, and the file that it came from."""
-    resolved, source = lazy.overrides.read_resolved(study, assignments or ())
+    resolved, origin = read_study(study, assignments or ())
     if workers is not None:
         config = resolved.config
         config = config.model_copy(
             update={"workers": config.workers.model_copy(update={"max_concurrent_trials": workers})}
         )
         resolved = replace(resolved, config=config)
-    return resolved, source
+    return resolved, origin
 
 
 def _list_bundled() -> None:

@@ -20,6 +20,7 @@ from services.cli.console import (
     print_json,
     print_line,
     print_table,
+    read_study,
     table,
 )
 
@@ -44,8 +45,10 @@ def estimate(
 
     Every arm is trained briefly in this process to measure its speed. Nothing is written.
     """
-    resolved, source = lazy.overrides.read_resolved(study, assignments or ())
-    estimated = lazy.estimate.estimate(resolved, installation(), source=source, quick=quick, log=log)
+    resolved, origin = read_study(study, assignments or ())
+    estimated = lazy.estimate.estimate(
+        resolved, installation(), source=origin.source, lines=origin.lines, quick=quick, log=log
+    )
     print_json(estimated.to_json()) if as_json else _print_estimate(estimated)
 
 

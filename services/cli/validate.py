@@ -6,7 +6,17 @@ import typer
 
 from nas_blockout.atomic_files import write_text
 from services.cli import lazy_modules as lazy
-from services.cli.console import USAGE, JsonOption, SetOption, fail, installation, log, print_json, print_line
+from services.cli.console import (
+    USAGE,
+    JsonOption,
+    SetOption,
+    fail,
+    installation,
+    log,
+    print_json,
+    print_line,
+    read_study,
+)
 
 StudyArgument = Annotated[str | None, typer.Argument(help="A bundled study by name, or the path of a YAML file.")]
 UpgradeOption = Annotated[bool, typer.Option("--upgrade", help="Print the file in the newest version, with comments.")]
@@ -41,10 +51,9 @@ def validate(
 
 
 def _validate(study: str, *, as_json: bool, assignments: list[str]) -> None:
-    resolved, source = lazy.overrides.read_resolved(study, assignments)
-    lines = None if assignments else lazy.yaml_reader.read_with_lines(lazy.yaml_reader.find(study))[1]
+    resolved, origin = read_study(study, assignments)
     splits = lazy.data.load(resolved.data, root=installation().data)
-    lazy.validation.check_against_data(resolved, splits, source=source, lines=lines)
+    lazy.validation.check_against_data(resolved, splits, source=origin.source, lines=origin.lines)
     document = resolved.to_json()
     if as_json:
         print_json(document)
@@ -52,12 +61,12 @@ def _validate(study: str, *, as_json: bool, assignments: list[str]) -> None:
         print_line(lazy.yaml.safe_dump(document, sort_keys=False, width=120, allow_unicode=True).rstrip())
         for note in splits.notes:
             log(f"data: {note}")
-        log(f"{source}: valid, configuration {resolved.hash}")
+        log(f"{origin.source}: valid, configuration {resolved.hash}")
 
 
 def _upgrade(study: str, *, write: bool) -> None:
     path = lazy.yaml_reader.find(study)
-    before = lazy.overrides.read_resolved(study)[0]
+    before = read_study(study)[0]
     text = lazy.yaml_reader.read_text(path)
     upgraded = lazy.upgrade.upgraded_text(text, source=str(path))
     if not write:

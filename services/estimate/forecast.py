@@ -15,7 +15,7 @@ from nas_blockout.experiment import Experiment, count_macs, dense_macs, rebuild
 from services.estimate.measurement import Measured, measure
 from services.search.scheduler import Scheduler
 from services.settings import Settings
-from services.study_config.errors import StudyError
+from services.study_config.errors import LineMap, StudyError
 from services.study_config.resolved_study import Study
 from services.study_config.validation import check_against_data
 from services.trial_record import RETRAIN, SEARCH, Trial
@@ -80,13 +80,22 @@ class Estimate:
         return {**asdict(self), "notes": list(self.notes), "total": asdict(self.total)}
 
 
-def estimate(study: Study, settings: Settings, *, source: str, quick: bool = False, log: Log) -> Estimate:
+def estimate(
+    study: Study,
+    settings: Settings,
+    *,
+    source: str,
+    lines: LineMap | None = None,
+    quick: bool = False,
+    log: Log,
+) -> Estimate:
     """Train every arm briefly and return the predicted cost of the whole study; nothing is written.
 
     Args:
         study: The resolved study.
         settings: Settings of the installation.
         source: Origin of the study, for error messages.
+        lines: Lines of the keys, if the study comes from a file.
         quick: Whether to spend less time on a less accurate estimate.
         log: Called with a line for each measurement.
 
@@ -94,7 +103,7 @@ def estimate(study: Study, settings: Settings, *, source: str, quick: bool = Fal
         StudyError: The study cannot be run.
     """
     splits = load(study.data, root=settings.data)
-    check_against_data(study, splits, source=source)
+    check_against_data(study, splits, source=source, lines=lines)
     began = time.perf_counter()
     device = "cuda" if study.config.workers.gpus and torch.cuda.is_available() else "cpu"
     threads = torch.get_num_threads()  # of the caller: restored, since this is a setting of the whole process

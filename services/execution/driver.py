@@ -22,6 +22,7 @@ from services.mlflow_sync import following
 from services.search.scheduler import Scheduler
 from services.settings import Settings
 from services.store import Store, StoreUnreachable, StudyBusy
+from services.study_config.errors import LineMap
 from services.study_config.resolved_study import Study
 from services.study_config.validation import check_against_data
 from services.trial_record import RETRAIN, SEARCH, Trial
@@ -281,7 +282,9 @@ def extended(curve: tuple[float, ...], records: Iterable[Mapping[str, Any]]) -> 
     return tuple(accuracies)
 
 
-def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> tuple[Study, Store, Splits]:
+def run(
+    study: Study, settings: Settings, *, observe: Observe, source: str, lines: LineMap | None = None
+) -> tuple[Study, Store, Splits]:
     """Run the trials of a study that are missing in the store, until every arm has been searched and retrained.
 
     Args:
@@ -289,6 +292,7 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> t
         settings: Settings of the installation.
         observe: Called with the progress after every change.
         source: Origin of the study, for error messages.
+        lines: Lines of the keys, if the study comes from a file.
 
     Returns:
         The study as it was run, the open store with all trials, and the data. Comparison, exports and report have not
@@ -302,7 +306,7 @@ def run(study: Study, settings: Settings, *, observe: Observe, source: str) -> t
         ArtifactError: Shared storage cannot be reached.
     """
     splits = load(study.data, root=settings.data)
-    check_against_data(study, splits, source=source)
+    check_against_data(study, splits, source=source, lines=lines)
     store = Store.open(settings.store_url, retry_seconds=PATIENCE_SECONDS)
     folder = Folder(settings.folder(study.name))
     shared = settings.shared(study.name)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # Errors of the library are plain text, such as `pruner.rungs: must ..., got [9]; do this`: key, rule, value and remedy.
@@ -10,6 +10,7 @@ _KEYED = re.compile(r"(?P<key>[A-Za-z_][\w-]*(?:\.[\w-]+)*): (?P<rule>.*)", re.D
 _GOT = re.compile(r", got (?P<value>.*?)(?:; .*)?$", re.DOTALL)
 
 Path = tuple[str | int, ...]
+NO_SUCH_KEY = "no such key"
 MOST_VIOLATIONS = 100  # the search for near matches of thousands of wrong keys would keep the API busy
 
 
@@ -23,6 +24,7 @@ class Violation:
         value: The value that violates it, shortened; None if there is none, or if the rule contains it.
         remedy: What to do, such as the most similar key that exists.
         line: Line of the file, from 1; None if the document is not a file.
+        meant: The existing key that an unknown key probably stands for; None if there is none.
     """
 
     path: Path
@@ -30,6 +32,7 @@ class Violation:
     value: str | None = None
     remedy: str | None = None
     line: int | None = None
+    meant: str | None = field(default=None, compare=False)
 
     @property
     def key(self) -> str:
@@ -50,21 +53,26 @@ class StudyError(ValueError):
         message: Message for people, one line per violation.
         violations: The violations in the order of the file, at most `MOST_VIOLATIONS`; empty if the text itself cannot
             be read.
+        unchecked: What can only be checked once these violations are gone, in a sentence; None if everything was.
     """
 
-    def __init__(self, message: str, violations: Sequence[Violation] = ()) -> None:
+    def __init__(self, message: str, violations: Sequence[Violation] = (), unchecked: str | None = None) -> None:
         super().__init__(message)
         self.violations = tuple(violations)
+        self.unchecked = unchecked
 
     @classmethod
-    def of(cls, violations: Sequence[Violation], *, source: str) -> "StudyError":
+    def of(cls, violations: Sequence[Violation], *, source: str, unchecked: str | None = None) -> "StudyError":
         """Return the error that lists all violations of a document, each of them once."""
-        ordered = sorted(dict.fromkeys(violations), key=lambda violation: violation.line or 0)[:MOST_VIOLATIONS]
+        distinct = sorted(dict.fromkeys(violations), key=lambda violation: violation.line or 0)
+        ordered, left = distinct[:MOST_VIOLATIONS], len(distinct) - MOST_VIOLATIONS
         lines = [
             f"{source}:{violation.line}: {violation}" if violation.line else f"{source}: {violation}"
             for violation in ordered
         ]
-        return cls("\n".join(lines), ordered)
+        if left > 0:
+            unchecked = f"there are more errors than these {MOST_VIOLATIONS}"
+        return cls("\n".join(lines), ordered, unchecked)
 
 
 class StudyNotFound(LookupError):
@@ -87,6 +95,23 @@ def violation_of(error: ValueError, path: Path) -> Violation:
         return Violation(path, text)
     remedy = text[value.end("value") :].removeprefix("; ")
     return Violation(path, text[: value.start()], value["value"], remedy or None)
+
+
+def violation_at(path: Path, text: str, *, key: str) -> Violation:
+    """Return a conflict of the library as a violation.
+
+    Args:
+        path: Path of the key of the study file to which the conflict is attributed.
+        text: Message of the conflict, which may begin with the key.
+        key: The key as the library knows it, such as ``method.clusters``.
+    """
+    section, _, name = key.rpartition(".")
+    text = one_line(text)
+    for known in (f"{key}: ", f"{section}: ", f"{key} ", f"{name} "):
+        text = text.removeprefix(known)
+    violation = violation_of(ValueError(text), ())
+    value = None if violation.value is None else violation.value.removeprefix(f"{name}=")
+    return Violation(path, violation.rule, value, violation.remedy)
 
 
 def with_lines(violations: Sequence[Violation], lines: "LineMap | None") -> list[Violation]:
@@ -118,7 +143,8 @@ class LineMap:
             return None
         place: Path = ()
         for part in path:
-            names = [part, *sorted(self._former.get(str(part), ()))]
+            # The lines know every key as text, such as '1' for an arm that is wrongly named 1.
+            names = [part, str(part), *sorted(self._former.get(str(part), ()))]
             inner = next(((*place, name) for name in names if (*place, name) in self._lines), None)
             if inner is None:
                 break

@@ -1,24 +1,44 @@
 """``--set key=value``: keys of a study file that are changed on the command line."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from services.study_config.errors import StudyError
+from nas_blockout.data import DataSettings, Splits, dimensions
+from services.study_config.errors import LineMap, StudyError
 from services.study_config.resolution import study_of
 from services.study_config.resolved_study import Study
+from services.study_config.validation import dimensions_of
 from services.study_config.yaml_reader import find, is_resolved, read_with_lines, with_absolute_folder, yaml_value
 
 
-def read_resolved(study: str, assignments: Sequence[str] = ()) -> tuple[Study, str]:
-    """Read a study by name or path, change some of its keys, and return it resolved, with the name of its file.
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a study was read, for error messages.
+
+    Args:
+        source: Name of its file.
+        lines: Lines of the keys in the file; keys that were changed have none.
+    """
+
+    source: str
+    lines: LineMap
+
+
+def read_resolved(
+    study: str, assignments: Sequence[str] = (), *, load: Callable[[DataSettings], Splits] | None = None
+) -> tuple[Study, Origin]:
+    """Read a study by name or path, change some of its keys, and return it resolved, with its origin.
 
     Args:
         study: Name of a bundled study, or path of a YAML file, which may contain a resolved study.
         assignments: Assignments as in `assigned`; not for a resolved study.
+        load: Loads the data of a study that violates rules, so that those of the data are reported with the others. A
+            study that violates no other rule is left to `check_against_data`, where the data is loaded anyway.
 
     Raises:
         StudyNotFound: There is no such study.
@@ -32,7 +52,14 @@ def read_resolved(study: str, assignments: Sequence[str] = ()) -> tuple[Study, s
         lines = lines.without(tuple(assignment.partition("=")[0].strip().split(".")))
     # The folder of the file is absolute already, so a relative one comes from --set, relative to the working directory.
     document = with_absolute_folder(assigned(document, assignments), Path())
-    return study_of(document, source=str(path), lines=lines), str(path)
+    origin = Origin(str(path), lines)
+    try:
+        return study_of(document, source=origin.source, lines=lines, measure=dimensions), origin
+    except StudyError as error:
+        if load is None or not error.violations:
+            raise
+        study_of(document, source=origin.source, lines=lines, measure=lambda settings: dimensions_of(load(settings)))
+        raise
 
 
 def assigned(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

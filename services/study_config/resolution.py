@@ -1,41 +1,48 @@
-"""Checks and resolves the document of a study file as a whole, so that all violated rules are reported at once."""
+"""Checks and resolves the document of a study file as a whole, so that all violated rules are reported at once.
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+Rules are of three kinds: of single keys, between keys, and between a study and its data. All three are checked in one
+pass. What violates a rule by itself becomes unknown (see `services.study_config.layers`); of the other rules, those
+that read something unknown are left out.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from nas_blockout.backbones import BACKBONES
-from nas_blockout.data import DataSettings
-from nas_blockout.experiment import DERIVATIONS, Experiment, backbone_from_json
-from nas_blockout.methods import Preset, method_from_json, preset_of
+from nas_blockout.data import DataError, DataSettings, Dimensions, dimensions
 from nas_blockout.serialization import from_json, near
+from nas_blockout.settings_fields import conflicts_in
 from nas_blockout.train import TrainingSettings
 from search_spaces import SPACES
 from services.renamed_keys import upgraded_study
-from services.study_config import errors, settings_models
-from services.study_config.compatibility import incompatibilities
+from services.study_config import settings_models
+from services.study_config.arm_resolution import ArmDraft, ArmResolver
 from services.study_config.errors import (
     MOST_VIOLATIONS,
+    NO_SUCH_KEY,
     LineMap,
     StudyError,
     Violation,
     one_line,
-    violation_of,
+    violation_at,
     with_lines,
 )
-from services.study_config.resolved_study import Arm, Study, parse_resolved
-from services.study_config.schema import ArmConfig, StudyConfig
-from services.study_config.search_options import Rules, Searcher, resolve_rules
+from services.study_config.layers import UNKNOWN, ArmSettings, Layers, arms_of, known, marked, sections
+from services.study_config.resolved_study import Study, parse_resolved
+from services.study_config.schema import ArmConfig, Budget, StudyConfig
+from services.study_config.validation import unpaid
 from services.study_config.yaml_reader import is_resolved, read_document
 
-_SHARED = ("data", "backbone", "training", "constraints", "objectives", "selection")  # every arm depends on these
-_ARM_SECTIONS = ("backbone", "method", "training", *DERIVATIONS)
+Measure = Callable[[DataSettings], Dimensions]
 # Substitutes for required keys that are missing or wrong, so that the rest of the file can still be checked.
-_STAND_INS: Mapping[str, Any] = {"schema_version": 2, "name": "study", "budget": {"trainings": 1}}
+_STAND_INS: Mapping[str, Any] = {"schema_version": 2, "name": "study"}
+_MOST_NAMED = 5  # arms in a note
+_LIMITS = ("sample_passes", "seconds", "trainings")
+# Settings on which neither the networks nor the budget depends.
+_IMMATERIAL = frozenset({"data.augment", "data.split_seed", "data.validation_samples"})
 
 
 def read(path: Path) -> StudyConfig:
@@ -48,13 +55,15 @@ def read(path: Path) -> StudyConfig:
 
 
 def parse(document: Mapping[str, Any], *, source: str) -> StudyConfig:
-    """Check the keys and the settings of a study given as plain values.
+    """Check the keys and the settings of a study given as plain values, each of them by itself.
 
     Raises:
         StudyError: The study violates rules; the error lists all of them.
     """
     document = upgraded_study(document)
-    if violations := _structural(document):
+    violations = _of_keys(document)
+    violations += _of_settings(marked(document, violations))
+    if violations:
         raise StudyError.of(violations, source=source)
     return StudyConfig.model_validate(document)
 
@@ -65,48 +74,48 @@ def resolve(config: StudyConfig, *, source: str) -> Study:
     Raises:
         StudyError: The study violates rules; the error lists all of them.
     """
-    study, violations = _resolved(config, ())
-    if violations or study is None:
-        raise StudyError.of(violations, source=source)
-    return study
+    return resolve_document(config.model_dump(exclude_unset=True), source=source)
 
 
-def study_of(document: Mapping[str, Any], *, source: str, lines: LineMap | None = None) -> Study:
+def study_of(
+    document: Mapping[str, Any], *, source: str, lines: LineMap | None = None, measure: Measure | None = None
+) -> Study:
     """Check and resolve a study given as plain values; a study that is resolved already is only read.
 
     Args:
         document: Content of a study file, or a result of `Study.to_json`; of version 2 or 1.
         source: Name of the file or other origin of the document, for error messages.
         lines: Lines of the keys, if the document is a file.
+        measure: As in `resolve_document`.
 
     Raises:
         StudyError: The study violates rules; the error lists all of them.
     """
     if is_resolved(document):
         return _read_resolved(document, source=source)
-    return resolve_document(document, source=source, lines=lines)
+    return resolve_document(document, source=source, lines=lines, measure=measure)
 
 
-def resolve_document(document: Mapping[str, Any], *, source: str, lines: LineMap | None = None) -> Study:
+def resolve_document(
+    document: Mapping[str, Any], *, source: str, lines: LineMap | None = None, measure: Measure | None = None
+) -> Study:
     """Check and resolve a study that is not resolved yet, given as plain values.
 
     Args:
         document: Content of a study file, of version 2 or 1.
         source: Name of the file or other origin of the document, for error messages.
         lines: Lines of the keys, if the document is a file.
+        measure: Returns what is known of the data; it may raise `DataError`, and is not called if their settings are
+            wrong. None to check only what needs nothing of the data.
 
     Raises:
         StudyError: The study violates rules; the error lists all of them.
     """
     document = upgraded_study(document)
-    violations = _structural(document)
-    config = _without_violations(document, violations)
-    study = None
-    if config is not None:
-        study, conflicts = _resolved(config, [violation.path for violation in violations])
-        violations += conflicts
-    if violations or study is None:
-        raise StudyError.of(with_lines(violations, lines), source=source)
+    draft = _Draft(document)
+    study = draft.study(measure)
+    if draft.violations or study is None:
+        raise StudyError.of(with_lines(draft.violations, lines), source=source, unchecked=draft.unchecked)
     return study
 
 
@@ -121,10 +130,28 @@ def _read_resolved(document: Mapping[str, Any], *, source: str) -> Study:
         ) from None
 
 
-def _structural(document: Mapping[str, Any]) -> list[Violation]:
-    """Return the violations of single keys and settings, anywhere in the document."""
+def _of_keys(document: Mapping[str, Any]) -> list[Violation]:
+    """Return the violations of single keys, outside the settings of sections."""
     violations = settings_models.violations_of(StudyConfig, document, ())
-    for layers in _sections(document):
+    paths = {each.path for each in violations}
+    meant = {(*each.path[:-1], each.meant) for each in violations if each.meant is not None}
+    # A required key that is only misspelled is reported as misspelled, and not as missing, too.
+    violations = [each for each in violations if each.rule == NO_SUCH_KEY or each.path not in meant]
+    budget = document.get("budget")
+    if isinstance(budget, Mapping) and set(budget) == {"tolerance"} and ("budget", "tolerance") in paths:
+        # Pydantic checks the budget as a whole only if each of its keys is right.
+        violations += settings_models.violations_of(Budget, {}, ("budget",))
+    return list(dict.fromkeys(violations))
+
+
+def _of_settings(document: Mapping[str, Any]) -> list[Violation]:
+    """Return the violations of single settings of the study and of its arms.
+
+    Args:
+        document: The study, marked.
+    """
+    violations: list[Violation] = []
+    for layers in sections(document):
         if len(violations) < MOST_VIOLATIONS:
             violations += layers.violations()
     data = document.get("data")
@@ -135,254 +162,224 @@ def _structural(document: Mapping[str, Any]) -> list[Violation]:
     return list(dict.fromkeys(violations))  # a setting of the study is checked again with every arm that uses it
 
 
-@dataclass(frozen=True, slots=True)
-class _Layers:
-    """The settings of a section for one arm, merged from the study, the arm that it extends, and the arm itself.
+def _references(document: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield references to arms and spaces that do not exist or cannot be referred to there.
 
     Args:
-        section: Name of the section.
-        values: The merged settings; for equal keys the last one counts.
-        origins: Path of the mapping from which each key comes.
-        path: Path of the last mapping; empty if there is none.
+        document: The study, marked.
     """
-
-    section: str
-    values: Mapping[str, Any]
-    origins: Mapping[str, errors.Path]
-    path: errors.Path
-
-    @classmethod
-    def merged(cls, section: str, layers: Iterable[tuple[errors.Path, Any]]) -> "_Layers":
-        """Merge the settings of a section.
-
-        The settings of one backbone mean nothing to another, so a different name discards what was merged before. A
-        method discards it with any name: an arm that names a method states all settings of the method.
-        """
-        values: dict[str, Any] = {}
-        origins: dict[str, errors.Path] = {}
-        path: errors.Path = ()
-        for place, layer in layers:
-            if not isinstance(layer, Mapping):
-                continue
-            discards = "name" in layer and (section == "method" or layer["name"] != values.get("name"))
-            values = {**({} if discards else values), **layer}
-            origins = {**({} if discards else origins), **dict.fromkeys(map(str, layer), place)}
-            path = place
-        return cls(section, values, origins, path)
-
-    def violations(self) -> Iterator[Violation]:
-        """Yield the violations of the settings, with the paths in the file from which the settings come."""
-        if not self.path:
-            return
-        for violation in settings_models.violations(self.section, self.values):
-            place = self.origins.get(str(violation.path[1]), self.path)
-            yield Violation((*place, *violation.path[1:]), violation.rule, violation.value, violation.remedy)
-
-
-def _sections(document: Mapping[str, Any]) -> Iterator[_Layers]:
-    """Yield the settings of every section of a study and of its arms, merged as they will be run."""
-    for section in ("data", "backbone", "training"):
-        yield _Layers.merged(section, [((section,), document.get(section))])
-    arms = document.get("arms")
-    if not isinstance(arms, Mapping):
-        return
+    named = document.get("arms")
+    names = list(named) if isinstance(named, Mapping) else []  # also those whose settings cannot be read
+    arms = arms_of(document)
     for name, arm in arms.items():
-        if isinstance(arm, Mapping):
-            base = arm.get("extends")
-            other = arms.get(base) if isinstance(base, str) else None
-            for section in _ARM_SECTIONS:
-                yield _layers(section, document, (name, arm), (base, other if isinstance(other, Mapping) else {}))
-
-
-def _layers(
-    section: str, study: Mapping[str, Any], arm: tuple[Any, Mapping[str, Any]], base: tuple[Any, Mapping[str, Any]]
-) -> _Layers:
-    layers: list[tuple[errors.Path, Any]] = [
-        (("arms", str(name), section), document.get(section)) for name, document in (base, arm)
-    ]
-    if section in ("backbone", "training"):
-        layers = [((section,), study.get(section)), *layers]
-    return _Layers.merged(section, layers)
-
-
-def _without_violations(document: Mapping[str, Any], violations: Iterable[Violation]) -> StudyConfig | None:
-    """Return the study without its wrong keys, so that the rest can be checked; None if too little is left."""
-    salvaged: Any = copy.deepcopy(dict(document))
-    for path in {_removable(document, violation.path) for violation in violations} - {()}:
-        *parents, last = path
-        place = salvaged
-        for part in parents:
-            place = place.get(part, {})
-        place.pop(last, None)
-    for key, value in _STAND_INS.items():
-        if any(violation.path[:1] == (key,) for violation in violations):
-            salvaged[key] = value
-    try:
-        return StudyConfig.model_validate(salvaged)
-    except ValidationError:
-        return None
-
-
-def _removable(document: Any, path: errors.Path) -> errors.Path:
-    """Return the part of a path that leads through mappings: for a wrong item of a list, the whole list is removed."""
-    for depth, part in enumerate(path):
-        if not isinstance(document, Mapping) or part not in document:
-            return path[:depth]
-        document = document[part]
-    return path
-
-
-def _resolved(config: StudyConfig, broken: Iterable[errors.Path]) -> tuple[Study | None, list[Violation]]:
-    """Resolve a study, or return the violations between its parts.
-
-    Args:
-        config: The study.
-        broken: Paths of keys that violate a rule by themselves; arms that depend on them are not checked, since that
-            would only report consequences of the same mistake.
-    """
-    violations = [*_references(config), *_unknown_spaces(config)]
-    broken = [*broken, *(violation.path for violation in violations)]
-    if any(path[0] in _SHARED for path in broken if path):
-        return None, violations
-    names = {str(path[1]) for path in broken if len(path) > 1 and path[0] == "arms"}
-    arms = {}
-    with _Collected(violations):
-        data = from_json(DataSettings, config.data, where="data")
-        for name, arm in config.arms.items():
-            if not names & {name, arm.extends} and len(violations) < MOST_VIOLATIONS:
-                resolver = _ArmResolver(config, name, data)
-                arms[name] = resolver.arm()
-                violations += resolver.violations
-    if violations or len(arms) < len(config.arms):
-        return None, violations
-    return Study(config, {name: arm for name, arm in arms.items() if arm is not None}, data), []
-
-
-def _references(config: StudyConfig) -> Iterator[Violation]:
-    """Yield references to arms that do not exist or cannot be referred to there."""
-    for name, arm in config.arms.items():
-        matched = arm.match.arm if arm.match else None
-        others = set(config.arms) - {name}
-        for place, other in ((("extends",), arm.extends), (("match", "arm"), matched)):
-            path = ("arms", name, *place)
-            if other is not None and other not in others:
-                yield Violation(path, f"no other arm {other!r}", remedy=near(other, others))
-            elif other is not None and place == ("extends",) and config.arms[other].extends is not None:
-                yield Violation(path, f"{other!r} itself extends another arm; name that one")
-            elif other is not None and place != ("extends",) and config.arms[other].match is not None:
-                # The widths of an arm are known once the search of the arm that it matches has ended. In a chain, the
-                # last arm would have to wait for two searches one after the other.
-                yield Violation(path, f"{other!r} itself matches another arm; name that one")
-        if arm.match is not None and arm.confusion is not None:
-            yield Violation(("arms", name, "match"), "the cost of branches from confusions cannot be chosen")
-    for name in config.export or []:
-        if name not in config.arms:
-            yield Violation(("export",), f"no arm {name!r}", remedy=near(name, config.arms))
-
-
-def _unknown_spaces(config: StudyConfig) -> Iterator[Violation]:
-    for name, arm in config.arms.items():
-        for space in arm.space or []:
+        others = [other for other in names if other != name]
+        extended = arm.get("extends")
+        if isinstance(extended, str):
+            yield from _extended(("arms", name, "extends"), extended, others, arms)
+        yield from _matched(name, others, arms)
+        for space in arm.get("space") or () if arm.get("space") is not UNKNOWN else ():
             if space not in SPACES:
                 yield Violation(("arms", name, "space"), f"no such search space {space!r}", remedy=near(space, SPACES))
+    export = document.get("export")
+    for name in export if isinstance(export, list) and names else ():
+        if name not in names:
+            yield Violation(("export",), f"no arm {name!r}", remedy=near(name, names))
 
 
-class _ArmResolver:
-    """Resolves one arm and collects the violations between its parts.
+def _extended(
+    path: tuple[str, ...], other: str, others: list[str], arms: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Violation]:
+    if other not in others:
+        yield Violation(path, f"no other arm {other!r}", remedy=near(other, others))
+    elif arms.get(other, {}).get("extends") is not None:
+        yield Violation(path, f"{other!r} itself extends another arm; name that one")
+
+
+def _matched(name: str, others: list[str], arms: Mapping[str, Mapping[str, Any]]) -> Iterator[Violation]:
+    match, owner = _match(name, arms)
+    other = match.get("arm") if isinstance(match, Mapping) else None
+    if not isinstance(other, str):
+        return
+    path = ("arms", owner, "match", "arm")
+    if owner != name and other == name:
+        rule = f"{owner!r} matches this arm, which extends it and so would match itself; match another arm"
+        yield Violation(("arms", name, "extends"), rule, repr(owner))
+    elif other not in others:
+        yield Violation(path, f"no other arm {other!r}", remedy=near(other, others))
+    elif _match(other, arms)[0] is not None:
+        # The widths of an arm are known once the search of the arm that it matches has ended. In a chain, the last arm
+        # would have to wait for two searches one after the other.
+        yield Violation(path, f"{other!r} itself matches another arm; name that one")
+
+
+def _match(name: str, arms: Mapping[str, Mapping[str, Any]]) -> tuple[Any, str]:
+    """Return the key `match` of an arm, and the arm that it comes from."""
+    arm = arms.get(name, {})
+    if arm.get("match") is None and isinstance(base := arm.get("extends"), str):
+        return arms.get(base, {}).get("match"), base
+    return arm.get("match"), name
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """The data of a study that may violate rules.
 
     Args:
-        config: The study.
-        name: Name of the arm.
-        data: Data of the study.
+        settings: Their settings; defaults stand for unknown ones.
+        unknown: Dotted keys of the settings that are unknown, as far as networks or the budget depend on them.
+        dimensions: What is known of the data; None if nothing that depends on it is to be checked.
+        unread: Whether the data could not be read.
     """
 
-    def __init__(self, config: StudyConfig, name: str, data: DataSettings) -> None:
+    settings: DataSettings
+    unknown: frozenset[str]
+    dimensions: Dimensions | None
+    unread: bool = False
+
+
+class _Draft:
+    """A study that may violate rules.
+
+    Args:
+        document: The study as plain values, of version 2.
+
+    Attributes:
+        violations: The violations found so far.
+        unchecked: What could not be checked, in a sentence; None if everything was.
+    """
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
         self.violations: list[Violation] = []
-        self._config, self._name, self._data = config, name, data
-        self._arm = config.arms[name]
-        self._base = config.arms[self._arm.extends] if self._arm.extends else ArmConfig()
-        study, arms = vars(config), ((name, vars(self._arm)), (self._arm.extends, vars(self._base)))
-        self._layers = {section: _layers(section, study, *arms) for section in _ARM_SECTIONS}
+        self.unchecked: str | None = None
+        self._document: Mapping[str, Any] = document
+        self._add(_of_keys(document))
+        self._add(_references(self._document))
+        self._add(_of_settings(self._document))
 
-    def arm(self) -> Arm | None:
-        """Return the resolved arm, or None if there are violations."""
-        arm, base = self._arm, self._base
-        spaces = (
-            arm.space if arm.space is not None else base.space or []
-        )  # an empty list overrides the spaces of the base
-        match = arm.match or base.match
-        violations: list[Violation] = []
-        experiment: Experiment | None = None
-        resolved: tuple[Searcher, Rules] | None = None
-        with _Collected(violations):
-            experiment = self._experiment()
-        if experiment is not None:
-            violations += incompatibilities(experiment, spaces, matched=match is not None)
-            with _Collected(violations):
-                resolved = resolve_rules(arm, base, self._config, epochs=experiment.training.epochs)
-        self.violations = [self._placed(violation) for violation in violations]
-        if violations or experiment is None or resolved is None:
+    def study(self, measure: Measure | None) -> Study | None:
+        """Check the rules between keys and, with `measure`, those of the data; return the study if all are kept."""
+        if len(self.violations) >= MOST_VIOLATIONS:
             return None
-        searcher, rules = resolved
-        return Arm(
-            self._name, experiment, tuple(spaces), searcher, match.arm if match else None, arm.description, rules
-        )
-
-    def _experiment(self) -> Experiment:
-        method = {"name": "none", **self._layers["method"].values}
-        preset = preset_of(method)
-        return Experiment(
-            data=self._data,
-            backbone=backbone_from_json(self._backbone(preset)),
-            method=method_from_json(method),
-            training=from_json(TrainingSettings, self._layers["training"].values, where="training"),
-            **{name: self._derivation(name, kind, preset) for name, kind in DERIVATIONS.items()},
-        )
-
-    def _backbone(self, preset: Preset | None) -> Mapping[str, Any]:
-        values = self._layers["backbone"].values
-        settings = BACKBONES[values.get("name", "convnet")].settings
-        # A preset is written for one backbone: its values for settings that another backbone lacks have no meaning.
-        known = {item.name for item in fields(settings)}
-        defaults = {key: value for key, value in preset.backbone.items() if key in known} if preset else {}
-        return {**defaults, **values}
-
-    def _derivation(self, name: str, kind: type, preset: Preset | None) -> Any:
-        """Return the settings of one kind of derivation, or None if neither the arm nor its base has it."""
-        layers = self._layers[name]
-        if not layers.path:
+        try:
+            config = self._config()
+        except ValidationError as error:  # a rule that pydantic checks only now that other keys are left out
+            self.violations += settings_models.explained(error, StudyConfig)
             return None
-        defaults = preset.distillation if preset and name == "distillation" else {}
-        return from_json(kind, {**defaults, **layers.values}, where=name)
+        data = self._data(measure)
+        resolvers: dict[str, ArmResolver] = {}
+        for name in self._arms:
+            if len(self.violations) < MOST_VIOLATIONS:
+                resolvers[name] = ArmResolver(self._arm(name, data), config, data.settings, data.dimensions)
+                self.violations += resolvers[name].violations
+        trainings = {name: each.training for name, each in resolvers.items() if each.training is not None}
+        self.violations += self._unpaid(config, trainings, data)
+        self.unchecked = _sentence([name for name, each in resolvers.items() if each.incomplete], data)
+        if self.violations:
+            return None
+        return Study(config, {name: resolver.arm() for name, resolver in resolvers.items()}, data.settings)
 
-    def _placed(self, violation: Violation) -> Violation:
-        """Return a violation with its path in the file, which leads to another arm if the setting comes from it."""
-        path = violation.path
-        layers = self._layers.get(str(path[0])) if path else None
-        if layers is not None and len(path) > 1:
-            place = (*layers.origins.get(str(path[1]), ("arms", self._name, path[0])), *path[1:])
-        else:
-            place = ("arms", self._name, *path)
-        return Violation(place, violation.rule, violation.value, violation.remedy)
+    def _add(self, found: Iterator[Violation] | list[Violation]) -> None:
+        violations = list(found)
+        self.violations += violations
+        self._document = marked(self._document, violations)
+        self._arms = arms_of(self._document)
+
+    def _config(self) -> StudyConfig:
+        """Return the study without what is unknown."""
+        values = known({key: value for key, value in self._document.items() if key != "arms"})
+        rest = {**_STAND_INS, **values, "arms": {"arm": {}}}
+        budget = values.get("budget", {})
+        if not any(budget.get(limit) is not None for limit in _LIMITS):
+            rest["budget"] = {**budget, "trainings": 2**62}  # a limit that no rule finds too low
+        if "selection" in rest and "objective" not in (rest["selection"] or {"objective": None}):
+            del rest["selection"]
+        config = StudyConfig.model_validate(rest)
+        arms = {name: self._arm_config(name) for name in self._arms}
+        if not self.violations:
+            return StudyConfig.model_validate(self._document)
+        return config.model_copy(update={"arms": arms})
+
+    def _arm_config(self, name: str | None) -> ArmConfig:
+        """Return the keys of an arm without what is unknown; those of no arm if there is none of that name."""
+        values = known(dict(self._arms[name])) if name in self._arms else {}
+        for key, required in (("match", "arm"), ("selection", "objective")):
+            if values.get(key) is not None and required not in values[key]:
+                del values[key]
+        if values.get("pruner") is not None:
+            values["pruner"] = {"name": "asha", **values["pruner"]}
+        return ArmConfig.model_validate(values)
+
+    def _arm(self, name: str, data: _Data) -> ArmDraft:
+        settings = ArmSettings(self._document, self._arms, name)
+        settings.unknown |= data.unknown
+        return ArmDraft(settings, self._arm_config(name), self._arm_config(settings.base_name))
+
+    def _data(self, measure: Measure | None) -> _Data:
+        layers = Layers.merged("data", [(("data",), self._document.get("data"))])
+        unknown, values = set(layers.unknown()), layers.known
+        while not {"data", "data.name"} & unknown:
+            try:
+                settings = from_json(DataSettings, values, where="data")
+            except ValueError as error:
+                found = conflicts_in(error)
+            else:
+                return self._measured(settings, frozenset(unknown - _IMMATERIAL), measure)
+            self.violations += [
+                violation_at(tuple(each.keys[0].split(".")), str(each), key=each.keys[0])
+                for each in found
+                if not unknown.intersection(each.keys)
+            ]
+            culprits = {each.keys[0] for each in found}
+            remaining = {key: value for key, value in values.items() if f"data.{key}" not in culprits}
+            # Where leaving out the wrong setting helps nothing, such as a folder that is missing, no data is known.
+            unknown |= culprits if len(remaining) < len(values) else {"data"}
+            values = remaining
+        return _Data(DataSettings(), frozenset({"data"}), None if measure is None else Dimensions())
+
+    def _measured(self, settings: DataSettings, unknown: frozenset[str], measure: Measure | None) -> _Data:
+        if measure is None:
+            return _Data(settings, unknown, None)
+        if {"data.folder", "data.image_size"} & unknown:
+            measure = dimensions  # the files that would be read are not those that are meant
+        unread = False
+        try:
+            found = measure(settings)
+        except DataError as error:
+            self.violations.append(_of_data(error, settings))
+            unread = True
+            found = dimensions(replace(settings, train_samples=None))
+        if unread or "data.train_samples" in unknown:
+            found = replace(found, train_images=None)
+        if "data.image_size" in unknown and settings.name == "imagefolder":
+            found = replace(found, shape=None)
+        return _Data(settings, unknown, found, unread)
+
+    def _unpaid(
+        self, config: StudyConfig, trainings: Mapping[str, TrainingSettings], data: _Data
+    ) -> Iterator[Violation]:
+        retrain = self._document.get("retrain", {})
+        if retrain is UNKNOWN or retrain.get("seeds") is UNKNOWN or data.dimensions is None:
+            return
+        images = data.dimensions.train_images
+        yield from unpaid(config.budget, seeds=len(config.retrain.seeds), trainings=trainings, images=images)
 
 
-class _Collected:
-    """A context that turns a ValueError raised in its block into a violation.
+def _of_data(error: DataError, settings: DataSettings) -> Violation:
+    """Return an error of data that cannot be read, at the setting that the message names."""
+    text = str(error)
+    key = next((item.name for item in fields(settings) if text.startswith(f"{item.name} ")), None)
+    if key is None and settings.folder is not None and settings.folder in text:
+        key = "folder"
+    path = ("data",) if key is None else ("data", key)
+    return violation_at(path, text, key=".".join(path))
 
-    Args:
-        violations: List to which the violation is added.
-        path: Path of the mapping that is read in the block.
-    """
 
-    def __init__(self, violations: list[Violation], path: errors.Path = ()) -> None:
-        self._violations, self._path = violations, path
-
-    def __enter__(self) -> None:
-        """Enter the block."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        """Leave the block; other errors propagate."""
-        if not isinstance(error, ValueError):
-            return False
-        self._violations.append(violation_of(error, self._path))
-        return True
+def _sentence(arms: list[str], data: _Data) -> str | None:
+    """Return what could not be checked, or None."""
+    left_out = []
+    if arms:
+        more = f" and {len(arms) - _MOST_NAMED} more" if len(arms) > _MOST_NAMED else ""
+        left_out.append(f"of the arm{'s' * (len(arms) > 1)} {', '.join(arms[:_MOST_NAMED])}{more}")
+    if data.unread or data.unknown:
+        left_out.append("of what depends on the data")
+    return f"further checks follow once these errors are fixed: {', and '.join(left_out)}" if left_out else None

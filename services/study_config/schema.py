@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from services.study_config.robustness_options import Robustness
+from nas_blockout.data.corruptions import SEVERITIES
 from services.study_config.search_options import Searching, Wanted
 from services.study_config.settings_models import SchemaOf
 
@@ -112,6 +112,24 @@ class Workers(_Strict):
     @classmethod
     def _number(cls, value: Any) -> Any:
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Robustness(_Strict):
+    """Corrupted test images for retrained models, besides the clean ones."""
+
+    images: int = Field(
+        1000, ge=1, le=100_000, description="Number of test images, balanced over the classes; all if there are fewer."
+    )
+    severities: list[int] = Field(
+        list(SEVERITIES), min_length=1, description="Severities at which each of the 15 kinds of corruption is tested."
+    )
+
+    @field_validator("severities")
+    @classmethod
+    def _known(cls, severities: list[int]) -> list[int]:
+        if severities != sorted(set(severities)) or not set(severities) <= set(SEVERITIES):
+            raise ValueError("must be some of 1, 2, 3, 4, 5 in ascending order")
+        return severities
 
 
 class StudyConfig(Wanted):

@@ -1,10 +1,12 @@
 """Search options of an arm: search algorithm, early stopping, constraints, objectives and selection."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from nas_blockout.settings_fields import Conflict, refuse
 
 GRID_POINTS = 3
 STARTUP_TRIALS = 4
@@ -49,16 +51,18 @@ class Pruner(_Strict):
         """
         if self.rungs is not None:
             if self.rungs[-1] >= epochs:
-                raise ValueError(f"pruner.rungs: must end before the last of {epochs} epochs, got {self.rungs}")
+                message = f"pruner.rungs: must end before the last of {epochs} epochs, got {self.rungs}"
+                raise Conflict(message, "pruner.rungs", "training.epochs")
             return self
         rungs = []
         while (epochs := epochs // self.reduction_factor) > 0:
             rungs.append(epochs)
         if not rungs:
-            raise ValueError(
+            message = (
                 f"pruner: trials need at least {self.reduction_factor} epochs (the reduction_factor) to be stopped "
                 "early; train longer or leave the pruner out"
             )
+            raise Conflict(message, "pruner", "training.epochs")
         return self.model_copy(update={"rungs": rungs[::-1]})
 
 
@@ -112,10 +116,7 @@ class Rules:
     selection: Selection | None = None
 
     def __post_init__(self) -> None:
-        if self.pruner is not None and len(self.objectives) > 1:
-            raise ValueError("pruner: trials with several objectives cannot be stopped early: leave one of the two out")
-        if self.selection is not None and self.selection.objective not in self.objectives:
-            raise ValueError(f"selection.objective: must be one of the objectives {list(self.objectives)}")
+        refuse(_unselectable(self.pruner, self.objectives, self.selection))
 
     @property
     def needs_latency(self) -> bool:
@@ -187,31 +188,97 @@ class Searching(Wanted):
     pruner: Pruner | None = Field(None, description="Early stopping of trials; none if left out.")
 
 
-def resolve_rules(arm: Searching, base: Searching, study: Wanted, *, epochs: int) -> tuple[Searcher, Rules]:
-    """Return the search algorithm of an arm and its rules.
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The search options of an arm, with those of the arm that it extends and of the study where it has none.
 
     Args:
-        arm: Options of the arm.
-        base: Options of the arm that it extends.
-        study: Options of the study.
-        epochs: Epochs of a trial.
-
-    Raises:
-        ValueError: The rules contradict each other, or the rungs of the pruner do not fit into a trial.
+        searcher: Search algorithm.
+        grid_points: Values per numeric parameter; None for the default.
+        n_startup_trials: Random trials; None for the default.
+        pruner: Early stopping, as the study file has it.
+        constraints: Limits on the network of a trial.
+        objectives: What is optimized.
+        selection: Which trial is retrained.
     """
-    pruner = arm.pruner or base.pruner
-    searcher = arm.searcher or base.searcher or "random"
-    points = arm.grid_points or base.grid_points
-    if points is not None and searcher != "grid":
-        raise ValueError(f"grid_points: belongs to searcher grid, this arm has searcher {searcher}")
-    n_startup_trials = arm.n_startup_trials or base.n_startup_trials
-    if n_startup_trials is not None and searcher not in ("tpe", "gp"):
-        raise ValueError(f"n_startup_trials: belongs to searcher tpe or gp, this arm has searcher {searcher}")
-    return searcher, Rules(
-        grid_points=points or GRID_POINTS,
-        n_startup_trials=n_startup_trials or STARTUP_TRIALS,
-        pruner=pruner.resolved(epochs) if pruner else None,
-        constraints=arm.constraints or base.constraints or study.constraints or Constraints(),
-        objectives=tuple(arm.objectives or base.objectives or study.objectives or ["accuracy"]),
-        selection=arm.selection or base.selection or study.selection,
-    )
+
+    searcher: Searcher
+    grid_points: int | None
+    n_startup_trials: int | None
+    pruner: Pruner | None
+    constraints: Constraints
+    objectives: tuple[Objective, ...]
+    selection: Selection | None
+
+    @classmethod
+    def of(cls, arm: Searching, base: Searching, study: Wanted) -> Self:
+        """Return the options of an arm.
+
+        Args:
+            arm: Options of the arm.
+            base: Options of the arm that it extends.
+            study: Options of the study.
+        """
+        return cls(
+            searcher=arm.searcher or base.searcher or "random",
+            grid_points=arm.grid_points or base.grid_points,
+            n_startup_trials=arm.n_startup_trials or base.n_startup_trials,
+            pruner=arm.pruner or base.pruner,
+            constraints=arm.constraints or base.constraints or study.constraints or Constraints(),
+            objectives=tuple(arm.objectives or base.objectives or study.objectives or ["accuracy"]),
+            selection=arm.selection or base.selection or study.selection,
+        )
+
+    @property
+    def points(self) -> int:
+        """Values per numeric parameter of a grid."""
+        return self.grid_points or GRID_POINTS
+
+    def conflicts(self, *, epochs: int) -> Iterator[Conflict]:
+        """Yield every contradiction between the options.
+
+        Args:
+            epochs: Epochs of a trial.
+        """
+        if self.grid_points is not None and self.searcher != "grid":
+            message = f"grid_points: belongs to searcher grid, this arm has searcher {self.searcher}"
+            yield Conflict(message, "grid_points", "searcher")
+        if self.n_startup_trials is not None and self.searcher not in ("tpe", "gp"):
+            message = f"n_startup_trials: belongs to searcher tpe or gp, this arm has searcher {self.searcher}"
+            yield Conflict(message, "n_startup_trials", "searcher")
+        if self.pruner is not None:
+            try:
+                self.pruner.resolved(epochs)
+            except Conflict as conflict:
+                yield conflict
+        yield from _unselectable(self.pruner, self.objectives, self.selection)
+
+    def rules(self, *, epochs: int) -> Rules:
+        """Return the rules by which the arm searches.
+
+        Args:
+            epochs: Epochs of a trial.
+
+        Raises:
+            Conflict: The options contradict each other.
+        """
+        refuse(self.conflicts(epochs=epochs))
+        return Rules(
+            grid_points=self.points,
+            n_startup_trials=self.n_startup_trials or STARTUP_TRIALS,
+            pruner=self.pruner.resolved(epochs) if self.pruner else None,
+            constraints=self.constraints,
+            objectives=self.objectives,
+            selection=self.selection,
+        )
+
+
+def _unselectable(
+    pruner: Pruner | None, objectives: Sequence[Objective], selection: Selection | None
+) -> Iterator[Conflict]:
+    if pruner is not None and len(objectives) > 1:
+        message = "pruner: trials with several objectives cannot be stopped early: leave one of the two out"
+        yield Conflict(message, "pruner", "objectives")
+    if selection is not None and selection.objective not in objectives:
+        message = f"selection.objective: must be one of the objectives {list(objectives)}, got {selection.objective!r}"
+        yield Conflict(message, "selection.objective", "objectives")

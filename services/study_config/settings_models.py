@@ -28,12 +28,12 @@ from nas_blockout.backbones import BACKBONES
 from nas_blockout.data import DataSettings
 from nas_blockout.experiment import DERIVATIONS
 from nas_blockout.methods import METHODS
-from nas_blockout.serialization import near
+from nas_blockout.serialization import closest, near
 from nas_blockout.settings_fields import Length, OneOf, Pattern, Range, alternatives, declared
 from nas_blockout.train import TrainingSettings
 from services.renamed_keys import new_name, renamed_value
 from services.study_config import errors
-from services.study_config.errors import MOST_VIOLATIONS, Violation, shortened
+from services.study_config.errors import MOST_VIOLATIONS, NO_SUCH_KEY, Violation, shortened
 
 _DEFAULT_BACKBONE = "convnet"
 _UNNAMED: Mapping[str, type] = {"data": DataSettings, "training": TrainingSettings, **DERIVATIONS}
@@ -85,6 +85,22 @@ def model(section: str, name: str | None = None, *, named: bool = False) -> type
         fields[key] = (_annotation(setting.hint), Field(default, description=setting.sentence))
     title = kind.__name__ if named or name is None else f"{kind.__name__}Changes"
     return create_model(title, __config__=_STRICT, __doc__=(kind.__doc__ or "").splitlines()[0], **fields)
+
+
+def keys(section: str, name: str | None) -> tuple[str, ...]:
+    """Return the settings of a section.
+
+    Args:
+        section: Name of the section, as in `SchemaOf`.
+        name: Name of the method or the backbone, by default the default backbone; unused for the other sections.
+
+    Returns:
+        Their keys; none if there is no method or backbone of that name.
+    """
+    if section not in _NAMED:
+        return tuple(model(section).model_fields)
+    name = name or _DEFAULT_BACKBONE
+    return tuple(model(section, name).model_fields) if name in _NAMED[section] else ()
 
 
 def violations(section: str, document: Mapping[str, Any]) -> list[Violation]:
@@ -153,7 +169,9 @@ def _explained(error: Any, kind: type[BaseModel], path: errors.Path) -> Violatio
 def _unknown(place: errors.Path, known: Iterable[str]) -> Violation:
     key, known = str(place[-1]), list(known)
     now = new_name(key)
-    return Violation(place, "no such key", remedy=f"version 2 calls it {now!r}" if now in known else near(key, known))
+    if now in known:
+        return Violation(place, NO_SUCH_KEY, remedy=f"version 2 calls it {now!r}", meant=now)
+    return Violation(place, NO_SUCH_KEY, remedy=near(key, known), meant=closest(key, known))
 
 
 def _fields_at(kind: type[BaseModel], path: errors.Path) -> Iterable[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.sources import cifar, digits, fashion_mnist, glyphs, imagefolder
-from nas_blockout.data.splits import Collection, Splits, prepare
+from nas_blockout.data.splits import Collection, Splits, prepare, require_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,15 @@ def recognized(settings: DataSettings) -> tuple[str, ...]:
 
 
 def dimensions(settings: DataSettings) -> Dimensions:
-    """Return what the settings tell of the data before any file is read; `load` may still refuse them."""
+    """Return what the settings tell of the data before any file is read; `load` may still refuse them.
+
+    Raises:
+        DataUnsuitable: More training images are requested than there are.
+    """
     source = SOURCES[settings.name]
     side = settings.image_size or imagefolder.SIDE
+    if settings.train_samples is not None and source.train_images is not None:
+        require_samples(settings.train_samples, source.train_images, split="train")
     return Dimensions(source.shape or (3, side, side), source.classes, settings.train_samples or source.train_images)
 
 

@@ -14,7 +14,7 @@ from services.estimate.measurement import Measured, epoch_seconds, measure, part
 from services.settings import Settings
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
-from services.study_config.robustness_options import Robustness
+from services.study_config.schema import Robustness
 from services.trial_record import RETRAIN, SEARCH
 
 IMAGES, EPOCHS = 60, 2

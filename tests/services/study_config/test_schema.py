@@ -125,7 +125,7 @@ def test_an_arm_may_change_the_backbone_or_take_another() -> None:
             {"name": "convnat"},
             r"arms\.dense\.backbone\.name: no such backbone, got 'convnat'; did you mean 'convnet'\?",
         ),
-        ("arms.dense.distillation", {}, "distillation needs the method blockout"),
+        ("arms.dense.distillation", {}, r"arms\.dense\.distillation: needs the method blockout"),
         (
             "arms.dense.pruning",
             {"target": 0.5},
@@ -151,7 +151,7 @@ def test_an_arm_may_change_the_backbone_or_take_another() -> None:
         (
             "arms.dense",
             {"backbone": {"name": "resnet"}, "pruning": {}},
-            r"arms\.dense: pruning needs a backbone that can be branched, convnet; got resnet",
+            r"arms\.dense\.pruning: needs a backbone that can be branched, convnet; got resnet",
         ),
         (
             "arms.dense",
@@ -161,7 +161,7 @@ def test_an_arm_may_change_the_backbone_or_take_another() -> None:
         (
             "arms",
             {"a": {}, "b": {"backbone": {"name": "resnet"}, "match": {"arm": "a"}}},
-            r"arms\.b: match needs a backbone that can be branched, convnet; got resnet",
+            r"arms\.b\.match: needs a backbone that can be branched, convnet; got resnet",
         ),
         ("data.name", "digit", r"digit"),
         ("training.epochs", "ten", r"training\.epochs: must be a valid integer, got 'ten'"),
@@ -218,7 +218,7 @@ def test_values_that_only_the_data_refuses(tmp_path: Path) -> None:
     study = resolve(parse(document, source="s.yaml"), source="s.yaml")
     splits = load(study.data)
     with pytest.raises(
-        StudyError, match=r"s\.yaml: arms\.dense: clusters must lie in 1\.\.nodes, got clusters=9 for nodes=8"
+        StudyError, match=r"s\.yaml: arms\.dense\.method\.clusters: must lie in 1\.\.nodes, got 9 for nodes=8"
     ):
         check_against_data(study, splits, source="s.yaml")
     narrow = changed("arms.dense", {"space": ["branched"], "backbone": {"hidden": [6]}})

@@ -151,9 +151,12 @@ def test_a_misspelt_key_of_the_study_itself_is_named() -> None:
     [
         (
             {"space": ["training", "branched"], "searcher": "grid"},
-            r"arms\.arm: a grid has at most 1,000 points, this one 4,374 \(optim\.lr 3 x",
+            r"arms\.arm\.searcher: a grid has at most 1,000 points, this one 4,374 \(optim\.lr 3 x",
         ),
-        ({"constraints": {"parameters": 10}}, r"arms\.arm: constraints\.parameters=10: the network has \d+ and"),
+        (
+            {"constraints": {"parameters": 10}},
+            r"arms\.arm\.constraints\.parameters: the network has \d+ and .*, got 10; make",
+        ),
     ],
 )
 def test_what_can_only_be_seen_with_the_data_is_refused_before_anything_runs(arm: dict[str, Any], message: str) -> None:
