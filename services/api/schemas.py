@@ -40,7 +40,7 @@ _BROKEN_RULE = {
     "value": "0",
     "remedy": None,
 }
-_PROBLEM = {"code": "invalid_study", **_BROKEN_RULE, "errors": [_BROKEN_RULE]}
+_PROBLEM = {"code": "invalid_study", **_BROKEN_RULE, "errors": [_BROKEN_RULE], "unchecked": None}
 _FILE = {"name": "model.onnx", "sha256": "9f86d081", "url": "/v1/studies/quickstart/models/blockout/model.onnx"}
 
 

@@ -286,13 +286,11 @@ class _Draft:
 
     def _config(self) -> StudyConfig:
         """Return the study without what is unknown."""
-        values = known({key: value for key, value in self._document.items() if key != "arms"})
+        values = _without_fragments(known({key: value for key, value in self._document.items() if key != "arms"}))
         rest = {**_STAND_INS, **values, "arms": {"arm": {}}}
         budget = values.get("budget", {})
         if not any(budget.get(limit) is not None for limit in _LIMITS):
             rest["budget"] = {**budget, "trainings": 2**62}  # a limit that no rule finds too low
-        if "selection" in rest and "objective" not in (rest["selection"] or {"objective": None}):
-            del rest["selection"]
         config = StudyConfig.model_validate(rest)
         arms = {name: self._arm_config(name) for name in self._arms}
         if not self.violations:
@@ -302,12 +300,7 @@ class _Draft:
     def _arm_config(self, name: str | None) -> ArmConfig:
         """Return the keys of an arm without what is unknown; those of no arm if there is none of that name."""
         values = known(dict(self._arms[name])) if name in self._arms else {}
-        for key, required in (("match", "arm"), ("selection", "objective")):
-            if values.get(key) is not None and required not in values[key]:
-                del values[key]
-        if values.get("pruner") is not None:
-            values["pruner"] = {"name": "asha", **values["pruner"]}
-        return ArmConfig.model_validate(values)
+        return ArmConfig.model_validate(_without_fragments(values))
 
     def _arm(self, name: str, data: _Data) -> ArmDraft:
         settings = ArmSettings(self._document, self._arms, name)
@@ -362,6 +355,17 @@ class _Draft:
             return
         images = data.dimensions.train_images
         yield from unpaid(config.budget, seeds=len(config.retrain.seeds), trainings=trainings, images=images)
+
+
+def _without_fragments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return known keys without mappings of which a required key is unknown, and with a name for every pruner."""
+    whole = dict(values)
+    for key, required in (("match", "arm"), ("selection", "objective")):
+        if whole.get(key) is not None and required not in whole[key]:
+            del whole[key]
+    if whole.get("pruner") is not None:
+        whole["pruner"] = {"name": "asha", **whole["pruner"]}
+    return whole
 
 
 def _of_data(error: DataError, settings: DataSettings) -> Violation:

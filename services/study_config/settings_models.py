@@ -158,6 +158,8 @@ def _explained(error: Any, kind: type[BaseModel], path: errors.Path) -> Violatio
     if error["type"] == "missing":
         return Violation(place, "this key is required")
     rule = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if error["type"] in ("dict_type", "model_type"):
+        rule = "must be a mapping of keys"
     remedy = None
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         known = re.findall("'([^']*)'", error["ctx"]["expected"])  # "'a', 'b' or 'c'": pydantic has it only as text

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
+from services.api.studies import MOST_MEASURED_ARMS
 from services.study_config.resolution import resolve_document
 
 NEVER = 600.0
@@ -94,6 +95,38 @@ def test_all_broken_rules_are_listed_beside_the_first(ann, study, store, told):
     assert found["errors"][1]["remedy"] == "version 2 calls it 'max_concurrent_trials'"
     assert {key: found[key] for key in found["errors"][0]} == found["errors"][0]
     assert store.queue() == ()
+
+
+def test_errors_between_keys_and_of_networks_are_listed_with_those_of_keys(ann, study, store, told):
+    arms = {
+        "key": {"training": {"momentum": 2}},
+        "between": {"training": {"warmup_epochs": 7}},
+        "network": {"method": {"name": "blockout", "clusters": 9}},
+        "inherited": {"extends": "key"},
+    }
+    data = {**study["data"], "folder": "/etc"}
+    broken = {**study, "arms": arms, "data": data, "budget": {"sample_passes": 299, "tolerance": -1}}
+    found = told(ann.post("/v1/studies", json=broken), 422, "invalid_study")
+    assert sorted(each["key"] for each in found["errors"]) == [
+        "arms.between.training.warmup_epochs",
+        "arms.key.training.momentum",
+        "arms.network.method.clusters",
+        "budget.sample_passes",
+        "budget.tolerance",
+        "data.folder",
+    ]
+    assert store.queue() == ()
+
+
+def test_what_follows_once_the_errors_are_fixed_is_named(ann, study, told):
+    broken = {**study, "arms": {"dense": {"method": {"name": "dropuot"}}, "other": {}}}
+    found = told(ann.post("/v1/studies", json=broken), 422, "invalid_study")
+    assert found["unchecked"] == "further checks follow once these errors are fixed: of the arm dense"
+
+
+def test_a_study_of_very_many_arms_is_accepted_unmeasured(ann, study):
+    arms = {f"arm-{number}": {"training": {"momentum": number / 100}} for number in range(MOST_MEASURED_ARMS + 1)}
+    assert ann.post("/v1/studies", json={**study, "arms": arms}).status_code == 201
 
 
 def test_a_resolved_study_is_refused_here(ann, study, told):
@@ -205,6 +238,7 @@ def test_a_study_is_cancelled_and_resumed(ann, study, store, told):
 
 
 def test_a_study_that_has_ended_is_extended(ann, study, store, told):
+    study = {**study, "budget": {"sample_passes": 400}}  # enough for the third retraining
     before = give(ann, study)
     changes = {"assignments": ["retrain.seeds=[0, 1, 2]", "arms.wide={extends: dense, description: again}"]}
     told(ann.post("/v1/studies/tiny/extend", json=changes), 409, "wrong_state")
