@@ -7,21 +7,16 @@ control characters are replaced, so that no text can recolor or steer the termin
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from services.cli import lazy_modules as lazy
 from services.settings import Settings
-
-if TYPE_CHECKING:
-    from services.study_config.overrides import Origin
-    from services.study_config.resolved_study import Study
 
 DONE, FAILED, USAGE, NOT_FOUND, SOME_FAILED, UNREACHABLE, UNVERIFIED = range(7)
 INTERRUPTED, TERMINATED = 130, 143
@@ -81,22 +76,6 @@ def installation() -> Settings:
     """Return the settings from the environment; data sets default to the folder ``data`` in the home folder."""
     settings = Settings.from_environment()
     return replace(settings, data=settings.data or settings.home / "data")
-
-
-def read_study(study: str, assignments: Sequence[str] = ()) -> tuple["Study", "Origin"]:
-    """Return a study with every setting resolved, and where it was read; all of its errors are raised at once.
-
-    Args:
-        study: Name of a bundled study, or path of a study file.
-        assignments: Keys to change, each as ``key=value``.
-
-    Raises:
-        StudyNotFound: There is no such study.
-        StudyError: The study violates rules, among which are those that only its data shows.
-    """
-    return lazy.overrides.read_resolved(
-        study, assignments, load=lambda settings: lazy.data.load(settings, root=installation().data)
-    )
 
 
 def print_json(document: Any) -> None:

@@ -33,10 +33,10 @@ from services.cli.console import (
     print_json,
     print_line,
     print_table,
-    read_study,
     table,
 )
 from services.cli.doctor import SERVICES, examine
+from services.cli.validate import read_study
 from services.settings import SettingsError
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from services.cli.console import (
     print_json,
     print_line,
     print_table,
-    read_study,
     table,
 )
+from services.cli.validate import read_study
 
 if TYPE_CHECKING:
     from nas_blockout.statistics.search_curves import Band

@@ -1,6 +1,7 @@
 """`nas-blockout validate`: check a study file, print it resolved or in the newest version, or print its JSON Schema."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,8 +16,11 @@ from services.cli.console import (
     log,
     print_json,
     print_line,
-    read_study,
 )
+
+if TYPE_CHECKING:
+    from services.study_config.overrides import Origin
+    from services.study_config.resolved_study import Study
 
 StudyArgument = Annotated[str | None, typer.Argument(help="A bundled study by name, or the path of a YAML file.")]
 UpgradeOption = Annotated[bool, typer.Option("--upgrade", help="Print the file in the newest version, with comments.")]
@@ -48,6 +52,22 @@ def validate(
         fail(USAGE, "--write belongs to --upgrade")
     else:
         _validate(study, as_json=as_json, assignments=assignments or [])
+
+
+def read_study(study: str, assignments: Sequence[str] = ()) -> tuple["Study", "Origin"]:
+    """Return a study with every setting resolved, and where it was read; all of its errors are raised at once.
+
+    Args:
+        study: Name of a bundled study, or path of a study file.
+        assignments: Keys to change, each as ``key=value``.
+
+    Raises:
+        StudyNotFound: There is no such study.
+        StudyError: The study violates rules, among which are those that only its data shows.
+    """
+    return lazy.overrides.read_resolved(
+        study, assignments, load=lambda settings: lazy.data.load(settings, root=installation().data)
+    )
 
 
 def _validate(study: str, *, as_json: bool, assignments: list[str]) -> None:

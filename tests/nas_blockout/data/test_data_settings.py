@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from nas_blockout.data import SOURCES, DataSettings
+from nas_blockout.data import SOURCES, DataSettings, DataUnsuitable, Dimensions, dimensions, load
 from nas_blockout.data.augment import AUGMENT
 from nas_blockout.data.data_settings import AUGMENTATIONS, NAMES
 
@@ -41,3 +41,22 @@ def test_every_name_that_settings_accept_is_registered():
 
 def test_every_augmentation_that_settings_accept_exists():
     assert tuple(AUGMENT) == AUGMENTATIONS
+
+
+@pytest.mark.parametrize("samples", [None, 50])
+def test_dimensions_that_are_known_before_reading_are_those_of_the_data(samples):
+    settings = DataSettings("digits", train_samples=samples)
+    splits = load(settings)
+    assert dimensions(settings) == Dimensions(splits.shape, len(splits.class_names), len(splits.train))
+
+
+def test_only_its_files_tell_how_many_classes_a_folder_has():
+    assert dimensions(DataSettings("imagefolder", folder="x")) == Dimensions((3, 64, 64), None, None)
+    assert dimensions(DataSettings("imagefolder", folder="x", image_size=32)).shape == (3, 32, 32)
+
+
+def test_more_samples_than_images_are_refused_alike_before_and_while_reading():
+    settings = DataSettings("digits", train_samples=899)
+    for refuses in (dimensions, load):
+        with pytest.raises(DataUnsuitable, match="train_samples must be at most the 898 images of that split, got 899"):
+            refuses(settings)

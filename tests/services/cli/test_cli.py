@@ -195,42 +195,6 @@ def test_all_errors_of_a_file_are_told_each_on_a_line_of_its_own(call: Call, hom
     ]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("validate",),
-        ("validate", "--upgrade"),
-        ("run",),
-        ("estimate", "--quick"),
-        ("submit", "--address", "http://127.0.0.1:1"),
-    ],
-)
-def test_every_command_reports_errors_of_all_kinds_in_one_round(
-    call: Call, home: Path, command: tuple[str, ...]
-) -> None:
-    arms = {
-        "key": {"training": {"momentum": 2}},
-        "between": {"training": {"warmup_epochs": 7}},
-        "network": {"method": {"name": "blockout", "clusters": 9}},
-        "extends": {"extends": "network", "method": {"cluster": 1}},
-    }
-    path = write(home, arms=arms, budget={"sample_passes": 299})
-    ended = call(command[0], path, *command[1:])
-    assert (ended.code, ended.out, contents(home)) == (2, "", [])
-    *errors, note = ended.err.splitlines()
-    keys = [text.split(": ")[2] for text in errors]
-    assert sorted(keys) == [
-        "arms.between.training.warmup_epochs",
-        "arms.extends.method.cluster",
-        "arms.key.training.momentum",
-        "arms.network.method.clusters",
-        "budget.sample_passes",
-    ]
-    lines = [int(text.split(":")[2]) for text in errors]
-    assert lines == sorted(lines)
-    assert note == "note: further checks follow once these errors are fixed: of the arm extends"
-
-
 def test_a_value_that_only_the_data_refuses_is_told_with_its_line(call: Call, home: Path) -> None:
     path = write(home, budget={"sample_passes": 401})
     (number,) = [n for n, text in enumerate(path.read_text().splitlines(), 1) if "sample_passes" in text]

@@ -4,7 +4,7 @@ import hashlib
 import pytest
 import torch
 
-from nas_blockout.data import DataCorrupt, DataMissing, DataSettings, load
+from nas_blockout.data import DataCorrupt, DataMissing, DataSettings, dimensions, load
 from nas_blockout.data.sources import fashion_mnist as source
 from nas_blockout.data.splits import prepare
 
@@ -143,6 +143,8 @@ def test_the_debian_package_is_the_published_data_set():
     assert splits.shape == (1, 28, 28)
     assert splits.test().labels.bincount().tolist() == [1000] * 10
     assert splits.train.labels.bincount().tolist() == [100] * 10
+    everything = load(DataSettings(name="fashion_mnist", validation_samples=100))
+    assert len(everything.train) == dimensions(DataSettings(name="fashion_mnist")).train_images
 
 
 def test_fetching_reports_an_unreachable_server(tmp_path):
