@@ -78,6 +78,8 @@ def unbuildable(experiment: Experiment, *, shape: tuple[int, int, int], classes:
     except ValueError as error:
         for each in conflicts_in(error):
             yield Conflict(str(each), *(f"method.{key}" for key in each.keys or ("name",)), "method.name", "backbone")
+    except (OverflowError, RuntimeError, TypeError):  # PyTorch raises each of them for sizes beyond 63 bits
+        yield Conflict("backbone: the network is too wide: it has more weights than can be addressed", "backbone")
 
 
 @lru_cache(maxsize=32)  # the arms of a study often differ in the method alone

@@ -169,7 +169,8 @@ def _references(document: Mapping[str, Any]) -> Iterator[Violation]:
         document: The study, marked.
     """
     named = document.get("arms")
-    names = list(named) if isinstance(named, Mapping) else []  # also those whose settings cannot be read
+    # Also arms whose settings cannot be read, but none whose name is no text.
+    names = [name for name in named if isinstance(name, str)] if isinstance(named, Mapping) else []
     arms = arms_of(document)
     for name, arm in arms.items():
         others = [other for other in names if other != name]

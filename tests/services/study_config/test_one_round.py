@@ -184,7 +184,7 @@ def test_a_budget_is_checked_although_arms_and_its_own_tolerance_are_wrong(tmp_p
     assert len(error.violations) == 2 + len(EXPECTED)
 
 
-def study(**arms: Any) -> dict[str, Any]:
+def study(arms: Any) -> dict[str, Any]:
     return {**yaml.safe_load(HEAD + "  none: {}"), "arms": arms}
 
 
@@ -268,12 +268,14 @@ def study(**arms: Any) -> dict[str, Any]:
             {"a": {"match": {"arm": "d"}}, "b": {"extends": "a"}, "c": {"match": {"arm": "b"}}, "d": {}},
             ["arms.c.match.arm: 'b' itself matches another arm"],
         ),
+        ({"a": {"backbone": {"hidden": [10**30]}}}, ["arms.a.backbone: the network is too wide"]),
         # The settings of an arm are checked although its name is wrong.
+        ({1: {"training": {"warmup_epochs": 9}}}, ["arms.1: must be a valid string", "arms.1.training.warmup_epochs"]),
         ({"A": {"training": {"warmup_epochs": 9}}}, ["arms.A: string should match", "arms.A.training.warmup_epochs"]),
     ],
 )
 def test_each_fault_is_reported_once_and_no_consequence_of_another(arms: Any, expected: list[str]) -> None:
-    told = found(study(**arms))
+    told = found(study(arms))
     assert len(told) == len(expected), told
     for text, start in zip(told, expected, strict=True):
         assert text.startswith(start)
@@ -293,13 +295,13 @@ def test_a_note_names_the_arms_that_could_not_be_checked_to_the_end(
     change: dict[str, Any], unchecked: str | None
 ) -> None:
     with pytest.raises(StudyError) as caught:
-        resolve_document(study(a=change, b={}), source="study", measure=dimensions)
+        resolve_document(study({"a": change, "b": {}}), source="study", measure=dimensions)
     start = "further checks follow once these errors are fixed: "
     assert caught.value.unchecked == (None if unchecked is None else start + unchecked)
 
 
 def test_wrong_keys_of_the_study_itself_hide_nothing_in_its_arms() -> None:
-    document = {**study(a={"training": {"warmup_epochs": 9}}, b={"method": {"name": "blockout", "clusters": 9}})}
+    document = study({"a": {"training": {"warmup_epochs": 9}}, "b": {"method": {"name": "blockout", "clusters": 9}}})
     document |= {"name": "Bad Name", "seed": -1, "workers": 3, "retrain": {"seeds": [1, 1]}, "export": ["c"]}
     document |= {"objectives": ["macs"], "selection": {"tolerance": 2}, "robustness": {"images": 0}}
     del document["schema_version"], document["budget"]
@@ -312,6 +314,6 @@ def test_wrong_keys_of_the_study_itself_hide_nothing_in_its_arms() -> None:
 
 
 def test_a_required_key_that_is_misspelled_is_not_reported_as_missing_too() -> None:
-    document = study(a={})
+    document = study({"a": {}})
     document["budgte"] = document.pop("budget")
     assert found(document) == ["budgte: no such key; did you mean 'budget'?"]
