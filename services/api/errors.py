@@ -92,6 +92,7 @@ def of_study(error: StudyError) -> RequestError:
             key=plain(violation.key) or None,
             value=None if violation.value is None else short(violation.value),
             remedy=None if violation.remedy is None else plain(violation.remedy),
+            line=violation.line,
         )
         for violation in error.violations
     ]
@@ -105,8 +106,8 @@ def of_study(error: StudyError) -> RequestError:
         remedy=first.remedy,
         errors=broken,
     )
-    if error.unchecked is not None:
-        refused.problem = refused.problem.model_copy(update={"unchecked": plain(error.unchecked)})
+    unchecked = None if error.unchecked is None else plain(error.unchecked)
+    refused.problem = refused.problem.model_copy(update={"line": first.line, "unchecked": unchecked})
     return refused
 
 

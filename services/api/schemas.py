@@ -39,6 +39,7 @@ _BROKEN_RULE = {
     "key": "arms.blockout.method.clusters",
     "value": "0",
     "remedy": None,
+    "line": 8,
 }
 _PROBLEM = {"code": "invalid_study", **_BROKEN_RULE, "errors": [_BROKEN_RULE], "unchecked": None}
 _FILE = {"name": "model.onnx", "sha256": "9f86d081", "url": "/v1/studies/quickstart/models/blockout/model.onnx"}
@@ -57,6 +58,7 @@ class BrokenRule(BaseModel):
     key: str | None = Field(None, description="Key of the study file.")
     value: str | None = Field(None, description="The value found, as text and shortened, if there is one.")
     remedy: str | None = Field(None, description="What to do, if that is known.")
+    line: int | None = Field(None, description="Line of a study sent as YAML, from 1.")
 
 
 class Problem(BaseModel):
@@ -69,6 +71,7 @@ class Problem(BaseModel):
     key: str | None = Field(None, description="Key, parameter or header concerned, or null.")
     value: str | None = Field(None, description="The offending value as text, shortened, or null.")
     remedy: str | None = Field(None, description="What to do, or null.")
+    line: int | None = Field(None, description="Line of a study sent as YAML, from 1, or null.")
     errors: list[BrokenRule] = Field([], description="All rules that a study breaks, the first one included.")
     unchecked: str | None = Field(
         None, description="What of a study could not be checked before these errors are fixed, or null."

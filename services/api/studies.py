@@ -35,11 +35,12 @@ from services.api.state import Service, service_of
 from services.execution.extension import additions
 from services.store import NotFound, QueueRow
 from services.store.checked_values import MAX_INTEGER
-from services.study_config.errors import StudyError, Violation
+from services.study_config.errors import StudyError, Violation, with_lines
 from services.study_config.overrides import assigned
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study, parse_resolved
 from services.study_config.validation import check_against_dimensions
+from services.study_config.yaml_reader import line_map
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 # Outlining the networks of more arms would keep the service busy; they are checked when the study starts.
@@ -141,10 +142,26 @@ def _folder(document: Mapping[str, Any]) -> list[Violation]:
     return [Violation(_FOLDER, rule, folder, "omit it, or run the study with `nas-blockout submit`")]
 
 
-def submit(shared: Service, caller: Caller, document: Mapping[str, Any], key: str | None) -> QueueRow:
-    """Validate and queue a study; a repeated request returns the study queued before."""
+def submit(
+    shared: Service, caller: Caller, document: Mapping[str, Any], key: str | None, *, text: str | None = None
+) -> QueueRow:
+    """Validate and queue a study; a repeated request returns the study queued before.
+
+    Args:
+        shared: The service.
+        caller: Who submits it.
+        document: The study as plain values.
+        key: The client's key of the request.
+        text: The YAML that the study was read from, for the lines of its errors.
+    """
     auth.require_write(caller)
-    study = checked(document)
+    try:
+        study = checked(document)
+    except StudyError as error:
+        if text is None:
+            raise
+        violations = with_lines(error.violations, line_map(text))
+        raise StudyError.of(violations, source=SOURCE, unchecked=error.unchecked) from None
     row = shared.store.enqueue(
         study.name,
         document=study.to_json(),
@@ -281,7 +298,10 @@ def submit_study(
     ] = None,
 ) -> StudyView:
     """Queue a study, as YAML or JSON. Submitting the same study again, or with the same key, has no effect."""
-    row = submit(shared, caller, request_body.document(content, request_body.media_type(request)), key)
+    kind = request_body.media_type(request)
+    document = request_body.document(content, kind)
+    text = content.decode("utf-8") if kind in request_body.YAML_TYPES else None
+    row = submit(shared, caller, document, key, text=text)
     response.status_code = 201 if row.new else 200
     response.headers["Location"] = f"/v1/studies/{row.study}"
     return study_view(row)

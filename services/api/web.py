@@ -189,7 +189,8 @@ def submit(visited: Visited, fields: Form) -> Response:
         document = _chosen(chosen, text)
         document = assigned(document, [f"name={json.dumps(name)}"]) if name else document
         request_body.require_within_limits(document)
-        row = studies.submit(visited.shared, visited.caller, document, fields.get("key", "")[:100] or None)
+        key = fields.get("key", "")[:100] or None
+        row = studies.submit(visited.shared, visited.caller, document, key, text=None if chosen else text)
     except (RequestError, StudyError, StoreError) as error:
         return _list(visited, None, translated(error), {"name": name, "yaml": text, "bundled": chosen})
     return RedirectResponse(f"/studies/{row.study}", 303)

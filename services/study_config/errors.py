@@ -115,10 +115,16 @@ def violation_at(path: Path, text: str, *, key: str) -> Violation:
 
 
 def with_lines(violations: Sequence[Violation], lines: "LineMap | None") -> list[Violation]:
-    """Return violations with the lines of their keys in a file."""
+    """Return violations with the lines of their keys in a file, and the names that a file of version 1 has for them."""
     if lines is None:
         return [*violations]
-    return [replace(violation, line=lines.of(violation.path)) for violation in violations]
+    placed = []
+    for violation in violations:
+        former, remedy = lines.former_name(violation.path), violation.remedy
+        if former is not None:
+            remedy = f"this file calls it {former!r}" + (f"; {remedy}" if remedy else "")
+        placed.append(replace(violation, line=lines.of(violation.path), remedy=remedy))
+    return placed
 
 
 class LineMap:
@@ -139,6 +145,17 @@ class LineMap:
 
     def of(self, path: Path) -> int | None:
         """Return the line of a key, or of the innermost mapping around it in the file; None for an absent key."""
+        place = self._place(path)
+        return None if place is None else self._lines.get(place)
+
+    def former_name(self, path: Path) -> str | None:
+        """Return the name that the file has for a key, if that is not its current name."""
+        place = self._place(path)
+        if not place or len(place) < len(path) or str(place[-1]) == str(path[-1]):
+            return None
+        return str(place[-1])
+
+    def _place(self, path: Path) -> Path | None:
         if any(path[: len(absent)] == absent for absent in self._absent):
             return None
         place: Path = ()
@@ -149,7 +166,7 @@ class LineMap:
             if inner is None:
                 break
             place = inner
-        return self._lines.get(place)
+        return place
 
     def without(self, path: Path) -> "LineMap":
         """Return the map without a key, whose value does not come from the file."""

@@ -84,7 +84,7 @@ def read_with_lines(path: Path) -> tuple[dict[str, Any], LineMap]:
         raise StudyError(f"{path}: not valid YAML: {one_line(str(error))}") from None
     if not isinstance(document, dict):
         raise StudyError(f"{path}: a study is a mapping of keys, got {type(document).__name__}")
-    return with_absolute_folder(upgraded_study(document), path.parent), _line_map(text)
+    return with_absolute_folder(upgraded_study(document), path.parent), line_map(text)
 
 
 def read_text(path: Path) -> str:
@@ -130,7 +130,8 @@ def node_tree(text: str) -> yaml.Node | None:
     return yaml.compose(text, Loader=_UniqueKeys)  # a SafeLoader
 
 
-def _line_map(text: str) -> LineMap:
+def line_map(text: str) -> LineMap:
+    """Return the lines of the keys of a YAML text that `yaml_value` accepts."""
     root = node_tree(text)
     former: dict[str, set[str]] = {}
     for names in RENAMED.values():

@@ -108,7 +108,7 @@ def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
     document = answer.json()
     assert set(document) == {"error"}
     found: dict[str, Any] = document["error"]
-    assert set(found) == {"code", "message", "key", "value", "remedy", "errors", "unchecked"}
+    assert set(found) == {"code", "message", "key", "value", "remedy", "line", "errors", "unchecked"}
     assert found["code"] == code
     assert found["message"]
     return found

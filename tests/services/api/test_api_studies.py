@@ -118,6 +118,20 @@ def test_errors_between_keys_and_of_networks_are_listed_with_those_of_keys(ann, 
     assert store.queue() == ()
 
 
+def test_errors_of_a_study_sent_as_yaml_have_lines_and_are_in_their_order(ann, study, told):
+    text = yaml.safe_dump({**study, "arms": {"dense": {"training": {"momentum": 2, "warmup_epochs": 9}}}, "seed": -1})
+    lines = {line.partition(":")[0].strip(): number for number, line in enumerate(text.splitlines(), 1)}
+    found = told(
+        ann.post("/v1/studies", content=text, headers={"Content-Type": "application/yaml"}), 422, "invalid_study"
+    )
+    assert [(each["key"], each["line"]) for each in found["errors"]] == [
+        ("arms.dense.training.momentum", lines["momentum"]),
+        ("arms.dense.training.warmup_epochs", lines["warmup_epochs"]),
+        ("seed", lines["seed"]),
+    ]
+    assert (found["key"], found["line"]) == ("arms.dense.training.momentum", lines["momentum"])
+
+
 def test_what_follows_once_the_errors_are_fixed_is_named(ann, study, told):
     broken = {**study, "arms": {"dense": {"method": {"name": "dropuot"}}, "other": {}}}
     found = told(ann.post("/v1/studies", json=broken), 422, "invalid_study")
