@@ -333,7 +333,7 @@ class _Draft:
     def _measured(self, settings: DataSettings, unknown: frozenset[str], measure: Measure | None) -> _Data:
         if measure is None:
             return _Data(settings, unknown, None)
-        if {"data.folder", "data.image_size"} & unknown:
+        if unknown - {"data.train_samples"}:
             measure = dimensions  # the files that would be read are not those that are meant
         unread = False
         try:

@@ -52,7 +52,7 @@ def test_who_changes_a_study_sees_that_at_once(ann, study, store):
     store.acquire_lease("one", seconds=FOR_LONG)
     store.finish_queued("tiny", "one", "complete")
     assert listed() == [("tiny", "queued")]  # by a worker: shown when the answer is half a second old
-    ann.post("/v1/studies/tiny/extend", json={"assignments": ["budget.sample_passes=400", "retrain.seeds=[0, 1, 2]"]})
+    ann.post("/v1/studies/tiny/extend", json={"assignments": ["budget.sample_passes=536", "retrain.seeds=[0, 1, 2]"]})
     assert ann.get("/v1/studies").json()["studies"][0]["hash"] == store.queued_study("tiny").config_hash
 
 

@@ -155,7 +155,7 @@ def test_parts_come_only_when_something_has_changed(visitor, client, study, stor
 
 
 def test_a_study_is_cancelled_resumed_and_extended_by_forms(visitor, study, store):
-    study = {**study, "budget": {"sample_passes": 400}}  # enough for the third retraining
+    study = {**study, "budget": {"sample_passes": 536}}  # enough for the third retraining
     send(visitor, "/studies", yaml=yaml.safe_dump(study))
     assert send(visitor, "/studies/tiny/cancel").status_code == 303
     assert store.queued_study("tiny").state == "cancelled"

@@ -105,7 +105,7 @@ def test_errors_between_keys_and_of_networks_are_listed_with_those_of_keys(ann, 
         "inherited": {"extends": "key"},
     }
     data = {**study["data"], "folder": "/etc"}
-    broken = {**study, "arms": arms, "data": data, "budget": {"sample_passes": 299, "tolerance": -1}}
+    broken = {**study, "arms": arms, "data": data, "budget": {"sample_passes": 401, "tolerance": -1}}
     found = told(ann.post("/v1/studies", json=broken), 422, "invalid_study")
     assert sorted(each["key"] for each in found["errors"]) == [
         "arms.between.training.warmup_epochs",
@@ -252,7 +252,7 @@ def test_a_study_is_cancelled_and_resumed(ann, study, store, told):
 
 
 def test_a_study_that_has_ended_is_extended(ann, study, store, told):
-    study = {**study, "budget": {"sample_passes": 400}}  # enough for the third retraining
+    study = {**study, "budget": {"sample_passes": 536}}  # enough for the third retraining
     before = give(ann, study)
     changes = {"assignments": ["retrain.seeds=[0, 1, 2]", "arms.wide={extends: dense, description: again}"]}
     told(ann.post("/v1/studies/tiny/extend", json=changes), 409, "wrong_state")

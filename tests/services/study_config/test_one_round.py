@@ -18,7 +18,7 @@ name: broken
 data: {name: digits, train_samples: 50}
 backbone: {name: convnet, channels: [4], hidden: [8]}
 training: {epochs: 4, batch_size: 32}
-budget: {sample_passes: 1200}
+budget: {sample_passes: 1608}
 arms:
 """
 # Nine arms, each with one fault or more: of single keys (lines 9, 12 and 24), between keys (9, 13, 16, 19, 20 and 27),
@@ -139,7 +139,7 @@ def test_data_that_cannot_be_used_is_reported_with_the_rest(tmp_path: Path) -> N
 
 
 def test_data_that_is_missing_hides_no_network_and_is_hidden_by_none(tmp_path: Path) -> None:
-    text = BROKEN.replace("name: digits,", "name: cifar10,").replace("1200", "100")
+    text = BROKEN.replace("name: digits,", "name: cifar10,").replace("1608", "100")
     error = refused(written(tmp_path, text))
     assert error.violations[0].line == 3
     assert "cifar10" in error.violations[0].rule
@@ -170,15 +170,15 @@ def test_a_folder_with_images_is_read_only_to_complete_the_errors(tmp_path: Path
 
 
 def test_a_budget_is_checked_although_arms_and_its_own_tolerance_are_wrong(tmp_path: Path) -> None:
-    path = written(tmp_path, BROKEN.replace("{sample_passes: 1200}", "{sample_passes: 1199, tolerance: 2}"))
+    path = written(tmp_path, BROKEN.replace("{sample_passes: 1608}", "{sample_passes: 1607, tolerance: 2}"))
     error = refused(path)
     budget = [(each.line, str(each)) for each in error.violations if each.path[0] == "budget"]
     assert budget == [
         (6, "budget.tolerance: must be less than or equal to 1, got 2"),
         (
             6,
-            "budget.sample_passes: must be at least 1200 for arm 'typo', one search trial and 5 retrainings of 200 "
-            "passes (50 images x 4 epochs), got 1199",
+            "budget.sample_passes: must be at least 1608 for arm 'typo', one search trial and 5 retrainings of 268 "
+            "passes (4 epochs of 50 images and 17 for evaluation), got 1607",
         ),
     ]
     assert len(error.violations) == 2 + len(EXPECTED)

@@ -157,9 +157,9 @@ EXPECTED_MASKS = [
         "hidden2 must be named too, got ['hidden1', 'classes']; name them or leave out the distillation",
     ),
     (
-        30,
-        "base.method.masked: each name must be a layer whose weights can be masked, got 'hidden2'; layers that can be "
-        "masked on resnet: block1a, stream1, block2a, stream2, block3a, features, classes",
+        31,
+        "other-backbone.method.masked: each name must be a layer whose weights can be masked, got 'hidden2'; layers "
+        "that can be masked on resnet: block1a, stream1, block2a, stream2, block3a, features, classes",
     ),
 ]
 
