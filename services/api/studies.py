@@ -54,7 +54,7 @@ question: Does dropout help with fifty digits?
 data: {name: digits, train_samples: 50}
 backbone: {name: convnet, channels: [4], hidden: [8]}
 training: {epochs: 2, batch_size: 16}
-budget: {sample_passes: 300}
+budget: {sample_passes: 402}
 retrain: {seeds: [0, 1]}
 arms:
   dense: {}
@@ -64,7 +64,7 @@ _EXAMPLE_JSON = {
     "schema_version": 2,
     "name": "hello",
     "data": {"name": "digits", "train_samples": 50},
-    "budget": {"sample_passes": 4800},
+    "budget": {"sample_passes": 5360},
     "arms": {"dense": {}, "dropout": {"method": {"name": "dropout"}}},
 }
 _EXAMPLE_EVENT = """id: 1-8c1f0a9b2d3e
