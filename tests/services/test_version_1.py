@@ -42,12 +42,12 @@ def test_a_bundled_study_of_version_1_is_the_study_of_today(path: Path) -> None:
 
 
 def _unnamed(study: Study) -> list[object]:
-    """What a study does, without words (its arms' names and descriptions), its budget, and how it is scored.
+    """What a study does, without words (its question, its arms' names and descriptions), its budget, and how it is scored.
 
     These changed on purpose: tests/services/study_config/test_upgrade.py says how.
     """
     document = study.to_json()
-    del document["budget"]
+    del document["budget"], document["question"]
     arms = [{key: value for key, value in arm.items() if key != "description"} for arm in document.pop("arms").values()]
     for arm in arms:
         del arm["experiment"]["training"]["evaluation_statistics"]
