@@ -42,7 +42,7 @@ def test_a_bundled_study_of_version_1_is_the_study_of_today(path: Path) -> None:
 
 
 def _unnamed(study: Study) -> list[object]:
-    """What a study does, without words (its question, its arms' names and descriptions), its budget, and how it is scored.
+    """What a study does, without words (question, arms' names, descriptions), its budget, and how it is scored.
 
     These changed on purpose: tests/services/study_config/test_upgrade.py says how.
     """
