@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-# Charged as 500, 5% of an epoch of 10,000. From fewer the score suffers: docs/results/evaluation-statistics.md.
-STATISTICS_IMAGES = 1500
-_LARGEST_BATCH = 512  # what evaluation has in memory at once
+# From fewer the score suffers, more cost over 5% of an epoch of 10,000: docs/results/evaluation-statistics.md.
+STATISTICS_IMAGES = 1000
+_LARGEST_BATCH = 256  # in larger ones the maps of small networks leave the cache, which takes half as long again
 FORWARD_SHARE = 3  # a forward pass alone is charged as a third of forward and backward
 _Norm = nn.modules.batchnorm._BatchNorm
 

@@ -21,7 +21,7 @@ DATA = DataSettings()  # digits: 898 images to train on, 359 to validate
 SMALL = Experiment(
     DATA,
     ConvNetSettings((12, 12), (32,)),
-    training=TrainingSettings(epochs=3, batch_size=50, learning_rate=0.005),
+    training=TrainingSettings(epochs=4, batch_size=50, learning_rate=0.005),
 )
 MODES = ("hard-learned", "hard-fixed", "soft-learned")
 TRAINED: dict[str, dict[str, Any]] = {
