@@ -38,7 +38,7 @@ from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.backbones.inception import InceptionSettings
 from nas_blockout.backbones.resnet import ResNetSettings
-from nas_blockout.batch_statistics import estimate_statistics, statistics_batches
+from nas_blockout.batch_statistics import estimate_statistics
 from nas_blockout.data import DataSettings, Loader, Part, load
 from nas_blockout.experiment import Experiment, Run, Snapshot, build
 from nas_blockout.lazy_torchvision import torchvision
@@ -384,7 +384,7 @@ def paper(check: Check) -> None:
             plain.load_state_dict(trained.state_dict())
             before = evaluate(plain, Loader(held, 512), device=check.device).accuracy
             sample = Loader(train, 256).sample(4096, torch.Generator().manual_seed(seed))
-            estimate_statistics(plain, (batch.to(check.device) for batch in statistics_batches(sample)))
+            estimate_statistics(plain, (batch.to(check.device) for batch in sample))
             told = {
                 "as trained": before,
                 "statistics anew": evaluate(plain, Loader(held, 512), device=check.device).accuracy,

@@ -26,7 +26,6 @@ from nas_blockout.batch_statistics import (
     estimate_statistics,
     estimated_statistics,
     normalizations,
-    statistics_batches,
 )
 from nas_blockout.data import DataSettings, Loader, Splits, load
 from nas_blockout.experiment import EVALUATION_BATCH, Experiment
@@ -36,8 +35,8 @@ from nas_blockout.train import Loaders, TrainingSettings, evaluate, fit
 from services.study_config.resolution import read, resolve
 from services.study_config.yaml_reader import bundled
 
-SIZES = (125, 250, 500, 1000, 1500)
-BEFORE, SECOND, NOW, REFERENCE = "running", "second set", str(STATISTICS_IMAGES), "all"
+SIZES = (125, 250, 500, 1000, 2000, 3500)
+BEFORE, SECOND, NOW, REFERENCE = "running", "second set", "3500", "all"
 WAYS = (BEFORE, SECOND, *map(str, SIZES), REFERENCE)
 DEFAULT_ARMS = ("dense", "dropout", "dropblock", "dropcluster", "hard-fixed", "blockout", "blockout-soft")
 
@@ -75,7 +74,7 @@ class SecondSet:
                 self._update(x)
             yield x, y
 
-    def sample(self, images: int, generator: torch.Generator) -> Tensor:
+    def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Return a sample of the loader."""
         return self.loader.sample(images, generator)
 
@@ -131,7 +130,7 @@ def scored(arm: str, experiment: Experiment, splits: Splits) -> Iterator[Row]:
         yield row(SECOND)
     generator = torch.Generator().manual_seed(experiment.seed)
     for size in (*SIZES, len(images)):
-        with estimated_statistics(model, statistics_batches(images.sample(size, generator))):
+        with estimated_statistics(model, list(images.sample(size, generator))):
             yield row(REFERENCE if size == len(images) else str(size))
 
 
@@ -180,7 +179,7 @@ def print_times(experiment: Experiment, splits: Splits, rounds: int) -> None:
     generator, alone = torch.Generator(), []
     for _ in range(rounds):
         began = time.perf_counter()
-        estimate_statistics(model, statistics_batches(train.sample(STATISTICS_IMAGES, generator)))
+        estimate_statistics(model, train.sample(STATISTICS_IMAGES, generator))
         alone.append(time.perf_counter() - began)
     epoch = statistics.median(seconds["running"])
     print(

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-# From fewer the score suffers, more cost over 5% of an epoch of 10,000: docs/results/evaluation-statistics.md.
+# A thousand images an epoch are at most 5% of an epoch of 10,000. Half of all are kept for the last epoch, whose score
+# decides most: see docs/results/evaluation-statistics.md for what fewer cost.
 STATISTICS_IMAGES = 1000
-_LARGEST_BATCH = 256  # in larger ones the maps of small networks leave the cache, which takes half as long again
+EPOCH_IMAGES = STATISTICS_IMAGES // 2
+MOST_IMAGES = 5000  # beyond them an estimate is no better
 FORWARD_SHARE = 3  # a forward pass alone is charged as a third of forward and backward
 _Norm = nn.modules.batchnorm._BatchNorm
 
@@ -23,15 +25,14 @@ def normalizations(model: nn.Module) -> list[_Norm]:
     return [module for module in model.modules() if isinstance(module, _Norm) and module.running_mean is not None]
 
 
+def statistics_images(epoch: int, epochs: int) -> int:
+    """Return from how many training images the statistics after an epoch are estimated, numbered from 0."""
+    return min(MOST_IMAGES, EPOCH_IMAGES * (epochs + 1)) if epoch == epochs - 1 else EPOCH_IMAGES
+
+
 def statistics_passes(images: int) -> int:
-    """Return the sample passes that one estimate is charged, given the number of training images."""
-    return -(-min(images, STATISTICS_IMAGES) // FORWARD_SHARE)
-
-
-def statistics_batches(sample: Tensor) -> list[Tensor]:
-    """Return a sample of images in batches for an estimate, each with images from all over the sample."""
-    parts = -(-len(sample) // _LARGEST_BATCH)
-    return [sample[first::parts] for first in range(parts)]
+    """Return the sample passes that an estimate from so many images is charged."""
+    return -(-images // FORWARD_SHARE)
 
 
 @torch.no_grad()

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.batch_statistics import (
-    STATISTICS_IMAGES,
     estimate_statistics,
     normalizations,
-    statistics_batches,
+    statistics_images,
     statistics_passes,
 )
 from nas_blockout.settings_fields import Range, check
@@ -39,8 +38,8 @@ class Batches(Protocol):
     def batches(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield ``(images, labels)``: shuffled and augmented with a generator, in order and plain without one."""
 
-    def sample(self, images: int, generator: torch.Generator) -> Tensor:
-        """Return as many images, all if there are fewer, drawn at random, each at most once, plain."""
+    def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield batches of as many images, all if there are fewer, drawn at random, each at most once, plain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +145,10 @@ class Evaluation:
 
 def sample_passes(settings: TrainingSettings, images: int) -> int:
     """Return what a whole training on so many images is charged: its epochs, each with its estimate of statistics."""
-    estimated = settings.evaluation_statistics == "estimated"
-    return settings.epochs * (images + statistics_passes(images) * estimated)
+    epochs = settings.epochs
+    if settings.evaluation_statistics == "running":
+        return epochs * images
+    return sum(images + statistics_passes(min(images, statistics_images(epoch, epochs))) for epoch in range(epochs))
 
 
 def fit(
@@ -191,7 +192,7 @@ def fit(
             layer.prepare_epoch(epoch, settings.epochs)
         if any(layer.needs_calibration for layer in layers):
             if calibration_batch is None:  # always the same images, also in a resumed run
-                calibration_batch = loaders.train.sample(CALIBRATION_IMAGES, _drawing(seed, 0)).to(device)
+                calibration_batch = torch.cat([*loaders.train.sample(CALIBRATION_IMAGES, _drawing(seed, 0))]).to(device)
             model.eval()
             with torch.no_grad():
                 model(calibration_batch)
@@ -322,9 +323,10 @@ def _fit_statistics(
     """
     if settings.evaluation_statistics == "running" or not normalizations(model):
         return 0
-    sample = images.sample(STATISTICS_IMAGES, _drawing(seed, epoch + 1))
-    estimate_statistics(model, (batch.to(device) for batch in statistics_batches(sample)))
-    return statistics_passes(len(images))
+    wanted = statistics_images(epoch, settings.epochs)
+    sample = images.sample(wanted, _drawing(seed, epoch + 1))
+    estimate_statistics(model, (batch.to(device) for batch in sample))
+    return statistics_passes(min(wanted, len(images)))
 
 
 def _drawing(seed: int, number: int) -> torch.Generator:

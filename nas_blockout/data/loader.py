@@ -9,6 +9,8 @@ from nas_blockout.data.augment import AUGMENT
 from nas_blockout.data.data_settings import AUGMENTATIONS
 from nas_blockout.data.splits import AnyPart
 
+SAMPLE_BATCH = 256  # in larger batches the maps of small networks leave the cache, which takes half as long again
+
 
 class Loader:
     """Batches of images and labels, on the device of the part.
@@ -54,18 +56,19 @@ class Loader:
         for images, labels in self.part.gather(torch.split(order, batch_sizes(count, self.batch_size))):
             yield (self._augment(images, generator, self._background) if self._augment else images), labels
 
-    def sample(self, images: int, generator: torch.Generator) -> Tensor:
-        """Return images drawn at random, each at most once and plain, shape ``(images, channels, height, width)``.
+    def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield batches of images drawn at random, each at most once and plain.
 
-        A prefix would be no sample: files often lie by class. What was drawn comes in the order of the split, so that
-        all images are the same tensor whatever the generator; batches cut from it are no samples.
+        A prefix would be no sample: files often lie by class. Every batch has images from all over what was drawn, in
+        the order of the split, so that a sample of all images in one batch is the same whatever the generator.
 
         Args:
             images: How many; all, if the split has fewer.
             generator: On the processor; the sample depends on its state alone.
         """
         chosen = torch.randperm(len(self.part), generator=generator)[:images].sort().values
-        return torch.cat([batch for batch, _ in self.part.gather(torch.split(chosen, self.batch_size))])
+        parts = -(-len(chosen) // SAMPLE_BATCH)
+        yield from (batch for batch, _ in self.part.gather([chosen[first::parts] for first in range(parts)]))
 
 
 def batch_sizes(samples: int, batch_size: int) -> list[int]:

@@ -15,7 +15,6 @@ from nas_blockout.batch_statistics import (
     STATISTICS_IMAGES,
     estimate_statistics,
     estimated_statistics,
-    statistics_batches,
 )
 from nas_blockout.data import Loader, Splits
 from nas_blockout.experiment.builder import build, plain
@@ -104,12 +103,12 @@ def derive(
     learned.cpu().eval()  # the proof compares float64 logits, which not every device computes
     probabilities = _probabilities(learned, settings, splits, seed=experiment.seed)
     generator = torch.Generator().manual_seed(experiment.seed)
-    sample = Loader(splits.train, EVALUATION_BATCH).sample(STATISTICS_IMAGES, generator)
+    sample = list(Loader(splits.train, EVALUATION_BATCH).sample(STATISTICS_IMAGES, generator))
     estimated = experiment.training.evaluation_statistics == "estimated"
-    estimates = [batch.to(device) for batch in statistics_batches(sample)] if estimated else []
+    estimates = [batch.to(device) for batch in sample] if estimated else []
     distilled, threshold, tried = _distilled(experiment, learned, probabilities, splits, estimates, device=device)
     branched = second_network(experiment, distilled.architecture, splits)
-    equality = _equality(learned, distilled, branched, sample[:EQUALITY_IMAGES])
+    equality = _equality(learned, distilled, branched, sample[0][:EQUALITY_IMAGES])
     if isinstance(settings, PruningSettings) or settings.weights == "inherited":
         transplant(learned, distilled, branched)
         batches = estimates or _as_version_1(splits, experiment.training.batch_size)

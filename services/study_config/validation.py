@@ -162,8 +162,8 @@ def unpaid(
     dearest = max(costs, key=lambda name: costs[name])
     one, epochs = costs[dearest], trainings[dearest].epochs
     if budget.sample_passes < one * (1 + seeds):
-        statistics = one // epochs - images
-        charged = f" and {statistics} for evaluation" if statistics else ""
+        evaluation = one - epochs * images
+        charged = f", and {evaluation} to evaluate them" if evaluation else ""
         rule = (
             f"must be at least {one * (1 + seeds)} for arm {dearest!r}, one search trial and {seeds} retrainings of "
             f"{one} passes ({epochs} epochs of {images} images{charged})"

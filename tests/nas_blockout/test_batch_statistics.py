@@ -8,7 +8,7 @@ from nas_blockout.batch_statistics import (
     estimate_statistics,
     estimated_statistics,
     normalizations,
-    statistics_batches,
+    statistics_images,
     statistics_passes,
 )
 
@@ -91,13 +91,11 @@ def test_statistics_are_lent_to_an_evaluation() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_the_last_epoch_has_half_of_the_images_and_an_epoch_a_thousand_on_average() -> None:
+    assert [statistics_images(epoch, 6) for epoch in range(6)] == [500] * 5 + [3500]
+    assert all(sum(statistics_images(epoch, n) for epoch in range(n)) == 1000 * n for n in range(1, 10))
+    assert statistics_images(99, 100) == 5000
+
+
 def test_an_estimate_is_charged_a_third_of_its_images() -> None:
-    assert [statistics_passes(images) for images in (1, 100, 150, 1000, 10_000)] == [1, 34, 50, 334, 334]
-
-
-def test_every_batch_of_an_estimate_has_images_from_all_over_the_sample() -> None:
-    batches = statistics_batches(torch.arange(1300))
-    assert [len(batch) for batch in batches] == [217, 217, 217, 217, 216, 216]
-    assert sorted(torch.cat(batches).tolist()) == list(range(1300))
-    assert all(600 < batch.float().mean() < 700 for batch in batches), "no batch is a prefix"
-    assert len(statistics_batches(torch.arange(256))) == 1
+    assert [statistics_passes(images) for images in (1, 100, 150, 3000)] == [1, 34, 50, 1000]

@@ -30,8 +30,8 @@ class Points:
         for index in order.split(self.batch_size):
             yield self.x[index], self.y[index]
 
-    def sample(self, images: int, generator: torch.Generator) -> Tensor:
-        return self.x[torch.randperm(len(self), generator=generator)[:images]]
+    def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:
+        yield self.x[torch.randperm(len(self), generator=generator)[:images]]
 
 
 class Net(TrainableModel):
@@ -83,7 +83,7 @@ def test_training_learns_and_counts_its_passes() -> None:
     assert [record.sample_passes for record in found] == [80 * n for n in range(1, 7)]
     assert sample_passes(TrainingSettings(epochs=6), 60) == 480
     assert sample_passes(TrainingSettings(epochs=6, evaluation_statistics="running"), 60) == 360
-    assert sample_passes(TrainingSettings(epochs=2), 10_000) == 2 * (10_000 + 334)
+    assert sample_passes(TrainingSettings(epochs=6), 10_000) == 6 * 10_000 + 5 * 167 + 1167
     assert found[-1].validation_accuracy is not None
     assert found[-1].validation_accuracy > 0.9
     assert found[0].train_loss is not None

@@ -76,12 +76,13 @@ def test_wrong_settings_are_refused(batch_size, augment):
 
 
 def test_a_sample_is_drawn_from_all_images_each_at_most_once_and_plain():
-    images = torch.arange(200.0).view(200, 1, 1, 1)
-    loader = Loader(Part(images, torch.arange(200) // 100), 16, augment="shift")
-    chosen = loader.sample(50, torch.Generator().manual_seed(0)).flatten()
-    assert len(chosen.unique()) == 50
-    assert chosen.tolist() == sorted(chosen.tolist())
-    assert 10 < int((chosen >= 100).sum()) < 40, "not the first class alone"
-    assert torch.equal(chosen, loader.sample(50, torch.Generator().manual_seed(0)).flatten())
-    assert not torch.equal(chosen, loader.sample(50, torch.Generator().manual_seed(1)).flatten())
-    assert torch.equal(loader.sample(300, torch.Generator()), images)
+    loader = Loader(numbered(2000), 16, augment="shift")
+    batches = [batch[:, 0, 0, 0] for batch in loader.sample(600, seeded())]
+    assert [len(batch) for batch in batches] == [200, 200, 200]
+    assert len(torch.cat(batches).unique()) == 600
+    assert all(900 < batch.mean() < 1100 for batch in batches), "from all over the split, whatever its order"
+    again, other = (torch.cat([*loader.sample(600, seeded(seed))]) for seed in (0, 1))
+    assert torch.equal(torch.cat(batches), again[:, 0, 0, 0])
+    assert not torch.equal(again, other)
+    (all_of_them,) = Loader(numbered(100), 16).sample(300, seeded())
+    assert torch.equal(all_of_them, numbered(100).images)

@@ -319,8 +319,8 @@ class Images:
         for part in order.split(16):
             yield self.x[part], self.y[part]
 
-    def sample(self, images: int, generator: torch.Generator) -> torch.Tensor:
-        return self.x[torch.randperm(48, generator=generator)[:images]]
+    def sample(self, images: int, generator: torch.Generator) -> Any:
+        yield self.x[torch.randperm(48, generator=generator)[:images]]
 
 
 class Network(nn.Module):
