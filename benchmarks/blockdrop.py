@@ -102,7 +102,7 @@ def measured(depths: list[int], batches: list[int], pool: int, rounds: int) -> I
     for depth in depths:
         torch.manual_seed(0)
         network = ResNet(ResNetSettings(depth=depth), SHAPE, 10)
-        model = BlockDrop(network, BlockDropSettings(policy_pool=pool), channels=SHAPE[0]).eval()
+        model = BlockDrop(network, BlockDropSettings(policy_widths=(16, 32, 64), policy_pool=pool), shape=SHAPE).eval()
         for batch in batches:
             for share, kind in PATHS:
                 some = max(5, rounds // 3) if batch > 64 else rounds

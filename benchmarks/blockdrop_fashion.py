@@ -41,6 +41,7 @@ COMMON = BlockDropSettings(
     pretrain_fraction=0.0,
     policy_fraction=0.375,
     blocks_per_epoch=5,
+    finetune_paths="sampled",
     policy_widths=(8, 16, 32),
     policy_pool=2,
     initial_keep=0.7,
@@ -158,7 +159,7 @@ def run_seed(seed: int, options: argparse.Namespace, data: Images) -> Iterator[t
         if values.get("policy") in ("first", "random", "spread"):
             values["kept_blocks"] = kept
         torch.manual_seed(seed)
-        model = BlockDrop(copy.deepcopy(network), chosen(**values), channels=data.train.images.shape[1])
+        model = BlockDrop(copy.deepcopy(network), chosen(**values), shape=network.input_shape)
         seconds = trained(model, data, options.finetune, seed, 3e-3)
         row, test = measured(arm, seed, model, data, seconds)
         yield arm, row, test

@@ -216,7 +216,9 @@ def droppers(check: Check) -> None:
 @torch.inference_mode()
 def skipping(check: Check) -> None:
     splits, backbone = synthetic(SHAPE, 1024, check.device), ResNetSettings(8 if check.quick else 110)
-    model = network(replace(check, quick=False), backbone, splits, name="blockdrop", policy_pool=2).eval()
+    model = network(
+        replace(check, quick=False), backbone, splits, name="blockdrop", preset="paper", policy_pool=2
+    ).eval()
     flops = model.flops(splits.train.images[:1])
 
     def make(name: str, x: Tensor, keep: Tensor) -> Call:

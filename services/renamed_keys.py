@@ -77,6 +77,18 @@ PRESET_OF_VERSION_1 = "paper"
 # Version 1 evaluated with the statistics that training gathers: its trials are compared with others of their kind.
 TRAINING_OF_VERSION_1: Mapping[str, str] = MappingProxyType({"evaluation_statistics": "running"})
 BACKGROUND_OF_VERSION_1 = "dropped"  # of transparent images, whose hidden colors it showed
+PRESET_METHODS = ("blockout", "blockdrop")  # whose defaults were those of this preset
+
+# Likewise of blockdrop; recorded experiments hold every setting that there was.
+_DEFAULTS_OF_BLOCKDROP: Mapping[str, Any] = MappingProxyType(
+    {
+        "blocks_per_epoch": 1,
+        "finetune_paths": "sampled",
+        "policy_widths": [16, 32, 64],
+        "policy_pool": 1,
+        "seed": 0,
+    }
+)
 
 # By kind and new name of the key: the kind of the mapping (or of the mappings in the list) that stands there.
 INSIDE: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -176,10 +188,12 @@ def _with_defaults(upgraded: dict[str, Any], kind: str) -> dict[str, Any]:
     if kind == "data" and upgraded.get("name") == "imagefolder":
         return {"background": BACKGROUND_OF_VERSION_1, **upgraded}
     method = upgraded.get("method")
-    if not isinstance(method, Mapping) or method.get("name") != "blockout":
+    if not isinstance(method, Mapping) or method.get("name") not in PRESET_METHODS:
         return upgraded
     if kind == "arm":
-        return {**upgraded, "method": {"name": "blockout", "preset": PRESET_OF_VERSION_1, **method}}
+        return {**upgraded, "method": {"name": method["name"], "preset": PRESET_OF_VERSION_1, **method}}
+    if method["name"] == "blockdrop":
+        return {**upgraded, "method": {**_DEFAULTS_OF_BLOCKDROP, **method}} if kind == "experiment" else upgraded
     if kind == "experiment":
         method = {**_DEFAULTS_OF_BLOCKOUT, **method}
         if isinstance(backbone := upgraded.get("backbone"), Mapping) and backbone.get("name") == "inception":

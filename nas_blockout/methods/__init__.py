@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from nas_blockout.methods.blockdrop import BlockDropSettings
+from nas_blockout.methods import blockdrop
 from nas_blockout.methods.blockout import PAPER, BlockoutSettings
 from nas_blockout.methods.dropblock import DropBlock, DropBlockSettings
 from nas_blockout.methods.dropcluster import DropCluster, DropClusterSettings
@@ -78,6 +78,8 @@ _BLOCKOUT = {
     "paper": Preset(PAPER, {}, {"trim_by": "probability"}),
 }
 
+_BLOCKDROP = {"short": Preset(blockdrop.BlockDropSettings()), "paper": Preset(blockdrop.PAPER)}
+
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "none": Method(NoneSettings, "none", None),
@@ -87,7 +89,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "dropblock": Method(DropBlockSettings, "maps", DropBlock),
         "dropcluster": Method(DropClusterSettings, "maps", DropCluster),
         "blockout": Method(BlockoutSettings, "structure", None, _BLOCKOUT),
-        "blockdrop": Method(BlockDropSettings, "paths", None),
+        "blockdrop": Method(blockdrop.BlockDropSettings, "paths", None, _BLOCKDROP),
     }
 )
 

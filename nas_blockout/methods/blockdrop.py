@@ -1,9 +1,9 @@
 """BlockDrop: a small policy network decides from the image, in one pass, which residual blocks of a network to run."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -13,12 +13,21 @@ from torch.nn import functional as F
 from nas_blockout.methods.block_routing import (
     ROUTES,
     BlockFlops,
+    FixedPolicy,
     Inference,
+    PolicyNetwork,
     ResidualNetwork,
+    StaticPolicy,
     block_flops,
     compacted_route,
+    fixed_path,
     masked_route,
+    network_flops,
+    norms_of,
+    operations,
+    path_of_cost,
     path_statistics,
+    policy_size,
     statistics_kept,
 )
 from nas_blockout.methods.random_masks import generator_for
@@ -28,18 +37,24 @@ from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, Train
 Policy = Literal["learned", "static", "all", "first", "random", "spread"]
 Estimator = Literal["reinforce", "straight-through", "gumbel"]
 Phase = Literal["pretrain", "policy", "joint"]
+FinetunePaths = Literal["inference", "sampled"]
 
+POLICY_SHARE = 0.05  # of the operations of the network that it steers: the most that the default policy network costs
+_TIE = 1e-3  # how far initial logits lie apart that are compared with each other
 _CERTAIN = 1e4  # a logit whose probability is 1; finite, as exported weights must be
 
 
 @dataclass(frozen=True, slots=True)
 class BlockDropSettings:
-    """Settings of BlockDrop.
+    """Settings of BlockDrop. The defaults are the preset ``short``, for trainings of tens of epochs.
 
     Args:
         policy: ``learned`` depends on the image, ``static`` learns one path for all images; the baselines keep ``all``
             blocks, the ``first`` ones, a ``random`` selection, or blocks ``spread`` evenly.
-        kept_blocks: Blocks that ``first``, ``random`` and ``spread`` keep; None for the other policies.
+        kept_blocks: Blocks that ``first``, ``random`` and ``spread`` keep; None for half of them, unless `target_macs`
+            or the ``match`` of a study's arm says how many.
+        target_macs: Multiply-accumulates an image that ``static``, ``first``, ``random`` and ``spread`` come near to,
+            by whole blocks: matches their cost to that of a learned policy.
         estimator: How the policy learns: ``reinforce`` (the paper's), or ``straight-through`` or ``gumbel`` gates.
         alpha: Paths are drawn from probabilities in ``[1 - alpha, alpha]``.
         penalty: gamma; the reward of a wrong prediction is ``-penalty``.
@@ -48,18 +63,22 @@ class BlockDropSettings:
         temperature: Temperature of ``gumbel`` gates.
         pretrain_fraction: Share of the epochs that train the network with all blocks; 0 if it is already trained.
         policy_fraction: Share of the epochs that train the policy alone, with the network frozen.
-        blocks_per_epoch: Blocks, starting from the last, that the policy takes control of in each of these epochs.
-        policy_widths: Channels of the stages of the policy network, one block each.
-        policy_pool: Side of the mean pooling of the policy's input; 1 for none.
+        blocks_per_epoch: Blocks, starting from the last, that the policy takes control of in each of these epochs; None
+            for as many as it takes to control all of them in the last one.
+        finetune_paths: Paths on which ``reinforce`` trains the network together with the policy: those that
+            ``inference`` will take, or those that are ``sampled`` for the policy (the paper's).
+        policy_widths: Channels of the stages of the policy network, one block each; None for what suits its backbone.
+        policy_pool: Side of the mean pooling of the policy's input, 1 for none; None for what suits its backbone.
         policy_lr_multiplier: Learning rate of the policy as a multiple of the network's.
         initial_keep: Approximate initial probability of keeping a block.
         inference: How eval skips blocks: ``compacted`` runs each block on the images that keep it, ``grouped`` runs the
             images of equal paths together, ``masked`` runs all blocks and saves no time.
-        seed: Seed of the path of ``random``.
+        seed: Seed of the path of ``random``; None for that of the experiment.
     """
 
     policy: Policy = "learned"
     kept_blocks: Annotated[int, Range(ge=1)] | None = None
+    target_macs: Annotated[int, Range(ge=1)] | None = None
     estimator: Estimator = "reinforce"
     alpha: Annotated[float, Range(gt=0.5, lt=1)] = 0.8
     penalty: Annotated[float, Range(ge=0)] = 1.0
@@ -68,25 +87,38 @@ class BlockDropSettings:
     temperature: Annotated[float, Range(gt=0)] = 1.0
     pretrain_fraction: Annotated[float, Range(ge=0, le=1)] = 0.5
     policy_fraction: Annotated[float, Range(ge=0, le=1)] = 0.25
-    blocks_per_epoch: Annotated[int, Range(ge=1)] = 1
-    policy_widths: Annotated[tuple[Annotated[int, Range(ge=1)], ...], Length(1)] = (16, 32, 64)
-    policy_pool: Annotated[int, Range(ge=1)] = 1
+    blocks_per_epoch: Annotated[int, Range(ge=1)] | None = None
+    finetune_paths: FinetunePaths = "inference"
+    policy_widths: Annotated[tuple[Annotated[int, Range(ge=1)], ...], Length(1)] | None = None
+    policy_pool: Annotated[int, Range(ge=1)] | None = None
     policy_lr_multiplier: Annotated[float, Range(gt=0)] = 1.0
     initial_keep: Annotated[float, Range(gt=0, lt=1)] = 0.5
     inference: Inference = "compacted"
-    seed: Annotated[int, SEED] = 0
+    seed: Annotated[int, SEED] | None = None
 
     def __post_init__(self) -> None:
         check(self)
         refuse(self._conflicts())
 
     def _conflicts(self) -> Iterator[Conflict]:
-        if (self.kept_blocks is not None) != (self.policy in ("first", "random", "spread")):
+        if self.kept_blocks is not None and not self.chooses_cost:
             message = (
                 f"kept_blocks belongs to the policies first, random and spread, and to no other, "
                 f"got kept_blocks={self.kept_blocks} for policy={self.policy!r}"
             )
             yield Conflict(message, "kept_blocks", "policy")
+        if self.target_macs is not None and not (self.chooses_cost or self.policy == "static"):
+            message = (
+                f"target_macs belongs to the policies static, first, random and spread, and to no other, "
+                f"got target_macs={self.target_macs} for policy={self.policy!r}"
+            )
+            yield Conflict(message, "target_macs", "policy")
+        if self.target_macs is not None and self.kept_blocks is not None:
+            message = (
+                f"kept_blocks and target_macs both say what is kept: set one of them, "
+                f"got kept_blocks={self.kept_blocks} and target_macs={self.target_macs}"
+            )
+            yield Conflict(message, "kept_blocks", "target_macs")
         rest = 1 - self.pretrain_fraction
         if self.policy_fraction > rest:
             message = (
@@ -99,6 +131,17 @@ class BlockDropSettings:
     def learns(self) -> bool:
         """Whether the policy has parameters."""
         return self.policy in ("learned", "static")
+
+    @property
+    def chooses_cost(self) -> bool:
+        """Whether the policy is a fixed one that keeps as much as it is told to."""
+        return self.policy in ("first", "random", "spread")
+
+
+# One block more an epoch, however many there are; all paths of the joint phase sampled; a policy of one size.
+PAPER = BlockDropSettings(
+    blocks_per_epoch=1, finetune_paths="sampled", policy_widths=(16, 32, 64), policy_pool=1, seed=0
+)
 
 
 def bounded(probabilities: Tensor, alpha: float) -> Tensor:
@@ -167,9 +210,16 @@ def gumbel_gates(logits: Tensor, generator: torch.Generator, *, temperature: flo
     return (soft >= 0.5).to(soft.dtype) + soft - soft.detach()
 
 
-def controlled_blocks(epoch: int, blocks: int, *, per_epoch: int = 1) -> int:
-    """Return how many blocks, from the last on, are under control in an epoch of the curriculum, counted from 0."""
-    return min(blocks, per_epoch * (epoch + 1))
+def controlled_blocks(epoch: int, blocks: int, *, epochs: int, per_epoch: int | None = None) -> int:
+    """Return how many blocks, from the last on, are under control in an epoch of the curriculum.
+
+    Args:
+        epoch: Number of the epoch, from 0.
+        blocks: Blocks of the network.
+        epochs: Epochs of the curriculum; in the last one all blocks are under control.
+        per_epoch: Blocks to add in each epoch whatever its length; None to spread them evenly over the epochs.
+    """
+    return min(blocks, math.ceil(blocks * (epoch + 1) / epochs) if per_epoch is None else per_epoch * (epoch + 1))
 
 
 def phase_of(epoch: int, epochs: int, settings: BlockDropSettings) -> tuple[Phase, int]:
@@ -178,90 +228,24 @@ def phase_of(epoch: int, epochs: int, settings: BlockDropSettings) -> tuple[Phas
     A policy that learns nothing has no phase of its own: its epochs are epochs of fine-tuning, so that controls are
     trained as long.
     """
-    pretrain = round(settings.pretrain_fraction * epochs)
-    joint = (
-        min(epochs, round((settings.pretrain_fraction + settings.policy_fraction) * epochs))
-        if settings.learns
-        else pretrain
-    )
+    pretrain, joint = _phase_starts(epochs, settings)
     if epoch < pretrain:
         return "pretrain", epoch
     return ("policy", epoch - pretrain) if epoch < joint else ("joint", epoch - joint)
 
 
-def fixed_path(policy: Policy, blocks: int, kept: int | None, *, seed: int = 0) -> Tensor:
-    """Return the path of a control for all images, bool, shape ``(blocks,)``.
-
-    Args:
-        policy: ``all``, ``first``, ``random`` (one draw) or ``spread``.
-        blocks: Blocks of the network.
-        kept: Blocks to keep, in 1..blocks; unused by ``all``.
-        seed: Of the draw.
-
-    Raises:
-        ValueError: More blocks are to be kept than there are.
-    """
-    kept = blocks if kept is None else kept
-    if not 1 <= kept <= blocks:
-        raise ValueError(f"kept_blocks must lie in 1..{blocks}, the blocks of the network, got kept_blocks={kept}")
-    chosen = torch.arange(kept)
-    if policy == "random":
-        chosen = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))[:kept]
-    elif policy == "spread":
-        chosen = ((chosen + 0.5) * blocks / kept).long()
-    return torch.zeros(blocks, dtype=torch.bool).index_fill(0, chosen, True)
+def curriculum_epochs(epochs: int, settings: BlockDropSettings) -> int:
+    """Return for how many epochs of a training the policy learns alone."""
+    pretrain, joint = _phase_starts(epochs, settings)
+    return joint - pretrain
 
 
-class PolicyNetwork(nn.Module):
-    """A small residual network, one block a stage, that gives one logit a block of the network that it steers.
-
-    Args:
-        channels: Channels of an image.
-        blocks: Blocks that are steered.
-        settings: ``policy_widths``, ``policy_pool`` and ``initial_keep``.
-    """
-
-    def __init__(self, channels: int, blocks: int, settings: BlockDropSettings) -> None:
-        from nas_blockout.lazy_torchvision import torchvision  # which takes two seconds, and only this network needs it
-
-        super().__init__()
-        first, *_ = widths = settings.policy_widths
-        layers: list[nn.Module] = [nn.AvgPool2d(settings.policy_pool)] if settings.policy_pool > 1 else []
-        layers += [nn.Conv2d(channels, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU(inplace=True)]
-        layers.append(torchvision.models.resnet.BasicBlock(first, first))
-        for inputs, outputs in pairwise(widths):
-            projection = nn.Sequential(nn.Conv2d(inputs, outputs, 1, 2, bias=False), nn.BatchNorm2d(outputs))
-            layers.append(torchvision.models.resnet.BasicBlock(inputs, outputs, 2, projection))
-        self.features = nn.Sequential(*layers)
-        self.linear = nn.Linear(widths[-1], blocks)
-        nn.init.constant_(self.linear.bias, float(torch.tensor(settings.initial_keep).logit()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``(batch, blocks)`` of images ``(batch, channels, height, width)``."""
-        logits: Tensor = self.linear(self.features(x).mean((2, 3)))
-        return logits
-
-
-class StaticPolicy(nn.Module):
-    """One path for all images: learned logits, or those of a fixed path, whose probabilities are 0 and 1.
-
-    Args:
-        logits: Shape ``(blocks,)``.
-        learned: Whether they are a parameter.
-    """
-
-    def __init__(self, logits: Tensor, *, learned: bool) -> None:
-        super().__init__()
-        self.logits: Tensor
-        if learned:
-            self.logits = nn.Parameter(logits)
-        else:
-            self.register_buffer("logits", logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``(batch, blocks)``, the same for every image."""
-        # no view of a parameter: torch's FLOP counter trips over it; no len(x), which an export would take as fixed
-        return self.logits.repeat(x.shape[0], 1)
+def _phase_starts(epochs: int, settings: BlockDropSettings) -> tuple[int, int]:
+    """Return the first epoch of the policy's phase and that of the joint one."""
+    pretrain = round(settings.pretrain_fraction * epochs)
+    if not settings.learns:
+        return pretrain, pretrain
+    return pretrain, min(epochs, round((settings.pretrain_fraction + settings.policy_fraction) * epochs))
 
 
 class BlockDrop(TrainableModel):
@@ -277,25 +261,28 @@ class BlockDrop(TrainableModel):
     Args:
         network: With `stem`, `blocks` and `head`; a `torch.nn.Module`.
         settings: What decides the paths, and how it learns.
-        channels: Channels of an image, which the policy network reads.
+        shape: Channels, height and width of an image.
 
     Raises:
-        ValueError: ``kept_blocks`` exceeds the blocks of the network, or this has none.
+        ValueError: ``kept_blocks`` exceeds the blocks of the network, this has none, or ``target_macs`` does not
+            pay for one block.
 
     References:
         Wu, Nagarajan, Kumar, Rennie, Davis, Grauman, Feris. BlockDrop: Dynamic Inference Paths in Residual Networks.
         CVPR 2018, sections 3.2 to 3.4.
 
     Differs from the paper in: pretraining is a phase of the same training; blocks are skipped in batches, in training
-    too, and running statistics follow the paths of inference; the bonus is the entropy of the Bernoulli draw; the
-    policy's shortcuts are projections; its loss is a mean over the batch in the joint phase as well. ``static``, gates
-    and the settings of the policy's size and pace are ours.
+    too, and running statistics follow the paths of inference, as does the network's own loss unless ``finetune_paths``
+    says otherwise; the curriculum is scaled to its phase; the bonus is the entropy of the Bernoulli draw; the policy's
+    shortcuts are projections and its size follows its backbone; its loss is a mean over the batch in the joint phase as
+    well. ``static``, gates and costs to come near to are ours.
     """
 
     network: ResidualNetwork
     controlled: Tensor
+    policy_share: float  # what the policy costs as a share of the network with all blocks
 
-    def __init__(self, network: ResidualNetwork, settings: BlockDropSettings, *, channels: int) -> None:
+    def __init__(self, network: ResidualNetwork, settings: BlockDropSettings, *, shape: tuple[int, int, int]) -> None:
         super().__init__()
         blocks = len(network.blocks)
         if blocks < 1:
@@ -303,14 +290,10 @@ class BlockDrop(TrainableModel):
         self.network = network
         self.settings = settings
         self.phase: Phase = "joint"
-        self.policy: nn.Module
-        if settings.policy == "learned":
-            self.policy = PolicyNetwork(channels, blocks, settings)
-        elif settings.policy == "static":
-            self.policy = StaticPolicy(torch.full((blocks,), settings.initial_keep).logit(), learned=True)
-        else:
-            path = fixed_path(settings.policy, blocks, settings.kept_blocks, seed=settings.seed)
-            self.policy = StaticPolicy(torch.where(path, _CERTAIN, -_CERTAIN), learned=False)
+        counted = network_flops(network, shape)
+        self.policy = _policy(counted, settings, shape)
+        self.policy_share = operations(self.policy, shape) / counted.full if settings.policy == "learned" else 0.0
+        self._norms = norms_of(network)
         self.register_buffer("controlled", torch.ones(blocks, dtype=torch.bool))
         self._paths: Counter[tuple[bool, ...]] = Counter()
         self._reward = 0.0
@@ -333,6 +316,8 @@ class BlockDrop(TrainableModel):
             generator: Of the draws, on the device of `x`; required in training unless the policy is fixed.
         """
         if not self.training:
+            if any(norm.training for norm in self._norms):  # their statistics are being estimated anew
+                return compacted_route(self.network, x, self.decide(x), generator, estimating=True)
             inference = "masked" if torch.compiler.is_exporting() else self.settings.inference
             return ROUTES[inference](self.network, x, self.decide(x), generator)
         if self.phase == "pretrain" or not self.settings.learns:
@@ -351,22 +336,25 @@ class BlockDrop(TrainableModel):
             return F.cross_entropy(self(x, generator), y)
         scores = self.policy(x)
         logits, gates = self._explore(scores, x, generator)
-        baseline = self._exploit(scores, x, y, generator)  # self-critical: the reward of the path that eval takes
+        exploited, baseline = self._exploit(scores, x, y, generator)  # self-critical: what the path of eval earns
         if self.settings.estimator != "reinforce":
             return F.cross_entropy(logits, y) + self.settings.cost_penalty * gates.mean(1).square().mean()
         advantage = rewards(gates, logits.argmax(1) == y, penalty=self.settings.penalty) - baseline
         entropy = self.settings.entropy if self.phase == "policy" else 0.0
         exploring = bounded(torch.sigmoid(scores), self.settings.alpha)
         loss = policy_loss(exploring, gates, advantage, self.controlled, entropy=entropy)
-        return loss if self.phase == "policy" else loss + F.cross_entropy(logits, y)
+        if self.phase == "policy":
+            return loss
+        return loss + F.cross_entropy(exploited if self._trains_exploited else logits, y)
 
     def prepare_epoch(self, epoch: int, epochs: int) -> None:
         """Enter the phase of an epoch: what learns, and which blocks are under control."""
         self.phase, done = phase_of(epoch, epochs, self.settings)
         blocks = len(self.controlled)
-        count = {"pretrain": 0, "joint": blocks}.get(
-            self.phase, controlled_blocks(done, blocks, per_epoch=self.settings.blocks_per_epoch)
-        )
+        count = 0 if self.phase == "pretrain" else blocks
+        if self.phase == "policy":
+            length, pace = curriculum_epochs(epochs, self.settings), self.settings.blocks_per_epoch
+            count = controlled_blocks(done, blocks, epochs=length, per_epoch=pace)
         self.controlled.copy_(torch.arange(blocks) >= blocks - count)
         # `get_submodule`: the attribute is typed as what the routes drive, not as a module
         self.get_submodule("network").requires_grad_(self.phase != "policy")
@@ -392,6 +380,8 @@ class BlockDrop(TrainableModel):
     def telemetry(self) -> dict[str, TelemetryValue]:
         """Return what eval's policy did on the training images of the epoch: blocks, share by block, paths, reward."""
         record: dict[str, TelemetryValue] = {"blockdrop/controlled": float(self.controlled.sum())}
+        if self.policy_share:
+            record["blockdrop/policy_share"] = self.policy_share
         if not self._paths:
             return record
         keep, counts = torch.tensor(list(self._paths)), torch.tensor(list(self._paths.values()))
@@ -420,13 +410,20 @@ class BlockDrop(TrainableModel):
     def _thresholded(self, scores: Tensor) -> Tensor:
         return torch.logical_or(scores >= 0, ~self.controlled)  # an exported program may not hold `__or__`
 
+    @property
+    def _trains_exploited(self) -> bool:
+        """Whether the network learns on the paths of inference rather than on sampled ones."""
+        settings = self.settings
+        return self.phase == "joint" and settings.estimator == "reinforce" and settings.finetune_paths == "inference"
+
     def _explore(self, scores: Tensor, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the logits on drawn paths, and these: bool, or gates with gradient."""
         settings = self.settings
         if settings.estimator == "reinforce":
             exploring = bounded(torch.sigmoid(scores.detach()), settings.alpha)
             keep = torch.bernoulli(exploring, generator=generator).bool() | ~self.controlled
-            with statistics_kept(self.get_submodule("network")), torch.set_grad_enabled(self.phase != "policy"):
+            learns = self.phase != "policy" and not self._trains_exploited
+            with statistics_kept(self.get_submodule("network")), torch.set_grad_enabled(learns):
                 return compacted_route(self.network, x, keep, generator), keep
         if settings.estimator == "gumbel":
             gates = gumbel_gates(scores, generator, temperature=settings.temperature)
@@ -436,12 +433,54 @@ class BlockDrop(TrainableModel):
         with statistics_kept(self.get_submodule("network")):
             return masked_route(self.network, x, gates, generator), gates
 
-    @torch.no_grad()
-    def _exploit(self, scores: Tensor, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the reward of the paths that eval would take, shape ``(batch,)``, and record these paths."""
+    def _exploit(self, scores: Tensor, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the logits on the paths that eval would take and their reward, ``(batch,)``; record these paths."""
         keep = self._thresholded(scores)
-        right = compacted_route(self.network, x, keep, generator).argmax(1) == y
-        reward = rewards(keep, right, penalty=self.settings.penalty)
+        with torch.set_grad_enabled(self._trains_exploited):
+            logits = compacted_route(self.network, x, keep, generator)
+        reward = rewards(keep, logits.argmax(1) == y, penalty=self.settings.penalty)
         self._paths.update(tuple(path) for path in keep.tolist())
         self._reward += float(reward.sum())
-        return reward
+        return logits, reward
+
+
+def _policy(counted: BlockFlops, settings: BlockDropSettings, shape: tuple[int, int, int]) -> nn.Module:
+    """Return what decides the paths of a network.
+
+    Args:
+        counted: What the network costs.
+        settings: Of BlockDrop.
+        shape: Channels, height and width of an image.
+    """
+    blocks = len(counted.blocks)
+    budget = _budget(counted, settings)
+    if settings.policy == "learned":
+        given = settings.policy_widths, settings.policy_pool
+        widths, pool = policy_size(given, shape, blocks, most=POLICY_SHARE * counted.full)
+        return PolicyNetwork(shape[0], blocks, widths=widths, pool=pool, initial_keep=settings.initial_keep)
+    if settings.policy == "static":
+        logits = torch.full((blocks,), settings.initial_keep).logit()
+        if budget is not None:  # which blocks are kept before any has shown its worth: evenly spread ones
+            logits -= _TIE * torch.tensor([int(f"{number:016b}"[::-1], 2) / 2**16 for number in range(blocks)])
+        return StaticPolicy(logits, learned=True, costs=counted.blocks, budget=budget)
+    fixed: FixedPolicy = settings.policy
+    seed = settings.seed or 0
+    if budget is None:
+        kept = -(-blocks // 2) if settings.kept_blocks is None else settings.kept_blocks
+        path = fixed_path(fixed, blocks, None if fixed == "all" else kept, seed=seed)
+    else:
+        path = path_of_cost(fixed, counted.blocks, budget, seed=seed)
+    return StaticPolicy(torch.where(path, _CERTAIN, -_CERTAIN), learned=False)
+
+
+def _budget(counted: BlockFlops, settings: BlockDropSettings) -> float | None:
+    """Return how many operations the kept blocks may have together, None for any number."""
+    if settings.target_macs is None:
+        return None
+    least = counted.fixed + min(counted.blocks)
+    if 2 * settings.target_macs < least:
+        raise ValueError(
+            f"target_macs must be at least {-(-least // 2)}, the multiply-accumulates of the network with one block, "
+            f"got target_macs={settings.target_macs}"
+        )
+    return 2.0 * settings.target_macs - counted.fixed

@@ -7,6 +7,7 @@ import yaml
 from services.renamed_keys import (
     BACKGROUND_OF_VERSION_1,
     INSIDE,
+    PRESET_METHODS,
     PRESET_OF_VERSION_1,
     RENAMED,
     RENAMED_VALUES,
@@ -60,7 +61,8 @@ def _edits(mapping: yaml.MappingNode, kind: str, text: str) -> Iterator[_Edit]:
         elif isinstance(value, yaml.MappingNode) and within is not None:
             yield from _edits(value, within, text)
             if kind == "arm" and name == "method":
-                yield from _added(value, "blockout", f"preset: {PRESET_OF_VERSION_1}", text)
+                for method in PRESET_METHODS:
+                    yield from _added(value, method, f"preset: {PRESET_OF_VERSION_1}", text)
             if kind == "study" and name == "data":
                 yield from _added(value, "imagefolder", f"background: {BACKGROUND_OF_VERSION_1}", text)
         elif isinstance(value, yaml.ScalarNode) and (new := RENAMED_VALUES.get((kind, name), {}).get(value.value)):

@@ -94,8 +94,10 @@ def unbranched() -> dict[str, nn.Module]:
         torch.manual_seed(0)
         residual = ResNet(ResNetSettings(depth=8, width=0.25), (3, 16, 16), 5)
         return {
-            "blockdrop": BlockDrop(residual, BlockDropSettings(policy_widths=(4,)), channels=3).eval(),
-            "first-block": BlockDrop(residual, BlockDropSettings(policy="first", kept_blocks=1), channels=3).eval(),
+            "blockdrop": BlockDrop(residual, BlockDropSettings(policy_widths=(4,)), shape=(3, 16, 16)).eval(),
+            "first-block": BlockDrop(
+                residual, BlockDropSettings(policy="first", kept_blocks=1), shape=(3, 16, 16)
+            ).eval(),
             "resnet": ResNet(ResNetSettings(depth=8, width=0.25), (3, 16, 16), 5).eval(),
             "inception": Inception(InceptionSettings(width=0.05), (3, 16, 16), 5).eval(),
         }

@@ -11,11 +11,18 @@ from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.methods.block_routing import (
     FEWEST_IMAGES,
     BlockFlops,
+    PolicyNetwork,
+    StaticPolicy,
     block_flops,
     compacted_route,
     grouped_route,
     masked_route,
+    network_flops,
+    norms_of,
+    operations,
+    path_of_cost,
     path_statistics,
+    policy_size,
     statistics_kept,
 )
 
@@ -204,3 +211,128 @@ def test_statistics_can_be_kept_while_training_normalizes_by_the_batch():
     torch.testing.assert_close(logits, plain(images(9)))
     assert torch.equal(_norm_of(built, 0).running_mean, before)
     assert _norm_of(built, 0).momentum == 0.1
+
+
+# Statistics that are estimated anew: the network is in eval mode, its batch normalization alone in train mode
+
+
+def estimating(built: ResNet) -> ResNet:
+    twin = copy.deepcopy(built).eval()
+    for norm in norms_of(twin):
+        norm.train()
+    return twin
+
+
+def statistics_of(block: nn.Module) -> list[Tensor]:
+    return [norm.running_mean.clone() for norm in block.modules() if isinstance(norm, nn.BatchNorm2d)]
+
+
+def test_a_block_that_fewer_than_two_images_enter_keeps_its_statistics():
+    built, x = estimating(NETWORKS["pad"]), images(6)
+    keep = torch.zeros(6, 6, dtype=torch.bool)
+    for block, entering in enumerate([6, 0, 1, 2, 5, 1]):
+        keep[:entering, block] = True
+    before = [statistics_of(block) for block in built.blocks]
+    compacted_route(built, x, keep, estimating=True)
+    moved = [
+        [not torch.equal(ours, theirs) for ours, theirs in zip(statistics_of(block), old, strict=True)]
+        for block, old in zip(built.blocks, before, strict=True)
+    ]
+    assert moved == [[entering >= 2] * 2 for entering in [6, 0, 1, 2, 5, 1]]
+    assert all(norm.training for norm in norms_of(built))  # as it was
+
+
+def test_estimated_statistics_are_those_of_the_images_that_enter():
+    built, x = estimating(NETWORKS["projection"]), images(8)
+    keep = paths(8, 6, 0.6)
+    assert keep.sum(0).min() >= 2
+    oracle = copy.deepcopy(built)
+    compacted_route(built, x, keep, estimating=True)
+    h = oracle.stem(x)
+    for block, column in zip(oracle.blocks, keep.unbind(1), strict=True):
+        shortcut = block.shortcut(h)
+        h = shortcut.index_copy(0, column.nonzero().squeeze(1), block.complete(h[column], shortcut[column]))
+    torch.testing.assert_close(built.state_dict(), oracle.state_dict())
+
+
+def test_a_single_image_on_a_map_of_one_position_does_no_harm():
+    built = estimating(NETWORKS["pad"])
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64)  # the last stage has one position
+    keep = torch.ones(3, 6, dtype=torch.bool)
+    keep[1:, 4:] = False
+    assert compacted_route(built, x, keep, estimating=True).isfinite().all()
+
+
+# What decides: policies and their cost
+
+COSTS = (4, 4, 3, 4, 4, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("policy", "budget", "path"),
+    [
+        ("first", 8, [1, 1, 0, 0, 0, 0, 0]),
+        ("first", 9.4, [1, 1, 0, 0, 0, 0, 0]),  # 8 is nearer than 11
+        ("first", 9.6, [1, 1, 1, 0, 0, 0, 0]),
+        ("first", 0, [1, 0, 0, 0, 0, 0, 0]),
+        ("spread", 3, [0, 0, 0, 1, 0, 0, 0]),
+        ("spread", 26, [1, 1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_paths_of_a_cost_by_hand(policy, budget, path):
+    assert path_of_cost(policy, COSTS, budget).int().tolist() == path
+
+
+@given(st.integers(0, 30), st.integers(0, 100))
+@settings(max_examples=50, deadline=None)
+def test_a_random_path_comes_as_near_to_a_cost_as_any_number_of_blocks_and_follows_its_seed(budget, seed):
+    path = path_of_cost("random", COSTS, budget, seed=seed)
+    assert torch.equal(path, path_of_cost("random", COSTS, budget, seed=seed))
+    assert abs(float(path.double() @ torch.tensor(COSTS).double()) - min(max(budget, 3), 26)) <= 2
+
+
+@given(st.floats(0, 30), st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_a_static_policy_with_a_budget_keeps_its_likeliest_blocks(budget, seed):
+    logits = torch.randn(7, generator=torch.Generator().manual_seed(seed)) - 2
+    policy = StaticPolicy(logits, learned=True, costs=COSTS, budget=budget)
+    scores = policy(torch.zeros(3, 1, 1, 1))
+    keep = scores[0] >= 0
+    assert torch.equal(keep.expand(3, -1), scores >= 0)
+    torch.testing.assert_close(scores[0] - scores[0, 0], logits - logits[0])  # shifted alike
+    assert logits[keep].min() > logits[~keep].max() if not keep.all() else keep.any()
+    ranked = torch.tensor(COSTS)[logits.argsort(descending=True)].cumsum(0)
+    assert abs(int(torch.tensor(COSTS)[keep].sum()) - budget) == pytest.approx(
+        float((ranked.double() - budget).abs().min())
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224)])
+@pytest.mark.parametrize("depth", [8, 32, 50])
+def test_the_policy_network_is_sized_to_its_backbone(shape, depth):
+    stem = "imagenet" if shape[1] > 64 else "small"
+    built = ResNet(ResNetSettings(depth=depth, width=0.5, stem=stem), shape, 10)
+    full = network_flops(built, shape).full
+    widths, pool = policy_size((None, None), shape, len(built.blocks), most=0.05 * full)
+    policy = PolicyNetwork(shape[0], len(built.blocks), widths=widths, pool=pool)
+    assert operations(policy, shape) <= 0.05 * full or widths == (1, 2, 4)
+    assert pool == 1 or shape[1] // pool >= 12
+    assert policy(torch.zeros(2, *shape)).shape == (2, len(built.blocks))
+
+
+def test_what_is_given_of_a_policys_size_is_kept():
+    assert policy_size(((5,), 3), (1, 8, 8), 4, most=0) == ((5,), 3)
+    assert policy_size(((5,), None), (1, 32, 32), 4, most=0) == ((5,), 2)
+    assert policy_size((None, 4), (1, 32, 32), 4, most=1e12) == ((16, 32, 64), 4)
+    assert policy_size((None, None), (1, 32, 32), 4, most=1e12) == ((16, 32, 64), 1)
+
+
+def test_a_network_is_counted_without_being_touched():
+    built = network().train()
+    counted, by_hand = network_flops(built, (2, 8, 8)), block_flops(built.eval(), nn.Identity(), images(1))
+    assert counted == by_hand
+    built.train()
+    state = copy.deepcopy(built.state_dict())
+    network_flops(built, (2, 8, 8))
+    assert built.training
+    torch.testing.assert_close(built.state_dict(), state, rtol=0, atol=0)

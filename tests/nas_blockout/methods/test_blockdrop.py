@@ -16,7 +16,6 @@ from nas_blockout.methods.blockdrop import (
     BlockDrop,
     BlockDropSettings,
     bounded,
-    controlled_blocks,
     fixed_path,
     gumbel_gates,
     phase_of,
@@ -40,7 +39,7 @@ def network(depth: int = 8, classes: int = 4) -> ResNet:
 
 def dropping(depth: int = 8, classes: int = 4, **values) -> BlockDrop:
     chosen = BlockDropSettings(**{"policy_widths": (4, 6), **values})
-    return BlockDrop(network(depth, classes), chosen, channels=1)
+    return BlockDrop(network(depth, classes), chosen, shape=(1, 8, 8))
 
 
 def images(count: int, seed: int = 0) -> Tensor:
@@ -80,11 +79,6 @@ def test_a_better_path_than_the_baseline_becomes_likelier_and_a_worse_one_rarer(
     keep = torch.tensor([[True, False], [True, False]])
     policy_loss(s, keep, torch.tensor([1.0, -1.0]), torch.ones(2).bool(), entropy=0.0).backward()
     assert (torch.sign(-s.grad) == torch.tensor([[1.0, -1.0], [-1.0, 1.0]])).all()
-
-
-def test_curriculum_frees_the_last_blocks_one_an_epoch():
-    assert [controlled_blocks(epoch, 4) for epoch in range(6)] == [1, 2, 3, 4, 4, 4]
-    assert [controlled_blocks(epoch, 15, per_epoch=6) for epoch in range(4)] == [6, 12, 15, 15]
 
 
 def test_phases_share_the_epochs():
@@ -275,7 +269,7 @@ def test_gradient_reaches_every_learned_parameter_in_the_joint_phase(estimator):
 
 
 def test_curriculum_keeps_the_first_blocks_and_gives_their_logits_no_gradient():
-    model = dropping(depth=14, policy="static", pretrain_fraction=0.0, policy_fraction=1.0)
+    model = dropping(depth=14, policy="static", pretrain_fraction=0.0, policy_fraction=1.0, blocks_per_epoch=1)
     model.policy.logits.data.fill_(-3.0)
     for epoch in range(8):
         model.prepare_epoch(epoch, 8)
@@ -452,7 +446,7 @@ def _training(start: Checkpoint | None = None, **values) -> list:
 def test_the_training_loop_runs_all_phases_and_resumes_with_the_same_numbers(values):
     whole = _training(**values)
     controlled = [row["telemetry"]["blockdrop/controlled"] for row, _ in whole]
-    assert controlled == ([0, 1, 2, 3] if not values.get("kept_blocks") else [0, 3, 3, 3])
+    assert controlled == ([0, 2, 3, 3] if not values.get("kept_blocks") else [0, 3, 3, 3])
     for stop in (1, 2):
         resumed = _training(start=whole[stop][1], **values)
         assert [row for row, _ in resumed] == [row for row, _ in whole[stop + 1 :]]
@@ -464,7 +458,13 @@ def test_the_training_loop_runs_all_phases_and_resumes_with_the_same_numbers(val
         ({"policy": "best"}, r"policy must be one of learned, static, all, first, random, spread, got 'best'"),
         ({"estimator": "arm"}, r"estimator must be one of reinforce, straight-through, gumbel, got 'arm'"),
         ({"inference": "fast"}, r"inference must be one of compacted, grouped, masked, got 'fast'"),
-        ({"policy": "first"}, r"kept_blocks belongs to .* got kept_blocks=None for policy='first'"),
+        ({"kept_blocks": 2, "policy": "static"}, r"kept_blocks belongs to .* got kept_blocks=2 for policy='static'"),
+        ({"target_macs": 9}, r"target_macs belongs to .* got target_macs=9 for policy='learned'"),
+        ({"target_macs": 9, "policy": "all"}, r"target_macs belongs to .* got target_macs=9 for policy='all'"),
+        (
+            {"target_macs": 9, "kept_blocks": 1, "policy": "first"},
+            r"set one of them, got kept_blocks=1 and target_macs=9",
+        ),
         ({"kept_blocks": 2}, r"kept_blocks belongs to .* got kept_blocks=2 for policy='learned'"),
         ({"alpha": 1.0}, r"alpha must be in \(0\.5, 1\), got alpha=1\.0"),
         ({"initial_keep": 0.0}, r"initial_keep must be in \(0, 1\), got initial_keep=0\.0"),
@@ -494,4 +494,4 @@ def test_a_network_without_blocks_is_refused():
     empty = nn.Module()
     empty.blocks = nn.ModuleList()
     with pytest.raises(ValueError, match="needs a network of 1 or more blocks, got none"):
-        BlockDrop(empty, BlockDropSettings(), channels=1)
+        BlockDrop(empty, BlockDropSettings(), shape=(1, 8, 8))

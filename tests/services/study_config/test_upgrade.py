@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from nas_blockout.experiment import Experiment
-from nas_blockout.methods import METHODS
+from nas_blockout.methods import METHODS, method_to_json
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.train import sample_passes
@@ -64,7 +64,10 @@ def experiments(found: Study) -> dict[str, Any]:
     return {name: (arm.experiment, arm.spaces, arm.searcher, arm.match, arm.rules) for name, arm in found.arms.items()}
 
 
-@pytest.mark.parametrize("name", sorted(bundled()))
+NAMES = sorted(path.stem for path in VERSION_1.glob("*.yaml"))  # later studies were never of version 1
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_bundled_studies_have_the_experiments_of_version_1(name: str) -> None:
     before, now = study(VERSION_1 / f"{name}.yaml"), study(bundled()[name])
     named = {{"undivided": "unbranched"}.get(arm, arm): found for arm, found in experiments(before).items()}
@@ -73,7 +76,7 @@ def test_bundled_studies_have_the_experiments_of_version_1(name: str) -> None:
     assert (now.config.retrain, now.config.seed, now.data) == (before.config.retrain, before.config.seed, before.data)
 
 
-@pytest.mark.parametrize("name", sorted(bundled()))
+@pytest.mark.parametrize("name", NAMES)
 def test_an_upgraded_file_is_the_same_study_and_keeps_its_comments(name: str) -> None:
     text = (VERSION_1 / f"{name}.yaml").read_text()
     upgraded = upgraded_text(text, source=name)
@@ -128,6 +131,40 @@ def test_transparent_images_of_version_1_keep_the_colors_below(data: str) -> Non
     kept = {"data": {**recorded["data"], "background": "gray"}}
     assert Experiment.from_json(upgraded_experiment(kept)).data.background == "gray"
     assert Experiment.from_json(upgraded_experiment({"data": {"name": "digits"}})).data.background is None
+
+
+SKIPPING = """\
+schema_version: 1
+name: skipping
+budget: {trainings: 9}
+backbone: {name: resnet}
+arms:
+  learned: {method: {name: blockdrop, price: 2.0}}
+  sized: {method: {name: blockdrop, policy_widths: [4], policy_share: 0.1}}
+  random: {like: learned, method: {policy: random, kept_blocks: 2}}
+"""
+
+
+def test_blockdrop_of_version_1_keeps_its_policy_its_pace_and_its_paths() -> None:
+    upgraded = upgraded_text(SKIPPING, source="skipping")
+    assert "learned: {method: {name: blockdrop, preset: paper, cost_penalty: 2.0}}" in upgraded
+    found = resolve_document(yaml_value(SKIPPING), source="skipping")
+    assert found.hash == resolve_document(yaml_value(upgraded), source="skipping").hash
+    methods = {name: arm.experiment.method for name, arm in found.arms.items()}
+    assert {name: method.policy_widths for name, method in methods.items()} == {
+        "learned": (16, 32, 64), "sized": (4,), "random": (16, 32, 64),
+    }  # fmt: skip
+    for method in methods.values():
+        assert (method.policy_pool, method.blocks_per_epoch, method.finetune_paths, method.seed) == (1, 1, "sampled", 0)
+    recorded = methods["learned"].__class__(cost_penalty=2.0)
+    old = {
+        key: value for key, value in method_to_json(recorded).items() if key not in ("finetune_paths", "target_macs")
+    }
+    old |= {"policy_widths": [16, 32, 64], "policy_pool": 1, "blocks_per_epoch": 1, "seed": 0}
+    assert (
+        Experiment.from_json(upgraded_experiment({"backbone": {"name": "resnet"}, "method": old})).method
+        == methods["learned"]
+    )
 
 
 def test_a_recorded_experiment_of_version_1_keeps_its_defaults() -> None:
