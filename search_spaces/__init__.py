@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from search_spaces.blockdrop import blockdrop
 from search_spaces.blockout import blockout, structure
 from search_spaces.branched import branched
 from search_spaces.confusion import confusion
@@ -13,6 +14,7 @@ from search_spaces.trial import Context, Recorded, Space, TooFew, Trial, compose
 
 SPACES: Mapping[str, Space] = MappingProxyType(
     {
+        "blockdrop": blockdrop,
         "blockout": blockout,
         "branched": branched,
         "confusion": confusion,

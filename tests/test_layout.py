@@ -65,6 +65,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
     "search_spaces": {
         "__init__": {"*"},
         "trial": set(),
+        "blockdrop": set(),
         "blockout": set(),
         "branched": set(),
         "confusion": set(),
@@ -136,6 +137,7 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "core", "base", "
 # Module names that stand in several rooms because they are the same thing in each; any other name stands once.
 SHARED_NAMES = {
     "accuracy": "its figures in plots, its section in report",
+    "blockdrop": "the method, and the space of its settings",
     "blockout": "the method, and the space of its settings",
     "branched": "the network, and the space of its architectures",
     "confusion": "the branches that follow from it, their search space, and its figure",

@@ -1,6 +1,15 @@
 """An experiment: one training, fully described; its network; and the run of it. Only this wires the others together."""
 
-from nas_blockout.experiment.builder import build, count_macs, dense_macs, matched, rebuild, unbuildable
+from nas_blockout.experiment.builder import (
+    build,
+    count_macs,
+    dense_macs,
+    matched,
+    paths_taken,
+    rebuild,
+    require_match,
+    unbuildable,
+)
 from nas_blockout.experiment.config import DERIVATIONS, Experiment, Parts, backbone_from_json, conflicts
 from nas_blockout.experiment.costs import known_costs, known_network, structure_of_network
 from nas_blockout.experiment.derivation import EVALUATION_BATCH, Derivation
@@ -23,7 +32,9 @@ __all__ = [
     "known_costs",
     "known_network",
     "matched",
+    "paths_taken",
     "rebuild",
+    "require_match",
     "split_epochs",
     "structure_of_network",
     "unbuildable",

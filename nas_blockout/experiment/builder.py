@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ from nas_blockout.backbones.branched import Sites, Stage, macs_of, weights_of
 from nas_blockout.data import Splits
 from nas_blockout.experiment.config import Experiment
 from nas_blockout.methods import METHODS, NoneSettings, method_name
-from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings, fixed_path
+from nas_blockout.methods.block_routing import fixed_path
+from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings, require_nodes
 from nas_blockout.networks import Network
 from nas_blockout.settings_fields import Conflict, conflicts_in, refuse
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.pruning import PruningSettings
+
+_WIDTHS = 64  # widths of a residual network are tried in steps of one 64th
 
 
 def build(experiment: Experiment, splits: Splits) -> nn.Module:
@@ -51,8 +54,14 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
             refuse(_target_conflicts(experiment, masked.layers, shape, classes))
             return masked
         if isinstance(experiment.method, BlockDropSettings):
-            return BlockDrop(network, experiment.method, channels=shape[0])  # type: ignore[arg-type]
+            return BlockDrop(network, _seeded(experiment), shape=shape)  # type: ignore[arg-type]
         return network
+
+
+def _seeded(experiment: Experiment) -> BlockDropSettings:
+    """Return the settings of BlockDrop with a seed: the random path is another one for every seed of the experiment."""
+    method: BlockDropSettings = experiment.method
+    return method if method.seed is not None else replace(method, seed=experiment.seed)
 
 
 def unbuildable(experiment: Experiment, *, shape: tuple[int, int, int], classes: int) -> Iterator[Conflict]:
@@ -188,6 +197,34 @@ def expected_macs(model: BlockDrop, batches: Iterable[tuple[Tensor, Tensor]]) ->
     return round(float(torch.cat(macs).mean()))
 
 
+@torch.no_grad()
+def paths_taken(model: BlockDrop, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Return which blocks images keep, and what blocks and policy cost, as plain JSON types.
+
+    Args:
+        model: In eval mode.
+        batches: Images and labels.
+
+    Returns:
+        ``paths``, the distinct ones as lists of 0 and 1; ``path_of``, the number of each image's path among them; and
+        the multiply-accumulates an image of ``policy``, ``fixed`` (stem, shortcuts and head) and each of ``blocks``.
+    """
+    keep = []
+    flops = None
+    for x, _ in batches:
+        flops = flops or model.flops(x[:1])
+        keep.append(model.decide(x).cpu())
+    assert flops is not None, "there is an image"
+    paths, path_of = torch.cat(keep).unique(dim=0, return_inverse=True)
+    return {
+        "paths": paths.int().tolist(),
+        "path_of": path_of.tolist(),
+        "policy": flops.policy // 2,
+        "fixed": flops.fixed // 2,
+        "blocks": [each // 2 for each in flops.blocks],
+    }
+
+
 def dense_macs(experiment: Experiment, splits: Splits) -> int:
     """Return the multiply-accumulates an image of the dense network of an experiment."""
     return _dense_macs(experiment.backbone, splits.shape, len(splits.class_names))
@@ -196,18 +233,25 @@ def dense_macs(experiment: Experiment, splits: Splits) -> int:
 def matched(experiment: Experiment, macs: int, *, shape: tuple[int, int, int], classes: int) -> Experiment:
     """Return the experiment made to end in a network of given cost.
 
-    A dense network is scaled in width; one that is distilled or pruned gets the cost as its target.
+    A dense network is scaled in width; one that is distilled or pruned gets the cost as its target. With blockdrop, the
+    path of a policy that does not read the image keeps the blocks whose cost is nearest, and a network that keeps all
+    blocks is scaled in width.
 
     Args:
-        experiment: Of a backbone that has stages.
+        experiment: Of a backbone that has stages, or of the method blockdrop.
         macs: Multiply-accumulates an image to come near to, from below where structure is learned or pruned.
         shape: Channels, height and width of an image.
         classes: Number of classes.
 
     Raises:
-        ValueError: Its branches come from confusions, whose cost cannot be chosen.
+        ValueError: Its branches come from confusions or its paths from the image, whose cost cannot be chosen.
     """
-    derivation = experiment.derivation
+    derivation, method = experiment.derivation, experiment.method
+    if isinstance(method, BlockDropSettings):
+        require_match(method)
+        if method.policy == "all":
+            return replace(experiment, backbone=_narrowed(experiment.backbone, macs, shape, classes))
+        return replace(experiment, method=replace(method, kept_blocks=None, target_macs=macs))
     if derivation is None:
         return replace(experiment, target_macs=macs)
     if isinstance(derivation, ConfusionSettings):
@@ -216,6 +260,39 @@ def matched(experiment: Experiment, macs: int, *, shape: tuple[int, int, int], c
     if isinstance(derivation, PruningSettings):
         return replace(experiment, pruning=replace(derivation, target_macs=share))
     return replace(experiment, distillation=replace(derivation, target_macs=share, fill_target=True, thresholds=()))
+
+
+def require_match(method: BlockDropSettings) -> None:
+    """Refuse to match the cost of a policy that reads the image.
+
+    Raises:
+        ValueError: Its cost follows from what it learns.
+    """
+    if method.policy == "learned":
+        raise ValueError("the cost of a learned policy follows from its reward: remove `match` from the arm")
+
+
+@cache
+def _narrowed(backbone: Any, macs: int, shape: tuple[int, int, int], classes: int) -> Any:
+    """Return the settings of a residual network with the width, in 64ths, whose cost is nearest."""
+
+    def cost(width: int) -> int:
+        return _counted_macs(replace(backbone, width=width / _WIDTHS), shape, classes)
+
+    # The smallest width that costs more, by bisection: costs rise with the width.
+    low, high = 1, max(2, round(backbone.width * _WIDTHS))
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(middle) >= macs else (middle + 1, high)
+    width = min((max(1, low - 1), low), key=lambda each: abs(cost(each) - macs))
+    return replace(backbone, width=width / _WIDTHS)
+
+
+@cache
+def _counted_macs(backbone: Any, shape: tuple[int, int, int], classes: int) -> int:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = BACKBONES[name_of(backbone)].build(backbone, shape, classes, None, Sites())
+        return count_macs(network.eval(), torch.zeros(1, *shape))
 
 
 def _dense_macs(backbone: Any, shape: tuple[int, int, int], classes: int) -> int:

@@ -98,13 +98,14 @@ def run(
         for note in lazy.data.recognized(resolved.data):
             log(f"data: {note}")
     remedy = "run the same command again, or resume the study in the service"
+    tell = logger(quiet=quiet)
     with lazy.disk_full.explain_disk_full(settings.folder(resolved.name), resume=remedy):
         with lazy.progress.watching(error_console(), name=resolved.name, quiet=quiet) as observe:
             completed, store, splits = lazy.driver.run(
-                resolved, settings, observe=observe, source=origin.source, lines=origin.lines
+                resolved, settings, observe=observe, source=origin.source, lines=origin.lines, log=tell
             )
         with store:
-            finished = lazy.finalize.finish(completed, store, settings, splits=splits, log=logger(quiet=quiet))
+            finished = lazy.finalize.finish(completed, store, settings, splits=splits, log=tell)
     if as_json:
         print_json(finished.document.model_dump(mode="json"))
     else:

@@ -74,6 +74,8 @@ def _validate(study: str, *, as_json: bool, assignments: list[str]) -> None:
     resolved, origin = read_study(study, assignments)
     splits = lazy.data.load(resolved.data, root=installation().data)
     lazy.validation.check_against_data(resolved, splits, source=origin.source, lines=origin.lines)
+    for caution in lazy.validation.cautions(resolved, splits):
+        log(caution)
     document = resolved.to_json()
     if as_json:
         print_json(document)

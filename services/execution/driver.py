@@ -24,7 +24,7 @@ from services.settings import Settings
 from services.store import Store, StoreUnreachable, StudyBusy
 from services.study_config.errors import LineMap
 from services.study_config.resolved_study import Study
-from services.study_config.validation import check_against_data
+from services.study_config.validation import cautions, check_against_data
 from services.trial_record import RETRAIN, SEARCH, Trial
 
 HEARTBEAT_SECONDS = 5.0
@@ -283,7 +283,13 @@ def extended(curve: tuple[float, ...], records: Iterable[Mapping[str, Any]]) -> 
 
 
 def run(
-    study: Study, settings: Settings, *, observe: Observe, source: str, lines: LineMap | None = None
+    study: Study,
+    settings: Settings,
+    *,
+    observe: Observe,
+    source: str,
+    lines: LineMap | None = None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> tuple[Study, Store, Splits]:
     """Run the trials of a study that are missing in the store, until every arm has been searched and retrained.
 
@@ -293,6 +299,7 @@ def run(
         observe: Called with the progress after every change.
         source: Origin of the study, for error messages.
         lines: Lines of the keys, if the study comes from a file.
+        log: Called with what should be known before anything runs.
 
     Returns:
         The study as it was run, the open store with all trials, and the data. Comparison, exports and report have not
@@ -307,6 +314,8 @@ def run(
     """
     splits = load(study.data, root=settings.data)
     check_against_data(study, splits, source=source, lines=lines)
+    for caution in cautions(study, splits):
+        log(caution)
     store = Store.open(settings.store_url, retry_seconds=PATIENCE_SECONDS)
     folder = Folder(settings.folder(study.name))
     shared = settings.shared(study.name)

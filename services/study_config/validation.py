@@ -7,8 +7,15 @@ import torch
 from nas_blockout.backbones import require_stages
 from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.data import Dimensions, Splits
-from nas_blockout.experiment import Experiment, Parts, build, known_costs, split_epochs, unbuildable
+from nas_blockout.experiment import Experiment, Parts, build, known_costs, require_match, split_epochs, unbuildable
 from nas_blockout.methods import METHODS
+from nas_blockout.methods.blockdrop import (
+    POLICY_SHARE,
+    BlockDrop,
+    BlockDropSettings,
+    controlled_blocks,
+    curriculum_epochs,
+)
 from nas_blockout.methods.dropcluster import DropClusterSettings
 from nas_blockout.settings_fields import Conflict, conflicts_in
 from nas_blockout.train import TrainingSettings, sample_passes
@@ -51,9 +58,12 @@ def incompatibilities(parts: Parts, *, matched: bool) -> Iterator[Conflict]:
         if parts.confusion is not None:
             yield Conflict("match: the cost of branches from confusions cannot be chosen", "match", "confusion")
         try:
-            require_stages(backbone, "match")
+            if isinstance(method, BlockDropSettings):
+                require_match(method)
+            else:
+                require_stages(backbone, "match")
         except ValueError as error:
-            yield Conflict(str(error), "match", "backbone.name")
+            yield Conflict(str(error), "match", "backbone.name", "method")
 
 
 def _warmup(parts: Parts) -> Iterator[Conflict]:
@@ -231,3 +241,32 @@ def _unfit(arm: Arm, data: Dimensions) -> Iterator[Conflict]:
         matched=arm.match is not None,
         data=data,
     )
+
+
+def cautions(study: Study, splits: Splits) -> Iterator[str]:
+    """Yield what is allowed but should be known before a study runs: what a policy costs, and what it never controls.
+
+    Args:
+        study: The resolved study, which `check_against_data` accepts.
+        splits: Data of the study.
+    """
+    for name, arm in study.arms.items():
+        method = arm.experiment.method
+        if not isinstance(method, BlockDropSettings):
+            continue
+        model = build(arm.experiment, splits)
+        assert isinstance(model, BlockDrop), "the method decides what is built"
+        if share := model.policy_share:
+            text = (
+                f"arm {name!r}: the policy network costs {share:.1%} of the MACs of the network whose blocks it skips"
+            )
+            large = share > POLICY_SHARE
+            yield f"warning: {text}; leave out policy_widths and policy_pool for a smaller one" if large else text
+        blocks, pace = len(model.controlled), method.blocks_per_epoch
+        length = curriculum_epochs(arm.experiment.training.epochs, method)
+        last = controlled_blocks(length - 1, blocks, epochs=length, per_epoch=pace) if length else blocks
+        if last < blocks:
+            yield (
+                f"warning: arm {name!r}: with blocks_per_epoch={pace} the policy controls {last} of {blocks} blocks "
+                "when its phase ends; leave it out to control all of them"
+            )

@@ -13,6 +13,7 @@ from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods import METHODS
+from nas_blockout.methods.blockdrop import BlockDropSettings, Estimator, Policy
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
@@ -24,6 +25,7 @@ SHAPE, CLASSES = (1, 8, 8), 10
 BACKBONE = ConvNetSettings((16, 24), (20,))
 BASES = {
     "training": Experiment(backbone=BACKBONE),
+    "blockdrop": Experiment(backbone=ResNetSettings(depth=14), method=BlockDropSettings()),
     "branched": Experiment(backbone=BACKBONE),
     "blockout": Experiment(backbone=BACKBONE, method=BlockoutSettings()),
     "structure": Experiment(backbone=BACKBONE, method=BlockoutSettings()),
@@ -85,7 +87,8 @@ def test_spaces_compose_in_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "base"), [(name, "training") for name in ("regularizers", "light_regularizers", "blockout", "structure")]
+    ("name", "base"),
+    [(name, "training") for name in ("regularizers", "light_regularizers", "blockdrop", "blockout", "structure")],
 )
 def test_a_space_refuses_an_arm_that_it_does_not_fit(name: str, base: str) -> None:
     with pytest.raises(ValueError, match=f"the space '{name}' needs"):
@@ -102,6 +105,21 @@ def test_blockout_varies_clusters_widths_and_mode_within_what_can_be_built(seed:
     assert isinstance(found.method, BlockoutSettings)
     assert 2 <= found.method.clusters <= narrowest <= 8
     assert 8 <= found.backbone.channels[0] <= 24
+
+
+@pytest.mark.parametrize("policy", ["all", "first", "random", "spread"])
+def test_blockdrop_is_refused_for_a_policy_that_learns_nothing(policy: Policy) -> None:
+    fixed = replace(BASES["blockdrop"], method=BlockDropSettings(policy=policy))
+    with pytest.raises(ValueError, match=r"the space 'blockdrop' needs .* with the policy learned or static"):
+        require_fit([SPACES["blockdrop"]], Context(fixed, SHAPE, CLASSES))
+
+
+@pytest.mark.parametrize(("estimator", "own"), [("reinforce", {"penalty", "alpha"}), ("gumbel", {"cost_penalty"})])
+def test_blockdrop_varies_what_its_estimator_reads(estimator: Estimator, own: set[str]) -> None:
+    trial = optuna.create_study().ask()
+    base = replace(BASES["blockdrop"], method=BlockDropSettings(policy="static", estimator=estimator))
+    SPACES["blockdrop"](trial, Context(base, SHAPE, CLASSES))
+    assert {name.removeprefix("blockdrop.") for name in trial.params} == own | {"policy_lr_multiplier", "initial_keep"}
 
 
 def test_a_structure_that_is_distilled_is_one_that_was_learned() -> None:
@@ -164,6 +182,9 @@ def test_a_space_fits_the_arm_that_it_is_meant_for(name: str) -> None:
 @pytest.mark.parametrize(
     ("spaces", "base", "message"),
     [
+        (("blockdrop",), "training", "the space 'blockdrop' needs an arm whose method is blockdrop"),
+        (("blockdrop",), "blockout", "the space 'blockdrop' needs an arm whose method is blockdrop"),
+        (("structure",), "blockdrop", "the space 'structure' needs an arm whose method is blockout"),
         (("structure",), "training", "the space 'structure' needs an arm whose method is blockout"),
         (("confusion",), "training", "the space 'confusion' needs an arm with confusion"),
         (("branched",), "blockout", "blockout learns its own architecture"),

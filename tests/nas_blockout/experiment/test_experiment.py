@@ -10,7 +10,8 @@ import torch
 from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings
-from nas_blockout.data import DataSettings, Splits, load
+from nas_blockout.backbones.resnet import ResNetSettings
+from nas_blockout.data import DataSettings, Loader, Splits, load
 from nas_blockout.experiment import (
     Derivation,
     Experiment,
@@ -20,10 +21,12 @@ from nas_blockout.experiment import (
     count_macs,
     dense_macs,
     matched,
+    paths_taken,
     rebuild,
 )
 from nas_blockout.experiment.derivation import derive
 from nas_blockout.methods import METHODS
+from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings, Policy
 from nas_blockout.methods.blockout import PAPER, Blockout
 from nas_blockout.structure.distill import DistillationSettings, TrimBy
 from nas_blockout.train import EpochRecord, Loaders, TrainingSettings, evaluate, sample_passes
@@ -332,3 +335,50 @@ def test_the_random_placebo_has_as_many_clusters_and_nearly_the_macs_of_the_lear
     assert learned.architecture.hash != drawn.architecture.hash
     assert learned.architecture.clusters == drawn.architecture.clusters
     assert 0.9 <= drawn.macs / learned.macs <= 1  # the nodes of so small a network cost some per cent each
+
+
+SKIPPING = Experiment(
+    data=DataSettings(train_samples=60, validation_samples=60),
+    backbone=ResNetSettings(depth=32, width=0.5),
+    training=TrainingSettings(epochs=2, batch_size=30),
+    method=BlockDropSettings(pretrain_fraction=0.5, policy_fraction=0.0),
+)
+
+
+@pytest.mark.parametrize("policy", ["static", "first", "random", "spread", "all"])
+def test_controls_are_matched_to_what_a_learned_policy_costs(splits: Splits, policy: Policy) -> None:
+    """In whole blocks, and in whole channels where all blocks are kept; the costs are those of outcomes."""
+    model = build(SKIPPING, splits)
+    assert isinstance(model, BlockDrop)
+    flops = model.flops(splits.train.images[:1])
+    macs = round((flops.policy + flops.fixed + 0.6 * sum(flops.blocks)) / 2)
+    control = replace(SKIPPING, method=replace(SKIPPING.method, policy=policy))
+    fitted = matched(control, macs, shape=splits.shape, classes=10)
+    assert Experiment.from_json(fitted.to_json()) == fitted
+    outcome = finished(fitted, splits).outcome
+    assert outcome is not None
+    nearest = 0.05 * macs if policy == "all" else max(flops.blocks) / 4
+    assert abs(outcome.macs - macs) <= nearest
+    assert isinstance(outcome.model, BlockDrop)
+    taken = paths_taken(outcome.model, Loader(splits.validation, 20).batches())
+    assert len(taken["paths"]) == 1
+    spent = (
+        taken["policy"]
+        + taken["fixed"]
+        + sum(cost for kept, cost in zip(taken["paths"][0], taken["blocks"], strict=True) if kept)
+    )
+    assert spent == outcome.macs
+
+
+def test_a_random_path_is_another_one_for_every_seed(splits: Splits) -> None:
+    random = replace(SKIPPING, method=replace(SKIPPING.method, policy="random", kept_blocks=7))
+    x = splits.train.images[:1]
+    found = {tuple(build(replace(random, seed=seed), splits).eval().decide(x)[0].tolist()) for seed in range(5)}
+    assert len(found) == 5
+    fixed = replace(random, method=replace(random.method, seed=3))
+    assert len({tuple(build(replace(fixed, seed=n), splits).eval().decide(x)[0].tolist()) for n in range(3)}) == 1
+
+
+def test_the_cost_of_a_learned_policy_cannot_be_chosen(splits: Splits) -> None:
+    with pytest.raises(ValueError, match="the cost of a learned policy follows from its reward"):
+        matched(SKIPPING, 1000, shape=splits.shape, classes=10)

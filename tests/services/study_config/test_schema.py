@@ -1,19 +1,22 @@
 """The study file: what is accepted, and that every refusal names the file, the key, the value and the rule."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 
 from nas_blockout.data import load
+from nas_blockout.methods.blockdrop import BlockDropSettings
 from services.study_config.errors import StudyError, StudyNotFound
 from services.study_config.overrides import assigned
-from services.study_config.resolution import parse, read, resolve
+from services.study_config.resolution import parse, read, resolve, resolve_document
 from services.study_config.schema import json_schema
-from services.study_config.validation import check_against_data
+from services.study_config.validation import cautions, check_against_data
 from services.study_config.yaml_reader import bundled, find, read_document
 
 MINIMAL = {
@@ -163,6 +166,16 @@ def test_an_arm_may_change_the_backbone_or_take_another() -> None:
             {"a": {}, "b": {"backbone": {"name": "resnet"}, "match": {"arm": "a"}}},
             r"arms\.b\.match: needs a backbone that can be branched, convnet; got resnet",
         ),
+        (
+            "arms",
+            {"a": {}, "b": {"backbone": {"name": "resnet"}, "method": {"name": "blockdrop"}, "match": {"arm": "a"}}},
+            r"arms\.b: the cost of a learned policy follows from its reward: remove `match`",
+        ),
+        (
+            "arms.dense",
+            {"method": {"name": "dropout"}, "space": ["blockdrop"]},
+            r"the space 'blockdrop' needs an arm whose method is blockdrop, with the policy learned or static",
+        ),
         ("data.name", "digit", r"digit"),
         ("training.epochs", "ten", r"training\.epochs: must be a valid integer, got 'ten'"),
         ("training.epochs", 0, r"training\.epochs: must be greater than or equal to 1, got 0"),
@@ -258,3 +271,46 @@ def test_the_study_of_few_images_has_one_budget_at_any_size() -> None:
         assert study.config.budget.trainings == 2 + len(study.config.retrain.seeds)
         assert len({arm.experiment.training.epochs for arm in study.arms.values()}) == 1
         assert (study.data.train_samples, study.data.validation_samples) == (images, images)
+
+
+def test_controls_of_blockdrop_differ_from_what_is_learned_in_their_paths_alone() -> None:
+    study = resolve(read(bundled()["blockdrop"]), source="blockdrop")
+    learned = study.arms["learned"].experiment
+    assert isinstance(learned.method, BlockDropSettings)
+    controls = {name: arm for name, arm in study.arms.items() if name not in ("full", "learned")}
+    assert {arm.match for arm in controls.values()} == {"learned"}
+    assert [name for name in controls if name in ("static", "first", "random", "spread")] == list(controls)[:4]
+    for arm in study.arms.values():
+        assert replace(arm.experiment, method=learned.method) == learned
+        assert arm.experiment.method.pretrain_fraction == learned.method.pretrain_fraction
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ({}, [r"arm 'a': the policy network costs [0-4]\.[0-9]% of the MACs of the network whose blocks it skips"]),
+        (
+            {"policy_widths": [16, 32, 64], "policy_pool": 1},
+            [r"warning: arm 'a': the policy network costs \d{3}\.\d% of .*; leave out policy_widths and policy_pool"],
+        ),
+        (
+            {"policy": "static", "blocks_per_epoch": 1},
+            [r"warning: arm 'a': with blocks_per_epoch=1 the policy controls 2 of 6 blocks when its phase ends"],
+        ),
+        ({"policy": "static"}, []),
+        ({"policy": "first"}, []),
+    ],
+)
+def test_what_a_policy_costs_and_never_controls_is_told(method: dict[str, Any], told: list[str]) -> None:
+    document = {
+        "schema_version": 2, "name": "s", "budget": {"trainings": 9}, "training": {"epochs": 8},
+        "data": {"train_samples": 20, "validation_samples": 20}, "backbone": {"name": "resnet", "depth": 14},
+        "arms": {"a": {"method": {"name": "blockdrop", **method}}, "b": {"method": {"name": "dropout"}}},
+    }  # fmt: skip
+    if "policy_widths" in method:
+        document["backbone"] = {"name": "resnet", "depth": 14, "width": 0.25}
+    study = resolve_document(document, source="s")
+    found = list(cautions(study, load(study.data)))
+    assert len(found) == len(told)
+    for text, pattern in zip(found, told, strict=True):
+        assert re.match(pattern, text), text
