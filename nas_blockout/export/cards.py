@@ -56,6 +56,7 @@ class ModelDescription:
         recommendation: Which model the study recommends, this one or another, as rows of a label and a text.
         structure: How far it branches, or None for a network without groups.
         branches: The same in one line, with what the seeds of the study have in common, or None.
+        blocks: What a network that skips blocks keeps, and what its policy network costs, or None.
         equality: Largest difference of logits between the masked network and the branched one, and its bound, by
             precision, or None.
         background: What transparent pixels show to the model, as in `nas_blockout.data.image_io`.
@@ -91,6 +92,7 @@ class ModelDescription:
     recommendation: Sequence[tuple[str, str]] = ()
     structure: Structure | None = None
     branches: str | None = None
+    blocks: str | None = None
     equality: Mapping[str, Any] | None = None
     background: str = "white"
     latency: str | None = None
@@ -143,6 +145,7 @@ def card(description: ModelDescription, *, without_onnx: str | None = None) -> s
         "multiply-accumulates an image": f"{description.macs:,}",
         **({"latency on one thread": description.latency} if description.latency else {}),
         **({"branches": description.branches} if description.branches else {}),
+        **({"blocks": description.blocks} if description.blocks else {}),
         "spent to find and train it": description.spent,
         **({"images expected at a time": f"{description.batch:,}"} if description.batch else {}),
     }

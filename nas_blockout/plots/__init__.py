@@ -15,6 +15,14 @@ from nas_blockout.plots.accuracy import (
     figure_front,
     figure_gap,
 )
+from nas_blockout.plots.block_paths import (
+    IMAGES_A_PATH,
+    CommonPath,
+    Group,
+    figure_blocks_by_group,
+    figure_common_paths,
+    figure_kept_blocks,
+)
 from nas_blockout.plots.confusion import confusion_shares, figure_confusion
 from nas_blockout.plots.corruption import Corrupted, figure_corruption
 from nas_blockout.plots.diagram import figure_architecture
@@ -33,12 +41,15 @@ from nas_blockout.plots.spending import Curve, figure_best_so_far, figure_conver
 from nas_blockout.plots.style.svg import standalone, to_png, to_svg
 
 __all__ = [
+    "IMAGES_A_PATH",
     "Agreed",
+    "CommonPath",
     "Corrupted",
     "Curve",
     "Difference",
     "Estimate",
     "Figure",
+    "Group",
     "Image",
     "Importances",
     "Point",
@@ -51,7 +62,9 @@ __all__ = [
     "figure_agreement",
     "figure_architecture",
     "figure_best_so_far",
+    "figure_blocks_by_group",
     "figure_clusters_per_class",
+    "figure_common_paths",
     "figure_confusion",
     "figure_convergence",
     "figure_corruption",
@@ -61,6 +74,7 @@ __all__ = [
     "figure_front",
     "figure_gap",
     "figure_importance",
+    "figure_kept_blocks",
     "figure_masks",
     "figure_parallel",
     "figure_projection",

@@ -21,8 +21,9 @@ import torch
 from nas_blockout.atomic_files import whole_file
 from nas_blockout.data import AnyPart, DataSettings, Loader, Splits, load
 from nas_blockout.data.corruptions import CorruptedImages
-from nas_blockout.experiment import EVALUATION_BATCH, Experiment, Run, Snapshot, structure_of_network
+from nas_blockout.experiment import EVALUATION_BATCH, Experiment, Run, Snapshot, paths_taken, structure_of_network
 from nas_blockout.export import measure_latency, save_weights
+from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.train import EpochRecord, evaluate
 from services.files.remote import reading, writing
 
@@ -208,7 +209,8 @@ class Worker:
     def _test_results(self, model: torch.nn.Module) -> dict[str, Any]:
         assert self._run is not None
         part = self._run.splits.test()
-        test = evaluate(model, Loader(part, EVALUATION_BATCH))
+        tested = Loader(part, EVALUATION_BATCH)
+        test = evaluate(model, tested)
         classes = len(self._run.splits.class_names)
         robust = self._robustness(model, part, test.predictions)
         # The cell of a label and a prediction has the position label * classes + prediction: rows are labels.
@@ -219,6 +221,7 @@ class Worker:
             "test_images": len(part.labels),
             "confusion": cells.view(classes, classes).tolist(),
             "predictions": test.predictions.tolist(),
+            **({"blocks": paths_taken(model, tested.batches())} if isinstance(model, BlockDrop) else {}),
             **({"robustness": robust} if robust else {}),
         }
 

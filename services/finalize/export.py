@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -92,6 +93,7 @@ def describe(
         structure=structure,
         branches=told.summary if told is not None else None,
         architecture=result.get("architecture"),
+        blocks=_blocks(result.get("blocks")),
         equality=result.get("equality"),
         background=study.data.background_of_images,
         latency=arm.latency_ms.text if arm.latency_ms else None,
@@ -103,6 +105,22 @@ def _hashes(folder: Path) -> dict[str, str]:
     manifest = (folder / MANIFEST).read_bytes()
     files: dict[str, str] = json.loads(manifest)["files"]
     return {**files, MANIFEST: hashlib.sha256(manifest).hexdigest()}
+
+
+def _blocks(recorded: Mapping[str, Any] | None) -> str | None:
+    """Return what a network that skips blocks keeps, and what its policy network costs."""
+    if not recorded:
+        return None
+    kept = [sum(recorded["paths"][path]) for path in recorded["path_of"]]
+    full = recorded["fixed"] + sum(recorded["blocks"])
+    cost, count = recorded["policy"], len(recorded["blocks"])
+    policy = (
+        f"the policy network costs {cost:,} multiply-accumulates, {cost / full:.1%} of" if cost else "no policy, of"
+    )
+    return (
+        f"{sum(kept) / len(kept):.2f} of {count} on average, on {len(recorded['paths']):,} distinct paths; {policy} "
+        f"{full:,} with all blocks. The exported forms compute every block: only the module of nas_blockout skips any"
+    )
 
 
 def _accuracy(arm: ArmResult) -> str:

@@ -10,7 +10,8 @@ def pictures(view: ReportView, document: ComparisonDocument) -> dict[str, list[S
     """Return the figures that the study has data for, by section of the report, or what is said in place of one.
 
     The sections are ``accuracy``, ``differences``, ``corruption``, ``cost``, ``search``, ``parameters``, ``gap``,
-    ``agreement``, ``structure`` (by arm that learned one), ``architecture`` (of the other arms) and ``errors``.
+    ``agreement``, ``structure`` (by arm that learned one), ``architecture`` (of the other arms), ``blocks`` (that a
+    policy keeps) and ``errors``.
     """
     learned = list(structure.learned(view, document))
     known = {str(picture.arm) for picture in learned}
@@ -24,6 +25,7 @@ def pictures(view: ReportView, document: ComparisonDocument) -> dict[str, list[S
         "gap": list(structure.gap(view, document)),
         "agreement": list(classes.agreement(view, document)),
         "structure": learned,
+        "blocks": list(answers.paths(view, document)),
         "architecture": list(structure.other_architectures(view, document, known=known)),
         "errors": [*accuracy.confusion(view, document), *answers.only_correct_images(view, document)],
     }

@@ -141,6 +141,7 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         steps=list(structure.GAP_STEPS.values()),
         group_agreements=table_rows.group_agreement_rows(classes.group_agreements(view, document)),
         confusions=_confusion_rows(view, accuracy.confusions(view, document)),
+        blocks=table_rows.blocks_rows(answers.kept_blocks(view, document)),
         unique_answers=table_rows.unique_answers_rows(answers.unique_answers(view, document)),
         trials=view.trials[:MOST_TRIALS],
         trial_count=len(view.trials),

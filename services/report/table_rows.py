@@ -8,7 +8,7 @@ from services.analysis.latency import spread_text
 from services.analysis.learned_structure import ArmStructure
 from services.analysis.pareto import Front, FrontTrial
 from services.budget.accounting import END_WORDS
-from services.report.answers import UniqueAnswers
+from services.report.answers import Kept, UniqueAnswers
 from services.report.classes import GroupAgreement
 from services.report.view import ABSENT, ReportView, in_order
 
@@ -74,6 +74,18 @@ class FrontRow:
     hypervolume: str
     trial: str
     values: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksRow:
+    """What the networks of an arm that skips blocks keep, mean over seeds unless it says otherwise."""
+
+    arm: str
+    blocks: str
+    paths: str
+    macs: str
+    share: str
+    policy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,3 +255,24 @@ def unique_answers_rows(arms: Sequence[UniqueAnswers]) -> list[UniqueAnswersRow]
         UniqueAnswersRow(arm.arm, str(arm.seeds), f"{len(arm.only_correct):,}", f"{len(arm.only_incorrect):,}")
         for arm in arms
     ]
+
+
+def blocks_rows(kept: Mapping[str, Sequence[Kept]]) -> list[BlocksRow]:
+    """Return the table of the blocks that images keep."""
+    largest = max((model.full for models in kept.values() for model in models), default=1)
+    return [_blocks_row(arm, models, largest) for arm, models in kept.items()]
+
+
+def _blocks_row(arm: str, models: Sequence[Kept], largest: int) -> BlocksRow:
+    count = len(models)
+    used = [model.keep.sum(axis=1) for model in models]
+    mean, sd = sum(float(u.mean()) for u in used) / count, sum(float(u.std()) for u in used) / count
+    macs = sum(model.macs for model in models) / count
+    return BlocksRow(
+        arm=arm,
+        blocks=f"{mean:.2f} ± {sd:.2f} of {models[0].keep.shape[1]}",
+        paths=", ".join(f"{len({row.tobytes() for row in model.keep}):,}" for model in models),
+        macs=f"{macs:,.0f}",
+        share=f"{macs / largest:.1%}",
+        policy=f"{sum(model.policy / model.full for model in models) / count:.1%}",
+    )

@@ -131,3 +131,32 @@ def test_a_label_nearer_to_another_point_is_joined_to_its_own() -> None:
     first, second = axes.texts
     assert first.arrow_patch is not None
     assert second.get_text() == "second"
+
+
+def test_kept_blocks_are_bars_of_the_mean_and_dots_of_seeds() -> None:
+    figure = plots.figure_kept_blocks([[0, 0.5, 0.5], [0, 0.25, 0.75]], [[1.0, 0.5], [1.0, 0.75]])
+    above, below = figure.axes
+    assert [round(patch.get_height(), 3) for patch in above.patches] == [0, 0.375, 0.625]
+    assert [round(patch.get_height(), 3) for patch in below.patches] == [1.0, 0.625]
+    assert [len(line.get_xdata()) for line in below.lines] == [2, 2]
+
+
+def test_blocks_by_group_stand_from_easy_to_hard_and_from_few_to_many() -> None:
+    easy, hard = plots.Group("0", 2.0, 0.1, 900), plots.Group("100", 2.5, 0.2, 100)
+    classes = [plots.Group("shirt", 2.4, 0.1, 500), plots.Group("bag", 2.1, 0.1, 500)]
+    above, below = plots.figure_blocks_by_group([easy, hard], classes).axes
+    assert [label.get_text() for label in above.get_xticklabels()] == ["0\n900", "100\n100"]
+    assert [label.get_text() for label in below.get_yticklabels()] == ["bag", "shirt"]
+
+
+def test_common_paths_are_strips_with_their_images() -> None:
+    image = np.zeros((8, 8), dtype=np.uint8)
+    paths = [
+        plots.CommonPath((True, False, True), 0.7, (image,) * 9),
+        plots.CommonPath((True, True, True), 0.3, (np.zeros((8, 8, 3), dtype=np.uint8),)),
+    ]
+    figure = plots.figure_common_paths(paths)
+    assert [text.get_text() for text in figure.texts] == [
+        "70% of the images, 2 of 3 blocks", "30% of the images, 3 of 3 blocks",
+    ]  # fmt: skip
+    assert len([axes for axes in figure.axes if axes.images]) == 2 + plots.IMAGES_A_PATH + 1

@@ -331,6 +331,51 @@ def test_without_predictions_or_images_no_unique_answers_are_shown(lacking: str,
     assert "confusion" in found
 
 
+def routed(view: ReportView, arms: Mapping[str, int]) -> ReportView:
+    """The same study with networks of three blocks: an arm's policy costs what is given, 0 for one path for all."""
+
+    def recorded(trial: Trial) -> Trial:
+        if not trial.is_model or trial.arm not in arms:
+            return trial
+        images, policy = len(trial.outcome["predictions"]), arms[trial.arm]
+        path_of = [0 if policy == 0 or number % 4 else 1 for number in range(images)]
+        paths = [[1, 0, 0], [1, 1, 1]] if policy else [[1, 0, 1]]
+        found = {"paths": paths, "path_of": path_of, "policy": policy, "fixed": 40, "blocks": [20, 20, 20]}
+        return replace(trial, result={**trial.outcome, "blocks": found})
+
+    return replace(view, trials=[recorded(trial) for trial in view.trials])
+
+
+def test_what_networks_that_skip_blocks_keep_is_told_and_shown(made_up: MadeUp) -> None:
+    view = made_up(arms=TWO, seeds=2, classes=4, length=2, keep=lambda trial: trial.is_model)
+    page = parsed(render(routed(view, {"blockout": 10, "dense": 0})))
+    table = next(t for t in page.all("table") if "Blocks that test images keep" in t.text).text.replace("\n", "")
+    assert "blockout1.50 ± 0.87 of 32, 28080.0%10.0%" in table
+    assert "dense2.00 ± 0.00 of 31, 18080.0%0.0%" in table
+    names = [figure.attributes["id"].rpartition("-")[0] for figure in page.all("figure")]
+    assert names.count("blocks") == names.count("difficulty") == names.count("extremes") == names.count("paths") == 1
+    texts = [text.text for text in page.all("text")]
+    assert "75% of the images, 1 of 3 blocks" in texts
+    assert "36 images keep as many as the first" in texts
+    assert texts.count("3 blocks") == texts.count("1 blocks") == 12
+
+
+@pytest.mark.parametrize("arms", [{}, {"dense": 0}])
+def test_paths_that_are_the_same_for_all_images_are_not_drawn(arms: dict[str, int], made_up: MadeUp) -> None:
+    view = made_up(arms=TWO, seeds=2, length=2, keep=lambda trial: trial.is_model)
+    page = parsed(render(routed(view, arms)))
+    assert bool([t for t in page.all("table") if "Blocks that test images keep" in t.text]) == bool(arms)
+    assert not [figure for figure in page.all("figure") if "blocks-" in figure.attributes["id"]]
+
+
+def test_blocks_without_images_have_their_histogram_alone(made_up: MadeUp) -> None:
+    view = made_up(arms=TWO, seeds=2, length=2, keep=lambda trial: trial.is_model)
+    page = parsed(render(replace(routed(view, {"blockout": 10}), album=None)))
+    names = [figure.attributes["id"].rpartition("-")[0] for figure in page.all("figure")]
+    assert names.count("blocks") == 1
+    assert not {"difficulty", "extremes", "paths"} & set(names)
+
+
 def test_hostile_names_stay_text(made_up: MadeUp) -> None:
     names = {"dense": "<script>alert(1)</script>", "blockout": "\"><img src=x onerror='alert(1)'> $x^2$ {{ 7 * 7 }}"}
     view = renamed(made_up(arms=list(names), seeds=2, classes=3), names)
