@@ -1,6 +1,6 @@
 """Tables of a report other than that of the arms, as texts: cost, search, Pareto fronts, agreement, unique answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.analysis.comparison import ArmResult, ComparisonDocument
