@@ -169,7 +169,7 @@ def test_an_arm_may_change_the_backbone_or_take_another() -> None:
         (
             "arms",
             {"a": {}, "b": {"backbone": {"name": "resnet"}, "method": {"name": "blockdrop"}, "match": {"arm": "a"}}},
-            r"arms\.b: the cost of a learned policy follows from its reward: remove `match`",
+            r"arms\.b\.match: the cost of a learned policy follows from its reward: remove `match`",
         ),
         (
             "arms.dense",
