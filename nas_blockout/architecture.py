@@ -21,17 +21,21 @@ class Group:
     """Nodes of one layer that belong to the same clusters.
 
     Args:
-        clusters: Clusters that every node of the group belongs to; sorted, without repeats, at least one.
+        clusters: Clusters that every node of the group belongs to; sorted, without repeats, at least one unless the
+            group is constant.
         width: Nodes in the group, 1 or more.
         classes: For a group of the class layer the class of each node, sorted; else None.
+        constant: Whether the group reads nothing, so that its nodes are the same for every image: their bias, through
+            their own batch normalization.
     """
 
     clusters: tuple[int, ...]
     width: int
     classes: tuple[int, ...] | None = None
+    constant: bool = False
 
     def __post_init__(self) -> None:
-        if not self.clusters or list(self.clusters) != sorted(set(self.clusters)):
+        if list(self.clusters) != sorted(set(self.clusters)) or not (self.clusters or self.constant):
             raise ValueError(f"clusters of a group must be sorted, distinct and at least one, got {self.clusters}")
         if self.width < 1:
             raise ValueError(f"width of a group must be at least 1, got width={self.width}")
@@ -74,8 +78,9 @@ class Architecture:
         layers: From the first layer with memberships to the classes.
 
     Raises:
-        ValueError: A cluster lies outside ``0..clusters-1``, layers repeat a name, a group reads nothing or is read by
-            nothing, or the last layer does not hold every class exactly once.
+        ValueError: A cluster lies outside ``0..clusters-1``, layers repeat a name, a group reads nothing although it is
+            not constant, or something although it is, or is read by nothing (unless the whole layer after is
+            constant), or the last layer does not hold every class exactly once.
 
     References:
         Murdock, Li, Zhou, Duerig. Blockout: Dynamic Model Selection for Hierarchical Deep Networks. CVPR 2016, section
@@ -93,11 +98,15 @@ class Architecture:
             raise ValueError(f"an architecture needs layers with different names, got {names}")
         for layer in self.layers:
             for group in layer.groups:
-                if group.clusters[0] < 0 or group.clusters[-1] >= self.clusters:  # they are sorted
+                if any(not 0 <= cluster < self.clusters for cluster in group.clusters):
                     raise ValueError(
                         f"clusters of layer {layer.name!r} must lie in 0..{self.clusters - 1}, got {group.clusters}"
                     )
         self._check_classes()
+        if wrong := [group.clusters for group in self.layers[0].groups if group.constant and group.clusters]:
+            raise ValueError(
+                f"layer {names[0]!r} reads the input: a constant group in it has no clusters, got {wrong[0]}"
+            )
         for before, after in pairwise(self.layers):
             _check_reads(before, after)
 
@@ -117,8 +126,8 @@ class Architecture:
 
     @property
     def is_dense(self) -> bool:
-        """Whether every layer is one group, so that the network has no branches."""
-        return all(len(layer.groups) == 1 for layer in self.layers)
+        """Whether every layer is one group that reads the whole layer before, so that the network has no branches."""
+        return all(len(layer.groups) == 1 and not layer.groups[0].constant for layer in self.layers)
 
     @property
     def hash(self) -> str:
@@ -136,7 +145,7 @@ class Architecture:
 
     def weights(self, inputs: int) -> tuple[int, ...]:
         """Return the node-to-node connections that end in each layer; the first layer reads all `inputs` nodes."""
-        counts = [inputs * self.layers[0].width]
+        counts = [inputs * sum(group.width for group in self.layers[0].groups if not group.constant)]
         for index in range(1, len(self.layers)):
             before, groups = self.layers[index - 1].groups, self.layers[index].groups
             read = (sum(before[position].width for position in reads) for reads in self.reads(index))
@@ -175,19 +184,25 @@ def dense_architecture(names: Sequence[str], widths: Sequence[int]) -> Architect
 
 def _check_reads(before: Layer, after: Layer) -> None:
     for group in after.groups:
-        if not any(group.overlap(source) for source in before.groups):
+        reads = any(group.overlap(source) for source in before.groups)
+        if reads and group.constant:
+            raise ValueError(
+                f"constant group {group.clusters} of layer {after.name!r} shares a cluster with layer {before.name!r}"
+            )
+        if not reads and not group.constant:
             raise ValueError(
                 f"group {group.clusters} of layer {after.name!r} shares no cluster with layer {before.name!r}"
             )
+    if all(group.constant for group in after.groups):
+        return  # nothing before can matter, but it stays: it gives the constants the number and size of the images
     for source in before.groups:
         if not any(source.overlap(group) for group in after.groups):
             raise ValueError(f"group {source.clusters} of layer {before.name!r} is read by nothing in {after.name!r}")
 
 
 def _group_json(group: Group) -> dict[str, Any]:
-    if group.classes is None:
-        return {"clusters": list(group.clusters), "width": group.width}
-    return {"clusters": list(group.clusters), "classes": list(group.classes)}
+    nodes = {"width": group.width} if group.classes is None else {"classes": list(group.classes)}
+    return {"clusters": list(group.clusters), **nodes, **({"constant": True} if group.constant else {})}
 
 
 def _layer_from(document: Mapping[str, Any]) -> Layer:
@@ -196,14 +211,17 @@ def _layer_from(document: Mapping[str, Any]) -> Layer:
 
 
 def _group_from(document: Mapping[str, Any]) -> Group:
-    _require_keys(document, {"clusters"}, {"width", "classes"})
+    _require_keys(document, {"clusters"}, {"width", "classes", "constant"})
     clusters = tuple(_whole(cluster, "cluster") for cluster in document["clusters"])
+    constant = document.get("constant", False)
+    if not isinstance(constant, bool):
+        raise ValueError(f"constant must be true or false, got {constant!r}")
     if "classes" in document:
         classes = tuple(_whole(label, "class") for label in document["classes"])
-        return Group(clusters, _whole(document.get("width", len(classes)), "width"), classes)
+        return Group(clusters, _whole(document.get("width", len(classes)), "width"), classes, constant)
     if "width" not in document:
         raise ValueError(f"a group needs a width or classes, got {dict(document)}")
-    return Group(clusters, _whole(document["width"], "width"))
+    return Group(clusters, _whole(document["width"], "width"), constant=constant)
 
 
 def _whole(value: Any, what: str) -> int:

@@ -77,7 +77,7 @@ class Bundle:
     Args:
         groups: Positions of the groups in the layer of the architecture, in the order in which their nodes stand in
             memory.
-        ranges: Half-open ranges of nodes that are read, in the memory order of the layer before.
+        ranges: Half-open ranges of nodes that are read, in the memory order of the layer before; none for constants.
         width: Nodes that it ends in.
     """
 
@@ -96,21 +96,23 @@ def bundles_of(architecture: Architecture, inputs: int) -> tuple[tuple[Bundle, .
 
     Args:
         architecture: What to build.
-        inputs: Nodes of the layer before the first, which every group of the first layer reads.
+        inputs: Nodes of the layer before the first, which every group of the first layer reads that is not constant.
     """
-    first = tuple(range(len(architecture.layers[0].groups)))
-    layers: list[tuple[Bundle, ...]] = [(Bundle(first, ((0, inputs),), architecture.layers[0].width),)]
-    for index in range(1, len(architecture.layers)):
-        before = _offsets(architecture.layers[index - 1], layers[-1])
+    layers: list[tuple[Bundle, ...]] = []
+    for index, layer in enumerate(architecture.layers):
+        if index:
+            before = _offsets(architecture.layers[index - 1], layers[-1])
+            ranges_read = [_joined(before[source] for source in reads) for reads in architecture.reads(index)]
+        else:
+            ranges_read = [() if group.constant else ((0, inputs),) for group in layer.groups]
         by_reads: dict[tuple[tuple[int, int], ...], list[int]] = {}
-        for position, reads in enumerate(architecture.reads(index)):
-            by_reads.setdefault(_joined(before[source] for source in reads), []).append(position)
-        groups = architecture.layers[index].groups
+        for position, ranges in enumerate(ranges_read):
+            by_reads.setdefault(ranges, []).append(position)
         bundles = [
-            Bundle(tuple(positions), ranges, sum(groups[position].width for position in positions))
-            for ranges, positions in sorted(by_reads.items())
+            Bundle(tuple(positions), ranges, sum(layer.groups[position].width for position in positions))
+            for ranges, positions in sorted(by_reads.items(), key=lambda item: (not item[0], item[0]))
         ]
-        layers.append(tuple(bundles))
+        layers.append(tuple(bundles))  # the constants last
     return tuple(layers)
 
 
@@ -120,6 +122,30 @@ def node_order(architecture: Architecture, inputs: int) -> tuple[tuple[int, ...]
         tuple(position for bundle in bundles for position in bundle.groups)
         for bundles in bundles_of(architecture, inputs)
     )
+
+
+class ConstantNodes(nn.Module):
+    """Nodes that read nothing: the same for every image, and learned like the bias of any other node.
+
+    It is a weight without columns and its bias, as of the plain operation in whose place it stands. Batch normalization
+    follows it as it follows any other, and its maps have positions, because the convolution that reads them pads with
+    zeros: at the border it reads less of a constant than inside, which no bias can say.
+
+    Args:
+        stage: What the operation would be.
+        width: Nodes.
+    """
+
+    def __init__(self, stage: Stage, width: int) -> None:
+        super().__init__()
+        window = (stage.kernel, stage.kernel) if stage.kind == "convolution" else ()
+        self.weight = nn.Parameter(torch.empty(width, 0, *window))
+        self.bias = None if stage.activation else nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the nodes, before normalization, for as many images and positions as `x` has."""
+        nodes = x.new_zeros(x.shape[0], len(self.weight), *x.shape[2:])
+        return nodes if self.bias is None else nodes + self.bias.view(-1, *(1,) * (x.dim() - 2))
 
 
 class BranchedStage(nn.Module):
@@ -162,19 +188,26 @@ class BranchedStage(nn.Module):
 
         The layers of a method are left out: in eval mode they do nothing.
         """
-        operations, start = [], 0
+        operations, start = list[Folded](), 0
         for index, ranges in enumerate(self.ranges):
-            weight = self.get_parameter(f"operations.{index}.weight")
+            weight: Tensor = self.get_parameter(f"operations.{index}.weight")
             bias = None if self.normalize else self.get_parameter(f"operations.{index}.bias")
             rows = slice(start, start + len(weight))
-            operations.append(Folded(*fold(weight, bias, self.normalize, rows), ranges))
+            # Constants run as rows of zeros of the operation before them, which takes less time than one of their own.
+            read = ranges or (operations[-1].ranges if operations else ((0, 1),))
+            if not ranges:
+                inputs = sum(last - first for first, last in read)
+                weight = weight.new_zeros(len(weight), inputs, *weight.shape[2:])
+            operations.append(Folded(*fold(weight, bias, self.normalize, rows), read))
             start = rows.stop
         return FoldedLayer(tuple(operations), self.stage.positions, self.stage.pool)
 
     def _operate(self, index: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        operation = self.operations[index]
+        if isinstance(operation, ConstantNodes):
+            return operation(x)  # type: ignore[no-any-return]  # of any module
         parts = [x.narrow(1, start, stop - start) for start, stop in self.ranges[index]]
         read = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        operation = self.operations[index]
         result: Tensor = operation(read) if isinstance(operation, nn.Linear | nn.Conv2d) else operation(read, generator)
         return result
 
@@ -329,6 +362,8 @@ def weights_of(architecture: Architecture, stages: Sequence[Stage], channels: in
 
 
 def _operation(stage: Stage, bundle: Bundle, sites: Sites) -> nn.Module:
+    if not bundle.ranges:
+        return ConstantNodes(stage, bundle.width)
     bias = not stage.activation  # batch normalization has its own
     if stage.kind == "convolution":
         return nn.Conv2d(bundle.inputs, bundle.width, stage.kernel, padding=stage.kernel // 2, bias=bias)

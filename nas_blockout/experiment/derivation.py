@@ -28,7 +28,7 @@ from nas_blockout.structure.distill import (
     Learned,
     distill,
     harden,
-    largest_difference,
+    logits_of_both,
     logits_under,
     network_of,
     random_like,
@@ -54,10 +54,14 @@ class Derivation:
     Args:
         architecture: The branched network.
         gap: Validation accuracies around the discretization: ``soft`` (the learned network as it is), ``drawn`` (the
-            mean over draws of C; only of Blockout), ``hard`` (under the hard memberships), ``inherited`` (the branched
-            network before it is trained). Each network is evaluated with statistics of normalization of its own.
-        equality: Largest difference of logits between the learned network under its hard memberships and the branched
-            one with the same weights, and its bound, by precision.
+            mean over draws of C; only of Blockout), ``raw`` (under the memberships as they were thresholded), ``hard``
+            (under what is left of them when they are trimmed, merged and cleaned up: the difference is what that
+            costs), ``inherited`` (the branched network before it is trained). Each network is evaluated with statistics
+            of normalization of its own. Older records lack ``raw``.
+        equality: Largest difference of logits between the learned network under hard memberships and a branched one
+            with the same weights, its bound, and how far the logits spread over the images. By precision; ``raw_`` and
+            the precision for the memberships as they were thresholded, before anything was trimmed, merged or cleaned
+            up, and the network that they describe. Older records lack those, and the spread.
         overhead_seconds: Wall-clock of distillation, proof and gap.
         probabilities: P by layer, as learned or as pruning or confusions give it, rounded to four digits.
         threshold: From which on a probability became a membership.
@@ -106,19 +110,24 @@ def derive(
     sample = list(Loader(splits.train, EVALUATION_BATCH).sample(STATISTICS_IMAGES, generator))
     estimated = experiment.training.evaluation_statistics == "estimated"
     estimates = [batch.to(device) for batch in sample] if estimated else []
-    distilled, threshold, tried = _distilled(experiment, learned, probabilities, splits, estimates, device=device)
-    branched = second_network(experiment, distilled.architecture, splits)
-    equality = _equality(learned, distilled, branched, sample[0][:EQUALITY_IMAGES])
+    found = _structures(experiment, learned, probabilities, splits, estimates, device=device)
+    branched = second_network(experiment, found.distilled.architecture, splits)
+    raw = second_network(experiment, found.raw.architecture, splits)
+    images = sample[0][:EQUALITY_IMAGES].cpu()
+    equality = _equality(learned, found.distilled, branched, images)
+    against_raw = _equality(learned, found.raw, raw, images, found.hard)
+    equality |= {f"raw_{precision}": entry for precision, entry in against_raw.items()}
     if isinstance(settings, PruningSettings) or settings.weights == "inherited":
-        transplant(learned, distilled, branched)
+        transplant(learned, found.distilled, branched)
         batches = estimates or _as_version_1(splits, experiment.training.batch_size)
         estimate_statistics(branched.to(device), [batch.to(device) for batch in batches])
     draws = settings.draws if isinstance(settings, DistillationSettings) else 0
     evaluated = _Evaluated(learned.to(device), Loader(splits.validation, EVALUATION_BATCH), estimates, device)
-    gap = _gap(evaluated, distilled, branched.to(device), draws=draws, seed=experiment.seed)
+    gap = _gap(evaluated, found, branched.to(device), draws=draws, seed=experiment.seed)
     rounded = {name: [[round(value, 4) for value in row] for row in p.tolist()] for name, p in probabilities.items()}
     seconds = time.perf_counter() - began
-    return Derivation(distilled.architecture, gap, equality, seconds, rounded, threshold, tried), branched
+    architecture, threshold, tried = found.distilled.architecture, found.threshold, found.tried
+    return Derivation(architecture, gap, equality, seconds, rounded, threshold, tried), branched
 
 
 def _as_version_1(splits: Splits, batch_size: int) -> list[Tensor]:
@@ -149,7 +158,27 @@ def _probabilities(
     return {name: value.to(torch.get_default_dtype()) for name, value in hard.items()}
 
 
-def _distilled(
+@dataclass(frozen=True, slots=True)
+class _Structures:
+    """What became of the probabilities.
+
+    Args:
+        distilled: What is built and trained on.
+        hard: The memberships as they were thresholded, before anything was trimmed, merged or cleaned up; of the
+            placebo ``unbranched`` the P of the nodes that reach the threshold.
+        raw: The branched network that computes exactly what the learned one does under `hard`.
+        threshold: Behind `distilled`.
+        tried: Accuracies by threshold, where they chose it.
+    """
+
+    distilled: Distilled
+    hard: Mapping[str, Tensor]
+    raw: Distilled
+    threshold: float
+    tried: Mapping[str, float] = field(default_factory=dict)
+
+
+def _structures(
     experiment: Experiment,
     learned: Learned,
     probabilities: Mapping[str, Tensor],
@@ -157,16 +186,17 @@ def _distilled(
     estimates: Sequence[Tensor],
     *,
     device: str | torch.device,
-) -> tuple[Distilled, float, dict[str, float]]:
-    """Return what is distilled, the threshold behind it, and the accuracies by threshold that chose it."""
+) -> _Structures:
     settings = experiment.derivation
     assert settings is not None
-    if isinstance(settings, ConfusionSettings):
-        return distill(probabilities, harden(probabilities, 0.5)), 0.5, {}
     costs = _Costs(learned, splits.shape[0])
-    if isinstance(settings, PruningSettings):
-        threshold = threshold_for(probabilities, settings.target_macs, costs.macs)
-        return distill(probabilities, harden(probabilities, threshold)), threshold, {}
+    if not isinstance(settings, DistillationSettings):
+        threshold = 0.5
+        if isinstance(settings, PruningSettings):
+            threshold = threshold_for(probabilities, settings.target_macs, costs.macs)
+        hard = harden(probabilities, threshold)
+        raw = _exact(probabilities, hard)
+        return _Structures(distill(probabilities, hard), _as(probabilities, hard), raw, threshold)
     whole = settings.placebo == "unbranched"
     # The placebo without branches is derived from one cluster; P of the real clusters scales its weights at the end.
     learned_p, probabilities = probabilities, unbranched(probabilities) if whole else probabilities
@@ -177,15 +207,35 @@ def _distilled(
     tried = _tried(evaluated, probabilities, settings, costs)
     # the most accurate threshold; of equal ones the highest, which keeps least
     threshold = max(tried, key=lambda candidate: (tried[candidate] or 0.0, candidate))
-    distilled = _structure(experiment, settings, probabilities, threshold, costs)
+    distilled = _distill(settings, probabilities, _moved(experiment, settings, probabilities, threshold, costs))
+    # What was thresholded before the targets raised the threshold: the highest candidate that it can come from.
+    candidates = [each for each in settings.thresholds or (settings.threshold,) if each <= threshold]
+    untrimmed = max(candidates, default=threshold)
+    hard = _moved(experiment, settings, probabilities, untrimmed, costs)
+    raw, memberships = _exact(probabilities, hard), _as(probabilities, hard)
     if whole:
-        kept = {name: rows * learned_p[name] for name, rows in distilled.memberships.items()}
-        distilled = replace(distilled, memberships=kept)
-    return (
-        distilled,
-        threshold,
-        {str(candidate): accuracy for candidate, accuracy in tried.items() if accuracy is not None},
-    )
+        distilled, raw = (replace(each, memberships=_times(each.memberships, learned_p)) for each in (distilled, raw))
+        memberships = _times(memberships, learned_p)
+    accuracies = {str(candidate): accuracy for candidate, accuracy in tried.items() if accuracy is not None}
+    return _Structures(distilled, memberships, raw, threshold, accuracies)
+
+
+def _distill(
+    settings: DistillationSettings, probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]
+) -> Distilled:
+    return distill(probabilities, hard, min_group_size=settings.min_group_size, clean_up=settings.clean_up)
+
+
+def _exact(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]) -> Distilled:
+    return distill(probabilities, hard, clean_up=False)
+
+
+def _as(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(probabilities[name].dtype) for name, value in hard.items()}
+
+
+def _times(memberships: Mapping[str, Tensor], probabilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: rows * probabilities[name] for name, rows in memberships.items()}
 
 
 def _ranked(
@@ -200,8 +250,8 @@ def _ranked(
     The magnitudes are those under the hard memberships, or under the P of the nodes that these keep.
     """
     hard = harden(probabilities, threshold)
-    kept = {name: value.to(probabilities[name].dtype) for name, value in hard.items()}
-    kept = kept if under is None else {name: value * under[name] for name, value in kept.items()}
+    kept = _as(probabilities, hard)
+    kept = kept if under is None else _times(kept, under)
     importance = magnitudes(network_of(learned), weights_under(learned, kept))
     return {
         name: torch.where(hard[name], threshold + (1 - threshold) * importance[name], p)
@@ -270,13 +320,15 @@ def _tried(
 
     The accuracy is that of the learned network under the hard memberships, on the validation images.
     """
-    smallest = settings.min_group_size
+    smallest, clean_up = settings.min_group_size, settings.clean_up
     targets = ((settings.target_macs, costs.macs), (settings.target_parameters, costs.weights))
 
     def meeting(threshold: float) -> float:
         for target, share in targets:
             if target is not None:
-                threshold = threshold_for(probabilities, target, share, least=threshold, min_group_size=smallest)
+                threshold = threshold_for(
+                    probabilities, target, share, least=threshold, min_group_size=smallest, clean_up=clean_up
+                )
         return threshold
 
     if not settings.thresholds:
@@ -288,31 +340,30 @@ def _tried(
         hard = harden(probabilities, threshold)
         if above and all(torch.equal(hard[name], above[name]) for name in hard):
             continue  # the same network
-        above, kept = hard, distill(probabilities, hard, min_group_size=smallest).memberships
+        above, kept = hard, _distill(settings, probabilities, hard).memberships
         accuracies[threshold] = evaluated.accuracy_under(kept)
     evaluated.learned.cpu()
     return accuracies
 
 
-def _structure(
+def _moved(
     experiment: Experiment,
     settings: DistillationSettings,
     probabilities: Mapping[str, Tensor],
     threshold: float,
     costs: _Costs,
-) -> Distilled:
-    """Return the structure that was learned, or the placebo in its place."""
-    hard, smallest = harden(probabilities, threshold), settings.min_group_size
+) -> dict[str, Tensor]:
+    """Return the hard memberships that were learned, or those of the placebo in their place."""
+    hard = harden(probabilities, threshold)
     if settings.placebo == "random":
-        share = costs.macs(distill(probabilities, hard, min_group_size=smallest).architecture)
-        return random_like(probabilities, share, costs.macs, seed=experiment.seed)
+        share = costs.macs(_distill(settings, probabilities, hard).architecture)
+        return random_like(probabilities, share, costs.macs, seed=experiment.seed, clean_up=settings.clean_up)
     generator = torch.Generator().manual_seed(experiment.seed)
-    moved = shuffled(hard, generator, placebo=settings.placebo)
-    return distill(probabilities, moved, min_group_size=smallest)
+    return shuffled(hard, generator, placebo=settings.placebo)
 
 
 def _gap(
-    evaluated: _Evaluated, distilled: Distilled, branched: BranchedNetwork, *, draws: int, seed: int
+    evaluated: _Evaluated, found: _Structures, branched: BranchedNetwork, *, draws: int, seed: int
 ) -> dict[str, float]:
     learned, validation, device = evaluated.learned, evaluated.validation, evaluated.device
     with estimated_statistics(learned, evaluated.estimates):
@@ -322,16 +373,27 @@ def _gap(
         p = {name: value.detach() for name, value in learned.probabilities().items()}
         drawn = [{name: torch.bernoulli(q, generator=generator) for name, q in p.items()} for _ in range(draws)]
         accuracies["drawn"] = sum(map(evaluated.accuracy_under, drawn)) / draws
-    accuracies["hard"] = evaluated.accuracy_under(distilled.memberships)
+    accuracies["raw"] = evaluated.accuracy_under(found.hard)
+    accuracies["hard"] = evaluated.accuracy_under(found.distilled.memberships)
     accuracies["inherited"] = evaluate(branched, validation, device=device).accuracy
     return accuracies
 
 
 def _equality(
-    learned: Learned, distilled: Distilled, branched: BranchedNetwork, images: Tensor
+    learned: Learned,
+    distilled: Distilled,
+    branched: BranchedNetwork,
+    images: Tensor,
+    hard: Mapping[str, Tensor] | None = None,
 ) -> dict[str, dict[str, float]]:
+    """Return by precision how far the branched network is from the learned one under its or other memberships."""
     differences = {}
     for dtype, bound in TOLERANCE.items():
-        difference = largest_difference(learned, distilled, branched, images.cpu().to(dtype))
-        differences[str(dtype).removeprefix("torch.")] = {"max_abs_difference": difference, "bound": bound}
+        masked, found = logits_of_both(learned, distilled, branched, images.to(dtype), hard=hard)
+        differences[str(dtype).removeprefix("torch.")] = {
+            "max_abs_difference": float((masked - found).abs().max()),
+            "bound": bound,
+            # Networks whose logits are the same for all images would be equal for nothing.
+            "spread": float((masked.amax(0) - masked.amin(0)).max()),
+        }
     return differences

@@ -18,6 +18,7 @@ from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage, node
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.methods.masking import common_clusters
 from nas_blockout.settings_fields import Conflict, Range, refuse
+from nas_blockout.structure.clean_up import cleaned, effective, merged
 from nas_blockout.structure.two_stages import TwoStageSettings
 
 Weights = Literal["inherited", "scratch"]
@@ -46,6 +47,10 @@ class DistillationSettings(TwoStageSettings):
             both sides; for arms whose cost must match another's. Excludes `thresholds`.
         min_group_size: Smaller groups are merged into the most similar group of their layer that has as many nodes; 1
             for none. Classes stay where they are.
+        clean_up: Whether nodes that read nothing are removed, and a class or a layer that would read nothing gets its
+            most probable membership back: no node is without a purpose, but the network computes something else.
+            Without it such nodes become constants, at no MACs, and the branched network computes exactly what the
+            masked one does.
         weights: ``inherited`` keeps the learned weights, ``scratch`` initializes new ones (an ablation).
         placebo: ``nodes`` shuffles the memberships of the nodes within every layer, ``classes`` those of the classes
             only, ``random`` draws all of them anew for the same MACs and number of clusters and needs ``scratch``.
@@ -61,6 +66,7 @@ class DistillationSettings(TwoStageSettings):
     trim_by: TrimBy = "magnitude"
     fill_target: bool = False
     min_group_size: Annotated[int, Range(ge=1)] = 1
+    clean_up: bool = True
     weights: Weights = "inherited"
     placebo: Placebo = "none"
     draws: Annotated[int, Range(ge=1)] = 8
@@ -88,8 +94,8 @@ class Distilled:
     Args:
         architecture: The branched network.
         nodes: For every layer the nodes of the masked network that make up each group, in the order of its groups.
-        memberships: The hard memberships that it computes, after the clean-up, as zeros and ones; of the control
-            ``unbranched`` the P of the nodes that are kept.
+        memberships: The hard memberships that it computes, as zeros and ones; of the control ``unbranched`` the P of
+            the nodes that are kept.
     """
 
     architecture: Architecture
@@ -106,12 +112,19 @@ def harden(probabilities: Mapping[str, Tensor], threshold: float) -> dict[str, T
     return hard
 
 
-def distill(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor], *, min_group_size: int = 1) -> Distilled:
-    """Return the branched architecture of hard memberships.
+def distill(
+    probabilities: Mapping[str, Tensor],
+    hard: Mapping[str, Tensor],
+    *,
+    min_group_size: int = 1,
+    clean_up: bool = True,
+) -> Distilled:
+    """Return the branched architecture of hard memberships; nodes with equal memberships form a group.
 
-    Nodes without a cluster, nodes that read nothing and nodes that no class can reach are removed, and so are
-    memberships that no neighbor shares. Where that would leave a class, or a whole layer, without anything to read,
-    its most probable membership among those that can be reached is put back. Nodes with equal memberships form a group.
+    Nodes that no class can reach are removed, and so are memberships that no neighbor shares: neither changes what is
+    computed. Without more the branched network is the masked network under the given memberships, whatever they are:
+    nodes that read nothing form constant groups, and a layer of which nothing is left keeps its most probable node as
+    one. With the clean-up there are no constants (see `clean_up`), which changes what is computed where there were any.
 
     Args:
         probabilities: P of every masked layer, from the first to the classes.
@@ -119,19 +132,24 @@ def distill(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor], *, 
         min_group_size: Nodes of smaller groups get the memberships of the most similar group of their layer that is not
             smaller (most shared, then fewest other clusters, then widest); where a layer has none, of its widest. Then
             all is cleaned up again. Classes are not touched.
+        clean_up: Whether to clean up; without, and without merging, nothing changes that is computed.
     """
-    names = list(hard)
-    kept = _cleaned(names, probabilities, hard)
+
+    def left(memberships: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return cleaned(probabilities, memberships) if clean_up else effective(memberships)
+
+    kept, last = left(hard), list(hard)[-1]
     if min_group_size > 1:
-        merged = {name: _merged(kept[name], min_group_size) for name in names[:-1]}
-        kept = _cleaned(names, probabilities, {**merged, names[-1]: kept[names[-1]]})
-    layers, nodes = [], {}
-    for name in names:
-        layer, nodes[name] = _grouped(name, kept[name], classes=name == names[-1])
+        hidden = {name: merged(value, min_group_size) for name, value in kept.items() if name != last}
+        kept = left({**hidden, last: kept[last]})
+    layers, nodes, before = [], dict[str, tuple[Tensor, ...]](), None
+    for name, value in kept.items():
+        likeliest = int(probabilities[name].detach().amax(1).argmax())
+        layer, nodes[name] = _grouped(name, value, before, classes=name == last, likeliest=likeliest)
         layers.append(layer)
-    clusters = kept[names[0]].shape[1]
+        before = value
     memberships = {name: value.to(probabilities[name].dtype) for name, value in kept.items()}
-    return Distilled(Architecture(clusters, tuple(layers)), nodes, memberships)
+    return Distilled(Architecture(kept[last].shape[1], tuple(layers)), nodes, memberships)
 
 
 def shuffled(
@@ -163,6 +181,7 @@ def threshold_for(
     *,
     least: float = 0.0,
     min_group_size: int = 1,
+    clean_up: bool = True,
 ) -> float:
     """Return the lowest threshold, to one part in a thousand million, whose architecture costs at most a target.
 
@@ -173,6 +192,7 @@ def threshold_for(
         least: Lowest threshold to return, in [0, 1]. Below it are memberships that training has unlearned; where the
             target leaves room for them, 0 takes them in all the same.
         min_group_size: As of `distill`.
+        clean_up: Likewise.
 
     Raises:
         ValueError: Even the highest threshold costs more than the target.
@@ -183,7 +203,8 @@ def threshold_for(
 
     def cost(threshold: float) -> float:
         hard = harden(probabilities, threshold)
-        return share_of(distill(probabilities, hard, min_group_size=min_group_size).architecture)
+        distilled = distill(probabilities, hard, min_group_size=min_group_size, clean_up=clean_up)
+        return share_of(distilled.architecture)
 
     if meets(least):
         return least
@@ -200,19 +221,25 @@ def threshold_for(
 
 
 def random_like(
-    probabilities: Mapping[str, Tensor], share: float, share_of: Callable[[Architecture], float], *, seed: int
-) -> Distilled:
-    """Return an architecture of random memberships with as many clusters and nearly the cost of a learned one.
+    probabilities: Mapping[str, Tensor],
+    share: float,
+    share_of: Callable[[Architecture], float],
+    *,
+    seed: int,
+    clean_up: bool = True,
+) -> dict[str, Tensor]:
+    """Return random memberships of as many clusters, whose architecture has nearly the cost of a learned one.
 
     Args:
         probabilities: P of every masked layer; only their shapes are used.
         share: Cost to meet from below, as a share of the dense network's.
         share_of: Cost of an architecture as a share of the dense network's.
         seed: Of the memberships.
+        clean_up: As of `distill`.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = {name: torch.rand(p.shape, generator=generator, dtype=p.dtype) for name, p in probabilities.items()}
-    return distill(drawn, harden(drawn, threshold_for(drawn, share, share_of)))
+    return harden(drawn, threshold_for(drawn, share, share_of, clean_up=clean_up))
 
 
 def weights_under(learned: Learned, memberships: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -269,16 +296,49 @@ def transplant(learned: Learned, distilled: Distilled, branched: BranchedNetwork
 
 
 @torch.no_grad()
-def largest_difference(learned: Learned, distilled: Distilled, branched: BranchedNetwork, images: Tensor) -> float:
-    """Return the largest absolute difference of logits between the learned network with hard C and the branched one.
+def logits_of_both(
+    learned: Learned,
+    distilled: Distilled,
+    branched: BranchedNetwork,
+    images: Tensor,
+    *,
+    hard: Mapping[str, Tensor] | None = None,
+    training: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of the learned network under hard memberships, and of the branched one with its weights.
 
-    Both are copied, the weights are transplanted, and the logits are compared in eval mode, all in the precision of
-    `images`.
+    Both networks are copied, the weights are transplanted, and everything is computed in the precision of `images`.
+
+    Args:
+        learned: What learned.
+        distilled: What the branched network is built from.
+        branched: Any network of that architecture; its own weights are not used.
+        images: One batch.
+        hard: Memberships for the learned network, as zeros and ones; None for those of `distilled`.
+        training: Whether batch normalization uses the statistics of these images, as in training, instead of its own.
     """
     first, second = copy.deepcopy(learned).to(images.dtype).eval(), copy.deepcopy(branched).to(images.dtype).eval()
     transplant(first, distilled, second)
-    hard = {name: value.to(images.dtype) for name, value in distilled.memberships.items()}
-    return float((logits_under(first, images, hard) - second(images)).abs().max())
+    memberships = distilled.memberships if hard is None else hard
+    if training:
+        network_of(first).train()
+        second.train()
+    expected = logits_under(first, images, {name: value.to(images.dtype) for name, value in memberships.items()})
+    return expected, second(images)
+
+
+def largest_difference(
+    learned: Learned,
+    distilled: Distilled,
+    branched: BranchedNetwork,
+    images: Tensor,
+    *,
+    hard: Mapping[str, Tensor] | None = None,
+    training: bool = False,
+) -> float:
+    """Return the largest absolute difference of the logits of both networks; arguments as of `logits_of_both`."""
+    masked, found = logits_of_both(learned, distilled, branched, images, hard=hard, training=training)
+    return float((masked - found).abs().max())
 
 
 def network_of(learned: Learned) -> BranchedNetwork:
@@ -288,79 +348,21 @@ def network_of(learned: Learned) -> BranchedNetwork:
     return network
 
 
-def _cleaned(names: list[str], probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # In this order: what is removed later leaves nothing for the steps before it to remove.
-    return _remove_unshared(names, _remove_unread(names, _remove_unfed(names, probabilities, hard)))
-
-
-def _merged(hard: Tensor, smallest: int) -> Tensor:
-    """Return the memberships of a layer with those of small groups replaced; nodes without any keep none."""
-    rows, group, counts = hard.unique(dim=0, return_inverse=True, return_counts=True)
-    counts = torch.where(rows.any(1), counts, 0)
-    large = counts >= smallest if bool((counts >= smallest).any()) else counts == counts.max()
-    if not large.any():
-        return hard
-    merged: Tensor = rows.clone()
-    for position in ((counts > 0) & ~large).nonzero().flatten().tolist():
-        shared = (rows & rows[position]).sum(1)
-        # most shared clusters, then fewest others, then most nodes; the lowest number decides what is still equal
-        rank = [
-            (int(shared[other]), -int(rows[other].sum()), int(counts[other]), -other)
-            for other in large.nonzero().flatten().tolist()
-        ]
-        merged[position] = rows[-max(rank)[-1]]
-    return merged[group]
-
-
-def _remove_unfed(
-    names: list[str], probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Remove nodes that share no cluster with the layer before, from the first layer to the classes."""
-    available = torch.ones(hard[names[0]].shape[1], dtype=torch.bool, device=hard[names[0]].device)
-    kept = {}
-    for name in names:
-        fed = hard[name] & (hard[name] & available).any(1, keepdim=True)
-        reachable = torch.where(available, probabilities[name].detach(), -1.0)
-        if name == names[-1]:  # every class stays, by its most probable membership among the clusters that get here
-            starved = ~fed.any(1)
-            fed[starved, reachable[starved].argmax(1)] = True
-        elif not fed.any():  # so does one node of a layer that would vanish
-            fed.view(-1)[reachable.argmax()] = True
-        kept[name] = fed
-        available = fed.any(0)
-    return kept
-
-
-def _remove_unread(names: list[str], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove nodes that share no cluster with the layer after, from the classes to the first layer."""
-    wanted = torch.ones_like(hard[names[-1]].any(0))
-    kept = {}
-    for name in reversed(names):
-        kept[name] = hard[name] & (hard[name] & wanted).any(1, keepdim=True)
-        wanted = kept[name].any(0)
-    return {name: kept[name] for name in names}
-
-
-def _remove_unshared(names: list[str], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove memberships in clusters that neither neighboring layer has: they connect nothing but split groups."""
-    present = {name: hard[name].any(0) for name in names}
-    nothing = torch.zeros_like(present[names[0]])
-    kept = {}
-    for position, name in enumerate(names):
-        before = present[names[position - 1]] if position else nothing
-        after = present[names[position + 1]] if position + 1 < len(names) else nothing
-        shared = before | after
-        kept[name] = hard[name] & shared if len(names) > 1 else hard[name]
-    return kept
-
-
-def _grouped(name: str, hard: Tensor, *, classes: bool) -> tuple[Layer, tuple[Tensor, ...]]:
+def _grouped(
+    name: str, hard: Tensor, before: Tensor | None, *, classes: bool, likeliest: int
+) -> tuple[Layer, tuple[Tensor, ...]]:
+    """Return a layer and the nodes of its groups; `likeliest` stays as a constant where nothing else does."""
     rows: dict[tuple[int, ...], list[int]] = {}
     for node, row in enumerate(hard.tolist()):
-        if member := tuple(cluster for cluster, belongs in enumerate(row) if belongs):
+        member = tuple(cluster for cluster, belongs in enumerate(row) if belongs)
+        if member or classes:
             rows.setdefault(member, []).append(node)
-    ordered = sorted(rows.items())
-    groups = tuple(Group(member, len(nodes), tuple(nodes) if classes else None) for member, nodes in ordered)
+    ordered = sorted(rows.items()) or [((), [likeliest])]
+    available = torch.ones_like(hard[0]) if before is None else before.any(0)
+    groups = tuple(
+        Group(member, len(nodes), tuple(nodes) if classes else None, constant=not available[list(member)].any())
+        for member, nodes in ordered
+    )
     return Layer(name, groups), tuple(torch.tensor(nodes) for _, nodes in ordered)
 
 
@@ -377,10 +379,11 @@ def _fill(source: BranchedStage, target: BranchedStage, weight: Tensor, before: 
     bias = source.get_parameter("operations.0.bias") if source.normalize is None else None
     start = 0
     for index, ranges in enumerate(target.ranges):
-        columns = torch.cat([before[first:last] for first, last in ranges])
         target_weight = target.get_parameter(f"operations.{index}.weight")
         rows = nodes[start : start + len(target_weight)]
-        target_weight.copy_(weight[rows][:, columns])
+        if ranges:  # constants have no weights
+            columns = torch.cat([before[first:last] for first, last in ranges])
+            target_weight.copy_(weight[rows][:, columns])
         if bias is not None:
             target.get_parameter(f"operations.{index}.bias").copy_(bias[rows])
         start += len(rows)
