@@ -180,13 +180,14 @@ class FusedNetwork(nn.Module):
         places = list(stages.values())[-1].places
         widths = widths_of(places)
         position = torch.cat([_positions_of(place, widths) for place in places])
-        order = position if class_order is None else position[class_order.cpu()]
+        order, made = position if class_order is None else position[class_order.cpu()], sum(widths)
         last = list(list(stages.values())[-1].operations.values())
         # One dense operation makes all classes: its rows are put in order once, instead of the logits every time.
         if len(last) == 1 and isinstance(last[0], FusedTerm) and last[0].groups == 1:
             last[0].take(order)
-            order = torch.arange(len(order))
-        ordered = bool((order == torch.arange(len(order))).all())
+            order, made = torch.arange(len(order)), len(order)
+        # A block may end in zeros, which have to go even where all classes before them are in order.
+        ordered = made == len(order) and bool((order == torch.arange(len(order))).all())
         self.register_buffer("class_order", None if ordered else order, persistent=False)
         self.eval()
 

@@ -220,6 +220,17 @@ def test_one_dense_operation_makes_the_classes_in_their_order() -> None:
     assert (whole.class_order is None, split.class_order is None) == (True, False)
 
 
+@pytest.mark.parametrize("form", get_args(Operations))
+@pytest.mark.parametrize("normalize", [False, True])
+def test_zeros_after_the_last_class_are_no_classes(form: Operations, normalize: bool) -> None:
+    dense = [Layer(name, (Group((0, 1), width),)) for name, width in (("conv2", 8), ("features", 12))]
+    halves = Layer("hidden", (Group((0,), 4), Group((1,), 4)))
+    uneven = Layer("classes", (Group((0,), 4, (0, 1, 2, 3)), Group((1,), 2, (4, 5))))
+    network = network_of(Architecture(2, (*dense, halves, uneven)), normalize=normalize)
+    with torch.no_grad():
+        torch.testing.assert_close(network.for_inference(operations=form)(images(3)), network(images(3)))
+
+
 def test_a_division_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="operations must be one of fastest, whole, split, summed, got 'slow'"):
         network_of(PARALLEL).for_inference(operations="slow")  # type: ignore[arg-type]
