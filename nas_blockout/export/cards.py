@@ -57,8 +57,8 @@ class ModelDescription:
         structure: How far it branches, or None for a network without groups.
         branches: The same in one line, with what the seeds of the study have in common, or None.
         blocks: What a network that skips blocks keeps, and what its policy network costs, or None.
-        equality: Largest difference of logits between the masked network and the branched one, and its bound, by
-            precision, or None.
+        equality: Largest difference of logits between the masked network and the branched one, its bound, and how far
+            the logits spread, by precision; of the memberships as thresholded with ``raw_`` before it. Or None.
         background: What transparent pixels show to the model, as in `nas_blockout.data.image_io`.
         latency: Of one image and of many, measured together with the other models of the study, as a text, or None.
         batch: Images that are expected at a time, for which branches are then divided into operations; None for one as
@@ -272,18 +272,25 @@ def _branch_line(branch: Branch, class_names: Sequence[str]) -> str:
 def _proof(equality: Mapping[str, Any] | None) -> str:
     if not equality:
         return ""
-    rows = "\n".join(
-        f"| {name} | {result['max_abs_difference']:.1e} | {result['bound']:.0e} |" for name, result in equality.items()
-    )
+    rows = "\n".join(_proof_row(name, result) for name, result in equality.items())
     return f"""## Proof of the distillation
 
-Largest difference of logits between the masked network that learned and the branched network, before training went on:
+Largest difference of logits between the masked network that learned and a branched network with the same weights,
+before training went on: under the memberships of this model, and under the memberships as they were thresholded, before
+anything was trimmed, merged or cleaned up. The spread is how far the masked network's logits differ between images.
 
-| precision | difference | bound |
-|---|---|---|
+| memberships | precision | difference | bound | spread |
+|---|---|---|---|---|
 {rows}
 
 """
+
+
+def _proof_row(name: str, result: Mapping[str, Any]) -> str:
+    memberships = "as thresholded" if name.startswith("raw_") else "of this model"
+    spread = f"{result['spread']:.3g}" if "spread" in result else "not recorded"
+    difference, bound = result["max_abs_difference"], result["bound"]
+    return f"| {memberships} | {name.removeprefix('raw_')} | {difference:.1e} | {bound:.0e} | {spread} |"
 
 
 def _branches(description: ModelDescription) -> str:
@@ -295,9 +302,10 @@ def _branches(description: ModelDescription) -> str:
 
 
 def _group_label(group: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    constant = ", constant" if group.get("constant") else ""
     if "classes" not in group:
-        return f"{group['width']} nodes"
-    return _listed([class_names[label] for label in group["classes"]], MOST_CLASSES_IN_GROUP)
+        return f"{group['width']} nodes{constant}"
+    return _listed([class_names[label] for label in group["classes"]], MOST_CLASSES_IN_GROUP) + constant
 
 
 def _listed(names: Sequence[str], most: int) -> str:

@@ -21,12 +21,13 @@ class GroupOutline:
     """One group of nodes.
 
     Args:
-        clusters: That it belongs to; none in the trunk before the first branches.
+        clusters: That it belongs to; none in the trunk before the first branches, or of constants that nothing reads.
         width: Nodes.
         classes: Names of its classes, in the last layer.
         reads: Nodes of the layer before that it reads.
         parameters: Weights, and bias or normalization.
         macs: Multiply-accumulates an image.
+        constant: Whether it reads nothing, so that its nodes are the same for every image.
     """
 
     clusters: tuple[int, ...]
@@ -35,6 +36,7 @@ class GroupOutline:
     reads: int
     parameters: int
     macs: int
+    constant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +108,14 @@ class _Stage:
         area = self.first.shape[2] ** 2 if self.first.dim() == 4 else 1
         return LayerCost(None, area, self.positions, 1 + (f"{self.name}.normalize.weight" in self.weights))
 
-    def made(self, clusters: tuple[int, ...], classes: tuple[str, ...], width: int, reads: int) -> GroupOutline:
+    def made(
+        self, clusters: tuple[int, ...], classes: tuple[str, ...], width: int, reads: int, *, constant: bool = False
+    ) -> GroupOutline:
         cost = self.cost
         weights = width * reads * cost.weights
+        parameters = weights + width * cost.node_parameters
         return GroupOutline(
-            clusters, width, classes, reads, weights + width * cost.node_parameters, weights * cost.positions
+            clusters, width, classes, reads, parameters, weights * cost.positions, constant
         )
 
     def trunk(self) -> GroupOutline:
@@ -118,12 +123,13 @@ class _Stage:
 
     def group(self, group: Mapping[str, Any], before: Sequence[GroupOutline], names: Sequence[str]) -> GroupOutline:
         clusters = tuple(group["clusters"])
-        read = [source for source in before if not source.clusters or set(source.clusters) & set(clusters)]
+        constant = bool(group.get("constant"))
+        trunk = [source for source in before if not source.clusters and not source.constant]
+        read = [*trunk, *(source for source in before if set(source.clusters) & set(clusters))]
         classes = tuple(names[label] for label in group.get("classes", ()))
         width = int(group.get("width", len(classes)))
-        return self.made(
-            clusters, classes, width, sum(source.width for source in read) if before else self.first.shape[1]
-        )
+        reads = sum(source.width for source in read) if before else self.first.shape[1]
+        return self.made(clusters, classes, width, 0 if constant else reads, constant=constant)
 
 
 def _positions(model: ExportedModel) -> dict[str, int]:

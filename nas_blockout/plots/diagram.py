@@ -34,6 +34,7 @@ class _Box:
     left: float = 0.0
     top: float = 0.0
     merged: int = 1
+    constant: bool = False
 
     @property
     def middle(self) -> float:
@@ -46,7 +47,7 @@ def figure_architecture(document: Mapping[str, Any], class_names: Sequence[str])
 
     Each group shows its number of nodes and one stripe per cluster, in the color of the cluster. Lines lead from a
     group to a dot for each of its clusters, and from there to the groups of the next layer in that cluster: a group
-    gets its inputs from all groups that lines connect it with. If a layer has more than sixteen groups, the smallest
+    gets its inputs from all groups that lines connect it with. One without inputs has a dashed outline. If a layer has more than sixteen groups, the smallest
     are drawn as one, labeled with their nodes and their number ("40 in 7").
     """
     layers = [(clean(layer["name"]), _boxes(layer["groups"])) for layer in document["layers"]]
@@ -75,7 +76,13 @@ def figure_architecture(document: Mapping[str, Any], class_names: Sequence[str])
 def _boxes(groups: Sequence[Mapping[str, Any]]) -> list[_Box]:
     """Return the groups of a layer with their heights, in the order of clusters; the smallest merged if too many."""
     groups_as_boxes = [
-        _Box(tuple(g["clusters"]), int(g.get("width", len(g.get("classes") or ()))), tuple(g.get("classes") or ()), 0)
+        _Box(
+            tuple(g["clusters"]),
+            int(g.get("width", len(g.get("classes") or ()))),
+            tuple(g.get("classes") or ()),
+            0,
+            constant=bool(g.get("constant")),
+        )
         for g in groups
     ]
     by_size = sorted(groups_as_boxes, key=lambda box: -box.width)
@@ -88,7 +95,7 @@ def _boxes(groups: Sequence[Mapping[str, Any]]) -> list[_Box]:
     # The square root keeps small groups legible beside large ones.
     boxes = [replace(box, height=_LEAST + (_MOST - _LEAST) * (box.width / largest) ** 0.5) for box in kept]
     # By mean cluster: groups of the same clusters are then at a similar height in every layer, and lines cross less.
-    boxes.sort(key=lambda box: (sum(box.clusters) / len(box.clusters), box.clusters))
+    boxes.sort(key=lambda box: (sum(box.clusters) / max(1, len(box.clusters)), box.clusters))
     if small:
         clusters = tuple(sorted({cluster for box in small for cluster in box.clusters}))
         classes = tuple(sorted(label for box in small for label in box.classes))
@@ -134,9 +141,9 @@ def _curve(start: tuple[float, float], end: tuple[float, float]) -> Path:
 
 def _draw(axes: Axes, box: _Box, class_names: Sequence[str]) -> None:
     # Many clusters share half of the box, or less if the text is longer, as that of merged groups is.
-    stripe = min(_STRIPE, (0.5 if box.merged == 1 else 0.12) * _BOX / len(box.clusters))
-    start = box.left + stripe * len(box.clusters)
-    _rectangle(axes, (box.left, box.top, _BOX, box.height), facecolor=PAPER, edgecolor=MUTED, lw=0.7)
+    stripe = min(_STRIPE, (0.5 if box.merged == 1 else 0.12) * _BOX / max(1, len(box.clusters)))
+    start, outline = box.left + stripe * len(box.clusters), "--" if box.constant else "-"
+    _rectangle(axes, (box.left, box.top, _BOX, box.height), facecolor=PAPER, edgecolor=MUTED, lw=0.7, ls=outline)
     for index, cluster in enumerate(box.clusters):
         place = (box.left + index * stripe, box.top, stripe, box.height)
         _rectangle(axes, place, facecolor=cluster_color(cluster), lw=0)

@@ -177,10 +177,12 @@ def _cluster_row(cluster: int, layers: Sequence["LayerOutline"]) -> tuple[object
 
 
 def _group_text(group: "GroupOutline") -> str:
+    if not group.clusters:  # of a layer with several groups: classes that read nothing
+        return f"constant: {_costs([group])}, reads nothing; {_listed(group.classes)}"
     numbers = " ".join(map(str, group.clusters))
     classes = f"; {_listed(group.classes)}" if group.classes else ""
-    plural = "s" if len(group.clusters) > 1 else ""
-    return f"cluster{plural} {numbers}: {_costs([group])}, reads {group.reads} nodes{classes}"
+    plural, reads = "s" if len(group.clusters) > 1 else "", f"{group.reads} nodes" if group.reads else "nothing"
+    return f"cluster{plural} {numbers}: {_costs([group])}, reads {reads}{classes}"
 
 
 def _costs(groups: Sequence["GroupOutline"]) -> str:

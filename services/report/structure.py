@@ -10,7 +10,14 @@ from services.report.figure import Picture, Remark, Shown, exported_trial, sprea
 from services.report.view import ReportView, in_order
 from services.trial_record import Trial
 
-GAP_STEPS = {"soft": "soft P", "drawn": "drawn C", "hard": "hard C", "inherited": "inherited", "tuned": "fine-tuned"}
+GAP_STEPS = {
+    "soft": "soft P",
+    "drawn": "drawn C",
+    "raw": "thresholded C",
+    "hard": "hard C",
+    "inherited": "inherited",
+    "tuned": "fine-tuned",
+}
 
 
 def gaps(view: ReportView, document: ComparisonDocument) -> dict[str, dict[str, list[float]]]:
@@ -23,6 +30,7 @@ def gaps(view: ReportView, document: ComparisonDocument) -> dict[str, dict[str, 
             by_arm[name] = {
                 text: [float(gap[step]) for gap in by_seed if gap.get(step) is not None]
                 for step, text in GAP_STEPS.items()
+                if step != "raw" or any("raw" in gap for gap in by_seed)  # which older studies did not measure
             }
     return by_arm
 
@@ -57,8 +65,9 @@ def gap(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
             "gap",
             "From learned probabilities to a branched network",
             "Validation accuracy with the learned P (soft), with sampled memberships (drawn), with thresholded "
-            "memberships (hard), after the branched network inherits the weights, and after fine-tuning. The thick "
-            "line is the mean over seeds, thin lines are single seeds; there is no band.",
+            "memberships (thresholded C), with what trimming, merging and the clean-up left of them (hard C), after "
+            "the branched network inherits the weights, and after fine-tuning. The thick line is the mean over seeds, "
+            "thin lines are single seeds; there is no band.",
             "n = seeds, in each panel",
             "trials.csv, gap.*",
             plots.figure_gap({name: (document.arms[name].role, accuracies) for name, accuracies in steps.items()}),

@@ -3,6 +3,7 @@
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -45,7 +46,7 @@ def renumbered(architecture: Architecture, seed: int) -> Architecture:
     rng.shuffle(order)
     layers = []
     for layer in architecture.layers:
-        groups = [Group(tuple(sorted(order[c] for c in g.clusters)), g.width, g.classes) for g in layer.groups]
+        groups = [replace(g, clusters=tuple(sorted(order[c] for c in g.clusters))) for g in layer.groups]
         rng.shuffle(groups)
         layers.append(Layer(layer.name, tuple(groups)))
     return Architecture(architecture.clusters, tuple(layers))
@@ -188,6 +189,22 @@ def test_dense_has_one_group_a_layer() -> None:
             "read by nothing",
         ),
         (
+            lambda: Architecture(
+                1, (Layer("a", (Group((0,), 1),)), Layer("classes", (Group((0,), 1, (0,), constant=True),)))
+            ),
+            "constant group .* shares a cluster with layer 'a'",
+        ),
+        (
+            lambda: Architecture(
+                2,
+                (
+                    Layer("a", (Group((0,), 1), Group((1,), 1, constant=True))),
+                    Layer("classes", (Group((0, 1), 1, (0,)),)),
+                ),
+            ),
+            "layer 'a' reads the input",
+        ),
+        (
             lambda: Architecture(1, (Layer("a", (Group((0,), 1, (0,)),)), Layer("classes", (Group((0,), 1, (0,)),)))),
             "only the last layer",
         ),
@@ -213,8 +230,39 @@ def test_invalid_values_are_refused_with_the_rule(build: object, rule: str) -> N
         ({"layers": [{"name": "classes", "groups": [{"clusters": [0]}]}]}, "needs a width or classes"),
         ({"layers": [{"name": "classes"}]}, "missing key 'groups'"),
         ({"layers": [["classes"]]}, "expected an object"),
+        (
+            {"layers": [{"name": "classes", "groups": [{"clusters": [0], "classes": [0], "constant": 1}]}]},
+            "constant must be true or false, got 1",
+        ),
     ],
 )
 def test_hostile_documents_are_refused(change: dict[str, object], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         Architecture.from_json({**example().to_json(), **change})
+
+
+def test_a_constant_group_reads_nothing_and_costs_nothing() -> None:
+    architecture = Architecture(
+        3,
+        (
+            Layer("features", (Group((0,), 4), Group((1,), 2))),
+            Layer("hidden", (Group((0,), 3), Group((1, 2), 5), Group((2,), 7, constant=True))),
+            Layer("classes", (Group((), 1, (2,), constant=True), Group((0, 2), 1, (0,)), Group((1,), 1, (1,)))),
+        ),
+    )
+    assert Architecture.from_json(architecture.to_json()) == architecture
+    assert architecture.to_json()["layers"][1]["groups"][2] == {"clusters": [2], "width": 7, "constant": True}
+    assert architecture.reads(1) == ((0,), (1,), ())
+    assert architecture.reads(2) == ((), (0, 1, 2), (1,))
+    assert architecture.weights(10) == (60, 4 * 3 + 2 * 5, 3 + 5 + 7 + 5)
+    assert not architecture.is_dense
+    assert renumbered(architecture, 3).hash == architecture.hash
+
+
+def test_before_a_layer_of_constants_nothing_is_read() -> None:
+    placeholder = Layer("hidden", (Group((), 1, constant=True),))
+    constants = Layer("classes", (Group((), 2, (0, 1), constant=True),))
+    architecture = Architecture(1, (Layer("features", (Group((0,), 4),)), placeholder, constants))
+    assert architecture.weights(9) == (36, 0, 0)
+    assert Architecture.from_json(architecture.to_json()).hash == architecture.hash
+    assert not architecture.is_dense

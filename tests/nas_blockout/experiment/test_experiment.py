@@ -171,7 +171,7 @@ def test_distillation_is_proved_and_its_gap_is_reported(splits: Splits) -> None:
     assert outcome.derivation is not None
     for found in outcome.derivation.equality.values():
         assert found["max_abs_difference"] <= found["bound"]
-    assert set(outcome.derivation.gap) == {"soft", "drawn", "hard", "inherited"}
+    assert set(outcome.derivation.gap) == {"soft", "drawn", "raw", "hard", "inherited"}
     assert outcome.macs <= 0.8 * dense_macs(LEARNED, splits)
 
 

@@ -116,7 +116,8 @@ def test_card_says_what_how_well_and_at_what_cost(exported: Path) -> None:
         "95% interval 89.00% to 91.00%",
         "| spent to find and train it | 1,000 sample passes |",
         "No difference shown.",
-        "| float64 | 1.0e-15 | 1e-10 |",
+        "| of this model | float64 | 1.0e-15 | 1e-10 | 3.25 |",
+        "| as thresholded | float64 | 2.0e-15 | 1e-10 | not recorded |",
         diagram(BRANCHED.to_json(), DESCRIPTION.class_names),
         "## Limits",
     ):

@@ -138,7 +138,7 @@ def test_a_network_branches_by_confusion_at_the_cost_of_one_training(
     assert splits.test_reads == 0
     for found in run.outcome.derivation.equality.values():
         assert found["max_abs_difference"] <= found["bound"]
-    assert set(run.outcome.derivation.gap) == {"soft", "hard", "inherited"}
+    assert set(run.outcome.derivation.gap) == {"soft", "raw", "hard", "inherited"}
 
 
 @pytest.mark.parametrize(

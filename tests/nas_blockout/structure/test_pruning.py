@@ -74,7 +74,7 @@ def test_a_pruned_network_meets_its_target_and_costs_one_training(splits: Splits
     assert run.outcome.architecture.is_dense
     share = run.outcome.macs / dense_macs(PRUNED, splits)
     assert 0.35 < share <= 0.5
-    assert set(run.outcome.derivation.gap) == {"soft", "hard", "inherited"}
+    assert set(run.outcome.derivation.gap) == {"soft", "raw", "hard", "inherited"}
     for found in run.outcome.derivation.equality.values():
         assert found["max_abs_difference"] <= found["bound"]
 

@@ -109,7 +109,7 @@ def calibrate(learned: Learned, hard: Mapping[str, Tensor], images: Tensor, seed
 
 @cache
 def case_of(seed: int) -> Case:
-    """A random network, its layers from nearly no to nearly all memberships; every sixth is masked like a pruned one."""
+    """A random network, its layers from few to nearly all memberships; every sixth is masked like a pruned one."""
     draw = random.Random(seed)
     side = draw.choice((5, 6, 8, 9))
     plan = plan_of(draw, side)

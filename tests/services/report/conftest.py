@@ -99,7 +99,7 @@ def retrained(
     if found is not None:
         result["probabilities"] = {name: p.round(4).tolist() for name, p in found.items()}
         result["architecture"] = architecture(found)
-        losses = {"soft": 0.02, "drawn": 0.05, "hard": 0.04, "inherited": 0.04}
+        losses = {"soft": 0.02, "drawn": 0.05, "raw": 0.03, "hard": 0.04, "inherited": 0.04}
         result["gap"] = {step: accuracy - loss for step, loss in losses.items()}
     elif arm in ("random", "bayesian", "confusion"):
         result["architecture"] = architecture(probabilities(draws, classes, 3, 3.0))
