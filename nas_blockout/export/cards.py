@@ -111,6 +111,19 @@ class ModelDescription:
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"batch must be at least 1, or None for one image as well as many, got {self.batch}")
 
+    def unproved(self) -> str | None:
+        """Return in which precision the proof of equality failed and by how much; None if it holds or there is none."""
+        for name, entry in (self.equality or {}).items():
+            difference, bound = entry["max_abs_difference"], entry["bound"]
+            if not difference <= bound:  # so that NaN is a failure
+                memberships = "thresholded memberships" if name.startswith("raw_") else "its memberships"
+                precision = name.removeprefix("raw_")
+                return (
+                    f"under {memberships} its logits differ by {difference:.2e} in {precision}, more than {bound:.0e}; "
+                    "this is a defect of nas_blockout: report it with the study file and the seed"
+                )
+        return None
+
     def preprocessing(self) -> dict[str, Any]:
         """Return what turns an image into the input, as plain JSON types."""
         return {

@@ -117,7 +117,8 @@ def export_model(model: nn.Module, folder: Path, description: ModelDescription) 
 
     Raises:
         ValueError: The model does not give one logit a class.
-        VerificationError: A form does not compute what the model does; the folder is left as it was.
+        VerificationError: A form does not compute what the model does, or the branched network did not compute what the
+            network did that it was derived from; the folder is left as it was.
     """
     return export_models([(model, folder, description)])[0]
 
@@ -136,6 +137,9 @@ def export_models(
     folders = [folder for _, folder, _ in models]
     if len(set(folders)) < len(folders):
         raise ValueError(f"models must be exported to different folders, got {sorted(map(str, folders))}")
+    for _, folder, description in models:
+        if finding := description.unproved():
+            raise VerificationError(f"{folder.name} is not the network that was learned: {finding}")
     jobs: list[Job] = []
     with ExitStack() as parts:  # which take their places when it closes, if nothing was raised
         with fresh_process() as process:  # it imports torch while the forms are written

@@ -46,7 +46,8 @@ def export_trials(
         batch: Images that are expected at a time; None for one as well as many.
 
     Raises:
-        VerificationError: A form does not compute what the model does; no folder has been changed.
+        VerificationError: A form does not compute what the model does, or the proof of equality failed; no folder has
+            been changed.
     """
     targets = {arm: folder.models / arm for arm in winners}
     described = [

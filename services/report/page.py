@@ -107,7 +107,7 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
     from services.report import accuracy, all_figures, answers, classes, corruption, structure, table_rows
 
     document = ComparisonDocument.model_validate(view.comparison)
-    arms = in_order(document)
+    arms, gaps = in_order(document), structure.gaps(view, document)
     sections = all_figures.pictures(view, document)
     drawn = _drawn(sections)
     numbers = {picture.name: number for number, picture in enumerate(drawn, start=1)}
@@ -137,8 +137,8 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         numbers=numbers,
         structures=table_rows.structure_rows(document),
         branches=table_rows.branch_rows(view, document),
-        gaps=_gap_rows(structure.gaps(view, document)),
-        steps=list(structure.GAP_STEPS.values()),
+        gaps=_gap_rows(gaps, raw=structure.GAP_STEPS["raw"], hard=structure.GAP_STEPS["hard"]),
+        steps=list(next(iter(gaps.values()), ())),
         group_agreements=table_rows.group_agreement_rows(classes.group_agreements(view, document)),
         confusions=_confusion_rows(view, accuracy.confusions(view, document)),
         blocks=table_rows.blocks_rows(answers.kept_blocks(view, document)),
@@ -259,15 +259,17 @@ def _seed_table(arms: Mapping[str, ArmResult]) -> tuple[list[str], list[tuple[st
     return [str(seed) for seed in seeds], rows
 
 
-def _gap_rows(gaps: Mapping[str, Mapping[str, Sequence[float]]]) -> list[tuple[str, int, list[str]]]:
-    return [
-        (
-            name,
-            max(map(len, steps.values())),
-            [percent(sum(accuracies) / len(accuracies)) if accuracies else ABSENT for accuracies in steps.values()],
-        )
-        for name, steps in gaps.items()
-    ]
+def _gap_rows(
+    gaps: Mapping[str, Mapping[str, Sequence[float]]], *, raw: str, hard: str
+) -> list[tuple[str, int, list[str], str]]:
+    """Return by arm the seeds, the mean accuracy at each step, and the points between thresholded and hard C."""
+    rows = []
+    for name, steps in gaps.items():
+        means = {step: sum(values) / len(values) if values else None for step, values in steps.items()}
+        before, after = means.get(raw), means.get(hard)
+        change = ABSENT if before is None or after is None else points(after - before)
+        rows.append((name, max(map(len, steps.values())), [percent(mean) for mean in means.values()], change))
+    return rows
 
 
 def _confusion_rows(view: ReportView, matrices: Mapping[str, list[list[int]]]) -> list[ConfusionRow]:

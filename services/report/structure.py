@@ -21,18 +21,20 @@ GAP_STEPS = {
 
 
 def gaps(view: ReportView, document: ComparisonDocument) -> dict[str, dict[str, list[float]]]:
-    """Return, by arm and step from P to a fine-tuned branched network, the validation accuracy of every seed."""
-    by_arm: dict[str, dict[str, list[float]]] = {}
+    """Return, by arm and step from P to a fine-tuned branched network, the validation accuracy of every seed.
+
+    All arms have the same steps; ``thresholded C`` is left out where no arm has it, as in older studies.
+    """
+    by_seed_of: dict[str, list[Mapping[str, Any]]] = {}
     for name in in_order(document):
-        models = [trial for trial in view.models(name) if trial.outcome.get("gap")]
-        if models:
-            by_seed = [{**t.outcome["gap"], "tuned": t.outcome.get("validation_accuracy")} for t in models]
-            by_arm[name] = {
-                text: [float(gap[step]) for gap in by_seed if gap.get(step) is not None]
-                for step, text in GAP_STEPS.items()
-                if step != "raw" or any("raw" in gap for gap in by_seed)  # which older studies did not measure
-            }
-    return by_arm
+        if models := [trial for trial in view.models(name) if trial.outcome.get("gap")]:
+            by_seed_of[name] = [{**t.outcome["gap"], "tuned": t.outcome.get("validation_accuracy")} for t in models]
+    measured = {step for by_seed in by_seed_of.values() for gap in by_seed for step in gap}
+    steps = {step: text for step, text in GAP_STEPS.items() if step != "raw" or step in measured}
+    return {
+        name: {text: [float(gap[step]) for gap in by_seed if gap.get(step) is not None] for step, text in steps.items()}
+        for name, by_seed in by_seed_of.items()
+    }
 
 
 def learned(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:

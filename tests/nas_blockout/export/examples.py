@@ -33,15 +33,25 @@ BRANCHED = Architecture(
         Layer("classes", (Group((0,), 3, (1, 2, 4)), Group((1,), 2, (0, 3)))),
     ),
 )
+CONSTANT = Architecture(
+    2,
+    (
+        Layer("conv1", (Group((0,), 4),)),
+        Layer("features", (Group((0,), 3), Group((0, 1), 1), Group((1,), 2, constant=True))),
+        Layer("hidden", (Group((0,), 3), Group((1,), 4))),
+        Layer("classes", (Group((), 1, (2,), constant=True), Group((0,), 2, (1, 4)), Group((1,), 2, (0, 3)))),
+    ),
+)
+"""With nodes that read nothing, one of them a class."""
 MEAN, STD = 0.3, 0.4
 
 
-def network(*, branched: bool) -> BranchedNetwork:
+def network(*, branched: bool, architecture: Architecture = BRANCHED) -> BranchedNetwork:
     """A small network with running statistics that matter; its classes do not stand in memory in their order."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found = BranchedNetwork(
-            STAGES, BRANCHED if branched else dense_of(STAGES), channels=1, normalize_logits=branched
+            STAGES, architecture if branched else dense_of(STAGES), channels=1, normalize_logits=branched
         )
         for name, buffer in found.named_buffers():
             if name.endswith("running_mean"):

@@ -1,6 +1,7 @@
 """Exported models: every form computes what was trained, says what it is, and holds nothing else."""
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nas_blockout.backbones.branched import BranchedNetwork
+from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.experiment import structure_of_network
 from nas_blockout.export import (
     MANIFEST,
@@ -33,6 +34,7 @@ from nas_blockout.export.prediction import ExportedModel
 from nas_blockout.structure.branching import NO_BRANCHES
 from tests.nas_blockout.export.examples import (
     BRANCHED,
+    CONSTANT,
     DESCRIPTION,
     MEAN,
     STAGES,
@@ -48,7 +50,7 @@ FORMS = ("model.pt2", "model.onnx", "weights.safetensors")
 
 
 def test_every_form_is_written_and_verified_within_its_bound(exported: Path) -> None:
-    for name in ("branched", "dense"):
+    for name in ("branched", "constant", "dense"):
         assert {path.name for path in (exported / name).iterdir()} == {
             *FORMS, "architecture.json", "preprocessing.json", "card.md", "reference.safetensors", MANIFEST,
         }  # fmt: skip
@@ -184,7 +186,7 @@ def test_onnx_is_valid_with_named_inputs_and_a_free_batch(exported: Path) -> Non
 
 
 def test_files_may_be_read_by_everyone_and_nothing_is_left_beside_them(exported: Path) -> None:
-    assert {path.name for path in exported.iterdir()} == {"branched", "dense", *unbranched()}
+    assert {path.name for path in exported.iterdir()} == {"branched", "constant", "dense", *unbranched()}
     assert (exported / "branched").stat().st_mode & 0o777 == 0o755
     assert {path.stat().st_mode & 0o777 for path in (exported / "branched").iterdir()} == {0o644}
 
@@ -228,6 +230,41 @@ def test_a_model_that_cannot_be_reproduced_is_not_handed_over(tmp_path: Path) ->
     with pytest.raises(VerificationError, match=r"moody is not the model that was trained: model.pt2: logits differ"):
         export_model(model, tmp_path / "moody", DESCRIPTION)
     assert list(tmp_path.rglob("*")) == [tmp_path / "moody"]
+
+
+@pytest.mark.parametrize("precision", ["float64", "raw_float64", "float32", "raw_float32"])
+@pytest.mark.parametrize("difference", [2e-4, math.nan])
+def test_a_network_that_is_not_the_one_that_was_learned_is_not_handed_over(
+    tmp_path: Path, precision: str, difference: float
+) -> None:
+    equality = {**(DESCRIPTION.equality or {}), precision: {"max_abs_difference": difference, "bound": 1e-4}}
+    memberships = "thresholded" if precision.startswith("raw_") else "its"
+    text = (
+        f"a is not the network that was learned: under {memberships} memberships its logits differ by {difference:.2e}"
+    )
+    with pytest.raises(VerificationError, match=re.escape(text)):
+        export_model(network(branched=True), tmp_path / "a", replace(DESCRIPTION, equality=equality))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_constants_are_run_written_and_outlined(exported: Path) -> None:
+    folder = exported / "constant"
+    reference = load_file(folder / "reference.safetensors")
+    with torch.no_grad():
+        logits = network(branched=True, architecture=CONSTANT)((reference["images"] - MEAN) / STD)
+    torch.testing.assert_close(reference["logits"], logits, rtol=0, atol=1e-5)
+    assert logits.std(0).gt(1e-2).tolist() == [True, True, False, True, True], "class 2 reads nothing"
+    layers = outline(ExportedModel.open(folder))
+    assert [[(g.width, g.reads, g.constant) for g in layer.groups] for layer in layers] == [
+        [(4, 1, False)],
+        [(3, 4, False), (1, 4, False), (2, 0, True)],
+        [(3, 4, False), (4, 3, False)],
+        [(1, 0, True), (2, 3, False), (2, 4, False)],
+    ]
+    assert sum(g.macs for layer in layers for g in layer.groups) == macs_of(CONSTANT, STAGES, 1)
+    parameters = sum(value.numel() for value in network(branched=True, architecture=CONSTANT).parameters())
+    assert sum(g.parameters for layer in layers for g in layer.groups) == parameters
+    assert '  n1_2["features: 2 nodes, constant"]' in diagram(CONSTANT.to_json(), DESCRIPTION.class_names)
 
 
 def test_wrong_classes_and_one_folder_for_two_models_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -279,6 +279,19 @@ def test_classes_of_a_group_are_all_named_or_counted(classes: int, length: int) 
     assert all(canvas.text_width(line, theme.SMALL) <= 104 for line in lines)
 
 
+def test_groups_that_read_nothing_have_a_dashed_outline() -> None:
+    layers = [
+        {"name": "hidden", "groups": [{"clusters": [0], "width": 3}, {"clusters": [1], "width": 2, "constant": True}]},
+        {
+            "name": "classes",
+            "groups": [{"clusters": [0, 1], "classes": [0]}, {"clusters": [], "classes": [1], "constant": True}],
+        },
+    ]
+    figure = plots.figure_architecture({"clusters": 2, "layers": layers}, "ab")
+    boxes = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle) and patch.get_linewidth()]
+    assert [box.get_linestyle() for box in boxes] == ["-", "--", "--", "-"]
+
+
 def test_layers_of_many_groups_merge_the_smallest() -> None:
     groups = [{"clusters": [c], "width": 40 - c} for c in range(30)]
     classes = {"name": "classes", "groups": [{"clusters": list(range(30)), "classes": [0, 1]}]}

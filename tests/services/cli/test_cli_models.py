@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from nas_blockout.experiment import Experiment, Run, structure_of_network
 from nas_blockout.export import ModelDescription, export_model
 from nas_blockout.structure.branching import summary
 from nas_blockout.train import TrainingSettings
-from tests.nas_blockout.export.examples import Hostile, rehashed, saved
+from tests.nas_blockout.export.examples import CONSTANT, DESCRIPTION, Hostile, network, rehashed, saved
 from tests.services.program import Call, here
 
 ARCHITECTURE = Architecture(
@@ -324,3 +324,12 @@ def test_show_tells_how_far_a_model_branches(call: Call, made: Made) -> None:
     text = " ".join(call("show", made.folder).out.split())
     assert summary(found, learned=False) in text.replace(" . ", ". ")
     assert "exclusive_macs" in shown
+
+
+def test_the_tree_names_constants(call: Call, tmp_path: Path) -> None:
+    description = replace(DESCRIPTION, name="constant", architecture=CONSTANT.to_json())
+    export_model(network(branched=True, architecture=CONSTANT), tmp_path / "constant", description)
+    ended = call("show", tmp_path / "constant")
+    assert ended.code == 0
+    for part in ("cluster 1: 2 nodes, 4 parameters, 0 MACs, reads nothing", "constant: 1 nodes, 1 parameters", "c\n"):
+        assert part in ended.out
