@@ -376,6 +376,22 @@ def test_blocks_without_images_have_their_histogram_alone(made_up: MadeUp) -> No
     assert not {"difficulty", "extremes", "paths"} & set(names)
 
 
+def test_the_gap_shows_what_the_clean_up_costs_and_older_studies_lack_it(made_up: MadeUp) -> None:
+    view = made_up(arms=TWO, seeds=2, trials=1, length=2)
+    assert "thresholded C" in (html := render(view))
+    row = re.search(r'<tr><th scope="row">blockout</th><td>2</td>(?:<td>[\d.]+</td>){6}<td>(.+?)</td></tr>', html)
+    assert row is not None
+    assert row[1] == "\N{MINUS SIGN}1.00"
+
+    def older(trial: Trial) -> Trial:
+        gap = {step: accuracy for step, accuracy in (trial.outcome.get("gap") or {}).items() if step != "raw"}
+        return replace(trial, result={**trial.outcome, "gap": gap}) if gap else trial
+
+    html = render(replace(view, trials=[older(trial) for trial in view.trials]))
+    assert "hard C" in html
+    assert re.search(r'<tr><th scope="row">blockout</th><td>2</td>(?:<td>[\d.]+</td>){5}<td>–</td></tr>', html)
+
+
 def test_hostile_names_stay_text(made_up: MadeUp) -> None:
     names = {"dense": "<script>alert(1)</script>", "blockout": "\"><img src=x onerror='alert(1)'> $x^2$ {{ 7 * 7 }}"}
     view = renamed(made_up(arms=list(names), seeds=2, classes=3), names)
