@@ -355,7 +355,7 @@ def _grouped(
     rows: dict[tuple[int, ...], list[int]] = {}
     for node, row in enumerate(hard.tolist()):
         member = tuple(cluster for cluster, belongs in enumerate(row) if belongs)
-        if member or classes:
+        if member or (classes and before is not None):  # what a first layer reads is not masked
             rows.setdefault(member, []).append(node)
     ordered = sorted(rows.items()) or [((), [likeliest])]
     available = torch.ones_like(hard[0]) if before is None else before.any(0)

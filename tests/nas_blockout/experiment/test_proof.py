@@ -10,7 +10,7 @@ from torch import nn
 
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Splits, load
-from nas_blockout.experiment import Derivation, Experiment, build
+from nas_blockout.experiment import Derivation, Experiment, Run, build, count_macs
 from nas_blockout.experiment.derivation import derive
 from nas_blockout.methods.blockout import PAPER, Blockout
 from nas_blockout.structure.distill import DistillationSettings
@@ -81,6 +81,30 @@ def test_the_raw_memberships_are_those_of_the_threshold_and_the_hard_ones_are_le
     raw = spread(exact, "float64")
     assert raw == spread(exact, "raw_float64") == spread(cleaned, "raw_float64") == spread(trimmed, "raw_float64")
     assert len({raw, spread(cleaned, "float64"), spread(trimmed, "float64")}) == 3, "three networks"
+
+
+def test_a_network_with_constants_is_trained_and_resumed(splits: Splits) -> None:
+    settings = replace(LEARNED.distillation, threshold=0.6, clean_up=False)
+    experiment = replace(LEARNED, distillation=settings)
+    straight = Run(experiment, splits)
+    for _ in straight:
+        pass
+    interrupted = Run(experiment, splits)
+    for _ in range(3):
+        next(interrupted)
+    resumed = Run(experiment, splits, start=interrupted.snapshot())
+    for _ in resumed:
+        pass
+    assert straight.outcome is not None
+    assert resumed.outcome is not None
+    architecture = straight.outcome.architecture
+    assert architecture is not None
+    assert any(group.constant for layer in architecture.layers for group in layer.groups)
+    assert resumed.outcome.architecture == architecture
+    assert straight.outcome.macs == count_macs(straight.outcome.model, splits.validation.images[:1])
+    for ours, theirs in zip(resumed.outcome.model.parameters(), straight.outcome.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert straight.records[-1].train_loss < straight.records[-2].train_loss, "it learns"
 
 
 def _with_statistics(learned: nn.Module, splits: Splits) -> Blockout:

@@ -378,7 +378,8 @@ def test_blocks_without_images_have_their_histogram_alone(made_up: MadeUp) -> No
 
 def test_the_gap_shows_what_the_clean_up_costs_and_older_studies_lack_it(made_up: MadeUp) -> None:
     view = made_up(arms=TWO, seeds=2, trials=1, length=2)
-    assert "thresholded C" in (html := render(view))
+    html = render(view)
+    assert "thresholded C" in html
     row = re.search(r'<tr><th scope="row">blockout</th><td>2</td>(?:<td>[\d.]+</td>){6}<td>(.+?)</td></tr>', html)
     assert row is not None
     assert row[1] == "\N{MINUS SIGN}1.00"
