@@ -114,7 +114,7 @@ class ModelDescription:
     def unproved(self) -> str | None:
         """Return in which precision the proof of equality failed and by how much; None if it holds or there is none."""
         for name, entry in (self.equality or {}).items():
-            # Rounding grows with the logits, so the bound does too where they spread by more than 1, as for other forms.
+            # Rounding grows with the logits, so the bound does too where they spread by more than 1.
             difference, bound = entry["max_abs_difference"], entry["bound"] * max(1.0, entry.get("spread", 1.0))
             if not difference <= bound:  # so that NaN is a failure
                 memberships = "thresholded memberships" if name.startswith("raw_") else "its memberships"
