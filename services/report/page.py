@@ -267,7 +267,7 @@ def _gap_rows(
     for name, steps in gaps.items():
         means = {step: sum(values) / len(values) if values else None for step, values in steps.items()}
         before, after = means.get(raw), means.get(hard)
-        change = ABSENT if before is None or after is None else points(after - before)
+        change = ABSENT if before is None or after is None else _points(after - before)
         rows.append((name, max(map(len, steps.values())), [percent(mean) for mean in means.values()], change))
     return rows
 
