@@ -47,8 +47,8 @@ def figure_architecture(document: Mapping[str, Any], class_names: Sequence[str])
 
     Each group shows its number of nodes and one stripe per cluster, in the color of the cluster. Lines lead from a
     group to a dot for each of its clusters, and from there to the groups of the next layer in that cluster: a group
-    gets its inputs from all groups that lines connect it with. One without inputs has a dashed outline. If a layer has more than sixteen groups, the smallest
-    are drawn as one, labeled with their nodes and their number ("40 in 7").
+    gets its inputs from all groups that lines connect it with. One without inputs has a dashed outline. If a layer has
+    more than sixteen groups, the smallest are drawn as one, labeled with their nodes and their number ("40 in 7").
     """
     layers = [(clean(layer["name"]), _boxes(layer["groups"])) for layer in document["layers"]]
     tallest = max(_height(boxes) for _, boxes in layers)
