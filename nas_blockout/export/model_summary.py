@@ -114,9 +114,7 @@ class _Stage:
         cost = self.cost
         weights = width * reads * cost.weights
         parameters = weights + width * cost.node_parameters
-        return GroupOutline(
-            clusters, width, classes, reads, parameters, weights * cost.positions, constant
-        )
+        return GroupOutline(clusters, width, classes, reads, parameters, weights * cost.positions, constant)
 
     def trunk(self) -> GroupOutline:
         return self.made((), (), len(self.first), self.first.shape[1])
