@@ -73,11 +73,21 @@ _DEFAULTS_OF_BLOCKOUT: Mapping[str, Any] = MappingProxyType(
         "polarization": 0.0,
     }
 )
-PRESET_OF_VERSION_1 = "paper"
+# By method: what makes it that of version 1, where this version has another default or a setting that is new. A
+# recorded experiment has, in the place of the preset, its settings one by one.
+SETTINGS_OF_VERSION_1: Mapping[str, Mapping[str, str | None]] = MappingProxyType(
+    {
+        "blockout": {"preset": "paper"},
+        "blockdrop": {"preset": "paper"},
+        "dropout": {"placement": "all"},
+        "dropconnect": {"placement": "all", "masks": "batch"},
+        "dropblock": {"last_stages": None},
+        "spatial_dropout": {"last_stages": None},
+    }
+)
 # Version 1 evaluated with the statistics that training gathers: its trials are compared with others of their kind.
 TRAINING_OF_VERSION_1: Mapping[str, str] = MappingProxyType({"evaluation_statistics": "running"})
 BACKGROUND_OF_VERSION_1 = "dropped"  # of transparent images, whose hidden colors it showed
-PRESET_METHODS = ("blockout", "blockdrop")  # whose defaults were those of this preset
 
 # Likewise of blockdrop; recorded experiments hold every setting that there was.
 _DEFAULTS_OF_BLOCKDROP: Mapping[str, Any] = MappingProxyType(
@@ -89,6 +99,7 @@ _DEFAULTS_OF_BLOCKDROP: Mapping[str, Any] = MappingProxyType(
         "seed": 0,
     }
 )
+_PRESETS_ONE_BY_ONE = MappingProxyType({"blockout": _DEFAULTS_OF_BLOCKOUT, "blockdrop": _DEFAULTS_OF_BLOCKDROP})
 
 # By kind and new name of the key: the kind of the mapping (or of the mappings in the list) that stands there.
 INSIDE: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -188,20 +199,25 @@ def _with_defaults(upgraded: dict[str, Any], kind: str) -> dict[str, Any]:
     if kind == "data" and upgraded.get("name") == "imagefolder":
         return {"background": BACKGROUND_OF_VERSION_1, **upgraded}
     method = upgraded.get("method")
-    if not isinstance(method, Mapping) or method.get("name") not in PRESET_METHODS:
+    name = method.get("name") if isinstance(method, Mapping) else None
+    if not isinstance(method, Mapping) or not isinstance(name, str) or name not in SETTINGS_OF_VERSION_1:
         return upgraded
     if kind == "arm":
-        return {**upgraded, "method": {"name": method["name"], "preset": PRESET_OF_VERSION_1, **method}}
-    if method["name"] == "blockdrop":
-        return {**upgraded, "method": {**_DEFAULTS_OF_BLOCKDROP, **method}} if kind == "experiment" else upgraded
+        return {**upgraded, "method": {"name": name, **SETTINGS_OF_VERSION_1[name], **method}}
     if kind == "experiment":
-        method = {**_DEFAULTS_OF_BLOCKOUT, **method}
-        if isinstance(backbone := upgraded.get("backbone"), Mapping) and backbone.get("name") == "inception":
-            method["masked"] = "head"  # version 1 took "all" for it, which its convolutions cannot have
-        upgraded = {**upgraded, "method": method}
-        if isinstance(distillation := upgraded.get("distillation"), Mapping):
-            upgraded["distillation"] = {"trim_by": "probability", **distillation}
+        settings = _PRESETS_ONE_BY_ONE.get(name, SETTINGS_OF_VERSION_1[name])
+        return _as_blockout_was({**upgraded, "method": {"name": name, **settings, **method}})
     return upgraded
+
+
+def _as_blockout_was(experiment: dict[str, Any]) -> dict[str, Any]:
+    """Write down what version 1 did around the method blockout; other experiments stay as they are."""
+    if experiment["method"]["name"] == "blockout":
+        if isinstance(backbone := experiment.get("backbone"), Mapping) and backbone.get("name") == "inception":
+            experiment["method"]["masked"] = "head"  # version 1 took "all" for it, which its convolutions cannot have
+        if isinstance(distillation := experiment.get("distillation"), Mapping):
+            experiment["distillation"] = {"trim_by": "probability", **distillation}
+    return experiment
 
 
 def _values(mapping: Any) -> Iterable[Any]:

@@ -214,6 +214,24 @@ def _connections_of(settings: Any, classes: int = 2) -> tuple[Connection, ...]:
         return BACKBONES[name_of(settings)].build(settings, (3, 64, 64), classes, None, Sites()).connections
 
 
+def require_hidden_layer(settings: Any, method: str) -> None:
+    """Refuse a method that belongs to hidden layers where the head has none.
+
+    Args:
+        settings: Of a backbone.
+        method: Its name, for the message.
+
+    Raises:
+        ValueError: The backbone has no fully connected hidden layer.
+    """
+    if not settings.hidden:
+        raise ValueError(
+            f"method.placement: {method} with the placement hidden needs a backbone with a hidden layer; "
+            f"got {name_of(settings)} with hidden: []; give the backbone hidden layers, or set the placement to "
+            "classifier"
+        )
+
+
 def stages_of(settings: Any, shape: Shape, classes: int) -> Sequence[Stage]:
     """Return the stages of a backbone that can be branched.
 

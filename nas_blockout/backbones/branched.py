@@ -7,7 +7,7 @@ or linear layer.
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -26,6 +26,7 @@ from nas_blockout.backbones.inference_cost import (
 )
 from nas_blockout.networks import Connection, Network, Runtime
 
+Placement = Literal["hidden", "classifier", "all"]
 Regularizer = Callable[[], nn.Module]
 Wrapper = Callable[[nn.Linear], nn.Module]
 
@@ -60,14 +61,41 @@ class Sites:
     In eval mode each layer is the identity, and each wrapped linear layer the plain one.
 
     Args:
-        maps: Layer put after every convolution stage.
-        nodes: Layer put before every linear layer.
-        weights: Wraps every linear layer.
+        maps: Layer put after the convolution stages that `last_maps` selects.
+        nodes: Layer put before the linear layers that `placement` selects.
+        weights: Wraps the linear layers that `placement` selects.
+        placement: ``hidden`` selects for `nodes` what follows a hidden layer, and for `weights` what ends in one;
+            ``classifier`` is the last linear layer, whatever it reads; ``all`` is every linear layer.
+        last_maps: How many of the last convolution stages `maps` follows, at most; None for all.
     """
 
     maps: Regularizer | None = None
     nodes: Regularizer | None = None
     weights: Wrapper | None = None
+    placement: Placement = "all"
+    last_maps: int | None = None
+
+    def at_maps(self, position: int, count: int) -> "Sites":
+        """Return what enters at one convolution stage, counted from 0, of several."""
+        followed = self.last_maps is None or position >= count - self.last_maps
+        return self if followed else replace(self, maps=None)
+
+    def at_linear(self, position: int, count: int) -> "Sites":
+        """Return what enters at one linear layer of a head.
+
+        Args:
+            position: Of the layer, counted from 0; the first one reads the pooled features.
+            count: Linear layers of the head; the last one ends in the classes.
+        """
+        last = position == count - 1
+        reads_hidden, ends_in_hidden = {
+            "hidden": (position > 0, not last),
+            "classifier": (last, last),
+            "all": (True, True),
+        }[self.placement]
+        return replace(
+            self, nodes=self.nodes if reads_hidden else None, weights=self.weights if ends_in_hidden else None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +271,8 @@ class BranchedNetwork(Network):
         order = node_order(full, channels)[-1]
         self.stages = nn.ModuleDict(
             {
-                stage.name: BranchedStage(stage, bundles, sites or Sites())
-                for stage, bundles in zip(stages, layers, strict=True)
+                stage.name: BranchedStage(stage, bundles, entering)
+                for stage, bundles, entering in zip(stages, layers, _sites_of(stages, sites or Sites()), strict=True)
             }
         )
         # Nodes stand in memory bundle by bundle, so the classes may stand in another order than that of the labels.
@@ -359,6 +387,16 @@ def weights_of(architecture: Architecture, stages: Sequence[Stage], channels: in
     """Return the weights of each stage, without biases and normalization."""
     counts = complete(architecture, stages).weights(channels)
     return tuple(count * stage.kernel**2 for count, stage in zip(counts, stages, strict=True))
+
+
+def _sites_of(stages: Sequence[Stage], sites: Sites) -> list[Sites]:
+    """Return what enters at each stage."""
+    linear = sum(stage.kind == "linear" for stage in stages)
+    convolutions = len(stages) - linear  # which come before the linear ones
+    return [
+        sites.at_maps(n, convolutions) if n < convolutions else sites.at_linear(n - convolutions, linear)
+        for n in range(len(stages))
+    ]
 
 
 def _operation(stage: Stage, bundle: Bundle, sites: Sites) -> nn.Module:

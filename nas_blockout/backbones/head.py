@@ -18,7 +18,7 @@ class Head(nn.Module):
         features: Channels that come in.
         hidden: Nodes of each fully connected layer before the classes; may be empty.
         classes: Number of classes.
-        sites: ``nodes`` makes a layer put before every linear layer, ``weights`` wraps every linear layer.
+        sites: ``nodes`` makes a layer put before the linear layers of ``placement``, ``weights`` wraps these.
     """
 
     def __init__(self, features: int, hidden: Sequence[int], classes: int, *, sites: Sites) -> None:
@@ -28,16 +28,19 @@ class Head(nn.Module):
             nn.Linear(inputs, outputs, bias=position == len(hidden))  # batch normalization has its own bias
             for position, (inputs, outputs) in enumerate(pairwise(widths))
         ]
-        self.before = nn.ModuleList(sites.nodes() for _ in linears) if sites.nodes else None
-        self.linears = nn.ModuleList(sites.weights(linear) if sites.weights else linear for linear in linears)
+        entering = [sites.at_linear(position, len(linears)) for position in range(len(linears))]
+        self.before = nn.ModuleDict({str(n): site.nodes() for n, site in enumerate(entering) if site.nodes})
+        self.linears = nn.ModuleList(
+            site.weights(linear) if site.weights else linear for site, linear in zip(entering, linears, strict=True)
+        )
         self.normalize = nn.ModuleList(nn.BatchNorm1d(width) for width in hidden)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return logits ``(batch, classes)`` of feature maps ``(batch, features, height, width)``."""
         x = x.mean((2, 3))
         for position, linear in enumerate(self.linears):
-            if self.before is not None:
-                x = self.before[position](x, generator)
+            if str(position) in self.before:
+                x = self.before[str(position)](x, generator)
             x = linear(x) if isinstance(linear, nn.Linear) else linear(x, generator)
             if position < len(self.normalize):
                 x = F.relu(self.normalize[position](x))

@@ -125,8 +125,9 @@ class InceptionModule(nn.Module):
 class Inception(Network):
     """Inception with batch normalization after every convolution, with the places where methods enter.
 
-    ``sites.maps`` makes a layer that follows each of the three groups of modules; ``sites.nodes`` one that stands
-    before each linear layer of the head (figure 5b of the Blockout paper, with Dropout); ``sites.weights`` wraps these.
+    ``sites.maps`` makes a layer that follows each of the three groups of modules, or the last ``sites.last_maps``;
+    ``sites.nodes`` one that stands before linear layers of the head (figure 5b of the Blockout paper, with Dropout);
+    ``sites.weights`` wraps them; which ones, ``sites.placement`` says.
 
     Args:
         settings: Variant and widths.
@@ -167,7 +168,8 @@ class Inception(Network):
                 built.append(InceptionModule(inputs, _scaled(widths, factor)))
                 inputs = built[-1].outputs
             self.groups[name] = nn.Sequential(*built)
-        self.maps = nn.ModuleDict({name: sites.maps() for name in self.groups} if sites.maps else {})
+        entering = {name: sites.at_maps(number, len(self.groups)) for number, name in enumerate(self.groups)}
+        self.maps = nn.ModuleDict({name: site.maps() for name, site in entering.items() if site.maps})
         self.head = Head(inputs, settings.hidden, classes, sites=sites)
 
     @property

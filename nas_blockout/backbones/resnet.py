@@ -48,8 +48,8 @@ class ResNetSettings:
         hidden: Nodes of each fully connected layer before the classes.
         shortcut: Where channels change, ``pad`` adds zero channels (He et al.'s option A), ``projection`` is a 1x1
             convolution (option B); ``auto`` is what is usual: ``pad`` with three stages, ``projection`` with four.
-        regularized_stages: How many of the last stages a method's layer for maps follows; None for all. DropBlock
-            uses 2.
+        regularized_stages: How many of the last stages a method's layer for maps follows, whatever `last_stages` of the
+            method says; None for what it says.
     """
 
     depth: Annotated[int, OneOf(tuple(sorted(PLANS)))] = 20
@@ -144,8 +144,8 @@ class ResNet(Network):
     """A residual network, with the places where methods enter.
 
     ``sites.maps`` makes a layer that follows the last block of a stage, after its ReLU (each stage, or the last
-    ``regularized_stages``); ``sites.nodes`` one that stands before each linear layer of the head; ``sites.weights``
-    wraps these linear layers.
+    ``regularized_stages`` or ``sites.last_maps``); ``sites.nodes`` one that stands before linear layers of the head;
+    ``sites.weights`` wraps them; which ones, ``sites.placement`` says.
 
     Args:
         settings: Depth, stem and widths.
@@ -181,10 +181,10 @@ class ResNet(Network):
             stride = 1 if stage == 0 else 2
             self.stages.append(_stage(settings, inputs, width, outputs=outputs, blocks=blocks, stride=stride))
             inputs = outputs
-        mapped = range(len(base))[
-            0 if settings.regularized_stages is None else len(base) - settings.regularized_stages :
-        ]
-        self.maps = nn.ModuleDict({str(stage): sites.maps() for stage in mapped} if sites.maps else {})
+        if settings.regularized_stages is not None:
+            sites = replace(sites, last_maps=settings.regularized_stages)
+        entering = [sites.at_maps(stage, len(base)) for stage in range(len(base))]
+        self.maps = nn.ModuleDict({str(stage): site.maps() for stage, site in enumerate(entering) if site.maps})
         self.head = Head(inputs, settings.hidden, classes, sites=sites)
         # He et al.'s initialization, as in torchvision; the head keeps PyTorch's.
         for module in (*self.stem.modules(), *self.stages.modules()):

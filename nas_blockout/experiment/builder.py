@@ -306,9 +306,11 @@ def _sites(method: Any) -> Sites:
     if layer is None:
         return Sites()
     if registered.site == "weights":
-        return Sites(weights=lambda linear: layer(method, linear))
+        return Sites(weights=lambda linear: layer(method, linear), placement=method.placement)
     place = lambda: layer(method)  # noqa: E731  # one factory for whichever site the method names
-    return Sites(maps=place) if registered.site == "maps" else Sites(nodes=place)
+    if registered.site == "maps":
+        return Sites(maps=place, last_maps=method.last_stages)
+    return Sites(nodes=place, placement=method.placement)
 
 
 def plain(experiment: Experiment, architecture: Architecture | None) -> Experiment:

@@ -7,12 +7,21 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.backbones import BACKBONES, name_of, require_blocks, require_masked, require_stages
+from nas_blockout.backbones import (
+    BACKBONES,
+    name_of,
+    require_blocks,
+    require_hidden_layer,
+    require_masked,
+    require_stages,
+)
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings
 from nas_blockout.methods import NoneSettings, method_from_json, method_name, method_to_json
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.dropconnect import DropConnectSettings
+from nas_blockout.methods.dropout import DropoutSettings
 from nas_blockout.serialization import from_json, near, to_json
 from nas_blockout.settings_fields import Conflict, refuse
 from nas_blockout.structure.confusion import ConfusionSettings
@@ -181,6 +190,9 @@ def _unsuited_to_backbone(parts: Parts) -> Iterator[Conflict]:
     if isinstance(parts.method, BlockDropSettings):
         needs_blocks = partial(require_blocks, parts.backbone, "the method blockdrop")
         yield from _refusal(needs_blocks, "method.name", "backbone.name")
+    if isinstance(parts.method, DropoutSettings | DropConnectSettings) and parts.method.placement == "hidden":
+        needs_hidden = partial(require_hidden_layer, parts.backbone, method_name(parts.method))
+        yield from _refusal(needs_hidden, "method.placement", "method.name", "backbone")
     if isinstance(parts.method, BlockoutSettings):
         branched = parts.distillation is not None
         masks = partial(require_masked, parts.backbone, parts.method.masked, branched=branched)

@@ -57,10 +57,11 @@ class Method:
 
     Args:
         settings: Frozen dataclass of its settings, all with defaults.
-        site: Where it enters a network: ``nodes``, a layer before every linear layer of the head, input
+        site: Where it enters a network: ``nodes``, a layer before linear layers of the head, input
             ``(batch, features)``; ``maps``, a layer after every convolution stage, input
-            ``(batch, channels, height, width)``; ``weights``, a wrapper of every linear layer of the head;
-            ``structure`` and ``paths``, a wrapper of the whole network; ``none``, nowhere.
+            ``(batch, channels, height, width)``; ``weights``, a wrapper of linear layers of the head;
+            ``structure`` and ``paths``, a wrapper of the whole network; ``none``, nowhere. Which linear layers or
+            stages, the settings ``placement`` and ``last_stages`` say.
         layer: Builds the layer from the settings (for ``weights``: from the settings and the linear layer), or None.
         presets: Its recipes by name, the default first; none if its settings need none.
     """

@@ -28,12 +28,14 @@ class DropBlockSettings:
             throughout.
         calibration: ``paper`` uses the paper's seed rate, which ignores overlaps of blocks and therefore drops fewer
             positions than `rate`; ``exact`` uses the seed rate whose expected dropped share is `rate`.
+        last_stages: How many of the last convolution stages it follows, at most, two in the paper; None for all.
     """
 
     rate: Annotated[float, Range(ge=0, lt=1)] = 0.1
     block_size: Annotated[int, Range(ge=1)] = 3
     schedule: Schedule = "linear"
     calibration: Calibration = "paper"
+    last_stages: Annotated[int, Range(ge=1)] | None = 2
 
     def __post_init__(self) -> None:
         check(self)

@@ -41,6 +41,7 @@ class DropClusterSettings:
             ``contiguous``, the same number of random connected cells.
         images: Maximum number of images for the clustering; of more, evenly spaced ones are used.
         seed: Seed of the initial centers of k-means and of the ablations.
+        last_stages: How many of the last convolution stages it follows, at most; None for all.
     """
 
     rate: Annotated[float, Range(ge=0, lt=1)] = 0.1
@@ -53,6 +54,7 @@ class DropClusterSettings:
     labels: Labels = "learned"
     images: Annotated[int, Range(ge=2)] = 128
     seed: Annotated[int, SEED] = 0
+    last_stages: Annotated[int, Range(ge=1)] | None = None
 
     def __post_init__(self) -> None:
         check(self)

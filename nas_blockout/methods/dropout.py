@@ -1,7 +1,7 @@
 """Dropout: every node is dropped on its own."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,13 @@ class DropoutSettings:
 
     Args:
         rate: Probability that a node is dropped.
+        placement: ``hidden`` drops the outputs of the fully connected hidden layers, as the paper does; ``classifier``
+            drops what the classifier reads, which without a hidden layer is the pooled features; ``all`` drops what
+            every linear layer reads, pooled features included.
     """
 
     rate: Annotated[float, Range(ge=0, lt=1)] = 0.5
+    placement: Literal["hidden", "classifier", "all"] = "hidden"
 
     def __post_init__(self) -> None:
         check(self)

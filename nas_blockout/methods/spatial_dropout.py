@@ -16,9 +16,12 @@ class SpatialDropoutSettings:
 
     Args:
         rate: Probability that a channel of a sample is dropped.
+        last_stages: How many of the last convolution stages it follows, at most; the last one, as in the paper, or None
+            for all.
     """
 
     rate: Annotated[float, Range(ge=0, lt=1)] = 0.1
+    last_stages: Annotated[int, Range(ge=1)] | None = 1
 
     def __post_init__(self) -> None:
         check(self)

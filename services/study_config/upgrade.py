@@ -1,16 +1,15 @@
 """Rewrites a study file of version 1 as version 2: keys are renamed in the text, so comments and order stay."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import yaml
 
 from services.renamed_keys import (
     BACKGROUND_OF_VERSION_1,
     INSIDE,
-    PRESET_METHODS,
-    PRESET_OF_VERSION_1,
     RENAMED,
     RENAMED_VALUES,
+    SETTINGS_OF_VERSION_1,
     TRAINING_OF_VERSION_1,
     upgraded_study,
 )
@@ -61,25 +60,25 @@ def _edits(mapping: yaml.MappingNode, kind: str, text: str) -> Iterator[_Edit]:
         elif isinstance(value, yaml.MappingNode) and within is not None:
             yield from _edits(value, within, text)
             if kind == "arm" and name == "method":
-                for method in PRESET_METHODS:
-                    yield from _added(value, method, f"preset: {PRESET_OF_VERSION_1}", text)
+                for method, settings in SETTINGS_OF_VERSION_1.items():
+                    yield from _added(value, method, settings, text)
             if kind == "study" and name == "data":
-                yield from _added(value, "imagefolder", f"background: {BACKGROUND_OF_VERSION_1}", text)
+                yield from _added(value, "imagefolder", {"background": BACKGROUND_OF_VERSION_1}, text)
         elif isinstance(value, yaml.ScalarNode) and (new := RENAMED_VALUES.get((kind, name), {}).get(value.value)):
             yield _place(value, new)
 
 
-def _added(mapping: yaml.MappingNode, named: str, setting: str, text: str) -> Iterator[_Edit]:
-    """Yield an edit that inserts, after a name, a setting with what version 1 did where it said nothing."""
+def _added(mapping: yaml.MappingNode, named: str, settings: Mapping[str, str | None], text: str) -> Iterator[_Edit]:
+    """Yield an edit that inserts, after a name, settings with what version 1 did where it said nothing."""
     for key, value in mapping.value:
         if key.value == "name" and value.value == named:
-            end = value.end_mark.index
+            end, words = value.end_mark.index, [f"{name}: {setting or 'null'}" for name, setting in settings.items()]
             if mapping.flow_style:
-                yield end, end, f", {setting}"
-            else:  # on a line of its own, after the comment that may follow the name
+                yield end, end, "".join(f", {word}" for word in words)
+            else:  # on lines of their own, after the comment that may follow the name
                 line_end = text.find("\n", end)
                 end = len(text) if line_end < 0 else line_end
-                yield end, end, f"\n{' ' * key.start_mark.column}{setting}"
+                yield end, end, "".join(f"\n{' ' * key.start_mark.column}{word}" for word in words)
 
 
 def _training(study: yaml.MappingNode, text: str) -> Iterator[_Edit]:

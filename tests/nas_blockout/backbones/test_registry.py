@@ -27,7 +27,7 @@ RESIDUAL = Experiment(
     training=TrainingSettings(epochs=2, batch_size=20),
     seed=3,
 )
-INCEPTION = replace(RESIDUAL, backbone=InceptionSettings(width=0.03))
+INCEPTION = replace(RESIDUAL, backbone=InceptionSettings(width=0.03, hidden=(6,)))
 DENSE = Architecture(1, (Layer("classes", (Group((0,), 10, tuple(range(10))),)),))
 METHODS_OF_ONE_STAGE = sorted(name for name, method in METHODS.items() if method.site != "paths")
 

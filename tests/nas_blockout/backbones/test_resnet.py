@@ -173,7 +173,7 @@ def test_nodes_and_weights_enter_at_every_linear_layer_of_the_head():
     sites = Sites(nodes=Recorder, weights=Doubled)
     built = ResNet(ResNetSettings(depth=8, hidden=(12, 6)), SMALL, 10, sites=sites)
     built(torch.zeros(2, *SMALL))
-    assert [layer.shapes for layer in built.head.before] == [[(2, 64)], [(2, 12)], [(2, 6)]]
+    assert [layer.shapes for layer in built.head.before.values()] == [[(2, 64)], [(2, 12)], [(2, 6)]]
     assert all(isinstance(layer, Doubled) for layer in built.head.linears)
 
 

@@ -43,14 +43,16 @@ def spatial_dropout(layer: nn.Module, x: Tensor, generator: torch.Generator | No
 
 def dropconnect(layer: nn.Module, x: Tensor, generator: torch.Generator | None) -> Tensor:
     weight, bias, rate = layer.weight, layer.bias, layer.rate
-    kept = torch.ones(weight.shape) if generator is None else drawn(tuple(weight.shape), 1 - rate, generator)
+    draws = len(x) if layer.masks == "sample" else 1
+    shape = (draws, *weight.shape)
+    kept = torch.ones(shape) if generator is None else drawn(shape, 1 - rate, generator)
     scale = 1.0 if generator is None else 1 / (1 - rate)
     rows = []
-    for sample in x:
+    for number, sample in enumerate(x):
         for out in range(len(weight)):
             total = bias[out]
             for source in range(len(sample)):
-                if kept[out, source]:
+                if kept[number % draws, out, source]:
                     total = total + scale * weight[out, source] * sample[source]
             rows.append(total)
     return torch.stack(rows).view(len(x), len(weight))

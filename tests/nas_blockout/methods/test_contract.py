@@ -124,6 +124,14 @@ ROWS = {
         plain=lambda layer, x: nn.functional.linear(x, layer.weight, layer.bias),
         keep_all=lambda: DropConnect(DropConnectSettings(0), linear()),
     ),
+    "dropconnect, a mask a batch": Row(
+        "dropconnect",
+        lambda: DropConnect(DropConnectSettings(0.3, masks="batch"), linear()),
+        oracles.dropconnect,
+        FEATURES,
+        plain=lambda layer, x: nn.functional.linear(x, layer.weight, layer.bias),
+        keep_all=lambda: DropConnect(DropConnectSettings(0, masks="batch"), linear()),
+    ),
     "dropblock": Row(
         "dropblock",
         lambda: DropBlock(DropBlockSettings(rate=0.3, block_size=3, schedule="constant")),

@@ -8,8 +8,12 @@ import pytest
 import yaml
 
 from nas_blockout.experiment import Experiment
-from nas_blockout.methods import METHODS, method_to_json
+from nas_blockout.methods import METHODS, method_name, method_to_json
 from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.dropblock import DropBlockSettings
+from nas_blockout.methods.dropconnect import DropConnectSettings
+from nas_blockout.methods.dropout import DropoutSettings
+from nas_blockout.methods.spatial_dropout import SpatialDropoutSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.train import sample_passes
 from services.renamed_keys import upgraded_experiment
@@ -18,6 +22,7 @@ from services.study_config.resolution import read, resolve, resolve_document
 from services.study_config.resolved_study import Study
 from services.study_config.upgrade import upgraded_text
 from services.study_config.yaml_reader import bundled, yaml_value
+from tests.services.version_1 import PLACES
 
 VERSION_1 = Path(__file__).parents[2] / "fixtures" / "version_1" / "studies"
 BARE = """\
@@ -36,6 +41,12 @@ arms:
       polarisation: 1.0
     distillation: {placebo: undivided}
   other: {like: block, method: {mode: soft-learned}}
+  nodes: {method: {name: dropout, rate: 0.2}}
+  weights:
+    method:
+      name: dropconnect
+  maps: {method: {name: dropblock}}
+  channels: {method: {name: spatial_dropout}}
 """
 
 
@@ -60,6 +71,17 @@ def trainings(found: Study) -> float:
     return budget.sample_passes / cost
 
 
+def in_its_papers_form(arm: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What an arm is today whose method stood everywhere in version 1, not only where its paper has it."""
+    experiment, *rest = arm
+    name = method_name(experiment.method)
+    if name not in PLACES:
+        return arm
+    key, then, now = PLACES[name]
+    assert getattr(experiment.method, key) == then
+    return (replace(experiment, method=replace(experiment.method, **{key: now})), *rest)
+
+
 def experiments(found: Study) -> dict[str, Any]:
     return {name: (arm.experiment, arm.spaces, arm.searcher, arm.match, arm.rules) for name, arm in found.arms.items()}
 
@@ -71,7 +93,8 @@ NAMES = sorted(path.stem for path in VERSION_1.glob("*.yaml"))  # later studies 
 def test_bundled_studies_have_the_experiments_of_version_1(name: str) -> None:
     before, now = study(VERSION_1 / f"{name}.yaml"), study(bundled()[name])
     named = {{"undivided": "unbranched"}.get(arm, arm): found for arm, found in experiments(before).items()}
-    assert {name: (scored_as_now(first), *rest) for name, (first, *rest) in named.items()} == experiments(now)
+    named = {name: (scored_as_now(first), *rest) for name, (first, *rest) in named.items()}
+    assert {name: in_its_papers_form(found) for name, found in named.items()} == experiments(now)
     assert trainings(now) == trainings(before)
     assert (now.config.retrain, now.config.seed, now.data) == (before.config.retrain, before.config.seed, before.data)
 
@@ -85,6 +108,25 @@ def test_an_upgraded_file_is_the_same_study_and_keeps_its_comments(name: str) ->
     assert resolve_document(document, source=name).hash == study(VERSION_1 / f"{name}.yaml").hash
     assert comments(upgraded) == comments(text)
     assert upgraded_text(upgraded, source=name) == upgraded
+
+
+def test_dropping_methods_of_version_1_stay_where_they_were() -> None:
+    upgraded = upgraded_text(BARE, source="bare")
+    assert "nodes: {method: {name: dropout, placement: all, rate: 0.2}}" in upgraded
+    assert "      name: dropconnect\n      placement: all\n      masks: batch\n" in upgraded
+    arms = resolve_document(yaml_value(BARE), source="bare").arms
+    assert arms["nodes"].experiment.method == DropoutSettings(0.2, placement="all")
+    assert arms["weights"].experiment.method == DropConnectSettings(placement="all", masks="batch")
+    assert "maps: {method: {name: dropblock, last_stages: null}}" in upgraded
+    assert arms["maps"].experiment.method == DropBlockSettings(last_stages=None)
+    assert arms["channels"].experiment.method == SpatialDropoutSettings(last_stages=None)
+    block = Experiment.from_json(upgraded_experiment({"method": {"name": "dropblock"}})).method
+    assert block == DropBlockSettings(last_stages=None)
+    for method in ({"name": "dropout", "rate": 0.3}, {"name": "dropconnect"}):
+        again = Experiment.from_json(upgraded_experiment({"method": method})).method
+        assert again.placement == "all"
+    with_names = Experiment(method=DropoutSettings()).to_json()
+    assert upgraded_experiment(with_names) == with_names
 
 
 def comments(text: str) -> list[str]:
