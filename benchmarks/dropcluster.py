@@ -37,6 +37,7 @@ RATE = 0.1
 BLOCK = 5
 SHAPES = ((64, 32, 28, 28), (64, 64, 14, 14), (64, 128, 16, 16), (128, 256, 8, 8))
 IMAGES = DropClusterSettings().images
+LARGEST_MASK = 1 << 26  # entries of a mask a sample: 256 MiB in float32
 TABLES = ("layers", "linear", "models", "clustering", "share")
 Runs = dict[str, Callable[[], object]]
 
@@ -88,7 +89,8 @@ def linear_steps(size: int, batch: int, device: str) -> Runs:
     """Return a step of a linear layer: plain, after dropout, and under DropConnect as we and as torch would draw it."""
     generator = torch.Generator(device).manual_seed(0)
     linear = nn.Linear(size, size).to(device)
-    connect = DropConnect(DropConnectSettings(0.5), linear)
+    connect = DropConnect(DropConnectSettings(0.5, masks="batch"), linear)
+    by_sample = DropConnect(DropConnectSettings(0.5), linear)
     x = torch.randn(batch, size, device=device, requires_grad=True)
 
     def step(forward: Callable[[], Tensor]) -> Callable[[], None]:
@@ -98,11 +100,14 @@ def linear_steps(size: int, batch: int, device: str) -> Runs:
 
         return run
 
-    return {
+    runs = {
         "Linear": step(lambda: linear(x)),
-        "DropConnect": step(lambda: connect(x, generator)),
+        "a mask a batch": step(lambda: connect(x, generator)),
         "F.dropout of the weight": step(lambda: F.linear(x, F.dropout(linear.weight, 0.5), linear.bias)),
     }
+    if batch * size * size <= LARGEST_MASK:
+        runs["a mask a sample"] = step(lambda: by_sample(x, generator))
+    return runs
 
 
 def model_steps(device: str) -> Runs:
@@ -192,11 +197,14 @@ def print_layers(rounds: int, device: str) -> None:
 
 def print_linear(rounds: int, device: str) -> None:
     """Print the cost of a step of DropConnect."""
-    print("\nOne step of DropConnect, rate 0.5.\n")
-    print("| nodes | batch | DropConnect / Linear | DropConnect / F.dropout of the weight |\n|---|---|---|---|")
-    for size, batch in ((512, 128), (2048, 128), (2048, 512)):
+    print("\nOne step of DropConnect, rate 0.5, one mask for the batch or for each sample.\n")
+    print("| nodes | batch | batch / Linear | batch / F.dropout of the weight | sample / Linear |")
+    print("|---|---|---|---|---|")
+    for size, batch in ((64, 64), (512, 64), (512, 128), (2048, 128), (2048, 512)):
         seconds = measure(linear_steps(size, batch, device), rounds, device)
-        cells = (ratio(seconds, "DropConnect", "Linear"), ratio(seconds, "DropConnect", "F.dropout of the weight"))
+        by_sample = ratio(seconds, "a mask a sample", "Linear") if "a mask a sample" in seconds else "-"
+        others = ("Linear", "F.dropout of the weight")
+        cells = (*(ratio(seconds, "a mask a batch", other) for other in others), by_sample)
         print(f"| {size} | {batch} | {' | '.join(cells)} |", flush=True)
 
 

@@ -389,6 +389,16 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f}{deviation}"
 
 
+def write(rows: Sequence[Row], path: Path) -> None:
+    """Write the trainings to a CSV file, one a row."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(Row.__dataclass_fields__)
+        writer.writerows(
+            [r.data, r.rival, r.side, r.seed, round(r.accuracy, 4), r.macs, round(r.seconds, 2)] for r in rows
+        )
+
+
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -422,13 +432,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for row in rows_of(name, Experiment(data, backbone, training=training, seed=seed), splits):
                 rows.append(row)
                 print(f"{row.rival} {row.side} {seed}: {row.accuracy:.2f}% {row.seconds:.1f} s", flush=True)
-    if options.rows:
-        with options.rows.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(Row.__dataclass_fields__)
-            writer.writerows(
-                [r.data, r.rival, r.side, r.seed, round(r.accuracy, 4), r.macs, round(r.seconds, 2)] for r in rows
-            )
+        if options.rows:
+            write(rows, options.rows)
     print("", *table(rows, names), sep="\n")
 
 
