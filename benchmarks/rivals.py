@@ -327,7 +327,6 @@ class Row:
     side: str
     seed: int
     accuracy: float
-    macs: int
     seconds: float
 
 
@@ -336,8 +335,8 @@ def rows_of(rival: str, experiment: Experiment, splits: Splits) -> Iterator[Row]
     entry, seed, began = RIVALS[rival], experiment.seed, time.perf_counter()
 
     def row(side: str, network: nn.Module) -> Row:
-        macs, seconds = count_macs(network.eval(), splits.train.images[:1]), time.perf_counter() - began
-        return Row(experiment.data.name, rival, side, seed, accuracy(network, splits, seed), macs, seconds)
+        seconds = time.perf_counter() - began
+        return Row(experiment.data.name, rival, side, seed, accuracy(network, splits, seed), seconds)
 
     initial = build(experiment, splits)  # without a method
     classes = len(splits.class_names)
@@ -394,9 +393,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Row.__dataclass_fields__)
-        writer.writerows(
-            [r.data, r.rival, r.side, r.seed, round(r.accuracy, 4), r.macs, round(r.seconds, 2)] for r in rows
-        )
+        writer.writerows([r.data, r.rival, r.side, r.seed, round(r.accuracy, 4), round(r.seconds, 1)] for r in rows)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
