@@ -77,11 +77,12 @@ def test_without_conflicts_nothing_is_raised_and_a_single_one_is_raised_itself()
 
 @pytest.mark.parametrize(("backbone", "method"), [*product(BACKBONES, METHODS)])
 def test_what_can_be_built_is_said_to_be_buildable(backbone: str, method: str, splits: Splits) -> None:
-    masked = {"masked": "head"} if method == "blockout" else {}
+    changes = {"blockout": {"masked": "head"}, "dropout": {"placement": "all"}, "dropconnect": {"placement": "all"}}
     if method == "blockdrop" and backbone != "resnet":
         return
     experiment = Experiment(
-        backbone=backbone_from_json({"name": backbone}), method=method_from_json({"name": method, **masked})
+        backbone=backbone_from_json({"name": backbone}),
+        method=method_from_json({"name": method, **changes.get(method, {})}),
     )
     build(experiment, splits)
     assert list(unbuildable(experiment, shape=splits.shape, classes=10)) == []

@@ -265,7 +265,11 @@ def test_validate_prints_the_resolved_study(call: Call, home: Path) -> None:
     ended = call("validate", path)
     assert (ended.code, contents(home)) == (0, [])
     document = yaml.safe_load(ended.out)
-    assert document["arms"]["dropout"]["experiment"]["method"] == {"name": "dropout", "rate": 0.5, "placement": "hidden"}
+    assert document["arms"]["dropout"]["experiment"]["method"] == {
+        "name": "dropout",
+        "rate": 0.5,
+        "placement": "hidden",
+    }
     assert document["arms"]["dense"]["experiment"]["training"]["epochs"] == 2
     assert f"{path}: valid" in ended.err
     assert call("validate", path, "--json").json == document

@@ -178,7 +178,7 @@ def test_a_budget_is_checked_although_arms_and_its_own_tolerance_are_wrong(tmp_p
         (
             6,
             "budget.sample_passes: must be at least 1608 for arm 'typo', one search trial and 5 retrainings of 268 "
-            "passes (4 epochs of 50 images and 17 for evaluation), got 1607",
+            "passes (4 epochs of 50 images, and 68 to evaluate them), got 1607",
         ),
     ]
     assert len(error.violations) == 2 + len(EXPECTED)

@@ -305,7 +305,7 @@ def test_what_a_policy_costs_and_never_controls_is_told(method: dict[str, Any], 
     document = {
         "schema_version": 2, "name": "s", "budget": {"trainings": 9}, "training": {"epochs": 8},
         "data": {"train_samples": 20, "validation_samples": 20}, "backbone": {"name": "resnet", "depth": 14},
-        "arms": {"a": {"method": {"name": "blockdrop", **method}}, "b": {"method": {"name": "dropout"}}},
+        "arms": {"a": {"method": {"name": "blockdrop", **method}}, "b": {"method": {"name": "spatial_dropout"}}},
     }  # fmt: skip
     if "policy_widths" in method:
         document["backbone"] = {"name": "resnet", "depth": 14, "width": 0.25}
