@@ -5,6 +5,8 @@ Nothing else in the project knows the old names. Defaults changed with version 2
 written down in the upgrade, so that a study of version 1 keeps its meaning.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -101,6 +103,17 @@ _DEFAULTS_OF_BLOCKDROP: Mapping[str, Any] = MappingProxyType(
 )
 _PRESETS_ONE_BY_ONE = MappingProxyType({"blockout": _DEFAULTS_OF_BLOCKOUT, "blockdrop": _DEFAULTS_OF_BLOCKDROP})
 
+# By kind: settings that were added after studies had been stored, each with the value that stands for what was before.
+_ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "study": {"equivalence_margin": 0.005, "robustness": None},
+        "data": {"background": None, "layout": None, "min_images_per_class": None, "excluded_classes": []},
+        "method": {"target_macs": None, "last_stages": None},
+        "derivation": {"clean_up": True},
+    }
+)
+_UNDECIDING = frozenset({"workers", "question", "export"})  # keys of a study that influence no result
+
 # By kind and new name of the key: the kind of the mapping (or of the mappings in the list) that stands there.
 INSIDE: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -161,6 +174,27 @@ def upgraded_comparison(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**_renamed(document, "comparison"), "schema_version": 2}
 
 
+def study_hash(document: Mapping[str, Any]) -> str:
+    """Return the hash of all settings of a resolved study that influence results, 16 hexadecimal digits.
+
+    Settings that were added later count only where they change something, so that a study that was stored before keeps
+    its hash: by it a repeated request and an earlier version of an extended study are recognized.
+    """
+    hashed = _without_added({key: value for key, value in document.items() if key not in _UNDECIDING}, "study")
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_added(document: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    added, inside = _ADDED.get(kind, {}), INSIDE.get(kind, {})
+    kept = {key: value for key, value in document.items() if key not in added or value != added[key]}
+    return {
+        key: _without_added(value, within)
+        if isinstance(value, Mapping) and (within := inside.get(key, inside.get("*"))) is not None
+        else value
+        for key, value in kept.items()
+    }
+
+
 def new_name(key: str) -> str | None:
     """Return what a key of version 1 is called now, wherever it stands, or None if it was not renamed."""
     return next((names[key] for names in RENAMED.values() if key in names), None)
@@ -194,8 +228,11 @@ def _with_defaults(upgraded: dict[str, Any], kind: str) -> dict[str, Any]:
     written = kind == "study" and not any(
         isinstance(arm, Mapping) and "experiment" in arm for arm in _values(upgraded.get("arms"))
     )
-    if (written or kind == "experiment") and isinstance(training := upgraded.get("training", {}), Mapping):
-        upgraded = {**upgraded, "training": {**TRAINING_OF_VERSION_1, **training}}
+    # A recorded experiment always has its training; what has none is no experiment of version 1.
+    if written or (kind == "experiment" and "training" in upgraded):
+        training = upgraded.get("training", {})
+        if isinstance(training, Mapping):
+            upgraded = {**upgraded, "training": {**TRAINING_OF_VERSION_1, **training}}
     if kind == "data" and upgraded.get("name") == "imagefolder":
         return {"background": BACKGROUND_OF_VERSION_1, **upgraded}
     method = upgraded.get("method")

@@ -1,7 +1,5 @@
 """A study with every setting resolved, in the form in which it is run, stored, compared and hashed."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +8,10 @@ from nas_blockout.data import DataSettings
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods import method_to_json
 from nas_blockout.serialization import from_json, to_json
-from services.renamed_keys import upgraded_study
-from services.study_config.schema import DEFAULT_MARGIN, StudyConfig
+from services.renamed_keys import study_hash, upgraded_study
+from services.study_config.schema import StudyConfig
 from services.study_config.search_options import Rules, Wanted
 
-_UNDECIDING = frozenset({"workers", "question", "export"})  # keys that influence no result
 _IN_ARMS = frozenset({"arms", "backbone", "training", *Wanted.model_fields})  # keys that the resolved arms contain
 
 
@@ -82,12 +79,7 @@ class Study:
     @property
     def hash(self) -> str:
         """Hash of all settings that influence results, 16 hexadecimal digits."""
-        document = {key: value for key, value in self.to_json().items() if key not in _UNDECIDING}
-        if (
-            self.config.equivalence_margin == DEFAULT_MARGIN
-        ):  # studies from before this key existed must keep their hash
-            del document["equivalence_margin"]
-        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+        return study_hash(self.to_json())
 
 
 def parse_resolved(document: Mapping[str, Any]) -> Study:

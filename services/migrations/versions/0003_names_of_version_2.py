@@ -4,15 +4,13 @@ The way down gives the column its old name back. Documents keep the names of ver
 migration cannot read; whoever goes back to one of them restores a backup from before the upgrade.
 """
 
-import hashlib
-import json
 from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
 
-from services.renamed_keys import upgraded_experiment, upgraded_params, upgraded_study
+from services.renamed_keys import study_hash, upgraded_experiment, upgraded_params, upgraded_study
 
 revision = "0003"
 down_revision = "0002"
@@ -20,8 +18,6 @@ down_revision = "0002"
 Document = dict[str, Any]
 Change = Callable[[Document], Document]
 BATCH_ROWS = 500  # a trial's documents take some kilobytes, and a store may hold 100,000 trials
-# As `services.study_config.schema` had it when this was written: a migration does not follow what is changed later.
-NOT_IN_HASH = frozenset({"workers", "question", "export"})
 JSON = sa.JSON(none_as_null=True)  # otherwise None would be written as JSON's null, which is not SQL's NULL
 STUDIES = sa.table("studies", sa.column("id"), sa.column("config", JSON), sa.column("config_hash"))
 EVENTS = sa.table("events", sa.column("id"), sa.column("detail", JSON))
@@ -74,8 +70,7 @@ def _upgraded(row: Document, key: str, new_hashes: dict[str, str]) -> Document:
     document = upgraded_study(row[key])
     if document == row[key]:  # of version 2 already, or not a study
         return {}
-    hashed = {name: value for name, value in document.items() if name not in NOT_IN_HASH}
-    new_hash = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
+    new_hash = study_hash(document)
     new_hashes[row["config_hash"]] = new_hash
     return {key: document, "config_hash": new_hash}
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from nas_blockout.data import SOURCES
 from tests.services.program import Call, here
+from tests.services.tiny import image_folder
 
 
 @pytest.fixture
@@ -18,15 +19,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def call(home: Path) -> Call:
     return lambda *words, **more: here("data", *words, NAS_BLOCKOUT_HOME=str(home), **more)
-
-
-def image_folder(root: Path, classes: int = 3, images: int = 10) -> Path:
-    for number in range(classes):
-        folder = root / f"class-{number}"
-        folder.mkdir(parents=True)
-        for index in range(images):
-            Image.new("RGB", (12, 10), (80 * number, 20 * index, 50)).save(folder / f"{index}.png")
-    return root
 
 
 def test_every_source_is_listed(call: Call, home: Path) -> None:

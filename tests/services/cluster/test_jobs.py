@@ -20,6 +20,7 @@ from services.study_config.resolution import study_of
 from services.study_config.resolved_study import Study
 from tests.services.program import COMMAND, RUNS_HERE, Ended, alone, here
 from tests.services.serving import answering
+from tests.services.tiny import image_folder
 from tests.services.topology.studies import TINY, home_of
 
 pytestmark = [pytest.mark.slow(120), pytest.mark.timeout(900), *RUNS_HERE]
@@ -101,13 +102,15 @@ def test_ray_itself_submits_a_folder_and_another_machine_finds_the_results(
 
 
 def test_the_exit_code_is_that_of_the_job_and_a_failed_job_is_tried_again(ray_cluster: Any) -> None:
-    small = {**STUDY, "name": "too-small", "budget": {"sample_passes": 1}}
+    # How many images a folder has is only known where the study runs, and so is whether its budget suffices.
+    data = {"name": "imagefolder", "folder": str(image_folder(ray_cluster.folder / "images"))}
+    small = {**STUDY, "name": "too-small", "data": data, "budget": {"sample_passes": 1}}
     (ray_cluster.folder / "small.yaml").write_text(yaml.safe_dump(small))
     words = ("submit", ray_cluster.folder / "small.yaml", "--address", ray_cluster.address)
     ended = command(ray_cluster, *words)
     study = study_of(small, source="x")
     assert ended.code == 2, ended.err
-    assert "budget.sample_passes: must be at least 2412" in ended.out
+    assert "budget.sample_passes: must be at least" in ended.out
     assert f"{job_id(study)} ended with exit code 2" in ended.err
     ended = command(ray_cluster, *words, "--no-wait")
     assert ended.code == 0, ended.err

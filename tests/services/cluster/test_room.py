@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +11,7 @@ from services.cli.main import main
 from services.cluster import ClusterError
 from services.cluster.connection import surrounding_cluster, token
 from services.cluster.jobs import Jobs, Node, room
+from tests.services.tiny import TINY, image_folder
 
 
 @pytest.mark.parametrize(
@@ -69,11 +71,13 @@ def test_a_job_without_a_home_that_stays_is_warned(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    data = {"name": "imagefolder", "folder": str(image_folder(tmp_path / "images"))}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**TINY, "data": data, "budget": {"sample_passes": 1}}))
     for home in (None, tmp_path / "stays"):
         if home is not None:
             monkeypatch.setenv("NAS_BLOCKOUT_HOME", str(home))
-        with pytest.raises(SystemExit) as ended:  # too small a budget, which ends it before it needs the cluster
-            main(["run", "quickstart", "--set", "budget.sample_passes=1", "--quiet"])
+        with pytest.raises(SystemExit) as ended:  # too small a budget for its images, found before it needs the cluster
+            main(["run", "study.yaml", "--quiet"])
         assert ended.value.code == 2
         assert ("NAS_BLOCKOUT_HOME is not set" in capsys.readouterr().err) is (home is None)
 
