@@ -184,7 +184,7 @@ def test_a_study_from_the_form_to_the_downloaded_model(
     for width, scheme in ((390, "light"), (390, "dark"), (1280, "dark"), (1280, "light")):
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
-        # On a busy machine the page is laid out anew a moment after its size has changed; this fails after half a minute.
+        # On a busy machine a page is laid out a moment after its size has changed; this fails after half a minute.
         page.wait_for_function(f"document.documentElement.scrollWidth === {width}")
         assert page.evaluate(FAINT) == []
         assert page.evaluate(UNNAMED) == []
