@@ -148,7 +148,7 @@ def card(description: ModelDescription, *, without_onnx: str | None = None) -> s
     """
     shape = f"(batch, {description.channels}, {description.height}, {description.width})"
     accuracy = f"{description.test_accuracy:.2%}" if description.test_accuracy is not None else "not measured"
-    images = f" on {description.test_images} images that nothing was selected on" if description.test_images else ""
+    images = f" on {description.test_images} test images" if description.test_images else ""
     rows = {
         **dict(description.recommendation),
         "data": f"{description.data}, {description.train_images} training images",

@@ -114,7 +114,7 @@ def test_card_says_what_how_well_and_at_what_cost(exported: Path) -> None:
     for expected in (
         "| data | digits, 100 training images |",
         "| classes | 5: a, b, c, d, e |",
-        "| test accuracy of this model | 90.00% on 540 images that nothing was selected on (seed 0) |",
+        "| test accuracy of this model | 90.00% on 540 test images (seed 0) |",
         "95% interval 89.00% to 91.00%",
         "| spent to find and train it | 1,000 sample passes |",
         "No difference shown.",

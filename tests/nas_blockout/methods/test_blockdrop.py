@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_blockout.backbones.resnet import ResNet, ResNetSettings
+from nas_blockout.backbones.resnet import ResNet
 from nas_blockout.data import DataSettings, Loader, load
 from nas_blockout.methods.block_routing import compacted_route, masked_route
 from nas_blockout.methods.blockdrop import (
@@ -24,30 +24,9 @@ from nas_blockout.methods.blockdrop import (
     straight_through_gates,
 )
 from nas_blockout.train import Checkpoint, Loaders, TrainingSettings, fit
+from tests.nas_blockout.methods.skipping import dropping, generator, images, labels, network
 
 ALL_PATHS = torch.tensor(list(itertools.product([False, True], repeat=3)))
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def network(depth: int = 8, classes: int = 4) -> ResNet:
-    torch.manual_seed(0)
-    return ResNet(ResNetSettings(depth=depth, width=0.25), (1, 8, 8), classes)
-
-
-def dropping(depth: int = 8, classes: int = 4, **values) -> BlockDrop:
-    chosen = BlockDropSettings(**{"policy_widths": (4, 6), **values})
-    return BlockDrop(network(depth, classes), chosen, shape=(1, 8, 8))
-
-
-def images(count: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, 1, 8, 8, generator=generator(seed))
-
-
-def labels(count: int, classes: int = 4, seed: int = 0) -> Tensor:
-    return torch.randint(classes, (count,), generator=generator(seed))
 
 
 # The mathematics, by hand

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.methods.block_routing import compacted_route
@@ -18,28 +18,7 @@ from nas_blockout.methods.blockdrop import (
     curriculum_epochs,
     phase_of,
 )
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def network(depth: int = 8, classes: int = 4) -> ResNet:
-    torch.manual_seed(0)
-    return ResNet(ResNetSettings(depth=depth, width=0.25), (1, 8, 8), classes)
-
-
-def dropping(depth: int = 8, classes: int = 4, **values) -> BlockDrop:
-    chosen = BlockDropSettings(**{"policy_widths": (4, 6), **values})
-    return BlockDrop(network(depth, classes), chosen, shape=(1, 8, 8))
-
-
-def images(count: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, 1, 8, 8, generator=generator(seed))
-
-
-def labels(count: int, classes: int = 4, seed: int = 0) -> Tensor:
-    return torch.randint(classes, (count,), generator=generator(seed))
+from tests.nas_blockout.methods.skipping import dropping, generator, images, labels
 
 
 def test_curriculum_at_a_given_pace_frees_as_many_blocks_an_epoch_as_it_is_told():
