@@ -176,10 +176,11 @@ def require_masked(settings: Any, masked: str | Sequence[str], *, branched: bool
         return
     connections = _connections_of(settings)
     try:
-        chosen = {connection.target for connection in masked_connections(connections, masked, network=name)}
+        found = masked_connections(connections, masked, network=name)
     except ValueError as error:
         raise ValueError(f"method.{error}") from None
     known = maskable_layers(connections)
+    chosen = {layer for connection in found for layer in connection.targets}
     gaps = [layer for layer in known[min(map(known.index, chosen)) :] if layer not in chosen]
     if branched and gaps:
         raise ValueError(
@@ -201,8 +202,7 @@ def masked_widths(settings: Any, masked: str | Sequence[str], classes: int) -> d
     """
     connections = _connections_of(settings, classes)
     widths = layer_widths(connections)
-    carrying = [(each.source, each.target) for each in masked_connections(connections, masked)]
-    return {layer: widths[layer] for pair in carrying for layer in pair if layer is not None}
+    return {layer: widths[layer] for each in masked_connections(connections, masked) for layer in each.layers}
 
 
 def _connections_of(settings: Any, classes: int = 2) -> tuple[Connection, ...]:

@@ -254,8 +254,8 @@ def weights_under(learned: Learned, memberships: Mapping[str, Tensor]) -> dict[s
         return learned.masked_weights(memberships)
     kept = {}
     for connection in learned.connections:
-        source, target = memberships.get(connection.source or ""), memberships.get(connection.target)
-        if source is not None and target is not None:
+        if connection.source_nodes is not None and memberships.keys() >= set(connection.layers):
+            source, target = connection.source_nodes.of(memberships), connection.target_nodes.of(memberships)
             weight = learned.get_parameter(connection.weight)
             mask = (common_clusters(target, source, groups=connection.groups) > 0).to(weight.dtype)
             kept[connection.weight] = weight * mask[(...,) + (None,) * (weight.dim() - 2)]
