@@ -30,12 +30,15 @@ class Group:
         constant: Whether the group shares a cluster with nothing that it could read, so that its nodes are the same for
             every image: their bias, through their own batch normalization. Nodes without clusters in a rigid layer
             that reads the image are called constant, too, although no mask keeps the image from them.
+        nodes: Which nodes of the whole network's layer they are, sorted; None where that makes no difference. The
+            classes say it by `classes`. It is no part of the canonical name.
     """
 
     clusters: tuple[int, ...]
     width: int
     classes: tuple[int, ...] | None = None
     constant: bool = False
+    nodes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if list(self.clusters) != sorted(set(self.clusters)) or not (self.clusters or self.constant):
@@ -46,6 +49,10 @@ class Group:
             raise ValueError(f"classes of a group must be sorted and distinct, got {self.classes}")
         if self.classes is not None and len(self.classes) != self.width:
             raise ValueError(f"a group of classes has one node a class, got {len(self.classes)} for width={self.width}")
+        if self.nodes is not None and (list(self.nodes) != sorted(set(self.nodes)) or len(self.nodes) != self.width):
+            raise ValueError(f"nodes of a group must be sorted, distinct and width={self.width} many, got {self.nodes}")
+        if self.nodes is not None and (self.classes is not None or self.nodes[0] < 0):
+            raise ValueError(f"nodes must be numbers from 0 on, and classes need none, got {self.nodes}")
 
     def overlap(self, other: "Group") -> int:
         """Return the number of clusters that two groups share."""
@@ -229,7 +236,7 @@ class Architecture:
         return not group.constant or whole
 
     def to_json(self) -> dict[str, Any]:
-        """Return the value as plain JSON types: a chain in schema version 1, any other graph in version 2."""
+        """Return the value as plain JSON types: schema version 2 of a graph or of groups with `nodes`, else version 1."""
         layers = [
             {
                 "name": layer.name,
@@ -238,7 +245,7 @@ class Architecture:
             }
             for layer in self.layers
         ]
-        if self.is_chain:
+        if self.is_chain and not any(group.nodes for layer in self.layers for group in layer.groups):
             return {"schema_version": SCHEMA_OF_CHAINS, "clusters": self.clusters, "layers": layers}
         edges = [list(edge) for edge in self.edges]
         return {"schema_version": SCHEMA_OF_GRAPHS, "clusters": self.clusters, "layers": layers, "edges": edges}
@@ -417,8 +424,14 @@ def _wanted(
 
 
 def _group_json(group: Group) -> dict[str, Any]:
-    nodes = {"width": group.width} if group.classes is None else {"classes": list(group.classes)}
-    return {"clusters": list(group.clusters), **nodes, **({"constant": True} if group.constant else {})}
+    document: dict[str, Any] = {"clusters": list(group.clusters)}
+    if group.classes is not None:
+        document["classes"] = list(group.classes)
+    elif group.nodes is not None:
+        document["nodes"] = list(group.nodes)
+    else:
+        document["width"] = group.width
+    return document | ({"constant": True} if group.constant else {})
 
 
 def _layer_from(document: Mapping[str, Any], *, graph: bool) -> Layer:
@@ -426,7 +439,7 @@ def _layer_from(document: Mapping[str, Any], *, graph: bool) -> Layer:
     rigid = document.get("rigid", False)
     if not isinstance(rigid, bool):
         raise ValueError(f"rigid must be true or false, got {rigid!r}")
-    return Layer(str(document["name"]), tuple(_group_from(group) for group in document["groups"]), rigid)
+    return Layer(str(document["name"]), tuple(_group_from(group, graph=graph) for group in document["groups"]), rigid)
 
 
 def _edge_from(document: Any) -> Edge:
@@ -439,8 +452,8 @@ def _edge_from(document: Any) -> Edge:
     return names[0], names[1]
 
 
-def _group_from(document: Mapping[str, Any]) -> Group:
-    _require_keys(document, {"clusters"}, {"width", "classes", "constant"})
+def _group_from(document: Mapping[str, Any], *, graph: bool) -> Group:
+    _require_keys(document, {"clusters"}, {"width", "classes", "constant", *(["nodes"] if graph else [])})
     clusters = tuple(_whole(cluster, "cluster") for cluster in document["clusters"])
     constant = document.get("constant", False)
     if not isinstance(constant, bool):
@@ -448,6 +461,9 @@ def _group_from(document: Mapping[str, Any]) -> Group:
     if "classes" in document:
         classes = tuple(_whole(label, "class") for label in document["classes"])
         return Group(clusters, _whole(document.get("width", len(classes)), "width"), classes, constant)
+    if "nodes" in document:
+        nodes = tuple(_whole(node, "node") for node in document["nodes"])
+        return Group(clusters, _whole(document.get("width", len(nodes)), "width"), None, constant, nodes)
     if "width" not in document:
         raise ValueError(f"a group needs a width or classes, got {dict(document)}")
     return Group(clusters, _whole(document["width"], "width"), constant=constant)

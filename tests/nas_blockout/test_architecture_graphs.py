@@ -288,3 +288,22 @@ def test_hostile_documents_of_graphs_are_refused(change: dict[str, Any], rule: s
     chain["layers"][0]["rigid"] = True
     with pytest.raises(ValueError, match="unknown key 'rigid'"):
         Architecture.from_json(chain)
+
+
+def test_groups_may_say_which_nodes_they_are_without_another_name() -> None:
+    last = Layer("classes", (Group((0,), 1, (0,)), Group((1,), 1, (1,))))
+    plain = Architecture(2, (Layer("a", (Group((0,), 2), Group((1,), 1))), last))
+    named = Architecture(2, (Layer("a", (Group((0,), 2, nodes=(1, 4)), Group((1,), 1, nodes=(2,)))), last))
+    assert (plain.to_json()["schema_version"], named.to_json()["schema_version"]) == (1, 2)
+    assert Architecture.from_json(named.to_json()) == named != plain
+    assert named.hash == plain.hash
+    document = plain.to_json()
+    document["layers"][0]["groups"][0] = {"clusters": [0], "nodes": [1, 4]}
+    with pytest.raises(ValueError, match="unknown key 'nodes'"):
+        Architecture.from_json(document)
+
+
+@pytest.mark.parametrize("nodes", [(1,), (2, 1), (1, 1), (-1, 0)])
+def test_impossible_nodes_of_a_group_are_refused(nodes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="nodes"):
+        Group((0,), 2, nodes=nodes)
