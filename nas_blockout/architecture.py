@@ -236,7 +236,7 @@ class Architecture:
         return not group.constant or whole
 
     def to_json(self) -> dict[str, Any]:
-        """Return the value as plain JSON types: schema version 2 of a graph or of groups with `nodes`, else version 1."""
+        """Return the value as plain JSON types: version 2 for a graph or groups with `nodes`, else version 1."""
         layers = [
             {
                 "name": layer.name,
