@@ -357,7 +357,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class Network(nn.Module):
-    """A backbone's network: called as ``network(x, generator)``, it gives logits."""
+    """A backbone's network: called as ``network(x, generator)``, it gives logits.
+
+    Attributes:
+        notes: What should be known about how it was made, one sentence each.
+    """
+
+    notes: tuple[str, ...] = ()
 
     @property
     def connections(self) -> tuple[Connection, ...]:

@@ -124,7 +124,7 @@ IMPORTERS = {
     "httpx": ["services/api/*", "services/cli/lazy_modules.py"],
     "matplotlib": ["nas_blockout/plots/*"],
     "onnxruntime": ["nas_blockout/export/subprocess_check.py"],
-    "safetensors": ["nas_blockout/export/*"],
+    "safetensors": ["nas_blockout/export/*", "nas_blockout/backbones/pretrained.py"],
     "torchvision": ["nas_blockout/lazy_torchvision.py"],
     "PIL": ["nas_blockout/data/*"],
     "igraph": ["nas_blockout/canonical_form.py"],
