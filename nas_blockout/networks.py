@@ -104,6 +104,19 @@ class Nodes:
             joined = torch.cat([joined, joined.new_zeros(1, *joined.shape[1:])])
         return joined.index_select(0, self._index(joined.device, len(joined)))
 
+    def sums(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Return for each layer the sum of the values at each node's positions, zero for a node that has none.
+
+        Args:
+            values: One for each position, or one row, shape ``(count, ...)``.
+        """
+        total = sum(width for _, width in self.layers)
+        if self.positions is not None:  # one row more takes the values that are no node's
+            index = self._index(values.device, total + 1)
+            values = values.new_zeros(total + 1, *values.shape[1:]).index_add_(0, index, values)[:total]
+        found: tuple[Tensor, ...] = values.split([width for _, width in self.layers])
+        return found
+
     def _index(self, device: torch.device, rows: int) -> Tensor:
         """Return the row of each position, made once for each device."""
         if device not in self._indices:
