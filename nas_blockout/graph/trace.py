@@ -28,7 +28,8 @@ class Trace:
         image: The placeholder of the images.
         output: The node of the logits.
         parameter_of: Placeholders of parameters and buffers, and their names in the state dict.
-        constants: Placeholders of tensors that are part of the graph, and their values.
+        constants: Placeholders of tensors that are part of the graph, and of buffers of whole numbers, such as indices,
+            with their values.
         training: Nodes that do something else in training.
     """
 
@@ -63,7 +64,14 @@ def trace(module: nn.Module, shape: tuple[int, ...]) -> Trace:
             _require_logits(program, mode)
         evaluated, trained = (make_functional(program, names) for program in programs.values())
     graph, training = merged(evaluated, trained, averaging)
-    return Trace(graph, trained.image, trained.output, trained.parameter_of, trained.constants, training)
+    state = dict(module.named_buffers())
+    indices = {
+        node: state[name].detach().clone()
+        for node, name in trained.parameter_of.items()
+        if name in state and not state[name].is_floating_point()
+    }
+    constants = {**trained.constants, **indices}
+    return Trace(graph, trained.image, trained.output, trained.parameter_of, constants, training)
 
 
 def _require_one_input(module: nn.Module) -> None:
