@@ -1,76 +1,127 @@
 """What a method or an exporter can ask of a network beyond its logits."""
 
 import copy
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from nas_blockout.architecture import Architecture
 from nas_blockout.serialization import closest
 
 Runtime = Literal["torch", "onnxruntime"]
 
+NO_NODE = -1
 LAST = re.compile(r"last ([1-9][0-9]*)")
 _MOST_LISTED = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Nodes:
-    """The nodes of a layer that a weight reads or ends in: all of them, or those of a slice.
+    """What the positions of one side of a weight are: the nodes of one or more layers.
 
     Args:
-        layer: Name of the layer of nodes.
-        width: Nodes of the whole layer, 1 or more.
-        start: First node of the slice.
-        stop: Node after the last one of the slice; None for the end of the layer.
+        layers: Names and widths of the layers, each 1 or more nodes wide.
+        positions: The node at each position, as its number in the layers put one after the other; `NO_NODE` where the
+            value is no node's, as a channel of the image. None for every node once, in order.
 
     Raises:
-        ValueError: The name is empty, or the slice is empty or leaves the layer.
+        ValueError: There is no layer, a name is empty or occurs twice, or a position lies outside the layers.
     """
 
-    layer: str
-    width: int
-    start: int = 0
-    stop: int | None = None
+    layers: tuple[tuple[str, int], ...]
+    positions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.layer:
-            raise ValueError(f"layer must be a name, got an empty one in {self}")
-        if not 0 <= self.start < self.end <= self.width:
+        names, total = [name for name, _ in self.layers], sum(width for _, width in self.layers)
+        if not names or not all(names) or len(set(names)) < len(names):
+            raise ValueError(f"layers must be different names with their widths, got {self.layers}")
+        if any(width < 1 for _, width in self.layers):
+            raise ValueError(f"a layer must be at least one node wide, got {self.layers}")
+        if self.positions is not None and not all(NO_NODE <= node < total for node in self.positions):
             raise ValueError(
-                f"a slice of layer {self.layer!r} must hold nodes and lie in 0..{self.width}, "
-                f"got start={self.start} and stop={self.stop}"
+                f"positions of the layers {', '.join(names)} must lie in 0..{total - 1}, or be {NO_NODE} for none, "
+                f"got {min(self.positions)} to {max(self.positions)}"
             )
 
+    @classmethod
+    def whole(cls, layer: str, width: int) -> "Nodes":
+        """Return all nodes of one layer, in order."""
+        return cls(((layer, width),))
+
+    @classmethod
+    def slice(cls, layer: str, width: int, start: int, stop: int | None = None) -> "Nodes":
+        """Return the nodes of a layer from `start` to before `stop`, by default to its end.
+
+        Raises:
+            ValueError: The slice is empty or leaves the layer.
+        """
+        end = width if stop is None else stop
+        if not 0 <= start < end <= width:
+            raise ValueError(
+                f"a slice of layer {layer!r} must hold nodes and lie in 0..{width}, got start={start} and stop={stop}"
+            )
+        return cls(((layer, width),), tuple(range(start, end)))
+
     @property
-    def end(self) -> int:
-        """Node after the last one."""
-        return self.width if self.stop is None else self.stop
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers."""
+        return tuple(name for name, _ in self.layers)
 
     @property
     def count(self) -> int:
-        """Number of nodes, 1 or more."""
-        return self.end - self.start
+        """Number of positions, 1 or more."""
+        return sum(width for _, width in self.layers) if self.positions is None else len(self.positions)
 
-    def of(self, values: Tensor) -> Tensor:
-        """Return the rows of these nodes; of a whole layer the tensor itself.
+    @cached_property
+    def are_all(self) -> bool:
+        """Whether every position is some node's."""
+        return self.positions is None or min(self.positions) > NO_NODE
+
+    @cached_property
+    def identities(self) -> tuple[tuple[str, int] | None, ...]:
+        """The layer and the number in it of the node at each position; None where there is none."""
+        nodes = [(name, number) for name, width in self.layers for number in range(width)]
+        positions = range(len(nodes)) if self.positions is None else self.positions
+        return tuple(nodes[node] if node != NO_NODE else None for node in positions)
+
+    def of(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return one row for each position; of a whole layer the tensor itself, zeros where there is no node.
 
         Args:
-            values: One row for each node of the layer, such as memberships, shape ``(width, ...)``.
+            values: By layer, one row for each of its nodes, such as memberships, shape ``(width, ...)``.
         """
-        return values if self.count == self.width else values[self.start : self.end]
+        rows = [values[name] for name in self.names]
+        joined = rows[0] if len(rows) == 1 else torch.cat(rows)
+        if self.positions is None:
+            return joined
+        if not self.are_all:  # the last row stands for no node: NO_NODE is -1
+            joined = torch.cat([joined, joined.new_zeros(1, *joined.shape[1:])])
+        return joined.index_select(0, self._index(joined.device, len(joined)))
+
+    def _index(self, device: torch.device, rows: int) -> Tensor:
+        """Return the row of each position, made once for each device."""
+        if device not in self._indices:
+            self._indices[device] = torch.tensor(self.positions, device=device) % rows
+        return self._indices[device]
+
+    @cached_property
+    def _indices(self) -> dict[torch.device, Tensor]:
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
     """A weight of a network and the nodes that it connects.
 
-    Output node o of the weight is node o of `target_nodes`. With groups, both sides are divided into equal shares in
-    order: entry ``(o, i)`` of group g reads node ``g * source / groups + i`` of `source_nodes`. A depthwise filter has
-    as many groups as source nodes.
+    Output o of the weight is position o of `target_nodes`. With groups, both sides are divided into equal shares in
+    order: entry ``(o, i)`` of group g reads position ``g * source / groups + i`` of `source_nodes`. A depthwise
+    filter has as many groups as source positions.
 
     Args:
         weight: Name of the parameter.
@@ -108,11 +159,11 @@ class Connection:
                 )
         read = self.source_nodes.count // self.groups if self.source_nodes else self.shape[1:2] and self.shape[1]
         if len(self.shape) < 2 or self.shape[:2] != (self.target_nodes.count, read):
-            source = f"{self.source_nodes.count} nodes of {self.source!r}" if self.source_nodes else "the image"
+            source = f"{self.source_nodes.count} nodes of {_quoted(self.sources)}" if self.source_nodes else "the image"
             window = ", window" if len(self.shape) != 2 else ""
             raise ValueError(
-                f"a weight from {source} to {self.target_nodes.count} nodes of {self.target!r} in groups={self.groups} "
-                f"must have shape ({self.target_nodes.count}, {read or 'channels'}{window}); "
+                f"a weight from {source} to {self.target_nodes.count} nodes of {_quoted(self.targets)} "
+                f"in groups={self.groups} must have shape ({self.target_nodes.count}, {read or 'channels'}{window}); "
                 f"{self.weight!r} has shape {self.shape}"
             )
 
@@ -141,8 +192,8 @@ class Connection:
             ValueError: The weight does not fit the nodes and the groups.
         """
         shape = tuple(value.shape)
-        source_nodes = Nodes(source, shape[1] * groups) if isinstance(source, str) else source
-        target_nodes = Nodes(target, shape[0]) if isinstance(target, str) else target
+        source_nodes = Nodes.whole(source, shape[1] * groups) if isinstance(source, str) else source
+        target_nodes = Nodes.whole(target, shape[0]) if isinstance(target, str) else target
         return cls(weight, shape, source_nodes, target_nodes, groups, positions)
 
     @classmethod
@@ -172,14 +223,19 @@ class Connection:
         return cls.between(weight, value, source, target, groups=groups, positions=positions)
 
     @property
-    def source(self) -> str | None:
-        """Name of the layer of nodes that it reads, or None for the image."""
-        return self.source_nodes.layer if self.source_nodes else None
+    def sources(self) -> tuple[str, ...]:
+        """Names of the layers of nodes that it reads; none if it reads only the image."""
+        return self.source_nodes.names if self.source_nodes else ()
 
     @property
-    def target(self) -> str:
-        """Name of the layer of nodes that it ends in."""
-        return self.target_nodes.layer
+    def targets(self) -> tuple[str, ...]:
+        """Names of the layers of nodes that it ends in, one or more."""
+        return self.target_nodes.names
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of all layers that it connects, those that it reads first."""
+        return tuple(dict.fromkeys((*self.sources, *self.targets)))
 
     @property
     def is_linear(self) -> bool:
@@ -202,13 +258,14 @@ def layer_widths(connections: Iterable[Connection]) -> dict[str, int]:
     first: dict[str, str] = {}
     for connection in connections:
         for nodes in filter(None, (connection.source_nodes, connection.target_nodes)):
-            width = widths.setdefault(nodes.layer, nodes.width)
-            told = first.setdefault(nodes.layer, connection.weight)
-            if width != nodes.width:
-                raise ValueError(
-                    f"layer {nodes.layer!r} must have as many nodes for every weight: "
-                    f"it has {width} for {told!r}, {nodes.width} for {connection.weight!r}"
-                )
+            for layer, width in nodes.layers:
+                known = widths.setdefault(layer, width)
+                told = first.setdefault(layer, connection.weight)
+                if known != width:
+                    raise ValueError(
+                        f"layer {layer!r} must have as many nodes for every weight: "
+                        f"it has {known} for {told!r}, {width} for {connection.weight!r}"
+                    )
     return widths
 
 
@@ -234,9 +291,9 @@ def maskable_layers(connections: Iterable[Connection]) -> tuple[str, ...]:
     """
     ordered: dict[str, None] = {}
     for connection in connections:
-        if connection.source is not None:
-            ordered.pop(connection.target, None)
-            ordered[connection.target] = None
+        for layer in connection.targets if connection.sources else ():
+            ordered.pop(layer, None)
+            ordered[layer] = None
     return tuple(ordered)
 
 
@@ -254,14 +311,14 @@ def masked_connections(
     Raises:
         ValueError: The network has no such layer, or a name is given twice.
     """
-    able = [connection for connection in connections if connection.source is not None]
+    able = [connection for connection in connections if connection.sources]
     if masked in ("head", "all"):
         chosen = [connection for connection in able if masked == "all" or connection.is_linear]
         if not chosen:
             raise ValueError(f"masked: {network} has no such weight between two layers of nodes, got {masked!r}")
         return tuple(chosen)
-    names = _chosen_layers(connections, masked, network)
-    return tuple(connection for connection in able if connection.target in names)
+    names = set(_chosen_layers(connections, masked, network))
+    return tuple(connection for connection in able if not names.isdisjoint(connection.targets))
 
 
 def _chosen_layers(connections: Sequence[Connection], masked: str | Sequence[str], network: str) -> tuple[str, ...]:
@@ -276,7 +333,7 @@ def _chosen_layers(connections: Sequence[Connection], masked: str | Sequence[str
     for name in masked:
         if name in known:
             continue
-        if name in {connection.target for connection in connections}:
+        if any(name in connection.targets for connection in connections):
             raise ValueError(
                 f"masked: a layer that reads the image, which has no memberships, cannot be masked, got {name!r}; "
                 f"{layers}"
@@ -289,6 +346,10 @@ def _chosen_layers(connections: Sequence[Connection], masked: str | Sequence[str
     return tuple(masked)
 
 
+def _quoted(names: Sequence[str]) -> str:
+    return " and ".join(map(repr, names))
+
+
 def _listed(names: Sequence[str]) -> str:
     """Return names as a text; of many only the first and the last."""
     shown = names if len(names) <= _MOST_LISTED else (*names[:4], "...", *names[-8:])
@@ -296,7 +357,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class Network(nn.Module):
-    """A backbone's network: called as ``network(x, generator)``, it gives logits."""
+    """A backbone's network: called as ``network(x, generator)``, it gives logits.
+
+    Attributes:
+        notes: What should be known about how it was made, one sentence each.
+    """
+
+    notes: tuple[str, ...] = ()
 
     @property
     def connections(self) -> tuple[Connection, ...]:
@@ -324,3 +391,90 @@ class Network(nn.Module):
             generator: Of the draws of a method's layers in training, on the device of `x`.
         """
         raise NotImplementedError(f"{type(self).__name__} must say what it computes")
+
+
+class Branchable(Network):
+    """A dense network that says enough of itself for its nodes to be removed and separated into branches.
+
+    Memberships, where they are asked for, are by layer, as zeros and ones or booleans, shape ``(nodes, clusters)``. A
+    layer that is left out belongs to every cluster.
+    """
+
+    @property
+    def layers(self) -> Mapping[str, int]:
+        """Names and widths of all layers of nodes, in the order in which they are first made, the classes last."""
+        return layer_widths(self.connections)
+
+    @property
+    def edges(self) -> tuple[tuple[str | None, str], ...]:
+        """Which layer reads which: pairs of a source, None for the image, and a target; no layer reads itself alone."""
+        pairs = {
+            (source, target): None
+            for connection in self.connections
+            if not connection.filters_each_node_alone
+            for source in _sources_or_image(connection)
+            for target in connection.targets
+        }
+        return tuple(pairs)
+
+    @property
+    def rigid(self) -> Mapping[str, str]:
+        """The layers that stay whole and in order whatever their memberships are, with the reason."""
+        return {}
+
+    @property
+    def scales(self) -> Mapping[str, Nodes]:
+        """The factors that normalization learns for each node, by name of the parameter."""
+        return {}
+
+    def macs_under(self, memberships: Mapping[str, Tensor]) -> int:
+        """Return the multiply-accumulates an image of the weights between nodes that share a cluster."""
+        return sum(_kept(each, memberships) * math.prod(each.shape[2:]) * each.positions for each in self.connections)
+
+    def weights_under(self, memberships: Mapping[str, Tensor]) -> int:
+        """Return the number of weights between nodes that share a cluster."""
+        return sum(_kept(each, memberships) * math.prod(each.shape[2:]) for each in self.connections)
+
+    def branched(
+        self, architecture: Architecture, nodes: Mapping[str, Sequence[Tensor]], state: Mapping[str, Tensor]
+    ) -> Network:
+        """Return the branched network that computes what this one does with only these nodes and connections.
+
+        Args:
+            architecture: Groups of all layers.
+            nodes: For every layer the nodes that make up each group, in the order of its groups.
+            state: Parameters and buffers by the names of this network; weights as they are under the memberships.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say how it is branched")
+
+
+def _sources_or_image(connection: Connection) -> tuple[str | None, ...]:
+    nodes = connection.source_nodes
+    return (*connection.sources, *(() if nodes is not None and nodes.are_all else (None,)))
+
+
+def _kept(connection: Connection, memberships: Mapping[str, Tensor]) -> int:
+    """Return how many entries of a weight, windows counted once, lie between nodes that share a cluster."""
+    first = next(iter(memberships.values()))
+
+    def of(nodes: Nodes) -> Tensor:
+        every = {
+            name: memberships[name] if name in memberships else first.new_ones(width, first.shape[1])
+            for name, width in nodes.layers
+        }
+        return nodes.of(every).double()
+
+    out = of(connection.target_nodes)
+    if connection.source_nodes is None or connection.filters_each_node_alone:
+        return int(out.any(1).sum()) * connection.shape[1]
+    into = of(connection.source_nodes)
+    alive = out.any(1)
+    if not connection.source_nodes.are_all:  # what is no node's is read by every node that is left
+        none = torch.tensor([each is None for each in connection.source_nodes.identities])
+        into[none.to(into.device)] = 1.0
+    if connection.groups == 1:  # of many nodes there are few kinds
+        kinds = [side.unique(dim=0, return_counts=True) for side in (out[alive], into)]
+        shared = (kinds[0][0] @ kinds[1][0].T > 0).double()
+        return int(kinds[0][1].double() @ shared @ kinds[1][1].double())
+    by_group = (side.unflatten(0, (connection.groups, -1)) for side in (out, into))
+    return int((torch.einsum("gok,gik->goi", *by_group) > 0).sum())

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from nas_blockout.settings_fields import Conflict, conflicts_in
+from nas_blockout.settings_fields import Conflict, PlainMapping, conflicts_in, dotted, unplain
 
 Value = TypeVar("Value")
 
@@ -22,7 +22,8 @@ def from_json(kind: type[Value], document: Mapping[str, Any], *, where: str) -> 
     """Build a frozen dataclass from a dictionary.
 
     Args:
-        kind: Dataclass whose fields are numbers, texts, truth values, `Literal`, tuples of these, or optional.
+        kind: Dataclass whose fields are numbers, texts, truth values, `Literal`, tuples of these, optional, or a
+            `PlainMapping`.
         document: Values by field name; fields with a default may be missing.
         where: Name of the place, for errors, such as ``training``.
 
@@ -63,6 +64,8 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, PlainMapping):
+        return value.to_json()
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
@@ -86,7 +89,17 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} must be a list, got {value!r}")
         return tuple(_checked(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if hint is PlainMapping:
+        return _plain_mapping(value, where)
     return _scalar(hint, value, where)
+
+
+def _plain_mapping(value: Any, where: str) -> PlainMapping:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} must be a mapping, got {value!r}")
+    for path, rule, found in unplain(value):
+        raise ValueError(f"{dotted((where, *path))} must be {rule}, got {found!r}")
+    return PlainMapping(value)
 
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:

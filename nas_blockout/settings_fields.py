@@ -6,10 +6,11 @@ files, their JSON Schema and the reference pages. Nothing here needs more than t
 """
 
 import inspect
+import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from functools import cache
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -80,6 +81,92 @@ class Pattern:
     example: str
 
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+PLAIN = "a text, a finite number, true, false, null, or a list or mapping of these"
+
+
+class PlainMapping(Mapping[str, Any]):
+    """A setting that is a mapping of plain JSON values: immutable and hashable, inner lists and mappings included.
+
+    Two are equal if they are the same JSON: the order of keys does not matter, and 1, 1.0 and true are three values.
+
+    Args:
+        values: Texts, finite numbers, truth values, None, and lists, tuples and mappings of these, by name.
+
+    Raises:
+        Conflict: A value is none of these, or a name is no text.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, values: Mapping[str, Any] = _NOTHING) -> None:
+        refuse(
+            Conflict(f"{dotted(path)} must be {rule}, got {value!r}", dotted(path))
+            for path, rule, value in unplain(values)
+        )
+        self._text = json.dumps(_thawed(values), sort_keys=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values as dictionaries and lists, a new copy each time."""
+        values: dict[str, Any] = json.loads(self._text)
+        return values
+
+    def __getitem__(self, name: str) -> Any:
+        return self.to_json()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_json())
+
+    def __len__(self) -> int:
+        return len(self.to_json())
+
+    def __eq__(self, other: object) -> bool:
+        return self._text == other._text if isinstance(other, PlainMapping) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return f"PlainMapping({self.to_json()!r})"
+
+
+Place = tuple[str | int, ...]
+
+
+def unplain(value: Any, path: Place = ()) -> Iterator[tuple[Place, str, Any]]:
+    """Yield what in a value is no plain JSON: where it is, what it must be, and what it is.
+
+    Args:
+        value: Any value, such as one read from YAML, which has dates, infinities and keys that are no texts.
+        path: Keys and positions that lead to the value.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if isinstance(key, str):
+                yield from unplain(inner, (*path, key))
+            else:
+                yield path, "a mapping whose keys are texts", key
+    elif isinstance(value, list | tuple):
+        for position, inner in enumerate(value):
+            yield from unplain(inner, (*path, position))
+    elif not (value is None or isinstance(value, str | bool | int)) and not (
+        isinstance(value, float) and math.isfinite(value)
+    ):
+        yield path, PLAIN, value
+
+
+def dotted(path: Place) -> str:
+    """Return keys and positions as a text, such as ``widths[2]``."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".") or "the mapping"
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _thawed(inner) for key, inner in value.items()}
+    return [_thawed(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 Rule = Range | OneOf | Length | Pattern
 SEED = Range(ge=0, le=2**63 - 1)  # the largest column of the databases; torch takes one more bit
 
@@ -129,7 +216,7 @@ class Setting:
 
     Args:
         hint: Its type, with the rules in `Annotated`.
-        default: Its default, or `dataclasses.MISSING`.
+        default: Its default, or `dataclasses.MISSING` of a setting that must be given.
         sentence: What it is.
     """
 
@@ -150,10 +237,7 @@ def declared(kind: type) -> Mapping[str, Setting]:
     if missing := [item.name for item in fields(kind) if item.name not in words]:
         raise ValueError(f"the docstring of {kind.__name__} must describe every setting under Args: {missing} are not")
     return MappingProxyType(
-        {
-            item.name: Setting(hints[item.name], None if item.default is MISSING else item.default, words[item.name])
-            for item in fields(kind)
-        }
+        {item.name: Setting(hints[item.name], item.default, words[item.name]) for item in fields(kind)}
     )
 
 

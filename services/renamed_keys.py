@@ -108,7 +108,7 @@ _ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "study": {"equivalence_margin": 0.005, "robustness": None},
         "data": {"background": None, "layout": None, "min_images_per_class": None, "excluded_classes": []},
-        "method": {"target_macs": None, "last_stages": None},
+        "method": {"target_macs": None, "last_stages": None, "mask_values": "share"},
         "derivation": {"clean_up": True},
     }
 )

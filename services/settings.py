@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
@@ -16,6 +17,8 @@ _MAX_DIGITS = 12
 _API_BODY_BYTES, _API_RATE, _API_OPEN_STUDIES = 262_144, 20, 20
 _OFF = frozenset({"", "none"})
 _STORE_SCHEMES = frozenset({"sqlite", "postgres", "postgresql", "postgresql+psycopg"})
+_FACTORY = r"[\w.]+:\w+"
+_FACTORY_PATTERN = r"[\w.*?]+:[\w*?]+"
 _GUESSABLE = re.compile(r"change|secret|password|token|default|example|admin|1234", re.IGNORECASE)
 
 
@@ -117,6 +120,24 @@ class Settings:
     api_open_studies: Annotated[
         int, Variable("NAS_BLOCKOUT_API_OPEN_STUDIES", "Studies that an owner may have queued or running.", "20")
     ] = _API_OPEN_STUDIES
+    factories: Annotated[
+        tuple[str, ...],
+        Variable(
+            "NAS_BLOCKOUT_FACTORIES",
+            "Factories of networks that studies submitted to the API may name in `backbone.factory`: comma-separated "
+            "patterns such as `torchvision.models:*`. Jobs call them with whatever arguments the study has.",
+            "none: studies with the backbone `module` are refused",
+        ),
+    ] = ()
+    weights: Annotated[
+        Path | None,
+        Variable(
+            "NAS_BLOCKOUT_WEIGHTS",
+            "Folder in which `backbone.weights` of studies that are submitted, to the API or by `submit`, must lie, "
+            "the same on all machines.",
+            "none: submitted studies with weights are refused",
+        ),
+    ] = None
     mlflow_url: Annotated[
         str | None,
         Variable(
@@ -162,6 +183,8 @@ class Settings:
             api_body_bytes=_whole(values, "API_BODY_BYTES", _API_BODY_BYTES),
             api_rate=_whole(values, "API_RATE", _API_RATE),
             api_open_studies=_whole(values, "API_OPEN_STUDIES", _API_OPEN_STUDIES),
+            factories=_factories(values.get(PREFIX + "FACTORIES", "")),
+            weights=_folder(values, "WEIGHTS"),
             mlflow_url=_page(values, "MLFLOW_URL"),
             ray_url=_page(values, "RAY_URL"),
         )
@@ -178,6 +201,21 @@ class Settings:
     def shared(self, study: str) -> str | None:
         """Return the URL of the folder of a study on shared storage, or None if there is no such storage."""
         return f"{self.artifacts}/{study}" if self.artifacts is not None else None
+
+    def allows_factory(self, factory: str) -> bool:
+        """Whether studies submitted to the API may name a factory; never one in a file, as ``path/to/file.py:name``."""
+        if re.fullmatch(_FACTORY, factory) is None or factory.rpartition(":")[0].endswith(".py"):
+            return False
+        return any(fnmatchcase(factory, pattern) for pattern in self.factories)
+
+    def allows_weights(self, path: str) -> bool:
+        """Whether submitted studies may read a file of weights: one in the folder for them, links followed."""
+        return (
+            self.weights is not None
+            and "\0" not in path
+            and Path(path).is_absolute()
+            and Path(path).resolve().is_relative_to(self.weights.resolve())
+        )
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__slots__}
@@ -209,6 +247,17 @@ def _folder(values: Mapping[str, str], variable: str) -> Path | None:
     if path.exists() and not path.is_dir():
         raise SettingsError(f"{PREFIX}{variable} must be a folder, got the file {path}")
     return path
+
+
+def _factories(text: str) -> tuple[str, ...]:
+    patterns = tuple(part.strip() for part in text.split(",") if part.strip())
+    for pattern in patterns:
+        if re.fullmatch(_FACTORY_PATTERN, pattern) is None:
+            raise SettingsError(
+                f"{PREFIX}FACTORIES must be patterns such as torchvision.models:*, separated by commas, each with a "
+                f"module and a name (a * stands for any of them), got {pattern!r}"
+            )
+    return patterns
 
 
 def _artifacts(text: str) -> str | None:

@@ -9,8 +9,10 @@ import torch
 
 from nas_blockout.architecture import Architecture, dense_architecture
 from nas_blockout.backbones import convnet
+from nas_blockout.backbones import module as modules
 from nas_blockout.backbones.branched import BranchedNetwork, Sites, Stage, macs_of
 from nas_blockout.backbones.inception import Inception, InceptionSettings
+from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.networks import Connection, Network, layer_widths, maskable_layers, masked_connections
 
@@ -29,6 +31,8 @@ class Backbone:
         neighbors: Returns the settings that have one node more or less in one layer.
         skippable: Whether the network has blocks that can be skipped one by one.
         masks_convolutions: Whether its convolutions connect layers of nodes, so that Blockout can mask them.
+        from_factory: Whether code of the user's makes it: nothing is known of it before it is built for images of one
+            shape, and methods enter it only at its classes layer.
     """
 
     settings: type
@@ -38,6 +42,7 @@ class Backbone:
     neighbors: Callable[[Any], list[Any]] | None = None
     skippable: bool = False
     masks_convolutions: bool = True
+    from_factory: bool = False
 
 
 def _build_convnet(
@@ -65,6 +70,16 @@ def _build_inception(
 ) -> Network:
     _refuse_architecture(settings, architecture)
     return Inception(settings, shape, classes, sites=sites)
+
+
+def _build_module(
+    settings: ModuleSettings, shape: Shape, classes: int, architecture: Architecture | None, sites: Sites
+) -> Network:
+    _refuse_architecture(settings, architecture)
+    device = torch.get_default_device()
+    with torch.device("cpu"):  # a factory of the user's may read values that it has computed: "meta" has none
+        network = modules.build(settings, shape, classes, sites)
+    return network.to(device)
 
 
 def _refuse_architecture(settings: Any, architecture: Architecture | None) -> None:
@@ -101,6 +116,7 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
             convnet.ConvNetSettings, _build_convnet, convnet.stages, _scaled_convnet, _neighbors_of_convnet
         ),
         "inception": Backbone(InceptionSettings, _build_inception, masks_convolutions=False),
+        "module": Backbone(ModuleSettings, _build_module, from_factory=True),
         "resnet": Backbone(ResNetSettings, _build_resnet, skippable=True),
     }
 )
@@ -172,14 +188,16 @@ def require_masked(settings: Any, masked: str | Sequence[str], *, branched: bool
         raise ValueError(
             f"method.masked: on the backbone {name}, Blockout can mask only linear layers, got 'all'; set it to head"
         )
-    if masked in ("head", "all"):  # every backbone has a head, and it is what comes last
+    # Every backbone has a head, and it is what comes last. What a factory makes is not built to check settings.
+    if masked in ("head", "all") or BACKBONES[name].from_factory:
         return
     connections = _connections_of(settings)
     try:
-        chosen = {connection.target for connection in masked_connections(connections, masked, network=name)}
+        found = masked_connections(connections, masked, network=name)
     except ValueError as error:
         raise ValueError(f"method.{error}") from None
     known = maskable_layers(connections)
+    chosen = {layer for connection in found for layer in connection.targets}
     gaps = [layer for layer in known[min(map(known.index, chosen)) :] if layer not in chosen]
     if branched and gaps:
         raise ValueError(
@@ -197,12 +215,13 @@ def masked_widths(settings: Any, masked: str | Sequence[str], classes: int) -> d
         classes: Number of classes.
 
     Raises:
-        ValueError: One of these layers cannot be masked.
+        ValueError: One of these layers cannot be masked, or a factory makes the network.
     """
+    if BACKBONES[name_of(settings)].from_factory:
+        raise ValueError(f"the layers of the backbone {name_of(settings)} are not known before it is built")
     connections = _connections_of(settings, classes)
     widths = layer_widths(connections)
-    carrying = [(each.source, each.target) for each in masked_connections(connections, masked)]
-    return {layer: widths[layer] for pair in carrying for layer in pair if layer is not None}
+    return {layer: widths[layer] for each in masked_connections(connections, masked) for layer in each.layers}
 
 
 def _connections_of(settings: Any, classes: int = 2) -> tuple[Connection, ...]:
@@ -212,6 +231,33 @@ def _connections_of(settings: Any, classes: int = 2) -> tuple[Connection, ...]:
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         return BACKBONES[name_of(settings)].build(settings, (3, 64, 64), classes, None, Sites()).connections
+
+
+def require_site(settings: Any, method: str, site: str, placement: str | None) -> None:
+    """Refuse a method that enters a network where a backbone does not know its layers.
+
+    Args:
+        settings: Of a backbone.
+        method: Name of the method, for the message.
+        site: Where it enters, as in `Method.site`.
+        placement: Which linear layers it is for, of a method that has this setting.
+
+    Raises:
+        ValueError: A factory makes the network, and the method enters elsewhere than at its classes layer.
+    """
+    name = name_of(settings)
+    if not BACKBONES[name].from_factory:
+        return
+    if site == "maps":
+        raise ValueError(
+            f"method.name: {method} stands between the stages of a network, which the backbone {name} does not know, "
+            f"got {method}; use none, blockout, or dropout or dropconnect with the placement classifier"
+        )
+    if site in ("nodes", "weights") and placement != "classifier":
+        raise ValueError(
+            f"method.placement: on the backbone {name}, only the classifier is known to {method}, got {placement!r}; "
+            "set it to classifier"
+        )
 
 
 def require_hidden_layer(settings: Any, method: str) -> None:
@@ -224,7 +270,7 @@ def require_hidden_layer(settings: Any, method: str) -> None:
     Raises:
         ValueError: The backbone has no fully connected hidden layer.
     """
-    if not settings.hidden:
+    if not BACKBONES[name_of(settings)].from_factory and not settings.hidden:
         raise ValueError(
             f"method.placement: {method} with the placement hidden needs a backbone with a hidden layer; "
             f"got {name_of(settings)} with hidden: []; give the backbone hidden layers, or set the placement to "

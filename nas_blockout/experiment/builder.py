@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones import BACKBONES, dense_of, name_of, scaled_to, stages_of
 from nas_blockout.backbones.branched import Sites, Stage, macs_of, weights_of
+from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.data import Splits
 from nas_blockout.experiment.config import Experiment
 from nas_blockout.methods import METHODS, NoneSettings, method_name
@@ -58,6 +59,22 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
         return network
 
 
+def notes_of(experiment: Experiment, *, shape: tuple[int, int, int], classes: int) -> tuple[str, ...]:
+    """Return what should be known about how the network of an experiment is made, one sentence each.
+
+    Args:
+        experiment: What is built.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+
+    Raises:
+        ValueError: The network cannot be built for these images.
+    """
+    if not BACKBONES[name_of(experiment.backbone)].from_factory:  # all others are made as their settings say
+        return ()
+    return _outline(experiment.backbone, experiment.architecture, experiment.target_macs, shape, classes).notes
+
+
 def _seeded(experiment: Experiment) -> BlockDropSettings:
     """Return the settings of BlockDrop with a seed: the random path is another one for every seed of the experiment."""
     method: BlockDropSettings = experiment.method
@@ -86,7 +103,12 @@ def unbuildable(experiment: Experiment, *, shape: tuple[int, int, int], classes:
             fixed_path(method.policy, len(network.blocks), method.kept_blocks)  # type: ignore[arg-type]  # of a ResNet
     except ValueError as error:
         for each in conflicts_in(error):
+            if each.keys and each.keys[0].startswith("backbone."):  # of a factory, whatever the method
+                yield each
+                continue
             yield Conflict(str(each), *(f"method.{key}" for key in each.keys or ("name",)), "method.name", "backbone")
+    except NotImplementedError as error:  # the network does not say what a method asks of it
+        yield Conflict(f"method.name: {error}", "method.name", "backbone")
     except (OverflowError, RuntimeError, TypeError):  # PyTorch raises each of them for sizes beyond 63 bits
         yield Conflict("backbone: the network is too wide: it has more weights than can be addressed", "backbone")
 
@@ -316,8 +338,19 @@ def _sites(method: Any) -> Sites:
 def plain(experiment: Experiment, architecture: Architecture | None) -> Experiment:
     """Return the experiment without derivation, with this architecture, and without a method other than blockdrop."""
     method = experiment.method if isinstance(experiment.method, BlockDropSettings) else NoneSettings()
+    backbone = experiment.backbone
+    if isinstance(
+        backbone, ModuleSettings
+    ):  # trained weights take the place of the pretrained ones, wherever these are
+        backbone = replace(backbone, weights=None)
     return replace(
-        experiment, method=method, architecture=architecture, distillation=None, pruning=None, confusion=None
+        experiment,
+        backbone=backbone,
+        method=method,
+        architecture=architecture,
+        distillation=None,
+        pruning=None,
+        confusion=None,
     )
 
 

@@ -13,11 +13,12 @@ from nas_blockout.backbones import (
     require_blocks,
     require_hidden_layer,
     require_masked,
+    require_site,
     require_stages,
 )
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings
-from nas_blockout.methods import NoneSettings, method_from_json, method_name, method_to_json
+from nas_blockout.methods import METHODS, NoneSettings, method_from_json, method_name, method_to_json
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.methods.dropconnect import DropConnectSettings
@@ -190,6 +191,9 @@ def _unsuited_to_backbone(parts: Parts) -> Iterator[Conflict]:
     if isinstance(parts.method, BlockDropSettings):
         needs_blocks = partial(require_blocks, parts.backbone, "the method blockdrop")
         yield from _refusal(needs_blocks, "method.name", "backbone.name")
+    name, placement = method_name(parts.method), getattr(parts.method, "placement", None)
+    enters = partial(require_site, parts.backbone, name, METHODS[name].site, placement)
+    yield from _refusal(enters, "method.placement" if placement else "method.name", "method.name", "backbone.name")
     if isinstance(parts.method, DropoutSettings | DropConnectSettings) and parts.method.placement == "hidden":
         needs_hidden = partial(require_hidden_layer, parts.backbone, method_name(parts.method))
         yield from _refusal(needs_hidden, "method.placement", "method.name", "backbone")

@@ -261,19 +261,21 @@ def _ranked(
 
 @dataclass(frozen=True, slots=True)
 class _Costs:
-    """What an architecture costs, as a share of the dense network that learned it."""
+    """What is distilled costs, as a share of the dense network that learned it."""
 
     learned: Learned
     channels: int
 
-    def macs(self, architecture: Architecture) -> float:
+    def macs(self, distilled: Distilled) -> float:
         dense = network_of(self.learned)
-        return macs_of(architecture, dense.plan, self.channels) / macs_of(dense.full, dense.plan, self.channels)
+        return macs_of(distilled.architecture, dense.plan, self.channels) / macs_of(
+            dense.full, dense.plan, self.channels
+        )
 
-    def weights(self, architecture: Architecture) -> float:
+    def weights(self, distilled: Distilled) -> float:
         dense = network_of(self.learned)
         weights, dense_weights = (
-            sum(weights_of(structure, dense.plan, self.channels)) for structure in (architecture, dense.full)
+            sum(weights_of(structure, dense.plan, self.channels)) for structure in (distilled.architecture, dense.full)
         )
         return weights / dense_weights
 
@@ -356,7 +358,7 @@ def _moved(
     """Return the hard memberships that were learned, or those of the placebo in their place."""
     hard = harden(probabilities, threshold)
     if settings.placebo == "random":
-        share = costs.macs(_distill(settings, probabilities, hard).architecture)
+        share = costs.macs(_distill(settings, probabilities, hard))
         return random_like(probabilities, share, costs.macs, seed=experiment.seed, clean_up=settings.clean_up)
     generator = torch.Generator().manual_seed(experiment.seed)
     return shuffled(hard, generator, placebo=settings.placebo)

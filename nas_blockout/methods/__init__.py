@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from nas_blockout.methods import blockdrop
-from nas_blockout.methods.blockout import PAPER, BlockoutSettings
+from nas_blockout.methods.blockout import PAPER, PRETRAINED, BlockoutSettings
 from nas_blockout.methods.dropblock import DropBlock, DropBlockSettings
 from nas_blockout.methods.dropcluster import DropCluster, DropClusterSettings
 from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
@@ -77,6 +77,7 @@ _BLOCKOUT = {
     # Masked weights give small logits; normalized, they learn at the rates that suit the plain network.
     "compress": Preset(BlockoutSettings(), {"normalize_logits": True}, {"trim_by": "magnitude"}),
     "paper": Preset(PAPER, {}, {"trim_by": "probability"}),
+    "pretrained": Preset(PRETRAINED, {}, {"trim_by": "magnitude"}),
 }
 
 _BLOCKDROP = {"short": Preset(blockdrop.BlockDropSettings()), "paper": Preset(blockdrop.PAPER)}

@@ -18,8 +18,25 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from nas_blockout.methods.masking import lazily_masked, masked_weight
-from nas_blockout.networks import LAST, Connection, Network, layer_widths, masked_connections, require_weights
+from nas_blockout.methods.masking import (
+    Assignments,
+    entries_without_node,
+    expected_entries,
+    expected_nodes,
+    expected_share,
+    lazily_masked,
+    masked_weight,
+    sides,
+)
+from nas_blockout.networks import (
+    LAST,
+    Branchable,
+    Connection,
+    Network,
+    layer_widths,
+    masked_connections,
+    require_weights,
+)
 from nas_blockout.settings_fields import Conflict, Length, Pattern, Range, check
 from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
 
@@ -30,9 +47,9 @@ Masked = (
     | Annotated[str, Pattern(LAST.pattern, "last N", "last 2")]
     | Annotated[tuple[str, ...], Length(1)]
 )
+MaskValues = Literal["share", "binary"]
 PenaltySides = Literal["above", "both"]
 Collapse = Literal["none", "all ones", "all zeros", "one cluster"]
-Assignments = Mapping[str, Tensor]
 
 DENSITY_BINS = 20
 _COLLAPSED = 0.95
@@ -50,6 +67,8 @@ class BlockoutSettings:
             the convolutions' channels as well; ``last N`` for the last N layers, such as the ``last 2`` of the paper;
             or a list of layers, such as ``[hidden, classes]``, each named by the nodes that its weights end in. The
             nodes that a masked layer reads have memberships as well.
+        mask_values: ``share`` scales a weight by the share of clusters that its nodes have in common, as in the paper;
+            ``binary`` keeps it whole where they share one or more, which leaves pretrained weights what they are.
         estimator: Gradient estimator for P: ``masked`` (eq. 9, biased), ``straight-through``, or ``arm`` (unbiased;
             each step then costs two forward passes).
         first_probability: Initial P of the first masked layer.
@@ -70,6 +89,7 @@ class BlockoutSettings:
     clusters: Annotated[int, Range(ge=1)] = 4
     mode: Mode = "hard-learned"
     masked: Masked = "all"
+    mask_values: MaskValues = "share"
     estimator: Estimator = "masked"
     first_probability: Annotated[float, Range(gt=0, lt=1)] = 0.9
     last_probability: Annotated[float, Range(gt=0, lt=1)] = 0.98
@@ -103,6 +123,11 @@ PAPER = BlockoutSettings(
 )
 """Settings of the paper, the preset ``paper``; its networks have no terms of the loss beside the labels."""
 
+PRETRAINED = BlockoutSettings(
+    mask_values="binary", rescale=False, first_probability=0.98, last_probability=0.99, logit_noise=0.1
+)
+"""Settings for networks that come with weights, the preset ``pretrained``: at first nearly all of them are kept."""
+
 
 class _Draw(torch.autograd.Function):
     """Draw ``C ~ Bernoulli(P)``; the gradient reaches P where C is one (eq. 9), or everywhere (straight-through)."""
@@ -134,29 +159,6 @@ def draw_memberships(p: Tensor, generator: torch.Generator, *, estimator: Estima
     """
     result: Tensor = _Draw.apply(p, generator, estimator == "straight-through")  # type: ignore[no-untyped-call]
     return result
-
-
-def expected_share(p_out: Tensor, p_in: Tensor | None, *, groups: int = 1) -> Tensor:
-    r"""Return the probability that each weight is kept: that its two nodes share at least one cluster.
-
-    .. math:: 1 - \prod_l (1 - P_{t,l} P_{s,l})
-
-    Args:
-        p_out: Probabilities of the output nodes, shape ``(out, k)``.
-        p_in: Probabilities of the input nodes, shape ``(in, k)``, or None where the input carries no memberships; a
-            weight is then kept if its output node has a cluster at all.
-        groups: Groups of the weight.
-
-    Returns:
-        Shape ``(out, in / groups)``, or ``(out, 1)`` without `p_in`.
-    """
-    if p_in is None:
-        return 1 - (1 - p_out).prod(1, keepdim=True)
-    lost = torch.ones(p_out.shape[0], p_in.shape[0] // groups, dtype=p_out.dtype, device=p_out.device)
-    for cluster in range(p_out.shape[1]):
-        out, in_ = (p[:, cluster].unflatten(0, (groups, -1)) for p in (p_out, p_in))
-        lost = lost * (1 - (out[:, :, None] * in_[:, None, :]).flatten(0, 1))
-    return 1 - lost
 
 
 def collapse_of(p: Tensor) -> Collapse:
@@ -208,20 +210,20 @@ class Blockout(TrainableModel):
         require_weights(network, self.connections)
         self.masked_connections = masked_connections(self.connections, settings.masked)
         widths = _masked_widths(self.connections, self.masked_connections)
+        self.layers = tuple(widths)
+        """Names of the layers of nodes that carry memberships, from the image to the classes."""
         self.logits = nn.ParameterDict()  # filled one by one: given a dictionary, it would sort the layers by name
         for name, value in _initial_logits(widths, settings).items():
-            self.logits[name] = nn.Parameter(value, requires_grad=settings.mode != "hard-fixed")
+            self.logits[_key(name)] = nn.Parameter(value, requires_grad=settings.mode != "hard-fixed")
         if settings.rescale:
             self._rescale()
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the layers of nodes that carry memberships, from the image to the classes."""
-        return tuple(self.logits)
-
     def probabilities(self) -> dict[str, Tensor]:
         """Return P of every masked layer, shape ``(nodes, k)`` each, attached to the graph."""
-        return {name: torch.sigmoid(value) for name, value in self.logits.items()}
+        return {name: torch.sigmoid(value) for name, value in self._logits().items()}
+
+    def _logits(self) -> dict[str, Tensor]:
+        return {name: self.logits[_key(name)] for name in self.layers}
 
     def draw(self, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Return the memberships of one training step: a draw of C, or P itself in mode ``soft-learned``."""
@@ -236,21 +238,35 @@ class Blockout(TrainableModel):
 
     def masked_weights(self, assignments: Assignments) -> dict[str, Tensor]:
         """Return the masked value of every masked weight by parameter name."""
-        return {
-            connection.weight: masked_weight(*parts, groups=connection.groups)
-            for connection, *parts in self._masked(assignments)
-        }
+        return {connection.weight: self._scaled(connection, *parts) for connection, *parts in self._masked(assignments)}
+
+    def _scaled(
+        self, connection: Connection, weight: Tensor, c_out: Tensor, c_in: Tensor, *, lazily: bool = False
+    ) -> Tensor:
+        """Return the masked value of a weight, or what stands in for it in a linear layer."""
+        assert connection.source_nodes is not None
+        if self.settings.mask_values == "binary":
+            # of a draw 0 or 1; of P the probability of 1
+            share = expected_share(c_out, c_in, groups=connection.groups)
+            masked = weight * share[(...,) + (None,) * (weight.dim() - 2)]
+        else:
+            scale = lazily_masked if lazily and connection.source_nodes.are_all else masked_weight
+            masked = scale(weight, c_out, c_in, groups=connection.groups)
+        if connection.source_nodes.are_all:
+            return masked
+        unread = entries_without_node(connection, weight.device)
+        return torch.where(unread[(...,) + (None,) * (weight.dim() - 2)], weight, masked)
 
     def _masked(self, assignments: Assignments) -> Iterator[tuple[Connection, Tensor, Tensor, Tensor]]:
         """Yield every masked weight: its connection, its value, and the memberships of its output and input nodes."""
         for connection in self.masked_connections:
-            if sides := _sides(connection, assignments):
-                yield connection, self.network.get_parameter(connection.weight), *sides
+            if found := sides(connection, assignments):
+                yield connection, self.network.get_parameter(connection.weight), *found
 
     def with_memberships(self, x: Tensor, assignments: Assignments, generator: torch.Generator | None = None) -> Tensor:
         """Return the logits under given memberships, shape ``(batch, classes)``."""
         masked = {
-            connection.weight: lazily_masked(*parts, groups=connection.groups)
+            connection.weight: self._scaled(connection, *parts, lazily=True)
             for connection, *parts in self._masked(assignments)
         }
         result: Tensor = functional_call(self.network, masked, (x, generator))
@@ -292,14 +308,15 @@ class Blockout(TrainableModel):
         ends in is dropped: a node that has no cluster, and that only masked weights read.
         """
         masked = {connection.weight for connection in self.masked_connections}
-        kept_whole = {connection.source for connection in self.connections if connection.weight not in masked}
+        rigid = self.network.rigid if isinstance(self.network, Branchable) else {}
+        always = {*rigid} | {layer for each in self.connections if each.weight not in masked for layer in each.sources}
         parts = []
         for connection in self.connections:
-            kept = next(iter(probabilities.values())).new_ones(1)
             if connection.weight in masked:
-                kept = _expected_share(connection, probabilities)
-            elif connection.target in probabilities and connection.target not in kept_whole:
-                kept = expected_share(connection.target_nodes.of(probabilities[connection.target]), None)
+                kept = expected_entries(connection, probabilities)
+            else:
+                droppable = {name: p for name, p in probabilities.items() if name not in always}
+                kept = expected_nodes(connection.target_nodes, droppable, like=next(iter(probabilities.values())))
             # One entry of `kept` stands for a window of weights, and for all inputs where these have no memberships.
             macs_per_entry = math.prod(connection.shape) / kept.numel() * connection.positions
             parts.append(kept.sum() * macs_per_entry)
@@ -353,53 +370,34 @@ class Blockout(TrainableModel):
         References:
             Yin, Zhou. ARM: Augment-REINFORCE-Merge Gradient for Stochastic Binary Networks. ICLR 2019, eq. 9.
         """
+        logits = self._logits()
         uniform = {
             name: torch.rand(value.shape, generator=generator, dtype=value.dtype, device=value.device)
-            for name, value in self.logits.items()
+            for name, value in logits.items()
         }
-        first = {name: (u < torch.sigmoid(self.logits[name])).to(u.dtype) for name, u in uniform.items()}
-        second = {name: (u > torch.sigmoid(-self.logits[name])).to(u.dtype) for name, u in uniform.items()}
+        first = {name: (u < torch.sigmoid(logits[name])).to(u.dtype) for name, u in uniform.items()}
+        second = {name: (u > torch.sigmoid(-logits[name])).to(u.dtype) for name, u in uniform.items()}
         loss = F.cross_entropy(self.with_memberships(x, first, generator), y)
         with torch.no_grad():
             other = F.cross_entropy(self.with_memberships(x, second, generator), y)
         gap = other - loss.detach()
         # Adds 0 to the value, and gap * (u - 1/2) to the gradient of the logits, which is the estimator.
-        surrogate = torch.stack([((u - 0.5) * self.logits[name]).sum() for name, u in uniform.items()]).sum()
+        surrogate = torch.stack([((u - 0.5) * logits[name]).sum() for name, u in uniform.items()]).sum()
         return loss + gap * (surrogate - surrogate.detach())
 
     @torch.no_grad()
     def _rescale(self) -> None:
-        for _, weight, p_out, p_in in self._masked(self.probabilities()):
+        for connection, weight, p_out, p_in in self._masked(self.probabilities()):
+            if self.settings.mask_values == "binary":
+                weight.div_(float(expected_share(p_out, p_in, groups=connection.groups).mean()))
+                continue
             # Mean of (C_out C_in^T) / k: the draws are independent, and P is nearly the same in all clusters.
             weight.div_(float(p_in.mean() * p_out.mean()))
 
 
-def _sides(connection: Connection, assignments: Assignments) -> tuple[Tensor, Tensor] | None:
-    """Return the memberships of the output and input nodes of a weight, or None where a layer has none."""
-    c_out, c_in = (assignments.get(layer or "") for layer in (connection.target, connection.source))
-    if c_out is None or c_in is None or connection.source_nodes is None:
-        return None
-    c_out = connection.target_nodes.of(c_out)
-    if connection.filters_each_node_alone:
-        # What a node has in common with itself is all that it has: C * C = C for a draw, whose mean is P, not P * P.
-        return c_out, torch.ones_like(c_out)
-    return c_out, connection.source_nodes.of(c_in)
-
-
-def _expected_share(connection: Connection, probabilities: Assignments) -> Tensor:
-    """Return the probability that each entry of a masked weight is kept, shape ``(out, in / groups)``."""
-    assert connection.source_nodes is not None
-    p_out, p_in = (nodes.of(probabilities[nodes.layer]) for nodes in (connection.target_nodes, connection.source_nodes))
-    share = expected_share(p_out, p_in, groups=connection.groups)
-    if connection.source != connection.target:
-        return share
-    # An entry between a node and itself: both of its ends are one draw.
-    out_nodes, in_nodes = (
-        torch.arange(nodes.start, nodes.end, device=share.device).unflatten(0, (connection.groups, -1))
-        for nodes in (connection.target_nodes, connection.source_nodes)
-    )
-    alone = (out_nodes[:, :, None] == in_nodes[:, None, :]).flatten(0, 1)
-    return torch.where(alone, expected_share(p_out, None), share)
+def _key(layer: str) -> str:
+    """Return the name of a layer's parameter, which may hold no dots, as the paths of modules do."""
+    return layer.replace(".", "/")
 
 
 def _sums(memberships: Tensor, groups: int) -> Tensor:
@@ -411,7 +409,7 @@ def _sums(memberships: Tensor, groups: int) -> Tensor:
 def _masked_widths(connections: Sequence[Connection], masked: Sequence[Connection]) -> dict[str, int]:
     """Return the nodes of every layer that carries memberships, in the order of the forward pass."""
     widths = layer_widths(connections)
-    carrying = [layer for connection in masked for layer in (connection.source, connection.target) if layer is not None]
+    carrying = [layer for connection in masked for layer in connection.layers]
     return {layer: widths[layer] for layer in dict.fromkeys(carrying)}
 
 

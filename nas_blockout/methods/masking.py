@@ -1,9 +1,10 @@
 """The masked layers of Blockout: a weight scaled by the share of clusters that its two nodes have in common.
 
-`masked_weight` makes the scaled weight; `masked_linear` multiplies by it without ever holding all of it.
+`masked_weight` makes the scaled weight; `masked_linear` multiplies by it without ever holding all of it. Which entries
+are of which nodes, a `Connection` knows, and with what probability each is kept, `expected_entries`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
+
+from nas_blockout.networks import Connection, Nodes
+
+Assignments = Mapping[str, Tensor]
 
 _CACHED_NUMBERS = 1 << 17  # of a slice of a weight that is scaled: 512 KiB of float32
 _NODES = 256  # of a slice of a weight that is multiplied by: fewer, and the matrix products get slow
@@ -251,3 +256,75 @@ def lazily_masked(weight: Tensor, c_out: Tensor, c_in: Tensor, *, groups: int = 
     lazy = weight.detach().as_subclass(LazilyMasked)
     lazy.parts, lazy.made = (weight, c_out, c_in), None
     return lazy
+
+
+def expected_share(p_out: Tensor, p_in: Tensor | None, *, groups: int = 1) -> Tensor:
+    r"""Return the probability that each weight is kept: that its two nodes share at least one cluster.
+
+    .. math:: 1 - \prod_l (1 - P_{t,l} P_{s,l})
+
+    Args:
+        p_out: Probabilities of the output nodes, shape ``(out, k)``.
+        p_in: Probabilities of the input nodes, shape ``(in, k)``, or None where the input carries no memberships; a
+            weight is then kept if its output node has a cluster at all.
+        groups: Groups of the weight.
+
+    Returns:
+        Shape ``(out, in / groups)``, or ``(out, 1)`` without `p_in`.
+    """
+    if p_in is None:
+        return 1 - (1 - p_out).prod(1, keepdim=True)
+    lost = torch.ones(p_out.shape[0], p_in.shape[0] // groups, dtype=p_out.dtype, device=p_out.device)
+    for cluster in range(p_out.shape[1]):
+        out, in_ = (p[:, cluster].unflatten(0, (groups, -1)) for p in (p_out, p_in))
+        lost = lost * (1 - (out[:, :, None] * in_[:, None, :]).flatten(0, 1))
+    return 1 - lost
+
+
+def sides(connection: Connection, assignments: Assignments) -> tuple[Tensor, Tensor] | None:
+    """Return the memberships of the output and input nodes of a weight, or None where a layer has none."""
+    if connection.source_nodes is None or not assignments.keys() >= set(connection.layers):
+        return None
+    c_out = connection.target_nodes.of(assignments)
+    if connection.filters_each_node_alone:
+        # What a node has in common with itself is all that it has: C * C = C for a draw, whose mean is P, not P * P.
+        return c_out, torch.ones_like(c_out)
+    return c_out, connection.source_nodes.of(assignments)
+
+
+def expected_nodes(nodes: Nodes, probabilities: Assignments, *, like: Tensor) -> Tensor:
+    """Return the probability that the node at each position has a cluster, shape ``(positions, 1)``; 1 without P."""
+    if probabilities.keys().isdisjoint(nodes.names):
+        return like.new_ones(1)
+    known = {name: probabilities.get(name, like.new_ones(width, like.shape[1])) for name, width in nodes.layers}
+    return expected_share(nodes.of(known), None)
+
+
+def expected_entries(connection: Connection, probabilities: Assignments) -> Tensor:
+    """Return the probability that each entry of a masked weight is kept, shape ``(out, in / groups)``."""
+    source, target = connection.source_nodes, connection.target_nodes
+    assert source is not None
+    p_out, p_in = target.of(probabilities), source.of(probabilities)
+    share = expected_share(p_out, p_in, groups=connection.groups)
+    if not source.are_all:
+        share = torch.where(entries_without_node(connection, share.device), expected_share(p_out, None), share)
+    if set(connection.sources).isdisjoint(connection.targets):
+        return share
+    # An entry between a node and itself: both of its ends are one draw.
+    numbers = {identity: number for number, identity in enumerate(dict.fromkeys(source.identities + target.identities))}
+    out_nodes, in_nodes = (
+        torch.tensor([numbers[each] for each in nodes.identities], device=share.device).unflatten(
+            0, (connection.groups, -1)
+        )
+        for nodes in (target, source)
+    )
+    alone = (out_nodes[:, :, None] == in_nodes[:, None, :]).flatten(0, 1)
+    return torch.where(alone, expected_share(p_out, None), share)
+
+
+def entries_without_node(connection: Connection, device: torch.device) -> Tensor:
+    """Return which entries of a weight read a value that is no node's, shape ``(out, in / groups)``."""
+    assert connection.source_nodes is not None
+    none = torch.tensor([each is None for each in connection.source_nodes.identities], device=device)
+    by_group: Tensor = none.unflatten(0, (connection.groups, -1))
+    return by_group.repeat_interleave(connection.shape[0] // connection.groups, 0)

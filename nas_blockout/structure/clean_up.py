@@ -1,34 +1,52 @@
 """What is left of hard memberships: all that changes the logits, or less, so that nothing reads nothing.
 
 Memberships stand in dictionaries from the first masked layer to the classes; every tensor has the shape ``(nodes,
-clusters)``. A node that shares no cluster with the layer before reads nothing and is the same for every image; that is
-no longer so where a later layer reads it in a convolution, which pads with zeros, so that it cannot become a bias.
+clusters)``. Which layer reads which, a `Wiring` says; without one the layers form a chain. Its graph may have cycles,
+so that what is read, and what is fed, are least fixed points: layers that only read each other have neither.
+
+A node that shares no cluster with what its layer reads is the same for every image; that is no longer so where a later
+layer reads it in a convolution, which pads with zeros, so that it cannot become a bias.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from nas_blockout.structure.wiring import Wiring
 
-def effective(hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
+
+def effective(hard: Mapping[str, Tensor], wiring: Wiring | None = None) -> dict[str, Tensor]:
     """Return memberships without those that cannot change the logits; the network computes what it did.
 
-    Nodes from which no class can be reached lose all of theirs, and the others those that no neighboring layer has.
-    Nodes that read nothing stay where they are read.
+    Nodes from which neither a class nor a rigid layer can be reached lose all of theirs, and the others those that no
+    layer has which they read or are read by. Nodes that read nothing stay where they are read.
+
+    Args:
+        hard: Memberships as booleans.
+        wiring: Of exactly these layers; None for a chain.
     """
-    return _remove_unshared(_remove_unread(hard))
+    wiring = wiring or _chain_of(hard)
+    return _remove_unshared(_remove_unread(hard, wiring), wiring)
 
 
-def cleaned(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return memberships under which every node that has one reads something and reaches a class.
+def cleaned(
+    probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor], wiring: Wiring | None = None
+) -> dict[str, Tensor]:
+    """Return memberships under which every node that has one reads something and reaches a class or a rigid layer.
 
-    Nodes that read nothing lose their memberships, which changes what the network computes. Where that would leave a
-    class, or a whole layer, without anything to read, its most probable membership among those that can be reached is
+    Nodes that no image reaches lose their memberships, which changes what the network computes. Where that would leave
+    a class, or a whole layer, without anything to read, its most probable membership among those that can be reached is
     put back.
+
+    Args:
+        probabilities: P of every layer.
+        hard: Memberships as booleans.
+        wiring: Of exactly these layers; None for a chain.
     """
+    wiring = wiring or _chain_of(hard)
     # In this order: what is removed later leaves nothing for the steps before it to remove.
-    return effective(_remove_unfed(probabilities, hard))
+    return effective(_remove_unfed(probabilities, hard, wiring), wiring)
 
 
 def merged(hard: Tensor, smallest: int) -> Tensor:
@@ -56,44 +74,90 @@ def merged(hard: Tensor, smallest: int) -> Tensor:
     return replaced[group]
 
 
-def _remove_unfed(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove nodes that share no cluster with the layer before, from the first layer to the classes."""
-    names = list(hard)
-    available = torch.ones(hard[names[0]].shape[1], dtype=torch.bool, device=hard[names[0]].device)
-    kept = {}
-    for name in names:
-        fed = hard[name] & (hard[name] & available).any(1, keepdim=True)
-        reachable = torch.where(available, probabilities[name].detach(), -1.0)
-        if name == names[-1]:  # every class stays, by its most probable membership among the clusters that get here
-            starved = ~fed.any(1)
-            fed[starved, reachable[starved].argmax(1)] = True
-        elif not fed.any():  # so does one node of a layer that would vanish
-            fed.view(-1)[reachable.argmax()] = True
-        kept[name] = fed
-        available = fed.any(0)
+def _chain_of(hard: Mapping[str, Tensor]) -> Wiring:
+    return Wiring.chain({name: len(value) for name, value in hard.items()})
+
+
+def _settle(start: Iterable[str], update: Callable[[str], bool], then: Mapping[str, Sequence[str]]) -> None:
+    """Update layers, and again those that follow from a layer that has changed, until none changes."""
+    todo = dict.fromkeys(start)
+    while todo:
+        name = next(iter(todo))
+        del todo[name]
+        if update(name):
+            todo.update(dict.fromkeys(then[name]))
+
+
+def _sharing(hard: Tensor, clusters: Tensor) -> Tensor:
+    """Return the memberships of those nodes that belong to one of these clusters."""
+    return hard & (hard & clusters).any(1, keepdim=True)
+
+
+def _remove_unfed(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor], wiring: Wiring) -> dict[str, Tensor]:
+    """Remove nodes that no image reaches, from the first layer to the classes; put back what must not be missing."""
+    names, sources, images = wiring.names, wiring.sources(), wiring.read_images
+    put_back = {name: torch.zeros_like(hard[name]) for name in names}
+    fed = {name: torch.zeros_like(hard[name]) for name in names}
+    everything = torch.ones_like(hard[names[0]][0])
+
+    def available(name: str) -> Tensor:
+        """Return the clusters in which a layer reads something that an image reaches."""
+        if name in images:
+            return everything
+        return torch.stack([fed[source].any(0) for source in sources[name]]).any(0)
+
+    def feed(name: str) -> bool:
+        before = fed[name].any(0)
+        fed[name] = _sharing(hard[name], available(name)) | put_back[name]
+        return not torch.equal(before, fed[name].any(0))
+
+    _settle(names, feed, wiring.readers())
+    while missing := [name for name in names if _lacks(fed[name], classes=name == names[-1])]:
+        # One layer after the other, the first that can be reached: what is put back may reach the others.
+        name = next(name for name in missing if available(name).any())
+        put_back[name] = _likeliest(probabilities[name], available(name), fed[name], classes=name == names[-1])
+        _settle([name], feed, wiring.readers())
+    return fed
+
+
+def _lacks(fed: Tensor, *, classes: bool) -> bool:
+    """Whether a layer has lost all of its nodes, or the layer of the classes one of them."""
+    return not bool(fed.any(1).all()) if classes else not bool(fed.any())
+
+
+def _likeliest(p: Tensor, available: Tensor, fed: Tensor, *, classes: bool) -> Tensor:
+    """Return the most probable of the available memberships: of every class that has none, or of a whole layer."""
+    reachable, back = torch.where(available, p.detach(), -1.0), torch.zeros_like(fed)
+    if classes:
+        starved = ~fed.any(1)
+        back[starved, reachable[starved].argmax(1)] = True
+    else:
+        back.view(-1)[reachable.argmax()] = True
+    return back
+
+
+def _remove_unread(hard: Mapping[str, Tensor], wiring: Wiring) -> dict[str, Tensor]:
+    """Remove nodes that nothing reads on a way to a class or to a rigid layer, from the classes to the first layer."""
+    readers, sources = wiring.readers(), wiring.sources()
+    kept = {name: hard[name] if name in wiring.whole else torch.zeros_like(hard[name]) for name in wiring.names}
+
+    def want(name: str) -> bool:
+        before = kept[name].any(0)
+        if readers[name]:
+            kept[name] = _sharing(hard[name], torch.stack([kept[reader].any(0) for reader in readers[name]]).any(0))
+        return not torch.equal(before, kept[name].any(0))
+
+    inner = [name for name in reversed(wiring.names) if name not in wiring.whole]
+    _settle(inner, want, {name: [each for each in sources[name] if each in inner] for name in inner})
     return kept
 
 
-def _remove_unread(hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove nodes that share no cluster with the layer after, from the classes to the first layer."""
-    names = list(hard)
-    wanted = torch.ones_like(hard[names[-1]].any(0))
+def _remove_unshared(hard: Mapping[str, Tensor], wiring: Wiring) -> dict[str, Tensor]:
+    """Remove memberships in clusters of no layer that is read or reads: they connect nothing but split groups."""
+    readers, sources = wiring.readers(), wiring.sources()
+    present = {name: value.any(0) for name, value in hard.items()}
     kept = {}
-    for name in reversed(names):
-        kept[name] = hard[name] & (hard[name] & wanted).any(1, keepdim=True)
-        wanted = kept[name].any(0)
-    return {name: kept[name] for name in names}
-
-
-def _remove_unshared(hard: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove memberships in clusters that neither neighboring layer has: they connect nothing but split groups."""
-    names = list(hard)
-    present = {name: hard[name].any(0) for name in names}
-    nothing = torch.zeros_like(present[names[0]])
-    kept = {}
-    for position, name in enumerate(names):
-        before = present[names[position - 1]] if position else nothing
-        after = present[names[position + 1]] if position + 1 < len(names) else nothing
-        shared = before | after
-        kept[name] = hard[name] & shared if len(names) > 1 else hard[name]
+    for name, value in hard.items():
+        neighbors = [present[each] for each in (*sources[name], *readers[name])]
+        kept[name] = value & torch.stack(neighbors).any(0) if neighbors else value
     return kept

@@ -1,7 +1,7 @@
 """Distillation: learned cluster probabilities become an explicit branched architecture, with the weights carried over.
 
 Memberships stand in dictionaries from the first masked layer to the classes; every tensor has the shape ``(nodes,
-clusters)``.
+clusters)``. Which layer reads which, a `Wiring` says; without one the layers form a chain.
 """
 
 import copy
@@ -20,6 +20,7 @@ from nas_blockout.methods.masking import common_clusters
 from nas_blockout.settings_fields import Conflict, Range, refuse
 from nas_blockout.structure.clean_up import cleaned, effective, merged
 from nas_blockout.structure.two_stages import TwoStageSettings
+from nas_blockout.structure.wiring import Wiring, completed
 
 Weights = Literal["inherited", "scratch"]
 Placebo = Literal["none", "nodes", "classes", "random", "unbranched"]
@@ -94,13 +95,16 @@ class Distilled:
     Args:
         architecture: The branched network.
         nodes: For every layer the nodes of the masked network that make up each group, in the order of its groups.
-        memberships: The hard memberships that it computes, as zeros and ones; of the control ``unbranched`` the P of
-            the nodes that are kept.
+        memberships: The hard memberships that it computes, as zeros and ones, of the layers that have any; of the
+            control ``unbranched`` the P of the nodes that are kept.
+        complete: The memberships that the architecture describes, as booleans: of all layers of the wiring, and in the
+            extra clusters that stand for what is not masked (see `extra_clusters`).
     """
 
     architecture: Architecture
     nodes: Mapping[str, tuple[Tensor, ...]]
     memberships: Mapping[str, Tensor]
+    complete: Mapping[str, Tensor]
 
 
 def harden(probabilities: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
@@ -116,6 +120,7 @@ def distill(
     probabilities: Mapping[str, Tensor],
     hard: Mapping[str, Tensor],
     *,
+    wiring: Wiring | None = None,
     min_group_size: int = 1,
     clean_up: bool = True,
 ) -> Distilled:
@@ -125,31 +130,36 @@ def distill(
     computed. Without more the branched network is the masked network under the given memberships, whatever they are:
     nodes that read nothing form constant groups, and a layer of which nothing is left keeps its most probable node as
     one. With the clean-up there are no constants (see `clean_up`), which changes what is computed where there were any.
+    A rigid layer keeps all of its nodes, those without clusters as a constant group, and what they read.
 
     Args:
-        probabilities: P of every masked layer, from the first to the classes.
+        probabilities: P of every layer that has memberships, from the first to the classes.
         hard: Memberships as booleans, shaped as the probabilities.
+        wiring: All layers of the network; None for a chain of the layers that have memberships.
         min_group_size: Nodes of smaller groups get the memberships of the most similar group of their layer that is not
             smaller (most shared, then fewest other clusters, then widest); where a layer has none, of its widest. Then
             all is cleaned up again. Classes are not touched.
         clean_up: Whether to clean up; without, and without merging, nothing changes that is computed.
     """
+    wiring = wiring or Wiring.chain({name: len(p) for name, p in probabilities.items()})
+    whole_p, whole_hard = completed(probabilities, wiring), completed(hard, wiring)
 
     def left(memberships: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return cleaned(probabilities, memberships) if clean_up else effective(memberships)
+        return cleaned(whole_p, memberships, wiring) if clean_up else effective(memberships, wiring)
 
-    kept, last = left(hard), list(hard)[-1]
+    kept, last = left(whole_hard), wiring.names[-1]
     if min_group_size > 1:
         hidden = {name: merged(value, min_group_size) for name, value in kept.items() if name != last}
         kept = left({**hidden, last: kept[last]})
-    layers, nodes, before = [], dict[str, tuple[Tensor, ...]](), None
-    for name, value in kept.items():
-        likeliest = int(probabilities[name].detach().amax(1).argmax())
-        layer, nodes[name] = _grouped(name, value, before, classes=name == last, likeliest=likeliest)
-        layers.append(layer)
-        before = value
-    memberships = {name: value.to(probabilities[name].dtype) for name, value in kept.items()}
-    return Distilled(Architecture(kept[last].shape[1], tuple(layers)), nodes, memberships)
+    grouped = {name: _grouped(name, kept, wiring, whole_p[name]) for name in wiring.names}
+    layers, edges = tuple(layer for layer, _ in grouped.values()), () if wiring.is_chain else wiring.edges
+    memberships = {name: kept[name][:, : p.shape[1]].to(p.dtype) for name, p in probabilities.items()}
+    return Distilled(
+        Architecture(kept[last].shape[1], layers, edges),
+        {name: nodes for name, (_, nodes) in grouped.items()},
+        memberships,
+        kept,
+    )
 
 
 def shuffled(
@@ -177,8 +187,9 @@ def unbranched(probabilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def threshold_for(
     probabilities: Mapping[str, Tensor],
     target: float,
-    share_of: Callable[[Architecture], float],
+    share_of: Callable[[Distilled], float],
     *,
+    wiring: Wiring | None = None,
     least: float = 0.0,
     min_group_size: int = 1,
     clean_up: bool = True,
@@ -188,7 +199,8 @@ def threshold_for(
     Args:
         probabilities: P of every masked layer.
         target: Largest share of the dense cost, in [0, 1].
-        share_of: Cost of an architecture as a share of the dense network's.
+        share_of: Cost of what is distilled as a share of the dense network's.
+        wiring: As of `distill`.
         least: Lowest threshold to return, in [0, 1]. Below it are memberships that training has unlearned; where the
             target leaves room for them, 0 takes them in all the same.
         min_group_size: As of `distill`.
@@ -203,8 +215,7 @@ def threshold_for(
 
     def cost(threshold: float) -> float:
         hard = harden(probabilities, threshold)
-        distilled = distill(probabilities, hard, min_group_size=min_group_size, clean_up=clean_up)
-        return share_of(distilled.architecture)
+        return share_of(distill(probabilities, hard, wiring=wiring, min_group_size=min_group_size, clean_up=clean_up))
 
     if meets(least):
         return least
@@ -223,9 +234,10 @@ def threshold_for(
 def random_like(
     probabilities: Mapping[str, Tensor],
     share: float,
-    share_of: Callable[[Architecture], float],
+    share_of: Callable[[Distilled], float],
     *,
     seed: int,
+    wiring: Wiring | None = None,
     clean_up: bool = True,
 ) -> dict[str, Tensor]:
     """Return random memberships of as many clusters, whose architecture has nearly the cost of a learned one.
@@ -233,13 +245,14 @@ def random_like(
     Args:
         probabilities: P of every masked layer; only their shapes are used.
         share: Cost to meet from below, as a share of the dense network's.
-        share_of: Cost of an architecture as a share of the dense network's.
+        share_of: Cost of what is distilled as a share of the dense network's.
         seed: Of the memberships.
+        wiring: As of `distill`.
         clean_up: As of `distill`.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = {name: torch.rand(p.shape, generator=generator, dtype=p.dtype) for name, p in probabilities.items()}
-    return harden(drawn, threshold_for(drawn, share, share_of, clean_up=clean_up))
+    return harden(drawn, threshold_for(drawn, share, share_of, wiring=wiring, clean_up=clean_up))
 
 
 def weights_under(learned: Learned, memberships: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -254,8 +267,8 @@ def weights_under(learned: Learned, memberships: Mapping[str, Tensor]) -> dict[s
         return learned.masked_weights(memberships)
     kept = {}
     for connection in learned.connections:
-        source, target = memberships.get(connection.source or ""), memberships.get(connection.target)
-        if source is not None and target is not None:
+        if connection.source_nodes is not None and memberships.keys() >= set(connection.layers):
+            source, target = connection.source_nodes.of(memberships), connection.target_nodes.of(memberships)
             weight = learned.get_parameter(connection.weight)
             mask = (common_clusters(target, source, groups=connection.groups) > 0).to(weight.dtype)
             kept[connection.weight] = weight * mask[(...,) + (None,) * (weight.dim() - 2)]
@@ -348,22 +361,26 @@ def network_of(learned: Learned) -> BranchedNetwork:
     return network
 
 
-def _grouped(
-    name: str, hard: Tensor, before: Tensor | None, *, classes: bool, likeliest: int
-) -> tuple[Layer, tuple[Tensor, ...]]:
-    """Return a layer and the nodes of its groups; `likeliest` stays as a constant where nothing else does."""
+def _grouped(name: str, kept: Mapping[str, Tensor], wiring: Wiring, p: Tensor) -> tuple[Layer, tuple[Tensor, ...]]:
+    """Return a layer and the nodes of its groups; the most probable stays as a constant where nothing else does."""
+    classes, images = name == wiring.names[-1], name in wiring.read_images
+    # In a chain what the first layer reads is not masked: a class without clusters could not be told from the others.
+    whole = name in wiring.rigid or (classes and not (images and wiring.is_chain))
     rows: dict[tuple[int, ...], list[int]] = {}
-    for node, row in enumerate(hard.tolist()):
+    for node, row in enumerate(kept[name].tolist()):
         member = tuple(cluster for cluster, belongs in enumerate(row) if belongs)
-        if member or (classes and before is not None):  # what a first layer reads is not masked
+        if member or whole:
             rows.setdefault(member, []).append(node)
-    ordered = sorted(rows.items()) or [((), [likeliest])]
-    available = torch.ones_like(hard[0]) if before is None else before.any(0)
+    ordered = sorted(rows.items()) or [((), [int(p.detach().amax(1).argmax())])]
+    read = [kept[source].any(0) for source in wiring.sources()[name]]
+    available = torch.ones_like(kept[name][0]) if images else torch.stack(read).any(0)
     groups = tuple(
         Group(member, len(nodes), tuple(nodes) if classes else None, constant=not available[list(member)].any())
         for member, nodes in ordered
     )
-    return Layer(name, groups), tuple(torch.tensor(nodes) for _, nodes in ordered)
+    return Layer(name, groups, name in wiring.rigid - {wiring.names[-1]}), tuple(
+        torch.tensor(nodes) for _, nodes in ordered
+    )
 
 
 def _memory_order(distilled: Distilled, dense: BranchedNetwork, branched: BranchedNetwork) -> dict[str, Tensor]:

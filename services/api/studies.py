@@ -4,8 +4,9 @@ import base64
 import binascii
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -13,14 +14,14 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from nas_blockout.data import dimensions
+from nas_blockout.data import DataSettings, Dimensions, dimensions
 from services.api import auth
 from services.api.auth import Reader, Writer
 from services.api.caches.status_cache import Snapshot
 from services.api.caches.token_cache import Caller
 from services.api.errors import SOURCE, RequestError, not_found
 from services.api.event_stream import follow, has_received_end
-from services.api.requests import request_body
+from services.api.requests import allowed_factories, request_body
 from services.api.schemas import (
     Changes,
     ErrorDocument,
@@ -33,6 +34,7 @@ from services.api.schemas import (
 )
 from services.api.state import Service, service_of
 from services.execution.extension import additions
+from services.settings import Settings
 from services.store import NotFound, QueueRow
 from services.store.checked_values import MAX_INTEGER
 from services.study_config.errors import StudyError, Violation, with_lines
@@ -109,28 +111,38 @@ async def service(request: Request) -> Service:  # async, which saves a thread: 
 Shared = Annotated[Service, Depends(service)]
 
 
-def checked(document: Mapping[str, Any], *, measured: bool = True) -> Study:
+def checked(document: Mapping[str, Any], settings: Settings, *, measured: bool = True) -> Study:
     """Validate and resolve a submitted study, without reading its data, which this machine may not have.
 
     Args:
         document: The study as plain values.
+        settings: Settings of the service, which say what code a study may run.
         measured: Whether to check its networks and its budget, as far as the data need not be read for that.
 
     Raises:
-        StudyError: It violates rules, or names a folder, through which a client could read files of the cluster.
+        StudyError: It violates rules, names a folder, through which a client could read files of the cluster, or names
+            code or weights that the operator does not allow; nothing of these is imported.
     """
-    refused = _folder(document)
+    refused = [*_folder(document), *allowed_factories.refused(document, settings)]
     arms = document.get("arms")
     measured = measured and isinstance(arms, Mapping) and len(arms) <= MOST_MEASURED_ARMS
     try:
-        study = resolve_document(document, source=SOURCE, measure=dimensions if measured else None)
+        study = resolve_document(document, source=SOURCE, measure=_measure(document) if measured else None)
     except StudyError as error:
-        # A folder is reported once: that it must be omitted makes the other rules about it pointless.
-        others = [violation for violation in error.violations if violation.path != _FOLDER or not refused]
+        # Each is reported once: that it must be omitted makes the other rules about it pointless.
+        paths = {violation.path for violation in refused}
+        others = [violation for violation in error.violations if violation.path not in paths]
         raise StudyError.of([*others, *refused], source=SOURCE, unchecked=error.unchecked) from None
     if refused:
         raise StudyError.of(refused, source=SOURCE)
     return study
+
+
+def _measure(document: Mapping[str, Any]) -> Callable[[DataSettings], Dimensions]:
+    """Return what tells the dimensions of the data: only the number of images where networks must not be built here."""
+    if not allowed_factories.names_factory(document):
+        return dimensions
+    return lambda settings: replace(dimensions(settings), shape=None, classes=None)
 
 
 def _folder(document: Mapping[str, Any]) -> list[Violation]:
@@ -156,7 +168,7 @@ def submit(
     """
     auth.require_write(caller)
     try:
-        study = checked(document)
+        study = checked(document, shared.settings)
     except StudyError as error:
         if text is None:
             raise
@@ -248,7 +260,7 @@ def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -
     # Changes apply to what was submitted: in the resolved study, defaults that depend on a key are already filled in.
     source = assigned(row.source or row.document, assignments)
     request_body.require_within_limits(source)
-    study = checked(source, measured=False)
+    study = checked(source, shared.settings, measured=False)
     if study.name != row.study:
         raise RequestError(
             409,
@@ -261,7 +273,7 @@ def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -
         return row  # the same request a second time
     # Only now: that a smaller budget is no extension says more than that it does not pay for a retraining.
     if len(study.arms) <= MOST_MEASURED_ARMS:
-        check_against_dimensions(study, dimensions(study.data), source=SOURCE)
+        check_against_dimensions(study, _measure(source)(study.data), source=SOURCE)
     extended = shared.store.request_resume(
         row.study,
         document=study.to_json(),

@@ -24,6 +24,7 @@ from services.cli.console import (
 
 if TYPE_CHECKING:
     from services.cluster.jobs import Job, Jobs
+    from services.study_config.overrides import Origin
     from services.study_config.resolved_study import Study
 
 _SIGNAL_OFFSET = 128  # the shell's exit code for a process that died of signal N is 128 + N; Ray reports -N
@@ -53,7 +54,8 @@ def submit(
     dashboard = address or installation().jobs_address
     if dashboard is None:
         fail(USAGE, "no cluster: pass --address http://HOST:8265, or set NAS_BLOCKOUT_JOBS_ADDRESS")
-    resolved, _ = lazy.overrides.read_resolved(study, assignments or ())
+    resolved, origin = lazy.overrides.read_resolved(study, assignments or ())
+    _refuse_local_files(resolved, origin)
     jobs = lazy.jobs.Jobs(dashboard)
     job = _submit_once(jobs, resolved)
     write = log if as_json else print_line
@@ -65,6 +67,31 @@ def submit(
         facts = {"study": resolved.name, "config_hash": resolved.hash, "address": jobs.address}
         print_json({"job": job.id, **facts, "state": job.state, "exit_code": job.exit_code})
     _end(job)
+
+
+def _refuse_local_files(study: "Study", origin: "Origin") -> None:
+    """Refuse code and weights in files of this machine: a job gets the study alone, and runs where they may not be.
+
+    Raises:
+        StudyError: An arm names a factory in a file, or weights outside of the folder that all machines share.
+    """
+    settings, problems = installation(), []
+    for name, arm in study.arms.items():
+        backbone = arm.experiment.to_json()["backbone"]
+        place = f"{origin.source}: arms.{name}.backbone"
+        factory, weights = backbone.get("factory", ""), backbone.get("weights")
+        if factory.rpartition(":")[0].endswith(".py"):
+            problems.append(
+                f"{place}.factory: a file does not travel with a submitted study, got {factory}; install it as a "
+                "package on the cluster and name it as package.module:name, or use `nas-blockout run`"
+            )
+        if weights is not None and not settings.allows_weights(weights):
+            problems.append(
+                f"{place}.weights: a file does not travel with a submitted study, got {weights}; put it in a folder "
+                "that all machines have, and name this folder in NAS_BLOCKOUT_WEIGHTS"
+            )
+    if problems:
+        raise lazy.errors.StudyError("\n".join(problems))
 
 
 def _submit_once(jobs: "Jobs", study: "Study") -> "Job":

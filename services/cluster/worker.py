@@ -21,7 +21,15 @@ import torch
 from nas_blockout.atomic_files import whole_file
 from nas_blockout.data import AnyPart, DataSettings, Loader, Splits, load
 from nas_blockout.data.corruptions import CorruptedImages
-from nas_blockout.experiment import EVALUATION_BATCH, Experiment, Run, Snapshot, paths_taken, structure_of_network
+from nas_blockout.experiment import (
+    EVALUATION_BATCH,
+    Experiment,
+    Run,
+    Snapshot,
+    notes_of,
+    paths_taken,
+    structure_of_network,
+)
 from nas_blockout.export import measure_latency, save_weights
 from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.train import EpochRecord, evaluate
@@ -197,6 +205,9 @@ class Worker:
             "teacher_passes": outcome.teacher_passes,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
         }
+        splits = self._run.splits
+        if notes := notes_of(self._run.experiment, shape=splits.shape, classes=len(splits.class_names)):
+            result["notes"] = list(notes)
         if self._task.measures_latency:
             result["latency_ms"] = measure_latency(outcome.model, self._run.splits.shape, batches=(1,))[1]
         if self._task.evaluates_test:

@@ -92,6 +92,11 @@ def known(value: Any) -> Any:
     return value
 
 
+def _whole(value: Any) -> Any:
+    """Return a setting, or `UNKNOWN` if it is a mapping of which a part is unknown."""
+    return UNKNOWN if isinstance(value, Mapping) and UNKNOWN in map(_whole, value.values()) else value
+
+
 @dataclass(frozen=True, slots=True)
 class Layers:
     """The settings of a section for one arm, merged from the study, the arm that it extends, and the arm itself.
@@ -128,7 +133,7 @@ class Layers:
                 continue
             discards = "name" in layer and (section == "method" or layer["name"] != values.get("name"))
             is_open = is_open and not (discards and section == "method")
-            values = {**({} if discards else values), **layer}
+            values = {**({} if discards else values), **{key: _whole(value) for key, value in layer.items()}}
             origins = {**({} if discards else origins), **dict.fromkeys(map(str, layer), place)}
             path = place
         return cls(section, values, origins, path, is_open)

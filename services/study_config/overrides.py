@@ -13,7 +13,7 @@ from services.study_config.errors import LineMap, StudyError
 from services.study_config.resolution import study_of
 from services.study_config.resolved_study import Study
 from services.study_config.validation import dimensions_of
-from services.study_config.yaml_reader import find, is_resolved, read_with_lines, with_absolute_folder, yaml_value
+from services.study_config.yaml_reader import find, is_resolved, read_with_lines, with_absolute_paths, yaml_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ def read_resolved(
         raise StudyError(f"{path}: --set cannot change a resolved study; use the study file that it was made from")
     for assignment in assignments:  # an error in a value of the command line must not point to a line of the file
         lines = lines.without(tuple(assignment.partition("=")[0].strip().split(".")))
-    # The folder of the file is absolute already, so a relative one comes from --set, relative to the working directory.
-    document = with_absolute_folder(assigned(document, assignments), Path())
+    # Paths in the file are absolute already, so a relative one comes from --set, relative to the working directory.
+    document = with_absolute_paths(assigned(document, assignments), Path())
     origin = Origin(str(path), lines)
     try:
         return study_of(document, source=origin.source, lines=lines, measure=dimensions), origin

@@ -154,12 +154,24 @@ def _of_settings(document: Mapping[str, Any]) -> list[Violation]:
     for layers in sections(document):
         if len(violations) < MOST_VIOLATIONS:
             violations += layers.violations()
-    data = document.get("data")
-    folder = data.get("folder") if isinstance(data, Mapping) else None
-    if isinstance(folder, str) and not Path(folder).is_absolute():
-        rule = "must be an absolute path if the study does not come from a file, since workers run in other folders"
-        violations.append(Violation(("data", "folder"), rule, repr(folder), "give the whole path"))
+    violations += _relative(document)
     return list(dict.fromkeys(violations))  # a setting of the study is checked again with every arm that uses it
+
+
+def _relative(document: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield paths that are not absolute; in a study from a file they all are."""
+    rule = "must be an absolute path if the study does not come from a file, since workers run in other folders"
+    sections: list[tuple[tuple[str, ...], Any]] = [(("data",), document.get("data"))]
+    sections.append((("backbone",), document.get("backbone")))
+    sections += [(("arms", name, "backbone"), arm.get("backbone")) for name, arm in arms_of(document).items()]
+    for path, settings in sections:
+        for key in ("folder",) if path == ("data",) else ("factory", "weights"):
+            text = settings.get(key) if isinstance(settings, Mapping) else None
+            if not isinstance(text, str):
+                continue
+            file = text.rpartition(":")[0] if key == "factory" else text
+            if (key != "factory" or file.endswith(".py")) and not Path(file).is_absolute():
+                yield Violation((*path, key), rule, repr(text), "give the whole path")
 
 
 def _references(document: Mapping[str, Any]) -> Iterator[Violation]:

@@ -6,11 +6,13 @@ checks of study files, their JSON Schema and the OpenAPI document are all derive
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,14 +24,14 @@ from pydantic import (
     create_model,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from nas_blockout.backbones import BACKBONES
 from nas_blockout.data import DataSettings
 from nas_blockout.experiment import DERIVATIONS
 from nas_blockout.methods import METHODS
 from nas_blockout.serialization import closest, near
-from nas_blockout.settings_fields import Length, OneOf, Pattern, Range, alternatives, declared
+from nas_blockout.settings_fields import Length, OneOf, Pattern, PlainMapping, Range, alternatives, declared, unplain
 from nas_blockout.train import TrainingSettings
 from services.renamed_keys import new_name, renamed_value
 from services.study_config import errors
@@ -64,13 +66,14 @@ class SchemaOf:
 
 
 @cache
-def model(section: str, name: str | None = None, *, named: bool = False) -> type[BaseModel]:
+def model(section: str, name: str | None = None, *, named: bool = False, partial: bool = False) -> type[BaseModel]:
     """Return the model of the settings of a section.
 
     Args:
         section: Name of the section, as in `SchemaOf`.
         name: Name of the method or the backbone; None for the other sections.
         named: Whether the model has the required key ``name``.
+        partial: Whether the settings are merged with others, so that none but the name is required.
     """
     kind = _UNNAMED[section] if name is None else _NAMED[section][name]
     fields: dict[str, Any] = {}
@@ -81,10 +84,21 @@ def model(section: str, name: str | None = None, *, named: bool = False) -> type
         description = "Recipe whose values are the defaults of the other settings."
         fields["preset"] = (Literal[presets], Field(presets[0], description=description))
     for key, setting in declared(kind).items():
-        default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
-        fields[key] = (_annotation(setting.hint), Field(default, description=setting.sentence))
-    title = kind.__name__ if named or name is None else f"{kind.__name__}Changes"
+        fields[key] = (
+            _annotation(setting.hint),
+            Field(_default(setting.default, partial), description=setting.sentence),
+        )
+    changes = "NamedChanges" if named and partial else "Changes" if name is not None and not named else ""
+    title = f"{kind.__name__}{changes}"
     return create_model(title, __config__=_STRICT, __doc__=(kind.__doc__ or "").splitlines()[0], **fields)
+
+
+def _default(default: Any, partial: bool) -> Any:
+    if default is MISSING:
+        return None if partial else ...  # pydantic's word for a required field
+    if isinstance(default, PlainMapping):
+        return default.to_json()
+    return list(default) if isinstance(default, tuple) else default
 
 
 def keys(section: str, name: str | None) -> tuple[str, ...]:
@@ -216,14 +230,21 @@ def _annotation(hint: Any) -> Any:
         return list[_annotation(arguments[0])]  # type: ignore[misc]  # a type created at run time
     if hint is float:
         return Annotated[float, Field(allow_inf_nan=False)]
-    if origin is not Annotated:
-        return hint
+    if hint is PlainMapping:
+        return Annotated[dict[str, Any], AfterValidator(_plain_values)]
+    return _ruled(hint) if origin is Annotated else hint
+
+
+def _ruled(hint: Any) -> Any:
+    """Return the type of a pydantic field for a declared type with rules."""
+    arguments = get_args(hint)
     inner: Any = _annotation(arguments[0])
     for rule in arguments[1:]:
         if isinstance(rule, OneOf):
             inner = Literal[rule.values]
         elif isinstance(rule, Pattern):
             inner = Annotated[inner, Field(pattern=f"^{rule.expression}$", examples=[rule.example])]
+            inner = Annotated[inner, _in_words(rule.shown)]
         elif isinstance(rule, Length):
             inner = Annotated[inner, Field(min_length=rule.least)]
         elif isinstance(rule, Range):
@@ -244,15 +265,43 @@ def _one_error(expected: str) -> WrapValidator:
     return WrapValidator(validated)
 
 
+def _in_words(form: str) -> WrapValidator:
+    """Return a validator that states the form of a text in words instead of as a regular expression."""
+
+    def validated(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise PydanticCustomError("form", "Input should be {form}", {"form": form}) from None
+
+    return WrapValidator(validated)
+
+
+def _plain_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Report every value that is no plain JSON, each at its own path."""
+    faults: list[InitErrorDetails] = [
+        {"type": PydanticCustomError("plain", "Input should be {rule}", {"rule": rule}), "loc": path, "input": found}
+        for path, rule, found in unplain(values)
+    ]
+    if faults:
+        raise ValidationError.from_exception_data("values", faults)
+    return values
+
+
 def _section(section: str, partial: bool) -> Any:
     """Return the type of a section of a study file."""
     if section not in _NAMED:
         return model(section)
     names = _NAMED[section]
-    named: Any = Union[tuple(model(section, name, named=True) for name in names)]  # noqa: UP007  # as above
+    required = {
+        name for name, kind in names.items() if any(each.default is MISSING for each in declared(kind).values())
+    }
+    named: Any = Union[  # noqa: UP007  # as above
+        tuple(model(section, name, named=True, partial=partial and name in required) for name in names)
+    ]
     kinds: list[Any] = [Annotated[named, Field(discriminator="name")]]
     if partial:
-        kinds += [model(section, name) for name, kind in names.items() if declared(kind)]
+        kinds += [model(section, name, partial=name in required) for name, kind in names.items() if declared(kind)]
     elif section == "backbone":
         kinds.append(model(section, _DEFAULT_BACKBONE))
     return Union[tuple(kinds)]  # noqa: UP007  # as above

@@ -5,9 +5,19 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from nas_blockout.backbones import require_stages
+from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.data import Dimensions, Splits
-from nas_blockout.experiment import Experiment, Parts, build, known_costs, require_match, split_epochs, unbuildable
+from nas_blockout.experiment import (
+    Experiment,
+    Parts,
+    build,
+    known_costs,
+    notes_of,
+    require_match,
+    split_epochs,
+    unbuildable,
+)
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import (
     POLICY_SHARE,
@@ -124,6 +134,8 @@ def untrainable(
         data: What is known of the data.
     """
     shape, classes, certain = _assumed(data)
+    if not certain and isinstance(experiment.backbone, ModuleSettings):  # which may take no other images than its own
+        return
     faults = list(unbuildable(experiment, shape=shape, classes=classes))
     yield from (Conflict(str(each), *each.keys or _OF_NETWORK) for each in faults)
     if not certain or faults:
@@ -200,12 +212,20 @@ def check_against_data(study: Study, splits: Splits, *, source: str, lines: Line
             vary exceeds a constraint, or the budget does not pay for one search trial and all retrainings.
     """
     check_against_dimensions(study, dimensions_of(splits), source=source, lines=lines)
+    document = study.config.model_dump(exclude_unset=True)
+    arms = arms_of(document)
     for name, arm in study.arms.items():
         try:
             build(arm.experiment, splits)
         except ValueError as error:
-            violation = violation_at(("arms", name), str(error), key="network")
-            raise StudyError.of(with_lines([violation], lines), source=source) from None
+            settings = ArmSettings(document, arms, name)
+            violations = [
+                violation_at(settings.place(each.keys), str(each), key=each.keys[0])
+                if each.keys
+                else violation_at(("arms", name), str(each), key="network")
+                for each in conflicts_in(error)
+            ]
+            raise StudyError.of(with_lines(violations, lines), source=source) from None
 
 
 def check_against_dimensions(study: Study, data: Dimensions, *, source: str, lines: LineMap | None = None) -> None:
@@ -244,7 +264,9 @@ def _unfit(arm: Arm, data: Dimensions) -> Iterator[Conflict]:
 
 
 def cautions(study: Study, splits: Splits) -> Iterator[str]:
-    """Yield what is allowed but should be known before a study runs: what a policy costs, and what it never controls.
+    """Yield what is allowed but should be known before a study runs.
+
+    This is how a network was changed to fit the data, what a policy costs, and what it never controls.
 
     Args:
         study: The resolved study, which `check_against_data` accepts.
@@ -252,6 +274,8 @@ def cautions(study: Study, splits: Splits) -> Iterator[str]:
     """
     for name, arm in study.arms.items():
         method = arm.experiment.method
+        notes = notes_of(arm.experiment, shape=splits.shape, classes=len(splits.class_names))
+        yield from (f"arm {name!r}: {note}" for note in notes)
         if not isinstance(method, BlockDropSettings):
             continue
         model = build(arm.experiment, splits)

@@ -1,6 +1,6 @@
 """Study files as text: finding them by name or path, and reading plain values with the line of every key."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,8 @@ def read_document(path: Path) -> dict[str, Any]:
 def read_with_lines(path: Path) -> tuple[dict[str, Any], LineMap]:
     """Read a study file as `read_document` does, and the lines of its keys.
 
-    A relative ``data.folder`` is relative to the folder of the file. It becomes absolute here, since workers run in
-    other folders.
+    Relative paths, of ``data.folder`` and of the files of backbones, are relative to the folder of the file. They
+    become absolute here, since workers run in other folders.
 
     Raises:
         StudyError: It is too large, not valid YAML, or not a mapping.
@@ -84,7 +84,7 @@ def read_with_lines(path: Path) -> tuple[dict[str, Any], LineMap]:
         raise StudyError(f"{path}: not valid YAML: {one_line(str(error))}") from None
     if not isinstance(document, dict):
         raise StudyError(f"{path}: a study is a mapping of keys, got {type(document).__name__}")
-    return with_absolute_folder(upgraded_study(document), path.parent), line_map(text)
+    return with_absolute_paths(upgraded_study(document), path.parent), line_map(text)
 
 
 def read_text(path: Path) -> str:
@@ -106,17 +106,42 @@ def yaml_value(text: str) -> Any:
     return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  # a SafeLoader
 
 
-def with_absolute_folder(document: dict[str, Any], parent: Path) -> dict[str, Any]:
-    """Return a study in which ``data.folder`` is absolute.
+def with_absolute_paths(document: dict[str, Any], parent: Path) -> dict[str, Any]:
+    """Return a study in which ``data.folder`` and the files of backbones are absolute.
 
     Args:
         document: A study as plain values; a resolved study is returned unchanged.
-        parent: Folder to which a relative ``data.folder`` is relative.
+        parent: Folder to which relative paths are relative.
     """
-    data = document.get("data")
-    if not isinstance(data, dict) or not isinstance(folder := data.get("folder"), str) or is_resolved(document):
+    if is_resolved(document):
         return document
-    return {**document, "data": {**data, "folder": str(parent.absolute() / Path(folder).expanduser())}}
+    document = _with_paths(document, "data", {"folder": lambda text: _absolute(text, parent)})
+    files = {"factory": lambda text: _absolute_factory(text, parent), "weights": lambda text: _absolute(text, parent)}
+    document = _with_paths(document, "backbone", files)
+    if isinstance(arms := document.get("arms"), dict):
+        arms = {
+            name: _with_paths(arm, "backbone", files) if isinstance(arm, dict) else arm for name, arm in arms.items()
+        }
+        document = {**document, "arms": arms}
+    return document
+
+
+def _with_paths(document: dict[str, Any], section: str, absolute: Mapping[str, Callable[[str], str]]) -> dict[str, Any]:
+    settings = document.get(section)
+    if not isinstance(settings, dict):
+        return document
+    changed = {key: change(settings[key]) for key, change in absolute.items() if isinstance(settings.get(key), str)}
+    return {**document, section: {**settings, **changed}} if changed else document
+
+
+def _absolute(text: str, parent: Path) -> str:
+    return str(parent.absolute() / Path(text).expanduser())
+
+
+def _absolute_factory(text: str, parent: Path) -> str:
+    """Return the name of a factory with the absolute path of its file; one in a package stays as it is."""
+    place, colon, name = text.rpartition(":")
+    return f"{_absolute(place, parent)}:{name}" if colon and place.endswith(".py") else text
 
 
 def is_resolved(document: Any) -> bool:

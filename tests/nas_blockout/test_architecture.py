@@ -223,7 +223,8 @@ def test_invalid_values_are_refused_with_the_rule(build: object, rule: str) -> N
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"schema_version": 2}, "schema_version must be 1"),
+        ({"schema_version": 3}, "schema_version must be 1 or 2, got 3"),
+        ({"schema_version": 2}, "missing key 'edges'"),
         ({"clusters": "4"}, "whole number"),
         ({"clusters": True}, "whole number"),
         ({"extra": 1}, "unknown key 'extra'"),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nas_blockout.methods.blockout import PAPER, Blockout
 from nas_blockout.networks import (
+    NO_NODE,
     Connection,
     Network,
     Nodes,
@@ -18,8 +19,8 @@ from nas_blockout.networks import (
     require_weights,
 )
 
-FOUR = Nodes("features", 4)
-CLASSES = Nodes("classes", 6)
+FOUR = Nodes.whole("features", 4)
+CLASSES = Nodes.whole("classes", 6)
 
 
 @pytest.mark.parametrize(
@@ -56,23 +57,44 @@ def test_an_impossible_connection_is_refused(values: tuple[Any, ...], message: s
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (("", 4), "layer must be a name"),
+        (("", 4, 0), "different names"),
         (("joined", 4, 3, 5), r"lie in 0\.\.4, got start=3 and stop=5"),
         (("joined", 4, 2, 2), "must hold nodes"),
         (("joined", 4, -1), "got start=-1"),
-        (("joined", 0), "must hold nodes"),
+        (("joined", 0, 0), "must hold nodes"),
     ],
 )
 def test_impossible_nodes_are_refused(values: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Nodes(*values)
+        Nodes.slice(*values)
 
 
-def test_nodes_are_rows_of_their_layer_and_a_whole_layer_is_not_copied() -> None:
-    rows = torch.arange(5)
-    assert Nodes("joined", 5).of(rows) is rows
-    assert Nodes("joined", 5, 3).of(rows).tolist() == [3, 4]
-    assert (Nodes("joined", 5, 1, 3).count, Nodes("joined", 5, 1, 3).end) == (2, 3)
+def test_nodes_are_rows_of_their_layers_and_a_whole_layer_is_not_copied() -> None:
+    rows = {"joined": torch.arange(5), "other": torch.arange(10, 13)}
+    assert Nodes.whole("joined", 5).of(rows) is rows["joined"]
+    assert Nodes.slice("joined", 5, 3).of(rows).tolist() == [3, 4]
+    assert Nodes.slice("joined", 5, 1, 3).count == 2
+    both = Nodes((("other", 3), ("joined", 5)), (7, NO_NODE, 0, 0))
+    assert (both.count, both.names, both.are_all) == (4, ("other", "joined"), False)
+    assert both.of(rows).tolist() == [4, 0, 10, 10]
+    assert both.identities == (("joined", 4), None, ("other", 0), ("other", 0))
+
+
+@pytest.mark.parametrize(
+    ("layers", "positions", "message"),
+    [
+        ((), None, "different names"),
+        ((("a", 2), ("a", 3)), None, "different names"),
+        ((("", 2),), None, "different names"),
+        ((("a", 0),), None, "at least one node wide"),
+        ((("a", 2), ("b", 3)), (0, 5), r"lie in 0\.\.4, or be -1 for none, got 0 to 5"),
+    ],
+)
+def test_impossible_layers_and_positions_are_refused(
+    layers: tuple[tuple[str, int], ...], positions: tuple[int, ...] | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Nodes(layers, positions)
 
 
 def test_a_connection_of_a_network_has_the_shape_and_the_groups_of_its_module() -> None:
@@ -80,11 +102,11 @@ def test_a_connection_of_a_network_has_the_shape_and_the_groups_of_its_module() 
         {"deep": nn.Conv2d(4, 8, 3, groups=4), "head": nn.Linear(8, 3), "up": nn.ConvTranspose2d(8, 4, 2)}
     )
     deep = Connection.of(network, "deep.weight", "features", "wide", positions=9)
-    assert deep == Connection("deep.weight", (8, 1, 3, 3), Nodes("features", 4), Nodes("wide", 8), 4, 9)
-    assert (deep.source, deep.target, deep.is_linear) == ("features", "wide", False)
+    assert deep == Connection("deep.weight", (8, 1, 3, 3), Nodes.whole("features", 4), Nodes.whole("wide", 8), 4, 9)
+    assert (deep.sources, deep.targets, deep.is_linear) == (("features",), ("wide",), False)
     assert Connection.of(network, "head.weight", "wide", "classes").is_linear
     with pytest.raises(ValueError, match=r"'head.weight' has shape \(3, 8\)"):
-        Connection.of(network, "head.weight", Nodes("wide", 9), "classes")
+        Connection.of(network, "head.weight", Nodes.whole("wide", 9), "classes")
     with pytest.raises(ValueError, match=r"begin with its target nodes; 'up.weight' is that of a transposed"):
         Connection.of(network, "up.weight", "wide", "features")
 

@@ -6,6 +6,9 @@ from typing import Literal
 import pytest
 
 from nas_blockout.serialization import from_json, near, to_json
+from nas_blockout.settings_fields import PlainMapping
+
+NO_OPTIONS = PlainMapping()
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,7 @@ class Example:
     limit: int | None = None
     on: bool = False
     name: str = "a"
+    options: PlainMapping = NO_OPTIONS
 
     def __post_init__(self) -> None:
         if self.rate > 1:
@@ -23,9 +27,10 @@ class Example:
 
 
 def test_round_trip_keeps_every_value() -> None:
-    value = Example(0.5, (3,), "hard", 4, True, "b")
+    value = Example(0.5, (3,), "hard", 4, True, "b", PlainMapping({"widths": [1, {"deep": None}]}))
     assert from_json(Example, to_json(value), where="example") == value
     assert to_json(value)["layers"] == [3]
+    assert to_json(value)["options"] == {"widths": [1, {"deep": None}]}
 
 
 def test_whole_numbers_are_numbers_and_none_is_optional() -> None:
@@ -49,6 +54,8 @@ def test_whole_numbers_are_numbers_and_none_is_optional() -> None:
         ({"rate": 0.1, "mode": "firm"}, r"x\.mode must be one of soft, hard, got 'firm'"),
         ({"rate": 0.1, "on": 1}, r"x\.on must be true or false, got 1"),
         ({"rate": 0.1, "name": 7}, r"x\.name must be a text, got 7"),
+        ({"rate": 0.1, "options": [1]}, r"x\.options must be a mapping, got \[1\]"),
+        ({"rate": 0.1, "options": {"a": [1, {2}]}}, r"x\.options\.a\[1\] must be a text, .*, got \{2\}"),
         (["rate"], r"x must be a mapping of settings"),
     ],
 )

@@ -1,6 +1,9 @@
 """Settings declared once: ranges in words, and one check that every dataclass of settings makes when it is built."""
 
+import copy
+import pickle
 from dataclasses import MISSING, dataclass, fields
+from datetime import date
 from typing import Annotated, Literal
 
 import pytest
@@ -9,7 +12,7 @@ from nas_blockout.backbones import BACKBONES
 from nas_blockout.data import DataSettings
 from nas_blockout.experiment import DERIVATIONS
 from nas_blockout.methods import METHODS
-from nas_blockout.settings_fields import SEED, Length, OneOf, Pattern, Range, check, declared
+from nas_blockout.settings_fields import SEED, Length, OneOf, Pattern, PlainMapping, Range, check, declared
 from nas_blockout.train import TrainingSettings
 
 KINDS = (
@@ -21,6 +24,8 @@ KINDS = (
 )
 
 
+# The settings without a default: no value would be right for anybody, so it must be given. Here a possible one.
+NEEDED = {("ModuleSettings", "factory"): "package.module:name"}
 Names = Annotated[tuple[str, ...], Length(1)]
 
 
@@ -115,6 +120,35 @@ def test_the_form_of_a_text_is_checked_where_it_is_the_only_type() -> None:
         check(Named("A1"))
 
 
+def test_a_mapping_of_plain_values_is_a_value() -> None:
+    given: dict[str, object] = {"b": [1, {"c": None}], "a": "text"}
+    mapping = PlainMapping(given)
+    assert mapping == PlainMapping({"a": "text", "b": (1, {"c": None})})
+    assert hash(mapping) == hash(PlainMapping(mapping))
+    assert (dict(mapping), len(mapping), mapping["b"]) == (given, 2, [1, {"c": None}])
+    mapping.to_json()["b"].append(2)
+    mapping["b"].append(2)
+    given["a"] = "other"
+    assert mapping.to_json() == {"a": "text", "b": [1, {"c": None}]}
+    assert pickle.loads(pickle.dumps(mapping)) == copy.deepcopy(mapping) == mapping  # our own
+    assert len({PlainMapping({"a": value}) for value in (1, 1.0, True, "1")}) == 4
+    assert mapping != {"a": "text"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"a": [1, {"b": date(2026, 1, 1)}]}, r"a\[1\]\.b must be a text, a finite number, .* got datetime\.date"),
+        ({"a": float("inf")}, r"a must be a text, a finite number, true, false, null, or a list or mapping of these"),
+        ({"a": {1: 2}}, r"a must be a mapping whose keys are texts, got 1"),
+        ({"a": float("nan"), "b": {1, 2}}, r"a must be .*\nb must be .* got \{1, 2\}"),
+    ],
+)
+def test_what_is_no_plain_value_is_refused_where_it_stands(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PlainMapping(values)
+
+
 def test_declarations_have_sentences_from_the_docstring_and_defaults() -> None:
     settings = declared(Example)
     assert settings["widths"].sentence == "Some widths, on two lines."
@@ -141,5 +175,5 @@ def test_every_number_of_the_library_s_settings_has_a_range_and_a_default(kind: 
             or not {"int", "float"}
             & set(str(setting.hint).replace("[", " ").replace("]", " ").replace("'", " ").split())
         ), name
-    assert all(item.default is not MISSING for item in fields(kind))
-    kind()
+    needed = {item.name: NEEDED[kind.__name__, item.name] for item in fields(kind) if item.default is MISSING}
+    kind(**needed)

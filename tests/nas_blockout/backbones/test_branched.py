@@ -116,11 +116,11 @@ def test_groups_that_read_the_same_are_one_operation() -> None:
 def test_a_dense_network_is_one_operation_a_stage_and_knows_its_connections() -> None:
     network = network_of(dense_of(STAGES))
     assert [len(stage.operations) for stage in network.stages.values()] == [1, 1, 1, 1]  # type: ignore[arg-type]
-    assert [(c.source, c.target, c.positions) for c in network.connections] == [
-        (None, "conv1", 64),
-        ("conv1", "features", 16),
-        ("features", "hidden", 1),
-        ("hidden", "classes", 1),
+    assert [(c.sources, c.targets, c.positions) for c in network.connections] == [
+        ((), ("conv1",), 64),
+        (("conv1",), ("features",), 16),
+        (("features",), ("hidden",), 1),
+        (("hidden",), ("classes",), 1),
     ]
     total = sum(network.get_parameter(c.weight).numel() * c.positions for c in network.connections)
     assert total == macs_of(dense_of(STAGES), STAGES, 2)

@@ -105,7 +105,7 @@ def test_a_module_concatenates_its_paths(widths):
 
 def test_connections_are_the_weights_of_the_head():
     built = network(hidden=(12, 6))
-    named = [(c.source, c.target, c.positions) for c in built.connections]
+    named = [(*c.layers, c.positions) for c in built.connections]
     assert named == [("features", "hidden1", 1), ("hidden1", "hidden2", 1), ("hidden2", "classes", 1)]
     assert built.widths == {"features": 512, "hidden1": 12, "hidden2": 6, "classes": 10}
     assert [tuple(built.get_parameter(c.weight).shape) for c in built.connections] == [(12, 512), (6, 12), (10, 6)]

@@ -90,7 +90,7 @@ def test_blockout_over_all_channels_trains_and_folds_to_what_eval_computes(mode,
     model = build(experiment, splits)
     assert isinstance(model, Blockout)
     assert {"stream1", "stream2", "features", "block1a", "block3a", "hidden", "classes"} <= set(model.layers)
-    writers = [c.weight for c in model.connections if c.target == "stream2"]
+    writers = [c.weight for c in model.connections if c.targets == ("stream2",)]
     assert len(writers) == (2 if shortcut == "projection" else 1)  # the residual branch, and the shortcut's weight
     first = {name: p.clone() for name, p in model.probabilities().items()}
     run = finished(experiment, splits)
@@ -109,7 +109,7 @@ def test_weights_that_write_to_one_stream_are_masked_by_one_membership(splits):
     experiment = replace(RESIDUAL, backbone=backbone, method=replace(PAPER, clusters=2, masked="all", rescale=False))
     model = build(experiment, splits)
     assert isinstance(model, Blockout)
-    writers = [c for c in model.connections if c.target == "stream1" and c.source is not None]
+    writers = [c for c in model.connections if c.targets == ("stream1",) and c.sources]
     assert len(writers) == 2
     nodes = {name: torch.ones_like(p) for name, p in model.probabilities().items()}
     nodes["stream1"] = torch.tensor([[0.0, 0.0]] + [[1.0, 1.0]] * (len(nodes["stream1"]) - 1))

@@ -92,8 +92,8 @@ def test_connections_cover_every_weight_with_its_nodes_and_its_uses(depth, setti
     assert sorted(c.weight for c in built.connections) == sorted(weights)
     for connection in built.connections:
         weight = built.get_parameter(connection.weight)
-        assert weight.shape[0] == built.widths[connection.target]
-        assert weight.shape[1] == (built.widths[connection.source] if connection.source else shape[0])
+        assert weight.shape[0] == built.widths[connection.targets[0]]
+        assert weight.shape[1] == (built.widths[connection.sources[0]] if connection.sources else shape[0])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         built(torch.zeros(1, *shape))
     macs = sum(built.get_parameter(c.weight).numel() * c.positions for c in built.connections)
@@ -105,9 +105,9 @@ def _influence(built: ResNet) -> float:
     parity = {name: torch.arange(nodes) % 2 for name, nodes in built.widths.items()}
     with torch.no_grad():
         for connection in built.connections:
-            if connection.source is not None:
+            if connection.sources:
                 weight = built.get_parameter(connection.weight)
-                joined = parity[connection.target][:, None] == parity[connection.source][None, :]
+                joined = parity[connection.targets[0]][:, None] == parity[connection.sources[0]][None, :]
                 weight.mul_(joined.view(*joined.shape, *(1,) * (weight.dim() - 2)))
         x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
         before = built.eval()(x)

@@ -3,6 +3,7 @@
 import pickle
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
 from nas_blockout.train import TrainingSettings
 
+NETWORKS = Path(__file__).parents[2] / "fixtures" / "networks.py"
 SMALL = {"name": "convnet", "channels": [4], "hidden": [8]}
 
 
@@ -80,8 +82,14 @@ def test_what_can_be_built_is_said_to_be_buildable(backbone: str, method: str, s
     changes = {"blockout": {"masked": "head"}, "dropout": {"placement": "all"}, "dropconnect": {"placement": "all"}}
     if method == "blockdrop" and backbone != "resnet":
         return
+    needed: dict[str, Any] = {}
+    if backbone == "module":  # which takes a factory, and methods only at its classifier
+        if method not in ("none", "dropout", "dropconnect"):
+            return
+        needed = {"factory": f"{NETWORKS}:Small"}
+        changes = {"dropout": {"placement": "classifier"}, "dropconnect": {"placement": "classifier"}}
     experiment = Experiment(
-        backbone=backbone_from_json({"name": backbone}),
+        backbone=backbone_from_json({"name": backbone, **needed}),
         method=method_from_json({"name": method, **changes.get(method, {})}),
     )
     build(experiment, splits)

@@ -114,14 +114,14 @@ class Separable(Network):
 
     @property
     def connections(self) -> tuple[Connection, ...]:
-        left, right = Nodes("joined", 5, 0, 3), Nodes("joined", 5, 3)
+        left, right = Nodes.slice("joined", 5, 0, 3), Nodes.slice("joined", 5, 3)
         return (
             Connection.of(self, "stem.weight", None, "stem", positions=16),
             Connection.of(self, "depthwise.weight", "stem", "stem", positions=16),
             Connection.of(self, "mixing.weight", "stem", "mixed", positions=16),
             Connection.of(self, "multiplying.weight", "mixed", "wide", positions=16),
             Connection.of(self, "left.weight", "wide", left, positions=16),
-            Connection.of(self, "right.weight", Nodes("wide", 12, 6), right, positions=16),
+            Connection.of(self, "right.weight", Nodes.slice("wide", 12, 6), right, positions=16),
             Connection.of(self, "classes.weight", "joined", "classes"),
         )
 
@@ -237,16 +237,16 @@ class Tiny(Network):
 def macs_under(model: Blockout, c: dict[str, list[set[int]]]) -> int:
     """Multiply-accumulates after a draw, entry by entry; `c` holds the clusters of every node."""
     masked, total = {m.weight for m in model.masked_connections}, 0
-    read_always = {m.source for m in model.connections if m.weight not in masked}
+    read_always = {m.sources[0] for m in model.connections if m.weight not in masked and m.sources}
     for m in model.connections:
         outs, ins = m.shape[:2]
         each = math.prod(m.shape[2:]) * m.positions
         for o, i in itertools.product(range(outs), range(ins)):
             if m.weight in masked:
-                assert m.source is not None
-                total += each * bool(c[m.target][o] & c[m.source][i + o // (outs // m.groups) * ins])
+                assert m.sources
+                total += each * bool(c[m.targets[0]][o] & c[m.sources[0]][i + o // (outs // m.groups) * ins])
             else:
-                total += each * bool(m.target not in c or m.target in read_always or c[m.target][o])
+                total += each * bool(m.targets[0] not in c or m.targets[0] in read_always or c[m.targets[0]][o])
     return total
 
 

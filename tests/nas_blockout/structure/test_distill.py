@@ -16,6 +16,7 @@ from nas_blockout.methods.blockout import PAPER, Blockout, Masked
 from nas_blockout.structure.distill import (
     TOLERANCE,
     DistillationSettings,
+    Distilled,
     distill,
     harden,
     largest_difference,
@@ -165,17 +166,17 @@ def test_threshold_meets_its_target(seed: int, target: float) -> None:
     p = probabilities(masked_network(seed))
     dense = macs_of(dense_of(STAGES), STAGES, 2)
 
-    def share_of(architecture: object) -> float:
-        return macs_of(architecture, STAGES, 2) / dense  # type: ignore[arg-type]
+    def share_of(distilled: Distilled) -> float:
+        return macs_of(distilled.architecture, STAGES, 2) / dense
 
     threshold = threshold_for(p, target, share_of)
-    assert share_of(distill(p, harden(p, threshold)).architecture) <= target
+    assert share_of(distill(p, harden(p, threshold))) <= target
 
 
 def test_a_target_that_no_threshold_meets_is_refused() -> None:
     p = probabilities(masked_network(0, masked="head"))
     with pytest.raises(ValueError, match=r"no threshold reaches 1\.0%"):
-        threshold_for(p, 0.01, lambda architecture: macs_of(architecture, STAGES, 2) / 10_000)
+        threshold_for(p, 0.01, lambda distilled: macs_of(distilled.architecture, STAGES, 2) / 10_000)
 
 
 def test_small_groups_join_the_most_similar_large_one() -> None:

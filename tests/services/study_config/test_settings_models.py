@@ -110,10 +110,12 @@ def test_settings_without_a_name_change_those_of_the_base_and_the_schema_knows_t
 
 def test_the_default_preset_is_the_default_of_the_settings() -> None:
     presets = METHODS["blockout"].presets
-    assert list(presets) == ["compress", "paper"]
+    assert list(presets) == ["compress", "paper", "pretrained"]
     assert presets["compress"].settings == BlockoutSettings()
     assert method_from_json({"name": "blockout"}) == method_from_json({"name": "blockout", "preset": "compress"})
     assert method_from_json({"name": "blockout", "preset": "paper"}) == presets["paper"].settings
+    pretrained = method_from_json({"name": "blockout", "preset": "pretrained"})
+    assert (pretrained.mask_values, pretrained.rescale) == ("binary", False)
     with pytest.raises(ValueError, match=r"method\.preset: no such preset 'papper'; did you mean 'paper'\?"):
         method_from_json({"name": "blockout", "preset": "papper"})
 
