@@ -14,8 +14,6 @@ from nas_blockout.graph.rewrite.layout import Unplaceable
 from nas_blockout.graph.rewrite.walk import rewritten
 from nas_blockout.networks import Network
 
-_MOST_ATTEMPTS = 40
-
 
 @dataclass(frozen=True, slots=True)
 class GroupNodes:
@@ -123,69 +121,104 @@ def branch(analysis: GraphAnalysis, memberships: Mapping[str, Tensor], state: Ma
     Args:
         analysis: Of the original network.
         memberships: For each layer the clusters of its nodes, 0 or 1, shape ``(nodes, k)``. Nodes of a layer that is
-            not rigid and have no cluster are removed.
+            not rigid and have no cluster are removed. A layer that is left out belongs to every cluster.
         state: State dict of the original network, with masked weights in place: each times the share of the clusters
             that its two nodes have in common, times 1 where it reads no node.
 
     Raises:
         ValueError: The memberships are not those of the analysis.
     """
-    analysis, new = _settled(analysis, memberships, state)
-    clusters = next(iter(memberships.values())).shape[1]
-    body, macs = new
-    return BranchedGraph(body, layer_groups(analysis, memberships), analysis.edges, clusters=clusters, macs=macs)
+    first = next(iter(memberships.values()))
+    clusters = first.shape[1]
+    given = {
+        layer.name: memberships.get(layer.name, first.new_ones(layer.width, clusters)) for layer in analysis.layers
+    }
+    body, macs, rigid = _rewritten(analysis, analysis.memberships(given) > 0, state)
+    return BranchedGraph(body, layer_groups(analysis, given, rigid), analysis.edges, clusters=clusters, macs=macs)
 
 
-def _settled(
-    analysis: GraphAnalysis, memberships: Mapping[str, Tensor], state: Mapping[str, Tensor]
-) -> tuple[GraphAnalysis, tuple[fx.GraphModule, int]]:
-    """Return the new graph; what turns out to be needed whole stays, and the rest is tried again."""
-    values = analysis.memberships(memberships) > 0
-    for _ in range(_MOST_ATTEMPTS):
-        rigid = analysis.rigid_nodes
+def settled(analysis: GraphAnalysis, *, clusters: int = 3, seed: int = 0) -> GraphAnalysis:
+    """Return the analysis in which layers are rigid, too, that turn out so when the graph is rewritten.
+
+    It is rewritten for a few random memberships, without values.
+
+    Args:
+        analysis: Of the original network.
+        clusters: Number of clusters to try.
+        seed: Of the memberships.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = {name: analysis.values[node] for node, name in analysis.parameter_of.items()}
+    for density in (0.2, 0.5):
+        while True:
+            values = torch.rand(len(analysis.rigid_nodes), clusters, generator=generator) < density
+            _, _, rigid = _rewritten(analysis, values, state)
+            if not rigid:
+                break
+            analysis = analysis.with_rigid(rigid)
+    return analysis
+
+
+def _rewritten(
+    analysis: GraphAnalysis, values: Tensor, state: Mapping[str, Tensor]
+) -> tuple[fx.GraphModule, int, dict[int, str]]:
+    """Return the new graph, its multiply-accumulates, and the nodes that turned out to be needed whole, and why.
+
+    With a node its whole layer stays: the layers remain those of the analysis.
+    """
+    why: dict[int, str] = {}
+    layer_of = torch.cat([torch.full((layer.width,), number) for number, layer in enumerate(analysis.layers)])
+    layer_of = torch.cat([torch.tensor([-1]), layer_of])
+    rigid = analysis.rigid_nodes.clone()
+    while True:
         kept = values.any(1) | rigid
         kept[0] = True  # what is no node's
         try:
-            return analysis, rewritten(analysis, Memberships(values, kept, rigid), state)
+            body, macs = rewritten(analysis, Memberships(values, kept, rigid), state)
         except Unplaceable as problem:
-            more = {node: problem.reason for node in problem.nodes if not rigid[node]}
-            if not more:
+            wanted = torch.isin(layer_of, layer_of[list(problem.nodes)]) & ~rigid
+            if not bool(wanted.any()):
                 raise
-            before = analysis
-            analysis = analysis.with_rigid(more)
-            values = analysis.memberships(memberships) > 0
-            assert before is not analysis
-    raise AssertionError(f"a network settles in {_MOST_ATTEMPTS} attempts")
+            why |= dict.fromkeys(wanted.nonzero().flatten().tolist(), problem.reason)
+            rigid |= wanted
+        else:
+            return body, macs, why
 
 
-def layer_groups(analysis: GraphAnalysis, memberships: Mapping[str, Tensor]) -> tuple[LayerGroups, ...]:
+def layer_groups(
+    analysis: GraphAnalysis, memberships: Mapping[str, Tensor], rigid: Mapping[int, str]
+) -> tuple[LayerGroups, ...]:
     """Return the groups of the kept nodes of each layer.
 
     Args:
         analysis: Of the original network.
         memberships: For each layer the clusters of its nodes, shape ``(nodes, k)``.
+        rigid: Why layers stay whole of which the analysis does not know it, by numbers of nodes.
     """
     sources: dict[str, list[str | None]] = {}
     for source, target in analysis.edges:
         sources.setdefault(target, []).append(source)
     layers = []
     for layer in analysis.layers:
-        rigid = layer.rigid or (layer.name == CLASSES and "the classes") or None
+        reason = layer.rigid or rigid.get(analysis.node_of(layer.name, 0))
+        stays = reason is not None or layer.name == CLASSES
         by_clusters: dict[tuple[int, ...], list[int]] = {}
         for node, row in enumerate((memberships[layer.name] > 0).tolist()):
             clusters = tuple(cluster for cluster, member in enumerate(row) if member)
-            if clusters or rigid:
+            if clusters or stays:
                 by_clusters.setdefault(clusters, []).append(node)
         groups = tuple(
             GroupNodes(clusters, tuple(nodes), _reads_nothing(clusters, sources.get(layer.name, []), memberships))
             for clusters, nodes in by_clusters.items()
         )
-        layers.append(LayerGroups(layer.name, groups, rigid))
+        layers.append(LayerGroups(layer.name, groups, reason))
     return tuple(layers)
 
 
 def _reads_nothing(clusters: Sequence[int], sources: Sequence[str | None], memberships: Mapping[str, Tensor]) -> bool:
-    return not any(source is None or bool((memberships[source][:, list(clusters)] > 0).any()) for source in sources)
+    return not clusters or not any(
+        source is None or bool((memberships[source][:, list(clusters)] > 0).any()) for source in sources
+    )
 
 
 def architecture_of(
@@ -196,22 +229,16 @@ def architecture_of(
     Raises:
         ValueError: They are no valid architecture.
     """
-    del edges
-    return Architecture(
-        clusters,
-        tuple(
-            Layer(
-                layer.name,
-                tuple(
-                    Group(
-                        group.clusters,
-                        len(group.nodes),
-                        group.nodes if layer.name == CLASSES else None,
-                        group.constant,
-                    )
-                    for group in layer.groups
-                ),
-            )
-            for layer in layers
-        ),
+    return Architecture(clusters, tuple(_layer(layer) for layer in layers), tuple(edges))
+
+
+def _layer(layer: LayerGroups) -> Layer:
+    if not layer.groups:  # an architecture has no layer without groups: a node that nothing reads stands for it
+        return Layer(layer.name, (Group((), 1, constant=True, nodes=(0,)),))
+    groups = (
+        Group(group.clusters, len(group.nodes), classes=group.nodes, constant=group.constant)
+        if layer.name == CLASSES
+        else Group(group.clusters, len(group.nodes), constant=group.constant, nodes=group.nodes)
+        for group in layer.groups
     )
+    return Layer(layer.name, tuple(groups), layer.rigid is not None)

@@ -111,6 +111,6 @@ def batch_norm(
         affine="weight" in statistics,
         track_running_stats="running_mean" in statistics,
     )
-    norm.to(next((value.dtype for value in statistics.values() if value.is_floating_point()), None))
-    norm.load_state_dict({**norm.state_dict(), **statistics})
+    own = {name: value.clone() for name, value in statistics.items()}
+    norm.load_state_dict({**norm.state_dict(), **own}, assign=True)  # with their dtype and device
     return norm
