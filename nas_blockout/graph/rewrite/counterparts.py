@@ -1,5 +1,6 @@
 """What each value of the original graph is in the new one."""
 
+import operator
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -49,8 +50,9 @@ class Counterparts:
         return [operand for operand in node.all_input_nodes if not self.is_scalar(operand)]
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
-        """Return the shape of an original value for one image."""
-        return tuple(self.analysis.values[node].shape)
+        """Return the shape of an original value for one image; of several, that of the first."""
+        value = self.analysis.values[node]
+        return tuple((value[0] if isinstance(value, tuple | list) else value).shape)
 
     def nodes(self, node: fx.Node) -> Tensor:
         """Return the nodes of an original value, to be made rigid if it cannot be placed."""
@@ -131,12 +133,19 @@ class Counterparts:
         assert callable(node.target)
         return self.emitter.call(node.target, *args, **kwargs)
 
-    def followed(self, node: fx.Node, operands: Mapping[fx.Node, Placed], layout: Layout) -> Placed:
-        """Add the same operation on operands that are in place already; none if nothing of one of them is kept."""
-        if any(operand.is_empty for operand in operands.values()):
-            return self.result(node, None, layout)
-        new = {original: operand.node for original, operand in operands.items() if operand.node is not None}
-        return self.result(node, self.repeated(node, new), layout)
+    def followed(self, node: fx.Node, operands: Mapping[fx.Node, Placed], layout: Layout) -> Result:
+        """Add the same operation on operands that are in place already; none if nothing of one of them is kept.
+
+        If it gives several values, all have the same layout.
+        """
+        kept = {original: operand.node for original, operand in operands.items() if operand.node is not None}
+        empty = any(operand.is_empty for operand in operands.values())
+        new = None if empty else self.repeated(node, kept)
+        several = self.analysis.values[node]
+        if not isinstance(several, tuple | list):
+            return self.result(node, new, layout)
+        parts = [new and self.emitter.call(operator.getitem, new, number) for number in range(len(several))]
+        return tuple(self.result(node, part, layout, number) for number, part in enumerate(parts))
 
     def with_layout(self, node: fx.Node, layout: Layout) -> Placed:
         """Return the counterpart of a value in a layout.
@@ -206,7 +215,7 @@ def along(nodes: Tensor, dim: int) -> Tensor:
 
 def is_depthwise(nodes: Tensor, sources: Tensor, groups: int) -> bool:
     """Whether a convolution from one dim of nodes to another filters each node alone."""
-    return groups == len(nodes) == len(sources)
+    return groups == len(nodes) == len(sources) > 1
 
 
 def channel_dim(node: fx.Node) -> int:
@@ -225,7 +234,13 @@ def _writers(analysis: GraphAnalysis) -> Counter[int]:
     for node in analysis.weight_of:
         dim = channel_dim(node)
         source, _, *_ = node.all_input_nodes
-        nodes, sources = along(analysis.labels[node], dim), along(analysis.labels[source], dim)
+        nodes, sources = (_along_labels(analysis, each, dim) for each in (node, source))
         if not is_depthwise(nodes, sources, bound(node).get("groups", 1)):
             writers.update(set(nodes.tolist()))
     return writers
+
+
+def _along_labels(analysis: GraphAnalysis, node: fx.Node, dim: int) -> Tensor:
+    labels = analysis.labels[node]
+    assert isinstance(labels, Tensor), "a weight reads one value and gives one"
+    return along(labels, dim)

@@ -14,57 +14,78 @@ from nas_blockout.graph.rewrite.layout import Axis, Layout, Placed, Unplaceable,
 aten = torch.ops.aten
 
 
-def elementwise(graph: Counterparts, node: fx.Node) -> Placed:
+def elementwise(graph: Counterparts, node: fx.Node) -> Result:
     """Add an operation of each position by itself, over operands that broadcast."""
     return _together(graph, node, trailing=0)
 
 
 def attention(graph: Counterparts, node: fx.Node) -> Result:
-    """Add a product of matrices, one for each head: the heads are nodes, the matrices are whole."""
-    if any(len(graph.shape(operand)) < 2 for operand in graph.operands(node)):
-        return unknown(graph, node)
+    """Add scaled dot-product attention: the heads are nodes, what is within a head is whole."""
     return _together(graph, node, trailing=2)
 
 
-def _together(graph: Counterparts, node: fx.Node, *, trailing: int) -> Placed:
+def product(graph: Counterparts, node: fx.Node) -> Result:
+    """Add a product of matrices, one for each head; rows of the first and columns of the second may be nodes, too."""
+    first, second = graph.operands(node)
+    if first is second or min(len(graph.shape(first)), len(graph.shape(second))) < 2:
+        return unknown(graph, node)
+    rows, columns = graph.placed(first).layout[-2], graph.placed(second).layout[-1]
+    if rows is None and columns is None:
+        return _together(graph, node, trailing=2)
+    leading = common(
+        [_broadcast(graph.placed(each), graph.shape(node), trailing=2)[:-2] for each in (first, second)],
+        graph.shape(node)[:-2],
+    )
+    layout = (*leading, rows and rows.compact(), columns and columns.compact())
+    placed = {
+        operand: graph.with_layout(
+            operand, (*_last(leading, graph.shape(operand)[:-2], graph.shape(node)[:-2]), *matrix)
+        )
+        for operand, matrix in ((first, (layout[-2], None)), (second, (None, layout[-1])))
+    }
+    return graph.followed(node, placed, layout)
+
+
+def _together(graph: Counterparts, node: fx.Node, *, trailing: int) -> Result:
     """Add an operation over operands that broadcast, all in the same layout, but for some dims at the end."""
     shape, operands = graph.shape(node), graph.operands(node)
-    over = len(shape) - trailing
     layouts = [
-        tuple(axis if dim < over else None for dim, axis in enumerate(_broadcast(graph.placed(operand), shape)))
+        _broadcast(graph.placed(operand), shape, trailing=trailing)
         for operand in operands
         if not graph.is_cuttable(operand)
     ]
     layout = common(layouts, shape)
     if any(axis is not None and axis.is_empty for axis in layout):
         return graph.result(node, None, layout)
+    leading = layout[: len(shape) - trailing]
     placed = {}
     for operand in operands:
         sizes = graph.shape(operand)
-        last = layout[len(shape) - len(sizes) :]
-        want = tuple(
-            axis if size == full else None
-            for axis, size, full in zip(last, sizes, shape[len(shape) - len(sizes) :], strict=True)
-        )
-        # The matrices of a product have other sizes than the result, and are whole.
-        want = (*want[: len(sizes) - trailing], *(None,) * trailing)[: len(sizes)]
-        placed[operand] = graph.with_layout(operand, want)
+        want = _last(leading, sizes[: len(sizes) - trailing], shape[: len(shape) - trailing])
+        placed[operand] = graph.with_layout(operand, (*want, *(None,) * min(trailing, len(sizes))))
     return graph.followed(node, placed, layout)
 
 
-def _broadcast(value: Placed, shape: tuple[int, ...]) -> Layout:
-    """Return the layout of an operand as one of the result, None along dims in which it is repeated."""
-    missing = len(shape) - len(value.shape)
-    return (
-        *(None,) * missing,
-        *(
-            axis if size == full else None
-            for axis, size, full in zip(value.layout, value.shape, shape[missing:], strict=True)
-        ),
+def _last(layout: Layout, sizes: tuple[int, ...], shape: tuple[int, ...]) -> Layout:
+    """Return the layout that an operand needs, of fewer dims, some of which are repeated."""
+    first = len(shape) - len(sizes)
+    return tuple(
+        axis if size == full else None for axis, size, full in zip(layout[first:], sizes, shape[first:], strict=True)
     )
 
 
-def within_maps(graph: Counterparts, node: fx.Node) -> Placed:
+def _broadcast(value: Placed, shape: tuple[int, ...], *, trailing: int) -> Layout:
+    """Return the layout of an operand as one of the result, None along dims in which it is repeated, and at the end."""
+    missing, last = len(shape) - len(value.shape), len(shape) - trailing
+    have = zip(value.layout, value.shape, strict=True)
+    axes = (
+        *(None,) * missing,
+        *(axis if size == full else None for (axis, size), full in zip(have, shape[missing:], strict=True)),
+    )
+    return (*axes[:last], *(None,) * trailing)
+
+
+def within_maps(graph: Counterparts, node: fx.Node) -> Result:
     """Add an operation within the maps of each node, as pooling."""
     source = graph.operands(node)[0]
     value = graph.exact(source)
@@ -78,7 +99,9 @@ def within_maps(graph: Counterparts, node: fx.Node) -> Placed:
 
 def reduced(graph: Counterparts, node: fx.Node) -> Result:
     """Add a reduction over dims that are whole."""
-    source = graph.operands(node)[0]
+    source, *others = graph.operands(node)
+    if others:  # the larger of two tensors has the name of the largest entry of one
+        return elementwise(graph, node)
     value, rank = graph.exact(source), len(graph.shape(source))
     dims = bound(node).get("dim")
     dims = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
@@ -90,7 +113,7 @@ def reduced(graph: Counterparts, node: fx.Node) -> Result:
     return graph.followed(node, {source: value}, layout)
 
 
-def normalized(graph: Counterparts, node: fx.Node) -> Placed:
+def normalized(graph: Counterparts, node: fx.Node) -> Result:
     """Add an operation that mixes some dims, which must be whole: softmax, layer and group normalization."""
     arguments = bound(node)
     source = graph.operands(node)[0]
@@ -105,7 +128,7 @@ def normalized(graph: Counterparts, node: fx.Node) -> Placed:
     return graph.followed(node, {source: value}, layout)
 
 
-def per_channel(graph: Counterparts, node: fx.Node) -> Placed:
+def per_channel(graph: Counterparts, node: fx.Node) -> Result:
     """Add an operation with parameters for each channel, as PReLU or normalization that does not learn."""
     source, *parameters = graph.operands(node)
     value = graph.exact(source)
@@ -119,7 +142,7 @@ def per_channel(graph: Counterparts, node: fx.Node) -> Placed:
     return graph.followed(node, placed, value.layout)
 
 
-def gated(graph: Counterparts, node: fx.Node) -> Placed:
+def gated(graph: Counterparts, node: fx.Node) -> Result:
     """Add a gated linear unit: the second half of a dim gates the first."""
     source, arguments = graph.operands(node)[0], bound(node)
     value = graph.placed(source)
@@ -159,7 +182,7 @@ def concatenated(graph: Counterparts, node: fx.Node) -> Placed:
     return graph.result(node, new, tuple(layout))
 
 
-def stacked(graph: Counterparts, node: fx.Node) -> Placed:
+def stacked(graph: Counterparts, node: fx.Node) -> Result:
     """Add a stack of values in one layout along a new dim."""
     arguments, shape = bound(node), graph.shape(node)
     operands = arguments["tensors"]
@@ -184,28 +207,36 @@ def _compact_but(layout: Layout, dim: int) -> Layout:
     return tuple(axis if other == dim else axis and axis.compact() for other, axis in enumerate(layout))
 
 
-_UNARY = """
-    relu relu6 hardtanh hardswish silu gelu sigmoid hardsigmoid tanh elu selu celu leaky_relu mish softplus softsign
-    logsigmoid log_sigmoid hardshrink threshold rrelu neg to _to_copy exp expm1 log log1p sqrt rsqrt abs pow clamp
-    clamp_min clamp_max square reciprocal sin cos erf sign round floor ceil type_as
+# Names as of the rules of labels; what these keep whole may be here as well.
+_ELEMENTWISE = """
+    abs add addcdiv addcmul bitwise_and bitwise_not bitwise_or celu clamp clamp_max clamp_min cos div elu eq erf exp
+    expm1 floor ge gelu gt hardshrink hardsigmoid hardswish hardtanh le leaky_relu lerp log log1p log_sigmoid
+    logical_and logical_not logical_or logsigmoid lt masked_fill maximum minimum mish mul ne neg pow reciprocal relu
+    relu6 round rsqrt rsub selu sigmoid sign silu sin softplus softsign sqrt square sub tanh threshold to true_divide
+    type_as where _to_copy
 """
-_BINARY = "add sub mul div maximum minimum where rsub masked_fill addcmul addcdiv lerp eq ne gt ge lt le"
 _WITHIN_MAPS = """
-    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
-    upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d reflection_pad1d reflection_pad2d
-    replication_pad1d replication_pad2d
+    adaptive_avg_pool adaptive_max_pool avg_pool lp_pool max_pool reflection_pad replication_pad upsample_bicubic
+    upsample_bilinear upsample_linear upsample_nearest upsample_nearest_exact upsample_trilinear _upsample_nearest_exact
 """
+_REDUCTIONS = """
+    all amax amin any linalg_vector_norm logsumexp max mean median min norm prod std std_mean sum var var_mean
+"""
+_MIXES = "cumprod cumsum log_softmax softmax softmin _log_softmax _softmax layer_norm rms_norm group_norm"
 
 Handler = Callable[[Counterparts, fx.Node], Any]
-OPERATIONS: Mapping[str, Handler] = {
-    **dict.fromkeys((_UNARY + _BINARY).split(), elementwise),
-    **dict.fromkeys(("matmul", "bmm", "scaled_dot_product_attention"), attention),
-    **dict.fromkeys(_WITHIN_MAPS.split(), within_maps),
-    **dict.fromkeys(("mean", "sum", "amax", "amin", "logsumexp", "prod", "var", "std"), reduced),
-    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax", "layer_norm", "group_norm"), normalized),
-    **dict.fromkeys(("batch_norm", "instance_norm", "prelu"), per_channel),
-    **dict.fromkeys(("cat", "concat", "concatenate"), concatenated),
-    "stack": stacked,
-    "glu": gated,
-}
+
+
+def _table() -> Mapping[str, Handler]:
+    table: dict[str, Handler] = dict.fromkeys(_ELEMENTWISE.split(), elementwise)
+    for name in _WITHIN_MAPS.split():
+        table |= {f"{name}{dims}d{suffix}": within_maps for dims in (1, 2, 3) for suffix in ("", "_with_indices")}
+    table |= dict.fromkeys(_REDUCTIONS.split(), reduced)
+    table |= dict.fromkeys(_MIXES.split(), normalized)
+    table |= dict.fromkeys(("batch_norm", "instance_norm", "prelu"), per_channel)
+    table |= dict.fromkeys(("cat", "concat", "concatenate"), concatenated)
+    table |= dict.fromkeys(("matmul", "bmm", "mm"), product)
+    return {**table, "scaled_dot_product_attention": attention, "stack": stacked, "glu": gated}
+
+
+OPERATIONS = _table()

@@ -63,7 +63,7 @@ class Weighted:
 def weighted(graph: Counterparts, node: fx.Node) -> Result:
     """Add a convolution or linear operation: one operation a bundle of its kept rows."""
     if node not in graph.analysis.weight_of:
-        return unknown(graph, node)
+        return _between_positions(graph, node)
     operation, value = _read(graph, node), graph.placed(bound(node)["input"])
     if is_depthwise(operation.targets, operation.sources, operation.groups):
         return _depthwise(graph, node, operation, value)
@@ -89,6 +89,17 @@ def weighted(graph: Counterparts, node: fx.Node) -> Result:
         read.node,
     )
     return graph.result(node, new, layout)
+
+
+def _between_positions(graph: Counterparts, node: fx.Node) -> Result:
+    """Add an operation whose weight is not between nodes: its own dim is whole, others may hold nodes."""
+    dim, source = channel_dim(node), bound(node)["input"]
+    if dim != -1 or not isinstance(source, fx.Node):
+        return unknown(graph, node)
+    value = graph.placed(source)
+    layout = (*(axis and axis.compact() for axis in value.layout[:-1]), None)
+    value = graph.emitter.aligned(value, layout, graph.nodes(source))
+    return graph.followed(node, {source: value}, layout)
 
 
 def _read(graph: Counterparts, node: fx.Node) -> Weighted:
