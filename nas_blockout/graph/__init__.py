@@ -1,0 +1,1 @@
+"""Any exportable network as a graph whose nodes can be removed and separated."""

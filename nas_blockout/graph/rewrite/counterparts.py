@@ -1,0 +1,246 @@
+"""What each value of the original graph is in the new one."""
+
+import operator
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from nas_blockout.graph.analysis import GraphAnalysis
+from nas_blockout.graph.operations import bound, name_of
+from nas_blockout.graph.rewrite.bundles import Memberships
+from nas_blockout.graph.rewrite.emitter import Emitter, empty_axis
+from nas_blockout.graph.rewrite.layout import Deferred, Layout, Placed, Unplaceable, Value
+
+NOBODY = torch.zeros(0, dtype=torch.long)
+
+Result = Value | tuple[Value, ...]
+
+
+class Counterparts:
+    """Values of the new graph by the nodes of the original one.
+
+    Args:
+        analysis: The original graph.
+        memberships: Which clusters its nodes belong to, and which nodes stay.
+        state: State dict of the original network, masked weights in place.
+
+    Attributes:
+        emitter: Writes the new graph.
+        macs: Multiply-accumulates an image of the weighted operations written so far.
+    """
+
+    def __init__(self, analysis: GraphAnalysis, memberships: Memberships, state: Mapping[str, Tensor]) -> None:
+        self.analysis, self.memberships, self.state = analysis, memberships, state
+        self.emitter = Emitter(analysis.shape)
+        self.macs = 0
+        self._results: dict[fx.Node, Result] = {analysis.image: self.emitter.image}
+        self._writers = _writers(analysis)
+
+    # ---- the original graph
+
+    def is_scalar(self, node: fx.Node) -> bool:
+        """Whether a node is a number, as a size."""
+        return isinstance(self.analysis.values[node], int | float | bool)
+
+    def operands(self, node: fx.Node) -> list[fx.Node]:
+        """Return the tensors that an operation reads."""
+        return [operand for operand in node.all_input_nodes if not self.is_scalar(operand)]
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Return the shape of an original value for one image; of several, that of the first."""
+        value = self.analysis.values[node]
+        return tuple((value[0] if isinstance(value, tuple | list) else value).shape)
+
+    def nodes(self, node: fx.Node) -> Tensor:
+        """Return the nodes of an original value, to be made rigid if it cannot be placed."""
+        labels = self.analysis.labels[node]
+        return labels if isinstance(labels, Tensor) else NOBODY
+
+    def is_written_once(self, nodes: Tensor) -> bool:
+        """Whether no node of a layer is written by a second weight, which would need the same order."""
+        return all(self._writers[node] <= 1 for node in set(nodes.tolist()))
+
+    # ---- the new graph
+
+    def __setitem__(self, node: fx.Node, result: Result) -> None:
+        self._results[node] = result
+
+    def part(self, node: fx.Node, number: int) -> Value:
+        """Return one of the values of an operation that gives several."""
+        parts = self._results[node]
+        assert isinstance(parts, tuple), f"{node} gives several values"
+        return parts[number]
+
+    def value(self, node: fx.Node) -> Value:
+        """Return the counterpart of a value; a constant is written when it is first read."""
+        if node not in self._results:
+            self._results[node] = self._constant(node)
+        result = self._results[node]
+        assert not isinstance(result, tuple), f"the values of {node} are read one by one"
+        return result
+
+    def placed(self, node: fx.Node) -> Placed:
+        """Return the counterpart of a value.
+
+        Raises:
+            Unplaceable: It is known only as a move of another value.
+        """
+        value = self.value(node)
+        if isinstance(value, Deferred):
+            raise Unplaceable(self.nodes(node), "a view that mixes nodes")
+        return value
+
+    def whole(self, node: fx.Node) -> Placed:
+        """Return the counterpart of a value with all positions in order.
+
+        Raises:
+            Unplaceable: Some of its positions are removed.
+        """
+        value = self.placed(node)
+        return self.emitter.aligned(value, (None,) * len(value.layout), self.nodes(node))
+
+    def exact(self, node: fx.Node) -> Placed:
+        """Return the counterpart of a value with nothing in memory but what is kept."""
+        return self.emitter.exact(self.placed(node))
+
+    def result(self, node: fx.Node, new: fx.Node | None, layout: Layout, part: int | None = None) -> Placed:
+        """Return the counterpart that an operation has written; with no `new`, nothing of it is kept."""
+        original, meta = self.analysis.values[node], node.meta["val"]
+        if part is not None:
+            original, meta = original[part], meta[part]
+        batched = batched_dims(meta)
+        if new is None and not any(axis is not None and axis.is_empty for axis in layout):
+            layout = tuple(
+                axis if grows else empty_axis(size)
+                for axis, size, grows in zip(layout, original.shape, batched, strict=True)
+            )
+        return Placed(new, tuple(original.shape), layout, batched)
+
+    def repeated(self, node: fx.Node, operands: Mapping[fx.Node, fx.Node] | None = None) -> fx.Node:
+        """Add the same operation to the new graph, with some operands given and the others whole."""
+
+        def new(argument: fx.Node) -> Any:
+            if operands and argument in operands:
+                return operands[argument]
+            if self.is_scalar(argument):
+                return self._scalar(argument)
+            return self.whole(argument).node
+
+        args, kwargs = fx.node.map_arg(node.args, new), fx.node.map_arg(node.kwargs, new)
+        assert callable(node.target)
+        return self.emitter.call(node.target, *args, **kwargs)
+
+    def followed(self, node: fx.Node, operands: Mapping[fx.Node, Placed], layout: Layout) -> Result:
+        """Add the same operation on operands that are in place already; none if nothing of one of them is kept.
+
+        If it gives several values, all have the same layout.
+        """
+        kept = {original: operand.node for original, operand in operands.items() if operand.node is not None}
+        empty = any(operand.is_empty for operand in operands.values())
+        new = None if empty else self.repeated(node, kept)
+        several = self.analysis.values[node]
+        if not isinstance(several, tuple | list):
+            return self.result(node, new, layout)
+        parts = [new and self.emitter.call(operator.getitem, new, number) for number in range(len(several))]
+        return tuple(self.result(node, part, layout, number) for number, part in enumerate(parts))
+
+    def with_layout(self, node: fx.Node, layout: Layout) -> Placed:
+        """Return the counterpart of a value in a layout.
+
+        A parameter that is read once is held in this layout, instead of being brought into it for each batch.
+
+        Raises:
+            Unplaceable: It has not all positions of the layout.
+        """
+        if not self.is_cuttable(node):
+            return self.emitter.aligned(self.placed(node), layout, self.nodes(node))
+        value = self.state[self.analysis.parameter_of[node]]
+        for dim, axis in enumerate(layout):
+            if axis is not None:
+                value = value.index_select(dim, axis.order)
+        return self.result(node, self._parameter(node, value), layout)
+
+    def is_cuttable(self, node: fx.Node) -> bool:
+        """Whether a node is a parameter that is read once."""
+        return node in self.analysis.parameter_of and len(node.users) == 1
+
+    def state_of(self, node: fx.Node | None) -> Tensor | None:
+        """Return the value of a parameter in the state, None for no node.
+
+        Raises:
+            Unplaceable: It is computed from others.
+        """
+        if node is None:
+            return None
+        if node not in self.analysis.parameter_of:
+            raise Unplaceable(NOBODY, "a computed parameter")
+        return self.state[self.analysis.parameter_of[node]]
+
+    def _constant(self, node: fx.Node) -> Placed:
+        value, batched = self.analysis.values[node], batched_dims(node.meta["val"])
+        assert self.analysis.is_constant[node], f"{node} is read before it is written"
+        if node in self.analysis.parameter_of:
+            new = self._parameter(node, self.state[self.analysis.parameter_of[node]])
+        elif not value.is_meta and not any(batched):
+            new = self.emitter.constant(value)
+        else:
+            new = self.repeated(node)
+        return self.result(node, new, (None,) * value.dim())
+
+    def _parameter(self, node: fx.Node, value: Tensor) -> fx.Node:
+        learned = isinstance(node.meta["val"], nn.Parameter)
+        return self.emitter.parameter(self.analysis.parameter_of[node], value, learned=learned)
+
+    def _scalar(self, node: fx.Node) -> fx.Node | float:
+        value, meta = self.analysis.values[node], node.meta["val"]
+        if not isinstance(meta, torch.SymInt):
+            return value  # type: ignore[no-any-return]  # a number
+        if not _is_multiple_of_images(meta, value):
+            raise Unplaceable(NOBODY, "a size that is no multiple of the number of images")
+        return self.emitter.images(value)
+
+
+def batched_dims(meta: Any) -> tuple[bool, ...]:
+    """Return for each dim of an exported value whether its size grows with the number of images."""
+    return tuple(isinstance(size, torch.SymInt) for size in meta.shape)
+
+
+def along(nodes: Tensor, dim: int) -> Tensor:
+    """Return the nodes of a value along one dim; they are the same at all positions of the others."""
+    return nodes.movedim(dim, 0).flatten(1)[:, 0] if nodes.dim() > 1 else nodes
+
+
+def is_depthwise(nodes: Tensor, sources: Tensor, groups: int) -> bool:
+    """Whether a convolution from one dim of nodes to another filters each node alone."""
+    return groups == len(nodes) == len(sources) > 1
+
+
+def channel_dim(node: fx.Node) -> int:
+    """Return the dim of the nodes in what a weighted operation reads and gives."""
+    return -1 if name_of(node) == "linear" else 1
+
+
+def _is_multiple_of_images(size: torch.SymInt, factor: int) -> bool:
+    expression = size.node.expr
+    symbols = list(expression.free_symbols)
+    return len(symbols) == 1 and expression == factor * symbols[0]
+
+
+def _writers(analysis: GraphAnalysis) -> Counter[int]:
+    writers: Counter[int] = Counter()
+    for node in analysis.weight_of:
+        dim = channel_dim(node)
+        source, _, *_ = node.all_input_nodes
+        nodes, sources = (_along_labels(analysis, each, dim) for each in (node, source))
+        if not is_depthwise(nodes, sources, bound(node).get("groups", 1)):
+            writers.update(set(nodes.tolist()))
+    return writers
+
+
+def _along_labels(analysis: GraphAnalysis, node: fx.Node, dim: int) -> Tensor:
+    labels = analysis.labels[node]
+    assert isinstance(labels, Tensor), "a weight reads one value and gives one"
+    return along(labels, dim)

@@ -1,0 +1,383 @@
+"""Moves: operations that only rearrange a value. Most of them change the bookkeeping of a layout, not memory.
+
+Each move of the original graph is given as a `Move`, with a way to repeat it in the new graph and a way to replay it on
+numbers of positions, which tells what any of them does without knowing it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from nas_blockout.graph.rewrite.emitter import Emitter, empty_axis
+from nas_blockout.graph.rewrite.layout import (
+    Axis,
+    Deferred,
+    Layout,
+    Placed,
+    Unplaceable,
+    Value,
+    dim_groups,
+    merged,
+    split,
+)
+
+_IMAGES = 7919  # stands for the number of images where dims are told apart by their size: a prime that no size has
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shape:
+    """Shape of an original value for one image, and which dims grow with the number of images."""
+
+    sizes: tuple[int, ...]
+    batched: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Move:
+    """An operation that rearranges one value.
+
+    Args:
+        emitter: Writes the new graph.
+        name: Name of the operation.
+        arguments: Its arguments by name, sizes for one image.
+        results: Shapes of what it gives: one, or those of several parts.
+        repeat: Adds the same operation on another value to the new graph.
+        replay: Runs it on a tensor, with the sizes of a number of images.
+        nodes: Of the value, to be made rigid if they cannot be moved.
+    """
+
+    emitter: Emitter
+    name: str
+    arguments: Mapping[str, Any]
+    results: tuple[Shape, ...]
+    repeat: Callable[[fx.Node], fx.Node]
+    replay: Callable[[Tensor, int], Any]
+    nodes: Tensor
+
+    def placed(self, value: Placed, layout: Layout) -> Placed:
+        """Return the result of the same operation on a value in the new graph."""
+        shape = self.results[0]
+        node = None if value.node is None else self.repeat(value.node)
+        return Placed(node, shape.sizes, layout, shape.batched)
+
+
+Result = Value | tuple[Value, ...]
+
+
+def moved(move: Move, value: Value) -> Result:
+    """Return what a move makes of a value.
+
+    Raises:
+        Unplaceable: It mixes nodes in a way that no order of nodes says.
+    """
+    if move.name in _IN_PLACE_ALREADY:
+        return value
+    if isinstance(value, Deferred):
+        return _moved_on(move, value)
+    if value.is_empty:
+        value = Placed(None, value.shape, value.layout, value.batched)
+    if move.name in _VIEWS:
+        return reshaped(move.emitter, value, move.results[0], move.nodes)
+    handler = _HANDLERS.get(move.name)
+    if handler is not None:
+        return handler(move, value)
+    if value.is_whole and len(move.results) == 1:
+        return move.placed(value, (None,) * len(move.results[0].sizes))
+    return _moved_on(move, Deferred(value, _numbered(value)))
+
+
+# ---- views
+
+
+def reshaped(emitter: Emitter, value: Placed, shape: Shape, nodes: Tensor) -> Value:
+    """Return a view of a value with another shape; deferred where a dim is cut between nodes that are kept and others.
+
+    Args:
+        emitter: Writes the new graph.
+        value: What is viewed.
+        shape: Of the result.
+        nodes: To be made rigid where images and nodes are joined in another order than images first.
+    """
+    before = [size * _IMAGES if grows else size for size, grows in zip(value.shape, value.batched, strict=True)]
+    after = [size * _IMAGES if grows else size for size, grows in zip(shape.sizes, shape.batched, strict=True)]
+    layout: list[Axis | None] = [None] * len(after)
+    flat = value
+    groups = dim_groups(before, after)
+    joined = [value.layout[inner[0]] if len(inner) == 1 else _joined(value, inner, nodes) for inner, _ in groups]
+    pieces = []
+    for axis, (inner, outer) in zip(joined, groups, strict=True):
+        if axis is None:
+            continue
+        if len(outer) == 1:
+            layout[outer[0]] = axis
+            continue
+        if any(value.batched[dim] for dim in inner[1:]) or any(shape.batched[dim] for dim in outer[1:]):
+            raise Unplaceable(nodes, "a view that mixes images and nodes")
+        piece = split(axis, [shape.sizes[dim] for dim in outer])
+        if piece is None:
+            return _deferred_view(emitter, value, shape, nodes)
+        pieces.append((axis, piece, inner, outer))
+    for axis, (axes, order), inner, outer in pieces:
+        for dim, part in zip(outer, axes, strict=True):
+            layout[dim] = part
+        if not torch.equal(order, torch.arange(axis.size)):
+            flat = _ordered(emitter, flat, inner, order, nodes)
+    return _viewed(emitter, flat, shape, tuple(layout))
+
+
+def _joined(value: Placed, dims: Sequence[int], nodes: Tensor) -> Axis | None:
+    if all(value.layout[dim] is None for dim in dims):
+        return None
+    if any(value.batched[dim] for dim in dims[1:]):
+        raise Unplaceable(nodes, "a view that mixes images and nodes")
+    return merged([value.axis(dim) for dim in dims])
+
+
+def _ordered(emitter: Emitter, value: Placed, dims: Sequence[int], order: Tensor, nodes: Tensor) -> Placed:
+    """Bring the places of a dim into the order in which it can be divided."""
+    if len(dims) > 1 or value.batched[dims[0]]:
+        raise Unplaceable(nodes, "a view that joins nodes and divides them again")
+    if value.node is None:
+        return value
+    axis = Axis(torch.arange(len(order)), len(order))  # the caller knows what is where
+    layout = tuple(axis if dim == dims[0] else have for dim, have in enumerate(value.layout))
+    return Placed(emitter.select(value.node, dims[0], order), value.shape, layout, value.batched)
+
+
+def _viewed(emitter: Emitter, value: Placed, shape: Shape, layout: Layout) -> Placed:
+    result = Placed(value.node, shape.sizes, layout, shape.batched)
+    if value.node is None or result.is_empty:
+        return Placed(None, shape.sizes, layout, shape.batched)
+    if sum(shape.batched) > 1:
+        raise Unplaceable(torch.zeros(0), "a view with two dims that count images")
+    if shape.sizes == value.shape and shape.batched == value.batched:
+        return result
+    sizes = [-1 if grows else size for size, grows in zip(result.sizes, shape.batched, strict=True)]
+    # Not `view`: what was cut out of a tensor does not stand together in memory.
+    node = emitter.call(torch.ops.aten.reshape.default, value.node, sizes)
+    return Placed(node, shape.sizes, layout, shape.batched)
+
+
+def _deferred_view(emitter: Emitter, value: Placed, shape: Shape, nodes: Tensor) -> Value:
+    """Return the view as numbers of positions of a value whose dims are joined as far as they are in it."""
+    base = _with_joined_dims(emitter, value, shape, nodes)
+    numbers = _numbered(base)
+    return Deferred(base, numbers.reshape([size * 2 if grows else size for size, grows in _pairs(shape)]))
+
+
+def _with_joined_dims(emitter: Emitter, value: Placed, shape: Shape, nodes: Tensor) -> Placed:
+    before = [size * _IMAGES if grows else size for size, grows in zip(value.shape, value.batched, strict=True)]
+    after = [size * _IMAGES if grows else size for size, grows in _pairs(shape)]
+    groups = dim_groups(before, after)
+    if all(len(inner) == 1 for inner, _ in groups):
+        return value
+    sizes = tuple(int(torch.tensor([value.shape[dim] for dim in inner]).prod()) for inner, _ in groups)
+    batched = tuple(any(value.batched[dim] for dim in inner) for inner, _ in groups)
+    result = reshaped(emitter, value, Shape(sizes, batched), nodes)
+    assert isinstance(result, Placed), "joining dims divides none"
+    return result
+
+
+def _pairs(shape: Shape) -> list[tuple[int, bool]]:
+    return list(zip(shape.sizes, shape.batched, strict=True))
+
+
+# ---- moves of dims
+
+
+def _permuted(move: Move, value: Placed) -> Result:
+    marked = torch.empty([dim + 2 for dim in range(len(value.shape))])  # dims are told apart by their size
+    dims = [size - 2 for size in move.replay(marked, 1).shape]
+    return move.placed(value, tuple(value.layout[dim] for dim in dims))
+
+
+def _expanded(move: Move, value: Placed) -> Result:
+    shape = move.results[0]
+    new = len(shape.sizes) - len(value.shape)
+    layout: list[Axis | None] = [None] * new
+    sizes: list[int | fx.Node] = []
+    for dim, (size, grows) in enumerate(_pairs(shape)):
+        stays = dim >= new and value.shape[dim - new] == size and value.batched[dim - new] == grows
+        if dim >= new:
+            layout.append(value.layout[dim - new] if stays else None)
+        sizes.append(-1 if stays else move.emitter.images(size) if grows else size)
+    if value.node is None:
+        return Placed(None, shape.sizes, tuple(layout), shape.batched)
+    exact = move.emitter.exact(value)
+    assert exact.node is not None
+    node = move.emitter.call(torch.ops.aten.expand.default, exact.node, sizes)
+    return Placed(node, shape.sizes, tuple(axis and axis.compact() for axis in layout), shape.batched)
+
+
+def _repeated(move: Move, value: Placed) -> Result:
+    shape, repeats = move.results[0], move.arguments["repeats"]
+    new = len(repeats) - len(value.shape)
+    for dim, axis in enumerate(value.layout):
+        if axis is not None and repeats[new + dim] != 1:
+            raise Unplaceable(move.nodes, "nodes that are repeated")
+    exact = move.emitter.exact(value)
+    return move.placed(exact, (*(None,) * (len(shape.sizes) - len(value.shape)), *exact.layout))
+
+
+# ---- choices along one dim
+
+
+def _picked(move: Move, value: Placed) -> Result:
+    dim = _dim_of(move) % len(value.shape)
+    drops = move.name in ("select", "unbind")
+    if value.layout[dim] is None:
+        return _repeated_picks(move, value, dim, drops=drops)
+    axis = value.axis(dim)
+    sizes = [1] * len(value.shape)
+    sizes[dim] = len(axis.places)
+    parts = move.replay(torch.arange(len(axis.places)).view(sizes), 1)
+    parts = [parts] if isinstance(parts, Tensor) else parts
+    results = tuple(
+        _part(move, value, dim, axis.picked(part.flatten()), shape=shape, drops=drops)
+        for part, shape in zip(parts, move.results, strict=True)
+    )
+    return results if len(move.results) > 1 or move.name in _PARTS else results[0]
+
+
+def _repeated_picks(move: Move, value: Placed, dim: int, *, drops: bool) -> Result:
+    kept = [axis for other, axis in enumerate(value.layout) if not (drops and other == dim)]
+    if move.name not in _PARTS:
+        return move.placed(value, tuple(kept))
+    parts = None if value.node is None else move.repeat(value.node)
+    return tuple(
+        Placed(parts and move.emitter.call(_item, parts, number), shape.sizes, tuple(kept), shape.batched)
+        for number, shape in enumerate(move.results)
+    )
+
+
+def _part(move: Move, value: Placed, dim: int, axis: Axis, *, shape: Shape, drops: bool) -> Placed:
+    """Return a value that has some positions of a dim: the same memory, unless it is a single position."""
+    layout = list(value.layout)
+    if not drops:
+        layout[dim] = axis
+        if value.node is not None and len(axis.kept.nonzero()) != len(axis.places[axis.kept].unique()):
+            raise Unplaceable(move.nodes, "nodes that are read twice")
+        return Placed(None if axis.is_empty else value.node, shape.sizes, tuple(layout), shape.batched)
+    del layout[dim]
+    if axis.is_empty:
+        gone = tuple(
+            have if grows else empty_axis(size) for have, (size, grows) in zip(layout, _pairs(shape), strict=True)
+        )
+        return Placed(None, shape.sizes, gone, shape.batched)
+    node = value.node and move.emitter.call(torch.ops.aten.select.int, value.node, dim, int(axis.places[0]))
+    return Placed(node, shape.sizes, tuple(layout), shape.batched)
+
+
+def _item(parts: Sequence[Tensor], number: int) -> Tensor:
+    return parts[number]
+
+
+def _dim_of(move: Move) -> int:
+    if move.name == "index":
+        indexed = [dim for dim, index in enumerate(move.arguments["indices"]) if index is not None]
+        return indexed[0]
+    dims = move.arguments.get("dim", move.arguments.get("dims", 0))
+    return int(dims if isinstance(dims, int) else dims[0])
+
+
+def _indexed(move: Move, value: Placed) -> Result:
+    indices = move.arguments["indices"]
+    dims = [dim for dim, index in enumerate(indices) if index is not None]
+    if len(dims) == 1 and isinstance(indices[dims[0]], Tensor) and indices[dims[0]].dim() == 1:
+        return _picked(move, value)
+    if any(value.layout[dim] is not None for dim in dims) or dims != list(range(dims[0], dims[-1] + 1)):
+        raise Unplaceable(move.nodes, "nodes that are chosen by an index")
+    rank = len(move.results[0].sizes) - (len(value.shape) - len(dims))
+    return move.placed(value, (*value.layout[: dims[0]], *(None,) * rank, *value.layout[dims[-1] + 1 :]))
+
+
+def _rolled(move: Move, value: Placed) -> Result:
+    dims = move.arguments.get("dims") or range(len(value.shape))
+    dims = [dims] if isinstance(dims, int) else [dim % len(value.shape) for dim in dims]
+    touched = [dim for dim in dims if value.layout[dim] is not None]
+    if not touched:
+        return move.placed(value, value.layout)
+    if len(dims) > 1:
+        raise Unplaceable(move.nodes, f"{move.name} over nodes")
+    return _picked(move, value)
+
+
+def _padded(move: Move, value: Placed) -> Result:
+    pads = move.arguments["pad"]
+    layout = list(value.layout)
+    for number in range(len(pads) // 2):
+        dim = len(value.shape) - 1 - number
+        before, after = pads[2 * number : 2 * number + 2]
+        axis = value.layout[dim]
+        if axis is None or (before, after) == (0, 0):
+            continue
+        if move.arguments.get("mode", "constant") != "constant" or min(before, after) < 0:
+            raise Unplaceable(move.nodes, "nodes that are padded with others")
+        # What is padded is no node's: it stays until a sum shows which nodes it is added to.
+        places = torch.where(axis.places >= 0, axis.places + before, axis.places)
+        last = torch.arange(after) + before + axis.size
+        layout[dim] = Axis(torch.cat([torch.arange(before), places, last]), before + axis.size + after)
+    return _padded_value(move, value, tuple(layout))
+
+
+def _padded_value(move: Move, value: Placed, layout: Layout) -> Placed:
+    shape = move.results[0]
+    if value.node is not None or any(axis is not None and axis.is_empty for axis in layout):
+        return move.placed(value, layout)
+    # All nodes are gone, only the padding is left.
+    raise Unplaceable(move.nodes, f"padding of nothing to {shape.sizes}")
+
+
+# ---- moves that are known only together with those that follow
+
+
+def _numbered(value: Placed) -> Tensor:
+    sizes = value.shape_for(2)
+    return torch.arange(int(torch.tensor(sizes).prod())).view(sizes)
+
+
+def _moved_on(move: Move, value: Deferred) -> Result:
+    parts = move.replay(value.origin, 2)
+    if isinstance(parts, Tensor):
+        return _resolved(move, Deferred(value.base, parts), move.results[0])
+    return tuple(
+        _resolved(move, Deferred(value.base, part), shape) for part, shape in zip(parts, move.results, strict=True)
+    )
+
+
+def _resolved(move: Move, value: Deferred, shape: Shape) -> Value:
+    """Return a deferred value as a choice of positions of one dim of its base, if that is all that was done."""
+    base = value.base
+    sizes = list(base.shape_for(2))
+    numbers = _numbered(base)
+    for dim, axis in enumerate(base.layout):
+        if axis is None or value.origin.numel() * sizes[dim] % numbers.numel() != 0:
+            continue
+        chosen = [*sizes]
+        chosen[dim] = value.origin.numel() * sizes[dim] // numbers.numel()
+        origin = value.origin.reshape(chosen)
+        positions = (origin.movedim(dim, 0).flatten(1)[:, 0] // numbers.stride(dim)) % sizes[dim]
+        if not torch.equal(numbers.index_select(dim, positions), origin):
+            continue
+        layout = tuple(axis.picked(positions) if other == dim else have for other, have in enumerate(base.layout))
+        picked = tuple(len(positions) if other == dim else size for other, size in enumerate(base.shape))
+        return reshaped(move.emitter, Placed(base.node, picked, layout, base.batched), shape, move.nodes)
+    return value
+
+
+_IN_PLACE_ALREADY = frozenset({"contiguous", "clone", "alias", "detach", "lift_fresh_copy", "lift_fresh"})
+_VIEWS = frozenset({"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "_unsafe_view"})
+_PARTS = frozenset({"chunk", "split", "split_with_sizes", "unbind", "tensor_split"})
+_HANDLERS: Mapping[str, Callable[[Move, Placed], Result]] = {
+    **dict.fromkeys(("permute", "transpose", "t", "movedim", "mT", "swapaxes", "swapdims"), _permuted),
+    **dict.fromkeys(("expand", "expand_as"), _expanded),
+    **dict.fromkeys(("slice", "narrow", "select", "index_select", *_PARTS), _picked),
+    **dict.fromkeys(("roll", "flip"), _rolled),
+    **dict.fromkeys(("pad", "constant_pad_nd"), _padded),
+    "index": _indexed,
+    "repeat": _repeated,
+}
+MOVES = _IN_PLACE_ALREADY | _VIEWS | frozenset(_HANDLERS) | {"pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}
