@@ -336,7 +336,7 @@ def masked_connections(
 
 def _chosen_layers(connections: Sequence[Connection], masked: str | Sequence[str], network: str) -> tuple[str, ...]:
     known = maskable_layers(connections)
-    layers = f"layers that can be masked on {network}: {_listed(known)}"
+    layers = f"layers that can be masked on {network}: {listed(known)}"
     if isinstance(masked, str):
         last = LAST.fullmatch(masked)
         number = int(last[1]) if last else 0
@@ -363,8 +363,8 @@ def _quoted(names: Sequence[str]) -> str:
     return " and ".join(map(repr, names))
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Return names as a text; of many only the first and the last."""
+def listed(names: Sequence[str]) -> str:
+    """Return names as a text, of many only the first and the last ones."""
     shown = names if len(names) <= _MOST_LISTED else (*names[:4], "...", *names[-8:])
     return ", ".join(shown)
 
@@ -468,7 +468,7 @@ def _sources_or_image(connection: Connection) -> tuple[str | None, ...]:
 
 def _kept(connection: Connection, memberships: Mapping[str, Tensor]) -> int:
     """Return how many entries of a weight, windows counted once, lie between nodes that share a cluster."""
-    first = next(iter(memberships.values()))
+    first = next(iter(memberships.values()), torch.ones(1, 1))
 
     def of(nodes: Nodes) -> Tensor:
         every = {
