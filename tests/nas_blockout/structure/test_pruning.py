@@ -1,6 +1,5 @@
 """Pruning keeps the nodes with the largest weights, meets its target, and computes what the masked network computes."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -12,10 +11,9 @@ from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, build, dense_macs
 from nas_blockout.methods.blockout import BlockoutSettings
-from nas_blockout.networks import NO_NODE, Branchable, Connection, Nodes
 from nas_blockout.structure.pruning import PruningSettings, magnitudes
 from nas_blockout.train import TrainingSettings
-from tests.nas_blockout.structure.graphs import Residual
+from tests.nas_blockout.structure.graphs import Grouped, Residual
 
 PRUNED = Experiment(
     data=DataSettings(train_samples=100, validation_samples=100),
@@ -124,32 +122,6 @@ def test_in_a_graph_everything_that_stands_or_falls_with_a_node_counts() -> None
     inner = [first.square().flatten(1).sum(1), scale.square(), second.square().flatten(2).sum((0, 2))]
     torch.testing.assert_close(found["inner1"], expected([part.detach() for part in inner]))
     assert torch.equal(found["classes"], torch.ones(4, 1))
-
-
-class Grouped(Branchable):
-    """A layer that a grouped convolution reads node by node and a linear layer after it, flattened; one is rigid."""
-
-    def __init__(self, *, rigid: bool) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(1, 4, 1)
-        self.grouped = nn.Conv2d(4, 6, 1, groups=2)
-        self.head = nn.Linear(6 * 4 + 1, 3)
-        self._rigid = {"first": "it is asked for"} if rigid else {}
-
-    @property
-    def connections(self) -> tuple[Connection, ...]:
-        """Images have 2 x 2 pixels; the head reads every node of the grouped layer at 4 places, and one constant."""
-        flat = Nodes((("grouped", 6),), (*(node for node in range(6) for _ in range(4)), NO_NODE))
-        return (
-            Connection.of(self, "first.weight", None, "first", positions=4),
-            Connection.of(self, "grouped.weight", "first", "grouped", positions=4),
-            Connection.of(self, "head.weight", flat, "classes"),
-        )
-
-    @property
-    def rigid(self) -> Mapping[str, str]:
-        """The first layer, if that is asked for."""
-        return self._rigid
 
 
 def test_groups_and_repeated_nodes_count_where_they_are_read_and_rigid_layers_stay() -> None:
