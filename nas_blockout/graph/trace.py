@@ -1,11 +1,12 @@
 """A module as a functional graph of ATen operations, in evaluation, with what is different in training."""
 
 import inspect
+import io
 import logging
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 
 import torch
@@ -149,11 +150,12 @@ def _with_momentum(module: nn.Module) -> frozenset[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what an export warns of and logs: what matters of it is raised."""
+    """Silence what an export warns of, logs and prints: what matters of it is raised."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        # An export that fails prints its graph so far, which would bury the error of it.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
