@@ -136,7 +136,7 @@ def original_name(name: str, originals: list[str]) -> str:
 
 @pytest.mark.parametrize("name", ["residual", "mobile", "fused-attention"])
 def test_equality_holds_in_single_precision(name: str) -> None:
-    network, analysis = analyzed(name)
+    _, analysis = analyzed(name)
     memberships = dense_enough(analysis)
     case = masked(name, memberships)
     state = {key: value.float() if value.is_floating_point() else value for key, value in case.state.items()}
