@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from nas_blockout.graph.analysis import GraphAnalysis
 from nas_blockout.graph.operations import bound, name_of
@@ -192,7 +192,7 @@ class Counterparts:
         return self.result(node, new, (None,) * value.dim())
 
     def _parameter(self, node: fx.Node, value: Tensor) -> fx.Node:
-        learned = isinstance(node.meta["val"], nn.Parameter)
+        learned = node.name.startswith("p_")  # as export names placeholders of parameters; those of buffers are b_
         return self.emitter.parameter(self.analysis.parameter_of[node], value, learned=learned)
 
     def _scalar(self, node: fx.Node) -> fx.Node | float:
