@@ -1,5 +1,6 @@
-"""The graph of an exported program without in-place operations, without computations on constants, without dead code."""
+"""The graph of an exported program without in-place operations, computations on constants, and dead code."""
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,11 @@ from nas_blockout.graph.operations import SHAPED_LIKE, VIEWS, draws, name_of, pl
 # Tensors without values: only what is written into them counts, so they are no constants.
 _UNSET = {"empty", "empty_like", "new_empty", "empty_strided"}
 _CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "_guards_fn"}
+_INNER = {
+    "wrap_with_set_grad_enabled": "runs a part of itself under torch.no_grad()",
+    "wrap_with_autocast": "runs a part of itself under torch.autocast",
+    "cond": "decides by torch.cond what to compute",
+}
 # In-place operations that are called otherwise where they make something new.
 _RENAMED = {"bernoulli_.float": "bernoulli.p"}
 
@@ -61,13 +67,14 @@ def make_functional(program: torch.export.ExportedProgram, names: Mapping[str, s
     _require_calls(graph)
     _erase_checks(graph)
     _InPlace(graph, parameter_of).replace_all()
+    _split_gates(graph)
     constants = _folded(graph, constants)
     _erase_unread(graph, image)
     left = set(graph.nodes)
     return Functional(
         graph,
         image,
-        graph.output_node().args[0][0],  # type: ignore[index, arg-type]
+        graph.output_node().args[0][0],
         {node: state for node, state in parameter_of.items() if node in left},
         constants,
     )
@@ -75,17 +82,16 @@ def make_functional(program: torch.export.ExportedProgram, names: Mapping[str, s
 
 def _require_calls(graph: fx.Graph) -> None:
     for node in graph.nodes:
-        if node.op in ("get_attr", "call_module") or isinstance(node.target, torch._ops.HigherOrderOperator):
-            user = next(iter(node.users), node) if node.op == "get_attr" else node
+        if node.op == "get_attr":
+            user = next(iter(node.users), node)
             what = getattr(user.target, "__name__", str(user.target))
-            causes = {
-                "wrap_with_set_grad_enabled": "runs a part of itself under torch.no_grad()",
-                "wrap_with_autocast": "runs a part of itself under torch.autocast",
-                "cond": "decides by torch.cond what to compute",
-            }
+            assert graph.owning_module is not None
+            inner = graph.owning_module.get_submodule(str(node.target))
+            calls = [each for each in inner.graph.nodes if each.op == "call_function"]  # type: ignore[union-attr]
+            where = place_of(calls[0] if calls else user)
             raise Untraceable(
-                f"a network must be one plain graph; at {place_of(user) or 'its top'} it "
-                f"{causes.get(what, f'runs another program inside ({what})')}. Take that out of its forward"
+                f"a network must be one plain graph; at {where or 'its top'} it "
+                f"{_INNER.get(what, f'runs another program inside ({what})')}. Take that out of its forward"
             )
 
 
@@ -93,6 +99,26 @@ def _erase_checks(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and name_of(node) in _CHECKS and not node.users:
             graph.erase_node(node)
+
+
+def _split_gates(graph: fx.Graph) -> None:
+    """Write gated linear units as halves that are multiplied, which are operations whose nodes can be told."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.op != "call_function" or name_of(node) != "glu":
+            continue
+        dim = node.args[1] if len(node.args) > 1 else -1
+
+        def add(target: Any, *args: Any, node: fx.Node = node) -> fx.Node:
+            with graph.inserting_before(node):
+                made = graph.call_function(target, args)
+            made.meta = {**node.meta, "val": target(*fx.node.map_arg(args, lambda each: each.meta["val"]))}
+            return made
+
+        halves = add(aten.chunk.default, node.args[0], 2, dim)
+        value, gate = (add(operator.getitem, halves, number) for number in (0, 1))
+        node.replace_all_uses_with(add(aten.mul.Tensor, value, add(aten.sigmoid.default, gate)))
+        graph.erase_node(node)
 
 
 class _InPlace:
@@ -135,7 +161,7 @@ class _InPlace:
         """Yield what reads the memory that a node writes otherwise than through its target."""
         for view in _views(root):
             # A view of the target that is made afterward will be one of the new value.
-            if view is not target and view < node and not _disjoint(view, target):
+            if view is not target and view < node:
                 yield from view.users
 
     def _require_constant(self, node: fx.Node, root: fx.Node) -> None:
@@ -149,7 +175,9 @@ class _InPlace:
         packet, overload = _RENAMED.get(path, path.replace("_.", ".", 1)).split(".")
         made = getattr(getattr(torch.ops.aten, packet, None), overload, None)
         if made is None:
-            raise Untraceable(f"{name_of(node)}_ at {place_of(node)} has no form that leaves its argument alone: use one")
+            raise Untraceable(
+                f"{name_of(node)}_ at {place_of(node)} has no form that leaves its argument alone: use one"
+            )
         for user in list(target.users):
             if user is not node and user > node:
                 user.replace_input_with(target, node)  # it reads what has been written
@@ -176,19 +204,6 @@ def _views(root: fx.Node) -> Iterator[fx.Node]:
     for user in root.users:
         if user.op == "call_function" and name_of(user) in VIEWS and user.args[0] is root:
             yield from _views(user)
-
-
-def _disjoint(view: fx.Node, other: fx.Node) -> bool:
-    """Whether two views are different parts of one division, or are made from such parts."""
-
-    def parts(node: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
-        while node.op == "call_function" and name_of(node) in VIEWS and isinstance(node.args[0], fx.Node):
-            if name_of(node) == "getitem":
-                yield node.args[0], node.args[1]
-            node = node.args[0]
-
-    others = dict(parts(other))
-    return any(division in others and others[division] != index for division, index in parts(view))
 
 
 def _independent(graph: fx.Graph) -> set[fx.Node]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from nas_blockout.graph.labels import Call, Labels, Rule, Use, first_along, same_along
+from nas_blockout.graph.labels import Call, Labels, Rule, Use, first_along, same_along, unrepeated
 from nas_blockout.graph.operations import name_of
 
 # Groups of a convolution up to which its channels are nodes of their own. Beyond, the channels of one group are one
@@ -23,15 +23,17 @@ _ENTRYWISE = (
     "threshold to true_divide type_as where _to_copy"
 )
 _MOVES = (
-    "chunk expand expand_as flatten flip index index_select movedim narrow permute pixel_shuffle pixel_unshuffle repeat "
-    "repeat_interleave reshape reshape_as roll select slice split split_with_sizes squeeze swapaxes t tensor_split tile "
-    "transpose unbind unflatten unfold unsqueeze view view_as _unsafe_view channel_shuffle"
+    "channel_shuffle chunk expand expand_as flatten flip index index_select movedim narrow permute pixel_shuffle "
+    "pixel_unshuffle repeat repeat_interleave reshape reshape_as roll select slice split split_with_sizes squeeze "
+    "swapaxes t tensor_split tile transpose unbind unflatten unfold unsqueeze view view_as _unsafe_view"
 )
 _POOLS = (
     "adaptive_avg_pool adaptive_max_pool avg_pool lp_pool max_pool upsample_bicubic upsample_bilinear upsample_linear "
     "upsample_nearest upsample_nearest_exact upsample_trilinear _upsample_nearest_exact"
 )
-_REDUCTIONS = "all amax amin any linalg_vector_norm logsumexp max mean median min norm prod std std_mean sum var var_mean"
+_REDUCTIONS = (
+    "all amax amin any linalg_vector_norm logsumexp max mean median min norm prod std std_mean sum var var_mean"
+)
 _ALONG = "cumprod cumsum log_softmax softmax softmin _log_softmax _softmax"
 _NAMED = {
     "lstm": "read by an LSTM",
@@ -40,11 +42,18 @@ _NAMED = {
     "rnn_relu": "read by a recurrent layer",
     "embedding": "read by an embedding",
     "einsum": "read by einsum",
-    "group_norm": "GroupNorm over nodes",
-    "instance_norm": "InstanceNorm",
-    "prelu": "PReLU with a slope for each channel",
-    "glu": "gated in halves",
+    "gru_cell": "read by a GRU",
+    "lstm_cell": "read by an LSTM",
     "grid_sampler": "sampled at computed places",
+}
+
+
+# What keeps its nodes whole and hands them on.
+_ORDERED = {
+    "group_norm": "GroupNorm over nodes",
+    "instance_norm": "InstanceNorm with a weight for each node",
+    "local_response_norm": "normalized over neighboring nodes",
+    "prelu": "PReLU with a slope for each node",
 }
 
 
@@ -62,7 +71,9 @@ def _entrywise(call: Call) -> Labels:
     """Entries that meet are one node: sums of a residual stream, gates, gated units."""
     shape = call.value.shape
     met = [labels for labels in map(call.labels, call.operands) if bool(labels.any())]
-    fitting = [labels for number, labels in enumerate(met) if not _spreads(call, labels, met[:number] + met[number + 1 :])]
+    fitting = [
+        labels for number, labels in enumerate(met) if not _spreads(call, labels, met[:number] + met[number + 1 :])
+    ]
     if not fitting:
         return call.nothing()
     result = fitting[0].expand(shape)
@@ -100,8 +111,8 @@ def _move(call: Call) -> Labels:
         return labels.reshape(call.value.shape)
     if _name(call) == "channel_shuffle":
         return labels.unflatten(1, (args[1], -1)).transpose(1, 2).flatten(1, 2)
-    result: Labels = target(*args, **kwargs)
-    return tuple(result) if isinstance(result, list) else result
+    result: Any = target(*args, **kwargs)
+    return result if isinstance(result, Tensor) else tuple(result)
 
 
 _SHAPED_BY = {"expand_as", "view_as", "reshape_as"}
@@ -110,7 +121,8 @@ _SHAPED_BY = {"expand_as", "view_as", "reshape_as"}
 def _part(call: Call) -> Labels:
     """One of several results."""
     several, number = call.node.args
-    assert isinstance(several, fx.Node) and isinstance(number, int)
+    assert isinstance(several, fx.Node)
+    assert isinstance(number, int)
     labels = call.run.labels[several]
     assert isinstance(labels, tuple)
     return call.forest.classes(labels[number])
@@ -137,7 +149,7 @@ def _pad(call: Call) -> Labels:
 
 
 def _join(call: Call) -> Labels:
-    """Concatenated channels keep their nodes. Concatenated tokens are of the same nodes, and constants among them too."""
+    """Concatenated channels keep their nodes. Concatenated tokens are of the same nodes, also constants among them."""
     dim, stacked = call.given["dim"], _name(call) == "stack"
     parts = [call.labels(each) for each in call.given["tensors"]]
     if stacked:
@@ -220,6 +232,12 @@ def _layer_norm(call: Call) -> Labels:
     return labels
 
 
+def _ordered(call: Call) -> Labels:
+    labels = call.labels(call.operands[0])
+    call.forest.keep_whole(labels, _ORDERED[_name(call)])
+    return labels
+
+
 def _batch_norm(call: Call) -> Labels:
     """Each channel is normalized alone."""
     labels = call.labels("input")
@@ -264,9 +282,22 @@ def _linear(call: Call) -> Labels:
 def _convolution(call: Call) -> Labels:
     labels = call.labels("input")
     sides = list(range(2, labels.dim()))
-    if labels.dim() != call.run.values[call.given["weight"]].dim() or not same_along(labels, sides):
-        return _refused(call, "convolution along nodes")
+    if labels.dim() != call.run.values[call.given["weight"]].dim():
+        return _refused(call, "convolution of one image alone")
+    if not same_along(labels, sides):
+        if not _are_apart(labels):
+            return _refused(call, "convolution along nodes")
+        # Positions of one channel are made by several nodes, as by a pixel shuffle: they are one.
+        call.forest.unite(labels, first_along(labels, sides))
+        labels = call.forest.classes(labels)
     return _weighted(call, labels, 1, call.given["groups"])
+
+
+def _are_apart(labels: Tensor) -> bool:
+    """Whether no node has a part in two channels, of which there are several."""
+    channels = unrepeated(labels).movedim(1, 0)
+    parts = [channel.unique() for channel in channels]
+    return len(parts) > 1 and len(torch.cat(parts).unique()) == sum(map(len, parts))
 
 
 def _transposed(call: Call) -> Labels:
@@ -389,6 +420,7 @@ def _table() -> Mapping[str, Rule]:
     rules |= dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm)
     rules |= dict.fromkeys(("cat", "stack", "concat"), _join)
     rules |= {"linear": _linear, "batch_norm": _batch_norm, "getitem": _part}
+    rules |= dict.fromkeys(_ORDERED, _ordered)
     rules |= {"scaled_dot_product_attention": _attention}
     return MappingProxyType(rules)
 

@@ -167,7 +167,8 @@ class Labelling:
             self.labels[node] = None if labels is None else tuple(map(repeated, labels))
 
     def _value(self, node: fx.Node) -> Any:
-        assert written(node) is None and callable(node.target)
+        assert written(node) is None, "the graph is functional"
+        assert callable(node.target)
         operands = [self.values[each] for each in node.all_input_nodes if isinstance(self.values[each], Tensor)]
         mixed = any(each.is_meta for each in operands)
 

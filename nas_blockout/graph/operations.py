@@ -14,20 +14,21 @@ _TORCH = str(Path(torch.__file__).parent)
 _STANDARD_LIBRARY = str(Path(re.__file__).parents[1])
 _HERE = str(Path(__file__).parent)
 # Results that share memory with their first argument, at least sometimes.
-VIEWS = frozenset(
+_VIEWS = (
     "alias chunk contiguous detach expand expand_as flatten getitem movedim narrow permute reshape select slice split "
     "split_with_sizes squeeze t tensor_split to transpose type_as unbind unflatten unfold unsqueeze view view_as "
-    "_unsafe_view".split()
+    "_unsafe_view"
 )
+VIEWS = frozenset(_VIEWS.split())
 # Results that take only the shape and the type of their first argument.
-SHAPED_LIKE = frozenset(
-    "empty_like full_like new_empty new_full new_ones new_zeros ones_like rand_like randn_like sym_size "
-    "zeros_like".split()
+_SHAPED_LIKE = (
+    "empty_like full_like new_empty new_full new_ones new_zeros ones_like rand_like randn_like sym_size zeros_like"
 )
+SHAPED_LIKE = frozenset(_SHAPED_LIKE.split())
 
 
 def name_of(node: fx.Node) -> str:
-    """Return the name of a call without library, overload and the underscore of in-place: `add` for `aten.add_.Tensor`."""
+    """Return the name of a call without library, overload and mark of in-place: `add` for `aten.add_.Tensor`."""
     if node.target is operator.getitem:
         return "getitem"
     if not isinstance(node.target, torch._ops.OpOverload):

@@ -16,6 +16,8 @@ from nas_blockout.graph.functional import Untraceable, make_functional
 from nas_blockout.graph.operations import is_user_code
 from nas_blockout.graph.training import Training, merged
 
+__all__ = ["Trace", "Untraceable", "trace"]
+
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic", "torch.nn.quantized", "torch.nn.intrinsic", "torchao")
 _MOST_IMAGES = 4096
 
@@ -90,14 +92,16 @@ def _require_plain_weights(module: nn.Module) -> None:
     for path, child in module.named_modules():
         if type(child).__module__.startswith(_QUANTIZED) and "quant" in type(child).__module__:
             raise Untraceable(
-                f"a network must not be quantized: {path or 'the network'!r} is a {type(child).__name__}, whose weights "
-                "cannot be masked. Quantize the network that is derived instead"
+                f"a network must not be quantized: {path or 'the network'!r} is a {type(child).__name__}, whose "
+                "weights cannot be masked. Quantize the network that is derived instead"
             )
         if isinstance(child, torch.jit.ScriptModule):
             raise Untraceable(f"{path or 'the network'!r} is compiled by TorchScript: give the module before scripting")
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer):
-            raise Untraceable(f"{name!r} has no shape yet: run the network once on a batch, so that lazy modules have one")
+            raise Untraceable(
+                f"{name!r} has no shape yet: run the network once on a batch, so that lazy modules have one"
+            )
         if value.is_quantized or type(value) not in (Tensor, nn.Parameter, nn.Buffer):
             raise Untraceable(
                 f"a network must not be quantized: {name!r} is no plain tensor but a {type(value).__name__} "
@@ -122,7 +126,9 @@ def _first_names(module: nn.Module) -> Mapping[str, str]:
 def _as_it_was(module: nn.Module) -> Iterator[None]:
     """Bring back modes and momenta, and attention's fast path, which would hide attention in one operation."""
     modes = [(child, child.training) for child in module.modules()]
-    momenta = [(child, child.momentum) for child in module.modules() if isinstance(child, nn.modules.batchnorm._NormBase)]
+    momenta = [
+        (child, child.momentum) for child in module.modules() if isinstance(child, nn.modules.batchnorm._NormBase)
+    ]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -150,11 +156,10 @@ def _with_momentum(module: nn.Module) -> frozenset[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what an export warns of, logs and prints: what matters of it is raised."""
+    """Silence what an export warns of, logs and prints (the graph up to an error): what matters of it is raised."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        # An export that fails prints its graph so far, which would bury the error of it.
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield

@@ -116,6 +116,8 @@ class _Evaluation:
             elif name == "scaled_dot_product_attention" and given["dropout_p"]:
                 _set(node, "dropout_p", 0.0)
                 self.training[node] = AttentionDropout(given["dropout_p"])
+            elif given.get("train") and given.get("dropout") == 0.0:
+                _set(node, "train", False)  # a recurrent layer
             elif name == "mul":
                 self._drop_path(node)
         for node in reversed(list(self.trained.graph.nodes)):
@@ -167,7 +169,7 @@ def _noise(node: fx.Node, value: fx.Node) -> DropPath | None:
         return None
     if len(rest) + 1 != value.meta["val"].dim() or str(rows) not in ("1", str(value.meta["val"].shape[0])):
         return None
-    return DropPath(1.0 - keep, per_image=str(rows) != "1", scale=scale != 1.0)
+    return DropPath(round(1.0 - keep, 12), per_image=str(rows) != "1", scale=scale != 1.0)
 
 
 class _Keys:

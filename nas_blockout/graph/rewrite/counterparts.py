@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from nas_blockout.graph.analysis import GraphAnalysis
 from nas_blockout.graph.operations import bound, name_of
 from nas_blockout.graph.rewrite.bundles import Memberships
-from nas_blockout.graph.rewrite.emitter import Emitter, empty_axis
+from nas_blockout.graph.rewrite.emitter import Emitter
 from nas_blockout.graph.rewrite.layout import Deferred, Layout, Placed, Unplaceable, Value
 
 NOBODY = torch.zeros(0, dtype=torch.long)
@@ -100,6 +100,8 @@ class Counterparts:
             Unplaceable: Some of its positions are removed.
         """
         value = self.placed(node)
+        if value.is_empty:
+            raise Unplaceable(self.nodes(node), "read whole by an operation")
         return self.emitter.aligned(value, (None,) * len(value.layout), self.nodes(node))
 
     def exact(self, node: fx.Node) -> Placed:
@@ -112,11 +114,6 @@ class Counterparts:
         if part is not None:
             original, meta = original[part], meta[part]
         batched = batched_dims(meta)
-        if new is None and not any(axis is not None and axis.is_empty for axis in layout):
-            layout = tuple(
-                axis if grows else empty_axis(size)
-                for axis, size, grows in zip(layout, original.shape, batched, strict=True)
-            )
         return Placed(new, tuple(original.shape), layout, batched)
 
     def repeated(self, node: fx.Node, operands: Mapping[fx.Node, fx.Node] | None = None) -> fx.Node:
@@ -163,6 +160,10 @@ class Counterparts:
                 value = value.index_select(dim, axis.order)
         return self.result(node, self._parameter(node, value), layout)
 
+    def is_empty(self, node: fx.Node) -> bool:
+        """Whether nothing of a value is kept."""
+        return not self.analysis.is_constant[node] and self.placed(node).is_empty
+
     def is_cuttable(self, node: fx.Node) -> bool:
         """Whether a node is a parameter that is read once."""
         return node in self.analysis.parameter_of and len(node.users) == 1
@@ -191,7 +192,7 @@ class Counterparts:
         return self.result(node, new, (None,) * value.dim())
 
     def _parameter(self, node: fx.Node, value: Tensor) -> fx.Node:
-        learned = isinstance(node.meta["val"], nn.Parameter)
+        learned = node.name.startswith("p_")  # as export names placeholders of parameters; those of buffers are b_
         return self.emitter.parameter(self.analysis.parameter_of[node], value, learned=learned)
 
     def _scalar(self, node: fx.Node) -> fx.Node | float:

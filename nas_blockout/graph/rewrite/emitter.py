@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from nas_blockout.graph.rewrite.layout import Axis, Layout, Placed, Unplaceable
+from nas_blockout.graph.rewrite.layout import Layout, Placed, Unplaceable
 
 
 class Emitter:
@@ -76,9 +76,9 @@ class Emitter:
         Raises:
             Unplaceable: A position of the layout is removed, or the dim also counts images.
         """
-        if value.is_empty:
-            return Placed(None, value.shape, layout, value.batched)
         node = value.node
+        if node is None:
+            return value
         for dim, axis in enumerate(layout):
             have = value.layout[dim]
             if have is axis:
@@ -94,7 +94,7 @@ class Emitter:
                 raise Unplaceable(blame, "read whole by an operation")
             if value.batched[dim]:
                 raise Unplaceable(blame, "counted together with images")
-            node = self.select(_there(node), dim, places)
+            node = self.select(node, dim, places)
         return Placed(node, value.shape, layout, value.batched)
 
     def exact(self, value: Placed) -> Placed:
@@ -126,28 +126,3 @@ class Emitter:
             owner.register_parameter(name, value)
         else:
             owner.register_buffer(name, value)
-
-
-def _there(node: fx.Node | None) -> fx.Node:
-    assert node is not None, "a value of which something is kept is computed"
-    return node
-
-
-def whole(axes: int) -> Layout:
-    """Return the layout of a value that is all there."""
-    return (None,) * axes
-
-
-def empty_axis(positions: int) -> Axis:
-    """Return the axis of a dim of which nothing is kept."""
-    return Axis(torch.full((positions,), -1), 0)
-
-
-def scalar_factor(value: int, meta: Any) -> int | None:
-    """Return by what the number of images is multiplied in a symbolic size; None for a fixed number.
-
-    Args:
-        value: The size for one image.
-        meta: What the export knows of it: a number, or an expression of the number of images.
-    """
-    return value if isinstance(meta, torch.SymInt) else None

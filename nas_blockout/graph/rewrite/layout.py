@@ -46,6 +46,11 @@ class Axis:
         return cls(torch.arange(positions), positions)
 
     @classmethod
+    def none(cls, positions: int) -> "Axis":
+        """Return the axis of a dim that has none of its positions."""
+        return cls(torch.full((positions,), REMOVED), 0)
+
+    @classmethod
     def in_order(cls, order: Tensor, positions: int) -> "Axis | None":
         """Return the axis whose memory holds the positions `order`, and only these; None if that is all, in order."""
         if len(order) == positions and torch.equal(order, torch.arange(positions)):
@@ -94,7 +99,7 @@ class Placed:
     Args:
         node: Computes it; None if nothing of it is kept.
         shape: Shape of the original value for one image.
-        layout: Its axes.
+        layout: Its axes; they mean nothing where nothing is kept.
         batched: For each dim whether its size grows with the number of images.
     """
 
@@ -106,7 +111,7 @@ class Placed:
     @property
     def is_empty(self) -> bool:
         """Whether nothing of it is kept."""
-        return any(axis is not None and axis.is_empty for axis in self.layout)
+        return self.node is None
 
     @property
     def is_whole(self) -> bool:

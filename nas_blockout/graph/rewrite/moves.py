@@ -4,6 +4,7 @@ Each move of the original graph is given as a `Move`, with a way to repeat it in
 numbers of positions, which tells what any of them does without knowing it.
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from nas_blockout.graph.rewrite.emitter import Emitter, empty_axis
+from nas_blockout.graph.rewrite.emitter import Emitter
 from nas_blockout.graph.rewrite.layout import (
     Axis,
     Deferred,
@@ -59,9 +60,14 @@ class Move:
 
     def placed(self, value: Placed, layout: Layout) -> Placed:
         """Return the result of the same operation on a value in the new graph."""
+        assert value.node is not None
         shape = self.results[0]
-        node = None if value.node is None else self.repeat(value.node)
-        return Placed(node, shape.sizes, layout, shape.batched)
+        return Placed(self.repeat(value.node), shape.sizes, layout, shape.batched)
+
+    def nothing(self) -> "Result":
+        """Return the result of the same operation on a value of which nothing is kept."""
+        parts = tuple(Placed(None, each.sizes, (None,) * len(each.sizes), each.batched) for each in self.results)
+        return parts if self.name in _PARTS else parts[0]
 
 
 Result = Value | tuple[Value, ...]
@@ -78,7 +84,7 @@ def moved(move: Move, value: Value) -> Result:
     if isinstance(value, Deferred):
         return _moved_on(move, value)
     if value.is_empty:
-        value = Placed(None, value.shape, value.layout, value.batched)
+        return _nothing(move, value)
     if move.name in _VIEWS:
         return reshaped(move.emitter, value, move.results[0], move.nodes)
     handler = _HANDLERS.get(move.name)
@@ -87,6 +93,17 @@ def moved(move: Move, value: Value) -> Result:
     if value.is_whole and len(move.results) == 1:
         return move.placed(value, (None,) * len(move.results[0].sizes))
     return _moved_on(move, Deferred(value, _numbered(value)))
+
+
+def _nothing(move: Move, value: Placed) -> Result:
+    """Return what a move makes of a value of which nothing is kept: nothing, unless channels are added to it."""
+    if move.name in ("pad", "constant_pad_nd"):
+        pads = move.arguments["pad"]
+        for number in range(len(pads) // 2):
+            along = move.nodes.movedim(len(value.shape) - 1 - number, 0)
+            if pads[2 * number : 2 * number + 2] != [0, 0] and not torch.equal(along, along[:1].expand_as(along)):
+                raise Unplaceable(move.nodes, "padded to more channels")
+    return move.nothing()
 
 
 # ---- views
@@ -140,17 +157,15 @@ def _ordered(emitter: Emitter, value: Placed, dims: Sequence[int], order: Tensor
     """Bring the places of a dim into the order in which it can be divided."""
     if len(dims) > 1 or value.batched[dims[0]]:
         raise Unplaceable(nodes, "a view that joins nodes and divides them again")
-    if value.node is None:
-        return value
+    assert value.node is not None
     axis = Axis(torch.arange(len(order)), len(order))  # the caller knows what is where
     layout = tuple(axis if dim == dims[0] else have for dim, have in enumerate(value.layout))
     return Placed(emitter.select(value.node, dims[0], order), value.shape, layout, value.batched)
 
 
 def _viewed(emitter: Emitter, value: Placed, shape: Shape, layout: Layout) -> Placed:
+    assert value.node is not None
     result = Placed(value.node, shape.sizes, layout, shape.batched)
-    if value.node is None or result.is_empty:
-        return Placed(None, shape.sizes, layout, shape.batched)
     if sum(shape.batched) > 1:
         raise Unplaceable(torch.zeros(0), "a view with two dims that count images")
     if shape.sizes == value.shape and shape.batched == value.batched:
@@ -204,8 +219,6 @@ def _expanded(move: Move, value: Placed) -> Result:
         if dim >= new:
             layout.append(value.layout[dim - new] if stays else None)
         sizes.append(-1 if stays else move.emitter.images(size) if grows else size)
-    if value.node is None:
-        return Placed(None, shape.sizes, tuple(layout), shape.batched)
     exact = move.emitter.exact(value)
     assert exact.node is not None
     node = move.emitter.call(torch.ops.aten.expand.default, exact.node, sizes)
@@ -246,9 +259,10 @@ def _repeated_picks(move: Move, value: Placed, dim: int, *, drops: bool) -> Resu
     kept = [axis for other, axis in enumerate(value.layout) if not (drops and other == dim)]
     if move.name not in _PARTS:
         return move.placed(value, tuple(kept))
-    parts = None if value.node is None else move.repeat(value.node)
+    assert value.node is not None
+    parts = move.repeat(value.node)
     return tuple(
-        Placed(parts and move.emitter.call(_item, parts, number), shape.sizes, tuple(kept), shape.batched)
+        Placed(move.emitter.call(operator.getitem, parts, number), shape.sizes, tuple(kept), shape.batched)
         for number, shape in enumerate(move.results)
     )
 
@@ -258,21 +272,12 @@ def _part(move: Move, value: Placed, dim: int, axis: Axis, *, shape: Shape, drop
     layout = list(value.layout)
     if not drops:
         layout[dim] = axis
-        if value.node is not None and len(axis.kept.nonzero()) != len(axis.places[axis.kept].unique()):
+        if len(axis.kept.nonzero()) != len(axis.places[axis.kept].unique()):
             raise Unplaceable(move.nodes, "nodes that are read twice")
         return Placed(None if axis.is_empty else value.node, shape.sizes, tuple(layout), shape.batched)
     del layout[dim]
-    if axis.is_empty:
-        gone = tuple(
-            have if grows else empty_axis(size) for have, (size, grows) in zip(layout, _pairs(shape), strict=True)
-        )
-        return Placed(None, shape.sizes, gone, shape.batched)
-    node = value.node and move.emitter.call(torch.ops.aten.select.int, value.node, dim, int(axis.places[0]))
+    node = None if axis.is_empty else move.emitter.call(torch.ops.aten.select.int, value.node, dim, int(axis.places[0]))
     return Placed(node, shape.sizes, tuple(layout), shape.batched)
-
-
-def _item(parts: Sequence[Tensor], number: int) -> Tensor:
-    return parts[number]
 
 
 def _dim_of(move: Move) -> int:
@@ -320,15 +325,7 @@ def _padded(move: Move, value: Placed) -> Result:
         places = torch.where(axis.places >= 0, axis.places + before, axis.places)
         last = torch.arange(after) + before + axis.size
         layout[dim] = Axis(torch.cat([torch.arange(before), places, last]), before + axis.size + after)
-    return _padded_value(move, value, tuple(layout))
-
-
-def _padded_value(move: Move, value: Placed, layout: Layout) -> Placed:
-    shape = move.results[0]
-    if value.node is not None or any(axis is not None and axis.is_empty for axis in layout):
-        return move.placed(value, layout)
-    # All nodes are gone, only the padding is left.
-    raise Unplaceable(move.nodes, f"padding of nothing to {shape.sizes}")
+    return move.placed(value, tuple(layout))
 
 
 # ---- moves that are known only together with those that follow

@@ -9,7 +9,7 @@ from torch import fx
 
 from nas_blockout.graph.operations import bound, name_of
 from nas_blockout.graph.rewrite.counterparts import Counterparts, Result
-from nas_blockout.graph.rewrite.layout import Axis, Layout, Placed, Unplaceable, common
+from nas_blockout.graph.rewrite.layout import REMOVED, Axis, Layout, Placed, Unplaceable, common
 
 aten = torch.ops.aten
 
@@ -30,7 +30,7 @@ def product(graph: Counterparts, node: fx.Node) -> Result:
     if first is second or min(len(graph.shape(first)), len(graph.shape(second))) < 2:
         return unknown(graph, node)
     rows, columns = graph.placed(first).layout[-2], graph.placed(second).layout[-1]
-    if rows is None and columns is None:
+    if graph.is_empty(first) or graph.is_empty(second) or (rows is None and columns is None):
         return _together(graph, node, trailing=2)
     leading = common(
         [_broadcast(graph.placed(each), graph.shape(node), trailing=2)[:-2] for each in (first, second)],
@@ -55,7 +55,9 @@ def _together(graph: Counterparts, node: fx.Node, *, trailing: int) -> Result:
         if not graph.is_cuttable(operand)
     ]
     layout = common(layouts, shape)
-    if any(axis is not None and axis.is_empty for axis in layout):
+    if any(graph.is_empty(operand) for operand in operands) or any(
+        axis is not None and axis.is_empty for axis in layout
+    ):
         return graph.result(node, None, layout)
     leading = layout[: len(shape) - trailing]
     placed = {}
@@ -146,6 +148,8 @@ def gated(graph: Counterparts, node: fx.Node) -> Result:
     """Add a gated linear unit: the second half of a dim gates the first."""
     source, arguments = graph.operands(node)[0], bound(node)
     value = graph.placed(source)
+    if value.is_empty:
+        return graph.result(node, None, value.layout)
     dim = arguments["dim"] % len(value.shape)
     layout, half = list(value.layout), value.shape[dim] // 2
     axis = value.axis(dim)
@@ -165,9 +169,14 @@ def concatenated(graph: Counterparts, node: fx.Node) -> Placed:
     operands, shape = arguments["tensors"], graph.shape(node)
     dim = arguments["dim"] % len(shape)
     values = [graph.placed(operand) for operand in operands]
-    layout = list(common([(*value.layout[:dim], None, *value.layout[dim + 1 :]) for value in values], shape))
+    layout = list(
+        common([(*value.layout[:dim], None, *value.layout[dim + 1 :]) for value in values if not value.is_empty], shape)
+    )
     parts, places, offset = [], [], 0
     for operand, value in zip(operands, values, strict=True):
+        if value.is_empty:
+            places.append(torch.full((value.shape[dim],), REMOVED))
+            continue
         layout[dim] = value.layout[dim] and value.axis(dim).compact()
         part = graph.emitter.aligned(value, tuple(layout), graph.nodes(operand))
         if part.node is not None:
@@ -189,6 +198,8 @@ def stacked(graph: Counterparts, node: fx.Node) -> Result:
     dim = arguments["dim"] % len(shape)
     layout = common([graph.placed(operand).layout for operand in operands], (*shape[:dim], *shape[dim + 1 :]))
     placed = {operand: graph.with_layout(operand, layout) for operand in operands}
+    if len({value.is_empty for value in placed.values()}) > 1:
+        raise Unplaceable(graph.nodes(node), "stacked beside nodes of another layer")
     return graph.followed(node, placed, (*layout[:dim], None, *layout[dim:]))
 
 

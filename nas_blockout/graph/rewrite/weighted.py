@@ -67,7 +67,8 @@ def weighted(graph: Counterparts, node: fx.Node) -> Result:
     operation, value = _read(graph, node), graph.placed(bound(node)["input"])
     if is_depthwise(operation.targets, operation.sources, operation.groups):
         return _depthwise(graph, node, operation, value)
-    dim, axis = operation.dim, value.axis(operation.dim)
+    dim = operation.dim
+    axis = value.axis(dim) if value.node else Axis.none(value.shape[dim])
     set_of, reads = divide(graph.memberships, operation.targets, operation.sources, axis, groups=operation.groups)
     alone = graph.is_written_once(operation.targets)
     order = row_order(graph.memberships, operation.targets, set_of if alone else None)
@@ -75,7 +76,7 @@ def weighted(graph: Counterparts, node: fx.Node) -> Result:
         Axis.in_order(order, len(operation.targets)) if other == dim else have and have.compact()
         for other, have in enumerate(value.layout)
     )
-    if not len(order) or any(have is not None and have.is_empty for other, have in enumerate(layout) if other != dim):
+    if not len(order):
         return graph.result(node, None, layout)
     bundles = bundles_of(set_of, reads, order, axis, groups=operation.groups)
     graph.macs += sum(operation.macs(len(bundle.rows), len(bundle.places)) for bundle in bundles)
