@@ -35,7 +35,9 @@ from nas_blockout.structure.distill import distill
 from nas_blockout.structure.pruning import PruningSettings
 from nas_blockout.structure.wiring import Wiring
 
-_WIDTHS = 64  # widths of a residual network are tried in steps of one 64th
+# Widths of a residual network are tried in steps of one 256th: in 64ths, channels of several stages are rounded up at
+# once, and of 32 layers a cost between two steps is missed by up to 7% instead of 4%.
+_WIDTHS = 256
 
 
 def build(experiment: Experiment, splits: Splits) -> nn.Module:
@@ -304,7 +306,7 @@ def matched(experiment: Experiment, macs: int, *, shape: Shape, classes: int) ->
     if isinstance(method, BlockDropSettings):
         require_match(method)
         if method.policy == "all":
-            return replace(experiment, backbone=_narrowed(experiment.backbone, macs, shape, classes))
+            return replace(experiment, backbone=_of_width(experiment.backbone, macs, shape, classes))
         return replace(experiment, method=replace(method, kept_blocks=None, target_macs=macs))
     if derivation is None:
         return replace(experiment, target_macs=macs)
@@ -327,15 +329,19 @@ def require_match(method: BlockDropSettings) -> None:
 
 
 @cache
-def _narrowed(backbone: Any, macs: int, shape: Shape, classes: int) -> Any:
-    """Return the settings of a residual network with the width, in 64ths, whose cost is nearest."""
+def _of_width(backbone: Any, macs: int, shape: Shape, classes: int) -> Any:
+    """Return the settings of a residual network with the width, in 256ths, whose cost is nearest.
+
+    Nothing depends on the width that the settings have: it may be that of another cost.
+    """
 
     def cost(width: int) -> int:
         return _counted_macs(replace(backbone, width=width / _WIDTHS), shape, classes)
 
-    # The smallest width that costs more, by bisection: costs rise with the width.
-    low, high = 1, max(2, round(backbone.width * _WIDTHS))
-    while low < high:
+    low, high = 1, _WIDTHS
+    while cost(high) < macs:
+        low, high = high, 2 * high
+    while low < high:  # the smallest width that costs as much, by bisection: costs rise with the width
         middle = (low + high) // 2
         low, high = (low, middle) if cost(middle) >= macs else (middle + 1, high)
     width = min((max(1, low - 1), low), key=lambda each: abs(cost(each) - macs))
