@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.statistics import significance
@@ -159,13 +160,17 @@ class ComparisonDocument(Strict):
 def role(arm: Arm) -> Role:
     """Return the role of an arm in the comparison.
 
-    - ``learned``: learns which nodes share a branch and inherits the weights;
-    - ``placebo``: has a structure of the same kind that was shuffled or drawn at random;
+    - ``learned``: learns which nodes share a branch and inherits the weights, or which blocks each image needs;
+    - ``placebo``: has a structure of the same kind that was shuffled or drawn at random, or a random path;
     - ``ablation``: has one other thing that could explain a gain: its nodes without its branches, one cluster, fixed
-      masks, new weights, pruning, a regularizer, the MACs of the learned arm;
+      masks, new weights, pruning, a regularizer, one path for all images, the MACs of the learned arm;
     - ``baseline``: another way to a network: dense, searched, or branched by confusions.
     """
     method, distillation = arm.experiment.method, arm.experiment.distillation
+    if isinstance(method, BlockDropSettings):
+        of_policy: dict[str, Role] = {"learned": "learned", "random": "placebo"}
+        unmatched: Role = "baseline" if method.policy == "all" and arm.match is None else "ablation"
+        return of_policy.get(method.policy, unmatched)
     if distillation is not None and distillation.placebo != "none":
         return "ablation" if distillation.placebo == "unbranched" else "placebo"
     if isinstance(method, BlockoutSettings):
@@ -298,7 +303,7 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None
     return ArmResult(
         description=arm.description,
         role=role(arm),
-        seeds_cover="learning and retraining" if arm.experiment.derivation is not None else "retraining",
+        seeds_cover="learning and retraining" if _learns_again(arm) else "retraining",
         trials=len(trials),
         failed=sum(trial.state == "failed" for trial in trials),
         pruned=sum(trial.state == "pruned" for trial in trials),
@@ -322,6 +327,12 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None
         architecture=outcome.get("architecture_hash"),
         settings=dict((exported.experiment if exported else None) or arm.experiment.to_json()),
     )
+
+
+def _learns_again(arm: Arm) -> bool:
+    """Whether every seed learns its structure, or its path, anew."""
+    method = arm.experiment.method
+    return arm.experiment.derivation is not None or (isinstance(method, BlockDropSettings) and method.learns)
 
 
 def _exported(models: Mapping[int, Trial]) -> Trial | None:

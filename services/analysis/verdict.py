@@ -41,25 +41,33 @@ def sentence(document: ComparisonDocument) -> str:
 def verdict_of(document: ComparisonDocument) -> Verdict:
     """Return whether a study answers its question, why, and the numbers: means, differences, what could be detected.
 
-    The question of a study is whether learned structure helps; of one that learns none, whether its best arm is best.
+    The question of a study is whether learned structure helps, or a policy that reads the image where that is what is
+    learned; of one that learns none, whether its best arm is best.
     """
     learned = [name for name, arm in document.arms.items() if arm.role == "learned"]
     best = best_of(document)
     if learned:
-        answer, headline = _headline([_structure_helps(document, name) for name in learned])
+        answer, headline = _headline([_structure_helps(document, name) for name in learned], _what_learns(document))
     else:
         answer, headline = _best_is_best(document, best)
     said = document.reason is not None and document.reason in headline
     return Verdict(answer, headline, tuple(_numbers(document, learned, best, without_reason=said)))
 
 
-def _headline(found: Sequence[tuple[Answer, str]]) -> tuple[Answer, str]:
+def _what_learns(document: ComparisonDocument) -> str:
+    methods = {
+        (arm.settings.get("method") or {}).get("name") for arm in document.arms.values() if arm.role == "learned"
+    }
+    return "a policy that reads the image" if methods == {"blockdrop"} else "learned structure"
+
+
+def _headline(found: Sequence[tuple[Answer, str]], what: str) -> tuple[Answer, str]:
     answers = {answer for answer, _ in found}
     answer: Answer = "yes" if "yes" in answers else "no" if answers == {"no"} else "not shown"
     words = {
-        "yes": "Yes, learned structure helps",
-        "no": "No, learned structure does not help",
-        "not shown": "Not shown that learned structure helps",
+        "yes": f"Yes, {what} helps",
+        "no": f"No, {what} does not help",
+        "not shown": f"Not shown that {what} helps",
     }
     reasons = dict.fromkeys(reason for given, reason in found if given == answer)
     return answer, f"{words[answer]}: {', and '.join(reasons)}"
