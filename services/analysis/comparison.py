@@ -19,6 +19,7 @@ from nas_blockout.statistics import significance
 from nas_blockout.statistics.search_curves import Curve, best_so_far
 from nas_blockout.structure.branching import Structure
 from services.analysis.latency import Latency
+from services.analysis.learned_paths import ArmPaths, arm_paths
 from services.analysis.learned_structure import ArmStructure, arm_structure
 from services.analysis.pareto import Front, Timed, fronts
 from services.analysis.recommendation import Candidate, Recommendation, recommend
@@ -94,6 +95,7 @@ class ArmResult(Strict):
     front: Front | None = Field(None, description="Pareto front of its search, where it had several objectives.")
     architecture: str | None
     structure: ArmStructure | None = Field(None, description="How far its networks branch, if they have groups.")
+    paths: ArmPaths | None = Field(None, description="Which blocks its networks keep, if they skip any.")
     settings: dict[str, Any]
 
 
@@ -325,6 +327,7 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None
         macs_per_seed={str(seed): int(trial.macs or 0) for seed, trial in models.items()},
         latency_ms=latency,
         architecture=outcome.get("architecture_hash"),
+        paths=arm_paths(models),
         settings=dict((exported.experiment if exported else None) or arm.experiment.to_json()),
     )
 

@@ -81,6 +81,8 @@ def _structure_helps(document: ComparisonDocument, name: str) -> tuple[Answer, s
     verdicts = {_relative_to(pair, name)[0]: _relative_to(pair, name) for pair in _pairs_of(document, name)}
     structure = document.arms[name].structure
     branches = f", and {structure.unbranched}" if structure is not None and structure.unbranched else ""
+    if (paths := document.arms[name].paths) is not None and paths.unread:
+        branches = f", and {name} {paths.unread}"
     if (nothing := _nothing_compared(document, name)) is not None:
         return "not shown", nothing + branches
     if "placebo" not in roles.values():
@@ -156,6 +158,11 @@ def _numbers(
         f"{name}: {arm.structure.summary}"
         for name, arm in document.arms.items()
         if arm.role == "learned" and arm.structure is not None
+    ]
+    parts += [
+        f"{name} {arm.paths.summary}"
+        for name, arm in document.arms.items()
+        if arm.role == "learned" and arm.paths is not None
     ]
     parts += [
         f"{name} has no model for seed{'s' * (len(arm.missing_seeds) > 1)} {_listed(map(str, arm.missing_seeds))}"

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from services.analysis.comparison import ComparisonDocument, asked, best_of, build, family, role, search_curves
 from services.analysis.latency import Latency
-from services.analysis.verdict import verdict_of
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial
@@ -331,71 +330,6 @@ def test_roles_follow_from_settings() -> None:
         "pruned": "ablation",
         "confusion": "baseline",
     }
-
-
-BLOCKDROP: dict[str, Any] = {
-    "full": {"method": {"name": "blockdrop", "policy": "all"}},
-    "learned": {"method": {"name": "blockdrop"}},
-    **{
-        policy: {"method": {"name": "blockdrop", "policy": policy}, "match": {"arm": "learned"}}
-        for policy in ("static", "first", "random", "spread")
-    },
-    "thin": {"extends": "full", "match": {"arm": "learned"}},
-}
-
-
-def blockdrop_study() -> Study:
-    resnet = {"backbone": {"name": "resnet", "depth": 14}}
-    return study_of({name: {**resnet, **arm} for name, arm in BLOCKDROP.items()}, seeds=[0, 1, 2])
-
-
-def test_a_policy_that_reads_the_image_is_the_learned_arm_and_fixed_paths_are_its_controls() -> None:
-    study = blockdrop_study()
-    assert {name: role(arm) for name, arm in study.arms.items()} == {
-        "full": "baseline",
-        "learned": "learned",
-        "static": "ablation",
-        "first": "ablation",
-        "random": "placebo",
-        "spread": "ablation",
-        "thin": "ablation",
-    }
-    assert family(study)[:6] == [("learned", name) for name in study.arms if name != "learned"]
-
-
-@pytest.mark.parametrize(
-    ("mean", "answer", "headline"),
-    [
-        (
-            0.91,
-            "yes",
-            "Yes, a policy that reads the image helps: learned is better than every placebo and ablation "
-            "(static, first, random, spread, thin)",
-        ),
-        (
-            0.895,
-            "no",
-            "No, a policy that reads the image does not help: learned is worse than static by 0.50 points, "
-            "first by 0.50 points, random by 0.50 points, spread by 0.50 points and thin by 0.50 points",
-        ),
-    ],
-)
-def test_a_study_of_blockdrop_answers_whether_reading_the_image_helps(mean: float, answer: str, headline: str) -> None:
-    study = blockdrop_study()
-    offsets = {name: 1e-5 * number for number, name in enumerate(study.arms)}  # no two differences are the same
-    every = [
-        replace(trial, experiment=arm.experiment.to_json())
-        for name, arm in study.arms.items()
-        for trial in trials_of(
-            name, [(mean if name == "learned" else 0.9) + step * (1e-4 + offsets[name]) for step in (-1, 0, 1)]
-        )
-    ]
-    document = build(study, every)
-    found = verdict_of(document)
-    assert (found.answer, found.headline) == (answer, headline)
-    assert {pair.a for pair in asked(document)[:6]} == {"learned"}
-    assert document.arms["learned"].seeds_cover == "learning and retraining"
-    assert document.arms["first"].seeds_cover == "retraining"
 
 
 def test_the_family_holds_all_pairs_those_of_learned_arms_first() -> None:
