@@ -61,8 +61,9 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "plots": set(),
         "export": {"structure"},  # cards and summaries say how far a network branches
         "backbones": set(),
+        "graph": set(),
         "structure": {"backbones", "methods"},
-        "experiment": {"backbones", "data", "methods", "structure", "train"},
+        "experiment": {"backbones", "data", "graph", "methods", "structure", "train"},
     },
     "search_spaces": {
         "__init__": {"*"},

@@ -189,8 +189,8 @@ def conflicts(parts: Parts) -> Iterator[Conflict]:
 def needs_graph(parts: Parts) -> bool:
     """Return whether the network is built through its graph, because its nodes are masked, removed or separated.
 
-    A network of stages needs none, and where convolutions of another are masked only in training, it says itself which
-    layers its weights connect.
+    A network of stages needs none. Others say themselves which layers the weights of their head connect, or all of
+    their weights, which is enough where these are only masked.
     """
     backbone = BACKBONES[name_of(parts.backbone)]
     if backbone.stages is not None:
@@ -199,7 +199,13 @@ def needs_graph(parts: Parts) -> bool:
         return True
     if not isinstance(parts.method, BlockoutSettings):
         return False
-    return backbone.from_factory or (not backbone.masks_convolutions and parts.method.masked != "head")
+    if backbone.from_factory or backbone.masks_convolutions or parts.method.masked in ("head", "all"):
+        return backbone.from_factory or (not backbone.masks_convolutions and parts.method.masked == "all")
+    try:
+        require_masked(parts.backbone, parts.method.masked)
+    except ValueError:
+        return True  # if these are layers of the graph, either
+    return False
 
 
 def _unsuited_to_backbone(parts: Parts) -> Iterator[Conflict]:

@@ -94,7 +94,9 @@ def second(name: str = "second", **arguments: int) -> dict[str, nn.Module]:
 
 
 # What is done to the eight channels, and the layers that they make: width and reason.
-CASES: dict[str, tuple[Callable[[Between, Tensor], Tensor], dict[str, nn.Module], dict[str, tuple[int, str | None]]]] = {
+CASES: dict[
+    str, tuple[Callable[[Between, Tensor], Tensor], dict[str, nn.Module], dict[str, tuple[int, str | None]]]
+] = {
     "activation": (lambda m, x: F.gelu(x) * 2 + 1, {}, {"first": (8, None)}),
     "gate of its own": (lambda m, x: x * m.more["g"](x).sigmoid(), {"g": nn.Conv2d(8, 8, 1)}, {"first": (8, None)}),
     "one map for all channels": (
