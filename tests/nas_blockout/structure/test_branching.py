@@ -194,15 +194,17 @@ def test_costs_by_group_are_those_by_layer_in_a_chain(seed: int, threshold: floa
     assert structure.macs == expected.macs == dense.macs_under(found.complete)
 
 
+@pytest.mark.parametrize(
+    "network", [Residual(), Grouped(rigid=False), Grouped(rigid=True)], ids=["residual", "grouped", "rigid"]
+)
 @given(seed=st.integers(0, 10_000), threshold=st.floats(0.2, 0.9))
 @settings(max_examples=30, deadline=None)
-def test_costs_by_group_are_those_of_the_weights_of_a_graph(seed: int, threshold: float) -> None:
-    network = Residual()
+def test_costs_by_group_are_those_of_the_weights_of_a_graph(network: Branchable, seed: int, threshold: float) -> None:
     p = random_memberships(Wiring.of(network), 3, seed)
     found = distill(p, harden(p, threshold), wiring=Wiring.of(network))
     structure = structure_of(found.architecture, inputs=2, groups=costs_in(network, found), widths=network.layers)
     assert structure.macs == network.macs_under(found.complete)
-    assert [layer.dense_nodes for layer in structure.layers] == [6, 4, 5, 4]
+    assert {layer.name: layer.dense_nodes for layer in structure.layers} == network.layers
     assert structure.exclusive_macs is not None
     assert structure.exclusive_macs == sum(branch.exclusive_macs or 0 for branch in structure.branches)
     assert structure.exclusive_macs <= structure.macs
@@ -253,6 +255,7 @@ def test_rigid_nodes_without_clusters_make_no_branches() -> None:
     assert [layer.density for layer in structure.layers] == [1.0, 1.0, 1.0]
     assert structure.layers[0].nodes == 4
     assert costs_in(network, found)[0, 0].macs == 2 * 4, "they are computed, and read by nothing"
+    assert network.macs_under(ones) == 4 * 4 + 4 * (3 + 3) + 3 * 25
 
 
 def test_many_layers_are_summed_up() -> None:
