@@ -1,14 +1,17 @@
 """Studies of networks from a factory on the command line: validated, run, and refused where files cannot follow."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.services.program import RUNS_HERE, Call, store_of
 from tests.services.tiny import TINY
 
+GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "your-own-network.md"
 NETWORKS = Path(__file__).parents[2] / "fixtures" / "networks.py"
 
 
@@ -27,6 +30,84 @@ def test_validate_tells_what_is_changed_in_the_network(home: Path, call: Call, t
         "arm 'plain': the classes layer fc gives 1000 logits: it is replaced by a new one for 10 classes" in ended.err
     )
     assert f"factory: {tmp_path}/net.py:thousand" in ended.out
+    assert (
+        "network of plain: 2 layers of nodes; 1.7% of 3,516 MACs are between nodes and can be masked; no layer stays "
+        "whole\n"
+    ) in ended.err
+
+
+def test_validate_tells_what_stays_whole_and_what_has_no_graph(call: Call, tmp_path: Path) -> None:
+    arms = {
+        "whole": {"backbone": {"factory": "net.py:Normalized"}},
+        "seeded": {"extends": "whole", "training": {"batch_size": 8}},
+        "branching": {"backbone": {"factory": "net.py:Branching"}},
+    }
+    ended = call("validate", written(tmp_path, {"factory": "net.py:Small"}, arms=arms))
+    assert ended.code == 0
+    told = [line for line in ended.err.splitlines() if line.startswith("network of ")]
+    assert told[0].startswith("network of branching: it can be trained, but neither masked nor branched: ")
+    assert told[1].startswith("network of seeded, whole: 3 layers of nodes; ")
+    assert told[2].startswith("network of seeded, whole: stem (12 nodes) stays whole: ")
+    assert len(told) == 3
+
+
+def test_inspect_shows_every_layer_as_table_and_as_json(home: Path, call: Call) -> None:
+    words = ("inspect", f"{NETWORKS}:Normalized", "--image", "1x8x8", "--classes", "7")
+    ended = call(*words)
+    assert (ended.code, ended.err, [*home.iterdir()]) == (0, "", [])
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ended.out.splitlines() if "│" in line]
+    assert [row[:6] for row in rows] == [
+        ["stem", "12", "stem", "hidden", "768", "0.0%"],
+        ["hidden", "8", "hidden", "fc", "96", "100.0%"],
+        ["classes", "7", "fc", "", "56", "100.0%"],
+    ]
+    assert [bool(row[6]) for row in rows] == [True, False, False]
+    document = call(*words, "--json").json
+    assert (document["image"], document["classes"], document["macs"]) == ([1, 8, 8], 7, 920)
+    assert [layer["rigid"] is not None for layer in document["layers"]] == [True, False, False]
+    assert document["layers"][1]["producers"] == ["hidden.weight"]
+
+
+def test_inspect_knows_the_built_in_networks_and_says_what_a_factory_was_changed_in(call: Call) -> None:
+    ended = call("inspect", "resnet", "--argument", "depth=8", "--argument", "hidden=[9]", "--json")
+    assert [layer["layer"] for layer in ended.json["layers"]][-2:] == ["hidden", "classes"]
+    ended = call("inspect", f"{NETWORKS}:thousand", "--argument", "width=3", "--image", "1x8x8")
+    assert ended.err == "the classes layer fc gives 1000 logits: it is replaced by a new one for 10 classes\n"
+    assert "images of 1x8x8, 10 classes" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("resnett",), "backbone.name: no such backbone 'resnett'; did you mean 'resnet'?"),
+        (("resnet", "--argument", "dept=8"), "backbone.dept: no such setting; did you mean 'depth'?"),
+        (("resnet", "--argument", "depth"), "--argument takes KEY=VALUE, such as width=32, got 'depth'"),
+        (("resnet", "--argument", "depth=[1"), "--argument depth: the value is not valid YAML: "),
+        (("resnet", "--image", "64"), "--image must be channels, height and width, such as 3x64x64, got '64'"),
+        ((f"{NETWORKS}:Smal",), f"backbone.factory: {NETWORKS} has no 'Smal'; did you mean 'Small'?"),
+        ((f"{NETWORKS}:ForEight",), "backbone.factory: the network of "),
+        ((f"{NETWORKS}:Branching", "--image", "1x8x8"), "Branching decides by the values of its input"),
+    ],
+)
+def test_inspect_refuses_in_one_sentence(call: Call, words: tuple[str, ...], message: str) -> None:
+    ended = call("inspect", *words)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(f"error: {message}")
+    assert ended.err.count("\n") == 1
+
+
+def test_the_guide_s_study_and_script_work(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"```(yaml|python)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    (study,) = [text for kind, text in blocks if kind == "yaml"]
+    network, script = [text for kind, text in blocks if kind == "python"]
+    (tmp_path / "my-study.yaml").write_text(study)
+    (tmp_path / "my_networks.py").write_text(network)
+    assert call("validate", tmp_path / "my-study.yaml").code == 0
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script, "guide", "exec"), {})  # noqa: S102  # our own text
+    assert len(capsys.readouterr().out.splitlines()) == 10
 
 
 def test_validate_names_the_line_of_the_study_and_that_of_the_network(call: Call, tmp_path: Path) -> None:
