@@ -40,7 +40,7 @@ def build_branchable(backbone: Any, shape: Shape, classes: int, sites: Sites) ->
     return (
         network
         if isinstance(network, Branchable)
-        else GraphNetwork(_inside(network), _analysis(backbone, shape, classes))
+        else GraphNetwork(_inside(network), analysis_of(backbone, shape, classes))
     )
 
 
@@ -52,8 +52,17 @@ def outline(backbone: Any, shape: Shape, classes: int) -> Branchable:
 
 
 @lru_cache(maxsize=32)
-def _analysis(backbone: Any, shape: Shape, classes: int) -> GraphAnalysis:
-    """Return what the graph of a backbone's network says; weights do not matter to it."""
+def analysis_of(backbone: Any, shape: Shape, classes: int) -> GraphAnalysis:
+    """Return what the graph of a backbone's network says; weights do not matter to it.
+
+    Args:
+        backbone: Settings of a registered backbone.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+
+    Raises:
+        ValueError: The network cannot be built for these images, or its graph cannot be traced.
+    """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         network = BACKBONES[name_of(backbone)].build(backbone, shape, classes, None, Sites())
         try:

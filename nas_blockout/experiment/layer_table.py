@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
-from nas_blockout.backbones import BACKBONES, name_of
-from nas_blockout.backbones.branched import Sites
-from nas_blockout.backbones.module import ModuleNetwork
-from nas_blockout.graph.analysis import GraphAnalysis, UnmaskedWeight, analyze
-from nas_blockout.networks import Connection, Network
+from nas_blockout.experiment.branchable import analysis_of
+from nas_blockout.experiment.builder import notes_of
+from nas_blockout.experiment.config import Experiment
+from nas_blockout.graph.analysis import GraphAnalysis, UnmaskedWeight
+from nas_blockout.networks import Connection
 
 _MOST_WHOLE = 4  # layers that stay whole, in a summary
 
@@ -93,18 +91,8 @@ def layer_table(backbone: Any, shape: tuple[int, int, int], classes: int) -> Lay
         Conflict: A factory makes the network, and it is refused.
         Untraceable: The network has no graph that can be analyzed; the message says why, where, and what to do.
     """
-    with torch.random.fork_rng(devices=[]):
-        network = BACKBONES[name_of(backbone)].build(backbone, shape, classes, None, Sites())
-    if isinstance(network, ModuleNetwork):
-        analysis = analyze(network.module, shape)
-    else:
-        analysis = analyze(network, shape, names=_names_in(network))
-    return _table(analysis, shape, network.notes)
-
-
-def _names_in(network: Network) -> dict[str, str]:
-    """Return what a built-in network calls the layers that its weights make."""
-    return {each.weight: each.targets[0] for each in network.connections if len(each.targets) == 1}
+    notes = notes_of(Experiment(backbone=backbone), shape=shape, classes=classes)
+    return _table(analysis_of(backbone, shape, classes), shape, notes)
 
 
 def _table(analysis: GraphAnalysis, shape: tuple[int, int, int], notes: tuple[str, ...]) -> LayerTable:
