@@ -85,7 +85,7 @@ def test_what_can_be_built_is_said_to_be_buildable(backbone: str, method: str, s
         return
     needed: dict[str, Any] = {}
     if backbone == "module":  # which takes a factory, and methods only at its classifier
-        if method not in ("none", "dropout", "dropconnect"):
+        if method not in ("none", "blockout", "dropout", "dropconnect"):
             return
         needed = {"factory": f"{NETWORKS}:Small"}
         changes = {"dropout": {"placement": "classifier"}, "dropconnect": {"placement": "classifier"}}
