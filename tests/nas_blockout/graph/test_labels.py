@@ -94,7 +94,9 @@ def second(name: str = "second", **arguments: int) -> dict[str, nn.Module]:
 
 
 # What is done to the eight channels, and the layers that they make: width and reason.
-CASES: dict[str, tuple[Callable[[Between, Tensor], Tensor], dict[str, nn.Module], dict[str, tuple[int, str | None]]]] = {
+CASES: dict[
+    str, tuple[Callable[[Between, Tensor], Tensor], dict[str, nn.Module], dict[str, tuple[int, str | None]]]
+] = {
     "activation": (lambda m, x: F.gelu(x) * 2 + 1, {}, {"first": (8, None)}),
     "gate of its own": (lambda m, x: x * m.more["g"](x).sigmoid(), {"g": nn.Conv2d(8, 8, 1)}, {"first": (8, None)}),
     "one map for all channels": (
@@ -163,7 +165,7 @@ CASES: dict[str, tuple[Callable[[Between, Tensor], Tensor], dict[str, nn.Module]
         {"first": (8, None), "more.c": (6, None)},
     ),
     "recurrent": (
-        lambda m, x: m.more["r"](x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, (8, 8)),
+        lambda m, x: m.more["r"](x.amax(3).transpose(1, 2)[:, :2])[0].transpose(1, 2).unsqueeze(-1),
         {"r": nn.LSTM(8, 5, batch_first=True)},
         {"first": (8, "read by an LSTM")},
     ),
@@ -183,7 +185,7 @@ CASES: dict[str, tuple[Callable[[Between, Tensor], Tensor], dict[str, nn.Module]
         {"first": (8, "product over nodes")},
     ),
     "mixed with images": (
-        lambda m, x: x.transpose(0, 1).reshape(x.shape),
+        lambda m, x: x.reshape(-1, 8, 8).view(8, x.shape[0], 8, 8).transpose(0, 1),
         {},
         {"first": (4, "different nodes at one weight")},
     ),
