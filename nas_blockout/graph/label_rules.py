@@ -110,7 +110,9 @@ def _move(call: Call) -> Labels:
     if _name(call) in ("view", "_unsafe_view", "view_as", "reshape_as"):
         return labels.reshape(call.value.shape)
     if _name(call) == "channel_shuffle":
-        return labels.unflatten(1, (args[1], -1)).transpose(1, 2).flatten(1, 2)
+        groups: int = call.given["groups"]
+        parts = labels.reshape(labels.shape[0], groups, -1, *labels.shape[2:])
+        return parts.transpose(1, 2).flatten(1, 2)
     result: Any = target(*args, **kwargs)
     return result if isinstance(result, Tensor) else tuple(result)
 

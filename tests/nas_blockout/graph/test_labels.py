@@ -165,7 +165,7 @@ CASES: dict[
         {"first": (8, None), "more.c": (6, None)},
     ),
     "recurrent": (
-        lambda m, x: m.more["r"](x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, (8, 8)),
+        lambda m, x: m.more["r"](x.amax(3).transpose(1, 2)[:, :2])[0].transpose(1, 2).unsqueeze(-1),
         {"r": nn.LSTM(8, 5, batch_first=True)},
         {"first": (8, "read by an LSTM")},
     ),
@@ -185,7 +185,7 @@ CASES: dict[
         {"first": (8, "product over nodes")},
     ),
     "mixed with images": (
-        lambda m, x: x.transpose(0, 1).reshape(x.shape),
+        lambda m, x: x.reshape(-1, 8, 8).view(8, x.shape[0], 8, 8).transpose(0, 1),
         {},
         {"first": (4, "different nodes at one weight")},
     ),
