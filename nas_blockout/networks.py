@@ -453,7 +453,7 @@ class Branchable(Network):
 
     def _kept_under(self, memberships: Mapping[str, Tensor]) -> Iterator[int]:
         """Yield how many entries of each weight, windows counted once, are between nodes that share a cluster."""
-        first, widths = next(iter(memberships.values())), self.layers
+        first, widths = next(iter(memberships.values()), torch.ones(1, 1)), self.layers
         every = {
             name: memberships[name] if name in memberships else first.new_ones(width, first.shape[1])
             for name, width in widths.items()

@@ -116,7 +116,9 @@ def unbuildable(experiment: Experiment, *, shape: Shape, classes: int) -> Iterat
             yield Conflict(str(each), *(f"method.{key}" for key in each.keys or ("name",)), "method.name", "backbone")
     except NotImplementedError as error:  # the network does not say what a method asks of it
         yield Conflict(f"method.name: {error}", "method.name", "backbone")
-    except (OverflowError, RuntimeError, TypeError):  # PyTorch raises each of them for sizes beyond 63 bits
+    except (OverflowError, RuntimeError, TypeError) as error:  # PyTorch raises each of them for sizes beyond 63 bits
+        if isinstance(error, RuntimeError) and "overflow" not in str(error):
+            raise
         yield Conflict("backbone: the network is too wide: it has more weights than can be addressed", "backbone")
 
 

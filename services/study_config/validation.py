@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from nas_blockout.backbones import require_stages
 from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.data import Dimensions, Splits
@@ -70,8 +69,6 @@ def incompatibilities(parts: Parts, *, matched: bool) -> Iterator[Conflict]:
         try:
             if isinstance(method, BlockDropSettings):
                 require_match(method)
-            else:
-                require_stages(backbone, "match")
         except ValueError as error:
             yield Conflict(str(error), "match", "backbone.name", "method")
 
