@@ -153,7 +153,8 @@ def distill(
     if min_group_size > 1:
         hidden = {name: merged(value, min_group_size) for name, value in kept.items() if name != last}
         kept = left({**hidden, last: kept[last]})
-    grouped = {name: _grouped(name, kept, wiring, whole_p[name]) for name in wiring.names}
+    sources = wiring.sources()
+    grouped = {name: _grouped(name, kept, wiring, sources[name], whole_p[name]) for name in wiring.names}
     layers = tuple(_numbered(layer, nodes) if numbered else layer for layer, nodes in grouped.values())
     edges = () if wiring.is_chain else wiring.edges
     memberships = {name: kept[name][:, : p.shape[1]].to(p.dtype) for name, p in probabilities.items()}
@@ -377,26 +378,26 @@ def wiring_of(learned: Learned) -> Wiring | None:
     return Wiring.of(network, learned.masked_connections if isinstance(learned, Blockout) else None)
 
 
-def _grouped(name: str, kept: Mapping[str, Tensor], wiring: Wiring, p: Tensor) -> tuple[Layer, tuple[Tensor, ...]]:
+def _grouped(
+    name: str, kept: Mapping[str, Tensor], wiring: Wiring, sources: Sequence[str], p: Tensor
+) -> tuple[Layer, tuple[Tensor, ...]]:
     """Return a layer and the nodes of its groups; the most probable stays as a constant where nothing else does."""
-    classes, images = name == wiring.names[-1], name in wiring.read_images
+    last, images = name == wiring.names[-1], (None, name) in wiring.edges
     # In a chain what the first layer reads is not masked: a class without clusters could not be told from the others.
-    whole = name in wiring.rigid or (classes and not (images and wiring.is_chain))
+    whole = name in wiring.rigid or (last and not (images and wiring.is_chain))
     rows: dict[tuple[int, ...], list[int]] = {}
     for node, row in enumerate(kept[name].tolist()):
         member = tuple(cluster for cluster, belongs in enumerate(row) if belongs)
         if member or whole:
             rows.setdefault(member, []).append(node)
     ordered = sorted(rows.items()) or [((), [int(p.detach().amax(1).argmax())])]
-    read = [kept[source].any(0) for source in wiring.sources()[name]]
-    available = torch.ones_like(kept[name][0]) if images else torch.stack(read).any(0)
+    read = torch.ones_like(kept[name]) if images else torch.cat([kept[source] for source in sources])
+    available = read.any(0).tolist()
     groups = tuple(
-        Group(member, len(nodes), tuple(nodes) if classes else None, constant=not available[list(member)].any())
+        Group(member, len(nodes), tuple(nodes) if last else None, constant=not any(available[each] for each in member))
         for member, nodes in ordered
     )
-    return Layer(name, groups, name in wiring.rigid - {wiring.names[-1]}), tuple(
-        torch.tensor(nodes) for _, nodes in ordered
-    )
+    return Layer(name, groups, name in wiring.rigid and not last), tuple(torch.tensor(nodes) for _, nodes in ordered)
 
 
 def _numbered(layer: Layer, nodes: Sequence[Tensor]) -> Layer:

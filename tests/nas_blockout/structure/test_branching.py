@@ -264,3 +264,11 @@ def test_many_layers_are_summed_up() -> None:
     assert text == (
         "2 branches: groups of nodes up to 3 in 10 layers; connections kept between nodes 25% to 50% in 15 of 15 layers"
     )
+
+
+def test_more_clusters_than_a_number_has_bits_cost_the_same() -> None:
+    network = Residual()
+    few = {name: value > 0.5 for name, value in random_memberships(Wiring.of(network), 3, 1).items()}
+    many = {name: torch.cat([value, torch.zeros(len(value), 67, dtype=torch.bool)], 1) for name, value in few.items()}
+    assert network.macs_under(many) == network.macs_under(few) < network.macs_under({"classes": torch.ones(4, 1)})
+    assert network.weights_under(many) == network.weights_under(few)
