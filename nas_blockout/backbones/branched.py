@@ -24,7 +24,8 @@ from nas_blockout.backbones.inference_cost import (
     fastest_forms,
     fillings,
 )
-from nas_blockout.networks import Branchable, Connection, Nodes, Runtime
+from nas_blockout.networks import Branchable, Connection, Runtime
+from nas_blockout.nodes import Nodes
 
 Placement = Literal["hidden", "classifier", "all"]
 Regularizer = Callable[[], nn.Module]

@@ -14,7 +14,8 @@ from nas_blockout.graph.labels import Labelling, Labels, Use, unrepeated
 from nas_blockout.graph.operations import name_of, shape_of
 from nas_blockout.graph.trace import Trace, Untraceable, trace
 from nas_blockout.graph.training import Training
-from nas_blockout.networks import NO_NODE, Connection, Nodes
+from nas_blockout.networks import Connection
+from nas_blockout.nodes import NO_NODE, Nodes
 
 CLASSES = "classes"
 

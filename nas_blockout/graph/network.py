@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from nas_blockout.architecture import Architecture
 from nas_blockout.graph.analysis import GraphAnalysis
 from nas_blockout.graph.branched import BranchedGraph, branch
-from nas_blockout.networks import Branchable, Connection, Network, Nodes
+from nas_blockout.networks import Branchable, Connection, Network
+from nas_blockout.nodes import Nodes
 
 _PREFIX = "module."
 

@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
-from nas_blockout.networks import Connection, Nodes
+from nas_blockout.networks import Connection
+from nas_blockout.nodes import Nodes
 
 Assignments = Mapping[str, Tensor]
 

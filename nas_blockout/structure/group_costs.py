@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from nas_blockout.architecture import Architecture, Layer
-from nas_blockout.networks import Connection, Nodes, layer_widths
+from nas_blockout.networks import Connection, layer_widths
+from nas_blockout.nodes import Nodes
 from nas_blockout.structure.branching import GroupCost, Place
 
 

@@ -12,7 +12,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from nas_blockout.networks import Branchable, Connection, Nodes
+from nas_blockout.networks import Branchable, Connection
+from nas_blockout.nodes import Nodes
 from nas_blockout.settings_fields import Range
 from nas_blockout.structure.two_stages import TwoStageSettings
 

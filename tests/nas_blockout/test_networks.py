@@ -9,15 +9,14 @@ from torch import Tensor, nn
 
 from nas_blockout.methods.blockout import PAPER, Blockout
 from nas_blockout.networks import (
-    NO_NODE,
     Connection,
     Network,
-    Nodes,
     layer_widths,
     maskable_layers,
     masked_connections,
     require_weights,
 )
+from nas_blockout.nodes import NO_NODE, Nodes
 
 FOUR = Nodes.whole("features", 4)
 CLASSES = Nodes.whole("classes", 6)

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas_blockout.architecture import Architecture, Edge, dense_architecture
-from nas_blockout.networks import Branchable, Connection, Nodes
+from nas_blockout.networks import Branchable, Connection
+from nas_blockout.nodes import Nodes
 from search_spaces import Recorded
 from search_spaces.branched import Hierarchy, branched_graph, hierarchical_graph
 from search_spaces.graph_stages import StagedGraph

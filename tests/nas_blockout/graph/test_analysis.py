@@ -20,7 +20,8 @@ from nas_blockout.backbones.inception import Inception, InceptionSettings
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.graph.analysis import GraphAnalysis, NodeLayer, UnmaskedWeight, analyze
 from nas_blockout.graph.trace import Untraceable
-from nas_blockout.networks import NO_NODE, Connection, Nodes
+from nas_blockout.networks import Connection
+from nas_blockout.nodes import NO_NODE, Nodes
 from tests.nas_blockout.graph.networks import CLASSES, NETWORKS, SHAPE, Alias, Residual
 
 CLUSTERS = 3

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nas_blockout.methods.blockout import PAPER, PRETRAINED, Blockout
-from nas_blockout.networks import NO_NODE, Branchable, Connection, Nodes
+from nas_blockout.networks import Branchable, Connection
+from nas_blockout.nodes import NO_NODE, Nodes
 
 
 class Joined(Branchable):

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from nas_blockout.experiment.builder import count_macs
 from nas_blockout.methods.blockout import PAPER, Blockout
 from nas_blockout.methods.masking import lazily_masked, masked_linear, masked_weight
-from nas_blockout.networks import Connection, Network, Nodes
+from nas_blockout.networks import Connection, Network
+from nas_blockout.nodes import Nodes
 
 CLUSTERS = 3
 SHAPES = {  # output nodes, input nodes, groups, window

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.architecture import Edge
-from nas_blockout.networks import NO_NODE, Branchable, Connection, Nodes
+from nas_blockout.networks import Branchable, Connection
+from nas_blockout.nodes import NO_NODE, Nodes
 from nas_blockout.structure.wiring import Wiring
 
 Node = tuple[str, int]
