@@ -23,7 +23,7 @@ from tests.services.serving import answering
 from tests.services.tiny import image_folder
 from tests.services.topology.studies import TINY, home_of
 
-pytestmark = [pytest.mark.slow(120), pytest.mark.timeout(900), *RUNS_HERE]
+pytestmark = [pytest.mark.slow(200), pytest.mark.timeout(900), *RUNS_HERE]
 
 SUBMIT_BY_RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "job", "submit"]
 STUDY: dict[str, Any] = {**TINY, "name": "on-a-cluster", "workers": {"max_concurrent_trials": 2}}
@@ -59,7 +59,33 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return document
 
 
-def test_a_submitted_study_ends_as_a_local_one_and_is_one_job(ray_cluster: Any, local: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def by_ray(
+    ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, "subprocess.Popen[str]"]]:
+    """The file of the study `plain`, and `ray job submit`, which has begun to run it beside what else is submitted."""
+    path = tmp_path_factory.mktemp("by-ray") / "plain.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, "name": "plain"}))
+    words = [
+        "--address",
+        ray_cluster.address,
+        "--working-dir",
+        str(path.parent),
+        "--",
+        "nas-blockout",
+        "run",
+        path.name,
+    ]
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options = {"env": ray_cluster.environment, "cwd": ray_cluster.folder, **streams}
+    with subprocess.Popen([*SUBMIT_BY_RAY, *words], **options) as process:
+        yield path, process
+        process.kill()
+
+
+def test_a_submitted_study_ends_as_a_local_one_and_is_one_job(
+    ray_cluster: Any, by_ray: Any, local: dict[str, Any]
+) -> None:
     (ray_cluster.folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
     words = ("submit", ray_cluster.folder / "study.yaml", "--address", ray_cluster.address)
     ended = command(ray_cluster, *words)
@@ -85,17 +111,15 @@ def test_a_submitted_study_ends_as_a_local_one_and_is_one_job(ray_cluster: Any, 
 
 
 def test_ray_itself_submits_a_folder_and_another_machine_finds_the_results(
-    ray_cluster: Any, local: dict[str, Any], tmp_path: Path
+    ray_cluster: Any, by_ray: tuple[Path, "subprocess.Popen[str]"], local: dict[str, Any], tmp_path: Path
 ) -> None:
-    (tmp_path / "plain.yaml").write_text(yaml.safe_dump({**STUDY, "name": "plain"}))
-    words = ("--address", ray_cluster.address, "--working-dir", tmp_path, "--", "nas-blockout", "run", "plain.yaml")
-    streams: dict[str, Any] = {"env": ray_cluster.environment, "cwd": ray_cluster.folder, "capture_output": True}
-    done = subprocess.run([*SUBMIT_BY_RAY, *map(str, words)], **streams, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    path, process = by_ray
+    said = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, said[-6000:]
     assert scores(stored("plain")) == scores(local)
     store = f"sqlite:///{ray_cluster.home / 'runs' / 'nas_blockout.db'}"
     elsewhere = {"NAS_BLOCKOUT_HOME": str(tmp_path / "elsewhere"), "NAS_BLOCKOUT_STORE_URL": store}
-    ended = command(ray_cluster, "run", tmp_path / "plain.yaml", "--json", **elsewhere)
+    ended = command(ray_cluster, "run", path, "--json", **elsewhere)
     assert ended.code == 0, ended.err[-3000:]
     assert scores(ended.json) == scores(local)
     assert (tmp_path / "elsewhere" / "runs" / "plain" / "report" / "index.html").stat().st_size > 0
