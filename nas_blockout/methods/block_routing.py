@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Literal, Protocol, cast
@@ -280,11 +281,16 @@ def policy_size(
     wide = [size for size in widest_first if widths is not None or size[0] >= 8]
     candidates = [(size, side) for side in pools for size in wide] + [(size, pools[-1]) for size in widest_first]
     for size, side in candidates:
-        with torch.device("meta"):  # which draws no weights
-            network = PolicyNetwork(shape[0], blocks, widths=size, pool=side)
-        if operations(network, shape) <= most:
+        if _policy_operations(shape, blocks, size, side) <= most:
             return size, side
     return candidates[-1]
+
+
+@cache  # counting takes 10 ms and more, and every network of a study asks for the same ones
+def _policy_operations(shape: tuple[int, int, int], blocks: int, widths: tuple[int, ...], pool: int) -> int:
+    with torch.device("meta"):  # which draws no weights
+        network = PolicyNetwork(shape[0], blocks, widths=widths, pool=pool)
+    return operations(network, shape)
 
 
 @dataclass(frozen=True, slots=True)
