@@ -317,8 +317,8 @@ def _branches(description: ModelDescription) -> str:
 
 def _group_label(group: Mapping[str, Any], class_names: Sequence[str]) -> str:
     constant = ", constant" if group.get("constant") else ""
-    if "classes" not in group:
-        return f"{group['width']} nodes{constant}"
+    if "classes" not in group:  # of a graph, a group may name its nodes, which say how many they are
+        return f"{len(group['nodes']) if 'nodes' in group else group['width']} nodes{constant}"
     return _listed([class_names[label] for label in group["classes"]], MOST_CLASSES_IN_GROUP) + constant
 
 

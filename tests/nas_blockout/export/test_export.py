@@ -267,6 +267,15 @@ def test_constants_are_run_written_and_outlined(exported: Path) -> None:
     assert '  n1_2["features: 2 nodes, constant"]' in diagram(CONSTANT.to_json(), DESCRIPTION.class_names)
 
 
+def test_a_diagram_counts_the_nodes_that_a_group_of_a_graph_names() -> None:
+    groups = [{"clusters": [0], "nodes": [0, 3]}, {"clusters": [1], "nodes": [1, 2, 4]}]
+    layers = [{"name": "conv", "groups": groups}, {"name": "classes", "groups": [{"clusters": [0], "classes": [0]}]}]
+    document = {"schema_version": 2, "clusters": 2, "edges": [[None, "conv"], ["conv", "classes"]], "layers": layers}
+    drawn = diagram(document, ("a",))
+    assert '"conv: 2 nodes"' in drawn
+    assert '"conv: 3 nodes"' in drawn
+
+
 def test_wrong_classes_and_one_folder_for_two_models_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"one logit a class, got the shape \(256, 5\) for 256 images and 2 class"):
         export_model(network(branched=False), tmp_path / "a", replace(DESCRIPTION, class_names=("a", "b")))
