@@ -5,7 +5,7 @@ learned policy and with one path that never changes, each with the phase (3 of 1
 without it; and on its first blocks. Paths have the cost of the learned policy without the phase. A path that never
 changes is a policy ``static`` whose learning rate is practically 0, so that the same code freezes both networks.
 
-Run: ``python benchmarks/blockdrop_phases.py [--seeds 8] [--first-seed 200] [--csv docs/results/blockdrop-phases.csv]``;
+Run: ``python benchmarks/blockdrop_phases.py [--seeds 4] [--first-seed 200] [--csv docs/results/blockdrop-phases.csv]``;
 prints Markdown. Test images are not read.
 """
 
@@ -104,9 +104,9 @@ def print_tables(rows: Sequence[Row]) -> None:
         )
     print("\n| pair | points | 95% interval | p, Holm |\n|---|---|---|---|")
     for pair in significance.compare(scores, pairs=PAIRS).pairs:
-        low, high = (100 * bound for bound in pair.ci95 or (float("nan"), float("nan")))
+        low, high = (100 * bound for bound in pair.test.ci95 or (float("nan"), float("nan")))
         print(
-            f"| {pair.a} - {pair.b} | {100 * pair.difference:+.2f} | {low:+.2f} .. {high:+.2f} | "
+            f"| {pair.a} - {pair.b} | {100 * pair.test.difference:+.2f} | {low:+.2f} .. {high:+.2f} | "
             f"{significance.p_text(pair.p_holm)} |"
         )
 
@@ -114,7 +114,7 @@ def print_tables(rows: Sequence[Row]) -> None:
 def main() -> None:
     """Train, write the rows as they come, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--first-seed", type=int, default=200)
     parser.add_argument("--csv", type=Path, default=Path("docs/results/blockdrop-phases.csv"))
     options = parser.parse_args()

@@ -62,7 +62,7 @@ class BlockDropSettings:
         cost_penalty: Weight of the mean squared share of blocks in the loss of gates.
         temperature: Temperature of ``gumbel`` gates.
         pretrain_fraction: Share of the epochs that train the network with all blocks; 0 if it is already trained.
-        policy_fraction: Share of the epochs that train the policy alone, with the network frozen.
+        policy_fraction: Share of the epochs that train the policy alone, with the network frozen; 0 for none.
         blocks_per_epoch: Blocks, starting from the last, that the policy takes control of in each of these epochs; None
             for as many as it takes to control all of them in the last one.
         finetune_paths: Paths on which ``reinforce`` trains the network together with the policy: those that
