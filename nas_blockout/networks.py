@@ -3,7 +3,7 @@
 import copy
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -103,6 +103,19 @@ class Nodes:
         if not self.are_all:  # the last row stands for no node: NO_NODE is -1
             joined = torch.cat([joined, joined.new_zeros(1, *joined.shape[1:])])
         return joined.index_select(0, self._index(joined.device, len(joined)))
+
+    def sums(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Return for each layer the sum of the values at each node's positions, zero for a node that has none.
+
+        Args:
+            values: One for each position, or one row, shape ``(count, ...)``.
+        """
+        total = sum(width for _, width in self.layers)
+        if self.positions is not None:  # one row more takes the values that are no node's
+            index = self._index(values.device, total + 1)
+            values = values.new_zeros(total + 1, *values.shape[1:]).index_add_(0, index, values)[:total]
+        found: tuple[Tensor, ...] = values.split([width for _, width in self.layers])
+        return found
 
     def _index(self, device: torch.device, rows: int) -> Tensor:
         """Return the row of each position, made once for each device."""
@@ -323,7 +336,7 @@ def masked_connections(
 
 def _chosen_layers(connections: Sequence[Connection], masked: str | Sequence[str], network: str) -> tuple[str, ...]:
     known = maskable_layers(connections)
-    layers = f"layers that can be masked on {network}: {_listed(known)}"
+    layers = f"layers that can be masked on {network}: {listed(known)}"
     if isinstance(masked, str):
         last = LAST.fullmatch(masked)
         number = int(last[1]) if last else 0
@@ -350,8 +363,8 @@ def _quoted(names: Sequence[str]) -> str:
     return " and ".join(map(repr, names))
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Return names as a text; of many only the first and the last."""
+def listed(names: Sequence[str]) -> str:
+    """Return names as a text, of many only the first and the last ones."""
     shown = names if len(names) <= _MOST_LISTED else (*names[:4], "...", *names[-8:])
     return ", ".join(shown)
 
@@ -397,7 +410,8 @@ class Branchable(Network):
     """A dense network that says enough of itself for its nodes to be removed and separated into branches.
 
     Memberships, where they are asked for, are by layer, as zeros and ones or booleans, shape ``(nodes, clusters)``. A
-    layer that is left out belongs to every cluster.
+    layer that is left out belongs to every cluster. Nodes without a cluster are removed, but for those of the classes
+    and of rigid layers, which read only what is not masked.
     """
 
     @property
@@ -429,11 +443,27 @@ class Branchable(Network):
 
     def macs_under(self, memberships: Mapping[str, Tensor]) -> int:
         """Return the multiply-accumulates an image of the weights between nodes that share a cluster."""
-        return sum(_kept(each, memberships) * math.prod(each.shape[2:]) * each.positions for each in self.connections)
+        kept = zip(self.connections, self._kept_under(memberships), strict=True)
+        return sum(count * math.prod(each.shape[2:]) * each.positions for each, count in kept)
 
     def weights_under(self, memberships: Mapping[str, Tensor]) -> int:
         """Return the number of weights between nodes that share a cluster."""
-        return sum(_kept(each, memberships) * math.prod(each.shape[2:]) for each in self.connections)
+        kept = zip(self.connections, self._kept_under(memberships), strict=True)
+        return sum(count * math.prod(each.shape[2:]) for each, count in kept)
+
+    def _kept_under(self, memberships: Mapping[str, Tensor]) -> Iterator[int]:
+        """Yield how many entries of each weight, windows counted once, are between nodes that share a cluster."""
+        first, widths = next(iter(memberships.values())), self.layers
+        every = {
+            name: memberships[name] if name in memberships else first.new_ones(width, first.shape[1])
+            for name, width in widths.items()
+        }
+        whole = {*self.rigid, list(widths)[-1]}  # whose nodes stay without a cluster, too, and see what has no masks
+        alive = {
+            name: value.new_ones(len(value)) > 0 if name in whole else value.any(1) for name, value in every.items()
+        }
+        for connection in self.connections:
+            yield _kept(connection, every, alive)
 
     def branched(
         self, architecture: Architecture, nodes: Mapping[str, Sequence[Tensor]], state: Mapping[str, Tensor]
@@ -453,28 +483,26 @@ def _sources_or_image(connection: Connection) -> tuple[str | None, ...]:
     return (*connection.sources, *(() if nodes is not None and nodes.are_all else (None,)))
 
 
-def _kept(connection: Connection, memberships: Mapping[str, Tensor]) -> int:
-    """Return how many entries of a weight, windows counted once, lie between nodes that share a cluster."""
-    first = next(iter(memberships.values()))
+def _kept(connection: Connection, memberships: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> int:
+    """Return how many entries of a weight, windows counted once, lie between nodes that share a cluster.
 
-    def of(nodes: Nodes) -> Tensor:
-        every = {
-            name: memberships[name] if name in memberships else first.new_ones(width, first.shape[1])
-            for name, width in nodes.layers
-        }
-        return nodes.of(every).double()
-
-    out = of(connection.target_nodes)
+    Args:
+        connection: Of the weight.
+        memberships: Of all layers.
+        alive: Which nodes there are at all, by layer.
+    """
+    out, rows = connection.target_nodes.of(memberships).double(), connection.target_nodes.of(alive)
     if connection.source_nodes is None or connection.filters_each_node_alone:
-        return int(out.any(1).sum()) * connection.shape[1]
-    into = of(connection.source_nodes)
-    alive = out.any(1)
-    if not connection.source_nodes.are_all:  # what is no node's is read by every node that is left
-        none = torch.tensor([each is None for each in connection.source_nodes.identities])
-        into[none.to(into.device)] = 1.0
+        return int(rows.sum()) * connection.shape[1]
+    into = connection.source_nodes.of(memberships).double()
+    of_none = 0  # entries that read what is no node's, which every node does that there is
+    if not connection.source_nodes.are_all:
+        none = torch.tensor([each is None for each in connection.source_nodes.identities], device=into.device)
+        by_group = (side.unflatten(0, (connection.groups, -1)).sum(1) for side in (rows, none))
+        of_none = int(torch.stack(list(by_group)).prod(0).sum())
     if connection.groups == 1:  # of many nodes there are few kinds
-        kinds = [side.unique(dim=0, return_counts=True) for side in (out[alive], into)]
+        kinds = [side.unique(dim=0, return_counts=True) for side in (out, into)]
         shared = (kinds[0][0] @ kinds[1][0].T > 0).double()
-        return int(kinds[0][1].double() @ shared @ kinds[1][1].double())
+        return int(kinds[0][1].double() @ shared @ kinds[1][1].double()) + of_none
     by_group = (side.unflatten(0, (connection.groups, -1)) for side in (out, into))
-    return int((torch.einsum("gok,gik->goi", *by_group) > 0).sum())
+    return int((torch.einsum("gok,gik->goi", *by_group) > 0).sum()) + of_none

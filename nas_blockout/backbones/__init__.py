@@ -30,7 +30,7 @@ class Backbone:
         scaled: Returns the settings with all widths multiplied by a factor.
         neighbors: Returns the settings that have one node more or less in one layer.
         skippable: Whether the network has blocks that can be skipped one by one.
-        masks_convolutions: Whether its convolutions connect layers of nodes, so that Blockout can mask them.
+        masks_convolutions: Whether it says itself which layers its convolutions connect; else its graph does.
         from_factory: Whether code of the user's makes it: nothing is known of it before it is built for images of one
             shape, and methods enter it only at its classes layer.
     """
@@ -184,10 +184,6 @@ def require_masked(settings: Any, masked: str | Sequence[str], *, branched: bool
         ValueError: The backbone lacks one of these layers, its weights cannot be masked, or there is a gap.
     """
     name = name_of(settings)
-    if masked == "all" and not BACKBONES[name].masks_convolutions:
-        raise ValueError(
-            f"method.masked: on the backbone {name}, Blockout can mask only linear layers, got 'all'; set it to head"
-        )
     # Every backbone has a head, and it is what comes last. What a factory makes is not built to check settings.
     if masked in ("head", "all") or BACKBONES[name].from_factory:
         return

@@ -6,7 +6,7 @@ or linear layer.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -24,7 +24,7 @@ from nas_blockout.backbones.inference_cost import (
     fastest_forms,
     fillings,
 )
-from nas_blockout.networks import Connection, Network, Runtime
+from nas_blockout.networks import Branchable, Connection, Nodes, Runtime
 
 Placement = Literal["hidden", "classifier", "all"]
 Regularizer = Callable[[], nn.Module]
@@ -240,7 +240,7 @@ class BranchedStage(nn.Module):
         return result
 
 
-class BranchedNetwork(Network):
+class BranchedNetwork(Branchable):
     """A network built from stages and an architecture over the last of them.
 
     Args:
@@ -295,6 +295,15 @@ class BranchedNetwork(Network):
             )
             for source, stage in zip(names, self.plan, strict=False)
         )
+
+    @property
+    def scales(self) -> Mapping[str, Nodes]:
+        """The factors of batch normalization by name; only for a dense network."""
+        return {
+            f"stages.{stage.name}.normalize.weight": Nodes.whole(stage.name, stage.width)
+            for stage in self.plan
+            if stage.activation
+        }
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return logits in the order of the classes, shape ``(batch, classes)``."""

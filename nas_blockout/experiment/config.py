@@ -14,7 +14,6 @@ from nas_blockout.backbones import (
     require_hidden_layer,
     require_masked,
     require_site,
-    require_stages,
 )
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings
@@ -33,6 +32,9 @@ from nas_blockout.train import TrainingSettings
 DERIVATIONS: Mapping[str, Any] = MappingProxyType(
     {"distillation": DistillationSettings, "pruning": PruningSettings, "confusion": ConfusionSettings}
 )
+
+
+_OF_GRAPHS = ("architecture", *DERIVATIONS, "target_macs")  # what removes or separates nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +186,38 @@ def conflicts(parts: Parts) -> Iterator[Conflict]:
         yield Conflict(message, "architecture", "method.name")
 
 
+def needs_graph(parts: Parts) -> bool:
+    """Return whether the network is built through its graph, because its nodes are masked, removed or separated.
+
+    A network of stages needs none. Others say themselves which layers the weights of their head connect, or all of
+    their weights, which is enough where these are only masked.
+    """
+    backbone = BACKBONES[name_of(parts.backbone)]
+    if backbone.stages is not None:
+        return False
+    if any(getattr(parts, name) is not None for name in _OF_GRAPHS):
+        return True
+    if not isinstance(parts.method, BlockoutSettings):
+        return False
+    if backbone.from_factory or backbone.masks_convolutions or parts.method.masked in ("head", "all"):
+        return backbone.from_factory or (not backbone.masks_convolutions and parts.method.masked == "all")
+    try:
+        require_masked(parts.backbone, parts.method.masked)
+    except ValueError:
+        return True  # if these are layers of the graph, either
+    return False
+
+
 def _unsuited_to_backbone(parts: Parts) -> Iterator[Conflict]:
-    for name in ("architecture", *DERIVATIONS, "target_macs"):
-        if getattr(parts, name) is not None:
-            yield from _refusal(partial(require_stages, parts.backbone, name), name, "backbone.name")
+    graph = needs_graph(parts)
+    if graph and not isinstance(parts.method, NoneSettings | BlockoutSettings):
+        given = next(name for name in _OF_GRAPHS if getattr(parts, name) is not None)
+        name = method_name(parts.method)
+        message = (
+            f"method.name: on the backbone {name_of(parts.backbone)}, {given} goes with the methods none and blockout "
+            f"only, got {name}; take one of them, a backbone of stages such as convnet, or leave out {given}"
+        )
+        yield Conflict(message, "method.name", given, "backbone.name")
     if isinstance(parts.method, BlockDropSettings):
         needs_blocks = partial(require_blocks, parts.backbone, "the method blockdrop")
         yield from _refusal(needs_blocks, "method.name", "backbone.name")
@@ -197,7 +227,7 @@ def _unsuited_to_backbone(parts: Parts) -> Iterator[Conflict]:
     if isinstance(parts.method, DropoutSettings | DropConnectSettings) and parts.method.placement == "hidden":
         needs_hidden = partial(require_hidden_layer, parts.backbone, method_name(parts.method))
         yield from _refusal(needs_hidden, "method.placement", "method.name", "backbone")
-    if isinstance(parts.method, BlockoutSettings):
+    if isinstance(parts.method, BlockoutSettings) and not graph:  # else the layers are known once the graph is
         branched = parts.distillation is not None
         masks = partial(require_masked, parts.backbone, parts.method.masked, branched=branched)
         yield from _refusal(masks, "method.masked", "method.name", "backbone", *["distillation"] * branched)

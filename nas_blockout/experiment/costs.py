@@ -3,9 +3,8 @@
 import torch
 from torch import nn
 
-from nas_blockout.backbones import BACKBONES, name_of, scaled_to
 from nas_blockout.backbones.branched import BranchedNetwork, Sites
-from nas_blockout.experiment.builder import count_macs
+from nas_blockout.experiment.builder import built, count_macs, plain
 from nas_blockout.experiment.config import Experiment
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.structure.branching import LayerCost, Structure, structure_of
@@ -24,10 +23,7 @@ def known_network(experiment: Experiment, *, shape: tuple[int, int, int], classe
     """
     if experiment.derivation is not None or isinstance(experiment.method, BlockDropSettings):
         return None
-    backbone = experiment.backbone
-    if experiment.target_macs is not None:
-        backbone = scaled_to(backbone, experiment.target_macs, shape, classes)
-    return _plain(backbone, experiment, shape, classes)
+    return _plain(experiment, shape, classes)
 
 
 def known_costs(experiment: Experiment, *, shape: tuple[int, int, int], classes: int) -> dict[str, int]:
@@ -46,7 +42,7 @@ def known_costs(experiment: Experiment, *, shape: tuple[int, int, int], classes:
     share = getattr(experiment.derivation, "target_macs", None)
     if share is None:
         return {}
-    dense = _plain(experiment.backbone, experiment, shape, classes)
+    dense = _plain(plain(experiment, None), shape, classes)
     return {"macs": int(share * count_macs(dense, image))}
 
 
@@ -67,7 +63,6 @@ def parameters_of(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _plain(backbone: object, experiment: Experiment, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def _plain(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        network = BACKBONES[name_of(backbone)].build(backbone, shape, classes, experiment.architecture, Sites())
-    return network.eval()
+        return built(experiment, shape, classes, Sites()).eval()

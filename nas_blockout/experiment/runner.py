@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.data import Loader, Splits
+from nas_blockout.experiment.branchable import architecture_of
 from nas_blockout.experiment.builder import build, count_macs, expected_macs, plain_state, rebuild
 from nas_blockout.experiment.config import Experiment
 from nas_blockout.experiment.derivation import EVALUATION_BATCH, STAGE_SEED, Derivation, derive, second_network
 from nas_blockout.experiment.knowledge_distillation import StudentWithTeacher
 from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.methods.blockout import Blockout
+from nas_blockout.networks import Network
 from nas_blockout.structure.two_stages import TwoStageSettings
 from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSettings, fit
 
@@ -154,7 +155,7 @@ class Run(Iterator[EpochRecord]):
             self.failure = record.failure
             yield shifted
 
-    def _with_teacher(self, branched: BranchedNetwork, teacher: nn.Module | None) -> StudentWithTeacher:
+    def _with_teacher(self, branched: Network, teacher: nn.Module | None) -> StudentWithTeacher:
         """Return the second stage's network with its teacher, whose weights a resumed run reads from the checkpoint."""
         settings = self.experiment.derivation
         assert settings is not None
@@ -164,16 +165,14 @@ class Run(Iterator[EpochRecord]):
     def _plain(self, model: nn.Module) -> nn.Module:
         """Return a network that computes what a trained one does in eval mode, without a trace of its method."""
         trained = model.fold() if isinstance(model, Blockout) else model
-        architecture = trained.full if isinstance(trained, BranchedNetwork) else None
-        plain = rebuild(self.experiment, architecture, self.splits)
+        plain = rebuild(self.experiment, architecture_of(trained), self.splits)
         plain.load_state_dict(plain_state(trained.cpu().state_dict(), plain.state_dict()))
         return plain.eval()
 
     def _finish(self, model: nn.Module) -> Outcome:
         plain = self._plain(model)
         parameters = sum(parameter.numel() for parameter in plain.parameters())
-        architecture = plain.full if isinstance(plain, BranchedNetwork) else None
-        return Outcome(plain, architecture, parameters, self._macs(plain), self._derivation)
+        return Outcome(plain, architecture_of(plain), parameters, self._macs(plain), self._derivation)
 
     def _macs(self, plain: nn.Module) -> int:
         if isinstance(plain, BlockDrop):

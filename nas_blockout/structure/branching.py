@@ -5,13 +5,13 @@ Everything is a pure function of an architecture and of what its connections cos
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import repeat
 from typing import Any
 
 from nas_blockout.architecture import Architecture, Group
 
 NO_BRANCHES = "no branches were learned: nodes were removed"
 NEARLY_DENSE = 0.95  # a layer that keeps more of its connections than this separates nothing worth the name
+_MOST_LISTED = 8  # layers that a summary names one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,22 @@ class LayerCost:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupCost:
+    """What the nodes of a group cost, with the weights that end in them.
+
+    Args:
+        macs: Multiply-accumulates an image.
+        parameters: Weights, biases and normalization.
+    """
+
+    macs: int
+    parameters: int
+
+
+Place = tuple[int, int]  # the number of a layer, and of a group in it
+
+
+@dataclass(frozen=True, slots=True)
 class LayerStructure:
     """How far one layer branches.
 
@@ -40,7 +56,7 @@ class LayerStructure:
         nodes: Nodes that it has.
         dense_nodes: Nodes that it has in the dense network, or None if that is not known.
         groups: Groups of nodes with different memberships.
-        density: Share, in (0, 1], of the connections from the nodes of the layer before that exist.
+        density: Share, in (0, 1], of the connections from the nodes of the layers that it reads that exist.
     """
 
     name: str
@@ -90,7 +106,7 @@ class Structure:
 
     @property
     def is_branched(self) -> bool:
-        """Whether some kept node does not read some kept node of the layer before."""
+        """Whether some kept node does not read some kept node of a layer that its own layer reads."""
         return any(layer.density < 1 for layer in self.layers)
 
     @property
@@ -115,25 +131,34 @@ class Structure:
         return cls(**{**document, "layers": layers, "branches": branches})
 
 
-def structure_of(architecture: Architecture, *, costs: Sequence[LayerCost] | None = None, inputs: int = 1) -> Structure:
+def structure_of(
+    architecture: Architecture,
+    *,
+    costs: Sequence[LayerCost] | None = None,
+    inputs: int = 1,
+    groups: Mapping[Place, GroupCost] | None = None,
+    widths: Mapping[str, int] | None = None,
+) -> Structure:
     """Return how far a network branches.
 
     Args:
-        architecture: Of all its layers, the first of which reads the image.
-        costs: Of every layer; None if they are not known.
+        architecture: Of all its layers.
+        costs: Of every layer of a chain, the first of which reads the image; None if they are not known.
         inputs: Nodes before the first layer: the channels of the image.
+        groups: In place of `costs` what each group costs, in any graph (see `group_costs`).
+        widths: With `groups`, the nodes of each layer of the dense network.
 
     Raises:
-        ValueError: The costs are not those of the layers.
+        ValueError: The costs are not those of the layers, or costs by layer are given for what is no chain.
     """
     layers = architecture.layers
     if costs is not None and len(costs) != len(layers):
         raise ValueError(f"each of the {len(layers)} layers needs its cost, got {len(costs)}")
-    counts = architecture.weights(inputs)
-    before = (inputs, *(layer.width for layer in layers[:-1]))
-    density = [count / (nodes * layer.width) for count, nodes, layer in zip(counts, before, layers, strict=True)]
+    if costs is not None and not architecture.is_chain:
+        raise ValueError("costs by layer are those of a chain: give a graph's by group")
+    density = _densities(architecture, inputs)
     branched = any(share < 1 for share in density)
-    spent = _spent(architecture, costs, inputs) if costs is not None else None
+    spent = _spent(architecture, costs, inputs) if costs is not None else groups
     alone = {
         cluster: [
             place
@@ -146,10 +171,11 @@ def structure_of(architecture: Architecture, *, costs: Sequence[LayerCost] | Non
         Branch(cluster, _classes(architecture, cluster), *_total(spent, places)) for cluster, places in alone.items()
     )
     everywhere = _total(spent, [place for places in alone.values() for place in places])
-    macs = sum(macs for macs, _ in spent.values()) if spent is not None else None
+    macs = sum(cost.macs for cost in spent.values()) if spent is not None else None
+    dense = [cost.width for cost in costs] if costs else [(widths or {}).get(layer.name) for layer in layers]
     described = tuple(
-        LayerStructure(layer.name, layer.width, cost.width if cost else None, len(layer.groups), share)
-        for layer, cost, share in zip(layers, costs or repeat(None, len(layers)), density, strict=True)
+        LayerStructure(layer.name, layer.width, width, len(layer.groups), share)
+        for layer, width, share in zip(layers, dense, density, strict=True)
     )
     return Structure(described, branches, macs, *everywhere)
 
@@ -193,12 +219,19 @@ def summary(structure: Structure, *, learned: bool) -> str:
         learned: Whether it was learned; otherwise it was searched for, pruned, or is the dense network.
     """
     text = in_short(structure, learned=learned)
-    density = ", ".join(f"{_share(layer.density)} in {layer.name}" for layer in structure.layers if layer.density < 1)
+    cut = [layer for layer in structure.layers if layer.density < 1]
+    density = ", ".join(f"{_share(layer.density)} in {layer.name}" for layer in cut)
+    if len(cut) > _MOST_LISTED:
+        least, most = (_share(of(layer.density for layer in cut)) for of in (min, max))
+        density = f"{least} to {most} in {len(cut)} of {len(structure.layers)} layers"
     if structure.hardly_branches:
         return f"{text}, and of the connections between kept nodes {density} are left, all in other layers"
     if not structure.is_branched:
         return text
-    groups = ", ".join(f"{layer.groups} in {layer.name}" for layer in structure.layers if layer.groups > 1)
+    parted = [layer for layer in structure.layers if layer.groups > 1]
+    groups = ", ".join(f"{layer.groups} in {layer.name}" for layer in parted)
+    if len(parted) > _MOST_LISTED:
+        groups = f"up to {max(layer.groups for layer in parted)} in {len(parted)} layers"
     text += f": groups of nodes {groups}; connections kept between nodes {density}"
     if structure.exclusive_macs is not None and structure.macs:
         text += f"; {structure.exclusive_macs / structure.macs:.0%} of the MACs belong to one branch alone"
@@ -223,7 +256,21 @@ def structure_metrics(structure: Structure) -> dict[str, float]:
     return figures
 
 
-Place = tuple[int, int]  # the number of a layer, and of a group in it
+def _densities(architecture: Architecture, inputs: int) -> list[float]:
+    """Return for each layer the share of the connections over all of its edges that exist.
+
+    Nodes of a rigid layer without clusters stay, but are connected as little as if they had been removed.
+    """
+    widths = {layer.name: layer.width for layer in architecture.layers}
+    connected = {
+        layer.name: sum(group.width for group in layer.groups if group.clusters or not layer.rigid)
+        for layer in architecture.layers
+    }
+    all_pairs = dict.fromkeys(widths, 0)
+    for source, reader in architecture.edges:
+        all_pairs[reader] += inputs * widths[reader] if source is None else connected[source] * connected[reader]
+    counts = zip(architecture.weights(inputs), all_pairs.values(), strict=True)
+    return [count / pairs if pairs else 1.0 for count, pairs in counts]
 
 
 def _places(architecture: Architecture) -> list[tuple[Place, Group]]:
@@ -243,20 +290,18 @@ def _classes(architecture: Architecture, cluster: int) -> tuple[int, ...]:
     return tuple(sorted(label for group in last if cluster in group.clusters for label in group.classes or ()))
 
 
-def _spent(architecture: Architecture, costs: Sequence[LayerCost], inputs: int) -> dict[Place, tuple[int, int]]:
-    """Return the multiply-accumulates and the parameters of every group."""
-    spent: dict[Place, tuple[int, int]] = {}
+def _spent(architecture: Architecture, costs: Sequence[LayerCost], inputs: int) -> dict[Place, GroupCost]:
+    """Return what every group of a chain costs."""
+    spent: dict[Place, GroupCost] = {}
     for (number, position), group in _places(architecture):
         before = architecture.layers[number - 1].groups
         read = sum(before[source].width for source in architecture.reads(number)[position]) if number else inputs
         weights, cost = group.width * read * costs[number].weights, costs[number]
-        spent[number, position] = weights * cost.positions, weights + group.width * cost.node_parameters
+        spent[number, position] = GroupCost(weights * cost.positions, weights + group.width * cost.node_parameters)
     return spent
 
 
-def _total(
-    spent: Mapping[Place, tuple[int, int]] | None, places: Sequence[Place]
-) -> tuple[int, int] | tuple[None, None]:
+def _total(spent: Mapping[Place, GroupCost] | None, places: Sequence[Place]) -> tuple[int, int] | tuple[None, None]:
     if spent is None:
         return None, None
-    return sum(spent[place][0] for place in places), sum(spent[place][1] for place in places)
+    return sum(spent[place].macs for place in places), sum(spent[place].parameters for place in places)

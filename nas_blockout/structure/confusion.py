@@ -1,7 +1,7 @@
 """Branches from confusions: classes that a dense network confuses share a branch, as in HD-CNN."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
+from nas_blockout.networks import Branchable, Connection
 from nas_blockout.settings_fields import Range
 from nas_blockout.structure.two_stages import TwoStageSettings
+from nas_blockout.structure.wiring import Wiring
 
 Clustering = Literal["spectral", "affinity"]
 Weights = Literal["inherited", "scratch"]
@@ -26,8 +27,9 @@ class ConfusionSettings(TwoStageSettings):
         clustering: ``spectral`` into a given number of branches, or ``affinity`` propagation, which finds the number.
         branches: Number of branches of the spectral clustering.
         overlap: Whether a class also joins every branch that holds at least ``1 / (5 branches)`` of its probability.
-        split_layers: Number of layers that branch, counted backward from the one before the classes. If affinity
-            propagation finds more branches than a layer has nodes, this layer and those before it are not split.
+        split_layers: Number of layers that branch, counted backward from the one before the classes; where several
+            layers are as far from the classes, they count as one. If affinity propagation finds more branches than a
+            layer has nodes, this layer and those before it are not split.
         weights: ``inherited`` keeps the dense network's weights, ``scratch`` initializes new ones.
     """
 
@@ -95,41 +97,72 @@ def class_branches(confusion: Tensor, settings: ConfusionSettings, *, seed: int)
 
 
 @torch.no_grad()
-def memberships(network: BranchedNetwork, classes: Tensor, settings: ConfusionSettings) -> dict[str, Tensor]:
+def memberships(network: Branchable, classes: Tensor, settings: ConfusionSettings) -> dict[str, Tensor]:
     """Return hard memberships of all nodes of a dense network: a shared trunk, then a branch for every node.
 
     The nodes of a layer that branches are shared out in proportion to the classes of the branches, each to the branch
-    whose nodes, or classes, of the layer after read it most (the assignment with the largest sum of squared weights).
+    whose nodes, or classes, of the layers after read it most (the assignment with the largest sum of squared weights).
+    Layers after are those fewer edges from the classes.
 
     Args:
-        network: Dense, built from stages.
+        network: Dense.
         classes: Branches of every class, shape ``(classes, branches)``.
         settings: How many layers branch.
 
     Returns:
-        Booleans, shape ``(nodes, branches)``, by stage.
+        Booleans, shape ``(nodes, branches)``, by layer.
 
     Raises:
         ValueError: A layer that should branch does not exist or has fewer nodes than the requested branches.
     """
-    names, split_layers = [stage.name for stage in network.plan], settings.split_layers
-    if split_layers > len(names) - 1:
-        raise ValueError(f"split_layers must lie in 1..{len(names) - 1}, got split_layers={settings.split_layers}")
+    widths, distances, split_layers = network.layers, Wiring.of(network).distances(), settings.split_layers
+    deepest = max(distances.values())
+    if split_layers > deepest:
+        raise ValueError(f"split_layers must lie in 1..{deepest}, got split_layers={settings.split_layers}")
+    if settings.clustering == "affinity":  # nobody could know how many branches it would find
+        narrow = [far - 1 for name, far in distances.items() if far and widths[name] < classes.shape[1]]
+        split_layers = min(split_layers, *narrow, deepest)
     classes = classes.to(next(network.parameters()).device)
-    branches = {names[-1]: classes}
-    for position in range(len(names) - 2, -1, -1):
-        stage, after = network.plan[position], network.stages[names[position + 1]]
-        split = len(names) - 2 - position
-        if settings.clustering == "affinity" and stage.width < classes.shape[1]:
-            split_layers = min(split_layers, split)  # nobody could know how many branches it would find
-        if split >= split_layers:
-            branches[stage.name] = torch.ones(stage.width, classes.shape[1], dtype=torch.bool, device=classes.device)
+    branches: dict[str, Tensor] = {}
+    for name, far in distances.items():  # from the classes on
+        if not far:
+            branches[name] = classes
+        elif far <= split_layers:
+            after = {each: value for each, value in branches.items() if distances[each] < far}
+            branches[name] = _shared_out(_read_by(network, name, after), classes, name)
+    trunk = {name: classes.new_ones(width, classes.shape[1]) for name, width in widths.items() if name not in branches}
+    return {name: (branches | trunk)[name] for name in widths}
+
+
+def _read_by(network: Branchable, name: str, after: Mapping[str, Tensor]) -> Tensor:
+    """Return how much each branch of the layers after reads each node of a layer, shape ``(nodes, branches)``."""
+    found = []
+    for connection in network.connections:
+        if (
+            connection.source_nodes is None
+            or name not in connection.sources
+            or after.keys().isdisjoint(connection.targets)
+        ):
             continue
-        assert isinstance(after, BranchedStage)
-        energy = after.get_parameter("operations.0.weight").square()
-        read = energy.sum((2, 3)) if energy.dim() == 4 else energy
-        branches[stage.name] = _shared_out(read.T @ branches[names[position + 1]].to(read.dtype), classes, stage.name)
-    return {name: branches[name] for name in names}
+        energy = network.get_parameter(connection.weight).square()
+        read = energy.sum(tuple(range(2, energy.dim()))) if energy.dim() > 2 else energy
+        by_position = _by_position(read, connection, after)
+        found.append(connection.source_nodes.sums(by_position)[connection.sources.index(name)])
+    return found[0] if len(found) == 1 else torch.stack(found).sum(0)
+
+
+def _by_position(read: Tensor, connection: Connection, after: Mapping[str, Tensor]) -> Tensor:
+    """Return how much each branch reads each position of what a weight reads."""
+    example = next(iter(after.values()))
+    known = {
+        each: after.get(each, example.new_zeros(width, example.shape[1]))
+        for each, width in connection.target_nodes.layers
+    }
+    branches = connection.target_nodes.of(known).to(read.dtype)
+    if connection.groups == 1:
+        return read.T @ branches
+    by_group = (each.unflatten(0, (connection.groups, -1)) for each in (read, branches))
+    return torch.einsum("goi,gob->gib", *by_group).flatten(0, 1)
 
 
 def _clusters(alike: np.ndarray, settings: ConfusionSettings, seed: int) -> np.ndarray:

@@ -5,8 +5,8 @@ clusters)``. Which layer reads which, a `Wiring` says; without one the layers fo
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -17,6 +17,7 @@ from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage, node_order
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.methods.masking import common_clusters
+from nas_blockout.networks import Branchable, Network
 from nas_blockout.settings_fields import Conflict, Range, refuse
 from nas_blockout.structure.clean_up import cleaned, effective, merged
 from nas_blockout.structure.two_stages import TwoStageSettings
@@ -25,7 +26,7 @@ from nas_blockout.structure.wiring import Wiring, completed
 Weights = Literal["inherited", "scratch"]
 Placebo = Literal["none", "nodes", "classes", "random", "unbranched"]
 TrimBy = Literal["probability", "magnitude"]
-Learned = Blockout | BranchedNetwork  # a dense BranchedNetwork: its weights are kept or not, but never scaled
+Learned = Blockout | Branchable  # of a plain network, weights are kept or not, but never scaled
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 _BISECTIONS = 30
@@ -141,6 +142,7 @@ def distill(
             all is cleaned up again. Classes are not touched.
         clean_up: Whether to clean up; without, and without merging, nothing changes that is computed.
     """
+    numbered = wiring is not None  # the nodes of stages may stand in any order, those of a graph may not
     wiring = wiring or Wiring.chain({name: len(p) for name, p in probabilities.items()})
     whole_p, whole_hard = completed(probabilities, wiring), completed(hard, wiring)
 
@@ -152,7 +154,8 @@ def distill(
         hidden = {name: merged(value, min_group_size) for name, value in kept.items() if name != last}
         kept = left({**hidden, last: kept[last]})
     grouped = {name: _grouped(name, kept, wiring, whole_p[name]) for name in wiring.names}
-    layers, edges = tuple(layer for layer, _ in grouped.values()), () if wiring.is_chain else wiring.edges
+    layers = tuple(_numbered(layer, nodes) if numbered else layer for layer, nodes in grouped.values())
+    edges = () if wiring.is_chain else wiring.edges
     memberships = {name: kept[name][:, : p.shape[1]].to(p.dtype) for name, p in probabilities.items()}
     return Distilled(
         Architecture(kept[last].shape[1], layers, edges),
@@ -282,18 +285,23 @@ def logits_under(learned: Learned, images: Tensor, memberships: Mapping[str, Ten
 
 
 @torch.no_grad()
-def transplant(learned: Learned, distilled: Distilled, branched: BranchedNetwork) -> None:
+def transplant(learned: Learned, distilled: Distilled, branched: Network) -> None:
     """Write the weights of a learned network into a branched one, in place.
 
     Args:
-        learned: What learned; a dense `BranchedNetwork`, or Blockout over one.
+        learned: What learned; a dense network, or Blockout over one.
         distilled: Which nodes stand where.
-        branched: Built from ``distilled.architecture`` and the same stages; it receives the weights as `weights_under`
-            gives them, biases and the statistics of normalization.
+        branched: Built from ``distilled.architecture`` and the same stages or graph; it receives the weights as
+            `weights_under` gives them, biases and the statistics of normalization.
     """
     dense = network_of(learned)
     dtype = next(dense.parameters()).dtype
     weights = weights_under(learned, {name: value.to(dtype) for name, value in distilled.memberships.items()})
+    if not isinstance(dense, BranchedNetwork):
+        state = {**dense.state_dict(), **weights}
+        branched.load_state_dict(dense.branched(distilled.architecture, distilled.nodes, state).state_dict())
+        return
+    assert isinstance(branched, BranchedNetwork)
     order = _memory_order(distilled, dense, branched)
     before = torch.arange(next(iter(dense.parameters())).shape[1])
     for stage in dense.plan:
@@ -312,7 +320,7 @@ def transplant(learned: Learned, distilled: Distilled, branched: BranchedNetwork
 def logits_of_both(
     learned: Learned,
     distilled: Distilled,
-    branched: BranchedNetwork,
+    branched: Network,
     images: Tensor,
     *,
     hard: Mapping[str, Tensor] | None = None,
@@ -343,7 +351,7 @@ def logits_of_both(
 def largest_difference(
     learned: Learned,
     distilled: Distilled,
-    branched: BranchedNetwork,
+    branched: Network,
     images: Tensor,
     *,
     hard: Mapping[str, Tensor] | None = None,
@@ -354,11 +362,19 @@ def largest_difference(
     return float((masked - found).abs().max())
 
 
-def network_of(learned: Learned) -> BranchedNetwork:
+def network_of(learned: Learned) -> Branchable:
     """Return the dense network that learned, without the masks over it."""
     network = learned.network if isinstance(learned, Blockout) else learned
-    assert isinstance(network, BranchedNetwork), "only a network built from stages can be distilled"
+    assert isinstance(network, Branchable), "only a network that knows its layers can be distilled"
     return network
+
+
+def wiring_of(learned: Learned) -> Wiring | None:
+    """Return which layers read which and under which masks; None for a chain of stages, masked up to its end."""
+    network = network_of(learned)
+    if isinstance(network, BranchedNetwork):
+        return None
+    return Wiring.of(network, learned.masked_connections if isinstance(learned, Blockout) else None)
 
 
 def _grouped(name: str, kept: Mapping[str, Tensor], wiring: Wiring, p: Tensor) -> tuple[Layer, tuple[Tensor, ...]]:
@@ -381,6 +397,15 @@ def _grouped(name: str, kept: Mapping[str, Tensor], wiring: Wiring, p: Tensor) -
     return Layer(name, groups, name in wiring.rigid - {wiring.names[-1]}), tuple(
         torch.tensor(nodes) for _, nodes in ordered
     )
+
+
+def _numbered(layer: Layer, nodes: Sequence[Tensor]) -> Layer:
+    """Return a layer whose groups say which nodes of the whole network they are."""
+    groups = (
+        group if group.classes is not None else replace(group, nodes=tuple(members.tolist()))
+        for group, members in zip(layer.groups, nodes, strict=True)
+    )
+    return replace(layer, groups=tuple(groups))
 
 
 def _memory_order(distilled: Distilled, dense: BranchedNetwork, branched: BranchedNetwork) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
+from nas_blockout.networks import Branchable, Connection, Nodes
 from nas_blockout.settings_fields import Range
 from nas_blockout.structure.two_stages import TwoStageSettings
 
@@ -29,8 +29,11 @@ class PruningSettings(TwoStageSettings):
 
 
 @torch.no_grad()
-def magnitudes(network: BranchedNetwork, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def magnitudes(network: Branchable, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     r"""Return the importance of every node of a dense network, comparable between layers.
+
+    It is the mean of the squared norms of all that stands or falls with the node: of its part of every weight that
+    writes it, of every scale of normalization, and of its part of every weight that reads it. In a chain:
 
     .. math:: I_t = \tfrac{1}{3} \left( \|W_{t,\cdot}\|^2 + \gamma_t^2 + \|W'_{\cdot,t}\|^2 \right)
 
@@ -38,31 +41,46 @@ def magnitudes(network: BranchedNetwork, weights: Mapping[str, Tensor] | None = 
     batch normalization and W' are the weights that read it.
 
     Args:
-        network: Dense, built from stages.
+        network: Dense.
         weights: Values in the place of the network's own, by name, such as those under masks.
 
     Returns:
-        For every stage ``I / (1 + I)``, in [0, 1], shape ``(nodes, 1)``; ones for the classes, which are all kept.
+        For every layer ``I / (1 + I)``, in [0, 1], shape ``(nodes, 1)``; ones for the classes and for rigid layers,
+        which are all kept.
 
     References:
         Fang, Ma, Song, Mi, Wang. DepGraph: Toward Any Structural Pruning. CVPR 2023, section 3.3 (the group of
         parameters that stand or fall together), there with the magnitudes of He, Zhang, Sun and of Li et al. (2017).
     """
     values = {**dict(network.named_parameters()), **(weights or {})}
-    magnitudes: dict[str, Tensor] = {}
-    # Each layer but the classes, with the one that reads it
-    for stage, after in zip(network.plan, network.plan[1:], strict=False):
-        layer = network.stages[stage.name]
-        assert isinstance(layer, BranchedStage)
-        weight = values[f"stages.{stage.name}.operations.0.weight"]
-        parts = [weight.flatten(1).square().sum(1)]
-        if layer.normalize is not None and layer.normalize.weight is not None:
-            parts.append(layer.normalize.weight.square())
-        read = values[f"stages.{after.name}.operations.0.weight"]
-        parts.append(read.transpose(0, 1).flatten(1).square().sum(1))
-        importance = torch.stack(parts).mean(0)
+    widths, example = network.layers, next(iter(values.values()))
+    written, scaled, read = ({name: list[Tensor]() for name in widths} for _ in range(3))
+    for connection in network.connections:
+        value = values[connection.weight]
+        _share(value.flatten(1).square().sum(1), connection.target_nodes, written)
+        if connection.source_nodes is not None and not connection.filters_each_node_alone:
+            _share(_columns(value, connection).flatten(1).square().sum(1), connection.source_nodes, read)
+    for name, nodes in network.scales.items():
+        _share(values[name].square(), nodes, scaled)
+    kept = {*network.rigid, list(widths)[-1]}
+    found: dict[str, Tensor] = {}
+    for name, width in widths.items():
+        if name in kept:
+            found[name] = torch.ones(width, 1, dtype=example.dtype, device=example.device)
+            continue
+        importance = torch.stack([*written[name], *scaled[name], *read[name]]).mean(0)
         importance = importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)
-        magnitudes[stage.name] = (importance / (1 + importance))[:, None]
-    classes = network.plan[-1]
-    magnitudes[classes.name] = torch.ones(classes.width, 1, dtype=weight.dtype, device=weight.device)
-    return magnitudes
+        found[name] = (importance / (1 + importance))[:, None]
+    return found
+
+
+def _columns(value: Tensor, connection: Connection) -> Tensor:
+    """Return a weight by the position that is read, shape ``(source, target / groups, ...)``."""
+    by_group: Tensor = value.unflatten(0, (connection.groups, -1))
+    return by_group.transpose(1, 2).flatten(0, 1)
+
+
+def _share(values: Tensor, nodes: Nodes, parts: Mapping[str, list[Tensor]]) -> None:
+    """Add one value for each node, summed over its positions, to the parts of its layer."""
+    for (name, _), value in zip(nodes.layers, nodes.sums(values), strict=True):
+        parts[name].append(value)

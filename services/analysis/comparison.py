@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.statistics import significance
 from nas_blockout.statistics.search_curves import Curve, best_so_far
 from nas_blockout.structure.branching import Structure
 from services.analysis.latency import Latency
+from services.analysis.learned_paths import ArmPaths, arm_paths
 from services.analysis.learned_structure import ArmStructure, arm_structure
 from services.analysis.pareto import Front, Timed, fronts
 from services.analysis.recommendation import Candidate, Recommendation, recommend
@@ -93,6 +95,7 @@ class ArmResult(Strict):
     front: Front | None = Field(None, description="Pareto front of its search, where it had several objectives.")
     architecture: str | None
     structure: ArmStructure | None = Field(None, description="How far its networks branch, if they have groups.")
+    paths: ArmPaths | None = Field(None, description="Which blocks its networks keep, if they skip any.")
     settings: dict[str, Any]
 
 
@@ -159,13 +162,17 @@ class ComparisonDocument(Strict):
 def role(arm: Arm) -> Role:
     """Return the role of an arm in the comparison.
 
-    - ``learned``: learns which nodes share a branch and inherits the weights;
-    - ``placebo``: has a structure of the same kind that was shuffled or drawn at random;
+    - ``learned``: learns which nodes share a branch and inherits the weights, or which blocks each image needs;
+    - ``placebo``: has a structure of the same kind that was shuffled or drawn at random, or a random path;
     - ``ablation``: has one other thing that could explain a gain: its nodes without its branches, one cluster, fixed
-      masks, new weights, pruning, a regularizer, the MACs of the learned arm;
+      masks, new weights, pruning, a regularizer, one path for all images, the MACs of the learned arm;
     - ``baseline``: another way to a network: dense, searched, or branched by confusions.
     """
     method, distillation = arm.experiment.method, arm.experiment.distillation
+    if isinstance(method, BlockDropSettings):
+        of_policy: dict[str, Role] = {"learned": "learned", "random": "placebo"}
+        unmatched: Role = "baseline" if method.policy == "all" and arm.match is None else "ablation"
+        return of_policy.get(method.policy, unmatched)
     if distillation is not None and distillation.placebo != "none":
         return "ablation" if distillation.placebo == "unbranched" else "placebo"
     if isinstance(method, BlockoutSettings):
@@ -298,7 +305,7 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None
     return ArmResult(
         description=arm.description,
         role=role(arm),
-        seeds_cover="learning and retraining" if arm.experiment.derivation is not None else "retraining",
+        seeds_cover="learning and retraining" if _learns_again(arm) else "retraining",
         trials=len(trials),
         failed=sum(trial.state == "failed" for trial in trials),
         pruned=sum(trial.state == "pruned" for trial in trials),
@@ -320,8 +327,15 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None
         macs_per_seed={str(seed): int(trial.macs or 0) for seed, trial in models.items()},
         latency_ms=latency,
         architecture=outcome.get("architecture_hash"),
+        paths=arm_paths(models),
         settings=dict((exported.experiment if exported else None) or arm.experiment.to_json()),
     )
+
+
+def _learns_again(arm: Arm) -> bool:
+    """Whether every seed learns its structure, or its path, anew."""
+    method = arm.experiment.method
+    return arm.experiment.derivation is not None or (isinstance(method, BlockDropSettings) and method.learns)
 
 
 def _exported(models: Mapping[int, Trial]) -> Trial | None:

@@ -41,25 +41,33 @@ def sentence(document: ComparisonDocument) -> str:
 def verdict_of(document: ComparisonDocument) -> Verdict:
     """Return whether a study answers its question, why, and the numbers: means, differences, what could be detected.
 
-    The question of a study is whether learned structure helps; of one that learns none, whether its best arm is best.
+    The question of a study is whether learned structure helps, or a policy that reads the image where that is what is
+    learned; of one that learns none, whether its best arm is best.
     """
     learned = [name for name, arm in document.arms.items() if arm.role == "learned"]
     best = best_of(document)
     if learned:
-        answer, headline = _headline([_structure_helps(document, name) for name in learned])
+        answer, headline = _headline([_structure_helps(document, name) for name in learned], _what_learns(document))
     else:
         answer, headline = _best_is_best(document, best)
     said = document.reason is not None and document.reason in headline
     return Verdict(answer, headline, tuple(_numbers(document, learned, best, without_reason=said)))
 
 
-def _headline(found: Sequence[tuple[Answer, str]]) -> tuple[Answer, str]:
+def _what_learns(document: ComparisonDocument) -> str:
+    methods = {
+        (arm.settings.get("method") or {}).get("name") for arm in document.arms.values() if arm.role == "learned"
+    }
+    return "a policy that reads the image" if methods == {"blockdrop"} else "learned structure"
+
+
+def _headline(found: Sequence[tuple[Answer, str]], what: str) -> tuple[Answer, str]:
     answers = {answer for answer, _ in found}
     answer: Answer = "yes" if "yes" in answers else "no" if answers == {"no"} else "not shown"
     words = {
-        "yes": "Yes, learned structure helps",
-        "no": "No, learned structure does not help",
-        "not shown": "Not shown that learned structure helps",
+        "yes": f"Yes, {what} helps",
+        "no": f"No, {what} does not help",
+        "not shown": f"Not shown that {what} helps",
     }
     reasons = dict.fromkeys(reason for given, reason in found if given == answer)
     return answer, f"{words[answer]}: {', and '.join(reasons)}"
@@ -73,6 +81,8 @@ def _structure_helps(document: ComparisonDocument, name: str) -> tuple[Answer, s
     verdicts = {_relative_to(pair, name)[0]: _relative_to(pair, name) for pair in _pairs_of(document, name)}
     structure = document.arms[name].structure
     branches = f", and {structure.unbranched}" if structure is not None and structure.unbranched else ""
+    if (paths := document.arms[name].paths) is not None and paths.unread:
+        branches = f", and {name} {paths.unread}"
     if (nothing := _nothing_compared(document, name)) is not None:
         return "not shown", nothing + branches
     if "placebo" not in roles.values():
@@ -148,6 +158,11 @@ def _numbers(
         f"{name}: {arm.structure.summary}"
         for name, arm in document.arms.items()
         if arm.role == "learned" and arm.structure is not None
+    ]
+    parts += [
+        f"{name} {arm.paths.summary}"
+        for name, arm in document.arms.items()
+        if arm.role == "learned" and arm.paths is not None
     ]
     parts += [
         f"{name} has no model for seed{'s' * (len(arm.missing_seeds) > 1)} {_listed(map(str, arm.missing_seeds))}"

@@ -13,10 +13,13 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     import torch as torch
     import yaml as yaml
 
+    from nas_blockout import backbones as backbones
     from nas_blockout import data as data
+    from nas_blockout import experiment as experiment
     from nas_blockout import export as export
     from nas_blockout import plots as plots
     from nas_blockout.data import image_io as image_io
+    from nas_blockout.experiment import layer_table as layer_table
     from nas_blockout.export import model_summary as model_summary
     from nas_blockout.export import prediction as prediction
     from nas_blockout.statistics import significance as significance
@@ -55,10 +58,13 @@ MODULES = {
     "httpx": "httpx",
     "torch": "torch",
     "yaml": "yaml",
+    "backbones": "nas_blockout.backbones",
     "data": "nas_blockout.data",
+    "experiment": "nas_blockout.experiment",
     "export": "nas_blockout.export",
     "plots": "nas_blockout.plots",
     "image_io": "nas_blockout.data.image_io",
+    "layer_table": "nas_blockout.experiment.layer_table",
     "model_summary": "nas_blockout.export.model_summary",
     "prediction": "nas_blockout.export.prediction",
     "significance": "nas_blockout.statistics.significance",

@@ -231,6 +231,7 @@ def doctor(
 app.command(epilog="Example: nas-blockout validate my-study.yaml --set retrain.seeds=[0,1,2]")(validate.validate)
 app.command(epilog="Example: nas-blockout show quickstart --failed")(show.show)
 app.command(epilog="Example: nas-blockout predict runs/quickstart/models/blockout digit.png --top 1")(models.predict)
+app.command(epilog="Example: nas-blockout inspect torchvision.models:resnet18 --image 3x64x64")(models.inspect)
 app.command(epilog="Example: nas-blockout submit quickstart --address http://127.0.0.1:8265")(submit.submit)
 app.command(epilog="Example: nas-blockout estimate glyphs --quick")(studies.estimate)
 app.command(epilog="Example: nas-blockout replay glyphs --arm random --searcher tpe --workers 1,8,64")(studies.replay)

@@ -1,10 +1,11 @@
-"""Exported models: ``nas-blockout predict``, and what ``nas-blockout show`` prints for the folder of one."""
+"""Models: ``nas-blockout inspect`` for networks, ``predict`` for exported ones, and what ``show`` prints of these."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.tree import Tree
@@ -29,6 +30,7 @@ from services.cli.console import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nas_blockout.experiment.layer_table import LayerTable
     from nas_blockout.export.model_summary import GroupOutline, LayerOutline
     from nas_blockout.export.prediction import ExportedModel
     from nas_blockout.structure.branching import LayerStructure
@@ -78,6 +80,93 @@ def predict(
         raise typer.Exit(SOME_FAILED)
     if problems:
         raise typer.Exit(FAILED if any(path.exists() for path in problems) else NOT_FOUND)
+
+
+def inspect(
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="FACTORY",
+            help="What makes the network: package.module:name, path/to/file.py:name, or the name of a backbone.",
+        ),
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--argument",
+            metavar="KEY=VALUE",
+            help="Argument of the factory or setting of the backbone, in YAML; can be repeated.",
+        ),
+    ] = None,
+    image: Annotated[
+        str, typer.Option("--image", metavar="CxHxW", help="Channels, height and width of an image.")
+    ] = "3x64x64",
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Number of classes.")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the layers of nodes of a network: what makes and reads them, what can be masked, and what stays whole.
+
+    A layer that stays whole is still masked, but its nodes are neither removed nor separated. Nothing is trained or
+    written. The code of the factory is imported and called.
+    """
+    shape = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})", image)
+    if shape is None:
+        fail(USAGE, f"--image must be channels, height and width, such as 3x64x64, got {image!r}")
+    channels, height, width = map(int, shape.groups())
+    try:
+        backbone = _backbone_of(network, arguments or ())
+        found = lazy.layer_table.layer_table(backbone, (channels, height, width), classes)
+    except ValueError as error:
+        fail(USAGE, " ".join(str(error).split()))
+    for note in found.notes:
+        log(note)
+    print_json(found.to_json()) if as_json else _print_layers(found, network)
+
+
+def _backbone_of(network: str, assignments: Sequence[str]) -> Any:
+    """Return the settings of a backbone by its name, or of the one for factories.
+
+    Raises:
+        ValueError: There is neither such a backbone nor such a factory, or a setting is refused.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            fail(USAGE, f"--argument takes KEY=VALUE, such as width=32, got {assignment!r}")
+        try:
+            values[key.strip()] = lazy.yaml_reader.yaml_value(text)
+        except (lazy.yaml.YAMLError, ValueError, RecursionError) as error:
+            fail(USAGE, f"--argument {key}: the value is not valid YAML: {' '.join(str(error).split())}")
+    if ":" in network:
+        settings = {"name": "module", "factory": network, "arguments": values}
+    else:
+        settings = {"name": network, **values}
+    return lazy.experiment.backbone_from_json(settings)
+
+
+def _print_layers(found: "LayerTable", network: str) -> None:
+    rows = [
+        (
+            *(row.layer, f"{row.nodes:,}", _some(row.producers), _some(row.readers)),
+            *(f"{row.macs:,}", f"{row.maskable_share:.1%}", row.rigid or ""),
+        )
+        for row in found.layers
+    ]
+    columns = ("layer", "nodes", "produced by", "read by", "MACs", "maskable", "stays whole because")
+    size = "x".join(map(str, found.image))
+    print_table(table(columns, rows, title=f"{network}, images of {size}, {found.classes} classes"))
+    if found.unmasked:
+        unmasked = [(each.weight, f"{each.macs:,}", each.reason) for each in found.unmasked]
+        print_table(table(("weight", "MACs", "is never masked because"), unmasked))
+    print_line(next(found.summary()))
+    print_line(f"graph: {found.graph_hash}")
+
+
+def _some(weights: Sequence[str]) -> str:
+    """Return a few names as a text; a stream through many blocks has dozens of writers and readers."""
+    names = [name.removesuffix(".weight") for name in weights]
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _readable(images: Sequence[Path], model: "ExportedModel") -> tuple[dict[Path, "Tensor"], dict[Path, str]]:

@@ -1,7 +1,7 @@
 """`nas-blockout validate`: check a study file, print it resolved or in the newest version, or print its JSON Schema."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from services.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from nas_blockout.data import Splits
     from services.study_config.overrides import Origin
     from services.study_config.resolved_study import Study
 
@@ -76,6 +77,8 @@ def _validate(study: str, *, as_json: bool, assignments: list[str]) -> None:
     lazy.validation.check_against_data(resolved, splits, source=origin.source, lines=origin.lines)
     for caution in lazy.validation.cautions(resolved, splits):
         log(caution)
+    for line in _layers_told(resolved, splits):
+        log(line)
     document = resolved.to_json()
     if as_json:
         print_json(document)
@@ -84,6 +87,22 @@ def _validate(study: str, *, as_json: bool, assignments: list[str]) -> None:
         for note in splits.notes:
             log(f"data: {note}")
         log(f"{origin.source}: valid, configuration {resolved.hash}")
+
+
+def _layers_told(study: "Study", splits: "Splits") -> Iterator[str]:
+    """Yield what can be masked in each network that a factory makes, in a few lines; a network is told once."""
+    arms: dict[Any, list[str]] = {}
+    for name, arm in study.arms.items():
+        if lazy.backbones.BACKBONES[lazy.backbones.name_of(arm.experiment.backbone)].from_factory:
+            arms.setdefault(arm.experiment.backbone, []).append(name)
+    for backbone, names in arms.items():
+        place = f"network of {', '.join(names)}"
+        try:
+            table = lazy.layer_table.layer_table(backbone, splits.shape, len(splits.class_names))
+        except ValueError as error:
+            yield f"{place}: it can be trained, but neither masked nor branched: {error}"
+        else:
+            yield from (f"{place}: {line}" for line in table.summary())
 
 
 def _upgrade(study: str, *, write: bool) -> None:

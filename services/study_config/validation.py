@@ -266,7 +266,8 @@ def _unfit(arm: Arm, data: Dimensions) -> Iterator[Conflict]:
 def cautions(study: Study, splits: Splits) -> Iterator[str]:
     """Yield what is allowed but should be known before a study runs.
 
-    This is how a network was changed to fit the data, what a policy costs, and what it never controls.
+    This is how a network was changed to fit the data, what a policy costs, which blocks it never controls, and for how
+    long it keeps its network from learning while those it is compared with learn.
 
     Args:
         study: The resolved study, which `check_against_data` accepts.
@@ -294,3 +295,15 @@ def cautions(study: Study, splits: Splits) -> Iterator[str]:
                 f"warning: arm {name!r}: with blocks_per_epoch={pace} the policy controls {last} of {blocks} blocks "
                 "when its phase ends; leave it out to control all of them"
             )
+        fixed = [other for other, each in study.arms.items() if _has_fixed_path(each)]
+        if length and fixed:
+            epochs = arm.experiment.training.epochs
+            yield (
+                f"warning: arm {name!r}: its network is frozen for {length} of {epochs} epochs, while that of "
+                f"{', '.join(fixed)} learns in all of them; set policy_fraction to 0 for equal terms"
+            )
+
+
+def _has_fixed_path(arm: Arm) -> bool:
+    method = arm.experiment.method
+    return isinstance(method, BlockDropSettings) and not method.learns

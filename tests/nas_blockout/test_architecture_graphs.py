@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -307,3 +308,11 @@ def test_groups_may_say_which_nodes_they_are_without_another_name() -> None:
 def test_impossible_nodes_of_a_group_are_refused(nodes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="nodes"):
         Group((0,), 2, nodes=nodes)
+
+
+def test_the_examples_of_the_docs_are_valid() -> None:
+    page = Path(__file__).parents[2] / "docs" / "concepts" / "architecture.md"
+    documents = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", page.read_text(), re.DOTALL)]
+    assert [document["schema_version"] for document in documents] == [1, 2]
+    for document in documents:
+        assert Architecture.from_json(document).to_json() == document

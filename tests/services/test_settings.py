@@ -145,3 +145,23 @@ def test_every_setting_is_documented():
     names = [variable.name for variable in variables()]
     assert names == [f"NAS_BLOCKOUT_{name.upper()}" for name in Settings.__slots__]
     assert all(variable.description.endswith(".") and variable.default for variable in variables())
+
+
+def test_what_submitted_studies_may_run_is_nothing_until_it_is_said(tmp_path):
+    assert (read().factories, read().weights) == ((), None)
+    assert not read().allows_factory("torchvision.models:resnet18")
+    found = read(factories=" torchvision.models:*, mine.nets:net ,", weights=str(tmp_path))
+    assert found.factories == ("torchvision.models:*", "mine.nets:net")
+    assert found.allows_factory("torchvision.models:resnet18")
+    assert found.allows_weights(str(tmp_path / "w.safetensors"))
+    assert not read().allows_weights(str(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "patterns", ["torchvision.models", "*", "a:b:c", "nets.py:", "./nets.py:net", "a b:c", "a:[bc]"]
+)
+def test_patterns_of_factories_have_a_module_and_a_name(patterns):
+    with pytest.raises(
+        SettingsError, match=r"NAS_BLOCKOUT_FACTORIES must be patterns such as torchvision\.models:\*, sep"
+    ):
+        read(factories=f"good.nets:*,{patterns}")

@@ -15,10 +15,7 @@ from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, Snapshot, build, count_macs, rebuild
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
-from nas_blockout.methods.blockout import PAPER, Blockout, BlockoutSettings
-from nas_blockout.structure.confusion import ConfusionSettings
-from nas_blockout.structure.distill import DistillationSettings
-from nas_blockout.structure.pruning import PruningSettings
+from nas_blockout.methods.blockout import PAPER, Blockout
 from nas_blockout.train import TrainingSettings, evaluate, sample_passes
 
 RESIDUAL = Experiment(
@@ -165,22 +162,6 @@ def test_blockdrop_without_blocks_to_skip_is_refused(splits):
         build(replace(SKIPPING, method=BlockDropSettings(policy="first", kept_blocks=4)), splits)
 
 
-@pytest.mark.parametrize("experiment", [RESIDUAL, INCEPTION], ids=["resnet", "inception"])
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({"method": PAPER, "distillation": DistillationSettings()}, "distillation"),
-        ({"pruning": PruningSettings()}, "pruning"),
-        ({"confusion": ConfusionSettings()}, "confusion"),
-        ({"architecture": DENSE}, "architecture"),
-        ({"target_macs": 1000}, "target_macs"),
-    ],
-)
-def test_what_needs_stages_is_refused_by_name(experiment, change, name):
-    with pytest.raises(ValueError, match=f"{name} needs a backbone that can be branched, convnet; got (resnet|ince)"):
-        replace(experiment, **change)
-
-
 @pytest.mark.parametrize("name", ["resnet", "inception"])
 def test_stages_and_scaling_of_a_backbone_without_stages_are_refused(name):
     settings = BACKBONES[name].settings()
@@ -194,9 +175,3 @@ def test_stages_and_scaling_of_a_backbone_without_stages_are_refused(name):
 
 def _stages():
     return stages_of(BACKBONES["convnet"].settings(), (1, 8, 8), 10)
-
-
-def test_convolutions_that_connect_no_layers_of_nodes_cannot_be_masked() -> None:
-    with pytest.raises(ValueError, match=r"method\.masked: on the backbone inception, .* got 'all'; set it to head"):
-        replace(INCEPTION, method=BlockoutSettings())
-    assert replace(INCEPTION, method=BlockoutSettings(masked="head")).method.masked == "head"

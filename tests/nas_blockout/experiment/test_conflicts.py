@@ -13,6 +13,7 @@ from nas_blockout.backbones import BACKBONES
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, backbone_from_json, build, unbuildable
 from nas_blockout.methods import METHODS, method_from_json
+from nas_blockout.methods.dropout import DropoutSettings
 from nas_blockout.serialization import from_json
 from nas_blockout.settings_fields import Conflict, conflicts_in, refuse
 from nas_blockout.structure.confusion import ConfusionSettings
@@ -50,12 +51,12 @@ def test_all_conflicts_of_an_experiment_are_one_error() -> None:
         Experiment(
             backbone=backbone_from_json({"name": "resnet"}),
             training=TrainingSettings(epochs=1),
+            method=DropoutSettings(placement="classifier"),
             distillation=DistillationSettings(),
             pruning=PruningSettings(),
         )
     assert conflicts(caught.value) == [
-        ("distillation", "backbone.name"),
-        ("pruning", "backbone.name"),
+        ("method.name", "distillation", "backbone.name"),
         ("pruning", "distillation"),
         ("distillation", "method.name"),
         ("training.epochs", "distillation"),
@@ -84,7 +85,7 @@ def test_what_can_be_built_is_said_to_be_buildable(backbone: str, method: str, s
         return
     needed: dict[str, Any] = {}
     if backbone == "module":  # which takes a factory, and methods only at its classifier
-        if method not in ("none", "dropout", "dropconnect"):
+        if method not in ("none", "blockout", "dropout", "dropconnect"):
             return
         needed = {"factory": f"{NETWORKS}:Small"}
         changes = {"dropout": {"placement": "classifier"}, "dropconnect": {"placement": "classifier"}}

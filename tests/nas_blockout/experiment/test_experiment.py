@@ -370,6 +370,20 @@ def test_controls_are_matched_to_what_a_learned_policy_costs(splits: Splits, pol
     assert spent == outcome.macs
 
 
+@pytest.mark.parametrize("share", [0.75, 0.8, 0.9, 1.1])
+def test_a_network_of_all_blocks_meets_a_cost_whatever_cost_it_met_before(splits: Splits, share: float) -> None:
+    """A search meets the cost of another arm's winner, then each retraining starts there and meets that of its seed."""
+    backbone = ResNetSettings(depth=32, stem="imagenet")
+    control = replace(SKIPPING, backbone=backbone, method=replace(SKIPPING.method, policy="all"))
+    full = count_macs(build(control, splits).eval(), splits.train.images[:1])
+    target = round(share * full)
+    fitted = matched(control, target, shape=splits.shape, classes=10)
+    assert count_macs(build(fitted, splits).eval(), splits.train.images[:1]) == pytest.approx(target, rel=0.025)
+    for before in (0.5, 0.85, 1.2):
+        thinner = matched(control, round(before * full), shape=splits.shape, classes=10)
+        assert matched(thinner, target, shape=splits.shape, classes=10) == fitted
+
+
 def test_a_random_path_is_another_one_for_every_seed(splits: Splits) -> None:
     random = replace(SKIPPING, method=replace(SKIPPING.method, policy="random", kept_blocks=7))
     x = splits.train.images[:1]

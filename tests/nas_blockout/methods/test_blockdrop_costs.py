@@ -1,6 +1,7 @@
 """BlockDrop's curriculum, what its policies cost, and along which paths statistics and the network are trained."""
 
 import copy
+import functools
 import itertools
 
 import pytest
@@ -82,11 +83,17 @@ def test_a_learned_policy_of_default_size_costs_a_twentieth_at_most_and_says_so(
     assert BlockDrop(ResNet(ResNetSettings(depth=8), (3, 32, 32), 10), given, shape=(3, 32, 32)).policy_share > 0.5
 
 
+@functools.cache
+def learned_of(depth):
+    """A learned policy of default size, whose size takes half a second to find."""
+    return dropping(depth=depth, policy_widths=None).eval()
+
+
 @pytest.mark.parametrize("depth", [14, 32])
 @pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
 @pytest.mark.parametrize("policy", ["static", "first", "random", "spread"])
 def test_controls_cost_what_the_learned_policy_costs(depth, share, policy):
-    learned = dropping(depth=depth, policy_widths=None).eval()
+    learned = learned_of(depth)
     x = images(64)
     keep = torch.rand(64, len(learned.controlled), generator=generator()) < share
     flops = learned.flops(x[:1])

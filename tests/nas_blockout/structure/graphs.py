@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.architecture import Edge
-from nas_blockout.networks import Branchable, Connection, Nodes
+from nas_blockout.networks import NO_NODE, Branchable, Connection, Nodes
 from nas_blockout.structure.wiring import Wiring
 
 Node = tuple[str, int]
@@ -115,3 +115,29 @@ class Residual(Branchable):
             x = F.relu(x + last(second(F.relu(inside(first(x))))))
         logits: Tensor = self.head(F.relu(self.alone(x)).mean((2, 3)))
         return logits
+
+
+class Grouped(Branchable):
+    """A layer that a grouped convolution reads node by node and a linear layer after it, flattened; one is rigid."""
+
+    def __init__(self, *, rigid: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 1)
+        self.grouped = nn.Conv2d(4, 6, 1, groups=2)
+        self.head = nn.Linear(6 * 4 + 1, 3)
+        self._rigid = {"first": "it is asked for"} if rigid else {}
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """Images have 2 x 2 pixels; the head reads every node of the grouped layer at 4 places, and one constant."""
+        flat = Nodes((("grouped", 6),), (*(node for node in range(6) for _ in range(4)), NO_NODE))
+        return (
+            Connection.of(self, "first.weight", None, "first", positions=4),
+            Connection.of(self, "grouped.weight", "first", "grouped", positions=4),
+            Connection.of(self, "head.weight", flat, "classes"),
+        )
+
+    @property
+    def rigid(self) -> Mapping[str, str]:
+        """The first layer, if that is asked for."""
+        return self._rigid

@@ -5,6 +5,8 @@ from itertools import pairwise, product
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from nas_blockout.architecture import Architecture, Group, Layer, dense_architecture
@@ -13,15 +15,24 @@ from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.experiment import count_macs, structure_of_network
+from nas_blockout.networks import Branchable
 from nas_blockout.structure.branching import (
     NO_BRANCHES,
+    Branch,
+    GroupCost,
     LayerCost,
+    LayerStructure,
+    Place,
     Structure,
     recorded_structure,
     structure_metrics,
     structure_of,
     summary,
 )
+from nas_blockout.structure.distill import Distilled, distill, harden
+from nas_blockout.structure.group_costs import group_costs
+from nas_blockout.structure.wiring import Wiring
+from tests.nas_blockout.structure.graphs import Grouped, Residual, random_memberships
 
 STAGES = stages(ConvNetSettings((4, 6), (8,)), (1, 8, 8), 5)
 COSTS = [LayerCost(stage.width, stage.kernel**2, stage.positions, 1 + stage.activation) for stage in STAGES[1:]]
@@ -160,3 +171,96 @@ def test_the_metrics_are_named_by_layer() -> None:
 def test_costs_belong_to_the_layers() -> None:
     with pytest.raises(ValueError, match="each of the 3 layers needs its cost, got 2"):
         structure_of(BRANCHED, costs=COSTS[:2], inputs=4)
+
+
+def costs_in(network: Branchable, found: Distilled) -> dict[Place, GroupCost]:
+    names = [name for name, _ in network.named_parameters()]
+    return group_costs(found.architecture, found.nodes, network.connections, scales=network.scales, parameters=names)
+
+
+@given(seed=st.integers(0, 10_000), threshold=st.floats(0.2, 0.9), clean_up=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_costs_by_group_are_those_by_layer_in_a_chain(seed: int, threshold: float, clean_up: bool) -> None:
+    plan = stages(ConvNetSettings((6, 8), (7,)), (2, 8, 8), 5)
+    dense = BranchedNetwork(plan, dense_of(plan), channels=2)
+    p = random_memberships(Wiring.of(dense), 3, seed)
+    found = distill(p, harden(p, threshold), clean_up=clean_up)
+    branched = BranchedNetwork(plan, found.architecture, channels=2)
+    expected = structure_of_network(branched)
+    structure = structure_of(found.architecture, inputs=2, groups=costs_in(dense, found), widths=dense.layers)
+    if not any(group.constant for layer in found.architecture.layers for group in layer.groups):
+        assert structure == expected
+    assert expected is not None
+    assert structure.macs == expected.macs == dense.macs_under(found.complete)
+
+
+@pytest.mark.parametrize(
+    "network", [Residual(), Grouped(rigid=False), Grouped(rigid=True)], ids=["residual", "grouped", "rigid"]
+)
+@given(seed=st.integers(0, 10_000), threshold=st.floats(0.2, 0.9))
+@settings(max_examples=30, deadline=None)
+def test_costs_by_group_are_those_of_the_weights_of_a_graph(network: Branchable, seed: int, threshold: float) -> None:
+    p = random_memberships(Wiring.of(network), 3, seed)
+    found = distill(p, harden(p, threshold), wiring=Wiring.of(network))
+    structure = structure_of(found.architecture, inputs=2, groups=costs_in(network, found), widths=network.layers)
+    assert structure.macs == network.macs_under(found.complete)
+    assert {layer.name: layer.dense_nodes for layer in structure.layers} == network.layers
+    assert structure.exclusive_macs is not None
+    assert structure.exclusive_macs == sum(branch.exclusive_macs or 0 for branch in structure.branches)
+    assert structure.exclusive_macs <= structure.macs
+    assert not (structure.is_branched and found.architecture.is_dense)
+
+
+def test_a_dense_graph_has_all_parameters_and_no_branches() -> None:
+    for network in (Residual(), Grouped(rigid=False), Grouped(rigid=True)):
+        wiring = Wiring.of(network)
+        ones = {name: torch.ones(width, 1) for name, width in network.layers.items()}
+        found = distill(ones, harden(ones, 0.5), wiring=wiring)
+        costs = costs_in(network, found)
+        assert sum(cost.parameters for cost in costs.values()) == sum(each.numel() for each in network.parameters())
+        assert sum(cost.macs for cost in costs.values()) == network.macs_under(ones)
+        structure = structure_of(found.architecture, inputs=2, groups=costs)
+        assert not structure.is_branched
+        assert structure.exclusive_macs == 0
+    with pytest.raises(ValueError, match="costs by layer are those of a chain"):
+        structure_of(found.architecture, costs=COSTS, inputs=4)
+
+
+def test_groups_of_a_convolution_and_repeated_nodes_cost_what_they_read() -> None:
+    network = Grouped(rigid=False)
+    hard = {
+        "first": torch.tensor([[1, 0], [0, 1], [1, 1], [0, 1]], dtype=torch.bool),
+        "grouped": torch.tensor([[1, 0], [0, 1], [1, 1], [1, 0], [0, 1], [0, 1]], dtype=torch.bool),
+        "classes": torch.tensor([[1, 0], [0, 1], [0, 1]], dtype=torch.bool),
+    }
+    p = {name: value.double() for name, value in hard.items()}
+    found = distill(p, hard, wiring=Wiring.of(network))
+    costs = costs_in(network, found)
+    by_node = {"grouped": [1, 1, 2, 1, 2, 2], "classes": [3 * 4 + 1, 4 * 4 + 1, 4 * 4 + 1]}
+    positions = {"grouped": 4, "classes": 1}
+    for number, layer in enumerate(found.architecture.layers[1:], 1):
+        for position, nodes in enumerate(found.nodes[layer.name]):
+            expected = sum(by_node[layer.name][node] for node in nodes.tolist()) * positions[layer.name]
+            assert costs[number, position].macs == expected
+
+
+def test_rigid_nodes_without_clusters_make_no_branches() -> None:
+    network = Grouped(rigid=True)
+    ones = {name: torch.ones(width, 1, dtype=torch.bool) for name, width in network.layers.items()}
+    ones["first"][1:3] = False
+    found = distill({name: value.double() for name, value in ones.items()}, ones, wiring=Wiring.of(network))
+    assert len(found.architecture.layers[0].groups) == 2
+    structure = structure_of(found.architecture, inputs=1, groups=costs_in(network, found), widths=network.layers)
+    assert not structure.is_branched
+    assert [layer.density for layer in structure.layers] == [1.0, 1.0, 1.0]
+    assert structure.layers[0].nodes == 4
+    assert costs_in(network, found)[0, 0].macs == 2 * 4, "they are computed, and read by nothing"
+    assert network.macs_under(ones) == 4 * 4 + 4 * (3 + 3) + 3 * 25
+
+
+def test_many_layers_are_summed_up() -> None:
+    layers = [LayerStructure(f"layer{at}", 4, 6, 1 + at % 3, 0.5 if at % 3 else 0.25) for at in range(15)]
+    text = summary(Structure(tuple(layers), (Branch(0, (), None, None),) * 2, None, None, None), learned=True)
+    assert text == (
+        "2 branches: groups of nodes up to 3 in 10 layers; connections kept between nodes 25% to 50% in 15 of 15 layers"
+    )

@@ -11,7 +11,10 @@ from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, build
 from nas_blockout.structure.confusion import ConfusionSettings, class_branches, memberships, soft_confusion
+from nas_blockout.structure.distill import distill
+from nas_blockout.structure.wiring import Wiring
 from nas_blockout.train import TrainingSettings
+from tests.nas_blockout.structure.graphs import Residual
 
 BRANCHED = Experiment(
     data=DataSettings(train_samples=100, validation_samples=100),
@@ -155,3 +158,40 @@ def test_a_network_branches_by_confusion_at_the_cost_of_one_training(
 def test_impossible_settings_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ConfusionSettings(**change)  # type: ignore[arg-type]
+
+
+def test_in_a_graph_layers_branch_by_their_distance_from_the_classes() -> None:
+    network = Residual(width=6, inner=(4, 5))
+    classes = torch.tensor([[True, False], [True, False], [False, True], [False, True]])
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(0.1)
+        network.head.weight[:2, :3] = 5.0  # nodes 0 to 2 of the stream are for the first branch
+        network.head.weight[2:, 3:] = 5.0
+        for first in (network.first[0], network.first[1]):
+            first.weight[:, :3] = 0.0  # as far as the blocks read the stream, it would be for the second
+        network.second[0].weight[:3, 1:3] = 7.0  # nodes 1 and 2 of the first block are for nodes 0 to 2 of the stream
+    found = memberships(network, classes, ConfusionSettings(branches=2, split_layers=1))
+    assert list(found) == ["stream", "inner0", "inner1", "classes"]
+    assert found["stream"].int().tolist() == [[1, 0]] * 3 + [[0, 1]] * 3
+    assert found["inner0"].all()
+    assert found["inner1"].all()
+    deeper = memberships(network, classes, ConfusionSettings(branches=2, split_layers=2))
+    assert torch.equal(deeper["stream"], found["stream"])
+    assert deeper["inner0"].int().tolist() == [[0, 1], [1, 0], [1, 0], [0, 1]]
+    assert deeper["inner1"].sum(1).tolist() == [1] * 5
+    with pytest.raises(ValueError, match=r"split_layers must lie in 1\.\.2, got split_layers=3"):
+        memberships(network, classes, ConfusionSettings(branches=2, split_layers=3))
+    both = distill(
+        {name: value.double() for name, value in deeper.items()}, deeper, wiring=Wiring.of(network), clean_up=False
+    )
+    assert both.architecture.sources("stream") == (None, "inner0", "inner1")
+
+
+def test_found_branches_do_not_split_a_layer_of_a_graph_that_is_too_narrow() -> None:
+    network = Residual(width=6, inner=(2, 5))
+    classes = torch.eye(4, dtype=torch.bool)
+    found = memberships(network, classes, ConfusionSettings(clustering="affinity", split_layers=2))
+    assert found["stream"].sum(1).tolist() == [1] * 6
+    assert found["inner0"].all()
+    assert found["inner1"].all(), "it is as far from the classes as the narrow one"

@@ -126,7 +126,7 @@ def test_layers_that_only_read_each_other_are_removed_and_rigid_ones_stay() -> N
         "c": torch.stack([second, second]),
         "classes": torch.stack([first, first]),
     }
-    wiring = Wiring(layers, tuple(edges))  # type: ignore[arg-type]  # of names
+    wiring = Wiring(layers, tuple(edges))
     left = effective(hard, wiring)
     assert left["b"].any(1).tolist() == [False, True]
     assert not left["c"].any(), "it reads and is read by the first node of b alone, which leads nowhere else"

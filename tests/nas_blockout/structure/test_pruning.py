@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
 from nas_blockout.backbones.convnet import ConvNetSettings
@@ -12,6 +13,7 @@ from nas_blockout.experiment import Experiment, Run, build, dense_macs
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.structure.pruning import PruningSettings, magnitudes
 from nas_blockout.train import TrainingSettings
+from tests.nas_blockout.structure.graphs import Grouped, Residual
 
 PRUNED = Experiment(
     data=DataSettings(train_samples=100, validation_samples=100),
@@ -95,3 +97,49 @@ def test_pruning_needs_a_dense_network() -> None:
 def test_impossible_settings_are_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PruningSettings(**change)
+
+
+def test_in_a_graph_everything_that_stands_or_falls_with_a_node_counts() -> None:
+    torch.manual_seed(0)
+    network = Residual(width=6, inner=(4, 5))
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+    found = magnitudes(network)
+
+    def expected(parts: list[Tensor]) -> Tensor:
+        mean = torch.stack(parts).mean(0)
+        mean = mean / mean.mean()
+        return (mean / (1 + mean))[:, None]
+
+    rows = [network.stem, network.second[0], network.second[1], network.alone]
+    columns = [network.first[0], network.first[1], network.head]
+    scales = [network.normalize, network.last[0], network.last[1]]
+    parts = [torch.stack([row.square().sum() for row in module.weight]) for module in rows]
+    parts += [module.weight.square() for module in scales]
+    parts += [torch.stack([module.weight[:, at].square().sum() for at in range(6)]) for module in columns]
+    torch.testing.assert_close(found["stream"], expected([part.detach() for part in parts]))
+    first, scale, second = network.first[1].weight, network.inside[1].weight, network.second[1].weight
+    inner = [first.square().flatten(1).sum(1), scale.square(), second.square().flatten(2).sum((0, 2))]
+    torch.testing.assert_close(found["inner1"], expected([part.detach() for part in inner]))
+    assert torch.equal(found["classes"], torch.ones(4, 1))
+
+
+def test_groups_and_repeated_nodes_count_where_they_are_read_and_rigid_layers_stay() -> None:
+    torch.manual_seed(0)
+    network = Grouped(rigid=False)
+    found = magnitudes(network)
+    first = network.first.weight.flatten().square()
+    read = torch.cat(
+        [network.grouped.weight[:3].square().sum((0, 2, 3)), network.grouped.weight[3:].square().sum((0, 2, 3))]
+    )
+    importance = torch.stack([first, read]).mean(0).detach()
+    importance = importance / importance.mean()
+    torch.testing.assert_close(found["first"][:, 0], importance / (1 + importance))
+    written = network.grouped.weight.flatten(1).square().sum(1)
+    flat = network.head.weight[:, :24].unflatten(1, (6, 4)).square().sum((0, 2))
+    importance = torch.stack([written, flat]).mean(0).detach()
+    importance = importance / importance.mean()
+    torch.testing.assert_close(found["grouped"][:, 0], importance / (1 + importance))
+    kept = magnitudes(Grouped(rigid=True))
+    assert torch.equal(kept["first"], torch.ones(4, 1))
+    assert kept["grouped"].unique().numel() > 1

@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from nas_blockout.data import load
-from nas_blockout.methods.blockdrop import BlockDropSettings
+from nas_blockout.data import DataSettings, load
+from nas_blockout.experiment import build
+from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from services.study_config.errors import StudyError, StudyNotFound
 from services.study_config.overrides import assigned
 from services.study_config.resolution import parse, read, resolve, resolve_document
@@ -283,6 +284,39 @@ def test_controls_of_blockdrop_differ_from_what_is_learned_in_their_paths_alone(
     for arm in study.arms.values():
         assert replace(arm.experiment, method=learned.method) == learned
         assert arm.experiment.method.pretrain_fraction == learned.method.pretrain_fraction
+
+
+def test_the_networks_of_the_study_of_blockdrop_learn_in_equally_many_epochs() -> None:
+    study = resolve(read(bundled()["blockdrop"]), source="blockdrop")
+    splits = load(DataSettings(train_samples=20, validation_samples=20))
+    learning = {}
+    for name, arm in study.arms.items():
+        model, epochs = build(arm.experiment, splits), arm.experiment.training.epochs
+        assert isinstance(model, BlockDrop)
+        learning[name] = 0
+        for epoch in range(epochs):
+            model.prepare_epoch(epoch, epochs)
+            learning[name] += all(parameter.requires_grad for parameter in model.network.parameters())
+    assert len(set(learning.values())) == 1, learning
+
+
+def test_a_network_that_is_frozen_while_others_learn_is_warned_of() -> None:
+    document = {
+        "schema_version": 2, "name": "s", "budget": {"trainings": 9}, "training": {"epochs": 8},
+        "data": {"train_samples": 20, "validation_samples": 20}, "backbone": {"name": "resnet", "depth": 14},
+        "arms": {
+            "learned": {"method": {"name": "blockdrop"}},
+            "joint": {"method": {"name": "blockdrop", "policy_fraction": 0}},
+            "first": {"method": {"name": "blockdrop", "policy": "first"}},
+            "all": {"method": {"name": "blockdrop", "policy": "all"}},
+        },
+    }  # fmt: skip
+    study = resolve_document(document, source="s")
+    warned = [text for text in cautions(study, load(study.data)) if text.startswith("warning")]
+    assert warned == [
+        "warning: arm 'learned': its network is frozen for 2 of 8 epochs, while that of first, all learns in all of "
+        "them; set policy_fraction to 0 for equal terms"
+    ]
 
 
 @pytest.mark.parametrize(

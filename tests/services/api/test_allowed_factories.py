@@ -1,0 +1,136 @@
+"""The service runs no code but what its operator allows, and imports none of it itself."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.api.requests.allowed_factories import refused
+from services.settings import Settings
+
+TORCHVISION = {"name": "module", "factory": "torchvision.models:resnet18"}
+HERE = {"name": "module", "factory": "probe_of_the_service:net"}
+
+
+@pytest.fixture
+def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that leaves a file behind as soon as it is imported."""
+    trace = tmp_path / "imported"
+    (tmp_path / "probe_of_the_service.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return trace
+
+
+@pytest.mark.parametrize(
+    ("where", "key"),
+    [
+        (lambda backbone: {"backbone": backbone, "arms": {"a": {}}}, "backbone.factory"),
+        (lambda backbone: {"arms": {"a": {"backbone": backbone}}}, "arms.a.backbone.factory"),
+    ],
+)
+def test_a_factory_that_is_not_allowed_is_refused_before_anything_is_imported(
+    ann, study, store, told, probe, where, key
+):
+    answer = ann.post("/v1/studies", json={**study, **where(HERE)})
+    found = told(answer, 422, "invalid_study")
+    assert [each["key"] for each in found["errors"]] == [key]
+    assert found["value"] == "'probe_of_the_service:net'"
+    assert found["message"].startswith(f"{key}: the operator of this service does not allow this factory")
+    assert found["remedy"].startswith("NAS_BLOCKOUT_FACTORIES of the service allows none; run other studies")
+    assert store.queue() == ()
+    assert not probe.exists()
+
+
+def test_an_allowed_factory_is_queued_and_left_to_the_job(client, limited, study, store, probe):
+    app = limited(factories=("torchvision.models:*", "probe_of_the_service:net"))
+    arms = {"a": {}, "b": {"backbone": HERE, "method": {"name": "blockout", "masked": ["fc"]}}}
+    answer = client("ann", to=app).post("/v1/studies", json={**study, "backbone": TORCHVISION, "arms": arms})
+    assert answer.status_code == 201, answer.text
+    assert store.queued_study("tiny").document["arms"]["b"]["experiment"]["backbone"]["factory"] == HERE["factory"]
+    assert not probe.exists()
+    assert "probe_of_the_service" not in sys.modules
+
+
+def test_the_budget_is_checked_and_every_other_error_is_listed(client, limited, study, told):
+    app = limited(factories=("torchvision.models:*",))
+    arms = {"a": {"backbone": HERE}, "b": {}}
+    changes = {"backbone": {**TORCHVISION, "argments": {}}, "budget": {"sample_passes": 400}, "arms": arms}
+    text = yaml.safe_dump({**study, **changes}, sort_keys=False)
+    answer = client("ann", to=app).post("/v1/studies", content=text, headers={"Content-Type": "application/yaml"})
+    found = told(answer, 422, "invalid_study")
+    assert [each["key"] for each in found["errors"]] == [
+        "backbone.argments",
+        "budget.sample_passes",
+        "arms.a.backbone.factory",
+    ]
+    assert all(each["line"] for each in found["errors"])
+
+
+def test_a_change_of_a_queued_study_is_checked_too(client, limited, study, told, store, probe):
+    ann = client("ann", to=limited(factories=("torchvision.models:*",)))
+    assert ann.post("/v1/studies", json={**study, "backbone": TORCHVISION, "arms": {"a": {}}}).status_code == 201
+    changes = {"assignments": [f"arms.b={{backbone: {{factory: '{HERE['factory']}'}}}}"]}
+    answer = ann.post("/v1/studies/tiny/extend", json=changes)
+    assert told(answer, 422, "invalid_study")["key"] == "arms.b.backbone.factory"
+    assert not probe.exists()
+
+
+def rules(document: dict[str, Any], **settings: Any) -> list[tuple[str, str]]:
+    found = refused(document, Settings(Path("/home"), "sqlite:////store.db", **settings))
+    return [(each.key, each.rule) for each in found]
+
+
+def test_a_file_is_never_allowed() -> None:
+    for factory in ("net.py:net", "/a/net.py:net", "torchvision.py:net"):
+        document = {"backbone": {"name": "module", "factory": factory}}
+        assert rules(document, factories=("*:*",)) == [
+            ("backbone.factory", "a file of yours cannot be run by the service")
+        ]
+    assert rules({"backbone": TORCHVISION}, factories=("*:*",)) == []
+
+
+@pytest.mark.parametrize(
+    ("factory", "allowed"),
+    [
+        ("torchvision.models:resnet18", True),
+        ("torchvision.models:resnet50", True),
+        ("torchvision.models:os.system", False),
+        ("torchvision.models.detection:resnet18", False),
+        ("torchvision:models", False),
+        ("atorchvision.models:resnet18", False),
+        ("Torchvision.models:resnet18", False),
+        ("torchvision.models:resnet18\n", False),
+        ("mine:net", True),
+        ("mine:nets", False),
+    ],
+)
+def test_a_pattern_allows_what_it_matches_as_a_whole(factory: str, allowed: bool) -> None:
+    settings = Settings(Path("/home"), "sqlite:////store.db", factories=("torchvision.models:*", "mine:net"))
+    assert settings.allows_factory(factory) is allowed
+
+
+def test_weights_must_lie_in_the_folder_for_them(tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (tmp_path / "secret.pt").touch()
+    (folder / "link.pt").symlink_to(tmp_path / "secret.pt")
+    outside = ["/etc/x.pt", "w.pt", f"{folder}/../secret.pt", f"{folder}/link.pt", f"{folder}s/w.pt", "/a\0.pt"]
+    for path in [*outside, f"{folder}/w.pt"]:
+        document = {"arms": {"a": {"backbone": {"weights": path}}}}
+        key = "arms.a.backbone.weights"
+        assert rules(document) == [(key, "the operator of this service allows no files of weights")]
+        found = rules(document, weights=folder)
+        rule = "must be the absolute path of a file in the folder of weights of this service"
+        assert found == ([(key, rule)] if path in outside else [])
+
+
+def test_settings_of_any_other_type_are_left_to_the_schema(ann, study, told):
+    arms = {"a": {"backbone": [1]}, "b": {"backbone": {"factory": 3}}, "c": 5, "d": {"backbone": {"weights": {}}}}
+    found = told(
+        ann.post("/v1/studies", json={**study, "backbone": {"name": "module"}, "arms": arms}), 422, "invalid_study"
+    )
+    assert {"backbone.factory", "arms.a.backbone", "arms.b.backbone.factory"} <= {
+        each["key"] for each in found["errors"]
+    }
