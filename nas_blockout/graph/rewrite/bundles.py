@@ -126,11 +126,13 @@ def divide(
 
 
 def _distinct(reads: Tensor, kind_of: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sets of reads without repeats, in the order of their first kind, and the set of each row."""
+    """Return the set of each row, and the sets of reads without repeats, in the order of their first kind."""
     first: dict[bytes, tuple[int, int]] = {}
     # Compared as bytes: sorting rows of thousands of inputs, as `unique` does, takes seconds.
     sets = [first.setdefault(row.tobytes(), (len(first), kind))[0] for kind, row in enumerate(reads.numpy())]
-    return torch.tensor(sets, dtype=torch.long)[kind_of], reads[[kind for _, kind in first.values()]]
+    different = reads[[kind for _, kind in first.values()]]
+    order = (~different.any(1)).long().argsort(stable=True)  # what reads nothing comes last, as in memory
+    return order.argsort()[torch.tensor(sets, dtype=torch.long)][kind_of], different[order]
 
 
 def bundles_of(set_of: Tensor, reads: Tensor, order: Tensor, axis: Axis, *, groups: int) -> list[Bundle]:

@@ -12,7 +12,7 @@ from nas_blockout.graph.analysis import GraphAnalysis
 from nas_blockout.graph.operations import bound, name_of
 from nas_blockout.graph.rewrite.bundles import Memberships
 from nas_blockout.graph.rewrite.emitter import Emitter
-from nas_blockout.graph.rewrite.layout import Deferred, Layout, Placed, Unplaceable, Value
+from nas_blockout.graph.rewrite.layout import Layout, Placed, Unplaceable, Value, written
 
 NOBODY = torch.zeros(0, dtype=torch.long)
 
@@ -88,9 +88,7 @@ class Counterparts:
         Raises:
             Unplaceable: It is known only as a move of another value.
         """
-        value = self.value(node)
-        if isinstance(value, Deferred):
-            raise Unplaceable(self.nodes(node), "a view that mixes nodes")
+        self._results[node] = value = written(self.value(node), self.nodes(node))
         return value
 
     def whole(self, node: fx.Node) -> Placed:

@@ -5,7 +5,7 @@ A network that lost nodes computes smaller tensors, in another order. The origin
 shuffles change only this bookkeeping: they cost no operation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +92,28 @@ class Axis:
 Layout = tuple[Axis | None, ...]  # None: all positions in order
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Shape of an original value for one image.
+
+    Args:
+        sizes: Of its dims.
+        batched: For each dim whether its size grows with the number of images.
+    """
+
+    sizes: tuple[int, ...]
+    batched: tuple[bool, ...]
+
+    @property
+    def dims(self) -> tuple[tuple[int, bool], ...]:
+        """Size of each dim, and whether it grows."""
+        return tuple(zip(self.sizes, self.batched, strict=True))
+
+    def of(self, images: int) -> tuple[int, ...]:
+        """Return the shape for a number of images."""
+        return tuple(size * images if grows else size for size, grows in self.dims)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Placed:
     """A value of the new graph and where the positions of the original value are in it.
@@ -129,27 +151,46 @@ class Placed:
 
     def shape_for(self, images: int) -> tuple[int, ...]:
         """Return the shape of the original value for a number of images."""
-        return tuple(size * images if grows else size for size, grows in zip(self.shape, self.batched, strict=True))
+        return Shape(self.shape, self.batched).of(images)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Deferred:
-    """A value that only moves another one, in a way that is no layout of axes; the moves after may make it one.
+    """A value that only moves another one, in a way that is no layout of axes, or none without a copy.
 
-    A channel shuffle splits the channels (here nodes of one group may be removed and their neighbors kept), transposes
-    and joins them again: only the whole of it is an order of channels.
+    The moves after may make it one. A channel shuffle splits the channels (here nodes of one group may be removed and
+    their neighbors kept), transposes and joins them again: only the whole of it is an order of channels.
 
     Args:
         base: The value that is moved.
         origin: For each position of this value its number in `base`, for two images: a move that mixes images with
             anything else must not look like an order of nodes, as it does for one image.
+        forced: Writes it with copies; None where it cannot be written.
     """
 
     base: Placed
     origin: Tensor
+    forced: Callable[[], Placed] | None = None
 
 
 Value = Placed | Deferred
+
+
+def written(value: Value, nodes: Tensor) -> Placed:
+    """Return a value that has a layout, if need be by copies.
+
+    Args:
+        value: Any value.
+        nodes: Its nodes, to be made rigid if it cannot be written.
+
+    Raises:
+        Unplaceable: It cannot be written.
+    """
+    if isinstance(value, Placed):
+        return value
+    if value.forced is None:
+        raise Unplaceable(nodes, "a view that mixes nodes")
+    return value.forced()
 
 
 def merged(axes: Sequence[Axis]) -> Axis:

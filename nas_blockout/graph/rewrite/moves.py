@@ -5,8 +5,9 @@ numbers of positions, which tells what any of them does without knowing it.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,22 +19,12 @@ from nas_blockout.graph.rewrite.layout import (
     Deferred,
     Layout,
     Placed,
+    Shape,
     Unplaceable,
     Value,
-    dim_groups,
-    merged,
-    split,
+    written,
 )
-
-_IMAGES = 7919  # stands for the number of images where dims are told apart by their size: a prime that no size has
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Shape:
-    """Shape of an original value for one image, and which dims grow with the number of images."""
-
-    sizes: tuple[int, ...]
-    batched: tuple[bool, ...]
+from nas_blockout.graph.rewrite.views import numbered, reshaped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +83,7 @@ def moved(move: Move, value: Value) -> Result:
         return handler(move, value)
     if value.is_whole and len(move.results) == 1:
         return move.placed(value, (None,) * len(move.results[0].sizes))
-    return _moved_on(move, Deferred(value, _numbered(value)))
+    return _moved_on(move, Deferred(value, numbered(value)))
 
 
 def _nothing(move: Move, value: Placed) -> Result:
@@ -104,100 +95,6 @@ def _nothing(move: Move, value: Placed) -> Result:
             if pads[2 * number : 2 * number + 2] != [0, 0] and not torch.equal(along, along[:1].expand_as(along)):
                 raise Unplaceable(move.nodes, "padded to more channels")
     return move.nothing()
-
-
-# ---- views
-
-
-def reshaped(emitter: Emitter, value: Placed, shape: Shape, nodes: Tensor) -> Value:
-    """Return a view of a value with another shape; deferred where a dim is cut between nodes that are kept and others.
-
-    Args:
-        emitter: Writes the new graph.
-        value: What is viewed.
-        shape: Of the result.
-        nodes: To be made rigid where images and nodes are joined in another order than images first.
-    """
-    before = [size * _IMAGES if grows else size for size, grows in zip(value.shape, value.batched, strict=True)]
-    after = [size * _IMAGES if grows else size for size, grows in zip(shape.sizes, shape.batched, strict=True)]
-    layout: list[Axis | None] = [None] * len(after)
-    flat = value
-    groups = dim_groups(before, after)
-    joined = [value.layout[inner[0]] if len(inner) == 1 else _joined(value, inner, nodes) for inner, _ in groups]
-    pieces = []
-    for axis, (inner, outer) in zip(joined, groups, strict=True):
-        if axis is None:
-            continue
-        if len(outer) == 1:
-            layout[outer[0]] = axis
-            continue
-        if any(value.batched[dim] for dim in inner[1:]) or any(shape.batched[dim] for dim in outer[1:]):
-            raise Unplaceable(nodes, "a view that mixes images and nodes")
-        piece = split(axis, [shape.sizes[dim] for dim in outer])
-        if piece is None:
-            return _deferred_view(emitter, value, shape, nodes)
-        pieces.append((axis, piece, inner, outer))
-    for axis, (axes, order), inner, outer in pieces:
-        for dim, part in zip(outer, axes, strict=True):
-            layout[dim] = part
-        if not torch.equal(order, torch.arange(axis.size)):
-            flat = _ordered(emitter, flat, inner, order, nodes)
-    return _viewed(emitter, flat, shape, tuple(layout))
-
-
-def _joined(value: Placed, dims: Sequence[int], nodes: Tensor) -> Axis | None:
-    if all(value.layout[dim] is None for dim in dims):
-        return None
-    if any(value.batched[dim] for dim in dims[1:]):
-        raise Unplaceable(nodes, "a view that mixes images and nodes")
-    return merged([value.axis(dim) for dim in dims])
-
-
-def _ordered(emitter: Emitter, value: Placed, dims: Sequence[int], order: Tensor, nodes: Tensor) -> Placed:
-    """Bring the places of a dim into the order in which it can be divided."""
-    if len(dims) > 1 or value.batched[dims[0]]:
-        raise Unplaceable(nodes, "a view that joins nodes and divides them again")
-    assert value.node is not None
-    axis = Axis(torch.arange(len(order)), len(order))  # the caller knows what is where
-    layout = tuple(axis if dim == dims[0] else have for dim, have in enumerate(value.layout))
-    return Placed(emitter.select(value.node, dims[0], order), value.shape, layout, value.batched)
-
-
-def _viewed(emitter: Emitter, value: Placed, shape: Shape, layout: Layout) -> Placed:
-    assert value.node is not None
-    result = Placed(value.node, shape.sizes, layout, shape.batched)
-    if sum(shape.batched) > 1:
-        raise Unplaceable(torch.zeros(0), "a view with two dims that count images")
-    if shape.sizes == value.shape and shape.batched == value.batched:
-        return result
-    sizes = [-1 if grows else size for size, grows in zip(result.sizes, shape.batched, strict=True)]
-    # Not `view`: what was cut out of a tensor does not stand together in memory.
-    node = emitter.call(torch.ops.aten.reshape.default, value.node, sizes)
-    return Placed(node, shape.sizes, layout, shape.batched)
-
-
-def _deferred_view(emitter: Emitter, value: Placed, shape: Shape, nodes: Tensor) -> Value:
-    """Return the view as numbers of positions of a value whose dims are joined as far as they are in it."""
-    base = _with_joined_dims(emitter, value, shape, nodes)
-    numbers = _numbered(base)
-    return Deferred(base, numbers.reshape([size * 2 if grows else size for size, grows in _pairs(shape)]))
-
-
-def _with_joined_dims(emitter: Emitter, value: Placed, shape: Shape, nodes: Tensor) -> Placed:
-    before = [size * _IMAGES if grows else size for size, grows in zip(value.shape, value.batched, strict=True)]
-    after = [size * _IMAGES if grows else size for size, grows in _pairs(shape)]
-    groups = dim_groups(before, after)
-    if all(len(inner) == 1 for inner, _ in groups):
-        return value
-    sizes = tuple(int(torch.tensor([value.shape[dim] for dim in inner]).prod()) for inner, _ in groups)
-    batched = tuple(any(value.batched[dim] for dim in inner) for inner, _ in groups)
-    result = reshaped(emitter, value, Shape(sizes, batched), nodes)
-    assert isinstance(result, Placed), "joining dims divides none"
-    return result
-
-
-def _pairs(shape: Shape) -> list[tuple[int, bool]]:
-    return list(zip(shape.sizes, shape.batched, strict=True))
 
 
 # ---- moves of dims
@@ -214,7 +111,7 @@ def _expanded(move: Move, value: Placed) -> Result:
     new = len(shape.sizes) - len(value.shape)
     layout: list[Axis | None] = [None] * new
     sizes: list[int | fx.Node] = []
-    for dim, (size, grows) in enumerate(_pairs(shape)):
+    for dim, (size, grows) in enumerate(shape.dims):
         stays = dim >= new and value.shape[dim - new] == size and value.batched[dim - new] == grows
         if dim >= new:
             layout.append(value.layout[dim - new] if stays else None)
@@ -331,25 +228,29 @@ def _padded(move: Move, value: Placed) -> Result:
 # ---- moves that are known only together with those that follow
 
 
-def _numbered(value: Placed) -> Tensor:
-    sizes = value.shape_for(2)
-    return torch.arange(int(torch.tensor(sizes).prod())).view(sizes)
-
-
 def _moved_on(move: Move, value: Deferred) -> Result:
     parts = move.replay(value.origin, 2)
-    if isinstance(parts, Tensor):
-        return _resolved(move, Deferred(value.base, parts), move.results[0])
-    return tuple(
-        _resolved(move, Deferred(value.base, part), shape) for part, shape in zip(parts, move.results, strict=True)
-    )
+    whole = [parts] if isinstance(parts, Tensor) else parts
+
+    @cache
+    def forced(number: int) -> Placed:
+        assert value.forced is not None
+        result = moved(move, value.forced())
+        part = result[number] if isinstance(result, tuple) else result
+        return written(part, move.nodes)
+
+    results = [
+        _resolved(move, Deferred(value.base, part, value.forced and partial(forced, number)), shape)
+        for number, (part, shape) in enumerate(zip(whole, move.results, strict=True))
+    ]
+    return results[0] if isinstance(parts, Tensor) else tuple(results)
 
 
 def _resolved(move: Move, value: Deferred, shape: Shape) -> Value:
     """Return a deferred value as a choice of positions of one dim of its base, if that is all that was done."""
     base = value.base
     sizes = list(base.shape_for(2))
-    numbers = _numbered(base)
+    numbers = numbered(base)
     for dim, axis in enumerate(base.layout):
         if axis is None or value.origin.numel() * sizes[dim] % numbers.numel() != 0:
             continue

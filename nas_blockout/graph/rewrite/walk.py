@@ -19,8 +19,8 @@ from nas_blockout.graph.rewrite.counterparts import (
     Result,
     batched_dims,
 )
-from nas_blockout.graph.rewrite.layout import Placed
-from nas_blockout.graph.rewrite.moves import MOVES, Move, Shape, moved
+from nas_blockout.graph.rewrite.layout import Placed, Shape
+from nas_blockout.graph.rewrite.moves import MOVES, Move, moved
 from nas_blockout.graph.rewrite.training_layers import AttentionWithDropout, DropPath, batch_norm, dropout
 from nas_blockout.graph.rewrite.unweighted import OPERATIONS, Handler, attention, unknown
 from nas_blockout.graph.rewrite.weighted import weighted
