@@ -18,6 +18,7 @@ Runtime = Literal["torch", "onnxruntime"]
 
 LAST = re.compile(r"last ([1-9][0-9]*)")
 _MOST_LISTED = 16
+_BITS = 62  # clusters that fit into one number
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,15 +348,18 @@ class Branchable(Network):
         """Yield how many entries of each weight, windows counted once, are between nodes that share a cluster."""
         first, widths = next(iter(memberships.values()), torch.ones(1, 1)), self.layers
         every = {
-            name: memberships[name] if name in memberships else first.new_ones(width, first.shape[1])
+            name: memberships[name].bool() if name in memberships else first.new_ones(width, first.shape[1]).bool()
             for name, width in widths.items()
         }
         whole = {*self.rigid, list(widths)[-1]}  # whose nodes stay without a cluster, too, and see what has no masks
-        alive = {
-            name: value.new_ones(len(value)) > 0 if name in whole else value.any(1) for name, value in every.items()
-        }
+        alive = {name: value.any(1) | (name in whole) for name, value in every.items()}
+        # Of many nodes there are few kinds: which of these share a cluster is found once. Kind 0 is no node.
+        rows, kind = _kinds(torch.cat(list(every.values())))
+        rows = torch.cat([torch.zeros_like(rows[:1]), rows]).float()
+        kinds = dict(zip(every, (kind + 1).split([len(value) for value in every.values()]), strict=True))
+        shared = rows @ rows.T > 0
         for connection in self.connections:
-            yield _kept(connection, every, alive)
+            yield _kept(connection, kinds, shared, alive)
 
     def branched(
         self, architecture: Architecture, nodes: Mapping[str, Sequence[Tensor]], state: Mapping[str, Tensor]
@@ -375,26 +379,35 @@ def _sources_or_image(connection: Connection) -> tuple[str | None, ...]:
     return (*connection.sources, *(() if nodes is not None and nodes.are_all else (None,)))
 
 
-def _kept(connection: Connection, memberships: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> int:
+def _kinds(memberships: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the different rows of memberships, and the number of each row among them."""
+    clusters = torch.arange(memberships.shape[1], device=memberships.device)
+    if len(clusters) > _BITS:
+        rows, kind = memberships.unique(dim=0, return_inverse=True)
+        return rows, kind
+    codes, kind = (memberships.long() << clusters).sum(1).unique(return_inverse=True)  # numbers are sorted faster
+    return codes[:, None] >> clusters & 1, kind
+
+
+def _kept(connection: Connection, kinds: Mapping[str, Tensor], shared: Tensor, alive: Mapping[str, Tensor]) -> int:
     """Return how many entries of a weight, windows counted once, lie between nodes that share a cluster.
 
     Args:
         connection: Of the weight.
-        memberships: Of all layers.
+        kinds: By layer the number of each node's memberships among all that there are; 0 is no node's.
+        shared: Which kinds share a cluster, shape ``(kinds, kinds)``.
         alive: Which nodes there are at all, by layer.
     """
-    out, rows = connection.target_nodes.of(memberships).double(), connection.target_nodes.of(alive)
+    present, groups = connection.target_nodes.of(alive), connection.groups
     if connection.source_nodes is None or connection.filters_each_node_alone:
-        return int(rows.sum()) * connection.shape[1]
-    into = connection.source_nodes.of(memberships).double()
+        return int(present.sum()) * connection.shape[1]
+    out, into = connection.target_nodes.of(kinds), connection.source_nodes.of(kinds)
     of_none = 0  # entries that read what is no node's, which every node does that there is
     if not connection.source_nodes.are_all:
-        none = torch.tensor([each is None for each in connection.source_nodes.identities], device=into.device)
-        by_group = (side.unflatten(0, (connection.groups, -1)).sum(1) for side in (rows, none))
+        by_group = (side.unflatten(0, (groups, -1)).sum(1) for side in (present, into == 0))
         of_none = int(torch.stack(list(by_group)).prod(0).sum())
-    if connection.groups == 1:  # of many nodes there are few kinds
-        kinds = [side.unique(dim=0, return_counts=True) for side in (out, into)]
-        shared = (kinds[0][0] @ kinds[1][0].T > 0).double()
-        return int(kinds[0][1].double() @ shared @ kinds[1][1].double()) + of_none
-    by_group = (side.unflatten(0, (connection.groups, -1)) for side in (out, into))
-    return int((torch.einsum("gok,gik->goi", *by_group) > 0).sum()) + of_none
+    if groups > 1:
+        out, into = out.unflatten(0, (groups, -1)), into.unflatten(0, (groups, -1))
+        return int(shared[out[:, :, None], into[:, None, :]].sum()) + of_none
+    (of_out, outs), (of_into, intos) = (side.unique(return_counts=True) for side in (out, into))
+    return int(outs.double() @ shared[of_out][:, of_into].double() @ intos.double()) + of_none
