@@ -9,7 +9,7 @@ A browser goes from the page's form to the downloaded model, and from there to R
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,9 @@ from tests.services.topology.studies import STUDY, chosen, comparison, home_of, 
 from tests.services.topology.system import SECRETS, Client, System, wait_until
 
 SECONDS = 600 if STUDY == "tiny" else 7200
-pytestmark = [pytest.mark.slow(160), pytest.mark.timeout(3 * SECONDS), *RUNS_HERE]
+pytestmark = [pytest.mark.slow(300), pytest.mark.timeout(3 * SECONDS), *RUNS_HERE]
 HOME = "/var/lib/nas-blockout"
+Done = subprocess.CompletedProcess[str]
 PATIENCE_SECONDS = 180
 FAINT = """() => [...document.querySelectorAll('p, td, th, dt, dd, a, label, button, h1, h2, caption')].filter(e => {
   const linear = share => share <= .04 ? share / 12.92 : ((share + .055) / 1.055) ** 2.4;
@@ -47,22 +48,28 @@ UNNAMED = """() => [...document.querySelectorAll('input:not([type=hidden]), sele
 
 
 @pytest.fixture(scope="module")
-def ran(system: System, walked: "Walked", tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """The study by the page and the API, by `nas-blockout submit` and by `ray job submit`: the names of what ended."""
+def given(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "Future[Done]"]]:
+    """The study by `nas-blockout submit` and by `ray job submit`, both begun: the ends of the commands by its names."""
     folder, document = tmp_path_factory.mktemp("submitted"), chosen()
     submitted = write(folder / "one", document, "by-submit")
     job = write(folder / "two", document, "by-ray")
     address = f"http://{system.address('ray-head', 8265)}"
-    commands = [
-        ("nas-blockout", "submit", str(submitted)),
-        ("ray", "job", "submit", "--address", address, "--working-dir", str(job.parent)),
-    ]
-    commands[1] += ("--", "nas-blockout", "run", job.name)
+    commands: dict[str, tuple[str, ...]] = {
+        "by-submit": ("nas-blockout", "submit", str(submitted)),
+        "by-ray": ("ray", "job", "submit", "--address", address, "--working-dir", str(job.parent)),
+    }
+    commands["by-ray"] += ("--", "nas-blockout", "run", job.name)
     with ThreadPoolExecutor(len(commands)) as pool:
-        ended = list(pool.map(lambda words: system.run("api", *words, seconds=SECONDS), commands))
-    for each in ended:
-        assert each.returncode == 0, each.stdout[-3000:] + each.stderr[-3000:] + system.logs("ray-head", "worker")
-    return STUDY, "by-submit", "by-ray"
+        yield {name: pool.submit(system.run, "api", *words, seconds=2 * SECONDS) for name, words in commands.items()}
+
+
+@pytest.fixture(scope="module")
+def ran(system: System, walked: "Walked", given: dict[str, "Future[Done]"]) -> tuple[str, ...]:
+    """The study by the page and the API, and by both commands: the names of what ended."""
+    for each in given.values():
+        ended = each.result()
+        assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:] + system.logs("ray-head", "worker")
+    return STUDY, *given
 
 
 def shown(client: Client) -> dict[str, Any]:
@@ -129,7 +136,7 @@ class Walked:
 
 
 @pytest.fixture(scope="module")
-def walked(system: System, client: Client, open_page: Callable[[], Any]) -> Walked:
+def walked(system: System, client: Client, open_page: Callable[[], Any], request: pytest.FixtureRequest) -> Walked:
     """The study is given by the page's form, and then by the API as well, which has it already; it runs to its end."""
     page, address, document = open_page(), f"http://{system.address('api', 8000)}", {**chosen(), "export": ["dense"]}
     said: list[str] = []
@@ -159,6 +166,7 @@ def walked(system: System, client: Client, open_page: Callable[[], Any]) -> Walk
         status, answer = client("POST", "/v1/studies", {**document, "name": STUDY})
     page.locator("#state", has_text="running").wait_for()  # by htmx: nothing is loaded again
     told = page.locator("#announcement").inner_text()
+    request.getfixturevalue("given")  # the commands submit the study too, which then runs three times at once
     page.goto(address)
     page.get_by_role("row").filter(has_text=STUDY).get_by_text("running").wait_for()
     ended = page.get_by_role("row").filter(has_text=STUDY).get_by_text("complete")
