@@ -58,7 +58,7 @@ def changes(experiment: Experiment, splits: Splits) -> list[float]:
     return found
 
 
-@pytest.mark.slow(8)
+@pytest.mark.slow(30)  # of the file
 @pytest.mark.parametrize("method", TRAINED)
 def test_folding_and_all_images_for_the_statistics_change_no_score(method: str, splits: Splits) -> None:
     last = statistics_images(SMALL.training.epochs - 1, SMALL.training.epochs)
@@ -69,7 +69,7 @@ def test_folding_and_all_images_for_the_statistics_change_no_score(method: str, 
     assert abs(statistics.mean(changes(experiment, splits))) < BOUND
 
 
-@pytest.mark.slow(8)
+@pytest.mark.slow(30)  # of the file
 def test_with_the_statistics_of_training_the_score_is_that_of_another_network(splits: Splits) -> None:
     method = method_from_json(TRAINED["blockout hard-fixed"])
     training = replace(SMALL.training, evaluation_statistics="running")
