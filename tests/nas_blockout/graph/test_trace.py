@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -105,10 +106,16 @@ MORE: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@cache
+def traced_network(name: str) -> tuple[nn.Module, Trace]:
+    torch.manual_seed(0)
+    module = randomized((NETWORKS | MORE)[name]())
+    return module, trace(module, SHAPE)
+
+
 @pytest.mark.parametrize("name", [*NETWORKS, *MORE])
 def test_the_graph_computes_what_the_network_does_in_evaluation(name: str) -> None:
-    module = randomized((NETWORKS | MORE)[name]())
-    traced = trace(module, SHAPE)
+    module, traced = traced_network(name)
     images = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = module.eval()(images)
@@ -143,14 +150,14 @@ def test_attention_is_told_apart_while_its_fast_path_is_off() -> None:
 
 class TestTraining:
     def test_batch_norm_dropout_and_stochastic_depth_are_found(self) -> None:
-        found = list(trace(Mobile(), SHAPE).training.values())
+        found = list(traced_network("mobile")[1].training.values())
         assert found.count(BatchStatistics(0.1)) == 4
         assert [each for each in found if not isinstance(each, BatchStatistics)] == [DropPath(0.2, True, True)]
-        assert Dropout(0.3) in trace(Residual(), SHAPE).training.values()
-        assert AttentionDropout(0.1) in trace(NETWORKS["attention-module"](), SHAPE).training.values()
+        assert Dropout(0.3) in traced_network("residual")[1].training.values()
+        assert AttentionDropout(0.1) in traced_network("attention-module")[1].training.values()
 
     def test_stochastic_depth_stands_where_its_value_was(self) -> None:
-        traced = trace(Mobile(), SHAPE)
+        _, traced = traced_network("mobile")
         (node,) = (node for node, does in traced.training.items() if isinstance(does, DropPath))
         assert name_of(node) == "alias"
         assert name_of(node.args[0]) == "batch_norm"  # type: ignore[arg-type]
