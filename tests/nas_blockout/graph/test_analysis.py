@@ -21,7 +21,7 @@ from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.graph.analysis import GraphAnalysis, NodeLayer, UnmaskedWeight, analyze
 from nas_blockout.graph.trace import Untraceable
 from nas_blockout.networks import NO_NODE, Connection, Nodes
-from tests.nas_blockout.graph.networks import CLASSES, NETWORKS, SHAPE, Alias, Residual
+from tests.nas_blockout.graph.networks import CLASSES, NETWORKS, SHAPE, Alias, Residual, analysis_of
 
 CLUSTERS = 3
 
@@ -30,8 +30,7 @@ CLUSTERS = 3
 def analyzed(name: str) -> tuple[nn.Module, GraphAnalysis]:
     """A network in float64, and its analysis."""
     torch.manual_seed(0)
-    module = NETWORKS[name]().double()
-    return module, analyze(module, SHAPE)
+    return NETWORKS[name]().double(), analysis_of(name)
 
 
 def layers(analysis: GraphAnalysis) -> dict[str, tuple[int, str | None]]:
@@ -378,7 +377,8 @@ class TestAnalysis:
             pickle.dumps(analysis)
 
     def test_it_holds_no_weights(self) -> None:
-        module, analysis = analyzed("fused-attention")
+        module = NETWORKS["fused-attention"]()
+        analysis = analyze(module, SHAPE)
         weights = {each.data_ptr() for each in (*module.parameters(), *module.buffers())}
         values = [each for each in analysis.values.values() if isinstance(each, Tensor) and not each.is_meta]
         assert not weights & {each.data_ptr() for each in values}
