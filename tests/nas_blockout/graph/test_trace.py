@@ -130,11 +130,13 @@ def test_tracing_leaves_the_network_and_torch_as_they_were() -> None:
     module.norm0.eval()
     module.norm1.momentum = None
     before = {name: value.clone() for name, value in module.state_dict().items()}
+    drawn = torch.get_rng_state()
     torch.backends.mha.set_fastpath_enabled(True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trace(module, SHAPE)
     assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert [each.training for each in (module, module.norm0, module.norm1)] == [True, False, True]
     assert module.norm1.momentum is None
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
@@ -297,6 +299,20 @@ class TestRefusals:
             quantized = torch.ao.nn.quantized.Linear(192, CLASSES)
         module = nn.Sequential(nn.Flatten(), quantized, nn.Linear(CLASSES, CLASSES))
         assert "must not be quantized: '1' is a Linear" in refusal(module)
+
+    def test_weights_that_are_no_plain_tensors(self) -> None:
+        class Odd(Tensor):
+            pass
+
+        module = nn.Linear(192, CLASSES)
+        module.register_buffer("odd", torch.zeros(2).as_subclass(Odd))
+        assert "must be plain tensors, not quantized or distributed ones: 'odd' is a Odd" in refusal(module)
+
+    def test_scripted_modules(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says that TorchScript is no longer developed
+            module = torch.jit.script(nn.Linear(192, CLASSES))
+        assert "'the network' is compiled by TorchScript" in refusal(module)
 
     def test_lazy_modules(self) -> None:
         with warnings.catch_warnings():
