@@ -150,11 +150,13 @@ SHARED_NAMES = {
     "corruption": "its figures in plots, its section in report",
     "errors": "of data, of the store, of the API",
     "export": "the room that writes models, and the step of a study that calls it",
+    "labels": "of figures in plots, of nodes in a network's graph",
     "latency": "measured by export, compared by analysis",
     "models": "writing them in export, the commands on them in cli",
     "robustness": "measured by corruptions, compared by analysis",
     "registry": "what there is by name: of data sources, of corruptions",
     "studies": "in the store, over HTTP, on the command line",
+    "training": "what a network's graph does in training, and the space of the settings of training",
     "trials": "run by the cluster, recorded by the store",
 }
 MOST_FILE_LINES = 500

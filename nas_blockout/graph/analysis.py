@@ -402,6 +402,12 @@ def _unmasked(labelling: Labelling) -> Iterable[UnmaskedWeight]:
 def _hash(labelling: Labelling) -> str:
     """Return what is equal for equal graphs: no name that the export made up goes into it, and no weight."""
     numbers = {node: f"%{number}" for number, node in enumerate(labelling.trace.graph.nodes)}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return numbers[value]
+        return "device" if isinstance(value, torch.device) else value
+
     lines = []
     for node in labelling.trace.graph.nodes:
         if node.op == "output":
@@ -409,6 +415,6 @@ def _hash(labelling: Labelling) -> str:
         what = str(node.target) if node.op == "call_function" else labelling.trace.parameter_of.get(node, "")
         if node in labelling.trace.constants and not labelling.trace.constants[node].is_floating_point():
             what += f" {labelling.trace.constants[node].tolist()}"  # which positions go where
-        given = fx.node.map_arg((node.args, node.kwargs) if node.op == "call_function" else (), numbers.__getitem__)
+        given = fx.node.map_aggregate((node.args, dict(node.kwargs)) if node.op == "call_function" else (), plain)
         lines.append(f"{what} {given} {shape_of(labelling.values[node])}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -126,21 +126,25 @@ def branch(analysis: GraphAnalysis, memberships: Mapping[str, Tensor], state: Ma
             that its two nodes have in common, times 1 where it reads no node.
 
     Raises:
-        ValueError: The memberships are not those of the analysis.
+        ValueError: The memberships are not those of the analysis, or the network does with the number of images what no
+            branched network can.
     """
     first = next(iter(memberships.values()))
     clusters = first.shape[1]
     given = {
         layer.name: memberships.get(layer.name, first.new_ones(layer.width, clusters)) for layer in analysis.layers
     }
-    body, macs, rigid = _rewritten(analysis, analysis.memberships(given) > 0, state)
-    return BranchedGraph(body, layer_groups(analysis, given, rigid), analysis.edges, clusters=clusters, macs=macs)
+    body, macs, rigid = _rewritten(analysis, analysis.memberships(given).cpu() > 0, state)
+    layers = layer_groups(analysis, given, rigid)
+    network = BranchedGraph(body, layers, analysis.edges, clusters=clusters, macs=macs)
+    return network.to(next(iter(state.values())).device)  # indices, which the rewriting makes on the CPU
 
 
 def settled(analysis: GraphAnalysis, *, clusters: int = 3, seed: int = 0) -> GraphAnalysis:
     """Return the analysis in which layers are rigid, too, that turn out so when the graph is rewritten.
 
-    It is rewritten for a few random memberships, without values.
+    It is rewritten for two random memberships, without values. A layer that turns out rigid for others only stays
+    whole in the branched network all the same.
 
     Args:
         analysis: Of the original network.
@@ -178,7 +182,7 @@ def _rewritten(
         except Unplaceable as problem:
             wanted = torch.isin(layer_of, layer_of[list(problem.nodes)]) & ~rigid
             if not bool(wanted.any()):
-                raise
+                raise ValueError(f"the network cannot be branched: it has {problem.reason}") from problem
             why |= dict.fromkeys(wanted.nonzero().flatten().tolist(), problem.reason)
             rigid |= wanted
         else:

@@ -264,7 +264,8 @@ def _computed(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         if each in values:
             return values[each]
         known = each.meta["val"]  # of which only shape and type are asked for
-        return torch.empty([size if isinstance(size, int) else 1 for size in known.shape], dtype=known.dtype)
+        shape = [size if isinstance(size, int) else 1 for size in known.shape]
+        return torch.empty(shape, dtype=known.dtype, device=known.device)
 
     args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
     assert callable(node.target)

@@ -17,7 +17,8 @@ MOST_SEPARATE_GROUPS = 4
 
 _ENTRYWISE = (
     "abs add alias bitwise_and bitwise_not bitwise_or celu clamp clamp_max clamp_min clone contiguous cos detach div "
-    "dropout elu eq erf exp expm1 feature_dropout floor ge gelu gt hardsigmoid hardswish hardtanh le leaky_relu lerp "
+    "alpha_dropout dropout elu eq erf exp expm1 feature_alpha_dropout feature_dropout floor ge gelu gt hardsigmoid "
+    "hardswish hardtanh le leaky_relu lerp "
     "lift_fresh_copy log log1p logical_and logical_not logical_or log_sigmoid lt masked_fill maximum minimum mish mul "
     "ne neg pow reciprocal relu relu6 round rsqrt rsub selu sigmoid sign silu sin softplus sqrt square sub tanh "
     "threshold to true_divide type_as where _to_copy"

@@ -57,8 +57,8 @@ def trace(module: nn.Module, shape: tuple[int, ...]) -> Trace:
         Untraceable: The network cannot be exported, or is none whose nodes could be told; the message says why, where
             and what to do.
     """
-    _require_one_input(module)
     _require_plain_weights(module)
+    _require_one_input(module)
     names = _first_names(module)
     with _as_it_was(module), _quiet():
         averaging = _with_momentum(module)
@@ -104,8 +104,8 @@ def _require_plain_weights(module: nn.Module) -> None:
             )
         if value.is_quantized or type(value) not in (Tensor, nn.Parameter, nn.Buffer):
             raise Untraceable(
-                f"a network must not be quantized: {name!r} is no plain tensor but a {type(value).__name__} "
-                f"of {value.dtype}. Quantize the network that is derived instead"
+                f"the weights of a network must be plain tensors, not quantized or distributed ones: {name!r} is a "
+                f"{type(value).__name__} of {value.dtype}. Quantize the network that is derived instead"
             )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from nas_blockout.graph.functional import Functional, Untraceable
 from nas_blockout.graph.operations import bound, name_of, place_of
 
+_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 _SYMBOL = re.compile(r"\bs\d+\b")
 
 
@@ -110,9 +111,9 @@ class _Evaluation:
             name, given = name_of(node), bound(node)
             if name == "batch_norm":
                 self._batch_norm(node, given)
-            elif name in ("dropout", "feature_dropout") and given["train"]:
+            elif name in _DROPOUTS and given["train"]:
                 _set(node, "train", False)
-                self.training[node] = Dropout(given["p"], per_map=name == "feature_dropout")
+                self.training[node] = Dropout(given["p"], per_map=name.startswith("feature"))
             elif name == "scaled_dot_product_attention" and given["dropout_p"]:
                 _set(node, "dropout_p", 0.0)
                 self.training[node] = AttentionDropout(given["dropout_p"])
@@ -201,7 +202,7 @@ class _Keys:
         else:
             given, name = bound(node), name_of(node)
             first = next(iter(given.values()), None)
-            if name == "alias" or (name in ("dropout", "feature_dropout") and not given["train"]):
+            if name == "alias" or (name in _DROPOUTS and not given["train"]):
                 return self.known[first]  # type: ignore[index]
             key = (str(node.target), self._plain(list(given.items())))
         return self.numbers.setdefault(key, len(self.numbers))

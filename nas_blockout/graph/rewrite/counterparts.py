@@ -155,7 +155,7 @@ class Counterparts:
         value = self.state[self.analysis.parameter_of[node]]
         for dim, axis in enumerate(layout):
             if axis is not None:
-                value = value.index_select(dim, axis.order)
+                value = value.index_select(dim, axis.order.to(value.device))
         return self.result(node, self._parameter(node, value), layout)
 
     def is_empty(self, node: fx.Node) -> bool:
@@ -208,8 +208,12 @@ def batched_dims(meta: Any) -> tuple[bool, ...]:
 
 
 def along(nodes: Tensor, dim: int) -> Tensor:
-    """Return the nodes of a value along one dim; they are the same at all positions of the others."""
-    return nodes.movedim(dim, 0).flatten(1)[:, 0] if nodes.dim() > 1 else nodes
+    """Return the nodes of a value along one dim; at all positions of the others they are the same, or none."""
+    own = dim % nodes.dim()
+    for other in range(nodes.dim()):
+        if other != own:  # repeated entries, which share memory, are not looked at one by one
+            nodes = nodes.narrow(other, 0, 1) if nodes.stride(other) == 0 else nodes.amax(other, keepdim=True)
+    return nodes.flatten()
 
 
 def is_depthwise(nodes: Tensor, sources: Tensor, groups: int) -> bool:

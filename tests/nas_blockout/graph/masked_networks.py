@@ -36,7 +36,12 @@ class Masked:
 def analyzed(name: str) -> tuple[nn.Module, GraphAnalysis]:
     """A small network in double precision, none of whose parameters are what they are set to at first."""
     torch.manual_seed(0)
-    network = NETWORKS[name]().double().eval()
+    return prepared(NETWORKS[name]())
+
+
+def prepared(network: nn.Module) -> tuple[nn.Module, GraphAnalysis]:
+    """A network in double precision, none of whose parameters are what they are set to at first, and its analysis."""
+    network.double().eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -47,11 +52,14 @@ def masked(name: str, memberships: Mapping[str, Tensor]) -> Masked:
     """Mask the weights of a small network, estimate the statistics of its batch norms anew, and branch it."""
     network, analysis = analyzed(name)
     # A network of its own: training changes its statistics.
-    network = copy.deepcopy(network)
+    return masked_network(copy.deepcopy(network), analysis, memberships)
+
+
+def masked_network(network: nn.Module, analysis: GraphAnalysis, memberships: Mapping[str, Tensor]) -> Masked:
+    """Mask the weights of any network, which is changed, and branch it."""
     state = {**network.state_dict(), **masked_weights(analysis.connections, memberships, network.state_dict())}
     with estimating(network):
         functional_call(network, state, (images(64, seed=1),))
-    state |= {name: value for name, value in state.items() if "running" in name}
     return Masked(network, analysis, state, branch(analysis, memberships, state).eval())
 
 

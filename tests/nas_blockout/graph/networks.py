@@ -1,10 +1,13 @@
 """Small networks of different kinds for the tests of graphs, each for images of `SHAPE` and ten classes."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from nas_blockout.graph.analysis import GraphAnalysis, analyze
 
 SHAPE = (3, 8, 8)
 CLASSES = 10
@@ -340,3 +343,9 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "group-norm": GroupNormed,
     "padded": Padded,
 }
+
+
+@cache
+def analysis_of(name: str) -> GraphAnalysis:
+    """The analysis of one of the networks: that of every instance, since it holds no weights."""
+    return analyze(NETWORKS[name](), SHAPE)

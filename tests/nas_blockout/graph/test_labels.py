@@ -223,6 +223,27 @@ class TestAttention:
     def test_a_head_is_a_node(self) -> None:
         assert self.layers(4, 4) == {"more.a.query": (4, None)}
 
+    def test_heads_that_are_counted_together_with_images(self) -> None:
+        """As torch's own module does when it returns its weights: heads and images are one dim there."""
+
+        class Weighted(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.attention = nn.MultiheadAttention(8, 4, batch_first=True)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = x.flatten(2).transpose(1, 2)
+                found: Tensor = self.attention(x, x, x)[0]
+                return found.transpose(1, 2).unflatten(2, (8, 8))
+
+        analysis = analyzed(lambda m, x: m.more["a"](x), a=Weighted())
+        assert analysis.rigid == {}
+        assert {layer.name: layer.width for layer in analysis.layers[:3]} == {
+            "first": 8,
+            "more.a.attention": 4,
+            "more.a.attention.out_proj": 8,
+        }
+
     def test_heads_that_share_keys_are_one_node(self) -> None:
         assert self.layers(4, 2) == {"more.a.query": (2, None)}
 

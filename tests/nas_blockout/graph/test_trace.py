@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from nas_blockout.graph.operations import name_of, written
 from nas_blockout.graph.trace import Trace, Untraceable, trace
 from nas_blockout.graph.training import AttentionDropout, BatchStatistics, Dropout, DropPath
-from tests.nas_blockout.graph.networks import CLASSES, NETWORKS, SHAPE, Mobile, Residual, Transformer
+from tests.nas_blockout.graph.networks import CLASSES, NETWORKS, SHAPE, Mobile, Transformer, analysis_of
 
 
 def small(
@@ -105,10 +106,16 @@ MORE: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@cache
+def traced_network(name: str) -> tuple[nn.Module, Trace]:
+    torch.manual_seed(0)
+    module = randomized((NETWORKS | MORE)[name]())
+    return module, analysis_of(name).trace if name in NETWORKS else trace(module, SHAPE)
+
+
 @pytest.mark.parametrize("name", [*NETWORKS, *MORE])
 def test_the_graph_computes_what_the_network_does_in_evaluation(name: str) -> None:
-    module = randomized((NETWORKS | MORE)[name]())
-    traced = trace(module, SHAPE)
+    module, traced = traced_network(name)
     images = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = module.eval()(images)
@@ -123,11 +130,13 @@ def test_tracing_leaves_the_network_and_torch_as_they_were() -> None:
     module.norm0.eval()
     module.norm1.momentum = None
     before = {name: value.clone() for name, value in module.state_dict().items()}
+    drawn = torch.get_rng_state()
     torch.backends.mha.set_fastpath_enabled(True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trace(module, SHAPE)
     assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert [each.training for each in (module, module.norm0, module.norm1)] == [True, False, True]
     assert module.norm1.momentum is None
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
@@ -143,14 +152,14 @@ def test_attention_is_told_apart_while_its_fast_path_is_off() -> None:
 
 class TestTraining:
     def test_batch_norm_dropout_and_stochastic_depth_are_found(self) -> None:
-        found = list(trace(Mobile(), SHAPE).training.values())
+        found = list(traced_network("mobile")[1].training.values())
         assert found.count(BatchStatistics(0.1)) == 4
         assert [each for each in found if not isinstance(each, BatchStatistics)] == [DropPath(0.2, True, True)]
-        assert Dropout(0.3) in trace(Residual(), SHAPE).training.values()
-        assert AttentionDropout(0.1) in trace(NETWORKS["attention-module"](), SHAPE).training.values()
+        assert Dropout(0.3) in traced_network("residual")[1].training.values()
+        assert AttentionDropout(0.1) in traced_network("attention-module")[1].training.values()
 
     def test_stochastic_depth_stands_where_its_value_was(self) -> None:
-        traced = trace(Mobile(), SHAPE)
+        _, traced = traced_network("mobile")
         (node,) = (node for node, does in traced.training.items() if isinstance(does, DropPath))
         assert name_of(node) == "alias"
         assert name_of(node.args[0]) == "batch_norm"  # type: ignore[arg-type]
@@ -273,7 +282,7 @@ class TestRefusals:
         assert "takes several: images, boxes" in refusal(Two())
 
     def test_several_outputs_in_training_only(self) -> None:
-        class Auxiliary(Residual):
+        class Auxiliary(Mobile):
             def forward(self, x: Tensor) -> Any:
                 return (super().forward(x), x) if self.training else super().forward(x)
 
@@ -290,6 +299,20 @@ class TestRefusals:
             quantized = torch.ao.nn.quantized.Linear(192, CLASSES)
         module = nn.Sequential(nn.Flatten(), quantized, nn.Linear(CLASSES, CLASSES))
         assert "must not be quantized: '1' is a Linear" in refusal(module)
+
+    def test_weights_that_are_no_plain_tensors(self) -> None:
+        class Odd(Tensor):
+            pass
+
+        module = nn.Linear(192, CLASSES)
+        module.register_buffer("odd", torch.zeros(2).as_subclass(Odd))
+        assert "must be plain tensors, not quantized or distributed ones: 'odd' is a Odd" in refusal(module)
+
+    def test_scripted_modules(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says that TorchScript is no longer developed
+            module = torch.jit.script(nn.Linear(192, CLASSES))
+        assert "'the network' is compiled by TorchScript" in refusal(module)
 
     def test_lazy_modules(self) -> None:
         with warnings.catch_warnings():
