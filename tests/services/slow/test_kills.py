@@ -25,14 +25,16 @@ from services.trial_record import Trial
 from tests.services.program import RUNS_HERE, of, store_of
 
 KILLS = int(os.environ.get("KILLS", "3"))
-pytestmark = [pytest.mark.slow(60), pytest.mark.timeout(400 + 60 * KILLS), *RUNS_HERE]
+EPOCHS = 40
+TRAININGS = 3 + KILLS // 3  # of each arm, two of them retrainings: so many that the last kill finds a trial that runs
+pytestmark = [pytest.mark.slow(120), pytest.mark.timeout(400 + 60 * KILLS), *RUNS_HERE]
 STUDY: dict[str, Any] = {
     "schema_version": 2,
     "name": "killed",
     "data": {"name": "digits", "train_samples": 100},
     "backbone": {"name": "convnet", "channels": [8, 8], "hidden": [16]},
-    "training": {"epochs": 40, "batch_size": 16},
-    "budget": {"sample_passes": 26_800},
+    "training": {"epochs": EPOCHS, "batch_size": 16},
+    "budget": {"sample_passes": TRAININGS * EPOCHS * 134},
     "retrain": {"seeds": [0, 1]},
     "workers": {"max_concurrent_trials": 1},
     "arms": {
@@ -139,7 +141,7 @@ def test_killed_studies_end_like_uninterrupted_ones(tmp_path: Path) -> None:
     with store_of(killed) as store:
         for row in store.trials("killed"):
             epochs = [epoch.epoch for epoch in store.epochs(row.id)]
-            assert epochs == list(range(40))
+            assert epochs == list(range(EPOCHS))
             attempts = store.attempts(row.id)
             assert [attempt.state for attempt in attempts][-1] == "complete"
             assert all(attempt.state == "lost" for attempt in attempts[:-1])
