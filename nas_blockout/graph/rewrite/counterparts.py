@@ -38,6 +38,9 @@ class Counterparts:
         self.macs = 0
         self._results: dict[fx.Node, Result] = {analysis.image: self.emitter.image}
         self._writers = _writers(analysis)
+        self._users = _users(analysis)
+        self._inputs: dict[str, tuple[Placed, Any, Tensor]] = {}
+        _require_whole_modules(self._users, analysis)
 
     # ---- the original graph
 
@@ -164,7 +167,35 @@ class Counterparts:
 
     def is_cuttable(self, node: fx.Node) -> bool:
         """Whether a node is a parameter that is read once."""
-        return node in self.analysis.parameter_of and len(node.users) == 1
+        name = self.analysis.parameter_of.get(node)
+        return name is not None and len(self._users[name]) == 1
+
+    def is_shared(self, node: fx.Node) -> bool:
+        """Whether a parameter has several users."""
+        return len(self._users[self.analysis.parameter_of[node]]) > 1
+
+    def for_module(self, path: str, value: Placed, nodes: Tensor, called: Any = None) -> Placed:
+        """Return what a module reads; if it is called again, in the layout of the first time.
+
+        Args:
+            path: Of the module.
+            value: What it reads.
+            nodes: Of the value, to be made rigid if not the same of it is kept as the first time.
+            called: How it is called; the same every time.
+
+        Raises:
+            Unplaceable: It was called otherwise, or for other nodes.
+        """
+        first, before, nodes_before = self._inputs.setdefault(path, (value, called, nodes))
+        if called != before:
+            raise Unplaceable(NOBODY, f"two uses of {path!r} that differ in stride, padding or dilation")
+        if any(
+            not torch.equal(value.axis(dim).kept, first.axis(dim).kept)
+            for dim, axes in enumerate(zip(value.layout, first.layout, strict=True))
+            if axes != (None, None)
+        ):
+            raise Unplaceable(torch.cat([nodes.flatten(), nodes_before.flatten()]), "shared weight")
+        return self.emitter.aligned(value, first.layout)
 
     def state_of(self, node: fx.Node | None) -> Tensor | None:
         """Return the value of a parameter in the state, None for no node.
@@ -200,6 +231,35 @@ class Counterparts:
         if not _is_multiple_of_images(meta, value):
             raise Unplaceable(NOBODY, "a size that is no multiple of the number of images")
         return self.emitter.images(value)
+
+
+def _users(analysis: GraphAnalysis) -> Mapping[str, list[fx.Node]]:
+    """Return what reads each parameter, under whichever of its names."""
+    users: dict[str, list[fx.Node]] = {}
+    for node, name in analysis.parameter_of.items():
+        users.setdefault(name, []).extend(node.users)
+    return users
+
+
+def _require_whole_modules(users: Mapping[str, list[fx.Node]], analysis: GraphAnalysis) -> None:
+    """Refuse parameters that would be cut for one user and not for another: they would no longer be one in training.
+
+    Raises:
+        Unplaceable: A weight, or what belongs to one, is read by something else, too.
+    """
+    for name, readers in users.items():
+        owners = {analysis.weight_of.get(reader, _norm_of(reader, analysis)) for reader in readers}
+        if len(owners) > 1:
+            raise Unplaceable(NOBODY, f"parameters {name!r} that are shared by different operations")
+
+
+def _norm_of(node: fx.Node, analysis: GraphAnalysis) -> str | None:
+    """Return the name of a parameter of a batch norm, which stands for the module; None for any other operation."""
+    if name_of(node) != "batch_norm":
+        return None
+    given = bound(node)
+    parameter = given["running_mean"] if given["running_mean"] is not None else given["weight"]
+    return analysis.parameter_of.get(parameter)
 
 
 def batched_dims(meta: Any) -> tuple[bool, ...]:

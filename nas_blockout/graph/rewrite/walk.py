@@ -124,14 +124,15 @@ def _in_training(graph: Counterparts, node: fx.Node, name: str) -> Placed:
 def _batch_norm(graph: Counterparts, node: fx.Node, value: Placed, training: BatchStatistics) -> Placed:
     arguments = bound(node)
     named = {name: arguments[name] for name in ("weight", "bias", "running_mean", "running_var")}
+    path = next((graph.analysis.parameter_of[each] for each in named.values() if each is not None), None)
+    path = path.rpartition(".")[0] if path else _path(node)
+    value = graph.for_module(path, value, graph.nodes(node))
     axis = value.layout[1]
     state = {}
     for name, parameter in named.items():
         of_all = graph.state_of(parameter)
         if of_all is not None:
             state[name] = of_all if axis is None else of_all[axis.order]
-    path = next((graph.analysis.parameter_of[each] for each in named.values() if each is not None), None)
-    path = path.rpartition(".")[0] if path else _path(node)
     if "running_mean" in state and f"{path}.num_batches_tracked" in graph.state:
         state["num_batches_tracked"] = graph.state[f"{path}.num_batches_tracked"]
     new = graph.emitter.module(

@@ -65,6 +65,8 @@ def weighted(graph: Counterparts, node: fx.Node) -> Result:
     if node not in graph.analysis.weight_of:
         return _between_positions(graph, node)
     operation, value = _read(graph, node), graph.placed(bound(node)["input"])
+    if graph.is_shared(bound(node)["weight"]) and not value.is_empty:
+        value = graph.for_module(operation.path, graph.emitter.exact(value), operation.sources, operation.call)
     if is_depthwise(operation.targets, operation.sources, operation.groups):
         return _depthwise(graph, node, operation, value)
     dim = operation.dim

@@ -179,6 +179,34 @@ def test_what_turns_out_rigid_keeps_its_layer_whole_and_settled_knows_it_beforeh
             assert sum(map(len, branched.nodes["conv"])) == 12
 
 
+class Tied(nn.Module):
+    """One weight in two operations; `gate` says in which."""
+
+    def __init__(self, tie: str) -> None:
+        super().__init__()
+        self.conv, self.conv2 = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 1)
+        self.conv3, self.fc = nn.Conv2d(12, 12, 1), nn.Linear(12, CLASSES)
+        self.tie = tie
+        if tie == "bias":
+            self.conv3.bias = self.conv2.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv2(self.conv(x)))
+        if self.tie == "stride":
+            x = F.conv2d(x, self.conv2.weight, stride=2)
+        if self.tie == "elsewhere":
+            x = x * self.conv2.weight.mean()
+        logits: Tensor = self.fc(F.relu(self.conv3(x)).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("tie", ["bias", "stride", "elsewhere"])
+def test_parameters_that_different_operations_share_are_refused_by_name(tie: str) -> None:
+    analysis = analyze(Tied(tie), SHAPE)
+    with pytest.raises(ValueError, match=r"the network cannot be branched: .*'conv2"):
+        settled(analysis)
+
+
 # ---- layouts
 
 

@@ -1,12 +1,15 @@
 """Operations beyond those of the small networks: each stays equal when nodes are removed, moved and separated."""
 
+import copy
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_blockout.graph.analysis import GraphAnalysis
 from tests.nas_blockout.graph.masked_networks import images, masked_network, prepared
 from tests.nas_blockout.graph.networks import CLASSES
 
@@ -104,6 +107,17 @@ CASES: dict[str, Callable[[], Around]] = {
     "spatial-gate": lambda: Around(
         lambda network, pair: pair[0] * network.layers["gate"](pair[0]).sigmoid(), gate=nn.Conv2d(12, 1, 3, padding=1)
     ),
+    "shared-convolution-of-moved-channels": lambda: Around(
+        lambda network, pair: network.layers["conv"](network.layers["conv"](pair[0]).flip(1)),
+        conv=nn.Conv2d(12, 12, 3, padding=1),
+    ),
+    "shared-depthwise": lambda: Around(
+        lambda network, pair: network.layers["conv"](network.layers["conv"](pair[0]).flip(1)),
+        conv=nn.Conv2d(12, 12, 3, padding=1, groups=12),
+    ),
+    "gain-of-two-layers": lambda: Around(
+        lambda network, pair: torch.cat([pair[0] * network.gain, (pair[1] * network.gain).flip(1)], 1), channels=24
+    ),
     "transposed": lambda: Around(
         lambda network, pair: network.layers["up"](pair[0]), up=nn.ConvTranspose2d(12, 12, 2, 2)
     ),
@@ -111,11 +125,16 @@ CASES: dict[str, Callable[[], Around]] = {
 }
 
 
+@cache
+def analyzed(name: str) -> tuple[nn.Module, GraphAnalysis]:
+    torch.manual_seed(2)
+    return prepared(CASES[name]())
+
+
 @pytest.mark.parametrize("density", [0.3, 0.7])
 @pytest.mark.parametrize("name", CASES)
 def test_an_operation_gives_the_same_for_removed_and_separated_nodes(name: str, density: float) -> None:
-    torch.manual_seed(2)
-    network, analysis = prepared(CASES[name]())
+    network, analysis = analyzed(name)
     generator = torch.Generator().manual_seed(5)
     memberships = {
         layer.name: (torch.rand(layer.width, 2, generator=generator) < density).double() for layer in analysis.layers
@@ -123,7 +142,7 @@ def test_an_operation_gives_the_same_for_removed_and_separated_nodes(name: str, 
     memberships["classes"][:] = 1
     if density > 0.5:  # the cases of few nodes may be constant
         memberships["conv2"][:] = 1
-    case = masked_network(network, analysis, memberships)
+    case = masked_network(copy.deepcopy(network), analysis, memberships)
     with torch.no_grad():
         for number in (1, 4):
             batch = images(number)
