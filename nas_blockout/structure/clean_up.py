@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nas_blockout.structure.wiring import Wiring
+from nas_blockout.structure.wiring import Wiring, extra_clusters
 
 
 def effective(hard: Mapping[str, Tensor], wiring: Wiring | None = None) -> dict[str, Tensor]:
@@ -99,6 +99,9 @@ def _remove_unfed(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor
     put_back = {name: torch.zeros_like(hard[name]) for name in names}
     fed = {name: torch.zeros_like(hard[name]) for name in names}
     everything = torch.ones_like(hard[names[0]][0])
+    # The clusters after these stand for what is not masked: no node joins one of them, or it would read a whole layer.
+    learned = len(everything) - len(extra_clusters(wiring))
+    masked = {source for source, reader in wiring.edges if source and (source, reader) not in wiring.unmasked}
 
     def available(name: str) -> Tensor:
         """Return the clusters in which a layer reads something that an image reaches."""
@@ -111,23 +114,34 @@ def _remove_unfed(probabilities: Mapping[str, Tensor], hard: Mapping[str, Tensor
         fed[name] = _sharing(hard[name], available(name)) | put_back[name]
         return not torch.equal(before, fed[name].any(0))
 
+    def candidates(name: str) -> Tensor:
+        """Return the learned memberships in which a node of a layer reads something that an image reaches."""
+        reached, free = available(name), torch.zeros_like(hard[name])
+        # What a node reads without masks, it reads in whichever clusters it is.
+        without = (hard[name] & reached)[:, learned:].any(1, keepdim=True)
+        free[:, :learned] = reached[:learned] | without
+        return free
+
+    def lacks(name: str) -> bool:
+        """Whether a class or a layer with masked readers is in no cluster, or another layer has lost its nodes."""
+        if name == names[-1]:
+            return not bool(fed[name].any(1).all())
+        return not bool((fed[name][:, :learned] if name in masked else fed[name]).any())
+
     _settle(names, feed, wiring.readers())
-    while missing := [name for name in names if _lacks(fed[name], classes=name == names[-1])]:
+    while missing := [name for name in names if lacks(name)]:
         # One layer after the other, the first that can be reached: what is put back may reach the others.
-        name = next(name for name in missing if available(name).any())
-        put_back[name] = _likeliest(probabilities[name], available(name), fed[name], classes=name == names[-1])
+        name = next(name for name in missing if candidates(name).any())
+        back = _likeliest(probabilities[name], candidates(name), fed[name], classes=name == names[-1])
+        back[:, learned:] |= hard[name][:, learned:] & back.any(1, keepdim=True)
+        put_back[name] = back
         _settle([name], feed, wiring.readers())
     return fed
 
 
-def _lacks(fed: Tensor, *, classes: bool) -> bool:
-    """Whether a layer has lost all of its nodes, or the layer of the classes one of them."""
-    return not bool(fed.any(1).all()) if classes else not bool(fed.any())
-
-
-def _likeliest(p: Tensor, available: Tensor, fed: Tensor, *, classes: bool) -> Tensor:
-    """Return the most probable of the available memberships: of every class that has none, or of a whole layer."""
-    reachable, back = torch.where(available, p.detach(), -1.0), torch.zeros_like(fed)
+def _likeliest(p: Tensor, candidates: Tensor, fed: Tensor, *, classes: bool) -> Tensor:
+    """Return the most probable of the candidates: of every class that has none, or of a whole layer."""
+    reachable, back = torch.where(candidates, p.detach(), -1.0), torch.zeros_like(fed)
     if classes:
         starved = ~fed.any(1)
         back[starved, reachable[starved].argmax(1)] = True

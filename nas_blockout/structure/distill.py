@@ -154,7 +154,10 @@ def distill(
         hidden = {name: merged(value, min_group_size) for name, value in kept.items() if name != last}
         kept = left({**hidden, last: kept[last]})
     sources = wiring.sources()
-    grouped = {name: _grouped(name, kept, wiring, sources[name], whole_p[name]) for name in wiring.names}
+    grouped = {
+        name: _grouped(name, kept, wiring, sources[name], probabilities.get(name, whole_p[name]))
+        for name in wiring.names
+    }
     layers = tuple(_numbered(layer, nodes) if numbered else layer for layer, nodes in grouped.values())
     edges = () if wiring.is_chain else wiring.edges
     memberships = {name: kept[name][:, : p.shape[1]].to(p.dtype) for name, p in probabilities.items()}

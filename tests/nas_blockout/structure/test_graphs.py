@@ -167,6 +167,37 @@ def test_extra_clusters_open_what_is_not_masked_and_nothing_else(seed: int) -> N
     assert entries(everything_masked, found) == entries(wiring, hard)
 
 
+@given(**CASES)
+@settings(max_examples=150, deadline=None)
+def test_the_clean_up_puts_nothing_back_into_a_cluster_that_stands_for_what_is_not_masked(
+    seed: int, clusters: int, threshold: float
+) -> None:
+    wiring = random_wiring(seed, masked=False)
+    if mutual(wiring):
+        return
+    p = random_memberships(wiring, clusters, seed)
+    hard = harden(p, threshold)
+    found, extra = distill(p, hard, wiring=wiring), completed(hard, wiring)
+    assert not any((found.complete[name] & ~extra[name])[:, clusters:].any() for name in extra)
+    again = {name: value[:, :clusters] for name, value in found.complete.items()}
+    alive = {entry[1] for entry in that_images_reach(entries(wiring, again))}
+    starved = [node for node in range(wiring.layers["classes"]) if ("classes", node) not in alive]
+    assert not starved, "every class reads something, under learned memberships too"
+
+
+@pytest.mark.parametrize("threshold", [0.9, 1 - 1e-9])
+def test_few_memberships_in_a_masked_head_leave_it_few_weights(threshold: float) -> None:
+    network = Residual()
+    masked = masked_connections(network.connections, ("classes",))
+    wiring = Wiring.of(network, masked)
+    p = {name: torch.rand(network.layers[name], 3, generator=seeded()) * 0.9 for name in ("stream", "classes")}
+    found = distill(p, harden(p, threshold), wiring=wiring)
+    assert found.architecture.pairs(1)["stream", "classes"] == 4, "each class reads the likeliest node"
+    assert threshold_for(
+        p, 0.999, lambda each: network.macs_under(each.complete) / network.macs_under({}), wiring=wiring
+    )
+
+
 def test_layers_that_no_mask_touches_need_no_memberships() -> None:
     network = Residual()
     masked = masked_connections(network.connections, ("classes",))
