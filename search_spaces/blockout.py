@@ -3,9 +3,10 @@
 from dataclasses import replace
 from typing import cast
 
-from nas_blockout.backbones import BACKBONES, masked_widths, name_of, stages_of
-from nas_blockout.experiment import Experiment
-from nas_blockout.methods.blockout import BlockoutSettings, Mode
+from nas_blockout.backbones import BACKBONES, name_of, stages_of
+from nas_blockout.experiment import Experiment, outlined
+from nas_blockout.methods.blockout import BlockoutSettings, Mode, masked_widths
+from nas_blockout.networks import masked_connections
 from search_spaces.trial import Context, Trial
 
 _MOST_CLUSTERS = 8
@@ -22,7 +23,8 @@ def blockout(trial: Trial, context: Context) -> Experiment:
     100, logarithmic), ``blockout.mode`` (hard-learned, soft-learned, and hard-fixed unless a network is derived).
 
     Raises:
-        ValueError: The arm's method is not blockout.
+        ValueError: The arm's method is not blockout, the network cannot be built for these images, or it has no such
+            layers.
     """
     experiment, method = context.experiment, _method(context, "blockout")
     backbone, kind = experiment.backbone, BACKBONES[name_of(experiment.backbone)]
@@ -32,7 +34,9 @@ def blockout(trial: Trial, context: Context) -> Experiment:
         # Layers that are not masked count as well: recorded searches of `head` had these ranges.
         narrowest = min(stage.width for stage in stages_of(backbone, context.shape, context.classes))
     else:
-        narrowest = min(masked_widths(backbone, method.masked, context.classes).values())
+        network = outlined(replace(experiment, backbone=backbone), context.shape, context.classes)
+        masked = masked_connections(network.connections, method.masked)
+        narrowest = min(masked_widths(network.connections, masked).values())
     modes = [*_LEARNED, *(["hard-fixed"] if experiment.derivation is None else [])]
     settings = replace(
         method,

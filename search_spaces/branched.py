@@ -11,10 +11,9 @@ from functools import lru_cache
 from typing import Any
 
 from nas_blockout.architecture import Architecture, Group, Layer
-from nas_blockout.backbones import BACKBONES, name_of, require_stages, stages_of
+from nas_blockout.backbones import BACKBONES, name_of, stages_of
 from nas_blockout.backbones.branched import Stage
-from nas_blockout.experiment import Experiment, known_network
-from nas_blockout.networks import Branchable
+from nas_blockout.experiment import Experiment, outline
 from search_spaces.graph_stages import StagedGraph
 from search_spaces.trial import Context, TooFew, Trial
 
@@ -55,18 +54,16 @@ def branched(trial: Trial, context: Context) -> Experiment:
     ``branched.shared``, ``branched.assignment``.
 
     Raises:
-        ValueError: The backbone cannot be branched.
+        ValueError: The network cannot be built for these images, its graph cannot be traced, or the method is another
+            than none.
         TooFew: There are too few nodes or classes to divide among branches.
     """
     backbone = context.experiment.backbone
     if context.classes < 4:
         raise TooFew(f"the space 'branched' needs 4 classes or more, got {context.classes}")
-    graph = None
     if BACKBONES[name_of(backbone)].stages is None:
         graph = _graph_of(backbone, context.shape, context.classes)
-    if graph is not None:
         return replace(context.experiment, architecture=branched_graph(trial, graph))
-    require_stages(backbone, "the space 'branched'")
     stages = stages_of(backbone, context.shape, context.classes)
     hierarchy = _suggested(trial, [stage.width for stage in stages[:-1]], context.classes)
     return replace(context.experiment, architecture=hierarchical(hierarchy, stages))
@@ -106,10 +103,8 @@ def _suggested(trial: Trial, widths: Sequence[int], classes: int) -> Hierarchy:
 
 
 @lru_cache(maxsize=8)  # the same for all trials of an arm, and some networks take seconds to analyze
-def _graph_of(backbone: Any, shape: tuple[int, int, int], classes: int) -> StagedGraph | None:
-    """Return the layers of a network that can be branched as a graph, or None."""
-    network = known_network(Experiment(backbone=backbone), shape=shape, classes=classes)
-    return StagedGraph.of(network) if isinstance(network, Branchable) else None
+def _graph_of(backbone: Any, shape: tuple[int, int, int], classes: int) -> StagedGraph:
+    return StagedGraph.of(outline(backbone, shape, classes))
 
 
 def hierarchical(hierarchy: Hierarchy, stages: Sequence[Stage]) -> Architecture:

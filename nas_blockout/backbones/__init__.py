@@ -14,7 +14,7 @@ from nas_blockout.backbones.branched import BranchedNetwork, Sites, Stage, macs_
 from nas_blockout.backbones.inception import Inception, InceptionSettings
 from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
-from nas_blockout.networks import Connection, Network, layer_widths, maskable_layers, masked_connections
+from nas_blockout.networks import Connection, Network, maskable_layers, masked_connections
 
 Shape = tuple[int, int, int]
 
@@ -202,31 +202,13 @@ def require_masked(settings: Any, masked: str | Sequence[str], *, branched: bool
         )
 
 
-def masked_widths(settings: Any, masked: str | Sequence[str], classes: int) -> dict[str, int]:
-    """Return the nodes of every layer that carries memberships if these layers of a backbone are masked.
-
-    Args:
-        settings: Settings of a backbone.
-        masked: Layers that are masked, as in the settings of Blockout.
-        classes: Number of classes.
-
-    Raises:
-        ValueError: One of these layers cannot be masked, or a factory makes the network.
-    """
-    if BACKBONES[name_of(settings)].from_factory:
-        raise ValueError(f"the layers of the backbone {name_of(settings)} are not known before it is built")
-    connections = _connections_of(settings, classes)
-    widths = layer_widths(connections)
-    return {layer: widths[layer] for each in masked_connections(connections, masked) for layer in each.layers}
-
-
-def _connections_of(settings: Any, classes: int = 2) -> tuple[Connection, ...]:
+def _connections_of(settings: Any) -> tuple[Connection, ...]:
     """Return the connections of the network for images of some shape: their layers are those for images of any shape.
 
     The network has no values, so that neither memory nor random numbers are used.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        return BACKBONES[name_of(settings)].build(settings, (3, 64, 64), classes, None, Sites()).connections
+        return BACKBONES[name_of(settings)].build(settings, (3, 64, 64), 2, None, Sites()).connections
 
 
 def require_site(settings: Any, method: str, site: str, placement: str | None) -> None:

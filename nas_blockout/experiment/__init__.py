@@ -1,11 +1,13 @@
 """An experiment: one training, fully described; its network; and the run of it. Only this wires the others together."""
 
+from nas_blockout.experiment.branchable import outline
 from nas_blockout.experiment.builder import (
     build,
     count_macs,
     dense_macs,
     matched,
     notes_of,
+    outlined,
     paths_taken,
     rebuild,
     require_match,
@@ -34,6 +36,8 @@ __all__ = [
     "known_network",
     "matched",
     "notes_of",
+    "outline",
+    "outlined",
     "paths_taken",
     "rebuild",
     "require_match",

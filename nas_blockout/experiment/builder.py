@@ -30,7 +30,7 @@ from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings, require_nodes
 from nas_blockout.networks import Branchable, Connection, Network, listed, masked_connections
 from nas_blockout.settings_fields import Conflict, conflicts_in, refuse
-from nas_blockout.structure.confusion import ConfusionSettings
+from nas_blockout.structure.confusion import ConfusionSettings, most_branches
 from nas_blockout.structure.distill import distill
 from nas_blockout.structure.pruning import PruningSettings
 from nas_blockout.structure.wiring import Wiring
@@ -101,7 +101,7 @@ def unbuildable(experiment: Experiment, *, shape: Shape, classes: int) -> Iterat
     yield from _derivation_conflicts(experiment, shape, classes)
     method = experiment.method
     try:
-        network = _outlined(experiment, shape, classes)
+        network = outlined(experiment, shape, classes)
         if isinstance(method, BlockoutSettings):
             require_nodes(network, method)
             masked = masked_connections(network.connections, method.masked)
@@ -130,7 +130,17 @@ def _outline(backbone: Any, architecture: Architecture | None, macs: int | None,
         return _built(backbone, architecture, macs, shape, classes, Sites())
 
 
-def _outlined(experiment: Experiment, shape: Shape, classes: int) -> Network:
+def outlined(experiment: Experiment, shape: Shape, classes: int) -> Network:
+    """Return the network of an experiment without its method, on the device ``meta``; it is kept, do not change it.
+
+    Args:
+        experiment: What is built.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+
+    Raises:
+        ValueError: The network cannot be built for these images, or its graph cannot be traced.
+    """
     if needs_graph(experiment):
         return outline(experiment.backbone, shape, classes)
     return _outline(experiment.backbone, experiment.architecture, experiment.target_macs, shape, classes)
@@ -171,14 +181,11 @@ def _derivation_conflicts(experiment: Experiment, shape: Shape, classes: int) ->
     confusion = experiment.confusion
     if confusion is None:
         return
-    network = outline(experiment.backbone, shape, classes)
-    distances = Wiring.of(network).distances()
-    layers = max(distances.values())
-    if confusion.split_layers > layers:
-        message = f"confusion.split_layers must lie in 1..{layers}, got {confusion.split_layers}"
+    most = most_branches(outline(experiment.backbone, shape, classes))
+    if confusion.split_layers > len(most):
+        message = f"confusion.split_layers must lie in 1..{len(most)}, got {confusion.split_layers}"
         yield Conflict(message, "confusion.split_layers", "backbone")
-    splitting = [name for name, distance in distances.items() if distance <= confusion.split_layers]
-    narrowest = min(network.layers[name] for name in splitting if name not in network.rigid)
+    narrowest = most[min(confusion.split_layers, len(most)) - 1]
     if confusion.clustering == "spectral" and confusion.branches > narrowest:
         message = (
             f"confusion.branches must lie in 2..{narrowest}, the fewest nodes or classes of a layer that branches, "

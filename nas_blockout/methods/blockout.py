@@ -209,7 +209,7 @@ class Blockout(TrainableModel):
         self.ramp = 1.0
         require_weights(network, self.connections)
         self.masked_connections = masked_connections(self.connections, settings.masked)
-        widths = _masked_widths(self.connections, self.masked_connections)
+        widths = masked_widths(self.connections, self.masked_connections)
         self.layers = tuple(widths)
         """Names of the layers of nodes that carry memberships, from the image to the classes."""
         self.logits = nn.ParameterDict()  # filled one by one: given a dictionary, it would sort the layers by name
@@ -406,8 +406,13 @@ def _sums(memberships: Tensor, groups: int) -> Tensor:
     return sums
 
 
-def _masked_widths(connections: Sequence[Connection], masked: Sequence[Connection]) -> dict[str, int]:
-    """Return the nodes of every layer that carries memberships, in the order of the forward pass."""
+def masked_widths(connections: Sequence[Connection], masked: Sequence[Connection]) -> dict[str, int]:
+    """Return the nodes of every layer that carries memberships, in the order of the forward pass.
+
+    Args:
+        connections: All weights of a network.
+        masked: Those of them that are masked.
+    """
     widths = layer_widths(connections)
     carrying = [layer for connection in masked for layer in connection.layers]
     return {layer: widths[layer] for layer in dict.fromkeys(carrying)}
@@ -427,7 +432,7 @@ def require_nodes(network: Network, settings: BlockoutSettings) -> tuple[str, ..
         Conflict: There are more clusters than nodes in a masked layer.
     """
     chosen = masked_connections(network.connections, settings.masked)
-    widths = _masked_widths(network.connections, chosen)
+    widths = masked_widths(network.connections, chosen)
     _require_nodes(widths, settings)
     return tuple(widths)
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated, Literal
 
 import numpy as np
@@ -96,6 +97,23 @@ def class_branches(confusion: Tensor, settings: ConfusionSettings, *, seed: int)
     return hard
 
 
+def most_branches(network: Branchable) -> tuple[int, ...]:
+    """Return by the number of layers that branch into how many branches they can: as many as their fewest nodes.
+
+    Args:
+        network: Dense; its rigid layers, which stay whole, set no limit but as the classes.
+
+    Returns:
+        For one layer, for two, and so on up to the one that is farthest from the classes.
+    """
+    distances, (*_, last) = Wiring.of(network).distances(), network.layers
+    able = {far: [network.layers[last]] for far in range(max(distances.values()) + 1)}
+    for name, far in distances.items():
+        if name not in network.rigid:
+            able[far].append(network.layers[name])
+    return tuple(accumulate((min(able[far]) for far in sorted(able)[1:]), min))
+
+
 @torch.no_grad()
 def memberships(network: Branchable, classes: Tensor, settings: ConfusionSettings) -> dict[str, Tensor]:
     """Return hard memberships of all nodes of a dense network: a shared trunk, then a branch for every node.
@@ -119,15 +137,20 @@ def memberships(network: Branchable, classes: Tensor, settings: ConfusionSetting
     deepest = max(distances.values())
     if split_layers > deepest:
         raise ValueError(f"split_layers must lie in 1..{deepest}, got split_layers={settings.split_layers}")
+    narrow_rigid = {name for name in network.rigid if widths[name] < classes.shape[1]}  # of all branches, as the trunk
     if settings.clustering == "affinity":  # nobody could know how many branches it would find
-        narrow = [far - 1 for name, far in distances.items() if far and widths[name] < classes.shape[1]]
+        narrow = [
+            far - 1
+            for name, far in distances.items()
+            if far and widths[name] < classes.shape[1] and name not in narrow_rigid
+        ]
         split_layers = min(split_layers, *narrow, deepest)
     classes = classes.to(next(network.parameters()).device)
     branches: dict[str, Tensor] = {}
     for name, far in distances.items():  # from the classes on
         if not far:
             branches[name] = classes
-        elif far <= split_layers:
+        elif far <= split_layers and name not in narrow_rigid:
             after = {each: value for each, value in branches.items() if distances[each] < far}
             branches[name] = _shared_out(_read_by(network, name, after), classes, name)
     trunk = {name: classes.new_ones(width, classes.shape[1]) for name, width in widths.items() if name not in branches}

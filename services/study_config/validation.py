@@ -100,6 +100,8 @@ def misfits(experiment: Experiment, spaces: Sequence[str], data: Dimensions) -> 
         data: What is known of the data.
     """
     shape, classes, certain = _assumed(data)
+    if not certain and isinstance(experiment.backbone, ModuleSettings):  # which may take no other images than its own
+        return
     try:
         require_fit([SPACES[space] for space in spaces], Context(experiment, shape, classes))
     except TooFew as error:
