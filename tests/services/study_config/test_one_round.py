@@ -34,7 +34,7 @@ BROKEN = (
       warmup_epochs: 5
   inception:
     backbone: {name: inception}
-    method: {name: blockout}
+    method: {name: blockdrop}
   space:
     searcher: tpe
     grid_points: 3
@@ -67,8 +67,8 @@ EXPECTED = [
     ),
     (
         16,
-        "arms.inception.method.masked: on the backbone inception, Blockout can mask only linear layers, got 'all'; set "
-        "it to head",
+        "arms.inception.method.name: the method blockdrop needs a backbone whose blocks can be skipped, resnet; got "
+        "inception",
     ),
     (19, "arms.space.grid_points: belongs to searcher grid, this arm has searcher tpe"),
     (20, "arms.space.space: the space 'structure' needs an arm whose method is blockout"),

@@ -154,18 +154,18 @@ def test_an_arm_may_change_the_backbone_or_take_another() -> None:
         ("arms.dense.method", {"name": "blockdrop"}, "blockdrop needs a backbone whose blocks can be skipped, resnet"),
         (
             "arms.dense",
-            {"backbone": {"name": "resnet"}, "pruning": {}},
-            r"arms\.dense\.pruning: needs a backbone that can be branched, convnet; got resnet",
+            {"backbone": {"name": "resnet"}, "method": {"name": "spatial_dropout"}, "pruning": {}},
+            r"arms\.dense\.method\.name: on the backbone resnet, pruning goes with the methods none and blockout only",
         ),
         (
             "arms.dense",
-            {"backbone": {"name": "inception"}, "space": ["branched"]},
-            "the space 'branched' needs a backbone that can be branched, convnet; got inception",
+            {"backbone": {"name": "inception"}, "method": {"name": "spatial_dropout"}, "space": ["branched"]},
+            r"arms\.dense\.space: on the backbone inception, architecture goes with the methods none",
         ),
         (
             "arms",
-            {"a": {}, "b": {"backbone": {"name": "resnet"}, "match": {"arm": "a"}}},
-            r"arms\.b\.match: needs a backbone that can be branched, convnet; got resnet",
+            {"a": {}, "b": {"backbone": {"name": "resnet"}, "confusion": {}, "match": {"arm": "a"}}},
+            r"arms\.b\.match: the cost of branches from confusions cannot be chosen",
         ),
         (
             "arms",

@@ -67,7 +67,7 @@ arms:
     space: [regularizers]
   inception:
     backbone: {name: inception}
-    method: {name: blockout}
+    method: {name: blockdrop}
   nowhere:
     backbone: {name: resnet, regularized_stages: 0}
     method: {name: dropblock}
@@ -89,7 +89,7 @@ EXPECTED_MISFITS = [
     (11, "arms.twice.space: two spaces give the parameter 'optim.lr' different ranges"),
     (14, "arms.two-ranges.space: two spaces give the parameter 'dropout.rate' different ranges"),
     (18, "arms.paths.space: the space 'regularizers' needs a method that drops at a rate, such as dropout"),
-    (21, "arms.inception.method.masked: on the backbone inception, Blockout can mask only linear layers, got 'all'"),
+    (21, "arms.inception.method.name: the method blockdrop needs a backbone whose blocks can be skipped, resnet"),
     (23, "arms.nowhere.backbone.regularized_stages: must be at least 1, or left out"),
     (26, "arms.long-warmup.training.warmup_epochs: must be at most 4, the epochs of the training, got 4.5"),
     (29, "arms.two-stages.training.warmup_epochs: must be at most 2, the epochs of the shorter of its two stages"),
