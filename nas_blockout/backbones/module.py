@@ -48,6 +48,12 @@ class ModuleSettings:
         object.__setattr__(self, "arguments", PlainMapping(self.arguments))  # which may be given as a dictionary
         check(self)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that these settings name: of the factory, if it is in one, and of the weights, if there are any."""
+        weights = Path(self.weights).expanduser() if self.weights is not None else None
+        return tuple(path for path in (factories.file_of(self.factory), weights) if path is not None)
+
 
 class ModuleNetwork(Network):
     """The network of a factory, called like all others; its parameters have their names behind ``module.``.

@@ -14,7 +14,7 @@ from nas_blockout.data import Splits, load
 from services import cluster
 from services.budget.limits import Unit, shares
 from services.cluster.worker import Report, Task
-from services.execution.extension import enter
+from services.execution.extension import enter, files_of
 from services.files.disk_full import reports_disk_full
 from services.files.remote import ArtifactError, fetch_folder, place_of, remove
 from services.files.study_dir import Folder, environment, write_json, write_yaml
@@ -327,7 +327,7 @@ def run(
     # From here on no other driver runs the study; only the driver with the claim may write to the folder.
     store.claim_study(study.name)
     write_yaml(folder.root / "study.yaml", study.to_json())
-    write_json(folder.root / "environment.json", environment())
+    write_json(folder.root / "environment.json", environment() | {"files": files_of(study)})
     try:
         _run_trials(study, splits, store, folder=folder, settings=settings, observe=observe)
     except BaseException:

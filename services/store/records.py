@@ -86,7 +86,7 @@ class EventRow:
     Args:
         at: When it happened.
         kind: ``created``, ``claimed``, ``released``, ``finished`` or ``reopened``.
-        detail: Depends on the kind: owner, state, reason, or the study as it was before an extension.
+        detail: Depends on the kind: owner, state, reason, hashes of files, or the study as it was before an extension.
     """
 
     at: datetime

@@ -38,7 +38,9 @@ class Studies:
 
     _database: Database
 
-    def create_study(self, name: str, *, config: Json, config_hash: str, arms: Sequence[str]) -> StudyRow:
+    def create_study(
+        self, name: str, *, config: Json, config_hash: str, arms: Sequence[str], files: Mapping[str, str] | None = None
+    ) -> StudyRow:
         """Add a study to the store, or return the one that is there.
 
         Args:
@@ -46,6 +48,7 @@ class Studies:
             config: The resolved study.
             config_hash: Hash of all settings that affect results, see `Study.hash`.
             arms: Names of the arms, in the order of the study.
+            files: SHA-256 of the files whose content decides results, by path; the event of the creation keeps them.
 
         Raises:
             ValueError: The name is invalid, or the arms are empty or not distinct.
@@ -66,7 +69,7 @@ class Studies:
             study = connection.scalars(insertion.on_conflict_do_nothing().returning(tables.studies.c.id)).one_or_none()
             if study is not None:
                 _add_arms(connection, study, arms, first=0)
-                _record(connection, study, "created")
+                _record(connection, study, "created", **({"files": dict(files)} if files else {}))
             row = self._study(connection, name)
         if row.config_hash != config_hash:
             raise StudyConflict(
@@ -204,6 +207,7 @@ class Studies:
         config: Json | None = None,
         config_hash: str | None = None,
         arms: Sequence[str] = (),
+        files: Mapping[str, str] | None = None,
     ) -> StudyRow:
         """Reopen a study that has ended, perhaps extended; an event records its earlier state.
 
@@ -213,6 +217,7 @@ class Studies:
             config: The extended study, resolved; unchanged if omitted.
             config_hash: Hash of `config`; required with it.
             arms: All arms of the extended study; existing arms keep their position, new ones follow.
+            files: As of `create_study`, of the extended study.
 
         Raises:
             ValueError: One of `config` and `config_hash` is missing, or an existing arm is.
@@ -230,6 +235,8 @@ class Studies:
                 changes |= {"config": require_finite("config", config), "config_hash": config_hash}
                 # The event keeps the study as it was: replays need what was in force when a trial was proposed.
                 detail |= {"config": before.config, "config_hash": before.config_hash}
+            if files:
+                detail["files"] = dict(files)
             if arms:
                 _extend_arms(connection, row["id"], before.arms, arms)
             _change(connection, row["id"], **changes)

@@ -1,10 +1,13 @@
 """A study is extended without redoing what stands and ends as the larger one would have; other changes are refused."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from nas_blockout.train import TrainingSettings, sample_passes
 from services.analysis.comparison import build
@@ -190,6 +193,32 @@ def test_what_does_not_only_add_is_refused_and_its_key_named(
         assert store.trials("grows") == rows
         assert store.study("grows").state == "complete"
     assert home.comparison.exists()
+
+
+def test_a_factory_or_weights_that_have_changed_are_refused(store: Store, home: Folder, tmp_path: Path) -> None:
+    code, weights = tmp_path / "net.py", tmp_path / "weights.safetensors"
+    code.write_text("from torch import nn\n\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n")
+    own = {"name": "module", "factory": f"{code}:net"}
+    save_file({"1.weight": torch.zeros(10, 64), "1.bias": torch.zeros(10)}, weights)
+    loaded = {"backbone": {**own, "weights": str(weights)}}
+
+    def asked(**changes: Any) -> Study:
+        return study(**{"backbone": own, "arms": {"a": {}}, **changes})
+
+    enter(asked(), store, home)
+    recorded = store.events("grows")[0].detail["files"]
+    assert recorded == {str(code): hashlib.sha256(code.read_bytes()).hexdigest()}
+    assert enter(asked(), store, home)[1].state == "created", "it is resumed with the same file"
+    store.finish_study("grows", "cancelled")
+    enter(asked(arms={"a": {}, "b": loaded}), store, home)
+    assert set(store.events("grows")[-1].detail["files"]) == {str(code), str(weights)}
+    for file in (code, weights):
+        before = file.read_bytes()
+        file.write_bytes(before + b"\n")
+        with pytest.raises(StudyConflict, match=rf"another content of {file} .* trained other networks; restore"):
+            enter(asked(arms={"a": {}, "b": loaded}), store, home)
+        file.write_bytes(before)
+    enter(asked(arms={"a": {}, "b": loaded}), store, home)
 
 
 def test_additions_are_said_in_words() -> None:
