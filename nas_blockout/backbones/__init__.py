@@ -26,7 +26,7 @@ class Backbone:
     Args:
         settings: Frozen dataclass of its settings.
         build: Builds the network; the architecture is None for the dense one.
-        stages: Stages that an architecture may cover; None for networks that cannot be branched.
+        stages: Stages that an architecture may cover; None for networks that branch through their graph.
         scaled: Returns the settings with all widths multiplied by a factor.
         neighbors: Returns the settings that have one node more or less in one layer.
         skippable: Whether the network has blocks that can be skipped one by one.
@@ -84,7 +84,8 @@ def _build_module(
 
 def _refuse_architecture(settings: Any, architecture: Architecture | None) -> None:
     if architecture is not None:
-        require_stages(settings, "an architecture")
+        name = name_of(settings)
+        raise ValueError(f"the backbone {name} branches through its graph: give the architecture to an Experiment")
 
 
 def _scaled_convnet(settings: convnet.ConvNetSettings, factor: float) -> convnet.ConvNetSettings:
@@ -138,22 +139,6 @@ def name_of(settings: Any) -> str:
 def dense_of(stages: Sequence[Stage]) -> Architecture:
     """Return the architecture with one cluster over all stages."""
     return dense_architecture([stage.name for stage in stages], [stage.width for stage in stages])
-
-
-def require_stages(settings: Any, wanted: str) -> None:
-    """Refuse what only a network that can be branched can have.
-
-    Args:
-        settings: Of a backbone.
-        wanted: What is asked of it, the beginning of the message.
-
-    Raises:
-        ValueError: The backbone has no stages.
-    """
-    name = name_of(settings)
-    if BACKBONES[name].stages is None:
-        able = " or ".join(other for other, backbone in BACKBONES.items() if backbone.stages)
-        raise ValueError(f"{wanted} needs a backbone that can be branched, {able}; got {name}")
 
 
 def require_blocks(settings: Any, wanted: str) -> None:
@@ -257,15 +242,17 @@ def require_hidden_layer(settings: Any, method: str) -> None:
 
 
 def stages_of(settings: Any, shape: Shape, classes: int) -> Sequence[Stage]:
-    """Return the stages of a backbone that can be branched.
+    """Return the stages from which a backbone is built.
 
     Raises:
-        ValueError: The backbone has none.
+        ValueError: It is not built from stages.
     """
-    require_stages(settings, "a network built from stages")
-    backbone = BACKBONES[name_of(settings)]
-    assert backbone.stages is not None
-    return backbone.stages(settings, shape, classes)
+    name = name_of(settings)
+    stages = BACKBONES[name].stages
+    if stages is None:
+        able = " or ".join(other for other, backbone in BACKBONES.items() if backbone.stages)
+        raise ValueError(f"only a backbone that is built from stages has some, {able}; got {name}")
+    return stages(settings, shape, classes)
 
 
 def scaled_to(settings: Any, macs: int, shape: Shape, classes: int) -> Any:

@@ -389,14 +389,8 @@ def complete(architecture: Architecture, stages: Sequence[Stage]) -> Architectur
 
 def macs_of(architecture: Architecture, stages: Sequence[Stage], channels: int) -> int:
     """Return the multiply-accumulates an image of the weighted operations, without building the network."""
-    counts = weights_of(architecture, stages, channels)
-    return sum(count * stage.positions for count, stage in zip(counts, stages, strict=True))
-
-
-def weights_of(architecture: Architecture, stages: Sequence[Stage], channels: int) -> tuple[int, ...]:
-    """Return the weights of each stage, without biases and normalization."""
     counts = complete(architecture, stages).weights(channels)
-    return tuple(count * stage.kernel**2 for count, stage in zip(counts, stages, strict=True))
+    return sum(count * stage.kernel**2 * stage.positions for count, stage in zip(counts, stages, strict=True))
 
 
 def _sites_of(stages: Sequence[Stage], sites: Sites) -> list[Sites]:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from nas_blockout.backbones import dense_of, stages_of
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings
+from nas_blockout.backbones.inception import InceptionSettings
+from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods import METHODS
@@ -23,6 +25,7 @@ from search_spaces.branched import Hierarchy, hierarchical
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 SHAPE, CLASSES = (1, 8, 8), 10
 BACKBONE = ConvNetSettings((16, 24), (20,))
+SMALL = ModuleSettings("tests/fixtures/networks.py:Small", {"width": 6})
 BASES = {
     "training": Experiment(backbone=BACKBONE),
     "blockdrop": Experiment(backbone=ResNetSettings(depth=14), method=BlockDropSettings()),
@@ -147,8 +150,9 @@ def test_branches_need_classes_and_nodes_to_divide() -> None:
     narrow = replace(BASES["branched"], backbone=ConvNetSettings((16, 24), (7,)))
     with pytest.raises(ValueError, match="needs 8 nodes a layer or more, got 7"):
         SPACES["branched"](Recorded({}), Context(narrow, SHAPE, CLASSES))
-    with pytest.raises(ValueError, match="the space 'branched' needs a backbone that can be branched, convnet; got"):
-        SPACES["branched"](Recorded({}), Context(replace(narrow, backbone=ResNetSettings()), SHAPE, CLASSES))
+    thin = replace(narrow, backbone=ResNetSettings(depth=8, width=1 / 16))
+    with pytest.raises(ValueError, match="needs layers of 8 nodes or more that may be divided"):
+        SPACES["branched"](Recorded({}), Context(thin, SHAPE, CLASSES))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +163,9 @@ def test_branches_need_classes_and_nodes_to_divide() -> None:
         (ConvNetSettings((3, 3), (4, 7)), "head", 3),
         (ResNetSettings(depth=8, hidden=(5,)), "head", 5),
         (ResNetSettings(depth=8, width=0.25), "all", 4),
+        (InceptionSettings(width=0.25, hidden=(5,)), "all", 2),
+        (InceptionSettings(width=0.25, hidden=(5,)), "head", 5),
+        (SMALL, "all", 6),
     ],
 )
 def test_clusters_are_at_most_the_nodes_of_every_masked_layer(backbone: object, masked: str, most: int) -> None:

@@ -165,11 +165,11 @@ def test_blockdrop_without_blocks_to_skip_is_refused(splits):
 @pytest.mark.parametrize("name", ["resnet", "inception"])
 def test_stages_and_scaling_of_a_backbone_without_stages_are_refused(name):
     settings = BACKBONES[name].settings()
-    with pytest.raises(ValueError, match="can be branched, convnet"):
+    with pytest.raises(ValueError, match="built from stages has some, convnet; got"):
         stages_of(settings, (1, 8, 8), 10)
     with pytest.raises(ValueError, match="no single width that can be scaled"):
         scaled_to(settings, 1000, (1, 8, 8), 10)
-    with pytest.raises(ValueError, match="an architecture needs a backbone"):
+    with pytest.raises(ValueError, match="branches through its graph: give the architecture to an Experiment"):
         BACKBONES[name].build(settings, (1, 8, 8), 10, dense_of(_stages()), Sites())
 
 
