@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from nas_blockout.architecture import Edge
 from nas_blockout.networks import Branchable
+from nas_blockout.structure.folding import by_module
 
 _FEW = 3  # stages by resolution or by module, below which another division is looked for
 
@@ -44,7 +45,7 @@ class StagedGraph:
                 read_at[source] = max(read_at[source], positions[reader])
         keys: list[object] = _from_each_on([read_at[name] for name in hidden])
         if len(set(keys)) < _FEW:
-            keys = _modules(hidden)
+            keys = list(by_module(hidden, few=_FEW))
         stages: dict[object, list[str]] = {}
         for name, key in zip(hidden, keys, strict=True):
             stages.setdefault(key, []).append(name)
@@ -81,13 +82,3 @@ def _from_each_on(positions: Sequence[int]) -> list[object]:
         most = max(most, count)
         found.append(most)
     return found[::-1]
-
-
-def _modules(names: Sequence[str]) -> list[object]:
-    """Return for each layer the beginning of its module's path, as short as tells three stages apart."""
-    paths = [name.split(".") for name in names]
-    for length in range(1, max(map(len, paths), default=0) + 1):
-        found: list[object] = [tuple(path[:length]) for path in paths]
-        if len(set(found)) >= _FEW:
-            return found
-    return list(names)

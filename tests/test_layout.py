@@ -60,7 +60,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "train": set(),
         "data": set(),
         "statistics": set(),
-        "plots": set(),
+        "plots": {"structure"},  # how layers are folded into the columns of a diagram
         "export": {"structure"},  # cards and summaries say how far a network branches
         "backbones": set(),
         "graph": set(),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nas_blockout.structure.branching import Branch, Structure
+from nas_blockout.structure.folding import DrawnGroup, drawing
 
 MOST_GROUPS = 16
 MOST_CLASSES_IN_GROUP = 8
@@ -205,25 +206,24 @@ other images was not measured, and the logits are not calibrated probabilities.
 
 
 def diagram(architecture: Mapping[str, Any], class_names: Sequence[str]) -> str:
-    """Return the groups of an architecture and what they read as a Mermaid graph.
+    """Return the groups of an architecture and what they read as a Mermaid graph; layers of a large one are folded.
 
     Args:
         architecture: Its JSON form.
         class_names: In the order of the logits.
     """
+    drawn = drawing(architecture)
+    sources: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for source, reader in drawn.links:
+        sources.setdefault(reader, []).append(source)
     lines = ["graph LR"]
-    layers = architecture["layers"]
-    for number, layer in enumerate(layers):
-        before = layers[number - 1]["groups"] if number else []
-        for position, group in enumerate(layer["groups"]):
+    for number, column in enumerate(drawn.columns):
+        name = column.name if len(column.layers) == 1 else f"{column.name} ({len(column.layers)} layers)"
+        for position, group in enumerate(column.groups):
             node = f"n{number}_{position}"
-            label = f"{layer['name']}: {_group_label(group, class_names)}".translate(_UNSAFE_IN_LABELS)
+            label = f"{name}: {_group_label(group, class_names)}".translate(_UNSAFE_IN_LABELS)
             lines.append(f'  {node}["{label}"]')
-            lines += [
-                f"  n{number - 1}_{source} --> {node}"
-                for source, other in enumerate(before)
-                if set(other["clusters"]) & set(group["clusters"])
-            ]
+            lines += [f"  n{source}_{other} --> {node}" for source, other in sources.get((number, position), ())]
     return "\n".join(lines)
 
 
@@ -310,16 +310,16 @@ def _proof_row(name: str, result: Mapping[str, Any]) -> str:
 def _branches(description: ModelDescription) -> str:
     """Return the section with the diagram; nothing without an architecture or for one too large to read."""
     architecture = description.architecture
-    if not architecture or max(len(layer["groups"]) for layer in architecture["layers"]) > MOST_GROUPS:
+    if not architecture or max(len(column.groups) for column in drawing(architecture).columns) > MOST_GROUPS:
         return ""
     return f"## Branches\n\n```mermaid\n{diagram(architecture, description.class_names)}\n```\n\n"
 
 
-def _group_label(group: Mapping[str, Any], class_names: Sequence[str]) -> str:
-    constant = ", constant" if group.get("constant") else ""
-    if "classes" not in group:  # of a graph, a group may name its nodes, which say how many they are
-        return f"{len(group['nodes']) if 'nodes' in group else group['width']} nodes{constant}"
-    return _listed([class_names[label] for label in group["classes"]], MOST_CLASSES_IN_GROUP) + constant
+def _group_label(group: DrawnGroup, class_names: Sequence[str]) -> str:
+    constant = ", constant" if group.constant else ""
+    if not group.classes:
+        return f"{group.nodes} nodes{constant}"
+    return _listed([class_names[label] for label in group.classes], MOST_CLASSES_IN_GROUP) + constant
 
 
 def _listed(names: Sequence[str], most: int) -> str:

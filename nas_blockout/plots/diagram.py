@@ -4,18 +4,19 @@ References:
     Murdock, Li, Zhou, Duerig. Blockout: Dynamic Model Selection for Hierarchical Deep Networks. CVPR 2016, figure 1c.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.patches import FancyArrowPatch, PathPatch, Rectangle
 from matplotlib.path import Path
 
 from nas_blockout.plots.style.canvas import NARROW, canvas, clean, panel, shorten, text_width
 from nas_blockout.plots.style.theme import INK, MUTED, PAPER, SMALL, cluster_color, styled
+from nas_blockout.structure.folding import Clusters, Column, Drawing, DrawnGroup, drawing
 
 # In points: width of a group, distance between groups, smallest and largest height of a group.
 _BOX, _GAP, _LEAST, _MOST = 52.0, 5.0, 14.0, 32.0
@@ -23,11 +24,14 @@ _CLASSES, _PITCH = 104.0, 90.0  # room for names of classes, and from one layer 
 _MOST_GROUPS = 16
 _STRIPE = 4.0
 _HEAD = 22.0
+_ARC, _MOST_ARC = 9.0, 54.0  # how much deeper an arc is for each column that it passes, and the deepest one
 
 
 @dataclass(frozen=True, slots=True)
 class _Box:
-    clusters: tuple[int, ...]
+    """A group as it is drawn: `clusters` are those with a stripe, `all` those that connect it."""
+
+    clusters: Clusters
     width: int
     classes: tuple[int, ...]
     height: float
@@ -35,6 +39,11 @@ class _Box:
     top: float = 0.0
     merged: int = 1
     constant: bool = False
+    all: Clusters = ()
+
+    def joins(self, linked: Collection[Clusters]) -> bool:
+        """Whether it is one of the groups with these clusters, or has some of them merged in it."""
+        return self.all in linked or self.merged > 1
 
     @property
     def middle(self) -> float:
@@ -46,50 +55,97 @@ def figure_architecture(document: Mapping[str, Any], class_names: Sequence[str])
     """Draw an architecture from its JSON form; groups with more nodes are taller.
 
     Each group shows its number of nodes and one stripe per cluster, in the color of the cluster. Lines lead from a
-    group to a dot for each of its clusters, and from there to the groups of the next layer in that cluster: a group
-    gets its inputs from all groups that lines connect it with. One without inputs has a dashed outline. If a layer has
-    more than sixteen groups, the smallest are drawn as one, labeled with their nodes and their number ("40 in 7").
+    group to a dot for each of its clusters, and from there to the groups of the next column in that cluster: a group
+    gets its inputs from all groups that lines connect it with. One without inputs has a dashed outline. Gray lines are
+    connections without masks. An arc below leads to a column that reads one further away, or a later one; with two
+    arrows, each reads the other. If a column has more than sixteen groups, the smallest are
+    drawn as one, labeled with their nodes and their number ("40 in 7").
+
+    A column is a layer. The layers of a large graph are folded into stages, whose number of layers is in parentheses.
     """
-    layers = [(clean(layer["name"]), _boxes(layer["groups"])) for layer in document["layers"]]
-    tallest = max(_height(boxes) for _, boxes in layers)
-    lines = [line for _, boxes in layers for box in boxes for line in _lines(box, class_names)]
-    # The names of classes stand to the right of the last layer, which has to leave room for them.
+    drawn = drawing(document)
+    columns = [_boxes(column.groups, drawn.branches) for column in drawn.columns]
+    tallest, arcs = max(map(_height, columns)), _arcs(drawn)
+    lines = [line for boxes in columns for box in boxes for line in _lines(box, class_names)]
+    # The names of classes stand to the right of the last column, which has to leave room for them.
     written = 10 + max((text_width(line, SMALL) for line in lines), default=0.0)
-    gaps = len(layers) - 1
+    gaps = len(columns) - 1
     pitch = max(_PITCH, (NARROW - _BOX - written - 8) / gaps) if gaps else 0.0
     width, height = max(NARROW, 8 + pitch * gaps + _BOX + written), tallest + _HEAD + 6
-    figure = canvas(width, height)
-    axes = panel(figure, (0, 0, width, height))
+    below = max((_depth(arc) for arc in arcs), default=0.0)
+    figure = canvas(width, height + below)
+    axes = panel(figure, (0, 0, width, height + below))
     axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
+    axes.set_ylim(height + below, 0)
     axes.set_axis_off()
-    placed = [_place(boxes, 4 + pitch * index, height) for index, (_, boxes) in enumerate(layers)]
-    for before, after in pairwise(placed):
-        _join(axes, before, after, height)
-    for index, ((name, _), boxes) in enumerate(zip(layers, placed, strict=True)):
-        axes.text(4 + pitch * index, 11, shorten(name, max(_BOX, pitch - 6), SMALL), size=SMALL, color=MUTED)
+    placed = [_place(boxes, 4 + pitch * index, height) for index, boxes in enumerate(columns)]
+    for index, (before, after) in enumerate(pairwise(placed)):
+        sources, readers = _linked(drawn, index)
+        first, second = ([box for box in before if box.joins(sources)], [box for box in after if box.joins(readers)])
+        _join(axes, (first, second), drawn.branches, height)
+    for arc in arcs:
+        _arc(axes, placed, arc)
+    for index, (column, boxes) in enumerate(zip(drawn.columns, placed, strict=True)):
+        title = shorten(_title(column), max(_BOX, pitch - 6), SMALL)
+        axes.text(4 + pitch * index, 11, title, size=SMALL, color=MUTED)
         for box in boxes:
             _draw(axes, box, class_names)
     return figure
 
 
-def _boxes(groups: Sequence[Mapping[str, Any]]) -> list[_Box]:
-    """Return the groups of a layer with their heights, in the order of clusters; the smallest merged if too many."""
-    groups_as_boxes = [
-        _Box(
-            tuple(g["clusters"]),
-            int(g.get("width", len(g.get("classes") or ()))),
-            tuple(g.get("classes") or ()),
-            0,
-            constant=bool(g.get("constant")),
-        )
-        for g in groups
+def _title(column: Column) -> str:
+    return clean(column.name) + (f" ({len(column.layers)})" if len(column.layers) > 1 else "")
+
+
+def _linked(drawn: Drawing, index: int) -> tuple[set[Clusters], set[Clusters]]:
+    """Return the clusters of the groups of a column that the next one reads, and of those that read them."""
+    links = [(source, reader) for source, reader in drawn.links if (source[0], reader[0]) == (index, index + 1)]
+    sides = zip(*links, strict=True) if links else ((), ())
+    first, second = ({drawn.columns[number].groups[group].clusters for number, group in side} for side in sides)
+    return first, second
+
+
+def _arcs(drawn: Drawing) -> list[tuple[int, int, str]]:
+    """Return the pairs of columns that are connected otherwise than from one to the next, with the arrow's style."""
+    edges = [(source, reader) for source, reader in drawn.edges if reader != source + 1]
+    both = {(source, reader) for source, reader in edges if (reader, source) in edges}
+    return [
+        (source, reader, "<|-|>" if (source, reader) in both else "-|>")
+        for source, reader in edges
+        if (source, reader) not in both or source < reader
     ]
-    by_size = sorted(groups_as_boxes, key=lambda box: -box.width)
+
+
+def _depth(arc: tuple[int, int, str]) -> float:
+    return min(_MOST_ARC, 8 + _ARC * abs(arc[1] - arc[0]))
+
+
+def _arc(axes: Axes, placed: Sequence[Sequence[_Box]], arc: tuple[int, int, str]) -> None:
+    """Draw an arrow below the columns from one that is read to its reader."""
+    source, reader, style = arc
+    bottoms = [max(box.top + box.height for box in boxes) for boxes in placed]
+    shift = 8 if reader > source else -8
+    start, end = placed[source][0].left + _BOX / 2 + shift, placed[reader][0].left + _BOX / 2 - shift
+    low = max(bottoms[min(source, reader) : max(source, reader) + 1])
+    control = low + _depth(arc) / 0.75  # a cubic curve reaches three quarters of the way to its control points
+    path = Path(
+        [(start, bottoms[source] + 2), (start, control), (end, control), (end, bottoms[reader] + 2)],
+        [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4],
+    )
+    axes.add_artist(FancyArrowPatch(path=path, arrowstyle=style, mutation_scale=6, color=MUTED, lw=0.8, clip_on=False))
+
+
+def _boxes(groups: Sequence[DrawnGroup], branches: Collection[int]) -> list[_Box]:
+    """Return the groups of a column with their heights, in the order of clusters; the smallest merged if too many."""
+    by_size = sorted(
+        (
+            _Box(tuple(sorted({*g.clusters} & {*branches})), g.nodes, g.classes, 0, constant=g.constant, all=g.clusters)
+            for g in groups
+        ),
+        key=lambda box: -box.width,
+    )
     kept, small = (
-        (by_size, [])
-        if len(groups_as_boxes) <= _MOST_GROUPS
-        else (by_size[: _MOST_GROUPS - 1], by_size[_MOST_GROUPS - 1 :])
+        (by_size, []) if len(by_size) <= _MOST_GROUPS else (by_size[: _MOST_GROUPS - 1], by_size[_MOST_GROUPS - 1 :])
     )
     largest = by_size[0].width
     # The square root keeps small groups legible beside large ones.
@@ -98,8 +154,9 @@ def _boxes(groups: Sequence[Mapping[str, Any]]) -> list[_Box]:
     boxes.sort(key=lambda box: (sum(box.clusters) / max(1, len(box.clusters)), box.clusters))
     if small:
         clusters = tuple(sorted({cluster for box in small for cluster in box.clusters}))
+        every = tuple(sorted({cluster for box in small for cluster in box.all}))
         classes = tuple(sorted(label for box in small for label in box.classes))
-        boxes.append(_Box(clusters, sum(box.width for box in small), classes, _MOST, merged=len(small)))
+        boxes.append(_Box(clusters, sum(box.width for box in small), classes, _MOST, merged=len(small), all=every))
     return boxes
 
 
@@ -115,16 +172,17 @@ def _place(boxes: Sequence[_Box], left: float, height: float) -> list[_Box]:
     return placed
 
 
-def _join(axes: Axes, before: Sequence[_Box], after: Sequence[_Box], height: float) -> None:
-    """Draw a dot for each cluster halfway between two layers, and the lines that meet there."""
-    sources, targets = ({c for box in boxes for c in box.clusters} for boxes in (before, after))
+def _join(axes: Axes, sides: tuple[Sequence[_Box], Sequence[_Box]], branches: Collection[int], height: float) -> None:
+    """Draw a dot for each cluster halfway between two columns, and the lines that meet there."""
+    before, after = sides
+    sources, targets = ({c for box in boxes for c in box.all} for boxes in sides)
     shared = sorted(sources & targets)
-    start, end = before[0].left + _BOX, after[0].left
     for index, cluster in enumerate(shared):
+        start, end = before[0].left + _BOX, after[0].left
         hub = ((start + end) / 2, _HEAD + (height - _HEAD) * (index + 0.5) / len(shared))
-        lines = [_curve((start, box.middle), hub) for box in before if cluster in box.clusters]
-        lines += [_curve(hub, (end, box.middle)) for box in after if cluster in box.clusters]
-        color = cluster_color(cluster)
+        lines = [_curve((start, box.middle), hub) for box in before if cluster in box.all]
+        lines += [_curve(hub, (end, box.middle)) for box in after if cluster in box.all]
+        color = cluster_color(cluster) if cluster in branches else MUTED
         # One path for all lines of a cluster: one element in the SVG instead of dozens.
         axes.add_artist(
             PathPatch(Path.make_compound_path(*lines), fill=False, edgecolor=color, lw=1.1, alpha=0.75, clip_on=False)

@@ -92,7 +92,7 @@ class Structure:
 
     Args:
         layers: From the image to the classes.
-        branches: One for every cluster in use.
+        branches: One for every cluster in use, as of `branch_clusters`.
         macs: Multiply-accumulates an image of all connections, or None if their costs are not known.
         exclusive_macs: Those that belong to one branch alone.
         exclusive_parameters: Parameters that belong to one branch alone.
@@ -159,13 +159,14 @@ def structure_of(
     density = _densities(architecture, inputs)
     branched = any(share < 1 for share in density)
     spent = _spent(architecture, costs, inputs) if costs is not None else groups
+    clusters = branch_clusters(architecture)
     alone = {
         cluster: [
             place
             for place, group in _places(architecture)
-            if branched and group.clusters == (cluster,) and len(layers[place[0]].groups) > 1
+            if branched and {*group.clusters} & {*clusters} == {cluster} and len(layers[place[0]].groups) > 1
         ]
-        for cluster in _used(architecture)
+        for cluster in clusters
     }
     branches = tuple(
         Branch(cluster, _classes(architecture, cluster), *_total(spent, places)) for cluster, places in alone.items()
@@ -281,8 +282,30 @@ def _places(architecture: Architecture) -> list[tuple[Place, Group]]:
     ]
 
 
-def _used(architecture: Architecture) -> list[int]:
-    return sorted({cluster for _, group in _places(architecture) for cluster in group.clusters})
+def branch_clusters(architecture: Architecture) -> list[int]:
+    """Return the clusters in use that are branches, ascending.
+
+    In a graph, a cluster that takes in all nodes of every layer in which it occurs separates nothing: it says that
+    these layers are connected without masks, and is left out, unless there is no other.
+    """
+    used = {cluster for _, group in _places(architecture) for cluster in group.clusters}
+    clusters = [[group.clusters for group in layer.groups] for layer in architecture.layers]
+    return sorted(used) if architecture.is_chain else separating_clusters(clusters)
+
+
+def separating_clusters(layers: Sequence[Sequence[tuple[int, ...]]]) -> list[int]:
+    """Return the clusters that only a part of some layer's nodes belong to, or all in use if there is none.
+
+    Args:
+        layers: The clusters of each group, by layer.
+    """
+    separating = {
+        cluster
+        for layer in layers
+        for cluster in {each for group in layer for each in group}
+        if any(group and cluster not in group for group in layer)
+    }
+    return sorted(separating or {cluster for layer in layers for group in layer for cluster in group})
 
 
 def _classes(architecture: Architecture, cluster: int) -> tuple[int, ...]:

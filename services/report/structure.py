@@ -168,6 +168,12 @@ def other_architectures(view: ReportView, document: ComparisonDocument, *, known
             yield from _architecture(view, document, number, name)
 
 
+_ON_GRAPHS = (
+    "Gray lines are connections without masks, arcs below lead to columns that read one further away or a later one. "
+    "A column with a number in parentheses is a stage of so many layers. "
+)
+
+
 def _architecture(view: ReportView, document: ComparisonDocument, number: int, name: str) -> Iterator[Shown]:
     """Yield the diagram of an arm's exported model, if it has branches."""
     arm = document.arms[name]
@@ -180,8 +186,8 @@ def _architecture(view: ReportView, document: ComparisonDocument, number: int, n
         yield Remark(
             f"architecture-{number}",
             "Architecture of the exported model",
-            f"Its {groups} groups are all connected: every node reads every node of the layer before, so there are no "
-            "branches to draw.",
+            f"Its {groups} groups are all connected: every node reads every node of the layers that its own reads, so "
+            "there are no branches to draw.",
             name,
         )
         return
@@ -191,7 +197,7 @@ def _architecture(view: ReportView, document: ComparisonDocument, number: int, n
         "Architecture of the exported model",
         "Columns are layers, boxes are groups of nodes with the number of nodes, stripes the clusters they belong to. "
         "A group takes input from every earlier group that leads to the dot of one of its clusters; the classes are at "
-        "the end. There is no band.",
+        f"the end. {_ON_GRAPHS if 'edges' in architecture else ''}There is no band.",
         f"n = 1 model, seed {trial.seed}, architecture {arm.architecture or 'without a hash'}",
         "models/*/architecture.json",
         plots.figure_architecture(architecture, view.names_of(max(labels, default=-1) + 1)),

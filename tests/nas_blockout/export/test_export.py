@@ -7,6 +7,7 @@ import shutil
 import sys
 import zipfile
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,25 @@ def test_a_diagram_counts_the_nodes_that_a_group_of_a_graph_names() -> None:
     drawn = diagram(document, ("a",))
     assert '"conv: 2 nodes"' in drawn
     assert '"conv: 3 nodes"' in drawn
+
+
+def test_the_arrows_of_a_diagram_follow_the_edges_of_a_graph_and_many_layers_are_folded() -> None:
+    names = [f"stage{stage}.conv{conv}" for stage in range(4) for conv in range(5)]
+    groups = [{"clusters": [0], "nodes": [0]}, {"clusters": [1], "nodes": [1, 2]}]
+    classes = {"name": "classes", "groups": [{"clusters": [0], "classes": [0]}, {"clusters": [1], "classes": [1]}]}
+    layers = [*({"name": name, "groups": groups} for name in names), classes]
+    edges = [[None, names[0]], *pairwise([*names, "classes"]), [names[0], names[15]], [names[7], names[2]]]
+    lines = diagram({"clusters": 2, "layers": layers, "edges": edges}, ("a", "b")).splitlines()
+    assert [line for line in lines if "_0 --> n" in line] == [
+        "  n1_0 --> n0_0",
+        "  n0_0 --> n1_0",
+        "  n1_0 --> n2_0",
+        "  n2_0 --> n3_0",
+        "  n0_0 --> n3_0",
+        "  n3_0 --> n4_0",
+    ]
+    assert '  n0_1["stage0 (5 layers): 10 nodes"]' in lines
+    assert '  n4_1["classes: b"]' in lines
 
 
 def test_wrong_classes_and_one_folder_for_two_models_are_refused_before_anything_is_written(tmp_path: Path) -> None:

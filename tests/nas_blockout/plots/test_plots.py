@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.patches import Rectangle
+from matplotlib.colors import to_rgb
+from matplotlib.patches import FancyArrowPatch, PathPatch, Rectangle
 from sklearn.decomposition import PCA
 
 from nas_blockout import plots
@@ -352,3 +353,24 @@ def test_limits_of_nothing_are_0_and_1() -> None:
     assert canvas.padded([float("nan")]) == (0, 1)
     low, high = canvas.padded([0.5, 0.5])
     assert low < 0.5 < high
+
+
+def test_a_graph_has_arcs_for_what_is_read_further_away_and_gray_lines_without_masks() -> None:
+    stream, block = ([{"clusters": [0, 2], "nodes": [0, 3]}, {"clusters": [1, 2], "nodes": [1]}] for _ in range(2))
+    layers = [
+        {"name": "stem", "groups": [{"clusters": [2], "nodes": [0, 1]}]},
+        {"name": "stream", "groups": stream},
+        {"name": "block", "groups": [{**group, "clusters": group["clusters"][:1]} for group in block]},
+        {"name": "classes", "groups": [{"clusters": [0], "classes": [0]}, {"clusters": [1], "classes": [1]}]},
+    ]
+    edges = [[None, "stem"], ["stem", "stream"], ["stream", "block"], ["block", "stream"], ["stream", "classes"]]
+    figure = plots.figure_architecture({"clusters": 3, "layers": layers, "edges": edges}, "ab")
+    boxes = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle) and patch.get_linewidth()]
+    assert [text.get_text() for text in figure.axes[0].texts if text.get_text().isdigit()] == ["2", *"2121", "1", "1"]
+    assert len(boxes) == 7
+    stripes = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle) and not patch.get_linewidth()]
+    assert len(stripes) == 6, "none for the cluster of all that has no masks"
+    arcs = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyArrowPatch)]
+    assert len(arcs) == 2, "back from the block to the stream, and from the stream past the block to the classes"
+    gray = [patch for patch in figure.axes[0].patches if patch.get_edgecolor()[:3] == to_rgb(theme.MUTED)]
+    assert len([patch for patch in gray if type(patch) is PathPatch]) == 1
