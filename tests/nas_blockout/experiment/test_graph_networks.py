@@ -125,6 +125,37 @@ def test_a_run_goes_on_from_either_stage_with_the_numbers_of_one_that_was_never_
     assert torch.equal(resumed.model(images), whole.model(images))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"estimator": "masked"},
+        {"estimator": "straight-through"},
+        {"estimator": "arm"},
+        {"mode": "soft-learned"},
+        {"mode": "hard-fixed"},
+        {"mask_values": "binary"},
+        {"cost_penalty": 4.0, "cost_target": 0.5, "polarization": 1.0, "balance": 1.0},
+    ],
+    ids=str,
+)
+def test_every_estimator_and_mode_trains_the_original_module_under_masks(
+    changes: dict[str, Any], splits: Splits
+) -> None:
+    method = replace(PAPER, clusters=2, masked="all", structure_lr_multiplier=30.0, **changes)
+    run = Run(experiment(SMALL, method=method), splits)
+    finished(run)
+    first = build(run.experiment, splits)
+    assert isinstance(first, Blockout)
+    before = {name: value.clone() for name, value in first.state_dict().items()}
+    after = run.snapshot().checkpoint.model
+    moved = {
+        name for name, value in before.items() if name.startswith("logits") and not torch.equal(value, after[name])
+    }
+    assert bool(moved) == (method.mode != "hard-fixed")
+    assert not torch.equal(before["network.module.conv.weight"], after["network.module.conv.weight"])
+    assert set(run.records[-1].telemetry) >= {"blockout/expected_macs", "blockout/mean/classes"}
+
+
 def test_masks_without_a_derivation_are_folded_into_the_plain_network(splits: Splits) -> None:
     wanted = experiment(SMALL, method=replace(PAPER, clusters=2, masked="all"))
     run = Run(wanted, splits)
