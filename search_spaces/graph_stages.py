@@ -40,9 +40,11 @@ class StagedGraph:
             for target in connection.targets:
                 positions[target] = max(positions[target], connection.positions)
         read_at = dict(positions)
-        for source, reader in edges:
-            if source is not None:
-                read_at[source] = max(read_at[source], positions[reader])
+        for connection in network.connections:
+            # Of a stream that gains channels where the resolution falls, the nodes from before are written further on.
+            smallest = min(positions[target] for target in connection.targets)
+            for source in connection.sources:
+                read_at[source] = max(read_at[source], smallest)
         keys: list[object] = _from_each_on([read_at[name] for name in hidden])
         if len(set(keys)) < _FEW:
             keys = list(by_module(hidden, few=_FEW))

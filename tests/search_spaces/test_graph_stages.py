@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas_blockout.architecture import Architecture, Edge, dense_architecture
+from nas_blockout.backbones.resnet import ResNetSettings
+from nas_blockout.experiment import outline
 from nas_blockout.networks import Branchable, Connection
 from nas_blockout.nodes import Nodes
 from search_spaces import Recorded
@@ -77,6 +79,17 @@ def test_stages_are_divided_where_the_resolution_falls_for_good() -> None:
     assert [len(stage) for stage in graph.stages] == [4, 4, 4]
     assert "stage1.0.squeeze" in graph.stages[1], "one position in the middle of a stage begins none"
     assert sum(len(stage) for stage in graph.stages) == len(graph.layers) - 1
+
+
+@pytest.mark.parametrize("shortcut", ["pad", "projection"])
+def test_a_stream_that_later_stages_write_too_does_not_join_them_to_the_first(shortcut: str) -> None:
+    backbone = ResNetSettings(depth=8, width=0.25, shortcut=shortcut)  # type: ignore[arg-type]
+    network = outline(backbone, (1, 8, 8), CLASSES)
+    assert StagedGraph.of(network).stages == (
+        ("stream1", "block1a"),
+        tuple(name for name in network.layers if name in ("block2a", "stream2")),
+        tuple(name for name in network.layers if name in ("block3a", "features")),
+    )
 
 
 def test_a_network_of_one_resolution_is_divided_by_its_modules() -> None:

@@ -163,7 +163,7 @@ def test_branches_need_classes_and_nodes_to_divide() -> None:
         (ConvNetSettings((3, 3), (4, 7)), "head", 3),
         (ResNetSettings(depth=8, hidden=(5,)), "head", 5),
         (ResNetSettings(depth=8, width=0.25), "all", 4),
-        (InceptionSettings(width=0.25, hidden=(5,)), "all", 2),
+        (InceptionSettings(width=0.25, hidden=(5,)), "all", 4),
         (InceptionSettings(width=0.25, hidden=(5,)), "head", 5),
         (SMALL, "all", 6),
     ],
