@@ -6,8 +6,11 @@ from torch import nn
 from nas_blockout.backbones.branched import BranchedNetwork, Sites
 from nas_blockout.experiment.builder import built, count_macs, plain
 from nas_blockout.experiment.config import Experiment
+from nas_blockout.graph.branched import BranchedGraph
+from nas_blockout.graph.network import nodes_of
 from nas_blockout.methods.blockdrop import BlockDropSettings
-from nas_blockout.structure.branching import LayerCost, Structure, structure_of
+from nas_blockout.structure.branching import GroupCost, LayerCost, Place, Structure, structure_of
+from nas_blockout.structure.group_costs import group_costs
 
 
 def known_network(experiment: Experiment, *, shape: tuple[int, int, int], classes: int) -> nn.Module | None:
@@ -47,7 +50,11 @@ def known_costs(experiment: Experiment, *, shape: tuple[int, int, int], classes:
 
 
 def structure_of_network(network: nn.Module) -> Structure | None:
-    """Return how far a network branches, with what that costs; None for one that is not built from stages."""
+    """Return how far a network branches, with what that costs; None for one that was not built from groups of nodes."""
+    if isinstance(network, BranchedGraph):
+        whole = network.whole
+        groups = costs_by_group(network)
+        return structure_of(network.architecture, inputs=whole.channels, groups=groups, widths=whole.layers)
     if not isinstance(network, BranchedNetwork):
         return None
     costs = [
@@ -56,6 +63,13 @@ def structure_of_network(network: nn.Module) -> Structure | None:
         for stage in network.plan
     ]
     return structure_of(network.full, costs=costs, inputs=network.channels)
+
+
+def costs_by_group(network: BranchedGraph) -> dict[Place, GroupCost]:
+    """Return what the weights cost that end in each group of a branched network, with the parameters of its nodes."""
+    architecture, whole = network.architecture, network.whole
+    nodes, names = nodes_of(architecture), whole.parameters
+    return group_costs(architecture, nodes, whole.connections, scales=whole.scales, parameters=names)
 
 
 def parameters_of(network: nn.Module) -> int:

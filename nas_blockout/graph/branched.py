@@ -12,7 +12,8 @@ from nas_blockout.graph.analysis import CLASSES, GraphAnalysis
 from nas_blockout.graph.rewrite.bundles import BundledOperation, ConstantNodes, Memberships
 from nas_blockout.graph.rewrite.layout import Unplaceable
 from nas_blockout.graph.rewrite.walk import rewritten
-from nas_blockout.networks import Network
+from nas_blockout.networks import Connection, Network
+from nas_blockout.nodes import Nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,40 @@ class LayerGroups:
     rigid: str | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WholeNetwork:
+    """What a branched network knows of the one that it was made from, beside its nodes; a copy is the value itself.
+
+    Args:
+        layers: Names and widths of its layers, the classes last.
+        connections: Its weights between layers of nodes.
+        scales: Its factors of normalization for each node, by name.
+        parameters: Names of its parameters and buffers.
+        graph_hash: What is equal for equal graphs, 16 hexadecimal digits.
+    """
+
+    layers: Mapping[str, int]
+    connections: tuple[Connection, ...]
+    scales: Mapping[str, Nodes]
+    parameters: frozenset[str]
+    graph_hash: str
+
+    @classmethod
+    def of(cls, analysis: GraphAnalysis) -> "WholeNetwork":
+        """Return what the analysis of a network says of it."""
+        layers = {layer.name: layer.width for layer in analysis.layers}
+        names = frozenset(analysis.parameter_of.values())
+        return cls(layers, analysis.connections, analysis.scales, names, analysis.graph_hash)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image, as far as a weight reads them all; 1 where none does."""
+        return max((each.shape[1] for each in self.connections if each.source_nodes is None), default=1)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "WholeNetwork":
+        return self
+
+
 class BranchedGraph(Network):
     """A network without the nodes that have no cluster, in which a weight reads only nodes with a common cluster.
 
@@ -57,6 +92,7 @@ class BranchedGraph(Network):
         edges: Source layer, None for the image, and target layer of each connection.
         clusters: Number of clusters.
         macs: Multiply-accumulates an image of the weighted operations.
+        whole: The network that it was made from.
     """
 
     def __init__(
@@ -67,9 +103,11 @@ class BranchedGraph(Network):
         *,
         clusters: int,
         macs: int,
+        whole: WholeNetwork,
     ) -> None:
         super().__init__()
         self.body = body
+        self.whole = whole
         self.layers, self.edges, self.clusters = tuple(layers), tuple(edges), clusters
         self._macs = macs
 
@@ -135,8 +173,8 @@ def branch(analysis: GraphAnalysis, memberships: Mapping[str, Tensor], state: Ma
         layer.name: memberships.get(layer.name, first.new_ones(layer.width, clusters)) for layer in analysis.layers
     }
     body, macs, rigid = _rewritten(analysis, analysis.memberships(given).cpu() > 0, state)
-    layers = layer_groups(analysis, given, rigid)
-    network = BranchedGraph(body, layers, analysis.edges, clusters=clusters, macs=macs)
+    layers, whole = layer_groups(analysis, given, rigid), WholeNetwork.of(analysis)
+    network = BranchedGraph(body, layers, analysis.edges, clusters=clusters, macs=macs, whole=whole)
     return network.to(next(iter(state.values())).device)  # indices, which the rewriting makes on the CPU
 
 

@@ -84,17 +84,26 @@ def memberships_of(
     names = [layer.name for layer in architecture.layers]
     if names != list(layers):
         raise ValueError(f"an architecture of this network must have the layers {list(layers)}, got {names}")
-    found = {}
+    found, described = {}, nodes_of(architecture)
     for layer in architecture.layers:
         rows = torch.zeros(layers[layer.name], architecture.clusters)
         given = nodes.get(layer.name) if nodes else None
-        taken = 0
         for position, group in enumerate(layer.groups):
-            members = given[position].tolist() if given is not None else list(group.classes or group.nodes or ())
-            members = members or list(range(taken, taken + group.width))
-            taken += group.width
-            if max(members) >= len(rows):
-                raise ValueError(f"layer {layer.name!r} has {len(rows)} nodes, the architecture asks for {taken}")
-            rows[torch.tensor(members)[:, None], torch.tensor(group.clusters, dtype=torch.long)] = 1.0
+            members = given[position] if given is not None else torch.tensor(described[layer.name][position])
+            if int(members.max()) >= len(rows):
+                raise ValueError(f"layer {layer.name!r} has {len(rows)} nodes, the architecture asks for {layer.width}")
+            rows[members[:, None], torch.tensor(group.clusters, dtype=torch.long)] = 1.0
         found[layer.name] = rows
+    return found
+
+
+def nodes_of(architecture: Architecture) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Return by layer which nodes of the whole network each group has: those that it names, or else the next ones."""
+    found = {}
+    for layer in architecture.layers:
+        groups, taken = list[tuple[int, ...]](), 0
+        for group in layer.groups:
+            groups.append(group.classes or group.nodes or tuple(range(taken, taken + group.width)))
+            taken += group.width
+        found[layer.name] = tuple(groups)
     return found

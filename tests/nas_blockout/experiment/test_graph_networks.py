@@ -23,6 +23,7 @@ from nas_blockout.experiment import (
     count_macs,
     dense_macs,
     rebuild,
+    structure_of_network,
     unbuildable,
 )
 from nas_blockout.experiment.branchable import narrowed, outline
@@ -91,6 +92,13 @@ def test_what_is_derived_is_proved_and_can_be_built_from_its_record(name: str, s
     images = splits.validation.images[:20]
     assert torch.equal(again(images), outcome.model(images))
     assert outcome.macs == count_macs(outcome.model, images[:1])
+    structure = structure_of_network(outcome.model)
+    assert structure is not None
+    assert structure.macs == outcome.macs
+    assert {layer.name: layer.dense_nodes for layer in structure.layers} == outline(RESNET, SHAPE, CLASSES).layers
+    if name in ("learned", "confused", "pruned", "unbranched"):
+        assert structure.is_branched == (name in ("learned", "confused"))
+    assert structure_of_network(again) == structure, "as it is built from its record"
     if name not in ("raw", "shuffled", "random", "confused"):
         target = {"pruned": 0.5}.get(name, 0.6)
         assert outcome.macs <= target * dense_macs(wanted, splits)
@@ -105,6 +113,23 @@ def test_other_networks_learn_their_structure_too(backbone: Any, splits: Splits)
     assert isinstance(outcome.model, BranchedGraph)
     assert outcome.derivation is not None
     assert all(entry["max_abs_difference"] <= entry["bound"] for entry in outcome.derivation.equality.values())
+
+
+def test_layers_without_masks_are_no_branch_and_what_they_cost_belongs_to_none(splits: Splits) -> None:
+    backbone = InceptionSettings(variant="compact", width=0.1, hidden=(12, 12))
+    method = replace(PAPER, clusters=2, masked="head", logit_noise=3.0)
+    outcome = finished(Run(experiment(backbone, method=method, distillation=DistillationSettings(draws=2)), splits))
+    assert outcome.architecture is not None
+    assert outcome.architecture.clusters == 3, "one more for what has no masks"
+    structure = structure_of_network(outcome.model)
+    assert structure is not None
+    assert structure.is_branched
+    assert [branch.cluster for branch in structure.branches] == [0, 1]
+    assert sorted({label for branch in structure.branches for label in branch.classes}) == list(range(CLASSES))
+    assert {layer.name for layer in structure.layers if layer.density < 1} <= {"hidden1", "hidden2", "classes"}
+    convolutions = sum(layer.nodes for layer in structure.layers if not layer.name.startswith(("hidden", "classes")))
+    assert convolutions > 24
+    assert (structure.exclusive_macs or 0) < (structure.macs or 0)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
