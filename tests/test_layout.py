@@ -65,7 +65,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "backbones": set(),
         "graph": set(),
         "structure": {"backbones", "methods"},
-        "experiment": {"backbones", "data", "graph", "methods", "structure", "train"},
+        "experiment": {"backbones", "data", "export", "graph", "methods", "structure", "train"},
     },
     "search_spaces": {
         "__init__": {"*"},

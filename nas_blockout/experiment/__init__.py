@@ -16,6 +16,7 @@ from nas_blockout.experiment.builder import (
 from nas_blockout.experiment.config import DERIVATIONS, Experiment, Parts, backbone_from_json, conflicts
 from nas_blockout.experiment.costs import known_costs, known_network, structure_of_network
 from nas_blockout.experiment.derivation import EVALUATION_BATCH, Derivation
+from nas_blockout.experiment.rebuilding import load_model, origin_of
 from nas_blockout.experiment.runner import Outcome, Run, Snapshot, split_epochs
 
 __all__ = [
@@ -34,8 +35,10 @@ __all__ = [
     "dense_macs",
     "known_costs",
     "known_network",
+    "load_model",
     "matched",
     "notes_of",
+    "origin_of",
     "outline",
     "outlined",
     "paths_taken",

@@ -9,11 +9,13 @@ from nas_blockout.export.models import (
     load_weights,
     save_weights,
 )
+from nas_blockout.export.prediction import ExportedModel
 from nas_blockout.export.verification import MANIFEST, Verification, VerificationError, verify, verify_all
 
 __all__ = [
     "MANIFEST",
     "Deployed",
+    "ExportedModel",
     "ModelDescription",
     "Verification",
     "VerificationError",

@@ -62,6 +62,7 @@ class ModelDescription:
             the logits spread, by precision; of the memberships as thresholded with ``raw_`` before it. Or None.
         background: What transparent pixels show to the model, as in `nas_blockout.data.image_io`.
         latency: Of one image and of many, measured together with the other models of the study, as a text, or None.
+        origin: What builds the network, as of `nas_blockout.experiment.origin_of`, or None.
         batch: Images that are expected at a time, for which branches are then divided into operations; None for one as
             well as many. Any number can be run.
 
@@ -97,6 +98,7 @@ class ModelDescription:
     equality: Mapping[str, Any] | None = None
     background: str = "white"
     latency: str | None = None
+    origin: Mapping[str, Any] | None = None
     batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -186,14 +188,7 @@ so that each file can be used on its own.
 
 {_load_onnx(without_onnx)}
 
-With nas_blockout, `network` being built by it from `architecture.json`; the weights alone take images that were
-normalized with `mean` and `std` of `preprocessing.json`:
-
-```python
-from safetensors.torch import load_file
-weights = load_file("weights.safetensors")
-network.load_state_dict(weights)
-```
+{_rebuild(description.origin)}
 
 Before you load files that somebody sent you, run `nas-blockout verify` on their folder: it repeats the comparison of
 all forms that `verification.json` records, and refuses files that could do more than compute.
@@ -244,6 +239,29 @@ Its classes, size, mean and standard deviation:
 import json, onnxruntime
 session = onnxruntime.InferenceSession("model.onnx")
 asked = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing.json"])
+```"""
+
+
+def _rebuild(origin: Mapping[str, Any] | None) -> str:
+    """Return the section on building the network itself."""
+    if origin is None:
+        return """With nas_blockout, `network` being built by it from `architecture.json`; the weights alone take images
+that were normalized with `mean` and `std` of `preprocessing.json`:
+
+```python
+from safetensors.torch import load_file
+weights = load_file("weights.safetensors")
+network.load_state_dict(weights)
+```"""
+    factory = origin["backbone"].get("factory")
+    imported = f" The code of its factory, {factory}, is imported for it." if factory else ""
+    given = f", factory={factory!r}" if factory else ""
+    return f"""As a network to train on, with nas_blockout, which builds it as `network.json` says.{imported} It takes
+the same images:
+
+```python
+from nas_blockout.experiment import load_model
+model = load_model("."{given})
 ```"""
 
 

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+NETWORK = "network.json"  # what builds the network; models that were exported before it was written lack it
+
 
 def json_text(document: Any) -> str:
     """Return a JSON document as a text for people and programs, in ASCII."""

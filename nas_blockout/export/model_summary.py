@@ -9,9 +9,10 @@ from safetensors.torch import load
 from torch import Tensor
 
 from nas_blockout.architecture import Architecture, Group, Layer
+from nas_blockout.export.model_dir import NETWORK
 from nas_blockout.export.prediction import ExportedModel
 from nas_blockout.export.subprocess_check import current_names, load_program
-from nas_blockout.structure.branching import LayerCost, Structure, structure_of
+from nas_blockout.structure.branching import LayerCost, Structure, branch_clusters, structure_of
 
 _WEIGHT = ".operations.0.weight"
 
@@ -21,10 +22,11 @@ class GroupOutline:
     """One group of nodes.
 
     Args:
-        clusters: That it belongs to; none in the trunk before the first branches, or of constants that nothing reads.
+        clusters: That it belongs to; none in the trunk before the first branches, of constants that nothing reads, or
+            of nodes of a graph that are connected without masks alone.
         width: Nodes.
         classes: Names of its classes, in the last layer.
-        reads: Nodes of the layer before that it reads.
+        reads: Nodes that it reads, of the layer before or of all that its layer reads, and channels of the image.
         parameters: Weights, and bias or normalization.
         macs: Multiply-accumulates an image.
         constant: Whether it reads nothing, so that its nodes are the same for every image.
@@ -48,12 +50,14 @@ class LayerOutline:
 
 
 def outline(model: ExportedModel) -> list[LayerOutline]:
-    """Return the layers of an exported model from the image on; nothing for one that is not built from stages.
+    """Return the layers of an exported model from the image on; nothing for one that is not built from groups of nodes.
 
     Args:
-        model: Its weights, architecture and program are read.
+        model: Its weights, architecture and program are read, or what is recorded of the costs in a graph.
     """
     architecture = json.loads(model.content("architecture.json"))
+    if NETWORK in model.files and (costs := model.json(NETWORK).get("costs")):
+        return _of_graph(Architecture.from_json(architecture), costs, model)
     weights = current_names(load(model.content("weights.safetensors")))
     positions = _positions(model)
     if not architecture or not positions:
@@ -71,8 +75,40 @@ def outline(model: ExportedModel) -> list[LayerOutline]:
     return layers
 
 
+def _of_graph(
+    architecture: Architecture, costs: Mapping[str, Sequence[Mapping[str, int]]], model: ExportedModel
+) -> list[LayerOutline]:
+    branches, names = set(branch_clusters(architecture)), model.class_names
+    groups = {layer.name: layer.groups for layer in architecture.layers}
+    layers = []
+    for layer in architecture.layers:
+        sources, made = architecture.sources(layer.name), []
+        for position, group in enumerate(layer.groups):
+            known = [
+                groups[source][each]
+                for source in sources
+                if source
+                for each in architecture.reads(layer.name, source)[position]
+            ]
+            whole = layer.rigid or layer is architecture.layers[-1]
+            images = model.preprocessing["channels"] if None in sources and (whole or not group.constant) else 0
+            made.append(
+                GroupOutline(
+                    tuple(each for each in group.clusters if each in branches),
+                    group.width,
+                    tuple(names[label] for label in group.classes or ()),
+                    sum(each.width for each in known) + images,
+                    costs[layer.name][position]["parameters"],
+                    costs[layer.name][position]["macs"],
+                    group.constant,
+                )
+            )
+        layers.append(LayerOutline(layer.name, tuple(made)))
+    return layers
+
+
 def structure_in(model: ExportedModel) -> Structure | None:
-    """Return how far an exported model branches, or None for one that is not built from stages.
+    """Return how far an exported model branches, or None for one that is not built from groups of nodes.
 
     Args:
         model: Of one that was exported without its structure, weights, architecture and program are read.

@@ -17,14 +17,15 @@ from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.atomic_files import whole_file, whole_folder
 from nas_blockout.export.cards import ModelDescription, card
 from nas_blockout.export.latency import for_inference
-from nas_blockout.export.model_dir import json_text, sha256, write_json
+from nas_blockout.export.model_dir import NETWORK, json_text, sha256, write_json
+from nas_blockout.export.prediction import ExportedModel
 from nas_blockout.export.subprocess_check import BATCHES, PREPROCESSING, REFERENCE, current_names
 from nas_blockout.export.verification import (
     MANIFEST,
@@ -88,6 +89,20 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise VerificationError(f"{path} is missing: run the study again to train the model anew") from None
     except (SafetensorError, OSError) as error:
         raise VerificationError(f"{path} is no safetensors file ({error}); only such files are read") from None
+    _fill(model, loaded, path)
+
+
+def load_exported_weights(model: nn.Module, exported: ExportedModel) -> None:
+    """Read the weights of an exported model, in place, from the very bytes that were hashed.
+
+    Raises:
+        VerificationError: They are those of another network; the model is as it was.
+    """
+    name = "weights.safetensors"
+    _fill(model, current_names(load(exported.content(name))), exported.folder / name)
+
+
+def _fill(model: nn.Module, loaded: dict[str, Tensor], path: Path) -> None:
     expected = model.state_dict()
     for name in sorted(expected.keys() | loaded.keys()):
         shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (loaded, expected)]
@@ -185,6 +200,8 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
     save_file({"images": images, "logits": logits}, folder / REFERENCE)
     save_weights(deployed.network, folder / "weights.safetensors")
     write_json(folder / "architecture.json", description.architecture or {})
+    if description.origin is not None:
+        write_json(folder / NETWORK, description.origin)
     inside = {PREPROCESSING: json_text(description.preprocessing())}
     (folder / PREPROCESSING).write_text(inside[PREPROCESSING], encoding="utf-8")
     example = images[:2].clone()  # of more than one image, or its number would be frozen

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from safetensors.torch import load
+from torch import Tensor, nn
 
-from nas_blockout.export.subprocess_check import PREPROCESSING, load_onnx, load_program
+from nas_blockout.export.subprocess_check import BOUND, PREPROCESSING, REFERENCE, load_onnx, load_program
 from nas_blockout.export.verification import MANIFEST, VerificationError, check_files
 
 Form = Literal["pt2", "onnx"]
+_IMAGES = 64  # at a time
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,7 @@ class ExportedModel:
     @cached_property
     def preprocessing(self) -> dict[str, Any]:
         """Size and channels of the images, names of the classes."""
-        settings: dict[str, Any] = json.loads(self.content(PREPROCESSING))
-        return settings
+        return self.json(PREPROCESSING)
 
     @property
     def class_names(self) -> list[str]:
@@ -66,6 +67,23 @@ class ExportedModel:
         if hashlib.sha256(data).hexdigest() != self.files[name]:
             raise VerificationError(f"{self.folder / name} has been changed while it was read: export the model again")
         return data
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Return the document in a file, as of `content`."""
+        document: dict[str, Any] = json.loads(self.content(name))
+        return document
+
+    @torch.no_grad()
+    def is_computed_by(self, network: nn.Module) -> bool:
+        """Whether a network in eval mode gives the recorded logits of the recorded images, as `verify` asks of forms.
+
+        Args:
+            network: Takes images in [0, 1].
+        """
+        recorded = load(self.content(REFERENCE))
+        logits = torch.cat([network(part) for part in recorded["images"].split(_IMAGES)])
+        bound = BOUND * max(1.0, float(recorded["logits"].abs().max()))
+        return logits.shape == recorded["logits"].shape and bool((logits - recorded["logits"]).abs().max() <= bound)
 
     @torch.no_grad()
     def logits(self, images: Tensor, *, form: Form = "pt2") -> Tensor:

@@ -255,13 +255,18 @@ def _name_extremes(axes: Axes, means: Array, names: Sequence[str]) -> None:
 
 
 @styled
-def figure_masks(probabilities: Mapping[str, ArrayLike]) -> Figure:
-    """Draw one panel per pair of adjacent layers: the probability of keeping each weight, with nodes sorted by cluster.
+def figure_masks(probabilities: Mapping[str, ArrayLike], edges: Sequence[tuple[str, str]] | None = None) -> Figure:
+    """Draw one panel per pair of layers: the probability of keeping each weight, with nodes sorted by cluster.
 
     Opacity is ``1 - prod_c (1 - P_target,c P_source,c)``. The strips show the most probable cluster of each node.
+
+    Args:
+        probabilities: P by layer, shape ``(nodes, clusters)``.
+        edges: The pairs of a layer that is read and its reader, one or more; None for a chain of the layers.
     """
     layers = {name: _ordered(np.asarray(p, dtype=np.float64)) for name, p in probabilities.items()}
-    pairs = list(pairwise(layers.items()))
+    chosen = list(pairwise(layers)) if edges is None else edges
+    pairs = [((source, layers[source]), (target, layers[target])) for source, target in chosen]
     figure, panels = small_multiples(len(pairs), height=96, columns=3 if len(pairs) > 2 else 2, left=10, bottom=6)
     for axes, ((source, p), (target, q)) in zip(panels, pairs, strict=True):
         mask = _averaged(kept_probability(p, q))

@@ -266,8 +266,10 @@ def _cluster_row(cluster: int, layers: Sequence["LayerOutline"]) -> tuple[object
 
 
 def _group_text(group: "GroupOutline") -> str:
-    if not group.clusters:  # of a layer with several groups: classes that read nothing
-        return f"constant: {_costs([group])}, reads nothing; {_listed(group.classes)}"
+    if not group.clusters and group.constant:  # of a layer with several groups
+        return f"constant: {_costs([group])}, reads nothing" + (f"; {_listed(group.classes)}" if group.classes else "")
+    if not group.clusters:  # of a graph in which some layers have no masks
+        return f"without masks: {_costs([group])}, reads {group.reads} nodes"
     numbers = " ".join(map(str, group.clusters))
     classes = f"; {_listed(group.classes)}" if group.classes else ""
     plural, reads = "s" if len(group.clusters) > 1 else "", f"{group.reads} nodes" if group.reads else "nothing"

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from nas_blockout.data import Splits
-from nas_blockout.experiment import structure_of_network
+from nas_blockout.experiment import origin_of, structure_of_network
 from nas_blockout.export import MANIFEST, ModelDescription, export_models
 from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.learned_structure import arm_structure
@@ -98,6 +98,7 @@ def describe(
         equality=result.get("equality"),
         background=study.data.background_of_images,
         latency=arm.latency_ms.text if arm.latency_ms else None,
+        origin=origin_of(trial.config, model),
     )
 
 

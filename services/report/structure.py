@@ -10,6 +10,7 @@ from services.report.figure import Picture, Remark, Shown, exported_trial, sprea
 from services.report.view import ReportView, in_order
 from services.trial_record import Trial
 
+_MOST_MASKS = 12
 GAP_STEPS = {
     "soft": "soft P",
     "drawn": "drawn C",
@@ -148,17 +149,37 @@ def _masks(number: int, name: str, trial: Trial) -> Iterator[Shown]:
     if (remark := without_preference(f"masks-{number}", title, name, probabilities)) is not None:
         yield remark
         return
+    edges = _edges_between(probabilities, trial.outcome.get("architecture") or {})
+    pairs = "From each layer (columns) to the next (rows)"
+    if edges is not None:
+        pairs = "From each layer (columns) to each that reads it (rows)"
+        if len(edges) > _MOST_MASKS:
+            pairs += f", the {_MOST_MASKS} pairs with the most nodes of {len(edges)}"
     yield Picture(
         f"masks-{number}",
         title,
-        "From each layer (columns) to the next (rows): the stronger the color, the likelier a weight is kept. Strips "
+        f"{pairs}: the stronger the color, the likelier a weight is kept. Strips "
         "show the strongest cluster of each node. Dark blocks are branches, pale areas are dropped connections. Large "
         "masks are averaged down to 96 rows and columns; there is no band.",
         f"n = 1 training run, seed {trial.seed}, {len(next(iter(probabilities.values()))[0])} clusters",
         "the store, result.probabilities",
-        plots.figure_masks(probabilities),
+        plots.figure_masks(probabilities, None if edges is None else _largest(edges, probabilities)),
         name,
     )
+
+
+def _edges_between(layers: Mapping[str, Any], architecture: Mapping[str, Any]) -> list[tuple[str, str]] | None:
+    """Return which of some layers reads which, or None where they are a chain."""
+    if "edges" not in architecture:
+        return None
+    return [(source, reader) for source, reader in architecture["edges"] if source in layers and reader in layers]
+
+
+def _largest(edges: Sequence[tuple[str, str]], probabilities: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the pairs of layers with the most pairs of nodes, in their order."""
+    sizes = [len(probabilities[source]) * len(probabilities[reader]) for source, reader in edges]
+    kept = sorted(range(len(edges)), key=lambda number: -sizes[number])[:_MOST_MASKS]
+    return [edges[number] for number in sorted(kept)]
 
 
 def other_architectures(view: ReportView, document: ComparisonDocument, *, known: set[str]) -> Iterator[Shown]:

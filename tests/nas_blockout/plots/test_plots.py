@@ -374,3 +374,9 @@ def test_a_graph_has_arcs_for_what_is_read_further_away_and_gray_lines_without_m
     assert len(arcs) == 2, "back from the block to the stream, and from the stream past the block to the classes"
     gray = [patch for patch in figure.axes[0].patches if patch.get_edgecolor()[:3] == to_rgb(theme.MUTED)]
     assert len([patch for patch in gray if type(patch) is PathPatch]) == 1
+
+
+def test_masks_of_a_graph_are_those_of_its_edges() -> None:
+    figure = plots.figure_masks(probabilities(), [("features", "classes"), ("classes", "features")])
+    titles = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert [text for text in titles if " to " in text] == ["features to classes", "classes to features"]
