@@ -19,10 +19,15 @@ from torch import Tensor, nn
 from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones.branched import macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
+from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.data import DataSettings, Splits, load
-from nas_blockout.experiment import Experiment, Run, structure_of_network
+from nas_blockout.experiment import Experiment, Run, build, count_macs, origin_of, structure_of_network
+from nas_blockout.experiment.branchable import outline
 from nas_blockout.export import ModelDescription, export_model
+from nas_blockout.networks import masked_connections
 from nas_blockout.structure.branching import summary
+from nas_blockout.structure.distill import distill, harden
+from nas_blockout.structure.wiring import Wiring
 from nas_blockout.train import TrainingSettings
 from tests.nas_blockout.export.examples import CONSTANT, DESCRIPTION, Hostile, network, rehashed, saved
 from tests.services.program import Call, here
@@ -333,3 +338,33 @@ def test_the_tree_names_constants(call: Call, tmp_path: Path) -> None:
     assert ended.code == 0
     for part in ("cluster 1: 2 nodes, 4 parameters, 0 MACs, reads nothing", "constant: 1 nodes, 1 parameters", "c\n"):
         assert part in ended.out
+
+
+def test_the_tree_and_the_picture_of_a_graph_show_no_branch_where_there_are_no_masks(
+    call: Call, made: Made, tmp_path: Path
+) -> None:
+    backbone = ResNetSettings(depth=8, width=0.25)
+    whole = outline(backbone, made.splits.shape, 10)
+    masked = masked_connections(whole.connections, "head")
+    learned = [name for name in whole.layers if any(name in each.layers for each in masked)]
+    p = {name: torch.eye(2).repeat(whole.layers[name], 1)[: whole.layers[name]] for name in learned}
+    p[learned[0]] = torch.cat([p[learned[0]][:-1], torch.zeros(1, 2)])  # read by what has no masks alone
+    architecture = distill(p, harden(p, 0.5), wiring=Wiring.of(whole, masked)).architecture
+    model = build(Experiment(backbone=backbone, architecture=architecture), made.splits).eval()
+    description = replace(
+        DESCRIPTION, name="graph", class_names=made.splits.class_names, architecture=architecture.to_json(),
+        structure=structure_of_network(model), equality=None,
+        origin=origin_of(Experiment(backbone=backbone), model),
+    )  # fmt: skip
+    export_model(model, tmp_path / "graph", description)
+    ended = call("show", tmp_path / "graph", "--figure", tmp_path / "graph.svg")
+    assert ended.code == 0
+    assert "without masks: 1 nodes" in ended.out
+    assert "cluster 0: " in ended.out
+    assert "clusters 0 2" not in ended.out
+    layers = json.loads(call("show", tmp_path / "graph", "--json").out)["layers"]
+    assert {cluster for layer in layers for group in layer["groups"] for cluster in group["clusters"]} == {0, 1}
+    assert sum(group["macs"] for layer in layers for group in layer["groups"]) == count_macs(
+        model, torch.zeros(1, *made.splits.shape)
+    )
+    assert ElementTree.parse(tmp_path / "graph.svg").getroot().tag.endswith("svg")  # our own file
