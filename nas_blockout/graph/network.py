@@ -89,7 +89,7 @@ def memberships_of(
         rows = torch.zeros(layers[layer.name], architecture.clusters)
         given = nodes.get(layer.name) if nodes else None
         for position, group in enumerate(layer.groups):
-            members = given[position] if given is not None else torch.tensor(described[layer.name][position])
+            members = torch.tensor(described[layer.name][position]) if given is None else given[position].cpu()
             if int(members.max()) >= len(rows):
                 raise ValueError(f"layer {layer.name!r} has {len(rows)} nodes, the architecture asks for {layer.width}")
             rows[members[:, None], torch.tensor(group.clusters, dtype=torch.long)] = 1.0
