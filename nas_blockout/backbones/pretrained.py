@@ -18,6 +18,7 @@ FORM_EXAMPLE = "resnet18.safetensors"
 _KEY = "backbone.weights"
 _INNER = ("state_dict", "model")  # where training scripts put the weights beside optimizer and epoch
 _MOST_LISTED = 12
+_WRAPPED = "module."  # what stands before the names in exported models, and in what torch's parallel wrappers save
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -31,7 +32,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         Conflict: There is no such file, or it is another kind of file.
     """
     if not path.is_file():
-        raise Conflict(f"{_KEY}: there is no file {path}", _KEY)
+        raise Conflict(
+            f"{_KEY}: there is no file {path}; give the path of one, or run first the study that exports it", _KEY
+        )
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -63,7 +66,8 @@ def load_pretrained(
 ) -> int:
     """Put weights into a network: each tensor of the network must be there with its shape, and no other.
 
-    Only the weights of the layer that gives the logits are left out where they are of another number of classes.
+    Names may all stand behind ``module.``, as in the exported model of a network like this, or as torch's parallel
+    wrappers save them. Only the weights of the layer that gives the logits are left out where they are of another number of classes.
 
     Args:
         network: Changed in place.
@@ -78,6 +82,8 @@ def load_pretrained(
         Conflict: Tensors are missing, unexpected or of another shape; the message lists all of them.
     """
     expected = network.state_dict()
+    if not any(name in expected for name in weights) and all(name.startswith(_WRAPPED) for name in weights):
+        weights = {name.removeprefix(_WRAPPED): value for name, value in weights.items()}
     shapes = {name: (tuple(weights[name].shape), tuple(expected[name].shape)) for name in expected if name in weights}
     differing = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
     left_out = _of_other_classes(differing, classes_layer)

@@ -1,6 +1,7 @@
 """The dense networks from which branches are made: built from stages, or any other through its graph."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones import BACKBONES, name_of
 from nas_blockout.backbones.branched import BranchedNetwork, Sites
-from nas_blockout.backbones.module import ModuleNetwork
+from nas_blockout.backbones.module import ModuleNetwork, ModuleSettings
 from nas_blockout.graph.analysis import GraphAnalysis, analyze
 from nas_blockout.graph.branched import BranchedGraph, settled
 from nas_blockout.graph.network import GraphNetwork, memberships_of
@@ -51,7 +52,11 @@ def outline(backbone: Any, shape: Shape, classes: int) -> Branchable:
         return build_branchable(backbone, shape, classes, Sites())
 
 
-@lru_cache(maxsize=32)
+def with_new_weights(backbone: Any) -> Any:
+    """Return the settings of a backbone without the pretrained weights that it may have."""
+    return replace(backbone, weights=None) if isinstance(backbone, ModuleSettings) else backbone
+
+
 def analysis_of(backbone: Any, shape: Shape, classes: int) -> GraphAnalysis:
     """Return what the graph of a backbone's network says; weights do not matter to it.
 
@@ -63,6 +68,11 @@ def analysis_of(backbone: Any, shape: Shape, classes: int) -> GraphAnalysis:
     Raises:
         ValueError: The network cannot be built for these images, or its graph cannot be traced.
     """
+    return _analysis_of(with_new_weights(backbone), shape, classes)  # one for a pretrained network and what follows it
+
+
+@lru_cache(maxsize=32)
+def _analysis_of(backbone: Any, shape: Shape, classes: int) -> GraphAnalysis:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         network = BACKBONES[name_of(backbone)].build(backbone, shape, classes, None, Sites())
         try:

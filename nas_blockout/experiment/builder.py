@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas_blockout.architecture import Architecture
 from nas_blockout.backbones import BACKBONES, name_of, scaled_to
 from nas_blockout.backbones.branched import BranchedNetwork, Sites
-from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.data import Splits
 from nas_blockout.experiment.branchable import (
     Shape,
@@ -21,6 +20,7 @@ from nas_blockout.experiment.branchable import (
     from_scratch,
     narrowed,
     outline,
+    with_new_weights,
 )
 from nas_blockout.experiment.config import Experiment, needs_graph
 from nas_blockout.graph.network import GraphNetwork
@@ -161,6 +161,8 @@ def built(experiment: Experiment, shape: Shape, classes: int, sites: Sites) -> N
     backbone, architecture, macs = experiment.backbone, experiment.architecture, experiment.target_macs
     if not needs_graph(experiment):
         return _built(backbone, architecture, macs, shape, classes, sites)
+    if architecture is not None or macs is not None:
+        backbone = with_new_weights(backbone)  # pretrained nodes that were never chosen are no initial weights
     network = build_branchable(backbone, shape, classes, sites)
     assert isinstance(network, GraphNetwork), "networks of stages are built without their graph"
     if architecture is None and macs is not None:
@@ -384,14 +386,9 @@ def _sites(method: Any) -> Sites:
 def plain(experiment: Experiment, architecture: Architecture | None) -> Experiment:
     """Return the experiment without derivation, with this architecture, and without a method other than blockdrop."""
     method = experiment.method if isinstance(experiment.method, BlockDropSettings) else NoneSettings()
-    backbone = experiment.backbone
-    if isinstance(
-        backbone, ModuleSettings
-    ):  # trained weights take the place of the pretrained ones, wherever these are
-        backbone = replace(backbone, weights=None)
     return replace(
         experiment,
-        backbone=backbone,
+        backbone=with_new_weights(experiment.backbone),  # trained ones take the place of those that are pretrained
         method=method,
         architecture=architecture,
         distillation=None,

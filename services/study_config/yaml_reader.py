@@ -69,8 +69,9 @@ def read_document(path: Path) -> dict[str, Any]:
 def read_with_lines(path: Path) -> tuple[dict[str, Any], LineMap]:
     """Read a study file as `read_document` does, and the lines of its keys.
 
-    Relative paths, of ``data.folder`` and of the files of backbones, are relative to the folder of the file. They
-    become absolute here, since workers run in other folders.
+    Relative paths, of ``data.folder`` and of the files of backbones, are relative to the folder of the file; those of
+    weights in a bundled study to the current folder, since nobody can put any beside its file. They become absolute
+    here, since workers run in other folders.
 
     Raises:
         StudyError: It is too large, not valid YAML, or not a mapping.
@@ -84,7 +85,8 @@ def read_with_lines(path: Path) -> tuple[dict[str, Any], LineMap]:
         raise StudyError(f"{path}: not valid YAML: {one_line(str(error))}") from None
     if not isinstance(document, dict):
         raise StudyError(f"{path}: a study is a mapping of keys, got {type(document).__name__}")
-    return with_absolute_paths(upgraded_study(document), path.parent), line_map(text)
+    weights = Path() if path in bundled().values() else path.parent
+    return with_absolute_paths(upgraded_study(document), path.parent, weights=weights), line_map(text)
 
 
 def read_text(path: Path) -> str:
@@ -106,17 +108,23 @@ def yaml_value(text: str) -> Any:
     return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  # a SafeLoader
 
 
-def with_absolute_paths(document: dict[str, Any], parent: Path) -> dict[str, Any]:
+def with_absolute_paths(
+    document: dict[str, Any], parent: Path, *, weights: Path | None = None
+) -> dict[str, Any]:
     """Return a study in which ``data.folder`` and the files of backbones are absolute.
 
     Args:
         document: A study as plain values; a resolved study is returned unchanged.
         parent: Folder to which relative paths are relative.
+        weights: Folder to which those of pretrained weights are relative; None for `parent`.
     """
     if is_resolved(document):
         return document
     document = _with_paths(document, "data", {"folder": lambda text: _absolute(text, parent)})
-    files = {"factory": lambda text: _absolute_factory(text, parent), "weights": lambda text: _absolute(text, parent)}
+    files = {
+        "factory": lambda text: _absolute_factory(text, parent),
+        "weights": lambda text: _absolute(text, weights or parent),
+    }
     document = _with_paths(document, "backbone", files)
     if isinstance(arms := document.get("arms"), dict):
         arms = {

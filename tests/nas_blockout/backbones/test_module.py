@@ -18,6 +18,7 @@ from nas_blockout.backbones.module import build as build_module
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, build, known_costs, notes_of, rebuild, unbuildable
 from nas_blockout.experiment.builder import plain_state
+from nas_blockout.export import save_weights
 from nas_blockout.methods import method_from_json
 from nas_blockout.settings_fields import conflicts_in
 from nas_blockout.train import TrainingSettings
@@ -257,6 +258,19 @@ def test_pretrained_weights_are_read_strictly(
     assert network.notes == ()
     path.unlink()
     rebuild(setting, None, splits)  # whose weights will be those that were trained
+
+
+def test_the_weights_of_an_exported_network_are_pretrained_weights(splits: Splits, tmp_path: Path) -> None:
+    """Its names stand behind ``module.``, as those of a network in torch's parallel wrappers do."""
+    trained = network_of(build(experiment("Small", seed=9), splits))
+    assert {name.partition(".")[0] for name in trained.state_dict()} == {"module"}
+    save_weights(trained, tmp_path / "weights.safetensors")
+    network = network_of(build(experiment("Small", weights=str(tmp_path / "weights.safetensors")), splits))
+    assert all(torch.equal(value, trained.state_dict()[name]) for name, value in network.state_dict().items())
+    half = {name.removeprefix("module.") if "conv" in name else name: v for name, v in trained.state_dict().items()}
+    save_file(half, tmp_path / "half.safetensors")
+    with pytest.raises(ValueError, match=r"missing: norm\..*; unexpected: module\."):
+        build(experiment("Small", weights=str(tmp_path / "half.safetensors")), splits)
 
 
 def test_the_classes_layer_of_weights_for_other_classes_is_left_out_and_said(

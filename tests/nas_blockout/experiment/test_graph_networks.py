@@ -27,6 +27,7 @@ from nas_blockout.experiment import (
     unbuildable,
 )
 from nas_blockout.experiment.branchable import narrowed, outline
+from nas_blockout.export import save_weights
 from nas_blockout.graph.branched import BranchedGraph
 from nas_blockout.graph.network import GraphNetwork
 from nas_blockout.methods.blockout import PAPER, PRETRAINED, Blockout
@@ -203,6 +204,21 @@ def test_a_network_of_half_the_cost_keeps_the_same_share_of_every_layer(splits: 
     assert outcome.architecture.is_dense
     assert abs(outcome.macs - dense // 2) < 0.1 * dense
     assert evaluate(outcome.model, Run(wanted, splits)._loaders.validation).accuracy >= 0
+
+
+def test_a_narrower_network_starts_from_new_weights_beside_one_that_is_pretrained(
+    splits: Splits, tmp_path: Path
+) -> None:
+    """Nodes that happen to come first in a pretrained network are neither initial weights nor chosen ones."""
+    save_weights(build(experiment(SMALL, seed=9), splits), tmp_path / "weights.safetensors")
+    pretrained = replace(SMALL, weights=str(tmp_path / "weights.safetensors"))
+    macs = dense_macs(experiment(SMALL), splits) // 2
+    found, new = (
+        build(experiment(backbone, target_macs=macs), splits).state_dict() for backbone in (pretrained, SMALL)
+    )
+    assert all(torch.equal(value, new[name]) for name, value in found.items())
+    pruned = build(experiment(pretrained, pruning=PruningSettings()), splits).state_dict()
+    assert not torch.equal(pruned["module.conv.weight"], build(experiment(SMALL), splits).state_dict()["module.conv.weight"])
 
 
 def test_weights_of_nodes_that_read_less_start_as_much_larger_as_those_of_a_smaller_layer(splits: Splits) -> None:

@@ -52,7 +52,8 @@ def test_files_are_relative_to_the_study_file_wherever_it_is_run(folder: Path, m
         read_resolved(str(path))
     assert (
         str(caught.value)
-        == f"{path}:{lines(path)['weights']}: arms.other.backbone.weights: there is no file {folder}/w.pt"
+        == f"{path}:{lines(path)['weights']}: arms.other.backbone.weights: there is no file {folder}/w.pt; "
+        "give the path of one, or run first the study that exports it"
     )
     resolved, _ = read_resolved(str(path), ["arms.other.backbone.weights=null"])
     settings = {name: arm.experiment.backbone for name, arm in resolved.arms.items()}
