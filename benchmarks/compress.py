@@ -157,7 +157,9 @@ def row_of(arm: str, experiment: Experiment, splits: Splits, share: float, pretr
         if arm in TORCH_PRUNING
         else ours(arm, experiment, splits, share, pretraining)
     )
-    validation, test = (100 * evaluate(network, Loader(part, 512)).accuracy for part in (splits.validation, splits.test()))
+    validation, test = (
+        100 * evaluate(network, Loader(part, 512)).accuracy for part in (splits.validation, splits.test())
+    )
     macs = count_macs(network.eval(), splits.train.images[:1]) / dense_macs(experiment, splits)
     return Row(
         arm,

@@ -77,6 +77,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "graph_stages": set(),
         "grid": set(),
         "regularizers": set(),
+        "studies": set(),  # the networks that bundled studies name by their file
         "training": set(),
     },
     "services": {  # the rooms in the order of the life of a study

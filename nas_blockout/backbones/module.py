@@ -33,8 +33,9 @@ class ModuleSettings:
             ``path/to/file.py:name``, relative to the study file.
         arguments: Keyword arguments of the factory; ``num_classes`` is added if the factory has a parameter of this
             name.
-        weights: File of pretrained weights, relative to the study file: safetensors, or what `torch.save` wrote, of
-            which only tensors are read; None for fresh weights.
+        weights: File of pretrained weights, relative to the study file, or in a bundled study to the current folder:
+            safetensors, such as the ``weights.safetensors`` of an exported model, or what `torch.save` wrote, of which
+            only tensors are read; None for fresh weights.
         classes_layer: Name of the linear layer that gives the logits, such as ``fc``; None to find it, which works if
             there is only one candidate.
     """

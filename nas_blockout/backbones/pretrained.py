@@ -67,7 +67,8 @@ def load_pretrained(
     """Put weights into a network: each tensor of the network must be there with its shape, and no other.
 
     Names may all stand behind ``module.``, as in the exported model of a network like this, or as torch's parallel
-    wrappers save them. Only the weights of the layer that gives the logits are left out where they are of another number of classes.
+    wrappers save them. Only the weights of the layer that gives the logits are left out where they are of another
+    number of classes.
 
     Args:
         network: Changed in place.

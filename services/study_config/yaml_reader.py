@@ -108,9 +108,7 @@ def yaml_value(text: str) -> Any:
     return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  # a SafeLoader
 
 
-def with_absolute_paths(
-    document: dict[str, Any], parent: Path, *, weights: Path | None = None
-) -> dict[str, Any]:
+def with_absolute_paths(document: dict[str, Any], parent: Path, *, weights: Path | None = None) -> dict[str, Any]:
     """Return a study in which ``data.folder`` and the files of backbones are absolute.
 
     Args:

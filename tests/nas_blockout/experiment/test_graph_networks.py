@@ -218,7 +218,9 @@ def test_a_narrower_network_starts_from_new_weights_beside_one_that_is_pretraine
     )
     assert all(torch.equal(value, new[name]) for name, value in found.items())
     pruned = build(experiment(pretrained, pruning=PruningSettings()), splits).state_dict()
-    assert not torch.equal(pruned["module.conv.weight"], build(experiment(SMALL), splits).state_dict()["module.conv.weight"])
+    assert not torch.equal(
+        pruned["module.conv.weight"], build(experiment(SMALL), splits).state_dict()["module.conv.weight"]
+    )
 
 
 def test_weights_of_nodes_that_read_less_start_as_much_larger_as_those_of_a_smaller_layer(splits: Splits) -> None:

@@ -12,6 +12,7 @@ from tests.services.program import RUNS_HERE, Call, store_of
 from tests.services.tiny import TINY
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "your-own-network.md"
+COMPRESSING = GUIDE.with_name("compress-a-pretrained-network.md")
 NETWORKS = Path(__file__).parents[2] / "fixtures" / "networks.py"
 
 
@@ -144,6 +145,24 @@ def test_files_of_this_machine_do_not_travel_with_a_submitted_study(call: Call, 
 
 class TestRun:
     pytestmark = RUNS_HERE
+
+    def test_the_guide_s_pretrained_network_is_named_by_the_study_that_compresses_it(
+        self, call: Call, tmp_path: Path
+    ) -> None:
+        """What the first study exports, the second reads as it is; before, it says which file is not there."""
+        blocks = re.findall(r"```(yaml|python)\n(.*?)```", COMPRESSING.read_text(), re.DOTALL)
+        pretrain, smaller = [text for kind, text in blocks if kind == "yaml"]
+        (network,) = [text for kind, text in blocks if kind == "python"]
+        (tmp_path / "pretrain.yaml").write_text(pretrain)
+        (tmp_path / "smaller.yaml").write_text(smaller)
+        (tmp_path / "my_networks.py").write_text(network)
+        ended = call("validate", tmp_path / "smaller.yaml")
+        weights = f"{tmp_path}/runs/pretrain/models/dense/weights.safetensors"
+        assert f"there is no file {weights}; give the path of one, or run first the study that exports it" in ended.err
+        assert ended.code == 2
+        assert call("run", tmp_path / "pretrain.yaml", "--quiet", NAS_BLOCKOUT_HOME=str(tmp_path)).code == 0
+        ended = call("validate", tmp_path / "smaller.yaml")
+        assert (ended.code, "weights" in ended.err) == (0, False)
 
     def test_a_study_of_a_network_of_ones_own_is_run_exported_and_verified(
         self, home: Path, call: Call, tmp_path: Path
