@@ -39,13 +39,13 @@ def analyzed(name: str) -> tuple[nn.Module, GraphAnalysis]:
     return prepared(NETWORKS[name]())
 
 
-def prepared(network: nn.Module) -> tuple[nn.Module, GraphAnalysis]:
+def prepared(network: nn.Module, shape: tuple[int, ...] = SHAPE) -> tuple[nn.Module, GraphAnalysis]:
     """A network in double precision, none of whose parameters are what they are set to at first, and its analysis."""
     network.double().eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    return network, settled(analyze(network, SHAPE))
+    return network, settled(analyze(network, shape))
 
 
 def masked(name: str, memberships: Mapping[str, Tensor]) -> Masked:
@@ -59,7 +59,7 @@ def masked_network(network: nn.Module, analysis: GraphAnalysis, memberships: Map
     """Mask the weights of any network, which is changed, and branch it."""
     state = {**network.state_dict(), **masked_weights(analysis.connections, memberships, network.state_dict())}
     with estimating(network):
-        functional_call(network, state, (images(64, seed=1),))
+        functional_call(network, state, (images(64, seed=1, shape=analysis.shape),))
     return Masked(network, analysis, state, branch(analysis, memberships, state).eval())
 
 
@@ -119,8 +119,8 @@ def train_without_drops(network: nn.Module) -> nn.Module:
     return network
 
 
-def images(number: int, *, seed: int = 0) -> Tensor:
-    return torch.randn(number, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def images(number: int, *, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(number, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def random_memberships(
