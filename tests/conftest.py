@@ -19,6 +19,7 @@ FOREIGN = ("NAS_BLOCKOUT_", "MLFLOW_", "RAY_", "COLUMNS", "LINES")
 
 def pytest_configure() -> None:
     """Forget what the shell says of services and of its size: a test that needs it sets it itself."""
+    gc.disable()  # until all tests are collected: nothing that is imported ever becomes garbage
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
     os.environ["RAY_AUTH_MODE"] = "token"  # Ray reads it once a process, whichever test imports it first
@@ -46,3 +47,4 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+    gc.enable()
