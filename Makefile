@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 # Two stages of one .venv, each with a stamp: what a study needs (quickstart), and the tools of developers on top of it.
 RUNS   := $(VENV)/.installed-services
 STAMP  := $(VENV)/.installed
+IMPORTED := $(VENV)/.imported
 # The oldest supported Python comes first: the pinned versions are tested on it. Shims that cannot run are passed over.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$python; break; }; done)
@@ -49,7 +50,15 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(RUNS) ## the whole of it on small data: search, learn, compare, export, report
 	@$(BIN)/nas-blockout run quickstart
 
-test: install ## every test (WORKERS=0 for one process, TESTS=... for some)
+# pip compiles nothing, so that each worker would compile what all of them import, for 40 s of a processor. One process
+# does it, beside another that begins with what the first comes to last; what is wrong with a test the test run says.
+$(IMPORTED): $(STAMP)
+	@echo "Compiling what the tests import, once an installation: about half a minute"
+	@$(BIN)/python -W ignore -c 'import scipy.stats, sklearn, mlflow, optuna, ray.tune, schemathesis' & \
+	$(BIN)/python -m pytest --collect-only -qq tests >/dev/null 2>&1; wait
+	@touch $@
+
+test: install $(IMPORTED) ## every test (WORKERS=0 for one process, TESTS=... for some)
 	@$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not faults' $(TESTS)
 
 test-faults: install ## kill, stall and fill what the service stands on; writes docs/results/faults.md (FAULT_SECONDS=60)
