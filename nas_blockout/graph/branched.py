@@ -173,9 +173,22 @@ def branch(analysis: GraphAnalysis, memberships: Mapping[str, Tensor], state: Ma
         layer.name: memberships.get(layer.name, first.new_ones(layer.width, clusters)) for layer in analysis.layers
     }
     body, macs, rigid = _rewritten(analysis, analysis.memberships(given).cpu() > 0, state)
+    _convert_constants(body, analysis, state)
     layers, whole = layer_groups(analysis, given, rigid), WholeNetwork.of(analysis)
     network = BranchedGraph(body, layers, analysis.edges, clusters=clusters, macs=macs, whole=whole)
     return network.to(next(iter(state.values())).device)  # indices, which the rewriting makes on the CPU
+
+
+def _convert_constants(body: fx.GraphModule, analysis: GraphAnalysis, state: Mapping[str, Tensor]) -> None:
+    """Give the constants of a graph, which have the precision in which it was traced, that of the state."""
+    precision = {
+        analysis.values[node].dtype: state[name].dtype
+        for node, name in analysis.parameter_of.items()
+        if state[name].is_floating_point()
+    }
+    for name, value in list(body.named_buffers(recurse=False)):
+        if value.dtype in precision:
+            setattr(body, name, value.to(precision[value.dtype]))
 
 
 def settled(analysis: GraphAnalysis, *, clusters: int = 3, seed: int = 0) -> GraphAnalysis:

@@ -9,7 +9,7 @@ from nas_blockout.lazy_torchvision import torchvision
 _ResNet: Any = torchvision.models.ResNet
 
 
-class GrayResNet(_ResNet):
+class GrayResNet(_ResNet):  # type: ignore[misc]  # torchvision is imported when it is first used
     """torchvision's ResNet, which reads three channels, shown the one channel of gray images three times."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture
+from nas_blockout.graph.analysis import analyze
 from nas_blockout.graph.branched import branch
 from nas_blockout.networks import Network
 from tests.nas_blockout.graph.masked_networks import Masked, analyzed, dense_enough, images, masked
-from tests.nas_blockout.graph.networks import CLASSES, NETWORKS
+from tests.nas_blockout.graph.networks import CLASSES, NETWORKS, SHAPE
 
 EXPORTED = ["residual", "shuffle", "fused-attention"]
 
@@ -142,6 +143,31 @@ def test_a_layer_of_which_nothing_is_left_has_a_placeholder_in_the_architecture(
     assert [group.constant for group in layers["convs.1"].groups] == [True]
     assert all(group.constant for group in layers["convs.2"].groups)
     assert float(branched(images(4)).detach().std(0).max()) < 1e-12  # the same for every image
+
+
+class Ramp(nn.Module):
+    """Adds to its channels a constant in the precision of the images, as attention masks are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.conv(x).mean((2, 3)) + torch.linspace(0, 1, 6, dtype=x.dtype))
+        return logits
+
+
+@pytest.mark.parametrize("traced", [torch.float32, torch.float64])
+def test_constants_have_the_precision_of_the_state_whatever_the_one_that_was_traced(traced: torch.dtype) -> None:
+    network = Ramp().to(traced)
+    analysis = analyze(network, SHAPE)
+    other = torch.float64 if traced == torch.float32 else torch.float32
+    network.to(other)
+    memberships = {layer.name: torch.ones(layer.width, 1) for layer in analysis.layers}
+    branched = branch(analysis, memberships, network.state_dict())
+    batch = images(3).to(other)
+    assert branched(batch).dtype == other
+    torch.testing.assert_close(branched(batch), network(batch), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", EXPORTED)
