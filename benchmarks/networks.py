@@ -24,6 +24,7 @@ import importlib.util
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,7 +64,9 @@ def row_of(name: str, limit: int, most_bundles: int) -> Row:
         _add(row, step["found"])
     row["load"] = max(load, os.getloadavg()[0])
     if code:
-        ended = f"more than {limit} seconds of CPU time" if code in (-24, -9) else (told or [f"exit code {code}"])[-1]
+        ended = (
+            f"more than {limit} seconds of CPU time" if code == -signal.SIGXCPU else (told or [f"exit code {code}"])[-1]
+        )
         ended = ended.rpartition("Costly: ")[2]
         row["failed"] = f"{steps[-1]['next'] if steps else 'start'}: {ended}"
     return row
