@@ -149,37 +149,38 @@ def _masks(number: int, name: str, trial: Trial) -> Iterator[Shown]:
     if (remark := without_preference(f"masks-{number}", title, name, probabilities)) is not None:
         yield remark
         return
-    edges = _edges_between(probabilities, trial.outcome.get("architecture") or {})
-    pairs = "From each layer (columns) to the next (rows)"
-    if edges is not None:
-        pairs = "From each layer (columns) to each that reads it (rows)"
-        if len(edges) > _MOST_MASKS:
-            pairs += f", the {_MOST_MASKS} pairs with the most nodes of {len(edges)}"
+    pairs, told = mask_pairs(probabilities, trial.outcome.get("architecture") or {})
     yield Picture(
         f"masks-{number}",
         title,
-        f"{pairs}: the stronger the color, the likelier a weight is kept. Strips "
+        f"{told}: the stronger the color, the likelier a weight is kept. Strips "
         "show the strongest cluster of each node. Dark blocks are branches, pale areas are dropped connections. Large "
         "masks are averaged down to 96 rows and columns; there is no band.",
         f"n = 1 training run, seed {trial.seed}, {len(next(iter(probabilities.values()))[0])} clusters",
         "the store, result.probabilities",
-        plots.figure_masks(probabilities, None if edges is None else _largest(edges, probabilities)),
+        plots.figure_masks(probabilities, pairs),
         name,
     )
 
 
-def _edges_between(layers: Mapping[str, Any], architecture: Mapping[str, Any]) -> list[tuple[str, str]] | None:
-    """Return which of some layers reads which, or None where they are a chain."""
+def mask_pairs(
+    probabilities: Mapping[str, Sequence[Any]], architecture: Mapping[str, Any]
+) -> tuple[list[tuple[str, str]] | None, str]:
+    """Return between which layers masks are drawn, None for each and the next, and that in words.
+
+    Args:
+        probabilities: P by layer, in their order.
+        architecture: What became of them, as JSON; of a graph it has edges.
+    """
     if "edges" not in architecture:
-        return None
-    return [(source, reader) for source, reader in architecture["edges"] if source in layers and reader in layers]
-
-
-def _largest(edges: Sequence[tuple[str, str]], probabilities: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the pairs of layers with the most pairs of nodes, in their order."""
-    sizes = [len(probabilities[source]) * len(probabilities[reader]) for source, reader in edges]
-    kept = sorted(range(len(edges)), key=lambda number: -sizes[number])[:_MOST_MASKS]
-    return [edges[number] for number in sorted(kept)]
+        return None, "From each layer (columns) to the next (rows)"
+    known = [(source, reader) for source, reader in architecture["edges"] if {source, reader} <= probabilities.keys()]
+    sizes = [len(probabilities[source]) * len(probabilities[reader]) for source, reader in known]
+    largest = sorted(range(len(known)), key=lambda number: -sizes[number])[:_MOST_MASKS]
+    told = "From each layer (columns) to each that reads it (rows)"
+    if len(known) > _MOST_MASKS:
+        told += f", the {_MOST_MASKS} pairs with the most nodes of {len(known)}"
+    return [known[number] for number in sorted(largest)], told
 
 
 def other_architectures(view: ReportView, document: ComparisonDocument, *, known: set[str]) -> Iterator[Shown]:

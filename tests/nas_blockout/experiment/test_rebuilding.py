@@ -17,7 +17,7 @@ from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, build, count_macs, load_model, origin_of, structure_of_network
 from nas_blockout.experiment.branchable import architecture_of
-from nas_blockout.export import ExportedModel, ModelDescription, VerificationError, export_models, verify
+from nas_blockout.export import ExportedModel, ModelDescription, VerificationError, export_models, verify, verify_all
 from nas_blockout.export.model_summary import outline, structure_in
 from nas_blockout.graph.branched import BranchedGraph
 from nas_blockout.methods.blockdrop import BlockDropSettings
@@ -81,7 +81,6 @@ def changed(exported: Path, tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize("name", MADE)
 def test_a_model_is_built_again_and_can_be_trained(exported: Path, name: str) -> None:
     folder = exported / name
-    assert verify(folder).ok
     made = load_model(folder, factory=SMALL.factory if "Small" in (folder / "network.json").read_text() else None)
     images = torch.rand(5, 1, 8, 8)
     torch.testing.assert_close(made(images), ExportedModel.open(folder).logits(images), rtol=1e-5, atol=1e-5)
@@ -91,13 +90,18 @@ def test_a_model_is_built_again_and_can_be_trained(exported: Path, name: str) ->
     assert all(parameter.grad is not None for parameter in made.parameters())
 
 
+def test_the_folders_are_verified_with_the_record_among_their_files(exported: Path) -> None:
+    assert all(each.ok for each in verify_all([exported / name for name in MADE]))
+    for name in MADE:
+        assert "network.json" in json.loads((exported / name / "verification.json").read_text())["files"]
+
+
 def test_the_folder_records_what_builds_the_network_and_no_place_of_this_machine(exported: Path) -> None:
     document = json.loads((exported / "branched" / "network.json").read_text())
     assert document["backbone"]["factory"] == "networks.py:Small"
     assert document["backbone"]["arguments"] == {"width": 8}
     assert len(document["graph_hash"]) == 16
     assert document["versions"].keys() == {"nas_blockout", "torch", "networks.py"}
-    assert "network.json" in json.loads((exported / "branched" / "verification.json").read_text())["files"]
     for folder in exported.iterdir():
         assert str(NETWORKS.parent) not in (folder / "network.json").read_text()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.structure.branching import LayerCost, structure_of
 from services.analysis.learned_structure import arm_structure
 from services.report import ReportView, render
+from services.report.structure import mask_pairs
 from services.trial_record import Trial
 from tests.services.report.test_report import Page, check_figures, parsed
 
@@ -152,3 +154,18 @@ def test_probabilities_that_never_moved_are_not_drawn(made_up: MadeUp) -> None:
     said = remarks(parsed(render(replace(view, epochs=epochs))))
     (text,) = [text for name, text in said.items() if name.startswith("density")]
     assert "No membership probability moved during training, in any of 2 epochs" in text
+
+
+def test_masks_are_drawn_along_the_edges_of_a_graph_and_of_many_the_largest() -> None:
+    chain = {"layers": []}
+    p = {name: [[0.5]] * nodes for name, nodes in {"stem": 4, "block": 6, "classes": 2}.items()}
+    assert mask_pairs(p, chain) == (None, "From each layer (columns) to the next (rows)")
+    edges = [[None, "stem"], ["stem", "block"], ["block", "stem"], ["stem", "classes"], ["head", "classes"]]
+    pairs, told = mask_pairs(p, {"edges": edges})
+    assert pairs == [("stem", "block"), ("block", "stem"), ("stem", "classes")], "without layers that have no P"
+    assert told == "From each layer (columns) to each that reads it (rows)"
+    many = {f"layer{number}": [[0.5]] * (1 + number) for number in range(21)}
+    names = list(many)
+    pairs, told = mask_pairs(many, {"edges": [list(pair) for pair in pairwise(names)]})
+    assert pairs == list(pairwise(names))[-12:]
+    assert told.endswith(", the 12 pairs with the most nodes of 20")
