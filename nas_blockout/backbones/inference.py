@@ -214,7 +214,10 @@ def image_places(channels: int) -> tuple[Place, ...]:
 
 @torch.no_grad()
 def fold(
-    weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm1d | nn.BatchNorm2d | None, rows: slice
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | None,
+    rows: slice | Tensor,
 ) -> tuple[Tensor, Tensor]:
     r"""Return a weight and a bias that do what an operation and its normalization in eval mode do.
 

@@ -3,16 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import torch
 from torch import Tensor, fx
 
 from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.graph.analysis import CLASSES, GraphAnalysis
+from nas_blockout.graph.forms.fused import FusedGraph, fused_graph
+from nas_blockout.graph.forms.terms import Division
 from nas_blockout.graph.rewrite.bundles import BundledOperation, ConstantNodes, Memberships
 from nas_blockout.graph.rewrite.layout import Unplaceable
 from nas_blockout.graph.rewrite.walk import rewritten
-from nas_blockout.networks import Connection, Network
+from nas_blockout.networks import Connection, Network, Runtime
 from nas_blockout.nodes import Nodes
 
 
@@ -51,6 +54,7 @@ class WholeNetwork:
     """What a branched network knows of the one that it was made from, beside its nodes; a copy is the value itself.
 
     Args:
+        shape: Of one image.
         layers: Names and widths of its layers, the classes last.
         connections: Its weights between layers of nodes.
         scales: Its factors of normalization for each node, by name.
@@ -58,6 +62,7 @@ class WholeNetwork:
         graph_hash: What is equal for equal graphs, 16 hexadecimal digits.
     """
 
+    shape: tuple[int, ...]
     layers: Mapping[str, int]
     connections: tuple[Connection, ...]
     scales: Mapping[str, Nodes]
@@ -69,7 +74,7 @@ class WholeNetwork:
         """Return what the analysis of a network says of it."""
         layers = {layer.name: layer.width for layer in analysis.layers}
         names = frozenset(analysis.parameter_of.values())
-        return cls(layers, analysis.connections, analysis.scales, names, analysis.graph_hash)
+        return cls(analysis.shape, layers, analysis.connections, analysis.scales, names, analysis.graph_hash)
 
     @property
     def channels(self) -> int:
@@ -141,6 +146,31 @@ class BranchedGraph(Network):
     def macs(self) -> int:
         """Return the multiply-accumulates an image of the weighted operations."""
         return self._macs
+
+    def for_inference(
+        self, *, operations: Division = "fastest", runtime: Runtime = "torch", batch: int | None = None
+    ) -> FusedGraph:
+        """Return a copy to be run, not trained: normalization folded in, operations divided by expected time.
+
+        It computes what this network computes in eval mode, to rounding.
+
+        Args:
+            operations: How weighted operations are divided: ``whole`` for one that has zeros between its branches,
+                ``split`` for as few as need no zeros, ``grouped`` for branches that share nothing as groups of one
+                convolution, filled up to the largest, or ``fastest`` for what is expected to take least time.
+            runtime: What is expected to run it: PyTorch, or ``onnxruntime`` once it is exported, where calls cost less
+                and copies more. Either runs all.
+            batch: Images that are expected at a time, 1 or more; None for one as well as many. Any number can be run.
+
+        Raises:
+            ValueError: There are no such operations or no such runtime, or `batch` is below 1.
+        """
+        for name, value, known in (("operations", operations, Division), ("runtime", runtime, Runtime)):
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch must be at least 1, or None for one image as well as many, got {batch}")
+        return fused_graph(self.body, self.whole.shape, division=operations, runtime=runtime, batch=batch)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return logits in the order of the classes, shape ``(batch, classes)``.

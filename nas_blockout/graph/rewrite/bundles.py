@@ -205,6 +205,7 @@ class BundledOperation(nn.Module):
         bias: The original bias, or None.
         axis: Where the inputs stand in memory.
         order: Kept rows in the order that the layer is to have.
+        groups: Of the original operation.
     """
 
     def __init__(
@@ -216,9 +217,11 @@ class BundledOperation(nn.Module):
         *,
         axis: Axis,
         order: Tensor,
+        groups: int,
     ) -> None:
         super().__init__()
         self.call = call
+        self.original = (len(weight), weight.shape[1] * groups, groups)
         self.bundles = nn.ModuleList(
             BundleWeight(
                 call,

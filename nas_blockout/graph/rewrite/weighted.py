@@ -88,7 +88,15 @@ def weighted(graph: Counterparts, node: fx.Node) -> Result:
     read = graph.emitter.aligned(value, (*layout[:dim], value.layout[dim], *layout[dim + 1 :]))
     new = graph.emitter.module(
         operation.path,
-        lambda: BundledOperation(operation.call, bundles, operation.weight, operation.bias, axis=axis, order=order),
+        lambda: BundledOperation(
+            operation.call,
+            bundles,
+            operation.weight,
+            operation.bias,
+            axis=axis,
+            order=order,
+            groups=operation.groups,
+        ),
         read.node,
     )
     return graph.result(node, new, layout)

@@ -108,7 +108,7 @@ def operation(
     axis = Axis.identity(reads.shape[1])
     order = torch.arange(len(weight)) if order is None else order
     bundles = bundles_of(set_of, sets, order, axis, groups=1)
-    return BundledOperation(call, bundles, weight, bias, axis=axis, order=order)
+    return BundledOperation(call, bundles, weight, bias, axis=axis, order=order, groups=1)
 
 
 @pytest.mark.parametrize("bias", [True, False])

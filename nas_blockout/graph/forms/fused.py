@@ -1,0 +1,178 @@
+"""The form of a branched graph that is only run, chosen by the time that it is expected to take."""
+
+import torch
+from torch import Tensor, fx, nn
+
+from nas_blockout.backbones.inference import NUMBERS_AT_ONCE
+from nas_blockout.backbones.inference_cost import BATCHES, COSTS, LEAST_SAVED, MARGIN, Costs, time_at
+from nas_blockout.graph.forms.folding import Folded
+from nas_blockout.graph.forms.terms import Division, Form, FusedTerm, Term, form_of, forms_of
+from nas_blockout.graph.forms.traversal import Traversal
+from nas_blockout.graph.forms.values import Program, program_of
+from nas_blockout.graph.rewrite.emitter import Emitter
+from nas_blockout.networks import Runtime
+
+_SWEEPS = 3  # over all operations, until none takes another form
+_IN_PLACE = {
+    torch.ops.aten.relu.default: torch.ops.aten.relu_.default,
+    torch.ops.aten.hardswish.default: torch.ops.aten.hardswish_.default,
+    torch.ops.aten.silu.default: torch.ops.aten.silu_.default,
+}
+
+Forms = dict[fx.Node, Form]
+
+
+class FusedGraph(nn.Module):
+    """A branched graph to be run, not trained; eval mode only.
+
+    Args:
+        body: The graph and its modules.
+        numbers: Of the largest value of one image.
+
+    On the CPU many images pass some at a time, so that no value is so large that its memory has to come from the system
+    anew; an exported or compiled program takes all of them at once.
+    """
+
+    def __init__(self, body: fx.GraphModule, numbers: int) -> None:
+        super().__init__()
+        self.body = body
+        self.images_at_once = max(1, NUMBERS_AT_ONCE // numbers)
+        self.requires_grad_(requires_grad=False)
+        self.eval()
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return logits in the order of the classes, shape ``(batch, classes)``."""
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or len(x) <= self.images_at_once:
+            logits: Tensor = self.body(x)
+            return logits
+        return torch.cat([self.body(images) for images in x.split(self.images_at_once)])
+
+
+def fused_graph(
+    body: fx.GraphModule,
+    shape: tuple[int, ...],
+    *,
+    division: Division = "fastest",
+    runtime: Runtime = "torch",
+    batch: int | None = None,
+) -> FusedGraph:
+    """Return a copy of a branched graph to be run.
+
+    Args:
+        body: The graph and its modules.
+        shape: Of one image.
+        division: How its operations are divided; ``fastest`` for what is expected to take least time.
+        runtime: What runs it.
+        batch: Images that are expected at a time; None for one as well as many.
+    """
+    program = program_of(body, shape)
+    if division == "fastest":
+        forms = fastest(program, COSTS[runtime], batch=batch)
+    else:
+        forms = {
+            node: form_of(each, division) for node, each in program.operations.items() if isinstance(each, Folded)
+        }
+    emitter = Emitter(shape)
+    walk = Traversal(program, forms, COSTS[runtime], emitter)
+    logits = walk.run()
+    emitter.graph.output(logits)
+    _write_in_place(emitter.graph, emitter.root)
+    new = fx.GraphModule(emitter.root, emitter.graph)
+    new.graph.eliminate_dead_code()
+    new.graph.lint()
+    new.recompile()
+    new.delete_all_unused_submodules()
+    return FusedGraph(new, max(torch.Size(sizes).numel() for sizes in program.shapes.values()))
+
+
+def fastest(
+    program: Program, costs: Costs, *, batch: int | None = None
+) -> Forms:
+    """Return the form of each operation with which the graph is expected to take little time.
+
+    From all operations whole, and from all divided as far as that saves time of each alone, one after the other takes
+    the form that saves most, as long as any does. What is found so is taken only if the graph is expected to take less
+    than the dense network that it came from, or than with all operations whole if that takes more: less by as much as
+    such expectations are wrong.
+
+    Args:
+        program: The graph.
+        costs: Of the runtime.
+        batch: Images that are expected at a time; None for one as well as many.
+    """
+    counted = BATCHES if batch is None else (batch,)
+    operations = {node: each for node, each in program.operations.items() if isinstance(each, Folded)}
+    prices = Traversal(program, {}, costs)
+
+    def alone(node: fx.Node, operation: Folded, term: Term) -> float:
+        rows, reads = len(term.made()) // term.groups, len(term.read()) // term.groups
+        times = prices.term_times(node, operation, rows=rows, reads=reads, groups=term.groups)
+        return sum(time_at(images, times) / images for images in counted)
+
+    options = {
+        node: forms_of(operation, lambda term, n=node, o=operation: alone(n, o, term))  # type: ignore[misc]
+        for node, operation in operations.items()
+    }
+    whole: Forms = {node: forms[0] for node, forms in options.items()}
+    bounds = [max(pair) for pair in zip(_times(program, whole, costs), _parent(program, whole, costs), strict=True)]
+
+    def shares(forms: Forms) -> list[float]:
+        times = _times(program, forms, costs)
+        return [time_at(images, times) / time_at(images, bounds) for images in counted]
+
+    def cost(forms: Forms) -> float:
+        return sum(shares(forms))
+
+    divided = {
+        node: min(forms, key=lambda form, n=node: sum(alone(n, operations[n], term) for term in form))  # type: ignore[misc]
+        for node, forms in options.items()
+    }
+    best = min((whole, divided), key=cost)
+    taken = cost(best)
+    for _ in range(_SWEEPS):
+        before = taken
+        for node, forms in options.items():
+            for form in forms:
+                if form == best[node]:
+                    continue
+                option = {**best, node: form}
+                if (found := cost(option)) < taken:
+                    best, taken = option, found
+        if before - taken < LEAST_SAVED * len(counted):
+            break
+    return best if max(shares(best)) <= 1 - MARGIN else whole
+
+
+def _times(program: Program, forms: Forms, costs: Costs) -> list[float]:
+    walk = Traversal(program, forms, costs)
+    walk.run()
+    return walk.times
+
+
+def _parent(program: Program, whole: Forms, costs: Costs) -> list[float]:
+    """Return the expected times of the dense network: what its operations take more than the whole ones, added."""
+    times = _times(program, whole, costs)
+    prices = Traversal(program, whole, costs)
+    for node, operation in program.operations.items():
+        if not isinstance(operation, Folded):
+            continue
+        rows, inputs, groups = operation.original
+        (term,) = whole[node]
+        dense = prices.term_times(node, operation, rows=rows // groups, reads=inputs // groups, groups=groups)
+        own = prices.term_times(
+            node, operation, rows=term.rows[0].bit_count(), reads=term.reads[0].bit_count(), groups=1
+        )
+        times = [have + more - less for have, more, less in zip(times, dense, own, strict=True)]
+    return times
+
+
+def _write_in_place(graph: fx.Graph, root: nn.Module) -> None:
+    """Let activations write over what they alone read, where that has memory of its own."""
+    for node in graph.nodes:
+        made = _IN_PLACE.get(node.target) if node.op == "call_function" else None
+        source = node.args[0] if made is not None else None
+        if not isinstance(source, fx.Node) or len(source.users) > 1:
+            continue
+        is_term = source.op == "call_module" and isinstance(root.get_submodule(str(source.target)), FusedTerm)
+        if is_term or source.target in (torch.ops.aten.add.Tensor, torch.cat):
+            node.target = made

@@ -1,0 +1,445 @@
+"""The walk over a branched graph under chosen forms: it adds up what they are expected to take, and writes them.
+
+Values travel in blocks of nodes, one for each term that makes them. What treats each node alone is done block by block,
+so that a branch is not put together and taken apart again between two operations. Blocks are put together where
+something reads them in another way, once for each value and each way.
+"""
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from nas_blockout.backbones.inference_cost import BATCHES, LANES, Costs
+from nas_blockout.graph.forms.folding import Filters, Folded, affine
+from nas_blockout.graph.forms.node_sets import first, members, places_in, runs_in, spread
+from nas_blockout.graph.forms.terms import Form, FusedNorm, Term, fused_filters, fused_term
+from nas_blockout.graph.forms.values import Program
+from nas_blockout.graph.operations import name_of
+from nas_blockout.graph.rewrite.emitter import Emitter
+from nas_blockout.graph.rewrite.training_layers import DropPath, MapDropout
+from nas_blockout.graph.rewrite.unweighted import OPERATIONS, elementwise, reduced, within_maps
+
+_DROPS = (nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout, MapDropout, DropPath)
+_MOST_RUNS = 3  # of consecutive nodes that are read as views; more are copied by index
+_MOST_BLOCKS = 8  # that a concatenation keeps apart
+_FREE = {"reshape", "view", "permute", "transpose", "unsqueeze", "squeeze", "select", "expand", "getitem", "sym_size"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Nodes of a value that stand together in memory, ascending; `handle` computes them."""
+
+    nodes: int
+    handle: fx.Node | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """Blocks that together are the nodes of a value along a dim, each node once."""
+
+    node: fx.Node
+    dim: int
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """Nodes of a value in one tensor: in which order, and whether they are a view of a larger one."""
+
+    handle: fx.Node | None
+    order: tuple[int, ...]
+    is_view: bool = False
+
+
+class Traversal:
+    """One walk.
+
+    Args:
+        program: The graph.
+        forms: Of each weighted operation but those that filter each node alone.
+        costs: Of the runtime.
+        emitter: Writes the new graph; None to find only the expected time.
+
+    Attributes:
+        times: Expected microseconds, for one image and for many.
+    """
+
+    def __init__(
+        self, program: Program, forms: Mapping[fx.Node, Form], costs: Costs, emitter: Emitter | None = None
+    ) -> None:
+        self.program, self.forms, self.costs, self.emitter = program, forms, costs, emitter
+        self.times = [0.0] * len(BATCHES)
+        self._values: dict[fx.Node, Value] = {}
+        self._reads: dict[tuple[fx.Node, int, bool], Read] = {}
+
+    def run(self) -> fx.Node | None:
+        """Walk over the graph and return the new logits."""
+        for node in self.program.body.graph.nodes:
+            if node.op == "output":
+                return self._whole(node.args[0])
+            self._values[node] = self._counterpart(node)
+        raise AssertionError("a graph has an output")
+
+    # ---- what is expected of operations
+
+    def term_times(self, node: fx.Node, operation: Folded | Filters, *, rows: int, reads: int, groups: int) -> list[float]:
+        """Return the expected times of one convolution or product.
+
+        Args:
+            node: The operation.
+            operation: What is known of it.
+            rows: That each group makes.
+            reads: Places that each group reads.
+            groups: Number of groups.
+        """
+        window = operation.call.window
+        kind, lanes = (4, LANES) if window else (2, 1)
+        dim = operation.call.dim(len(self.program.shapes[node]))
+        used = self.program.numbers(node, dim)
+        read = self.program.numbers(node.args[0], dim) * reads * groups
+        kernel = operation.kernel if isinstance(operation, Folded) else operation.weight[0, 0].numel()
+        macs = used * -(-rows // lanes) * lanes * reads * groups * kernel
+        if isinstance(operation, Filters):
+            macs = used * reads * groups * kernel
+        written = used * rows * groups
+        return [
+            rates.time(read=images * read, written=images * written, macs=images * macs, in_groups=groups > 1)
+            for rates, images in zip(self.costs.term[kind], BATCHES, strict=True)
+        ]
+
+    def _charge(self, times: Sequence[float]) -> None:
+        self.times = [have + more for have, more in zip(self.times, times, strict=True)]
+
+    def _follow(self, node: fx.Node, count: int) -> None:
+        """Charge what works on each of `count` numbers of an image by itself."""
+        kind = 4 if len(self.program.shapes.get(node, ())) > 2 else 2
+        rates = zip(self.costs.followed[kind], BATCHES, strict=True)
+        self._charge([each.time(read=images * count) for each, images in rates])
+
+    def _copying(self, value: Value, pieces: int, width: int) -> list[float]:
+        used = self.program.numbers(value.node, value.dim)
+        return [
+            each.time(read=images * used * pieces, written=images * used * width) + self.costs.piece * pieces
+            for each, images in zip(self.costs.copied, BATCHES, strict=True)
+        ]
+
+    # ---- reading
+
+    def _read(self, value: Value, wanted: int, *, ordered: bool = False) -> Read:
+        """Return some nodes of a value in one tensor, in ascending order if asked for."""
+        parts = [(block, block.nodes & wanted) for block in value.blocks if block.nodes & wanted]
+        if len(parts) == 1 and parts[0][0].nodes == wanted:
+            return Read(parts[0][0].handle, members(wanted))
+        key = (value.node, wanted, ordered)
+        if key not in self._reads:
+            read = self._put_together(value, parts)
+            if ordered and list(read.order) != sorted(read.order):
+                places = sorted(range(len(read.order)), key=read.order.__getitem__)
+                self._charge(self._copying(value, len(runs_of(places)), len(places)))
+                read = Read(self._taken(read.handle, value.dim, places), tuple(sorted(read.order)))
+            self._reads[key] = read
+        return self._reads[key]
+
+    def _put_together(self, value: Value, parts: Sequence[tuple[Block, int]]) -> Read:
+        handles: list[fx.Node | None] = []
+        for block, part in parts:
+            runs = runs_in(part, block.nodes)
+            if part == block.nodes:
+                handles.append(block.handle)
+            elif len(runs) > _MOST_RUNS:
+                self._charge(self._copying(value, len(runs), part.bit_count()))
+                handles.append(self._taken(block.handle, value.dim, places_in(part, block.nodes)))
+            else:
+                handles += [self._narrowed(block.handle, value.dim, start, stop - start) for start, stop in runs]
+        order = tuple(node for _, part in parts for node in members(part))
+        if len(handles) == 1:
+            return Read(handles[0], order, is_view=len(runs_in(parts[0][1], parts[0][0].nodes)) == 1)
+        self._charge(self._copying(value, len(handles), len(order)))
+        return Read(self._call(torch.cat, handles, value.dim), order)
+
+    def _along(self, node: fx.Node, dim: int) -> Value:
+        """Return the counterpart of a value in blocks along a dim."""
+        value = self._values[node]
+        if value.dim == dim or not self.program.shapes.get(node):
+            return value
+        return Value(node, dim, (Block(first(self.program.shapes[node][dim]), self._whole(node)),))
+
+    def _whole(self, node: fx.Node) -> fx.Node | None:
+        value = self._values[node]
+        if len(value.blocks) == 1:
+            return value.blocks[0].handle
+        everything = sum(block.nodes for block in value.blocks)
+        return self._read(value, everything, ordered=True).handle
+
+    def _one(self, node: fx.Node, handle: fx.Node | None, dim: int = 1) -> Value:
+        shape = self.program.shapes.get(node, ())
+        dim = dim if dim < len(shape) else 0
+        return Value(node, dim, (Block(first(shape[dim]) if shape else 1, handle),))
+
+    # ---- writing
+
+    def _call(self, function: Any, *args: Any) -> fx.Node | None:
+        return self.emitter.call(function, *args) if self.emitter else None
+
+    def _narrowed(self, handle: fx.Node | None, dim: int, start: int, length: int) -> fx.Node | None:
+        return self._call(torch.narrow, handle, dim, start, length)
+
+    def _taken(self, handle: fx.Node | None, dim: int, places: Sequence[int]) -> fx.Node | None:
+        if self.emitter is None or handle is None:
+            return None
+        return self.emitter.select(handle, dim, torch.tensor(places))
+
+    # ---- operations
+
+    def _counterpart(self, node: fx.Node) -> Value:
+        if node.op == "placeholder":
+            image = None
+            if self.emitter:
+                image = self.emitter.image.node
+                if len(self.program.shapes[node]) == 4:
+                    image = self.emitter.graph.call_method(
+                        "contiguous", (image,), {"memory_format": torch.channels_last}
+                    )
+            return self._one(node, image)
+        if node.op == "call_module":
+            return self._module(node)
+        if node.op == "call_function":
+            handler = OPERATIONS.get(name_of(node))
+            name = name_of(node)
+            if handler in (elementwise, within_maps, reduced):
+                return self._node_by_node(node, pools=handler is within_maps, reduces=handler is reduced)
+            if name == "cat":
+                return self._concatenated(node)
+            if name == "narrow":
+                return self._cut(node)
+            if name == "reshape" and (flat := self._flattened(node)):
+                return flat
+        return self._copied(node)
+
+    def _module(self, node: fx.Node) -> Value:
+        module, source = self.program.modules[str(node.target)], node.args[0]
+        assert isinstance(source, fx.Node)
+        operation = self.program.operations.get(node)
+        if node in self.program.gone or isinstance(module, _DROPS):
+            value = self._values[source]
+            return Value(node, value.dim, value.blocks)
+        if isinstance(operation, Folded):
+            return self._divided(node, operation, source)
+        if isinstance(operation, Filters):
+            return self._filtered(node, operation, source)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            return self._normalized(node, module, source)
+        return self._copied(node)
+
+    def _divided(self, node: fx.Node, operation: Folded, source: fx.Node) -> Value:
+        dim = operation.call.dim(len(self.program.shapes[node]))
+        value = self._along(source, dim)
+        blocks: list[Block] = []
+        for number, term in enumerate(self.forms[node]):
+            read = self._read_by(node, operation, term, value)
+            made = term.made()
+            share, height = len(read.order) // term.groups, len(made) // term.groups
+            self._charge(self.term_times(node, operation, rows=height, reads=share, groups=term.groups))
+            handle = self._held(f"{node.target}.{number}", lambda t=term, r=read: fused_term(operation, t, r.order), read)
+            nodes = sum(term.rows)
+            blocks.append(Block(nodes, self._in_order(node, dim, handle, made)))
+        return Value(node, dim, tuple(blocks))
+
+    def _read_by(self, node: fx.Node, operation: Folded, term: Term, value: Value) -> Read:
+        """Return what a term reads: no more than that, or whole blocks against zeros where that takes less time."""
+        kind_copies = operation.call.window > 0
+        if term.groups > 1:
+            return self._read_in_groups(term, value)
+        exact = term.reads[0]
+        touched = sum(block.nodes for block in value.blocks if block.nodes & exact)
+        if touched != exact:
+            options = []
+            for wanted in (exact, touched):
+                pieces = sum(
+                    len(runs_in(block.nodes & wanted, block.nodes)) for block in value.blocks if block.nodes & wanted
+                )
+                moves = pieces > 1 or (kind_copies and wanted == exact)
+                copy = self._copying(value, pieces, wanted.bit_count())
+                if not moves or (value.node, wanted, False) in self._reads and pieces > 1:
+                    copy = [0.0] * len(BATCHES)
+                times = self.term_times(
+                    node, operation, rows=term.rows[0].bit_count(), reads=wanted.bit_count(), groups=1
+                )
+                options.append([more + each for more, each in zip(copy, times, strict=True)])
+            if sum(wide / narrow for narrow, wide in zip(*options, strict=True)) < len(BATCHES):
+                exact = touched
+        read = self._read(value, exact)
+        if read.is_view and kind_copies:  # a convolution makes a copy of a view for itself
+            self._charge(self._copying(value, 1, exact.bit_count()))
+        return read
+
+    def _read_in_groups(self, term: Term, value: Value) -> Read:
+        everything = 0
+        for reads in term.reads:
+            everything |= reads
+        read, wanted = self._read(value, everything), term.read()
+        if wanted == read.order:
+            return read
+        at = {place: number for number, place in enumerate(read.order)}
+        places = [at.get(place, 0) for place in wanted]  # anything stands where a column of zeros reads it
+        self._charge(self._copying(value, len(runs_of(places)), len(places)))
+        return Read(self._taken(read.handle, value.dim, places), wanted)
+
+    def _in_order(self, node: fx.Node, dim: int, handle: fx.Node | None, made: Sequence[int]) -> fx.Node | None:
+        """Return the rows that a term has made in ascending order, without those that only fill up its groups."""
+        places = sorted((row, place) for place, row in enumerate(made) if row >= 0)
+        order = [place for _, place in places]
+        if order == list(range(len(made))):
+            return handle
+        value = Value(node, dim, ())
+        self._charge(self._copying(value, len(runs_of(order)), len(order)))
+        return self._taken(handle, dim, order)
+
+    def _held(self, path: str, build: Any, read: Read) -> fx.Node | None:
+        return self.emitter.module(path, build, read.handle) if self.emitter else None
+
+    def _filtered(self, node: fx.Node, operation: Filters, source: fx.Node) -> Value:
+        value = self._along(source, 1)
+        blocks = []
+        for number, block in enumerate(value.blocks):
+            nodes = members(block.nodes)
+            self._charge(self.term_times(node, operation, rows=1, reads=1, groups=len(nodes)))
+            handle = self._held(
+                f"{node.target}.{number}", lambda n=nodes: fused_filters(operation, n), Read(block.handle, nodes)
+            )
+            blocks.append(Block(block.nodes, handle))
+        return Value(node, 1, tuple(blocks))
+
+    def _normalized(self, node: fx.Node, module: Any, source: fx.Node) -> Value:
+        value, rank, blocks = self._along(source, 1), len(self.program.shapes[node]), []
+        for number, block in enumerate(value.blocks):
+            nodes = members(block.nodes)
+            self._follow(node, self.program.numbers(node, 1) * len(nodes))
+
+            def build(nodes: tuple[int, ...] = nodes) -> nn.Module:
+                with torch.no_grad():
+                    factors, shifts = affine(module)
+                return FusedNorm(factors[list(nodes)], shifts[list(nodes)], rank)
+
+            handle = self._held(f"{node.target}.{number}", build, Read(block.handle, nodes))
+            blocks.append(Block(block.nodes, handle))
+        return Value(node, 1, tuple(blocks))
+
+    def _node_by_node(self, node: fx.Node, *, pools: bool, reduces: bool) -> Value:
+        """Add an operation that treats each node alone, block by block."""
+        shapes = self.program.shapes
+        if node not in shapes:  # of several results
+            return self._copied(node)
+        operands = [each for each in node.all_input_nodes if each in shapes]
+        in_blocks = [each for each in operands if len(self._values[each].blocks) > 1]
+        dims = {self._values[each].dim for each in in_blocks}
+        if len(dims) != 1:
+            return self._copied(node)
+        dim = dims.pop()
+        at, rank = dim, len(shapes[node])
+        if reduces:
+            at = self._dim_left(node, operands[0], dim)
+        elif any(len(shapes[each]) != rank for each in in_blocks) or (pools and dim != 1):
+            at = -1
+        width = shapes[in_blocks[0]][dim]
+        if at < 0 or shapes[node][at] != width or (reduces and len(operands) > 1):
+            return self._copied(node)
+        shared = max((self._values[each] for each in in_blocks), key=lambda value: len(value.blocks))
+        blocks = []
+        for block in shared.blocks:
+            handles = {}
+            for each in operands:
+                own = dim - (rank - len(shapes[each])) if not reduces else dim
+                split = own >= 0 and shapes[each][own] == width
+                handles[each] = (
+                    self._read(self._along(each, own), block.nodes, ordered=True).handle if split else self._whole(each)
+                )
+            self._follow(node, self.program.numbers(node, at) * block.nodes.bit_count())
+            blocks.append(Block(block.nodes, self._repeated(node, handles)))
+        return Value(node, at, tuple(blocks))
+
+    def _dim_left(self, node: fx.Node, source: fx.Node, dim: int) -> int:
+        """Return which dim of the result of a reduction is a dim of its source, -1 if it is gone."""
+        rank = len(self.program.shapes[source])
+        given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        if given is None or given == []:
+            return -1
+        gone = {each % rank for each in ([given] if isinstance(given, int) else given)}  # type: ignore[union-attr,operator]
+        if dim in gone:
+            return -1
+        return dim if len(self.program.shapes[node]) == rank else dim - sum(each < dim for each in gone)
+
+    def _concatenated(self, node: fx.Node) -> Value:
+        operands, rank = node.args[0], len(self.program.shapes[node])
+        dim = (node.args[1] if len(node.args) > 1 else 0) % rank  # type: ignore[operator]
+        assert isinstance(operands, list | tuple)
+        values = [self._along(each, dim) for each in operands]  # type: ignore[arg-type]
+        count = sum(len(value.blocks) for value in values)
+        if not len(values) < count <= _MOST_BLOCKS:
+            return self._copied(node)
+        blocks, offset = [], 0
+        for each, value in zip(operands, values, strict=True):
+            blocks += [Block(block.nodes << offset, block.handle) for block in value.blocks]
+            offset += self.program.shapes[each][dim]  # type: ignore[index]
+        return Value(node, dim, tuple(blocks))
+
+    def _cut(self, node: fx.Node) -> Value:
+        source, dim, start, length = node.args
+        value = self._values[source]  # type: ignore[index]
+        if value.dim != dim or len(value.blocks) == 1:
+            return self._copied(node)
+        wanted = first(length) << start  # type: ignore[arg-type,operator]
+        blocks = []
+        for block in value.blocks:
+            if part := block.nodes & wanted:
+                read = self._read(value, part)
+                blocks.append(Block(part >> start, read.handle))  # type: ignore[operator]
+        return Value(node, int(dim), tuple(blocks))  # type: ignore[arg-type]
+
+    def _flattened(self, node: fx.Node) -> Value | None:
+        """Return the blocks of maps of which each position is read by itself; None where that is not what is done."""
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        value, shape = self._values[source], self.program.shapes[source]
+        positions = self.program.numbers(source, 1) if len(shape) > 2 else 0
+        if value.dim != 1 or len(value.blocks) < 2 or self.program.shapes[node] != (1, shape[1] * positions):
+            return None
+        blocks = []
+        for block in value.blocks:
+            width = block.nodes.bit_count() * positions
+            handle = self._call(torch.ops.aten.reshape.default, block.handle, [-1, width])
+            blocks.append(Block(spread(block.nodes, positions), handle))
+        return Value(node, 1, tuple(blocks))
+
+    def _copied(self, node: fx.Node) -> Value:
+        """Add the same operation on whole values."""
+        if node in self.program.shapes and name_of(node) not in _FREE and node.op == "call_function":
+            shape = self.program.shapes[node]
+            self._follow(node, self.program.numbers(node, 0) * shape[0] if shape else 1)
+        handles = {each: self._whole(each) for each in node.all_input_nodes}
+        return self._one(node, self._repeated(node, handles))
+
+    def _repeated(self, node: fx.Node, handles: Mapping[fx.Node, fx.Node | None]) -> fx.Node | None:
+        if self.emitter is None:
+            return None
+        args = fx.node.map_arg(node.args, lambda each: handles[each])
+        kwargs = fx.node.map_arg(node.kwargs, lambda each: handles[each])
+        if node.op == "get_attr":
+            value: Any = self.program.body
+            for name in str(node.target).split("."):
+                value = getattr(value, name)
+            return self.emitter.constant(value.detach().clone())
+        if node.op == "call_module":
+            return self.emitter.module(str(node.target), lambda: self.program.modules[str(node.target)], *args)
+        if node.op == "call_method":
+            return self.emitter.graph.call_method(str(node.target), args, kwargs)
+        return self.emitter.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
+
+
+def runs_of(places: Sequence[int]) -> list[int]:
+    """Return where runs of consecutive places begin."""
+    return [place for number, place in enumerate(places) if not number or places[number - 1] != place - 1]
