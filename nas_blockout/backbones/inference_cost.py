@@ -56,7 +56,9 @@ class Rates:
 class Costs:
     """What operations take in a runtime, for one image and for many; some by the dimensions of their weight.
 
-    A copy reads its pieces one by one, at every position: what counts as read is pieces, not numbers.
+    A copy reads its pieces one by one, at every position: what counts as read is pieces, not numbers. `weight` are the
+    microseconds a number of a convolution's weight that each call waits for memory: it counts in graphs, whose weights
+    are larger than what is near the processor, not in the chains of small layers that the other rates were measured on.
     """
 
     term: Mapping[int, tuple[Rates, Rates]]
@@ -64,6 +66,7 @@ class Costs:
     added: tuple[Rates, Rates]
     copied: tuple[Rates, Rates]
     piece: float
+    weight: float = 0.3e-3
 
 
 # A product for one image waits for its weight. Calls in groups for one image, what convolutions write for many, and

@@ -1,10 +1,12 @@
 """The form of a branched graph that is only run, chosen by the time that it is expected to take."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, fx, nn
 
 from nas_blockout.backbones.inference import NUMBERS_AT_ONCE
-from nas_blockout.backbones.inference_cost import BATCHES, COSTS, LEAST_SAVED, MARGIN, Costs, time_at
+from nas_blockout.backbones.inference_cost import BATCHES, COSTS, LANES, LEAST_SAVED, MARGIN, Costs, time_at
 from nas_blockout.graph.forms.folding import Folded
 from nas_blockout.graph.forms.terms import Division, Form, FusedTerm, Term, form_of, forms_of
 from nas_blockout.graph.forms.traversal import Traversal
@@ -12,6 +14,9 @@ from nas_blockout.graph.forms.values import Program, program_of
 from nas_blockout.graph.rewrite.emitter import Emitter
 from nas_blockout.networks import Runtime
 
+# Blocks of maps are filled up with zeros where a runtime takes as many channels at a time. PyTorch's convolutions pass
+# over channels that are missing from the last sixteen, onnxruntime leaves its fast layout for them.
+_FILLED_TO: Mapping[Runtime, int] = {"torch": 1, "onnxruntime": LANES}
 _SWEEPS = 3  # over all operations, until none takes another form
 _IN_PLACE = {
     torch.ops.aten.relu.default: torch.ops.aten.relu_.default,
@@ -65,15 +70,15 @@ def fused_graph(
         runtime: What runs it.
         batch: Images that are expected at a time; None for one as well as many.
     """
-    program = program_of(body, shape)
+    program, lanes = program_of(body, shape), _FILLED_TO[runtime]
     if division == "fastest":
-        forms = fastest(program, COSTS[runtime], batch=batch)
+        forms = fastest(program, COSTS[runtime], lanes=lanes, batch=batch)
     else:
         forms = {
             node: form_of(each, division) for node, each in program.operations.items() if isinstance(each, Folded)
         }
     emitter = Emitter(shape)
-    walk = Traversal(program, forms, COSTS[runtime], emitter)
+    walk = Traversal(program, forms, COSTS[runtime], emitter, lanes=lanes)
     logits = walk.run()
     emitter.graph.output(logits)
     _write_in_place(emitter.graph, emitter.root)
@@ -85,9 +90,7 @@ def fused_graph(
     return FusedGraph(new, max(torch.Size(sizes).numel() for sizes in program.shapes.values()))
 
 
-def fastest(
-    program: Program, costs: Costs, *, batch: int | None = None
-) -> Forms:
+def fastest(program: Program, costs: Costs, *, lanes: int, batch: int | None = None) -> Forms:
     """Return the form of each operation with which the graph is expected to take little time.
 
     From all operations whole, and from all divided as far as that saves time of each alone, one after the other takes
@@ -98,6 +101,7 @@ def fastest(
     Args:
         program: The graph.
         costs: Of the runtime.
+        lanes: To a multiple of which blocks of maps are filled up.
         batch: Images that are expected at a time; None for one as well as many.
     """
     counted = BATCHES if batch is None else (batch,)
@@ -114,10 +118,10 @@ def fastest(
         for node, operation in operations.items()
     }
     whole: Forms = {node: forms[0] for node, forms in options.items()}
-    bounds = [max(pair) for pair in zip(_times(program, whole, costs), _parent(program, whole, costs), strict=True)]
+    bounds = [max(pair) for pair in zip(_times(program, whole, costs, lanes), _parent(program, whole, costs, lanes), strict=True)]
 
     def shares(forms: Forms) -> list[float]:
-        times = _times(program, forms, costs)
+        times = _times(program, forms, costs, lanes)
         return [time_at(images, times) / time_at(images, bounds) for images in counted]
 
     def cost(forms: Forms) -> float:
@@ -143,15 +147,15 @@ def fastest(
     return best if max(shares(best)) <= 1 - MARGIN else whole
 
 
-def _times(program: Program, forms: Forms, costs: Costs) -> list[float]:
-    walk = Traversal(program, forms, costs)
+def _times(program: Program, forms: Forms, costs: Costs, lanes: int) -> list[float]:
+    walk = Traversal(program, forms, costs, lanes=lanes)
     walk.run()
     return walk.times
 
 
-def _parent(program: Program, whole: Forms, costs: Costs) -> list[float]:
+def _parent(program: Program, whole: Forms, costs: Costs, lanes: int) -> list[float]:
     """Return the expected times of the dense network: what its operations take more than the whole ones, added."""
-    times = _times(program, whole, costs)
+    times = _times(program, whole, costs, lanes)
     prices = Traversal(program, whole, costs)
     for node, operation in program.operations.items():
         if not isinstance(operation, Folded):

@@ -6,10 +6,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nas_blockout.graph.forms.folding import Filters, Folded
 from nas_blockout.graph.forms.node_sets import members
-from nas_blockout.graph.rewrite.bundles import Call
+from nas_blockout.graph.rewrite.bundles import CONVOLUTIONS, Call
 
 _MOST_MERGED = 48  # parts that are merged one by one; what has more is too many operations anyway
 _LEFT_OUT = -1
@@ -59,13 +60,14 @@ class FusedTerm(nn.Module):
         super().__init__()
         if weight.dim() == 4:
             weight = weight.contiguous(memory_format=torch.channels_last)
-        self.call, self.groups = call, groups
+        self.function: Callable[..., Tensor] = CONVOLUTIONS[call.window] if call.window else F.linear
+        self.arguments = (*call.options, groups) if call.window else ()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rows, without the activation."""
-        return self.call(x, self.weight, self.bias, self.groups)
+        return self.function(x, self.weight, self.bias, *self.arguments)
 
 
 class FusedNorm(nn.Module):
@@ -89,15 +91,15 @@ class FusedNorm(nn.Module):
 
 
 @torch.no_grad()
-def fused_term(operation: Folded, term: Term, reads: Sequence[int]) -> FusedTerm:
+def fused_term(operation: Folded, term: Term, made: Sequence[int], reads: Sequence[int]) -> FusedTerm:
     """Return the module of a term.
 
     Args:
         operation: That the term is a part of.
         term: Which rows of it.
-        reads: Places in the order in which they come; the shares of groups one after the other.
+        made: Rows in the order in which they are made, -1 for zeros; those of groups one after the other.
+        reads: Places in the order in which they come, -1 for what is not read; likewise.
     """
-    made = term.made()
     share, height = len(reads) // term.groups, len(made) // term.groups
     weights = [
         operation.weight(made[group * height : (group + 1) * height], reads[group * share : (group + 1) * share])
@@ -110,8 +112,10 @@ def fused_term(operation: Folded, term: Term, reads: Sequence[int]) -> FusedTerm
 def fused_filters(operation: Filters, nodes: Sequence[int]) -> FusedTerm:
     """Return the module that filters some nodes, each alone."""
     index = torch.tensor(nodes)
-    bias = None if operation.bias is None else operation.bias[index]
-    return FusedTerm(operation.call, operation.weight[index], bias, len(index))
+    there, index = index >= 0, index.clamp(min=0)
+    bias = None if operation.bias is None else torch.where(there, operation.bias[index], 0)
+    weight = operation.weight[index] * there.view(-1, *(1,) * (operation.weight.dim() - 1))
+    return FusedTerm(operation.call, weight, bias, len(index))
 
 
 def form_of(operation: Folded, division: Literal["whole", "split", "grouped"]) -> Form:

@@ -6,12 +6,13 @@ something reads them in another way, once for each value and each way.
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from nas_blockout.backbones.inference_cost import BATCHES, LANES, Costs
 from nas_blockout.graph.forms.folding import Filters, Folded, affine
@@ -29,12 +30,33 @@ _MOST_BLOCKS = 8  # that a concatenation keeps apart
 _FREE = {"reshape", "view", "permute", "transpose", "unsqueeze", "squeeze", "select", "expand", "getitem", "sym_size"}
 
 
+# What makes no value that spoils others out of the zeros that fill up a block, block by block.
+_FILL_HARMLESS = frozenset(
+    """
+    add sub mul relu relu6 hardtanh hardswish hardsigmoid sigmoid silu gelu elu leaky_relu tanh mish clamp mean amax sum
+    max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d
+    """.split()
+)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Nodes of a value that stand together in memory, ascending; `handle` computes them."""
+    """Nodes of a value that stand together in memory, ascending.
+
+    Args:
+        nodes: As a set.
+        handle: Computes them.
+        fill: Places after the nodes that no node has, whose values nothing may depend on.
+    """
 
     nodes: int
     handle: fx.Node | None
+    fill: int = 0
+
+    @property
+    def width(self) -> int:
+        """Places in memory."""
+        return self.nodes.bit_count() + self.fill
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +70,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Read:
-    """Nodes of a value in one tensor: in which order, and whether they are a view of a larger one."""
+    """Nodes of a value in one tensor: in which order, -1 for none, and whether they are a view of a larger one."""
 
     handle: fx.Node | None
     order: tuple[int, ...]
@@ -69,9 +91,10 @@ class Traversal:
     """
 
     def __init__(
-        self, program: Program, forms: Mapping[fx.Node, Form], costs: Costs, emitter: Emitter | None = None
+        self, program: Program, forms: Mapping[fx.Node, Form], costs: Costs, emitter: Emitter | None = None, lanes: int = LANES
     ) -> None:
         self.program, self.forms, self.costs, self.emitter = program, forms, costs, emitter
+        self.lanes = lanes
         self.times = [0.0] * len(BATCHES)
         self._values: dict[fx.Node, Value] = {}
         self._reads: dict[tuple[fx.Node, int, bool], Read] = {}
@@ -106,8 +129,9 @@ class Traversal:
         if isinstance(operation, Filters):
             macs = used * reads * groups * kernel
         written = used * rows * groups
+        weight = self.costs.weight * rows * reads * groups * kernel if window else 0.0
         return [
-            rates.time(read=images * read, written=images * written, macs=images * macs, in_groups=groups > 1)
+            weight + rates.time(read=images * read, written=images * written, macs=images * macs, in_groups=groups > 1)
             for rates, images in zip(self.costs.term[kind], BATCHES, strict=True)
         ]
 
@@ -129,37 +153,39 @@ class Traversal:
 
     # ---- reading
 
-    def _read(self, value: Value, wanted: int, *, ordered: bool = False) -> Read:
-        """Return some nodes of a value in one tensor, in ascending order if asked for."""
+    def _read(self, value: Value, wanted: int, *, bare: bool = False) -> Read:
+        """Return some nodes of a value in one tensor; if `bare`, in ascending order and nothing else."""
         parts = [(block, block.nodes & wanted) for block in value.blocks if block.nodes & wanted]
-        if len(parts) == 1 and parts[0][0].nodes == wanted:
-            return Read(parts[0][0].handle, members(wanted))
-        key = (value.node, wanted, ordered)
+        if len(parts) == 1 and parts[0][0].nodes == wanted and not (bare and parts[0][0].fill):
+            return Read(parts[0][0].handle, (*members(wanted), *(-1,) * parts[0][0].fill))
+        key = (value.node, wanted, bare)
         if key not in self._reads:
-            read = self._put_together(value, parts)
-            if ordered and list(read.order) != sorted(read.order):
+            read = self._put_together(value, parts, bare=bare)
+            if bare and list(read.order) != sorted(read.order):
                 places = sorted(range(len(read.order)), key=read.order.__getitem__)
                 self._charge(self._copying(value, len(runs_of(places)), len(places)))
                 read = Read(self._taken(read.handle, value.dim, places), tuple(sorted(read.order)))
             self._reads[key] = read
         return self._reads[key]
 
-    def _put_together(self, value: Value, parts: Sequence[tuple[Block, int]]) -> Read:
+    def _put_together(self, value: Value, parts: Sequence[tuple[Block, int]], *, bare: bool) -> Read:
         handles: list[fx.Node | None] = []
+        order: list[int] = []
         for block, part in parts:
             runs = runs_in(part, block.nodes)
-            if part == block.nodes:
+            order += members(part)
+            if part == block.nodes and not (bare and block.fill):
                 handles.append(block.handle)
+                order += (-1,) * block.fill
             elif len(runs) > _MOST_RUNS:
                 self._charge(self._copying(value, len(runs), part.bit_count()))
                 handles.append(self._taken(block.handle, value.dim, places_in(part, block.nodes)))
             else:
                 handles += [self._narrowed(block.handle, value.dim, start, stop - start) for start, stop in runs]
-        order = tuple(node for _, part in parts for node in members(part))
         if len(handles) == 1:
-            return Read(handles[0], order, is_view=len(runs_in(parts[0][1], parts[0][0].nodes)) == 1)
+            return Read(handles[0], tuple(order), is_view=len(runs_in(parts[0][1], parts[0][0].nodes)) == 1)
         self._charge(self._copying(value, len(handles), len(order)))
-        return Read(self._call(torch.cat, handles, value.dim), order)
+        return Read(self._call(torch.cat, handles, value.dim), tuple(order))
 
     def _along(self, node: fx.Node, dim: int) -> Value:
         """Return the counterpart of a value in blocks along a dim."""
@@ -170,10 +196,8 @@ class Traversal:
 
     def _whole(self, node: fx.Node) -> fx.Node | None:
         value = self._values[node]
-        if len(value.blocks) == 1:
-            return value.blocks[0].handle
         everything = sum(block.nodes for block in value.blocks)
-        return self._read(value, everything, ordered=True).handle
+        return self._read(value, everything, bare=True).handle
 
     def _one(self, node: fx.Node, handle: fx.Node | None, dim: int = 1) -> Value:
         shape = self.program.shapes.get(node, ())
@@ -241,13 +265,21 @@ class Traversal:
         blocks: list[Block] = []
         for number, term in enumerate(self.forms[node]):
             read = self._read_by(node, operation, term, value)
-            made = term.made()
+            made = self._filled_up(operation, term)
             share, height = len(read.order) // term.groups, len(made) // term.groups
             self._charge(self.term_times(node, operation, rows=height, reads=share, groups=term.groups))
-            handle = self._held(f"{node.target}.{number}", lambda t=term, r=read: fused_term(operation, t, r.order), read)
+            handle = self._held(node, number, lambda t=term, m=made, r=read: fused_term(operation, t, m, r.order), read.handle)
             nodes = sum(term.rows)
-            blocks.append(Block(nodes, self._in_order(node, dim, handle, made)))
+            fill = len(made) - nodes.bit_count() if term.groups == 1 else 0
+            blocks.append(Block(nodes, self._in_order(node, dim, handle, made[: len(made) - fill]), fill))
         return Value(node, dim, tuple(blocks))
+
+    def _filled_up(self, operation: Folded, term: Term) -> tuple[int, ...]:
+        """Return the rows that a term makes, with zeros after them if there will be several blocks of maps."""
+        made = term.made()
+        if term.groups > 1 or not operation.call.window or len(made) == operation.width:
+            return made
+        return (*made, *(-1,) * (-len(made) % self.lanes))
 
     def _read_by(self, node: fx.Node, operation: Folded, term: Term, value: Value) -> Read:
         """Return what a term reads: no more than that, or whole blocks against zeros where that takes less time."""
@@ -281,7 +313,7 @@ class Traversal:
         everything = 0
         for reads in term.reads:
             everything |= reads
-        read, wanted = self._read(value, everything), term.read()
+        read, wanted = self._read(value, everything, bare=True), term.read()
         if wanted == read.order:
             return read
         at = {place: number for number, place in enumerate(read.order)}
@@ -299,34 +331,36 @@ class Traversal:
         self._charge(self._copying(value, len(runs_of(order)), len(order)))
         return self._taken(handle, dim, order)
 
-    def _held(self, path: str, build: Any, read: Read) -> fx.Node | None:
-        return self.emitter.module(path, build, read.handle) if self.emitter else None
+    def _held(self, node: fx.Node, number: int, build: Callable[[], nn.Module], handle: fx.Node | None) -> fx.Node | None:
+        """Add a module for a part of an operation; a weight that is used twice may be divided in two ways."""
+        path = f"{node.target}.{number}"
+        if self.emitter is None:
+            return None
+        return self.emitter.module(f"{path}.{node.name}" if self.emitter.holds(path) else path, build, handle)
 
     def _filtered(self, node: fx.Node, operation: Filters, source: fx.Node) -> Value:
         value = self._along(source, 1)
         blocks = []
         for number, block in enumerate(value.blocks):
-            nodes = members(block.nodes)
+            nodes = (*members(block.nodes), *(-1,) * block.fill)
             self._charge(self.term_times(node, operation, rows=1, reads=1, groups=len(nodes)))
-            handle = self._held(
-                f"{node.target}.{number}", lambda n=nodes: fused_filters(operation, n), Read(block.handle, nodes)
-            )
-            blocks.append(Block(block.nodes, handle))
+            handle = self._held(node, number, lambda n=nodes: fused_filters(operation, n), block.handle)
+            blocks.append(Block(block.nodes, handle, block.fill))
         return Value(node, 1, tuple(blocks))
 
     def _normalized(self, node: fx.Node, module: Any, source: fx.Node) -> Value:
         value, rank, blocks = self._along(source, 1), len(self.program.shapes[node]), []
         for number, block in enumerate(value.blocks):
             nodes = members(block.nodes)
-            self._follow(node, self.program.numbers(node, 1) * len(nodes))
+            self._follow(node, self.program.numbers(node, 1) * block.width)
 
-            def build(nodes: tuple[int, ...] = nodes) -> nn.Module:
+            def build(nodes: tuple[int, ...] = nodes, fill: int = block.fill) -> nn.Module:
                 with torch.no_grad():
-                    factors, shifts = affine(module)
-                return FusedNorm(factors[list(nodes)], shifts[list(nodes)], rank)
+                    factors, shifts = (F.pad(each[list(nodes)], (0, fill)) for each in affine(module))
+                return FusedNorm(factors, shifts, rank)
 
-            handle = self._held(f"{node.target}.{number}", build, Read(block.handle, nodes))
-            blocks.append(Block(block.nodes, handle))
+            handle = self._held(node, number, build, block.handle)
+            blocks.append(Block(block.nodes, handle, block.fill))
         return Value(node, 1, tuple(blocks))
 
     def _node_by_node(self, node: fx.Node, *, pools: bool, reduces: bool) -> Value:
@@ -351,15 +385,20 @@ class Traversal:
         shared = max((self._values[each] for each in in_blocks), key=lambda value: len(value.blocks))
         blocks = []
         for block in shared.blocks:
-            handles = {}
+            reads = {}
             for each in operands:
-                own = dim - (rank - len(shapes[each])) if not reduces else dim
-                split = own >= 0 and shapes[each][own] == width
-                handles[each] = (
-                    self._read(self._along(each, own), block.nodes, ordered=True).handle if split else self._whole(each)
-                )
-            self._follow(node, self.program.numbers(node, at) * block.nodes.bit_count())
-            blocks.append(Block(block.nodes, self._repeated(node, handles)))
+                own = dim if reduces else dim - (rank - len(shapes[each]))
+                if own >= 0 and shapes[each][own] == width:
+                    reads[each] = self._along(each, own)
+            bare = name_of(node) not in _FILL_HARMLESS or any(
+                all((other.nodes, other.fill) != (block.nodes, block.fill) for other in value.blocks)
+                for value in reads.values()
+            )
+            handles = {each: self._whole(each) for each in operands if each not in reads}
+            handles |= {each: self._read(value, block.nodes, bare=bare).handle for each, value in reads.items()}
+            made = Block(block.nodes, self._repeated(node, handles), 0 if bare else block.fill)
+            self._follow(node, self.program.numbers(node, at) * made.width)
+            blocks.append(made)
         return Value(node, at, tuple(blocks))
 
     def _dim_left(self, node: fx.Node, source: fx.Node, dim: int) -> int:
@@ -383,7 +422,7 @@ class Traversal:
             return self._copied(node)
         blocks, offset = [], 0
         for each, value in zip(operands, values, strict=True):
-            blocks += [Block(block.nodes << offset, block.handle) for block in value.blocks]
+            blocks += [Block(block.nodes << offset, block.handle, block.fill) for block in value.blocks]
             offset += self.program.shapes[each][dim]  # type: ignore[index]
         return Value(node, dim, tuple(blocks))
 
@@ -396,7 +435,7 @@ class Traversal:
         blocks = []
         for block in value.blocks:
             if part := block.nodes & wanted:
-                read = self._read(value, part)
+                read = self._read(value, part, bare=True)
                 blocks.append(Block(part >> start, read.handle))  # type: ignore[operator]
         return Value(node, int(dim), tuple(blocks))  # type: ignore[arg-type]
 
@@ -411,7 +450,8 @@ class Traversal:
         blocks = []
         for block in value.blocks:
             width = block.nodes.bit_count() * positions
-            handle = self._call(torch.ops.aten.reshape.default, block.handle, [-1, width])
+            bare = self._read(value, block.nodes, bare=True).handle
+            handle = self._call(torch.ops.aten.reshape.default, bare, [-1, width])
             blocks.append(Block(spread(block.nodes, positions), handle))
         return Value(node, 1, tuple(blocks))
 
