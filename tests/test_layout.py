@@ -135,7 +135,7 @@ IMPORTERS = {
     "igraph": ["nas_blockout/canonical_form.py"],
     "sklearn": ["nas_blockout/*"],
     "scipy": ["nas_blockout/*"],
-    "torch": ["nas_blockout/*", "services/*"],
+    "torch": ["nas_blockout/*", "services/*", "search_spaces/studies/*.py"],  # the last: networks of bundled studies
     "numpy": ["nas_blockout/*", "services/*"],
 }
 
