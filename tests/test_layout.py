@@ -63,7 +63,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "plots": {"structure"},  # how layers are folded into the columns of a diagram
         "export": {"structure"},  # cards and summaries say how far a network branches
         "backbones": set(),
-        "graph": set(),
+        "graph": {"backbones"},  # folding, and what operations are expected to take
         "structure": {"backbones", "methods"},
         "experiment": {"backbones", "data", "export", "graph", "methods", "structure", "train"},
     },

@@ -12,6 +12,7 @@ from nas_blockout.backbones.inference import fold
 from nas_blockout.graph.forms.node_sets import members, set_of
 from nas_blockout.graph.rewrite.bundles import BundledOperation, BundleWeight, Call, DepthwiseOperation
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """Rows of a weight that read the same nodes.
@@ -160,7 +161,7 @@ def _bundles(module: BundledOperation, norm: nn.Module | None) -> Folded:
     if module.order is not None:
         stands[module.order.cpu()] = torch.arange(width)
     biases = [*(bundle.bias for bundle in operations), *([module.constant] if module.constants else [])]
-    given = [bias for bias in biases if bias is not None]
+    given: list[Tensor] = [bias for bias in biases if bias is not None]
     bias = torch.cat(given)[stands.argsort()] if given else None
     bundles, start = [], 0
     for bundle in operations:

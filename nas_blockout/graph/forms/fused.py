@@ -1,5 +1,6 @@
 """The form of a branched graph that is only run, chosen by the time that it is expected to take."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -70,13 +71,12 @@ def fused_graph(
         runtime: What runs it.
         batch: Images that are expected at a time; None for one as well as many.
     """
-    program, lanes = program_of(body, shape), _FILLED_TO[runtime]
+    device = next((each.device for each in body.parameters()), torch.device("cpu"))
+    program, lanes = program_of(copy.deepcopy(body).cpu(), shape), _FILLED_TO[runtime]
     if division == "fastest":
         forms = fastest(program, COSTS[runtime], lanes=lanes, batch=batch)
     else:
-        forms = {
-            node: form_of(each, division) for node, each in program.operations.items() if isinstance(each, Folded)
-        }
+        forms = {node: form_of(each, division) for node, each in program.operations.items() if isinstance(each, Folded)}
     emitter = Emitter(shape)
     walk = Traversal(program, forms, COSTS[runtime], emitter, lanes=lanes)
     logits = walk.run()
@@ -87,7 +87,7 @@ def fused_graph(
     new.graph.lint()
     new.recompile()
     new.delete_all_unused_submodules()
-    return FusedGraph(new, max(torch.Size(sizes).numel() for sizes in program.shapes.values()))
+    return FusedGraph(new, max(torch.Size(sizes).numel() for sizes in program.shapes.values())).to(device)
 
 
 def fastest(program: Program, costs: Costs, *, lanes: int, batch: int | None = None) -> Forms:
@@ -118,7 +118,10 @@ def fastest(program: Program, costs: Costs, *, lanes: int, batch: int | None = N
         for node, operation in operations.items()
     }
     whole: Forms = {node: forms[0] for node, forms in options.items()}
-    bounds = [max(pair) for pair in zip(_times(program, whole, costs, lanes), _parent(program, whole, costs, lanes), strict=True)]
+    bounds = [
+        max(pair)
+        for pair in zip(_times(program, whole, costs, lanes), _parent(program, whole, costs, lanes), strict=True)
+    ]
 
     def shares(forms: Forms) -> list[float]:
         times = _times(program, forms, costs, lanes)

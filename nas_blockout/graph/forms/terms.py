@@ -12,7 +12,8 @@ from nas_blockout.graph.forms.folding import Filters, Folded
 from nas_blockout.graph.forms.node_sets import members
 from nas_blockout.graph.rewrite.bundles import CONVOLUTIONS, Call
 
-_MOST_MERGED = 48  # parts that are merged one by one; what has more is too many operations anyway
+_MOST_MERGED = 48  # parts that are merged one by one
+_MOST_TERMS = 8  # that are weighed: more take long to export, and hardly ever less time to run
 _LEFT_OUT = -1
 
 
@@ -154,8 +155,10 @@ def forms_of(operation: Folded, time: Callable[[Term], float]) -> tuple[Form, ..
         forms.append(tuple(_term(part) for part in apart))
         if operation.call.window:
             forms.append((_grouped(apart),))
-    forms += _stages(split if len(split) <= _MOST_MERGED else apart, time)
-    return tuple(dict.fromkeys(forms))
+    merged = split if len(split) <= _MOST_MERGED else apart
+    if len(merged) <= _MOST_MERGED:
+        forms += _stages(merged, time)
+    return tuple(dict.fromkeys(form for form in forms if len(form) <= _MOST_TERMS))
 
 
 _Part = tuple[int, int]  # rows and reads
@@ -196,7 +199,7 @@ def _components(parts: Sequence[_Part]) -> list[_Part]:
 
 def _stages(split: Sequence[_Part], time: Callable[[Term], float]) -> list[Form]:
     """Return the division into the given parts, and those after each merge of the two that cost least to merge."""
-    parts = {number: part for number, part in enumerate(split)}
+    parts = dict(enumerate(split))
     taken = {number: time(_term(part)) for number, part in parts.items()}
     added: dict[tuple[int, int], float] = {}
 
@@ -221,6 +224,4 @@ def _stages(split: Sequence[_Part], time: Callable[[Term], float]) -> list[Form]
 
 def _filled(groups: Sequence[int]) -> tuple[int, ...]:
     most = max(group.bit_count() for group in groups)
-    return tuple(
-        place for group in groups for place in (*members(group), *(_LEFT_OUT,) * (most - group.bit_count()))
-    )
+    return tuple(place for group in groups for place in (*members(group), *(_LEFT_OUT,) * (most - group.bit_count())))

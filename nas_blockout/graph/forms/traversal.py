@@ -5,9 +5,9 @@ so that a branch is not put together and taken apart again between two operation
 something reads them in another way, once for each value and each way.
 """
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,12 +31,11 @@ _FREE = {"reshape", "view", "permute", "transpose", "unsqueeze", "squeeze", "sel
 
 
 # What makes no value that spoils others out of the zeros that fill up a block, block by block.
-_FILL_HARMLESS = frozenset(
-    """
+_HARMLESS = """
     add sub mul relu relu6 hardtanh hardswish hardsigmoid sigmoid silu gelu elu leaky_relu tanh mish clamp mean amax sum
     max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d
-    """.split()
-)
+"""
+_FILL_HARMLESS = frozenset(_HARMLESS.split())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +90,12 @@ class Traversal:
     """
 
     def __init__(
-        self, program: Program, forms: Mapping[fx.Node, Form], costs: Costs, emitter: Emitter | None = None, lanes: int = LANES
+        self,
+        program: Program,
+        forms: Mapping[fx.Node, Form],
+        costs: Costs,
+        emitter: Emitter | None = None,
+        lanes: int = LANES,
     ) -> None:
         self.program, self.forms, self.costs, self.emitter = program, forms, costs, emitter
         self.lanes = lanes
@@ -109,7 +113,9 @@ class Traversal:
 
     # ---- what is expected of operations
 
-    def term_times(self, node: fx.Node, operation: Folded | Filters, *, rows: int, reads: int, groups: int) -> list[float]:
+    def term_times(
+        self, node: fx.Node, operation: Folded | Filters, *, rows: int, reads: int, groups: int
+    ) -> list[float]:
         """Return the expected times of one convolution or product.
 
         Args:
@@ -123,7 +129,7 @@ class Traversal:
         kind, lanes = (4, LANES) if window else (2, 1)
         dim = operation.call.dim(len(self.program.shapes[node]))
         used = self.program.numbers(node, dim)
-        read = self.program.numbers(node.args[0], dim) * reads * groups
+        read = self.program.numbers(node.all_input_nodes[0], dim) * reads * groups
         kernel = operation.kernel if isinstance(operation, Folded) else operation.weight[0, 0].numel()
         macs = used * -(-rows // lanes) * lanes * reads * groups * kernel
         if isinstance(operation, Filters):
@@ -268,7 +274,7 @@ class Traversal:
             made = self._filled_up(operation, term)
             share, height = len(read.order) // term.groups, len(made) // term.groups
             self._charge(self.term_times(node, operation, rows=height, reads=share, groups=term.groups))
-            handle = self._held(node, number, lambda t=term, m=made, r=read: fused_term(operation, t, m, r.order), read.handle)
+            handle = self._held(node, number, partial(fused_term, operation, term, made, read.order), read.handle)
             nodes = sum(term.rows)
             fill = len(made) - nodes.bit_count() if term.groups == 1 else 0
             blocks.append(Block(nodes, self._in_order(node, dim, handle, made[: len(made) - fill]), fill))
@@ -296,7 +302,7 @@ class Traversal:
                 )
                 moves = pieces > 1 or (kind_copies and wanted == exact)
                 copy = self._copying(value, pieces, wanted.bit_count())
-                if not moves or (value.node, wanted, False) in self._reads and pieces > 1:
+                if not moves or (pieces > 1 and (value.node, wanted, False) in self._reads):
                     copy = [0.0] * len(BATCHES)
                 times = self.term_times(
                     node, operation, rows=term.rows[0].bit_count(), reads=wanted.bit_count(), groups=1
@@ -331,7 +337,9 @@ class Traversal:
         self._charge(self._copying(value, len(runs_of(order)), len(order)))
         return self._taken(handle, dim, order)
 
-    def _held(self, node: fx.Node, number: int, build: Callable[[], nn.Module], handle: fx.Node | None) -> fx.Node | None:
+    def _held(
+        self, node: fx.Node, number: int, build: Callable[[], nn.Module], handle: fx.Node | None
+    ) -> fx.Node | None:
         """Add a module for a part of an operation; a weight that is used twice may be divided in two ways."""
         path = f"{node.target}.{number}"
         if self.emitter is None:
@@ -344,7 +352,7 @@ class Traversal:
         for number, block in enumerate(value.blocks):
             nodes = (*members(block.nodes), *(-1,) * block.fill)
             self._charge(self.term_times(node, operation, rows=1, reads=1, groups=len(nodes)))
-            handle = self._held(node, number, lambda n=nodes: fused_filters(operation, n), block.handle)
+            handle = self._held(node, number, partial(fused_filters, operation, nodes), block.handle)
             blocks.append(Block(block.nodes, handle, block.fill))
         return Value(node, 1, tuple(blocks))
 
@@ -404,40 +412,41 @@ class Traversal:
     def _dim_left(self, node: fx.Node, source: fx.Node, dim: int) -> int:
         """Return which dim of the result of a reduction is a dim of its source, -1 if it is gone."""
         rank = len(self.program.shapes[source])
-        given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         if given is None or given == []:
             return -1
-        gone = {each % rank for each in ([given] if isinstance(given, int) else given)}  # type: ignore[union-attr,operator]
+        gone = {each % rank for each in ([given] if isinstance(given, int) else given)}
         if dim in gone:
             return -1
-        return dim if len(self.program.shapes[node]) == rank else dim - sum(each < dim for each in gone)
+        return dim if len(self.program.shapes[node]) == rank else dim - len([each for each in gone if each < dim])
 
     def _concatenated(self, node: fx.Node) -> Value:
-        operands, rank = node.args[0], len(self.program.shapes[node])
-        dim = (node.args[1] if len(node.args) > 1 else 0) % rank  # type: ignore[operator]
-        assert isinstance(operands, list | tuple)
-        values = [self._along(each, dim) for each in operands]  # type: ignore[arg-type]
+        operands: Any = node.args[0]
+        given: Any = node.args[1] if len(node.args) > 1 else 0
+        dim = given % len(self.program.shapes[node])
+        values = [self._along(each, dim) for each in operands]
         count = sum(len(value.blocks) for value in values)
         if not len(values) < count <= _MOST_BLOCKS:
             return self._copied(node)
         blocks, offset = [], 0
         for each, value in zip(operands, values, strict=True):
             blocks += [Block(block.nodes << offset, block.handle, block.fill) for block in value.blocks]
-            offset += self.program.shapes[each][dim]  # type: ignore[index]
+            offset += self.program.shapes[each][dim]
         return Value(node, dim, tuple(blocks))
 
     def _cut(self, node: fx.Node) -> Value:
-        source, dim, start, length = node.args
-        value = self._values[source]  # type: ignore[index]
+        arguments: Any = node.args
+        source, dim, start, length = arguments
+        value = self._values[source]
         if value.dim != dim or len(value.blocks) == 1:
             return self._copied(node)
-        wanted = first(length) << start  # type: ignore[arg-type,operator]
+        wanted = first(length) << start
         blocks = []
         for block in value.blocks:
             if part := block.nodes & wanted:
                 read = self._read(value, part, bare=True)
-                blocks.append(Block(part >> start, read.handle))  # type: ignore[operator]
-        return Value(node, int(dim), tuple(blocks))  # type: ignore[arg-type]
+                blocks.append(Block(part >> start, read.handle))
+        return Value(node, dim, tuple(blocks))
 
     def _flattened(self, node: fx.Node) -> Value | None:
         """Return the blocks of maps of which each position is read by itself; None where that is not what is done."""
@@ -474,7 +483,8 @@ class Traversal:
                 value = getattr(value, name)
             return self.emitter.constant(value.detach().clone())
         if node.op == "call_module":
-            return self.emitter.module(str(node.target), lambda: self.program.modules[str(node.target)], *args)
+            path = str(node.target)
+            return self.emitter.module(path, partial(copy.deepcopy, self.program.modules[path]), *args)
         if node.op == "call_method":
             return self.emitter.graph.call_method(str(node.target), args, kwargs)
         return self.emitter.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
