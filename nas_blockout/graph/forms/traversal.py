@@ -5,6 +5,7 @@ so that a branch is not put together and taken apart again between two operation
 something reads them in another way, once for each value and each way.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
