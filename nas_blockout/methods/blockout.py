@@ -124,19 +124,9 @@ PAPER = BlockoutSettings(
 """Settings of the paper, the preset ``paper``; its networks have no terms of the loss beside the labels."""
 
 PRETRAINED = BlockoutSettings(
-    clusters=1,
-    mask_values="binary",
-    rescale=False,
-    last_probability=0.99,
-    logit_noise=1.0,
-    structure_lr_multiplier=30.0,
-    cost_warmup=0.0,
-    polarization=8.0,
+    mask_values="binary", rescale=False, first_probability=0.98, last_probability=0.99, logit_noise=0.1
 )
-"""Settings for networks that come with weights, the preset ``pretrained``: at first most of them are kept.
-
-One cluster: with more, and P near 1, a weight is kept whatever one membership does, so that no cost can be learned.
-"""
+"""Settings for networks that come with weights, the preset ``pretrained``: at first nearly all of them are kept."""
 
 
 class _Draw(torch.autograd.Function):

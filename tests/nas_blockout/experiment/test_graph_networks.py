@@ -206,22 +206,6 @@ def test_a_network_of_half_the_cost_keeps_the_same_share_of_every_layer(splits: 
     assert evaluate(outcome.model, Run(wanted, splits)._loaders.validation).accuracy >= 0
 
 
-def test_the_cost_can_be_learned_from_where_a_pretrained_network_starts(splits: Splits) -> None:
-    """With four clusters and P near 1 a weight is kept whatever one membership does: only polarization was left."""
-
-    def falling(**changes: Any) -> float:
-        """The share of the memberships, but for the classes', that the terms of the loss beside the labels lower."""
-        wanted = experiment(RESNET, method=replace(PRETRAINED, cost_target=0.5, **changes))
-        model = build(wanted, splits)
-        assert isinstance(model, Blockout)
-        model.ramp = 1.0
-        gradients = torch.autograd.grad(model.penalty(), list(model.logits.values()))[:-1]
-        return float(torch.cat([each.flatten() for each in gradients]).gt(0).float().mean())
-
-    assert falling() > 0.9
-    assert falling(clusters=4, first_probability=0.98, logit_noise=0.1, polarization=2.0) == 0.0
-
-
 def test_a_narrower_network_starts_from_new_weights_beside_one_that_is_pretrained(
     splits: Splits, tmp_path: Path
 ) -> None:
