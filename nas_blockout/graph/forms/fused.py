@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from nas_blockout.backbones.inference import NUMBERS_AT_ONCE
 from nas_blockout.backbones.inference_cost import BATCHES, COSTS, LANES, LEAST_SAVED, MARGIN, Costs, time_at
-from nas_blockout.graph.forms.folding import Folded
+from nas_blockout.graph.forms.folded_operations import Folded
 from nas_blockout.graph.forms.terms import Division, Form, FusedTerm, Term, form_of, forms_of
 from nas_blockout.graph.forms.traversal import Traversal
 from nas_blockout.graph.forms.values import Program, program_of

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_blockout.graph.forms.folding import Filters, Folded
+from nas_blockout.graph.forms.folded_operations import Filters, Folded
 from nas_blockout.graph.forms.node_sets import members
 from nas_blockout.graph.rewrite.bundles import CONVOLUTIONS, Call
 

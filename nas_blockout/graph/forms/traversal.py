@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from nas_blockout.backbones.inference_cost import BATCHES, LANES, Costs
-from nas_blockout.graph.forms.folding import Filters, Folded, affine
+from nas_blockout.graph.forms.folded_operations import Filters, Folded, affine
 from nas_blockout.graph.forms.node_sets import first, members, places_in, runs_in, spread
 from nas_blockout.graph.forms.terms import Form, FusedNorm, Term, fused_filters, fused_term
 from nas_blockout.graph.forms.values import Program

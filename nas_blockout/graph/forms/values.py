@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from nas_blockout.graph.forms.folding import Filters, Folded, folded
+from nas_blockout.graph.forms.folded_operations import Filters, Folded, folded
 
 
 class _Recorder(fx.Interpreter):
