@@ -26,7 +26,7 @@ from nas_blockout.export.cards import ModelDescription, card
 from nas_blockout.export.latency import for_inference
 from nas_blockout.export.model_dir import NETWORK, json_text, sha256, write_json
 from nas_blockout.export.prediction import ExportedModel
-from nas_blockout.export.subprocess_check import BATCHES, PREPROCESSING, REFERENCE, current_names
+from nas_blockout.export.subprocess_check import BATCHES, PREPROCESSING, REFERENCE, WEIGHTS_SEAL, current_names
 from nas_blockout.export.verification import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -41,6 +41,7 @@ from nas_blockout.export.verification import (
 )
 from nas_blockout.networks import Runtime
 
+WEIGHTS = "weights.safetensors"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _BATCH = "batch"
 
@@ -198,7 +199,8 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
             f"and {len(description.class_names)} class names"
         )
     save_file({"images": images, "logits": logits}, folder / REFERENCE)
-    save_weights(deployed.network, folder / "weights.safetensors")
+    save_weights(deployed.network, folder / WEIGHTS)
+    _require_logits(deployed, folder / WEIGHTS, images, logits)
     write_json(folder / "architecture.json", description.architecture or {})
     if description.origin is not None:
         write_json(folder / NETWORK, description.origin)
@@ -208,10 +210,27 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
     skipped = missing_for_onnx()
     with _quiet():
         program = _program(runs["torch"], example)
-        torch.export.save(program, folder / "model.pt2", extra_files=dict(inside))
+        seal = {WEIGHTS_SEAL: sha256(folder / WEIGHTS)}
+        torch.export.save(program, folder / "model.pt2", extra_files=inside | seal)
         if skipped is None:
             _write_onnx(_program(runs["onnxruntime"], example), folder / "model.onnx", example, inside)
     (folder / "card.md").write_text(card(description, without_onnx=skipped), encoding="utf-8")
+
+
+def _require_logits(deployed: nn.Module, path: Path, images: Tensor, logits: Tensor) -> None:
+    """Require of a file of weights that a network which reads it gives the recorded logits.
+
+    Raises:
+        VerificationError: It gives others.
+    """
+    again = copy.deepcopy(deployed)
+    with torch.no_grad():
+        for value in again.network.parameters():  # type: ignore[union-attr]  # of Deployed
+            value.fill_(torch.nan)  # so that what the file does not hold cannot be overlooked
+    load_weights(again.network, path)  # type: ignore[arg-type]  # as above
+    with torch.no_grad():
+        if not torch.equal(torch.cat([again(part) for part in images.split(64)]), logits):
+            raise VerificationError(f"{path.name} does not hold the weights that give the recorded logits")
 
 
 def _reference_images(shape: tuple[int, int, int]) -> Tensor:
