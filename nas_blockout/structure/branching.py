@@ -318,7 +318,10 @@ def _spent(architecture: Architecture, costs: Sequence[LayerCost], inputs: int) 
     spent: dict[Place, GroupCost] = {}
     for (number, position), group in _places(architecture):
         before = architecture.layers[number - 1].groups
-        read = sum(before[source].width for source in architecture.reads(number)[position]) if number else inputs
+        if number:
+            read = sum(before[source].width for source in architecture.reads(number)[position])
+        else:
+            read = 0 if group.constant else inputs  # a constant first layer is what is left of one without nodes
         weights, cost = group.width * read * costs[number].weights, costs[number]
         spent[number, position] = GroupCost(weights * cost.positions, weights + group.width * cost.node_parameters)
     return spent
