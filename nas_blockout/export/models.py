@@ -200,7 +200,7 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
         )
     save_file({"images": images, "logits": logits}, folder / REFERENCE)
     save_weights(deployed.network, folder / WEIGHTS)
-    _require_logits(deployed, folder / WEIGHTS, images, logits)
+    _require_logits(deployed, folder / WEIGHTS, images, logits, name=description.name)
     write_json(folder / "architecture.json", description.architecture or {})
     if description.origin is not None:
         write_json(folder / NETWORK, description.origin)
@@ -217,7 +217,7 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
     (folder / "card.md").write_text(card(description, without_onnx=skipped), encoding="utf-8")
 
 
-def _require_logits(deployed: nn.Module, path: Path, images: Tensor, logits: Tensor) -> None:
+def _require_logits(deployed: nn.Module, path: Path, images: Tensor, logits: Tensor, *, name: str) -> None:
     """Require of a file of weights that a network which reads it gives the recorded logits.
 
     Raises:
@@ -230,7 +230,7 @@ def _require_logits(deployed: nn.Module, path: Path, images: Tensor, logits: Ten
     load_weights(again.network, path)  # type: ignore[arg-type]  # as above
     with torch.no_grad():
         if not torch.equal(torch.cat([again(part) for part in images.split(64)]), logits):
-            raise VerificationError(f"{path.name} does not hold the weights that give the recorded logits")
+            raise VerificationError(f"{name} is not the model that was trained: with {path.name} its logits differ")
 
 
 def _reference_images(shape: tuple[int, int, int]) -> Tensor:

@@ -1,5 +1,6 @@
 """Verification: what is not the model that was exported is refused, with the file and the remedy, and never run."""
 
+import hashlib
 import json
 import math
 import re
@@ -313,6 +314,16 @@ def test_a_number_that_is_none_is_not_within_a_bound() -> None:
     assert found.findings == ("model.pt2: logits differ by nan, more than 1e-04; export the model again",)
 
 
+def test_weights_of_a_graph_are_those_whose_hash_its_program_holds(tmp_path: Path) -> None:
+    save_file({"body.conv.bundles.0.weight": torch.ones(2, 1)}, tmp_path / "weights.safetensors")
+    content = (tmp_path / "weights.safetensors").read_bytes()
+    program = SimpleNamespace(state_dict={"network.body.conv.0.weight": torch.ones(2, 2)})
+    assert _weights(content, lambda: program, lambda: hashlib.sha256(content).hexdigest()) == {"tensors": 0.0}
+    for other in ("", hashlib.sha256(b"others").hexdigest()):
+        with pytest.raises(ValueError, match=r"not the file of weights that model\.pt2 was made of"):
+            _weights(content, lambda: program, lambda other=other: other)  # type: ignore[misc]  # bound at once
+
+
 @pytest.mark.parametrize("operations", get_args(Operations))
 @pytest.mark.parametrize("branched", [True, False])
 def test_weights_are_those_of_the_program_however_it_divides_its_layers(
@@ -326,7 +337,8 @@ def test_weights_are_those_of_the_program_however_it_divides_its_layers(
     save_file(trained.state_dict(), tmp_path / "weights.safetensors")
 
     def differences() -> dict[str, float]:
-        return _weights((tmp_path / "weights.safetensors").read_bytes(), lambda: SimpleNamespace(state_dict=held))
+        content = (tmp_path / "weights.safetensors").read_bytes()
+        return _weights(content, lambda: SimpleNamespace(state_dict=held), lambda: "no hash is asked for")
 
     assert differences() == {"tensors": 0.0}
     numbers = next(value for name, value in held.items() if name.endswith("weight")).view(-1)
