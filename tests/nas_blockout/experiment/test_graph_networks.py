@@ -35,7 +35,7 @@ from nas_blockout.methods.dropout import DropoutSettings
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
-from nas_blockout.train import TrainingSettings, evaluate
+from nas_blockout.train import TrainingSettings
 
 NETWORKS = Path(__file__).parents[2] / "fixtures" / "networks.py"
 SMALL = ModuleSettings(f"{NETWORKS}:Small")
@@ -203,7 +203,6 @@ def test_a_network_of_half_the_cost_keeps_the_same_share_of_every_layer(splits: 
     assert outcome.architecture == narrowed(RESNET, dense // 2, SHAPE, CLASSES)
     assert outcome.architecture.is_dense
     assert abs(outcome.macs - dense // 2) < 0.1 * dense
-    assert evaluate(outcome.model, Run(wanted, splits)._loaders.validation).accuracy >= 0
 
 
 def test_a_narrower_network_starts_from_new_weights_beside_one_that_is_pretrained(
