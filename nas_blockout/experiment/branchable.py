@@ -73,8 +73,12 @@ def analysis_of(backbone: Any, shape: Shape, classes: int) -> GraphAnalysis:
 
 @lru_cache(maxsize=32)
 def _analysis_of(backbone: Any, shape: Shape, classes: int) -> GraphAnalysis:
+    registered = BACKBONES[name_of(backbone)]
+    # A service checks studies of built-in networks, however wide: on `meta` weights take no memory. What a factory
+    # makes is built where its code expects it.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if registered.from_factory else "meta"):
+        network = registered.build(backbone, shape, classes, None, Sites())
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        network = BACKBONES[name_of(backbone)].build(backbone, shape, classes, None, Sites())
         try:
             names = {each.weight: each.targets[0] for each in network.connections}
         except NotImplementedError:

@@ -88,7 +88,7 @@ def _seeded(experiment: Experiment) -> BlockDropSettings:
 
 
 def unbuildable(experiment: Experiment, *, shape: Shape, classes: int) -> Iterator[Conflict]:
-    """Yield why the network of an experiment cannot be built; no weights are allocated, however wide it is.
+    """Yield why the network of an experiment cannot be built; no weights of built-in networks are allocated for that.
 
     Args:
         experiment: What to build.

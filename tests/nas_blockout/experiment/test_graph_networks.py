@@ -2,6 +2,7 @@
 
 import io
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,12 @@ def test_what_a_graph_does_not_allow_is_said_before_anything_is_trained(changes:
 
 def test_the_outline_of_a_network_holds_no_values() -> None:
     assert all(parameter.is_meta for parameter in outline(RESNET, SHAPE, CLASSES).parameters())
+
+
+def test_a_network_is_checked_however_wide_without_memory_for_its_weights() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wide = ResNetSettings(depth=8, width=150.0)
+    network = outline(wide, SHAPE, CLASSES)
+    assert sum(parameter.numel() for parameter in network.parameters()) * 4 > 6 << 30, "bytes"
+    assert list(unbuildable(experiment(wide, pruning=PruningSettings()), shape=SHAPE, classes=CLASSES)) == []
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 << 20, "KiB"
