@@ -22,7 +22,7 @@ from nas_blockout.data import Loader, Splits, load
 from nas_blockout.experiment import EVALUATION_BATCH, Experiment, Run, matched, paths_taken
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from nas_blockout.statistics import significance
-from nas_blockout.train import evaluate
+from nas_blockout.training import evaluate
 from services.study_config.resolution import read, resolve
 from services.study_config.yaml_reader import bundled
 

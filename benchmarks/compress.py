@@ -35,7 +35,7 @@ from nas_blockout.methods import method_from_json
 from nas_blockout.statistics.significance import paired, summary
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
-from nas_blockout.train import Loaders, TrainingSettings, evaluate, fit
+from nas_blockout.training import Loaders, TrainingSettings, evaluate, fit
 
 NETWORK = f"{Path(__file__).parents[1]}/search_spaces/studies/compress.py:resnet18"
 GRADIENT_BATCHES = 8  # from which Taylor's criterion has its gradients

@@ -46,7 +46,7 @@ from nas_blockout.methods import METHODS, method_from_json
 from nas_blockout.methods.block_routing import ROUTES
 from nas_blockout.methods.blockout import draw_memberships
 from nas_blockout.methods.masking import lazily_masked
-from nas_blockout.train import Loaders, TrainingSettings, evaluate, fit
+from nas_blockout.training import Loaders, TrainingSettings, evaluate, fit
 
 
 def machine(check: Check) -> None:

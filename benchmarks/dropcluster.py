@@ -31,7 +31,7 @@ from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
 from nas_blockout.methods.dropout import Dropout, DropoutSettings
 from nas_blockout.methods.feature_clustering import descriptors, kmeans, rena
 from nas_blockout.methods.spatial_dropout import SpatialDropout, SpatialDropoutSettings
-from nas_blockout.train import Loaders, TrainingSettings, fit
+from nas_blockout.training import Loaders, TrainingSettings, fit
 
 RATE = 0.1
 BLOCK = 5

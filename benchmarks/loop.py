@@ -17,7 +17,7 @@ from nas_blockout.data import DataSettings, Loader, Splits, load
 from nas_blockout.data.tensor_dataset import Part
 from nas_blockout.experiment import Experiment, build
 from nas_blockout.methods import method_from_json
-from nas_blockout.train import Loaders, TrainingSettings, fit
+from nas_blockout.training import Loaders, TrainingSettings, fit
 from nas_blockout.training_protocol import trainable
 
 BATCHES = (32, 128)

@@ -16,7 +16,7 @@ from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run
 from nas_blockout.methods import method_from_json
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 
 CLUSTERS: Mapping[str, Any] = {"name": "dropcluster", "update_every": 1, "ramp_epochs": 0}
 METHODS: Mapping[str, Mapping[str, Any]] = {

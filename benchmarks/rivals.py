@@ -37,9 +37,9 @@ from nas_blockout.experiment.derivation import STAGE_SEED
 from nas_blockout.lazy_torchvision import torchvision
 from nas_blockout.methods import method_from_json
 from nas_blockout.structure.pruning import PruningSettings
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 
-EPOCH_STRIDE = 1_000_003  # between the seeds of the orders of two epochs, as in `nas_blockout.train`
+EPOCH_STRIDE = 1_000_003  # between the seeds of the orders of two epochs, as in `nas_blockout.training`
 MASK_SEED = 1_000_000_007  # keeps the masks of the independent side apart from its initial weights
 CALIBRATION_IMAGES = 128
 

@@ -21,7 +21,7 @@ from nas_blockout.experiment import DERIVATIONS
 from nas_blockout.methods import METHODS, Preset
 from nas_blockout.serialization import to_json
 from nas_blockout.settings_fields import Range
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 from search_spaces import SPACES
 from services import api, settings
 from services.analysis.comparison import ComparisonDocument

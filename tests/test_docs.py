@@ -249,10 +249,14 @@ def test_missing_files_and_functions_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "`services/cli/main.py` `services/gone.py` `nas_blockout/` `tests/<name>.py` services/no.py\n"
-        "`services/cli/main.py:run` `services/cli/main.py:walk` `nas_blockout/train.py:fit.x`\n",
+        "`services/cli/main.py:run` `services/cli/main.py:walk` `nas_blockout/training/training_loop.py:fit.x`\n",
         encoding="utf-8",
     )
-    assert missing_paths(page) == ["services/gone.py", "services/cli/main.py:walk", "nas_blockout/train.py:fit.x"]
+    assert missing_paths(page) == [
+        "services/gone.py",
+        "services/cli/main.py:walk",
+        "nas_blockout/training/training_loop.py:fit.x",
+    ]
 
 
 def test_every_room_has_its_row_in_where_is_what() -> None:

@@ -57,7 +57,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "training_protocol": set(),
         "settings_fields": set(),
         "methods": set(),
-        "train": set(),
+        "training": set(),
         "data": set(),
         "statistics": set(),
         "plots": {"structure"},  # how layers are folded into the columns of a diagram
@@ -65,7 +65,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "backbones": set(),
         "graph": {"backbones"},  # folding, and what operations are expected to take
         "structure": {"backbones", "methods"},
-        "experiment": {"backbones", "data", "export", "graph", "methods", "structure", "train"},
+        "experiment": {"backbones", "data", "export", "graph", "methods", "structure", "training"},
     },
     "search_spaces": {
         "__init__": {"*"},

@@ -27,7 +27,7 @@ from nas_blockout.settings_fields import Conflict, refuse
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 
 DERIVATIONS: Mapping[str, Any] = MappingProxyType(
     {"distillation": DistillationSettings, "pruning": PruningSettings, "confusion": ConfusionSettings}

@@ -41,7 +41,7 @@ from nas_blockout.structure.distill import (
 )
 from nas_blockout.structure.pruning import PruningSettings, magnitudes
 from nas_blockout.structure.wiring import Wiring
-from nas_blockout.train import evaluate
+from nas_blockout.training import evaluate
 
 EVALUATION_BATCH = 512
 EQUALITY_IMAGES = 64

@@ -19,7 +19,7 @@ from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.networks import Network
 from nas_blockout.structure.two_stages import TwoStageSettings
-from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSettings, fit
+from nas_blockout.training import Checkpoint, EpochRecord, Loaders, TrainingSettings, fit
 
 
 @dataclass(frozen=True, slots=True)

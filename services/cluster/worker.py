@@ -32,7 +32,7 @@ from nas_blockout.experiment import (
 )
 from nas_blockout.export import measure_latency, save_weights
 from nas_blockout.methods.blockdrop import BlockDrop
-from nas_blockout.train import EpochRecord, evaluate
+from nas_blockout.training import EpochRecord, evaluate
 from services.files.remote import reading, writing
 
 REPORT_SECONDS = 2.0  # what a trial loses at most, besides one epoch, when its worker dies

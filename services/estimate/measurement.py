@@ -9,7 +9,7 @@ import torch
 
 from nas_blockout.data import Part, Splits, StreamedPart
 from nas_blockout.experiment import Experiment, Run
-from nas_blockout.train import EpochRecord
+from nas_blockout.training import EpochRecord
 
 # The warm-up trains on the larger of these: enough for a few batches, and most likely some images of every class.
 FEWEST_IMAGES = 256

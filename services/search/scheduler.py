@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Literal
 
 from nas_blockout.experiment import Experiment, matched
-from nas_blockout.train import sample_passes
+from nas_blockout.training import sample_passes
 from search_spaces import SPACES, Context, Point, Space, compose, grid
 from services.budget.limits import FAILURES_IN_A_ROW, trials_left
 from services.search.asha import reason_to_stop

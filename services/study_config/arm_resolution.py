@@ -15,7 +15,7 @@ from nas_blockout.settings_fields import Conflict, conflicts_in
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 from services.study_config.errors import Violation, violation_at
 from services.study_config.layers import ArmSettings
 from services.study_config.resolved_study import Arm

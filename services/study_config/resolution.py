@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from nas_blockout.data import DataError, DataSettings, Dimensions, dimensions
 from nas_blockout.serialization import from_json, near
 from nas_blockout.settings_fields import conflicts_in
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 from search_spaces import SPACES
 from services.renamed_keys import upgraded_study
 from services.study_config import settings_models

@@ -32,7 +32,7 @@ from nas_blockout.experiment import DERIVATIONS
 from nas_blockout.methods import METHODS
 from nas_blockout.serialization import closest, near
 from nas_blockout.settings_fields import Length, OneOf, Pattern, PlainMapping, Range, alternatives, declared, unplain
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 from services.renamed_keys import new_name, renamed_value
 from services.study_config import errors
 from services.study_config.errors import MOST_VIOLATIONS, NO_SUCH_KEY, Violation, shortened

@@ -27,7 +27,7 @@ from nas_blockout.methods.blockdrop import (
 )
 from nas_blockout.methods.dropcluster import DropClusterSettings
 from nas_blockout.settings_fields import Conflict, conflicts_in
-from nas_blockout.train import TrainingSettings, sample_passes
+from nas_blockout.training import TrainingSettings, sample_passes
 from search_spaces import SPACES, Context, TooFew, compose, grid, require_fit
 from services.study_config.errors import LineMap, StudyError, Violation, violation_at, with_lines
 from services.study_config.layers import ARM_SECTIONS, ArmSettings, arms_of

@@ -13,7 +13,7 @@ from nas_blockout.data import DataSettings
 from nas_blockout.experiment import DERIVATIONS
 from nas_blockout.methods import METHODS
 from nas_blockout.settings_fields import SEED, Length, OneOf, Pattern, PlainMapping, Range, check, declared
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 
 KINDS = (
     DataSettings,

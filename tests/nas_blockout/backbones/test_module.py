@@ -21,7 +21,7 @@ from nas_blockout.experiment.builder import plain_state
 from nas_blockout.export import save_weights
 from nas_blockout.methods import method_from_json
 from nas_blockout.settings_fields import conflicts_in
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 
 FILE = Path(__file__).parents[2] / "fixtures" / "networks.py"
 SHAPE = (1, 8, 8)

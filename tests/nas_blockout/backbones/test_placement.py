@@ -18,7 +18,7 @@ from nas_blockout.methods import METHODS, NoneSettings
 from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
 from nas_blockout.methods.dropout import Dropout, DropoutSettings
 from nas_blockout.methods.spatial_dropout import SpatialDropout, SpatialDropoutSettings
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 from search_spaces.branched import Hierarchy, hierarchical
 
 HEADS: dict[str, Any] = {

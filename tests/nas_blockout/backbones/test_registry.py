@@ -16,7 +16,7 @@ from nas_blockout.experiment import Experiment, Run, Snapshot, build, count_macs
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from nas_blockout.methods.blockout import PAPER, Blockout
-from nas_blockout.train import TrainingSettings, evaluate, sample_passes
+from nas_blockout.training import TrainingSettings, evaluate, sample_passes
 
 RESIDUAL = Experiment(
     data=DataSettings(train_samples=60, validation_samples=50),

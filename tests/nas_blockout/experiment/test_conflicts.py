@@ -19,7 +19,7 @@ from nas_blockout.settings_fields import Conflict, conflicts_in, refuse
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 
 NETWORKS = Path(__file__).parents[2] / "fixtures" / "networks.py"
 SMALL = {"name": "convnet", "channels": [4], "hidden": [8]}

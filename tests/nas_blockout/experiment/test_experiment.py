@@ -29,7 +29,7 @@ from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings, Policy
 from nas_blockout.methods.blockout import PAPER, Blockout
 from nas_blockout.structure.distill import DistillationSettings, TrimBy
-from nas_blockout.train import EpochRecord, Loaders, TrainingSettings, evaluate, sample_passes
+from nas_blockout.training import EpochRecord, Loaders, TrainingSettings, evaluate, sample_passes
 
 SMALL = Experiment(
     data=DataSettings(train_samples=100, validation_samples=100),

@@ -36,7 +36,7 @@ from nas_blockout.methods.dropout import DropoutSettings
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 
 NETWORKS = Path(__file__).parents[2] / "fixtures" / "networks.py"
 SMALL = ModuleSettings(f"{NETWORKS}:Small")

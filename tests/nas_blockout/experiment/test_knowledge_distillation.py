@@ -20,7 +20,7 @@ from nas_blockout.methods.dropout import DropoutSettings
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 
 LEARNED = Experiment(
     data=DataSettings(train_samples=100, validation_samples=100),

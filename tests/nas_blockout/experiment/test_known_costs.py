@@ -12,7 +12,7 @@ from nas_blockout.methods.blockout import PAPER
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 
 BACKBONE = ConvNetSettings((6, 8), (10,))
 TRAINING = TrainingSettings(epochs=2, batch_size=50)

@@ -20,7 +20,7 @@ from nas_blockout.export import export_model
 from nas_blockout.methods.blockout import PAPER, Blockout, Masked
 from nas_blockout.networks import maskable_layers
 from nas_blockout.structure.distill import DistillationSettings, Placebo
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 from tests.nas_blockout.export.examples import DESCRIPTION
 
 LEARNED = Experiment(

@@ -14,7 +14,7 @@ from nas_blockout.experiment import Derivation, Experiment, Run, build, count_ma
 from nas_blockout.experiment.derivation import derive
 from nas_blockout.methods.blockout import PAPER, Blockout
 from nas_blockout.structure.distill import DistillationSettings
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 
 LEARNED = Experiment(
     data=DataSettings(train_samples=100, validation_samples=100),

@@ -13,7 +13,7 @@ from nas_blockout.batch_statistics import estimate_statistics, statistics_images
 from nas_blockout.data import AnyPart, DataSettings, Loader, Part, Splits, load
 from nas_blockout.experiment import Experiment, Run
 from nas_blockout.methods import METHODS, method_from_json
-from nas_blockout.train import TrainingSettings, evaluate
+from nas_blockout.training import TrainingSettings, evaluate
 
 SEEDS = range(8)
 BOUND = 0.003  # of validation accuracy, on average over the seeds

@@ -23,7 +23,7 @@ from nas_blockout.methods.blockdrop import (
     rewards,
     straight_through_gates,
 )
-from nas_blockout.train import Checkpoint, Loaders, TrainingSettings, fit
+from nas_blockout.training import Checkpoint, Loaders, TrainingSettings, fit
 from tests.nas_blockout.methods.skipping import dropping, generator, images, labels, network
 
 ALL_PATHS = torch.tensor(list(itertools.product([False, True], repeat=3)))

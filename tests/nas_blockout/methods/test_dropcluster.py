@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nas_blockout.methods.dropcluster import DropCluster, DropClusterSettings, dropcluster
 from nas_blockout.methods.dropout import dropout
 from nas_blockout.methods.spatial_dropout import spatial_dropout
-from nas_blockout.train import Loaders, TrainingSettings, fit
+from nas_blockout.training import Loaders, TrainingSettings, fit
 
 CHANNELS, HEIGHT, WIDTH = 4, 6, 8
 

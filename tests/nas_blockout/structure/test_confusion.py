@@ -13,7 +13,7 @@ from nas_blockout.experiment import Experiment, Run, build
 from nas_blockout.structure.confusion import ConfusionSettings, class_branches, memberships, soft_confusion
 from nas_blockout.structure.distill import distill
 from nas_blockout.structure.wiring import Wiring
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 from tests.nas_blockout.structure.graphs import Residual
 
 BRANCHED = Experiment(

@@ -12,7 +12,7 @@ from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, build, dense_macs
 from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.structure.pruning import PruningSettings, magnitudes
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 from tests.nas_blockout.structure.graphs import Grouped, Residual
 
 PRUNED = Experiment(

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from nas_blockout.train import TrainingSettings, sample_passes
+from nas_blockout.training import TrainingSettings, sample_passes
 from services.analysis.cross_study import CrossStudyComparison, compare
 from services.files.study_dir import Folder
 from services.finalize.finalize import write_comparison

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas_blockout.train import TrainingSettings, sample_passes
+from nas_blockout.training import TrainingSettings, sample_passes
 from services.budget.limits import RETRAINING_MARGIN, ended_by, limits, shares, trials_left
 from services.search.scheduler import Scheduler
 from services.study_config.errors import StudyError

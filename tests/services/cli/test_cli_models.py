@@ -28,7 +28,7 @@ from nas_blockout.networks import masked_connections
 from nas_blockout.structure.branching import summary
 from nas_blockout.structure.distill import distill, harden
 from nas_blockout.structure.wiring import Wiring
-from nas_blockout.train import TrainingSettings
+from nas_blockout.training import TrainingSettings
 from tests.nas_blockout.export.examples import CONSTANT, DESCRIPTION, Hostile, network, rehashed, saved
 from tests.services.program import Call, here
 

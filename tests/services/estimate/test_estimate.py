@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nas_blockout.data import DataSettings, load
-from nas_blockout.train import EpochRecord, TrainingSettings, sample_passes
+from nas_blockout.training import EpochRecord, TrainingSettings, sample_passes
 from services.estimate import Estimate, estimate
 from services.estimate.forecast import TRIAL_SECONDS, forecast
 from services.estimate.measurement import Measured, epoch_seconds, measure, part_of

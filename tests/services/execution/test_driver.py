@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nas_blockout.data import DataSettings, Splits, load
-from nas_blockout.train import TrainingSettings, sample_passes
+from nas_blockout.training import TrainingSettings, sample_passes
 from services.cluster.worker import Report, Worker, describe_error
 from services.execution.driver import Driver
 from services.files.study_dir import Folder

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nas_blockout.train import TrainingSettings, sample_passes
+from nas_blockout.training import TrainingSettings, sample_passes
 from services.analysis.comparison import build
 from services.budget.accounting import current, stale
 from services.execution.extension import additions, enter

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas_blockout.train import TrainingSettings, sample_passes
+from nas_blockout.training import TrainingSettings, sample_passes
 from services.replay import Request, faithful
 from services.replay import replay as replayed
 from services.replay.pool import distance

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nas_blockout.train import TrainingSettings, sample_passes
+from nas_blockout.training import TrainingSettings, sample_passes
 from services.search.scheduler import Scheduler
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas_blockout.train import TrainingSettings, sample_passes
+from nas_blockout.training import TrainingSettings, sample_passes
 from services.search.scheduler import Scheduler
 from services.trial_record import RETRAIN, SEARCH, Trial
 from tests.services.search.example_study import IMAGES, example, scheduler_of

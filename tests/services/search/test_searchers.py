@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nas_blockout.experiment import known_costs
-from nas_blockout.train import TrainingSettings, sample_passes
+from nas_blockout.training import TrainingSettings, sample_passes
 from search_spaces import SPACES, Context, compose, grid
 from services.search.asha import is_promoted
 from services.search.proposals import MOST_ASKS

@@ -7,7 +7,7 @@ import pytest
 
 from nas_blockout.data import Loader, load
 from nas_blockout.experiment import Run
-from nas_blockout.train import evaluate
+from nas_blockout.training import evaluate
 from services.study_config.resolution import resolve_document
 
 CARD: dict[str, Any] = {"method": {"name": "blockout"}, "distillation": {"target_macs": 0.5}}

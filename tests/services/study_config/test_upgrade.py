@@ -15,7 +15,7 @@ from nas_blockout.methods.dropconnect import DropConnectSettings
 from nas_blockout.methods.dropout import DropoutSettings
 from nas_blockout.methods.spatial_dropout import SpatialDropoutSettings
 from nas_blockout.structure.distill import DistillationSettings
-from nas_blockout.train import sample_passes
+from nas_blockout.training import sample_passes
 from services.renamed_keys import upgraded_experiment
 from services.study_config.errors import StudyError
 from services.study_config.resolution import read, resolve, resolve_document

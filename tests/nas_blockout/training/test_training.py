@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.train import Checkpoint, EpochRecord, Loaders, TrainingSettings, evaluate, fit, sample_passes
+from nas_blockout.training import Checkpoint, EpochRecord, Loaders, TrainingSettings, evaluate, fit, sample_passes
 from nas_blockout.training_protocol import ParameterGroup, TrainableLayer, TrainableModel
 
 

@@ -1,0 +1,19 @@
+"""Training: settings, the loop, its records and checkpoints, evaluation."""
+
+from nas_blockout.training.epoch_records import Batches, Checkpoint, EpochRecord, Evaluation, Loaders
+from nas_blockout.training.evaluation import evaluate
+from nas_blockout.training.training_loop import CALIBRATION_IMAGES, fit
+from nas_blockout.training.training_settings import TrainingSettings, sample_passes
+
+__all__ = [
+    "CALIBRATION_IMAGES",
+    "Batches",
+    "Checkpoint",
+    "EpochRecord",
+    "Evaluation",
+    "Loaders",
+    "TrainingSettings",
+    "evaluate",
+    "fit",
+    "sample_passes",
+]

@@ -1,0 +1,170 @@
+"""The training loop, a generator of epoch records that depends on no method, and the checkpoints it resumes from."""
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from nas_blockout.batch_statistics import (
+    estimate_statistics,
+    normalizations,
+    statistics_images,
+    statistics_passes,
+)
+from nas_blockout.training.epoch_records import Batches, Checkpoint, EpochRecord, Loaders
+from nas_blockout.training.evaluation import evaluate
+from nas_blockout.training.optimizers import make_optimizer, set_learning_rate
+from nas_blockout.training.training_settings import TrainingSettings
+from nas_blockout.training_protocol import TrainableLayer, TrainableModel, trainable
+
+CALIBRATION_IMAGES = 256
+# Primes: the shuffling seeds of two runs, or of their samples, meet only if their seeds are that far apart.
+_EPOCH_STRIDE = 1_000_003
+_SAMPLE_STRIDE = 1_000_033
+
+
+def fit(
+    model: nn.Module,
+    loaders: Loaders,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    device: str | torch.device = "cpu",
+    start: Checkpoint | None = None,
+) -> Iterator[EpochRecord]:
+    """Train a model and yield a record after every epoch.
+
+    Args:
+        model: Gives logits by ``model(x, generator)``. A `TrainableModel` has a loss and parameter groups of its own;
+            every `TrainableLayer` in it is prepared for each epoch and reports after it.
+        loaders: Training and validation images.
+        settings: How to train.
+        seed: Decides the order of the images, their augmentation and all draws of the model.
+        device: Where to train.
+        start: Continue after this checkpoint, with the numbers of a training that was never stopped.
+
+    Yields:
+        One record an epoch. The last one carries a `failure` if the loss became infinite or not a number.
+    """
+    model.to(device)
+    learner = trainable(model)
+    layers = [module for module in model.modules() if isinstance(module, TrainableLayer)]
+    optimizer = make_optimizer(learner, settings)
+    generator = torch.Generator(device).manual_seed(seed)
+    first, passes, seconds = 0, 0, 0.0
+    if start is not None:
+        first, passes, seconds = start.epochs_done, start.sample_passes, start.seconds
+        model.load_state_dict(start.model)
+        optimizer.load_state_dict(dict(start.optimizer))
+        generator.set_state(start.generator.cpu())
+    calibration_batch: Tensor | None = None  # read on first use: most models need none
+    for epoch in range(first, settings.epochs):
+        began = time.perf_counter()
+        for layer in layers:
+            layer.prepare_epoch(epoch, settings.epochs)
+        if any(layer.needs_calibration for layer in layers):
+            if calibration_batch is None:  # always the same images, also in a resumed run
+                calibration_batch = torch.cat([*loaders.train.sample(CALIBRATION_IMAGES, _drawing(seed, 0))]).to(device)
+            model.eval()
+            with torch.no_grad():
+                model(calibration_batch)
+        order = torch.Generator().manual_seed(seed + _EPOCH_STRIDE * (epoch + 1))
+        total, trained = _train_epoch(
+            learner, optimizer, loaders.train, settings, epoch=epoch, order=order, generator=generator, device=device
+        )
+        passes += trained
+        failure = None if math.isfinite(total) else f"the training loss became {total} in epoch {epoch}"
+        checked = None
+        if failure is None:
+            passes += _fit_statistics(model, loaders.train, settings, seed=seed, epoch=epoch, device=device)
+            checked = evaluate(model, loaders.validation, device=device)
+            if not math.isfinite(checked.loss):
+                failure, checked = f"the validation loss became {checked.loss} in epoch {epoch}", None
+        seconds += time.perf_counter() - began
+        yield EpochRecord(
+            epoch=epoch,
+            sample_passes=passes,
+            seconds=seconds,
+            learning_rate=optimizer.param_groups[0]["lr"],
+            train_loss=None if failure else total / max(1, trained),
+            validation_loss=checked.loss if checked else None,
+            validation_accuracy=checked.accuracy if checked else None,
+            telemetry={} if failure else {key: value for layer in layers for key, value in layer.telemetry().items()},
+            failure=failure,
+            checkpoint=Checkpoint(
+                epoch + 1, passes, seconds, model.state_dict(), optimizer.state_dict(), generator.get_state()
+            ),
+        )
+        if failure:
+            return
+
+
+def _train_epoch(
+    model: TrainableModel,
+    optimizer: torch.optim.Optimizer,
+    loader: Batches,
+    settings: TrainingSettings,
+    *,
+    epoch: int,
+    order: torch.Generator,
+    generator: torch.Generator,
+    device: str | torch.device,
+) -> tuple[float, int]:
+    """Train for one epoch; return the sum of the losses over its images, not finite if it diverged, and their number.
+
+    Args:
+        model: What is trained.
+        optimizer: Its learning rates are set anew for every step.
+        loader: Training images.
+        settings: How to train.
+        epoch: Number of the epoch, from 0.
+        order: Of the images and their augmentation, on the CPU whatever the device.
+        generator: Of the draws of the model, on the device.
+        device: Where the model is.
+    """
+    steps = -(-len(loader) // settings.batch_size)
+    total, trained = torch.zeros((), device=device), 0
+    model.train()
+    for step, (images, labels) in enumerate(loader.batches(order)):
+        set_learning_rate(optimizer, settings, epoch + step / steps)
+        x, y = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        try:
+            loss = model.loss(x, y, generator)
+        except (RuntimeError, ValueError):
+            if all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+                raise
+            return math.nan, trained + len(y)  # a diverged model may fail while it draws, as from probabilities of NaN
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach() * len(y)  # stays on the device: to read it would wait for every step
+        trained += len(y)
+    return float(total), trained
+
+
+def _fit_statistics(
+    model: nn.Module,
+    images: Batches,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    epoch: int,
+    device: str | torch.device,
+) -> int:
+    """Estimate the statistics with which a model is evaluated after an epoch; return the sample passes that it costs.
+
+    In training every batch is normalized by its own statistics, so what is written here changes no training step.
+    """
+    if settings.evaluation_statistics == "running" or not normalizations(model):
+        return 0
+    wanted = statistics_images(epoch, settings.epochs)
+    sample = images.sample(wanted, _drawing(seed, epoch + 1))
+    estimate_statistics(model, (batch.to(device) for batch in sample))
+    return statistics_passes(min(wanted, len(images)))
+
+
+def _drawing(seed: int, number: int) -> torch.Generator:
+    """Return the generator that draws a sample of training images: the same in a resumed run."""
+    return torch.Generator().manual_seed(seed + _SAMPLE_STRIDE * (number + 1))
