@@ -15,9 +15,10 @@ from nas_blockout.batch_statistics import (
 )
 from nas_blockout.training.epoch_records import Batches, Checkpoint, EpochRecord, Loaders
 from nas_blockout.training.evaluation import evaluate
-from nas_blockout.training.optimizers import make_optimizer, set_learning_rate
+from nas_blockout.training.optimizers import make_optimizer
+from nas_blockout.training.step import DivergedError, Step
 from nas_blockout.training.training_settings import TrainingSettings
-from nas_blockout.training_protocol import TrainableLayer, TrainableModel, trainable
+from nas_blockout.training_protocol import TrainableLayer, trainable
 
 CALIBRATION_IMAGES = 256
 # Primes: the shuffling seeds of two runs, or of their samples, meet only if their seeds are that far apart.
@@ -52,6 +53,7 @@ def fit(
     learner = trainable(model)
     layers = [module for module in model.modules() if isinstance(module, TrainableLayer)]
     optimizer = make_optimizer(learner, settings)
+    step = Step(learner, optimizer, settings)
     generator = torch.Generator(device).manual_seed(seed)
     first, passes, seconds = 0, 0, 0.0
     if start is not None:
@@ -71,9 +73,7 @@ def fit(
             with torch.no_grad():
                 model(calibration_batch)
         order = torch.Generator().manual_seed(seed + _EPOCH_STRIDE * (epoch + 1))
-        total, trained = _train_epoch(
-            learner, optimizer, loaders.train, settings, epoch=epoch, order=order, generator=generator, device=device
-        )
+        total, trained = _train_epoch(step, loaders.train, epoch=epoch, order=order, generator=generator, device=device)
         passes += trained
         failure = None if math.isfinite(total) else f"the training loss became {total} in epoch {epoch}"
         checked = None
@@ -102,10 +102,8 @@ def fit(
 
 
 def _train_epoch(
-    model: TrainableModel,
-    optimizer: torch.optim.Optimizer,
+    step: Step,
     loader: Batches,
-    settings: TrainingSettings,
     *,
     epoch: int,
     order: torch.Generator,
@@ -115,32 +113,24 @@ def _train_epoch(
     """Train for one epoch; return the sum of the losses over its images, not finite if it diverged, and their number.
 
     Args:
-        model: What is trained.
-        optimizer: Its learning rates are set anew for every step.
+        step: Of the optimizer of the model that is trained.
         loader: Training images.
-        settings: How to train.
         epoch: Number of the epoch, from 0.
         order: Of the images and their augmentation, on the CPU whatever the device.
         generator: Of the draws of the model, on the device.
         device: Where the model is.
     """
-    steps = -(-len(loader) // settings.batch_size)
+    steps = -(-len(loader) // step.settings.batch_size)
     total, trained = torch.zeros((), device=device), 0
-    model.train()
-    for step, (images, labels) in enumerate(loader.batches(order)):
-        set_learning_rate(optimizer, settings, epoch + step / steps)
+    step.model.train()
+    for number, (images, labels) in enumerate(loader.batches(order)):
         x, y = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        try:
-            loss = model.loss(x, y, generator)
-        except (RuntimeError, ValueError):
-            if all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-                raise
-            return math.nan, trained + len(y)  # a diverged model may fail while it draws, as from probabilities of NaN
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach() * len(y)  # stays on the device: to read it would wait for every step
         trained += len(y)
+        try:
+            loss = step(x, y, generator, done_epochs=epoch + number / steps)
+        except DivergedError:
+            return math.nan, trained
+        total += loss * len(y)  # stays on the device: to read it would wait for every step
     return float(total), trained
 
 
