@@ -50,6 +50,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "atomic_files": set(),
         "batch_statistics": set(),
         "canonical_form": set(),
+        "devices": set(),
         "lazy_torchvision": set(),
         "networks": set(),
         "nodes": set(),

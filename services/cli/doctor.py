@@ -62,6 +62,7 @@ def examine(settings: Settings, *, api: str | None = None) -> Iterator[Finding]:
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
         _check_python,
         _check_packages,
+        _check_accelerators,
         _check_folder,
         _check_store,
         _check_storage,
@@ -87,6 +88,33 @@ def _check_packages(settings: Settings) -> Iterator[Finding]:
             yield Finding(name, True, metadata.version(name))
         except metadata.PackageNotFoundError:
             yield Finding(name, False, "not installed", "run `make install`, or `pip install 'nas-blockout[services]'`")
+
+
+def _check_accelerators(settings: Settings) -> Iterator[Finding]:
+    """Compare the cards that the driver reports with what torch can use."""
+    devices, torch, what = lazy.devices, lazy.torch, "accelerators"
+    cards, cuda = devices.cards(), torch.version.cuda
+    pipes = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", devices.SHARING_PIPES)
+    guide = "docs/guides/gpu-server.md says how"
+    if not cards:
+        found = "no NVIDIA card answers; studies run on the processor" + (
+            f", torch is built for CUDA {cuda}" * bool(cuda)
+        )
+        yield Finding(what, True, found)
+        return
+    for card in cards:
+        yield Finding(what, True, f"{card.name}, {card.memory_bytes / (1 << 30):.0f} GiB, driver {card.driver}")
+    if cuda is None:
+        remedy = f"install a build of torch for CUDA, or studies run on the processor; {guide}"
+        yield Finding(what, False, f"torch {torch.__version__} is built without CUDA", remedy)
+    elif not torch.cuda.is_available():
+        remedy = f"update the driver, or install a build of torch for an older CUDA; {guide}"
+        yield Finding(
+            what, False, f"torch is built for CUDA {cuda} and cannot use the driver {cards[0].driver}", remedy
+        )
+    else:
+        shared = "runs: processes share a card at the same time" if devices.sharing_service(pipes) else "does not run"
+        yield Finding(what, True, f"torch is built for CUDA {cuda}; NVIDIA's Multi-Process Service {shared}")
 
 
 def _check_folder(settings: Settings) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
 
     from nas_blockout import backbones as backbones
     from nas_blockout import data as data
+    from nas_blockout import devices as devices
     from nas_blockout import experiment as experiment
     from nas_blockout import export as export
     from nas_blockout import plots as plots
@@ -60,6 +61,7 @@ MODULES = {
     "yaml": "yaml",
     "backbones": "nas_blockout.backbones",
     "data": "nas_blockout.data",
+    "devices": "nas_blockout.devices",
     "experiment": "nas_blockout.experiment",
     "export": "nas_blockout.export",
     "plots": "nas_blockout.plots",

@@ -152,3 +152,60 @@ def test_a_cluster_that_is_away_is_bad(settings: Settings) -> None:
 
 def test_the_clock_of_the_database_is_compared(store: Store) -> None:
     assert abs(store.clock_offset()) < 5.0
+
+
+class TestAccelerators:
+    """What is said of cards, which the driver's tool, played by a script, and torch each report."""
+
+    @pytest.fixture
+    def card(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        command = tmp_path / "tools" / "nvidia-smi"
+        command.parent.mkdir()
+        command.write_text("#!/bin/sh\necho '0, NVIDIA H100, 81559, 580.65.06'\n")
+        command.chmod(0o755)
+        monkeypatch.setenv("PATH", str(command.parent), prepend=":")
+
+    @staticmethod
+    def said(settings: Settings) -> list[Finding]:
+        return [finding for finding in examine(settings) if finding.what == "accelerators"]
+
+    def test_without_a_card_studies_run_on_the_processor(
+        self, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        (finding,) = self.said(settings)
+        assert finding.ok
+        assert "studies run on the processor" in finding.found
+
+    @pytest.mark.usefixtures("card")
+    def test_a_card_beside_a_torch_without_cuda_is_a_fault(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.version.cuda", None)
+        card, fault = self.said(settings)
+        assert card.ok
+        assert card.found == "NVIDIA H100, 80 GiB, driver 580.65.06"
+        assert not fault.ok
+        assert "built without CUDA" in fault.found
+        assert "gpu-server.md" in fault.remedy
+
+    @pytest.mark.usefixtures("card")
+    def test_a_driver_that_is_too_old_for_torch_is_a_fault(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.version.cuda", "13.0")
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        _, fault = self.said(settings)
+        assert not fault.ok
+        assert fault.found == "torch is built for CUDA 13.0 and cannot use the driver 580.65.06"
+
+    @pytest.mark.usefixtures("card")
+    def test_a_card_that_torch_uses_is_well(
+        self, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.version.cuda", "13.0")
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+        (tmp_path / "control").touch()
+        assert all(finding.ok for finding in self.said(settings))
+        assert "CUDA 13.0; NVIDIA's Multi-Process Service runs" in self.said(settings)[-1].found
