@@ -68,6 +68,8 @@ def _print_estimate(estimated: "Estimate") -> None:
         f"wall-clock: {duration(estimated.trials_seconds)} for the trials, with {concurrent}; "
         f"{duration(estimated.wall_seconds)} in total"
     )
+    if estimated.crowding > 1:
+        print_line(f"beside one another, trials take {estimated.crowding:.2f} times as long as alone; that is included")
     print_line(f"disk: {estimated.disk_bytes / 1e6:,.1f} MB")
     print_line(f"time taken by this estimate: {duration(estimated.dry_run_seconds)}")
     for note in estimated.notes:

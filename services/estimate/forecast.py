@@ -1,6 +1,7 @@
 """The cost of a study: its scheduler runs in simulated time, with measured durations and invented results."""
 
 import heapq
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from nas_blockout.data import Splits, load
 from nas_blockout.data.corruptions import TESTING
 from nas_blockout.experiment import Experiment, count_macs, dense_macs, rebuild
+from services.estimate.crowding import MOST_COPIES, Crowd, slowdown
 from services.estimate.measurement import Measured, measure
 from services.search.scheduler import Scheduler
 from services.settings import Settings
@@ -21,6 +23,7 @@ from services.study_config.validation import check_against_data
 from services.trial_record import RETRAIN, SEARCH, Trial
 
 SECONDS, QUICK_SECONDS = 20.0, 4.0  # for measuring all arms together
+CROWD_SECONDS = 3.0  # for measuring one training alone, and again beside others
 # The constants below were measured on the quickstart with two workers, on a machine with two cores.
 START_SECONDS = 6.0  # until Ray has started
 TRIAL_SECONDS = 0.3  # time that a worker waits between two trials
@@ -53,6 +56,7 @@ class Estimate:
         workers: Number of trials that run at the same time.
         trials_seconds: Wall-clock seconds from the start of the first trial to the end of the last one.
         wall_seconds: Wall-clock seconds of the whole study, including exports and report.
+        crowding: Factor by which trials that run at the same time slow one another down.
         disk_bytes: Disk space that the study takes when it has ended.
         dry_run_seconds: Seconds that the estimate itself took.
         notes: What the estimate does not include.
@@ -63,6 +67,7 @@ class Estimate:
     workers: int
     trials_seconds: float
     wall_seconds: float
+    crowding: float
     disk_bytes: int
     dry_run_seconds: float
     notes: tuple[str, ...]
@@ -112,12 +117,19 @@ def estimate(
         measured = _measure_arms(study, splits, device=device, quick=quick, source=source, log=log)
     finally:
         torch.set_num_threads(threads)
-    predicted = forecast(study, splits, settings, measured, processors=os.cpu_count() or 1)
+    crowding = None if quick else _measure_crowding(study, settings, measured, device=device, log=log)
+    predicted = forecast(study, splits, settings, measured, processors=os.cpu_count() or 1, crowding=crowding)
     return replace(predicted, dry_run_seconds=time.perf_counter() - began)
 
 
 def forecast(
-    study: Study, splits: Splits, settings: Settings, measured: Mapping[str, Measured], *, processors: int
+    study: Study,
+    splits: Splits,
+    settings: Settings,
+    measured: Mapping[str, Measured],
+    *,
+    processors: int,
+    crowding: float | None = None,
 ) -> Estimate:
     """Return the predicted cost of a study from the cost of one training of each arm.
 
@@ -127,8 +139,10 @@ def forecast(
         settings: Settings of the installation.
         measured: Cost of one training, by arm.
         processors: Number of processors of this machine, over which the threads of all trials are spread.
+        crowding: Factor by which trials that run at the same time slow one another down, if it was measured; else it
+            is reckoned from threads and processors.
     """
-    crowding = _crowding(study, settings, processors)
+    crowding = _crowding(study, settings, processors) if crowding is None else crowding
     simulated = _simulate(study, splits, {name: _Seconds.of(run, crowding) for name, run in measured.items()})
     exported = study.config.export if study.config.export is not None else list(study.arms)
     finishing = ARM_SECONDS * len(study.arms) + EXPORT_SECONDS * len(exported)
@@ -138,6 +152,7 @@ def forecast(
         workers=study.config.workers.max_concurrent_trials,
         trials_seconds=simulated.seconds,
         wall_seconds=START_SECONDS + simulated.seconds + finishing,
+        crowding=crowding,
         disk_bytes=_disk(settings, measured, simulated.trials, exported),
         dry_run_seconds=0.0,
         notes=_notes(study, settings),
@@ -243,6 +258,24 @@ def _crowding(study: Study, settings: Settings, processors: int) -> float:
     if settings.ray_address is not None or workers.gpus:
         return 1.0
     return max(1.0, workers.max_concurrent_trials * workers.cpus / processors)
+
+
+def _measure_crowding(
+    study: Study, settings: Settings, measured: Mapping[str, Measured], *, device: str, log: Log
+) -> float | None:
+    """Train the slowest arm as often at the same time as the study will; return None if that cannot be done here."""
+    workers = study.config.workers
+    copies, devices = workers.max_concurrent_trials, ("cpu",) * workers.max_concurrent_trials
+    if device == "cuda":
+        each = workers.gpus if workers.gpus < 1 else math.ceil(workers.gpus)
+        copies = min(copies, int(torch.cuda.device_count() / each))
+        devices = tuple(f"cuda:{int(number * each)}" for number in range(copies))
+    if settings.ray_address is not None or not 1 < copies <= MOST_COPIES:
+        return None
+    slowest = max(measured, key=lambda name: measured[name].seconds)
+    log(f"measuring {slowest} {copies} times at once")
+    experiment, seconds = study.arms[slowest].experiment, CROWD_SECONDS
+    return slowdown(Crowd(experiment, settings.data, copies, workers.cpus, devices, seconds))
 
 
 def _phases(arm: str, trials: Sequence[Trial], seconds: float) -> dict[str, PhaseEstimate]:

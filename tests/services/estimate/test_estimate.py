@@ -1,5 +1,6 @@
 """Estimates: the plan is counted exactly, the seconds are measured on some of the images, and no test image is read."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import pytest
 
 from nas_blockout.data import DataSettings, load
+from nas_blockout.experiment import Experiment
 from nas_blockout.training import EpochRecord, TrainingSettings, sample_passes
-from services.estimate import Estimate, estimate
+from services.estimate import Estimate, crowding, estimate
+from services.estimate.crowding import Crowd, slowdown
 from services.estimate.forecast import TRIAL_SECONDS, forecast
 from services.estimate.measurement import Measured, epoch_seconds, measure, part_of
 from services.settings import Settings
@@ -122,3 +125,43 @@ def test_seconds_of_stages_are_weighed_by_their_epochs() -> None:
     share = experiment.distillation.learn_fraction if experiment.distillation else 0.0
     assert epoch_seconds(experiment, records) == pytest.approx(share * 3.0 + (1 - share) * 1.0)
     assert epoch_seconds(experiment, records[:1]) == 5.0
+
+
+def test_a_measured_slowdown_takes_the_place_of_what_processors_suggest(tmp_path: Path) -> None:
+    study = study_of(workers=2)
+    measured = dict.fromkeys(study.arms, Measured(10.0, 0.0, 1000))
+    found = forecast(study, load(study.data), settings_of(tmp_path), measured, processors=2, crowding=1.5)
+    trials = sum(phase.trials for arm in found.phases.values() for phase in arm.values())
+    assert found.total.seconds == 15 * trials
+
+
+def crowd_of(experiment: Experiment, *, copies: int = 2) -> Crowd:
+    return Crowd(experiment, None, copies, 1, ("cpu",) * copies, seconds=0.2)
+
+
+def test_trainings_are_measured_beside_one_another() -> None:
+    found = slowdown(crowd_of(study_of().arms["random"].experiment))
+    assert found is not None
+    assert found >= 1
+
+
+def test_a_process_that_fails_leaves_the_slowdown_unknown_and_nobody_waiting() -> None:
+    experiment = study_of().arms["random"].experiment
+    missing = replace(experiment, data=replace(experiment.data, name="imagefolder", folder="/nowhere"))
+    began = time.monotonic()
+    assert slowdown(crowd_of(missing)) is None
+    assert time.monotonic() - began < crowding.START_SECONDS  # not the wait for processes that start slowly
+
+
+@pytest.mark.parametrize(
+    ("workers", "asked"), [({}, 2), ({"max_concurrent_trials": 1}, None), ({"max_concurrent_trials": 99}, None)]
+)
+def test_as_many_are_measured_at_once_as_will_run(
+    workers: dict[str, Any], asked: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowds: list[Crowd] = []
+    monkeypatch.setattr("services.estimate.forecast.slowdown", lambda crowd: crowds.append(crowd) or 2.0)
+    study = study_of()
+    config = study.config.model_copy(update={"workers": study.config.workers.model_copy(update=workers)})
+    estimate(replace(study, config=config), settings_of(tmp_path), source="x", log=lambda _: None)
+    assert [crowd.copies for crowd in crowds] == ([asked] if asked else [])
