@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from services.cluster.connection import ClusterError, check, surrounding_cluster
-from services.cluster.worker import Report, Task, Worker
+from services.cluster.tasks import Report, Task
+from services.cluster.worker import Worker
 
 # The store is the record of a study, so Tune writes no logs and hardly any snapshots of its own. Ctrl-C is handled by
 # the command, not by Tune.
@@ -182,6 +183,7 @@ def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
             stop=_stopper(broker),
             storage_path=str(folder.absolute()),
             verbose=0,
+            callbacks=[_replacement()],
             # Tune restarts a trial whose worker has died; the new worker continues from the checkpoint of the trial.
             failure_config=tune.FailureConfig(max_failures=resources.retries),
         ),
@@ -198,6 +200,7 @@ def _trainable() -> type:
         def setup(self, config: Mapping[str, Any]) -> None:
             self.worker = Worker()
             self.reports = 0
+            self.ends = False
             self.worker.start(Task(**config["task"]))
 
         def reset_config(self, new_config: Mapping[str, Any]) -> bool:
@@ -206,9 +209,14 @@ def _trainable() -> type:
             return True
 
         def step(self) -> dict[str, Any]:
+            if self.ends:
+                os._exit(1)  # without the clean-up of the device's library, which may wait for the device forever
             report = self.worker.step()
             self.reports += 1
-            return {"reports": self.reports, "report": report.to_text(), "done": report.done}
+            self.ends = report.ends_worker
+            # Tune would hand the actor of a trial that is done to the next one. It never does so with one that dies.
+            done = report.done and not self.ends
+            return {"reports": self.reports, "report": report.to_text(), "done": done, "ends_worker": self.ends}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             """Save nothing: the worker writes its own checkpoint with every report."""
@@ -225,6 +233,7 @@ class _Broker:
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
         self._trials: dict[str, int] = {}
+        self._done: set[int] = set()
 
     @property
     def finished(self) -> bool:
@@ -240,13 +249,19 @@ class _Broker:
         return {"task": task.to_json()}
 
     def stops(self, result: Mapping[str, Any]) -> bool:
-        """Forward the report in a result; return whether its trial is to be stopped."""
-        return bool("report" in result and self._tasks.report(Report.from_text(result["report"])))
+        """Forward the report in a result; return whether its trial is to be stopped, and its actor to be used again."""
+        if "report" not in result:
+            return False
+        report = Report.from_text(result["report"])
+        if report.done:
+            self._done.add(report.trial)
+        stopped = self._tasks.report(report)
+        return bool(stopped) and not report.ends_worker
 
     def complete(self, name: str, *, lost: bool) -> None:
-        """Forget a trial that has ended, and report it as lost if its workers died."""
+        """Forget a trial that has ended, and report it as lost if its workers died before its last report."""
         trial = self._trials.pop(name)
-        if lost:
+        if lost and trial not in self._done:
             self._tasks.lost(trial, "its worker process died more often than the study's retries allow")
 
 
@@ -270,6 +285,21 @@ def _stopper(broker: _Broker) -> Any:
             return False
 
     return StudyStopper(broker)
+
+
+def _replacement() -> Any:
+    from ray import tune
+
+    class Replacement(tune.Callback):
+        """Gives a trial whose report ends its worker no further attempt when the worker exits: the trial has ended."""
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
+        ) -> None:
+            if result.get("ends_worker"):
+                trial.max_failures = 0
+
+    return Replacement()
 
 
 def _searcher(broker: _Broker) -> Any:

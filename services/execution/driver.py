@@ -13,7 +13,7 @@ from typing import Any
 from nas_blockout.data import Splits, load
 from services import cluster
 from services.budget.limits import Unit, shares
-from services.cluster.worker import Report, Task
+from services.cluster.tasks import Report, Task
 from services.execution.extension import enter, files_of
 from services.files.disk_full import reports_disk_full
 from services.files.remote import ArtifactError, fetch_folder, place_of, remove

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nas_blockout.experiment import Experiment
-from services.cluster.worker import read_snapshot
+from services.cluster.checkpoints import read_snapshot
 from services.store import Store
 from services.study_config.resolution import read, resolve, study_of
 from services.study_config.resolved_study import Study, parse_resolved

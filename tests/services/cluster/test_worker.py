@@ -10,7 +10,10 @@ import torch
 from nas_blockout.data import DataSettings, Splits
 from nas_blockout.data.corruptions import TESTING
 from nas_blockout.data.subsets import balanced
-from services.cluster.worker import Report, Task, Worker, describe_error, read_snapshot
+from services.cluster.checkpoints import read_snapshot
+from services.cluster.tasks import Report, Task
+from services.cluster.worker import Worker
+from services.cluster.worker_errors import describe_error
 
 EPOCHS = 4
 EXPERIMENT: dict[str, Any] = {
@@ -256,7 +259,7 @@ def test_tasks_and_reports_survive_the_way(tmp_path: Path) -> None:
     ("error", "line"),
     [
         (ValueError("two\n  lines"), "ValueError: two lines"),
-        (MemoryError(), "MemoryError"),
+        (KeyError(), "KeyError"),
     ],
 )
 def test_errors_are_described_in_one_line(error: Exception, line: str) -> None:

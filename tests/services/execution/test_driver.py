@@ -11,7 +11,9 @@ import pytest
 
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.training import TrainingSettings, sample_passes
-from services.cluster.worker import Report, Worker, describe_error
+from services.cluster.tasks import Report
+from services.cluster.worker import Worker
+from services.cluster.worker_errors import describe_error
 from services.execution.driver import Driver
 from services.files.study_dir import Folder
 from services.settings import Settings

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.cluster.worker import describe_error
+from services.cluster.worker_errors import describe_error
 from services.files.disk_full import DiskFull, explain_disk_full, reports_disk_full
 from services.store import StoreError
 

@@ -12,7 +12,8 @@ import pytest
 
 from services.api import application
 from services.api.health import Probes
-from services.cluster.worker import Task, Worker
+from services.cluster.tasks import Task
+from services.cluster.worker import Worker
 from services.files.remote import (
     ArtifactError,
     fetch,

@@ -11,7 +11,9 @@ import pytest
 
 from services import cluster
 from services.cluster import ClusterError, Resources
-from services.cluster.worker import Report, Task, Worker
+from services.cluster.tasks import Report, Task
+from services.cluster.worker import Worker
+from tests.services.cluster.failing_network import backbone
 
 pytestmark = [
     pytest.mark.slow(60),
@@ -185,3 +187,21 @@ def test_a_cluster_that_is_away_is_one_error(tmp_path: Path) -> None:
     tasks = Given(tmp_path, [experiment(0)])
     with pytest.raises(ClusterError, match=r"Ray cannot be reached at 127\.0\.0\.1:1"):
         cluster.run(tasks, Resources(max_concurrent_trials=1), folder=tmp_path / "scratch", address="127.0.0.1:1")
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_worker_whose_accelerator_failed_is_gone_before_the_next_task(tmp_path: Path, retries: int) -> None:
+    given = [experiment(seed) for seed in range(4)]
+    given[1] = experiment(1, backbone=backbone("assert"))
+    tasks = Given(tmp_path, given)
+    cluster.run(tasks, Resources(max_concurrent_trials=1, retries=retries), folder=tmp_path / "scratch")
+    assert sorted(tasks.results()) == [0, 2, 3]
+    assert tasks.lost_trials == {}
+    failed = [report for report in tasks.reports if report.trial == 1]
+    assert [report.records for report in failed] == [()]  # one report of one attempt, charged with nothing
+    assert "device-side assert triggered" in (failed[0].failure or "")
+    workers = {trial: {report.worker for report in tasks.reports if report.trial == trial} for trial in range(4)}
+    assert workers[0] == workers[1]  # reused as long as nothing is wrong
+    assert workers[2] == workers[3]
+    assert workers[1] != workers[2]
+    assert not psutil.pid_exists(int(failed[0].worker.rpartition(":")[2]))

@@ -1,0 +1,111 @@
+"""The result of a trial that succeeded: scores, costs, and for a retrained model the test and its weights."""
+
+import json
+import resource
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas_blockout.data import AnyPart, Loader
+from nas_blockout.data.corruptions import CorruptedImages
+from nas_blockout.experiment import EVALUATION_BATCH, Run, notes_of, paths_taken, structure_of_network
+from nas_blockout.export import measure_latency, save_weights
+from nas_blockout.methods.blockdrop import BlockDrop
+from nas_blockout.training import evaluate
+from services.cluster.tasks import Task
+from services.files.remote import writing
+
+
+class TrialResults:
+    """Computes the results of trials, and keeps corrupted images in memory between them."""
+
+    def __init__(self) -> None:
+        self._corrupted: tuple[str, CorruptedImages] | None = None
+
+    def of(self, run: Run, task: Task) -> dict[str, Any]:
+        """Return the result of a run that has ended, as plain JSON types; write the weights if the task asks for them.
+
+        Args:
+            run: With an outcome.
+            task: What it ran.
+        """
+        outcome, last = run.outcome, run.records[-1]
+        assert outcome is not None
+        derivation, structure = outcome.derivation, structure_of_network(outcome.model)
+        result: dict[str, Any] = {
+            "validation_accuracy": last.validation_accuracy,
+            "validation_loss": last.validation_loss,
+            "parameters": outcome.parameters,
+            "macs": outcome.macs,
+            "architecture": outcome.architecture.to_json() if outcome.architecture else None,
+            "architecture_hash": outcome.architecture.hash if outcome.architecture else None,
+            "structure": structure.to_json() if structure else None,
+            "gap": {**derivation.gap, "finetuned": last.validation_accuracy} if derivation else None,
+            "threshold": derivation.threshold if derivation else None,
+            "thresholds": derivation.thresholds if derivation else None,
+            "equality": derivation.equality if derivation else None,
+            "probabilities": derivation.probabilities if derivation else None,
+            "overhead_seconds": derivation.overhead_seconds if derivation else 0.0,
+            "teacher_passes": outcome.teacher_passes,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
+        }
+        splits = run.splits
+        if notes := notes_of(run.experiment, shape=splits.shape, classes=len(splits.class_names)):
+            result["notes"] = list(notes)
+        if task.measures_latency:
+            result["latency_ms"] = measure_latency(outcome.model, splits.shape, batches=(1,))[1]
+        if task.evaluates_test:
+            result |= self._test_results(run, task, outcome.model)
+        if task.model is not None:
+            with writing(task.model) as path:
+                save_weights(outcome.model, path)
+        return result
+
+    def _test_results(self, run: Run, task: Task, model: nn.Module) -> dict[str, Any]:
+        part, classes = run.splits.test(), len(run.splits.class_names)
+        tested = Loader(part, EVALUATION_BATCH)
+        test = evaluate(model, tested)
+        robust = self._robustness(run, task, model, part, test.predictions)
+        # The cell of a label and a prediction has the position label * classes + prediction: rows are labels.
+        cells = torch.bincount(part.labels * classes + test.predictions, minlength=classes**2)
+        return {
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
+            "test_images": len(part.labels),
+            "confusion": cells.view(classes, classes).tolist(),
+            "predictions": test.predictions.tolist(),
+            **({"blocks": paths_taken(model, tested.batches())} if isinstance(model, BlockDrop) else {}),
+            **({"robustness": robust} if robust else {}),
+        }
+
+    def _robustness(
+        self, run: Run, task: Task, model: nn.Module, part: AnyPart, predictions: Tensor
+    ) -> dict[str, Any] | None:
+        """Evaluate the model on corrupted test images, which are generated once and cached for later models."""
+        if task.robustness is None:
+            return None
+        images, generated = self._corrupted_images(run, task, part)
+        began = time.monotonic()
+        errors: dict[str, list[float]] = {}
+        for kind, _, corrupted in images.parts():
+            errors.setdefault(kind, []).append(1 - evaluate(model, Loader(corrupted, EVALUATION_BATCH)).accuracy)
+        return {
+            "images": len(images),
+            "severities": list(task.robustness["severities"]),
+            "clean_error": float((predictions[images.index] != images.labels).float().mean()),
+            "errors": errors,
+            "making_seconds": images.seconds if generated else 0.0,
+            "seconds": time.monotonic() - began,
+        }
+
+    def _corrupted_images(self, run: Run, task: Task, part: AnyPart) -> tuple[CorruptedImages, bool]:
+        """Return the corrupted images of a task, and whether this call generated them."""
+        key = json.dumps([task.experiment["data"], task.data_root, task.robustness], sort_keys=True)
+        if self._corrupted is not None and self._corrupted[0] == key:
+            return self._corrupted[1], False
+        self._corrupted = None  # frees the memory of the previous study's images first
+        images = CorruptedImages(part, run.splits.preprocessing, **(task.robustness or {}))
+        self._corrupted = key, images
+        return images, True
