@@ -1,8 +1,9 @@
-"""The checkpoint of a trial: a file that an interrupted run of its experiment continues from."""
+"""The checkpoint of a trial: a file that an interrupted run of its experiment continues from, on any device."""
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,26 +14,79 @@ from nas_blockout.atomic_files import whole_file
 from nas_blockout.experiment import Snapshot
 
 
-def write_snapshot(snapshot: Snapshot, path: Path, experiment: Mapping[str, Any]) -> None:
-    """Write the checkpoint of an experiment; the file is replaced atomically."""
-    # Not flushed to disk, since checkpoints are frequent: `read_snapshot` detects a damaged file.
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Where a trial starts.
+
+    Args:
+        snapshot: What it continues from, its tensors on the CPU; None to train from the start.
+        notes: What happened on the way that its result should say, one sentence each.
+    """
+
+    snapshot: Snapshot | None = None
+    notes: tuple[str, ...] = ()
+
+
+def write_checkpoint(
+    given: Continuation, path: Path, experiment: Mapping[str, Any], *, device: str | torch.device = "cpu"
+) -> None:
+    """Write the checkpoint of an experiment; the file is replaced atomically.
+
+    Args:
+        given: With a snapshot.
+        path: Of the file.
+        experiment: Whose it is, as plain JSON types.
+        device: Where the experiment runs.
+    """
+    assert given.snapshot is not None
+    state = {
+        **given.snapshot.to_state(),
+        "experiment": _fingerprint(experiment),
+        "device": torch.device(device).type,
+        "notes": list(given.notes),
+    }
+    # Not flushed to disk, since checkpoints are frequent: `read_checkpoint` detects a damaged file.
     with whole_file(path, flush=False) as part, part.open("wb") as file:
-        torch.save({**snapshot.to_state(), "experiment": _fingerprint(experiment)}, file)
+        torch.save(state, file)
 
 
-def read_snapshot(path: Path, experiment: Mapping[str, Any]) -> Snapshot | None:
-    """Read the checkpoint of an experiment; return None if it is missing, damaged, or of another experiment.
+def read_checkpoint(path: Path, experiment: Mapping[str, Any], *, device: str | torch.device = "cpu") -> Continuation:
+    """Read the checkpoint of an experiment; without a snapshot if it is missing, unreadable, or of another experiment.
 
     The file of another experiment may have the same name: files are named by the number of the trial, and a new store
     numbers its trials from the start.
+
+    Args:
+        path: Of the file.
+        experiment: Whose it should be, as plain JSON types.
+        device: Where the experiment goes on. The draws of another kind of device than it ran on cannot be continued:
+            they begin anew, from a seed that the experiment and the epoch decide.
     """
     try:
-        state = torch.load(path, weights_only=True)
-        return Snapshot.from_state(state) if state["experiment"] == _fingerprint(experiment) else None
+        # A device that wrote tensors need not be there where they are read; training moves them to its own.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["experiment"] != _fingerprint(experiment):
+            return Continuation()
+        snapshot = Snapshot.from_state(state)
+        notes = tuple(str(note) for note in state.get("notes", ()))
+        then, now = str(state.get("device", torch.device(device).type)), torch.device(device).type
+        if then == now:
+            return Continuation(snapshot, notes)
+        note = f"a checkpoint of {then} went on on {now}: its draws began anew after epoch {len(snapshot.records) - 1}"
+        return Continuation(_with_new_draws(snapshot, experiment, device), (*notes, note))
     except FileNotFoundError:
-        return None
-    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, UnpicklingError):
-        return None  # a damaged file, as after a full disk: start again rather than fail
+        return Continuation()
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, UnpicklingError) as error:
+        # As after a full disk or from another version: start again rather than fail.
+        reason = " ".join(str(error).split())[:100]
+        note = f"trained from the start again: its checkpoint could not be read ({type(error).__name__}: {reason})"
+        return Continuation(notes=(note,))
+
+
+def _with_new_draws(snapshot: Snapshot, experiment: Mapping[str, Any], device: str | torch.device) -> Snapshot:
+    seed = hashlib.sha256(f"{_fingerprint(experiment)} {len(snapshot.records)}".encode()).digest()
+    generator = torch.Generator(device).manual_seed(int.from_bytes(seed[:6], "big"))
+    return replace(snapshot, checkpoint=replace(snapshot.checkpoint, generator=generator.get_state()))
 
 
 def _fingerprint(experiment: Mapping[str, Any]) -> str:

@@ -24,12 +24,13 @@ class TrialResults:
     def __init__(self) -> None:
         self._corrupted: tuple[str, CorruptedImages] | None = None
 
-    def of(self, run: Run, task: Task) -> dict[str, Any]:
+    def of(self, run: Run, task: Task, *, notes: tuple[str, ...] = ()) -> dict[str, Any]:
         """Return the result of a run that has ended, as plain JSON types; write the weights if the task asks for them.
 
         Args:
             run: With an outcome.
             task: What it ran.
+            notes: What else the result should say, one sentence each.
         """
         outcome, last = run.outcome, run.records[-1]
         assert outcome is not None
@@ -52,8 +53,9 @@ class TrialResults:
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
         }
         splits = run.splits
-        if notes := notes_of(run.experiment, shape=splits.shape, classes=len(splits.class_names)):
-            result["notes"] = list(notes)
+        of_network = notes_of(run.experiment, shape=splits.shape, classes=len(splits.class_names))
+        if of_network or notes:
+            result["notes"] = [*of_network, *notes]
         if task.measures_latency:
             result["latency_ms"] = measure_latency(outcome.model, splits.shape, batches=(1,))[1]
         if task.evaluates_test:

@@ -16,7 +16,7 @@ import torch
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run
 from nas_blockout.training import EpochRecord
-from services.cluster.checkpoints import read_snapshot, write_snapshot
+from services.cluster.checkpoints import Continuation, read_checkpoint, write_checkpoint
 from services.cluster.tasks import Report, Task
 from services.cluster.trial_results import TrialResults
 from services.cluster.worker_errors import describe_error, ends_the_process
@@ -42,6 +42,7 @@ class Worker:
         self._task: Task | None = None
         self._run: Run | None = None
         self._unreported: list[EpochRecord] = []
+        self._notes: tuple[str, ...] = ()
         self._error: str | None = None
         self._ends = False
 
@@ -55,13 +56,15 @@ class Worker:
             raise RuntimeError(f"the accelerator failed in process {os.getpid()}: run trial {task.trial} in a new one")
         torch.set_num_threads(task.threads)
         self._task, self._run, self._error, self._unreported = task, None, None, []
+        self._notes = ()
         try:
             experiment = Experiment.from_json(task.experiment)
             with reading(task.checkpoint) as path:
-                snapshot = read_snapshot(path, task.experiment)
-            self._run = Run(experiment, self._splits(experiment.data, task), device=task.device, start=snapshot)
+                start = read_checkpoint(path, task.experiment, device=task.device)
+            self._notes = start.notes
+            self._run = Run(experiment, self._splits(experiment.data, task), device=task.device, start=start.snapshot)
             # The worker before may have died before its last report arrived; the driver ignores what it has already.
-            self._unreported = list(snapshot.records) if snapshot else []
+            self._unreported = list(start.snapshot.records) if start.snapshot else []
         except Exception as error:  # noqa: BLE001  # the trial fails, the worker continues with the next one
             self._fail(error)
 
@@ -77,13 +80,14 @@ class Worker:
             while self._error is None and not self._at_rung():
                 if not self._one_epoch():
                     assert self._run is not None
-                    return self._report(result=self._results.of(self._run, self._task))
+                    return self._report(result=self._results.of(self._run, self._task, notes=self._notes))
                 trained = True
                 if time.monotonic() - began >= self._report_seconds:
                     break
             if trained and self._error is None and self._run is not None:
+                now = Continuation(self._run.snapshot(), self._notes)
                 with writing(self._task.checkpoint) as path:
-                    write_snapshot(self._run.snapshot(), path, self._task.experiment)
+                    write_checkpoint(now, path, self._task.experiment, device=self._task.device)
         except Exception as error:  # noqa: BLE001  # reported as the failure of the trial
             self._fail(error)
         if self._error is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nas_blockout.experiment import Experiment
-from services.cluster.checkpoints import read_snapshot
+from services.cluster.checkpoints import Continuation, read_checkpoint
 from services.store import Store
 from services.study_config.resolution import read, resolve, study_of
 from services.study_config.resolved_study import Study, parse_resolved
@@ -114,4 +114,4 @@ def test_the_checkpoint_of_an_interrupted_trial_is_that_of_another_experiment_an
     checkpoint = home / "runs" / "halfway" / ".work" / "checkpoints" / f"{trial.id}.pt"
     assert checkpoint.exists()
     assert {epoch.stage for epoch in store.epochs(trial.id)} == {"learn", "finetune"}
-    assert read_snapshot(checkpoint, Experiment.from_json(trial.experiment).to_json()) is None
+    assert read_checkpoint(checkpoint, Experiment.from_json(trial.experiment).to_json()) == Continuation()

@@ -10,7 +10,7 @@ import torch
 from nas_blockout.data import DataSettings, Splits
 from nas_blockout.data.corruptions import TESTING
 from nas_blockout.data.subsets import balanced
-from services.cluster.checkpoints import read_snapshot
+from services.cluster.checkpoints import read_checkpoint
 from services.cluster.tasks import Report, Task
 from services.cluster.worker import Worker
 from services.cluster.worker_errors import describe_error
@@ -154,7 +154,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "touched",)
 
     torch.save({"checkpoint": Evil(), "json": "{}"}, tmp_path / "evil.pt")
-    assert read_snapshot(tmp_path / "evil.pt", EXPERIMENT) is None
+    assert read_checkpoint(tmp_path / "evil.pt", EXPERIMENT).snapshot is None
     assert not (tmp_path / "touched").exists()
 
 
