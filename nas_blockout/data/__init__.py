@@ -7,16 +7,18 @@ cutting to size and normalizing is common to all (`splits`). Nothing here knows 
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataCorrupt, DataError, DataMissing, DataUnsuitable
 from nas_blockout.data.loader import Loader
+from nas_blockout.data.placement import Placement
 from nas_blockout.data.preprocessing import Preprocessing
 from nas_blockout.data.sources.registry import SOURCES, Dimensions, Source, dimensions, load, recognized
 from nas_blockout.data.splits import AnyPart, Splits
 from nas_blockout.data.streaming import StreamedPart
 from nas_blockout.data.summary import Report, check, fetch, show
-from nas_blockout.data.tensor_dataset import Part
+from nas_blockout.data.tensor_dataset import BytePart, Part
 
 __all__ = [
     "SOURCES",
     "AnyPart",
+    "BytePart",
     "DataCorrupt",
     "DataError",
     "DataMissing",
@@ -25,6 +27,7 @@ __all__ = [
     "Dimensions",
     "Loader",
     "Part",
+    "Placement",
     "Preprocessing",
     "Report",
     "Source",

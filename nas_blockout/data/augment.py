@@ -1,79 +1,106 @@
-"""Random variation of training images, a whole batch at a time.
+"""Random variation of training images: all choices of an epoch are drawn at once, and applied a batch at a time.
 
 Every choice is drawn from the generator that is passed, on the processor whatever the device of the images is, so
-that a run on an accelerator sees the same variations.
+that a run on an accelerator sees the same variations. They are copied there once an epoch, and no batch waits.
 
 References:
     DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Augmentation = Callable[[Tensor, torch.Generator, Tensor], Tensor]
 
-
-def shift(images: Tensor, generator: torch.Generator, background: Tensor) -> Tensor:
-    """Move every image by up to an eighth of its side, independently in both directions: a crop after padding.
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """One kind of variation, divided into its choices and what they do.
 
     Args:
-        images: Shape (n, channels, height, width).
-        generator: Source of the draws.
-        background: What comes in from outside, shape (channels, 1, 1).
+        draw: Returns the choices for some images, shape (choices, n), float32 on the processor, from the number of the
+            images, their height and width, and the generator.
+        apply: Returns images varied by their choices, from the images, shape (n, channels, height, width), the choices
+            on the same device, and the background: what comes in from outside, shape (channels, 1, 1), or None for 0.
     """
+
+    draw: Callable[[int, tuple[int, int], torch.Generator], Tensor]
+    apply: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def draw_pass(
+    variations: Sequence[Variation], sizes: Sequence[int], side: tuple[int, int], generator: torch.Generator
+) -> list[Tensor]:
+    """Return, for each variation, the choices for all images of a pass, shape (choices, images).
+
+    Args:
+        variations: In the order in which they are applied.
+        sizes: Images a batch. They are drawn batch by batch, which gives the numbers that drawing each batch on its
+            own would.
+        side: Height and width of the images.
+        generator: On the processor.
+    """
+    drawn = [[variation.draw(size, side, generator) for variation in variations] for size in sizes]
+    return [torch.cat(choices, 1) for choices in zip(*drawn, strict=True)]
+
+
+def _draw_shift(count: int, side: tuple[int, int], generator: torch.Generator) -> Tensor:
+    tops, lefts = (torch.randint(2 * (length // 8) + 1, (count,), generator=generator) for length in side)
+    return torch.stack((tops, lefts)).float()
+
+
+def _shifted(images: Tensor, choices: Tensor, background: Tensor | None) -> Tensor:
+    """Move every image by up to an eighth of its side, independently in both directions: a crop after padding."""
     count, _, height, width = images.shape
     down, right = height // 8, width // 8
     # Padding fills with 0, so the background is made 0 and put back at the end.
-    centered = images - background if background.any() else images
+    centered = images if background is None else images - background
     padded = F.pad(centered, (right, right, down, down))
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view of all crops, of which one an image is copied
-    tops = torch.randint(2 * down + 1, (count,), generator=generator).to(images.device)
-    lefts = torch.randint(2 * right + 1, (count,), generator=generator).to(images.device)
+    tops, lefts = choices.long()
     moved = windows[torch.arange(count, device=images.device), :, tops, lefts]
-    return moved.add_(background)
+    return moved if background is None else moved.add_(background)
 
 
-def flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror every image left to right with probability one half; shape (n, channels, height, width)."""
-    mirrored = torch.rand(len(images), generator=generator).lt(0.5).to(images.device)
-    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+def _draw_flip(count: int, side: tuple[int, int], generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator).lt(0.5).float()[None]
 
 
-def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Set a square of a quarter of the side to 0, the mean of normalized images; it may lie partly outside.
-
-    Args:
-        images: Shape (n, channels, height, width), normalized.
-        generator: Source of the draws.
-    """
-    count, _, height, width = images.shape
-    side = max(1, min(height, width) // 4)
-    rows = _band(count, height, side, generator).to(images.device)[:, None, :, None]
-    columns = _band(count, width, side, generator).to(images.device)[:, None, None, :]
-    return images.masked_fill(rows & columns, 0)
+def _flipped(images: Tensor, choices: Tensor, background: Tensor | None) -> Tensor:
+    """Mirror every image left to right with probability one half."""
+    return torch.where(choices[0].bool()[:, None, None, None], images.flip(-1), images)
 
 
-def _band(count: int, length: int, side: int, generator: torch.Generator) -> Tensor:
-    # The middle lies anywhere in the image, so that the band may begin before it or end after it, as in the paper.
-    starts = torch.randint(length, (count, 1), generator=generator) - side // 2
-    positions = torch.arange(length)
-    return (positions >= starts) & (positions < starts + side)
+def _draw_cutout(count: int, side: tuple[int, int], generator: torch.Generator) -> Tensor:
+    # The middle lies anywhere in the image, so that a band may begin before it or end after it, as in the paper.
+    return torch.stack([torch.randint(length, (count, 1), generator=generator)[:, 0] for length in side]).float()
 
 
-def _shift_flip(images: Tensor, generator: torch.Generator, background: Tensor) -> Tensor:
-    return flip(shift(images, generator, background), generator)
+def _cut_out(images: Tensor, choices: Tensor, background: Tensor | None) -> Tensor:
+    """Set a square of a quarter of the side to 0, the mean of normalized images; it may lie partly outside."""
+    height, width = images.shape[2:]
+    size = max(1, min(height, width) // 4)
+    rows, columns = (
+        _band(middles, length, size) for middles, length in zip(choices.long(), (height, width), strict=True)
+    )
+    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
 
 
-def _shift_flip_cutout(images: Tensor, generator: torch.Generator, background: Tensor) -> Tensor:
-    return cutout(_shift_flip(images, generator, background), generator)
+def _band(middles: Tensor, length: int, size: int) -> Tensor:
+    starts = middles[:, None] - size // 2
+    positions = torch.arange(length, device=middles.device)
+    return (positions >= starts) & (positions < starts + size)
 
 
-AUGMENT: Mapping[str, Augmentation | None] = {
-    "none": None,
-    "shift": shift,
-    "shift-flip": _shift_flip,
-    "shift-flip-cutout": _shift_flip_cutout,
+SHIFT = Variation(_draw_shift, _shifted)
+FLIP = Variation(_draw_flip, _flipped)
+CUTOUT = Variation(_draw_cutout, _cut_out)
+
+AUGMENT: Mapping[str, tuple[Variation, ...]] = {
+    "none": (),
+    "shift": (SHIFT,),
+    "shift-flip": (SHIFT, FLIP),
+    "shift-flip-cutout": (SHIFT, FLIP, CUTOUT),
 }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nas_blockout.data.augment import AUGMENT
+from nas_blockout.data.augment import AUGMENT, draw_pass
 from nas_blockout.data.data_settings import AUGMENTATIONS
 from nas_blockout.data.splits import AnyPart
 
@@ -31,9 +31,10 @@ class Loader:
             raise ValueError(f"augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
         self.part = part
         self.batch_size = batch_size
-        self._augment = AUGMENT[augment]
-        background = part.background or (0.0,) * part.images.shape[1]
-        self._background = torch.tensor(background, dtype=part.images.dtype, device=part.images.device).view(-1, 1, 1)
+        self._variations = AUGMENT[augment]
+        background = torch.tensor(part.background or (0.0,), dtype=part.images.dtype).view(-1, 1, 1)
+        # Asked once, on the processor: to ask an accelerator whether a batch has one would wait for it.
+        self._background = background.to(part.device) if background.any() else None
 
     def __len__(self) -> int:
         """Return the number of images in one pass."""
@@ -53,8 +54,14 @@ class Loader:
             yield from self.part.gather(torch.split(torch.arange(count), self.batch_size))
             return
         order = torch.randperm(count, generator=generator)
-        for images, labels in self.part.gather(torch.split(order, batch_sizes(count, self.batch_size))):
-            yield (self._augment(images, generator, self._background) if self._augment else images), labels
+        sizes = batch_sizes(count, self.batch_size)
+        height, width = self.part.images.shape[2:]
+        drawn = draw_pass(self._variations, sizes, (height, width), generator)
+        choices = [every.to(self.part.device).split(sizes, 1) for every in drawn]
+        for number, (images, labels) in enumerate(self.part.gather(torch.split(order, sizes))):
+            for variation, of_batch in zip(self._variations, choices, strict=True):
+                images = variation.apply(images, of_batch[number], self._background)
+            yield images, labels
 
     def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield batches of images drawn at random, each at most once and plain.

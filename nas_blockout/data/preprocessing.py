@@ -45,6 +45,14 @@ class Preprocessing:
         """Normalize images, shape (n, channels, height, width), float with values in [0, 1]."""
         return images.sub(_per_channel(self.mean, images)).div_(_per_channel(self.std, images))
 
+    def on(self, device: str | torch.device) -> "Normalization":
+        """Return what does the same on a device, also to bytes."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1).to(device) for values in (self.mean, self.std))
+        # Of an accelerator's tensor: what is divided by a number of the processor is multiplied there by its inverse,
+        # which is rounded.
+        highest = 255 if torch.device(device).type == "cpu" else torch.tensor(255.0).to(device)
+        return Normalization(mean, std, highest)
+
     def undo(self, images: Tensor) -> Tensor:
         """Return normalized images as values in [0, 1], for corrupting or drawing them."""
         return images.mul(_per_channel(self.std, images)).add_(_per_channel(self.mean, images)).clamp_(0, 1)
@@ -58,6 +66,27 @@ class Preprocessing:
         """Build from what `to_json` returned."""
         channels, height, width = (int(document[key]) for key in ("channels", "height", "width"))
         return cls(channels, height, width, mean=tuple(document["mean"]), std=tuple(document["std"]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Normalization:
+    """Normalizes images on one device, with the numbers of `Preprocessing.apply` to the last bit.
+
+    Args:
+        mean: Shape (channels, 1, 1).
+        std: Likewise.
+        highest: What the highest value of a byte is divided by to become 1.
+    """
+
+    mean: Tensor
+    std: Tensor
+    highest: Tensor | int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalize images, shape (n, channels, height, width): uint8 in 0..255, or float32 in [0, 1]."""
+        if images.dtype == torch.uint8:
+            return images.to(torch.float32).div_(self.highest).sub_(self.mean).div_(self.std)
+        return images.sub(self.mean).div_(self.std)
 
 
 def measure(batches: Iterable[Tensor]) -> Preprocessing:

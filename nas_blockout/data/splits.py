@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nas_blockout.data.errors import DataCorrupt, DataUnsuitable, all_corrupt
+from nas_blockout.data.placement import Placement
 from nas_blockout.data.preprocessing import Preprocessing, measure
 from nas_blockout.data.streaming import ImageFiles, StreamedPart
 from nas_blockout.data.subsets import balanced
-from nas_blockout.data.tensor_dataset import Labeled, Part
+from nas_blockout.data.tensor_dataset import BytePart, Labeled, Part
 
 AnyImages = Labeled | ImageFiles
-AnyPart = Part | StreamedPart
+AnyPart = Part | BytePart | StreamedPart
 
 
 class Splits:
@@ -60,6 +61,10 @@ class Splits:
         """Load the test data; nothing else does."""
         self.test_reads += 1
         return self._load_test().loaded().normalized(self.preprocessing)
+
+    def trained_on(self, placement: Placement) -> tuple[AnyPart, AnyPart]:
+        """Return training and validation data where a training reads them."""
+        return self.train.placed(placement), self.validation.placed(placement)
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # holds tensors, which have no single truth value

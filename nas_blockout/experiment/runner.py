@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.data import Loader, Splits
+from nas_blockout.data import Loader, Placement, Splits
 from nas_blockout.experiment.branchable import architecture_of
 from nas_blockout.experiment.builder import build, count_macs, expected_macs, plain_state, rebuild
 from nas_blockout.experiment.config import Experiment
@@ -77,6 +77,7 @@ class Run(Iterator[EpochRecord]):
         experiment: What to run.
         splits: Its data; the test images are never read.
         device: Where to train.
+        placement: Where the images are; by default on that device, if they fit.
         start: Continue after this snapshot, with the numbers of a run that was never stopped.
     """
 
@@ -86,6 +87,7 @@ class Run(Iterator[EpochRecord]):
         splits: Splits,
         *,
         device: str | torch.device = "cpu",
+        placement: Placement | None = None,
         start: Snapshot | None = None,
     ) -> None:
         self.experiment = experiment
@@ -98,8 +100,10 @@ class Run(Iterator[EpochRecord]):
         self._stage = start.stage if start else ""
         self._derivation: Derivation | None = start.derivation if start else None
         settings = experiment.training
-        train = Loader(splits.train, settings.batch_size, augment=experiment.data.augment)
-        self._loaders = Loaders(train, Loader(splits.validation, EVALUATION_BATCH))
+        self.placement = placement or Placement(device)
+        train, validation = splits.trained_on(self.placement)
+        loader = Loader(train, settings.batch_size, augment=experiment.data.augment)
+        self._loaders = Loaders(loader, Loader(validation, EVALUATION_BATCH))
         self._records = self._run()
 
     def __next__(self) -> EpochRecord:
@@ -176,7 +180,7 @@ class Run(Iterator[EpochRecord]):
 
     def _macs(self, plain: nn.Module) -> int:
         if isinstance(plain, BlockDrop):
-            return expected_macs(plain, self._loaders.validation.batches())
+            return expected_macs(plain, Loader(self.splits.validation, EVALUATION_BATCH).batches())
         return count_macs(plain, self.splits.train.images[:1])
 
 

@@ -60,7 +60,7 @@ class ModelDescription:
         blocks: What a network that skips blocks keeps, and what its policy network costs, or None.
         equality: Largest difference of logits between the masked network and the branched one, its bound, and how far
             the logits spread, by precision; of the memberships as thresholded with ``raw_`` before it. Or None.
-        background: What transparent pixels show to the model, as in `nas_blockout.data.image_io`.
+        background: What transparent pixels show to the model, as in `nas_blockout.data.streaming.image_io`.
         latency: Of one image and of many, measured together with the other models of the study, as a text, or None.
         origin: What builds the network, as of `nas_blockout.experiment.origin_of`, or None.
         batch: Images that are expected at a time, for which branches are then divided into operations; None for one as

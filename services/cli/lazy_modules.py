@@ -65,7 +65,7 @@ MODULES = {
     "experiment": "nas_blockout.experiment",
     "export": "nas_blockout.export",
     "plots": "nas_blockout.plots",
-    "image_io": "nas_blockout.data.image_io",
+    "image_io": "nas_blockout.data.streaming.image_io",
     "layer_table": "nas_blockout.experiment.layer_table",
     "model_summary": "nas_blockout.export.model_summary",
     "prediction": "nas_blockout.export.prediction",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nas_blockout.data import Part, Splits, StreamedPart
+from nas_blockout.data import AnyPart, Splits
 from nas_blockout.experiment import Experiment, Run
 from nas_blockout.training import EpochRecord
 
@@ -114,8 +114,5 @@ def _without_test(splits: Splits, train: Any, validation: Any) -> Splits:
     )
 
 
-def _subset(part: Part | StreamedPart, share: float) -> Part | StreamedPart:
-    index = torch.linspace(0, len(part) - 1, max(2, round(len(part) * share))).long()
-    if isinstance(part, StreamedPart):
-        return replace(part, files=part.files.at(index))
-    return Part(part.images[index], part.labels[index], part.background)
+def _subset(part: AnyPart, share: float) -> AnyPart:
+    return part.at(torch.linspace(0, len(part) - 1, max(2, round(len(part) * share))).long())

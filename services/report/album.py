@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from nas_blockout.data import Part, Splits, StreamedPart
+from nas_blockout.data import AnyPart, Splits
 
 Image = NDArray[np.uint8]
 MOST_PIXELS = 48  # per side, which keeps the report small
@@ -44,10 +44,10 @@ class Album:
         return self._thumbnails(self._test, torch.tensor(list(numbers), dtype=torch.int64))
 
     @cached_property
-    def _test(self) -> Part | StreamedPart:
+    def _test(self) -> AnyPart:
         return self._splits.test()
 
-    def _thumbnails(self, part: Part | StreamedPart, index: Tensor) -> list[Image]:
+    def _thumbnails(self, part: AnyPart, index: Tensor) -> list[Image]:
         if not len(index):
             return []
         # One by one: a streamed part reads slices only.

@@ -10,7 +10,7 @@ from nas_blockout.data.corruptions.registry import TESTING, corrupt
 from nas_blockout.data.preprocessing import Preprocessing
 from nas_blockout.data.splits import AnyPart
 from nas_blockout.data.subsets import balanced
-from nas_blockout.data.tensor_dataset import Part, scaled
+from nas_blockout.data.tensor_dataset import BytePart
 
 _IMAGES_AT_ONCE = 512
 
@@ -37,11 +37,12 @@ class CorruptedImages:
         self, part: AnyPart, preprocessing: Preprocessing, *, images: int, severities: Sequence[int], seed: int
     ) -> None:
         began = time.monotonic()
-        self.index = balanced(part.labels, min(images, len(part)), seed=seed)
-        self.labels = part.labels[self.index]
+        labels = part.labels.cpu()  # corrupting is work for the processor, wherever the images are
+        self.index = balanced(labels, min(images, len(part)), seed=seed)
+        self.labels = labels[self.index]
         self._preprocessing = preprocessing
         batches = part.gather(torch.split(self.index, _IMAGES_AT_ONCE))
-        plain = torch.cat([preprocessing.undo(normalized) for normalized, _ in batches])
+        plain = torch.cat([preprocessing.undo(normalized.cpu()) for normalized, _ in batches])
         self._bytes = {
             # A seed of its own for each: leaving out a severity changes no other one.
             (kind, severity): _corrupted(plain, kind, severity, seed=(100 * seed + 5 * number + severity) % 2**63)
@@ -53,10 +54,10 @@ class CorruptedImages:
     def __len__(self) -> int:
         return len(self.index)
 
-    def parts(self) -> Iterator[tuple[str, int, Part]]:
+    def parts(self) -> Iterator[tuple[str, int, BytePart]]:
         """Yield the kind, the severity and the images, normalized, kind by kind."""
         for (kind, severity), images in self._bytes.items():
-            yield kind, severity, Part(self._preprocessing.apply(scaled(images)), self.labels)
+            yield kind, severity, BytePart(images, self.labels, self._preprocessing)
 
 
 def _corrupted(images: Tensor, kind: str, severity: int, *, seed: int) -> Tensor:

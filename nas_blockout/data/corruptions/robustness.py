@@ -11,13 +11,14 @@ import torch
 
 from nas_blockout.data.corruptions.registry import corrupt
 from nas_blockout.data.preprocessing import Preprocessing
+from nas_blockout.data.splits import AnyPart
 from nas_blockout.data.tensor_dataset import Part
 
 Errors = Mapping[str, Sequence[float]]
 _IMAGES_AT_ONCE = 512
 
 
-def corrupted(part: Part, preprocessing: Preprocessing, name: str, *, severity: int, seed: int) -> Part:
+def corrupted(part: AnyPart, preprocessing: Preprocessing, name: str, *, severity: int, seed: int) -> Part:
     """Return a split with every image corrupted, normalized as before.
 
     Args:
@@ -30,7 +31,7 @@ def corrupted(part: Part, preprocessing: Preprocessing, name: str, *, severity: 
     generator = torch.Generator().manual_seed(seed)
     batches = [
         preprocessing.apply(corrupt(preprocessing.undo(images), name, severity=severity, generator=generator))
-        for images in torch.split(part.images, _IMAGES_AT_ONCE)
+        for images, _ in part.gather(torch.split(torch.arange(len(part)), _IMAGES_AT_ONCE))
     ]
     return Part(torch.cat(batches), part.labels, part.background)
 

@@ -1,9 +1,10 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nas_blockout.data import Loader, Part
-from nas_blockout.data.augment import AUGMENT, cutout, flip, shift
+from nas_blockout.data.augment import AUGMENT, CUTOUT, FLIP, SHIFT, Variation
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -25,10 +26,53 @@ def shifted_slowly(image: Tensor, down: int, right: int, background: Tensor) -> 
     return moved
 
 
+def vary(variation: Variation, images: Tensor, generator: torch.Generator, background: Tensor | None = None) -> Tensor:
+    side = (images.shape[2], images.shape[3])
+    return variation.apply(images, variation.draw(len(images), side, generator), background)
+
+
+def one_by_one(images: Tensor, generator: torch.Generator, background: Tensor, name: str) -> Tensor:
+    """Vary one batch with draws of its own, image by image: how it was before passes were drawn."""
+    count, _, height, width = images.shape
+    down, right = height // 8, width // 8
+    padded = F.pad(images - background, (right, right, down, down))
+    tops = torch.randint(2 * down + 1, (count,), generator=generator).tolist()
+    lefts = torch.randint(2 * right + 1, (count,), generator=generator).tolist()
+    places = zip(padded, tops, lefts, strict=True)
+    images = (
+        torch.stack([image[:, top : top + height, left : left + width] for image, top, left in places]) + background
+    )
+    if "flip" in name:
+        mirrored = torch.rand(count, generator=generator).lt(0.5).tolist()
+        images = torch.stack([image.flip(-1) if each else image for image, each in zip(images, mirrored, strict=True)])
+    if "cutout" in name:
+        size = max(1, min(height, width) // 4)
+        tops = (torch.randint(height, (count, 1), generator=generator)[:, 0] - size // 2).tolist()
+        lefts = (torch.randint(width, (count, 1), generator=generator)[:, 0] - size // 2).tolist()
+        for image, top, left in zip(images, tops, lefts, strict=True):
+            image[:, max(0, top) : top + size, max(0, left) : left + size] = 0
+    return images
+
+
+@pytest.mark.parametrize("name", [name for name in AUGMENT if name != "none"])
+@pytest.mark.parametrize("shape", [(23, 1, 8, 8), (23, 3, 28, 16)])
+def test_a_pass_drawn_at_once_is_that_of_batches_drawn_one_by_one(name, shape):
+    part = Part(
+        torch.rand(shape, generator=seeded(1)), torch.arange(23), tuple(-0.5 * (c + 1) for c in range(shape[1]))
+    )
+    background = torch.tensor(part.background).view(-1, 1, 1)
+    generator, theirs = seeded(4), seeded(4)
+    for _ in range(2):  # the generator stands where it stood: the second pass is the same, too
+        torch.randperm(23, generator=theirs)
+        for images, labels in Loader(part, 5, augment=name).batches(generator):
+            assert torch.equal(images, one_by_one(part.images[labels], theirs, background, name))
+    assert torch.equal(generator.get_state(), theirs.get_state())
+
+
 def test_a_shift_moves_each_image_by_one_of_the_offsets():
     images = pictures(count=12)
     background = torch.tensor([-1.0, -2.0, -3.0]).view(3, 1, 1)
-    for image, moved in zip(images, shift(images, seeded(), background), strict=True):
+    for image, moved in zip(images, vary(SHIFT, images, seeded(), background), strict=True):
         candidates = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
         matches = [at for at in candidates if torch.allclose(shifted_slowly(image, *at, background), moved, atol=1e-6)]
         assert len(matches) == 1
@@ -37,14 +81,14 @@ def test_a_shift_moves_each_image_by_one_of_the_offsets():
 def test_all_shifts_occur():
     images = torch.zeros(2000, 1, 8, 8)
     images[:, :, 4, 4] = 1
-    moved = shift(images, seeded(), torch.zeros(1, 1, 1))
+    moved = vary(SHIFT, images, seeded())
     places = {tuple(place) for place in moved[:, 0].nonzero()[:, 1:].tolist()}
     assert places == {(row, column) for row in (3, 4, 5) for column in (3, 4, 5)}
 
 
 def test_a_flip_mirrors_about_half_of_the_images_and_leaves_the_others():
     images = pictures(count=400)
-    flipped = flip(images, seeded())
+    flipped = vary(FLIP, images, seeded())
     mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
     kept = (flipped == images).flatten(1).all(1)
     assert torch.all(mirrored ^ kept)
@@ -53,7 +97,7 @@ def test_a_flip_mirrors_about_half_of_the_images_and_leaves_the_others():
 
 def test_a_cutout_is_one_square_of_a_quarter_of_the_side():
     images = pictures(count=300)
-    holes = cutout(images, seeded()).eq(0)
+    holes = vary(CUTOUT, images, seeded()).eq(0)
     assert torch.equal(holes[:, 0], holes[:, 1])
     heights, widths = holes[:, 0].any(2).sum(1), holes[:, 0].any(1).sum(1)
     assert torch.equal(holes[:, 0].sum((1, 2)), heights * widths)

@@ -27,13 +27,13 @@ def test_images_are_those_of_corrupt_rounded_to_bytes(splits):
     for kind, severity, part in images.parts():
         if kind == "contrast":  # draws nothing
             expected = corrupt(plain, kind, severity=severity, generator=torch.Generator())
-            assert (splits.preprocessing.undo(part.images) - expected).abs().max() <= 0.5 / 255 + 1e-5
+            assert (splits.preprocessing.undo(part.images[:]) - expected).abs().max() <= 0.5 / 255 + 1e-5
         assert torch.equal(part.labels, splits.validation.labels[images.index])
 
 
 def test_the_same_seed_gives_the_same_images_and_another_one_others(splits):
     def pixels(seed: int) -> torch.Tensor:
-        return torch.cat([part.images for _, _, part in kept(splits, seed=seed).parts()])
+        return torch.cat([part.images[:] for _, _, part in kept(splits, seed=seed).parts()])
 
     assert torch.equal(pixels(3), pixels(3))
     assert not torch.equal(pixels(3), pixels(4))
@@ -48,6 +48,6 @@ def test_subsets_are_balanced_nested_and_at_most_everything(splits):
 
 
 def test_draws_differ_between_kinds_and_severities(splits):
-    found = {(kind, severity): part.images for kind, severity, part in kept(splits).parts()}
+    found = {(kind, severity): part.images[:] for kind, severity, part in kept(splits).parts()}
     noises = [found[kind, severity] for kind in ("gaussian_noise", "impulse_noise") for severity in (1, 4)]
     assert all(not torch.equal(a, b) for number, a in enumerate(noises) for b in noises[:number])

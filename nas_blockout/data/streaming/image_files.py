@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from nas_blockout.data.downloads import Arrays, cached, digest
 from nas_blockout.data.errors import DataCorrupt, all_corrupt
-from nas_blockout.data.image_io import UNREADABLE, opaque
+from nas_blockout.data.placement import Placement
 from nas_blockout.data.preprocessing import Preprocessing
+from nas_blockout.data.streaming.image_io import UNREADABLE, opaque
 from nas_blockout.data.tensor_dataset import Labeled, scaled
 
 MEMORY_BYTES = 2**31  # of normalized images, four bytes a value
@@ -38,7 +39,7 @@ class ImageFiles:
         side: Height and width that images get, in pixels.
         root: Decoded images are cached in it; None for no cache.
         memory_bytes: Images that take more than this are not kept in memory.
-        background: What transparent pixels show, as in `nas_blockout.data.image_io`.
+        background: What transparent pixels show, as in `nas_blockout.data.streaming.image_io`.
     """
 
     paths: tuple[Path, ...]
@@ -154,6 +155,19 @@ class StreamedPart:
         """What a pixel outside the image is worth, for each channel."""
         return self.preprocessing.background
 
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        return self.labels.device
+
+    def at(self, index: Tensor) -> "StreamedPart":
+        """Return the images and labels at an index, shape (m,), int64."""
+        return replace(self, files=self.files.at(index))
+
+    def placed(self, placement: Placement) -> "StreamedPart":
+        """Return the part with its batches on a device."""
+        return self.to(placement.device)
+
     def to(self, device: str | torch.device) -> "StreamedPart":
         """Return the part with its batches on a device."""
         return replace(self, files=replace(self.files, labels=self.labels.to(device)))
@@ -165,9 +179,10 @@ class StreamedPart:
             DataCorrupt: A file is not an image or is truncated; the message names it.
         """
         device = self.labels.device
+        normalize = self.preprocessing.on(device)
         # Workers send bytes, a quarter of the size of floats; scaled and normalized here, on the device.
         for index, images in zip(batches, self._decoded(batches), strict=True):
-            yield self.preprocessing.apply(scaled(images.to(device))), self.labels[index.to(device)]
+            yield normalize(images.to(device)), self.labels[index.to(device)]
 
     def _decoded(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         decoded = DataLoader(
@@ -201,7 +216,7 @@ def decode(path: Path, side: int, background: str = "white") -> Tensor:
     Args:
         path: A file that Pillow reads.
         side: Height and width of the square.
-        background: What transparent pixels show, as in `nas_blockout.data.image_io`.
+        background: What transparent pixels show, as in `nas_blockout.data.streaming.image_io`.
 
     Returns:
         Shape (3, side, side), uint8.

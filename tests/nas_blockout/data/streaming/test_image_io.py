@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from nas_blockout.data.image_io import read_image
 from nas_blockout.data.streaming import decode
+from nas_blockout.data.streaming.image_io import read_image
 
 SHADES = {"white": 1.0, "black": 0.0, "gray": 128 / 255}
 
