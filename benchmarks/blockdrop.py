@@ -28,8 +28,10 @@ import torch
 from torch import Tensor
 
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
-from nas_blockout.methods.block_routing import ROUTES
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
+from nas_blockout.methods.paths.block_routes import (
+    ROUTES,
+)
 
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**31),

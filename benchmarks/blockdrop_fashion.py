@@ -30,7 +30,9 @@ from torch.nn import functional as F
 
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.data import DataSettings, Loader, Part, load
-from nas_blockout.methods.block_routing import path_statistics
+from nas_blockout.methods.block_routing import (
+    path_statistics,
+)
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from nas_blockout.training import Loaders, TrainingSettings, fit
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture
+from nas_blockout.draws import Randomness
 from nas_blockout.nodes import Nodes
 from nas_blockout.serialization import closest
 
@@ -289,7 +290,7 @@ class Network(nn.Module):
         """
         return copy.deepcopy(self)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return logits, shape ``(batch, classes)``.
 
         Args:

@@ -6,9 +6,10 @@ rates of its own is a `TrainableModel`. Any other `torch.nn.Module` is trained t
 
 from typing import TypedDict
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from nas_blockout.draws import Randomness
 
 TelemetryValue = float | list[float]
 
@@ -46,6 +47,9 @@ class TrainableLayer(nn.Module):
             epochs: How many there are in all.
         """
 
+    def after_step(self) -> None:
+        """Take note of a step of training that is over; by default nothing. Not part of what is compiled."""
+
     def telemetry(self) -> dict[str, TelemetryValue]:
         """Return what to record after an epoch, under names that no other module uses; by default nothing."""
         return {}
@@ -54,13 +58,13 @@ class TrainableLayer(nn.Module):
 class TrainableModel(TrainableLayer):
     """A model, called as ``model(x, generator)``, that gives logits."""
 
-    def loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor, generator: Randomness) -> Tensor:
         """Return the loss of a training batch, a scalar with gradient; by default the cross-entropy.
 
         Args:
             x: Images, shape ``(batch, channels, height, width)``.
             y: Labels, shape ``(batch,)``.
-            generator: Of all draws, on the device of `x`.
+            generator: Of all draws, on the device of `x`; in a compiled step, numbers that were drawn before it.
         """
         return F.cross_entropy(self(x, generator), y)
 
@@ -80,7 +84,7 @@ class PlainModel(TrainableModel):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return the logits of the network, shape ``(batch, classes)``."""
         logits: Tensor = self.network(x, generator)
         return logits

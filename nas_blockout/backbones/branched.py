@@ -24,6 +24,7 @@ from nas_blockout.backbones.inference_cost import (
     fastest_forms,
     fillings,
 )
+from nas_blockout.draws import Randomness
 from nas_blockout.networks import Branchable, Connection, Runtime
 from nas_blockout.nodes import Nodes
 
@@ -198,7 +199,7 @@ class BranchedStage(nn.Module):
         norm = nn.BatchNorm1d if linear else nn.BatchNorm2d
         self.normalize = norm(width) if stage.activation else None
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return the layer's nodes: ``(batch, width)``, or ``(batch, width, height, width)`` between convolutions."""
         if self.before is not None:
             x = self.before(x, generator)
@@ -231,7 +232,7 @@ class BranchedStage(nn.Module):
             start = rows.stop
         return FoldedLayer(tuple(operations), self.stage.positions, self.stage.pool)
 
-    def _operate(self, index: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _operate(self, index: int, x: Tensor, generator: Randomness | None) -> Tensor:
         operation = self.operations[index]
         if isinstance(operation, ConstantNodes):
             return operation(x)  # type: ignore[no-any-return]  # of any module
@@ -306,7 +307,7 @@ class BranchedNetwork(Branchable):
             if stage.activation
         }
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return logits in the order of the classes, shape ``(batch, classes)``."""
         for stage in self.stages.values():
             x = stage(x, generator)

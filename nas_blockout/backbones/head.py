@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.backbones.branched import Sites
+from nas_blockout.draws import Randomness
 from nas_blockout.networks import Connection
 
 
@@ -35,7 +35,7 @@ class Head(nn.Module):
         )
         self.normalize = nn.ModuleList(nn.BatchNorm1d(width) for width in hidden)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return logits ``(batch, classes)`` of feature maps ``(batch, features, height, width)``."""
         x = x.mean((2, 3))
         for position, linear in enumerate(self.linears):

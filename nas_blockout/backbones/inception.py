@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
+from nas_blockout.draws import Randomness
 from nas_blockout.networks import Connection, Network, layer_widths
 from nas_blockout.settings_fields import Range, check
 
@@ -186,7 +187,7 @@ class Inception(Network):
         """Nodes of every layer of nodes in `connections`."""
         return layer_widths(self.connections)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return logits ``(batch, classes)`` of images ``(batch, channels, height, width)``."""
         x = self.stem(x)
         for name, group in self.groups.items():

@@ -23,6 +23,7 @@ from nas_blockout.backbones.inference_cost import (
     places_after,
     widths_of,
 )
+from nas_blockout.draws import Randomness
 
 NUMBERS_AT_ONCE = 2**22  # numbers of the largest layer that are worked on at a time: they stay near the processor
 
@@ -191,7 +192,7 @@ class FusedNetwork(nn.Module):
         self.register_buffer("class_order", None if ordered else order, persistent=False)
         self.eval()
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return logits in the order of the classes, shape ``(batch, classes)``."""
         if torch.compiler.is_compiling() or x.device.type != "cpu" or len(x) <= self.images_at_once:
             return self._logits(x)

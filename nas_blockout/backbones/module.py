@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nas_blockout.backbones import factory as factories
 from nas_blockout.backbones import pretrained
 from nas_blockout.backbones.branched import Sites
+from nas_blockout.draws import Randomness
 from nas_blockout.networks import Network
 from nas_blockout.serialization import near
 from nas_blockout.settings_fields import Conflict, Pattern, PlainMapping, check
@@ -73,7 +74,7 @@ class ModuleNetwork(Network):
         self.module = module
         self.classes_layer = classes_layer
         self.notes = notes
-        self._generator: torch.Generator | None = None
+        self._generator: Randomness | None = None
         if sites.nodes is None and sites.weights is None:
             return
         assert classes_layer is not None, "`build` has found it"
@@ -95,7 +96,7 @@ class ModuleNetwork(Network):
         entered: Tensor = self.before(args[0], self._generator)
         return entered
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return logits ``(batch, classes)`` of images ``(batch, channels, height, width)``.
 
         Args:

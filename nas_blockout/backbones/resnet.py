@@ -7,12 +7,12 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
+from nas_blockout.draws import Randomness
 from nas_blockout.networks import Connection, Network, layer_widths
 from nas_blockout.settings_fields import Conflict, OneOf, Range, check
 
@@ -239,7 +239,7 @@ class ResNet(Network):
         """Nodes of every layer of nodes."""
         return layer_widths(self.connections)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return logits ``(batch, classes)`` of images ``(batch, channels, height, width)``."""
         x = self.stem(x)
         for position, stage in enumerate(self.stages):

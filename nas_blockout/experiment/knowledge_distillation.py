@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_blockout.draws import Randomness
 from nas_blockout.training_protocol import TelemetryValue, TrainableModel
 
 
@@ -58,12 +59,12 @@ class StudentWithTeacher(TrainableModel):
         self.weight, self.temperature = weight, temperature
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return the logits of the network in training, shape ``(batch, classes)``."""
         logits: Tensor = self.student(x, generator)
         return logits
 
-    def loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor, generator: Randomness) -> Tensor:
         """Return the mean loss of a batch; the teacher sees the same images, augmented as they are."""
         with torch.no_grad():
             teacher_logits = self.teacher(x)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from nas_blockout.architecture import Architecture, Group, Layer
+from nas_blockout.draws import Randomness
 from nas_blockout.graph.analysis import CLASSES, GraphAnalysis
 from nas_blockout.graph.forms.fused import FusedGraph, fused_graph
 from nas_blockout.graph.forms.terms import Division
@@ -172,7 +173,7 @@ class BranchedGraph(Network):
             raise ValueError(f"batch must be at least 1, or None for one image as well as many, got {batch}")
         return fused_graph(self.body, self.whole.shape, division=operations, runtime=runtime, batch=batch)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return logits in the order of the classes, shape ``(batch, classes)``.
 
         Args:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture
+from nas_blockout.draws import Randomness
 from nas_blockout.graph.analysis import GraphAnalysis
 from nas_blockout.graph.branched import BranchedGraph, branch
 from nas_blockout.networks import Branchable, Connection, Network
@@ -62,7 +63,7 @@ class GraphNetwork(Branchable):
         network.architecture = architecture  # as it was decided, with what the clean-up knows of its constants
         return network
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return logits, shape ``(batch, classes)``."""
         result: Tensor = self.module(x, generator) if isinstance(self.module, Network) else self.module(x)
         return result

@@ -1,152 +1,22 @@
-"""Routes of images through a residual network that keep or skip its blocks: who decides them, and what they cost."""
+"""Paths of images through a residual network that keep or skip its blocks: who decides them, and what they cost."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from types import MappingProxyType
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-Inference = Literal["compacted", "grouped", "masked"]
+from nas_blockout.methods.paths.block_routes import ResidualNetwork
+
 FixedPolicy = Literal["all", "first", "random", "spread"]
 
-FEWEST_IMAGES = 8  # a block that fewer images of a training batch keep normalizes them by its running statistics
-FEWEST_TO_ESTIMATE = 2  # likewise while statistics are estimated anew: one image has no variance over the batch
 FEWEST_PIXELS = 12  # a side that the policy network sees after pooling, unless told otherwise
 DRAWS = 64  # paths that are drawn to come near to a cost
-_Norm = nn.modules.batchnorm._BatchNorm
-
-
-class SkippableBlock(Protocol):
-    """A residual block in two halves: a shortcut, which always runs, and the rest, which may be skipped."""
-
-    @property
-    def shortcut(self) -> Callable[[Tensor], Tensor]:
-        """Maps the block's input to its output where the block is dropped."""
-
-    def complete(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        """Return the output of the block where it is kept, from its input and its shortcut."""
-
-    def modules(self) -> Iterator[nn.Module]:
-        """Return the block's modules."""
-
-
-class ResidualNetwork(Protocol):
-    """What can be driven block by block: ``head(blocks(stem(x)))``; it must also be a `torch.nn.Module`."""
-
-    @property
-    def training(self) -> bool:
-        """Whether batch normalization takes its statistics from the batch."""
-
-    @property
-    def stem(self) -> Callable[[Tensor], Tensor]:
-        """Maps images to the input of the first block."""
-
-    @property
-    def blocks(self) -> Sequence[SkippableBlock]:
-        """The blocks in order."""
-
-    @property
-    def head(self) -> Callable[[Tensor, torch.Generator | None], Tensor]:
-        """Maps the output of the last block to logits."""
-
-    def modules(self) -> Iterator[nn.Module]:
-        """Return the network's modules."""
-
-
-def masked_route(
-    network: ResidualNetwork, x: Tensor, gates: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
-    """Return logits ``(batch, classes)``, running every block on every image and gating what it adds.
-
-    Args:
-        network: Driven block by block.
-        x: Images ``(batch, channels, height, width)``.
-        gates: 1 (True) to keep a block, 0 to pass its shortcut, shape ``(batch, blocks)``; may carry gradient.
-        generator: Passed on to the head.
-    """
-    h = network.stem(x)
-    if gates.dtype == torch.bool:  # not by a cast, which an exported program would check with an assertion
-        gates = torch.where(gates, h.new_ones(()), h.new_zeros(()))
-    elif gates.dtype != h.dtype:
-        gates = gates.to(h.dtype)
-    for block, gate in zip(network.blocks, gates.unbind(1), strict=True):
-        shortcut, share = block.shortcut(h), gate.view(-1, 1, 1, 1)
-        h = share * block.complete(h, shortcut) + (1 - share) * shortcut
-    return network.head(h, generator)
-
-
-def compacted_route(
-    network: ResidualNetwork,
-    x: Tensor,
-    keep: Tensor,
-    generator: torch.Generator | None = None,
-    *,
-    estimating: bool = False,
-) -> Tensor:
-    """Return logits ``(batch, classes)``, running each block on the images that keep it and on no other.
-
-    In training the statistics of batch normalization are those of these images alone; where they are fewer than
-    `FEWEST_IMAGES`, the running ones, which then stay as they are.
-
-    Args:
-        network: Driven block by block.
-        x: Images ``(batch, channels, height, width)``.
-        keep: Blocks that each image keeps, bool, shape ``(batch, blocks)``.
-        generator: Passed on to the head.
-        estimating: Whether the network is in eval mode and its batch normalization alone in train mode, to estimate its
-            running statistics anew: then `FEWEST_TO_ESTIMATE` images are enough.
-    """
-    fewest = FEWEST_IMAGES if network.training else FEWEST_TO_ESTIMATE if estimating else 0
-    h = network.stem(x)
-    columns = keep.cpu()  # waits for the device once, not once a block
-    for number, (block, images) in enumerate(zip(network.blocks, columns.sum(0).tolist(), strict=True)):
-        shortcut = block.shortcut(h)
-        with _running_statistics(block) if images < fewest else nullcontext():
-            if images == 0:
-                h = shortcut
-            elif images == len(x):
-                h = block.complete(h, shortcut)
-            else:
-                rows = columns[:, number].nonzero().squeeze(1).to(x.device)
-                part = h.index_select(0, rows)
-                done = block.complete(part, part if shortcut is h else shortcut.index_select(0, rows))
-                # Overwriting the shortcut saves a copy where no gradient needs it and it is not the caller's tensor.
-                in_place = not torch.is_grad_enabled() and shortcut is not x
-                h = shortcut.index_copy_(0, rows, done) if in_place else shortcut.index_copy(0, rows, done)
-    return network.head(h, generator)
-
-
-def grouped_route(
-    network: ResidualNetwork, x: Tensor, keep: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
-    """Return logits ``(batch, classes)``, running the images of each distinct path together; for eval only.
-
-    Args:
-        network: Driven block by block.
-        x: Images ``(batch, channels, height, width)``.
-        keep: Blocks that each image keeps, bool, shape ``(batch, blocks)``.
-        generator: Passed on to the head.
-    """
-    paths, group = keep.unique(dim=0, return_inverse=True)
-    order = group.argsort()  # images of equal paths side by side; its own argsort puts the results back
-    parts = list(network.stem(x).index_select(0, order).split(group.bincount(minlength=len(paths)).tolist()))
-    for position, path in enumerate(paths.tolist()):
-        for block, kept in zip(network.blocks, path, strict=True):
-            shortcut = block.shortcut(parts[position])
-            parts[position] = block.complete(parts[position], shortcut) if kept else shortcut
-    return network.head(torch.cat(parts).index_select(0, order.argsort()), generator)
-
-
-ROUTES: Mapping[str, Callable[[ResidualNetwork, Tensor, Tensor, torch.Generator | None], Tensor]] = MappingProxyType(
-    {"compacted": compacted_route, "grouped": grouped_route, "masked": masked_route}
-)
 
 
 class PolicyNetwork(nn.Module):
@@ -199,11 +69,13 @@ class StaticPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.logits: Tensor
+        self.costs: Tensor
         if learned:
             self.logits = nn.Parameter(logits)
         else:
             self.register_buffer("logits", logits)
-        self._costs, self._budget = tuple(costs), budget
+        self._budget = budget
+        self.register_buffer("costs", torch.tensor(costs, dtype=logits.dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(batch, blocks)``, the same for every image."""
@@ -215,7 +87,7 @@ class StaticPolicy(nn.Module):
     def _threshold(self, budget: float) -> Tensor:
         """Return what lies halfway between the last logit that is kept and the next one."""
         ranked, order = self.logits.sort(descending=True)
-        spent = self.logits.new_tensor(self._costs).index_select(0, order).cumsum(0)
+        spent = self.costs.index_select(0, order).cumsum(0)
         last = (spent - budget).abs().argmin().unsqueeze(0)
         below = torch.cat([ranked, ranked[-1:] - 1]).index_select(0, last + 1)
         return (ranked.index_select(0, last) + below) / 2
@@ -384,34 +256,3 @@ def _counted(function: Callable[..., Tensor], *inputs: Tensor | None) -> tuple[T
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         output = function(*inputs)
     return output, counter.get_total_flops()
-
-
-def norms_of(network: ResidualNetwork) -> tuple[nn.Module, ...]:
-    """Return the layers of batch normalization of a network."""
-    return tuple(module for module in network.modules() if isinstance(module, _Norm))
-
-
-@contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of batch normalization as they are, while training normalizes by the batch."""
-    norms = [norm for norm in module.modules() if isinstance(norm, _Norm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0  # new statistics get no weight
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-
-
-@contextmanager
-def _running_statistics(block: SkippableBlock) -> Iterator[None]:
-    norms = [norm for norm in block.modules() if isinstance(norm, _Norm) and norm.training]
-    for norm in norms:
-        norm.eval()
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.train()

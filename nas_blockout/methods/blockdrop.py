@@ -1,7 +1,6 @@
 """BlockDrop: a small policy network decides from the image, in one pass, which residual blocks of a network to run."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,26 +9,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_blockout.draws import Randomness, random_uniforms
 from nas_blockout.methods.block_routing import (
-    ROUTES,
     BlockFlops,
     FixedPolicy,
-    Inference,
     PolicyNetwork,
-    ResidualNetwork,
     StaticPolicy,
     block_flops,
-    compacted_route,
     fixed_path,
-    masked_route,
     network_flops,
-    norms_of,
     operations,
     path_of_cost,
     path_statistics,
     policy_size,
-    statistics_kept,
 )
+from nas_blockout.methods.paths.block_routes import (
+    ROUTES,
+    Inference,
+    ResidualNetwork,
+    masked_route,
+    norms_of,
+    static_route,
+    statistics_kept,
+    training_route,
+)
+from nas_blockout.methods.paths.gates import gumbel_gates, straight_through_gates
 from nas_blockout.methods.random_masks import generator_for
 from nas_blockout.settings_fields import SEED, Conflict, Length, Range, check, refuse
 from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
@@ -41,6 +45,7 @@ FinetunePaths = Literal["inference", "sampled"]
 
 POLICY_SHARE = 0.05  # of the operations of the network that it steers: the most that the default policy network costs
 _TIE = 1e-3  # how far initial logits lie apart that are compared with each other
+_LEAST_LOG = -100.0
 _CERTAIN = 1e4  # a logit whose probability is 1; finite, as exported weights must be
 
 
@@ -183,31 +188,12 @@ def policy_loss(
         controlled: Blocks under control, bool, shape ``(blocks,)``.
         entropy: beta, the weight of the bonus.
     """
-    log_probability: Tensor = -F.binary_cross_entropy(probabilities, keep.to(probabilities.dtype), reduction="none")
+    # Bounded as in `torch.nn.functional.binary_cross_entropy`, which autocast refuses and which fails for NaN.
+    log_probability = torch.where(keep, probabilities, 1 - probabilities).log().clamp_min(_LEAST_LOG)
     uncertainty = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
     terms = advantage.detach().unsqueeze(1) * log_probability + entropy * uncertainty
     loss: Tensor = -(terms * controlled).sum(1).mean()
     return loss
-
-
-def straight_through_gates(logits: Tensor) -> Tensor:
-    """Return gates that are 1 where the probability is .5 or more and else 0, with the gradient of the probability."""
-    soft = torch.sigmoid(logits)
-    return (soft >= 0.5).to(soft.dtype) + soft - soft.detach()
-
-
-def gumbel_gates(logits: Tensor, generator: torch.Generator, *, temperature: float) -> Tensor:
-    """Return gates drawn 1 with the probability ``sigmoid(logits)``, with the gradient of the relaxed draw.
-
-    References:
-        Maddison, Mnih, Teh. The Concrete Distribution. ICLR 2017, appendix B. Jang, Gu, Poole. Categorical
-        Reparameterization with Gumbel-Softmax. ICLR 2017, section 2.2 for the hard draw.
-    """
-    tiny = torch.finfo(logits.dtype).tiny
-    uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
-    noise = torch.log(uniform.clamp_min(tiny)) - torch.log1p(-uniform)
-    soft = torch.sigmoid((logits + noise) / temperature)
-    return (soft >= 0.5).to(soft.dtype) + soft - soft.detach()
 
 
 def controlled_blocks(epoch: int, blocks: int, *, epochs: int, per_epoch: int | None = None) -> int:
@@ -295,20 +281,21 @@ class BlockDrop(TrainableModel):
         self.policy_share = operations(self.policy, shape) / counted.full if settings.policy == "learned" else 0.0
         self._norms = norms_of(network)
         self.register_buffer("controlled", torch.ones(blocks, dtype=torch.bool))
-        self._paths: Counter[tuple[bool, ...]] = Counter()
-        self._reward = 0.0
+        self._path: tuple[bool, ...] | None = None  # of all images, where it is known before an epoch
+        self._taken: tuple[Tensor, Tensor] | None = None
+        self._recorded: list[tuple[Tensor, Tensor]] = []  # paths and rewards, on the device
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Return the probability of keeping each block, shape ``(batch, blocks)``; 1 for those not under control."""
-        return torch.sigmoid(self.policy(x)).masked_fill(~self.controlled, 1.0)
+        return torch.sigmoid(self._scores(x)).masked_fill(~self.controlled, 1.0)
 
     def decide(self, x: Tensor) -> Tensor:
         """Return the blocks that eval keeps for each image, bool, shape ``(batch, blocks)``."""
         if self.phase == "pretrain":
             return torch.ones(len(x), len(self.controlled), dtype=torch.bool, device=x.device)
-        return self._thresholded(self.policy(x))
+        return self._thresholded(self._scores(x))
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return logits ``(batch, classes)``: on drawn paths in training, on the decided ones in eval.
 
         Args:
@@ -317,14 +304,16 @@ class BlockDrop(TrainableModel):
         """
         if not self.training:
             if any(norm.training for norm in self._norms):  # their statistics are being estimated anew
-                return compacted_route(self.network, x, self.decide(x), generator, estimating=True)
+                return training_route(self.network, x, self.decide(x), generator, estimating=True)
             inference = "masked" if torch.compiler.is_exporting() else self.settings.inference
             return ROUTES[inference](self.network, x, self.decide(x), generator)
         if self.phase == "pretrain" or not self.settings.learns:
-            return compacted_route(self.network, x, self.decide(x), generator)
-        return self._explore(self.policy(x), x, generator_for(self, generator))[0]
+            if self._path is None:  # trained without a loop that prepares its epochs
+                return training_route(self.network, x, self.decide(x), generator)
+            return static_route(self.network, x, self._path, generator)
+        return self._explore(self._scores(x), x, generator_for(self, generator))[0]
 
-    def loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor, generator: Randomness) -> Tensor:
         """Return the loss of the phase: cross-entropy, that of the policy, or both.
 
         Args:
@@ -334,7 +323,7 @@ class BlockDrop(TrainableModel):
         """
         if self.phase == "pretrain" or not self.settings.learns:
             return F.cross_entropy(self(x, generator), y)
-        scores = self.policy(x)
+        scores = self._scores(x)
         logits, gates = self._explore(scores, x, generator)
         exploited, baseline = self._exploit(scores, x, y, generator)  # self-critical: what the path of eval earns
         if self.settings.estimator != "reinforce":
@@ -359,8 +348,18 @@ class BlockDrop(TrainableModel):
         # `get_submodule`: the attribute is typed as what the routes drive, not as a module
         self.get_submodule("network").requires_grad_(self.phase != "policy")
         self.train(self.training)  # a network that is frozen from now on goes to eval mode, see `train`
-        self._paths.clear()
-        self._reward = 0.0
+        self._path = None
+        if self.phase == "pretrain":
+            self._path = (True,) * blocks
+        elif isinstance(self.policy, StaticPolicy) and not self.settings.learns:
+            self._path = tuple(self._thresholded(self.policy.logits).tolist())
+        self._recorded.clear()
+
+    def after_step(self) -> None:
+        """Keep what the step before did on the paths of inference, for `telemetry`; nothing is read."""
+        if self._taken is not None:
+            self._recorded.append(self._taken)
+            self._taken = None
 
     def train(self, mode: bool = True) -> "BlockDrop":
         """Set the mode; a frozen network stays in eval."""
@@ -382,16 +381,16 @@ class BlockDrop(TrainableModel):
         record: dict[str, TelemetryValue] = {"blockdrop/controlled": float(self.controlled.sum())}
         if self.policy_share:
             record["blockdrop/policy_share"] = self.policy_share
-        if not self._paths:
+        if not self._recorded:
             return record
-        keep, counts = torch.tensor(list(self._paths)), torch.tensor(list(self._paths.values()))
-        statistics = path_statistics(keep.repeat_interleave(counts, 0))
+        keep, reward = (torch.cat(parts).cpu() for parts in zip(*self._recorded, strict=True))
+        statistics = path_statistics(keep)
         return record | {
             "blockdrop/blocks/mean": statistics.mean,
             "blockdrop/blocks/sd": statistics.sd,
-            "blockdrop/blocks/kept": (counts.double() @ keep.double() / counts.sum()).tolist(),
+            "blockdrop/blocks/kept": keep.double().mean(0).tolist(),
             "blockdrop/paths": float(statistics.distinct),
-            "blockdrop/reward": self._reward / int(counts.sum()),
+            "blockdrop/reward": float(reward.double().mean()),
         }
 
     @torch.no_grad()
@@ -407,6 +406,11 @@ class BlockDrop(TrainableModel):
         self.train(was_training)
         return counted
 
+    def _scores(self, x: Tensor) -> Tensor:
+        """Return the logits of the policy, in single precision where it computes in half."""
+        scores: Tensor = self.policy(x)
+        return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+
     def _thresholded(self, scores: Tensor) -> Tensor:
         return torch.logical_or(scores >= 0, ~self.controlled)  # an exported program may not hold `__or__`
 
@@ -416,15 +420,16 @@ class BlockDrop(TrainableModel):
         settings = self.settings
         return self.phase == "joint" and settings.estimator == "reinforce" and settings.finetune_paths == "inference"
 
-    def _explore(self, scores: Tensor, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _explore(self, scores: Tensor, x: Tensor, generator: Randomness) -> tuple[Tensor, Tensor]:
         """Return the logits on drawn paths, and these: bool, or gates with gradient."""
         settings = self.settings
         if settings.estimator == "reinforce":
             exploring = bounded(torch.sigmoid(scores.detach()), settings.alpha)
-            keep = torch.bernoulli(exploring, generator=generator).bool() | ~self.controlled
+            drawn = random_uniforms(generator, tuple(exploring.shape), exploring.dtype, exploring.device)
+            keep = (drawn < exploring) | ~self.controlled
             learns = self.phase != "policy" and not self._trains_exploited
             with statistics_kept(self.get_submodule("network")), torch.set_grad_enabled(learns):
-                return compacted_route(self.network, x, keep, generator), keep
+                return training_route(self.network, x, keep, generator), keep
         if settings.estimator == "gumbel":
             gates = gumbel_gates(scores, generator, temperature=settings.temperature)
         else:
@@ -433,14 +438,15 @@ class BlockDrop(TrainableModel):
         with statistics_kept(self.get_submodule("network")):
             return masked_route(self.network, x, gates, generator), gates
 
-    def _exploit(self, scores: Tensor, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _exploit(self, scores: Tensor, x: Tensor, y: Tensor, generator: Randomness) -> tuple[Tensor, Tensor]:
         """Return the logits on the paths that eval would take and their reward, ``(batch,)``; record these paths."""
         keep = self._thresholded(scores)
         with torch.set_grad_enabled(self._trains_exploited):
-            logits = compacted_route(self.network, x, keep, generator)
+            logits = training_route(self.network, x, keep, generator)
         reward = rewards(keep, logits.argmax(1) == y, penalty=self.settings.penalty)
-        self._paths.update(tuple(path) for path in keep.tolist())
-        self._reward += float(reward.sum())
+        self._taken = keep, reward.detach()
+        if not torch.compiler.is_compiling():  # of a compiled step, the training loop tells
+            self.after_step()
         return logits, reward
 
 

@@ -10,14 +10,14 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from nas_blockout.draws import Randomness, random_uniforms
 from nas_blockout.methods.masking import (
     Assignments,
     entries_without_node,
@@ -129,23 +129,7 @@ PRETRAINED = BlockoutSettings(
 """Settings for networks that come with weights, the preset ``pretrained``: at first nearly all of them are kept."""
 
 
-class _Draw(torch.autograd.Function):
-    """Draw ``C ~ Bernoulli(P)``; the gradient reaches P where C is one (eq. 9), or everywhere (straight-through)."""
-
-    @staticmethod
-    def forward(ctx: Any, p: Tensor, generator: torch.Generator, everywhere: bool) -> Tensor:
-        c = torch.bernoulli(p, generator=generator)
-        if not everywhere:
-            ctx.save_for_backward(c)  # straight-through needs nothing: its gradient passes as it is
-        return c
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return (gradient * ctx.saved_tensors[0] if ctx.saved_tensors else gradient), None, None
-
-
-def draw_memberships(p: Tensor, generator: torch.Generator, *, estimator: Estimator = "masked") -> Tensor:
+def draw_memberships(p: Tensor, generator: Randomness, *, estimator: Estimator = "masked") -> Tensor:
     """Draw hard memberships C from their probabilities.
 
     Args:
@@ -155,10 +139,11 @@ def draw_memberships(p: Tensor, generator: torch.Generator, *, estimator: Estima
             everywhere.
 
     Returns:
-        Zeros and ones, shaped as `p`.
+        Zeros and ones, shaped as `p`; NaN where `p` is, so that a run that has diverged ends by its loss.
     """
-    result: Tensor = _Draw.apply(p, generator, estimator == "straight-through")  # type: ignore[no-untyped-call]
-    return result
+    drawn = (random_uniforms(generator, tuple(p.shape), p.dtype, p.device) < p).to(p.dtype)
+    nothing = p - p.detach()  # with the gradient of p
+    return drawn + nothing if estimator == "straight-through" else torch.addcmul(drawn, drawn, nothing)
 
 
 def collapse_of(p: Tensor) -> Collapse:
@@ -212,6 +197,7 @@ class Blockout(TrainableModel):
         widths = masked_widths(self.connections, self.masked_connections)
         self.layers = tuple(widths)
         """Names of the layers of nodes that carry memberships, from the image to the classes."""
+        self._widths = list(widths.values())
         self.logits = nn.ParameterDict()  # filled one by one: given a dictionary, it would sort the layers by name
         for name, value in _initial_logits(widths, settings).items():
             self.logits[_key(name)] = nn.Parameter(value, requires_grad=settings.mode != "hard-fixed")
@@ -220,12 +206,17 @@ class Blockout(TrainableModel):
 
     def probabilities(self) -> dict[str, Tensor]:
         """Return P of every masked layer, shape ``(nodes, k)`` each, attached to the graph."""
-        return {name: torch.sigmoid(value) for name, value in self._logits().items()}
+        return self._by_layer(torch.sigmoid(self._joined_logits()))
 
-    def _logits(self) -> dict[str, Tensor]:
-        return {name: self.logits[_key(name)] for name in self.layers}
+    def _joined_logits(self) -> Tensor:
+        """Return the logits of all layers, shape ``(nodes, k)``: what is done to them is one operation for all."""
+        return torch.cat([self.logits[_key(name)] for name in self.layers])
 
-    def draw(self, generator: torch.Generator | None) -> dict[str, Tensor]:
+    def _by_layer(self, joined: Tensor) -> dict[str, Tensor]:
+        """Divide rows, one for each node of all layers, among the layers."""
+        return dict(zip(self.layers, joined.split(self._widths), strict=True))
+
+    def draw(self, generator: Randomness | None) -> dict[str, Tensor]:
         """Return the memberships of one training step: a draw of C, or P itself in mode ``soft-learned``."""
         if self.settings.mode == "soft-learned":
             return self.probabilities()
@@ -233,8 +224,8 @@ class Blockout(TrainableModel):
             raise ValueError(
                 "Blockout needs a generator in training: call model(x, generator=torch.Generator().manual_seed(0))"
             )
-        estimator = self.settings.estimator
-        return {name: draw_memberships(p, generator, estimator=estimator) for name, p in self.probabilities().items()}
+        joined = draw_memberships(torch.sigmoid(self._joined_logits()), generator, estimator=self.settings.estimator)
+        return self._by_layer(joined)
 
     def masked_weights(self, assignments: Assignments) -> dict[str, Tensor]:
         """Return the masked value of every masked weight by parameter name."""
@@ -263,7 +254,7 @@ class Blockout(TrainableModel):
             if found := sides(connection, assignments):
                 yield connection, self.network.get_parameter(connection.weight), *found
 
-    def with_memberships(self, x: Tensor, assignments: Assignments, generator: torch.Generator | None = None) -> Tensor:
+    def with_memberships(self, x: Tensor, assignments: Assignments, generator: Randomness | None = None) -> Tensor:
         """Return the logits under given memberships, shape ``(batch, classes)``."""
         masked = {
             connection.weight: self._scaled(connection, *parts, lazily=True)
@@ -272,12 +263,12 @@ class Blockout(TrainableModel):
         result: Tensor = functional_call(self.network, masked, (x, generator))
         return result
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return logits, shape ``(batch, classes)``: under drawn memberships in training, under P in eval."""
         assignments = self.draw(generator) if self.training else self.probabilities()
         return self.with_memberships(x, assignments, generator)
 
-    def loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor, generator: Randomness) -> Tensor:
         """Return cross-entropy under one draw, plus the charge, polarization and balance terms that are on."""
         if self.settings.estimator == "arm":
             return self._arm_loss(x, y, generator) + self.penalty()
@@ -364,25 +355,22 @@ class Blockout(TrainableModel):
         )
         return record
 
-    def _arm_loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def _arm_loss(self, x: Tensor, y: Tensor, generator: Randomness) -> Tensor:
         """Augment, REINFORCE, merge: two antithetic draws give an unbiased gradient of the expected loss.
 
         References:
             Yin, Zhou. ARM: Augment-REINFORCE-Merge Gradient for Stochastic Binary Networks. ICLR 2019, eq. 9.
         """
-        logits = self._logits()
-        uniform = {
-            name: torch.rand(value.shape, generator=generator, dtype=value.dtype, device=value.device)
-            for name, value in logits.items()
-        }
-        first = {name: (u < torch.sigmoid(logits[name])).to(u.dtype) for name, u in uniform.items()}
-        second = {name: (u > torch.sigmoid(-logits[name])).to(u.dtype) for name, u in uniform.items()}
+        logits = self._joined_logits()
+        uniform = random_uniforms(generator, tuple(logits.shape), logits.dtype, logits.device)
+        first = self._by_layer((uniform < torch.sigmoid(logits)).to(uniform.dtype))
+        second = self._by_layer((uniform > torch.sigmoid(-logits)).to(uniform.dtype))
         loss = F.cross_entropy(self.with_memberships(x, first, generator), y)
         with torch.no_grad():
             other = F.cross_entropy(self.with_memberships(x, second, generator), y)
         gap = other - loss.detach()
         # Adds 0 to the value, and gap * (u - 1/2) to the gradient of the logits, which is the estimator.
-        surrogate = torch.stack([((u - 0.5) * logits[name]).sum() for name, u in uniform.items()]).sum()
+        surrogate = ((uniform - 0.5) * logits).sum()
         return loss + gap * (surrogate - surrogate.detach())
 
     @torch.no_grad()

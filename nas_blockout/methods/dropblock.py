@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from nas_blockout.draws import Randomness
 from nas_blockout.methods.random_masks import bernoulli_, checked_maps, generator_for
 from nas_blockout.settings_fields import Conflict, Range, check
 from nas_blockout.training_protocol import TrainableLayer
@@ -120,7 +121,7 @@ def covered(corners: Tensor, block: int) -> Tensor:
     return flat.view(corners.shape)
 
 
-def dropblock(x: Tensor, *, gamma: float, block: int, generator: torch.Generator) -> Tensor:
+def dropblock(x: Tensor, *, gamma: float, block: int, generator: Randomness) -> Tensor:
     """Drop drawn blocks, each channel of each sample on its own, and scale the rest up.
 
     The output is scaled by the number of entries over the number that is kept, over the whole batch.
@@ -175,7 +176,7 @@ class DropBlock(TrainableLayer):
         """Set the share of the rate that applies in an epoch, counted from 0."""
         self.ramp = (epoch + 1) / epochs if self.settings.schedule == "linear" else 1.0
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return `x`, shape ``(batch, channels, height, width)``, with blocks dropped in training."""
         if not self.training:
             return x

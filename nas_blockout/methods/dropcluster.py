@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from nas_blockout.draws import Randomness
 from nas_blockout.methods.feature_clustering import cells, descriptors, kmeans, rena, shuffled
 from nas_blockout.methods.random_masks import bernoulli_, checked_maps, generator_for
 from nas_blockout.settings_fields import SEED, Range, check
@@ -64,9 +65,7 @@ class DropClusterSettings:
         return min(positions, max(1, round(positions / self.cluster_size)))
 
 
-def dropcluster(
-    x: Tensor, index: Tensor, sizes: Tensor, *, rate: float, masks: Masks, generator: torch.Generator
-) -> Tensor:
+def dropcluster(x: Tensor, index: Tensor, sizes: Tensor, *, rate: float, masks: Masks, generator: Randomness) -> Tensor:
     r"""Drop clusters of positions, each on its own, and scale the rest up.
 
     .. math:: y_{nci} = \frac{N}{\sum_{ncj} m_{nc\,l_c(j)}} \, m_{nc\,l_c(i)} \, x_{nci},
@@ -153,7 +152,7 @@ class DropCluster(TrainableLayer):
         self.needs_calibration = since >= 0 and (due or self.labels.numel() == 0)
         self._epoch, self.clustering_seconds, self._began = epoch, 0.0, time.perf_counter()
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return `x`, shape ``(batch, channels, height, width)``, with clusters dropped in training."""
         if not self.training:
             if self.needs_calibration:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_blockout.draws import Randomness
 from nas_blockout.methods.random_masks import generator_for, keep_mask
 from nas_blockout.settings_fields import Range, check
 
@@ -31,7 +32,7 @@ class DropConnectSettings:
         check(self)
 
 
-def dropconnect(weight: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:
+def dropconnect(weight: Tensor, *, rate: float, generator: Randomness) -> Tensor:
     r"""Drop every weight on its own and scale the rest up, so that the expectation stays.
 
     .. math:: W' = \frac{1}{1 - p} M \odot W, \qquad M_{ij} \sim \mathrm{Bernoulli}(1 - p)
@@ -77,7 +78,7 @@ class DropConnect(nn.Module):
         self.weight = linear.weight
         self.bias = linear.bias
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Map ``(batch, in)`` to ``(batch, out)``, under draws of the weights in training."""
         if not self.training:
             return F.linear(x, self.weight, self.bias)

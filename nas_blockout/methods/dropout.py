@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from torch import Tensor, nn
 
+from nas_blockout.draws import Randomness
 from nas_blockout.methods.random_masks import generator_for, keep_mask
 from nas_blockout.settings_fields import Range, check
 
@@ -28,7 +28,7 @@ class DropoutSettings:
         check(self)
 
 
-def dropout(x: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:
+def dropout(x: Tensor, *, rate: float, generator: Randomness) -> Tensor:
     r"""Drop every entry on its own and scale the rest up, so that the expectation stays.
 
     .. math:: y_i = \frac{m_i}{1 - p} x_i, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
@@ -69,7 +69,7 @@ class Dropout(nn.Module):
         super().__init__()
         self.rate = settings.rate
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return `x`, any shape, with nodes dropped in training."""
         if not self.training:
             return x

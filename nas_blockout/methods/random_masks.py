@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from nas_blockout.draws import Randomness, random_bits
+
 _BITS = 32
-_LOWEST_PAIR = -(2**63)  # from here up, `random_` fills all 64 bits: two integers of 32
 
 
-def generator_for(layer: nn.Module, generator: torch.Generator | None) -> torch.Generator:
+def generator_for(layer: nn.Module, generator: Randomness | None) -> Randomness:
     """Return the generator of a layer in training.
 
     Args:
@@ -25,30 +26,40 @@ def generator_for(layer: nn.Module, generator: torch.Generator | None) -> torch.
     return generator
 
 
-def bernoulli_(target: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+def threshold_of(probability: float) -> int | None:
+    """Return the largest of the 2**32 integers of 32 bits that gives a one, None if none does.
+
+    Args:
+        probability: Of a one, in [0, 1]; met to within ``2**-33``.
+    """
+    ones = round(probability * 2**_BITS)
+    return ones - 1 - 2 ** (_BITS - 1) if ones else None
+
+
+def bernoulli_(target: Tensor, probability: float | Tensor, generator: Randomness) -> Tensor:
     """Fill a tensor with ones, each with the given probability, and zeros.
 
-    A one is a random 32-bit integer below a threshold, so the probability is met to within ``2**-33``. On a CPU this
+    A one is a random 32-bit integer up to a threshold, so the probability is met to within ``2**-33``. On a CPU this
     takes about a quarter of the time of `torch.Tensor.bernoulli_`, which draws a double for every entry.
 
     Args:
         target: Dense tensor of any shape, dtype and memory format.
-        probability: Of a one, in [0, 1].
+        probability: Of a one, in [0, 1]; or, where it changes between calls of a compiled function, its `threshold_of`
+            as a tensor, int32, a scalar on the device of `target`.
         generator: Source of randomness, on the device of `target`.
 
     Returns:
         `target`.
     """
-    ones = round(probability * 2**_BITS)  # how many of the integers give a one
-    if ones == 0:
+    threshold = probability if isinstance(probability, Tensor) else threshold_of(probability)
+    if threshold is None:
         return target.zero_()
-    pairs = torch.empty((target.numel() + 1) // 2, dtype=torch.int64, device=target.device)
-    drawn = pairs.random_(_LOWEST_PAIR, None, generator=generator).view(torch.int32)
+    drawn = random_bits(generator, target.numel(), target.device)
     drawn = drawn.as_strided(target.shape, target.stride())  # in the order of memory
-    return torch.le(drawn, ones - 1 - 2 ** (_BITS - 1), out=target)
+    return torch.le(drawn, threshold, out=target)
 
 
-def keep_mask(like: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+def keep_mask(like: Tensor, rate: float, generator: Randomness) -> Tensor:
     """Draw a dropout mask: 0 with probability `rate`, else ``1 / (1 - rate)``, so that its expectation is one.
 
     Args:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from torch import Tensor, nn
 
+from nas_blockout.draws import Randomness
 from nas_blockout.methods.random_masks import checked_maps, generator_for, keep_mask
 from nas_blockout.settings_fields import Range, check
 
@@ -27,7 +27,7 @@ class SpatialDropoutSettings:
         check(self)
 
 
-def spatial_dropout(x: Tensor, *, rate: float, generator: torch.Generator) -> Tensor:
+def spatial_dropout(x: Tensor, *, rate: float, generator: Randomness) -> Tensor:
     r"""Drop whole channels of every sample on their own and scale the rest up, so that the expectation stays.
 
     .. math:: y_{nchw} = \frac{m_{nc}}{1 - p} x_{nchw}, \qquad m_{nc} \sim \mathrm{Bernoulli}(1 - p)
@@ -67,7 +67,7 @@ class SpatialDropout(nn.Module):
         super().__init__()
         self.rate = settings.rate
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return `x`, shape ``(batch, channels, height, width)``, with channels dropped in training."""
         if not self.training:
             return x

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from nas_blockout.backbones.inference import NUMBERS_AT_ONCE
 from nas_blockout.backbones.inference_cost import BATCHES, COSTS, LANES, LEAST_SAVED, MARGIN, Costs, time_at
+from nas_blockout.draws import Randomness
 from nas_blockout.graph.forms.folded_operations import Folded
 from nas_blockout.graph.forms.terms import Division, Form, FusedTerm, Term, form_of, forms_of
 from nas_blockout.graph.forms.traversal import Traversal
@@ -46,7 +47,7 @@ class FusedGraph(nn.Module):
         self.requires_grad_(requires_grad=False)
         self.eval()
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return logits in the order of the classes, shape ``(batch, classes)``."""
         if torch.compiler.is_compiling() or x.device.type != "cpu" or len(x) <= self.images_at_once:
             logits: Tensor = self.body(x)

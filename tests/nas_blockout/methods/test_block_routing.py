@@ -9,21 +9,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.methods.block_routing import (
-    FEWEST_IMAGES,
     BlockFlops,
     PolicyNetwork,
     StaticPolicy,
     block_flops,
-    compacted_route,
-    grouped_route,
-    masked_route,
     network_flops,
-    norms_of,
     operations,
     path_of_cost,
     path_statistics,
     policy_size,
+)
+from nas_blockout.methods.paths.block_routes import (
+    FEWEST_IMAGES,
+    compacted_route,
+    grouped_route,
+    masked_route,
+    norms_of,
+    static_route,
     statistics_kept,
+    training_route,
+    uncompacted_route,
 )
 
 SKIPPING = (compacted_route, grouped_route)
@@ -336,3 +341,41 @@ def test_a_network_is_counted_without_being_touched():
     network_flops(built, (2, 8, 8))
     assert built.training
     torch.testing.assert_close(built.state_dict(), state, rtol=0, atol=0)
+
+
+def trained_once(route, keep, x, *, estimating=False):
+    """Logits, state and gradients after a training step, or while statistics are estimated anew."""
+    built = network().train(not estimating)
+    for norm in norms_of(built):
+        norm.train()
+    logits = route(built, x, keep, estimating=True) if estimating else route(built, x, keep)
+    logits.square().sum().backward()
+    state = {name: value for name, value in built.state_dict().items() if "num_batches" not in name}
+    gradients = {name: torch.zeros(1) if p.grad is None else p.grad for name, p in built.named_parameters()}
+    return logits.detach(), state, {name: value for name, value in gradients.items() if value.any()}
+
+
+@pytest.mark.parametrize("estimating", [False, True])
+def test_running_every_block_on_every_image_trains_as_running_it_on_those_that_keep_it(estimating):
+    x, keep = images(24), paths(24, 6)
+    keep[:, 1] = False
+    keep[:3, 2] = torch.tensor(True)
+    keep[3:, 2] = False  # fewer than eight: normalized by the running statistics in training
+    found = trained_once(uncompacted_route, keep, x, estimating=estimating)
+    expected = trained_once(compacted_route, keep, x, estimating=estimating)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("batch", [5, 9])
+def test_a_path_that_is_known_beforehand_trains_as_it_does_given_for_every_image(batch):
+    x, path = images(batch), (True, False, True, True, False, True)
+    keep = torch.tensor(path).expand(batch, -1)
+    found = trained_once(lambda built, images, _: static_route(built, images, path), keep, x)
+    torch.testing.assert_close(found, trained_once(compacted_route, keep, x), rtol=0, atol=0)
+
+
+def test_off_the_processor_a_training_step_reads_nothing():
+    built = network().to("meta").train()
+    logits = training_route(built, images(9).to("meta"), paths(9, 6).to("meta"))
+    logits.sum().backward()  # on this device a value that is read is an error
+    assert logits.shape == (9, 5)

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from nas_blockout.backbones.resnet import ResNet
 from nas_blockout.data import DataSettings, Loader, load
-from nas_blockout.methods.block_routing import compacted_route, masked_route
 from nas_blockout.methods.blockdrop import (
     BlockDrop,
     BlockDropSettings,
@@ -22,6 +21,10 @@ from nas_blockout.methods.blockdrop import (
     policy_loss,
     rewards,
     straight_through_gates,
+)
+from nas_blockout.methods.paths.block_routes import (
+    compacted_route,
+    masked_route,
 )
 from nas_blockout.training import Checkpoint, Loaders, TrainingSettings, fit
 from tests.nas_blockout.methods.skipping import dropping, generator, images, labels, network

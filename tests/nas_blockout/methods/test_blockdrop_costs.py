@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
-from nas_blockout.methods.block_routing import compacted_route
 from nas_blockout.methods.blockdrop import (
     BlockDrop,
     BlockDropSettings,
     controlled_blocks,
     curriculum_epochs,
     phase_of,
+)
+from nas_blockout.methods.paths.block_routes import (
+    compacted_route,
 )
 from tests.nas_blockout.methods.skipping import dropping, generator, images, labels
 

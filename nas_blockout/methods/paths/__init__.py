@@ -1,0 +1,1 @@
+"""How the images of a batch go through a residual network of which each keeps some blocks."""
