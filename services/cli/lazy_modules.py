@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from nas_blockout import experiment as experiment
     from nas_blockout import export as export
     from nas_blockout import plots as plots
-    from nas_blockout.data import image_io as image_io
+    from nas_blockout.data.streaming import image_io as image_io
     from nas_blockout.experiment import layer_table as layer_table
     from nas_blockout.export import model_summary as model_summary
     from nas_blockout.export import prediction as prediction
