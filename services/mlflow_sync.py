@@ -39,6 +39,11 @@ WAIT_SECONDS = 120.0
 TARGET = "mlflow"
 FILES = ("comparison.json", "study.yaml", "environment.json", "trials.csv")
 _STATUS = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
+_SYSTEM = {  # what a training took of its device, and under which of its system metrics MLflow shows it
+    "device_bytes": ("system/peak_gpu_memory_megabytes", 1e-6),
+    "host_bytes": ("system/peak_process_memory_megabytes", 1e-6),
+    "utilization": ("system/gpu_utilization_percentage", 100),
+}
 _ENVIRONMENT = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -428,6 +433,10 @@ def _metrics(trial: Trial, epochs: Sequence[EpochRow]) -> Iterator[Any]:
         "model/parameters": result.get("parameters"),
         "model/macs": result.get("macs"),
         **{f"gap/{key}": value for key, value in (result.get("gap") or {}).items()},
+        "system/images_per_second": trial.images_per_second,
+        **{
+            name: scale * trial.usage[key] for key, (name, scale) in _SYSTEM.items() if trial.usage.get(key) is not None
+        },
         **(structure_metrics(structure) if (structure := recorded_structure(result)) else {}),
     }
     ended = _milliseconds(trial.finished_at or trial.created_at)

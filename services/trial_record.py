@@ -213,6 +213,16 @@ class Trial:
             return None
         return self.result["stopped_after"], self.result["validation_accuracy"]
 
+    @property
+    def usage(self) -> Json:
+        """What a complete trial took of its device, see `nas_blockout.devices.Usage`; empty if it was not measured."""
+        return self.outcome.get("usage") or {}
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Sample passes over the seconds of training and validation; None before there are any."""
+        return self.sample_passes / self.seconds if self.seconds > 0 else None
+
     # -- what its arm is charged with
 
     @property

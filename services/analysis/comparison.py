@@ -25,6 +25,7 @@ from services.analysis.pareto import Front, Timed, fronts
 from services.analysis.recommendation import Candidate, Recommendation, recommend
 from services.analysis.robustness import RobustnessResult
 from services.analysis.seed_metrics import Accuracy, Amount, Count, PairResult, Share, Strict
+from services.analysis.usage import ArmUsage, usage_of
 from services.budget.accounting import End, compared_in, current, ends, stale
 from services.budget.limits import WORDS, Unit, limits
 from services.renamed_keys import upgraded_comparison
@@ -95,6 +96,7 @@ class ArmResult(Strict):
     front: Front | None = Field(None, description="Pareto front of its search, where it had several objectives.")
     architecture: str | None
     structure: ArmStructure | None = Field(None, description="How far its networks branch, if they have groups.")
+    usage: ArmUsage | None = Field(None, description="What its trainings took of the machine, if it was measured.")
     paths: ArmPaths | None = Field(None, description="Which blocks its networks keep, if they skip any.")
     settings: dict[str, Any]
 
@@ -327,6 +329,7 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None
         macs_per_seed={str(seed): int(trial.macs or 0) for seed, trial in models.items()},
         latency_ms=latency,
         architecture=outcome.get("architecture_hash"),
+        usage=usage_of(trials),
         paths=arm_paths(models),
         settings=dict((exported.experiment if exported else None) or arm.experiment.to_json()),
     )

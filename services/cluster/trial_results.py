@@ -1,7 +1,6 @@
 """The result of a trial that succeeded: scores, costs, and for a retrained model the test and its weights."""
 
 import json
-import resource
 import time
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from nas_blockout.data import AnyPart, Loader
 from nas_blockout.data.corruptions import CorruptedImages
+from nas_blockout.devices import Usage
 from nas_blockout.experiment import EVALUATION_BATCH, Run, notes_of, paths_taken, structure_of_network
 from nas_blockout.export import measure_latency, save_weights
 from nas_blockout.methods.blockdrop import BlockDrop
@@ -24,12 +24,13 @@ class TrialResults:
     def __init__(self) -> None:
         self._corrupted: tuple[str, CorruptedImages] | None = None
 
-    def of(self, run: Run, task: Task, *, notes: tuple[str, ...] = ()) -> dict[str, Any]:
+    def of(self, run: Run, task: Task, *, usage: Usage | None = None, notes: tuple[str, ...] = ()) -> dict[str, Any]:
         """Return the result of a run that has ended, as plain JSON types; write the weights if the task asks for them.
 
         Args:
             run: With an outcome.
             task: What it ran.
+            usage: What training took of the device and of memory, if it was measured.
             notes: What else the result should say, one sentence each.
         """
         outcome, last = run.outcome, run.records[-1]
@@ -50,8 +51,9 @@ class TrialResults:
             "probabilities": derivation.probabilities if derivation else None,
             "overhead_seconds": derivation.overhead_seconds if derivation else 0.0,
             "teacher_passes": outcome.teacher_passes,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
         }
+        if usage is not None:
+            result["usage"] = usage.to_json()
         splits = run.splits
         of_network = notes_of(run.experiment, shape=splits.shape, classes=len(splits.class_names))
         if of_network or notes:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from nas_blockout.data import DataSettings, Splits, load
+from nas_blockout.devices import Usage, UsageMeter
 from nas_blockout.experiment import Experiment, Run
 from nas_blockout.training import EpochRecord
 from services.cluster.checkpoints import Continuation, read_checkpoint, write_checkpoint
@@ -41,6 +42,7 @@ class Worker:
         self._results = TrialResults()
         self._task: Task | None = None
         self._run: Run | None = None
+        self._meter: UsageMeter | None = None
         self._unreported: list[EpochRecord] = []
         self._notes: tuple[str, ...] = ()
         self._error: str | None = None
@@ -57,11 +59,13 @@ class Worker:
         torch.set_num_threads(task.threads)
         self._task, self._run, self._error, self._unreported = task, None, None, []
         self._notes = ()
+        self._stop_metering()  # of a trial that the driver stopped
         try:
             experiment = Experiment.from_json(task.experiment)
             with reading(task.checkpoint) as path:
                 start = read_checkpoint(path, task.experiment, device=task.device)
             self._notes = start.notes
+            self._meter = UsageMeter(task.device)
             self._run = Run(experiment, self._splits(experiment.data, task), device=task.device, start=start.snapshot)
             # The worker before may have died before its last report arrived; the driver ignores what it has already.
             self._unreported = list(start.snapshot.records) if start.snapshot else []
@@ -80,7 +84,7 @@ class Worker:
             while self._error is None and not self._at_rung():
                 if not self._one_epoch():
                     assert self._run is not None
-                    return self._report(result=self._results.of(self._run, self._task, notes=self._notes))
+                    return self._report(result=self._result())
                 trained = True
                 if time.monotonic() - began >= self._report_seconds:
                     break
@@ -97,9 +101,24 @@ class Worker:
     def _fail(self, error: Exception) -> None:
         self._error, self._ends = describe_error(error), ends_the_process(error)
 
+    def _result(self) -> dict[str, Any]:
+        assert self._run is not None
+        assert self._task is not None
+        usage = self._stop_metering()
+        return self._results.of(self._run, self._task, usage=usage, notes=self._notes)
+
+    def _stop_metering(self) -> Usage | None:
+        meter, self._meter = self._meter, None
+        if meter is None:
+            return None
+        meter.stop()
+        return meter.read()
+
     def _free(self) -> None:
         """Give the memory of a trial that failed back, to the device too: it may have failed for want of it."""
         self._run = None
+        self._meter = None if self._ends else self._meter
+        self._stop_metering()
         gc.collect()  # the frames that an error has passed through refer to each other
         if torch.cuda.is_initialized() and not self._ends:
             torch.cuda.empty_cache()

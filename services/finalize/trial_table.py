@@ -16,10 +16,12 @@ _RESULTS = (
     "stopped_after",
     "architecture_hash",
 )
+_USAGE = ("device", "device_bytes", "host_bytes", "utilization")
 
 
 def row_of(trial: Trial) -> dict[str, Any]:
     """Return a trial as one row: identity, cost, result, then its parameters."""
+    rate = trial.images_per_second
     return {
         "trial": trial.id,
         "arm": trial.arm,
@@ -32,6 +34,8 @@ def row_of(trial: Trial) -> dict[str, Any]:
         "infeasible": len(trial.infeasible),
         "sample_passes": trial.sample_passes,
         "seconds": round(trial.seconds, 3),
+        "images_per_second": rate and round(rate, 1),
+        **{key: trial.usage.get(key) for key in _USAGE},
         **{key: trial.outcome.get(key) for key in _RESULTS},
         **{f"gap.{key}": value for key, value in (trial.outcome.get("gap") or {}).items()},
         **{f"param.{key}": value for key, value in trial.values.items()},

@@ -129,6 +129,7 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         kinds=corruption.kind_rows(document),
         robust_pairs=[_pair_row(pair) for pair in document.robustness.pairs] if document.robustness else [],
         costs=table_rows.cost_rows(view, document),
+        devices=table_rows.devices(document),
         searches=table_rows.search_rows(view, document),
         fronts=table_rows.front_rows(document),
         pictures=sections,

@@ -7,6 +7,7 @@ from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.latency import spread_text
 from services.analysis.learned_structure import ArmStructure
 from services.analysis.pareto import Front, FrontTrial
+from services.analysis.usage import ArmUsage
 from services.budget.accounting import END_WORDS
 from services.report.answers import Kept, UniqueAnswers
 from services.report.classes import GroupAgreement
@@ -50,6 +51,9 @@ class CostRow:
     unspent: str
     seconds: str
     overhead: str
+    images_per_second: str
+    memory: str
+    utilization: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +184,24 @@ def _cost_row(view: ReportView, name: str, arm: ArmResult) -> CostRow:
         unspent=f"{cost.forfeited_sample_passes:,}",
         seconds=f"{seconds:,.1f}",
         overhead=_share(cost.overhead_seconds, seconds),
+        images_per_second=f"{arm.usage.images_per_second:,.0f}" if arm.usage else ABSENT,
+        memory=_memory(arm.usage),
+        utilization=f"{arm.usage.utilization:.0%}" if arm.usage and arm.usage.utilization is not None else ABSENT,
     )
+
+
+def devices(document: ComparisonDocument) -> str:
+    """Return the names of the devices that the study was trained on."""
+    names = {name for arm in document.arms.values() if arm.usage for name in arm.usage.devices}
+    return ", ".join(sorted(names)) or "devices that were not recorded"
+
+
+def _memory(usage: ArmUsage | None) -> str:
+    """Return the peak memory of an arm's trainings: of the accelerator where there is one, else of the process."""
+    if usage is None:
+        return ABSENT
+    held = usage.host_bytes if usage.device_bytes is None else usage.device_bytes
+    return f"{held / 1e9:.2f} GB"
 
 
 def _share(part: float, whole: float) -> str:

@@ -104,7 +104,7 @@ class Machine:
 
 
 def outcome(row: Trial) -> tuple[Any, ...]:
-    result = {key: value for key, value in (row.result or {}).items() if key != "peak_memory_bytes"}
+    result = {key: value for key, value in (row.result or {}).items() if key != "usage"}
     said = (row.state, row.reason, row.sample_passes, row.score, row.experiment, row.params, result)
     return row.arm, row.phase, row.number, row.seed, *said
 

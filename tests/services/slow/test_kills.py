@@ -122,7 +122,7 @@ def finish(home: Path) -> None:
 
 def comparable(row: Trial) -> tuple[Any, ...]:
     result = dict(row.result or {})
-    for key in ("overhead_seconds", "peak_memory_bytes"):
+    for key in ("overhead_seconds", "usage"):
         result.pop(key)
     return row.arm, row.phase, row.number, row.seed, row.state, row.sample_passes, row.score, row.experiment, result
 

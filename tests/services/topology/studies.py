@@ -34,7 +34,7 @@ LONG: dict[str, Any] = {
     "budget": {"sample_passes": 48_240},
     "arms": {"dense": {}},
 }
-_MEASURED = {"study", "seconds", "overhead_seconds", "latency_ms", "suggest_seconds", "peak_memory_bytes"}
+_MEASURED = {"study", "seconds", "overhead_seconds", "latency_ms", "suggest_seconds", "usage", "images_per_second"}
 
 
 def chosen() -> dict[str, Any]:
