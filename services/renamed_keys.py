@@ -107,7 +107,13 @@ _PRESETS_ONE_BY_ONE = MappingProxyType({"blockout": _DEFAULTS_OF_BLOCKOUT, "bloc
 _ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "study": {"equivalence_margin": 0.005, "robustness": None},
-        "data": {"background": None, "layout": None, "min_images_per_class": None, "excluded_classes": []},
+        "data": {
+            "background": None,
+            "layout": None,
+            "min_images_per_class": None,
+            "excluded_classes": [],
+            "resize_size": None,
+        },
         "method": {"target_macs": None, "last_stages": None, "mask_values": "share"},
         "derivation": {"clean_up": True},
     }

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nas_blockout.data.streaming.random_crops import draw_crops
+
 
 @dataclass(frozen=True, slots=True)
 class Variation:
@@ -24,10 +26,11 @@ class Variation:
             images, their height and width, and the generator.
         apply: Returns images varied by their choices, from the images, shape (n, channels, height, width), the choices
             on the same device, and the background: what comes in from outside, shape (channels, 1, 1), or None for 0.
+            None for what only the reader of image files can do.
     """
 
     draw: Callable[[int, tuple[int, int], torch.Generator], Tensor]
-    apply: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    apply: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None
 
 
 def draw_pass(
@@ -97,10 +100,12 @@ def _band(middles: Tensor, length: int, size: int) -> Tensor:
 SHIFT = Variation(_draw_shift, _shifted)
 FLIP = Variation(_draw_flip, _flipped)
 CUTOUT = Variation(_draw_cutout, _cut_out)
+RESIZED_CROP = Variation(draw_crops, None)
 
 AUGMENT: Mapping[str, tuple[Variation, ...]] = {
     "none": (),
     "shift": (SHIFT,),
     "shift-flip": (SHIFT, FLIP),
     "shift-flip-cutout": (SHIFT, FLIP, CUTOUT),
+    "resized-crop-flip": (RESIZED_CROP, FLIP),
 }

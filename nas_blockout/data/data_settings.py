@@ -7,11 +7,13 @@ from typing import Annotated
 from nas_blockout.settings_fields import SEED, Conflict, OneOf, Range, check, refuse
 
 NAMES = ("digits", "fashion_mnist", "glyphs", "cifar10", "cifar100", "imagefolder")
-AUGMENTATIONS = ("none", "shift", "shift-flip", "shift-flip-cutout")
+RESIZED_CROP = "resized-crop-flip"
+AUGMENTATIONS = ("none", "shift", "shift-flip", "shift-flip-cutout", RESIZED_CROP)
 BACKGROUNDS = ("white", "black", "gray", "dropped")
 LAYOUTS = ("classes", "splits")
-OF_IMAGEFOLDER = ("image_size", "background", "layout", "min_images_per_class", "excluded_classes")
+OF_IMAGEFOLDER = ("image_size", "resize_size", "background", "layout", "min_images_per_class", "excluded_classes")
 SMALLEST_SIDE, LARGEST_SIDE = 4, 1024
+DEFAULT_SIDE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,10 @@ class DataSettings:
         augment: Augmentation of training images; see `nas_blockout.data.augment`.
         image_size: Side of the square images that `imagefolder` makes, in pixels; None for 64. Other sources have
             a fixed size and do not accept it.
+        resize_size: Shorter side, in pixels, to which whole images are scaled before a square of `image_size` is cut
+            out of them (`imagefolder`): a random one in training with `resized-crop-flip`, else the middle one. None
+            for eight sevenths of `image_size` with that augmentation, and without it for squares that have all of the
+            shorter side.
         folder: Path of the folder with the images (`imagefolder`), the fonts (`glyphs`) or files that are already
             there. In a study file a relative path is relative to that file. `digits` has no files and does not accept
             it.
@@ -50,6 +56,7 @@ class DataSettings:
     split_seed: Annotated[int, SEED] = 0
     augment: Annotated[str, OneOf(AUGMENTATIONS)] = "none"
     image_size: Annotated[int, Range(ge=SMALLEST_SIDE, le=LARGEST_SIDE)] | None = None
+    resize_size: Annotated[int, Range(ge=SMALLEST_SIDE, le=2 * LARGEST_SIDE)] | None = None
     folder: str | None = None
     background: Annotated[str, OneOf(BACKGROUNDS)] | None = None
     layout: Annotated[str, OneOf(LAYOUTS)] | None = None
@@ -65,12 +72,30 @@ class DataSettings:
             if (value := getattr(self, key)) not in (None, ()):
                 message = f"{key} is a setting of imagefolder alone, got {value} for {self.name}"
                 yield Conflict(message, key, "name")
+        if self.augment == RESIZED_CROP and self.name != "imagefolder":
+            message = f"augment {RESIZED_CROP} cuts whole images of imagefolder, got {self.name}, of fixed size"
+            yield Conflict(message, "augment", "name")
+        if self.resize_size is not None and self.resize_size < self.side_of_images:
+            message = f"resize_size must be image_size ({self.side_of_images}) or more, got {self.resize_size}"
+            yield Conflict(message, "resize_size", "image_size")
         if self.folder is not None and self.name == "digits":
             message = f"digits ships with scikit-learn and reads no folder, got {self.folder!r}"
             yield Conflict(message, "folder", "name")
         if self.name == "imagefolder" and self.folder is None:
             message = "imagefolder needs the setting folder: the path of a folder with one sub-folder a class"
             yield Conflict(message, "folder", "name")
+
+    @property
+    def side_of_images(self) -> int:
+        """Height and width of the images that `imagefolder` makes, in pixels."""
+        return self.image_size or DEFAULT_SIDE
+
+    @property
+    def short_side(self) -> int | None:
+        """Shorter side to which whole images are scaled before they are cut, in pixels; None if they are not cut."""
+        if self.resize_size is None and self.augment == RESIZED_CROP:
+            return round(self.side_of_images * 8 / 7)  # 256 for 224, as is usual
+        return self.resize_size
 
     @property
     def background_of_images(self) -> str:

@@ -1,13 +1,14 @@
 """Batches of a split: one permutation an epoch, one look-up a batch, and no worker processes where it is in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from nas_blockout.data.augment import AUGMENT, draw_pass
+from nas_blockout.data.augment import AUGMENT, RESIZED_CROP, draw_pass
 from nas_blockout.data.data_settings import AUGMENTATIONS
 from nas_blockout.data.splits import AnyPart
+from nas_blockout.data.streaming import StreamedPart
 
 SAMPLE_BATCH = 256  # in larger batches the maps of small networks leave the cache, which takes half as long again
 
@@ -21,7 +22,7 @@ class Loader:
         augment: How images are varied, one of `AUGMENTATIONS`; only where a generator is given.
 
     Raises:
-        ValueError: `batch_size` is below 1 or `augment` is unknown.
+        ValueError: `batch_size` is below 1, `augment` is unknown, or it cuts images that are not read from files.
     """
 
     def __init__(self, part: AnyPart, batch_size: int, *, augment: str = "none") -> None:
@@ -29,6 +30,8 @@ class Loader:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         if augment not in AUGMENT:
             raise ValueError(f"augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
+        if RESIZED_CROP in AUGMENT[augment] and not isinstance(part, StreamedPart):
+            raise ValueError(f"augment {augment!r} cuts whole images of files, got {type(part).__name__} in memory")
         self.part = part
         self.batch_size = batch_size
         self._variations = AUGMENT[augment]
@@ -57,11 +60,20 @@ class Loader:
         sizes = batch_sizes(count, self.batch_size)
         height, width = self.part.images.shape[2:]
         drawn = draw_pass(self._variations, sizes, (height, width), generator)
-        choices = [every.to(self.part.device).split(sizes, 1) for every in drawn]
-        for number, (images, labels) in enumerate(self.part.gather(torch.split(order, sizes))):
-            for variation, of_batch in zip(self._variations, choices, strict=True):
+        choices = dict(zip(self._variations, drawn, strict=True))
+        crops = choices.pop(RESIZED_CROP, None)
+        chosen = {variation: every.to(self.part.device).split(sizes, 1) for variation, every in choices.items()}
+        for number, (images, labels) in enumerate(self._gathered(torch.split(order, sizes), crops)):
+            for variation, of_batch in chosen.items():
+                assert variation.apply is not None
                 images = variation.apply(images, of_batch[number], self._background)
             yield images, labels
+
+    def _gathered(self, batches: Sequence[Tensor], crops: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        if crops is None:
+            return self.part.gather(batches)
+        assert isinstance(self.part, StreamedPart)
+        return self.part.gather(batches, crops.split([len(batch) for batch in batches], 1))
 
     def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield batches of images drawn at random, each at most once and plain.

@@ -1,11 +1,14 @@
 """Where the images of a training are kept: on the device that trains on them, if they fit there."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+ImageCache = Literal["none", "disk"]
 MEMORY_SHARE = 0.25
+DECODERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,15 +19,21 @@ class Placement:
         device: Where batches are made.
         memory_share: Part of the free memory of an accelerator that a split may take, in [0, 1]. The images of a larger
             split stay in the memory of the processor; every batch is copied while the batch before it is computed on.
+        decoders: Processes for each split that decode image files which are not in memory, 1 or more.
+        image_cache: Whether such files are decoded once and kept on the ``disk``, in the cache of the data root.
 
     Raises:
-        ValueError: The share is out of range.
+        ValueError: A value is out of range.
     """
 
     device: str | torch.device = "cpu"
     memory_share: float = MEMORY_SHARE
+    decoders: int = DECODERS
+    image_cache: ImageCache = "none"
 
     def __post_init__(self) -> None:
+        if self.decoders < 1:
+            raise ValueError(f"decoders must be 1 or more, got {self.decoders}")
         if not 0 <= self.memory_share <= 1:
             raise ValueError(f"memory_share must lie in [0, 1], got {self.memory_share}")
 

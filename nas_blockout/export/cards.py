@@ -61,6 +61,8 @@ class ModelDescription:
         equality: Largest difference of logits between the masked network and the branched one, its bound, and how far
             the logits spread, by precision; of the memberships as thresholded with ``raw_`` before it. Or None.
         background: What transparent pixels show to the model, as in `nas_blockout.data.streaming.image_io`.
+        resize_size: Shorter side to which an image is scaled before its middle is cut out, in pixels; None to cover
+            the size of the model's images.
         latency: Of one image and of many, measured together with the other models of the study, as a text, or None.
         origin: What builds the network, as of `nas_blockout.experiment.origin_of`, or None.
         batch: Images that are expected at a time, for which branches are then divided into operations; None for one as
@@ -97,6 +99,7 @@ class ModelDescription:
     blocks: str | None = None
     equality: Mapping[str, Any] | None = None
     background: str = "white"
+    resize_size: int | None = None
     latency: str | None = None
     origin: Mapping[str, Any] | None = None
     batch: int | None = None
@@ -138,6 +141,7 @@ class ModelDescription:
             "mean": list(self.mean),
             "std": list(self.std),
             "background": self.background,
+            "resize_size": self.resize_size,
             "class_names": list(self.class_names),
         }
 

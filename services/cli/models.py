@@ -182,7 +182,9 @@ def _readable(images: Sequence[Path], model: "ExportedModel") -> tuple[dict[Path
             problems[path] = f"there is no image file {path}"
             continue
         try:
-            read[path] = lazy.image_io.read_image(path, asked["channels"], size, background=background)
+            read[path] = lazy.image_io.read_image(
+                path, asked["channels"], size, background=background, resize_size=asked.get("resize_size")
+            )
         except lazy.data.DataCorrupt as error:
             problems[path] = str(error)
     return read, problems

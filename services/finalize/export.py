@@ -97,6 +97,7 @@ def describe(
         blocks=_blocks(result.get("blocks")),
         equality=result.get("equality"),
         background=study.data.background_of_images,
+        resize_size=study.data.short_side,
         latency=arm.latency_ms.text if arm.latency_ms else None,
         origin=origin_of(trial.config, model),
     )

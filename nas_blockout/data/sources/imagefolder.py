@@ -34,7 +34,6 @@ from nas_blockout.data.splits import Collection
 from nas_blockout.data.streaming import MEMORY_BYTES, ImageFiles
 from nas_blockout.data.subsets import stratified
 
-SIDE = 64
 CARVED_SHARE = 0.2
 REMEDY = "set folder to a folder that has one sub-folder of images a class"
 SPLITS = ("train", "validation", "test")
@@ -75,9 +74,9 @@ def read(settings: DataSettings, root: Path | None, *, memory_bytes: int = MEMOR
     _require_images(layout, paths, class_names, passed)
     listings = {split: _listing(by_class, class_names) for split, by_class in paths.items()}
     splits = _carve(listings, class_names, seed=settings.split_seed)
-    side, background = settings.image_size or SIDE, settings.background_of_images
+    side, background, resize_size = settings.side_of_images, settings.background_of_images, settings.short_side
     files = {
-        name: ImageFiles(listing.paths, listing.labels, side, root, memory_bytes, background)
+        name: ImageFiles(listing.paths, listing.labels, side, root, memory_bytes, background, resize_size)
         for name, listing in splits.items()
     }
     return Collection(

@@ -108,7 +108,7 @@ def dimensions(settings: DataSettings) -> Dimensions:
         DataUnsuitable: More training images are requested than there are.
     """
     source = SOURCES[settings.name]
-    side = settings.image_size or imagefolder.SIDE
+    side = settings.side_of_images
     if settings.train_samples is not None and source.train_images is not None:
         require_samples(settings.train_samples, source.train_images, split="train")
     return Dimensions(source.shape or (3, side, side), source.classes, settings.train_samples or source.train_images)

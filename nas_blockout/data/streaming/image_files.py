@@ -1,11 +1,13 @@
 """Image files: decoded into memory where they fit, else by worker processes while a network trains.
 
-Both ways make the same pixels, and batches made from files are those made from memory, number for number.
+Both ways make the same pixels, and batches made from files are those made from memory, number for number. Random crops
+need whole images, which are scaled until their shorter side has a size of its own and are then cut. What is scaled can
+be cached, so that crops come from the same pixels with and without a cache.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +15,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from nas_blockout.data.downloads import Arrays, cached, digest
-from nas_blockout.data.errors import DataCorrupt, all_corrupt
+from nas_blockout.data.errors import DataCorrupt, DataUnsuitable, all_corrupt
 from nas_blockout.data.placement import Placement
 from nas_blockout.data.preprocessing import Preprocessing
-from nas_blockout.data.streaming.image_io import UNREADABLE, opaque
+from nas_blockout.data.streaming.decoders import Decoders
+from nas_blockout.data.streaming.image_cache import CachedImages, Pixels, cached_images
+from nas_blockout.data.streaming.image_io import UNREADABLE, opaque, resized
+from nas_blockout.data.streaming.random_crops import crop_of, middle
 from nas_blockout.data.tensor_dataset import Labeled, scaled
 
 MEMORY_BYTES = 2**31  # of normalized images, four bytes a value
@@ -40,6 +44,9 @@ class ImageFiles:
         root: Decoded images are cached in it; None for no cache.
         memory_bytes: Images that take more than this are not kept in memory.
         background: What transparent pixels show, as in `nas_blockout.data.streaming.image_io`.
+        resize_size: Shorter side to which whole images are scaled before they are cut, in pixels, `side` or more; None
+            to scale images until they cover the square, which is all that is kept of them.
+        cache: The decoded images before they are cut; None to decode files.
     """
 
     paths: tuple[Path, ...]
@@ -48,6 +55,8 @@ class ImageFiles:
     root: Path | None = None
     memory_bytes: int = MEMORY_BYTES
     background: str = "white"
+    resize_size: int | None = None
+    cache: CachedImages | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -55,24 +64,92 @@ class ImageFiles:
     def at(self, index: Tensor) -> "ImageFiles":
         """Return the files and labels at an index, shape (m,), int64."""
         chosen = tuple(self.paths[number] for number in index.tolist())
-        return replace(self, paths=chosen, labels=self.labels.index_select(0, index))
+        cache = None if self.cache is None else self.cache.at(index)
+        return replace(self, paths=chosen, labels=self.labels.index_select(0, index), cache=cache)
 
     def loaded(self) -> "Labeled | ImageFiles":
-        """Return the decoded images, or itself where they do not fit into memory.
+        """Return the decoded images where they fit into memory, else itself; if images are cut later, with a cache.
 
         Raises:
             DataCorrupt: Files are no images or are truncated; the message names the first of them and counts all.
+            DataUnsuitable: There is no space for the cache.
         """
-        if len(self) * CHANNELS * self.side**2 * _FLOAT_BYTES > self.memory_bytes:
+        if not self._fit_memory:
             return self
-        # Sizes and times stand for the content: to hash the files would take as long as to decode them.
-        stamps = {str(path): f"{path.stat().st_size}/{path.stat().st_mtime_ns}".encode() for path in self.paths}
-        arrays = cached(self.root, f"images-{self.side}-{self.background}-{digest(stamps)}", partial(_decode_all, self))
+        if self.resize_size is not None:
+            return self if self.root is None else self.cached()
+        arrays = cached(self.root, self._key(), partial(_decode_all, self))
         return Labeled(torch.from_numpy(arrays["images"]), self.labels)
 
+    def cached(self, *, threads: int = WORKERS) -> "ImageFiles":
+        """Return itself with its decoded images in the cache, where they are written first.
+
+        Args:
+            threads: That decode at the same time.
+
+        Raises:
+            DataCorrupt: Files are no images or are truncated; the message names the first of them and counts all.
+            DataUnsuitable: There is no folder for the cache, or no space.
+        """
+        if self.cache is not None:
+            return self
+        if self.root is None:
+            raise DataUnsuitable("an image cache needs a data root, got none; set NAS_BLOCKOUT_DATA to a folder")
+        folder = self.root / "cache" / f"whole-{self._key()}"
+        return replace(self, cache=cached_images(folder, self.paths, self.pixels, threads=threads))
+
+    def read(self, number: int, choices: Tensor | None = None) -> Tensor:
+        """Return an image by its number, shape (3, side, side), uint8; with choices a random crop, else its middle."""
+        return self.cut(self.pixels(self.paths[number]) if self.cache is None else self.cache[number], choices)
+
+    @property
+    def _fit_memory(self) -> bool:
+        # As if every value took four bytes and images were squares: where the limit lies decides on how many images
+        # the normalization is measured, so it stays where it was.
+        return len(self) * CHANNELS * (self.resize_size or self.side) ** 2 * _FLOAT_BYTES <= self.memory_bytes
+
+    def _key(self) -> str:
+        """Return a name for the decoded images, with a hash of all that they depend on."""
+        stamps = {}
+        for path in self.paths:
+            try:
+                stat = path.stat()
+            except OSError as error:
+                raise _corrupt(path, error) from error
+            # Sizes and times stand for the content: to hash the files would take as long as to decode them.
+            stamps[str(path)] = f"{stat.st_size}/{stat.st_mtime_ns}".encode()
+        size = self.side if self.resize_size is None else f"short{self.resize_size}"
+        return f"images-{size}-{self.background}-{digest(stamps)}"
+
+    def pixels(self, path: Path) -> Pixels:
+        """Return an image before it is cut, shape (height, width, 3), uint8.
+
+        Raises:
+            DataCorrupt: The file is not an image or is truncated.
+        """
+        return _opened(path, self.background, self.side, self.resize_size)
+
+    def cut(self, pixels: Pixels, choices: Tensor | None = None) -> Tensor:
+        """Return a square of an image, shape (3, side, side), uint8: a random crop, or without choices its middle.
+
+        Args:
+            pixels: Of the image before it is cut.
+            choices: Of its crop, as `random_crops` draws them.
+        """
+        height, width, _ = pixels.shape
+        if choices is None and height == width == self.side:
+            return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+        box = middle(height, width, (self.side, self.side)) if choices is None else crop_of(choices, height, width)
+        top, left, high, wide = box
+        crop = np.array(pixels[top : top + high, left : left + wide])
+        if (high, wide) != (self.side, self.side):
+            scaled_crop = Image.fromarray(crop).resize((self.side, self.side), Image.Resampling.BILINEAR)
+            crop = np.array(scaled_crop)
+        return torch.from_numpy(crop).permute(2, 0, 1).contiguous()
+
     def decode(self, path: Path) -> Tensor:
-        """Return one of the images; see the function of this name."""
-        return decode(path, self.side, self.background)
+        """Return one of the images as a network is evaluated on it, shape (3, side, side), uint8."""
+        return self.cut(self.pixels(path))
 
     def unreadable(self) -> list[str]:
         """Decode every file; return a message for each that is no image or is truncated."""
@@ -84,8 +161,8 @@ class ImageFiles:
         """Yield images in batches, float32 in [0, 1]; of many files evenly spaced ones only."""
         step = max(1, len(self) // MEASURED_IMAGES)
         for start in range(0, len(self), 64 * step):
-            chosen = self.paths[start : start + 64 * step : step]
-            yield scaled(torch.stack([self.decode(path) for path in chosen]))
+            chosen = range(len(self))[start : start + 64 * step : step]
+            yield scaled(torch.stack([self.read(number) for number in chosen]))
 
     def normalized(self, preprocessing: Preprocessing) -> "StreamedPart":
         """Return the images as a network reads them, decoded on access."""
@@ -117,25 +194,27 @@ class StreamedImages:
     def __len__(self) -> int:
         return len(self.part)
 
-    def __getitem__(self, chosen: slice) -> Tensor:
-        files = self.part.files
-        images = torch.stack([files.decode(path) for path in files.paths[chosen]])
-        return self.part.preprocessing.apply(scaled(images)).to(self.device)
+    def __getitem__(self, chosen: slice | Tensor) -> Tensor:
+        """Return images normalized, shape (m, channels, height, width), float32."""
+        images = torch.stack([self.part.files.read(number) for number in torch.arange(len(self.part))[chosen].tolist()])
+        return self.part.preprocessing.on(self.device)(images.to(self.device))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamedPart:
-    """One split too large for memory; offers what `Part` does.
+    """One split of image files that are decoded when they are needed; offers what `Part` does.
 
     Args:
         files: What is decoded.
-        preprocessing: Applied to each batch.
+        preprocessing: Applied to each batch, on its device.
         workers: Processes that decode, 0 or more.
+        decoders: Processes that stay between passes; None to start them for each.
     """
 
     files: ImageFiles
     preprocessing: Preprocessing
     workers: int = WORKERS
+    decoders: Decoders | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -162,52 +241,50 @@ class StreamedPart:
 
     def at(self, index: Tensor) -> "StreamedPart":
         """Return the images and labels at an index, shape (m,), int64."""
-        return replace(self, files=self.files.at(index))
+        return replace(self, files=self.files.at(index), decoders=None)
 
     def placed(self, placement: Placement) -> "StreamedPart":
-        """Return the part with its batches on a device."""
-        return self.to(placement.device)
+        """Return the part with its batches on a device, its decoded images cached, and processes that stay.
+
+        Raises:
+            DataCorrupt: Files to be cached are no images or are truncated.
+            DataUnsuitable: The cache has no place.
+        """
+        files = self.files.cached(threads=placement.decoders) if placement.image_cache == "disk" else self.files
+        part = replace(self, files=files, workers=placement.decoders).to(placement.device)
+        return replace(part, decoders=part.starting(pinned=part.device.type == "cuda"))
 
     def to(self, device: str | torch.device) -> "StreamedPart":
         """Return the part with its batches on a device."""
-        return replace(self, files=replace(self.files, labels=self.labels.to(device)))
+        return replace(self, files=replace(self.files, labels=self.labels.to(device)), decoders=None)
 
-    def gather(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def starting(self, *, pinned: bool = False, stays: bool = True) -> Decoders:
+        """Return decoders of the part, whose processes start with the first pass; see there."""
+        # No tensor of an accelerator travels to other processes.
+        files = replace(self.files, labels=torch.empty(0, dtype=torch.int64))
+        return Decoders(files.read, self.workers, pinned=pinned, stays=stays)
+
+    def gather(
+        self, batches: Sequence[Tensor], crops: Sequence[Tensor] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images and labels for each batch of numbers, shape (m,), int64; the workers decode ahead.
 
+        Args:
+            batches: Numbers of images.
+            crops: For each batch the choices of its crops, shape (choices, m); None for the middle of every image.
+
         Raises:
-            DataCorrupt: A file is not an image or is truncated; the message names it.
+            DataCorrupt: A file is not an image, is truncated or is gone; the message names it.
         """
-        device = self.labels.device
-        normalize = self.preprocessing.on(device)
-        # Workers send bytes, a quarter of the size of floats; scaled and normalized here, on the device.
-        for index, images in zip(batches, self._decoded(batches), strict=True):
-            yield normalize(images.to(device)), self.labels[index.to(device)]
-
-    def _decoded(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        decoded = DataLoader(
-            _Decoded(self.files),
-            # The order is the caller's, the same as from memory; the loader may only decode ahead.
-            batch_sampler=[index.tolist() for index in batches],
-            num_workers=self.workers,
-            collate_fn=torch.stack,
-            generator=torch.Generator(),  # else the loader would draw from the global one
-        )
-        try:
-            yield from decoded
+        if not batches:
             return
-        except DataCorrupt as error:  # of a worker: its message begins with the worker's own traceback
-            problem = str(error).rpartition(f"{DataCorrupt.__name__}: ")[2].strip()
-            error.__traceback__ = None  # its frames hold the workers, which would live on until they are collected
-        raise DataCorrupt(problem)
-
-
-class _Decoded(Dataset[Tensor]):
-    def __init__(self, files: ImageFiles) -> None:
-        self.files = files
-
-    def __getitem__(self, number: int) -> Tensor:
-        return self.files.decode(self.files.paths[number])
+        normalize = self.preprocessing.on(self.device)
+        decoders = self.decoders or self.starting(stays=False)
+        numbers = torch.cat(tuple(batches)).to(self.device).split([len(batch) for batch in batches])
+        # Workers send bytes, a quarter of the size of floats; scaled and normalized here, on the device.
+        for chosen, images in zip(numbers, decoders.batches(batches, crops), strict=True):
+            moved = images.to(self.device, non_blocking=decoders.pinned)
+            yield normalize(moved), self.labels.index_select(0, chosen)
 
 
 def decode(path: Path, side: int, background: str = "white") -> Tensor:
@@ -224,14 +301,23 @@ def decode(path: Path, side: int, background: str = "white") -> Tensor:
     Raises:
         DataCorrupt: The file is not an image or is truncated.
     """
+    return torch.from_numpy(_opened(path, background, side, None)).permute(2, 0, 1).contiguous()
+
+
+def _opened(path: Path, background: str, side: int, resize_size: int | None) -> Pixels:
+    """Return an image as color: a square that it covers, or all of it with a shorter side of `resize_size` pixels."""
     try:
         with Image.open(path) as file:
-            square = ImageOps.fit(
-                opaque(file, background).convert("RGB"), (side, side), method=Image.Resampling.BILINEAR
-            )
+            color = opaque(file, background).convert("RGB")
+            if resize_size is None:
+                return np.array(ImageOps.fit(color, (side, side), method=Image.Resampling.BILINEAR))
+            return np.array(resized(color, resize_size))
     except UNREADABLE as error:
-        raise DataCorrupt(f"{path} must be a whole image, got: {error}; repair or remove it") from error
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+        raise _corrupt(path, error) from error
+
+
+def _corrupt(path: Path, error: BaseException) -> DataCorrupt:
+    return DataCorrupt(f"{path} must be a whole image, got: {error}; repair or remove it")
 
 
 def _decode_all(files: ImageFiles) -> Arrays:

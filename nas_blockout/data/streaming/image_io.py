@@ -19,13 +19,16 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from nas_blockout.data.errors import DataCorrupt
+from nas_blockout.data.streaming.random_crops import middle
 
 DROPPED = "dropped"  # transparency is ignored, and the colors below it show, as in version 1
 BACKGROUNDS: Mapping[str, int] = {"white": 255, "black": 0, "gray": 128}
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files
 
 
-def read_image(path: Path, channels: int, size: tuple[int, int], *, background: str = "white") -> Tensor:
+def read_image(
+    path: Path, channels: int, size: tuple[int, int], *, background: str = "white", resize_size: int | None = None
+) -> Tensor:
     """Return an image file as a tensor; one of another size is scaled until it covers `size`, and its middle cut out.
 
     Args:
@@ -33,6 +36,8 @@ def read_image(path: Path, channels: int, size: tuple[int, int], *, background: 
         channels: 1 for gray, 3 for color.
         size: Height and width.
         background: What transparent pixels show: one of `BACKGROUNDS`, or ``dropped``.
+        resize_size: Shorter side to which an image is scaled before its middle is cut out, in pixels; None to cover
+            `size`.
 
     Returns:
         Shape ``(channels, height, width)``, float32 in [0, 1].
@@ -49,10 +54,21 @@ def read_image(path: Path, channels: int, size: tuple[int, int], *, background: 
     except UNREADABLE as error:
         raise DataCorrupt(f"{path} must be a whole image, got: {error}; name a PNG or JPEG file") from error
     height, width = size
-    if image.size != (width, height):
+    if resize_size is not None:
+        whole = resized(image, resize_size)
+        top, left, _, _ = middle(whole.height, whole.width, size)
+        image = whole.crop((left, top, left + width, top + height))
+    elif image.size != (width, height):
         image = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
     values = torch.from_numpy(np.array(image)).reshape(height, width, channels)
     return values.permute(2, 0, 1).contiguous().float() / 255
+
+
+def resized(image: Image.Image, shorter: int) -> Image.Image:
+    """Return an image scaled to a shorter side of so many pixels, with its ratio of width and height."""
+    least = min(image.size)
+    width, height = (int(shorter * length / least) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def opaque(image: Image.Image, background: str) -> Image.Image:

@@ -22,11 +22,31 @@ from nas_blockout.data.data_settings import AUGMENTATIONS, NAMES
             "image_size must be in \\[4, 1024\\], got image_size=2",
         ),
         ({"name": "imagefolder"}, "imagefolder needs the setting folder"),
+        ({"augment": "resized-crop-flip"}, "resized-crop-flip cuts whole images of imagefolder, got digits"),
+        ({"resize_size": 64}, "resize_size is a setting of imagefolder alone, got 64 for digits"),
+        (
+            {"name": "imagefolder", "folder": "own", "resize_size": 63},
+            r"resize_size must be image_size \(64\) or more, got 63",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused_with_rule_and_value(changes, message):
     with pytest.raises(ValueError, match=message):
         DataSettings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"resize_size": 80}, 80),
+        ({"augment": "resized-crop-flip"}, 73),
+        ({"augment": "resized-crop-flip", "image_size": 224}, 256),
+        ({"augment": "resized-crop-flip", "image_size": 224, "resize_size": 232}, 232),
+    ],
+)
+def test_images_are_scaled_to_eight_sevenths_of_what_is_cut_out(changes, expected):
+    assert DataSettings(name="imagefolder", folder="own", **changes).short_side == expected
 
 
 def test_settings_are_a_value():

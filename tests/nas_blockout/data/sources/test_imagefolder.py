@@ -5,7 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from nas_blockout.data import BytePart, DataCorrupt, DataMissing, DataSettings, DataUnsuitable, StreamedPart, load
+from nas_blockout.data import (
+    BytePart,
+    DataCorrupt,
+    DataMissing,
+    DataSettings,
+    DataUnsuitable,
+    Loader,
+    StreamedPart,
+    load,
+)
 from nas_blockout.data.sources import imagefolder as source
 from nas_blockout.data.splits import prepare
 
@@ -188,3 +197,25 @@ def test_a_single_class_is_refused(tmp_path):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(DataMissing, match=r"needs an existing folder, got .*nowhere"):
         load(settings(tmp_path / "nowhere"))
+
+
+def test_images_that_are_cut_at_random_are_cut_in_training_alone(tmp_path):
+    fill(tmp_path / "own", {"ant": 10, "bee": 10})
+    splits = load(settings(tmp_path / "own", augment="resized-crop-flip"), root=tmp_path / "root")
+    assert isinstance(splits.train, StreamedPart)
+    assert splits.train.files.resize_size == 9  # eight sevenths of 8
+    assert splits.train.files.cache is not None
+    assert splits.shape == (3, 8, 8)
+    loader = Loader(splits.train, 4, augment="resized-crop-flip")
+    plain = [images for images, _ in loader.batches()]
+    assert torch.equal(torch.cat(plain), splits.train.images[:])
+    varied = [images for images, _ in loader.batches(torch.Generator().manual_seed(0))]
+    assert not torch.equal(torch.cat(varied).sort(0).values, torch.cat(plain).sort(0).values)
+    assert isinstance(splits.test(), StreamedPart)
+
+
+def test_a_shorter_side_can_be_asked_for_without_random_crops(tmp_path):
+    fill(tmp_path, {"ant": 10, "bee": 10})
+    larger, whole = (load(settings(tmp_path, resize_size=size)) for size in (16, None))
+    assert larger.train.images[:].shape == whole.train.images[:].shape
+    assert not torch.equal(larger.train.images[:], whole.train.images[:])
