@@ -4,7 +4,8 @@ A layer that needs to know of epochs, or has something to report, is a `Trainabl
 rates of its own is a `TrainableModel`. Any other `torch.nn.Module` is trained too: `trainable` adapts it.
 """
 
-from typing import TypedDict
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,6 +50,14 @@ class TrainableLayer(nn.Module):
 
     def after_step(self) -> None:
         """Take note of a step of training that is over; by default nothing. Not part of what is compiled."""
+
+    def gather_counts(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Put together what was counted in an epoch by processes that share its batches; by default nothing is.
+
+        Args:
+            gather: Takes what this process has counted, of plain types and tensors on the processor, and returns what
+                each has counted, in one order everywhere; all processes call it.
+        """
 
     def telemetry(self) -> dict[str, TelemetryValue]:
         """Return what to record after an epoch, under names that no other module uses; by default nothing."""

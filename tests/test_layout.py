@@ -29,6 +29,7 @@ LEAVES = {
     "nas_blockout": {
         "architecture",
         "atomic_files",
+        "batch_shards",
         "batch_statistics",
         "canonical_form",
         "draws",
@@ -49,6 +50,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "__init__": set(),
         "architecture": set(),
         "atomic_files": set(),
+        "batch_shards": set(),
         "batch_statistics": set(),
         "canonical_form": set(),
         "devices": set(),

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_blockout.batch_shards import whole_rows
 from nas_blockout.draws import Randomness
 from nas_blockout.training_protocol import TelemetryValue, TrainableModel
 
@@ -68,7 +69,7 @@ class StudentWithTeacher(TrainableModel):
         """Return the mean loss of a batch; the teacher sees the same images, augmented as they are."""
         with torch.no_grad():
             teacher_logits = self.teacher(x)
-        self.passes += len(x)
+        self.passes += whole_rows(len(x), generator)
         return soft_target_loss(self(x, generator), teacher_logits, y, weight=self.weight, temperature=self.temperature)
 
     def train(self, mode: bool = True) -> "StudentWithTeacher":

@@ -19,7 +19,7 @@ from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.networks import Network
 from nas_blockout.structure.two_stages import TwoStageSettings
-from nas_blockout.training import Checkpoint, EpochRecord, Loaders, TrainingSettings, fit
+from nas_blockout.training import ALONE, Checkpoint, EpochRecord, Loaders, Ranks, TrainingSettings, fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,8 @@ class Run(Iterator[EpochRecord]):
         splits: Its data; the test images are never read.
         device: Where to train.
         placement: Where the images are; by default on that device, if they fit.
-        start: Continue after this snapshot, with the numbers of a run that was never stopped.
+        start: Continue after this snapshot, with the numbers of a run that was never stopped; that of the first rank.
+        ranks: The processes that run the experiment together. Only the first one has an outcome.
     """
 
     def __init__(
@@ -89,10 +90,13 @@ class Run(Iterator[EpochRecord]):
         device: str | torch.device = "cpu",
         placement: Placement | None = None,
         start: Snapshot | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.experiment = experiment
         self.splits = splits
         self.device = device
+        self.ranks = ranks
+        start = _agreed(start, ranks)
         self.outcome: Outcome | None = None
         self.failure: str | None = None
         self.records: list[EpochRecord] = list(start.records) if start else []
@@ -121,7 +125,7 @@ class Run(Iterator[EpochRecord]):
         if experiment.derivation is None:
             model = build(experiment, self.splits)
             yield from self._fit("train", model, experiment.training, experiment.seed)
-            if self.failure is None:
+            if self.failure is None and self.ranks.leads:
                 self.outcome = self._finish(model)
             return
         learning, training = split_epochs(experiment.training, experiment.derivation)
@@ -131,13 +135,13 @@ class Run(Iterator[EpochRecord]):
             yield from self._fit("learn", learned, learning, experiment.seed)
             if self.failure is not None:
                 return
-            self._derivation, branched = derive(experiment, learned, self.splits, device=self.device)
+            self._derivation, branched = self._derive(learned)
             teacher = learned
         else:  # resumed in the second stage: its weights, and the teacher's, are in the checkpoint
             branched = second_network(experiment, self._derivation.architecture, self.splits)
         second = self._with_teacher(branched, teacher) if experiment.derivation.soft_target_weight else branched
         yield from self._fit("finetune", second, training, experiment.seed + STAGE_SEED)
-        if self.failure is None:
+        if self.failure is None and self.ranks.leads:
             passes = int(second.passes) if isinstance(second, StudentWithTeacher) else 0
             self.outcome = replace(self._finish(branched), teacher_passes=passes)
 
@@ -147,7 +151,7 @@ class Run(Iterator[EpochRecord]):
         done = [record for record in self.records if record.stage != stage]
         offset = (len(done), done[-1].sample_passes, done[-1].seconds) if done else (0, 0, 0.0)
         self._stage = stage
-        for record in fit(model, self._loaders, settings, seed=seed, device=self.device, start=start):
+        for record in fit(model, self._loaders, settings, seed=seed, device=self.device, start=start, ranks=self.ranks):
             shifted = replace(
                 record,
                 stage=stage,
@@ -158,6 +162,19 @@ class Run(Iterator[EpochRecord]):
             self.records.append(shifted)
             self.failure = record.failure
             yield shifted
+
+    def _derive(self, learned: nn.Module) -> tuple[Derivation, Network]:
+        """Derive the second stage's network on the first rank; the others get its weights when they train it."""
+        derived: list[Network] = []
+
+        def on_first() -> str:
+            derivation, branched = derive(self.experiment, learned, self.splits, device=self.device)
+            derived.append(branched)
+            return json.dumps(derivation.to_json())
+
+        derivation = Derivation.from_json(json.loads(self.ranks.agree(on_first)))
+        branched = derived or [second_network(self.experiment, derivation.architecture, self.splits)]
+        return derivation, branched[0]
 
     def _with_teacher(self, branched: Network, teacher: nn.Module | None) -> StudentWithTeacher:
         """Return the second stage's network with its teacher, whose weights a resumed run reads from the checkpoint."""
@@ -182,6 +199,12 @@ class Run(Iterator[EpochRecord]):
         if isinstance(plain, BlockDrop):
             return expected_macs(plain, Loader(self.splits.validation, EVALUATION_BATCH).batches())
         return count_macs(plain, self.splits.train.images[:1])
+
+
+def _agreed(start: Snapshot | None, ranks: Ranks) -> Snapshot | None:
+    """Return the snapshot of the first rank on all of them."""
+    state = ranks.agree(lambda: start.to_state() if start else None)
+    return Snapshot.from_state(state) if state is not None and not ranks.leads else start
 
 
 def split_epochs(training: TrainingSettings, derivation: TwoStageSettings) -> tuple[TrainingSettings, TrainingSettings]:

@@ -1,15 +1,16 @@
 """BlockDrop: a small policy network decides from the image, in one pass, which residual blocks of a network to run."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_blockout.draws import Randomness, random_uniforms
+from nas_blockout.batch_shards import rows_count, uniform_rows
+from nas_blockout.draws import Randomness
 from nas_blockout.methods.block_routing import (
     BlockFlops,
     FixedPolicy,
@@ -376,6 +377,11 @@ class BlockDrop(TrainableModel):
             {"params": policy, "lr_multiplier": multiplier, "weight_decay": False},
         ]
 
+    def gather_counts(self, gather: Callable[[Any], list[Any]]) -> None:
+        """Gather the paths of the training images and their rewards."""
+        counted = gather([(keep.cpu(), reward.cpu()) for keep, reward in self._recorded])
+        self._recorded = [each for of_rank in counted for each in of_rank]
+
     def telemetry(self) -> dict[str, TelemetryValue]:
         """Return what eval's policy did on the training images of the epoch: blocks, share by block, paths, reward."""
         record: dict[str, TelemetryValue] = {"blockdrop/controlled": float(self.controlled.sum())}
@@ -425,8 +431,7 @@ class BlockDrop(TrainableModel):
         settings = self.settings
         if settings.estimator == "reinforce":
             exploring = bounded(torch.sigmoid(scores.detach()), settings.alpha)
-            drawn = random_uniforms(generator, tuple(exploring.shape), exploring.dtype, exploring.device)
-            keep = (drawn < exploring) | ~self.controlled
+            keep = (uniform_rows(exploring, generator) < exploring) | ~self.controlled
             learns = self.phase != "policy" and not self._trains_exploited
             with statistics_kept(self.get_submodule("network")), torch.set_grad_enabled(learns):
                 return training_route(self.network, x, keep, generator), keep
@@ -444,7 +449,8 @@ class BlockDrop(TrainableModel):
         with torch.set_grad_enabled(self._trains_exploited):
             logits = training_route(self.network, x, keep, generator)
         reward = rewards(keep, logits.argmax(1) == y, penalty=self.settings.penalty)
-        self._taken = keep, reward.detach()
+        if rows_count(generator):
+            self._taken = keep, reward.detach()
         if not torch.compiler.is_compiling():  # of a compiled step, the training loop tells
             self.after_step()
         return logits, reward

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from nas_blockout.batch_shards import own_rows, whole_shape
 from nas_blockout.draws import Randomness
 from nas_blockout.methods.random_masks import bernoulli_, checked_maps, generator_for
 from nas_blockout.settings_fields import Conflict, Range, check
@@ -138,11 +139,13 @@ def dropblock(x: Tensor, *, gamma: float, block: int, generator: Randomness) -> 
     References:
         Ghiasi, Lin, Le. DropBlock: A regularization method for convolutional networks. NeurIPS 2018, algorithm 1.
     """
-    batch, channels, height, width = x.shape
-    corners = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
+    shape = whole_shape(x.shape, generator)
+    batch, channels, height, width = shape
+    corners = torch.zeros(shape, dtype=torch.uint8, device=x.device)
     drawn = corners.new_empty(batch, channels, height - block + 1, width - block + 1)
     corners[:, :, : height - block + 1, : width - block + 1] = bernoulli_(drawn, gamma, generator)
-    return x * scaled_up(torch.eq(covered(corners, block), 0, out=x.new_empty(x.shape)))
+    kept = scaled_up(torch.eq(covered(corners, block), 0, out=x.new_empty(shape)))
+    return x * own_rows(kept, generator)
 
 
 def scaled_up(kept: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from nas_blockout.batch_shards import own_rows, whole_rows
 from nas_blockout.draws import Randomness
 from nas_blockout.methods.feature_clustering import cells, descriptors, kmeans, rena, shuffled
 from nas_blockout.methods.random_masks import bernoulli_, checked_maps, generator_for
@@ -88,12 +89,14 @@ def dropcluster(x: Tensor, index: Tensor, sizes: Tensor, *, rate: float, masks: 
     References:
         Chen, Gautier, Aydore. DropCluster: A structured dropout for convolutional networks. arXiv:2002.02997, 2020.
     """
-    draws = len(x) if masks == "sample" else 1
+    draws = whole_rows(len(x), generator) if masks == "sample" else 1
     exact = torch.promote_types(x.dtype, torch.float32)  # half precision cannot count the positions
     kept = bernoulli_(torch.empty(draws, len(sizes), dtype=exact, device=x.device), 1 - rate, generator)
     total = torch.mv(kept, sizes.to(exact)).sum(dtype=torch.float64).clamp_(min=1)
     kept.mul_((draws * len(index) / total).to(exact))
-    return x * kept.to(x.dtype).index_select(1, index).view(draws, *x.shape[1:])
+    if masks == "sample":
+        kept = own_rows(kept, generator)
+    return x * kept.to(x.dtype).index_select(1, index).view(len(kept), *x.shape[1:])
 
 
 class DropCluster(TrainableLayer):

@@ -32,7 +32,7 @@ class DropConnectSettings:
         check(self)
 
 
-def dropconnect(weight: Tensor, *, rate: float, generator: Randomness) -> Tensor:
+def dropconnect(weight: Tensor, *, rate: float, generator: Randomness, by_sample: bool = False) -> Tensor:
     r"""Drop every weight on its own and scale the rest up, so that the expectation stays.
 
     .. math:: W' = \frac{1}{1 - p} M \odot W, \qquad M_{ij} \sim \mathrm{Bernoulli}(1 - p)
@@ -41,6 +41,7 @@ def dropconnect(weight: Tensor, *, rate: float, generator: Randomness) -> Tensor
         weight: W, any shape; expanded over the samples for a mask each.
         rate: p, in [0, 1).
         generator: Source of randomness, on the device of `weight`.
+        by_sample: Whether the weight is expanded over the samples.
 
     Returns:
         Shaped as `weight`.
@@ -48,7 +49,7 @@ def dropconnect(weight: Tensor, *, rate: float, generator: Randomness) -> Tensor
     References:
         Wan, Zeiler, Zhang, LeCun, Fergus. Regularization of Neural Networks using DropConnect. ICML 2013, eq. 2.
     """
-    return weight * keep_mask(weight, rate, generator)
+    return weight * keep_mask(weight, rate, generator, by_row=by_sample)
 
 
 class DropConnect(nn.Module):
@@ -85,7 +86,8 @@ class DropConnect(nn.Module):
         generator = generator_for(self, generator)
         if self.masks == "batch":
             return F.linear(x, dropconnect(self.weight, rate=self.rate, generator=generator), self.bias)
-        weights = dropconnect(self.weight.expand(len(x), -1, -1), rate=self.rate, generator=generator)
+        weights = self.weight.expand(len(x), -1, -1)
+        weights = dropconnect(weights, rate=self.rate, generator=generator, by_sample=True)
         y = torch.bmm(weights, x.unsqueeze(2)).squeeze(2)
         return y if self.bias is None else y + self.bias
 

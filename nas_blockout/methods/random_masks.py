@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from nas_blockout.batch_shards import empty_whole, own_rows
 from nas_blockout.draws import Randomness, random_bits
 
 _BITS = 32
@@ -59,15 +60,18 @@ def bernoulli_(target: Tensor, probability: float | Tensor, generator: Randomnes
     return torch.le(drawn, threshold, out=target)
 
 
-def keep_mask(like: Tensor, rate: float, generator: Randomness) -> Tensor:
+def keep_mask(like: Tensor, rate: float, generator: Randomness, *, by_row: bool = True) -> Tensor:
     """Draw a dropout mask: 0 with probability `rate`, else ``1 / (1 - rate)``, so that its expectation is one.
 
     Args:
         like: Tensor whose shape, dtype, device and memory format the mask gets.
         rate: Probability of a zero, in [0, 1).
         generator: Source of randomness, on the device of `like`.
+        by_row: Whether `like` has a row for each sample; else it is something that all samples share.
     """
-    return bernoulli_(torch.empty_like(like), 1 - rate, generator).mul_(1 / (1 - rate))
+    mask = empty_whole(like, generator) if by_row else torch.empty_like(like)
+    bernoulli_(mask, 1 - rate, generator).mul_(1 / (1 - rate))
+    return own_rows(mask, generator) if by_row else mask
 
 
 def checked_maps(layer: nn.Module, x: Tensor) -> Tensor:

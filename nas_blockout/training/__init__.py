@@ -2,16 +2,21 @@
 
 from nas_blockout.training.epoch_records import Batches, Checkpoint, EpochRecord, Evaluation, Loaders
 from nas_blockout.training.evaluation import evaluate
+from nas_blockout.training.ranks import ALONE, RankGroup, Ranks, RanksEndedError
 from nas_blockout.training.training_loop import CALIBRATION_IMAGES, fit
 from nas_blockout.training.training_settings import TrainingSettings, sample_passes
 
 __all__ = [
+    "ALONE",
     "CALIBRATION_IMAGES",
     "Batches",
     "Checkpoint",
     "EpochRecord",
     "Evaluation",
     "Loaders",
+    "RankGroup",
+    "Ranks",
+    "RanksEndedError",
     "TrainingSettings",
     "evaluate",
     "fit",

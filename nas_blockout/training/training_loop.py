@@ -16,6 +16,7 @@ from nas_blockout.batch_statistics import (
 from nas_blockout.training.epoch_records import Batches, Checkpoint, EpochRecord, Loaders
 from nas_blockout.training.evaluation import evaluate
 from nas_blockout.training.optimizers import make_optimizer
+from nas_blockout.training.ranks import ALONE, Ranks
 from nas_blockout.training.step import DivergedError, Step
 from nas_blockout.training.training_settings import TrainingSettings
 from nas_blockout.training_protocol import TrainableLayer, trainable
@@ -34,6 +35,7 @@ def fit(
     seed: int,
     device: str | torch.device = "cpu",
     start: Checkpoint | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[EpochRecord]:
     """Train a model and yield a record after every epoch.
 
@@ -45,6 +47,7 @@ def fit(
         seed: Decides the order of the images, their augmentation and all draws of the model.
         device: Where to train.
         start: Continue after this checkpoint, with the numbers of a training that was never stopped.
+        ranks: The processes that train the model together, each by this call with the same arguments.
 
     Yields:
         One record an epoch. The last one carries a `failure` if the loss became infinite or not a number.
@@ -54,32 +57,41 @@ def fit(
     layers = [module for module in model.modules() if isinstance(module, TrainableLayer)]
     optimizer = make_optimizer(learner, settings)
     step = Step(learner, optimizer, settings)
-    generator = torch.Generator(device).manual_seed(seed)
+    ranks.join(step)
+    generator = ranks.generator(device).manual_seed(seed)
     first, passes, seconds = 0, 0, 0.0
     if start is not None:
         first, passes, seconds = start.epochs_done, start.sample_passes, start.seconds
         model.load_state_dict(start.model)
         optimizer.load_state_dict(dict(start.optimizer))
         generator.set_state(start.generator.cpu())
+    ranks.share(model)
     calibration_batch: Tensor | None = None  # read on first use: most models need none
     for epoch in range(first, settings.epochs):
+        ranks.await_first()
         began = time.perf_counter()
         for layer in layers:
             layer.prepare_epoch(epoch, settings.epochs)
-        if any(layer.needs_calibration for layer in layers):
+        if calibrated := [layer for layer in layers if layer.needs_calibration]:
             if calibration_batch is None:  # always the same images, also in a resumed run
                 calibration_batch = torch.cat([*loaders.train.sample(CALIBRATION_IMAGES, _drawing(seed, 0))]).to(device)
             model.eval()
             with torch.no_grad():
                 model(calibration_batch)
+            ranks.share(*calibrated)  # devices round differently, and clusters may differ for it
         order = torch.Generator().manual_seed(seed + _EPOCH_STRIDE * (epoch + 1))
-        total, trained = _train_epoch(step, loaders.train, epoch=epoch, order=order, generator=generator, device=device)
+        with ranks.training(model):
+            own, trained = _train_epoch(
+                step, loaders.train, epoch=epoch, order=order, generator=generator, device=device
+            )
+        total = float(ranks.total(torch.tensor(own)))
+        ranks.gather_counts(layers)
         passes += trained
         failure = None if math.isfinite(total) else f"the training loss became {total} in epoch {epoch}"
         checked = None
         if failure is None:
             passes += _fit_statistics(model, loaders.train, settings, seed=seed, epoch=epoch, device=device)
-            checked = evaluate(model, loaders.validation, device=device)
+            checked = evaluate(model, loaders.validation, device=device, ranks=ranks)
             if not math.isfinite(checked.loss):
                 failure, checked = f"the validation loss became {checked.loss} in epoch {epoch}", None
         seconds += time.perf_counter() - began
@@ -111,6 +123,8 @@ def _train_epoch(
     device: str | torch.device,
 ) -> tuple[float, int]:
     """Train for one epoch; return the sum of the losses over its images, not finite if it diverged, and their number.
+
+    Of several ranks each returns its part of the sum, and the number of all images.
 
     Args:
         step: Of the optimizer of the model that is trained.

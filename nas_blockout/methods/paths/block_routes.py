@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from nas_blockout.batch_shards import rows_count, shard_drawn_by, total_of, whole_rows
 from nas_blockout.draws import Randomness
 from nas_blockout.methods.paths.kept_statistics import KeptStatistics
 
@@ -99,12 +100,15 @@ def compacted_route(
     fewest = FEWEST_IMAGES if network.training else FEWEST_TO_ESTIMATE if estimating else 0
     h = network.stem(x)
     columns = keep.cpu()  # waits for the device once, not once a block
-    for number, (block, images) in enumerate(zip(network.blocks, columns.sum(0).tolist(), strict=True)):
+    kept = columns.sum(0)
+    # Of a batch that processes share, all run a block or none, so that they meet in its normalization.
+    everywhere = total_of(kept * rows_count(generator), generator).tolist()
+    for number, (block, images, here) in enumerate(zip(network.blocks, everywhere, kept.tolist(), strict=True)):
         shortcut = block.shortcut(h)
         with _running_statistics(block) if images < fewest else nullcontext():
             if images == 0:
                 h = shortcut
-            elif images == len(x):
+            elif here == len(x):
                 h = block.complete(h, shortcut)
             else:
                 rows = columns[:, number].nonzero().squeeze(1).to(x.device)
@@ -147,7 +151,7 @@ def static_route(
         generator: Passed on to the head.
     """
     h = network.stem(x)
-    few = network.training and x.shape[0] < FEWEST_IMAGES
+    few = network.training and whole_rows(x.shape[0], generator) < FEWEST_IMAGES
     for block, kept in zip(network.blocks, path, strict=True):
         shortcut = block.shortcut(h)
         with _running_statistics(block) if few else nullcontext():
@@ -165,9 +169,11 @@ def training_route(
 ) -> Tensor:
     """Return logits ``(batch, classes)`` of a training batch: what `compacted_route` gives, as suits the device.
 
-    A processor saves what is skipped. Elsewhere, and where the step is compiled, see `uncompacted_route`.
+    A processor saves what is skipped. Elsewhere, and where the step is compiled, see `uncompacted_route`, which knows
+    nothing of images of the batch that other processes compute.
     """
-    compacts = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    shared = shard_drawn_by(generator) is not None
+    compacts = shared or (x.device.type == "cpu" and not torch.compiler.is_compiling())
     route = compacted_route if compacts else uncompacted_route
     return route(network, x, keep, generator, estimating=estimating)
 

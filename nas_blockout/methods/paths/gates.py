@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from nas_blockout.draws import Randomness, random_uniforms
+from nas_blockout.batch_shards import uniform_rows
+from nas_blockout.draws import Randomness
 
 
 def straight_through_gates(logits: Tensor) -> Tensor:
@@ -20,7 +21,7 @@ def gumbel_gates(logits: Tensor, generator: Randomness, *, temperature: float) -
         Reparameterization with Gumbel-Softmax. ICLR 2017, section 2.2 for the hard draw.
     """
     tiny = torch.finfo(logits.dtype).tiny
-    uniform = random_uniforms(generator, tuple(logits.shape), logits.dtype, logits.device)
+    uniform = uniform_rows(logits, generator)
     noise = torch.log(uniform.clamp_min(tiny)) - torch.log1p(-uniform)
     soft = torch.sigmoid((logits + noise) / temperature)
     return (soft >= 0.5).to(soft.dtype) + soft - soft.detach()

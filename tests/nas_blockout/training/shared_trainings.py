@@ -1,0 +1,153 @@
+"""Trainings that several processes share, and the program that one of these processes runs, as by torchrun.
+
+`python -m tests.nas_blockout.training.shared_trainings FOLDER CASE...` trains the cases one after another and leaves in
+the folder what each rank found.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas_blockout.backbones.convnet import ConvNetSettings
+from nas_blockout.backbones.resnet import ResNetSettings
+from nas_blockout.data import DataSettings, Splits, load
+from nas_blockout.data.tensor_dataset import Part
+from nas_blockout.experiment import Experiment, Run, Snapshot
+from nas_blockout.methods import METHODS
+from nas_blockout.methods.blockdrop import BlockDropSettings
+from nas_blockout.methods.blockout import PAPER, BlockoutSettings
+from nas_blockout.methods.dropcluster import DropClusterSettings
+from nas_blockout.methods.dropconnect import DropConnectSettings
+from nas_blockout.structure.distill import DistillationSettings
+from nas_blockout.training import ALONE, RankGroup, Ranks, TrainingSettings
+
+# 97 images in batches of 25 leave one of 22: neither is divisible by the ranks.
+PLAIN = Experiment(
+    data=DataSettings(train_samples=97, validation_samples=53, augment="shift"),
+    backbone=ConvNetSettings((6, 8), (10,)),
+    training=TrainingSettings(epochs=1, batch_size=25, learning_rate=0.01),
+    seed=3,
+)
+RESIDUAL = replace(PLAIN, backbone=ResNetSettings(depth=20, width=4))
+LEARNED = replace(
+    PLAIN,
+    method=replace(PAPER, clusters=2, masked="all", structure_lr_multiplier=30.0),
+    distillation=DistillationSettings(target_macs=0.8, soft_target_weight=0.5),
+    training=replace(PLAIN.training, epochs=3),
+)
+
+
+def _cases() -> dict[str, Experiment]:
+    cases = {
+        name: replace(PLAIN, method=method.settings())
+        for name, method in METHODS.items()
+        if name not in ("blockdrop", "dropcluster")
+    }
+    gates = {"pretrain_fraction": 0.0, "policy_fraction": 0.0}
+    return cases | {
+        "dropcluster": replace(PLAIN, method=DropClusterSettings(ramp_epochs=0)),
+        "dropcluster by batch": replace(PLAIN, method=DropClusterSettings(ramp_epochs=0, masks="batch")),
+        "dropconnect by batch": replace(PLAIN, method=DropConnectSettings(masks="batch")),
+        "blockout arm": replace(PLAIN, method=BlockoutSettings(clusters=2, estimator="arm")),
+        "blockdrop": replace(RESIDUAL, method=BlockDropSettings(**gates)),
+        "blockdrop sampled": replace(RESIDUAL, method=BlockDropSettings(**gates, finetune_paths="sampled")),
+        "blockdrop policy": replace(RESIDUAL, method=BlockDropSettings(pretrain_fraction=0.0, policy_fraction=1.0)),
+        "blockdrop gumbel": replace(RESIDUAL, method=BlockDropSettings(**gates, estimator="gumbel")),
+        "two stages": LEARNED,
+        # The last of its batches has two images: fewer than three ranks.
+        "few rows": replace(PLAIN, data=replace(PLAIN.data, train_samples=52), method=METHODS["dropout"].settings()),
+        "few rows blockdrop": replace(
+            RESIDUAL, data=replace(PLAIN.data, train_samples=52), method=BlockDropSettings(**gates)
+        ),
+    }
+
+
+CASES: Mapping[str, Experiment] = _cases()
+
+
+@contextmanager
+def doubled() -> Iterator[None]:
+    """Compute in float64 within: what differs then by more than rounding is wrong, even where a decision depends on it.
+
+    In float32 a rounding error may flip a path of BlockDrop, and with it all that follows.
+    """
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def data_of(experiment: Experiment) -> Splits:
+    """The data of an experiment in the default type of numbers."""
+    splits = load(experiment.data)
+    for name in ("train", "validation"):
+        part = getattr(splits, name)
+        setattr(splits, name, Part(part.images.to(torch.get_default_dtype()), part.labels, part.background))
+    return splits
+
+
+def trained(
+    experiment: Experiment, ranks: Ranks = ALONE, *, start: Snapshot | None = None, epochs: int | None = None
+) -> Run:
+    """A run that has ended, or has been left after so many epochs of its own."""
+    run = Run(experiment, data_of(experiment), ranks=ranks, start=start)
+    for _ in islice(run, epochs):
+        pass
+    return run
+
+
+def finding(run: Run) -> dict[str, Any]:
+    """What a rank found: its records, its state at the end, and the result that the first one has."""
+    outcome = run.outcome
+    return {
+        "records": json.dumps([record.to_json() for record in run.records]),
+        "state": run.snapshot().to_state(),
+        "outcome": outcome.model.state_dict() if outcome else None,
+        "teacher_passes": outcome.teacher_passes if outcome else None,
+    }
+
+
+def start_ranks(size: int, folder: Path, cases: Sequence[str], **environment: str) -> list[subprocess.Popen[str]]:
+    """Start the processes that train cases together."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **environment}
+    command = [sys.executable, "-m", "tests.nas_blockout.training.shared_trainings", str(folder), *cases]
+    return [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def main(folder: Path, cases: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    ranks = RankGroup.from_environment()
+    for case in cases:
+        start = None
+        if (snapshot := folder / f"{case}.start").exists() and ranks.leads:
+            start = Snapshot.from_state(torch.load(snapshot, weights_only=True))
+        with doubled():
+            torch.save(finding(trained(CASES[case], ranks, start=start)), folder / f"{case}.{ranks.rank}")
+    ranks.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
