@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nas_blockout.data import Placement
+from nas_blockout.data.placement import DECODERS, MEMORY_SHARE, ImageCache
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -24,6 +27,8 @@ class Task:
         measures_latency: Whether the time of a forward pass of the trained network is measured.
         robustness: Corrupted test images on which the trained model is evaluated as well: ``images``, ``severities``,
             ``seed``; None for no such evaluation.
+        data_memory_share: Part of the free memory of an accelerator that the images of a split may take.
+        image_cache: Whether image files that do not fit into memory are decoded once, into the cache of the data root.
     """
 
     trial: int
@@ -37,6 +42,13 @@ class Task:
     rungs: tuple[int, ...] = ()
     measures_latency: bool = False
     robustness: Mapping[str, Any] | None = None
+    data_memory_share: float = MEMORY_SHARE
+    image_cache: ImageCache = "none"
+
+    def placement(self) -> Placement:
+        """Return where the images of the trial are kept."""
+        decoders = max(DECODERS, self.threads)  # the process that trains waits for them most of the time
+        return Placement(self.device, self.data_memory_share, decoders=decoders, image_cache=self.image_cache)
 
     def to_json(self) -> dict[str, Any]:
         """Return the task as plain JSON types."""

@@ -66,7 +66,8 @@ class Worker:
                 start = read_checkpoint(path, task.experiment, device=task.device)
             self._notes = start.notes
             self._meter = UsageMeter(task.device)
-            self._run = Run(experiment, self._splits(experiment.data, task), device=task.device, start=start.snapshot)
+            splits, placement = self._splits(experiment.data, task), task.placement()
+            self._run = Run(experiment, splits, device=task.device, placement=placement, start=start.snapshot)
             # The worker before may have died before its last report arrived; the driver ignores what it has already.
             self._unreported = list(start.snapshot.records) if start.snapshot else []
         except Exception as error:  # noqa: BLE001  # the trial fails, the worker continues with the next one

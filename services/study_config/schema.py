@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nas_blockout.data.corruptions import SEVERITIES
+from nas_blockout.data.placement import MEMORY_SHARE, ImageCache
 from services.study_config.search_options import Searching, Wanted
 from services.study_config.settings_models import SchemaOf
 
@@ -107,8 +108,20 @@ class Workers(_Strict):
     cpus: int = Field(1, ge=1, le=256, description="Threads and Ray CPUs per trial.")
     gpus: float = Field(0.0, ge=0, le=64, description="Ray GPUs per trial; trials with fractions share a GPU.")
     retries: int = Field(2, ge=0, le=20, description="Retries after the process of a trial has died.")
+    data_memory_share: float = Field(
+        MEMORY_SHARE,
+        ge=0,
+        le=1,
+        description="Part of a GPU's free memory that the images of a split may take; those of a larger one are copied "
+        "batch by batch.",
+    )
+    image_cache: ImageCache = Field(
+        "none",
+        description="With `disk`, image files that do not fit into memory are decoded once, into `cache/` of the data "
+        "root, for all trials of a machine; with `none`, in every epoch.",
+    )
 
-    @field_validator("gpus", mode="before")
+    @field_validator("gpus", "data_memory_share", mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
