@@ -5,7 +5,7 @@ rates of its own is a `TrainableModel`. Any other `torch.nn.Module` is trained t
 """
 
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from nas_blockout.draws import Randomness
 
 TelemetryValue = float | list[float]
+Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 class ParameterGroup(TypedDict):
@@ -22,11 +23,13 @@ class ParameterGroup(TypedDict):
         params: The parameters; those that require no gradient are left out by the training loop.
         lr_multiplier: Their learning rate in units of the training's, 0 or more.
         weight_decay: Whether they decay as the training settings say; False for not at all.
+        norms_and_biases: Whether they do not decay for this reason alone, which the settings may decide otherwise.
     """
 
     params: list[nn.Parameter]
     lr_multiplier: float
     weight_decay: bool
+    norms_and_biases: NotRequired[bool]
 
 
 class TrainableLayer(nn.Module):
@@ -65,17 +68,25 @@ class TrainableLayer(nn.Module):
 
 
 class TrainableModel(TrainableLayer):
-    """A model, called as ``model(x, generator)``, that gives logits."""
+    """A model, called as ``model(x, generator)``, that gives logits.
+
+    Attributes:
+        criterion: The mean error of logits, shape ``(batch, classes)``, against labels, shape ``(batch,)``, or
+            probabilities of classes, shape ``(batch, classes)``. The training loop sets it where the training asks for
+            smoothed labels or weighted classes, so a loss of its own must compute the error of its logits with it.
+    """
+
+    criterion: Criterion = staticmethod(F.cross_entropy)
 
     def loss(self, x: Tensor, y: Tensor, generator: Randomness) -> Tensor:
-        """Return the loss of a training batch, a scalar with gradient; by default the cross-entropy.
+        """Return the loss of a training batch, a scalar with gradient; by default that of the criterion.
 
         Args:
             x: Images, shape ``(batch, channels, height, width)``.
-            y: Labels, shape ``(batch,)``.
+            y: Labels, shape ``(batch,)``; of mixed images the probability of each class, ``(batch, classes)``.
             generator: Of all draws, on the device of `x`; in a compiled step, numbers that were drawn before it.
         """
-        return F.cross_entropy(self(x, generator), y)
+        return self.criterion(self(x, generator), y)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return all parameters by how they are trained; by default only those of two or more dimensions decay."""
@@ -110,7 +121,8 @@ def trainable(model: nn.Module) -> TrainableModel:
 def plain_groups(network: nn.Module) -> list[ParameterGroup]:
     """Return the weights of a network, which decay, and its biases and normalization parameters, which do not."""
     parameters = list(network.parameters())
+    small = [p for p in parameters if p.dim() <= 1]
     return [
         {"params": [p for p in parameters if p.dim() > 1], "lr_multiplier": 1.0, "weight_decay": True},
-        {"params": [p for p in parameters if p.dim() <= 1], "lr_multiplier": 1.0, "weight_decay": False},
+        {"params": small, "lr_multiplier": 1.0, "weight_decay": False, "norms_and_biases": True},
     ]

@@ -115,6 +115,20 @@ _ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "resize_size": None,
         },
         "method": {"target_macs": None, "last_stages": None, "mask_values": "share"},
+        "training": {
+            "schedule_milestones": [0.5, 0.75],
+            "schedule_factor": 0.1,
+            "schedule_rise": 0.3,
+            "no_decay": ["norms-and-biases"],
+            "label_smoothing": 0.0,
+            "mixup": 0.0,
+            "cutmix": 0.0,
+            "class_weights": "none",
+            "sampling": "shuffled",
+            "accumulation": 1,
+            "gradient_clip": None,
+            "ema": None,
+        },
         "derivation": {"clean_up": True},
     }
 )
@@ -126,6 +140,7 @@ INSIDE: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "study": {
             "data": "data",
             "selection": "selection",
+            "training": "training",
             "workers": "workers",
             "backbone": "backbone",
             "arms": "arms",
@@ -133,6 +148,7 @@ INSIDE: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "arms": {"*": "arm"},
         "arm": {
             "selection": "selection",
+            "training": "training",
             "backbone": "backbone",
             "method": "method",
             "distillation": "derivation",
@@ -142,6 +158,7 @@ INSIDE: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
         "experiment": {
             "data": "data",
+            "training": "training",
             "backbone": "backbone",
             "method": "method",
             "distillation": "derivation",

@@ -9,6 +9,7 @@ from nas_blockout.data.augment import AUGMENT, RESIZED_CROP, draw_pass
 from nas_blockout.data.data_settings import AUGMENTATIONS
 from nas_blockout.data.splits import AnyPart
 from nas_blockout.data.streaming import StreamedPart
+from nas_blockout.data.subsets import drawn_alike
 
 SAMPLE_BATCH = 256  # in larger batches the maps of small networks leave the cache, which takes half as long again
 
@@ -20,12 +21,13 @@ class Loader:
         part: One split, in memory or streamed: both give the same batches.
         batch_size: Images a batch, 1 or more.
         augment: How images are varied, one of `AUGMENTATIONS`; only where a generator is given.
+        balanced: Whether a pass with a generator draws its images with replacement, every class as often as any other.
 
     Raises:
         ValueError: `batch_size` is below 1, `augment` is unknown, or it cuts images that are not read from files.
     """
 
-    def __init__(self, part: AnyPart, batch_size: int, *, augment: str = "none") -> None:
+    def __init__(self, part: AnyPart, batch_size: int, *, augment: str = "none", balanced: bool = False) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         if augment not in AUGMENT:
@@ -34,6 +36,7 @@ class Loader:
             raise ValueError(f"augment {augment!r} cuts whole images of files, got {type(part).__name__} in memory")
         self.part = part
         self.batch_size = batch_size
+        self._labels = part.labels.cpu() if balanced else None
         self._variations = AUGMENT[augment]
         background = torch.tensor(part.background or (0.0,), dtype=part.images.dtype).view(-1, 1, 1)
         # Asked once, on the processor: to ask an accelerator whether a batch has one would wait for it.
@@ -46,8 +49,8 @@ class Loader:
     def batches(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield `(images, labels)`: shuffled and augmented with a generator, in order and plain without one.
 
-        Every image comes exactly once a pass. In a shuffled pass a last batch of a single image, on which batch
-        normalization cannot train, joins the batch before it.
+        Every image comes exactly once a pass, unless a shuffled one is balanced; then as many are drawn. In a shuffled
+        pass a last batch of a single image, on which batch normalization cannot train, joins the batch before it.
 
         Args:
             generator: On the processor; the pass depends on its state alone.
@@ -56,7 +59,10 @@ class Loader:
         if generator is None:
             yield from self.part.gather(torch.split(torch.arange(count), self.batch_size))
             return
-        order = torch.randperm(count, generator=generator)
+        if self._labels is None:
+            order = torch.randperm(count, generator=generator)
+        else:
+            order = drawn_alike(self._labels, generator)
         sizes = batch_sizes(count, self.batch_size)
         height, width = self.part.images.shape[2:]
         drawn = draw_pass(self._variations, sizes, (height, width), generator)

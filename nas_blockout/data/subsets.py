@@ -61,3 +61,17 @@ def _sizes(members: int, shares: Sequence[float]) -> list[int]:
         sizes.append(max(0, min(wanted, spare - parts_after)))  # leaves an image for each part after it
         spare -= sizes[-1]
     return [*sizes, spare]
+
+
+def drawn_alike(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the order of a pass that draws with replacement, every class that there is as often as any other.
+
+    Args:
+        labels: Shape (n,), int64, on the processor.
+        generator: On the processor; the order depends on its state alone.
+
+    Returns:
+        Shape (n,), int64: as `torch.utils.data.WeightedRandomSampler` gives for the inverse counts of the classes.
+    """
+    weights = labels.bincount().double().reciprocal()[labels]
+    return torch.multinomial(weights, len(labels), replacement=True, generator=generator)

@@ -36,6 +36,7 @@ from nas_blockout.structure.confusion import ConfusionSettings, most_branches
 from nas_blockout.structure.distill import distill
 from nas_blockout.structure.pruning import PruningSettings
 from nas_blockout.structure.wiring import Wiring
+from nas_blockout.training import NORMS_AND_BIASES, unmatched
 
 # Widths of a residual network are tried in steps of one 256th: in 64ths, channels of several stages are rounded up at
 # once, and of 32 layers a cost between two steps is missed by up to 7% instead of 4%.
@@ -54,6 +55,13 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
     """
     shape, classes = splits.shape, len(splits.class_names)
     refuse(_derivation_conflicts(experiment, shape, classes))
+    model = _built_for_training(experiment, shape, classes)
+    refuse(unmatched(model, experiment.training.no_decay))
+    return model
+
+
+def _built_for_training(experiment: Experiment, shape: Shape, classes: int) -> nn.Module:
+    """Return the network of an experiment with its method in place."""
     # PyTorch draws initial weights from its global generator: it is seeded here and put back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
@@ -392,6 +400,7 @@ def plain(experiment: Experiment, architecture: Architecture | None) -> Experime
         experiment,
         backbone=with_new_weights(experiment.backbone),  # trained ones take the place of those that are pretrained
         method=method,
+        training=replace(experiment.training, no_decay=(NORMS_AND_BIASES,)),  # patterns fit names of the first network
         architecture=architecture,
         distillation=None,
         pruning=None,

@@ -181,6 +181,7 @@ def conflicts(parts: Parts) -> Iterator[Conflict]:
     """
     yield from _unsuited_to_backbone(parts)
     yield from _unsuited_to_derivation(parts)
+    yield from _unsuited_to_mixing(parts)
     if parts.architecture is not None and isinstance(parts.method, BlockoutSettings):
         message = "the method blockout learns its own architecture: leave out architecture"
         yield Conflict(message, "architecture", "method.name")
@@ -253,6 +254,19 @@ def _unsuited_to_derivation(parts: Parts) -> Iterator[Conflict]:
             f"{derivations[0]} needs at least 2 epochs, one to learn and one to train, got {parts.training.epochs}"
         )
         yield Conflict(message, "training.epochs", derivations[0])
+
+
+def _unsuited_to_mixing(parts: Parts) -> Iterator[Conflict]:
+    """Yield why images may not be mixed: a policy that learns is scored by the one right class of an image."""
+    if not isinstance(parts.method, BlockDropSettings) or not parts.method.learns:
+        return
+    for name in ("mixup", "cutmix"):
+        if value := getattr(parts.training, name):
+            message = (
+                f"training.{name}: must be 0 where a policy of blockdrop learns, which scores by the one right class "
+                f"of an image, got {value}; leave it out or take a policy that does not learn"
+            )
+            yield Conflict(message, f"training.{name}", "method.policy", "method.name")
 
 
 def _refusal(check: Callable[[], None], *keys: str) -> Iterator[Conflict]:

@@ -6,11 +6,17 @@ from torch.nn import functional as F
 
 from nas_blockout.batch_shards import whole_rows
 from nas_blockout.draws import Randomness
-from nas_blockout.training_protocol import TelemetryValue, TrainableModel
+from nas_blockout.training_protocol import Criterion, TelemetryValue, TrainableModel
 
 
 def soft_target_loss(
-    logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, weight: float, temperature: float
+    logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    weight: float,
+    temperature: float,
+    criterion: Criterion = F.cross_entropy,
 ) -> Tensor:
     r"""Return the mean loss over a batch of labels and of a teacher's soft outputs.
 
@@ -22,9 +28,10 @@ def soft_target_loss(
     Args:
         logits: Of the network that learns, shape ``(batch, classes)``.
         teacher_logits: Logits of the teacher, shape ``(batch, classes)``; no gradient reaches them.
-        labels: Classes, shape ``(batch,)``.
+        labels: Classes, shape ``(batch,)``; of mixed images the probability of each class, ``(batch, classes)``.
         weight: Of the soft part, in [0, 1].
         temperature: Above 0; the higher, the more the small probabilities count.
+        criterion: H, the error of logits against labels.
 
     References:
         Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. NIPS Deep Learning Workshop 2014
@@ -33,7 +40,7 @@ def soft_target_loss(
     Differs from the paper in: the divergence stands in place of the cross entropy with soft targets, which is larger by
     the entropy of the targets and has the same gradient; so the loss is 0 where the student is the teacher and right.
     """
-    hard = F.cross_entropy(logits, labels)
+    hard = criterion(logits, labels)
     student, teacher = (logits / temperature).log_softmax(1), (teacher_logits.detach() / temperature).log_softmax(1)
     soft = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
     return (1 - weight) * hard + weight * temperature**2 * soft
@@ -70,7 +77,10 @@ class StudentWithTeacher(TrainableModel):
         with torch.no_grad():
             teacher_logits = self.teacher(x)
         self.passes += whole_rows(len(x), generator)
-        return soft_target_loss(self(x, generator), teacher_logits, y, weight=self.weight, temperature=self.temperature)
+        logits, weight, temperature = self(x, generator), self.weight, self.temperature
+        return soft_target_loss(
+            logits, teacher_logits, y, weight=weight, temperature=temperature, criterion=self.criterion
+        )
 
     def train(self, mode: bool = True) -> "StudentWithTeacher":
         """Set the mode of the network in training; the teacher stays in eval mode."""

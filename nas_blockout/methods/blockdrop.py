@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nas_blockout.batch_shards import rows_count, uniform_rows
 from nas_blockout.draws import Randomness
@@ -315,27 +314,27 @@ class BlockDrop(TrainableModel):
         return self._explore(self._scores(x), x, generator_for(self, generator))[0]
 
     def loss(self, x: Tensor, y: Tensor, generator: Randomness) -> Tensor:
-        """Return the loss of the phase: cross-entropy, that of the policy, or both.
+        """Return the loss of the phase: the criterion, the loss of the policy, or both.
 
         Args:
             x: Images ``(batch, channels, height, width)``.
-            y: Labels ``(batch,)``.
+            y: Labels ``(batch,)``: what earns the reward is the right class.
             generator: Of the draws, on the device of `x`.
         """
         if self.phase == "pretrain" or not self.settings.learns:
-            return F.cross_entropy(self(x, generator), y)
+            return self.criterion(self(x, generator), y)
         scores = self._scores(x)
         logits, gates = self._explore(scores, x, generator)
         exploited, baseline = self._exploit(scores, x, y, generator)  # self-critical: what the path of eval earns
         if self.settings.estimator != "reinforce":
-            return F.cross_entropy(logits, y) + self.settings.cost_penalty * gates.mean(1).square().mean()
+            return self.criterion(logits, y) + self.settings.cost_penalty * gates.mean(1).square().mean()
         advantage = rewards(gates, logits.argmax(1) == y, penalty=self.settings.penalty) - baseline
         entropy = self.settings.entropy if self.phase == "policy" else 0.0
         exploring = bounded(torch.sigmoid(scores), self.settings.alpha)
         loss = policy_loss(exploring, gates, advantage, self.controlled, entropy=entropy)
         if self.phase == "policy":
             return loss
-        return loss + F.cross_entropy(exploited if self._trains_exploited else logits, y)
+        return loss + self.criterion(exploited if self._trains_exploited else logits, y)
 
     def prepare_epoch(self, epoch: int, epochs: int) -> None:
         """Enter the phase of an epoch: what learns, and which blocks are under control."""

@@ -269,10 +269,10 @@ class Blockout(TrainableModel):
         return self.with_memberships(x, assignments, generator)
 
     def loss(self, x: Tensor, y: Tensor, generator: Randomness) -> Tensor:
-        """Return cross-entropy under one draw, plus the charge, polarization and balance terms that are on."""
+        """Return the criterion under one draw, plus the charge, polarization and balance terms that are on."""
         if self.settings.estimator == "arm":
             return self._arm_loss(x, y, generator) + self.penalty()
-        return F.cross_entropy(self(x, generator), y) + self.penalty()
+        return self.criterion(self(x, generator), y) + self.penalty()
 
     def penalty(self) -> Tensor:
         """Return the structure's own terms of the loss; zero if all are off."""
@@ -365,9 +365,9 @@ class Blockout(TrainableModel):
         uniform = random_uniforms(generator, tuple(logits.shape), logits.dtype, logits.device)
         first = self._by_layer((uniform < torch.sigmoid(logits)).to(uniform.dtype))
         second = self._by_layer((uniform > torch.sigmoid(-logits)).to(uniform.dtype))
-        loss = F.cross_entropy(self.with_memberships(x, first, generator), y)
+        loss = self.criterion(self.with_memberships(x, first, generator), y)
         with torch.no_grad():
-            other = F.cross_entropy(self.with_memberships(x, second, generator), y)
+            other = self.criterion(self.with_memberships(x, second, generator), y)
         gap = other - loss.detach()
         # Adds 0 to the value, and gap * (u - 1/2) to the gradient of the logits, which is the estimator.
         surrogate = ((uniform - 0.5) * logits).sum()

@@ -2,13 +2,15 @@
 
 from nas_blockout.training.epoch_records import Batches, Checkpoint, EpochRecord, Evaluation, Loaders
 from nas_blockout.training.evaluation import evaluate
+from nas_blockout.training.optimizers import unmatched
 from nas_blockout.training.ranks import ALONE, RankGroup, Ranks, RanksEndedError
 from nas_blockout.training.training_loop import CALIBRATION_IMAGES, fit
-from nas_blockout.training.training_settings import TrainingSettings, sample_passes
+from nas_blockout.training.training_settings import NORMS_AND_BIASES, TrainingSettings, sample_passes
 
 __all__ = [
     "ALONE",
     "CALIBRATION_IMAGES",
+    "NORMS_AND_BIASES",
     "Batches",
     "Checkpoint",
     "EpochRecord",
@@ -21,4 +23,5 @@ __all__ = [
     "evaluate",
     "fit",
     "sample_passes",
+    "unmatched",
 ]

@@ -25,15 +25,32 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Loaders:
-    """The data that training may read: training and validation images, never the test images."""
+    """The data that training may read: training and validation images, never the test images.
+
+    Args:
+        train: Training images.
+        validation: Validation images.
+        class_counts: Training images of each class; needed by mixup, CutMix and weights of classes.
+    """
 
     train: Batches
     validation: Batches
+    class_counts: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything needed to resume a training with the same numbers; holds references, so save it at once."""
+    """Everything needed to resume a training with the same numbers; holds references, so save it at once.
+
+    Args:
+        epochs_done: Epochs trained so far.
+        sample_passes: What they were charged.
+        seconds: Wall-clock of training and validation so far.
+        model: State of the network that is evaluated: with a moving average of weights, the averaged one.
+        optimizer: State of the optimizer.
+        generator: State of the generator of the model's draws.
+        trained: Where weights are averaged, those that are trained, and how many steps were averaged.
+    """
 
     epochs_done: int
     sample_passes: int
@@ -41,6 +58,7 @@ class Checkpoint:
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     generator: Tensor
+    trained: Mapping[str, Tensor] | None = None
 
     def to_state(self) -> dict[str, Any]:
         """Return a dictionary that `torch.save` writes and ``torch.load(weights_only=True)`` reads."""

@@ -42,9 +42,12 @@ class Step:
         self.transforms: list[BatchTransform] = []
         self.after_backward: list[Hook] = []
         self.after_step: list[Hook] = []
+        self._batches = self._images = 0  # since the last update
 
     def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator, *, done_epochs: float) -> Tensor:
         """Train on a batch and return its loss, a scalar without gradient on the device.
+
+        With accumulation the weights change after so many batches; call `update` after the last batch of an epoch.
 
         Args:
             x: Images, shape ``(batch, channels, height, width)``.
@@ -55,18 +58,38 @@ class Step:
         Raises:
             DivergedError: The model has diverged and failed for it, as from probabilities of NaN.
         """
-        set_learning_rate(self.optimizer, self.settings, done_epochs)
+        if not self._batches:
+            set_learning_rate(self.optimizer, self.settings, done_epochs)
+            self.optimizer.zero_grad(set_to_none=True)
+        images = len(y)  # of the whole batch: a transform may leave one rank's rows
         for transform in self.transforms:
             x, y = transform(x, y, generator)
         loss = self._loss(x, y, generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        accumulates = self.settings.accumulation > 1
+        (loss * (images / self.settings.batch_size) if accumulates else loss).backward()
+        self._batches += 1
+        self._images += images
+        if self._batches == self.settings.accumulation:
+            self.update()
+        return loss.detach()
+
+    def update(self) -> None:
+        """Change the weights by the gradients of the batches since the last update; nothing if there are none."""
+        if not self._batches:
+            return
+        if self.settings.accumulation > 1:  # the mean over all images of these batches, of which the last may be small
+            gradients = [each.grad for group in self.optimizer.param_groups for each in group["params"]]
+            torch._foreach_mul_(
+                [gradient for gradient in gradients if gradient is not None], self.settings.batch_size / self._images
+            )
+        self._batches = self._images = 0
         for hook in self.after_backward:
             hook()
+        if self.settings.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
         self.optimizer.step()
         for hook in self.after_step:
             hook()
-        return loss.detach()
 
     def _loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         try:

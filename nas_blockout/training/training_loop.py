@@ -17,6 +17,7 @@ from nas_blockout.training.epoch_records import Batches, Checkpoint, EpochRecord
 from nas_blockout.training.evaluation import evaluate
 from nas_blockout.training.optimizers import make_optimizer
 from nas_blockout.training.ranks import ALONE, Ranks
+from nas_blockout.training.recipes import Recipes
 from nas_blockout.training.step import DivergedError, Step
 from nas_blockout.training.training_settings import TrainingSettings
 from nas_blockout.training_protocol import TrainableLayer, trainable
@@ -57,7 +58,8 @@ def fit(
     layers = [module for module in model.modules() if isinstance(module, TrainableLayer)]
     optimizer = make_optimizer(learner, settings)
     step = Step(learner, optimizer, settings)
-    ranks.join(step)
+    recipes = Recipes(step, settings, loaders.class_counts, seed=seed, device=device)
+    ranks.join(step)  # after the recipes: they change whole batches, of which each rank then takes its rows
     generator = ranks.generator(device).manual_seed(seed)
     first, passes, seconds = 0, 0, 0.0
     if start is not None:
@@ -65,19 +67,17 @@ def fit(
         model.load_state_dict(start.model)
         optimizer.load_state_dict(dict(start.optimizer))
         generator.set_state(start.generator.cpu())
+        recipes.load(start.trained)
     ranks.share(model)
     calibration_batch: Tensor | None = None  # read on first use: most models need none
     for epoch in range(first, settings.epochs):
         ranks.await_first()
         began = time.perf_counter()
+        recipes.begin(epoch)
         for layer in layers:
             layer.prepare_epoch(epoch, settings.epochs)
         if calibrated := [layer for layer in layers if layer.needs_calibration]:
-            if calibration_batch is None:  # always the same images, also in a resumed run
-                calibration_batch = torch.cat([*loaders.train.sample(CALIBRATION_IMAGES, _drawing(seed, 0))]).to(device)
-            model.eval()
-            with torch.no_grad():
-                model(calibration_batch)
+            calibration_batch = _calibrate(model, loaders.train, calibration_batch, seed=seed, device=device)
             ranks.share(*calibrated)  # devices round differently, and clusters may differ for it
         order = torch.Generator().manual_seed(seed + _EPOCH_STRIDE * (epoch + 1))
         with ranks.training(model):
@@ -90,6 +90,7 @@ def fit(
         failure = None if math.isfinite(total) else f"the training loss became {total} in epoch {epoch}"
         checked = None
         if failure is None:
+            recipes.end()
             passes += _fit_statistics(model, loaders.train, settings, seed=seed, epoch=epoch, device=device)
             checked = evaluate(model, loaders.validation, device=device, ranks=ranks)
             if not math.isfinite(checked.loss):
@@ -106,11 +107,24 @@ def fit(
             telemetry={} if failure else {key: value for layer in layers for key, value in layer.telemetry().items()},
             failure=failure,
             checkpoint=Checkpoint(
-                epoch + 1, passes, seconds, model.state_dict(), optimizer.state_dict(), generator.get_state()
+                *(epoch + 1, passes, seconds, model.state_dict(), optimizer.state_dict(), generator.get_state()),
+                trained=recipes.trained(),
             ),
         )
         if failure:
             return
+
+
+@torch.no_grad()
+def _calibrate(
+    model: nn.Module, images: Batches, batch: Tensor | None, *, seed: int, device: str | torch.device
+) -> Tensor:
+    """Show a model a batch of training images, always the same, also in a resumed run; return it for the next time."""
+    if batch is None:
+        batch = torch.cat([*images.sample(CALIBRATION_IMAGES, _drawing(seed, 0))]).to(device)
+    model.eval()
+    model(batch)
+    return batch
 
 
 def _train_epoch(
@@ -134,17 +148,19 @@ def _train_epoch(
         generator: Of the draws of the model, on the device.
         device: Where the model is.
     """
-    steps = -(-len(loader) // step.settings.batch_size)
+    accumulation = step.settings.accumulation
+    steps = -(-len(loader) // (step.settings.batch_size * accumulation))
     total, trained = torch.zeros((), device=device), 0
     step.model.train()
     for number, (images, labels) in enumerate(loader.batches(order)):
         x, y = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         trained += len(y)
         try:
-            loss = step(x, y, generator, done_epochs=epoch + number / steps)
+            loss = step(x, y, generator, done_epochs=epoch + number // accumulation / steps)
         except DivergedError:
             return math.nan, trained
-        total += loss * len(y)  # stays on the device: to read it would wait for every step
+        total += loss * len(labels)  # stays on the device: to read it would wait for every step
+    step.update()
     return float(total), trained
 
 

@@ -1,14 +1,18 @@
 """The settings of a training, and what it is charged."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nas_blockout.batch_statistics import statistics_images, statistics_passes
-from nas_blockout.settings_fields import Range, check
+from nas_blockout.settings_fields import Conflict, Range, check, refuse
 
 Optimizer = Literal["sgd", "adamw"]
-Schedule = Literal["cosine", "constant"]
+Schedule = Literal["cosine", "constant", "step", "linear", "one-cycle"]
 Statistics = Literal["estimated", "running"]
+ClassWeights = Literal["none", "balanced"]
+Sampling = Literal["shuffled", "balanced"]
+NORMS_AND_BIASES = "norms-and-biases"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +24,35 @@ class TrainingSettings:
         batch_size: Images per step; batch normalization needs at least 2.
         optimizer: ``sgd`` with Nesterov momentum, or ``adamw``.
         learning_rate: Peak learning rate.
-        weight_decay: Decay of weights with two or more dimensions.
+        weight_decay: Decay of all weights but those of `no_decay`.
         momentum: Momentum of ``sgd``; unused by ``adamw``.
-        schedule: ``cosine`` decays to zero over all steps; ``constant`` does not decay.
-        warmup_epochs: Epochs over which the learning rate rises linearly from zero.
+        schedule: ``cosine`` and ``linear`` decay to zero over all steps; ``step`` decays at `schedule_milestones`;
+            ``one-cycle`` rises from a 25th of the peak to the peak, and falls to a 250,000th, along cosines;
+            ``constant`` does not decay.
+        warmup_epochs: Epochs over which the learning rate rises linearly from zero, whatever the schedule.
         evaluation_statistics: Statistics of batch normalization in evaluation: ``estimated`` after each epoch from
             training images, as the evaluated network computes them, or ``running``, as training gathered them under
             its masks, which scores another network than the one that is evaluated; for studies of version 1.
+        schedule_milestones: Shares of the training after each of which ``step`` multiplies the rate by
+            `schedule_factor`.
+        schedule_factor: Factor of ``step`` at every milestone.
+        schedule_rise: Share of the training in which ``one-cycle`` rises to the peak.
+        no_decay: Parameters whose weights do not decay: ``norms-and-biases`` for those of one dimension or none, and
+            patterns of parameter names, such as ``head.*``. A pattern fits a name or what follows one of its dots.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+        mixup: Alpha of the Beta distribution from which mixup draws how two images are mixed; 0 for no mixup.
+        cutmix: Alpha of the Beta distribution from which CutMix draws how much of an image a piece of another covers;
+            0 for no CutMix. With both, either is drawn for every batch with probability one half.
+        class_weights: ``balanced`` weights the loss of a class inversely to its share of the training images.
+        sampling: ``shuffled`` shows every image once an epoch; ``balanced`` draws as many with replacement, every
+            class as often as any other.
+        accumulation: Batches whose gradients are averaged for one step of the optimizer.
+        gradient_clip: Largest Euclidean norm of the gradient of all parameters; None for no limit.
+        ema: Decay of the exponential moving average of the weights, a step of the optimizer at a time; the averaged
+            network is the one that is evaluated, saved, derived from and exported. None for no average.
+
+    Raises:
+        Conflict: Settings do not fit together.
     """
 
     epochs: Annotated[int, Range(ge=1)] = 10
@@ -38,9 +64,32 @@ class TrainingSettings:
     schedule: Schedule = "cosine"
     warmup_epochs: Annotated[float, Range(ge=0)] = 0.0
     evaluation_statistics: Statistics = "estimated"
+    schedule_milestones: tuple[Annotated[float, Range(gt=0, lt=1)], ...] = (0.5, 0.75)
+    schedule_factor: Annotated[float, Range(gt=0, le=1)] = 0.1
+    schedule_rise: Annotated[float, Range(gt=0, lt=1)] = 0.3
+    no_decay: tuple[str, ...] = (NORMS_AND_BIASES,)
+    label_smoothing: Annotated[float, Range(ge=0, lt=1)] = 0.0
+    mixup: Annotated[float, Range(ge=0)] = 0.0
+    cutmix: Annotated[float, Range(ge=0)] = 0.0
+    class_weights: ClassWeights = "none"
+    sampling: Sampling = "shuffled"
+    accumulation: Annotated[int, Range(ge=1)] = 1
+    gradient_clip: Annotated[float, Range(gt=0)] | None = None
+    ema: Annotated[float, Range(ge=0, lt=1)] | None = None
 
     def __post_init__(self) -> None:
         check(self)
+        refuse(self._conflicts())
+
+    def _conflicts(self) -> Iterator[Conflict]:
+        if self.class_weights == "balanced" and self.sampling == "balanced":
+            message = (
+                "class_weights and sampling must not both be balanced, which corrects the imbalance twice; keep one"
+            )
+            yield Conflict(message, "class_weights", "sampling")
+        if self.ema is not None and self.evaluation_statistics == "running":
+            message = "ema needs evaluation_statistics estimated: the running ones are not those of averaged weights"
+            yield Conflict(message, "ema", "evaluation_statistics")
 
 
 def sample_passes(settings: TrainingSettings, images: int) -> int:

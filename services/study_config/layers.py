@@ -31,7 +31,10 @@ _OPTIONS = (*Searching.model_fields, "space", "match")
 _ALONE = frozenset(
     {
         f"training.{name}"
-        for name in ("optimizer", "learning_rate", "weight_decay", "momentum", "schedule", "batch_size")
+        for name in (
+            *("optimizer", "learning_rate", "weight_decay", "momentum", "batch_size", "label_smoothing"),
+            *("schedule", "schedule_milestones", "schedule_factor", "schedule_rise", "accumulation", "gradient_clip"),
+        )
     }
 )
 # Settings of other sections whose defaults the preset of a method decides.

@@ -207,7 +207,15 @@ def test_memberships_learn_at_their_own_rate_and_do_not_decay() -> None:
         ({"weight_decay": -1.0}, "at least 0"),
         ({"momentum": 1.0}, r"in \[0, 1\), got momentum=1\.0"),
         ({"optimizer": "adam"}, "optimizer must be one of sgd, adamw"),
-        ({"schedule": "step"}, "schedule must be one of"),
+        ({"schedule": "steps"}, "schedule must be one of"),
+        ({"label_smoothing": 1.0}, r"in \[0, 1\)"),
+        ({"mixup": -0.1}, "at least 0"),
+        ({"accumulation": 0}, "at least 1"),
+        ({"gradient_clip": 0.0}, "above 0"),
+        ({"ema": 1.0}, r"in \[0, 1\)"),
+        ({"schedule_milestones": (0.5, 1.0)}, r"in \(0, 1\)"),
+        ({"class_weights": "balanced", "sampling": "balanced"}, "corrects the imbalance twice"),
+        ({"ema": 0.9, "evaluation_statistics": "running"}, "ema needs evaluation_statistics estimated"),
     ],
 )
 def test_impossible_settings_are_refused(values: dict[str, object], rule: str) -> None:
