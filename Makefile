@@ -19,7 +19,7 @@ export NO_MKDOCS_2_WARNING := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-faults check format docs dist clean
+.PHONY: help install quickstart test test-faults test-gpu check format docs dist clean
 .NOTPARALLEL: # two pips in one .venv would undo each other's work
 
 help: ## list the targets
@@ -59,10 +59,17 @@ $(IMPORTED): $(STAMP)
 	@touch $@
 
 test: install $(IMPORTED) ## every test (WORKERS=0 for one process, TESTS=... for some)
-	@$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not faults' $(TESTS)
+	@$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not faults and not gpu' $(TESTS)
 
 test-faults: install ## kill, stall and fill what the service stands on; writes docs/results/faults.md (FAULT_SECONDS=60)
 	@FAULTS_REPORT=docs/results/faults.md $(BIN)/python -m pytest --quiet -m faults --capture=no tests/services/topology
+
+# With a Python of yours, which has a torch for your card: of this project it needs the library alone.
+GPU_PYTHON ?= $(PYTHON)
+GPU_DEVICE ?= cuda
+test-gpu: ## the library on a card, with your own torch (GPU_PYTHON=python3, GPU_DEVICE=cuda:1)
+	@$(GPU_PYTHON) -c 'import torch, pytest, sklearn, scipy' || { echo "error: tests on a card need torch, torchvision, pytest, hypothesis, scikit-learn and scipy in $(GPU_PYTHON); name another: make test-gpu GPU_PYTHON=/path/to/python" >&2; exit 1; }
+	@PYTHONPATH=$(CURDIR) $(GPU_PYTHON) -m pytest --quiet -ra -o addopts=--import-mode=importlib -W ignore::pytest.PytestConfigWarning --device $(GPU_DEVICE) tests/gpu
 
 check: install ## format, lint, types, layout, docs: what must hold before a commit
 	@$(BIN)/ruff format --check --quiet . || { echo "error: not formatted, see above; run: make format" >&2; exit 1; }
