@@ -30,10 +30,10 @@ from torch.nn import functional as F
 
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.data import DataSettings, Loader, Part, load
-from nas_blockout.methods.block_routing import (
+from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
+from nas_blockout.methods.paths.block_routing import (
     path_statistics,
 )
-from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from nas_blockout.training import Loaders, TrainingSettings, fit
 
 BATCHES = {1: 60, 8: 30, 64: 9, 256: 5}  # images a batch: rounds

@@ -25,6 +25,11 @@ class Draws(Protocol):
 Randomness = torch.Generator | Draws
 
 
+def in_one_piece(source: Randomness | None) -> bool:
+    """Return whether the step that asks is computed without a look at any value: it is compiled, or only counted."""
+    return torch.compiler.is_compiling() or not (source is None or isinstance(source, torch.Generator))
+
+
 def random_bits(source: Randomness, number: int, device: torch.device) -> Tensor:
     """Return random integers, int32, shape ``(number,)``, each of the 2**32 equally likely.
 

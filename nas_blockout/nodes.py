@@ -1,7 +1,7 @@
 """What the positions of one side of a weight are: nodes of layers, several times or not at all."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -25,6 +25,10 @@ class Nodes:
 
     layers: tuple[tuple[str, int], ...]
     positions: tuple[int, ...] | None = None
+    # No cached properties, whose locks a compiled training step cannot take.
+    are_all: bool = field(init=False, repr=False, compare=False)
+    """Whether every position is some node's."""
+    _indices: dict[torch.device, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         names, total = [name for name, _ in self.layers], sum(width for _, width in self.layers)
@@ -37,6 +41,7 @@ class Nodes:
                 f"positions of the layers {', '.join(names)} must lie in 0..{total - 1}, or be {NO_NODE} for none, "
                 f"got {min(self.positions)} to {max(self.positions)}"
             )
+        object.__setattr__(self, "are_all", self.positions is None or min(self.positions) > NO_NODE)
 
     @classmethod
     def whole(cls, layer: str, width: int) -> "Nodes":
@@ -66,11 +71,6 @@ class Nodes:
     def count(self) -> int:
         """Number of positions, 1 or more."""
         return sum(width for _, width in self.layers) if self.positions is None else len(self.positions)
-
-    @cached_property
-    def are_all(self) -> bool:
-        """Whether every position is some node's."""
-        return self.positions is None or min(self.positions) > NO_NODE
 
     @cached_property
     def identities(self) -> tuple[tuple[str, int] | None, ...]:
@@ -111,7 +111,3 @@ class Nodes:
         if device not in self._indices:
             self._indices[device] = torch.tensor(self.positions, device=device) % rows
         return self._indices[device]
-
-    @cached_property
-    def _indices(self) -> dict[torch.device, Tensor]:
-        return {}

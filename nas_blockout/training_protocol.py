@@ -51,8 +51,15 @@ class TrainableLayer(nn.Module):
             epochs: How many there are in all.
         """
 
-    def after_step(self) -> None:
-        """Take note of a step of training that is over; by default nothing. Not part of what is compiled."""
+    def know(self, seen: nn.Module) -> None:
+        """Take over what a copy has learned of its inputs' shapes in a step that was not computed; by default nothing.
+
+        Args:
+            seen: The copy, of the same type.
+        """
+
+    def after_batch(self) -> None:
+        """Take note of a batch that was trained on; by default nothing. Not part of what is compiled."""
 
     def gather_counts(self, gather: Callable[[Any], list[Any]]) -> None:
         """Put together what was counted in an epoch by processes that share its batches; by default nothing is.

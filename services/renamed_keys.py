@@ -116,6 +116,9 @@ _ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
         "method": {"target_macs": None, "last_stages": None, "mask_values": "share"},
         "training": {
+            "precision": "float32",
+            "compile": False,
+            "memory_format": "contiguous",
             "schedule_milestones": [0.5, 0.75],
             "schedule_factor": 0.1,
             "schedule_rise": 0.3,

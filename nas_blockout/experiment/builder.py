@@ -25,11 +25,11 @@ from nas_blockout.experiment.branchable import (
 from nas_blockout.experiment.config import Experiment, needs_graph
 from nas_blockout.graph.network import GraphNetwork
 from nas_blockout.methods import METHODS, NoneSettings, method_name
-from nas_blockout.methods.block_routing import (
-    fixed_path,
-)
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from nas_blockout.methods.blockout import Blockout, BlockoutSettings, require_nodes
+from nas_blockout.methods.paths.block_routing import (
+    fixed_path,
+)
 from nas_blockout.networks import Branchable, Connection, Network, listed, masked_connections
 from nas_blockout.settings_fields import Conflict, conflicts_in, refuse
 from nas_blockout.structure.confusion import ConfusionSettings, most_branches

@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from nas_blockout.batch_shards import rows_count, uniform_rows
 from nas_blockout.draws import Randomness
-from nas_blockout.methods.block_routing import (
+from nas_blockout.methods.paths.block_routes import (
+    ROUTES,
+    Inference,
+    ResidualNetwork,
+    masked_route,
+    norms_of,
+    static_route,
+    statistics_kept,
+    training_route,
+)
+from nas_blockout.methods.paths.block_routing import (
     BlockFlops,
     FixedPolicy,
     PolicyNetwork,
@@ -22,16 +32,6 @@ from nas_blockout.methods.block_routing import (
     path_of_cost,
     path_statistics,
     policy_size,
-)
-from nas_blockout.methods.paths.block_routes import (
-    ROUTES,
-    Inference,
-    ResidualNetwork,
-    masked_route,
-    norms_of,
-    static_route,
-    statistics_kept,
-    training_route,
 )
 from nas_blockout.methods.paths.gates import gumbel_gates, straight_through_gates
 from nas_blockout.methods.random_masks import generator_for
@@ -355,8 +355,8 @@ class BlockDrop(TrainableModel):
             self._path = tuple(self._thresholded(self.policy.logits).tolist())
         self._recorded.clear()
 
-    def after_step(self) -> None:
-        """Keep what the step before did on the paths of inference, for `telemetry`; nothing is read."""
+    def after_batch(self) -> None:
+        """Keep what the last batch did on the paths of inference, for `telemetry`; nothing is read."""
         if self._taken is not None:
             self._recorded.append(self._taken)
             self._taken = None
@@ -451,7 +451,7 @@ class BlockDrop(TrainableModel):
         if rows_count(generator):
             self._taken = keep, reward.detach()
         if not torch.compiler.is_compiling():  # of a compiled step, the training loop tells
-            self.after_step()
+            self.after_batch()
         return logits, reward
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from nas_blockout.draws import Randomness, random_uniforms
+from nas_blockout.draws import Randomness, in_one_piece, random_uniforms
 from nas_blockout.methods.masking import (
     Assignments,
     entries_without_node,
@@ -186,12 +186,17 @@ class Blockout(TrainableModel):
     `rescale` is off.
     """
 
+    _ramp: Tensor
+
     def __init__(self, network: nn.Module, connections: Sequence[Connection], settings: BlockoutSettings) -> None:
         super().__init__()
         self.network = network
         self.settings = settings
         self.connections = tuple(connections)
         self.ramp = 1.0
+        self.register_buffer(
+            "_ramp", torch.ones((), dtype=torch.float64), persistent=False
+        )  # what a compiled step reads
         require_weights(network, self.connections)
         self.masked_connections = masked_connections(self.connections, settings.masked)
         widths = masked_widths(self.connections, self.masked_connections)
@@ -256,10 +261,13 @@ class Blockout(TrainableModel):
 
     def with_memberships(self, x: Tensor, assignments: Assignments, generator: Randomness | None = None) -> Tensor:
         """Return the logits under given memberships, shape ``(batch, classes)``."""
-        masked = {
-            connection.weight: self._scaled(connection, *parts, lazily=True)
-            for connection, *parts in self._masked(assignments)
-        }
+        kind = x.device.type
+        lazily = not (torch.is_autocast_enabled(kind) or in_one_piece(generator))
+        with torch.autocast(kind, enabled=False):  # weights are masked as they are, and narrowed where they are used
+            masked = {
+                connection.weight: self._scaled(connection, *parts, lazily=lazily)
+                for connection, *parts in self._masked(assignments)
+            }
         result: Tensor = functional_call(self.network, masked, (x, generator))
         return result
 
@@ -282,12 +290,10 @@ class Blockout(TrainableModel):
             share = self.expected_macs(p) / self.dense_macs()
             beyond = share - settings.cost_target
             beyond = beyond.abs() if settings.cost_penalty_sides == "both" else F.relu(beyond)
-            total = total + settings.cost_penalty * self.ramp * beyond
+            total = total + (settings.cost_penalty * self._ramp).to(total.dtype) * beyond
         if settings.polarization:
-            total = (
-                total
-                + settings.polarization * self.ramp * torch.stack([(q * (1 - q)).mean() for q in p.values()]).mean()
-            )
+            weight = (settings.polarization * self._ramp).to(total.dtype)
+            total = total + weight * torch.stack([(q * (1 - q)).mean() for q in p.values()]).mean()
         if settings.balance:
             total = total + settings.balance * torch.stack([q.mean(0).var(correction=0) for q in p.values()]).mean()
         return total
@@ -321,6 +327,7 @@ class Blockout(TrainableModel):
         """Set how much of the charge applies: it rises linearly over the first `cost_warmup` of the epochs."""
         length = self.settings.cost_warmup * epochs
         self.ramp = min(1.0, epoch / length) if length else 1.0
+        self._ramp.fill_(self.ramp)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the network's parameters, then the memberships, with their own learning rate and no decay."""

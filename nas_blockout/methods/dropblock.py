@@ -5,11 +5,11 @@ from functools import lru_cache
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas_blockout.batch_shards import own_rows, whole_shape
 from nas_blockout.draws import Randomness
-from nas_blockout.methods.random_masks import bernoulli_, checked_maps, generator_for
+from nas_blockout.methods.random_masks import bernoulli_, checked_maps, generator_for, threshold_of
 from nas_blockout.settings_fields import Conflict, Range, check
 from nas_blockout.training_protocol import TrainableLayer
 
@@ -122,14 +122,15 @@ def covered(corners: Tensor, block: int) -> Tensor:
     return flat.view(corners.shape)
 
 
-def dropblock(x: Tensor, *, gamma: float, block: int, generator: Randomness) -> Tensor:
+def dropblock(x: Tensor, *, gamma: float | Tensor, block: int, generator: Randomness) -> Tensor:
     """Drop drawn blocks, each channel of each sample on its own, and scale the rest up.
 
     The output is scaled by the number of entries over the number that is kept, over the whole batch.
 
     Args:
         x: Feature maps, shape ``(batch, channels, height, width)``.
-        gamma: Probability that a block stands at a place, in [0, 1]; blocks lie inside the map.
+        gamma: Probability that a block stands at a place, in [0, 1], or its threshold as of `bernoulli_`; blocks lie
+            inside the map.
         block: Side of a block, odd, at most the height and the width.
         generator: Source of randomness, on the device of `x`.
 
@@ -170,14 +171,20 @@ class DropBlock(TrainableLayer):
     ``exact``, which is off by default; and blocks shrink to fit small maps.
     """
 
+    threshold: Tensor
+
     def __init__(self, settings: DropBlockSettings) -> None:
         super().__init__()
         self.settings = settings
         self.ramp = 1.0
+        self._map: tuple[int, int] | None = None
+        self.register_buffer("threshold", torch.zeros((), dtype=torch.int32), persistent=False)
 
     def prepare_epoch(self, epoch: int, epochs: int) -> None:
         """Set the share of the rate that applies in an epoch, counted from 0."""
         self.ramp = (epoch + 1) / epochs if self.settings.schedule == "linear" else 1.0
+        if self._map is not None:
+            self._fit(*self._map)
 
     def forward(self, x: Tensor, generator: Randomness | None = None) -> Tensor:
         """Return `x`, shape ``(batch, channels, height, width)``, with blocks dropped in training."""
@@ -185,10 +192,27 @@ class DropBlock(TrainableLayer):
             return x
         generator = generator_for(self, generator)
         height, width = checked_maps(self, x).shape[2:]
+        if self._map != (height, width):
+            self._fit(height, width)
+        block = fitted_block(self.settings.block_size, height, width)
+        return dropblock(x, gamma=self.threshold, block=block, generator=generator) if self.settings.rate else x
+
+    def know(self, seen: nn.Module) -> None:
+        """Take over the sides of the maps that a copy has seen."""
+        assert isinstance(seen, DropBlock)
+        if seen._map is not None:
+            self._fit(*seen._map)
+
+    def _fit(self, height: int, width: int) -> None:
+        """Set the threshold of a seed, which depends on the sides of a map and changes from epoch to epoch.
+
+        It is a tensor that is filled, as a compiled step would be compiled again for every other number.
+        """
         settings = self.settings
         block = fitted_block(settings.block_size, height, width)
         gamma = seed_rate(settings.rate * self.ramp, block, height, width, calibration=settings.calibration)
-        return dropblock(x, gamma=gamma, block=block, generator=generator)
+        self._map = height, width
+        self.threshold.fill_(threshold_of(gamma))
 
     def extra_repr(self) -> str:
         return f"rate={self.settings.rate}, block_size={self.settings.block_size}"

@@ -16,7 +16,7 @@ from torch import Tensor
 from nas_blockout.batch_shards import own_rows, whole_rows
 from nas_blockout.draws import Randomness
 from nas_blockout.methods.feature_clustering import cells, descriptors, kmeans, rena, shuffled
-from nas_blockout.methods.random_masks import bernoulli_, checked_maps, generator_for
+from nas_blockout.methods.random_masks import bernoulli_, checked_maps, generator_for, threshold_of
 from nas_blockout.settings_fields import SEED, Range, check
 from nas_blockout.training_protocol import TelemetryValue, TrainableLayer
 
@@ -66,7 +66,9 @@ class DropClusterSettings:
         return min(positions, max(1, round(positions / self.cluster_size)))
 
 
-def dropcluster(x: Tensor, index: Tensor, sizes: Tensor, *, rate: float, masks: Masks, generator: Randomness) -> Tensor:
+def dropcluster(
+    x: Tensor, index: Tensor, sizes: Tensor, *, rate: float | Tensor, masks: Masks, generator: Randomness
+) -> Tensor:
     r"""Drop clusters of positions, each on its own, and scale the rest up.
 
     .. math:: y_{nci} = \frac{N}{\sum_{ncj} m_{nc\,l_c(j)}} \, m_{nc\,l_c(i)} \, x_{nci},
@@ -79,7 +81,8 @@ def dropcluster(x: Tensor, index: Tensor, sizes: Tensor, *, rate: float, masks: 
         index: Cluster of every position, counted over all channels: ``c * k + l_c(i)``, shape ``(channels * height *
             width,)``.
         sizes: Positions of every cluster, shape ``(channels * k,)``.
-        rate: p, in [0, 1): the expected share of entries that is dropped.
+        rate: p, in [0, 1): the expected share of entries that is dropped; or the threshold of what is kept, as of
+            `bernoulli_`.
         masks: A draw for every ``sample``, or one for the whole ``batch``.
         generator: Source of randomness, on the device of `x`.
 
@@ -89,9 +92,10 @@ def dropcluster(x: Tensor, index: Tensor, sizes: Tensor, *, rate: float, masks: 
     References:
         Chen, Gautier, Aydore. DropCluster: A structured dropout for convolutional networks. arXiv:2002.02997, 2020.
     """
+    keep = rate if isinstance(rate, Tensor) else 1 - rate
     draws = whole_rows(len(x), generator) if masks == "sample" else 1
     exact = torch.promote_types(x.dtype, torch.float32)  # half precision cannot count the positions
-    kept = bernoulli_(torch.empty(draws, len(sizes), dtype=exact, device=x.device), 1 - rate, generator)
+    kept = bernoulli_(torch.empty(draws, len(sizes), dtype=exact, device=x.device), keep, generator)
     total = torch.mv(kept, sizes.to(exact)).sum(dtype=torch.float64).clamp_(min=1)
     kept.mul_((draws * len(index) / total).to(exact))
     if masks == "sample":
@@ -126,6 +130,7 @@ class DropCluster(TrainableLayer):
     labels: Tensor
     index: Tensor
     sizes: Tensor
+    threshold: Tensor
 
     def __init__(self, settings: DropClusterSettings) -> None:
         super().__init__()
@@ -133,6 +138,8 @@ class DropCluster(TrainableLayer):
         self.ramp = 1.0
         self._epoch = 0
         self.clustering_seconds, self._began = 0.0, time.perf_counter()
+        kept = torch.tensor(threshold_of(1 - settings.rate), dtype=torch.int32)
+        self.register_buffer("threshold", kept, persistent=False)
         self.register_buffer("labels", torch.empty(0, 0, 0, dtype=torch.int64))
         self.register_buffer("index", torch.empty(0, dtype=torch.int64), persistent=False)
         self.register_buffer("sizes", torch.empty(0, dtype=torch.int64), persistent=False)
@@ -151,6 +158,8 @@ class DropCluster(TrainableLayer):
                 f"epochs={epochs}: nothing would be dropped"
             )
         self.ramp = min(1.0, (since + 1) / settings.ramp_epochs) if settings.ramp_epochs else 1.0
+        # In place: a compiled step would be compiled again for every other number.
+        self.threshold.fill_(threshold_of(1 - settings.rate * self.ramp))
         due = settings.update_every > 0 and since % settings.update_every == 0
         self.needs_calibration = since >= 0 and (due or self.labels.numel() == 0)
         self._epoch, self.clustering_seconds, self._began = epoch, 0.0, time.perf_counter()
@@ -169,8 +178,9 @@ class DropCluster(TrainableLayer):
                 f"maps must have the shape that the clusters were learned on, {tuple(self.labels.shape)}, got "
                 f"{tuple(x.shape[1:])}; put a DropCluster of its own at every place"
             )
-        rate = self.settings.rate * self.ramp
-        return dropcluster(x, self.index, self.sizes, rate=rate, masks=self.settings.masks, generator=generator)
+        return dropcluster(
+            x, self.index, self.sizes, rate=self.threshold, masks=self.settings.masks, generator=generator
+        )
 
     @torch.no_grad()
     def learn(self, activations: Tensor) -> None:
@@ -222,20 +232,26 @@ class DropCluster(TrainableLayer):
     def _adopt(self, labels: Tensor) -> None:
         """Take over a label map, shape ``(channels, height, width)``, and what the forward pass derives from it."""
         clusters = self.settings.clusters(labels.shape[1] * labels.shape[2])
+        channels = len(labels)
+        offsets = clusters * torch.arange(channels, device=labels.device)[:, None]
+        self.labels = labels.contiguous()
+        self.index = (labels.flatten(1) + offsets).flatten()
+        # Not `bincount`, which waits for the device.
+        sizes = torch.zeros(channels * clusters, dtype=torch.int64, device=labels.device)
+        self.sizes = sizes.index_add_(0, self.index, torch.ones_like(self.index))
+
+    def _require_known(self, labels: Tensor) -> None:
+        clusters = self.settings.clusters(labels.shape[1] * labels.shape[2])
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < clusters:
             raise ValueError(
                 f"labels must lie in 0..{clusters - 1} for cluster_size={self.settings.cluster_size} on maps of "
                 f"{tuple(labels.shape[1:])}, got {int(labels.min())}..{int(labels.max())}; "
                 "load a state with the settings that it was saved with"
             )
-        channels = len(labels)
-        offsets = clusters * torch.arange(channels, device=labels.device)[:, None]
-        self.labels = labels.contiguous()
-        self.index = (labels.flatten(1) + offsets).flatten()
-        self.sizes = torch.bincount(self.index, minlength=channels * clusters)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         labels = state_dict.get(prefix + "labels")
         if labels is not None:
+            self._require_known(labels)
             self._adopt(labels.to(self.labels.device, copy=True))
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -19,6 +19,7 @@ from nas_blockout.nodes import Nodes
 Assignments = Mapping[str, Tensor]
 
 _CACHED_NUMBERS = 1 << 17  # of a slice of a weight that is scaled: 512 KiB of float32
+_FUSED_CLUSTERS = 16  # so many or fewer are summed up one by one in a compiled step
 _NODES = 256  # of a slice of a weight that is multiplied by: fewer, and the matrix products get slow
 
 
@@ -61,7 +62,14 @@ class _MaskedWeight(torch.autograd.Function):
 
 def _mask(c_out: Tensor, c_in: Tensor, weight: Tensor) -> Tensor:
     """Return the share of clusters that two nodes have in common, shaped to scale the weight between them."""
-    return _over_window(torch.mm(c_out / c_out.shape[1], c_in.t()), weight)
+    scaled, clusters = c_out / c_out.shape[1], c_out.shape[1]
+    if clusters > _FUSED_CLUSTERS or not torch.compiler.is_compiling():
+        return _over_window(torch.mm(scaled, c_in.t()), weight)
+    # A sum of outer products becomes a part of what it is multiplied with; a matrix product would fill memory.
+    mask = scaled[:, :1] * c_in[:, 0]
+    for cluster in range(1, clusters):
+        mask = mask + scaled[:, cluster : cluster + 1] * c_in[:, cluster]
+    return _over_window(mask, weight)
 
 
 def _over_window(values: Tensor, weight: Tensor) -> Tensor:
@@ -120,6 +128,8 @@ def masked_weight(weight: Tensor, c_out: Tensor, c_in: Tensor, *, groups: int = 
     _require_fit(weight, c_out, c_in, groups)
     if groups > 1:  # few numbers for each node: there is nothing to gain from slices
         return weight * _over_window(common_clusters(c_out / c_out.shape[1], c_in, groups=groups), weight)
+    if torch.compiler.is_compiling():  # the compiler makes the mask again in the backward pass, too
+        return weight * _mask(c_out, c_in, weight)
     result: Tensor = _MaskedWeight.apply(weight, c_out, c_in)  # type: ignore[no-untyped-call]  # untyped in torch
     return result
 
@@ -295,7 +305,7 @@ def sides(connection: Connection, assignments: Assignments) -> tuple[Tensor, Ten
 
 def expected_nodes(nodes: Nodes, probabilities: Assignments, *, like: Tensor) -> Tensor:
     """Return the probability that the node at each position has a cluster, shape ``(positions, 1)``; 1 without P."""
-    if probabilities.keys().isdisjoint(nodes.names):
+    if not any(name in probabilities for name in nodes.names):
         return like.new_ones(1)
     known = {name: probabilities.get(name, like.new_ones(width, like.shape[1])) for name, width in nodes.layers}
     return expected_share(nodes.of(known), None)

@@ -27,14 +27,14 @@ def generator_for(layer: nn.Module, generator: Randomness | None) -> Randomness:
     return generator
 
 
-def threshold_of(probability: float) -> int | None:
-    """Return the largest of the 2**32 integers of 32 bits that gives a one, None if none does.
+def threshold_of(probability: float) -> int:
+    """Return the largest of the 2**32 integers of 32 bits that gives a one; the least of them where hardly any does.
 
     Args:
-        probability: Of a one, in [0, 1]; met to within ``2**-33``.
+        probability: Of a one, in [0, 1]; met to within ``2**-33``, and ``2**-32`` at least.
     """
-    ones = round(probability * 2**_BITS)
-    return ones - 1 - 2 ** (_BITS - 1) if ones else None
+    ones = max(1, round(probability * (1 << _BITS)))
+    return ones - 1 - (1 << (_BITS - 1))
 
 
 def bernoulli_(target: Tensor, probability: float | Tensor, generator: Randomness) -> Tensor:
@@ -52,12 +52,13 @@ def bernoulli_(target: Tensor, probability: float | Tensor, generator: Randomnes
     Returns:
         `target`.
     """
-    threshold = probability if isinstance(probability, Tensor) else threshold_of(probability)
-    if threshold is None:
-        return target.zero_()
+    if not isinstance(probability, Tensor):
+        if round(probability * 2**_BITS) == 0:
+            return target.zero_()
+        probability = threshold_of(probability)
     drawn = random_bits(generator, target.numel(), target.device)
     drawn = drawn.as_strided(target.shape, target.stride())  # in the order of memory
-    return torch.le(drawn, threshold, out=target)
+    return torch.le(drawn, probability, out=target)
 
 
 def keep_mask(like: Tensor, rate: float, generator: Randomness, *, by_row: bool = True) -> Tensor:

@@ -1,38 +1,54 @@
 """The loss and the accuracy of a model over all images of a split."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.training.epoch_records import Batches, Evaluation
+from nas_blockout.training.precision import autocast, products
 from nas_blockout.training.ranks import ALONE, Ranks
+from nas_blockout.training.training_settings import Precision
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: Batches, *, device: str | torch.device = "cpu", ranks: Ranks = ALONE
+    model: nn.Module,
+    loader: Batches,
+    *,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Return loss, accuracy and predictions of a model in eval mode over one pass; its mode is left as it was.
+
+    What is found of a batch stays on the device; the host waits for it once, at the end.
 
     Args:
         model: Gives logits by ``model(x)``.
         loader: Images of a split.
         device: Where the model is.
+        precision: In what numbers it computes.
         ranks: Each evaluates a part of every batch; all return the same.
     """
     was_training = model.training
     model.eval()
-    loss, hits, predictions = 0.0, 0, []
-    for x, y in loader.batches():
-        own = ranks.rows(len(y))
-        chosen = torch.zeros(len(y), dtype=torch.int64)
-        if len(y[own]):
-            logits, labels = model(x[own].to(device)), y[own].to(device)
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            predicted = logits.argmax(1)
-            hits += int((predicted == labels).sum())
-            chosen[own] = predicted.cpu()
-        predictions.append(chosen)
+    found = torch.zeros(2, dtype=torch.float64, device=device)  # the sum of the losses, and how many were right
+    predictions = []
+    with products(precision, device), autocast(precision, device):
+        for x, y in loader.batches():
+            own = ranks.rows(len(y))
+            chosen = torch.zeros(len(y), dtype=torch.int64, device=device)
+            if len(y[own]):
+                logits, labels = model(x[own].to(device, non_blocking=True)), y[own].to(device, non_blocking=True)
+                chosen[own] = logits.argmax(1)
+                loss = F.cross_entropy(_single(logits), labels, reduction="sum")
+                found += torch.stack([loss.double(), (chosen[own] == labels).sum().double()])
+            predictions.append(chosen)
     model.train(was_training)
-    losses, right = ranks.total(torch.tensor([loss, hits], dtype=torch.float64)).tolist()
-    return Evaluation(losses / len(loader), int(right) / len(loader), ranks.total(torch.cat(predictions)))
+    losses, right = ranks.total(found.cpu()).tolist()
+    return Evaluation(losses / len(loader), int(right) / len(loader), ranks.total(torch.cat(predictions).cpu()))
+
+
+def _single(logits: Tensor) -> Tensor:
+    """Return logits of half precision in single precision, others as they are."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

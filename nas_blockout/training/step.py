@@ -5,12 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from nas_blockout.draws import Randomness
 from nas_blockout.training.optimizers import set_learning_rate
+from nas_blockout.training.precision import CompiledLoss, autocast
 from nas_blockout.training.training_settings import TrainingSettings
-from nas_blockout.training_protocol import TrainableModel
+from nas_blockout.training_protocol import TrainableLayer, TrainableModel
 
 BatchTransform = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
-LossFunction = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+LossFunction = Callable[[Tensor, Tensor, torch.Generator], Tensor]  # with gradient, in the precision of the settings
 Hook = Callable[[], None]
 
 
@@ -25,20 +27,37 @@ class Step:
         model: What is trained.
         optimizer: Made by `make_optimizer`; its learning rates are set anew for every step.
         settings: How to train.
+        device: Where the model is.
 
     Attributes:
-        loss: Gives the loss of a batch with gradient, a scalar; the model's own until something replaces it, such as a
-            compiled form or one in which several ranks take part.
+        loss: Gives the loss of a batch with gradient, a scalar: the model's own in the precision of the settings, or
+            its compiled form, until something replaces it, such as one in which several ranks take part.
         transforms: Applied in order to images and labels before the loss, with the generator of the model's draws.
         after_backward: Called in order between the backward pass and the update, as to change gradients.
         after_step: Called in order after the update, as to average weights.
     """
 
-    def __init__(self, model: TrainableModel, optimizer: torch.optim.Optimizer, settings: TrainingSettings) -> None:
+    def __init__(
+        self,
+        model: TrainableModel,
+        optimizer: torch.optim.Optimizer,
+        settings: TrainingSettings,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.settings = settings
-        self.loss: LossFunction = model.loss
+        self.device = torch.device(device)
+        self.loss: LossFunction = self._own_loss
+        self._compiled: CompiledLoss | None = None
+        if settings.compile:
+            self.loss = self._compiled = CompiledLoss(model, self.device, settings.precision)
+        self._told = [
+            layer
+            for layer in model.modules()
+            if isinstance(layer, TrainableLayer) and type(layer).after_batch is not TrainableLayer.after_batch
+        ]
         self.transforms: list[BatchTransform] = []
         self.after_backward: list[Hook] = []
         self.after_step: list[Hook] = []
@@ -67,6 +86,8 @@ class Step:
         loss = self._loss(x, y, generator)
         accumulates = self.settings.accumulation > 1
         (loss * (images / self.settings.batch_size) if accumulates else loss).backward()
+        for layer in self._told:
+            layer.after_batch()
         self._batches += 1
         self._images += images
         if self._batches == self.settings.accumulation:
@@ -90,6 +111,15 @@ class Step:
         self.optimizer.step()
         for hook in self.after_step:
             hook()
+
+    def begin_epoch(self) -> None:
+        """Make ready for an epoch, once the layers are prepared for it."""
+        if self._compiled is not None:
+            self._compiled.forget()
+
+    def _own_loss(self, x: Tensor, y: Tensor, generator: Randomness) -> Tensor:
+        with autocast(self.settings.precision, self.device):
+            return self.model.loss(x, y, generator)
 
     def _loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         try:

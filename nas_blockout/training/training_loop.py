@@ -16,6 +16,7 @@ from nas_blockout.batch_statistics import (
 from nas_blockout.training.epoch_records import Batches, Checkpoint, EpochRecord, Loaders
 from nas_blockout.training.evaluation import evaluate
 from nas_blockout.training.optimizers import make_optimizer
+from nas_blockout.training.precision import autocast, place, placed, products, require_compiler
 from nas_blockout.training.ranks import ALONE, Ranks
 from nas_blockout.training.recipes import Recipes
 from nas_blockout.training.step import DivergedError, Step
@@ -53,11 +54,13 @@ def fit(
     Yields:
         One record an epoch. The last one carries a `failure` if the loss became infinite or not a number.
     """
-    model.to(device)
+    if settings.compile:
+        require_compiler(device, ranks.size)
+    place(model, device, settings.memory_format)
     learner = trainable(model)
     layers = [module for module in model.modules() if isinstance(module, TrainableLayer)]
     optimizer = make_optimizer(learner, settings)
-    step = Step(learner, optimizer, settings)
+    step = Step(learner, optimizer, settings, device=device)
     recipes = Recipes(step, settings, loaders.class_counts, seed=seed, device=device)
     ranks.join(step)  # after the recipes: they change whole batches, of which each rank then takes its rows
     generator = ranks.generator(device).manual_seed(seed)
@@ -76,11 +79,13 @@ def fit(
         recipes.begin(epoch)
         for layer in layers:
             layer.prepare_epoch(epoch, settings.epochs)
+        step.begin_epoch()
         if calibrated := [layer for layer in layers if layer.needs_calibration]:
-            calibration_batch = _calibrate(model, loaders.train, calibration_batch, seed=seed, device=device)
+            with products(settings.precision, device):
+                calibration_batch = _calibrate(model, loaders.train, calibration_batch, seed=seed, device=device)
             ranks.share(*calibrated)  # devices round differently, and clusters may differ for it
         order = torch.Generator().manual_seed(seed + _EPOCH_STRIDE * (epoch + 1))
-        with ranks.training(model):
+        with ranks.training(model), products(settings.precision, device):
             own, trained = _train_epoch(
                 step, loaders.train, epoch=epoch, order=order, generator=generator, device=device
             )
@@ -92,7 +97,7 @@ def fit(
         if failure is None:
             recipes.end()
             passes += _fit_statistics(model, loaders.train, settings, seed=seed, epoch=epoch, device=device)
-            checked = evaluate(model, loaders.validation, device=device, ranks=ranks)
+            checked = evaluate(model, loaders.validation, device=device, precision=settings.precision, ranks=ranks)
             if not math.isfinite(checked.loss):
                 failure, checked = f"the validation loss became {checked.loss} in epoch {epoch}", None
         seconds += time.perf_counter() - began
@@ -153,7 +158,7 @@ def _train_epoch(
     total, trained = torch.zeros((), device=device), 0
     step.model.train()
     for number, (images, labels) in enumerate(loader.batches(order)):
-        x, y = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        x, y = placed(images, device, step.settings.memory_format), labels.to(device, non_blocking=True)
         trained += len(y)
         try:
             loss = step(x, y, generator, done_epochs=epoch + number // accumulation / steps)
@@ -181,7 +186,8 @@ def _fit_statistics(
         return 0
     wanted = statistics_images(epoch, settings.epochs)
     sample = images.sample(wanted, _drawing(seed, epoch + 1))
-    estimate_statistics(model, (batch.to(device) for batch in sample))
+    with products(settings.precision, device), autocast(settings.precision, device), torch.no_grad():
+        estimate_statistics(model, (placed(batch, device, settings.memory_format) for batch in sample))
     return statistics_passes(min(wanted, len(images)))
 
 

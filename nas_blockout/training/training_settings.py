@@ -13,6 +13,8 @@ Statistics = Literal["estimated", "running"]
 ClassWeights = Literal["none", "balanced"]
 Sampling = Literal["shuffled", "balanced"]
 NORMS_AND_BIASES = "norms-and-biases"
+Precision = Literal["float32", "tf32", "bf16"]
+MemoryFormat = Literal["contiguous", "channels_last"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,12 @@ class TrainingSettings:
         evaluation_statistics: Statistics of batch normalization in evaluation: ``estimated`` after each epoch from
             training images, as the evaluated network computes them, or ``running``, as training gathered them under
             its masks, which scores another network than the one that is evaluated; for studies of version 1.
+        precision: Numbers in which the network computes: ``float32``; ``tf32``, products of matrices and convolutions
+            in TensorFloat-32 on NVIDIA cards, elsewhere float32; or ``bf16``, these products in bfloat16 by autocast.
+            Parameters and the loss are float32 in each.
+        compile: Whether a training step is compiled by `torch.compile`; takes a compiler and a minute or more.
+        memory_format: Order of images and convolution weights in memory: ``contiguous`` or ``channels_last``, which
+            suits half precision on cards.
         schedule_milestones: Shares of the training after each of which ``step`` multiplies the rate by
             `schedule_factor`.
         schedule_factor: Factor of ``step`` at every milestone.
@@ -76,6 +84,9 @@ class TrainingSettings:
     accumulation: Annotated[int, Range(ge=1)] = 1
     gradient_clip: Annotated[float, Range(gt=0)] | None = None
     ema: Annotated[float, Range(ge=0, lt=1)] | None = None
+    precision: Precision = "float32"
+    compile: bool = False
+    memory_format: MemoryFormat = "contiguous"
 
     def __post_init__(self) -> None:
         check(self)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_blockout.batch_shards import rows_count, shard_drawn_by, total_of, whole_rows
-from nas_blockout.draws import Randomness
+from nas_blockout.draws import Randomness, in_one_piece
 from nas_blockout.methods.paths.kept_statistics import KeptStatistics
 
 Inference = Literal["compacted", "grouped", "masked"]
@@ -173,7 +173,7 @@ def training_route(
     nothing of images of the batch that other processes compute.
     """
     shared = shard_drawn_by(generator) is not None
-    compacts = shared or (x.device.type == "cpu" and not torch.compiler.is_compiling())
+    compacts = shared or (x.device.type == "cpu" and not in_one_piece(generator))
     route = compacted_route if compacts else uncompacted_route
     return route(network, x, keep, generator, estimating=estimating)
 

@@ -52,7 +52,8 @@ class KeptStatistics(TorchFunctionMode):
             unbiased = var.detach() * (count / (count - 1).clamp_min(1))
             var = torch.where(few, running_var.clone(), var)
             for running, found in ((running_mean, mean.detach()), (running_var, unbiased)):
-                running.copy_(torch.where(few, running, running.lerp(found.to(running.dtype), momentum)))
+                # `data`: as in PyTorch's own normalization, no earlier pass takes note, which may have saved them.
+                running.data.copy_(torch.where(few, running, running.lerp(found.to(running.dtype), momentum)))
         scale = (var + eps).rsqrt()
         result = off * _by_channel(scale if weight is None else scale * weight, exact)
         return (result if bias is None else result + _by_channel(bias, exact)).to(x.dtype)

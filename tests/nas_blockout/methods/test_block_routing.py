@@ -8,17 +8,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
-from nas_blockout.methods.block_routing import (
-    BlockFlops,
-    PolicyNetwork,
-    StaticPolicy,
-    block_flops,
-    network_flops,
-    operations,
-    path_of_cost,
-    path_statistics,
-    policy_size,
-)
 from nas_blockout.methods.paths.block_routes import (
     FEWEST_IMAGES,
     compacted_route,
@@ -29,6 +18,17 @@ from nas_blockout.methods.paths.block_routes import (
     statistics_kept,
     training_route,
     uncompacted_route,
+)
+from nas_blockout.methods.paths.block_routing import (
+    BlockFlops,
+    PolicyNetwork,
+    StaticPolicy,
+    block_flops,
+    network_flops,
+    operations,
+    path_of_cost,
+    path_statistics,
+    policy_size,
 )
 
 SKIPPING = (compacted_route, grouped_route)
