@@ -9,11 +9,16 @@ References:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nas_blockout.data.augmentations.automatic_augment import augment_pixels, draw_randaugment, draw_trivialaugment
+from nas_blockout.data.augmentations.random_erasing import draw_rectangles, erase
+from nas_blockout.data.data_settings import AUGMENTATIONS, COMBINED
+from nas_blockout.data.data_settings import RESIZED_CROP as RESIZED_CROP_FLIP
 from nas_blockout.data.streaming.random_crops import draw_crops
 
 
@@ -27,10 +32,12 @@ class Variation:
         apply: Returns images varied by their choices, from the images, shape (n, channels, height, width), the choices
             on the same device, and the background: what comes in from outside, shape (channels, 1, 1), or None for 0.
             None for what only the reader of image files can do.
+        of_pixels: Whether it is applied to pixels, uint8 in 0..255, in place of normalized images.
     """
 
     draw: Callable[[int, tuple[int, int], torch.Generator], Tensor]
     apply: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None
+    of_pixels: bool = False
 
 
 def draw_pass(
@@ -102,10 +109,21 @@ FLIP = Variation(_draw_flip, _flipped)
 CUTOUT = Variation(_draw_cutout, _cut_out)
 RESIZED_CROP = Variation(draw_crops, None)
 
-AUGMENT: Mapping[str, tuple[Variation, ...]] = {
-    "none": (),
+RANDAUGMENT = Variation(draw_randaugment, augment_pixels, of_pixels=True)
+TRIVIALAUGMENT = Variation(draw_trivialaugment, augment_pixels, of_pixels=True)
+RANDOM_ERASING = Variation(draw_rectangles, erase)
+
+_PARTS: Mapping[str, tuple[Variation, ...]] = {
+    "": (),
     "shift": (SHIFT,),
     "shift-flip": (SHIFT, FLIP),
-    "shift-flip-cutout": (SHIFT, FLIP, CUTOUT),
-    "resized-crop-flip": (RESIZED_CROP, FLIP),
+    RESIZED_CROP_FLIP: (RESIZED_CROP, FLIP),
+    "randaugment": (RANDAUGMENT,),
+    "trivialaugment": (TRIVIALAUGMENT,),
+    "cutout": (CUTOUT,),
+    "random-erasing": (RANDOM_ERASING,),
+}
+AUGMENT: Mapping[str, tuple[Variation, ...]] = {
+    name: (*_PARTS[move], *_PARTS[policy], *_PARTS[cover])
+    for name, (move, policy, cover) in zip(AUGMENTATIONS, product(*COMBINED), strict=True)
 }

@@ -2,13 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated
 
 from nas_blockout.settings_fields import SEED, Conflict, OneOf, Range, check, refuse
 
 NAMES = ("digits", "fashion_mnist", "glyphs", "cifar10", "cifar100", "imagefolder")
 RESIZED_CROP = "resized-crop-flip"
-AUGMENTATIONS = ("none", "shift", "shift-flip", "shift-flip-cutout", RESIZED_CROP)
+# What an augmentation is put together from, at most one of each; those that move pixels first, those that cover last.
+COMBINED = (
+    ("", "shift", "shift-flip", RESIZED_CROP),
+    ("", "randaugment", "trivialaugment"),
+    ("", "cutout", "random-erasing"),
+)
+AUGMENTATIONS = tuple("-".join(filter(None, parts)) or "none" for parts in product(*COMBINED))
 BACKGROUNDS = ("white", "black", "gray", "dropped")
 LAYOUTS = ("classes", "splits")
 OF_IMAGEFOLDER = ("image_size", "resize_size", "background", "layout", "min_images_per_class", "excluded_classes")
@@ -27,7 +34,9 @@ class DataSettings:
         validation_samples: Size of a subset of the validation split, likewise. A study of scarce data sets both, so
             that validation data is as scarce as training data.
         split_seed: Seed of all random choices of the split, independent of the seeds of experiments.
-        augment: Augmentation of training images; see `nas_blockout.data.augment`.
+        augment: Augmentation of training images: ``none``, or one or more, in this order and joined by hyphens, of
+            ``shift``, ``shift-flip`` or ``resized-crop-flip`` (`imagefolder`); ``randaugment`` or
+            ``trivialaugment``; ``cutout`` or ``random-erasing``.
         image_size: Side of the square images that `imagefolder` makes, in pixels; None for 64. Other sources have
             a fixed size and do not accept it.
         resize_size: Shorter side, in pixels, to which whole images are scaled before a square of `image_size` is cut
@@ -72,8 +81,8 @@ class DataSettings:
             if (value := getattr(self, key)) not in (None, ()):
                 message = f"{key} is a setting of imagefolder alone, got {value} for {self.name}"
                 yield Conflict(message, key, "name")
-        if self.augment == RESIZED_CROP and self.name != "imagefolder":
-            message = f"augment {RESIZED_CROP} cuts whole images of imagefolder, got {self.name}, of fixed size"
+        if self.augment.startswith(RESIZED_CROP) and self.name != "imagefolder":
+            message = f"augment {self.augment} cuts whole images of imagefolder, got {self.name}, of fixed size"
             yield Conflict(message, "augment", "name")
         if self.resize_size is not None and self.resize_size < self.side_of_images:
             message = f"resize_size must be image_size ({self.side_of_images}) or more, got {self.resize_size}"
@@ -93,7 +102,7 @@ class DataSettings:
     @property
     def short_side(self) -> int | None:
         """Shorter side to which whole images are scaled before they are cut, in pixels; None if they are not cut."""
-        if self.resize_size is None and self.augment == RESIZED_CROP:
+        if self.resize_size is None and self.augment.startswith(RESIZED_CROP):
             return round(self.side_of_images * 8 / 7)  # 256 for 224, as is usual
         return self.resize_size
 

@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nas_blockout.data.augment import AUGMENT, RESIZED_CROP, draw_pass
+from nas_blockout.data.augment import AUGMENT, RESIZED_CROP, Variation, draw_pass
 from nas_blockout.data.data_settings import AUGMENTATIONS
+from nas_blockout.data.preprocessing import Preprocessing
 from nas_blockout.data.splits import AnyPart
 from nas_blockout.data.streaming import StreamedPart
 from nas_blockout.data.subsets import drawn_alike
+from nas_blockout.data.tensor_dataset import Part
 
 SAMPLE_BATCH = 256  # in larger batches the maps of small networks leave the cache, which takes half as long again
 
@@ -21,13 +23,24 @@ class Loader:
         part: One split, in memory or streamed: both give the same batches.
         batch_size: Images a batch, 1 or more.
         augment: How images are varied, one of `AUGMENTATIONS`; only where a generator is given.
+        preprocessing: How the images of a `Part` were normalized, where the augmentation is one of pixels; the other
+            parts know it.
         balanced: Whether a pass with a generator draws its images with replacement, every class as often as any other.
 
     Raises:
-        ValueError: `batch_size` is below 1, `augment` is unknown, or it cuts images that are not read from files.
+        ValueError: `batch_size` is below 1, `augment` is unknown, it cuts images that are not read from files, or it
+            needs `preprocessing`.
     """
 
-    def __init__(self, part: AnyPart, batch_size: int, *, augment: str = "none", balanced: bool = False) -> None:
+    def __init__(
+        self,
+        part: AnyPart,
+        batch_size: int,
+        *,
+        augment: str = "none",
+        preprocessing: Preprocessing | None = None,
+        balanced: bool = False,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         if augment not in AUGMENT:
@@ -38,6 +51,10 @@ class Loader:
         self.batch_size = batch_size
         self._labels = part.labels.cpu() if balanced else None
         self._variations = AUGMENT[augment]
+        preprocessing = preprocessing if isinstance(part, Part) else part.preprocessing
+        self._normalize = preprocessing.on(part.device) if preprocessing else None
+        if self._normalize is None and any(variation.of_pixels for variation in self._variations):
+            raise ValueError(f"the augmentation {augment!r} is one of pixels: give the loader their preprocessing")
         background = torch.tensor(part.background or (0.0,), dtype=part.images.dtype).view(-1, 1, 1)
         # Asked once, on the processor: to ask an accelerator whether a batch has one would wait for it.
         self._background = background.to(part.device) if background.any() else None
@@ -71,8 +88,7 @@ class Loader:
         chosen = {variation: every.to(self.part.device).split(sizes, 1) for variation, every in choices.items()}
         for number, (images, labels) in enumerate(self._gathered(torch.split(order, sizes), crops)):
             for variation, of_batch in chosen.items():
-                assert variation.apply is not None
-                images = variation.apply(images, of_batch[number], self._background)
+                images = self._varied(images, variation, of_batch[number])
             yield images, labels
 
     def _gathered(self, batches: Sequence[Tensor], crops: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -80,6 +96,13 @@ class Loader:
             return self.part.gather(batches)
         assert isinstance(self.part, StreamedPart)
         return self.part.gather(batches, crops.split([len(batch) for batch in batches], 1))
+
+    def _varied(self, images: Tensor, variation: Variation, choices: Tensor) -> Tensor:
+        assert variation.apply is not None
+        if not variation.of_pixels:
+            return variation.apply(images, choices, self._background)
+        assert self._normalize is not None
+        return self._normalize(variation.apply(self._normalize.pixels(images), choices, self._background))
 
     def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield batches of images drawn at random, each at most once and plain.

@@ -88,6 +88,10 @@ class Normalization:
             return images.to(torch.float32).div_(self.highest).sub_(self.mean).div_(self.std)
         return images.sub(self.mean).div_(self.std)
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """Return normalized images as the nearest bytes, from which normalizing makes them again."""
+        return images.mul(self.std).add_(self.mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
 
 def measure(batches: Iterable[Tensor]) -> Preprocessing:
     """Measure mean and standard deviation of every channel; that of a channel that never varies is taken as 1.

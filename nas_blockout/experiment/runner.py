@@ -106,8 +106,13 @@ class Run(Iterator[EpochRecord]):
         settings = experiment.training
         self.placement = placement or Placement(device)
         train, validation = splits.trained_on(self.placement)
-        balanced = settings.sampling == "balanced"
-        loader = Loader(train, settings.batch_size, augment=experiment.data.augment, balanced=balanced)
+        loader = Loader(
+            train,
+            settings.batch_size,
+            augment=experiment.data.augment,
+            preprocessing=splits.preprocessing,
+            balanced=settings.sampling == "balanced",
+        )
         counts = splits.train.labels.bincount(minlength=len(splits.class_names)).tolist()
         self._loaders = Loaders(loader, Loader(validation, EVALUATION_BATCH), tuple(counts))
         self._records = self._run()
