@@ -236,8 +236,10 @@ class BranchedStage(nn.Module):
         operation = self.operations[index]
         if isinstance(operation, ConstantNodes):
             return operation(x)  # type: ignore[no-any-return]  # of any module
-        parts = [x.narrow(1, start, stop - start) for start, stop in self.ranges[index]]
-        read = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        read = x
+        if (ranges := self.ranges[index]) != ((0, x.shape[1]),):  # a slice of all is copied once more by its gradient
+            parts = [x.narrow(1, start, stop - start) for start, stop in ranges]
+            read = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         result: Tensor = operation(read) if isinstance(operation, nn.Linear | nn.Conv2d) else operation(read, generator)
         return result
 

@@ -126,6 +126,24 @@ def test_a_dense_network_is_one_operation_a_stage_and_knows_its_connections() ->
     assert total == macs_of(dense_of(STAGES), STAGES, 2)
 
 
+def backward_operations(output: Tensor) -> set[str]:
+    """Return the names of the operations that give the gradient of an output."""
+    found, pending = set[str](), [output.grad_fn]
+    while pending:
+        if (node := pending.pop()) is not None:
+            found.add(node.name())
+            pending += [before for before, _ in node.next_functions]
+    return found
+
+
+def test_a_dense_stage_reads_the_stage_before_as_it_is() -> None:
+    """A slice of all nodes computes the same, and its gradient fills a tensor with zeros and copies all of it."""
+    hierarchy = Hierarchy(first_split=1, branches=2, splits_again=False, skew=0, shared=0, assignment=0)
+    x = torch.ones(3, *SHAPE)
+    assert "SliceBackward0" not in backward_operations(network_of(dense_of(STAGES))(x))
+    assert "SliceBackward0" in backward_operations(network_of(hierarchical(hierarchy, STAGES))(x))
+
+
 def test_branches_have_no_single_weight_between_layers() -> None:
     hierarchy = Hierarchy(first_split=1, branches=2, splits_again=False, skew=0, shared=0, assignment=0)
     with pytest.raises(ValueError, match="this one has branches"):
