@@ -263,24 +263,34 @@ def count_macs(model: nn.Module, images: Tensor) -> int:
 
 
 @torch.no_grad()
-def expected_macs(model: BlockDrop, batches: Iterable[tuple[Tensor, Tensor]]) -> int:
+def expected_macs(
+    model: BlockDrop, batches: Iterable[tuple[Tensor, Tensor]], *, device: str | torch.device = "cpu"
+) -> int:
     """Return the mean multiply-accumulates an image of a network that skips blocks, its policy counted in.
 
     Args:
         model: In eval mode.
         batches: Images and labels.
+        device: Where the model is.
     """
-    macs = [model.flops(x[:1]).of(model.decide(x)) / 2 for x, _ in batches]
+    macs, flops = [], None
+    for x, _ in batches:
+        here = x.to(device)
+        flops = flops or model.flops(here[:1])
+        macs.append(flops.of(model.decide(here)).cpu() / 2)
     return round(float(torch.cat(macs).mean()))
 
 
 @torch.no_grad()
-def paths_taken(model: BlockDrop, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+def paths_taken(
+    model: BlockDrop, batches: Iterable[tuple[Tensor, Tensor]], *, device: str | torch.device = "cpu"
+) -> dict[str, Any]:
     """Return which blocks images keep, and what blocks and policy cost, as plain JSON types.
 
     Args:
         model: In eval mode.
         batches: Images and labels.
+        device: Where the model is.
 
     Returns:
         ``paths``, the distinct ones as lists of 0 and 1; ``path_of``, the number of each image's path among them; and
@@ -289,8 +299,9 @@ def paths_taken(model: BlockDrop, batches: Iterable[tuple[Tensor, Tensor]]) -> d
     keep = []
     flops = None
     for x, _ in batches:
-        flops = flops or model.flops(x[:1])
-        keep.append(model.decide(x).cpu())
+        here = x.to(device)
+        flops = flops or model.flops(here[:1])
+        keep.append(model.decide(here).cpu())
     assert flops is not None, "there is an image"
     paths, path_of = torch.cat(keep).unique(dim=0, return_inverse=True)
     return {

@@ -108,7 +108,7 @@ def derive(
     assert settings is not None
     assert isinstance(learned, Blockout | Branchable)
     learned.cpu().eval()  # the proof compares float64 logits, which not every device computes
-    probabilities = _probabilities(learned, settings, splits, seed=experiment.seed)
+    probabilities = _probabilities(learned, settings, splits, seed=experiment.seed, device=device)
     generator = torch.Generator().manual_seed(experiment.seed)
     sample = list(Loader(splits.train, EVALUATION_BATCH).sample(STATISTICS_IMAGES, generator))
     estimated = experiment.training.evaluation_statistics == "estimated"
@@ -147,7 +147,12 @@ def second_network(experiment: Experiment, architecture: Architecture, splits: S
 
 
 def _probabilities(
-    learned: Learned, settings: DistillationSettings | PruningSettings | ConfusionSettings, splits: Splits, *, seed: int
+    learned: Learned,
+    settings: DistillationSettings | PruningSettings | ConfusionSettings,
+    splits: Splits,
+    *,
+    seed: int,
+    device: str | torch.device,
 ) -> dict[str, Tensor]:
     """Return P: as learned, or in its place the magnitudes of pruning or the memberships from confusions."""
     if isinstance(learned, Blockout):
@@ -156,7 +161,8 @@ def _probabilities(
         return magnitudes(learned)
     assert isinstance(settings, ConfusionSettings)
     validation = Loader(splits.validation, EVALUATION_BATCH)
-    confusion = soft_confusion(learned, validation.batches(), len(splits.class_names))
+    confusion = soft_confusion(learned.to(device), validation.batches(), len(splits.class_names), device=device)
+    learned.cpu()
     hard = memberships(learned, class_branches(confusion, settings, seed=seed), settings)
     return {name: value.to(torch.get_default_dtype()) for name, value in hard.items()}
 

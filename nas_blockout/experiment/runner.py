@@ -27,7 +27,8 @@ class Outcome:
     """The result of an experiment: a plain network in eval mode, its costs, and how it was derived.
 
     Args:
-        model: Gives logits by ``model(x)``; holds no trace of the method, but for blockdrop, which keeps its policy.
+        model: Gives logits by ``model(x)``, on the device of the run; holds no trace of the method, but for blockdrop,
+            which keeps its policy.
         architecture: Of a network built from stages; else None.
         parameters: Trainable parameters.
         macs: Multiply-accumulates an image; with blockdrop their mean over the validation images, the policy counted.
@@ -194,8 +195,8 @@ class Run(Iterator[EpochRecord]):
         """Return a network that computes what a trained one does in eval mode, without a trace of its method."""
         trained = model.fold() if isinstance(model, Blockout) else model
         plain = rebuild(self.experiment, architecture_of(trained), self.splits)
-        plain.load_state_dict(plain_state(trained.cpu().state_dict(), plain.state_dict()))
-        return plain.eval()
+        plain.load_state_dict(plain_state(trained.state_dict(), plain.state_dict()))
+        return plain.to(self.device).eval()
 
     def _finish(self, model: nn.Module) -> Outcome:
         plain = self._plain(model)
@@ -204,8 +205,8 @@ class Run(Iterator[EpochRecord]):
 
     def _macs(self, plain: nn.Module) -> int:
         if isinstance(plain, BlockDrop):
-            return expected_macs(plain, Loader(self.splits.validation, EVALUATION_BATCH).batches())
-        return count_macs(plain, self.splits.train.images[:1])
+            return expected_macs(plain, Loader(self.splits.validation, EVALUATION_BATCH).batches(), device=self.device)
+        return count_macs(plain, self.splits.train.images[:1].to(self.device))
 
 
 def _agreed(start: Snapshot | None, ranks: Ranks) -> Snapshot | None:

@@ -41,11 +41,17 @@ class Timing:
     rounds: int
 
 
-def for_inference(network: nn.Module, *, runtime: Runtime = "torch", batch: int | None = None) -> nn.Module:
-    """Return a copy of a network, in eval mode on the CPU, in the form that a runtime is expected to run fastest."""
+def for_inference(
+    network: nn.Module,
+    *,
+    runtime: Runtime = "torch",
+    batch: int | None = None,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """Return a copy of a network, in eval mode on a device, in the form that a runtime is expected to run fastest."""
     if isinstance(network, Network):
-        return network.for_inference(runtime=runtime, batch=batch).cpu().eval()
-    return copy.deepcopy(network).cpu().eval()
+        return network.for_inference(runtime=runtime, batch=batch).to(device).eval()
+    return copy.deepcopy(network).to(device).eval()
 
 
 @torch.no_grad()
@@ -95,23 +101,28 @@ def measure_latency(
     batches: Sequence[int] = BATCHES,
     repeats: int = 15,
     batch: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> dict[int, float]:
     """Return the median milliseconds of one eager forward pass of one model by batch size, on one thread.
+
+    On an accelerator a pass begins when all before it has been computed, and ends when its own logits have been.
 
     For a model that is looked at alone, as against a limit. Times of several models are comparable only if they come
     from `measure_together`.
 
     Args:
-        model: In eval mode, on the CPU.
+        model: In eval mode.
         shape: Channels, height and width of an image.
         batches: Images a pass.
         repeats: Timed passes, 1 or more, after three that are not.
         batch: Images that the form expects at a time, as in `ModelDescription`.
+        device: Where it is measured, on images that are there.
     """
-    to_run = for_inference(model, batch=batch)
+    to_run = for_inference(model, batch=batch, device=device)
+    images = {size: torch.zeros(size, *shape, device=device) for size in batches}
     with _one_thread():
         return {
-            size: 1000 * median(_passes(to_run, torch.zeros(size, *shape), untimed=3, timed=repeats, seconds=None))
+            size: 1000 * median(_passes(to_run, images[size], untimed=3, timed=repeats, seconds=None))
             for size in batches
         }
 
@@ -124,10 +135,17 @@ def _passes(
         model(images)
     taken: list[float] = []
     while len(taken) < timed and (seconds is None or sum(taken) < seconds):
-        began = time.perf_counter()
+        began = _now(images.device)
         model(images)
-        taken.append(time.perf_counter() - began)
+        taken.append(_now(images.device) - began)
     return taken
+
+
+def _now(device: torch.device) -> float:
+    """Return the seconds of a clock, on an accelerator once it has computed all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 def _timing(milliseconds: Sequence[float]) -> Timing:

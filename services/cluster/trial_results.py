@@ -35,6 +35,8 @@ class TrialResults:
         """
         outcome, last = run.outcome, run.records[-1]
         assert outcome is not None
+        measured = self._measured(run, task, outcome.model)
+        outcome.model.cpu()  # to look at it, and to save it
         derivation, structure = outcome.derivation, structure_of_network(outcome.model)
         result: dict[str, Any] = {
             "validation_accuracy": last.validation_accuracy,
@@ -58,19 +60,28 @@ class TrialResults:
         of_network = notes_of(run.experiment, shape=splits.shape, classes=len(splits.class_names))
         if of_network or notes:
             result["notes"] = [*of_network, *notes]
-        if task.measures_latency:
-            result["latency_ms"] = measure_latency(outcome.model, splits.shape, batches=(1,))[1]
-        if task.evaluates_test:
-            result |= self._test_results(run, task, outcome.model)
         if task.model is not None:
             with writing(task.model) as path:
                 save_weights(outcome.model, path)
-        return result
+        return result | measured
+
+    def _measured(self, run: Run, task: Task, model: nn.Module) -> dict[str, Any]:
+        """Return what a task asks to be measured on the device where it ran: latency, and the test with all its parts.
+
+        On another device the same network takes other times, and over many test sets much longer.
+        """
+        measured: dict[str, Any] = {}
+        if task.measures_latency:
+            found = measure_latency(model, run.splits.shape, batches=(1,), device=run.device)
+            measured |= {"latency_ms": found[1], "latency_device": torch.device(run.device).type}
+        if task.evaluates_test:
+            measured |= self._test_results(run, task, model)
+        return measured
 
     def _test_results(self, run: Run, task: Task, model: nn.Module) -> dict[str, Any]:
         part, classes = run.splits.test(), len(run.splits.class_names)
         tested = Loader(part, EVALUATION_BATCH)
-        test = evaluate(model, tested)
+        test = evaluate(model, tested, device=run.device)
         robust = self._robustness(run, task, model, part, test.predictions)
         # The cell of a label and a prediction has the position label * classes + prediction: rows are labels.
         cells = torch.bincount(part.labels * classes + test.predictions, minlength=classes**2)
@@ -80,7 +91,11 @@ class TrialResults:
             "test_images": len(part.labels),
             "confusion": cells.view(classes, classes).tolist(),
             "predictions": test.predictions.tolist(),
-            **({"blocks": paths_taken(model, tested.batches())} if isinstance(model, BlockDrop) else {}),
+            **(
+                {"blocks": paths_taken(model, tested.batches(), device=run.device)}
+                if isinstance(model, BlockDrop)
+                else {}
+            ),
             **({"robustness": robust} if robust else {}),
         }
 
@@ -94,7 +109,8 @@ class TrialResults:
         began = time.monotonic()
         errors: dict[str, list[float]] = {}
         for kind, _, corrupted in images.parts():
-            errors.setdefault(kind, []).append(1 - evaluate(model, Loader(corrupted, EVALUATION_BATCH)).accuracy)
+            found = evaluate(model, Loader(corrupted, EVALUATION_BATCH), device=run.device)
+            errors.setdefault(kind, []).append(1 - found.accuracy)
         return {
             "images": len(images),
             "severities": list(task.robustness["severities"]),

@@ -75,7 +75,8 @@ class Constraints(_Strict):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Maximum latency of one image in milliseconds, measured on one thread of this machine.",
+        description="Maximum latency of one image in milliseconds, measured on one thread of this machine; of one "
+        "that the trial learns, on the trial's device.",
     )
 
     @property
