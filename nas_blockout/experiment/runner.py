@@ -120,6 +120,7 @@ class Run(Iterator[EpochRecord]):
 
     def __next__(self) -> EpochRecord:
         """Train for one epoch and return its record."""
+        self._forget()
         return next(self._records)
 
     def snapshot(self) -> Snapshot:
@@ -127,6 +128,11 @@ class Run(Iterator[EpochRecord]):
         checkpoint = self.records[-1].checkpoint
         assert checkpoint is not None, "a snapshot is taken after an epoch of this run"
         return Snapshot(self._stage, checkpoint, tuple(self.records), self._derivation)
+
+    def _forget(self) -> None:
+        """Drop the checkpoint of the latest record, which is valid until the next is asked for."""
+        if self.records and self.records[-1].checkpoint is not None:
+            self.records[-1] = replace(self.records[-1], checkpoint=None)
 
     def _run(self) -> Iterator[EpochRecord]:
         experiment = self.experiment
@@ -144,7 +150,8 @@ class Run(Iterator[EpochRecord]):
             if self.failure is not None:
                 return
             self._derivation, branched = self._derive(learned)
-            teacher = learned
+            teacher = self._plain(learned) if experiment.derivation.soft_target_weight else None
+            del learned  # nor is its optimizer left: the second stage has the memory of both
         else:  # resumed in the second stage: its weights, and the teacher's, are in the checkpoint
             branched = second_network(experiment, self._derivation.architecture, self.splits)
         second = self._with_teacher(branched, teacher) if experiment.derivation.soft_target_weight else branched
@@ -154,12 +161,13 @@ class Run(Iterator[EpochRecord]):
             self.outcome = replace(self._finish(branched), teacher_passes=passes)
 
     def _fit(self, stage: str, model: nn.Module, settings: TrainingSettings, seed: int) -> Iterator[EpochRecord]:
-        start = self._start.checkpoint if self._start is not None and self._stage == stage else None
         # A stage counts from zero; the records of a run count on over both stages.
         done = [record for record in self.records if record.stage != stage]
         offset = (len(done), done[-1].sample_passes, done[-1].seconds) if done else (0, 0, 0.0)
         self._stage = stage
-        for record in fit(model, self._loaders, settings, seed=seed, device=self.device, start=start, ranks=self.ranks):
+        for record in fit(
+            model, self._loaders, settings, seed=seed, device=self.device, start=self._taken(), ranks=self.ranks
+        ):
             shifted = replace(
                 record,
                 stage=stage,
@@ -184,11 +192,16 @@ class Run(Iterator[EpochRecord]):
         branched = derived or [second_network(self.experiment, derivation.architecture, self.splits)]
         return derivation, branched[0]
 
+    def _taken(self) -> Checkpoint | None:
+        """Return what the first stage of this run continues, once: the run holds it no longer."""
+        start, self._start = self._start, None
+        return start.checkpoint if start is not None else None
+
     def _with_teacher(self, branched: Network, teacher: nn.Module | None) -> StudentWithTeacher:
         """Return the second stage's network with its teacher, whose weights a resumed run reads from the checkpoint."""
         settings = self.experiment.derivation
         assert settings is not None
-        dense = rebuild(self.experiment, None, self.splits) if teacher is None else self._plain(teacher)
+        dense = rebuild(self.experiment, None, self.splits) if teacher is None else teacher
         return StudentWithTeacher(branched, dense, weight=settings.soft_target_weight, temperature=settings.temperature)
 
     def _plain(self, model: nn.Module) -> nn.Module:

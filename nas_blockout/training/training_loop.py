@@ -71,6 +71,7 @@ def fit(
         optimizer.load_state_dict(dict(start.optimizer))
         generator.set_state(start.generator.cpu())
         recipes.load(start.trained)
+        start = None  # its weights and moments are those of the model and the optimizer by now
     ranks.share(model)
     calibration_batch: Tensor | None = None  # read on first use: most models need none
     for epoch in range(first, settings.epochs):

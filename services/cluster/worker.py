@@ -8,6 +8,7 @@ import gc
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ class Worker:
         record = next(self._run, None)
         if record is None:
             return False
-        self._unreported.append(record)
+        self._unreported.append(replace(record, checkpoint=None))  # with it a stage's weights would stay as long
         self._error = record.failure
         return True
 
