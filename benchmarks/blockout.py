@@ -25,8 +25,8 @@ from nas_blockout.data import Preprocessing, Splits
 from nas_blockout.data.tensor_dataset import Labeled
 from nas_blockout.experiment import Experiment, build
 from nas_blockout.methods import method_from_json
-from nas_blockout.methods.blockout import draw_memberships
 from nas_blockout.methods.masking import lazily_masked, masked_weight
+from nas_blockout.methods.random_masks import draw_memberships
 from nas_blockout.training_protocol import trainable
 
 CLUSTERS = 6

@@ -43,11 +43,9 @@ from nas_blockout.data import DataSettings, Loader, Part, load
 from nas_blockout.experiment import Experiment, Run, Snapshot, build
 from nas_blockout.lazy_torchvision import torchvision
 from nas_blockout.methods import METHODS, method_from_json
-from nas_blockout.methods.blockout import draw_memberships
 from nas_blockout.methods.masking import lazily_masked
-from nas_blockout.methods.paths.block_routes import (
-    ROUTES,
-)
+from nas_blockout.methods.paths.block_routes import ROUTES
+from nas_blockout.methods.random_masks import draw_memberships
 from nas_blockout.training import Loaders, TrainingSettings, evaluate, fit
 
 

@@ -176,6 +176,18 @@ def layer_widths(connections: Iterable[Connection]) -> dict[str, int]:
     return widths
 
 
+def masked_widths(connections: Sequence[Connection], masked: Sequence[Connection]) -> dict[str, int]:
+    """Return the nodes of every layer that carries memberships, in the order of the forward pass.
+
+    Args:
+        connections: All weights of a network.
+        masked: Those of them that are masked.
+    """
+    widths = layer_widths(connections)
+    carrying = [layer for connection in masked for layer in connection.layers]
+    return {layer: widths[layer] for layer in dict.fromkeys(carrying)}
+
+
 def require_weights(network: nn.Module, connections: Iterable[Connection]) -> None:
     """Refuse connections that are not those of a network.
 

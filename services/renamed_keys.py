@@ -114,7 +114,13 @@ _ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "excluded_classes": [],
             "resize_size": None,
         },
-        "method": {"target_macs": None, "last_stages": None, "mask_values": "share"},
+        "method": {
+            "target_macs": None,
+            "last_stages": None,
+            "mask_values": "share",
+            "magnitude_spread": 0.0,
+            "start_at": "probabilities",
+        },
         "training": {
             "precision": "float32",
             "compile": False,

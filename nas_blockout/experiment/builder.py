@@ -34,7 +34,7 @@ from nas_blockout.networks import Branchable, Connection, Network, listed, maske
 from nas_blockout.settings_fields import Conflict, conflicts_in, refuse
 from nas_blockout.structure.confusion import ConfusionSettings, most_branches
 from nas_blockout.structure.distill import distill
-from nas_blockout.structure.pruning import PruningSettings
+from nas_blockout.structure.pruning import PruningSettings, standardized_magnitudes
 from nas_blockout.structure.wiring import Wiring
 from nas_blockout.training import NORMS_AND_BIASES, unmatched
 
@@ -67,7 +67,8 @@ def _built_for_training(experiment: Experiment, shape: Shape, classes: int) -> n
         torch.manual_seed(experiment.seed)
         network = built(experiment, shape, classes, _sites(experiment.method))
         if isinstance(experiment.method, BlockoutSettings):
-            masked = Blockout(network, network.connections, experiment.method)
+            known = standardized_magnitudes(network) if experiment.method.magnitude_spread else None
+            masked = Blockout(network, network.connections, experiment.method, known)
             refuse(_learned_conflicts(experiment, network, masked.masked_connections))
             return masked
         if isinstance(experiment.method, BlockDropSettings):

@@ -77,7 +77,8 @@ _BLOCKOUT = {
     # Masked weights give small logits; normalized, they learn at the rates that suit the plain network.
     "compress": Preset(BlockoutSettings(), {"normalize_logits": True}, {"trim_by": "magnitude"}),
     "paper": Preset(PAPER, {}, {"trim_by": "probability"}),
-    "pretrained": Preset(PRETRAINED, {}, {"trim_by": "magnitude"}),
+    # What has been learned ranks the nodes, down to the target and no further; most of the epochs train what is left.
+    "pretrained": Preset(PRETRAINED, {}, {"trim_by": "probability", "fill_target": True, "learn_fraction": 0.25}),
 }
 
 _BLOCKDROP = {"short": Preset(blockdrop.BlockDropSettings()), "paper": Preset(blockdrop.PAPER)}

@@ -28,31 +28,34 @@ from nas_blockout.methods.masking import (
     masked_weight,
     sides,
 )
+from nas_blockout.methods.random_masks import Estimator, draw_memberships
 from nas_blockout.networks import (
     LAST,
     Branchable,
     Connection,
     Network,
-    layer_widths,
     masked_connections,
+    masked_widths,
     require_weights,
 )
 from nas_blockout.settings_fields import Conflict, Length, Pattern, Range, check
 from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
 
 Mode = Literal["hard-learned", "hard-fixed", "soft-learned"]
-Estimator = Literal["masked", "straight-through", "arm"]
 Masked = (
     Literal["head", "all"]
     | Annotated[str, Pattern(LAST.pattern, "last N", "last 2")]
     | Annotated[tuple[str, ...], Length(1)]
 )
 MaskValues = Literal["share", "binary"]
+StartAt = Literal["probabilities", "cost_target"]
 PenaltySides = Literal["above", "both"]
 Collapse = Literal["none", "all ones", "all zeros", "one cluster"]
 
 DENSITY_BINS = 20
 _COLLAPSED = 0.95
+_FARTHEST = 40.0  # of a logit that is moved: beyond it P is 0 or 1 in single precision
+_BISECTIONS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,10 @@ class BlockoutSettings:
         first_probability: Initial P of the first masked layer.
         last_probability: Initial P of the classes; layers between are interpolated.
         logit_noise: Standard deviation of the noise on the initial logits of P.
+        magnitude_spread: Standard deviation of the initial logits of P over the nodes of a layer, which then are as far
+            apart as the logarithms of the magnitudes by which pruning ranks them; 0 for P without regard to weights.
+        start_at: Level of the initial P: that of the given ``probabilities``, or ``cost_target``, for which the logits
+            of all layers but the classes are moved alike until P expects this share of the dense MACs.
         structure_lr_multiplier: Learning rate of the structure as a multiple of that of the weights.
         rescale: Whether to divide the initial weights by their mean mask, so that pre-activations start as in a plain
             layer.
@@ -94,6 +101,8 @@ class BlockoutSettings:
     first_probability: Annotated[float, Range(gt=0, lt=1)] = 0.9
     last_probability: Annotated[float, Range(gt=0, lt=1)] = 0.98
     logit_noise: Annotated[float, Range(ge=0)] = 0.3
+    magnitude_spread: Annotated[float, Range(ge=0)] = 0.0
+    start_at: StartAt = "probabilities"
     structure_lr_multiplier: Annotated[float, Range(ge=0)] = 60.0
     rescale: bool = True
     cost_penalty: Annotated[float, Range(ge=0)] = 16.0
@@ -124,26 +133,18 @@ PAPER = BlockoutSettings(
 """Settings of the paper, the preset ``paper``; its networks have no terms of the loss beside the labels."""
 
 PRETRAINED = BlockoutSettings(
-    mask_values="binary", rescale=False, first_probability=0.98, last_probability=0.99, logit_noise=0.1
+    clusters=2,
+    mask_values="binary",
+    rescale=False,
+    last_probability=0.99,
+    logit_noise=1.0,
+    magnitude_spread=4.0,
+    start_at="cost_target",
+    cost_penalty=2.0,
+    cost_warmup=0.0,
+    polarization=1.0,
 )
-"""Settings for networks that come with weights, the preset ``pretrained``: at first nearly all of them are kept."""
-
-
-def draw_memberships(p: Tensor, generator: Randomness, *, estimator: Estimator = "masked") -> Tensor:
-    """Draw hard memberships C from their probabilities.
-
-    Args:
-        p: P_j, shape ``(nodes, k)``, in [0, 1].
-        generator: Source of randomness, on the device of `p`.
-        estimator: ``masked`` lets the gradient through where a membership was drawn (eq. 9), ``straight-through``
-            everywhere.
-
-    Returns:
-        Zeros and ones, shaped as `p`; NaN where `p` is, so that a run that has diverged ends by its loss.
-    """
-    drawn = (random_uniforms(generator, tuple(p.shape), p.dtype, p.device) < p).to(p.dtype)
-    nothing = p - p.detach()  # with the gradient of p
-    return drawn + nothing if estimator == "straight-through" else torch.addcmul(drawn, drawn, nothing)
+"""Settings for networks that come with weights, the preset ``pretrained``: P starts at what magnitudes would prune."""
 
 
 def collapse_of(p: Tensor) -> Collapse:
@@ -172,6 +173,8 @@ class Blockout(TrainableModel):
         connections: All weights of the network between layers of nodes, in the order of the forward pass. Layers of
             nodes that a masked weight reads or ends in carry memberships.
         settings: What to learn and how.
+        magnitudes: Of the nodes of each layer, standardized, shape ``(nodes,)``; needed for a `magnitude_spread`. A
+            layer that is left out starts as without.
 
     Raises:
         ValueError: There are more clusters than nodes in a masked layer, the network lacks a layer that is to be
@@ -188,7 +191,13 @@ class Blockout(TrainableModel):
 
     _ramp: Tensor
 
-    def __init__(self, network: nn.Module, connections: Sequence[Connection], settings: BlockoutSettings) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        connections: Sequence[Connection],
+        settings: BlockoutSettings,
+        magnitudes: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.settings = settings
@@ -203,11 +212,27 @@ class Blockout(TrainableModel):
         self.layers = tuple(widths)
         """Names of the layers of nodes that carry memberships, from the image to the classes."""
         self._widths = list(widths.values())
+        if settings.magnitude_spread and magnitudes is None:
+            raise ValueError(f"magnitudes must be given for magnitude_spread={settings.magnitude_spread}, got none")
         self.logits = nn.ParameterDict()  # filled one by one: given a dictionary, it would sort the layers by name
-        for name, value in _initial_logits(widths, settings).items():
+        for name, value in _initial_logits(widths, settings, magnitudes or {}).items():
             self.logits[_key(name)] = nn.Parameter(value, requires_grad=settings.mode != "hard-fixed")
+        if settings.start_at == "cost_target":
+            self._shift_to(settings.cost_target)
         if settings.rescale:
             self._rescale()
+
+    @torch.no_grad()
+    def _shift_to(self, share: float) -> None:
+        """Move all logits but those of the classes alike, until the expected MACs are a share of the dense ones."""
+        start = {name: self.logits[_key(name)].clone() for name in self.layers[:-1]}
+        low, high = -_FARTHEST, _FARTHEST
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            for name, value in start.items():
+                self.logits[_key(name)].copy_(value + middle)
+            above = float(self.expected_macs(self.probabilities())) > share * self.dense_macs()
+            low, high = (low, middle) if above else (middle, high)
 
     def probabilities(self) -> dict[str, Tensor]:
         """Return P of every masked layer, shape ``(nodes, k)`` each, attached to the graph."""
@@ -401,18 +426,6 @@ def _sums(memberships: Tensor, groups: int) -> Tensor:
     return sums
 
 
-def masked_widths(connections: Sequence[Connection], masked: Sequence[Connection]) -> dict[str, int]:
-    """Return the nodes of every layer that carries memberships, in the order of the forward pass.
-
-    Args:
-        connections: All weights of a network.
-        masked: Those of them that are masked.
-    """
-    widths = layer_widths(connections)
-    carrying = [layer for connection in masked for layer in connection.layers]
-    return {layer: widths[layer] for layer in dict.fromkeys(carrying)}
-
-
 def require_nodes(network: Network, settings: BlockoutSettings) -> tuple[str, ...]:
     """Refuse more clusters than a layer has nodes; the weights of the network may be on the device ``meta``.
 
@@ -441,13 +454,17 @@ def _require_nodes(widths: Mapping[str, int], settings: BlockoutSettings) -> Non
             raise Conflict(message, "clusters", "masked")
 
 
-def _initial_logits(widths: Mapping[str, int], settings: BlockoutSettings) -> dict[str, Tensor]:
+def _initial_logits(
+    widths: Mapping[str, int], settings: BlockoutSettings, magnitudes: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     _require_nodes(widths, settings)
     first, last = settings.first_probability, settings.last_probability
     logits = {}
     for position, (name, nodes) in enumerate(widths.items()):
         p = first + (last - first) * position / max(1, len(widths) - 1)
         value = torch.full((nodes, settings.clusters), p).logit()
+        if name in magnitudes and settings.magnitude_spread:
+            value = value + settings.magnitude_spread * magnitudes[name].to(value)[:, None]
         if settings.logit_noise:
             value = value + settings.logit_noise * torch.randn_like(value)  # as initial weights: seeded by the caller
         logits[name] = value

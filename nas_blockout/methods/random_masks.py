@@ -1,10 +1,14 @@
 """Random draws of the methods: masks from a generator that the caller passes, never from global state."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from nas_blockout.batch_shards import empty_whole, own_rows
-from nas_blockout.draws import Randomness, random_bits
+from nas_blockout.draws import Randomness, random_bits, random_uniforms
+
+Estimator = Literal["masked", "straight-through", "arm"]
 
 _BITS = 32
 
@@ -87,3 +91,20 @@ def checked_maps(layer: nn.Module, x: Tensor) -> Tensor:
             "for features of shape (batch, features) use dropout"
         )
     return x
+
+
+def draw_memberships(p: Tensor, generator: Randomness, *, estimator: Estimator = "masked") -> Tensor:
+    """Draw hard memberships C from their probabilities.
+
+    Args:
+        p: P_j, shape ``(nodes, k)``, in [0, 1].
+        generator: Source of randomness, on the device of `p`.
+        estimator: ``masked`` lets the gradient through where a membership was drawn (eq. 9), ``straight-through``
+            everywhere.
+
+    Returns:
+        Zeros and ones, shaped as `p`; NaN where `p` is, so that a run that has diverged ends by its loss.
+    """
+    drawn = (random_uniforms(generator, tuple(p.shape), p.dtype, p.device) < p).to(p.dtype)
+    nothing = p - p.detach()  # with the gradient of p
+    return drawn + nothing if estimator == "straight-through" else torch.addcmul(drawn, drawn, nothing)

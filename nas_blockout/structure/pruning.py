@@ -12,10 +12,13 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from nas_blockout.networks import Branchable, Connection
+from nas_blockout.networks import Branchable, Connection, Network, layer_widths
 from nas_blockout.nodes import Nodes
 from nas_blockout.settings_fields import Range
 from nas_blockout.structure.two_stages import TwoStageSettings
+
+_LEAST_MAGNITUDE = 1e-3  # of a node as a multiple of its layer's mean: dead ones would be all the variance there is
+_LEAST_DEVIATION = 1e-4  # of logarithms of magnitudes: less is rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +56,58 @@ def magnitudes(network: Branchable, weights: Mapping[str, Tensor] | None = None)
         Fang, Ma, Song, Mi, Wang. DepGraph: Toward Any Structural Pruning. CVPR 2023, section 3.3 (the group of
         parameters that stand or fall together), there with the magnitudes of He, Zhang, Sun and of Li et al. (2017).
     """
+    relative, example = relative_magnitudes(network, weights), next(iter(network.parameters()))
+    ones = {name: example.new_ones(width, 1) for name, width in network.layers.items()}
+    return ones | {name: (value / (1 + value))[:, None] for name, value in relative.items()}
+
+
+@torch.no_grad()
+def relative_magnitudes(network: Network, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the I of `magnitudes`, the magnitude of every node as a multiple of the mean of its layer.
+
+    Args:
+        network: Dense. Of one that does not know its factors of normalization, only the weights count.
+        weights: As of `magnitudes`.
+
+    Returns:
+        For every layer but the classes and the rigid ones, which are all kept; shape ``(nodes,)``, 0 or more.
+    """
     values = {**dict(network.named_parameters()), **(weights or {})}
-    widths, example = network.layers, next(iter(values.values()))
+    graph = network if isinstance(network, Branchable) else None
+    widths = graph.layers if graph else layer_widths(network.connections)
     written, scaled, read = ({name: list[Tensor]() for name in widths} for _ in range(3))
     for connection in network.connections:
         value = values[connection.weight]
         _share(value.flatten(1).square().sum(1), connection.target_nodes, written)
         if connection.source_nodes is not None and not connection.filters_each_node_alone:
             _share(_columns(value, connection).flatten(1).square().sum(1), connection.source_nodes, read)
-    for name, nodes in network.scales.items():
+    for name, nodes in (graph.scales if graph else {}).items():
         _share(values[name].square(), nodes, scaled)
-    kept = {*network.rigid, list(widths)[-1]}
+    kept = {*(graph.rigid if graph else ()), list(widths)[-1]}
     found: dict[str, Tensor] = {}
-    for name, width in widths.items():
-        if name in kept:
-            found[name] = torch.ones(width, 1, dtype=example.dtype, device=example.device)
-            continue
-        importance = torch.stack([*written[name], *scaled[name], *read[name]]).mean(0)
-        importance = importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)
-        found[name] = (importance / (1 + importance))[:, None]
+    for name in widths:
+        if name not in kept:
+            importance = torch.stack([*written[name], *scaled[name], *read[name]]).mean(0)
+            found[name] = importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)
+    return found
+
+
+def standardized_magnitudes(network: Network) -> dict[str, Tensor]:
+    """Return the logarithms of `relative_magnitudes` in standard deviations from their mean over the layer.
+
+    Magnitudes of a network that was trained briefly differ by a few percent, of others by orders of magnitude.
+
+    Args:
+        network: Dense.
+
+    Returns:
+        As of `relative_magnitudes`; zeros where all nodes of a layer have the same.
+    """
+    found = {}
+    for name, magnitude in relative_magnitudes(network).items():
+        logarithms = magnitude.clamp_min(_LEAST_MAGNITUDE).log()
+        centered = logarithms - logarithms.mean()
+        found[name] = centered / centered.square().mean().sqrt().clamp_min(_LEAST_DEVIATION)
     return found
 
 

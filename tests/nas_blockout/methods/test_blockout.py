@@ -15,10 +15,10 @@ from nas_blockout.methods.blockout import (
     Blockout,
     BlockoutSettings,
     collapse_of,
-    draw_memberships,
     expected_share,
 )
 from nas_blockout.methods.masking import masked_weight
+from nas_blockout.methods.random_masks import draw_memberships
 from nas_blockout.networks import Connection
 
 SEED = 20
