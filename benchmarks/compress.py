@@ -2,8 +2,9 @@
 
 All arms have the same seeds, images, order of images, learning rate, epochs and, where they start from them, pretrained
 weights. What is derived or pruned divides the epochs between a first stage on the whole network and a second on the
-smaller one. Torch-Pruning's networks are trained by the loop of the project, as all others are. `thin-long` trains the
-thin network for the epochs of the pretraining as well.
+smaller one, after a quarter of them. `frozen` is `blockout` whose P is not learned. Torch-Pruning's networks are
+trained by the loop of the project, as all others are. `thin-long` trains the thin network for the epochs of the
+pretraining as well.
 
 Run: ``python benchmarks/compress.py --weights FILE [--seeds 3] [--shares .5 .25] [--only blockout ...] [--rows FILE]``
 after ``nas-blockout run compress-pretrain``; prints a Markdown table and writes a row a training, and goes on with the
@@ -31,7 +32,7 @@ from nas_blockout.batch_statistics import STATISTICS_IMAGES, estimate_statistics
 from nas_blockout.data import DataSettings, Loader, Splits, load
 from nas_blockout.experiment import Experiment, Run, build, count_macs, dense_macs, split_epochs
 from nas_blockout.experiment.derivation import EVALUATION_BATCH, STAGE_SEED
-from nas_blockout.methods import method_from_json
+from nas_blockout.methods import METHODS
 from nas_blockout.statistics.significance import paired, summary
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
@@ -43,8 +44,15 @@ _BISECTIONS = 8
 
 
 def _blockout(experiment: Experiment, share: float, **settings: Any) -> Experiment:
-    method = method_from_json({"name": "blockout", "preset": "pretrained", "cost_target": share})
-    return replace(experiment, method=method, distillation=DistillationSettings(target_macs=share, **settings))
+    preset = METHODS["blockout"].presets["pretrained"]
+    distillation = DistillationSettings(**{**preset.distillation, "target_macs": share, "draws": 1, **settings})
+    return replace(experiment, method=replace(preset.settings, cost_target=share), distillation=distillation)
+
+
+def _frozen(experiment: Experiment, share: float) -> Experiment:
+    """Return the arm whose P stays what the magnitudes say."""
+    arm = _blockout(experiment, share)
+    return replace(arm, method=replace(arm.method, structure_lr_multiplier=0.0))
 
 
 def _pruned(experiment: Experiment, share: float) -> Experiment:
@@ -62,6 +70,7 @@ def _dense_macs(experiment: Experiment) -> int:
 OURS: Mapping[str, Callable[[Experiment, float], Experiment]] = {
     "dense": lambda experiment, _: experiment,
     "blockout": _blockout,
+    "frozen": _frozen,
     "unbranched": lambda experiment, share: _blockout(experiment, share, placebo="unbranched"),
     "pruned": _pruned,
     "thin": _thin,
@@ -229,7 +238,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--validation", type=int, default=1880, help="validation images")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--pretraining", type=int, default=10, help="epochs that `thin-long` has in addition")
-    parser.add_argument("--learning-rate", type=float, default=0.001)
+    parser.add_argument("--learning-rate", type=float, default=0.002)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.25], help="of the dense MACs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arms = [*OURS, *TORCH_PRUNING]

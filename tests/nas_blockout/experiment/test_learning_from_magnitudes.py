@@ -11,8 +11,11 @@ import torch
 from nas_blockout.backbones.inception import InceptionSettings
 from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.data import DataSettings, Splits, load
-from nas_blockout.experiment import Experiment, build
-from nas_blockout.methods.blockout import PAPER, Blockout
+from nas_blockout.experiment import Experiment, Run, build
+from nas_blockout.export import save_weights
+from nas_blockout.methods import METHODS
+from nas_blockout.methods.blockout import PAPER, Blockout, collapse_of
+from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import relative_magnitudes
 from nas_blockout.training import TrainingSettings
 
@@ -83,3 +86,38 @@ def test_magnitudes_are_required_where_p_starts_from_them(splits: Splits) -> Non
     model = masked(splits)
     with pytest.raises(ValueError, match=r"magnitudes must be given for magnitude_spread=3\.0, got none"):
         Blockout(model.network, model.connections, FROM_MAGNITUDES)
+
+
+def test_the_preset_for_pretrained_networks_learns_more_than_the_magnitudes_know(
+    splits: Splits, tmp_path: Path
+) -> None:
+    """Once every P went to one, whereupon magnitudes alone decided; the loss has to move P and nodes across the cut."""
+    backbone = ModuleSettings(f"{NETWORKS}:Small", arguments={"width": 24})
+    training = TrainingSettings(epochs=8, batch_size=5, learning_rate=0.01)
+    first = Run(replace(EXPERIMENT, backbone=backbone, training=training), splits)
+    assert list(first)
+    assert first.outcome is not None
+    save_weights(first.outcome.model, tmp_path / "weights.safetensors")
+    preset = METHODS["blockout"].presets["pretrained"]
+    wanted = replace(
+        EXPERIMENT,
+        backbone=replace(backbone, weights=str(tmp_path / "weights.safetensors")),
+        training=training,
+        method=replace(preset.settings, cost_target=0.5),
+        distillation=DistillationSettings(target_macs=0.5, draws=1, **preset.distillation),
+    )
+    before = build(wanted, splits)
+    assert isinstance(before, Blockout)
+    known = relative_magnitudes(before.network)  # type: ignore[arg-type]
+    second = Run(wanted, splits)
+    assert list(second)
+    assert second.outcome is not None
+    assert second.outcome.architecture is not None
+    assert second.outcome.derivation is not None
+    for name, magnitude in known.items():
+        learned = torch.tensor(second.outcome.derivation.probabilities[name])
+        assert collapse_of(learned) == "none"
+        layer = next(each for each in second.outcome.architecture.layers if each.name == name)
+        kept = {node for group in layer.groups for node in group.nodes or ()}
+        assert 0 < len(kept) < len(magnitude)
+        assert kept != set(magnitude.argsort(descending=True)[: len(kept)].tolist())
