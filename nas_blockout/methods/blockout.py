@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -18,8 +19,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from nas_blockout.draws import Randomness, in_one_piece, random_uniforms
+from nas_blockout.expected_cost import MOST_CLUSTERS, ExpectedMacs
 from nas_blockout.methods.masking import (
     Assignments,
+    binary_masked_weight,
     entries_without_node,
     expected_entries,
     expected_nodes,
@@ -267,9 +270,7 @@ class Blockout(TrainableModel):
         """Return the masked value of a weight, or what stands in for it in a linear layer."""
         assert connection.source_nodes is not None
         if self.settings.mask_values == "binary":
-            # of a draw 0 or 1; of P the probability of 1
-            share = expected_share(c_out, c_in, groups=connection.groups)
-            masked = weight * share[(...,) + (None,) * (weight.dim() - 2)]
+            masked = binary_masked_weight(weight, c_out, c_in, groups=connection.groups)
         else:
             scale = lazily_masked if lazily and connection.source_nodes.are_all else masked_weight
             masked = scale(weight, c_out, c_in, groups=connection.groups)
@@ -329,20 +330,35 @@ class Blockout(TrainableModel):
         A masked weight is used where its two nodes share a cluster. Any other weight is used unless the node that it
         ends in is dropped: a node that has no cluster, and that only masked weights read.
         """
-        masked = {connection.weight for connection in self.masked_connections}
-        rigid = self.network.rigid if isinstance(self.network, Branchable) else {}
-        always = {*rigid} | {layer for each in self.connections if each.weight not in masked for layer in each.sources}
+        if self.settings.clusters <= MOST_CLUSTERS:
+            return self._expected_macs(probabilities)
         parts = []
         for connection in self.connections:
-            if connection.weight in masked:
+            if connection.weight in self._masked_names:
                 kept = expected_entries(connection, probabilities)
             else:
-                droppable = {name: p for name, p in probabilities.items() if name not in always}
+                droppable = {name: p for name, p in probabilities.items() if name not in self._always}
                 kept = expected_nodes(connection.target_nodes, droppable, like=next(iter(probabilities.values())))
             # One entry of `kept` stands for a window of weights, and for all inputs where these have no memberships.
             macs_per_entry = math.prod(connection.shape) / kept.numel() * connection.positions
             parts.append(kept.sum() * macs_per_entry)
         return torch.stack(parts).sum()
+
+    @cached_property
+    def _masked_names(self) -> frozenset[str]:
+        return frozenset(connection.weight for connection in self.masked_connections)
+
+    @cached_property
+    def _always(self) -> frozenset[str]:
+        """Layers whose nodes stay without a cluster, too."""
+        rigid = self.network.rigid if isinstance(self.network, Branchable) else {}
+        unmasked = (each for each in self.connections if each.weight not in self._masked_names)
+        return frozenset(rigid) | {layer for each in unmasked for layer in each.sources}
+
+    @cached_property
+    def _expected_macs(self) -> ExpectedMacs:
+        widths = {name: len(value) for name, value in self._logits().items()}
+        return ExpectedMacs(self.connections, masked=self._masked_names, widths=widths, always=self._always)
 
     def dense_macs(self) -> int:
         """Return the multiply-accumulates an image of the network without masks."""

@@ -24,40 +24,84 @@ _NODES = 256  # of a slice of a weight that is multiplied by: fewer, and the mat
 
 
 class _MaskedWeight(torch.autograd.Function):
-    """``W~ (.) (C_out C_in^T) / k`` with the gradients of eq. 8.
+    """``W~ (.) (C_out C_in^T) / k`` with the gradients of eq. 8, where memory is read at the same speed everywhere.
 
-    A large weight is worked through in slices of output nodes: what is made of a slice (mask, products) is used up
-    while it is still in the cache, so that only the weight, the result and their gradients go through memory. The mask
-    is not kept but made again. The sums over nodes are products with the few clusters on the left, which run many times
-    faster than with them on the right.
+    The mask is not kept but made again. The sums over nodes are products with the few clusters on the left, which run
+    many times faster than with them on the right.
     """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, c_out: Tensor, c_in: Tensor) -> Tensor:
         ctx.save_for_backward(weight, c_out, c_in)
-        result = torch.empty_like(weight)
-        for nodes in _slices(weight):
-            torch.mul(weight[nodes], _mask(c_out[nodes], c_in, weight), out=result[nodes])
-        return result
+        return weight * _mask(c_out, c_in, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         weight, c_out, c_in = ctx.saved_tensors
-        of_weight, of_memberships = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
-        by_weight = torch.empty_like(weight) if of_weight else None
-        by_out = torch.empty_like(c_out) if of_memberships else None
-        by_in = torch.zeros_like(c_in) if of_memberships else None
-        for nodes in _slices(weight):
-            if by_out is not None and by_in is not None:
-                product = weight[nodes] * gradient[nodes]
-                sums = product if product.dim() == 2 else product.sum(tuple(range(2, product.dim())))
-                by_out[nodes] = torch.mm(c_in.t(), sums.t()).t()
-                by_in += torch.mm(c_out[nodes].t(), sums).t()
-            if by_weight is not None:
-                torch.mul(gradient[nodes], _mask(c_out[nodes], c_in, weight), out=by_weight[nodes])
-        clusters = c_in.shape[1]
-        return by_weight, None if by_out is None else by_out / clusters, None if by_in is None else by_in / clusters
+        by_weight = gradient * _mask(c_out, c_in, weight) if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[1:]):
+            return by_weight, None, None
+        product, clusters = weight * gradient, c_in.shape[1]
+        sums = product if product.dim() == 2 else product.sum(tuple(range(2, product.dim())))
+        by_out, by_in = torch.mm(c_in.t(), sums.t()).t(), torch.mm(c_out.t(), sums).t()
+        return by_weight, by_out / clusters, by_in / clusters
+
+
+class _MaskedMatrix(torch.autograd.Function):
+    """`_MaskedWeight` of a matrix, on a processor.
+
+    It is worked through in slices of output nodes: what is made of a slice (mask, products) is used up while it is
+    still in the cache, so that only the weight, the result and their gradients go through memory.
+
+    With `binary`, of memberships that are 0 or 1, an entry is kept whole where its nodes have a cluster in common: the
+    mask is ``1 - prod_l (1 - c_out c_in)``, whose derivative by a membership asks whether they have any other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, c_out: Tensor, inputs: Tensor, binary: bool) -> Tensor:
+        ctx.save_for_backward(weight, c_out, inputs)
+        ctx.binary = binary
+        result = torch.empty_like(weight)
+        for part, mask, nodes in _slices(weight, result, c_out if binary else c_out / c_out.shape[1]):
+            torch.mm(nodes, inputs, out=mask)
+            (mask.clamp_(max=1) if binary else mask).mul_(part)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, c_out, inputs = ctx.saved_tensors
+        binary, of_weight, of_memberships = ctx.binary, ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
+        by_weight, by_out = torch.empty_like(weight) if of_weight else gradient, torch.empty_like(c_out)
+        by_in, by_one = torch.zeros_like(inputs), torch.zeros_like(inputs)
+        scaled, (space,) = c_out if binary else c_out / c_out.shape[1], _spaces(weight, 1, _nodes_at_once(weight))
+        for part, above, nodes, below, out in _slices(weight, gradient, scaled, by_weight, by_out):
+            mask = torch.mm(nodes, inputs, out=below if of_weight else space[: len(part)])
+            if of_memberships:
+                product = torch.mul(part, above, out=space[: len(part)]) if of_weight else part * above
+                if binary:
+                    one, product = product * (mask == 1), product.masked_fill_(mask > 0, 0)
+                    out.copy_(torch.mm(inputs, one.t()).t()).mul_(nodes)
+                    by_one.addmm_(nodes.t(), one)
+                    out += torch.mm(inputs, product.t()).t()
+                else:
+                    out.copy_(torch.mm(inputs, product.t()).t())
+                by_in.addmm_(nodes.t(), product)
+            if of_weight:
+                (mask.clamp_(max=1) if binary else mask).mul_(above)
+        if binary:
+            by_in += inputs * by_one
+        elif of_memberships:
+            by_out /= c_out.shape[1]
+        return (by_weight if of_weight else None, *((by_out, by_in) if of_memberships else (None, None)), None)
+
+
+def _masked_matrix(weight: Tensor, c_out: Tensor, c_in: Tensor, *, binary: bool) -> Tensor:
+    """Return the masked value of a weight on a processor: a window is so many inputs with the same memberships."""
+    inputs = c_in.t().repeat_interleave(max(1, weight[0, 0].numel()), 1)
+    result: Tensor = _MaskedMatrix.apply(weight.flatten(1), c_out, inputs, binary)  # type: ignore[no-untyped-call]
+    return result.view(weight.shape)
 
 
 def _mask(c_out: Tensor, c_in: Tensor, weight: Tensor) -> Tensor:
@@ -77,12 +121,15 @@ def _over_window(values: Tensor, weight: Tensor) -> Tensor:
     return values[(...,) + (None,) * (weight.dim() - 2)]
 
 
-def _slices(weight: Tensor) -> Iterator[slice]:
-    """Yield slices of the output nodes of a weight: a cache full each on a processor, all at once on other devices."""
-    nodes = weight.shape[0]
-    step = nodes if weight.device.type != "cpu" else max(1, _CACHED_NUMBERS // max(1, weight[:1].numel()))
-    for first in range(0, nodes, step):
-        yield slice(first, min(first + step, nodes))
+def _nodes_at_once(weight: Tensor) -> int:
+    """Return how many rows of a matrix fill the cache."""
+    return max(1, _CACHED_NUMBERS // max(1, weight.shape[1]))
+
+
+def _slices(weight: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield slices of output nodes of a matrix and of what has a row for each of them, a cache full each."""
+    nodes = _nodes_at_once(weight)
+    return zip(*(each.split(nodes) for each in (weight, *others)), strict=True)
 
 
 def common_clusters(c_out: Tensor, c_in: Tensor, *, groups: int = 1) -> Tensor:
@@ -130,8 +177,38 @@ def masked_weight(weight: Tensor, c_out: Tensor, c_in: Tensor, *, groups: int = 
         return weight * _over_window(common_clusters(c_out / c_out.shape[1], c_in, groups=groups), weight)
     if torch.compiler.is_compiling():  # the compiler makes the mask again in the backward pass, too
         return weight * _mask(c_out, c_in, weight)
+    if weight.device.type == "cpu":
+        return _masked_matrix(weight, c_out, c_in, binary=False)
     result: Tensor = _MaskedWeight.apply(weight, c_out, c_in)  # type: ignore[no-untyped-call]  # untyped in torch
     return result
+
+
+def binary_masked_weight(weight: Tensor, c_out: Tensor, c_in: Tensor, *, groups: int = 1) -> Tensor:
+    r"""Return the weight with every entry kept whole where its two nodes share a cluster.
+
+    .. math:: W_j = \widetilde{W}_j \odot \Big( 1 - \prod_l (1 - C_{j,l} C_{j-1,l}^{\mathsf T}) \Big)
+
+    which of probabilities is the chance of that.
+
+    Args:
+        weight: As of `masked_weight`, and so are the memberships and the groups.
+        c_out: Of the output nodes.
+        c_in: Of the input nodes.
+        groups: Of a convolution.
+
+    Raises:
+        ValueError: The weight has another shape than the nodes and the groups ask for.
+    """
+    _require_fit(weight, c_out, c_in, groups)
+    if groups == 1 and weight.device.type == "cpu" and _are_drawn(c_out) and _are_drawn(c_in):
+        return _masked_matrix(weight, c_out, c_in, binary=True)
+    return weight * _over_window(expected_share(c_out, c_in, groups=groups), weight)
+
+
+def _are_drawn(memberships: Tensor) -> bool:
+    """Whether all memberships are 0 or 1."""
+    values = memberships.detach()
+    return torch.equal(values, values * values)
 
 
 def _require_fit(weight: Tensor, c_out: Tensor, c_in: Tensor, groups: int) -> None:
@@ -159,7 +236,7 @@ class _MaskedLinear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         result = rows.new_empty(rows.shape[0], weight.shape[0])
         scaled, inputs = c_out / c_out.shape[1], c_in.t().contiguous()
-        (space,) = _spaces(weight, 1)
+        (space,) = _spaces(weight, 1, _NODES)
         for nodes in _strips(weight):
             part = torch.mm(scaled[nodes], inputs, out=space[: len(weight[nodes])]).mul_(weight[nodes])
             torch.mm(rows, part.t(), out=result[:, nodes])
@@ -177,7 +254,7 @@ class _MaskedLinear(torch.autograd.Function):
         by_weight = torch.empty_like(weight) if of_weight else None
         scaled, inputs = c_out / c_out.shape[1], c_in.t().contiguous()
         by_out, by_in = torch.empty_like(c_out), torch.zeros_like(inputs)
-        spaces = _spaces(weight, 2)
+        spaces = _spaces(weight, 2, _NODES)
         for nodes in _strips(weight):
             mask, product = (space[: len(weight[nodes])] for space in spaces)
             torch.mm(scaled[nodes], inputs, out=mask)
@@ -198,9 +275,9 @@ class _MaskedLinear(torch.autograd.Function):
         )
 
 
-def _spaces(weight: Tensor, number: int) -> list[Tensor]:
+def _spaces(weight: Tensor, number: int, nodes: int) -> list[Tensor]:
     """Return memory for slices of a weight: taking it anew for each slice costs more than filling it."""
-    return [weight.new_empty(min(_NODES, weight.shape[0]), weight.shape[1]) for _ in range(number)]
+    return [weight.new_empty(min(nodes, weight.shape[0]), weight.shape[1]) for _ in range(number)]
 
 
 def _strips(weight: Tensor) -> Iterator[slice]:

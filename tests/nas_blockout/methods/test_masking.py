@@ -6,7 +6,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from nas_blockout.methods.masking import LazilyMasked, lazily_masked, masked_linear, masked_weight
+from nas_blockout.methods.masking import (
+    LazilyMasked,
+    binary_masked_weight,
+    lazily_masked,
+    masked_linear,
+    masked_weight,
+)
 
 OUT, IN, CLUSTERS = 515, 37, 3  # two whole slices of nodes and a part of one
 
@@ -81,3 +87,38 @@ def test_small_weights_and_convolutions_are_made_at_once() -> None:
     assert type(lazily_masked(weight, c_out, c_in)) is Tensor
     kernel = torch.randn(OUT, IN, 3, 3, dtype=torch.float64)
     assert type(lazily_masked(kernel, parts()[1], c_in)) is Tensor
+
+
+@pytest.mark.parametrize("window", [(), (3, 3), (2,)])
+@pytest.mark.parametrize("drawn", [True, False])
+def test_binary_masks_are_the_chance_to_meet_in_value_and_gradient(window: tuple[int, ...], drawn: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(OUT, IN, *window, generator=generator, dtype=torch.float64, requires_grad=True)
+    sides = [torch.rand(nodes, CLUSTERS, generator=generator, dtype=torch.float64) for nodes in (OUT, IN)]
+    c_out, c_in = ((side.round() if drawn else side).requires_grad_() for side in sides)
+    apart = torch.ones(OUT, IN, dtype=torch.float64)
+    for cluster in range(CLUSTERS):
+        apart = apart * (1 - c_out[:, None, cluster] * c_in[None, :, cluster])
+    expected = weight * (1 - apart)[(...,) + (None,) * len(window)]
+    found = binary_masked_weight(weight, c_out, c_in)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    upstream = torch.randn_like(expected)
+    for wanted in ([weight, c_out, c_in], [weight], [c_out, c_in]):
+        ours, theirs = (torch.autograd.grad(each, wanted, upstream, retain_graph=True) for each in (found, expected))
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-11)
+
+
+def test_masked_weights_of_several_slices_are_the_plain_formula_in_value_and_gradient() -> None:
+    generator = torch.Generator().manual_seed(6)
+    weight = torch.randn(90, 600, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    c_out, c_in = (
+        torch.rand(nodes, 3, generator=generator, dtype=torch.float64).requires_grad_() for nodes in (90, 600)
+    )
+    expected = weight * (c_out @ c_in.T / 3)[:, :, None, None]
+    found, upstream = masked_weight(weight, c_out, c_in), torch.randn_like(weight)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for wanted in ([weight, c_out, c_in], [weight], [c_out, c_in]):
+        ours, theirs = (torch.autograd.grad(each, wanted, upstream, retain_graph=True) for each in (found, expected))
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-10)

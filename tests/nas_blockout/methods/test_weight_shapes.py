@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from nas_blockout.experiment.builder import count_macs
+from nas_blockout.methods import blockout
 from nas_blockout.methods.blockout import PAPER, Blockout
 from nas_blockout.methods.masking import lazily_masked, masked_linear, masked_weight
 from nas_blockout.networks import Connection, Network
@@ -270,3 +271,22 @@ def test_expected_macs_are_the_mean_over_every_draw(masked: object) -> None:
         }
         total += chance * macs_under(model, c)
     assert float(model.expected_macs(p)) == pytest.approx(total, rel=1e-12)
+
+
+@pytest.mark.parametrize("masked", ["all", "head", ("features",), ("stem", "classes")])
+def test_expected_macs_by_sets_of_clusters_are_those_of_every_entry_in_value_and_gradient(
+    masked: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Tiny()
+    model = Blockout(network, network.connections, replace(PAPER, clusters=2, masked=masked)).double()  # type: ignore[arg-type]
+    p = {
+        name: torch.rand(value.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
+        for name, value in model.probabilities().items()
+    }
+    found = model.expected_macs(p)
+    ours = torch.autograd.grad(found, list(p.values()))
+    monkeypatch.setattr(blockout, "MOST_CLUSTERS", 0)
+    expected = model.expected_macs(p)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
+    for one, other in zip(ours, torch.autograd.grad(expected, list(p.values())), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-9)
