@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.draws import Randomness
 from nas_blockout.nodes import Nodes
+from nas_blockout.randomness.draws import Randomness
 from nas_blockout.serialization import closest
 
 Runtime = Literal["torch", "onnxruntime"]

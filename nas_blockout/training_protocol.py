@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_blockout.draws import Randomness
+from nas_blockout.randomness.draws import Randomness
 
 TelemetryValue = float | list[float]
 Criterion = Callable[[Tensor, Tensor], Tensor]

@@ -24,9 +24,9 @@ from nas_blockout.backbones.inference_cost import (
     fastest_forms,
     fillings,
 )
-from nas_blockout.draws import Randomness
 from nas_blockout.networks import Branchable, Connection, Runtime
 from nas_blockout.nodes import Nodes
+from nas_blockout.randomness.draws import Randomness
 
 Placement = Literal["hidden", "classifier", "all"]
 Regularizer = Callable[[], nn.Module]

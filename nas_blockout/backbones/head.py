@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_blockout.backbones.branched import Sites
-from nas_blockout.draws import Randomness
 from nas_blockout.networks import Connection
+from nas_blockout.randomness.draws import Randomness
 
 
 class Head(nn.Module):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
-from nas_blockout.draws import Randomness
 from nas_blockout.networks import Connection, Network, layer_widths
+from nas_blockout.randomness.draws import Randomness
 from nas_blockout.settings_fields import Range, check
 
 

@@ -23,7 +23,7 @@ from nas_blockout.backbones.inference_cost import (
     places_after,
     widths_of,
 )
-from nas_blockout.draws import Randomness
+from nas_blockout.randomness.draws import Randomness
 
 NUMBERS_AT_ONCE = 2**22  # numbers of the largest layer that are worked on at a time: they stay near the processor
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from nas_blockout.backbones import factory as factories
 from nas_blockout.backbones import pretrained
 from nas_blockout.backbones.branched import Sites
-from nas_blockout.draws import Randomness
 from nas_blockout.networks import Network
+from nas_blockout.randomness.draws import Randomness
 from nas_blockout.serialization import near
 from nas_blockout.settings_fields import Conflict, Pattern, PlainMapping, check
 

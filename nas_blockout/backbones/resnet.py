@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
-from nas_blockout.draws import Randomness
 from nas_blockout.networks import Connection, Network, layer_widths
+from nas_blockout.randomness.draws import Randomness
 from nas_blockout.settings_fields import Conflict, OneOf, Range, check
 
 

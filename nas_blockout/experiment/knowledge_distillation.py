@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_blockout.batch_shards import whole_rows
-from nas_blockout.draws import Randomness
+from nas_blockout.randomness.batch_shards import whole_rows
+from nas_blockout.randomness.draws import Randomness
 from nas_blockout.training_protocol import Criterion, TelemetryValue, TrainableModel
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, fx
 
 from nas_blockout.architecture import Architecture, Group, Layer
-from nas_blockout.draws import Randomness
 from nas_blockout.graph.analysis import CLASSES, GraphAnalysis
 from nas_blockout.graph.forms.fused import FusedGraph, fused_graph
 from nas_blockout.graph.forms.terms import Division
@@ -18,6 +17,7 @@ from nas_blockout.graph.rewrite.layout import Unplaceable
 from nas_blockout.graph.rewrite.walk import rewritten
 from nas_blockout.networks import Connection, Network, Runtime
 from nas_blockout.nodes import Nodes
+from nas_blockout.randomness.draws import Randomness
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.draws import Randomness
 from nas_blockout.graph.analysis import GraphAnalysis
 from nas_blockout.graph.branched import BranchedGraph, branch
 from nas_blockout.networks import Branchable, Connection, Network
 from nas_blockout.nodes import Nodes
+from nas_blockout.randomness.draws import Randomness
 
 _PREFIX = "module."
 

@@ -8,8 +8,6 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.batch_shards import rows_count, uniform_rows
-from nas_blockout.draws import Randomness
 from nas_blockout.methods.paths.block_routes import (
     ROUTES,
     Inference,
@@ -35,6 +33,8 @@ from nas_blockout.methods.paths.block_routing import (
 )
 from nas_blockout.methods.paths.gates import gumbel_gates, straight_through_gates
 from nas_blockout.methods.random_masks import generator_for
+from nas_blockout.randomness.batch_shards import rows_count, uniform_rows
+from nas_blockout.randomness.draws import Randomness
 from nas_blockout.settings_fields import SEED, Conflict, Length, Range, check, refuse
 from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
 

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from nas_blockout.draws import Randomness, in_one_piece, random_uniforms
-from nas_blockout.expected_cost import MOST_CLUSTERS, ExpectedMacs
+from nas_blockout.methods.expected_cost import MOST_CLUSTERS, ExpectedMacs
 from nas_blockout.methods.masking import (
     Assignments,
     binary_masked_weight,
@@ -41,6 +40,7 @@ from nas_blockout.networks import (
     masked_widths,
     require_weights,
 )
+from nas_blockout.randomness.draws import Randomness, in_one_piece, random_uniforms
 from nas_blockout.settings_fields import Conflict, Length, Pattern, Range, check
 from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
 
@@ -357,7 +357,7 @@ class Blockout(TrainableModel):
 
     @cached_property
     def _expected_macs(self) -> ExpectedMacs:
-        widths = {name: len(value) for name, value in self._logits().items()}
+        widths = dict(zip(self.layers, self._widths, strict=True))
         return ExpectedMacs(self.connections, masked=self._masked_names, widths=widths, always=self._always)
 
     def dense_macs(self) -> int:

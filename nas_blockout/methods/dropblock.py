@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.batch_shards import own_rows, whole_shape
-from nas_blockout.draws import Randomness
 from nas_blockout.methods.random_masks import bernoulli_, checked_maps, generator_for, threshold_of
+from nas_blockout.randomness.batch_shards import own_rows, whole_shape
+from nas_blockout.randomness.draws import Randomness
 from nas_blockout.settings_fields import Conflict, Range, check
 from nas_blockout.training_protocol import TrainableLayer
 

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from nas_blockout.batch_shards import own_rows, whole_rows
-from nas_blockout.draws import Randomness
 from nas_blockout.methods.feature_clustering import cells, descriptors, kmeans, rena, shuffled
 from nas_blockout.methods.random_masks import bernoulli_, checked_maps, generator_for, threshold_of
+from nas_blockout.randomness.batch_shards import own_rows, whole_rows
+from nas_blockout.randomness.draws import Randomness
 from nas_blockout.settings_fields import SEED, Range, check
 from nas_blockout.training_protocol import TelemetryValue, TrainableLayer
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_blockout.draws import Randomness
 from nas_blockout.methods.random_masks import generator_for, keep_mask
+from nas_blockout.randomness.draws import Randomness
 from nas_blockout.settings_fields import Range, check
 
 

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
-from nas_blockout.draws import Randomness
 from nas_blockout.methods.random_masks import generator_for, keep_mask
+from nas_blockout.randomness.draws import Randomness
 from nas_blockout.settings_fields import Range, check
 
 

@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.batch_shards import empty_whole, own_rows
-from nas_blockout.draws import Randomness, random_bits, random_uniforms
+from nas_blockout.randomness.batch_shards import empty_whole, own_rows
+from nas_blockout.randomness.draws import Randomness, random_bits, random_uniforms
 
 Estimator = Literal["masked", "straight-through", "arm"]
 

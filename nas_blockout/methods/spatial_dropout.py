@@ -5,8 +5,8 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from nas_blockout.draws import Randomness
 from nas_blockout.methods.random_masks import checked_maps, generator_for, keep_mask
+from nas_blockout.randomness.draws import Randomness
 from nas_blockout.settings_fields import Range, check
 
 

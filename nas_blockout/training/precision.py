@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nas_blockout.draws import DrawCounter, DrawsBefore, Randomness
+from nas_blockout.randomness.draws import DrawCounter, DrawsBefore, Randomness
 from nas_blockout.training.training_settings import MemoryFormat, Precision
 from nas_blockout.training_protocol import TrainableLayer, TrainableModel
 

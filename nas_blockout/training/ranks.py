@@ -5,8 +5,7 @@ steps, and the numbers are those of one process up to the order of summation, ho
 """
 
 import io
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal
@@ -16,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from nas_blockout.batch_shards import Shard, ShardGenerator, shard_of
+from nas_blockout.randomness.batch_shards import Shard, ShardGenerator, shard_of
 from nas_blockout.training.step import Step
 from nas_blockout.training.synchronized_norms import SharedBatch, synchronized
 from nas_blockout.training_protocol import TrainableLayer
@@ -124,22 +123,23 @@ class RankGroup(Ranks):
         )
 
     @classmethod
-    def from_environment(cls, device: str | torch.device = "cpu") -> "RankGroup":
+    def from_environment(cls, environment: Mapping[str, str], device: str | torch.device = "cpu") -> "RankGroup":
         """Return the ranks that ``torchrun`` started: of `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`.
 
         Args:
+            environment: Variables by name, as `os.environ`.
             device: Where this one trains.
 
         Raises:
             ValueError: A variable is missing or no whole number.
         """
         names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        if missing := [name for name in names if name not in os.environ]:
+        if missing := [name for name in names if name not in environment]:
             raise ValueError(f"torchrun sets {', '.join(names)}, missing {', '.join(missing)}: start by torchrun")
-        rank, size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+        rank, size, port = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
         # The agent of torchrun may serve a store at that port already.
-        serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        store = TCPStore(os.environ["MASTER_ADDR"], port, size, serves)
+        serves = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        store = TCPStore(environment["MASTER_ADDR"], port, size, serves)
         return cls(rank, size, store=PrefixStore("nas_blockout", store), device=device)
 
     def generator(self, device: str | torch.device) -> torch.Generator:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.draws import Randomness
+from nas_blockout.randomness.draws import Randomness
 from nas_blockout.training.optimizers import set_learning_rate
 from nas_blockout.training.precision import CompiledLoss, autocast
 from nas_blockout.training.training_settings import TrainingSettings

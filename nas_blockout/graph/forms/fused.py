@@ -8,13 +8,13 @@ from torch import Tensor, fx, nn
 
 from nas_blockout.backbones.inference import NUMBERS_AT_ONCE
 from nas_blockout.backbones.inference_cost import BATCHES, COSTS, LANES, LEAST_SAVED, MARGIN, Costs, time_at
-from nas_blockout.draws import Randomness
 from nas_blockout.graph.forms.folded_operations import Folded
 from nas_blockout.graph.forms.terms import Division, Form, FusedTerm, Term, form_of, forms_of
 from nas_blockout.graph.forms.traversal import Traversal
 from nas_blockout.graph.forms.values import Program, program_of
 from nas_blockout.graph.rewrite.emitter import Emitter
 from nas_blockout.networks import Runtime
+from nas_blockout.randomness.draws import Randomness
 
 # Blocks of maps are filled up with zeros to so many channels where that was measured to save time: with 16 images three
 # branches of ResNet-18 took .67 of the dense time in onnxruntime as they were, .52 filled up; in PyTorch .50 and .52.

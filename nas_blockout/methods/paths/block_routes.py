@@ -8,9 +8,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.batch_shards import rows_count, shard_drawn_by, total_of, whole_rows
-from nas_blockout.draws import Randomness, in_one_piece
 from nas_blockout.methods.paths.kept_statistics import KeptStatistics
+from nas_blockout.randomness.batch_shards import rows_count, shard_drawn_by, total_of, whole_rows
+from nas_blockout.randomness.draws import Randomness, in_one_piece
 
 Inference = Literal["compacted", "grouped", "masked"]
 

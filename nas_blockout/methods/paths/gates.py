@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from nas_blockout.batch_shards import uniform_rows
-from nas_blockout.draws import Randomness
+from nas_blockout.randomness.batch_shards import uniform_rows
+from nas_blockout.randomness.draws import Randomness
 
 
 def straight_through_gates(logits: Tensor) -> Tensor:

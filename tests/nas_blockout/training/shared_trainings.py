@@ -139,7 +139,7 @@ def start_ranks(size: int, folder: Path, cases: Sequence[str], **environment: st
 
 def main(folder: Path, cases: Sequence[str]) -> None:
     torch.set_num_threads(1)
-    ranks = RankGroup.from_environment()
+    ranks = RankGroup.from_environment(os.environ)
     for case in cases:
         start = None
         if (snapshot := folder / f"{case}.start").exists() and ranks.leads:

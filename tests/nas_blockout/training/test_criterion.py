@@ -7,7 +7,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from nas_blockout.training import TrainingSettings
-from nas_blockout.training.criterion import CrossEntropy, balanced_weights, criterion_of
+from nas_blockout.training.recipes.criterion import CrossEntropy, balanced_weights, criterion_of
 
 LABELS = torch.tensor([0, 0, 1, 2, 2, 2, 2, 3])
 COUNTS = (2, 1, 4, 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nas_blockout.lazy_torchvision import torchvision
 from nas_blockout.training import TrainingSettings
-from nas_blockout.training.mixing import Mixing, blended, box_around, pasted
+from nas_blockout.training.recipes.mixing import Mixing, blended, box_around, pasted
 
 CLASSES, SHAPE = 5, (12, 3, 9, 7)
 GENERATOR = torch.Generator()

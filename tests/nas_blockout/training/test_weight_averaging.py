@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from nas_blockout.training.weight_averaging import WeightAverage
+from nas_blockout.training.recipes.weight_averaging import WeightAverage
 
 
 def network() -> nn.Sequential:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nas_blockout.draws import Randomness, random_uniforms
+from nas_blockout.randomness.draws import Randomness, random_uniforms
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nas_blockout.training.criterion import criterion_of, require_counts
-from nas_blockout.training.mixing import Mixing
+from nas_blockout.training.recipes.criterion import criterion_of, require_counts
+from nas_blockout.training.recipes.mixing import Mixing
+from nas_blockout.training.recipes.weight_averaging import WeightAverage
 from nas_blockout.training.step import Step
 from nas_blockout.training.training_settings import TrainingSettings
-from nas_blockout.training.weight_averaging import WeightAverage
 
 
 class Recipes:
