@@ -3,7 +3,7 @@
 All forms take turns within one process, so that the ratios hold if the speed of the machine drifts. A step is forward
 and backward with gradients for the input, the weight and the memberships of both sides; the draw of the memberships is
 part of it. A second table compares the training step of whole networks, including the optimizer, with that of the same
-networks with Dropout.
+networks without Blockout: with Dropout, or plain.
 
 Run: ``python benchmarks/blockout.py [--device cuda] [--rounds 15]``; prints Markdown tables of median ratios with
 quartiles.
@@ -13,7 +13,7 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.backbones.inception import InceptionSettings
+from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.data import Preprocessing, Splits
 from nas_blockout.data.tensor_dataset import Labeled
 from nas_blockout.experiment import Experiment, build
@@ -35,10 +36,17 @@ BATCHES = (128, 512)
 SHAPE, CLASSES = (3, 32, 32), 100
 CONVNET = ConvNetSettings((32, 64), (512, 512))
 PAPER = InceptionSettings(hidden=(512, 512))  # two fully connected layers before the classes, as for CIFAR-100
-WHOLE = {
-    "inception, two layers of 512": (PAPER, "head", 16),
-    "convnet, two layers of 512": (CONVNET, "head", 64),
-    "convnet, all layers masked": (CONVNET, "all", 64),
+RESNET = ModuleSettings("torchvision.models:resnet18")
+DROPOUT, ALONE = {"name": "dropout"}, {"name": "none"}
+BLOCKOUT = {"name": "blockout", "preset": "paper", "clusters": CLUSTERS}
+COMPRESS = {"name": "blockout", "clusters": 4}  # with the terms of the loss of the preset
+Whole = tuple[object, Mapping[str, object], Mapping[str, object], int]
+WHOLE: Mapping[str, Whole] = {
+    "inception, two layers of 512": (PAPER, DROPOUT, {**BLOCKOUT, "masked": "head"}, 16),
+    "convnet, two layers of 512": (CONVNET, DROPOUT, {**BLOCKOUT, "masked": "head"}, 64),
+    "convnet, all layers masked": (CONVNET, DROPOUT, {**BLOCKOUT, "masked": "all"}, 64),
+    "resnet18, all layers masked": (RESNET, ALONE, COMPRESS, 64),
+    "resnet18, masks of 0 and 1": (RESNET, ALONE, {**COMPRESS, "mask_values": "binary", "rescale": False}, 64),
 }
 
 
@@ -94,8 +102,8 @@ def forms(size: int, batch: int, device: str) -> dict[str, Callable[[], None]]:
 
 
 def steps(name: str, device: str) -> dict[str, Callable[[], None]]:
-    """Return one whole training step of a network with Dropout, and of the same with Blockout in its layers."""
-    backbone, masked, batch = WHOLE[name]
+    """Return one whole training step of a network without Blockout, and of the same with Blockout in its layers."""
+    backbone, without, with_masks, batch = WHOLE[name]
     raw = Labeled(torch.randint(256, (CLASSES, *SHAPE), dtype=torch.uint8), torch.arange(CLASSES))
     preprocessing = Preprocessing(*SHAPE, mean=(0.5,) * 3, std=(0.3,) * 3)
     part, names = raw.normalized(preprocessing), tuple(map(str, range(CLASSES)))
@@ -103,7 +111,7 @@ def steps(name: str, device: str) -> dict[str, Callable[[], None]]:
     x, y = torch.randn(batch, *SHAPE, device=device), torch.randint(CLASSES, (batch,), device=device)
     generator = torch.Generator(device).manual_seed(0)
 
-    def step_of(**method: object) -> Callable[[], None]:
+    def step_of(method: Mapping[str, object]) -> Callable[[], None]:
         experiment = Experiment(backbone=backbone, method=method_from_json(method))
         model = trainable(build(experiment, splits).to(device)).train()
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -115,23 +123,21 @@ def steps(name: str, device: str) -> dict[str, Callable[[], None]]:
 
         return run
 
-    return {
-        "dropout": step_of(name="dropout"),
-        "blockout": step_of(name="blockout", preset="paper", clusters=CLUSTERS, masked=masked),
-    }
+    return {"without": step_of(without), "blockout": step_of(with_masks)}
 
 
 def measure(runs: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Return seconds of every form in every round; the forms take turns."""
+    """Return seconds of every form in every round, on a processor those that it works; the forms take turns."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 2):
         for name, run in runs.items():
             _wait(device)
-            began = time.perf_counter()
+            began = clock()
             run()
             _wait(device)
             if turn >= 2:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     return seconds
 
 
@@ -153,7 +159,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
+    parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES), help="of layers; none without a number")
+    parser.add_argument("--whole", nargs="*", choices=WHOLE, default=list(WHOLE), help="networks; none without a name")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -176,10 +183,11 @@ def main() -> None:
                 ratio(seconds, "folded inference", "plain inference"),
             )
             print(f"| {size} | {batch} | {' | '.join(cells)} |", flush=True)
-    print("\n| whole training step | batch | blockout / dropout |\n|---|---|---|")
-    for model, (_, _, batch) in WHOLE.items():
+    print("\n| whole training step | batch | against | blockout / that |\n|---|---|---|---|")
+    for model in options.whole:
+        _, without, _, batch = WHOLE[model]
         seconds = measure(steps(model, options.device), options.rounds, options.device)
-        print(f"| {model} | {batch} | {ratio(seconds, 'blockout', 'dropout')} |", flush=True)
+        print(f"| {model} | {batch} | {without['name']} | {ratio(seconds, 'blockout', 'without')} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -59,11 +59,12 @@ class _MaskedMatrix(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, c_out: Tensor, inputs: Tensor, binary: bool) -> Tensor:
-        ctx.save_for_backward(weight, c_out, inputs)
+    def forward(ctx: Any, weight: Tensor, c_out: Tensor, c_in: Tensor, binary: bool) -> Tensor:
+        ctx.save_for_backward(weight, c_out, c_in)
         ctx.binary = binary
         result = torch.empty_like(weight)
-        for part, mask, nodes in _slices(weight, result, c_out if binary else c_out / c_out.shape[1]):
+        inputs, scaled = _over_inputs(c_in, weight), c_out if binary else c_out / c_out.shape[1]
+        for part, mask, nodes in _slices(weight, result, scaled):
             torch.mm(nodes, inputs, out=mask)
             (mask.clamp_(max=1) if binary else mask).mul_(part)
         return result
@@ -71,37 +72,72 @@ class _MaskedMatrix(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, c_out, inputs = ctx.saved_tensors
-        binary, of_weight, of_memberships = ctx.binary, ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
+        weight, c_out, c_in = ctx.saved_tensors
+        of_weight, of_memberships = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
         by_weight, by_out = torch.empty_like(weight) if of_weight else gradient, torch.empty_like(c_out)
-        by_in, by_one = torch.zeros_like(inputs), torch.zeros_like(inputs)
-        scaled, (space,) = c_out if binary else c_out / c_out.shape[1], _spaces(weight, 1, _nodes_at_once(weight))
+        inputs, scaled = _over_inputs(c_in, weight), c_out if ctx.binary else c_out / c_out.shape[1]
+        sums = _SumsOfBinary(c_in, weight) if ctx.binary else _SumsOfShares(inputs)
+        (space,) = _spaces(weight, 1, _nodes_at_once(weight))
         for part, above, nodes, below, out in _slices(weight, gradient, scaled, by_weight, by_out):
-            mask = torch.mm(nodes, inputs, out=below if of_weight else space[: len(part)])
             if of_memberships:
-                product = torch.mul(part, above, out=space[: len(part)]) if of_weight else part * above
-                if binary:
-                    one, product = product * (mask == 1), product.masked_fill_(mask > 0, 0)
-                    out.copy_(torch.mm(inputs, one.t()).t()).mul_(nodes)
-                    by_one.addmm_(nodes.t(), one)
-                    out += torch.mm(inputs, product.t()).t()
-                else:
-                    out.copy_(torch.mm(inputs, product.t()).t())
-                by_in.addmm_(nodes.t(), product)
+                sums.add(torch.mul(part, above, out=space[: len(part)]), nodes, out)
             if of_weight:
-                (mask.clamp_(max=1) if binary else mask).mul_(above)
-        if binary:
-            by_in += inputs * by_one
-        elif of_memberships:
-            by_out /= c_out.shape[1]
-        return (by_weight if of_weight else None, *((by_out, by_in) if of_memberships else (None, None)), None)
+                torch.mm(nodes, inputs, out=below)
+                (below.clamp_(max=1) if ctx.binary else below).mul_(above)
+        if not of_memberships:
+            return by_weight, None, None, None
+        by_in = sums.by_inputs().unflatten(1, (len(c_in), -1)).sum(2).t()
+        return by_weight if of_weight else None, by_out if ctx.binary else by_out / c_in.shape[1], by_in, None
+
+
+class _SumsOfShares:
+    """The sums of a product of weight and gradient that are gradients of memberships, under shares of clusters."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        self.inputs, self.total = inputs, torch.zeros_like(inputs)
+
+    def add(self, product: Tensor, nodes: Tensor, by_out: Tensor) -> None:
+        """Add some output nodes, whose memberships are `nodes`; write their own gradient."""
+        by_out.copy_(torch.mm(self.inputs, product.t()).t())
+        self.total.addmm_(nodes.t(), product)
+
+    def by_inputs(self) -> Tensor:
+        """Return the gradient of the memberships of the inputs, shape ``(k, inputs)``."""
+        return self.total
+
+
+class _SumsOfBinary:
+    """The same under masks of 0 and 1: a membership counts where two nodes have no other cluster in common."""
+
+    def __init__(self, c_in: Tensor, weight: Tensor) -> None:
+        self.inputs = c_in.t().contiguous()
+        self.none, self.one = (torch.zeros_like(self.inputs) for _ in range(2))
+        self.ones = weight.new_ones(weight.shape[1] // len(c_in))
+
+    def add(self, product: Tensor, nodes: Tensor, by_out: Tensor) -> None:
+        """Add some output nodes, whose memberships are `nodes`; write their own gradient."""
+        sums = torch.mv(product.view(-1, len(self.ones)), self.ones).view(len(product), -1)
+        count = torch.mm(nodes, self.inputs)
+        none, one = (sums * (count == number) for number in (0, 1))
+        by_out.copy_(torch.mm(self.inputs, one.t()).t() * nodes + torch.mm(self.inputs, none.t()).t())
+        self.none.addmm_(nodes.t(), none)
+        self.one.addmm_(nodes.t(), one)
+
+    def by_inputs(self) -> Tensor:
+        """Return the gradient of the memberships of the inputs, shape ``(k, inputs)``."""
+        return self.none + self.one * self.inputs
 
 
 def _masked_matrix(weight: Tensor, c_out: Tensor, c_in: Tensor, *, binary: bool) -> Tensor:
-    """Return the masked value of a weight on a processor: a window is so many inputs with the same memberships."""
-    inputs = c_in.t().repeat_interleave(max(1, weight[0, 0].numel()), 1)
-    result: Tensor = _MaskedMatrix.apply(weight.flatten(1), c_out, inputs, binary)  # type: ignore[no-untyped-call]
+    """Return the masked value of a weight on a processor."""
+    result: Tensor = _MaskedMatrix.apply(weight.flatten(1), c_out, c_in, binary)  # type: ignore[no-untyped-call]
     return result.view(weight.shape)
+
+
+def _over_inputs(c_in: Tensor, weight: Tensor) -> Tensor:
+    """Return the memberships of every column of a matrix, shape ``(k, columns)``: a window is one node's several."""
+    window = weight.shape[1] // len(c_in)
+    return c_in.t()[:, :, None].expand(-1, -1, window).reshape(c_in.shape[1], -1)
 
 
 def _mask(c_out: Tensor, c_in: Tensor, weight: Tensor) -> Tensor:
