@@ -27,27 +27,30 @@ class Continuation:
     notes: tuple[str, ...] = ()
 
 
-def write_checkpoint(
-    given: Continuation, path: Path, experiment: Mapping[str, Any], *, device: str | torch.device = "cpu"
-) -> None:
-    """Write the checkpoint of an experiment; the file is replaced atomically.
+def state_of(
+    given: Continuation, experiment: Mapping[str, Any], *, device: str | torch.device = "cpu"
+) -> dict[str, Any]:
+    """Return the content of a checkpoint, with references to the tensors of the training.
 
     Args:
         given: With a snapshot.
-        path: Of the file.
         experiment: Whose it is, as plain JSON types.
         device: Where the experiment runs.
     """
     assert given.snapshot is not None
-    state = {
+    return {
         **given.snapshot.to_state(),
         "experiment": _fingerprint(experiment),
         "device": torch.device(device).type,
         "notes": list(given.notes),
     }
+
+
+def write_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write the content of a checkpoint; the file is replaced atomically."""
     # Not flushed to disk, since checkpoints are frequent: `read_checkpoint` detects a damaged file.
     with whole_file(path, flush=False) as part, part.open("wb") as file:
-        torch.save(state, file)
+        torch.save(dict(state), file)
 
 
 def read_checkpoint(path: Path, experiment: Mapping[str, Any], *, device: str | torch.device = "cpu") -> Continuation:

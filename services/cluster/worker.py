@@ -1,4 +1,4 @@
-"""The worker: runs one trial at a time, epoch by epoch, and writes a checkpoint about every two seconds.
+"""The worker: runs one trial at a time, epoch by epoch, and writes a checkpoint with its reports, as often as pays.
 
 A worker reads its task and the data, writes its checkpoint and its model, and returns reports. It holds no credentials
 and opens no database. It works in the same way in a Ray actor and in a plain process.
@@ -8,6 +8,7 @@ import gc
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.devices import Usage, UsageMeter
 from nas_blockout.experiment import Experiment, Run
 from nas_blockout.training import EpochRecord
-from services.cluster.checkpoints import Continuation, read_checkpoint, write_checkpoint
+from services.cluster.checkpoint_writer import CheckpointWriter
+from services.cluster.checkpoints import Continuation, read_checkpoint
 from services.cluster.tasks import Report, Task
 from services.cluster.trial_results import TrialResults
 from services.cluster.worker_errors import describe_error, ends_the_process
-from services.files.remote import reading, writing
+from services.files.remote import reading
 
 REPORT_SECONDS = 2.0  # what a trial loses at most, besides one epoch, when its worker dies
 
@@ -44,6 +46,7 @@ class Worker:
         self._task: Task | None = None
         self._run: Run | None = None
         self._meter: UsageMeter | None = None
+        self._writer: CheckpointWriter | None = None
         self._unreported: list[EpochRecord] = []
         self._notes: tuple[str, ...] = ()
         self._error: str | None = None
@@ -57,6 +60,8 @@ class Worker:
         """
         if self._ends:
             raise RuntimeError(f"the accelerator failed in process {os.getpid()}: run trial {task.trial} in a new one")
+        self._finish_writing()  # of a trial that was stopped
+        self._writer = CheckpointWriter(task.checkpoint, task.experiment, device=task.device)
         torch.set_num_threads(task.threads)
         self._task, self._run, self._error, self._unreported = task, None, None, []
         self._notes = ()
@@ -77,7 +82,9 @@ class Worker:
     def step(self) -> Report:
         """Train until the next report: the time is up, a rung is reached or the trial has ended.
 
-        The checkpoint is written before the report is returned, so that no reported epoch is ever trained again.
+        At a rung, where the driver may stop the trial, the checkpoint is written before the report is returned. It is
+        so after other epochs too if it is quick to write. Otherwise it is written while the training goes on: if the
+        worker dies meanwhile, epochs that were reported are trained again, with the same numbers, which the store has.
         """
         assert self._task is not None, "start a task first"
         began, trained = time.monotonic(), False
@@ -85,20 +92,33 @@ class Worker:
             # After a restart the checkpoint may end at a rung: the driver decides before another epoch is trained.
             while self._error is None and not self._at_rung():
                 if not self._one_epoch():
-                    assert self._run is not None
                     return self._report(result=self._result())
                 trained = True
                 if time.monotonic() - began >= self._report_seconds:
                     break
-            if trained and self._error is None and self._run is not None:
-                now = Continuation(self._run.snapshot(), self._notes)
-                with writing(self._task.checkpoint) as path:
-                    write_checkpoint(now, path, self._task.experiment, device=self._task.device)
+            if trained and self._error is None:
+                self._write_checkpoint()
         except Exception as error:  # noqa: BLE001  # reported as the failure of the trial
             self._fail(error)
         if self._error is not None:
+            self._finish_writing()
             self._free()
         return self._report(failure=self._error)
+
+    def _write_checkpoint(self) -> None:
+        assert self._run is not None
+        assert self._writer is not None
+        at_rung = self._at_rung()
+        if at_rung or self._writer.due:
+            self._writer.write(Continuation(self._run.snapshot(), self._notes))
+        if at_rung:
+            self._writer.wait()
+
+    def _finish_writing(self) -> None:
+        """Wait for a checkpoint that nobody needs any longer, whatever becomes of it."""
+        if self._writer is not None:
+            with suppress(Exception):
+                self._writer.wait()
 
     def _fail(self, error: Exception) -> None:
         self._error, self._ends = describe_error(error), ends_the_process(error)
@@ -107,7 +127,9 @@ class Worker:
         assert self._run is not None
         assert self._task is not None
         usage = self._stop_metering()
-        return self._results.of(self._run, self._task, usage=usage, notes=self._notes)
+        result = self._results.of(self._run, self._task, usage=usage, notes=self._notes)
+        self._finish_writing()  # before the report, with which the driver removes the checkpoint
+        return result
 
     def _stop_metering(self) -> Usage | None:
         meter, self._meter = self._meter, None

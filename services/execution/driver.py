@@ -150,7 +150,9 @@ class Driver:
         if report.records:
             self.store.record_epochs(report.trial, report.records, worker=report.worker)
             curve = extended(trial.curve, report.records) if self._can_be_stopped(trial) else ()
-            trial = replace(trial, sample_passes=int(report.records[-1]["sample_passes"]), curve=curve)
+            # A worker that went on from an older checkpoint reports epochs again: what was spent stays spent.
+            passes = max(trial.sample_passes, int(report.records[-1]["sample_passes"]))
+            trial = replace(trial, sample_passes=passes, curve=curve)
             self.scheduler.update(trial)
         # End the run: every further trial would fail for the same reason, and be charged to the budget.
         if report.failure is not None and reports_disk_full(report.failure):

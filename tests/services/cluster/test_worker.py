@@ -92,7 +92,8 @@ def test_what_was_learned_and_distilled_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize("epochs", range(1, EPOCHS))
 def test_a_trial_goes_on_where_its_worker_died(tmp_path: Path, experiment: dict[str, Any], epochs: int) -> None:
     straight, expected = run(Worker(), task(tmp_path / "straight", experiment=experiment))
-    given, killed = task(tmp_path / "killed", experiment=experiment), Worker(report_seconds=0)
+    given = replace(task(tmp_path / "killed", experiment=experiment), rungs=tuple(range(1, EPOCHS)))
+    killed = Worker(report_seconds=0)
     killed.start(given)
     for _ in range(epochs):
         assert not killed.step().done

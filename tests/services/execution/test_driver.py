@@ -11,6 +11,7 @@ import pytest
 
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.training import TrainingSettings, sample_passes
+from services.cluster import checkpoint_writer
 from services.cluster.tasks import Report
 from services.cluster.worker import Worker
 from services.cluster.worker_errors import describe_error
@@ -58,7 +59,8 @@ def study_of(**arms: dict[str, Any]) -> Study:
 class Machine:
     """A store, a folder and the processes that come and go."""
 
-    def __init__(self, home: Path, study: Study, splits: Splits) -> None:
+    def __init__(self, home: Path, study: Study, splits: Splits, *, report_seconds: float = 1000) -> None:
+        self.report_seconds = report_seconds
         self.study, self.splits = study, splits
         self.settings = Settings(home=home, store_url=f"sqlite:///{home / 'store.db'}")
         self.folder = Folder(home / "runs" / study.name)
@@ -80,7 +82,7 @@ class Machine:
     def live(self, dies: Dies = lambda: False) -> None:
         """Run until the study has ended, or until death at one of the moments between two steps."""
         driver = self.driver()
-        worker = Worker(report_seconds=1000)
+        worker = Worker(report_seconds=self.report_seconds)
 
         def moment() -> None:
             if dies():
@@ -123,6 +125,43 @@ def test_a_study_whose_processes_die_at_any_moment_ends_like_one_whose_live(tmp_
     assert [outcome(row) for row in disturbed.trials] == [outcome(row) for row in undisturbed.trials]
     states = [row.state for row in undisturbed.trials]
     assert states.count("pruned") > 4
+
+
+def test_epochs_that_are_trained_again_for_want_of_a_recent_checkpoint_are_recorded_and_charged_once(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every epoch is reported, and of checkpoints there are a worker's first alone, and those at rungs."""
+    monkeypatch.setattr(checkpoint_writer, "QUICK_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint_writer, "WRITING_SHARE", 1e-9)
+    study = study_of(random=STUDY["arms"]["random"])
+    undisturbed = Machine(tmp_path / "a", study, splits)
+    undisturbed.live()
+    disturbed = Machine(tmp_path / "b", study, splits, report_seconds=0)
+    rng, deaths, again = random.Random(1), 0, 0
+    record = disturbed.store.record_epochs
+
+    def counted(trial: int, records: Any, *, worker: str | None = None) -> None:
+        nonlocal again
+        known = {row.epoch for row in disturbed.store.epochs(trial)}
+        again += sum(given["epoch"] in known for given in records)
+        record(trial, records, worker=worker)
+
+    monkeypatch.setattr(disturbed.store, "record_epochs", counted)
+    while True:
+        try:
+            disturbed.live(lambda: rng.random() < 0.1)
+            break
+        except Died:
+            deaths += 1
+    assert deaths >= 5
+    assert again > deaths  # more than what a checkpoint holds was seen before
+    assert [outcome(row) for row in disturbed.trials] == [outcome(row) for row in undisturbed.trials]
+    for one, other in zip(disturbed.trials, undisturbed.trials, strict=True):
+        assert epochs(disturbed, one) == epochs(undisturbed, other)
+
+
+def epochs(machine: Machine, trial: Trial) -> list[Any]:
+    return [(row.epoch, row.sample_passes, row.metrics) for row in machine.store.epochs(trial.id)]
 
 
 def test_the_time_left_is_estimated_once_a_trial_has_ended(tmp_path: Path, splits: Splits) -> None:
