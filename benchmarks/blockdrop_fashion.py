@@ -84,8 +84,8 @@ def loaded(train_samples: int) -> Images:
     """Return Fashion-MNIST: a training subset, 2,000 validation images, and all test images."""
     splits = load(DataSettings("fashion_mnist", train_samples=train_samples, validation_samples=2000))
     parts = [splits.train, splits.validation, splits.test()]
-    small = [replace(part, images=F.avg_pool2d(part.images, 2)) for part in parts]
-    return Images(*small, originals=parts[2].images, names=splits.class_names)
+    small = [Part(F.avg_pool2d(part.images[:], 2), part.labels, part.background) for part in parts]
+    return Images(*small, originals=parts[2].images[:], names=splits.class_names)
 
 
 def trained(model: torch.nn.Module, data: Images, epochs: int, seed: int, learning_rate: float) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from nas_blockout.data import DataSettings, Loader, Splits, load
+from nas_blockout.data import AnyPart, DataSettings, Loader, Splits, load
 from nas_blockout.data.tensor_dataset import Part
 from nas_blockout.experiment import Experiment, build
 from nas_blockout.methods import method_from_json
@@ -24,16 +24,17 @@ BATCHES = (32, 128)
 METHODS = ("none", "dropout", "blockout")
 
 
-def bare(model: nn.Module, part: Part, settings: TrainingSettings) -> Callable[[], None]:
+def bare(model: nn.Module, part: AnyPart, settings: TrainingSettings) -> Callable[[], None]:
     """Return a function that trains one epoch with the minimal loop."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
     generator = torch.Generator().manual_seed(0)
     learner = trainable(model)
+    images = part.images[:]  # normalized in advance, which a minimal loop would do
 
     def epoch() -> None:
         model.train()
         for index in torch.randperm(len(part.labels), generator=generator).split(settings.batch_size):
-            x, y = part.images[index], part.labels[index]
+            x, y = images[index], part.labels[index]
             loss = learner.loss(x, y, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -42,7 +43,7 @@ def bare(model: nn.Module, part: Part, settings: TrainingSettings) -> Callable[[
     return epoch
 
 
-def ours(model: nn.Module, part: Part, splits: Splits, settings: TrainingSettings) -> Callable[[], None]:
+def ours(model: nn.Module, part: AnyPart, splits: Splits, settings: TrainingSettings) -> Callable[[], None]:
     """Return a function that trains one epoch with our loop."""
     few = Part(splits.validation.images[:2], splits.validation.labels[:2])
     records = fit(model, Loaders(Loader(part, settings.batch_size), Loader(few, 2)), settings, seed=0)

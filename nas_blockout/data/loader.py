@@ -81,12 +81,16 @@ class Loader:
         else:
             order = drawn_alike(self._labels, generator)
         sizes = batch_sizes(count, self.batch_size)
+        batches = torch.split(order, sizes)
+        if not self._variations:
+            yield from self.part.gather(batches)
+            return
         height, width = self.part.images.shape[2:]
         drawn = draw_pass(self._variations, sizes, (height, width), generator)
         choices = dict(zip(self._variations, drawn, strict=True))
         crops = choices.pop(RESIZED_CROP, None)
         chosen = {variation: every.to(self.part.device).split(sizes, 1) for variation, every in choices.items()}
-        for number, (images, labels) in enumerate(self._gathered(torch.split(order, sizes), crops)):
+        for number, (images, labels) in enumerate(self._gathered(batches, crops)):
             for variation, of_batch in chosen.items():
                 images = self._varied(images, variation, of_batch[number])
             yield images, labels

@@ -85,7 +85,7 @@ class Part:
 
     def gather(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images and labels for each batch of numbers, shape (m,), int64."""
-        yield from _gathered(self.images, self.labels, batches)
+        return _gathered(self.images, self.labels, batches)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,16 +184,20 @@ def _require_shapes(images: Tensor, labels: Tensor) -> None:
 
 def _gathered(images: Tensor, labels: Tensor, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images and labels for each batch of numbers, on the device of the labels."""
-    if not batches:
-        return
-    # All numbers at once: a copy a batch would make an accelerator wait for each.
-    numbers = torch.cat(tuple(batches)).to(labels.device).split([len(batch) for batch in batches])
+    numbers = moved(batches, labels.device)
     if images.device == labels.device:
         for chosen in numbers:
             yield images.index_select(0, chosen), labels.index_select(0, chosen)
         return
     for batch, chosen in zip(batches, numbers, strict=True):
         yield _copied(images, batch, labels.device), labels.index_select(0, chosen)
+
+
+def moved(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Return the numbers of all batches on a device, in one copy: with one a batch, a device waits for each."""
+    if device.type == "cpu" or not batches:
+        return batches
+    return torch.split(torch.cat(tuple(batches)).to(device), [len(batch) for batch in batches])
 
 
 def _copied(images: Tensor, index: Tensor, device: torch.device) -> Tensor:

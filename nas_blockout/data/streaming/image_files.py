@@ -24,7 +24,7 @@ from nas_blockout.data.streaming.decoders import Decoders
 from nas_blockout.data.streaming.image_cache import CachedImages, Pixels, cached_images
 from nas_blockout.data.streaming.image_io import UNREADABLE, opaque, resized
 from nas_blockout.data.streaming.random_crops import crop_of, middle
-from nas_blockout.data.tensor_dataset import Labeled, scaled
+from nas_blockout.data.tensor_dataset import Labeled, moved, scaled
 
 MEMORY_BYTES = 2**31  # of normalized images, four bytes a value
 CHANNELS = 3
@@ -276,15 +276,12 @@ class StreamedPart:
         Raises:
             DataCorrupt: A file is not an image, is truncated or is gone; the message names it.
         """
-        if not batches:
-            return
         normalize = self.preprocessing.on(self.device)
         decoders = self.decoders or self.starting(stays=False)
-        numbers = torch.cat(tuple(batches)).to(self.device).split([len(batch) for batch in batches])
         # Workers send bytes, a quarter of the size of floats; scaled and normalized here, on the device.
-        for chosen, images in zip(numbers, decoders.batches(batches, crops), strict=True):
-            moved = images.to(self.device, non_blocking=decoders.pinned)
-            yield normalize(moved), self.labels.index_select(0, chosen)
+        for chosen, images in zip(moved(batches, self.device), decoders.batches(batches, crops), strict=True):
+            pixels = images.to(self.device, non_blocking=decoders.pinned)
+            yield normalize(pixels), self.labels.index_select(0, chosen)
 
 
 def decode(path: Path, side: int, background: str = "white") -> Tensor:
