@@ -5,8 +5,10 @@ nodes dropped, or with weights that have changed since. In evaluation nothing is
 layers are others, and an evaluation with the running ones scores a network that nobody has.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -55,25 +57,35 @@ def estimate_statistics(
         return
     modes = {module: module.training for module in model.modules()}
     momenta, before = [norm.momentum for norm in norms], _copies(norms)
+    reached: Counter[nn.Module] = Counter()
     model.eval()
+    hooks = [norm.register_forward_pre_hook(partial(_average, reached)) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
         norm.train()
     try:
         for batch in batches:
             if len(batch) > 1:  # one image has no variance over the batch
                 (forward or model)(batch)
     finally:
+        for hook in hooks:
+            hook.remove()
         for norm, momentum, (mean, variance, steps) in zip(norms, momenta, before, strict=True):
             new_mean, new_variance, new_steps = _statistics(norm)
-            if not new_steps:  # no image came here
+            if not reached[norm]:  # no image came here
                 new_mean.copy_(mean)
                 new_variance.copy_(variance)
             new_steps.copy_(steps)
             norm.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
+
+
+def _average(reached: Counter[nn.Module], norm: nn.Module, inputs: object) -> None:
+    """Let the next batch count as much as each before it: with no momentum at all, each would be waited for."""
+    if norm.training:
+        reached[norm] += 1
+        norm.momentum = 1 / reached[norm]  # type: ignore[assignment]  # a number of a normalization
 
 
 @contextmanager

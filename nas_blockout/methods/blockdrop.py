@@ -12,6 +12,7 @@ from nas_blockout.methods.paths.block_routes import (
     ROUTES,
     Inference,
     ResidualNetwork,
+    compacted_route,
     masked_route,
     norms_of,
     static_route,
@@ -304,7 +305,7 @@ class BlockDrop(TrainableModel):
         """
         if not self.training:
             if any(norm.training for norm in self._norms):  # their statistics are being estimated anew
-                return training_route(self.network, x, self.decide(x), generator, estimating=True)
+                return compacted_route(self.network, x, self.decide(x), generator, estimating=True)
             inference = "masked" if torch.compiler.is_exporting() else self.settings.inference
             return ROUTES[inference](self.network, x, self.decide(x), generator)
         if self.phase == "pretrain" or not self.settings.learns:
