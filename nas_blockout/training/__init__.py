@@ -3,7 +3,7 @@
 from nas_blockout.training.epoch_records import Batches, Checkpoint, EpochRecord, Evaluation, Loaders
 from nas_blockout.training.evaluation import evaluate
 from nas_blockout.training.optimizers import unmatched
-from nas_blockout.training.ranks import ALONE, RankGroup, Ranks, RanksEndedError
+from nas_blockout.training.ranks import ALONE, RankGroup, Ranks, RanksEndedError, indivisible
 from nas_blockout.training.training_loop import CALIBRATION_IMAGES, fit
 from nas_blockout.training.training_settings import NORMS_AND_BIASES, TrainingSettings, sample_passes
 
@@ -22,6 +22,7 @@ __all__ = [
     "TrainingSettings",
     "evaluate",
     "fit",
+    "indivisible",
     "sample_passes",
     "unmatched",
 ]

@@ -6,7 +6,7 @@ steps, and the numbers are those of one process up to the order of summation, ho
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -16,14 +16,37 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from nas_blockout.randomness.batch_shards import Shard, ShardGenerator, shard_of
+from nas_blockout.settings_fields import Conflict
 from nas_blockout.training.step import Step
 from nas_blockout.training.synchronized_norms import SharedBatch, synchronized
+from nas_blockout.training.training_settings import TrainingSettings
 from nas_blockout.training_protocol import TrainableLayer
 
 TIMEOUT_SECONDS = 600.0  # how long a rank waits for another one inside a step
 _LOOK_SECONDS = 5.0  # how often a waiting rank looks whether the first one still lives
 _BUCKET_NUMBERS = 2**23  # gradients summed at once: 32 MiB in float32
 _Signal = Literal["go", "stop"]
+
+
+def indivisible(settings: TrainingSettings) -> Conflict | None:
+    """Return what keeps several ranks from training with the numbers of one process, None if nothing does.
+
+    Args:
+        settings: How to train.
+    """
+    if settings.class_weights != "none":
+        # The mean over a batch is then weighted by its labels, of which a rank knows its own.
+        return Conflict(
+            "training.class_weights: must be none where several ranks train a trial, "
+            f"got {settings.class_weights}; balance the sampling, or use one rank",
+            "training.class_weights",
+        )
+    if getattr(settings, "compile", False):  # a compiled step cannot wait for other ranks inside its normalization
+        return Conflict(
+            "training.compile: must be false where several ranks train a trial, got true; use one rank",
+            "training.compile",
+        )
+    return None
 
 
 class RanksEndedError(RuntimeError):
@@ -46,7 +69,11 @@ class Ranks:
         return torch.Generator(device)
 
     def join(self, step: Step) -> None:
-        """Let the ranks compute their rows in every step, and sum the gradients before the update."""
+        """Let the ranks compute their rows in every step, and sum the gradients before the update.
+
+        Raises:
+            ValueError: The settings of the training ask for what ranks cannot share.
+        """
 
     def training(self, model: nn.Module) -> AbstractContextManager[None]:
         """Train within: normalization is by the whole batch."""
@@ -123,12 +150,19 @@ class RankGroup(Ranks):
         )
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str], device: str | torch.device = "cpu") -> "RankGroup":
+    def from_environment(
+        cls,
+        environment: Mapping[str, str],
+        *,
+        device: str | torch.device = "cpu",
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> "RankGroup":
         """Return the ranks that ``torchrun`` started: of `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`.
 
         Args:
-            environment: Variables by name, as `os.environ`.
+            environment: Variables of this process, `os.environ`.
             device: Where this one trains.
+            timeout_seconds: How long to wait for another rank inside a step before the training fails.
 
         Raises:
             ValueError: A variable is missing or no whole number.
@@ -140,7 +174,34 @@ class RankGroup(Ranks):
         # The agent of torchrun may serve a store at that port already.
         serves = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         store = TCPStore(environment["MASTER_ADDR"], port, size, serves)
-        return cls(rank, size, store=PrefixStore("nas_blockout", store), device=device)
+        shared = PrefixStore("nas_blockout", store)
+        return cls(rank, size, store=shared, device=device, timeout_seconds=timeout_seconds)
+
+    @classmethod
+    def served(cls, address: str, size: int) -> tuple[str, int, Store]:
+        """Return address, port and store of ranks that are to be: the first one calls it before it starts the others.
+
+        Args:
+            address: Of this machine, as the others reach it.
+            size: Number of ranks.
+        """
+        store = TCPStore(address, 0, size, is_master=True, wait_for_workers=False)
+        return address, store.port, store
+
+    @classmethod
+    def connected(
+        cls, rank: int, size: int, *, address: str, port: int, device: str | torch.device = "cpu"
+    ) -> "RankGroup":
+        """Return the ranks as another one than the first sees them; waits until all are there.
+
+        Args:
+            rank: Number of this process, 1 or more.
+            size: Number of ranks.
+            address: Of the first one.
+            port: Of its store.
+            device: Where this one trains.
+        """
+        return cls(rank, size, store=TCPStore(address, port, size, is_master=False), device=device)
 
     def generator(self, device: str | torch.device) -> torch.Generator:
         generator = ShardGenerator(device)
@@ -148,6 +209,8 @@ class RankGroup(Ranks):
         return generator
 
     def join(self, step: Step) -> None:
+        if (conflict := indivisible(step.settings)) is not None:
+            raise conflict
         whole = step.loss
 
         def loss(x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
@@ -207,6 +270,14 @@ class RankGroup(Ranks):
         if self.leads:
             self._signal("stop", self._waits + 1)
         dist.destroy_process_group()
+
+    def abort(self) -> None:
+        """Leave at once, even if another thread waits for the other ranks: it gets an error."""
+        if not self._open:
+            return
+        self._open = False
+        with suppress(RuntimeError):  # of what has failed already
+            dist.distributed_c10d._abort_process_group()
 
     def _signal(self, signal: _Signal, number: int) -> None:
         self._store.set(f"signal-{number}", signal)

@@ -214,10 +214,13 @@ class Jobs:
             ClusterError: Not a single trial fits, or the cluster cannot be reached.
         """
         workers, nodes = study.config.workers, self.nodes()
-        trials = room(nodes, cpus=workers.cpus, gpus=workers.gpus)
+        ranks, apart = workers.ranks_of_trial, workers.rank_placement == "several-nodes"
+        trials = room(nodes, cpus=workers.cpus, gpus=workers.gpus, ranks=ranks, apart=apart)
         if not trials:
+            together = _resources(workers.cpus * ranks, workers.gpus)
+            where = f"in {ranks} parts, each on one node" if apart else "on one node"
             raise ClusterError(
-                f"one trial of study {study.name!r} needs {_resources(workers.cpus, workers.gpus)} on one node, "
+                f"one trial of study {study.name!r} needs {together} {where}, "
                 f"the cluster has {_described(nodes)}; lower workers.cpus or workers.gpus of the study, or add a node"
             )
         return trials
@@ -263,16 +266,21 @@ def job_id(study: Study, attempt: int = 0) -> str:
     return f"nas-blockout-{study.name}-{study.hash[:12]}-{attempt}"
 
 
-def room(nodes: Sequence[Node], *, cpus: float, gpus: float) -> int:
+def room(nodes: Sequence[Node], *, cpus: float, gpus: float, ranks: int = 1, apart: bool = False) -> int:
     """Return how many trials can run at the same time.
 
-    A trial cannot be spread over several nodes, and a fraction of a GPU cannot be spread over several GPUs.
+    A rank cannot be spread over several nodes, and a fraction of a GPU cannot be spread over several GPUs.
 
     Args:
         nodes: The machines.
-        cpus: CPUs of one trial, positive.
+        cpus: CPUs of one rank of a trial, positive.
         gpus: GPUs of one trial: 0, a fraction below 1, or a whole number.
+        ranks: Processes that train one trial.
+        apart: Whether these may be on several nodes.
     """
+    if apart:
+        return sum(_room(node, cpus=cpus, gpus=gpus / ranks) for node in nodes) // ranks
+    cpus *= ranks
     return sum(_room(node, cpus=cpus, gpus=gpus) for node in nodes)
 
 

@@ -23,6 +23,7 @@ class Task:
         data_root: Folder of the data sets, or None for the default locations.
         threads: Number of threads used for training.
         device: Device used for training.
+        ranks: Processes that train the trial together.
         rungs: Epochs after which to report before training on: the driver may stop the trial there.
         measures_latency: Whether the time of a forward pass of the trained network is measured.
         robustness: Corrupted test images on which the trained model is evaluated as well: ``images``, ``severities``,
@@ -39,6 +40,7 @@ class Task:
     data_root: str | None = None
     threads: int = 1
     device: str = "cpu"
+    ranks: int = 1
     rungs: tuple[int, ...] = ()
     measures_latency: bool = False
     robustness: Mapping[str, Any] | None = None

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from services.cluster.connection import ClusterError, check, surrounding_cluster
+from services.cluster.rank_actors import RankActors
 from services.cluster.tasks import Report, Task
 from services.cluster.worker import Worker
 
@@ -61,15 +62,43 @@ class Resources:
 
     Args:
         max_concurrent_trials: Trials that run at the same time.
-        cpus: Ray CPUs per trial.
-        gpus: Ray GPUs per trial; trials with fractions share a GPU.
+        cpus: Ray CPUs of each rank of a trial.
+        gpus: Ray GPUs per trial; trials with fractions share a GPU, and several are one for each rank.
         retries: Further attempts after the worker of a trial has died.
+        ranks: Processes that train one trial together.
+        one_node: Whether all of them are on one node; else they are on as few as possible.
     """
 
     max_concurrent_trials: int = 2
     cpus: int = 1
     gpus: float = 0.0
     retries: int = 2
+    ranks: int = 1
+    one_node: bool = True
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one rank takes, as Ray names it."""
+        needs = {"CPU": float(self.cpus), "GPU": self.gpus / self.ranks}
+        return {name: need for name, need in needs.items() if need}
+
+    @property
+    def described(self) -> str:
+        """What one trial takes, as its user wrote it."""
+        each = f"{self.cpus} CPUs and {self.gpus:g} GPUs"
+        if self.ranks == 1:
+            return each
+        where = "on one node" if self.one_node else "each on one node"
+        return f"{self.ranks} times {self.cpus} CPUs and {self.gpus / self.ranks:g} GPUs {where}"
+
+    def fit(self, nodes: Sequence[Mapping[str, float]]) -> bool:
+        """Return whether one trial has room, were nothing else running.
+
+        Args:
+            nodes: What each node has, as Ray names it.
+        """
+        rooms = [min(node.get(name, 0.0) // need for name, need in self.bundle.items()) for node in nodes]
+        return self.ranks <= (max(rooms, default=0.0) if self.one_node else sum(rooms))
 
 
 def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None = None) -> None:
@@ -137,7 +166,8 @@ def _connect(resources: Resources, address: str | None, *, scratch: Path) -> Non
     if address is not None:
         check(address)
     logging.getLogger("ray").setLevel(logging.ERROR)
-    cpus = resources.max_concurrent_trials * resources.cpus if address is None else None
+    together = resources.cpus * resources.ranks
+    cpus = resources.max_concurrent_trials * together if address is None else None
     dashboard = None if address else False
     scratch.mkdir(parents=True, exist_ok=True)
     try:
@@ -155,9 +185,9 @@ def _connect(resources: Resources, address: str | None, *, scratch: Path) -> Non
         raise ClusterError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
     available = ray.cluster_resources()
     # Tune would only print a warning and wait forever for a node that is large enough.
-    if available.get("CPU", 0) < resources.cpus or available.get("GPU", 0) < resources.gpus:
+    if not resources.fit([node["Resources"] for node in ray.nodes() if node["Alive"]]):
         raise ClusterError(
-            f"one trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs, the cluster has "
+            f"one trial needs {resources.described}, the cluster has "
             f"{available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs"
         )
 
@@ -167,7 +197,9 @@ def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     broker = _Broker(tasks)
-    trainable = tune.with_resources(_trainable(), {"cpu": resources.cpus, "gpu": resources.gpus})
+    strategy = "STRICT_PACK" if resources.one_node else "PACK"
+    bundles = tune.PlacementGroupFactory([resources.bundle] * resources.ranks, strategy=strategy)
+    trainable = tune.with_resources(_trainable(resources), bundles)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -191,14 +223,16 @@ def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
     tuner.fit()
 
 
-def _trainable() -> type:
+def _trainable(resources: Resources) -> type:
     from ray import tune
+
+    bundle = resources.bundle
 
     class TrialActor(tune.Trainable):
         """A worker as a Tune trainable; every step is one report."""
 
         def setup(self, config: Mapping[str, Any]) -> None:
-            self.worker = Worker()
+            self.worker = Worker(others=RankActors(cpus=int(bundle["CPU"]), gpus=int(bundle.get("GPU", 0))))
             self.reports = 0
             self.ends = False
             self.worker.start(Task(**config["task"]))
@@ -217,6 +251,10 @@ def _trainable() -> type:
             # Tune would hand the actor of a trial that is done to the next one. It never does so with one that dies.
             done = report.done and not self.ends
             return {"reports": self.reports, "report": report.to_text(), "done": done, "ends_worker": self.ends}
+
+        def cleanup(self) -> None:
+            """End the processes of the other ranks with this one."""
+            self.worker.leave()
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             """Save nothing: the worker writes its own checkpoint with every report."""

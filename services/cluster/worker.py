@@ -18,14 +18,16 @@ import torch
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.devices import Usage, UsageMeter
 from nas_blockout.experiment import Experiment, Run
-from nas_blockout.training import EpochRecord
+from nas_blockout.training import ALONE, EpochRecord, Ranks
 from services.cluster.checkpoint_writer import CheckpointWriter
 from services.cluster.checkpoints import Continuation, read_checkpoint
+from services.cluster.rank_actors import RankActors, RankError, RankLostError
 from services.cluster.tasks import Report, Task
 from services.cluster.trial_results import TrialResults
 from services.cluster.worker_errors import describe_error, ends_the_process
 from services.files.remote import reading
 
+OTHERS_SECONDS = 10.0  # how long an error waits to be explained by another rank, whose end may be seen later
 REPORT_SECONDS = 2.0  # what a trial loses at most, besides one epoch, when its worker dies
 
 
@@ -37,10 +39,12 @@ class Worker:
 
     Args:
         report_seconds: How long to train between two reports; 0 reports every epoch.
+        others: The other ranks of trials that several processes train; None if there are no such trials.
     """
 
-    def __init__(self, report_seconds: float = REPORT_SECONDS) -> None:
+    def __init__(self, report_seconds: float = REPORT_SECONDS, others: RankActors | None = None) -> None:
         self._report_seconds = report_seconds
+        self._others = others
         self._data: dict[tuple[DataSettings, str | None], Splits] = {}
         self._results = TrialResults()
         self._task: Task | None = None
@@ -73,7 +77,13 @@ class Worker:
             self._notes = start.notes
             self._meter = UsageMeter(task.device)
             splits, placement = self._splits(experiment.data, task), task.placement()
-            self._run = Run(experiment, splits, device=task.device, placement=placement, start=start.snapshot)
+            self._run = Run(
+                *(experiment, splits),
+                device=task.device,
+                placement=placement,
+                start=start.snapshot,
+                ranks=self._ranks(task),
+            )
             # The worker before may have died before its last report arrived; the driver ignores what it has already.
             self._unreported = list(start.snapshot.records) if start.snapshot else []
         except Exception as error:  # noqa: BLE001  # the trial fails, the worker continues with the next one
@@ -85,6 +95,9 @@ class Worker:
         At a rung, where the driver may stop the trial, the checkpoint is written before the report is returned. It is
         so after other epochs too if it is quick to write. Otherwise it is written while the training goes on: if the
         worker dies meanwhile, epochs that were reported are trained again, with the same numbers, which the store has.
+
+        Raises:
+            RankLostError: The process of another rank has died: as with this process, the trial is to begin again.
         """
         assert self._task is not None, "start a task first"
         began, trained = time.monotonic(), False
@@ -120,8 +133,29 @@ class Worker:
             with suppress(Exception):
                 self._writer.wait()
 
+    def leave(self) -> None:
+        """End the processes of the other ranks, if there are any."""
+        if self._others is not None:
+            self._others.leave()
+            self._others.end()
+
+    def _ranks(self, task: Task) -> Ranks:
+        return ALONE if self._others is None or task.ranks == 1 else self._others.begin(task)
+
     def _fail(self, error: Exception) -> None:
-        self._error, self._ends = describe_error(error), ends_the_process(error)
+        """Take note of an error; if that of another rank is behind it, of this one in its place.
+
+        Raises:
+            RankLostError: The process of another rank has died.
+        """
+        elsewhere: Exception | None = error if isinstance(error, RankError | RankLostError) else None
+        if self._others is not None:
+            elsewhere = elsewhere or self._others.failure(wait_seconds=OTHERS_SECONDS)
+            self._others.end()
+        if isinstance(elsewhere, RankLostError):
+            raise elsewhere from error
+        self._error = str(elsewhere) if elsewhere else describe_error(error)
+        self._ends = ends_the_process(error)
 
     def _result(self) -> dict[str, Any]:
         assert self._run is not None

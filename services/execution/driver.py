@@ -210,6 +210,7 @@ class Driver:
             data_root=str(self.settings.data) if self.settings.data else None,
             threads=workers.cpus,
             device="cuda" if workers.gpus else "cpu",
+            ranks=workers.ranks_of_trial,
             rungs=tuple(rules.pruner.rungs or ()) if rules.pruner and not retrain else (),
             measures_latency=rules.needs_latency,
             # The seed of the study, not of the trial: all models are tested on the same corrupted images.
@@ -347,7 +348,14 @@ def _run_trials(
     store.requeue_running(study.name)  # their driver has ended, since this one has the claim
     driver = Driver(study, splits, store, folder=folder, settings=settings, observe=observe)
     workers = study.config.workers
-    resources = cluster.Resources(workers.max_concurrent_trials, workers.cpus, workers.gpus, workers.retries)
+    resources = cluster.Resources(
+        workers.max_concurrent_trials,
+        workers.cpus,
+        workers.gpus,
+        workers.retries,
+        ranks=workers.ranks_of_trial,
+        one_node=workers.rank_placement == "one-node",
+    )
     if not driver.finished:
         observe(driver.progress())  # Ray takes some seconds to start: show something before that
         with _heartbeat(store, study.name), following(settings.tracking_uri, study.name, study.to_json(), store):

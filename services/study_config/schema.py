@@ -11,6 +11,7 @@ from services.study_config.settings_models import SchemaOf
 
 DEFAULT_MARGIN = 0.005
 MOST = 2**63 - 1  # the largest integer that SQLite and PostgreSQL can store
+RankPlacement = Literal["one-node", "several-nodes"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Seed = Annotated[int, Field(ge=0, le=MOST)]
 Count = Annotated[int, Field(gt=0, le=MOST)]
@@ -105,8 +106,24 @@ class Workers(_Strict):
     max_concurrent_trials: int = Field(
         2, ge=1, le=4096, description="Maximum number of trials that run at the same time."
     )
-    cpus: int = Field(1, ge=1, le=256, description="Threads and Ray CPUs per trial.")
-    gpus: float = Field(0.0, ge=0, le=64, description="Ray GPUs per trial; trials with fractions share a GPU.")
+    cpus: int = Field(1, ge=1, le=256, description="Threads and Ray CPUs per trial, or of each of its ranks.")
+    gpus: float = Field(
+        0.0,
+        ge=0,
+        le=64,
+        description="Ray GPUs per trial; trials with fractions share a GPU, and a trial with several has one for each "
+        "of its ranks.",
+    )
+    ranks: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Processes that train one trial together, with the numbers of one; as many as GPUs, or 1, if left "
+        "out.",
+    )
+    rank_placement: RankPlacement = Field(
+        "one-node", description="Whether the ranks of a trial are on one node, or on as few as possible."
+    )
     retries: int = Field(2, ge=0, le=20, description="Retries after the process of a trial has died.")
     data_memory_share: float = Field(
         MEMORY_SHARE,
@@ -125,6 +142,22 @@ class Workers(_Strict):
     @classmethod
     def _number(cls, value: Any) -> Any:
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @property
+    def ranks_of_trial(self) -> int:
+        """Processes that train one trial together."""
+        return self.ranks or max(1, int(self.gpus))
+
+    @model_validator(mode="after")
+    def _one_gpu_a_rank(self) -> "Workers":
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus above 1 must be a whole number, one for each rank of a trial, got {self.gpus:g}")
+        if self.ranks is not None and self.gpus and self.ranks != max(1, int(self.gpus)):
+            raise ValueError(
+                f"ranks must be as many as gpus, one for each, got ranks: {self.ranks} and gpus: {self.gpus:g}; "
+                "leave ranks out"
+            )
+        return self
 
 
 class Robustness(_Strict):

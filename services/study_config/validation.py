@@ -27,7 +27,7 @@ from nas_blockout.methods.blockdrop import (
 )
 from nas_blockout.methods.dropcluster import DropClusterSettings
 from nas_blockout.settings_fields import Conflict, conflicts_in
-from nas_blockout.training import TrainingSettings, sample_passes
+from nas_blockout.training import TrainingSettings, indivisible, sample_passes
 from search_spaces import SPACES, Context, TooFew, compose, grid, require_fit
 from services.study_config.errors import LineMap, StudyError, Violation, violation_at, with_lines
 from services.study_config.layers import ARM_SECTIONS, ArmSettings, arms_of
@@ -240,13 +240,19 @@ def check_against_dimensions(study: Study, data: Dimensions, *, source: str, lin
         settings = ArmSettings(document, arms, name)
         violations += (
             violation_at(settings.place(conflict.keys), str(conflict), key=conflict.keys[0])
-            for conflict in _unfit(arm, data)
+            for conflict in (*_unfit(arm, data), *_undivided(study, arm))
         )
     seeds = len(study.config.retrain.seeds)
     trainings = {name: arm.experiment.training for name, arm in study.arms.items()}
     violations += unpaid(study.config.budget, seeds=seeds, trainings=trainings, images=data.train_images)
     if violations:
         raise StudyError.of(with_lines(violations, lines), source=source)
+
+
+def _undivided(study: Study, arm: Arm) -> Iterator[Conflict]:
+    """Yield what keeps several ranks from training the trials of an arm together."""
+    if study.config.workers.ranks_of_trial > 1 and (conflict := indivisible(arm.experiment.training)):
+        yield conflict
 
 
 def _unfit(arm: Arm, data: Dimensions) -> Iterator[Conflict]:

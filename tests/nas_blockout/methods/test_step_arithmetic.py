@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nas_blockout.draws import DrawCounter, DrawsBefore
+from nas_blockout.randomness.draws import DrawCounter, DrawsBefore
 from nas_blockout.training import TrainingSettings, fit
 from nas_blockout.training.precision import autocast, precision_note, products, require_compiler
 from nas_blockout.training_protocol import TrainableModel

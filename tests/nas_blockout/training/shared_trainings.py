@@ -118,16 +118,15 @@ def finding(run: Run) -> dict[str, Any]:
     }
 
 
-def start_ranks(size: int, folder: Path, cases: Sequence[str], **environment: str) -> list[subprocess.Popen[str]]:
-    """Start the processes that train cases together."""
+def start_ranks(size: int, *program: str) -> list[subprocess.Popen[str]]:
+    """Start a Python program in as many processes, as torchrun would."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **environment}
-    command = [sys.executable, "-m", "tests.nas_blockout.training.shared_trainings", str(folder), *cases]
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
-            command,
+            [sys.executable, *program],
             env={**os.environ, **shared, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,14 +1,19 @@
 """Several processes that train one model: the numbers of one process, a common end, and no waiting for the dead."""
 
 import json
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nas_blockout.training import EpochRecord
+from nas_blockout.methods.random_masks import keep_mask
+from nas_blockout.randomness.draws import ShardGenerator, shard_of
+from nas_blockout.training import EpochRecord, RankGroup
 from tests.nas_blockout.training.shared_trainings import CASES, doubled, finding, start_ranks, trained
 from tests.once import once
 
@@ -26,7 +31,7 @@ def outputs(processes: list[subprocess.Popen[str]]) -> list[str]:
 
 
 def run_ranks(size: int, folder: Path, cases: tuple[str, ...]) -> None:
-    processes = start_ranks(size, folder, cases)
+    processes = start_ranks(size, "-m", "tests.nas_blockout.training.shared_trainings", str(folder), *cases)
     texts = outputs(processes)
     assert [process.returncode for process in processes] == [0] * size, "\n".join(texts)
 
@@ -105,3 +110,85 @@ def test_ranks_go_on_with_what_one_process_began_and_it_with_what_they_began(epo
         run_ranks(2, tmp_path, ("two stages",))
         by_ranks = found(tmp_path, "two stages", 0)
         assert_equal(by_ranks, straight)
+
+
+BEHAVIOR = """
+import os, signal, sys, time, torch
+from nas_blockout.training import RankGroup, RanksEndedError
+ranks = RankGroup.from_environment(os.environ, timeout_seconds=60 if sys.argv[1] != "pauses" else 3)
+ranks.total(torch.ones(1))
+dies, closes, pauses = (sys.argv[1] == word for word in ("dies", "closes", "pauses"))
+if dies and ranks.rank == int(sys.argv[2]):
+    os.kill(os.getpid(), signal.SIGKILL)
+if closes and ranks.leads:
+    ranks.close()
+    sys.exit()
+if pauses and ranks.leads:
+    time.sleep(8)
+try:
+    ranks.await_first()
+    print("sum", int(ranks.total(torch.ones(1))))
+except RanksEndedError as error:
+    print("ended:", error)
+except RuntimeError as error:
+    print("failed:", type(error).__name__)
+"""
+
+
+def behavior(*arguments: str) -> tuple[list[str], list[int]]:
+    processes = start_ranks(2, "-W", "ignore", "-c", BEHAVIOR, *arguments)
+    texts = outputs(processes)
+    return texts, [process.returncode for process in processes]
+
+
+def test_the_others_wait_between_epochs_for_as_long_as_the_first_rank_pauses() -> None:
+    texts, codes = behavior("pauses")
+    assert codes == [0, 0], texts
+    assert ["sum 2" in text for text in texts] == [True, True], texts
+
+
+def test_the_first_rank_ends_the_training_of_the_others() -> None:
+    texts, codes = behavior("closes")
+    assert codes == [0, 0], texts
+    assert "ended: the first rank has ended the training" in texts[1]
+
+
+def test_a_rank_that_dies_is_an_error_of_the_first_one_and_no_wait() -> None:
+    texts, codes = behavior("dies", "1")
+    assert codes[1] == -signal.SIGKILL
+    assert "failed: " in texts[0], texts
+
+
+def test_the_others_end_when_the_first_rank_dies() -> None:
+    texts, codes = behavior("dies", "0")
+    assert codes[0] == -signal.SIGKILL
+    assert "ended: the first rank is gone" in texts[1], texts
+
+
+def test_ranks_without_their_variables_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"missing WORLD_SIZE, MASTER_ADDR, MASTER_PORT: start by torchrun"):
+        RankGroup.from_environment({"RANK": "0"})
+
+
+@given(whole=st.integers(1, 70), size=st.integers(1, 9))
+def test_shards_are_all_rows_once_and_as_even_as_can_be(whole: int, size: int) -> None:
+    shards = [shard_of(whole, rank=rank, size=size) for rank in range(size)]
+    counted = [shard for shard in shards if shard.counted]
+    rows = torch.arange(whole)
+    assert torch.equal(torch.cat([shard.of(rows) for shard in counted]), rows)
+    assert max(shard.rows for shard in counted) - min(shard.rows for shard in counted) <= 1
+    assert sum(shard.weight for shard in shards) == pytest.approx(1)
+    assert all(len(shard.of(rows)) == shard.rows >= 1 for shard in shards)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_mask_of_some_rows_is_a_part_of_the_mask_of_all(layout: torch.memory_format) -> None:
+    whole = torch.empty(7, 4, 5, 5).to(memory_format=layout)
+    expected = keep_mask(whole, 0.4, torch.Generator().manual_seed(3))
+    for rank in range(3):
+        generator = ShardGenerator().manual_seed(3)
+        assert isinstance(generator, ShardGenerator)
+        generator.shard = shard_of(7, rank=rank, size=3)
+        mask = keep_mask(generator.shard.of(whole), 0.4, generator)
+        assert torch.equal(mask, generator.shard.of(expected))
+        assert mask.is_contiguous(memory_format=layout)

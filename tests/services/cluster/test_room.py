@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.cli.main import main
-from services.cluster import ClusterError
+from services.cluster import ClusterError, Resources
 from services.cluster.connection import surrounding_cluster, token
 from services.cluster.jobs import Jobs, Node, room
 from tests.services.tiny import TINY, image_folder
@@ -32,6 +32,27 @@ from tests.services.tiny import TINY, image_folder
 )
 def test_trials_fit_on_single_nodes_and_single_gpus(nodes: list[Node], cpus: int, gpus: float, expected: int) -> None:
     assert room(nodes, cpus=cpus, gpus=gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "together", "apart"),
+    [
+        ([Node(8, 4)], 4, 1, 1),
+        ([Node(8, 2), Node(8, 2)], 4, 0, 1),
+        ([Node(8, 3), Node(8, 3), Node(8, 3)], 2, 3, 4),
+        ([Node(3, 4)], 2, 0, 0),  # each rank needs two CPUs
+        ([Node(4, 0), Node(2, 0)], 0, 1, 1),
+    ],
+)
+def test_ranks_of_a_trial_fit_on_one_node_or_on_several(
+    nodes: list[Node], gpus: float, together: int, apart: int
+) -> None:
+    ranks = int(gpus) or 2
+    assert room(nodes, cpus=2, gpus=gpus, ranks=ranks) == together
+    assert room(nodes, cpus=2, gpus=gpus, ranks=ranks, apart=True) == apart
+    described = [{"CPU": node.cpus, "GPU": node.gpus} for node in nodes]
+    for one_node, expected in ((True, together), (False, apart)):
+        assert Resources(cpus=2, gpus=gpus, ranks=ranks, one_node=one_node).fit(described) == bool(expected)
 
 
 @given(
