@@ -121,10 +121,13 @@ def unwrapped(value: Any) -> Any:
 @contextmanager
 def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulation]:
     """Emulate the device within; its generators and its optimizers that are one kernel are those of the processor."""
-    emulation, tensor = Emulation(), torch.tensor
+    emulation, tensor, autocast = Emulation(), torch.tensor, torch.autocast
 
     def made(data: Any, *, device: Any = "cpu", **options: Any) -> Tensor:  # torch makes it below of what modes see
         return tensor(data, **options).to(device)
+
+    def casting(device_type: str, *given: Any, **options: Any) -> torch.autocast:
+        return autocast("cpu" if device_type == DEVICE else device_type, *given, **options)
 
     def wait(device: Any = None) -> None:
         emulation.waits += 1
@@ -132,6 +135,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulation]:
     with monkeypatch.context() as patch, emulation:
         patch.setattr(torch, "Generator", AnyGenerator)
         patch.setattr(torch, "tensor", made)
+        patch.setattr(torch, "autocast", casting)
         patch.setattr(torch.accelerator, "synchronize", wait)
         for module in map(import_module, ("torch.optim.adam", "torch.optim.sgd", "torch.optim.optimizer")):
             for kind in ("fused", "foreach"):
