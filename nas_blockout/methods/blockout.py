@@ -138,11 +138,13 @@ PAPER = BlockoutSettings(
 PRETRAINED = BlockoutSettings(
     clusters=2,
     mask_values="binary",
+    estimator="straight-through",
     rescale=False,
     last_probability=0.99,
     logit_noise=1.0,
-    magnitude_spread=4.0,
+    magnitude_spread=10.0,
     start_at="cost_target",
+    structure_lr_multiplier=100.0,
     cost_penalty=2.0,
     cost_warmup=0.0,
     polarization=1.0,
@@ -206,9 +208,7 @@ class Blockout(TrainableModel):
         self.settings = settings
         self.connections = tuple(connections)
         self.ramp = 1.0
-        self.register_buffer(
-            "_ramp", torch.ones((), dtype=torch.float64), persistent=False
-        )  # what a compiled step reads
+        self.register_buffer("_ramp", torch.ones((), dtype=torch.float64), persistent=False)  # for compiled steps
         require_weights(network, self.connections)
         self.masked_connections = masked_connections(self.connections, settings.masked)
         widths = masked_widths(self.connections, self.masked_connections)
@@ -470,17 +470,15 @@ def _require_nodes(widths: Mapping[str, int], settings: BlockoutSettings) -> Non
             raise Conflict(message, "clusters", "masked")
 
 
-def _initial_logits(
-    widths: Mapping[str, int], settings: BlockoutSettings, magnitudes: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _initial_logits(widths: Mapping[str, int], settings: BlockoutSettings, known: Assignments) -> dict[str, Tensor]:
     _require_nodes(widths, settings)
     first, last = settings.first_probability, settings.last_probability
     logits = {}
     for position, (name, nodes) in enumerate(widths.items()):
         p = first + (last - first) * position / max(1, len(widths) - 1)
         value = torch.full((nodes, settings.clusters), p).logit()
-        if name in magnitudes and settings.magnitude_spread:
-            value = value + settings.magnitude_spread * magnitudes[name].to(value)[:, None]
+        if name in known and settings.magnitude_spread:
+            value = value + settings.magnitude_spread * known[name].to(value)[:, None]
         if settings.logit_noise:
             value = value + settings.logit_noise * torch.randn_like(value)  # as initial weights: seeded by the caller
         logits[name] = value
