@@ -416,9 +416,8 @@ class Blockout(TrainableModel):
         loss = self.criterion(self.with_memberships(x, first, generator), y)
         with torch.no_grad():
             other = self.criterion(self.with_memberships(x, second, generator), y)
-        gap = other - loss.detach()
         # Adds 0 to the value, and gap * (u - 1/2) to the gradient of the logits, which is the estimator.
-        surrogate = ((uniform - 0.5) * logits).sum()
+        gap, surrogate = other - loss.detach(), ((uniform - 0.5) * logits).sum()
         return loss + gap * (surrogate - surrogate.detach())
 
     @torch.no_grad()
@@ -464,10 +463,8 @@ def require_nodes(network: Network, settings: BlockoutSettings) -> tuple[str, ..
 def _require_nodes(widths: Mapping[str, int], settings: BlockoutSettings) -> None:
     for name, nodes in widths.items():
         if settings.clusters > nodes:
-            message = (
-                f"clusters must lie in 1..nodes, got clusters={settings.clusters} for nodes={nodes} in layer {name!r}"
-            )
-            raise Conflict(message, "clusters", "masked")
+            got = f"got clusters={settings.clusters} for nodes={nodes} in layer {name!r}"
+            raise Conflict(f"clusters must lie in 1..nodes, {got}", "clusters", "masked")
 
 
 def _initial_logits(widths: Mapping[str, int], settings: BlockoutSettings, known: Assignments) -> dict[str, Tensor]:

@@ -56,81 +56,136 @@ def fit(
     """
     if settings.compile:
         require_compiler(device, ranks.size)
-    place(model, device, settings.memory_format)
-    learner = trainable(model)
-    layers = [module for module in model.modules() if isinstance(module, TrainableLayer)]
-    optimizer = make_optimizer(learner, settings)
-    step = Step(learner, optimizer, settings, device=device)
-    recipes = Recipes(step, settings, loaders.class_counts, seed=seed, device=device)
-    ranks.join(step)  # after the recipes: they change whole batches, of which each rank then takes its rows
-    generator = ranks.generator(device).manual_seed(seed)
-    first, passes, seconds = 0, 0, 0.0
+    training = _Training(model, loaders, settings, seed=seed, device=device, ranks=ranks)
     if start is not None:
-        first, passes, seconds = start.epochs_done, start.sample_passes, start.seconds
-        model.load_state_dict(start.model)
-        optimizer.load_state_dict(dict(start.optimizer))
-        generator.set_state(start.generator.cpu())
-        recipes.load(start.trained)
+        training.resume(start)
         start = None  # its weights and moments are those of the model and the optimizer by now
     ranks.share(model)
-    calibration_batch: Tensor | None = None  # read on first use: most models need none
-    for epoch in range(first, settings.epochs):
-        ranks.await_first()
-        began = time.perf_counter()
-        recipes.begin(epoch)
-        for layer in layers:
-            layer.prepare_epoch(epoch, settings.epochs)
-        step.begin_epoch()
-        if calibrated := [layer for layer in layers if layer.needs_calibration]:
-            with products(settings.precision, device):
-                calibration_batch = _calibrate(model, loaders.train, calibration_batch, seed=seed, device=device)
-            ranks.share(*calibrated)  # devices round differently, and clusters may differ for it
-        order = torch.Generator().manual_seed(seed + _EPOCH_STRIDE * (epoch + 1))
-        with ranks.training(model), products(settings.precision, device):
-            own, trained = _train_epoch(
-                step, loaders.train, epoch=epoch, order=order, generator=generator, device=device
-            )
-        total = float(ranks.total(torch.tensor(own)))
-        ranks.gather_counts(layers)
-        passes += trained
-        failure = None if math.isfinite(total) else f"the training loss became {total} in epoch {epoch}"
-        checked = None
-        if failure is None:
-            recipes.end()
-            passes += _fit_statistics(model, loaders.train, settings, seed=seed, epoch=epoch, device=device)
-            checked = evaluate(model, loaders.validation, device=device, precision=settings.precision, ranks=ranks)
-            if not math.isfinite(checked.loss):
-                failure, checked = f"the validation loss became {checked.loss} in epoch {epoch}", None
-        seconds += time.perf_counter() - began
-        yield EpochRecord(
-            epoch=epoch,
-            sample_passes=passes,
-            seconds=seconds,
-            learning_rate=optimizer.param_groups[0]["lr"],
-            train_loss=None if failure else total / max(1, trained),
-            validation_loss=checked.loss if checked else None,
-            validation_accuracy=checked.accuracy if checked else None,
-            telemetry={} if failure else {key: value for layer in layers for key, value in layer.telemetry().items()},
-            failure=failure,
-            checkpoint=Checkpoint(
-                *(epoch + 1, passes, seconds, model.state_dict(), optimizer.state_dict(), generator.get_state()),
-                trained=recipes.trained(),
-            ),
-        )
-        if failure:
+    for epoch in range(training.epochs_done, settings.epochs):
+        record = training.epoch(epoch)
+        yield record
+        if record.failure:
             return
 
 
-@torch.no_grad()
-def _calibrate(
-    model: nn.Module, images: Batches, batch: Tensor | None, *, seed: int, device: str | torch.device
-) -> Tensor:
-    """Show a model a batch of training images, always the same, also in a resumed run; return it for the next time."""
-    if batch is None:
-        batch = torch.cat([*images.sample(CALIBRATION_IMAGES, _drawing(seed, 0))]).to(device)
-    model.eval()
-    model(batch)
-    return batch
+class _Training:
+    """A training between two epochs: what `fit` is told, and what it has come to."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loaders: Loaders,
+        settings: TrainingSettings,
+        *,
+        seed: int,
+        device: str | torch.device,
+        ranks: Ranks,
+    ) -> None:
+        self.model, self.loaders, self.settings = model, loaders, settings
+        self.seed, self.device, self.ranks = seed, device, ranks
+        place(model, device, settings.memory_format)
+        learner = trainable(model)
+        self.layers = [module for module in model.modules() if isinstance(module, TrainableLayer)]
+        self.optimizer = make_optimizer(learner, settings)
+        self.step = Step(learner, self.optimizer, settings, device=device)
+        self.recipes = Recipes(self.step, settings, loaders.class_counts, seed=seed, device=device)
+        ranks.join(self.step)  # after the recipes: they change whole batches, of which each rank then takes its rows
+        self.generator = ranks.generator(device).manual_seed(seed)
+        self.epochs_done, self.passes, self.seconds = 0, 0, 0.0
+        self.calibration_batch: Tensor | None = None  # read on first use: most models need none
+
+    def resume(self, start: Checkpoint) -> None:
+        """Continue after a checkpoint."""
+        self.epochs_done, self.passes, self.seconds = start.epochs_done, start.sample_passes, start.seconds
+        self.model.load_state_dict(start.model)
+        self.optimizer.load_state_dict(dict(start.optimizer))
+        self.generator.set_state(start.generator.cpu())
+        self.recipes.load(start.trained)
+
+    def epoch(self, epoch: int) -> EpochRecord:
+        """Train for one epoch, numbered from 0, and evaluate what it led to."""
+        self.ranks.await_first()
+        began = time.perf_counter()
+        self._prepare(epoch)
+        total, trained = self._train(epoch)
+        self.passes += trained
+        failure = None if math.isfinite(total) else f"the training loss became {total} in epoch {epoch}"
+        checked = None
+        if failure is None:
+            self.recipes.end()
+            self.passes += self._fit_statistics(epoch)
+            precision = self.settings.precision
+            checked = evaluate(
+                self.model, self.loaders.validation, device=self.device, precision=precision, ranks=self.ranks
+            )
+            if not math.isfinite(checked.loss):
+                failure, checked = f"the validation loss became {checked.loss} in epoch {epoch}", None
+        self.seconds += time.perf_counter() - began
+        self.epochs_done = epoch + 1
+        telemetry = {} if failure else {key: value for layer in self.layers for key, value in layer.telemetry().items()}
+        return EpochRecord(
+            epoch=epoch,
+            sample_passes=self.passes,
+            seconds=self.seconds,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            train_loss=None if failure else total / max(1, trained),
+            validation_loss=checked.loss if checked else None,
+            validation_accuracy=checked.accuracy if checked else None,
+            telemetry=telemetry,
+            failure=failure,
+            checkpoint=self._checkpoint(),
+        )
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            *(self.epochs_done, self.passes, self.seconds),
+            *(self.model.state_dict(), self.optimizer.state_dict(), self.generator.get_state()),
+            trained=self.recipes.trained(),
+        )
+
+    def _prepare(self, epoch: int) -> None:
+        """Tell recipes and layers of an epoch, and show those that need it images."""
+        self.recipes.begin(epoch)
+        for layer in self.layers:
+            layer.prepare_epoch(epoch, self.settings.epochs)
+        self.step.begin_epoch()
+        if calibrated := [layer for layer in self.layers if layer.needs_calibration]:
+            if self.calibration_batch is None:  # always the same images, also in a resumed run
+                sample = self.loaders.train.sample(CALIBRATION_IMAGES, _drawing(self.seed, 0))
+                self.calibration_batch = torch.cat([*sample]).to(self.device)
+            self.model.eval()
+            with products(self.settings.precision, self.device), torch.no_grad():
+                self.model(self.calibration_batch)
+            self.ranks.share(*calibrated)  # devices round differently, and clusters may differ for it
+
+    def _train(self, epoch: int) -> tuple[float, int]:
+        """Train for one epoch; return the sum of the losses, not finite if it diverged, and the number of images."""
+        order = torch.Generator().manual_seed(self.seed + _EPOCH_STRIDE * (epoch + 1))
+        with self.ranks.training(self.model), products(self.settings.precision, self.device):
+            own, trained = _train_epoch(
+                *(self.step, self.loaders.train),
+                epoch=epoch,
+                order=order,
+                generator=self.generator,
+                device=self.device,
+            )
+        total = float(self.ranks.total(torch.tensor(own)))
+        self.ranks.gather_counts(self.layers)
+        return total, trained
+
+    def _fit_statistics(self, epoch: int) -> int:
+        """Estimate the statistics with which the model is evaluated after an epoch; return the sample passes of it.
+
+        In training every batch is normalized by its own statistics, so what is written here changes no training step.
+        """
+        settings, device, images = self.settings, self.device, self.loaders.train
+        if settings.evaluation_statistics == "running" or not normalizations(self.model):
+            return 0
+        wanted = statistics_images(epoch, settings.epochs)
+        sample = images.sample(wanted, _drawing(self.seed, epoch + 1))
+        with products(settings.precision, device), autocast(settings.precision, device), torch.no_grad():
+            estimate_statistics(self.model, (placed(batch, device, settings.memory_format) for batch in sample))
+        return statistics_passes(min(wanted, len(images)))
 
 
 def _train_epoch(
@@ -168,28 +223,6 @@ def _train_epoch(
         total += loss * len(labels)  # stays on the device: to read it would wait for every step
     step.update()
     return float(total), trained
-
-
-def _fit_statistics(
-    model: nn.Module,
-    images: Batches,
-    settings: TrainingSettings,
-    *,
-    seed: int,
-    epoch: int,
-    device: str | torch.device,
-) -> int:
-    """Estimate the statistics with which a model is evaluated after an epoch; return the sample passes that it costs.
-
-    In training every batch is normalized by its own statistics, so what is written here changes no training step.
-    """
-    if settings.evaluation_statistics == "running" or not normalizations(model):
-        return 0
-    wanted = statistics_images(epoch, settings.epochs)
-    sample = images.sample(wanted, _drawing(seed, epoch + 1))
-    with products(settings.precision, device), autocast(settings.precision, device), torch.no_grad():
-        estimate_statistics(model, (placed(batch, device, settings.memory_format) for batch in sample))
-    return statistics_passes(min(wanted, len(images)))
 
 
 def _drawing(seed: int, number: int) -> torch.Generator:
