@@ -36,6 +36,9 @@ _NEW_CLUSTER = {
     "RAY_prestart_worker_first_driver": "0",  # otherwise Ray starts as many workers again, which stay idle
     "RAY_enable_metrics_collection": "0",  # without a dashboard nobody reads them
     "RAY_task_events_report_interval_ms": "0",
+    # Ray's workers run at nice 15: beside anything else that computes, trials would get a thirtieth of a core. Whoever
+    # wants that starts the command with `nice`, which they inherit.
+    "RAY_worker_niceness": "0",
 }
 
 

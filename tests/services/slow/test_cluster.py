@@ -2,6 +2,7 @@
 
 import signal
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Given:
         self.lost_trials: dict[int, str] = {}
         self.kill = kill
         self.killed: list[str] = []
+        self.priorities: set[int] = set()
 
     def next(self) -> Task | None:
         if not self.waiting:
@@ -63,6 +65,8 @@ class Given:
 
     def report(self, report: Report) -> None:
         self.reports.append(report)
+        with suppress(psutil.NoSuchProcess):
+            self.priorities.add(psutil.Process(int(report.worker.rpartition(":")[2])).nice())
         if report.done:
             self.open.discard(report.trial)
             self.running.discard(report.trial)
@@ -140,6 +144,7 @@ def test_all_tasks_run_two_at_once_though_a_worker_is_killed(tmp_path: Path) -> 
     assert len({report.worker for report in tasks.reports if report.trial == 1}) == 2
     expected = timeless(straight(tmp_path / "straight", given[1]))
     assert timeless(tasks.records(1)) == expected
+    assert tasks.priorities == {psutil.Process().nice()}  # Ray's own default is 15 less: a busy machine starves trials
     assert list(expected) == list(range(LONG["epochs"]))
     assert not (tmp_path / "scratch" / "ray").exists()
     assert signal.getsignal(signal.SIGTERM) is before
