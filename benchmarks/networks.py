@@ -12,7 +12,7 @@ to ``.pt2`` and to ONNX, and both files are run on one image and on three.
 Every network has a process of its own with a limit of CPU time; where the limit or an error ends it, the row says so
 and keeps what was measured before. Times are CPU times of one thread, so that the load of the machine counts little.
 
-Run: ``python -m benchmarks.networks [NAME...] [--seconds 300] [--bundles 400] [--csv FILE] [--page FILE]``;
+Run: ``python -m benchmarks.networks [NAME...] [--seconds 300] [--csv FILE] [--page FILE]``;
 rows of the CSV file that are measured anew are replaced, the others stay; the table of all of them is printed, and put
 between the two marks of the page. timm is not needed: without it its networks are left out. With ``--table`` nothing is
 measured, and the table is made of the rows that there are.
@@ -39,18 +39,17 @@ from benchmarks.branched import MARKS
 from benchmarks.network_measuring import NETWORKS, Row, measured
 
 
-def examine(name: str, limit: int, most_bundles: int) -> None:
+def examine(name: str, limit: int) -> None:
     """Measure one network and print what is found, a line of JSON for each step, until the limit of CPU seconds."""
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
     torch.set_num_threads(1)
-    for step, row in measured(NETWORKS[name], most_bundles):
+    for step, row in measured(NETWORKS[name]):
         print(json.dumps({"next": step, "found": row}), flush=True)
 
 
-def row_of(name: str, limit: int, most_bundles: int) -> Row:
+def row_of(name: str, limit: int) -> Row:
     """Measure one network in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.networks", "--only", name, "--seconds", str(limit)]
-    command += ["--bundles", str(most_bundles)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     load = os.getloadavg()[0]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
@@ -62,12 +61,11 @@ def row_of(name: str, limit: int, most_bundles: int) -> Row:
     row: Row = {"network": name, "failed": ""}
     for step in steps:
         _add(row, step["found"])
-    row["load"] = max(load, os.getloadavg()[0])
+    row["load"] = max(load, os.getloadavg()[0], row.get("load", 0.0))
     if code:
         ended = (
             f"more than {limit} seconds of CPU time" if code == -signal.SIGXCPU else (told or [f"exit code {code}"])[-1]
         )
-        ended = ended.rpartition("Costly: ")[2]
         row["failed"] = f"{steps[-1]['next'] if steps else 'start'}: {ended}"
     return row
 
@@ -94,8 +92,9 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
         "|---" * 12 + "|",
     ]
     made = [
-        "| network | rewriting, s | dense, ms | branched, ms | time (quartiles) | .pt2, s | error | ONNX, s | error |",
-        "|---" * 9 + "|",
+        "| network | rewriting, s | parent, ms | branched, ms | time (quartiles) | choice, s "
+        "| .pt2, s (nodes) | error | ONNX, s (nodes) | error | all three, s |",
+        "|---" * 11 + "|",
     ]
     for row in rows:
         found.append(
@@ -109,8 +108,10 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
         made.append(
             f"| {row['network']} | {_number(row['rewrite_seconds'])} | {_number(row['dense_milliseconds'])} "
             f"| {_number(row['branched_milliseconds'])} | {_ratio(row['time'])}{quartiles} "
-            f"| {_number(row['pt2_seconds'])} | {_power(row['pt2_error'])} "
-            f"| {_number(row['onnx_seconds'])} | {_power(row['onnx_error'])} |"
+            f"| {_number(row['choice_seconds'])} "
+            f"| {_number(row['pt2_seconds'])} ({row['pt2_operations']}) | {_power(row['pt2_error'])} "
+            f"| {_number(row['onnx_seconds'])} ({row['onnx_operations']}) | {_power(row['onnx_error'])} "
+            f"| {_sum(row['choice_seconds'], row['pt2_seconds'], row['onnx_seconds'])} |"
         )
     whole = [f"- {row['network']}: {row['rigid_because']}" for row in rows if row["rigid_because"]]
     failed = [f"- {row['network']}, {row['failed']}" for row in rows if row["failed"]] or ["- nothing"]
@@ -131,6 +132,10 @@ def _number(value: str) -> str:
     return f"{float(value):.1f}" if value else ""
 
 
+def _sum(*values: str) -> str:
+    return f"{sum(map(float, values)):.1f}" if all(values) else ""
+
+
 def _ratio(value: str) -> str:
     return f"{float(value):.2f}" if value else ""
 
@@ -146,9 +151,10 @@ def _percent(value: str) -> str:
 _OF_GRAPH = ("network", "side", "parameters", "analysis_seconds", "weights", "depthwise", "layers", "rigid")
 _OF_MASKS = ("rigid_because", "macs", "maskable", "seeds", "bundles", "constants", "macs_share")
 _OF_EQUALITY = ("error", "error_training", "largest", "largest_training", "spread", "control", "rewrite_seconds")
-_OF_TIME = ("dense_milliseconds", "branched_milliseconds", "time", "time_low", "time_high", "rounds")
-_OF_FILES = ("pt2_seconds", "pt2_megabytes", "pt2_error", "onnx_seconds", "onnx_operations", "onnx_error")
-FIELDS = (*_OF_GRAPH, *_OF_MASKS, *_OF_EQUALITY, *_OF_TIME, *_OF_FILES, "largest_single", "load", "failed")
+_OF_TIME = ("choice_seconds", "dense_milliseconds", "branched_milliseconds", "time", "time_low", "time_high", "rounds")
+_OF_PT2 = ("pt2_seconds", "pt2_megabytes", "pt2_operations", "pt2_error")
+_OF_ONNX = ("onnx_seconds", "onnx_operations", "onnx_error")
+FIELDS = (*_OF_GRAPH, *_OF_MASKS, *_OF_EQUALITY, *_OF_TIME, *_OF_PT2, *_OF_ONNX, "largest_single", "load", "failed")
 
 
 def _written(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, str]]:
@@ -168,7 +174,7 @@ def _rounded(value: Any) -> Any:
 
 def _read(path: Path) -> list[Mapping[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(file, restval=""))
 
 
 def main() -> None:
@@ -176,14 +182,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="networks, by default all")
     parser.add_argument("--seconds", type=int, default=300, help="CPU time of one network, at most")
-    parser.add_argument("--bundles", type=int, default=400, help="networks of more are not exported")
     parser.add_argument("--csv", type=Path, help="file of rows to add to")
     parser.add_argument("--page", type=Path, help="page to insert the table into")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     parser.add_argument("--only", help="measure this network in this process")
     options = parser.parse_args()
     if options.only:
-        examine(options.only, options.seconds, options.bundles)
+        examine(options.only, options.seconds)
         return
     path = options.csv or Path(tempfile.mkdtemp()) / "networks.csv"
     rows: dict[str, Mapping[str, Any]] = {row["network"]: row for row in _read(path)} if path.exists() else {}
@@ -191,7 +196,7 @@ def main() -> None:
         if name.startswith("timm") and importlib.util.find_spec("timm") is None:
             print(f"{name} is left out: timm is not installed", file=sys.stderr)
             continue
-        rows[name] = row_of(name, options.seconds, options.bundles)
+        rows[name] = row_of(name, options.seconds)
         print(name, rows[name]["failed"] or "done", file=sys.stderr, flush=True)
         _written(path, rows)
     text = table(_written(path, rows))
