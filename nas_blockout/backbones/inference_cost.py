@@ -66,7 +66,7 @@ class Costs:
     added: tuple[Rates, Rates]
     copied: tuple[Rates, Rates]
     piece: float
-    weight: float = 0.3e-3
+    weight: float = 0.4e-3
 
 
 # A product for one image waits for its weight. Calls in groups for one image, what convolutions write for many, and
