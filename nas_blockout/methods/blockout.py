@@ -10,7 +10,6 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -220,6 +219,12 @@ class Blockout(TrainableModel):
         self.logits = nn.ParameterDict()  # filled one by one: given a dictionary, it would sort the layers by name
         for name, value in _initial_logits(widths, settings, magnitudes or {}).items():
             self.logits[_key(name)] = nn.Parameter(value, requires_grad=settings.mode != "hard-fixed")
+        # Not cached properties, whose locks a compiled step cannot take.
+        self._masked_names = frozenset(connection.weight for connection in self.masked_connections)
+        self._always = self._never_dropped()
+        self._expected_macs = ExpectedMacs(
+            self.connections, masked=self._masked_names, widths=widths, always=self._always
+        )
         if settings.start_at == "cost_target":
             self._shift_to(settings.cost_target)
         if settings.rescale:
@@ -344,21 +349,11 @@ class Blockout(TrainableModel):
             parts.append(kept.sum() * macs_per_entry)
         return torch.stack(parts).sum()
 
-    @cached_property
-    def _masked_names(self) -> frozenset[str]:
-        return frozenset(connection.weight for connection in self.masked_connections)
-
-    @cached_property
-    def _always(self) -> frozenset[str]:
+    def _never_dropped(self) -> frozenset[str]:
         """Layers whose nodes stay without a cluster, too."""
         rigid = self.network.rigid if isinstance(self.network, Branchable) else {}
         unmasked = (each for each in self.connections if each.weight not in self._masked_names)
         return frozenset(rigid) | {layer for each in unmasked for layer in each.sources}
-
-    @cached_property
-    def _expected_macs(self) -> ExpectedMacs:
-        widths = dict(zip(self.layers, self._widths, strict=True))
-        return ExpectedMacs(self.connections, masked=self._masked_names, widths=widths, always=self._always)
 
     def dense_macs(self) -> int:
         """Return the multiply-accumulates an image of the network without masks."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
@@ -243,6 +244,8 @@ def binary_masked_weight(weight: Tensor, c_out: Tensor, c_in: Tensor, *, groups:
 
 def _are_drawn(memberships: Tensor) -> bool:
     """Whether all memberships are 0 or 1."""
+    if torch.compiler.is_compiling() or isinstance(memberships, FakeTensor):  # whose values are not known
+        return False
     values = memberships.detach()
     return torch.equal(values, values * values)
 
