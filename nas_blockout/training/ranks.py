@@ -41,7 +41,7 @@ def indivisible(settings: TrainingSettings) -> Conflict | None:
             f"got {settings.class_weights}; balance the sampling, or use one rank",
             "training.class_weights",
         )
-    if getattr(settings, "compile", False):  # a compiled step cannot wait for other ranks inside its normalization
+    if settings.compile:  # a compiled step cannot wait for other ranks inside its normalization
         return Conflict(
             "training.compile: must be false where several ranks train a trial, got true; use one rank",
             "training.compile",

@@ -99,20 +99,20 @@ def data_of(experiment: Experiment) -> Splits:
 
 def trained(
     experiment: Experiment, ranks: Ranks = ALONE, *, start: Snapshot | None = None, epochs: int | None = None
-) -> Run:
-    """A run that has ended, or has been left after so many epochs of its own."""
+) -> tuple[Run, Snapshot]:
+    """A run that has ended, or has been left after so many epochs of its own, and what continues it from there."""
     run = Run(experiment, data_of(experiment), ranks=ranks, start=start)
     for _ in islice(run, epochs):
-        pass
-    return run
+        last = run.snapshot()
+    return run, last
 
 
-def finding(run: Run) -> dict[str, Any]:
+def finding(run: Run, last: Snapshot) -> dict[str, Any]:
     """What a rank found: its records, its state at the end, and the result that the first one has."""
     outcome = run.outcome
     return {
         "records": json.dumps([record.to_json() for record in run.records]),
-        "state": run.snapshot().to_state(),
+        "state": last.to_state(),
         "outcome": outcome.model.state_dict() if outcome else None,
         "teacher_passes": outcome.teacher_passes if outcome else None,
     }
@@ -144,7 +144,7 @@ def main(folder: Path, cases: Sequence[str]) -> None:
         if (snapshot := folder / f"{case}.start").exists() and ranks.leads:
             start = Snapshot.from_state(torch.load(snapshot, weights_only=True))
         with doubled():
-            torch.save(finding(trained(CASES[case], ranks, start=start)), folder / f"{case}.{ranks.rank}")
+            torch.save(finding(*trained(CASES[case], ranks, start=start)), folder / f"{case}.{ranks.rank}")
     ranks.close()
 
 

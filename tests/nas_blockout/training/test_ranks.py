@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas_blockout.methods.random_masks import keep_mask
-from nas_blockout.randomness.draws import ShardGenerator, shard_of
+from nas_blockout.randomness.batch_shards import ShardGenerator, shard_of
 from nas_blockout.training import EpochRecord, RankGroup
 from tests.nas_blockout.training.shared_trainings import CASES, doubled, finding, start_ranks, trained
 from tests.once import once
@@ -81,14 +81,14 @@ def assert_equal(first: dict[str, Any], second: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_give_the_numbers_of_one_process(case: str, of_two: Path) -> None:
     with doubled():
-        alone = finding(trained(CASES[case]))
+        alone = finding(*trained(CASES[case]))
     assert_equal(found(of_two, case, 0), alone)
 
 
 @pytest.mark.parametrize("case", FEW)
 def test_a_batch_may_have_fewer_images_than_there_are_ranks(case: str, of_three: Path) -> None:
     with doubled():
-        alone = finding(trained(CASES[case]))
+        alone = finding(*trained(CASES[case]))
     assert_equal(found(of_three, case, 0), alone)
 
 
@@ -104,8 +104,8 @@ def test_ranks_end_with_the_same_parameters_and_only_the_first_with_a_result(cas
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_ranks_go_on_with_what_one_process_began_and_it_with_what_they_began(epochs: int, tmp_path: Path) -> None:
     with doubled():
-        straight = finding(trained(CASES["two stages"]))
-        begun = trained(CASES["two stages"], epochs=epochs).snapshot()
+        straight = finding(*trained(CASES["two stages"]))
+        _, begun = trained(CASES["two stages"], epochs=epochs)
         torch.save(begun.to_state(), tmp_path / "two stages.start")
         run_ranks(2, tmp_path, ("two stages",))
         by_ranks = found(tmp_path, "two stages", 0)
