@@ -15,6 +15,7 @@ from nas_blockout.experiment import Experiment, Run, build
 from nas_blockout.export import save_weights
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockout import PAPER, Blockout, collapse_of
+from nas_blockout.settings_fields import PlainMapping
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import relative_magnitudes
 from nas_blockout.training import TrainingSettings
@@ -92,7 +93,7 @@ def test_the_preset_for_pretrained_networks_learns_more_than_the_magnitudes_know
     splits: Splits, tmp_path: Path
 ) -> None:
     """Once every P went to one, whereupon magnitudes alone decided; the loss has to move P and nodes across the cut."""
-    backbone = ModuleSettings(f"{NETWORKS}:Small", arguments={"width": 24})
+    backbone = ModuleSettings(f"{NETWORKS}:Small", arguments=PlainMapping({"width": 24}))
     training = TrainingSettings(epochs=8, batch_size=5, learning_rate=0.01)
     first = Run(replace(EXPERIMENT, backbone=backbone, training=training), splits)
     assert list(first)
