@@ -6,7 +6,7 @@ import secrets
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
@@ -173,17 +173,12 @@ def _connect(resources: Resources, address: str | None, *, scratch: Path) -> Non
     cpus = resources.max_concurrent_trials * together if address is None else None
     dashboard = None if address else False
     scratch.mkdir(parents=True, exist_ok=True)
+    options = {"address": address or "local", "num_cpus": cpus, "include_dashboard": dashboard}  # not RAY_ADDRESS
     try:
         # Ray puts the working directory first in the sys.path of its workers, where a user's folder named `services`
         # would be imported in place of ours. The scratch folder contains no Python.
         with chdir(scratch):
-            ray.init(
-                address=address or "local",  # "local" also keeps Ray from using RAY_ADDRESS
-                num_cpus=cpus,
-                include_dashboard=dashboard,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            _started(lambda: ray.init(**options, log_to_driver=False, logging_level=logging.ERROR), ray.shutdown)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ClusterError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
     available = ray.cluster_resources()
@@ -193,6 +188,29 @@ def _connect(resources: Resources, address: str | None, *, scratch: Path) -> Non
             f"one trial needs {resources.described}, the cluster has "
             f"{available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs"
         )
+
+
+def _started(start: Callable[[], object], stop: Callable[[], object]) -> None:
+    """Start Ray, once more if it was too slow: it gives a node 30 seconds, which no setting changes.
+
+    Raises:
+        ClusterError: It was too slow twice.
+    """
+    for last in (False, True):
+        try:
+            start()
+        except Exception as error:
+            # Ray raises a bare `Exception` for this, and for nothing else.
+            if type(error) is not Exception or "timed out during startup" not in str(error):
+                raise
+            stop()
+            if last:
+                raise ClusterError(
+                    "Ray did not start within its 30 seconds, twice: the machine is too busy. Run the command again "
+                    "when less else runs on it, or start Ray by `ray start --head` and name its address"
+                ) from error
+        else:
+            return
 
 
 def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
