@@ -3,6 +3,7 @@
 from nas_blockout.training.epoch_records import Batches, Checkpoint, EpochRecord, Evaluation, Loaders
 from nas_blockout.training.evaluation import evaluate
 from nas_blockout.training.optimizers import unmatched
+from nas_blockout.training.precision import precision_note
 from nas_blockout.training.ranks import ALONE, RankGroup, Ranks, RanksEndedError, indivisible
 from nas_blockout.training.training_loop import CALIBRATION_IMAGES, fit
 from nas_blockout.training.training_settings import NORMS_AND_BIASES, TrainingSettings, sample_passes
@@ -23,6 +24,7 @@ __all__ = [
     "evaluate",
     "fit",
     "indivisible",
+    "precision_note",
     "sample_passes",
     "unmatched",
 ]

@@ -96,6 +96,7 @@ class ArmResult(Strict):
     front: Front | None = Field(None, description="Pareto front of its search, where it had several objectives.")
     architecture: str | None
     structure: ArmStructure | None = Field(None, description="How far its networks branch, if they have groups.")
+    notes: list[str] = Field(default_factory=list, description="What its trials say of themselves, each once.")
     usage: ArmUsage | None = Field(None, description="What its trainings took of the machine, if it was measured.")
     paths: ArmPaths | None = Field(None, description="Which blocks its networks keep, if they skip any.")
     settings: dict[str, Any]
@@ -329,6 +330,7 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None
         macs_per_seed={str(seed): int(trial.macs or 0) for seed, trial in models.items()},
         latency_ms=latency,
         architecture=outcome.get("architecture_hash"),
+        notes=list(dict.fromkeys(note for trial in trials for note in trial.outcome.get("notes") or ())),
         usage=usage_of(trials),
         paths=arm_paths(models),
         settings=dict((exported.experiment if exported else None) or arm.experiment.to_json()),

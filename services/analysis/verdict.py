@@ -298,6 +298,15 @@ def arm_row(name: str, arm: ArmResult) -> tuple[str, ...]:
     )
 
 
+def note_rows(document: ComparisonDocument) -> list[tuple[str, str]]:
+    """Return what trials say of themselves: each note once, after the arms that have it."""
+    found: dict[str, list[str]] = {}
+    for name, arm in document.arms.items():
+        for note in arm.notes:
+            found.setdefault(note, []).append(name)
+    return [("all arms" if len(arms) == len(document.arms) else ", ".join(arms), note) for note, arms in found.items()]
+
+
 def _percent(accuracy: Accuracy) -> str:
     mean = f"{100 * accuracy.mean:.2f}"
     if accuracy.ci95 is None:

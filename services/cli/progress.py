@@ -16,6 +16,7 @@ from services.analysis.verdict import (
     ARM_COLUMNS,
     PAIR_COLUMNS,
     arm_rows,
+    note_rows,
     pair_rows,
     ship_heading,
     ship_rows,
@@ -116,7 +117,8 @@ def result_tables(document: ComparisonDocument, *, folder: Path | None = None) -
     found = verdict_of(document)
     verdict = _section(f"{found.headline}.", [("-", number) for number in found.numbers])
     rows = [(label, str(folder / text) if folder and label == "model" else text) for label, text in ship_rows(document)]
-    return Group(arms, pairs, verdict, _section(ship_heading(document), rows))
+    notes = [_section("Notes.", rows_of_notes)] if (rows_of_notes := note_rows(document)) else []
+    return Group(arms, pairs, verdict, *notes, _section(ship_heading(document), rows))
 
 
 def _section(heading: str, rows: Sequence[tuple[str, str]]) -> Padding:

@@ -13,7 +13,7 @@ from nas_blockout.devices import Usage
 from nas_blockout.experiment import EVALUATION_BATCH, Run, notes_of, paths_taken, structure_of_network
 from nas_blockout.export import measure_latency, save_weights
 from nas_blockout.methods.blockdrop import BlockDrop
-from nas_blockout.training import evaluate
+from nas_blockout.training import evaluate, precision_note
 from services.cluster.tasks import Task
 from services.files.remote import writing
 
@@ -58,8 +58,9 @@ class TrialResults:
             result["usage"] = usage.to_json()
         splits = run.splits
         of_network = notes_of(run.experiment, shape=splits.shape, classes=len(splits.class_names))
-        if of_network or notes:
-            result["notes"] = [*of_network, *notes]
+        of_precision = precision_note(run.experiment.training.precision, task.device)
+        if found := [*of_network, *notes, *([of_precision] if of_precision else [])]:
+            result["notes"] = found
         if task.model is not None:
             with writing(task.model) as path:
                 save_weights(outcome.model, path)

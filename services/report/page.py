@@ -16,7 +16,7 @@ from nas_blockout.statistics import significance
 from services.analysis.comparison import ArmResult, ComparisonDocument, asked
 from services.analysis.latency import spread_text
 from services.analysis.seed_metrics import PairResult
-from services.analysis.verdict import ship_heading, ship_rows, verdict_of
+from services.analysis.verdict import note_rows, ship_heading, ship_rows, verdict_of
 from services.budget.limits import WORDS
 from services.files.study_dir import Folder
 from services.report.view import ABSENT, ReportView, in_order, interval, percent
@@ -130,6 +130,7 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         robust_pairs=[_pair_row(pair) for pair in document.robustness.pairs] if document.robustness else [],
         costs=table_rows.cost_rows(view, document),
         devices=table_rows.devices(document),
+        notes=note_rows(document),
         searches=table_rows.search_rows(view, document),
         fronts=table_rows.front_rows(document),
         pictures=sections,

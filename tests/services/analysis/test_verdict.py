@@ -15,7 +15,7 @@ from services.analysis.comparison import (
     Spending,
 )
 from services.analysis.learned_structure import ArmStructure, arm_structure
-from services.analysis.verdict import ARM_COLUMNS, PAIR_COLUMNS, arm_rows, pair_rows, sentence, verdict_of
+from services.analysis.verdict import ARM_COLUMNS, PAIR_COLUMNS, arm_rows, note_rows, pair_rows, sentence, verdict_of
 from services.trial_record import Trial
 
 
@@ -255,3 +255,10 @@ def test_tables_have_a_cell_a_column(reason: str | None) -> None:
 def test_an_arm_without_a_model_has_dashes() -> None:
     rows = arm_rows(document({"dead": arm("baseline", None)}, [], reason="no retrained model in dead"))
     assert rows[0][:4] == ("dead", "-", "-", "-")
+
+
+def test_what_trials_say_of_themselves_is_said_once_with_its_arms() -> None:
+    noted = {name: arm("learned", 0.9) for name in ("a", "b", "c")}
+    noted["a"].notes, noted["b"].notes, noted["c"].notes = ["all", "one"], ["all", "two"], ["all", "two"]
+    assert note_rows(document(noted, [])) == [("all arms", "all"), ("a", "one"), ("b, c", "two")]
+    assert note_rows(document({"a": arm("learned", 0.9)}, [])) == []
