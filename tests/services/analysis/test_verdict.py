@@ -258,7 +258,7 @@ def test_an_arm_without_a_model_has_dashes() -> None:
 
 
 def test_what_trials_say_of_themselves_is_said_once_with_its_arms() -> None:
-    noted = {name: arm("learned", 0.9) for name in ("a", "b", "c")}
-    noted["a"].notes, noted["b"].notes, noted["c"].notes = ["all", "one"], ["all", "two"], ["all", "two"]
+    said = {"a": ["all", "one"], "b": ["all", "two"], "c": ["all", "two"]}
+    noted = {name: arm("learned", 0.9).model_copy(update={"notes": notes}) for name, notes in said.items()}
     assert note_rows(document(noted, [])) == [("all arms", "all"), ("a", "one"), ("b, c", "two")]
     assert note_rows(document({"a": arm("learned", 0.9)}, [])) == []
