@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from nas_blockout.data import SOURCES, errors
-from nas_blockout.data.augment import AUGMENT
 from nas_blockout.data.corruptions import CORRUPTIONS
+from nas_blockout.data.data_settings import COMBINED
 from nas_blockout.data.sources import folder_layout
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -30,7 +30,8 @@ def test_the_page_has_no_corruption_that_is_not_there():
 
 
 def test_every_source_augmentation_error_and_suffix_is_named():
-    assert all(f"`{name}`" in CONCEPT for name in (*SOURCES, *AUGMENT))
+    assert all(f"`{name}`" in CONCEPT for name in SOURCES)
+    assert all(f"| `{name}` |" in CONCEPT.replace("| or ", "| ") for part in COMBINED for name in part if name)
     assert all(f"`{kind.__name__}`" in REFERENCE for kind in errors.DataError.__subclasses__())
     assert all(f"`{suffix}`" in REFERENCE for suffix in (*folder_layout.SUFFIXES, *folder_layout.OTHER_FORMATS))
 

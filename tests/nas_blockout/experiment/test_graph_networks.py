@@ -170,11 +170,11 @@ def test_every_estimator_and_mode_trains_the_original_module_under_masks(
 ) -> None:
     method = replace(PAPER, clusters=2, masked="all", structure_lr_multiplier=30.0, **changes)
     run = Run(experiment(SMALL, method=method), splits)
-    finished(run)
+    *_, last = (run.snapshot() for _ in run)
     first = build(run.experiment, splits)
     assert isinstance(first, Blockout)
     before = {name: value.clone() for name, value in first.state_dict().items()}
-    after = run.snapshot().checkpoint.model
+    after = last.checkpoint.model
     moved = {
         name for name, value in before.items() if name.startswith("logits") and not torch.equal(value, after[name])
     }
@@ -186,12 +186,14 @@ def test_every_estimator_and_mode_trains_the_original_module_under_masks(
 def test_masks_without_a_derivation_are_folded_into_the_plain_network(splits: Splits) -> None:
     wanted = experiment(SMALL, method=replace(PAPER, clusters=2, masked="all"))
     run = Run(wanted, splits)
-    outcome = finished(run)
+    *_, last = (run.snapshot() for _ in run)
+    outcome = run.outcome
+    assert outcome is not None
     assert outcome.architecture is None
     model = build(wanted, splits)
     assert isinstance(model, Blockout)
     assert isinstance(model.network, GraphNetwork)
-    model.load_state_dict(run.snapshot().checkpoint.model)
+    model.load_state_dict(last.checkpoint.model)
     images = splits.validation.images[:20]
     torch.testing.assert_close(outcome.model(images), model.eval()(images), rtol=1e-5, atol=1e-5)
 

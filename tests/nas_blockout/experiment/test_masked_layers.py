@@ -114,13 +114,14 @@ def test_without_a_derivation_any_layers_are_masked_and_folded_into_a_plain_netw
 ) -> None:
     experiment = masking(masked, backbone=backbone, distillation=None)
     experiment = replace(experiment, method=replace(experiment.method, mode=mode))
-    run = finished(experiment, splits)
+    run = Run(experiment, splits)
+    *_, last = (run.snapshot() for _ in run)
     assert run.outcome is not None
     model = build(experiment, splits)
     assert isinstance(model, Blockout)
     plain = [name for name, _ in model.network.named_parameters()]
     masks = set(model.masked_weights(model.probabilities()))
-    model.load_state_dict(run.snapshot().checkpoint.model)
+    model.load_state_dict(last.checkpoint.model)
     assert 0 < len(masks) < len([connection for connection in model.connections if connection.sources])
     images = splits.validation.images[:20]
     torch.testing.assert_close(run.outcome.model(images), model.eval()(images), rtol=1e-5, atol=1e-5)

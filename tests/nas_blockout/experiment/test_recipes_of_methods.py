@@ -22,7 +22,7 @@ from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
 from nas_blockout.training import EpochRecord, TrainingSettings, evaluate, sample_passes
-from nas_blockout.training.criterion import CrossEntropy
+from nas_blockout.training.recipes.criterion import CrossEntropy
 from nas_blockout.training_protocol import TrainableModel, trainable
 
 IMAGES = 40
