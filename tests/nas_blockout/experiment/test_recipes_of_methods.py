@@ -241,7 +241,7 @@ def test_the_loss_of_a_method_takes_the_error_of_its_logits_from_the_criterion(m
         found[criterion] = loss_of(model, splits, criterion)
     (plain_loss, first), (smooth_loss, second) = found.values()
     assert torch.equal(first.given[0][0], second.given[0][0])
-    assert smooth_loss - plain_loss == pytest.approx(float(second.values[0] - first.values[0]), abs=1e-4)
+    assert smooth_loss - plain_loss == pytest.approx((second.values[0] - first.values[0]).item(), abs=1e-4)
     assert abs(smooth_loss - plain_loss) > 1e-3
     assert first.values[0].requires_grad
 
