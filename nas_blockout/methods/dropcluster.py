@@ -157,7 +157,7 @@ class DropCluster(TrainableLayer):
                 f"start_epoch must lie before the last of the epochs, got start_epoch={settings.start_epoch} for "
                 f"epochs={epochs}: nothing would be dropped"
             )
-        self.ramp = min(1.0, (since + 1) / settings.ramp_epochs) if settings.ramp_epochs else 1.0
+        self.ramp = min(1.0, max(0.0, (since + 1) / settings.ramp_epochs)) if settings.ramp_epochs else 1.0
         # In place: a compiled step would be compiled again for every other number.
         self.threshold.fill_(threshold_of(1 - settings.rate * self.ramp))
         due = settings.update_every > 0 and since % settings.update_every == 0
