@@ -25,6 +25,10 @@ class Counting:
         return module.forward
 
 
+# One variant of each method: what is compiled again depends on its layers and phases, not on estimators and rates.
+KINDS = [name for name in METHODS if "," not in name]
+
+
 def gradients(model: TrainableModel, loss: Tensor) -> dict[str, Tensor]:
     names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -51,7 +55,7 @@ def test_a_compiled_step_is_one_graph_that_computes_what_the_plain_step_does(nam
         torch.testing.assert_close(found.get_buffer(buffer), value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", KINDS)
 def test_smaller_batches_and_new_epochs_are_not_compiled_again(name: str) -> None:
     model, counting = model_of(name).train(), Counting()
     compiled = CompiledLoss(model, CPU, "float32", backend=counting, fullgraph=True)
