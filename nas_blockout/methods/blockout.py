@@ -9,6 +9,7 @@ replaced by their masked values.
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
@@ -120,6 +121,8 @@ class BlockoutSettings:
             message = f"estimator={self.estimator!r} needs mode='hard-learned', got mode={self.mode!r}"
             raise Conflict(message, "estimator", "mode")
 
+
+_NARROWING = ("cpu", "cuda", "xpu", "mps")  # devices that know autocast; others refuse to be asked
 
 PAPER = BlockoutSettings(
     masked="head",
@@ -293,8 +296,11 @@ class Blockout(TrainableModel):
     def with_memberships(self, x: Tensor, assignments: Assignments, generator: Randomness | None = None) -> Tensor:
         """Return the logits under given memberships, shape ``(batch, classes)``."""
         kind = x.device.type
-        lazily = not (torch.is_autocast_enabled(kind) or in_one_piece(generator))
-        with torch.autocast(kind, enabled=False):  # weights are masked as they are, and narrowed where they are used
+        narrows = kind in _NARROWING and torch.is_autocast_enabled(kind)
+        lazily = not (narrows or in_one_piece(generator))
+        with (
+            torch.autocast(kind, enabled=False) if narrows else nullcontext()
+        ):  # weights are masked as they are, and narrowed where they are used
             masked = {
                 connection.weight: self._scaled(connection, *parts, lazily=lazily)
                 for connection, *parts in self._masked(assignments)
