@@ -24,12 +24,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.data import DataSettings, Loader, load
-from nas_blockout.draws import DrawCounter, DrawsBefore
 from nas_blockout.experiment import EVALUATION_BATCH, Experiment
 from nas_blockout.experiment.builder import build
 from nas_blockout.methods import METHODS, method_from_json
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.randomness.draws import DrawCounter, DrawsBefore
 from nas_blockout.training import Loaders, TrainingSettings, evaluate, fit
 from nas_blockout.training_protocol import TrainableLayer, TrainableModel, trainable
 

@@ -30,10 +30,10 @@ from torch.nn import functional as F
 
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Loader, Splits, load
-from nas_blockout.draws import DrawCounter, DrawsBefore
 from nas_blockout.experiment import Experiment, build
 from nas_blockout.methods import blockout, method_from_json
 from nas_blockout.methods.masking import common_clusters
+from nas_blockout.randomness.draws import DrawCounter, DrawsBefore
 from nas_blockout.training import TrainingSettings
 from nas_blockout.training.optimizers import make_optimizer, set_learning_rate
 from nas_blockout.training.step import Step

@@ -298,9 +298,8 @@ class Blockout(TrainableModel):
         kind = x.device.type
         narrows = kind in _NARROWING and torch.is_autocast_enabled(kind)
         lazily = not (narrows or in_one_piece(generator))
-        with (
-            torch.autocast(kind, enabled=False) if narrows else nullcontext()
-        ):  # weights are masked as they are, and narrowed where they are used
+        # Weights are masked as they are, and narrowed where they are used.
+        with torch.autocast(kind, enabled=False) if narrows else nullcontext():
             masked = {
                 connection.weight: self._scaled(connection, *parts, lazily=lazily)
                 for connection, *parts in self._masked(assignments)

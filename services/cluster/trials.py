@@ -173,7 +173,11 @@ def _connect(resources: Resources, address: str | None, *, scratch: Path) -> Non
     cpus = resources.max_concurrent_trials * together if address is None else None
     dashboard = None if address else False
     scratch.mkdir(parents=True, exist_ok=True)
-    options = {"address": address or "local", "num_cpus": cpus, "include_dashboard": dashboard}  # not RAY_ADDRESS
+    options: dict[str, Any] = {
+        "address": address or "local",
+        "num_cpus": cpus,
+        "include_dashboard": dashboard,
+    }  # not RAY_ADDRESS
     try:
         # Ray puts the working directory first in the sys.path of its workers, where a user's folder named `services`
         # would be imported in place of ours. The scratch folder contains no Python.
