@@ -80,8 +80,12 @@ def test_a_trial_gives_the_same_results_on_its_device_and_computes_them_there(
     weights, others = (load_file(tmp_path / place / "1.safetensors") for place in ("device", "processor"))
     assert weights.keys() == others.keys()
     for key, value in weights.items():
-        # Blocks that few images keep count a batch on a device, and none where they are left out. Nobody reads it.
-        assert key.endswith("num_batches_tracked") or torch.equal(value, others[key]), key
+        # A device runs all blocks on all images, which sums in another order and counts batches that nobody reads.
+        if name == "blockdrop":
+            if not key.endswith("num_batches_tracked"):
+                torch.testing.assert_close(value, others[key], rtol=1e-3, atol=1e-4)
+        else:
+            assert torch.equal(value, others[key]), key
 
 
 def test_corrupted_images_are_made_on_the_processor_and_seen_on_the_device(
