@@ -124,7 +124,8 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulation]:
     emulation, tensor, autocast = Emulation(), torch.tensor, torch.autocast
 
     def made(data: Any, *, device: Any = "cpu", **options: Any) -> Tensor:  # torch makes it below of what modes see
-        return tensor(data, **options).to(device)
+        # On the processor first, also where `with torch.device("meta")` would have it elsewhere.
+        return tensor(data, device="cpu", **options).to(device)
 
     def casting(device_type: str, *given: Any, **options: Any) -> torch.autocast:
         return autocast("cpu" if device_type == DEVICE else device_type, *given, **options)
