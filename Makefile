@@ -9,8 +9,8 @@ IMPORTED := $(VENV)/.imported
 # The oldest supported Python comes first: the pinned versions are tested on it. Shims that cannot run are passed over.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$python; break; }; done)
-# Three keep two cores busy: the slow tests wait for other processes, and each worker takes a while to collect.
-WORKERS ?= 3
+# Four keep two cores busy: the slow tests wait for other processes; each more takes 18 s of a processor to collect.
+WORKERS ?= 4
 TESTS   ?= tests
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
