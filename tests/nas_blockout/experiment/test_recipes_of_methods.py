@@ -252,7 +252,7 @@ def test_a_student_takes_the_error_of_labels_from_the_criterion(splits: Splits) 
         student, teacher = build(PLAIN, splits), build(replace(PLAIN, seed=1), splits)
         found[criterion] = loss_of(StudentWithTeacher(student, teacher, weight=0.3, temperature=2.0), splits, criterion)
     (plain_loss, first), (smooth_loss, second) = found.values()
-    assert smooth_loss - plain_loss == pytest.approx(0.7 * float(second.values[0] - first.values[0]), abs=1e-5)
+    assert smooth_loss - plain_loss == pytest.approx(0.7 * (second.values[0] - first.values[0]).item(), abs=1e-5)
 
 
 def test_a_pattern_of_no_decay_that_fits_nothing_is_refused_when_the_network_is_built(splits: Splits) -> None:
