@@ -28,6 +28,7 @@ def pytest_configure() -> None:
     # Else each driver has as many workers started as its node has processors, beside those that are ready already.
     os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
     torch.set_num_threads(1)
+    torch.set_warn_always(True)  # some warnings come once a process: which test they failed depended on the order
     hypothesis.settings.register_profile("explore", max_examples=1000, deadline=None)
     hypothesis.settings.register_profile("repeatable", derandomize=True, max_examples=50, deadline=None)
     hypothesis.settings.load_profile("repeatable")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import kendalltau
 
 from nas_blockout.backbones.inception import InceptionSettings
 from nas_blockout.backbones.module import ModuleSettings
@@ -92,7 +93,7 @@ def test_magnitudes_are_required_where_p_starts_from_them(splits: Splits) -> Non
 def test_the_preset_for_pretrained_networks_learns_more_than_the_magnitudes_know(
     splits: Splits, tmp_path: Path
 ) -> None:
-    """Once every P went to one, whereupon magnitudes alone decided; the loss has to move P and nodes across the cut."""
+    """Once every P went to one, whereupon magnitudes alone decided; the loss has to move nodes past one another."""
     backbone = ModuleSettings(f"{NETWORKS}:Small", arguments=PlainMapping({"width": 24}))
     training = TrainingSettings(epochs=8, batch_size=5, learning_rate=0.01)
     first = Run(replace(EXPERIMENT, backbone=backbone, training=training), splits)
@@ -103,13 +104,14 @@ def test_the_preset_for_pretrained_networks_learns_more_than_the_magnitudes_know
     wanted = replace(
         EXPERIMENT,
         backbone=replace(backbone, weights=str(tmp_path / "weights.safetensors")),
-        training=training,
+        training=replace(training, learning_rate=0.03),
         method=replace(preset.settings, cost_target=0.5),
         distillation=DistillationSettings(target_macs=0.5, draws=1, **preset.distillation),
     )
     before = build(wanted, splits)
     assert isinstance(before, Blockout)
     known = relative_magnitudes(before.network)  # type: ignore[arg-type]
+    began = {name: p.detach() for name, p in before.probabilities().items()}
     second = Run(wanted, splits)
     assert list(second)
     assert second.outcome is not None
@@ -121,4 +123,5 @@ def test_the_preset_for_pretrained_networks_learns_more_than_the_magnitudes_know
         layer = next(each for each in second.outcome.architecture.layers if each.name == name)
         kept = {node for group in layer.groups for node in group.nodes or ()}
         assert 0 < len(kept) < len(magnitude)
-        assert kept != set(magnitude.argsort(descending=True)[: len(kept)].tolist())
+        for cluster in range(2):  # .58 to .76 over four seeds; 1 where nothing is learned
+            assert kendalltau(learned[:, cluster], began[name][:, cluster]).statistic < 0.9
