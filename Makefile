@@ -9,7 +9,7 @@ IMPORTED := $(VENV)/.imported
 # The oldest supported Python comes first: the pinned versions are tested on it. Shims that cannot run are passed over.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$python; break; }; done)
-# Four keep two cores busy: the slow tests wait for other processes; each more takes 18 s of a processor to collect.
+# Four keep two cores busy: some tests wait for other processes; each more takes 10 s of a processor to collect.
 WORKERS ?= 4
 TESTS   ?= tests
 export OMP_NUM_THREADS ?= 1
@@ -19,7 +19,7 @@ export NO_MKDOCS_2_WARNING := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-faults test-gpu check format docs dist clean
+.PHONY: help install quickstart test test-end-to-end test-faults test-gpu check format docs dist clean
 .NOTPARALLEL: # two pips in one .venv would undo each other's work
 
 help: ## list the targets
@@ -58,8 +58,15 @@ $(IMPORTED): $(STAMP)
 	$(BIN)/python -m pytest --collect-only -qq tests >/dev/null 2>&1; wait
 	@touch $@
 
-test: install $(IMPORTED) ## every test (WORKERS=0 for one process, TESTS=... for some)
-	@$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not faults and not gpu' $(TESTS)
+# Whoever names some tests means them, whatever they are.
+CHOSEN := $(if $(filter tests,$(TESTS)),not end_to_end and )not faults and not gpu
+RUN_TESTS = $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: install $(IMPORTED) ## every test but those of whole studies (WORKERS=0 for one process, TESTS=... for some)
+	@$(RUN_TESTS) -m '$(CHOSEN)' $(TESTS)
+
+test-end-to-end: install $(IMPORTED) ## whole studies through Ray, MLflow, queue and API, killed and resumed
+	@$(RUN_TESTS) -m 'end_to_end' tests/services/end_to_end tests/services/topology
 
 test-faults: install ## kill, stall and fill what the service stands on; writes docs/results/faults.md (FAULT_SECONDS=60)
 	@FAULTS_REPORT=docs/results/faults.md $(BIN)/python -m pytest --quiet -m faults --capture=no tests/services/topology

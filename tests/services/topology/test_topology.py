@@ -26,7 +26,7 @@ from tests.services.topology.studies import STUDY, chosen, comparison, home_of, 
 from tests.services.topology.system import SECRETS, Client, System, wait_until
 
 SECONDS = 600 if STUDY == "tiny" else 7200
-pytestmark = [pytest.mark.slow(300), pytest.mark.timeout(3 * SECONDS), *RUNS_HERE]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(300), pytest.mark.timeout(3 * SECONDS), *RUNS_HERE]
 HOME = "/var/lib/nas-blockout"
 Done = subprocess.CompletedProcess[str]
 PATIENCE_SECONDS = 180

@@ -17,6 +17,7 @@ from services.cluster.worker import Worker
 from tests.services.cluster.failing_network import backbone
 
 pytestmark = [
+    pytest.mark.end_to_end,
     pytest.mark.slow(60),
     # Ray's own processes and files are not ours to close.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),

@@ -10,7 +10,7 @@ import yaml
 from services.trial_record import Trial
 from tests.services.program import RUNS_HERE, Ended, here, of, store_of
 
-pytestmark = [pytest.mark.slow(50), *RUNS_HERE]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(50), *RUNS_HERE]
 
 STUDY: dict[str, Any] = {
     "schema_version": 2,

@@ -23,7 +23,7 @@ from tests.services.serving import answering
 from tests.services.tiny import image_folder
 from tests.services.topology.studies import TINY, home_of
 
-pytestmark = [pytest.mark.slow(200), pytest.mark.timeout(900), *RUNS_HERE]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(200), pytest.mark.timeout(900), *RUNS_HERE]
 
 SUBMIT_BY_RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "job", "submit"]
 STUDY: dict[str, Any] = {**TINY, "name": "on-a-cluster", "workers": {"max_concurrent_trials": 2}}

@@ -10,7 +10,7 @@ import yaml
 from nas_blockout.architecture import Architecture
 from tests.services.program import RUNS_HERE, here, of, store_of
 
-pytestmark = [pytest.mark.slow(60), *RUNS_HERE]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(60), *RUNS_HERE]
 
 NETWORKS = Path(__file__).parents[2] / "fixtures" / "inventions.py"
 STUDY: dict[str, Any] = {

@@ -11,9 +11,10 @@ import pytest
 from services import cluster
 from services.cluster import ClusterError, Resources
 from services.cluster.tasks import Report
-from tests.services.slow.test_cluster import Given, experiment, straight
+from tests.services.end_to_end.test_cluster import Given, experiment, straight
 
 pytestmark = [
+    pytest.mark.end_to_end,
     pytest.mark.slow(60),
     # Ray's own processes and files are not ours to close.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),

@@ -16,7 +16,7 @@ import yaml
 from services.trial_record import Trial
 from tests.services.program import COMMAND, of, store_of
 
-pytestmark = pytest.mark.slow(60)
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(60)]
 
 STUDY: dict[str, Any] = {
     "schema_version": 2,

@@ -32,7 +32,7 @@ from services.trial_record import Trial
 from tests.services.program import RUNS_HERE, Ended, alone, here, of, store_of
 from tests.services.serving import closed_port
 
-pytestmark = [pytest.mark.slow(150), *RUNS_HERE]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(150), *RUNS_HERE]
 
 SEEDS = [0, 1]
 STUDY: dict[str, Any] = {

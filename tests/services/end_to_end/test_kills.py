@@ -2,7 +2,7 @@
 
 Most kills wait for an epoch first, so that they hit trials that run; the others hit what has just been started.
 
-Three kills by default; ``KILLS=20 pytest tests/services/slow/test_kills.py`` does as many as one likes.
+Three kills by default; ``KILLS=20 pytest tests/services/end_to_end/test_kills.py`` does as many as one likes.
 """
 
 import os
@@ -27,7 +27,7 @@ from tests.services.program import RUNS_HERE, of, store_of
 KILLS = int(os.environ.get("KILLS", "3"))
 EPOCHS = 40
 TRAININGS = 3 + KILLS // 3  # of each arm, two of them retrainings: so many that the last kill finds a trial that runs
-pytestmark = [pytest.mark.slow(120), pytest.mark.timeout(400 + 60 * KILLS), *RUNS_HERE]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(120), pytest.mark.timeout(400 + 60 * KILLS), *RUNS_HERE]
 STUDY: dict[str, Any] = {
     "schema_version": 2,
     "name": "killed",

@@ -22,7 +22,7 @@ from tests.services.version_1 import (
     unpack,
 )
 
-pytestmark = [pytest.mark.slow(90), *RUNS_HERE]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(90), *RUNS_HERE]
 
 # Version 1 took a policy for one thing among others that could explain a gain, and its seeds for those of a training.
 POLICY_IS_LEARNED = {"role": "learned", "seeds_cover": "learning and retraining"}

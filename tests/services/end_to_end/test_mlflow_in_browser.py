@@ -20,6 +20,7 @@ from services.store import Store
 from tests.services.serving import closed_port
 
 pytestmark = [
+    pytest.mark.end_to_end,
     pytest.mark.slow(20),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # of MLflow's own database
 ]
