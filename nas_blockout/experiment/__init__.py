@@ -13,6 +13,7 @@ from nas_blockout.experiment.builder import (
     require_match,
     unbuildable,
 )
+from nas_blockout.experiment.class_subset import ClassSubset, subset_of
 from nas_blockout.experiment.config import DERIVATIONS, Experiment, Parts, backbone_from_json, conflicts
 from nas_blockout.experiment.costs import known_costs, known_network, structure_of_network
 from nas_blockout.experiment.derivation import EVALUATION_BATCH, Derivation
@@ -22,6 +23,7 @@ from nas_blockout.experiment.runner import Outcome, Run, Snapshot, split_epochs
 __all__ = [
     "DERIVATIONS",
     "EVALUATION_BATCH",
+    "ClassSubset",
     "Derivation",
     "Experiment",
     "Outcome",
@@ -46,5 +48,6 @@ __all__ = [
     "require_match",
     "split_epochs",
     "structure_of_network",
+    "subset_of",
     "unbuildable",
 ]

@@ -90,7 +90,8 @@ def load_model(folder: Path | str, *, factory: str | None = None) -> Deployed:
     model = ExportedModel.open(Path(folder))
     if NETWORK not in model.files:
         raise VerificationError(
-            f"{folder} has no {NETWORK}, so that its network cannot be built anew: export it again; {_WITHOUT}"
+            f"{folder} has no {NETWORK}, so that its network cannot be built anew: export it again, or, if it was cut "
+            f"to some classes, load the whole one and cut that; {_WITHOUT}"
         )
     origin = model.json(NETWORK)
     if origin.get("schema_version") != SCHEMA_VERSION:

@@ -12,6 +12,9 @@ MOST_CLASSES_IN_GROUP = 8
 MOST_CLASSES_LISTED = 20
 _UNSAFE_IN_LABELS = {ord(character): f"#{ord(character)};" for character in '"#<>[]`&'}
 
+# What a proof of equality is of, by what its name begins with.
+_PROVED = {"raw_": "under thresholded memberships", "cut_": "for the classes that it was cut to"}
+
 _LOAD_PROGRAM = """With PyTorch, `images` being a tensor:
 
 ```python
@@ -67,6 +70,8 @@ class ModelDescription:
         origin: What builds the network, as of `nas_blockout.experiment.origin_of`, or None.
         batch: Images that are expected at a time, for which branches are then divided into operations; None for one as
             well as many. Any number can be run.
+        cut_from: Of a network that was cut to some classes of another one: ``name``, ``classes``, ``parameters`` and
+            ``macs`` of that, and how far their logits are apart as ``equality``. Or None.
 
     Raises:
         ValueError: There is not one mean and one standard deviation above 0 for each channel, or a size or the batch is
@@ -103,6 +108,7 @@ class ModelDescription:
     latency: str | None = None
     origin: Mapping[str, Any] | None = None
     batch: int | None = None
+    cut_from: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         sizes = (self.channels, self.height, self.width, len(self.class_names))
@@ -119,17 +125,25 @@ class ModelDescription:
 
     def unproved(self) -> str | None:
         """Return in which precision the proof of equality failed and by how much; None if it holds or there is none."""
-        for name, entry in (self.equality or {}).items():
+        proofs = {**(self.equality or {}), **{f"cut_{name}": each for name, each in self._cut_equality().items()}}
+        for name, entry in proofs.items():
             # Rounding grows with the logits, so the bound does too where they spread by more than 1.
             difference, bound = entry["max_abs_difference"], entry["bound"] * max(1.0, entry.get("spread", 1.0))
             if not difference <= bound:  # so that NaN is a failure
-                memberships = "thresholded memberships" if name.startswith("raw_") else "its memberships"
-                precision = name.removeprefix("raw_")
+                kind, memberships = next(
+                    ((prefix, text) for prefix, text in _PROVED.items() if name.startswith(prefix)),
+                    ("", "under its memberships"),
+                )
+                precision = name.removeprefix(kind)
                 return (
-                    f"under {memberships} its logits differ by {difference:.2e} in {precision}, more than {bound:.0e}; "
+                    f"{memberships} its logits differ by {difference:.2e} in {precision}, more than {bound:.0e}; "
                     "this is a defect of nas_blockout: report it with the study file and the seed"
                 )
         return None
+
+    def _cut_equality(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = (self.cut_from or {}).get("equality", {})
+        return found
 
     def preprocessing(self) -> dict[str, Any]:
         """Return what turns an image into the input, as plain JSON types."""
@@ -159,6 +173,7 @@ def card(description: ModelDescription, *, without_onnx: str | None = None) -> s
     rows = {
         **dict(description.recommendation),
         "data": f"{description.data}, {description.train_images} training images",
+        **({"cut from": _whole(description.cut_from)} if description.cut_from else {}),
         "classes": f"{len(description.class_names)}: {_listed(description.class_names, MOST_CLASSES_LISTED)}",
         "test accuracy of this model": f"{accuracy}{images} (seed {description.seed})",
         "over the seeds of the study": description.accuracy,
@@ -170,11 +185,12 @@ def card(description: ModelDescription, *, without_onnx: str | None = None) -> s
         "spent to find and train it": description.spent,
         **({"images expected at a time": f"{description.batch:,}"} if description.batch else {}),
     }
+    arm = _line((description.cut_from or {}).get("name", description.name))
     forms = "`model.pt2`" if without_onnx else "`model.pt2` and `model.onnx`"
     table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
     return f"""# {_line(description.name)}
 
-Winner of the arm `{description.name}` of the study `{description.study}`: {_line(description.question)}
+Winner of the arm `{arm}` of the study `{description.study}`: {_line(description.question)}
 
 | | |
 |---|---|
@@ -192,12 +208,13 @@ so that each file can be used on its own.
 
 {_load_onnx(without_onnx)}
 
-{_rebuild(description.origin)}
+{_rebuild(description.origin, description.cut_from)}
 
 Before you load files that somebody sent you, run `nas-blockout verify` on their folder: it repeats the comparison of
 all forms that `verification.json` records, and refuses files that could do more than compute.
 
-{_structure(description)}{_proof(description.equality)}{_branches(description)}## Limits
+{_structure(description)}{_proof(description.equality)}{_cut_proof(description.cut_from)}\
+{_branches(description)}## Limits
 
 It knows only the classes above and images like those it was trained on: same size, same kind, one object. Accuracy on
 other images was not measured, and the logits are not calibrated probabilities.
@@ -246,8 +263,11 @@ asked = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing.js
 ```"""
 
 
-def _rebuild(origin: Mapping[str, Any] | None) -> str:
+def _rebuild(origin: Mapping[str, Any] | None, cut_from: Mapping[str, Any] | None) -> str:
     """Return the section on building the network itself."""
+    if cut_from is not None:
+        return f"""To train it on, build the whole network, `{cut_from["name"]}`, and cut that with
+`nas_blockout.experiment.subset_of`: what is written here can be run only."""
     if origin is None:
         return """With nas_blockout, `network` being built by it from `architecture.json`; the weights alone take images
 that were normalized with `mean` and `std` of `preprocessing.json`:
@@ -317,6 +337,32 @@ anything was trimmed, merged or cleaned up. The spread is how far the masked net
 
 | memberships | precision | difference | bound | spread |
 |---|---|---|---|---|
+{rows}
+
+"""
+
+
+def _whole(cut_from: Mapping[str, Any]) -> str:
+    """Return what a network for some classes was cut from."""
+    return (
+        f"`{cut_from['name']}`, with {cut_from['classes']} classes, {cut_from['parameters']:,} parameters and "
+        f"{cut_from['macs']:,} multiply-accumulates an image; nothing was trained again"
+    )
+
+
+def _cut_proof(cut_from: Mapping[str, Any] | None) -> str:
+    if cut_from is None:
+        return ""
+    rows = "\n".join(
+        f"| {name} | {each['max_abs_difference']:.1e} | {each['bound']:.0e} | {each['spread']:.3g} |"
+        for name, each in cut_from["equality"].items()
+    )
+    return f"""## Proof of the cut
+
+Largest difference to the logits that the whole network gives for these classes, on images of noise.
+
+| precision | difference | bound | spread |
+|---|---|---|---|
 {rows}
 
 """

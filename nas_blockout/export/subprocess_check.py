@@ -43,7 +43,8 @@ _OPERATOR = re.compile(r"torch\.ops\.aten\.(?!_|from_file)\w+\.\w+|_operator\.(a
 _SHAPE = re.compile(
     r"((Symbol|Integer|Add|Mul|FloorDiv|Mod|Max|Min)\(|'[su]\d+'|(positive|integer|nonnegative)=True|\d{1,9}|[-(), ])+"
 )
-_OPERATION = re.compile(r"(.+)\.operations\.(\d+(?:_\d+)*)\.")
+# Of networks that are built from stages: what lies in the body of a graph is called as in somebody's network.
+_OPERATION = re.compile(r"(?!body\.)(.+)\.operations\.(\d+(?:_\d+)*)\.")
 _DECIDING = 4  # numbers by which nodes are put in order
 # Shapes of inputs and outputs; other types could be classes whose code would run
 _TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict")

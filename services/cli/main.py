@@ -159,17 +159,32 @@ def export(
             "[default: one image as well as many]",
         ),
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Classes by name or label, such as 3,5,8: export only what serves them, without training, into a "
+            "folder of its own. [default: all]"
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export an arm's winner again, as .pt2, ONNX and safetensors, with a model card and verification."""
     log(f"exporting and verifying {arm or 'the winner of every arm'}")
+    chosen = tuple(filter(None, map(str.strip, (classes or "").split(","))))
+    if classes is not None and not chosen:
+        fail(USAGE, f"--classes names no class: {classes!r}")
     settings = installation()
     with lazy.disk_full.explain_disk_full(settings.folder(study), resume="run the same command again"):
-        folders = lazy.finalize.export_again(settings, study, arm, batch=batch)
+        try:
+            folders = lazy.finalize.export_again(settings, study, arm, batch=batch, classes=chosen)
+        except ValueError as error:
+            if not chosen:
+                raise
+            fail(USAGE, f"--classes: {error}")
     if as_json:
         print_json({"folders": [str(folder) for folder in folders]})
-    for folder in () if as_json else folders:
-        print_line(folder)
+    for folder, told in () if as_json else folders.items():
+        print_line(told or folder)
 
 
 @app.command(epilog="Example: nas-blockout verify runs/quickstart/models/blockout")

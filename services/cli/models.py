@@ -218,7 +218,9 @@ def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> No
             branch.add(safe_text(_group_text(group)))
     print_table(tree)
     if not layers:
-        log("this model is not built from layers of groups, so there are no branches to show")
+        cut = json.loads(model.content("architecture.json"))  # without the costs of each group, which only a whole has
+        remedy = "its branches are shown by its card.md and by --figure" if cut else "there are no branches to show"
+        log(f"this model is {'cut to some classes' if cut else 'not built from layers of groups'}: {remedy}")
         return
     if structure is not None:
         told = manifest.get("branches") or lazy.branching.summary(structure, learned=bool(manifest.get("distillation")))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from services.analysis.learned_structure import arm_structure
 from services.analysis.recommendation import recommendation_rows
 from services.analysis.verdict import sentence
 from services.files.study_dir import Folder
+from services.finalize.class_subsets import cut, folder_name, labels_of, told
 from services.store import Store
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial
@@ -58,6 +59,51 @@ def export_trials(
     for (arm, (trial, _)), verification in zip(winners.items(), verifications, strict=True):
         store.add_export(trial.id, path=str(targets[arm]), hashes=_hashes(targets[arm]), verified=verification.ok)
     return list(targets.values())
+
+
+def export_subsets(
+    study: Study,
+    winners: Mapping[str, tuple[Trial, nn.Module]],
+    splits: Splits,
+    document: ComparisonDocument,
+    *,
+    classes: Sequence[str],
+    folder: Folder,
+    store: Store,
+    batch: int | None = None,
+) -> dict[Path, str]:
+    """Export what is left of retrained models for some classes; return the folders, with what each costs.
+
+    Args:
+        study: The resolved study.
+        winners: The trials and their networks by arm.
+        splits: The data.
+        document: The comparison.
+        classes: Names or labels, in the order in which the logits are wanted.
+        folder: Of the study.
+        store: Where the exports are recorded.
+        batch: Images that are expected at a time; None for one as well as many.
+
+    Raises:
+        ValueError: The classes are no choice of two or more, a network cannot be cut, or the folder would be that of an
+            arm.
+        VerificationError: As of `export_trials`.
+    """
+    labels = labels_of(classes, splits.class_names)
+    described: list[tuple[nn.Module, Path, ModelDescription]] = []
+    for arm, (trial, model) in winners.items():
+        if (name := folder_name(arm, labels)) in study.arms:
+            raise ValueError(f"the models of the arm {name!r} lie where those of {arm!r} for these classes would")
+        whole = replace(describe(study, trial, splits, document, model), batch=batch)
+        try:
+            network, description = cut(model, whole, splits, labels)
+        except ValueError as error:
+            raise ValueError(f"arm {arm!r} cannot be cut to these classes: {error}") from error
+        described.append((network, folder.models / name, description))
+    verifications = export_models(described)
+    for (trial, _), (_, path, _), verification in zip(winners.values(), described, verifications, strict=True):
+        store.add_export(trial.id, path=str(path), hashes=_hashes(path), verified=verification.ok)
+    return {path: told(description, path) for _, path, description in described}
 
 
 def describe(

@@ -14,7 +14,7 @@ from services.analysis.pareto import Timed
 from services.budget.accounting import stale
 from services.files.remote import put_folder
 from services.files.study_dir import Folder, write_csv, write_json
-from services.finalize.export import export_trials
+from services.finalize.export import export_subsets, export_trials
 from services.finalize.mlflow_runs import sync_study
 from services.finalize.trial_table import row_of
 from services.finalize.winners import exported_trials, latencies, models_of, search_latencies, structures
@@ -117,17 +117,22 @@ def write_comparison(
     return document
 
 
-def export_again(settings: Settings, name: str, arm: str | None, *, batch: int | None = None) -> list[Path]:
-    """Export the winners of a finished study once more; return their folders.
+def export_again(
+    settings: Settings, name: str, arm: str | None, *, batch: int | None = None, classes: Sequence[str] = ()
+) -> dict[Path, str]:
+    """Export the winners of a finished study once more; return their folders, with what is to be told of them.
 
     Args:
         settings: Of the installation.
         name: Of the study.
         arm: One arm, or None for all.
         batch: Images that are expected at a time; None for one as well as many.
+        classes: Names or labels of classes, to cut the models to them and leave the whole ones as they are; none for
+            all.
 
     Raises:
         NotFound: There is no such study, it has no such arm, or the arm has no retrained model.
+        ValueError: The classes are no choice of two or more, or a network cannot be cut.
     """
     with Store.open(settings.store_url) as store:
         study = parse_resolved(store.study(name).config)
@@ -142,7 +147,14 @@ def export_again(settings: Settings, name: str, arm: str | None, *, batch: int |
         chosen = {arm: winners[arm]} if arm is not None else winners
         models = models_of(chosen, folder, splits, shared=settings.shared(name))
         exported = {winner: (trial, models[winner]) for winner, trial in chosen.items()}
-        paths = export_trials(study, exported, splits, document, folder=folder, store=store, batch=batch)
+        if classes:
+            paths = export_subsets(
+                study, exported, splits, document, classes=classes, folder=folder, store=store, batch=batch
+            )
+        else:
+            paths = dict.fromkeys(
+                export_trials(study, exported, splits, document, folder=folder, store=store, batch=batch), ""
+            )
         _share(folder, settings.shared(name))
         return paths
 

@@ -29,17 +29,26 @@ class Emitter:
         return self.graph.call_function(function, args, kwargs)
 
     def module(self, path: str, build: Callable[[], nn.Module], *args: Any) -> fx.Node:
-        """Add a call of a module that is held under a path; what is there already is called again."""
+        """Add a call of a module that is held under a path; what is there already is called again.
+
+        Where the path leads to what was held below it before, as the indices of an operation of a network that is
+        branched already, the module is held one step further down.
+        """
+        if type(self._held(path)) is nn.Module:
+            path += ".operation"
         if not self.holds(path):
             self._hold(path, build())
         return self.graph.call_module(path, args)
 
     def holds(self, path: str) -> bool:
         """Whether there is a module, a parameter or a buffer of this path."""
-        module: Any = self.root
+        return self._held(path) is not None
+
+    def _held(self, path: str) -> Any:
+        found: Any = self.root
         for name in path.split("."):
-            module = getattr(module, name, None)
-        return module is not None
+            found = getattr(found, name, None)
+        return found
 
     def parameter(self, path: str, value: Tensor, *, learned: bool) -> fx.Node:
         """Add a parameter, or a buffer of the state, under the path that it had in the original network."""

@@ -310,6 +310,24 @@ def test_an_exported_model_with_a_changed_byte_is_refused_until_it_is_exported_a
     assert (found.code, found.out) == (0, f"{model}: verified\n"), found.err
 
 
+def test_a_model_is_cut_to_some_classes(home: Path) -> None:
+    found = program(home, "export", "whole", "bayesian", "--classes", "8, 3,5")
+    assert found.code == 0, found.err
+    folder = home / "runs" / "whole" / "models" / "bayesian-classes-8-3-5"
+    assert found.out.startswith(f"{folder}: 3 of 10 classes, ")
+    assert program(home, "verify", folder).code == 0
+    images = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
+    whole = program(home, "export", "whole", "bayesian").out.strip()
+    given = []
+    for each in (folder, Path(whole)):
+        model = torch.export.load(each / "model.pt2").module()
+        given.append(model(torch.from_numpy(images)).detach())
+    torch.testing.assert_close(given[0], given[1][:, [8, 3, 5]], rtol=1e-3, atol=1e-3)
+    refused = program(home, "export", "whole", "bayesian", "--classes", "3,eleven")
+    assert (refused.code, refused.out) == (2, "")
+    assert "no class 'eleven'" in refused.err
+
+
 def test_mlflow_has_the_study_once(home: Path) -> None:
     found = program(home, "sync", "whole")
     assert found.code == 0, found.err
