@@ -160,12 +160,15 @@ class ModelDescription:
         }
 
 
-def card(description: ModelDescription, *, without_onnx: str | None = None) -> str:
+def card(
+    description: ModelDescription, *, without_onnx: str | None = None, least: Mapping[str, str] | None = None
+) -> str:
     """Return the card as Markdown.
 
     Args:
         description: Of the model.
         without_onnx: Why there is no ONNX form, if there is none.
+        least: By form the oldest version of what runs it that is known to.
     """
     shape = f"(batch, {description.channels}, {description.height}, {description.width})"
     accuracy = f"{description.test_accuracy:.2%}" if description.test_accuracy is not None else "not measured"
@@ -186,6 +189,7 @@ def card(description: ModelDescription, *, without_onnx: str | None = None) -> s
         **({"images expected at a time": f"{description.batch:,}"} if description.batch else {}),
     }
     arm = _line((description.cut_from or {}).get("name", description.name))
+    needs = "".join(f"`{name}` needs {runtime} or newer.\n" for name, runtime in (least or {}).items())
     forms = "`model.pt2`" if without_onnx else "`model.pt2` and `model.onnx`"
     table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
     return f"""# {_line(description.name)}
@@ -203,7 +207,7 @@ Winner of the arm `{arm}` of the study `{description.study}`: {_line(description
 Input: float32 images in [0, 1], shape `{shape}`, any batch; output: logits in the order of `class_names`. The model
 normalizes the images itself. The content of `preprocessing.json` is also stored in {forms},
 so that each file can be used on its own.
-
+{needs}
 {_LOAD_PROGRAM}
 
 {_load_onnx(without_onnx)}

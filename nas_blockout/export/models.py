@@ -44,6 +44,7 @@ from nas_blockout.networks import Runtime
 WEIGHTS = "weights.safetensors"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _BATCH = "batch"
+_FIRST_RUNTIME = {10: "1.18"}  # by version of ONNX's file format; 1.17.3 was tried and refuses it
 
 
 class Deployed(nn.Module):
@@ -66,6 +67,10 @@ class Deployed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, shape ``(batch, classes)``, of images in [0, 1]."""
+        if torch.compiler.is_exporting():
+            # Else a program would take bytes, 255 times as large as it expects, and give logits of them. ONNX refuses
+            # such images by itself.
+            torch.ops.aten._assert_tensor_metadata.default(images, dtype=torch.float32)
         logits: Tensor = self.network((images - self.mean) / self.std)
         return logits
 
@@ -212,9 +217,11 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
         program = _program(runs["torch"], example)
         seal = {WEIGHTS_SEAL: sha256(folder / WEIGHTS)}
         torch.export.save(program, folder / "model.pt2", extra_files=inside | seal)
+        least = {"model.pt2": f"torch {version('torch').partition('+')[0]}"}
         if skipped is None:
-            _write_onnx(_program(runs["onnxruntime"], example), folder / "model.onnx", example, inside)
-    (folder / "card.md").write_text(card(description, without_onnx=skipped), encoding="utf-8")
+            path = folder / "model.onnx"
+            least[path.name] = _write_onnx(_program(runs["onnxruntime"], example), path, example, inside)
+    (folder / "card.md").write_text(card(description, without_onnx=skipped, least=least), encoding="utf-8")
 
 
 def _require_logits(deployed: nn.Module, path: Path, images: Tensor, logits: Tensor, *, name: str) -> None:
@@ -254,7 +261,8 @@ def _program(network: nn.Module, example: Tensor) -> torch.export.ExportedProgra
     return program
 
 
-def _write_onnx(program: torch.export.ExportedProgram, path: Path, images: Tensor, inside: Mapping[str, str]) -> None:
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, images: Tensor, inside: Mapping[str, str]) -> str:
+    """Write a program as ONNX; return the oldest runtime that is known to read it."""
     exported = torch.onnx.export(
         program, (images,), dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]
     )
@@ -274,6 +282,8 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, images: Tenso
     exported.model.metadata_props.clear()
     exported.model.metadata_props.update(inside)
     exported.save(path, external_data=False)
+    written = exported.model.ir_version
+    return f"onnxruntime {_FIRST_RUNTIME.get(written or 0, version('onnxruntime'))}"
 
 
 @contextmanager

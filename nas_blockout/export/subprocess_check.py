@@ -39,7 +39,9 @@ _ENTRY = re.compile(
     rf"|extra/{re.escape(PREPROCESSING)}|extra/{re.escape(WEIGHTS_SEAL)}"
 )
 _PAYLOAD = re.compile(r"(weight|tensor)_\d+")
-_OPERATOR = re.compile(r"torch\.ops\.aten\.(?!_|from_file)\w+\.\w+|_operator\.(add|sub|mul|floordiv|mod|getitem)")
+_OPERATOR = re.compile(
+    r"torch\.ops\.aten\.(?!_(?!assert_tensor_metadata\.)|from_file)\w+\.\w+|_operator\.(add|sub|mul|floordiv|mod|getitem)"
+)
 _SHAPE = re.compile(
     r"((Symbol|Integer|Add|Mul|FloorDiv|Mod|Max|Min)\(|'[su]\d+'|(positive|integer|nonnegative)=True|\d{1,9}|[-(), ])+"
 )

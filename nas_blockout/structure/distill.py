@@ -58,7 +58,8 @@ class DistillationSettings(TwoStageSettings):
             only, ``random`` draws all of them anew for the same MACs and number of clusters and needs ``scratch``.
             ``unbranched`` only removes the branches: all remaining nodes are connected, with their weights under P, and
             some more nodes are trimmed if that exceeds the target.
-        draws: Samples of C for the mean accuracy of the discretization gap.
+        draws: Samples of C for the mean accuracy of the discretization gap. Each takes a pass over the validation
+            images and one for the statistics of normalization, which for a deep network may cost more than an epoch.
     """
 
     threshold: Annotated[float, Range(gt=0, lt=1)] = 0.5
@@ -71,7 +72,7 @@ class DistillationSettings(TwoStageSettings):
     clean_up: bool = True
     weights: Weights = "inherited"
     placebo: Placebo = "none"
-    draws: Annotated[int, Range(ge=1)] = 8
+    draws: Annotated[int, Range(ge=1)] = 2
 
     def __post_init__(self) -> None:
         TwoStageSettings.__post_init__(self)

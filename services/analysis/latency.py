@@ -41,8 +41,8 @@ class Latency(Strict):
 def spread_text(median: float, quartiles: Sequence[float] | None) -> str:
     """Return a median and the spread around it, such as ``0.31 (0.302 to 0.327)``."""
     if quartiles is None:
-        return f"{median:.3g} (measured by itself, no spread)"
-    return f"{median:.3g} ({quartiles[0]:.3g} to {quartiles[1]:.3g})"
+        return f"{_milliseconds(median)} (measured by itself, no spread)"
+    return f"{_milliseconds(median)} ({_milliseconds(quartiles[0])} to {_milliseconds(quartiles[1])})"
 
 
 def overlap(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -84,3 +84,7 @@ def undominated(points: Mapping[str, tuple[float, Sequence[float]]]) -> list[str
 
     kept = [name for name in points if not any(beats(other, name) for other in points)]
     return sorted(kept, key=lambda name: (sum(points[name][1]), name))
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"

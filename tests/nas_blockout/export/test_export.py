@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from safetensors.torch import load_file, save_file
 
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of
@@ -99,6 +101,17 @@ def test_loading_as_the_card_says_gives_the_logits(exported: Path, monkeypatch: 
                 torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64])
+def test_images_of_another_type_are_refused_by_either_form(exported: Path, dtype: torch.dtype) -> None:
+    """Bytes would be 255 times as large as what the model was trained on, and give logits all the same."""
+    given = images(2).to(dtype)
+    with pytest.raises(RuntimeError, match="dtype mismatch"):
+        torch.export.load(exported / "branched" / "model.pt2").module()(given)
+    session = onnxruntime.InferenceSession(exported / "branched" / "model.onnx")
+    with pytest.raises(InvalidArgument, match="Unexpected input data type"):
+        session.run(None, {"images": given.numpy()})
+
+
 def test_program_and_graph_say_what_they_take_and_what_their_classes_are(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +121,14 @@ def test_program_and_graph_say_what_they_take_and_what_their_classes_are(
         values: dict[str, Any] = {}
         exec(block, values)
         assert values["asked"] == DESCRIPTION.preprocessing()
+
+
+def test_card_says_the_least_version_of_every_runtime(exported: Path) -> None:
+    text = (exported / "branched" / "card.md").read_text()
+    assert f"\n`model.pt2` needs torch {torch.__version__.partition('+')[0]} or newer.\n" in text
+    # 1.18 was the first to read version 10 of the file format, says its table of versions.
+    assert onnx.load(exported / "branched" / "model.onnx").ir_version == 10
+    assert "\n`model.onnx` needs onnxruntime 1.18 or newer.\n" in text
 
 
 def test_card_says_what_how_well_and_at_what_cost(exported: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from services.analysis.latency import Latency, not_told_apart, overlap, undominated
+from services.analysis.latency import Latency, not_told_apart, overlap, spread_text, undominated
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,8 @@ def test_a_median_outside_its_quartiles_is_refused_and_quartiles_may_be_missing(
     )
     with pytest.raises(ValidationError, match="between its quartiles"):
         Latency(batch_1=0.5, batch_256=4.0, batch_1_quartiles=(0.2, 0.4))
+
+
+def test_seconds_are_written_as_thousands_of_milliseconds() -> None:
+    assert spread_text(2672.4, (2031.0, 4449.0)) == "2,672 (2,031 to 4,449)"
+    assert spread_text(0.0533, (0.053, 999.6)) == "0.0533 (0.053 to 1,000)"
