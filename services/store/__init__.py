@@ -111,6 +111,11 @@ class Store(Studies, Trials, Queue, Tokens):
         """URL of the database, with its password masked."""
         return self._database.url
 
+    def identity(self) -> str:
+        """Return the UUID of this store, which stays the same when the database is moved to another place."""
+        with self._database.reading() as connection:
+            return str(connection.scalars(sa.select(tables.identity.c.uuid)).one())
+
     def clock_offset(self) -> float:
         """Return how many seconds the clock of the database is ahead of this machine's."""
         with self._database.reading() as connection:  # connected first: that may take seconds and is not to be measured

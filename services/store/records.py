@@ -25,7 +25,7 @@ class StudyRow:
 
     Args:
         id: ID in the store.
-        name: Its name, unique.
+        name: Its name, unique in the store.
         state: ``created``, ``running``, ``complete``, ``failed`` or ``cancelled``.
         config: The resolved study.
         config_hash: Hash of all settings that affect results, see `Study.hash`.
@@ -36,6 +36,7 @@ class StudyRow:
         created_at: When it was added to the store.
         started_at: When a driver first claimed it, or None.
         finished_at: When it ended, or None.
+        uuid: What identifies it outside the store: its name and ID may occur in another store as well.
     """
 
     id: int
@@ -50,6 +51,7 @@ class StudyRow:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    uuid: str = ""
 
     @property
     def interrupted(self) -> bool:

@@ -1,6 +1,7 @@
 """Studies: created, read, claimed by a driver, finished and extended."""
 
 import re
+import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -62,6 +63,7 @@ class Studies:
             "state": "created",
             "config": require_finite("config", config),
             "config_hash": config_hash,
+            "uuid": str(uuid.uuid4()),
         }
         with self._database.writing() as connection:
             # One of several processes inserts the row; it alone gets an ID back, and adds arms and event.
@@ -85,7 +87,7 @@ class Studies:
 
     def studies(self, state: str | None = None, *, limit: int = 100, offset: int = 0) -> tuple[StudySummary, ...]:
         """Return summaries of studies, newest first."""
-        columns = [column for column in tables.studies.c if column.name not in ("config", "config_hash")]
+        columns = [column for column in tables.studies.c if column.name not in ("config", "config_hash", "uuid")]
         page = (
             sa.select(*columns).order_by(tables.studies.c.id.desc()).limit(limit).offset(offset).where(_in_state(state))
         )

@@ -59,6 +59,14 @@ def _trial_key() -> Column[int]:  # a column belongs to one table, so that each 
     return Column("trial_id", _NUMBER, ForeignKey("trials.id"), primary_key=True, autoincrement=False)
 
 
+identity = Table(  # of the store itself: one row, which the migration adds
+    "identity",
+    METADATA,
+    Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    Column("uuid", Text, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+)
+
 studies = Table(
     "studies",
     METADATA,
@@ -72,6 +80,7 @@ studies = Table(
     Column("started_at", Instant),
     Column("finished_at", Instant),
     Column("error", Text),
+    Column("uuid", Text, unique=True, index=True),  # older than the column are studies that a migration gave theirs
     Column("config", _JSON, nullable=False),
     _one_of("state", STUDY_STATES),
     Index(None, "state", "id"),  # for lists of one state, newest first

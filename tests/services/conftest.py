@@ -153,7 +153,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     url = f"sqlite:///{tmp_path / 'runs' / 'store.db'}"
     if request.param == "postgresql":
         url = request.getfixturevalue("emptied_store")
-        tables = ", ".join(METADATA.tables)
+        tables = ", ".join(METADATA.tables.keys() - {"identity"})  # it has one row, as long as there is a store
         request.getfixturevalue("postgres").execute(url, f"TRUNCATE {tables} RESTART IDENTITY")
     with Store.open(url) as opened:
         yield opened

@@ -96,6 +96,13 @@ def test_every_experiment_of_a_trial_is_read(store: Store) -> None:
     assert [Experiment.from_json(row.experiment).seed for row in rows] == [row.seed for row in rows]
 
 
+def test_every_study_gets_an_identity_once(home: Path, store: Store) -> None:
+    found = [store.identity(), *(store.study(study).uuid for study in ("complete", "halfway"))]
+    assert len({*found, ""}) == 4
+    with store_of(home) as again:
+        assert [again.identity(), *(again.study(study).uuid for study in ("complete", "halfway"))] == found
+
+
 def test_a_queued_study_is_what_was_given_to_the_service(store: Store) -> None:
     row = store.queued_study("queued")
     assert row is not None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from services import migrations
 from tests.services.program import COMMAND, store_of
 from tests.services.serving import ROOT_TOKEN
 
@@ -43,12 +44,12 @@ def test_a_token_that_breaks_a_rule_is_not_made(call):
 
 
 def test_tables_go_up_and_down(call):
-    assert call("db", "current")[1] == "no tables; this release uses 0003\n"
-    assert call("db", "upgrade")[1] == "the database has schema version 0003\n"
+    assert call("db", "current")[1] == f"no tables; this release uses {migrations.HEAD}\n"
+    assert call("db", "upgrade")[1] == f"the database has schema version {migrations.HEAD}\n"
     code, _, err = call("db", "downgrade", "0001")
     assert (code, "then add --yes" in err) == (2, True)
     assert call("db", "downgrade", "0001", "--yes")[0] == 0
-    assert json.loads(call("db", "current", "--json")[1]) == {"version": "0001", "newest": "0003"}
+    assert json.loads(call("db", "current", "--json")[1]) == {"version": "0001", "newest": migrations.HEAD}
     assert call("db", "downgrade", "0009", "--yes")[0] == 1
 
 

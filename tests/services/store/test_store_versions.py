@@ -1,5 +1,7 @@
 """The versions of the tables: asked for, taken up, and taken down with what older ones hold kept."""
 
+from dataclasses import replace
+
 import pytest
 import sqlalchemy as sa
 
@@ -29,13 +31,15 @@ def test_studies_outlive_a_way_down_and_up_and_the_queue_does_not(store_url):
     assert schema_version.current(store_url) == "0001"
     assert not {"queue", "tokens"} & tables(store_url)
     with Store.open(store_url) as store:
-        assert store.study("example") == row
+        again = store.study("example")
+        assert replace(again, uuid=row.uuid) == row
+        assert again.uuid not in ("", row.uuid)  # version 0001 has no column for it
         assert store.queue() == ()
     assert schema_version.current(store_url) == migrations.HEAD
 
 
 def test_a_version_that_is_not_there_or_not_older_is_refused(store_url):
-    with pytest.raises(StoreError, match="schema version must be one of 0001, 0002, 0003, got '9999'"):
+    with pytest.raises(StoreError, match=r"schema version must be one of 0001, 0002, 0003, .*, got '9999'"):
         schema_version.downgrade(store_url, "9999")
     with pytest.raises(StoreError, match="has schema version none, which is older than 0001"):
         schema_version.downgrade(store_url, "0001")
