@@ -136,7 +136,7 @@ def test_a_dead_row_is_found_and_named(tmp_path: Path) -> None:
         "EDGES: services.store does not import migrations",
         "EDGES: services.replay does not import study_config",
         "LEAVES: nobody in services imports renamed_keys",
-        "IMPORTERS: nothing in services/mlflow_sync.py imports mlflow",
+        "IMPORTERS: nothing in services/tracking/* imports mlflow",
         "SHARED_NAMES: blockout does not stand in several rooms",
     ):
         assert row in dead

@@ -168,8 +168,8 @@ def _check_tracking(settings: Settings) -> Iterator[Finding]:
         yield Finding("MLflow", True, "off")
         return
     try:
-        yield Finding("MLflow", True, f"{masked(uri)}, {lazy.mlflow_sync.check(uri)}")
-    except lazy.mlflow_sync.TrackingError as error:
+        yield Finding("MLflow", True, f"{masked(uri)}, {lazy.tracking.check(uri)}")
+    except lazy.tracking.TrackingError as error:
         yield Finding("MLflow", False, str(error), "start the tracking server, or correct NAS_BLOCKOUT_TRACKING_URI")
         return
     if uri.startswith(("http://", "https://")):

@@ -30,9 +30,9 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services import dispatch as dispatch
     from services import estimate as estimate
     from services import migrations as migrations
-    from services import mlflow_sync as mlflow_sync
     from services import replay as replay
     from services import store as store
+    from services import tracking as tracking
     from services.analysis import cross_study as cross_study
     from services.analysis import robustness as robustness
     from services.analysis import verdict as verdict
@@ -76,7 +76,7 @@ MODULES = {
     "dispatch": "services.dispatch",
     "estimate": "services.estimate",
     "migrations": "services.migrations",
-    "mlflow_sync": "services.mlflow_sync",
+    "tracking": "services.tracking",
     "replay": "services.replay",
     "store": "services.store",
     "cross_study": "services.analysis.cross_study",

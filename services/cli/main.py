@@ -299,7 +299,7 @@ def exit_code(error: Exception) -> int | None:
             lazy.remote.ArtifactError,
             lazy.cluster.ClusterError,
             store.StoreUnreachable,
-            lazy.mlflow_sync.TrackingError,
+            lazy.tracking.TrackingError,
         ),
         UNVERIFIED: (lazy.export.VerificationError,),
         FAILED: (store.StoreError, data.DataCorrupt, lazy.disk_full.DiskFull),

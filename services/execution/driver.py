@@ -18,13 +18,13 @@ from services.execution.extension import enter, files_of
 from services.files.disk_full import reports_disk_full
 from services.files.remote import ArtifactError, fetch_folder, place_of, remove
 from services.files.study_dir import Folder, environment, write_json, write_yaml
-from services.mlflow_sync import following
 from services.search.scheduler import Scheduler
 from services.settings import Settings
 from services.store import Store, StoreUnreachable, StudyBusy
 from services.study_config.errors import LineMap
 from services.study_config.resolved_study import Study
 from services.study_config.validation import cautions, check_against_data
+from services.tracking import following
 from services.trial_record import RETRAIN, SEARCH, Trial
 
 HEARTBEAT_SECONDS = 5.0

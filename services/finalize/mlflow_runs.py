@@ -11,10 +11,10 @@ from services.analysis.comparison import ComparisonDocument
 from services.analysis.verdict import ship_heading, ship_rows, verdict_of
 from services.files.study_dir import Folder
 from services.finalize.winners import exported_trials, models_of
-from services.mlflow_sync import Projection, Synced, TrackingError
 from services.settings import Settings
 from services.store import Store
 from services.study_config.resolved_study import Study, parse_resolved
+from services.tracking import Projection, Synced, TrackingError
 
 Models = Mapping[str, nn.Module]
 

@@ -21,11 +21,11 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from services.mlflow_sync import check
 from services.search.scheduler import Scheduler
 from services.store import Store
 from services.store.tables import METADATA
 from services.study_config.resolved_study import Study
+from services.tracking import check
 from services.trial_record import SEARCH, Trial
 from tests.once import once
 

@@ -15,8 +15,8 @@ from urllib.parse import quote
 import pytest
 
 from nas_blockout import plots
-from services.mlflow_sync import Projection
 from services.store import Store
+from services.tracking import Projection
 from tests.services.serving import closed_port
 
 pytestmark = [

@@ -17,8 +17,9 @@ from mlflow.entities import Run
 
 from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.structure.branching import LayerCost, structure_of
-from services.mlflow_sync import Projection, TrackingError, check, following, pause_after
 from services.store import Store
+from services.tracking import Projection, TrackingError, check, following
+from services.tracking.follower import pause_after
 from tests.services.processes import outputs_at_once
 from tests.services.serving import closed_port
 
@@ -351,7 +352,7 @@ def test_files_are_sent_again_only_if_they_changed(uri: str, name: str, store: S
 
 def test_processes_that_write_at_once_write_every_run_once(uri: str, name: str, store: Store) -> None:
     code = (
-        "import json, sys; from services.store import Store; from services.mlflow_sync import Projection\n"
+        "import json, sys; from services.store import Store; from services.tracking import Projection\n"
         "uri, name, config, url = sys.argv[1:]\n"
         "with Store.open(url) as store:\n"
         "    projection = Projection(uri, name, json.loads(config), store)\n"

@@ -14,8 +14,8 @@ from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.export import Deployed
-from services.mlflow_sync import Projection
 from services.store import Store
+from services.tracking import Projection
 
 # MLflow's own use of its database is not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -1,0 +1,55 @@
+"""Writes trials to MLflow as they end, beside the training."""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from services.store import Store
+from services.tracking.mlflow_client import TrackingError
+from services.tracking.projection import Projection
+
+FOLLOW_SECONDS = 10.0
+MAX_FOLLOW_SECONDS = 60.0
+FOLLOW_SHARE = 0.02  # of the time, at most: syncing competes with training
+
+
+@contextmanager
+def following(
+    uri: str | None, study: str, config: Mapping[str, Any], store: Store, *, pause_seconds: float = FOLLOW_SECONDS
+) -> Iterator[None]:
+    """Write trials to MLflow as they end, in a separate thread; errors are ignored, and the next round tries again.
+
+    Args:
+        uri: Tracking URI, or None for no MLflow.
+        study: Name of the study.
+        config: The resolved study.
+        store: Holds its trials.
+        pause_seconds: Shortest pause between rounds.
+    """
+    ended = threading.Event()
+
+    def follow() -> None:
+        projection, pause = None, pause_seconds
+        while not ended.wait(pause):
+            began = time.monotonic()
+            with suppress(TrackingError):
+                projection = projection or Projection(str(uri), study, config, store)
+                projection.sync(until=ended.is_set, wait_seconds=0.0)
+            pause = pause_after(time.monotonic() - began, shortest=pause_seconds)
+
+    thread = threading.Thread(target=follow, name="tracking", daemon=True)
+    if uri is not None:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if uri is not None:
+            thread.join()
+
+
+def pause_after(seconds: float, *, shortest: float = FOLLOW_SECONDS) -> float:
+    """Return the seconds to wait after a round that took `seconds`, so that rounds take a small share of the time."""
+    return min(MAX_FOLLOW_SECONDS, max(shortest, seconds / FOLLOW_SHARE))

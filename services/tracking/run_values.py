@@ -1,0 +1,105 @@
+"""What MLflow is told of a trial: parameters, tags and metrics, all of them from the store."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeGuard
+
+from nas_blockout.structure.branching import recorded_structure, structure_metrics, summary
+from services.store import EpochRow
+from services.trial_record import Trial
+
+CURVE_POINTS = 100  # about, for each curve: writing one takes 1/6 ms, and the store has every epoch anyway
+PARAM_CHARACTERS = 6000
+TAG_CHARACTERS = 500
+_SYSTEM = {  # what a training took of its device, and under which of its system metrics MLflow shows it
+    "device_bytes": ("system/peak_gpu_memory_megabytes", 1e-6),
+    "host_bytes": ("system/peak_process_memory_megabytes", 1e-6),
+    "utilization": ("system/gpu_utilization_percentage", 100),
+}
+
+
+def tags_of(trial: Trial, *, study: str, parent: str) -> dict[str, str]:
+    """Return the tags of the run of a trial."""
+    tags = {
+        "mlflow.parentRunId": parent,
+        "nas.trial": str(trial.id),
+        "nas.study": study,
+        "nas.arm": trial.arm,
+        "nas.method": str(trial.experiment["method"]["name"]),
+        "nas.phase": trial.phase,
+        "nas.seed": str(trial.seed),
+        "nas.status": trial.state,
+    }
+    architecture = trial.outcome.get("architecture_hash") or trial.architecture_hash
+    structure = recorded_structure(trial.outcome)
+    method = trial.experiment["method"]
+    learned = method["name"] == "blockout" and method.get("mode") != "hard-fixed"
+    return {
+        **tags,
+        **({"nas.branches": summary(structure, learned=learned)[:TAG_CHARACTERS]} if structure else {}),
+        **({"nas.architecture": architecture} if architecture else {}),
+        **({"nas.reason": trial.reason[:TAG_CHARACTERS]} if trial.reason else {}),
+    }
+
+
+def params_of(document: Mapping[str, Any]) -> list[Any]:
+    """Return the leaves of a document as MLflow parameters with dotted names, without architectures."""
+    from mlflow.entities import Param
+
+    return [Param(name, str(value)[:PARAM_CHARACTERS]) for name, value in _leaves(document, "")]
+
+
+def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    renamed = {"training.learning_rate": "optim.lr", "training.weight_decay": "optim.weight_decay"}
+    if isinstance(value, Mapping):
+        method = value.get("name") if prefix == "method" else None
+        for key, item in value.items():
+            if (prefix, key) == ("", "architecture"):
+                continue
+            place = str(method) if method and key != "name" else prefix
+            yield from _leaves(item, f"{place}.{key}" if place else str(key))
+    elif value is not None:
+        yield renamed.get(prefix, prefix.replace("backbone.", "model.")), value
+
+
+def metrics_of(trial: Trial, epochs: Sequence[EpochRow]) -> Iterator[Any]:
+    from mlflow.entities import Metric
+
+    result = trial.result or {}
+    accuracies = [row.metrics.get("validation_accuracy") for row in epochs]
+    final = {  # first, because MLflow's comparison of runs shows metrics in the order of logging
+        "best/val_accuracy": max(filter(is_number, accuracies), default=None),
+        "test/accuracy": result.get("test_accuracy"),
+        "model/parameters": result.get("parameters"),
+        "model/macs": result.get("macs"),
+        **{f"gap/{key}": value for key, value in (result.get("gap") or {}).items()},
+        "system/images_per_second": trial.images_per_second,
+        **{
+            name: scale * trial.usage[key] for key, (name, scale) in _SYSTEM.items() if trial.usage.get(key) is not None
+        },
+        **(structure_metrics(structure) if (structure := recorded_structure(result)) else {}),
+    }
+    ended = milliseconds(trial.finished_at or trial.created_at)
+    yield from (Metric(key, float(value), ended, 0) for key, value in final.items() if is_number(value))
+    names = {"train_loss": "train/loss", "validation_loss": "val/loss", "validation_accuracy": "val/accuracy"}
+    began = milliseconds(trial.started_at or trial.created_at)
+    for row in _thinned(epochs):
+        when = began + round(1000 * row.seconds)
+        values = {names[key]: row.metrics.get(key) for key in names} | dict(row.metrics.get("telemetry") or {})
+        values["cost/seconds"], values["cost/sample_passes"] = row.seconds, row.sample_passes
+        yield from (Metric(key, value, when, row.epoch) for key, value in values.items() if is_number(value))
+
+
+def _thinned(epochs: Sequence[EpochRow]) -> Sequence[EpochRow]:
+    """Return at most about `CURVE_POINTS` epochs at equal distances, the last one included."""
+    step = max(1, math.ceil(len(epochs) / CURVE_POINTS))
+    return epochs[(len(epochs) - 1) % step :: step]
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
