@@ -84,8 +84,8 @@ def print_json(document: Any) -> None:
 
 
 def logger(*, quiet: bool) -> Callable[[str], None]:
-    """Return `log`, or with `quiet` a function that discards its argument."""
-    return (lambda text: None) if quiet else log
+    """Return `log`, or with `quiet` a function that logs warnings alone, which begin with that word."""
+    return (lambda text: log(text) if text.startswith("warning: ") else None) if quiet else log
 
 
 def fail(code: int, message: str) -> NoReturn:

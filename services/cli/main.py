@@ -74,7 +74,7 @@ def options(
 def run(
     study: Annotated[str | None, typer.Argument(help="Name of a bundled study, or path to a study file.")] = None,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Number of concurrent trials; overrides the study file.")
     ] = None,
@@ -214,13 +214,17 @@ def verify(
 
 @app.command(epilog="Example: nas-blockout sync quickstart")
 def sync(study: StoredArgument, as_json: JsonOption = False) -> None:
-    """Sync missing runs and changed files of a study to MLflow."""
+    """Sync missing runs and changed files of a study to MLflow; restore what was deleted there."""
     log(f"syncing {study} to MLflow")
     synced = lazy.mlflow_runs.sync_again(installation(), study)
     if as_json:
-        print_json({"experiment": synced.experiment, "written": synced.written, "present": synced.present})
+        counts = {"written": synced.written, "present": synced.present, "restored": synced.restored}
+        print_json({"experiment": synced.experiment, **counts})
     else:
-        print_line(f"{synced.experiment}: {synced.written} runs written, {synced.present} already present")
+        restored = f", of which {synced.restored} had been deleted" if synced.restored else ""
+        print_line(f"{synced.experiment}: {synced.written} runs written, {synced.present} already present{restored}")
+    for note in synced.notes:
+        log(f"warning: {note}")
 
 
 @app.command(epilog="Example: nas-blockout doctor --api http://127.0.0.1:8080")
@@ -299,10 +303,10 @@ def exit_code(error: Exception) -> int | None:
             lazy.remote.ArtifactError,
             lazy.cluster.ClusterError,
             store.StoreUnreachable,
-            lazy.tracking.TrackingError,
+            lazy.tracking.TrackingUnreachable,
         ),
         UNVERIFIED: (lazy.export.VerificationError,),
-        FAILED: (store.StoreError, data.DataCorrupt, lazy.disk_full.DiskFull),
+        FAILED: (store.StoreError, data.DataCorrupt, lazy.disk_full.DiskFull, lazy.tracking.TrackingError),
     }
     return next((code for code, kinds in codes.items() if isinstance(error, kinds)), None)
 

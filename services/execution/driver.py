@@ -304,7 +304,7 @@ def run(
         observe: Called with the progress after every change.
         source: Origin of the study, for error messages.
         lines: Lines of the keys, if the study comes from a file.
-        log: Called with what should be known before anything runs.
+        log: Called with what its user should know, also from another thread.
 
     Returns:
         The study as it was run, the open store with all trials, and the data. Comparison, exports and report have not
@@ -334,7 +334,7 @@ def run(
     write_yaml(folder.root / "study.yaml", study.to_json())
     write_json(folder.root / "environment.json", environment() | {"files": files_of(study)})
     try:
-        _run_trials(study, splits, store, folder=folder, settings=settings, observe=observe)
+        _run_trials(study, splits, store, folder=folder, settings=settings, observe=observe, log=log)
     except BaseException:
         with suppress(StoreUnreachable):  # the claim then expires, since its heartbeats have ended
             store.release_study(study.name)
@@ -343,7 +343,14 @@ def run(
 
 
 def _run_trials(
-    study: Study, splits: Splits, store: Store, *, folder: Folder, settings: Settings, observe: Observe
+    study: Study,
+    splits: Splits,
+    store: Store,
+    *,
+    folder: Folder,
+    settings: Settings,
+    observe: Observe,
+    log: Callable[[str], None],
 ) -> None:
     store.requeue_running(study.name)  # their driver has ended, since this one has the claim
     driver = Driver(study, splits, store, folder=folder, settings=settings, observe=observe)
@@ -358,7 +365,8 @@ def _run_trials(
     )
     if not driver.finished:
         observe(driver.progress())  # Ray takes some seconds to start: show something before that
-        with _heartbeat(store, study.name), following(settings.tracking_uri, study.name, study.to_json(), store):
+        config, uri = study.to_json(), settings.tracking_uri
+        with _heartbeat(store, study.name), following(uri, study.name, config, store, warn=log):
             try:
                 cluster.run(driver, resources, folder=folder.scratch, address=settings.ray_address)
             except BaseException:

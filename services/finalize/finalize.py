@@ -42,7 +42,7 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
         store: Holds its trials.
         settings: Of the installation.
         splits: Its data.
-        log: Called with what takes a while, and with what could not be done.
+        log: Called with what takes a while, and with warnings of what could not be done.
 
     Raises:
         ArtifactError: Shared storage cannot be reached; the same call again does what is left to do.

@@ -1,6 +1,7 @@
 """A finished study in MLflow: its trials as runs, its files, and the model that it recommends."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from services.finalize.winners import exported_trials, models_of
 from services.settings import Settings
 from services.store import Store
 from services.study_config.resolved_study import Study, parse_resolved
-from services.tracking import Projection, Synced, TrackingError
+from services.tracking import Projection, Synced, TrackingError, TrackingUnreachable
 
 Models = Mapping[str, nn.Module]
 
@@ -29,31 +30,47 @@ def sync_study(
     splits: Splits,
     log: Callable[[str], None],
 ) -> None:
-    """Write a study to MLflow, unless it is turned off; an MLflow that does not answer is logged, not raised."""
+    """Write a study to MLflow, unless it is turned off; what MLflow refuses is a warning, and no error.
+
+    Args:
+        study: The resolved study.
+        store: Holds its trials.
+        settings: Of the installation.
+        document: Its comparison.
+        models: Its retrained models, by arm.
+        splits: Its data.
+        log: Called with what takes a while, and with warnings.
+    """
     if settings.tracking_uri is None:
         return
     log("writing to MLflow")
+    notes: list[str] = []
     try:
         projection = Projection(settings.tracking_uri, study.name, study.to_json(), store)
+        notes = projection.notes
         projection.sync()
         _log_recommended_model(projection, document, models, splits)
         projection.finish(document.model_dump(mode="json"), settings.folder(study.name), tags=_tags(document))
     except TrackingError as error:
-        log(f"{error}; the study is complete, `nas-blockout sync {study.name}` writes it later")
+        log(f"warning: {error}; the study is complete, `nas-blockout sync {study.name}` writes it later")
+    for note in notes:
+        log(f"warning: {note}")
 
 
 def sync_again(settings: Settings, name: str) -> Synced:
-    """Write to MLflow what is in the store but not in MLflow yet.
+    """Write to MLflow what is in the store but not in MLflow yet, and restore what was deleted there.
 
     Raises:
         NotFound: There is no such study.
-        TrackingError: MLflow is turned off or does not answer.
+        TrackingError: MLflow is turned off, does not answer or refuses.
     """
     if settings.tracking_uri is None:
-        raise TrackingError("MLflow is turned off: set NAS_BLOCKOUT_TRACKING_URI")
+        raise TrackingUnreachable("MLflow is turned off: set NAS_BLOCKOUT_TRACKING_URI")
     with Store.open(settings.store_url) as store:
         row = store.study(name)
-        projection = Projection(settings.tracking_uri, name, row.config, store)
+        # With how many workers the study ran last is known to its driver alone, which has told MLflow.
+        config = {key: value for key, value in row.config.items() if key != "workers"}
+        projection = Projection(settings.tracking_uri, name, config, store, restore=True)
         synced = projection.sync()
         folder = Folder(settings.folder(name))
         if folder.comparison.exists():
@@ -64,7 +81,7 @@ def sync_again(settings: Settings, name: str) -> Synced:
             models = models_of(winners, folder, splits, shared=settings.shared(name))
             _log_recommended_model(projection, document, models, splits)
             projection.finish(document.model_dump(mode="json"), folder.root, tags=_tags(document))
-        return synced
+        return replace(synced, notes=tuple(projection.notes))
 
 
 def _tags(document: ComparisonDocument) -> dict[str, str]:

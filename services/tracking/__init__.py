@@ -1,11 +1,13 @@
 """MLflow, written from the store: idempotent, and never in the way of training. The sole importer of mlflow.
 
-`projection` writes a study, `follower` does so beside its training; `run_values` are the parameters, tags and metrics
-of a run, `run_files` its files, `logged_models` its models; `mlflow_client` connects and explains errors.
+`projection` writes a study, `follower` does so beside its training. `study_identity` tells studies of one name apart,
+`experiments` and `study_runs` find what is there of a study, `relocation` finds files that were moved. `run_values` are
+the parameters, tags and metrics of a run, `run_files` its files, `logged_models` its models. `mlflow_client` connects
+and explains errors.
 """
 
 from services.tracking.follower import following
-from services.tracking.mlflow_client import TrackingError, check
+from services.tracking.mlflow_client import TrackingError, TrackingUnreachable, check
 from services.tracking.projection import Projection, Synced
 
-__all__ = ["Projection", "Synced", "TrackingError", "check", "following"]
+__all__ = ["Projection", "Synced", "TrackingError", "TrackingUnreachable", "check", "following"]

@@ -2,12 +2,12 @@
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from services.store import Store
-from services.tracking.mlflow_client import TrackingError
+from services.tracking.mlflow_client import TrackingBusy, TrackingError
 from services.tracking.projection import Projection
 
 FOLLOW_SECONDS = 10.0
@@ -17,26 +17,40 @@ FOLLOW_SHARE = 0.02  # of the time, at most: syncing competes with training
 
 @contextmanager
 def following(
-    uri: str | None, study: str, config: Mapping[str, Any], store: Store, *, pause_seconds: float = FOLLOW_SECONDS
+    uri: str | None,
+    study: str,
+    config: Mapping[str, Any],
+    store: Store,
+    *,
+    warn: Callable[[str], None] = lambda text: None,
+    pause_seconds: float = FOLLOW_SECONDS,
 ) -> Iterator[None]:
-    """Write trials to MLflow as they end, in a separate thread; errors are ignored, and the next round tries again.
+    """Write trials to MLflow as they end, in a separate thread; after an error the next round tries again.
 
     Args:
         uri: Tracking URI, or None for no MLflow.
         study: Name of the study.
         config: The resolved study.
         store: Holds its trials.
+        warn: Called with each error once, from that thread.
         pause_seconds: Shortest pause between rounds.
     """
     ended = threading.Event()
+    told = set[str]()
 
     def follow() -> None:
         projection, pause = None, pause_seconds
         while not ended.wait(pause):
             began = time.monotonic()
-            with suppress(TrackingError):
+            try:
                 projection = projection or Projection(str(uri), study, config, store)
                 projection.sync(until=ended.is_set, wait_seconds=0.0)
+            except TrackingBusy:  # somebody syncs the study by hand
+                pass
+            except TrackingError as error:
+                if str(error) not in told:
+                    told.add(str(error))
+                    warn(f"warning: {error}; the training goes on")
             pause = pause_after(time.monotonic() - began, shortest=pause_seconds)
 
     thread = threading.Thread(target=follow, name="tracking", daemon=True)

@@ -2,15 +2,23 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 from services.settings import masked
-from services.store import StoreError
+from services.store import LockTimeout, StoreError, StoreUnreachable
 
 ERROR_CHARACTERS = 300
+_REFUSALS = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"})
+_GATEWAY = re.compile(r"failed with error code 50[234]\b")  # from a proxy whose server is away
+_CREDENTIALS = (
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to those of a user who may "
+    "write there"
+)
+_HOSTS = "start the server with --allowed-hosts and the name by which it is called"
 _ENVIRONMENT = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -23,14 +31,22 @@ _ENVIRONMENT = {
 
 
 class TrackingError(RuntimeError):
-    """The tracking server cannot be reached; training goes on, and ``nas-blockout sync`` catches up."""
+    """MLflow has not been written; training goes on, and ``nas-blockout sync`` catches up. The message says why."""
+
+
+class TrackingUnreachable(TrackingError):
+    """MLflow, or the store that it is written from, does not answer."""
+
+
+class TrackingBusy(TrackingError):
+    """Another process is writing the study to MLflow."""
 
 
 def check(uri: str) -> str:
     """Return a summary of a tracking server or database.
 
     Raises:
-        TrackingError: It does not answer.
+        TrackingError: It does not answer, or refuses.
     """
     client = connect(uri)
     with translated(uri):
@@ -53,13 +69,52 @@ def connect(uri: str) -> Any:
 
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
-    """Turn any error of server, database or network into a `TrackingError`."""
+    """Turn any error of server, database, network or store into a `TrackingError` that says what it is."""
     try:
         yield
+    except TrackingError:
+        raise
+    except StoreUnreachable as error:
+        raise TrackingUnreachable(str(error)) from None
+    except LockTimeout as error:
+        raise TrackingBusy(str(error)) from None
     except StoreError as error:
         raise TrackingError(str(error)) from None
     except Exception as error:  # noqa: BLE001  # MLflow lets errors of many libraries through, and none may stop training
-        raise TrackingError(f"MLflow does not answer at {masked(uri)}: {_without_secret(str(error), uri)}") from None
+        raise _explained(error, uri) from None
+
+
+def _explained(error: Exception, uri: str) -> TrackingError:
+    from mlflow.exceptions import MlflowException
+
+    place, text = masked(uri), _without_secret(str(error), uri)
+    code = error.error_code if isinstance(error, MlflowException) else ""
+    if code == "TEMPORARILY_UNAVAILABLE" or _GATEWAY.search(text) or any(map(_is_of_network, _causes(error))):
+        return TrackingUnreachable(f"MLflow does not answer at {place}: {text}")
+    if code in _REFUSALS:
+        remedy = _HOSTS if "host header" in text.lower() else _CREDENTIALS
+        return TrackingError(f"MLflow at {place} refuses access: {text}; {remedy}")
+    if isinstance(error, OSError):
+        return TrackingError(f"files for MLflow at {place} cannot be read or written: {text}")
+    if uri.startswith("sqlite:") and not code:
+        return TrackingError(f"MLflow's database {place} cannot be used: {text}")
+    kind = "" if code else f"{type(error).__name__}: "
+    return TrackingError(f"MLflow at {place} did not do what it was asked: {kind}{text}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Whether an error says that nobody is there, or that the way is broken."""
+    library = type(error).__module__.partition(".")[0]
+    if library in {"requests", "urllib3"}:
+        return type(error).__name__ not in {"InvalidURL", "InvalidSchema", "MissingSchema"}
+    of_database = library in {"psycopg", "psycopg2", "pymysql"} and type(error).__name__ == "OperationalError"
+    return of_database or isinstance(error, ConnectionError | TimeoutError)
 
 
 def _without_secret(text: str, uri: str) -> str:

@@ -1,7 +1,8 @@
 """Copies a study from the store to MLflow.
 
-Runs that exist already are recognized by their tag ``nas.trial``, so that an interrupted sync is completed without
-duplicates. All values and times come from the store, so that writing a run again changes nothing.
+Runs that exist already are recognized by the study's identity, so that an interrupted sync is completed without
+duplicates, and what other stores have written is left alone. All values and times come from the store, so that writing
+a run again changes nothing.
 """
 
 import math
@@ -12,15 +13,32 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from services.store import EpochRow, Store, StoreError
+from services.store import EpochRow, Store
+from services.tracking.experiments import PREFIX, locate
 from services.tracking.logged_models import log_program, weights_digest
 from services.tracking.mlflow_client import TrackingError, connect, translated
+from services.tracking.relocation import relocate, root_of
 from services.tracking.run_files import digest_of, files_to_send
-from services.tracking.run_values import is_number, metrics_of, milliseconds, params_of, tags_of
+from services.tracking.run_values import (
+    CHANGEABLE,
+    begin_of,
+    description_of,
+    end_of,
+    is_number,
+    metrics_of,
+    milliseconds,
+    outdated,
+    params_of,
+    settings_tags,
+    tags_of,
+)
+from services.tracking.study_identity import StudyIdentity
+from services.tracking.study_runs import StudyRuns
 from services.trial_record import Trial
 
 PARAMS_MAX = 100
 METRICS_MAX = 1000
+TAGS_MAX = 100
 NOTE_CHARACTERS = 4000  # MLflow takes 8,000
 WAIT_SECONDS = 120.0
 TARGET = "mlflow"
@@ -35,11 +53,15 @@ class Synced:
         experiment: Name of the MLflow experiment.
         written: Runs that were written.
         present: Runs that existed already.
+        restored: Runs among these that had been deleted in MLflow.
+        notes: What its user should know, in sentences.
     """
 
     experiment: str
     written: int
     present: int
+    restored: int
+    notes: tuple[str, ...] = ()
 
 
 class Projection:
@@ -53,16 +75,28 @@ class Projection:
         study: Name of the study.
         config: The resolved study.
         store: Holds the trials and the lock.
+        restore: Whether to restore what was deleted in MLflow. Otherwise runs of trials that were deleted stay deleted,
+            and without the experiment or the study's run nothing can be written.
+
+    Attributes:
+        name: Name of the experiment.
+        parent: ID of the study's run.
+        notes: What its user should know, in sentences.
 
     Raises:
-        TrackingError: The server cannot be reached.
+        TrackingError: The server cannot be reached, or refuses.
     """
 
-    def __init__(self, uri: str, study: str, config: Mapping[str, Any], store: Store) -> None:
+    def __init__(self, uri: str, study: str, config: Mapping[str, Any], store: Store, *, restore: bool = False) -> None:
         self.uri, self.study, self.config, self.store = uri, study, config, store
-        self.name = f"nas-blockout/{study}"
-        self.parent = self._experiment = ""
+        self.name, self.parent, self.restored = f"{PREFIX}{study}", "", 0
+        self.notes: list[str] = []
+        self._restore = restore
         self._client = connect(uri)
+        with translated(uri):
+            row = store.study(study)
+            self.identity = StudyIdentity(study, row.uuid, store.identity())
+            self._runs = StudyRuns(self._client, self.identity, began=milliseconds(row.created_at))
         self._known: dict[str, str] = {}
         self._written: set[str] = set()
 
@@ -74,14 +108,16 @@ class Projection:
             wait_seconds: How long to wait for another process that syncs the same study.
 
         Raises:
-            TrackingError: The server does not respond, or another process still holds the lock.
+            TrackingError: MLflow cannot be reached or refuses, what is needed has been deleted there, or another
+                process still holds the lock.
         """
         with translated(self.uri):
             ended = [trial for trial in self.store.trials(self.study) if trial.state in _STATUS]
         if self.parent and all(str(trial.id) in self._written for trial in ended):
-            return Synced(self.name, 0, len(ended))
+            return Synced(self.name, 0, len(ended), 0)
         written = present = 0
         with self._writing(wait_seconds):
+            self._recognize(ended)
             for trial in ended:
                 if until():
                     break
@@ -90,7 +126,7 @@ class Projection:
                     continue
                 self._write(trial, self.store.epochs(trial.id))
                 written += 1
-        return Synced(self.name, written, present)
+        return Synced(self.name, written, present, self.restored)
 
     def finish(
         self, comparison: Mapping[str, Any], folder: Path, *, tags: Mapping[str, str] = MappingProxyType({})
@@ -167,93 +203,120 @@ class Projection:
 
     @contextmanager
     def _writing(self, wait_seconds: float) -> Iterator[None]:
-        """Hold the lock of the study, and know which runs exist."""
-        try:
-            with self.store.sync_lock(self.study, TARGET, wait_seconds=wait_seconds), translated(self.uri):
-                self._experiment = self._experiment_id()
-                runs = list(self._runs())
-                self._known = {run.data.tags["nas.trial"]: str(run.info.run_id) for run in runs}
-                self._written = {run.data.tags["nas.trial"] for run in runs if run.info.status in _STATUS.values()}
-                self.parent = self._parent()
-                self.store.record_projection(self.study, target=TARGET, external_id=self.parent)  # the page links to it
-                yield
-        except StoreError as error:
-            raise TrackingError(str(error)) from None
+        """Hold the lock of the study, with its experiment and its own run in place."""
+        with translated(self.uri), self.store.sync_lock(self.study, TARGET, wait_seconds=wait_seconds):
+            self._place()
+            self._place_parent()
+            self.store.record_projection(self.study, target=TARGET, external_id=self.parent)  # the page links to it
+            yield
 
-    def _experiment_id(self) -> str:
-        from mlflow.exceptions import MlflowException
+    def _place(self) -> None:
+        """Find or create the experiment of the study; files that have moved with their database are found again."""
+        root = root_of(self.uri)
+        located = locate(
+            self._client,
+            self.identity,
+            description=description_of(self.config),
+            artifacts=lambda name: f"{root}/{name}" if root else None,
+            recognizes=lambda experiment: self._runs.recognizes(str(experiment.experiment_id)),
+            restore=self._restore,
+        )
+        self._runs.experiment, self.name = located.id, located.name
+        if located.restored:
+            self._note(f"the experiment {located.name}, which had been deleted, is restored")
+        if located.name in (f"{PREFIX}{name}" for name in self.identity.names[1:]):
+            self._note(f"{PREFIX}{self.study} in MLflow is a study of another store: this one is in {located.name}")
+        if (old := relocate(self.uri, located.artifacts)) is not None:
+            self._note(f"MLflow's files were recorded in {old}, and are now in {root}: their database was moved")
 
-        experiment = self._client.get_experiment_by_name(self.name)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        try:
-            location = None
-            if self.uri.startswith("sqlite:///"):
-                database = Path(self.uri.removeprefix("sqlite:///"))
-                location = (database.parent / "mlartifacts" / self.study).absolute().as_uri()
-            return str(self._client.create_experiment(self.name, artifact_location=location))
-        except MlflowException:  # another study's process was first
-            experiment = self._client.get_experiment_by_name(self.name)
-            assert experiment is not None
-            return str(experiment.experiment_id)
+    def _place_parent(self) -> None:
+        """Find or create the run of the study, and bring its parameters and tags up to date."""
+        run = self._runs.parent()
+        if run is not None and run.info.lifecycle_stage == "deleted":
+            if not self._restore:
+                raise TrackingError(
+                    f"the run of study {self.study} in the MLflow experiment {self.name} has been deleted: "
+                    f"`nas-blockout sync {self.study}` restores it"
+                )
+            self._client.restore_run(run.info.run_id)
+            self._note("the run of the study, which had been deleted, is restored")
+        tags = {"nas.trial": "study", "nas.phase": "study", **self.identity.tags}
+        if run is None:
+            tags["mlflow.note.content"] = str(self.config.get("question", ""))
+            run = self._client.create_run(self._runs.experiment, self._runs.began, run_name=self.study, tags=tags)
+        self.parent = str(run.info.run_id)
+        fixed = {key: value for key, value in self.config.items() if key not in CHANGEABLE}
+        settings = settings_tags(self.config)
+        for stale in outdated(run.data.tags, settings, self.config):  # such as a limit that there is no more
+            self._client.delete_tag(self.parent, stale)
+        # A previous sync may have been interrupted: repeating it changes nothing.
+        self._log(run, params=params_of(fixed), tags={**tags, **settings})
 
-    def _runs(self) -> Iterator[Any]:
-        token = None
-        while True:
-            page = self._client.search_runs([self._experiment], max_results=1000, page_token=token)
-            yield from (run for run in page if "nas.trial" in run.data.tags)
-            token = page.token
-            if not token:
-                return
+    def _recognize(self, trials: Sequence[Trial]) -> None:
+        """Know which runs exist; those of earlier releases get the study's identity, children get their parent."""
+        known, strays = self._runs.of(trials)
+        self._written, left = set(), 0
+        self._known = {trial: str(run.info.run_id) for trial, run in known.items()}
+        for trial, run in known.items():
+            deleted = run.info.lifecycle_stage == "deleted"
+            if deleted and self._restore:
+                self._client.restore_run(run.info.run_id)
+                self.restored += 1
+            elif deleted:
+                left += 1
+                self._written.add(trial)  # whoever deleted it does not want it again
+                continue
+            if run.info.status in _STATUS.values():
+                self._written.add(trial)
+            self._log(run, tags={**self.identity.tags, "mlflow.parentRunId": self.parent})
+        if left:
+            self._note(f"{left} runs were deleted in MLflow: `nas-blockout sync {self.study}` restores them")
+        if strays:
+            self._note(f"{strays} runs in {self.name} are of another store or of a trial that is no more: they stay")
 
-    def _parent(self) -> str:
-        parent = self._known.get("study")
-        tags = {
-            "nas.study": self.study,
-            "nas.trial": "study",
-            "nas.phase": "study",
-            "mlflow.note.content": str(self.config.get("question", "")),
-        }
-        if parent is None:
-            began = milliseconds(self.store.study(self.study).created_at)
-            parent = self._known["study"] = str(
-                self._client.create_run(self._experiment, began, run_name=self.study, tags=tags).info.run_id
-            )
-        if "study" not in self._written:  # a previous sync may have been interrupted; repeating it changes nothing
-            config = {key: value for key, value in self.config.items() if key != "arms"}
-            self._log(parent, params=self._absent(parent, config))
-        return parent
-
-    def _absent(self, run: str, document: Mapping[str, Any]) -> list[Any]:
-        """Return the parameters of a document that a run lacks: MLflow refuses to change those that it has.
-
-        They differ if an earlier release created the run, or if the study was extended before it ended.
-        """
-        present = self._client.get_run(run).data.params
-        return [param for param in params_of(document) if param.key not in present]
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def _write(self, trial: Trial, epochs: Sequence[EpochRow]) -> None:
-        run = self._known.get(str(trial.id))
-        params = params_of(trial.experiment) if run is None else self._absent(run, trial.experiment)
+        run = self._client.get_run(self._known[str(trial.id)]) if str(trial.id) in self._known else None
         if run is None:
-            created = self._client.create_run(
-                self._experiment,
-                start_time=milliseconds(trial.started_at or trial.created_at),
+            run = self._client.create_run(
+                self._runs.experiment,
+                start_time=begin_of(trial),
                 run_name=f"{trial.arm}-{trial.number}-s{trial.seed}",
-                tags=tags_of(trial, study=self.study, parent=self.parent),
+                tags=tags_of(trial, identity=self.identity, parent=self.parent),
             )
-            run = self._known[str(trial.id)] = str(created.info.run_id)
-        self._log(run, params=params, metrics=list(metrics_of(trial, epochs)))
-        ended = milliseconds(trial.finished_at or trial.created_at)
-        self._client.set_terminated(run, _STATUS[trial.state], end_time=ended)
+            self._known[str(trial.id)] = str(run.info.run_id)
+        self._log(run, params=params_of(trial.experiment), metrics=list(metrics_of(trial, epochs)))
+        self._client.set_terminated(run.info.run_id, _STATUS[trial.state], end_time=end_of(trial))
         self._written.add(str(trial.id))
 
-    def _log(self, run: str, *, params: Sequence[Any], metrics: Sequence[Any] = ()) -> None:
-        """Write in as few requests as MLflow's limits on a batch allow."""
-        rounds = max(math.ceil(len(metrics) / METRICS_MAX), math.ceil(len(params) / PARAMS_MAX))
+    def _log(
+        self,
+        run: Any,
+        *,
+        params: Sequence[Any] = (),
+        metrics: Sequence[Any] = (),
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Write what a run does not have yet, in as few requests as MLflow's limits on a batch allow.
+
+        MLflow refuses to change a parameter. Some differ if an earlier release created the run: they stay.
+        """
+        from mlflow.entities import RunTag
+
+        absent = [param for param in params if param.key not in run.data.params]
+        changed = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
+        rounds = max(
+            math.ceil(len(metrics) / METRICS_MAX),
+            math.ceil(len(absent) / PARAMS_MAX),
+            math.ceil(len(changed) / TAGS_MAX),
+        )
         for number in range(rounds):
             self._client.log_batch(
-                run,
+                run.info.run_id,
                 metrics=metrics[number * METRICS_MAX : (number + 1) * METRICS_MAX],
-                params=params[number * PARAMS_MAX : (number + 1) * PARAMS_MAX],
+                params=absent[number * PARAMS_MAX : (number + 1) * PARAMS_MAX],
+                tags=changed[number * TAGS_MAX : (number + 1) * TAGS_MAX],
             )

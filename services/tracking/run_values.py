@@ -1,17 +1,22 @@
 """What MLflow is told of a trial: parameters, tags and metrics, all of them from the store."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeGuard
 
 from nas_blockout.structure.branching import recorded_structure, structure_metrics, summary
 from services.store import EpochRow
+from services.tracking.study_identity import StudyIdentity
 from services.trial_record import Trial
 
 CURVE_POINTS = 100  # about, for each curve: writing one takes 1/6 ms, and the store has every epoch anyway
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 500
+SETTING_CHARACTERS = 4000  # MLflow takes 8,000 in a tag
+# Of a study: an extension or the next run may have others. MLflow never changes a parameter, so that they are tags.
+CHANGEABLE = ("arms", "budget", "export", "question", "retrain", "workers")
+_SETTINGS = ("budget", "export", "retrain", "workers")
 _SYSTEM = {  # what a training took of its device, and under which of its system metrics MLflow shows it
     "device_bytes": ("system/peak_gpu_memory_megabytes", 1e-6),
     "host_bytes": ("system/peak_process_memory_megabytes", 1e-6),
@@ -19,12 +24,12 @@ _SYSTEM = {  # what a training took of its device, and under which of its system
 }
 
 
-def tags_of(trial: Trial, *, study: str, parent: str) -> dict[str, str]:
+def tags_of(trial: Trial, *, identity: StudyIdentity, parent: str) -> dict[str, str]:
     """Return the tags of the run of a trial."""
     tags = {
         "mlflow.parentRunId": parent,
         "nas.trial": str(trial.id),
-        "nas.study": study,
+        **identity.tags,
         "nas.arm": trial.arm,
         "nas.method": str(trial.experiment["method"]["name"]),
         "nas.phase": trial.phase,
@@ -41,6 +46,38 @@ def tags_of(trial: Trial, *, study: str, parent: str) -> dict[str, str]:
         **({"nas.architecture": architecture} if architecture else {}),
         **({"nas.reason": trial.reason[:TAG_CHARACTERS]} if trial.reason else {}),
     }
+
+
+def begin_of(trial: Trial) -> int:
+    """Return when the run of a trial begins, in milliseconds."""
+    return milliseconds(trial.started_at or trial.created_at)
+
+
+def end_of(trial: Trial) -> int:
+    """Return when the run of a trial that has ended ends, in milliseconds."""
+    return milliseconds(trial.finished_at or trial.created_at)
+
+
+def description_of(config: Mapping[str, Any]) -> str:
+    """Return what a study is about, in Markdown: its question, and its arms."""
+    arms = config.get("arms") or {}
+    rows = [
+        f"- `{name}`: {arm['description']}" if arm.get("description") else f"- `{name}`" for name, arm in arms.items()
+    ]
+    return "\n".join([str(config.get("question", "")), *(["", "Arms:", "", *rows] if rows else [])])
+
+
+def settings_tags(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings of a study that may change, as tags."""
+    settings = {key: config[key] for key in _SETTINGS if key in config}
+    arms = {"nas.arms": ", ".join(config["arms"])[:SETTING_CHARACTERS]} if config.get("arms") else {}
+    return {f"nas.{name}": str(value)[:SETTING_CHARACTERS] for name, value in _leaves(settings, "")} | arms
+
+
+def outdated(present: Iterable[str], settings: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
+    """Return the tags of settings that a study no longer has, such as a limit that was lifted."""
+    prefixes = tuple(f"nas.{key}." for key in _SETTINGS if key in config)
+    return [key for key in present if (key.startswith(prefixes) or key == "nas.export") and key not in settings]
 
 
 def params_of(document: Mapping[str, Any]) -> list[Any]:
@@ -64,6 +101,7 @@ def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def metrics_of(trial: Trial, epochs: Sequence[EpochRow]) -> Iterator[Any]:
+    """Yield the metrics of a trial: final values first, then the curves at about `CURVE_POINTS` epochs."""
     from mlflow.entities import Metric
 
     result = trial.result or {}
@@ -80,10 +118,10 @@ def metrics_of(trial: Trial, epochs: Sequence[EpochRow]) -> Iterator[Any]:
         },
         **(structure_metrics(structure) if (structure := recorded_structure(result)) else {}),
     }
-    ended = milliseconds(trial.finished_at or trial.created_at)
+    ended = end_of(trial)
     yield from (Metric(key, float(value), ended, 0) for key, value in final.items() if is_number(value))
     names = {"train_loss": "train/loss", "validation_loss": "val/loss", "validation_accuracy": "val/accuracy"}
-    began = milliseconds(trial.started_at or trial.created_at)
+    began = begin_of(trial)
     for row in _thinned(epochs):
         when = began + round(1000 * row.seconds)
         values = {names[key]: row.metrics.get(key) for key in names} | dict(row.metrics.get("telemetry") or {})
@@ -98,8 +136,10 @@ def _thinned(epochs: Sequence[EpochRow]) -> Sequence[EpochRow]:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value is a finite number: infinities wreck MLflow's charts."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def milliseconds(moment: datetime) -> int:
+    """Return a moment as MLflow has it: milliseconds since 1970."""
     return int(moment.timestamp() * 1000)

@@ -12,8 +12,11 @@ import typer
 import yaml
 
 from nas_blockout import __version__
+from services import tracking
 from services.cli import lazy_modules
 from services.cli import main as cli
+from services.cli.console import logger
+from services.cli.main import exit_code
 from services.study_config.resolution import resolve_document
 from tests.services.program import Call, store_of
 from tests.services.serving import closed_port
@@ -361,6 +364,21 @@ def test_a_study_that_has_not_finished_is_not_exported(call: Call, filled: Path)
     refused = call("export", "tiny", "dense", "--batch", "0")
     assert (refused.code, refused.out) == (2, "")
     assert "--batch" in refused.err
+
+
+def test_an_mlflow_that_refuses_is_not_said_to_be_unreachable() -> None:
+    assert exit_code(tracking.TrackingUnreachable("MLflow does not answer")) == 5
+    assert exit_code(tracking.TrackingError("MLflow refuses access")) == 1
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_warnings_survive_quiet(quiet: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("writing to MLflow", "warning: MLflow refuses access"):
+        logger(quiet=quiet)(text)
+    assert capsys.readouterr().err.splitlines() == [
+        *([] if quiet else ["writing to MLflow"]),
+        "warning: MLflow refuses access",
+    ]
 
 
 def test_sync_without_mlflow_ends_with_5(call: Call, filled: Path) -> None:

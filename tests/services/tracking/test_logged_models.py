@@ -1,6 +1,5 @@
 """The model that a study logs to MLflow: the winner's, once, replaced where an extension trained another."""
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,12 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 STAGES = stages(ConvNetSettings((4, 6), (8,)), (1, 8, 8), 3)
 IMAGES = np.linspace(0, 1, 2 * 64, dtype=np.float32).reshape(2, 1, 8, 8)
 CLASSES = ("a", "b", "c")
-
-
-@pytest.fixture
-def name() -> str:
-    """A study of this test alone, so that all may share the database."""
-    return f"s{uuid.uuid4().hex[:10]}"
 
 
 @pytest.fixture
