@@ -59,7 +59,7 @@ _WORDS = frozenset({"reason", "verdict", "purpose", "schema_version"})  # for pe
 
 
 def unpack(folder: Path) -> Path:
-    """Unpack the home into a folder, as if it had been made there; return its path."""
+    """Unpack the home into a folder, which is made if need be, as if it had been made there; return its path."""
     with tarfile.open(FOLDER / "home.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     home = folder / "home"
@@ -75,9 +75,9 @@ def copied(home: Path, folder: Path) -> Path:
     return Path(shutil.copytree(home, folder / "home", ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts")))
 
 
-def call(home: Path, *words: object, codes: tuple[int, ...] = (0,), tracking: bool = False) -> Ended:
-    """Run a command in a home."""
-    variables = {} if tracking else {"NAS_BLOCKOUT_TRACKING_URI": "none"}
+def call(home: Path, *words: object, codes: tuple[int, ...] = (0,), tracking: bool = False, uri: str = "none") -> Ended:
+    """Run a command in a home, with MLflow at a URI or, if `tracking`, its own."""
+    variables = {} if tracking else {"NAS_BLOCKOUT_TRACKING_URI": uri}
     ended = here(*words, NAS_BLOCKOUT_HOME=str(home), **variables)
     assert ended.code in codes, ended.err
     return ended

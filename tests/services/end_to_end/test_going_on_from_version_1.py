@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.once import once
-from tests.services.program import RUNS_HERE
+from tests.services.program import RUNS_HERE, store_of
 from tests.services.version_1 import (
     AGAIN,
     FOLDER,
@@ -104,3 +104,23 @@ def test_what_mlflow_has_is_not_written_again_and_what_it_lacks_is(tmp_path: Pat
     first, second = (call(home, "sync", "--json", "halfway", tracking=True).json for _ in range(2))
     assert first["written"] + first["present"] == ended
     assert (second["written"], second["present"]) == (0, ended)
+
+
+def test_of_two_homes_that_came_from_one_the_first_keeps_the_runs_and_the_second_writes_its_own(tmp_path: Path) -> None:
+    first, second = (unpack(tmp_path / name) for name in ("first", "second"))
+    uri = f"sqlite:///{first / 'runs' / 'mlflow.db'}"
+    trials = len(expected("show-complete")["trials"])
+    for home, written in ((first, 0), (second, trials), (first, 0), (second, 0)):
+        found = call(home, "sync", "--json", "complete", uri=uri)
+        name = "nas-blockout/complete" if home == first else f"nas-blockout/complete.{identity(home)[:8]}"
+        assert (found.json["experiment"], found.json["written"], found.json["present"]) == (
+            name,
+            written,
+            trials - written,
+        )
+        assert ("is a study of another store" in found.err) == (home == second)
+
+
+def identity(home: Path) -> str:
+    with store_of(home) as store:
+        return store.study("complete").uuid
