@@ -198,10 +198,6 @@ class Settings:
         """Return the folder of a study."""
         return self.runs / study
 
-    def shared(self, study: str) -> str | None:
-        """Return the URL of the folder of a study on shared storage, or None if there is no such storage."""
-        return f"{self.artifacts}/{study}" if self.artifacts is not None else None
-
     def allows_factory(self, factory: str) -> bool:
         """Whether studies submitted to the API may name a factory; never one in a file, as ``path/to/file.py:name``."""
         if re.fullmatch(_FACTORY, factory) is None or factory.rpartition(":")[0].endswith(".py"):

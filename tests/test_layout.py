@@ -128,7 +128,7 @@ IMPORTERS = {
     "pydantic": ["services/study_config/*", "services/analysis/*", "services/api/*"],
     "pydantic_core": ["services/study_config/settings_models.py"],  # the errors that a validator of pydantic may raise
     "yaml": ["services/*"],
-    "fsspec": ["services/files/remote.py"],
+    "fsspec": ["services/files/*"],
     "httpx": ["services/api/*", "services/cli/lazy_modules.py"],
     "matplotlib": ["nas_blockout/plots/*"],
     "onnxruntime": ["nas_blockout/export/subprocess_check.py"],

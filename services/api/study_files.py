@@ -16,6 +16,7 @@ from services.api.schemas import ArchitectureView, FileView, ModelView
 from services.api.state import Service
 from services.api.studies import Shared, error_responses, own
 from services.files.remote import place_of, reading
+from services.files.shared_place import shared_place
 from services.files.study_dir import Folder
 from services.store import ExportRow, NotFound, QueueRow
 from services.trial_record import Trial
@@ -172,7 +173,7 @@ def _content(shared: Service, row: QueueRow, path: Path, what: str) -> bytes:
         ArtifactError: The storage cannot be reached.
     """
     # Shared storage first: the study may have run elsewhere, and files here be those of an earlier attempt.
-    root, elsewhere = shared.settings.folder(row.study), shared.settings.shared(row.study)
+    root, elsewhere = shared.settings.folder(row.study), shared_place(shared.settings, shared.store, row.study)
     for place in dict.fromkeys((place_of(path, root, elsewhere), str(path.absolute()))):
         with reading(place) as local:
             if local.is_file():

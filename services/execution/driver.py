@@ -17,6 +17,7 @@ from services.cluster.tasks import Report, Task
 from services.execution.extension import enter, files_of
 from services.files.disk_full import reports_disk_full
 from services.files.remote import ArtifactError, fetch_folder, place_of, remove
+from services.files.shared_place import claim_place, shared_place
 from services.files.study_dir import Folder, environment, write_json, write_yaml
 from services.search.scheduler import Scheduler
 from services.settings import Settings
@@ -95,6 +96,7 @@ class Driver:
         self.store = store
         self.folder = folder
         self.settings = settings
+        self._shared = shared_place(settings, store, study.name)
         self._observe = observe
         self._began = time.monotonic()
         self._workers: dict[int, str] = {}  # the worker that reported last, by trial: another one means a restart
@@ -221,7 +223,7 @@ class Driver:
 
     def _place(self, path: Path) -> str:
         """Return the path or URL under which all workers find a file of the study."""
-        return place_of(path, self.folder.root, self.settings.shared(self.study.name))
+        return place_of(path, self.folder.root, self._shared)
 
     def _finish(
         self, trial: Trial, state: str, *, result: Mapping[str, Any] | None = None, reason: str | None = None
@@ -323,7 +325,7 @@ def run(
         log(caution)
     store = Store.open(settings.store_url, retry_seconds=PATIENCE_SECONDS)
     folder = Folder(settings.folder(study.name))
-    shared = settings.shared(study.name)
+    shared = shared_place(settings, store, study.name)
     if shared is not None and not folder.root.exists():  # another machine may have run part of it
         fetch_folder(shared, folder.root)
     study, row = enter(study, store, folder)
@@ -334,6 +336,7 @@ def run(
     write_yaml(folder.root / "study.yaml", study.to_json())
     write_json(folder.root / "environment.json", environment() | {"files": files_of(study)})
     try:
+        claim_place(settings, store, row, log=log)
         _run_trials(study, splits, store, folder=folder, settings=settings, observe=observe, log=log)
     except BaseException:
         with suppress(StoreUnreachable):  # the claim then expires, since its heartbeats have ended

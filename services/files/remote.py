@@ -78,7 +78,7 @@ def put(path: Path, url: str) -> None:
     Raises:
         ArtifactError: The storage cannot be reached, or does not take the file.
     """
-    with _explained(url):
+    with explained(url):
         storage, target = fsspec.url_to_fs(url)
         if _scheme(url) in _OBJECT_STORES:
             storage.put_file(str(path), target)
@@ -101,7 +101,7 @@ def fetch(url: str, path: Path) -> bool:
     Raises:
         ArtifactError: The storage cannot be reached.
     """
-    with _explained(url):
+    with explained(url):
         storage, source = fsspec.url_to_fs(url)
         try:  # asked by reading, not by looking first: another machine may remove the file in between
             with whole_file(path) as part:
@@ -120,7 +120,7 @@ def remove(place: str) -> None:
     if not is_remote(place):
         Path(place).unlink(missing_ok=True)
         return
-    with _explained(place):
+    with explained(place):
         storage, target = fsspec.url_to_fs(place)
         try:
             storage.rm_file(target)
@@ -151,7 +151,7 @@ def fetch_folder(url: str, folder: Path) -> bool:
     Raises:
         ArtifactError: The storage cannot be reached.
     """
-    with _explained(url):
+    with explained(url):
         storage, source = fsspec.url_to_fs(url)
         storage.invalidate_cache()  # its listing may be older than what another machine has written
         names = [name.removeprefix(source).lstrip("/") for name in storage.find(source)]
@@ -169,7 +169,7 @@ def _scheme(url: str) -> str:
 
 
 @contextmanager
-def _explained(url: str) -> Iterator[None]:
+def explained(url: str) -> Iterator[None]:
     """Turn the errors of every storage into one that names the URL."""
     try:
         yield

@@ -13,6 +13,7 @@ from services.analysis.latency import Latency
 from services.analysis.pareto import Timed
 from services.budget.accounting import stale
 from services.files.remote import put_folder
+from services.files.shared_place import shared_place
 from services.files.study_dir import Folder, write_csv, write_json
 from services.finalize.export import export_subsets, export_trials
 from services.finalize.mlflow_runs import sync_study
@@ -53,7 +54,7 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
     if store.study(study.name).state == "complete" and folder.comparison.exists():
         return Finished(ComparisonDocument.read(folder.comparison), failed)
     winners = exported_trials(study, trials)
-    models = models_of(winners, folder, splits, shared=settings.shared(study.name))
+    models = models_of(winners, folder, splits, shared=shared_place(settings, store, study.name))
     log(f"measuring the latency of {len(models)} models in turn, for about {SECONDS_PER_MODEL * len(models):.0f} s")
     document = write_comparison(
         study,
@@ -75,7 +76,7 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
 
     export_trials(study, exported, splits, document, folder=folder, store=store, meanwhile=report)
     sync_study(study, store, settings, document=document, models=models, splits=splits, log=log)
-    _share(folder, settings.shared(study.name), log=log)
+    _share(folder, shared_place(settings, store, study.name), log=log)
     store.finish_study(study.name, "complete")
     shutil.rmtree(folder.scratch / "checkpoints", ignore_errors=True)
     return Finished(document, failed)
@@ -145,7 +146,7 @@ def export_again(
         document = ComparisonDocument.read(folder.comparison)
         splits = load(study.data, root=settings.data)
         chosen = {arm: winners[arm]} if arm is not None else winners
-        models = models_of(chosen, folder, splits, shared=settings.shared(name))
+        models = models_of(chosen, folder, splits, shared=shared_place(settings, store, name))
         exported = {winner: (trial, models[winner]) for winner, trial in chosen.items()}
         if classes:
             paths = export_subsets(
@@ -155,7 +156,7 @@ def export_again(
             paths = dict.fromkeys(
                 export_trials(study, exported, splits, document, folder=folder, store=store, batch=batch), ""
             )
-        _share(folder, settings.shared(name))
+        _share(folder, shared_place(settings, store, name))
         return paths
 
 

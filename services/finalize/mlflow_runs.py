@@ -10,6 +10,7 @@ from nas_blockout.data import Splits, load
 from nas_blockout.export import Deployed
 from services.analysis.comparison import ComparisonDocument
 from services.analysis.verdict import ship_heading, ship_rows, verdict_of
+from services.files.shared_place import shared_place
 from services.files.study_dir import Folder
 from services.finalize.winners import exported_trials, models_of
 from services.settings import Settings
@@ -78,7 +79,7 @@ def sync_again(settings: Settings, name: str) -> Synced:
             document = ComparisonDocument.read(folder.comparison)
             splits = load(study.data, root=settings.data)
             winners = exported_trials(study, store.trials(name))
-            models = models_of(winners, folder, splits, shared=settings.shared(name))
+            models = models_of(winners, folder, splits, shared=shared_place(settings, store, name))
             _log_recommended_model(projection, document, models, splits)
             projection.finish(document.model_dump(mode="json"), folder.root, tags=_tags(document))
         return replace(synced, notes=tuple(projection.notes))

@@ -45,9 +45,9 @@ def test_values_are_taken_as_given(tmp_path):
     assert found == Settings(
         tmp_path, url, tracking, tmp_path, "s3://bucket/studies", "auto", "http://ray-head:8265", TOKEN
     )
-    assert found.shared("quickstart") == "s3://bucket/studies/quickstart"
-    assert read(artifacts="/shared/").shared("quickstart") == "file:///shared/quickstart"
-    assert read().shared("quickstart") is None
+    assert found.artifacts == "s3://bucket/studies"
+    assert read(artifacts="/shared/").artifacts == "file:///shared"
+    assert read().artifacts is None
 
 
 def test_databases_follow_the_home_folder(tmp_path):
