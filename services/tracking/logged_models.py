@@ -18,12 +18,26 @@ def weights_digest(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def log_program(model: Any, options: Mapping[str, Any], *, uri: str, run: str) -> str:
-    """Log a model to a run as a torch.export program, without pickle; return its ID. The run has ended afterwards."""
-    import mlflow
+def log_program(model: Any, images: Any, options: Mapping[str, Any], *, uri: str, run: str) -> str:
+    """Log a model to a run as a torch.export program, without pickle; return its ID. The run is running afterwards.
 
+    Args:
+        model: A network in eval mode.
+        images: Example input, from which the signature is inferred.
+        options: Further arguments of ``mlflow.pytorch.log_model``.
+        uri: Tracking URI.
+        run: ID of the run.
+    """
+    import mlflow
+    import torch
+    from mlflow.models import infer_signature
+
+    with torch.no_grad():
+        signature = infer_signature(images, model(torch.from_numpy(images)).numpy())
     mlflow.set_tracking_uri(uri)
     with warnings.catch_warnings(), mlflow.start_run(run_id=run):
         warnings.simplefilter("ignore")
-        info = mlflow.pytorch.log_model(model, serialization_format="pt2", **options)
+        info = mlflow.pytorch.log_model(
+            model, serialization_format="pt2", input_example=images, signature=signature, **options
+        )
     return str(info.model_id)

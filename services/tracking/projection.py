@@ -17,6 +17,7 @@ from services.store import EpochRow, Store
 from services.tracking.experiments import PREFIX, locate
 from services.tracking.logged_models import log_program, weights_digest
 from services.tracking.mlflow_client import TrackingError, connect, translated
+from services.tracking.model_registry import register
 from services.tracking.relocation import relocate, root_of
 from services.tracking.run_files import digest_of, files_to_send
 from services.tracking.run_values import (
@@ -165,7 +166,7 @@ class Projection:
     def log_model(
         self, arm: str, model: Any, images: Any, *, class_names: Sequence[str], requirements: Sequence[str]
     ) -> None:
-        """Log the exported model of an arm, with a signature, to the parent run, unless it is there already.
+        """Log the exported model of an arm, with a signature, to the parent run, and register it, unless that is done.
 
         The run's tag ``nas.model`` is the ID of the latest model. A model that an extension of the study has replaced
         is kept, with the ID of its successor in its tag ``nas.stale``.
@@ -177,29 +178,33 @@ class Projection:
             class_names: Class names in the order of the logits, for the model's metadata.
             requirements: Packages that serving the model needs.
         """
-        import torch
-        from mlflow.models import infer_signature
-
-        with torch.no_grad():
-            logits = model(torch.from_numpy(images)).numpy()
         digest = f"{arm}:{weights_digest(model)}"
         with self._writing(WAIT_SECONDS):
             tags = self._client.get_run(self.parent).data.tags
-            if tags.get("nas.model.digest") == digest:
-                return
-            options = {
-                "name": arm,
-                "input_example": images,
-                "signature": infer_signature(images, logits),
-                "pip_requirements": list(requirements),
-                "metadata": {"class_names": list(class_names), "arm": arm, "study": self.study},
-            }
-            logged = log_program(model, options, uri=self.uri, run=self.parent)
-            self._client.set_terminated(self.parent)
-            if (before := tags.get("nas.model")) is not None:
-                self._client.set_logged_model_tags(before, {"nas.stale": logged})
-            self._client.set_tag(self.parent, "nas.model", logged)
-            self._client.set_tag(self.parent, "nas.model.digest", digest)  # last: repeats interrupted uploads
+            logged = tags.get("nas.model")
+            if logged is None or tags.get("nas.model.digest") != digest:
+                metadata = {"class_names": list(class_names), "arm": arm, "study": self.study, **self.identity.tags}
+                options = {"name": arm, "pip_requirements": list(requirements), "metadata": metadata}
+                before, logged = logged, log_program(model, images, options, uri=self.uri, run=self.parent)
+                self._client.set_terminated(self.parent)
+                if before is not None:
+                    self._client.set_logged_model_tags(before, {"nas.stale": logged})
+                self._client.set_tag(self.parent, "nas.model", logged)
+                self._client.set_tag(self.parent, "nas.model.digest", digest)  # last: repeats interrupted uploads
+            self._register(arm, logged)
+
+    def _register(self, arm: str, model: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        question = str(self.config.get("question", ""))
+        try:
+            registered = register(
+                self._client, self.identity, arm=arm, model=model, run=self.parent, description=question
+            )
+        except MlflowException as error:  # not every server has a registry, and the logged model is there
+            self._note(f"the model of arm {arm} is logged in MLflow, but not registered: {error.message}")
+        else:
+            self._client.set_tag(self.parent, "nas.model.registered", registered)
 
     @contextmanager
     def _writing(self, wait_seconds: float) -> Iterator[None]:

@@ -99,3 +99,46 @@ def test_a_model_whose_logging_was_cut_off_is_logged_again(projection: Projectio
     tags = parent(projection).data.tags
     assert tags["nas.model"] != first
     assert models(projection)[first].tags["nas.stale"] == tags["nas.model"]
+
+
+def registered(projection: Projection) -> tuple[str, dict[str, str]]:
+    """The name of the registered model of a study, and the logged model behind each alias."""
+    client = mlflow.MlflowClient(tracking_uri=projection.uri)
+    name = parent(projection).data.tags["nas.model.registered"].rpartition("/")[0]
+    versions = {str(each.version): each.tags["nas.model"] for each in client.search_model_versions(f"name = '{name}'")}
+    aliases = client.get_registered_model(name).aliases
+    return name, {alias: versions[str(version)] for alias, version in aliases.items()}
+
+
+def test_the_recommended_model_is_registered_and_its_aliases_follow_the_study(
+    projection: Projection, name: str
+) -> None:
+    log(projection, 0)
+    first = parent(projection).data.tags["nas.model"]
+    assert registered(projection) == (f"nas-blockout.{name}", {"recommended": first, "arm-dense": first})
+    log(projection, 0)
+    log(projection, 1, arm="thin")
+    second = parent(projection).data.tags["nas.model"]
+    found, aliases = registered(projection)
+    assert aliases == {"recommended": second, "arm-dense": first, "arm-thin": second}
+    client = mlflow.MlflowClient(tracking_uri=projection.uri)
+    assert len(client.search_model_versions(f"name = '{found}'")) == 2
+    assert client.get_registered_model(found).tags["nas.study_uuid"] == projection.identity.uuid
+    mlflow.set_tracking_uri(projection.uri)
+    served = mlflow.pyfunc.load_model(f"models:/{found}@recommended").predict(IMAGES)
+    assert served.shape == (2, 3)
+
+
+def test_a_registered_model_of_another_store_or_that_was_deleted_is_not_in_the_way(
+    projection: Projection, name: str
+) -> None:
+    client = mlflow.MlflowClient(tracking_uri=projection.uri)
+    client.create_registered_model(f"nas-blockout.{name}")
+    log(projection, 0)
+    own, aliases = registered(projection)
+    assert own == f"nas-blockout.{name}.{projection.identity.uuid[:8]}"
+    assert client.search_model_versions(f"name = 'nas-blockout.{name}'") == []
+    client.delete_registered_model(own)
+    log(projection, 0)
+    assert registered(projection) == (own, aliases)
+    assert len(models(projection)) == 1
