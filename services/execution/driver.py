@@ -25,7 +25,7 @@ from services.store import Store, StoreUnreachable, StudyBusy
 from services.study_config.errors import LineMap
 from services.study_config.resolved_study import Study
 from services.study_config.validation import cautions, check_against_data
-from services.tracking import following
+from services.tracking import data_sets, following
 from services.trial_record import RETRAIN, SEARCH, Trial
 
 HEARTBEAT_SECONDS = 5.0
@@ -369,7 +369,8 @@ def _run_trials(
     if not driver.finished:
         observe(driver.progress())  # Ray takes some seconds to start: show something before that
         config, uri = study.to_json(), settings.tracking_uri
-        with _heartbeat(store, study.name), following(uri, study.name, config, store, warn=log):
+        data = data_sets(splits, name=study.data.name) if uri is not None else ()
+        with _heartbeat(store, study.name), following(uri, study.name, config, store, data=data, warn=log):
             try:
                 cluster.run(driver, resources, folder=folder.scratch, address=settings.ray_address)
             except BaseException:

@@ -16,7 +16,7 @@ from services.finalize.winners import exported_trials, models_of
 from services.settings import Settings
 from services.store import Store
 from services.study_config.resolved_study import Study, parse_resolved
-from services.tracking import Projection, Synced, TrackingError, TrackingUnreachable
+from services.tracking import Projection, Synced, TrackingError, TrackingUnreachable, data_sets
 
 Models = Mapping[str, nn.Module]
 
@@ -47,7 +47,8 @@ def sync_study(
     log("writing to MLflow")
     notes: list[str] = []
     try:
-        projection = Projection(settings.tracking_uri, study.name, study.to_json(), store)
+        data = data_sets(splits, name=study.data.name)
+        projection = Projection(settings.tracking_uri, study.name, study.to_json(), store, data=data)
         notes = projection.notes
         projection.sync()
         _log_recommended_model(projection, document, models, splits)
@@ -71,13 +72,13 @@ def sync_again(settings: Settings, name: str) -> Synced:
         row = store.study(name)
         # With how many workers the study ran last is known to its driver alone, which has told MLflow.
         config = {key: value for key, value in row.config.items() if key != "workers"}
-        projection = Projection(settings.tracking_uri, name, config, store, restore=True)
+        folder, study = Folder(settings.folder(name)), parse_resolved(row.config)
+        splits = load(study.data, root=settings.data) if folder.comparison.exists() else None
+        data = data_sets(splits, name=study.data.name) if splits is not None else ()
+        projection = Projection(settings.tracking_uri, name, config, store, data=data, restore=True)
         synced = projection.sync()
-        folder = Folder(settings.folder(name))
-        if folder.comparison.exists():
-            study = parse_resolved(row.config)
+        if splits is not None:
             document = ComparisonDocument.read(folder.comparison)
-            splits = load(study.data, root=settings.data)
             winners = exported_trials(study, store.trials(name))
             models = models_of(winners, folder, splits, shared=shared_place(settings, store, name))
             _log_recommended_model(projection, document, models, splits)

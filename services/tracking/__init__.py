@@ -2,12 +2,13 @@
 
 `projection` writes a study, `follower` does so beside its training. `study_identity` tells studies of one name apart,
 `experiments` and `study_runs` find what is there of a study, `relocation` finds files that were moved. `run_values` are
-the parameters, tags and metrics of a run, `run_files` its files, `logged_models` its models, which `model_registry`
-registers. `mlflow_client` connects and explains errors.
+the parameters, tags and metrics of a run, `run_files` its files, `data_sets` its data, `logged_models` its models;
+`model_registry` registers them. `mlflow_client` connects and explains errors.
 """
 
+from services.tracking.data_sets import data_sets
 from services.tracking.follower import following
 from services.tracking.mlflow_client import TrackingError, TrackingUnreachable, check
 from services.tracking.projection import Projection, Synced
 
-__all__ = ["Projection", "Synced", "TrackingError", "TrackingUnreachable", "check", "following"]
+__all__ = ["Projection", "Synced", "TrackingError", "TrackingUnreachable", "check", "data_sets", "following"]

@@ -2,11 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from services.store import Store
+from services.tracking.data_sets import DataSet
 from services.tracking.mlflow_client import TrackingBusy, TrackingError
 from services.tracking.projection import Projection
 
@@ -22,6 +23,7 @@ def following(
     config: Mapping[str, Any],
     store: Store,
     *,
+    data: Sequence[DataSet] = (),
     warn: Callable[[str], None] = lambda text: None,
     pause_seconds: float = FOLLOW_SECONDS,
 ) -> Iterator[None]:
@@ -32,6 +34,7 @@ def following(
         study: Name of the study.
         config: The resolved study.
         store: Holds its trials.
+        data: What the study trains and selects on.
         warn: Called with each error once, from that thread.
         pause_seconds: Shortest pause between rounds.
     """
@@ -43,7 +46,7 @@ def following(
         while not ended.wait(pause):
             began = time.monotonic()
             try:
-                projection = projection or Projection(str(uri), study, config, store)
+                projection = projection or Projection(str(uri), study, config, store, data=data)
                 projection.sync(until=ended.is_set, wait_seconds=0.0)
             except TrackingBusy:  # somebody syncs the study by hand
                 pass
