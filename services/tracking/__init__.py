@@ -2,8 +2,8 @@
 
 `projection` writes a study, `follower` does so beside its training. `study_identity` tells studies of one name apart,
 `experiments` and `study_runs` find what is there of a study, `relocation` finds files that were moved. `run_values` are
-the parameters, tags and metrics of a run, `run_files` its files, `data_sets` its data, `logged_models` its models;
-`model_registry` registers them. `mlflow_client` connects and explains errors.
+the parameters, tags and metrics of a run, `run_files` its files, `data_sets` its data, `logged_models` its models,
+`machine_metrics` those of the driver's machine. `mlflow_client` connects and explains errors.
 """
 
 from services.tracking.data_sets import data_sets

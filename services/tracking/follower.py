@@ -8,6 +8,7 @@ from typing import Any
 
 from services.store import Store
 from services.tracking.data_sets import DataSet
+from services.tracking.machine_metrics import MachineMetrics
 from services.tracking.mlflow_client import TrackingBusy, TrackingError
 from services.tracking.projection import Projection
 
@@ -42,19 +43,22 @@ def following(
     told = set[str]()
 
     def follow() -> None:
-        projection, pause = None, pause_seconds
+        projection, pause, machine = None, pause_seconds, MachineMetrics(str(uri))
         while not ended.wait(pause):
             began = time.monotonic()
             try:
                 projection = projection or Projection(str(uri), study, config, store, data=data)
                 projection.sync(until=ended.is_set, wait_seconds=0.0)
+                projection.measure(machine)
             except TrackingBusy:  # somebody syncs the study by hand
                 pass
             except TrackingError as error:
+                machine.end()  # it has failed as well, and begins again with the next round that succeeds
                 if str(error) not in told:
                     told.add(str(error))
                     warn(f"warning: {error}; the training goes on")
             pause = pause_after(time.monotonic() - began, shortest=pause_seconds)
+        machine.end()
 
     thread = threading.Thread(target=follow, name="tracking", daemon=True)
     if uri is not None:

@@ -16,9 +16,9 @@ from typing import Any
 from services.store import EpochRow, Store
 from services.tracking.data_sets import DataSet
 from services.tracking.experiments import PREFIX, locate
-from services.tracking.logged_models import log_program, weights_digest
+from services.tracking.logged_models import log_program, register, weights_digest
+from services.tracking.machine_metrics import MachineMetrics
 from services.tracking.mlflow_client import TrackingError, connect, translated
-from services.tracking.model_registry import register
 from services.tracking.relocation import relocate, root_of
 from services.tracking.run_files import digest_of, files_to_send
 from services.tracking.run_values import (
@@ -139,6 +139,16 @@ class Projection:
                 self._write(trial, self.store.epochs(trial.id))
                 written += 1
         return Synced(self.name, written, present, self.restored)
+
+    def measure(self, machine: MachineMetrics) -> None:
+        """Let the study's run, which a sync has made, get metrics of this machine until they are ended.
+
+        Raises:
+            TrackingError: MLflow cannot be reached, or refuses.
+        """
+        if self.parent:
+            with translated(self.uri):
+                machine.begin(self._client, self.parent)
 
     def finish(
         self, comparison: Mapping[str, Any], folder: Path, *, tags: Mapping[str, str] = MappingProxyType({})
