@@ -84,8 +84,18 @@ def print_json(document: Any) -> None:
 
 
 def logger(*, quiet: bool) -> Callable[[str], None]:
-    """Return `log`, or with `quiet` a function that logs warnings alone, which begin with that word."""
-    return (lambda text: log(text) if text.startswith("warning: ") else None) if quiet else log
+    """Return a function that logs texts, each warning once; with `quiet` warnings alone, which begin with that word."""
+    told = set[str]()
+
+    def tell(text: str) -> None:
+        is_warning = text.startswith("warning: ")
+        if text in told or (quiet and not is_warning):
+            return
+        if is_warning:
+            told.add(text)
+        log(text)
+
+    return tell
 
 
 def fail(code: int, message: str) -> NoReturn:

@@ -8,7 +8,9 @@ from services.tracking.mlflow_client import TrackingError
 from services.tracking.study_identity import STUDY_TAG, StudyIdentity
 
 PREFIX = "nas-blockout/"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages open such an experiment at its runs
+KIND = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # else its pages guess one; their switch of modes goes first
 NOTE = "mlflow.note.content"  # what the pages show as the description
 _ATTEMPTS = 3
 

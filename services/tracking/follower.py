@@ -36,11 +36,16 @@ def following(
         config: The resolved study.
         store: Holds its trials.
         data: What the study trains and selects on.
-        warn: Called with each error once, from that thread.
+        warn: Called with each error and note once, from that thread.
         pause_seconds: Shortest pause between rounds.
     """
     ended = threading.Event()
     told = set[str]()
+
+    def tell(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            warn(f"warning: {text}")
 
     def follow() -> None:
         projection, pause, machine = None, pause_seconds, MachineMetrics(str(uri))
@@ -49,14 +54,14 @@ def following(
             try:
                 projection = projection or Projection(str(uri), study, config, store, data=data)
                 projection.sync(until=ended.is_set, wait_seconds=0.0)
+                for note in projection.notes:
+                    tell(note)
                 projection.measure(machine)
             except TrackingBusy:  # somebody syncs the study by hand
                 pass
             except TrackingError as error:
                 machine.end()  # it has failed as well, and begins again with the next round that succeeds
-                if str(error) not in told:
-                    told.add(str(error))
-                    warn(f"warning: {error}; the training goes on")
+                tell(f"{error}; the training goes on")
             pause = pause_after(time.monotonic() - began, shortest=pause_seconds)
         machine.end()
 

@@ -372,9 +372,10 @@ def test_an_mlflow_that_refuses_is_not_said_to_be_unreachable() -> None:
 
 
 @pytest.mark.parametrize("quiet", [True, False])
-def test_warnings_survive_quiet(quiet: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    for text in ("writing to MLflow", "warning: MLflow refuses access"):
-        logger(quiet=quiet)(text)
+def test_warnings_survive_quiet_and_are_said_once(quiet: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    tell = logger(quiet=quiet)
+    for text in ("writing to MLflow", "warning: MLflow refuses access", "warning: MLflow refuses access"):
+        tell(text)
     assert capsys.readouterr().err.splitlines() == [
         *([] if quiet else ["writing to MLflow"]),
         "warning: MLflow refuses access",

@@ -140,6 +140,11 @@ def test_the_study_is_one_row_and_its_runs_are_below(page: Any) -> None:
         row(page, name).wait_for()
 
 
+def test_the_experiment_says_what_it_is_about(page: Any) -> None:
+    page.goto(page.runs)
+    page.get_by_text("Is it seen?").first.wait_for()
+
+
 def test_runs_are_sorted_and_have_their_best_value_as_a_column(page: Any) -> None:
     page.goto(retrained(page))
     row(page, "blockout-1-s1").wait_for()

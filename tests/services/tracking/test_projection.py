@@ -274,11 +274,13 @@ def test_training_goes_on_while_the_server_is_away(name: str, store: Store) -> N
 
 def test_trials_are_followed_as_they_end(uri: str, name: str, store: Store) -> None:
     client, deadline = mlflow.MlflowClient(tracking_uri=uri), time.monotonic() + 60
-    with following(uri, name, CONFIG, store, pause_seconds=0.01):
+    told: list[str] = []
+    with following(uri, name, CONFIG, store, warn=told.append, pause_seconds=0.01):
         while client.get_experiment_by_name(f"nas-blockout/{name}") is None or len(runs(uri, name)) < 4:
             assert time.monotonic() < deadline, "nothing was written"
             time.sleep(0.05)
     assert set(runs(uri, name)) == {name, "blockout-0-s7", "blockout-1-s7", "blockout-2-s7"}
+    assert told == []
 
 
 @pytest.mark.parametrize(("seconds", "pause"), [(0.0, 10.0), (0.2, 10.0), (0.5, 25.0), (1.2, 60.0), (30.0, 60.0)])

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 
 from services.store import Store
 from services.tracking import Projection, TrackingError, TrackingUnreachable, check
@@ -110,3 +111,11 @@ def test_files_that_cannot_be_written_are_named(uri: str, name: str, store: Stor
     (tmp_path / "comparison.json").write_text("{}")
     with pytest.raises(TrackingError, match=r"files for MLflow at .* cannot be read or written: .*mlartifacts"):
         projection.finish(ARMS, tmp_path)
+
+
+def test_standard_output_is_left_to_results(
+    uri: str, name: str, store: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Projection(uri, name, CONFIG, store).sync()
+    assert MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get(), "a server's client would print two lines for each run"
+    assert capfd.readouterr().out == ""
