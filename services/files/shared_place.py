@@ -38,7 +38,7 @@ def shared_place(settings: Settings, store: Store, study: str) -> str | None:
         if (recorded := _recorded(settings, store, study)) is not None:
             return recorded
         # Studies of releases that recorded no folder have the one with their name.
-        return f"{settings.artifacts}/{study}" if store.trials(study) else None
+        return f"{settings.artifacts}/{study}" if store.spent(study) else None
     except NotFound:
         return None
 
@@ -58,7 +58,7 @@ def claim_place(settings: Settings, store: Store, row: StudyRow, *, log: Callabl
     if settings.artifacts is None or _recorded(settings, store, row.name) is not None:
         return
     plain = f"{settings.artifacts}/{row.name}"
-    has_trials = bool(store.trials(row.name))
+    has_trials = bool(store.spent(row.name))
     url = plain
     if not _is_free(plain, row.uuid, adopts=has_trials):
         if has_trials:
