@@ -1,5 +1,6 @@
 """The experiment of a study in MLflow: its own, whatever other stores have written under the same name."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ KIND = {
     "mlflow.experimentKind": "custom_model_development"
 }  # else its pages guess one; their switch of modes goes first
 NOTE = "mlflow.note.content"  # what the pages show as the description
+NOTE_DIGEST = "nas.description.digest"  # of the description as it was written here
+_DIGEST_CHARACTERS = 16
 _ATTEMPTS = 3
 
 
@@ -50,7 +53,7 @@ def locate(
     Args:
         client: Of MLflow.
         identity: Of the study.
-        description: For people, unless the experiment has one.
+        description: For people, unless they have written another.
         artifacts: Returns where the files of a new experiment of that name should lie; None leaves it to the server.
         recognizes: Whether an experiment without an identity holds this study and no other.
         restore: Whether to restore the experiment if it has been deleted.
@@ -64,7 +67,7 @@ def locate(
         found = _tagged(client, identity) or _named(client, identity, recognizes)
         if not isinstance(found, str):
             return _usable(client, identity, found, description=description, restore=restore)
-        tags = {**identity.tags, **KIND, NOTE: description}
+        tags = {**identity.tags, **KIND, NOTE: description, NOTE_DIGEST: _digest(description)}
         try:  # with its tags in one call: whoever comes second sees whose it is
             client.create_experiment(PREFIX + found, artifact_location=artifacts(found), tags=tags)
         except MlflowException as error:
@@ -102,7 +105,15 @@ def _usable(client: Any, identity: StudyIdentity, experiment: Any, *, descriptio
         )
     if deleted:
         client.restore_experiment(identifier)
-    for key, value in {NOTE: description, **KIND, **identity.tags}.items():
-        if key not in experiment.tags:  # whoever has changed description or kind keeps what they wrote
+    present, wanted = experiment.tags, {**KIND, **identity.tags}
+    # Whoever has changed the description or the kind keeps what they wrote.
+    if present.get(NOTE, "") == "" or present.get(NOTE_DIGEST) == _digest(present[NOTE]):
+        wanted |= {NOTE: description, NOTE_DIGEST: _digest(description)}
+    for key, value in wanted.items():
+        if present.get(key) != value and not (key in KIND and key in present):
             client.set_experiment_tag(identifier, key, value)
     return Located(identifier, str(experiment.name), str(experiment.artifact_location), deleted)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARACTERS]

@@ -64,7 +64,8 @@ def description_of(config: Mapping[str, Any]) -> str:
     rows = [
         f"- `{name}`: {arm['description']}" if arm.get("description") else f"- `{name}`" for name, arm in arms.items()
     ]
-    return "\n".join([str(config.get("question", "")), *(["", "Arms:", "", *rows] if rows else [])])
+    lines = [str(config.get("question", "")), *(["", "Arms:", "", *rows] if rows else [])]
+    return "\n".join(lines)[:SETTING_CHARACTERS]
 
 
 def settings_tags(config: Mapping[str, Any]) -> dict[str, str]:

@@ -252,6 +252,12 @@ def test_settings_that_an_extension_changes_are_tags_that_change(uri: str, name:
     assert runs(uri, name)[name].data.tags["nas.workers.max_concurrent_trials"] == "8"
 
 
+def test_a_description_is_cut_to_what_mlflow_takes(uri: str, name: str, store: Store) -> None:
+    arms = {f"arm-{number}": {"description": "x" * 80} for number in range(100)}
+    Projection(uri, name, {**CONFIG, "arms": arms}, store).sync(until=lambda: True)
+    assert len(experiment(uri, name).tags["mlflow.note.content"]) == 4000
+
+
 def test_the_pages_have_a_description_and_the_kind_and_leave_what_people_wrote(
     uri: str, name: str, store: Store
 ) -> None:
@@ -259,6 +265,8 @@ def test_the_pages_have_a_description_and_the_kind_and_leave_what_people_wrote(
     tags = experiment(uri, name).tags
     assert tags["mlflow.note.content"] == "Does it hold?\n\nArms:\n\n- `blockout`: structure"
     assert tags["mlflow.experimentKind"] == "custom_model_development"
+    Projection(uri, name, {**CONFIG, "arms": {"dense": {}}}, store).sync()  # an extension has another arm
+    assert experiment(uri, name).tags["mlflow.note.content"] == "Does it hold?\n\nArms:\n\n- `dense`"
     client_of(uri).set_experiment_tag(experiment(uri, name).experiment_id, "mlflow.note.content", "Mine")
     Projection(uri, name, CONFIG, store).sync()
     assert experiment(uri, name).tags["mlflow.note.content"] == "Mine"
