@@ -1,13 +1,14 @@
 """The form of a branched graph that is only run, chosen by the time that it is expected to take."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from nas_blockout.backbones.inference import NUMBERS_AT_ONCE
 from nas_blockout.backbones.inference_cost import BATCHES, COSTS, LANES, LEAST_SAVED, MARGIN, Costs, time_at
+from nas_blockout.graph.forms.expectation import Expectation
 from nas_blockout.graph.forms.folded_operations import Folded
 from nas_blockout.graph.forms.terms import Division, Form, FusedTerm, Term, form_of, forms_of
 from nas_blockout.graph.forms.traversal import Traversal
@@ -110,7 +111,7 @@ def fastest(program: Program, costs: Costs, *, lanes: int, batch: int | None = N
     prices = Traversal(program, {}, costs)
 
     def alone(node: fx.Node, operation: Folded, term: Term) -> float:
-        rows, reads = len(term.made()) // term.groups, len(term.read()) // term.groups
+        rows, reads = term.size
         times = prices.term_times(node, operation, rows=rows, reads=reads, groups=term.groups)
         return sum(time_at(images, times) / images for images in counted)
 
@@ -119,47 +120,36 @@ def fastest(program: Program, costs: Costs, *, lanes: int, batch: int | None = N
         for node, operation in operations.items()
     }
     whole: Forms = {node: forms[0] for node, forms in options.items()}
-    bounds = [
-        max(pair)
-        for pair in zip(_times(program, whole, costs, lanes), _parent(program, whole, costs, lanes), strict=True)
-    ]
-
-    def shares(forms: Forms) -> list[float]:
-        times = _times(program, forms, costs, lanes)
-        return [time_at(images, times) / time_at(images, bounds) for images in counted]
-
-    def cost(forms: Forms) -> float:
-        return sum(shares(forms))
-
     divided = {
         node: min(forms, key=lambda form, n=node: sum(alone(n, operations[n], term) for term in form))  # type: ignore[misc]
         for node, forms in options.items()
     }
-    best = min((whole, divided), key=cost)
-    taken = cost(best)
+    expected = Expectation(program, costs, lanes)
+    times = expected.take_all(whole)
+    bounds = [max(pair) for pair in zip(times, _parent(program, whole, times, costs), strict=True)]
+
+    def shares(times: Sequence[float]) -> list[float]:
+        return [time_at(images, times) / time_at(images, bounds) for images in counted]
+
+    taken = sum(shares(times))
+    if (found := sum(shares(expected.take_all(divided)))) < taken:
+        taken = found
+    else:
+        expected.take_all(whole)
     for _ in range(_SWEEPS):
         before = taken
         for node, forms in options.items():
             for form in forms:
-                if form == best[node]:
-                    continue
-                option = {**best, node: form}
-                if (found := cost(option)) < taken:
-                    best, taken = option, found
+                if form != expected.forms[node] and (found := sum(shares(expected.times_with(node, form)))) < taken:
+                    expected.take(node, form)
+                    taken = found
         if before - taken < LEAST_SAVED * len(counted):
             break
-    return best if max(shares(best)) <= 1 - MARGIN else whole
+    return expected.forms if max(shares(expected.times)) <= 1 - MARGIN else whole
 
 
-def _times(program: Program, forms: Forms, costs: Costs, lanes: int) -> list[float]:
-    walk = Traversal(program, forms, costs, lanes=lanes)
-    walk.run()
-    return walk.times
-
-
-def _parent(program: Program, whole: Forms, costs: Costs, lanes: int) -> list[float]:
+def _parent(program: Program, whole: Forms, times: Sequence[float], costs: Costs) -> Sequence[float]:
     """Return the expected times of the dense network: what its operations take more than the whole ones, added."""
-    times = _times(program, whole, costs, lanes)
     prices = Traversal(program, whole, costs)
     for node, operation in program.operations.items():
         if not isinstance(operation, Folded):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from nas_blockout.graph.rewrite.bundles import CONVOLUTIONS, Call
 _MOST_MERGED = 48  # parts that are merged one by one
 _MOST_TERMS = 8  # that are weighed: more take long to export, and hardly ever less time to run
 _LEFT_OUT = -1
+_KEPT = 2**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,11 @@ class Term:
     def groups(self) -> int:
         """Number of groups, 1 for a dense operation."""
         return len(self.rows)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows that each group makes and places that it reads, filled up to the largest."""
+        return max(rows.bit_count() for rows in self.rows), max(reads.bit_count() for reads in self.reads)
 
     def made(self) -> tuple[int, ...]:
         """Return the rows in the order in which they are made, groups filled up with -1 to the largest."""
@@ -222,6 +229,7 @@ def _stages(split: Sequence[_Part], time: Callable[[Term], float]) -> list[Form]
     return forms
 
 
-def _filled(groups: Sequence[int]) -> tuple[int, ...]:
+@lru_cache(_KEPT)
+def _filled(groups: tuple[int, ...]) -> tuple[int, ...]:
     most = max(group.bit_count() for group in groups)
     return tuple(place for group in groups for place in (*members(group), *(_LEFT_OUT,) * (most - group.bit_count())))

@@ -7,7 +7,6 @@ something reads them in another way, once for each value and each way.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from nas_blockout.backbones.inference_cost import BATCHES, LANES, Costs
+from nas_blockout.graph.forms.blocks import Block, Read, ReadKey, Value, order_of, runs_of
 from nas_blockout.graph.forms.folded_operations import Filters, Folded, affine
 from nas_blockout.graph.forms.node_sets import first, members, places_in, runs_in, spread
 from nas_blockout.graph.forms.terms import Form, FusedNorm, Term, fused_filters, fused_term
@@ -37,44 +37,6 @@ _HARMLESS = """
     max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d
 """
 _FILL_HARMLESS = frozenset(_HARMLESS.split())
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
-    """Nodes of a value that stand together in memory, ascending.
-
-    Args:
-        nodes: As a set.
-        handle: Computes them.
-        fill: Places after the nodes that no node has, whose values nothing may depend on.
-    """
-
-    nodes: int
-    handle: fx.Node | None
-    fill: int = 0
-
-    @property
-    def width(self) -> int:
-        """Places in memory."""
-        return self.nodes.bit_count() + self.fill
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Value:
-    """Blocks that together are the nodes of a value along a dim, each node once."""
-
-    node: fx.Node
-    dim: int
-    blocks: tuple[Block, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Read:
-    """Nodes of a value in one tensor: in which order, -1 for none, and whether they are a view of a larger one."""
-
-    handle: fx.Node | None
-    order: tuple[int, ...]
-    is_view: bool = False
 
 
 class Traversal:
@@ -102,7 +64,7 @@ class Traversal:
         self.lanes = lanes
         self.times = [0.0] * len(BATCHES)
         self._values: dict[fx.Node, Value] = {}
-        self._reads: dict[tuple[fx.Node, int, bool], Read] = {}
+        self._reads: dict[ReadKey, Read] = {}
 
     def run(self) -> fx.Node | None:
         """Walk over the graph and return the new logits."""
@@ -111,6 +73,24 @@ class Traversal:
                 return self._whole(node.args[0])
             self._values[node] = self._counterpart(node)
         raise AssertionError("a graph has an output")
+
+    def step(
+        self, node: fx.Node, values: Mapping[fx.Node, Value], reads: Mapping[ReadKey, Read]
+    ) -> tuple[Value | None, dict[ReadKey, Read], list[float]]:
+        """Go over one node, and return its value, None at the output, what it puts together, and the expected times.
+
+        Args:
+            node: The next one.
+            values: Of what it reads.
+            reads: What was put together before of those values.
+        """
+        self._values, self._reads, self.times = dict(values), dict(reads), [0.0] * len(BATCHES)
+        value = None
+        if node.op == "output":
+            self._whole(node.args[0])  # type: ignore[arg-type]  # the logits
+        else:
+            value = self._counterpart(node)
+        return value, {key: read for key, read in self._reads.items() if key not in reads}, self.times
 
     # ---- what is expected of operations
 
@@ -165,7 +145,7 @@ class Traversal:
         parts = [(block, block.nodes & wanted) for block in value.blocks if block.nodes & wanted]
         if len(parts) == 1 and parts[0][0].nodes == wanted and not (bare and parts[0][0].fill):
             return Read(parts[0][0].handle, (*members(wanted), *(-1,) * parts[0][0].fill))
-        key = (value.node, wanted, bare)
+        key = (value.node, value.dim, wanted, bare)
         if key not in self._reads:
             read = self._put_together(value, parts, bare=bare)
             if bare and list(read.order) != sorted(read.order):
@@ -303,7 +283,7 @@ class Traversal:
                 )
                 moves = pieces > 1 or (kind_copies and wanted == exact)
                 copy = self._copying(value, pieces, wanted.bit_count())
-                if not moves or (pieces > 1 and (value.node, wanted, False) in self._reads):
+                if not moves or (pieces > 1 and (value.node, value.dim, wanted, False) in self._reads):
                     copy = [0.0] * len(BATCHES)
                 times = self.term_times(
                     node, operation, rows=term.rows[0].bit_count(), reads=wanted.bit_count(), groups=1
@@ -330,12 +310,11 @@ class Traversal:
 
     def _in_order(self, node: fx.Node, dim: int, handle: fx.Node | None, made: Sequence[int]) -> fx.Node | None:
         """Return the rows that a term has made in ascending order, without those that only fill up its groups."""
-        places = sorted((row, place) for place, row in enumerate(made) if row >= 0)
-        order = [place for _, place in places]
-        if order == list(range(len(made))):
+        order, runs = order_of(tuple(made))
+        if runs == 1 and len(order) == len(made):
             return handle
         value = Value(node, dim, ())
-        self._charge(self._copying(value, len(runs_of(order)), len(order)))
+        self._charge(self._copying(value, runs, len(order)))
         return self._taken(handle, dim, order)
 
     def _held(
@@ -489,8 +468,3 @@ class Traversal:
         if node.op == "call_method":
             return self.emitter.graph.call_method(str(node.target), args, kwargs)
         return self.emitter.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
-
-
-def runs_of(places: Sequence[int]) -> list[int]:
-    """Return where runs of consecutive places begin."""
-    return [place for number, place in enumerate(places) if not number or places[number - 1] != place - 1]
