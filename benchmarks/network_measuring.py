@@ -27,6 +27,7 @@ from torch.func import functional_call
 from nas_blockout.backbones.inception import Inception, InceptionSettings
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.export.latency import for_inference
+from nas_blockout.export.onnx_graph import onnx_program
 from nas_blockout.graph.analysis import GraphAnalysis, analyze
 from nas_blockout.graph.branched import branch, settled
 from nas_blockout.graph.rewrite.training_layers import AttentionWithDropout
@@ -316,8 +317,7 @@ def onnx_exported(network: nn.Module, images: Tensor, logits: Sequence[Tensor], 
     import onnxruntime
 
     began = time.process_time()
-    program = torch.onnx.export(_program(network, images), dynamo=True, verbose=False)
-    assert program is not None
+    program = onnx_program(_program(network, images), images, inputs=["images"], outputs=["logits"])
     program.save(path)
     row: Row = {"onnx_seconds": time.process_time() - began}
     options = onnxruntime.SessionOptions()

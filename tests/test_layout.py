@@ -132,6 +132,8 @@ IMPORTERS = {
     "httpx": ["services/api/*", "services/cli/lazy_modules.py"],
     "matplotlib": ["nas_blockout/plots/*"],
     "onnxruntime": ["nas_blockout/export/subprocess_check.py"],
+    "onnxscript": ["nas_blockout/export/onnx_graph.py"],
+    "onnx_ir": ["nas_blockout/export/onnx_graph.py"],
     "safetensors": ["nas_blockout/export/*", "nas_blockout/backbones/pretrained.py"],
     "torchvision": ["nas_blockout/lazy_torchvision.py"],
     "PIL": ["nas_blockout/data/*"],

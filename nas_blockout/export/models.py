@@ -25,6 +25,7 @@ from nas_blockout.atomic_files import whole_file, whole_folder
 from nas_blockout.export.cards import ModelDescription, card
 from nas_blockout.export.latency import for_inference
 from nas_blockout.export.model_dir import NETWORK, json_text, sha256, write_json
+from nas_blockout.export.onnx_graph import onnx_program
 from nas_blockout.export.prediction import ExportedModel
 from nas_blockout.export.subprocess_check import BATCHES, PREPROCESSING, REFERENCE, WEIGHTS_SEAL, current_names
 from nas_blockout.export.verification import (
@@ -263,10 +264,7 @@ def _program(network: nn.Module, example: Tensor) -> torch.export.ExportedProgra
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, images: Tensor, inside: Mapping[str, str]) -> str:
     """Write a program as ONNX; return the oldest runtime that is known to read it."""
-    exported = torch.onnx.export(
-        program, (images,), dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]
-    )
-    assert exported is not None
+    exported = onnx_program(program, images, inputs=["images"], outputs=["logits"])
     graph = exported.model.graph
     graph.metadata_props.clear()
     nodes = list(graph.all_nodes())
