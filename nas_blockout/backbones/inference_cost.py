@@ -59,6 +59,7 @@ class Costs:
     A copy reads its pieces one by one, at every position: what counts as read is pieces, not numbers. `weight` are the
     microseconds a number of a convolution's weight that each call waits for memory: it counts in graphs, whose weights
     are larger than what is near the processor, not in the chains of small layers that the other rates were measured on.
+    `views` says whether a part of a block is read where it stands, or has to be copied out of it first.
     """
 
     term: Mapping[int, tuple[Rates, Rates]]
@@ -67,6 +68,7 @@ class Costs:
     copied: tuple[Rates, Rates]
     piece: float
     weight: float = 0.4e-3
+    views: bool = True
 
 
 # A product for one image waits for its weight. Calls in groups for one image, what convolutions write for many, and
@@ -92,6 +94,7 @@ COSTS: Mapping[Runtime, Costs] = {
         added=(Rates(0), Rates(0)),
         copied=(Rates(5, 0, 2.6e-3), Rates(230, 0, 2.6e-3)),
         piece=0,
+        views=False,
     ),
 }
 

@@ -95,10 +95,10 @@ def fused_graph(
 def fastest(program: Program, costs: Costs, *, lanes: int, batch: int | None = None) -> Forms:
     """Return the form of each operation with which the graph is expected to take little time.
 
-    From all operations whole, and from all divided as far as that saves time of each alone, one after the other takes
-    the form that saves most, as long as any does. What is found so is taken only if the graph is expected to take less
-    than the dense network that it came from, or than with all operations whole if that takes more: less by as much as
-    such expectations are wrong.
+    From the best of three, all operations whole, all divided as far as that saves time of each alone, and all divided
+    as far as they can be, one after the other takes the form that saves most, as long as any does. What is found so is
+    taken only if the graph is expected to take less than the dense network that it came from, or than with all
+    operations whole if that takes more: less by as much as such expectations are wrong.
 
     Args:
         program: The graph.
@@ -131,11 +131,9 @@ def fastest(program: Program, costs: Costs, *, lanes: int, batch: int | None = N
     def shares(times: Sequence[float]) -> list[float]:
         return [time_at(images, times) / time_at(images, bounds) for images in counted]
 
-    taken = sum(shares(times))
-    if (found := sum(shares(expected.take_all(divided)))) < taken:
-        taken = found
-    else:
-        expected.take_all(whole)
+    starts = (whole, divided, {node: max(forms, key=len) for node, forms in options.items()})
+    best = min(starts, key=lambda forms: sum(shares(expected.take_all(forms))))
+    taken = sum(shares(expected.take_all(best)))
     for _ in range(_SWEEPS):
         before = taken
         for node, forms in options.items():

@@ -146,6 +146,9 @@ class Traversal:
         if len(parts) == 1 and parts[0][0].nodes == wanted and not (bare and parts[0][0].fill):
             return Read(parts[0][0].handle, (*members(wanted), *(-1,) * parts[0][0].fill))
         key = (value.node, value.dim, wanted, bare)
+        other = self._reads.get((*key[:3], not bare))
+        if other and (not bare or other.order == members(wanted)):
+            return other
         if key not in self._reads:
             read = self._put_together(value, parts, bare=bare)
             if bare and list(read.order) != sorted(read.order):
@@ -168,9 +171,13 @@ class Traversal:
                 self._charge(self._copying(value, len(runs), part.bit_count()))
                 handles.append(self._taken(block.handle, value.dim, places_in(part, block.nodes)))
             else:
-                handles += [self._narrowed(block.handle, value.dim, start, stop - start) for start, stop in runs]
+                for start, stop in runs:
+                    if not self.costs.views:
+                        self._charge(self._copying(value, 1, stop - start))
+                    handles.append(self._narrowed(block.handle, value.dim, start, stop - start))
         if len(handles) == 1:
-            return Read(handles[0], tuple(order), is_view=len(runs_in(parts[0][1], parts[0][0].nodes)) == 1)
+            one_run = len(runs_in(parts[0][1], parts[0][0].nodes)) == 1
+            return Read(handles[0], tuple(order), is_view=one_run and self.costs.views)
         self._charge(self._copying(value, len(handles), len(order)))
         return Read(self._call(torch.cat, handles, value.dim), tuple(order))
 
@@ -270,7 +277,7 @@ class Traversal:
 
     def _read_by(self, node: fx.Node, operation: Folded, term: Term, value: Value) -> Read:
         """Return what a term reads: no more than that, or whole blocks against zeros where that takes less time."""
-        kind_copies = operation.call.window > 0
+        kind_copies = operation.call.window > 0 or not self.costs.views
         if term.groups > 1:
             return self._read_in_groups(term, value)
         exact = term.reads[0]

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,6 +54,13 @@ def test_it_is_what_a_walk_over_all_of_the_graph_adds_up(name: str) -> None:
             found.take(node, form)
             forms = {**forms, node: form}
             assert found.times == pytest.approx(expected)
+
+
+def test_a_part_of_a_block_costs_a_copy_in_a_runtime_without_views() -> None:
+    graph, options = program("residual")
+    split = {node: max(forms, key=len) for node, forms in options.items()}
+    copied, read = (Expectation(graph, replace(RATES, views=views), LANES).take_all(split) for views in (False, True))
+    assert all(more > less for more, less in zip(copied, read, strict=True))
 
 
 def test_what_a_change_does_not_reach_is_not_walked_over_again(monkeypatch: pytest.MonkeyPatch) -> None:

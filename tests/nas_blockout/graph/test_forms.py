@@ -70,6 +70,12 @@ def test_branches_that_share_nothing_stay_apart_from_one_operation_to_the_next()
     assert count["split"] <= 3  # at the shortcut that is padded, and what follows it
 
 
+def test_what_was_put_together_once_is_read_again() -> None:
+    run = cases("residual")[0].for_inference(operations="split", runtime="onnxruntime")
+    parts = [node.args for node in run.body.graph.nodes if node.target is torch.narrow]
+    assert len(parts) == len(set(parts)) == 4
+
+
 def test_more_images_than_fit_at_once_are_taken_in_turn() -> None:
     run, x = cases("mobile")[0].for_inference(), images(7)
     expected = run(x)
