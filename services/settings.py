@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, get_type_hints
+from urllib.parse import unquote
 
 from nas_blockout.serialization import near
 
@@ -15,6 +16,7 @@ MIN_TOKEN_CHARACTERS = 16
 MAX_WHOLE = 10**9
 _MAX_DIGITS = 12
 _API_BODY_BYTES, _API_RATE, _API_OPEN_STUDIES = 262_144, 20, 20
+_IN_URLS = {ord(character): f"%{ord(character):02X}" for character in "%?#"}  # they would end the path, or begin a code
 _OFF = frozenset({"", "none"})
 _STORE_SCHEMES = frozenset({"sqlite", "postgres", "postgresql", "postgresql+psycopg"})
 _FACTORY = r"[\w.]+:\w+"
@@ -292,7 +294,7 @@ def _page(values: Mapping[str, str], variable: str) -> str | None:
 
 
 def _store_url(text: str, home: Path) -> str:
-    url = text.strip() or f"sqlite:///{home / 'runs' / 'nas_blockout.db'}"
+    url = text.strip() or sqlite_url(home / "runs" / "nas_blockout.db")
     name = PREFIX + "STORE_URL"
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _STORE_SCHEMES:
@@ -307,7 +309,7 @@ def _store_url(text: str, home: Path) -> str:
 
 def _tracking_uri(text: str | None, home: Path) -> str | None:
     if text is None:
-        return f"sqlite:///{home / 'runs' / 'mlflow.db'}"
+        return sqlite_url(home / "runs" / "mlflow.db")
     if text.strip().lower() in _OFF:
         return None
     uri = text.strip()
@@ -317,6 +319,16 @@ def _tracking_uri(text: str | None, home: Path) -> str | None:
             f"got {masked(uri)!r}; none turns MLflow off"
         )
     return _anchored(uri)
+
+
+def sqlite_url(path: Path) -> str:
+    """Return the URL of a SQLite file, whatever characters its path has; see `sqlite_path`."""
+    return f"sqlite:///{str(path).translate(_IN_URLS)}"
+
+
+def sqlite_path(url: str) -> Path:
+    """Return the file that a SQLite URL names, as SQLAlchemy reads it."""
+    return Path(unquote(url.removeprefix("sqlite:///").partition("?")[0]))
 
 
 def _anchored(url: str) -> str:

@@ -72,7 +72,7 @@ class DistillationSettings(TwoStageSettings):
     clean_up: bool = True
     weights: Weights = "inherited"
     placebo: Placebo = "none"
-    draws: Annotated[int, Range(ge=1)] = 2
+    draws: Annotated[int, Range(ge=1)] = 8
 
     def __post_init__(self) -> None:
         TwoStageSettings.__post_init__(self)

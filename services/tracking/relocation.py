@@ -6,7 +6,8 @@ what lay beside the database before.
 
 import sqlite3
 from contextlib import closing
-from pathlib import Path
+
+from services.settings import sqlite_path
 
 FOLDER = "mlartifacts"
 _WAIT_SECONDS = 30.0
@@ -23,7 +24,7 @@ def root_of(uri: str) -> str | None:
     """Return the URL of the folder for the files of all experiments, or None if the server decides that."""
     if not uri.startswith("sqlite:///"):
         return None
-    return (Path(uri.removeprefix("sqlite:///")).parent / FOLDER).absolute().as_uri()
+    return (sqlite_path(uri).parent / FOLDER).absolute().as_uri()
 
 
 def relocate(uri: str, recorded: str) -> str | None:
@@ -39,7 +40,7 @@ def relocate(uri: str, recorded: str) -> str | None:
     root, old = root_of(uri), recorded.rpartition("/")[0]
     if root is None or old == root or not (old.startswith("file:") and old.endswith(f"/{FOLDER}")):
         return None
-    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=_WAIT_SECONDS)) as database, database:
+    with closing(sqlite3.connect(sqlite_path(uri), timeout=_WAIT_SECONDS)) as database, database:
         for table, column in _PLACES:
             columns = {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
             if column in columns:  # not every release of MLflow has all of them

@@ -1,11 +1,15 @@
 """Settings come from the environment, are refused with a reason, and never show a secret."""
 
+from pathlib import Path
+
 import pytest
+import sqlalchemy
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from services.settings import Settings, SettingsError, masked, variables
+from services.settings import Settings, SettingsError, masked, sqlite_path, variables
+from services.store import Store
 
 TOKEN = "q7Rz_0vLw2-Xb9TnYd4K"
 
@@ -52,8 +56,8 @@ def test_values_are_taken_as_given(tmp_path):
 
 def test_databases_follow_the_home_folder(tmp_path):
     home = tmp_path / "a home, 100%"
-    assert read(home=str(home)).store_url == f"sqlite:///{home}/runs/nas_blockout.db"
-    assert read(home=str(home)).tracking_uri == f"sqlite:///{home}/runs/mlflow.db"
+    assert read(home=str(home)).store_url == f"sqlite:///{home}25/runs/nas_blockout.db"
+    assert read(home=str(home)).tracking_uri == f"sqlite:///{home}25/runs/mlflow.db"
 
 
 @pytest.mark.parametrize("variable", ["store_url", "tracking_uri"])
@@ -165,3 +169,17 @@ def test_patterns_of_factories_have_a_module_and_a_name(patterns):
         SettingsError, match=r"NAS_BLOCKOUT_FACTORIES must be patterns such as torchvision\.models:\*, sep"
     ):
         read(factories=f"good.nets:*,{patterns}")
+
+
+@pytest.mark.parametrize("name", ["a b", "a#b", "a?b", "a%20b", "100%", "a&b=c", "\u00fc"])
+def test_a_home_of_any_name_holds_its_databases(tmp_path: Path, name: str) -> None:
+    home = tmp_path / name
+    home.mkdir()
+    found = read(home=str(home))
+    for url, file in ((found.store_url, "nas_blockout.db"), (found.tracking_uri, "mlflow.db")):
+        assert url is not None
+        assert sqlite_path(url) == Path(sqlalchemy.make_url(url).database or "") == home / "runs" / file
+    Store.open(found.store_url).close()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.db")] == [
+        f"{name}/runs/nas_blockout.db"
+    ]
