@@ -67,9 +67,9 @@ class SecondSet:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def batches(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, generator: torch.Generator | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the loader, and update the second set at every so many of them."""
-        for number, (x, y) in enumerate(self.loader.batches(generator)):
+        for number, (x, y) in enumerate(self.loader.batches(generator, first)):
             if number % self.every == 0:
                 self._update(x)
             yield x, y

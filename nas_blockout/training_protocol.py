@@ -4,7 +4,7 @@ A layer that needs to know of epochs, or has something to report, is a `Trainabl
 rates of its own is a `TrainableModel`. Any other `torch.nn.Module` is trained too: `trainable` adapts it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class TrainableLayer(nn.Module):
     def prepare_epoch(self, epoch: int, epochs: int) -> None:
         """Adapt to an epoch before it begins; by default nothing changes.
 
+        A training that goes on inside an epoch calls it too, and gives parameters and buffers back afterwards.
+
         Args:
             epoch: Number of the epoch, from 0.
             epochs: How many there are in all.
@@ -60,6 +62,21 @@ class TrainableLayer(nn.Module):
 
     def after_batch(self) -> None:
         """Take note of a batch that was trained on; by default nothing. Not part of what is compiled."""
+
+    def epoch_state(self) -> Any:
+        """Return what was noted of an epoch so far and is neither parameter nor buffer; by default nothing.
+
+        Returns:
+            Plain types and tensors.
+        """
+        return None
+
+    def load_epoch_state(self, states: Sequence[Any]) -> None:
+        """Go on inside an epoch that the module was prepared for; by default there is nothing to go on with.
+
+        Args:
+            states: What `epoch_state` returned, of each process whose part this one goes on with; may be empty.
+        """
 
     def gather_counts(self, gather: Callable[[Any], list[Any]]) -> None:
         """Put together what was counted in an epoch by processes that share its batches; by default nothing is.

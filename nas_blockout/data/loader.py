@@ -63,7 +63,7 @@ class Loader:
         """Return the number of images in one pass."""
         return len(self.part)
 
-    def batches(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, generator: torch.Generator | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield `(images, labels)`: shuffled and augmented with a generator, in order and plain without one.
 
         Every image comes exactly once a pass, unless a shuffled one is balanced; then as many are drawn. In a shuffled
@@ -71,17 +71,18 @@ class Loader:
 
         Args:
             generator: On the processor; the pass depends on its state alone.
+            first: Number of the first batch that is yielded; of those before it no image is read.
         """
         count = len(self.part)
         if generator is None:
-            yield from self.part.gather(torch.split(torch.arange(count), self.batch_size))
+            yield from self.part.gather(torch.split(torch.arange(count), self.batch_size)[first:])
             return
         if self._labels is None:
             order = torch.randperm(count, generator=generator)
         else:
             order = drawn_alike(self._labels, generator)
         sizes = batch_sizes(count, self.batch_size)
-        batches = torch.split(order, sizes)
+        batches = torch.split(order, sizes)[first:]
         if not self._variations:
             yield from self.part.gather(batches)
             return
@@ -90,16 +91,17 @@ class Loader:
         choices = dict(zip(self._variations, drawn, strict=True))
         crops = choices.pop(RESIZED_CROP, None)
         chosen = {variation: every.to(self.part.device).split(sizes, 1) for variation, every in choices.items()}
-        for number, (images, labels) in enumerate(self._gathered(batches, crops)):
+        cuts = None if crops is None else crops.split(sizes, 1)[first:]
+        for number, (images, labels) in enumerate(self._gathered(batches, cuts), first):
             for variation, of_batch in chosen.items():
                 images = self._varied(images, variation, of_batch[number])
             yield images, labels
 
-    def _gathered(self, batches: Sequence[Tensor], crops: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def _gathered(self, batches: Sequence[Tensor], crops: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
         if crops is None:
             return self.part.gather(batches)
         assert isinstance(self.part, StreamedPart)
-        return self.part.gather(batches, crops.split([len(batch) for batch in batches], 1))
+        return self.part.gather(batches, crops)
 
     def _varied(self, images: Tensor, variation: Variation, choices: Tensor) -> Tensor:
         assert variation.apply is not None

@@ -18,7 +18,7 @@ from nas_blockout.experiment.config import DERIVATIONS, Experiment, Parts, backb
 from nas_blockout.experiment.costs import known_costs, known_network, structure_of_network
 from nas_blockout.experiment.derivation import EVALUATION_BATCH, Derivation
 from nas_blockout.experiment.rebuilding import load_model, origin_of
-from nas_blockout.experiment.runner import Outcome, Run, Snapshot, split_epochs
+from nas_blockout.experiment.runner import Outcome, Run, SavingRun, Snapshot, split_epochs
 
 __all__ = [
     "DERIVATIONS",
@@ -29,6 +29,7 @@ __all__ = [
     "Outcome",
     "Parts",
     "Run",
+    "SavingRun",
     "Snapshot",
     "backbone_from_json",
     "build",

@@ -1,7 +1,7 @@
 """A running experiment: one stage, or two with a derivation between them; yields epoch records, ends in an outcome."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.networks import Network
 from nas_blockout.structure.two_stages import TwoStageSettings
-from nas_blockout.training import ALONE, Checkpoint, EpochRecord, Loaders, Ranks, TrainingSettings, fit
+from nas_blockout.training import ALONE, Checkpoint, EpochRecord, Loaders, Ranks, Saving, TrainingSettings, fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Continues a run of an experiment; written whole after an epoch."""
+    """Continues a run of an experiment, after an epoch or inside one; written whole."""
 
     stage: str
     checkpoint: Checkpoint
@@ -68,7 +68,20 @@ class Snapshot:
         text = json.loads(state["json"])
         records = tuple(EpochRecord(**record) for record in text["records"])
         derivation = Derivation.from_json(text["derivation"]) if text["derivation"] else None
-        return cls(text["stage"], Checkpoint(**state["checkpoint"]), records, derivation)
+        return cls(text["stage"], Checkpoint.from_state(state["checkpoint"]), records, derivation)
+
+
+@dataclass(frozen=True, slots=True)
+class SavingRun:
+    """Snapshots inside epochs, between two steps of the optimizer.
+
+    Args:
+        due: Returns whether to take one now; asked after every step, by several ranks after every few dozen.
+        save: Takes one, which holds references, so that it is to be written or copied at once.
+    """
+
+    due: Callable[[], bool]
+    save: Callable[[Snapshot], None]
 
 
 class Run(Iterator[EpochRecord]):
@@ -80,6 +93,7 @@ class Run(Iterator[EpochRecord]):
         device: Where to train.
         placement: Where the images are; by default on that device, if they fit.
         start: Continue after this snapshot, with the numbers of a run that was never stopped; that of the first rank.
+        saving: Takes snapshots inside epochs too; that of the first rank.
         ranks: The processes that run the experiment together. Only the first one has an outcome.
     """
 
@@ -91,6 +105,7 @@ class Run(Iterator[EpochRecord]):
         device: str | torch.device = "cpu",
         placement: Placement | None = None,
         start: Snapshot | None = None,
+        saving: SavingRun | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         self.experiment = experiment
@@ -101,7 +116,7 @@ class Run(Iterator[EpochRecord]):
         self.outcome: Outcome | None = None
         self.failure: str | None = None
         self.records: list[EpochRecord] = list(start.records) if start else []
-        self._start = start
+        self._start, self._saving = start, saving
         self._stage = start.stage if start else ""
         self._derivation: Derivation | None = start.derivation if start else None
         settings = experiment.training
@@ -127,6 +142,9 @@ class Run(Iterator[EpochRecord]):
         """Return what continues the run after the latest record; holds references, so write it at once."""
         checkpoint = self.records[-1].checkpoint
         assert checkpoint is not None, "a snapshot is taken after an epoch of this run"
+        return self._snapshot(checkpoint)
+
+    def _snapshot(self, checkpoint: Checkpoint) -> Snapshot:
         return Snapshot(self._stage, checkpoint, tuple(self.records), self._derivation)
 
     def _forget(self) -> None:
@@ -164,9 +182,15 @@ class Run(Iterator[EpochRecord]):
         # A stage counts from zero; the records of a run count on over both stages.
         done = [record for record in self.records if record.stage != stage]
         offset = (len(done), done[-1].sample_passes, done[-1].seconds) if done else (0, 0, 0.0)
-        self._stage = stage
+        self._stage, within = stage, self._saving
+        saving = Saving(within.due, lambda checkpoint: within.save(self._snapshot(checkpoint))) if within else None
         for record in fit(
-            model, self._loaders, settings, seed=seed, device=self.device, start=self._taken(), ranks=self.ranks
+            *(model, self._loaders, settings),
+            seed=seed,
+            device=self.device,
+            start=self._taken(),
+            saving=saving,
+            ranks=self.ranks,
         ):
             shifted = replace(
                 record,

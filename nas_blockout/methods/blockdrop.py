@@ -1,7 +1,7 @@
 """BlockDrop: a small policy network decides from the image, in one pass, which residual blocks of a network to run."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -29,10 +29,10 @@ from nas_blockout.methods.paths.block_routing import (
     network_flops,
     operations,
     path_of_cost,
-    path_statistics,
     policy_size,
 )
 from nas_blockout.methods.paths.gates import gumbel_gates, straight_through_gates
+from nas_blockout.methods.paths.path_record import PathRecord
 from nas_blockout.methods.random_masks import generator_for
 from nas_blockout.randomness.batch_shards import rows_count, uniform_rows
 from nas_blockout.randomness.draws import Randomness
@@ -284,7 +284,7 @@ class BlockDrop(TrainableModel):
         self.register_buffer("controlled", torch.ones(blocks, dtype=torch.bool))
         self._path: tuple[bool, ...] | None = None  # of all images, where it is known before an epoch
         self._taken: tuple[Tensor, Tensor] | None = None
-        self._recorded: list[tuple[Tensor, Tensor]] = []  # paths and rewards, on the device
+        self._record = PathRecord()  # of the epoch
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Return the probability of keeping each block, shape ``(batch, blocks)``; 1 for those not under control."""
@@ -354,12 +354,12 @@ class BlockDrop(TrainableModel):
             self._path = (True,) * blocks
         elif isinstance(self.policy, StaticPolicy) and not self.settings.learns:
             self._path = tuple(self._thresholded(self.policy.logits).tolist())
-        self._recorded.clear()
+        self._record = PathRecord()
 
     def after_batch(self) -> None:
         """Keep what the last batch did on the paths of inference, for `telemetry`; nothing is read."""
         if self._taken is not None:
-            self._recorded.append(self._taken)
+            self._record.add(self._taken)
             self._taken = None
 
     def train(self, mode: bool = True) -> "BlockDrop":
@@ -377,27 +377,24 @@ class BlockDrop(TrainableModel):
             {"params": policy, "lr_multiplier": multiplier, "weight_decay": False},
         ]
 
+    def epoch_state(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the paths of the training images so far and their rewards."""
+        return self._record.state()
+
+    def load_epoch_state(self, states: Sequence[Any]) -> None:
+        """Take over the paths of the training images so far and their rewards."""
+        self._record.load(states, self.controlled.device)
+
     def gather_counts(self, gather: Callable[[Any], list[Any]]) -> None:
         """Gather the paths of the training images and their rewards."""
-        counted = gather([(keep.cpu(), reward.cpu()) for keep, reward in self._recorded])
-        self._recorded = [each for of_rank in counted for each in of_rank]
+        self._record.load(gather([(keep.cpu(), reward.cpu()) for keep, reward in self._record.state()]))
 
     def telemetry(self) -> dict[str, TelemetryValue]:
         """Return what eval's policy did on the training images of the epoch: blocks, share by block, paths, reward."""
         record: dict[str, TelemetryValue] = {"blockdrop/controlled": float(self.controlled.sum())}
         if self.policy_share:
             record["blockdrop/policy_share"] = self.policy_share
-        if not self._recorded:
-            return record
-        keep, reward = (torch.cat(parts).cpu() for parts in zip(*self._recorded, strict=True))
-        statistics = path_statistics(keep)
-        return record | {
-            "blockdrop/blocks/mean": statistics.mean,
-            "blockdrop/blocks/sd": statistics.sd,
-            "blockdrop/blocks/kept": keep.double().mean(0).tolist(),
-            "blockdrop/paths": float(statistics.distinct),
-            "blockdrop/reward": float(reward.double().mean()),
-        }
+        return record | self._record.telemetry()
 
     @torch.no_grad()
     def flops(self, image: Tensor) -> BlockFlops:

@@ -1,6 +1,14 @@
 """Training: settings, the loop, its records and checkpoints, evaluation."""
 
-from nas_blockout.training.epoch_records import Batches, Checkpoint, EpochRecord, Evaluation, Loaders
+from nas_blockout.training.epoch_records import (
+    Batches,
+    Checkpoint,
+    EpochProgress,
+    EpochRecord,
+    Evaluation,
+    Loaders,
+    Saving,
+)
 from nas_blockout.training.evaluation import evaluate
 from nas_blockout.training.optimizers import unmatched
 from nas_blockout.training.precision import precision_note
@@ -14,12 +22,14 @@ __all__ = [
     "NORMS_AND_BIASES",
     "Batches",
     "Checkpoint",
+    "EpochProgress",
     "EpochRecord",
     "Evaluation",
     "Loaders",
     "RankGroup",
     "Ranks",
     "RanksEndedError",
+    "Saving",
     "TrainingSettings",
     "evaluate",
     "fit",

@@ -1,6 +1,6 @@
 """What a training reads and what it leaves: sources of images, checkpoints, epoch records, evaluations."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,8 +16,13 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Return the number of images in one pass."""
 
-    def batches(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield ``(images, labels)``: shuffled and augmented with a generator, in order and plain without one."""
+    def batches(self, generator: torch.Generator | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield ``(images, labels)``: shuffled and augmented with a generator, in order and plain without one.
+
+        Args:
+            generator: On the processor; what is yielded depends on its state alone.
+            first: Number of the batch to begin with, as a training does that goes on inside an epoch.
+        """
 
     def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield batches of as many images, all if there are fewer, drawn at random, each at most once, plain."""
@@ -39,6 +44,42 @@ class Loaders:
 
 
 @dataclass(frozen=True, slots=True)
+class EpochProgress:
+    """What a training has come to inside an epoch, between two steps of its optimizer.
+
+    Args:
+        batches: Trained on so far.
+        images: Those of these batches.
+        losses: Sum of the losses of their images, of each rank the part that it has computed.
+        layers: Of each rank what its layers have noted, see `TrainableLayer.epoch_state`.
+    """
+
+    batches: int
+    images: int
+    losses: Sequence[float]
+    layers: Sequence[Sequence[Any]]
+
+    def part_of(self, rank: int, size: int) -> tuple[float, list[list[Any]]]:
+        """Return what a rank goes on with: its sum of losses, and for each layer what was noted.
+
+        It is what the rank had itself; if there are more or fewer ranks than there were, the first takes it all.
+
+        Args:
+            rank: Number of the rank.
+            size: Number of ranks.
+        """
+        if size == len(self.losses):
+            return self.losses[rank], [[state] for state in self.layers[rank]]
+        if rank:
+            return 0.0, [[] for _ in self.layers[0]]
+        return sum(self.losses), [list(states) for states in zip(*self.layers, strict=True)]
+
+    def to_state(self) -> dict[str, Any]:
+        """Return a dictionary of plain types and tensors."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Everything needed to resume a training with the same numbers; holds references, so save it at once.
 
@@ -46,10 +87,13 @@ class Checkpoint:
         epochs_done: Epochs trained so far.
         sample_passes: What they were charged.
         seconds: Wall-clock of training and validation so far.
-        model: State of the network that is evaluated: with a moving average of weights, the averaged one.
+        model: State of the network that is evaluated: with a moving average of weights, the averaged one. Inside an
+            epoch that of the network that is trained.
         optimizer: State of the optimizer.
         generator: State of the generator of the model's draws.
-        trained: Where weights are averaged, those that are trained, and how many steps were averaged.
+        trained: Where weights are averaged, those that are trained, and how many steps were averaged. Inside an epoch
+            the averaged ones.
+        progress: In the epoch that comes after `epochs_done`; None between epochs.
     """
 
     epochs_done: int
@@ -59,10 +103,31 @@ class Checkpoint:
     optimizer: Mapping[str, Any]
     generator: Tensor
     trained: Mapping[str, Tensor] | None = None
+    progress: EpochProgress | None = None
 
     def to_state(self) -> dict[str, Any]:
         """Return a dictionary that `torch.save` writes and ``torch.load(weights_only=True)`` reads."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        state = {name: getattr(self, name) for name in self.__slots__}
+        return state | {"progress": self.progress.to_state() if self.progress else None}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Checkpoint":
+        """Read a checkpoint back from what `to_state` returned; it may be of an older version."""
+        progress = state.get("progress")
+        return cls(**{**state, "progress": EpochProgress(**progress) if progress else None})
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """Checkpoints inside epochs, between two steps of the optimizer.
+
+    Args:
+        due: Returns whether to make one now; asked after every step, by several ranks after every few dozen.
+        save: Takes one, which holds references to tensors that the next step changes.
+    """
+
+    due: Callable[[], bool]
+    save: Callable[[Checkpoint], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,11 @@ class Step:
             self.update()
         return loss.detach()
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether there are gradients of batches by which the weights were not changed yet."""
+        return self._batches > 0
+
     def update(self) -> None:
         """Change the weights by the gradients of the batches since the last update; nothing if there are none."""
         if not self._batches:

@@ -13,7 +13,7 @@ from nas_blockout.batch_statistics import (
     statistics_images,
     statistics_passes,
 )
-from nas_blockout.training.epoch_records import Batches, Checkpoint, EpochRecord, Loaders
+from nas_blockout.training.epoch_records import Checkpoint, EpochProgress, EpochRecord, Loaders, Saving
 from nas_blockout.training.evaluation import evaluate
 from nas_blockout.training.optimizers import make_optimizer
 from nas_blockout.training.precision import autocast, place, placed, products, require_compiler
@@ -27,6 +27,7 @@ CALIBRATION_IMAGES = 256
 # Primes: the shuffling seeds of two runs, or of their samples, meet only if their seeds are that far apart.
 _EPOCH_STRIDE = 1_000_003
 _SAMPLE_STRIDE = 1_000_033
+_STEPS_OF_RANKS = 32  # of the optimizer, between which several ranks do not ask whether a checkpoint is due
 
 
 def fit(
@@ -37,6 +38,7 @@ def fit(
     seed: int,
     device: str | torch.device = "cpu",
     start: Checkpoint | None = None,
+    saving: Saving | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[EpochRecord]:
     """Train a model and yield a record after every epoch.
@@ -49,6 +51,7 @@ def fit(
         seed: Decides the order of the images, their augmentation and all draws of the model.
         device: Where to train.
         start: Continue after this checkpoint, with the numbers of a training that was never stopped.
+        saving: Makes checkpoints inside epochs too. Of several ranks that of the first one counts.
         ranks: The processes that train the model together, each by this call with the same arguments.
 
     Yields:
@@ -56,7 +59,7 @@ def fit(
     """
     if settings.compile:
         require_compiler(device, ranks.size)
-    training = _Training(model, loaders, settings, seed=seed, device=device, ranks=ranks)
+    training = _Training(model, loaders, settings, seed=seed, device=device, saving=saving, ranks=ranks)
     if start is not None:
         training.resume(start)
         start = None  # its weights and moments are those of the model and the optimizer by now
@@ -79,6 +82,7 @@ class _Training:
         *,
         seed: int,
         device: str | torch.device,
+        saving: Saving | None,
         ranks: Ranks,
     ) -> None:
         self.model, self.loaders, self.settings = model, loaders, settings
@@ -91,7 +95,10 @@ class _Training:
         self.recipes = Recipes(self.step, settings, loaders.class_counts, seed=seed, device=device)
         ranks.join(self.step)  # after the recipes: they change whole batches, of which each rank then takes its rows
         self.generator = ranks.generator(device).manual_seed(seed)
-        self.epochs_done, self.passes, self.seconds = 0, 0, 0.0
+        self.saving = saving
+        self.saves = bool(ranks.agree(lambda: saving is not None))
+        self.epochs_done, self.passes, self.seconds, self.began = 0, 0, 0.0, 0.0
+        self.begun: EpochProgress | None = None  # in an epoch that goes on
         self.calibration_batch: Tensor | None = None  # read on first use: most models need none
 
     def resume(self, start: Checkpoint) -> None:
@@ -101,11 +108,19 @@ class _Training:
         self.optimizer.load_state_dict(dict(start.optimizer))
         self.generator.set_state(start.generator.cpu())
         self.recipes.load(start.trained)
+        self.begun = start.progress
+        if self.begun is not None:
+            _, states = self.begun.part_of(self.ranks.rank, self.ranks.size)
+            self._tell_layers(self.epochs_done)
+            self.model.load_state_dict(start.model)  # again: what a layer is told may have changed its buffers
+            for layer, state in zip(self.layers, states, strict=True):
+                layer.needs_calibration = False  # it has seen its images before the epoch, by the weights of then
+                layer.load_epoch_state(state)
 
     def epoch(self, epoch: int) -> EpochRecord:
         """Train for one epoch, numbered from 0, and evaluate what it led to."""
         self.ranks.await_first()
-        began = time.perf_counter()
+        self.began = time.perf_counter()
         self._prepare(epoch)
         total, trained = self._train(epoch)
         self.passes += trained
@@ -120,7 +135,7 @@ class _Training:
             )
             if not math.isfinite(checked.loss):
                 failure, checked = f"the validation loss became {checked.loss} in epoch {epoch}", None
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.perf_counter() - self.began
         self.epochs_done = epoch + 1
         telemetry = {} if failure else {key: value for layer in self.layers for key, value in layer.telemetry().items()}
         return EpochRecord(
@@ -136,18 +151,24 @@ class _Training:
             checkpoint=self._checkpoint(),
         )
 
-    def _checkpoint(self) -> Checkpoint:
+    def _checkpoint(self, progress: EpochProgress | None = None) -> Checkpoint:
+        seconds = self.seconds + (time.perf_counter() - self.began if progress else 0.0)
         return Checkpoint(
-            *(self.epochs_done, self.passes, self.seconds),
+            *(self.epochs_done, self.passes, seconds),
             *(self.model.state_dict(), self.optimizer.state_dict(), self.generator.get_state()),
             trained=self.recipes.trained(),
+            progress=progress,
         )
 
-    def _prepare(self, epoch: int) -> None:
-        """Tell recipes and layers of an epoch, and show those that need it images."""
-        self.recipes.begin(epoch)
+    def _tell_layers(self, epoch: int) -> None:
         for layer in self.layers:
             layer.prepare_epoch(epoch, self.settings.epochs)
+
+    def _prepare(self, epoch: int) -> None:
+        """Tell recipes and layers of an epoch, unless it goes on, and show those that need it images."""
+        self.recipes.begin(epoch, self.begun.batches if self.begun else 0)
+        if self.begun is None:
+            self._tell_layers(epoch)
         self.step.begin_epoch()
         if calibrated := [layer for layer in self.layers if layer.needs_calibration]:
             if self.calibration_batch is None:  # always the same images, also in a resumed run
@@ -160,18 +181,62 @@ class _Training:
 
     def _train(self, epoch: int) -> tuple[float, int]:
         """Train for one epoch; return the sum of the losses, not finite if it diverged, and the number of images."""
-        order = torch.Generator().manual_seed(self.seed + _EPOCH_STRIDE * (epoch + 1))
         with self.ranks.training(self.model), products(self.settings.precision, self.device):
-            own, trained = _train_epoch(
-                *(self.step, self.loaders.train),
-                epoch=epoch,
-                order=order,
-                generator=self.generator,
-                device=self.device,
-            )
+            own, trained = self._train_batches(epoch)
+        self.begun = None
         total = float(self.ranks.total(torch.tensor(own)))
         self.ranks.gather_counts(self.layers)
         return total, trained
+
+    def _train_batches(self, epoch: int) -> tuple[float, int]:
+        """Train on the batches of an epoch that are left, and count those before them.
+
+        Returns:
+            The sum of the losses over the images, of several ranks the part of this one, and the number of all images.
+        """
+        step, images, begun = self.step, self.loaders.train, self.begun
+        steps = -(-len(images) // (self.settings.batch_size * self.settings.accumulation))
+        # On the processor, whatever the device: the order of the images and their augmentation.
+        order = torch.Generator().manual_seed(self.seed + _EPOCH_STRIDE * (epoch + 1))
+        batches, done, trained, summed = images.batches(order), 0, 0, 0.0
+        if begun is not None:
+            done, trained = begun.batches, begun.images
+            batches, (summed, _) = images.batches(order, done), begun.part_of(self.ranks.rank, self.ranks.size)
+        total = torch.full((), summed, device=self.device)
+        step.model.train()
+        for number, (x, y) in enumerate(batches, done):
+            x, y = placed(x, self.device, self.settings.memory_format), y.to(self.device, non_blocking=True)
+            trained += len(y)
+            try:
+                loss = step(x, y, self.generator, done_epochs=epoch + number // self.settings.accumulation / steps)
+            except DivergedError:
+                return math.nan, trained
+            total += loss * len(y)  # stays on the device: to read it would wait for every step
+            if self.saves and not step.accumulates:
+                self._save(number + 1, trained, total)
+        step.update()
+        return float(total), trained
+
+    def _save(self, batches: int, images: int, total: Tensor) -> None:
+        """Make a checkpoint inside an epoch, if one is due; of several ranks the first one decides."""
+        leads = self.ranks.leads and self.saving is not None
+        if self.ranks.size > 1:
+            if batches // self.settings.accumulation % _STEPS_OF_RANKS:
+                return
+            due = bool(self.ranks.total(torch.tensor(int(leads and self._due()))))
+        else:
+            due = self._due()
+        if not due:
+            return
+        losses, layers = zip(
+            *self.ranks.gather((float(total), [layer.epoch_state() for layer in self.layers])), strict=True
+        )
+        if leads:
+            assert self.saving is not None
+            self.saving.save(self._checkpoint(EpochProgress(batches, images, losses, layers)))
+
+    def _due(self) -> bool:
+        return self.saving is not None and self.saving.due()
 
     def _fit_statistics(self, epoch: int) -> int:
         """Estimate the statistics with which the model is evaluated after an epoch; return the sample passes of it.
@@ -186,43 +251,6 @@ class _Training:
         with products(settings.precision, device), autocast(settings.precision, device), torch.no_grad():
             estimate_statistics(self.model, (placed(batch, device, settings.memory_format) for batch in sample))
         return statistics_passes(min(wanted, len(images)))
-
-
-def _train_epoch(
-    step: Step,
-    loader: Batches,
-    *,
-    epoch: int,
-    order: torch.Generator,
-    generator: torch.Generator,
-    device: str | torch.device,
-) -> tuple[float, int]:
-    """Train for one epoch; return the sum of the losses over its images, not finite if it diverged, and their number.
-
-    Of several ranks each returns its part of the sum, and the number of all images.
-
-    Args:
-        step: Of the optimizer of the model that is trained.
-        loader: Training images.
-        epoch: Number of the epoch, from 0.
-        order: Of the images and their augmentation, on the CPU whatever the device.
-        generator: Of the draws of the model, on the device.
-        device: Where the model is.
-    """
-    accumulation = step.settings.accumulation
-    steps = -(-len(loader) // (step.settings.batch_size * accumulation))
-    total, trained = torch.zeros((), device=device), 0
-    step.model.train()
-    for number, (images, labels) in enumerate(loader.batches(order)):
-        x, y = placed(images, device, step.settings.memory_format), labels.to(device, non_blocking=True)
-        trained += len(y)
-        try:
-            loss = step(x, y, generator, done_epochs=epoch + number // accumulation / steps)
-        except DivergedError:
-            return math.nan, trained
-        total += loss * len(labels)  # stays on the device: to read it would wait for every step
-    step.update()
-    return float(total), trained
 
 
 def _drawing(seed: int, number: int) -> torch.Generator:

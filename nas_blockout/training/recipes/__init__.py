@@ -47,10 +47,10 @@ class Recipes:
             self._average = WeightAverage(step.model, settings.ema)
             step.after_step.append(self._average.update)
 
-    def begin(self, epoch: int) -> None:
-        """Make ready for an epoch: the network has the weights that are trained."""
+    def begin(self, epoch: int, batch: int = 0) -> None:
+        """Make ready for an epoch, or to go on with a batch of it: the network has the weights that are trained."""
         if self._mixing is not None:
-            self._mixing.begin(epoch)
+            self._mixing.begin(epoch, batch)
         if self._average is not None and self._average.in_use:
             self._average.exchange()
 

@@ -64,13 +64,15 @@ class WeightAverage:
         self.in_use = not self.in_use
 
     def state(self) -> dict[str, Tensor]:
-        """Return what is kept, by name, and the number of steps; holds references."""
-        return {**self._kept, "steps": torch.tensor(self.steps)}
+        """Return what is kept, by name, the number of steps, and what the network has; holds references."""
+        return {**self._kept, "steps": torch.tensor(self.steps), "in_use": torch.tensor(self.in_use)}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Read back what `state` returned, for a network that has the averaged weights of the same moment."""
+        """Read back what `state` returned, for a network that has its state of the same moment."""
         for name, value in self._kept.items():
             value.copy_(state[name])
         self.steps = int(state["steps"])
-        self.in_use = True
+        self.in_use = bool(
+            state.get("in_use", True)
+        )  # of a checkpoint after an epoch, which may be of an older version

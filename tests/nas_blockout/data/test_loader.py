@@ -53,6 +53,16 @@ def test_no_batch_of_one_image_stands_last(samples, batch_size):
     assert min(sizes) > 1 or samples == 1
 
 
+@pytest.mark.parametrize("augment", ["none", "shift-flip-cutout"])
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_a_pass_from_a_batch_on_is_the_rest_of_the_whole_pass(augment, shuffled):
+    loader = Loader(numbered(33), 8, augment=augment, balanced=shuffled)
+    whole, rest = (list(loader.batches(seeded() if shuffled else None, first)) for first in (0, 2))
+    assert len(whole) - 2 == len(rest) > 1
+    for one, other in zip(whole[2:], rest, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 def test_length_is_the_number_of_images():
     assert len(Loader(numbered(10), 4)) == 10
 

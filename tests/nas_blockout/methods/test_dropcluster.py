@@ -314,9 +314,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.x)
 
-    def batches(self, generator: torch.Generator | None = None) -> Any:
+    def batches(self, generator: torch.Generator | None = None, first: int = 0) -> Any:
         order = torch.arange(48) if generator is None else torch.randperm(48, generator=generator)
-        for part in order.split(16):
+        for part in order.split(16)[first:]:
             yield self.x[part], self.y[part]
 
     def sample(self, images: int, generator: torch.Generator) -> Any:

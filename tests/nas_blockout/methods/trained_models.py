@@ -96,9 +96,9 @@ class Images:
     def __len__(self) -> int:
         return self.count
 
-    def batches(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, generator: torch.Generator | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.arange(self.count) if generator is None else torch.randperm(self.count, generator=generator)
-        for rows in order.split(self.batch_size):
+        for rows in order.split(self.batch_size)[first:]:
             yield self.x[rows], self.y[rows]
 
     def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:

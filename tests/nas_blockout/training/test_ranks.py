@@ -11,12 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nas_blockout.experiment import Snapshot
 from nas_blockout.methods.random_masks import keep_mask
 from nas_blockout.randomness.batch_shards import ShardGenerator, shard_of
 from nas_blockout.training import EpochRecord, RankGroup
-from tests.nas_blockout.training.shared_trainings import CASES, doubled, finding, start_ranks, trained
+from tests.nas_blockout.training.shared_trainings import CASES, Kept, doubled, finding, start_ranks, trained
 from tests.once import once
 
+WITHIN = ("blockdrop", "dropcluster", "two stages", "recipes")  # gone on with inside an epoch
 FEW = ("few rows", "few rows blockdrop")
 SECONDS = 240  # for processes that share a busy machine; none of these tests waits on purpose
 
@@ -101,15 +103,57 @@ def test_ranks_end_with_the_same_parameters_and_only_the_first_with_a_result(cas
     assert second["outcome"] is None
 
 
+def state_within(folder: Path, case: str) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / f"{case}.within", weights_only=True)
+    assert len(state["checkpoint"]["progress"]["losses"]) == 2
+    return state
+
+
+@pytest.fixture(scope="module")
+def going_on(tmp_path_factory: pytest.TempPathFactory, of_two: Path) -> Path:
+    """Two ranks go on with what one process began, after an epoch or inside one, and with what two ranks began."""
+
+    def make(folder: Path) -> None:
+        with doubled():
+            for epochs in (1, 2):
+                _, begun = trained(CASES["two stages"], epochs=epochs)
+                torch.save(begun.to_state(), folder / f"two stages@{epochs}.start")
+            for case in WITHIN:
+                torch.save(state_within(of_two, case), folder / f"{case}@ranks.start")
+                trained(CASES[case], saving=(kept := Kept()).saving)
+                (folder / f"{case}@one.start").write_bytes(kept.files[len(kept.files) // 3])
+        names = [f"{case}@{begun}" for case in WITHIN for begun in ("ranks", "one")]
+        run_ranks(2, folder, ("two stages@1", "two stages@2", *names))
+
+    return once(tmp_path_factory, "gone-on-with-by-two", make)
+
+
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_ranks_go_on_with_what_one_process_began_and_it_with_what_they_began(epochs: int, tmp_path: Path) -> None:
+def test_ranks_go_on_with_what_one_process_began(epochs: int, going_on: Path) -> None:
     with doubled():
         straight = finding(*trained(CASES["two stages"]))
-        _, begun = trained(CASES["two stages"], epochs=epochs)
-        torch.save(begun.to_state(), tmp_path / "two stages.start")
-        run_ranks(2, tmp_path, ("two stages",))
-        by_ranks = found(tmp_path, "two stages", 0)
-        assert_equal(by_ranks, straight)
+    assert_equal(found(going_on, f"two stages@{epochs}", 0), straight)
+
+
+@pytest.mark.parametrize("case", WITHIN)
+def test_ranks_go_on_inside_an_epoch_with_the_numbers_of_ranks_that_never_stopped(
+    case: str, of_two: Path, going_on: Path
+) -> None:
+    straight, resumed = found(of_two, case, 0), found(going_on, f"{case}@ranks", 0)
+    for one, other in zip(records(straight), records(resumed), strict=True):
+        torch.testing.assert_close(numbers(one), numbers(other), rtol=0, atol=0)
+    torch.testing.assert_close(straight["outcome"], resumed["outcome"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", WITHIN)
+def test_one_process_goes_on_inside_an_epoch_of_two_ranks_and_they_inside_one_of_it(
+    case: str, of_two: Path, going_on: Path
+) -> None:
+    start = Snapshot.from_state(state_within(of_two, case))
+    with doubled():
+        straight, alone = finding(*trained(CASES[case])), finding(*trained(CASES[case], start=start))
+    assert_equal(alone, straight)
+    assert_equal(found(going_on, f"{case}@one", 0), straight)
 
 
 BEHAVIOR = """

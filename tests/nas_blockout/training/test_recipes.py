@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_blockout.training import Checkpoint, EpochRecord, Loaders, TrainingSettings, evaluate, fit, sample_passes
+from nas_blockout.training import (
+    Checkpoint,
+    EpochRecord,
+    Loaders,
+    Saving,
+    TrainingSettings,
+    evaluate,
+    fit,
+    sample_passes,
+)
 from nas_blockout.training_protocol import TrainableModel
 
 COUNTS = (40, 14, 6)
@@ -54,9 +63,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.y)
 
-    def batches(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, generator: torch.Generator | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        for index in order.split(BATCH):
+        for index in order.split(BATCH)[first:]:
             yield self.x[index], self.y[index]
 
     def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -112,6 +121,26 @@ def test_a_resumed_run_gives_the_same_numbers_and_the_same_network(recipe: str) 
     assert numbers([*interrupted, *rest]) == numbers(straight)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_that_goes_on_inside_an_epoch_gives_the_same_numbers_and_the_same_network(recipe: str) -> None:
+    whole, held = Net(), list[bytes]()
+
+    def save(checkpoint: Checkpoint) -> None:
+        torch.save(checkpoint.to_state(), file := io.BytesIO())
+        held.append(file.getvalue())
+
+    straight = list(fit(whole, LOADERS, settings(recipe), seed=5, saving=Saving(lambda: True, save)))
+    for at in (0, 10 % len(held)):
+        start = Checkpoint.from_state(torch.load(io.BytesIO(held[at]), weights_only=True))
+        assert start.progress is not None
+        assert start.progress.images < IMAGES
+        resumed = Net(seed=99)
+        rest = run(settings(recipe), start, resumed)
+        assert numbers(rest) == numbers(straight[start.epochs_done :])
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, resumed.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

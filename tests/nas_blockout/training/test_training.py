@@ -25,9 +25,9 @@ class Points:
     def __len__(self) -> int:
         return len(self.y)
 
-    def batches(self, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, generator: torch.Generator | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        for index in order.split(self.batch_size):
+        for index in order.split(self.batch_size)[first:]:
             yield self.x[index], self.y[index]
 
     def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -16,12 +16,15 @@ from nas_blockout.data.streaming.decoders import Decoders
 COUNT, SIDE = 23, 8
 
 
+def draw(path, seed):
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (12, 17, 3), dtype=np.uint8)).save(path)
+
+
 @pytest.fixture
 def part(tmp_path):
-    random = np.random.default_rng(0)
     paths = tuple(tmp_path / f"{number}.png" for number in range(COUNT))
-    for path in paths:
-        Image.fromarray(random.integers(0, 256, (12, 17, 3), dtype=np.uint8)).save(path)
+    for number, path in enumerate(paths):
+        draw(path, number)
     files = ImageFiles(paths, torch.arange(COUNT), SIDE, resize_size=10)
     return files.normalized(measure(files.scaled()))
 
@@ -50,6 +53,19 @@ def test_an_epoch_is_the_same_after_any_other(part):
     gc.collect()
     resumed = [images for images, _ in loader.batches(torch.Generator().manual_seed(1))]
     assert all(torch.equal(a, b) for a, b in zip(straight[1], resumed, strict=True))
+
+
+def test_a_pass_from_a_batch_on_reads_the_rest_of_the_whole_pass(part):
+    loader = Loader(StreamedPart(part.files, part.preprocessing, 0), 5, augment="resized-crop-flip")
+    whole = list(loader.batches(torch.Generator().manual_seed(1)))
+    for path in {*part.files.paths}:
+        path.unlink()
+    for number in torch.cat([labels for _, labels in whole[3:]]).tolist():  # labels are the numbers of the files
+        draw(part.files.paths[number], number)
+    rest = list(loader.batches(torch.Generator().manual_seed(1), 3))
+    for (images, labels), (others, same) in zip(whole[3:], rest, strict=True):
+        assert torch.equal(labels, same)
+        assert torch.equal(images, others)
 
 
 def _process(number: int, choices: torch.Tensor | None) -> torch.Tensor:
