@@ -13,6 +13,7 @@ from services.files.remote import writing
 
 WRITING_SHARE = 0.05  # of the time, at most; but a checkpoint is never older than
 LONGEST_SECONDS = 600.0
+WITHIN_SECONDS = 60.0  # between one and the next inside an epoch, at least
 QUICK_SECONDS = 0.1  # is that share of the two seconds between reports: what is quicker is written with every report
 
 
@@ -43,7 +44,7 @@ class CheckpointWriter:
         self._now = now
         self._thread: Thread | None = None
         self._error: Exception | None = None
-        self._began = 0.0
+        self._began = now()  # of the latest, before the first the trial
         self._seconds: float | None = None  # that copying and writing the latest took
 
     @property
@@ -59,6 +60,15 @@ class CheckpointWriter:
         if self._seconds is None or self._seconds <= QUICK_SECONDS:
             return True
         return self._now() - self._began >= min(self._seconds / WRITING_SHARE, LONGEST_SECONDS)
+
+    @property
+    def due_within(self) -> bool:
+        """Whether it is time for a checkpoint inside an epoch; asked after every step, and as quickly answered.
+
+        Raises:
+            Exception: The one before could not be written.
+        """
+        return self._now() - self._began >= WITHIN_SECONDS and self.due
 
     def write(self, given: Continuation) -> None:
         """Write a checkpoint after the one before, which takes its place; what it refers to may change afterwards.

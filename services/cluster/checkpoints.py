@@ -75,7 +75,7 @@ def read_checkpoint(path: Path, experiment: Mapping[str, Any], *, device: str | 
         then, now = str(state.get("device", torch.device(device).type)), torch.device(device).type
         if then == now:
             return Continuation(snapshot, notes)
-        note = f"a checkpoint of {then} went on on {now}: its draws began anew after epoch {len(snapshot.records) - 1}"
+        note = f"a checkpoint of {then} went on on {now}: its draws began anew {_moment(snapshot)}"
         return Continuation(_with_new_draws(snapshot, experiment, device), (*notes, note))
     except FileNotFoundError:
         return Continuation()
@@ -87,9 +87,16 @@ def read_checkpoint(path: Path, experiment: Mapping[str, Any], *, device: str | 
 
 
 def _with_new_draws(snapshot: Snapshot, experiment: Mapping[str, Any], device: str | torch.device) -> Snapshot:
-    seed = hashlib.sha256(f"{_fingerprint(experiment)} {len(snapshot.records)}".encode()).digest()
+    progress = snapshot.checkpoint.progress
+    moment = f"{len(snapshot.records)} {progress.batches}" if progress else f"{len(snapshot.records)}"
+    seed = hashlib.sha256(f"{_fingerprint(experiment)} {moment}".encode()).digest()
     generator = torch.Generator(device).manual_seed(int.from_bytes(seed[:6], "big"))
     return replace(snapshot, checkpoint=replace(snapshot.checkpoint, generator=generator.get_state()))
+
+
+def _moment(snapshot: Snapshot) -> str:
+    epochs = len(snapshot.records)
+    return f"in epoch {epochs}" if snapshot.checkpoint.progress else f"after epoch {epochs - 1}"
 
 
 def _fingerprint(experiment: Mapping[str, Any]) -> str:

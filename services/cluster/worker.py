@@ -1,4 +1,4 @@
-"""The worker: runs one trial at a time, epoch by epoch, and writes a checkpoint with its reports, as often as pays.
+"""The worker: runs one trial at a time, epoch by epoch, and writes checkpoints with its reports and inside long epochs.
 
 A worker reads its task and the data, writes its checkpoint and its model, and returns reports. It holds no credentials
 and opens no database. It works in the same way in a Ray actor and in a plain process.
@@ -17,7 +17,7 @@ import torch
 
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.devices import Usage, UsageMeter
-from nas_blockout.experiment import Experiment, Run
+from nas_blockout.experiment import Experiment, Run, SavingRun, Snapshot
 from nas_blockout.training import ALONE, EpochRecord, Ranks
 from services.cluster.checkpoint_writer import CheckpointWriter
 from services.cluster.checkpoints import Continuation, read_checkpoint
@@ -28,7 +28,7 @@ from services.cluster.worker_errors import describe_error, ends_the_process
 from services.files.remote import reading
 
 OTHERS_SECONDS = 10.0  # how long an error waits to be explained by another rank, whose end may be seen later
-REPORT_SECONDS = 2.0  # what a trial loses at most, besides one epoch, when its worker dies
+REPORT_SECONDS = 2.0  # between two reports, besides one epoch
 
 
 class Worker:
@@ -65,7 +65,7 @@ class Worker:
         if self._ends:
             raise RuntimeError(f"the accelerator failed in process {os.getpid()}: run trial {task.trial} in a new one")
         self._finish_writing()  # of a trial that was stopped
-        self._writer = CheckpointWriter(task.checkpoint, task.experiment, device=task.device)
+        self._writer = writer = CheckpointWriter(task.checkpoint, task.experiment, device=task.device)
         torch.set_num_threads(task.threads)
         self._task, self._run, self._error, self._unreported = task, None, None, []
         self._notes = ()
@@ -82,6 +82,7 @@ class Worker:
                 device=task.device,
                 placement=placement,
                 start=start.snapshot,
+                saving=SavingRun(lambda: writer.due_within, self._write_within),
                 ranks=self._ranks(task),
             )
             # The worker before may have died before its last report arrived; the driver ignores what it has already.
@@ -126,6 +127,10 @@ class Worker:
             self._writer.write(Continuation(self._run.snapshot(), self._notes))
         if at_rung:
             self._writer.wait()
+
+    def _write_within(self, snapshot: Snapshot) -> None:
+        assert self._writer is not None
+        self._writer.write(Continuation(snapshot, self._notes))
 
     def _finish_writing(self) -> None:
         """Wait for a checkpoint that nobody needs any longer, whatever becomes of it."""

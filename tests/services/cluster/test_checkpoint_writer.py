@@ -15,6 +15,7 @@ from nas_blockout.experiment import Experiment, Run
 from services.cluster.checkpoint_writer import (
     LONGEST_SECONDS,
     QUICK_SECONDS,
+    WITHIN_SECONDS,
     WRITING_SHARE,
     CheckpointWriter,
     on_machine,
@@ -85,6 +86,23 @@ def test_a_slow_one_is_due_when_writing_takes_its_share_of_the_time(
         assert writing.due
         writing.write(Continuation(run.snapshot()))
         writing.wait()
+
+
+@pytest.mark.parametrize(("takes", "interval"), [(0.01, WITHIN_SECONDS), (10.0, 200.0)])
+def test_inside_an_epoch_one_is_due_after_a_minute_or_when_writing_takes_its_share(
+    tmp_path: Path, run: Run, takes: float, interval: float
+) -> None:
+    writing, clock = writer(tmp_path, takes=takes)
+    clock.time += WITHIN_SECONDS - 0.1
+    assert not writing.due_within  # of a trial that has just begun
+    clock.time += 0.2
+    assert writing.due_within
+    next(run)
+    writing.write(Continuation(run.snapshot()))
+    clock.time += interval - 0.1
+    assert not writing.due_within
+    clock.time += 0.2
+    assert writing.due_within
 
 
 @pytest.fixture

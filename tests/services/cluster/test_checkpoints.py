@@ -94,6 +94,15 @@ def test_draws_of_another_kind_of_device_begin_anew_and_this_is_said(tmp_path: P
     assert ended(Task(**{**task(tmp_path).to_json(), "checkpoint": str(interrupted_again(path))}))[0]["notes"] == [note]
 
 
+def test_inside_an_epoch_it_is_said_so_too(tmp_path: Path) -> None:
+    path = interrupted(task(tmp_path))
+    state = torch.load(path, weights_only=True)
+    state["device"], state["checkpoint"]["generator"] = "cuda", torch.zeros(16, dtype=torch.uint8)
+    state["checkpoint"]["progress"] = {"batches": 1, "images": 16, "losses": (30.0,), "layers": ((),)}
+    torch.save(state, path)
+    assert read_checkpoint(path, EXPERIMENT).notes[-1].endswith("its draws began anew in epoch 2")
+
+
 def interrupted_again(path: Path) -> Path:
     """Go on for an epoch and die once more: what is to be said is in the next checkpoint, too."""
     assert interrupted(task(path.parent), epochs=1) == path

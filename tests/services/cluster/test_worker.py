@@ -10,6 +10,8 @@ import torch
 from nas_blockout.data import DataSettings, Splits
 from nas_blockout.data.corruptions import TESTING
 from nas_blockout.data.subsets import balanced
+from nas_blockout.experiment import Snapshot
+from services.cluster import checkpoint_writer
 from services.cluster.checkpoints import read_checkpoint
 from services.cluster.tasks import Report, Task
 from services.cluster.worker import Worker
@@ -102,6 +104,43 @@ def test_a_trial_goes_on_where_its_worker_died(tmp_path: Path, experiment: dict[
     volatile = {"overhead_seconds", "usage"}
     assert {key: value for key, value in (report.result or {}).items() if key not in volatile} == {
         key: value for key, value in (straight.result or {}).items() if key not in volatile
+    }
+
+
+class Killed(BaseException):
+    """Ends a worker as the end of its process would: nothing of it catches this."""
+
+
+@pytest.mark.parametrize("experiment", [EXPERIMENT, BLOCKOUT], ids=["dropout", "blockout"])
+@pytest.mark.parametrize("steps", [2, 10])
+def test_a_trial_goes_on_inside_the_epoch_in_which_its_worker_died(
+    tmp_path: Path, experiment: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, expected = run(Worker(), task(tmp_path / "straight", experiment=experiment))
+    monkeypatch.setattr(checkpoint_writer, "WITHIN_SECONDS", 0.0)
+    given, killed = task(tmp_path / "killed", experiment=experiment), Worker(report_seconds=1000)
+    write, written = killed._write_within, list[Snapshot]()
+
+    def die(snapshot: Snapshot) -> None:
+        write(snapshot)
+        written.append(snapshot)
+        if len(written) == steps:
+            raise Killed
+
+    killed._write_within = die  # type: ignore[method-assign]
+    killed.start(given)
+    with pytest.raises(Killed):
+        killed.step()
+    progress = written[-1].checkpoint.progress
+    assert progress is not None
+    assert (len(written[-1].records), progress.batches) == divmod(steps, 4)
+    monkeypatch.undo()
+    report, records = run(Worker(), given)
+    assert timeless(records) == timeless(expected)
+    volatile = {"overhead_seconds", "usage"}
+    found, wanted = report.result or {}, straight.result or {}
+    assert {key: found[key] for key in found.keys() - volatile} == {
+        key: wanted[key] for key in wanted.keys() - volatile
     }
 
 
