@@ -136,7 +136,13 @@ class Run(Iterator[EpochRecord]):
     def __next__(self) -> EpochRecord:
         """Train for one epoch and return its record."""
         self._forget()
-        return next(self._records)
+        try:
+            return next(self._records)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.ranks.fail(error)
+            raise
 
     def snapshot(self) -> Snapshot:
         """Return what continues the run after the latest record; holds references, so write it at once."""

@@ -12,7 +12,8 @@ from nas_blockout.training.epoch_records import (
 from nas_blockout.training.evaluation import evaluate
 from nas_blockout.training.optimizers import unmatched
 from nas_blockout.training.precision import precision_note
-from nas_blockout.training.ranks import ALONE, RankGroup, Ranks, RanksEndedError, indivisible
+from nas_blockout.training.rank_errors import RankFailedError, RanksEndedError
+from nas_blockout.training.ranks import ALONE, RankGroup, Ranks, indivisible
 from nas_blockout.training.training_loop import CALIBRATION_IMAGES, fit
 from nas_blockout.training.training_settings import NORMS_AND_BIASES, TrainingSettings, sample_passes
 
@@ -26,6 +27,7 @@ __all__ = [
     "EpochRecord",
     "Evaluation",
     "Loaders",
+    "RankFailedError",
     "RankGroup",
     "Ranks",
     "RanksEndedError",

@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,8 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from nas_blockout.randomness.batch_shards import Shard, ShardGenerator, shard_of
 from nas_blockout.settings_fields import Conflict
-from nas_blockout.training.step import Step
+from nas_blockout.training.rank_errors import RankFailedError, RanksEndedError
+from nas_blockout.training.step import DivergedError, Step
 from nas_blockout.training.synchronized_norms import SharedBatch, synchronized
 from nas_blockout.training.training_settings import TrainingSettings
 from nas_blockout.training_protocol import TrainableLayer
@@ -26,6 +28,7 @@ TIMEOUT_SECONDS = 600.0  # how long a rank waits for another one inside a step
 _LOOK_SECONDS = 5.0  # how often a waiting rank looks whether the first one still lives
 _BUCKET_NUMBERS = 2**23  # gradients summed at once: 32 MiB in float32
 _Signal = Literal["go", "stop"]
+_FAILURE, _FAILED, _DIVERGED = "failure", "failed", "diverged"  # a key of the store, and how what it holds begins
 
 
 def indivisible(settings: TrainingSettings) -> Conflict | None:
@@ -47,10 +50,6 @@ def indivisible(settings: TrainingSettings) -> Conflict | None:
             "training.compile",
         )
     return None
-
-
-class RanksEndedError(RuntimeError):
-    """The first rank has ended the training, or has died."""
 
 
 class Ranks:
@@ -112,6 +111,9 @@ class Ranks:
             RanksEndedError: It has ended the training instead.
         """
 
+    def fail(self, error: Exception) -> None:
+        """Leave, as this rank cannot go on: the others find out, and why, where they next wait for it or do so now."""
+
     def close(self) -> None:
         """Leave; the first rank ends the training of the others, who find out where they next wait for it."""
 
@@ -143,6 +145,9 @@ class RankGroup(Ranks):
         self._store, self._waits, self._open = store, 0, True
         self._shard: Shard | None = None
         self._batch = SharedBatch(rank, size, self.total)
+        # Whoever imports this while there is a group, as the optimizer does, makes the group a default of functions, so
+        # that it would never end, nor would its connections.
+        import_module("torch.distributed.nn.functional")
         # What is decided on the host goes by gloo, so that nobody waits for a device to learn it.
         backend = "cpu:gloo,cuda:nccl" if torch.device(device).type == "cuda" else "gloo"
         dist.init_process_group(
@@ -232,7 +237,8 @@ class RankGroup(Ranks):
 
     def total(self, values: Tensor) -> Tensor:
         values = values.clone()
-        dist.all_reduce(values)
+        with self._heeding():
+            dist.all_reduce(values)
         return values
 
     def share(self, *modules: nn.Module) -> None:
@@ -240,17 +246,20 @@ class RankGroup(Ranks):
             for tensor in [each for module in modules for each in (*module.parameters(), *module.buffers())]:
                 value = tensor.detach().contiguous()
                 if value.numel():
-                    dist.broadcast(value.view(torch.uint8) if value.dtype == torch.bool else value, 0)
+                    with self._heeding():
+                        dist.broadcast(value.view(torch.uint8) if value.dtype == torch.bool else value, 0)
                     tensor.copy_(value)
 
     def agree(self, make: Callable[[], Any]) -> Any:
         result = make() if self.leads else None
         self.await_first()
-        received = _received(_sent(result) if self.leads else None)
+        with self._heeding():
+            received = _received(_sent(result) if self.leads else None)
         return result if self.leads else received
 
     def gather(self, values: Any) -> list[Any]:
-        return [_received(_sent(values) if rank == self.rank else None, source=rank) for rank in range(self.size)]
+        with self._heeding():
+            return [_received(_sent(values) if rank == self.rank else None, source=rank) for rank in range(self.size)]
 
     def gather_counts(self, layers: Iterable[TrainableLayer]) -> None:
         for layer in layers:
@@ -262,6 +271,15 @@ class RankGroup(Ranks):
             self._signal("go", self._waits)
         elif self._heard(self._waits) == "stop":
             raise RanksEndedError("the first rank has ended the training")
+
+    def fail(self, error: Exception) -> None:
+        if not self._open:
+            return
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        with suppress(dist.DistError):  # the first rank may be gone, and the store with it
+            kind = _DIVERGED if isinstance(error, DivergedError) else _FAILED
+            self._store.set(_FAILURE, f"{kind} rank {self.rank} failed: {reason}")
+        self.abort()
 
     def close(self) -> None:
         if not self._open:
@@ -289,9 +307,28 @@ class RankGroup(Ranks):
                 self._store.wait([key], timedelta(seconds=_LOOK_SECONDS))
                 return str(self._store.get(key), "ascii")
             except dist.DistStoreError:  # nothing yet
-                continue
+                self._raise_failure()
             except (dist.DistNetworkError, RuntimeError) as error:
                 raise RanksEndedError(f"the first rank is gone: {error}") from error
+
+    @contextmanager
+    def _heeding(self) -> Iterator[None]:
+        """Compute together within; what fails because another rank has failed is raised with its reason."""
+        try:
+            yield
+        except RuntimeError as error:
+            self._raise_failure(error)
+            raise
+
+    def _raise_failure(self, cause: Exception | None = None) -> None:
+        """Raise that another rank has failed, if one has."""
+        try:
+            told = str(self._store.get(_FAILURE), "utf-8") if self._store.check([_FAILURE]) else ""
+        except RuntimeError:  # the store is gone with the first rank
+            return
+        kind, _, message = told.partition(" ")
+        if kind:
+            raise (DivergedError if kind == _DIVERGED else RankFailedError)(message) from cause
 
     def _take(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the images and labels that this rank computes, and draw for them."""
@@ -309,7 +346,8 @@ class RankGroup(Ranks):
         self._batch.running = False
         for bucket in _buckets([p.grad for p in model.parameters() if p.grad is not None]):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            dist.all_reduce(flat)
+            with self._heeding():
+                dist.all_reduce(flat)
             for gradient, total in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
                 gradient.copy_(total.view_as(gradient))
 

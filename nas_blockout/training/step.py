@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from nas_blockout.randomness.draws import Randomness
 from nas_blockout.training.optimizers import set_learning_rate
 from nas_blockout.training.precision import CompiledLoss, autocast
+from nas_blockout.training.rank_errors import RanksEndedError
 from nas_blockout.training.training_settings import TrainingSettings
 from nas_blockout.training_protocol import TrainableLayer, TrainableModel
 
@@ -129,6 +130,8 @@ class Step:
     def _loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         try:
             return self.loss(x, y, generator)
+        except (DivergedError, RanksEndedError):  # of another rank
+            raise
         except (RuntimeError, ValueError) as error:
             if _finite(self.model):
                 raise

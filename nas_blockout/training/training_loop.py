@@ -65,7 +65,11 @@ def fit(
         start = None  # its weights and moments are those of the model and the optimizer by now
     ranks.share(model)
     for epoch in range(training.epochs_done, settings.epochs):
-        record = training.epoch(epoch)
+        try:
+            record = training.epoch(epoch)
+        except Exception as error:
+            ranks.fail(error)
+            raise
         yield record
         if record.failure:
             return
@@ -98,6 +102,7 @@ class _Training:
         self.saving = saving
         self.saves = bool(ranks.agree(lambda: saving is not None))
         self.epochs_done, self.passes, self.seconds, self.began = 0, 0, 0.0, 0.0
+        self.trained = 0  # images of the epoch so far
         self.begun: EpochProgress | None = None  # in an epoch that goes on
         self.calibration_batch: Tensor | None = None  # read on first use: most models need none
 
@@ -181,9 +186,14 @@ class _Training:
 
     def _train(self, epoch: int) -> tuple[float, int]:
         """Train for one epoch; return the sum of the losses, not finite if it diverged, and the number of images."""
-        with self.ranks.training(self.model), products(self.settings.precision, self.device):
-            own, trained = self._train_batches(epoch)
-        self.begun = None
+        try:
+            with self.ranks.training(self.model), products(self.settings.precision, self.device):
+                own, trained = self._train_batches(epoch)
+        except DivergedError as error:
+            self.ranks.fail(error)  # which need not have happened on any other rank
+            return math.nan, self.trained
+        finally:
+            self.begun = None
         total = float(self.ranks.total(torch.tensor(own)))
         self.ranks.gather_counts(self.layers)
         return total, trained
@@ -206,11 +216,8 @@ class _Training:
         step.model.train()
         for number, (x, y) in enumerate(batches, done):
             x, y = placed(x, self.device, self.settings.memory_format), y.to(self.device, non_blocking=True)
-            trained += len(y)
-            try:
-                loss = step(x, y, self.generator, done_epochs=epoch + number // self.settings.accumulation / steps)
-            except DivergedError:
-                return math.nan, trained
+            self.trained = trained = trained + len(y)
+            loss = step(x, y, self.generator, done_epochs=epoch + number // self.settings.accumulation / steps)
             total += loss * len(y)  # stays on the device: to read it would wait for every step
             if self.saves and not step.accumulates:
                 self._save(number + 1, trained, total)

@@ -209,6 +209,76 @@ def test_the_others_end_when_the_first_rank_dies() -> None:
     assert "ended: the first rank is gone" in texts[1], texts
 
 
+FAILING = """
+import json, os, sys, torch
+from torch import nn
+from torch.distributed import PrefixStore, TCPStore
+from nas_blockout.data import Loader, Part
+from nas_blockout.training import Loaders, RankGroup, TrainingSettings, fit
+from nas_blockout.training_protocol import TrainableModel
+
+class FailsAlone(TrainableModel):
+    def __init__(self, fails, how):
+        super().__init__()
+        self.stem, self.norm, self.out = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(72, 10)
+        self.fails, self.how, self.steps = fails, how, 0
+
+    def forward(self, x, generator=None):
+        return self.out(self.norm(self.stem(x)).flatten(1))
+
+    def loss(self, x, y, generator):
+        self.steps += 1
+        if self.fails and self.steps == 2:
+            if self.how == "diverges":
+                nn.init.constant_(self.out.bias, float("nan"))
+            raise ValueError("of this rank alone")
+        return super().loss(x, y, generator)
+
+torch.set_num_threads(1)
+rank = int(os.environ["RANK"])
+store = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), 2, rank == 0, wait_for_workers=False)
+part = Part(torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 10)
+loaders, found = Loaders(Loader(part, 4), Loader(part, 4)), {}
+for case in sys.argv[1:]:
+    how, failing = case.split()
+    ranks = RankGroup(rank, 2, store=PrefixStore(case, store))
+    model = FailsAlone(rank == int(failing), how)
+    try:
+        records = list(fit(model, loaders, TrainingSettings(epochs=2, batch_size=4), seed=0, ranks=ranks))
+        found[case] = [[record.failure, record.sample_passes] for record in records]
+    except (RuntimeError, ValueError) as error:
+        found[case] = f"{type(error).__name__}: {error}"
+    ranks.close()
+store.set(f"end of {rank}", "")
+store.wait([f"end of {1 - rank}"])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank found where one of them fails alone."""
+    cases = [f"{how} {rank}" for how in ("raises", "diverges") for rank in (0, 1)]
+
+    def make(folder: Path) -> None:
+        texts = outputs(start_ranks(2, "-W", "ignore", "-c", FAILING, *cases))
+        (folder / "found.json").write_text("[" + ", ".join(text.splitlines()[-1] for text in texts) + "]")
+
+    found: list[dict[str, Any]] = json.loads((once(tmp_path_factory, "failing", make) / "found.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_others_learn_the_reason_of_a_rank_that_fails_alone(rank: int, failing: list[dict[str, Any]]) -> None:
+    assert failing[rank][f"raises {rank}"] == "ValueError: of this rank alone"
+    assert failing[1 - rank][f"raises {rank}"] == f"RankFailedError: rank {rank} failed: ValueError: of this rank alone"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_one_rank_diverges_all_end_with_its_record(rank: int, failing: list[dict[str, Any]]) -> None:
+    assert [each[f"diverges {rank}"] for each in failing] == 2 * [[["the training loss became nan in epoch 0", 8]]]
+
+
 def test_ranks_without_their_variables_are_refused() -> None:
     with pytest.raises(ValueError, match=r"missing WORLD_SIZE, MASTER_ADDR, MASTER_PORT: start by torchrun"):
         RankGroup.from_environment({"RANK": "0"})
