@@ -175,14 +175,19 @@ def _drawn_centers(points: Tensor, clusters: int, generator: torch.Generator) ->
 
 
 def _lloyd(points: Tensor, centers: Tensor) -> Tensor:
-    """Move centers to the means of their positions until hardly a label changes; return the labels."""
+    """Move centers to the means of their positions until hardly a label changes; return the labels.
+
+    On an accelerator the rounds after that change nothing: to find out that they can be left out would wait for it.
+    """
     labels = _nearest(points, centers)
+    settled = torch.zeros((), dtype=torch.bool, device=points.device)
     for _ in range(_MOST_ROUNDS):
         centers = _centers(points, labels, centers)
         moved = _nearest(points, centers)
-        share = float((moved != labels).float().mean())
-        labels = moved
-        if share <= _UNCHANGED:
+        share = (moved != labels).float().mean().double()
+        labels = torch.where(settled, labels, moved)
+        settled |= share <= _UNCHANGED
+        if points.device.type == "cpu" and settled:
             break
     return labels
 
@@ -197,7 +202,9 @@ def _centers(points: Tensor, labels: Tensor, before: Tensor) -> Tensor:
     channels, clusters, images = before.shape
     index = (labels + clusters * torch.arange(channels, device=points.device)[:, None]).flatten()
     totals = points.new_zeros(channels * clusters, images).index_add_(0, index, points.reshape(-1, images))
-    sizes = torch.bincount(index, minlength=channels * clusters)[:, None]
+    # Not `bincount`, which waits for the device.
+    sizes = torch.zeros(channels * clusters, dtype=index.dtype, device=index.device)
+    sizes = sizes.index_add_(0, index, torch.ones_like(index))[:, None]
     return torch.where(sizes > 0, totals / sizes, before.reshape(-1, images)).view_as(before)
 
 

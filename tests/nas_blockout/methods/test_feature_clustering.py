@@ -13,6 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from nas_blockout.methods.feature_clustering import cells, descriptors, kmeans, rena, shuffled
+from tests.emulated_device import DEVICE, emulated
 from tests.nas_blockout.methods import oracles
 
 
@@ -102,6 +103,23 @@ def test_an_empty_cluster_keeps_its_center_until_it_is_nearest() -> None:
     for channel in range(2):
         assert found[channel].unique().tolist() == list(range(6))
         assert inertia(points[channel], found[channel]) < 0.8 * inertia(points[channel], start[channel])
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_kmeans_reads_nothing_of_an_accelerator_and_finds_the_same(
+    monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    points = descriptors(torch.randn(24, 5, 6, 6, generator=seeded()))
+    start = torch.arange(36).expand(5, -1) // 9
+    # In float64, in which no rounding decides where a position belongs. Draws of a device are others.
+    expected = kmeans(points.double(), 4, generator=seeded(), start=start)
+    with emulated(monkeypatch) as emulation:
+        there = points.double().to(DEVICE)
+        generator = torch.Generator(DEVICE).manual_seed(0)
+        found = kmeans(there, 4, generator=generator, start=start.to(DEVICE) if begun else None)
+        assert (emulation.reads, emulation.waits, emulation.copies) == (0, 0, 0)
+        if begun:
+            assert torch.equal(found.cpu(), expected)
 
 
 def test_kmeans_takes_channels_in_parts_where_memory_is_short() -> None:
