@@ -81,7 +81,7 @@ class TrialResults:
 
     def _test_results(self, run: Run, task: Task, model: nn.Module) -> dict[str, Any]:
         part, classes = run.splits.test(), len(run.splits.class_names)
-        tested = Loader(part, EVALUATION_BATCH)
+        tested = Loader(part.placed(run.placement), EVALUATION_BATCH)
         test = evaluate(model, tested, device=run.device, precision=run.experiment.training.precision)
         robust = self._robustness(run, task, model, part, test.predictions)
         # The cell of a label and a prediction has the position label * classes + prediction: rows are labels.

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nas_blockout.data import Loader
+from services.cluster import trial_results
 from services.cluster.tasks import Report, Task
 from services.cluster.worker import Worker
 from tests.emulated_device import DEVICE, Emulation, emulated
@@ -86,6 +88,20 @@ def test_a_trial_gives_the_same_results_on_its_device_and_computes_them_there(
                 torch.testing.assert_close(value, others[key], rtol=1e-3, atol=1e-4)
         else:
             assert torch.equal(value, others[key]), key
+
+
+def test_test_images_are_kept_where_those_of_training_are(
+    tmp_path: Path, emulation: Emulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated, evaluate = [], trial_results.evaluate
+
+    def seen(model: Any, loader: Loader, **options: Any) -> Any:
+        evaluated.append(loader.part.device.type)
+        return evaluate(model, loader, **options)
+
+    monkeypatch.setattr(trial_results, "evaluate", seen)
+    ended(Worker(), tmp_path, ONE_STAGE["dropout"], device=DEVICE)
+    assert evaluated == [DEVICE]
 
 
 def test_corrupted_images_are_made_on_the_processor_and_seen_on_the_device(
