@@ -1,7 +1,6 @@
 """The cost of a study: its scheduler runs in simulated time, with measured durations and invented results."""
 
 import heapq
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nas_blockout.data import Splits, load
+from nas_blockout.data import Splits, StreamedPart, load
 from nas_blockout.data.corruptions import TESTING
 from nas_blockout.experiment import Experiment, count_macs, dense_macs, rebuild
 from services.estimate.crowding import MOST_COPIES, Crowd, slowdown
@@ -143,6 +142,8 @@ def forecast(
             is reckoned from threads and processors.
     """
     crowding = _crowding(study, settings, processors) if crowding is None else crowding
+    ranks = study.config.workers.ranks_of_trial
+    measured = {name: replace(run, seconds=run.seconds / ranks) for name, run in measured.items()}
     simulated = _simulate(study, splits, {name: _Seconds.of(run, crowding) for name, run in measured.items()})
     exported = study.config.export if study.config.export is not None else list(study.arms)
     finishing = ARM_SECONDS * len(study.arms) + EXPORT_SECONDS * len(exported)
@@ -153,7 +154,7 @@ def forecast(
         trials_seconds=simulated.seconds,
         wall_seconds=START_SECONDS + simulated.seconds + finishing,
         crowding=crowding,
-        disk_bytes=_disk(settings, measured, simulated.trials, exported),
+        disk_bytes=_disk(settings, measured, simulated.trials, exported) + _cache(study, splits),
         dry_run_seconds=0.0,
         notes=_notes(study, settings),
     )
@@ -257,7 +258,7 @@ def _crowding(study: Study, settings: Settings, processors: int) -> float:
     workers = study.config.workers
     if settings.ray_address is not None or workers.gpus:
         return 1.0
-    return max(1.0, workers.max_concurrent_trials * workers.cpus / processors)
+    return max(1.0, workers.max_concurrent_trials * workers.ranks_of_trial * workers.cpus / processors)
 
 
 def _measure_crowding(
@@ -265,9 +266,10 @@ def _measure_crowding(
 ) -> float | None:
     """Train the slowest arm as often at the same time as the study will; return None if that cannot be done here."""
     workers = study.config.workers
-    copies, devices = workers.max_concurrent_trials, ("cpu",) * workers.max_concurrent_trials
+    copies = workers.max_concurrent_trials * workers.ranks_of_trial
+    devices = ("cpu",) * copies
     if device == "cuda":
-        each = workers.gpus if workers.gpus < 1 else math.ceil(workers.gpus)
+        each = workers.gpus / workers.ranks_of_trial
         copies = min(copies, int(torch.cuda.device_count() / each))
         devices = tuple(f"cuda:{int(number * each)}" for number in range(copies))
     if settings.ray_address is not None or not 1 < copies <= MOST_COPIES:
@@ -299,12 +301,27 @@ def _disk(
     return epochs * per_epoch + TRIAL_BYTES * len(trials) + REPORT_BYTES + weights + exports
 
 
+def _cache(study: Study, splits: Splits) -> int:
+    """Return the bytes of the decoded images of training and validation, where they are kept on the disk."""
+    if study.config.workers.image_cache != "disk":
+        return 0
+    streamed = [part.files for part in (splits.train, splits.validation) if isinstance(part, StreamedPart)]
+    return sum(files.decoded_bytes() for files in streamed)
+
+
 def _notes(study: Study, settings: Settings) -> tuple[str, ...]:
     notes = []
     if settings.ray_address is not None:
         notes.append(f"measured on this machine, not on the cluster at {settings.ray_address}")
     if study.config.workers.gpus and not torch.cuda.is_available():
         notes.append("measured on processors: this machine has no GPU")
+    if (ranks := study.config.workers.ranks_of_trial) > 1:
+        notes.append(
+            f"{ranks} ranks are taken to train in 1/{ranks} of the time of one: how long they wait for one another is "
+            "not counted here"
+        )
+    if study.config.workers.image_cache == "disk":
+        notes.append("of images in the cache, those of the test are not counted here, nor the time that it saves")
     if any(arm.rules.pruner for arm in study.arms.values()):
         notes.append("trials that are stopped early leave their passes to further ones, which are not counted here")
     if (robustness := study.config.robustness) is not None:

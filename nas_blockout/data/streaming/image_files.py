@@ -31,6 +31,7 @@ CHANNELS = 3
 MEASURED_IMAGES = 2048  # for mean and standard deviation; more change neither visibly
 WORKERS = 2
 _FLOAT_BYTES = 4
+_SOME = 64  # images from which the size of a cache is estimated
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,6 +102,15 @@ class ImageFiles:
     def read(self, number: int, choices: Tensor | None = None) -> Tensor:
         """Return an image by its number, shape (3, side, side), uint8; with choices a random crop, else its middle."""
         return self.cut(self.pixels(self.paths[number]) if self.cache is None else self.cache[number], choices)
+
+    def decoded_bytes(self) -> int:
+        """Return about how many bytes a cache of the decoded images takes, from some of them.
+
+        Raises:
+            DataCorrupt: One of these is not an image or is truncated.
+        """
+        some = self.paths[:: max(1, len(self) // _SOME)]
+        return round(sum(self.pixels(path).nbytes for path in some) / max(1, len(some)) * len(self))
 
     @property
     def _fit_memory(self) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from nas_blockout.data import DataSettings, load
 from nas_blockout.experiment import Experiment
@@ -33,7 +34,7 @@ ARMS: dict[str, Any] = {
 }
 
 
-def study_of(*, workers: int = 2) -> Study:
+def study_of(*, workers: int = 2, **others: Any) -> Study:
     document = {
         "schema_version": 2,
         "name": "estimated",
@@ -42,7 +43,7 @@ def study_of(*, workers: int = 2) -> Study:
         "training": {"epochs": EPOCHS},
         "budget": {"sample_passes": 5 * ONE},
         "retrain": {"seeds": [0, 1]},
-        "workers": {"max_concurrent_trials": workers},
+        "workers": {"max_concurrent_trials": workers, **others},
         "arms": ARMS,
     }
     return resolve_document(document, source="x")
@@ -81,6 +82,35 @@ def test_wall_clock_follows_from_the_workers(tmp_path: Path) -> None:
     assert many.total.seconds == 200
     assert 3 * trial <= many.trials_seconds < two.trials_seconds  # seeds wait for searches, thin for blockout
     assert two.wall_seconds > two.trials_seconds
+
+
+def test_ranks_share_the_work_of_a_trial_and_take_processors(tmp_path: Path) -> None:
+    given = study_of(workers=2, ranks=2)
+    splits, measured = load(given.data), dict.fromkeys(given.arms, Measured(10.0, 0.0, 1000))
+    roomy, narrow = (
+        forecast(given, splits, settings_of(tmp_path), measured, processors=processors) for processors in (4, 2)
+    )
+    alone = forecast_of(tmp_path, workers=2)
+    assert (roomy.total.seconds, narrow.total.seconds) == (alone.total.seconds / 2, alone.total.seconds)
+    assert [note for note in roomy.notes if note.startswith("2 ranks are taken to train in 1/2 of the time")]
+
+
+def test_decoded_images_that_are_kept_take_disk_space(tmp_path: Path) -> None:
+    for number in range(24):
+        (folder := tmp_path / "images" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 20), (number, 0, 0)).save(folder / f"{number}.png")
+    data = DataSettings(
+        "imagefolder", folder=str(tmp_path / "images"), image_size=8, resize_size=10, augment="resized-crop-flip"
+    )
+    splits = load(data)
+    found = {}
+    for cache in ("none", "disk"):
+        given = study_of(workers=2, image_cache=cache)
+        measured = dict.fromkeys(given.arms, Measured(10.0, 0.0, 1000))
+        found[cache] = forecast(replace(given, data=data), splits, settings_of(tmp_path), measured, processors=2)
+    images = len(splits.train) + len(splits.validation)
+    assert found["disk"].disk_bytes - found["none"].disk_bytes == images * 10 * 20 * 3
+    assert not [path for path in tmp_path.iterdir() if path.name != "images"]
 
 
 def test_what_is_not_counted_is_said(tmp_path: Path) -> None:
