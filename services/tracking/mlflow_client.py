@@ -61,7 +61,10 @@ def connect(uri: str) -> Any:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import mlflow
+    from mlflow.utils import requirements_utils
 
+    # It looks through all installed packages with the first model, for a warning that is not shown.
+    requirements_utils._check_requirement_satisfied = lambda requirement: None  # type: ignore[assignment]
     with translated(uri):
         client = mlflow.MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)

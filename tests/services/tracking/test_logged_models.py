@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow.entities import LoggedModel, Run
+from mlflow.utils import requirements_utils
 
 from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork
@@ -63,6 +64,15 @@ def test_the_logged_model_computes_the_networks_logits_from_images(projection: P
     assert model.metadata.metadata["class_names"] == list(CLASSES)
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
     assert model.metadata.signature.outputs.inputs[0].shape == (-1, 3)
+
+
+def test_logging_a_model_does_not_look_through_all_installed_packages(
+    projection: Projection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[None] = []
+    monkeypatch.setattr(requirements_utils, "_init_packages_to_modules_map", lambda: looked.append(None))
+    log(projection, 0)
+    assert looked == []
 
 
 def test_the_same_model_is_logged_once(projection: Projection) -> None:
