@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services.budget import accounting as accounting
     from services.cli import progress as progress
     from services.cluster import jobs as jobs
+    from services.execution import destination as destination
     from services.execution import driver as driver
     from services.files import disk_full as disk_full
     from services.files import remote as remote
@@ -85,6 +86,7 @@ MODULES = {
     "accounting": "services.budget.accounting",
     "progress": "services.cli.progress",
     "jobs": "services.cluster.jobs",
+    "destination": "services.execution.destination",
     "driver": "services.execution.driver",
     "disk_full": "services.files.disk_full",
     "remote": "services.files.remote",

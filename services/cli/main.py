@@ -79,6 +79,16 @@ def run(
         int | None, typer.Option(min=1, help="Number of concurrent trials; overrides the study file.")
     ] = None,
     assignments: SetOption = None,
+    store_id: Annotated[
+        str | None,
+        typer.Option(metavar="UUID", help="Refuse to run unless the store has this identity; for jobs of the service."),
+    ] = None,
+    home_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="Refuse to run unless the home folder or the shared storage has this identity; likewise."
+        ),
+    ] = None,
 ) -> None:
     """Run a study or resume it, then write its report, export its models and print the result.
 
@@ -89,6 +99,8 @@ def run(
         _list_bundled()
         raise typer.Exit(USAGE)
     settings = installation()
+    if store_id is not None or home_id is not None:
+        lazy.destination.require(settings, store=store_id, home=home_id, log=log)
     resolved, origin = _resolve(study, workers=workers, assignments=assignments)
     if lazy.cluster.surrounding_cluster() is not None and settings.home == Path.cwd():
         log(

@@ -1,13 +1,16 @@
 """Whole studies as Ray jobs: submitted over HTTP to a running cluster, where ``nas-blockout run`` runs each of them.
 
 A job contains its study file and nothing else, in particular no secrets. The environment of the cluster determines the
-installed version of ``nas-blockout`` and the locations of the store, the tracking server and the files.
+installed version of ``nas-blockout`` and the locations of the store, the tracking server and the files. What the
+service submits has the identities of its store and home as options, by which a job refuses to run where they are
+others.
 """
 
 import asyncio
 import json
 import logging
 import os
+import shlex
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -26,7 +29,7 @@ from services.study_config.resolved_study import Study
 
 ANSWER_SECONDS = 10.0
 STUDY_FILE = "study.yaml"
-ENTRYPOINT = f"nas-blockout run {STUDY_FILE}"
+ENTRYPOINT = ("nas-blockout", "run", STUDY_FILE)
 _OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray prefers these variables to the address passed to it
 # The environment belongs to the whole process: while one thread has removed the variables above, another one that
 # connects must not see the gap or restore them too early.
@@ -96,12 +99,13 @@ class Jobs:
         self.address = address.rstrip("/")
         self._connected: Any = None
 
-    def submit(self, study: Study, *, attempt: int = 0) -> Job:
+    def submit(self, study: Study, *, attempt: int = 0, options: Sequence[str] = ()) -> Job:
         """Submit a study, or return its job if this attempt was submitted before, whatever the state of the job.
 
         Args:
             study: The resolved study.
             attempt: Number of the attempt, from 0.
+            options: Further words of its command, options of ``nas-blockout run``.
 
         Raises:
             ClusterError: The cluster cannot be reached, rejects our token, or is too small for one trial.
@@ -114,7 +118,7 @@ class Jobs:
             (Path(folder) / STUDY_FILE).write_text(_file(study), encoding="utf-8")
             try:
                 self._client().submit_job(
-                    entrypoint=ENTRYPOINT,
+                    entrypoint=shlex.join((*ENTRYPOINT, *options)),
                     submission_id=name,
                     runtime_env={"working_dir": folder},
                     metadata={"study": study.name, "config_hash": study.hash, "nas_blockout": __version__},

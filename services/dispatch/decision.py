@@ -11,6 +11,10 @@ MAX_CHARACTERS = 500
 SOME_FAILED, UNREACHABLE = 4, 5  # exit codes of the command line, like those of `_MEANING`
 _FIRST_SIGNAL = 128  # a shell's code for an end by signal 0
 _MEANING = {1: "failed", 2: "was refused", 3: "did not find what it needs", 6: "could not verify its models"}
+_NOT_IN_THE_STORE = (
+    "its job ended without an error, but the study is not complete in the store of the service: the job has written to "
+    "another one; start Ray with the NAS_BLOCKOUT_ variables of the service, then resume the study"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +58,22 @@ class Settle:
 Action = Submit | Stop | Wait | Settle
 
 
-def decide(row: QueueRow, job: Job | None, study: StudyRow | None) -> Action:
+def decide(row: QueueRow, job: Job | None, study: StudyRow | None, *, extended: bool = False) -> Action:
     """Return what to do with a study that this worker has leased.
 
     A job that is alive is left alone, or stopped if cancellation was requested. Without one, a study that is complete
     in the store has ended, however its job did; one with a driver that sends heartbeats is waited for; for any other,
-    the end of its last job decides.
+    the end of its last job decides. Only the store makes a study complete: an exit code says nothing of where the
+    results are.
 
     Args:
         row: The study in the queue.
         job: Its last job, or None if there was none or the cluster does not know it.
         study: The study in the store, or None if no driver has started it.
+        extended: Whether the study in the store is an extension of the one in the queue, made without the service.
     """
     # The hash tells a study that is complete as it is queued from one that was complete before it was extended.
-    complete = study is not None and study.state == "complete" and study.config_hash == row.config_hash
+    complete = study is not None and study.state == "complete" and (study.config_hash == row.config_hash or extended)
     if job is not None and job.living:
         return Stop(job.id) if row.state == "cancelling" and not complete else Wait()
     if complete and (job is None or row.state == "cancelling"):
@@ -100,7 +106,10 @@ def sentence(message: str) -> str:
 
 def _after_job(row: QueueRow, job: Job, *, complete: bool) -> Action:
     """Return what to do after a job has ended."""
-    if job.state == "succeeded" or job.exit_code == 0:
+    succeeded = job.state == "succeeded" or job.exit_code == 0
+    if (succeeded or job.exit_code == SOME_FAILED) and not complete:
+        return Settle("failed", _NOT_IN_THE_STORE)
+    if succeeded:
         return Settle("complete")
     if job.exit_code == SOME_FAILED:
         return Settle("complete", f"some of its trials failed; `nas-blockout show {row.study} --failed` says why")

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -23,7 +23,7 @@ Log = Callable[[str], None]
 class Cluster(Protocol):
     """What the worker needs of the cluster; implemented by `services.cluster.jobs.Jobs`."""
 
-    def submit(self, study: Study, *, attempt: int = 0) -> Job:
+    def submit(self, study: Study, *, attempt: int = 0, options: Sequence[str] = ()) -> Job:
         """Submit a study, or return the job that this attempt at it already is."""
 
     def job(self, id: str) -> Job | None:  # the cluster's own word
@@ -46,6 +46,7 @@ class Dispatcher:
         lease_seconds: How long a lease lasts unless it is renewed.
         max_running: Maximum number of leased studies.
         refused_seconds: How long to keep trying to submit a study that is too large for the cluster, which may grow.
+        options: Words that the command of every job ends with: what it must write to, see `destination_options`.
         log: Called with one line for each change.
     """
 
@@ -58,10 +59,12 @@ class Dispatcher:
         lease_seconds: float = 30.0,
         max_running: int = MAX_RUNNING,
         refused_seconds: float = REFUSED_SECONDS,
+        options: Sequence[str] = (),
         log: Log = _LOG.info,
     ) -> None:
         self._store, self._cluster, self._worker = store, cluster, worker
         self._lease_seconds, self._max_running, self._refused_seconds = lease_seconds, max_running, refused_seconds
+        self._options = tuple(options)
         self._log = log
         self._held: dict[str, None] = {}  # a set that keeps its order
         self._refused: dict[str, float] = {}  # by study, the time since when the cluster has no room for it
@@ -118,7 +121,8 @@ class Dispatcher:
 
     def _act(self, row: QueueRow) -> None:
         row, job = self._last_job(row)
-        action = decide(row, job, self._study(row.study))
+        study = self._study(row.study)  # after the job: one that has ended has written all that it wrote
+        action = decide(row, job, study, extended=study is not None and self._extends(study, row))
         if isinstance(action, Submit):
             self._submit(row, action)
         elif isinstance(action, Stop) and action.job not in self._stopping:
@@ -147,9 +151,16 @@ class Dispatcher:
             return self._store.study(name)
         return None
 
+    def _extends(self, study: StudyRow, row: QueueRow) -> bool:
+        """Whether a study in the store is an extension of the one in the queue: its events have all earlier hashes."""
+        if study.config_hash == row.config_hash:
+            return False
+        return any(event.detail.get("config_hash") == row.config_hash for event in self._store.events(study.name))
+
     def _submit(self, row: QueueRow, action: Submit) -> None:
         try:
-            job = self._cluster.submit(parse_resolved(row.document), attempt=action.attempt)
+            study = parse_resolved(row.document)
+            job = self._cluster.submit(study, attempt=action.attempt, options=self._options)
         except ClusterError as error:
             self._cluster.capacity()  # raises if the cluster is unreachable; otherwise it has refused the job
             self._wait_for_room(row, str(error))

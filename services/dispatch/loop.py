@@ -12,6 +12,7 @@ from types import FrameType
 from services.cluster import ClusterError
 from services.cluster.jobs import Jobs
 from services.dispatch.dispatcher import MAX_RUNNING, Dispatcher
+from services.files.home_identity import place_identity
 from services.settings import Settings, SettingsError
 from services.store import Store, StoreUnreachable, this_process
 
@@ -61,6 +62,7 @@ def work(
             worker=worker,
             lease_seconds=lease_seconds,
             max_running=max_running,
+            options=destination_options(settings, store),
             log=log,
         )
         stack.callback(dispatcher.release)  # before the store is closed: callbacks run in reverse order
@@ -74,6 +76,16 @@ def work(
             longest=min(MAX_POLL_SECONDS, lease_seconds / 3),
             log=log,
         )
+
+
+def destination_options(settings: Settings, store: Store) -> tuple[str, ...]:
+    """Return the options of `nas-blockout run` by which a job runs only where it writes to this store and this home.
+
+    Raises:
+        SettingsError: The home folder has no identity yet and cannot be written.
+    """
+    home = place_identity(settings, create=True)
+    return ("--store-id", store.identity(), *(("--home-id", home) if home else ()))
 
 
 def pulse(settings: Settings) -> Path:

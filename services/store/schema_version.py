@@ -1,6 +1,9 @@
-"""The schema version of a store: read it, migrate up to this release, migrate down for an older one."""
+"""The schema version and the identity of a store: read them, migrate up to this release, or down for an older one."""
+
+import sqlalchemy as sa
 
 from services import migrations
+from services.store import tables
 from services.store.database import Database, parse
 from services.store.errors import StoreError
 
@@ -15,6 +18,25 @@ def current(url: str) -> str | None:
     database = Database(parse(url))  # not `Database.open`, which would migrate
     try:
         return database.version()
+    finally:
+        database.close()
+
+
+def identity(url: str) -> str | None:
+    """Return the identity of the store at a URL, or None for an empty or older database; changes nothing.
+
+    Raises:
+        StoreUnreachable: The server does not answer.
+        StoreError: The URL is invalid, or the database is not a store.
+    """
+    database = Database(parse(url))
+    try:
+        if database.version() is None:
+            return None
+        with database.reading() as connection:
+            if not sa.inspect(connection).has_table(tables.identity.name):
+                return None
+            return connection.scalars(sa.select(tables.identity.c.uuid)).one_or_none()
     finally:
         database.close()
 

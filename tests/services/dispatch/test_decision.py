@@ -50,6 +50,11 @@ SMALLER = replace(COMPLETE, config_hash="beef")  # it was complete before it was
 RUNNING, STOPPED, DONE = Job("j", "running"), Job("j", "stopped"), Job("j", "succeeded", exit_code=0)
 REFUSED = Job("j", "failed", "Job failed\nerror: study s: budget must be larger\n", exit_code=2)
 AGAIN = "the Ray cluster was restarted and no longer knew its job"
+ELSEWHERE = Settle(
+    "failed",
+    "its job ended without an error, but the study is not complete in the store of the service: the job has written to "
+    "another one; start Ray with the NAS_BLOCKOUT_ variables of the service, then resume the study",
+)
 LATE = replace(GIVEN, attempt=MOST_RESTARTS + 3, first_attempt=3)
 
 
@@ -64,6 +69,15 @@ TABLE = {
     "a waiting job is left alone": (GIVEN, Job("j", "pending"), None, Wait()),
     "a job that ends after its study is complete is left alone": (GIVEN, RUNNING, COMPLETE, Wait()),
     "a job that ended well has completed": (GIVEN, DONE, COMPLETE, Settle("complete")),
+    "a job that ended well has written elsewhere if the store has no such study": (GIVEN, DONE, None, ELSEWHERE),
+    "a job that ended well has written elsewhere if the study goes on here": (GIVEN, DONE, STUDY, ELSEWHERE),
+    "a job that ended well has written elsewhere if only an earlier version is complete": (
+        GIVEN,
+        DONE,
+        SMALLER,
+        ELSEWHERE,
+    ),
+    "so has one of which trials failed": (GIVEN, failed(4), None, ELSEWHERE),
     "failed trials are told": (
         GIVEN,
         failed(4),
@@ -149,6 +163,10 @@ TABLE = {
 @pytest.mark.parametrize(("row", "job", "study", "action"), TABLE.values(), ids=TABLE)
 def test_the_action_follows_from_what_is_known(row, job, study, action) -> None:
     assert decide(row, job, study) == action
+
+
+def test_a_study_that_was_extended_without_the_service_is_complete_as_a_whole() -> None:
+    assert decide(GIVEN, DONE, SMALLER, extended=True) == Settle("complete")
 
 
 @pytest.mark.parametrize("state", ["running", "cancelling"])

@@ -7,17 +7,21 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.cluster import ClusterError
 from services.cluster.jobs import Job, job_id
 from services.dispatch import Dispatcher
+from services.dispatch.loop import destination_options
+from services.execution.destination import require
+from services.settings import Settings
 from services.store import LeaseLost, Store, StudyConflict
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
@@ -34,8 +38,8 @@ DOCUMENT = {
 NAMES = ("one", "two", "three")
 
 
-def study_named(name: str) -> Study:
-    return resolve_document({**DOCUMENT, "name": name}, source="test")
+def study_named(name: str, **changes: object) -> Study:
+    return resolve_document({**DOCUMENT, "name": name, **changes}, source="test")
 
 
 STUDIES = {name: study_named(name) for name in NAMES}
@@ -54,11 +58,12 @@ class Grid:
         self.jobs: dict[str, Job] = {}
         self.studies: dict[str, Study] = {}
         self.submitted: list[str] = []
+        self.options: dict[str, tuple[str, ...]] = {}
         self.away = False
         self.small = False
         self.dies_after_submission = False
 
-    def submit(self, study: Study, *, attempt: int = 0) -> Job:
+    def submit(self, study: Study, *, attempt: int = 0, options: Sequence[str] = ()) -> Job:
         self._reach()
         name = job_id(study, attempt)
         if name in self.jobs:
@@ -68,6 +73,7 @@ class Grid:
         self.jobs[name] = Job(name, "pending")
         self.studies[name] = study
         self.submitted.append(name)
+        self.options[name] = tuple(options)
         if self.dies_after_submission:
             raise KeyboardInterrupt
         return self.jobs[name]
@@ -154,6 +160,38 @@ def test_a_study_is_submitted_watched_and_settled(store: Store) -> None:
     assert state(store) == ("complete", "")
     assert dispatcher.held == ()
     assert said == [f"one: submitted as {job}", "one: complete"]
+
+
+def test_a_job_that_wrote_to_another_store_completes_nothing(store: Store) -> None:
+    grid, dispatcher, job = driven(store)
+    store.release_study("one", job)
+    grid.jobs[job] = Job(job, "succeeded", exit_code=0)
+    dispatcher.round()
+    assert state(store)[0] == store.study("one").state == "failed"
+    assert "the job has written to another one; start Ray with the NAS_BLOCKOUT_ variables" in state(store)[1]
+
+
+def test_a_study_that_was_extended_without_the_service_ends_complete(store: Store) -> None:
+    grid, dispatcher, job = driven(store)
+    store.finish_study("one", "cancelled", error="it is extended")
+    larger = study_named("one", budget={"sample_passes": 5360})
+    store.reopen_study("one", reason="larger", config=larger.to_json(), config_hash=larger.hash)
+    store.claim_study("one", job)
+    grid.end(job, "succeeded", 0)
+    dispatcher.round()
+    assert state(store) == ("complete", "")
+
+
+def test_jobs_carry_the_identities_of_store_and_home(store: Store, tmp_path: Path) -> None:
+    settings = Settings.from_environment({"NAS_BLOCKOUT_HOME": str(tmp_path), "NAS_BLOCKOUT_STORE_URL": store.url})
+    options, grid = destination_options(settings, store), Grid(store)
+    enqueue(store)
+    worker(store, grid, options=options).round()
+    assert list(grid.options.values()) == [options]
+    home = (tmp_path / "runs" / ".identity").read_text().strip()
+    assert options == ("--store-id", store.identity(), "--home-id", home)
+    assert destination_options(settings, store) == options
+    require(settings, store=options[1] if "***" not in store.url else None, home=home, log=pytest.fail)
 
 
 def test_a_head_that_dies_costs_an_attempt_and_its_owner_is_told_why(store: Store) -> None:
@@ -437,7 +475,7 @@ class Interleavings(RuleBasedStateMachine):
         assert all(row.ended for row in rows), rows
 
 
-Interleavings.TestCase.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+Interleavings.TestCase.settings = hypothesis_settings(max_examples=15, stateful_step_count=20, deadline=None)
 TestInterleavings = Interleavings.TestCase
 
 
