@@ -8,7 +8,7 @@ from nas_blockout.data import DataSettings
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods import method_to_json
 from nas_blockout.serialization import from_json, to_json
-from services.renamed_keys import study_hash, upgraded_study
+from services.renamed_keys import study_hash, upgraded_experiment, upgraded_study
 from services.study_config.schema import StudyConfig
 from services.study_config.search_options import Rules, Wanted
 
@@ -92,7 +92,8 @@ def parse_resolved(document: Mapping[str, Any]) -> Study:
     arms = {
         name: Arm(
             name,
-            Experiment.from_json(arm["experiment"]),
+            # It holds every setting that there was: what it lacks came later, perhaps with another default.
+            Experiment.from_json(upgraded_experiment(arm["experiment"])),
             tuple(arm["space"]),
             arm["searcher"],
             arm["match"],
