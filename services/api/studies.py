@@ -39,8 +39,8 @@ from services.store import NotFound, QueueRow
 from services.store.checked_values import MAX_INTEGER
 from services.study_config.errors import StudyError, Violation, with_lines
 from services.study_config.overrides import assigned
-from services.study_config.resolution import resolve_document
-from services.study_config.resolved_study import Study, parse_resolved
+from services.study_config.resolution import resolve_document, stored_study
+from services.study_config.resolved_study import Study
 from services.study_config.validation import check_against_dimensions
 from services.study_config.yaml_reader import line_map
 
@@ -269,7 +269,7 @@ def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -
             key="name",
             value=study.name,
         )
-    if not additions(parse_resolved(row.document), study):
+    if not additions(stored_study(row.document, source=SOURCE), study):
         return row  # the same request a second time
     # Only now: that a smaller budget is no extension says more than that it does not pay for a retraining.
     if len(study.arms) <= MOST_MEASURED_ARMS:

@@ -50,7 +50,6 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services.study_config import errors as errors
     from services.study_config import overrides as overrides
     from services.study_config import resolution as resolution
-    from services.study_config import resolved_study as resolved_study
     from services.study_config import schema as schema
     from services.study_config import upgrade as upgrade
     from services.study_config import validation as validation
@@ -99,7 +98,6 @@ MODULES = {
     "schema": "services.study_config.schema",
     "upgrade": "services.study_config.upgrade",
     "resolution": "services.study_config.resolution",
-    "resolved_study": "services.study_config.resolved_study",
     "yaml_reader": "services.study_config.yaml_reader",
     "validation": "services.study_config.validation",
 }

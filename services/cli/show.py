@@ -1,16 +1,17 @@
 """``nas-blockout show``: the state of a study, its trials and their cost."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from services.cli import lazy_modules as lazy
-from services.cli.console import USAGE, JsonOption, fail, installation, print_json, print_line, print_table, table
+from services.cli.console import USAGE, JsonOption, fail, installation, log, print_json, print_line, print_table, table
 from services.cli.models import show_model
 
 if TYPE_CHECKING:
+    from services.budget.accounting import End
     from services.store import SpentRow, StudyRow, StudySummary
     from services.trial_record import Trial
 
@@ -47,7 +48,7 @@ def show(
     with lazy.store.Store.open(installation().store_url) as store:
         row, trials, costs = store.study(study), store.trials(study), store.spent(study)
     by_arm = {arm: [trial for trial in trials if trial.arm == arm] for arm in row.arms}
-    ends = lazy.accounting.ends(lazy.resolved_study.parse_resolved(row.config), by_arm)
+    ends = _ends(row, by_arm)
     proposals = {arm: _proposal_counts(arm_trials) for arm, arm_trials in by_arm.items()}
     errors = corruption_errors_of(lazy.accounting.current(trials))
     listed = [trial for trial in trials if not failed or trial.state == "failed"]
@@ -65,6 +66,16 @@ def show(
     for arm, end in ends.items():
         status = f"search ended by {lazy.accounting.END_WORDS[end]}" if end else "search has not ended"
         print_line(f"{arm}: {status}{_proposal_text(proposals[arm])}")
+
+
+def _ends(row: "StudyRow", trials: Mapping[str, "list[Trial]"]) -> Mapping[str, "End | None"]:
+    """Return what ended the search of each arm; empty, with a note, if this release cannot read the study."""
+    try:
+        study = lazy.resolution.stored_study(row.config, source=row.name)
+    except lazy.errors.StudyError as error:
+        log(f"note: this release cannot read the settings of the study as they are stored: {error}")
+        return {}
+    return lazy.accounting.ends(study, trials)
 
 
 def corruption_errors_of(trials: Iterable["Trial"]) -> dict[str, float]:

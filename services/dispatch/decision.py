@@ -58,7 +58,7 @@ class Settle:
 Action = Submit | Stop | Wait | Settle
 
 
-def decide(row: QueueRow, job: Job | None, study: StudyRow | None, *, extended: bool = False) -> Action:
+def decide(row: QueueRow, job: Job | None, study: StudyRow | None, *, same: bool = False) -> Action:
     """Return what to do with a study that this worker has leased.
 
     A job that is alive is left alone, or stopped if cancellation was requested. Without one, a study that is complete
@@ -70,10 +70,10 @@ def decide(row: QueueRow, job: Job | None, study: StudyRow | None, *, extended: 
         row: The study in the queue.
         job: Its last job, or None if there was none or the cluster does not know it.
         study: The study in the store, or None if no driver has started it.
-        extended: Whether the study in the store is an extension of the one in the queue, made without the service.
+        same: Whether the study in the store is the one in the queue, or has all of it; else it is an earlier version.
     """
-    # The hash tells a study that is complete as it is queued from one that was complete before it was extended.
-    complete = study is not None and study.state == "complete" and (study.config_hash == row.config_hash or extended)
+    # A study that was complete before it was extended is not complete as it is queued.
+    complete = study is not None and study.state == "complete" and same
     if job is not None and job.living:
         return Stop(job.id) if row.state == "cancelling" and not complete else Wait()
     if complete and (job is None or row.state == "cancelling"):

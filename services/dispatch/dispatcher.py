@@ -8,13 +8,16 @@ from typing import Protocol
 
 from services.cluster import ClusterError
 from services.cluster.jobs import Job, job_id
-from services.dispatch.decision import Settle, Stop, Submit, decide
+from services.dispatch.decision import Settle, Stop, Submit, decide, sentence
 from services.store import LeaseLost, NotFound, QueueRow, StateError, Store, StoreError, StudyRow
 from services.store.records import ENDED_STUDY
-from services.study_config.resolved_study import Study, parse_resolved
+from services.study_config.errors import StudyError, one_line
+from services.study_config.resolution import stored_study
+from services.study_config.resolved_study import Study
 
 MAX_RUNNING = 4
 REFUSED_SECONDS = 600.0
+MOST_TROUBLES = 3
 _LOG = logging.getLogger(__name__)
 
 Log = Callable[[str], None]
@@ -68,6 +71,7 @@ class Dispatcher:
         self._log = log
         self._held: dict[str, None] = {}  # a set that keeps its order
         self._refused: dict[str, float] = {}  # by study, the time since when the cluster has no room for it
+        self._troubles: dict[str, int] = {}  # by study, the rounds in succession that ended in an unexpected error
         self._stopping: set[str] = set()  # jobs that were asked to stop, which is done once
 
     @property
@@ -104,7 +108,7 @@ class Dispatcher:
     def _renewed(self, study: str) -> QueueRow | None:
         try:
             return self._store.renew_lease(study, self._worker, seconds=self._lease_seconds)
-        except LeaseLost as error:
+        except (LeaseLost, NotFound) as error:
             self._log(f"{study}: {error}")
             self._forget(study)
             return None
@@ -118,13 +122,38 @@ class Dispatcher:
             self._forget(row.study)
         except StateError:  # the study ended meanwhile
             return
+        except (StoreError, ClusterError):
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with one study, the others go on
+            self._fail_alone(row, error)
+        else:
+            self._troubles.pop(row.study, None)
+
+    def _fail_alone(self, row: QueueRow, error: Exception) -> None:
+        """Fail a study that the worker cannot handle, unless the cause is gone within a few rounds."""
+        self._troubles[row.study] = self._troubles.get(row.study, 0) + 1
+        reason = f"the worker cannot handle this study: {type(error).__name__}: {one_line(str(error))}"
+        self._log(f"{row.study}: {reason}")
+        if self._troubles[row.study] < MOST_TROUBLES:
+            return
+        try:
+            self._settle(row, Settle("failed", sentence(reason)))
+        except (StoreError, ClusterError):
+            raise
+        except Exception as second:  # noqa: BLE001  # nothing can be written of it: it is left alone
+            self._log(f"{row.study}: {one_line(str(second))}")
+            self._forget(row.study)
 
     def _act(self, row: QueueRow) -> None:
-        row, job = self._last_job(row)
+        read = _read(row)
+        row, job = self._last_job(row, read)
         study = self._study(row.study)  # after the job: one that has ended has written all that it wrote
-        action = decide(row, job, study, extended=study is not None and self._extends(study, row))
+        action = decide(row, job, study, same=study is not None and self._is_same(study, row, read))
+        if isinstance(action, Submit) and isinstance(read, str):
+            action = Settle("failed", read)
         if isinstance(action, Submit):
-            self._submit(row, action)
+            assert isinstance(read, Study)
+            self._submit(row, read, action)
         elif isinstance(action, Stop) and action.job not in self._stopping:
             self._log(f"{row.study}: stopping {action.job}")
             self._cluster.stop(action.job)
@@ -132,14 +161,14 @@ class Dispatcher:
         elif isinstance(action, Settle):
             self._settle(row, action)
 
-    def _last_job(self, row: QueueRow) -> tuple[QueueRow, Job | None]:
+    def _last_job(self, row: QueueRow, read: Study | str) -> tuple[QueueRow, Job | None]:
         """Return the last job of a study, with its row; records a job whose worker died before recording it."""
         job = self._cluster.job(row.job) if row.job is not None else None
-        if job is not None and job.living:
+        if (job is not None and job.living) or isinstance(read, str):
             return row, job
         # IDs of jobs follow from study and attempt, so that the next one can be asked for without knowing of it.
         attempt = row.attempt + (row.job is not None)
-        later = self._cluster.job(job_id(parse_resolved(row.document), attempt))
+        later = self._cluster.job(job_id(read, attempt))
         if later is None:
             return row, job
         return self._store.record_job(
@@ -151,15 +180,19 @@ class Dispatcher:
             return self._store.study(name)
         return None
 
-    def _extends(self, study: StudyRow, row: QueueRow) -> bool:
-        """Whether a study in the store is an extension of the one in the queue: its events have all earlier hashes."""
-        if study.config_hash == row.config_hash:
-            return False
-        return any(event.detail.get("config_hash") == row.config_hash for event in self._store.events(study.name))
+    def _is_same(self, study: StudyRow, row: QueueRow, read: Study | str) -> bool:
+        """Whether a study in the store is the one in the queue, or an extension of it, made without the service.
 
-    def _submit(self, row: QueueRow, action: Submit) -> None:
+        This release may hash what an older one has queued in another way, and the events of a study have all hashes
+        that it had before it was extended.
+        """
+        hashes = {row.config_hash} if isinstance(read, str) else {row.config_hash, read.hash}
+        if study.config_hash in hashes:
+            return True
+        return any(event.detail.get("config_hash") in hashes for event in self._store.events(study.name))
+
+    def _submit(self, row: QueueRow, study: Study, action: Submit) -> None:
         try:
-            study = parse_resolved(row.document)
             job = self._cluster.submit(study, attempt=action.attempt, options=self._options)
         except ClusterError as error:
             self._cluster.capacity()  # raises if the cluster is unreachable; otherwise it has refused the job
@@ -190,3 +223,15 @@ class Dispatcher:
     def _forget(self, study: str) -> None:
         self._held.pop(study, None)
         self._refused.pop(study, None)
+        self._troubles.pop(study, None)
+
+
+def _read(row: QueueRow) -> Study | str:
+    """Return the study of a row, or why this release cannot read it."""
+    try:
+        return stored_study(row.document, source=f"study {row.study}")
+    except StudyError as error:
+        reason = one_line(str(error).splitlines()[0])
+        return sentence(
+            f"this release cannot read the study as it is stored: {reason}; submit it again by another name"
+        )

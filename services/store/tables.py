@@ -32,6 +32,33 @@ class Instant(sa.types.TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class StudyDocument(sa.types.TypeDecorator[Any]):
+    """The document of a study. One that is not a JSON object is read as an empty one, which is no study.
+
+    Whoever reads many rows at once, such as the queue and lists, must not fail because of one of them; whoever needs
+    the study of that row gets the error from the document.
+    """
+
+    impl = sa.JSON
+    cache_ok = True
+
+    def __init__(self) -> None:
+        super().__init__(none_as_null=True)
+
+    def result_processor(self, dialect: Dialect, coltype: Any) -> Any:
+        """Return what turns a value of the database into a document."""
+        read = super().result_processor(dialect, coltype)
+
+        def tolerant(value: Any) -> Any:
+            try:
+                document = value if read is None else read(value)
+            except ValueError:
+                return {}
+            return document if document is None or isinstance(document, dict) else {}
+
+        return tolerant
+
+
 def to_json_text(document: Any) -> str:
     """Return JSON; raises on NaN and infinity, which must have been replaced before."""
     return json.dumps(document, allow_nan=False, separators=(",", ":"))
@@ -52,6 +79,7 @@ METADATA = sa.MetaData(
     }
 )
 _NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite numbers rows only by an INTEGER key
+_STUDY = StudyDocument()
 _JSON = sa.JSON(none_as_null=True)  # None is SQL's NULL, not JSON's null
 
 
@@ -81,7 +109,7 @@ studies = Table(
     Column("finished_at", Instant),
     Column("error", Text),
     Column("uuid", Text, unique=True, index=True),  # older than the column are studies that a migration gave theirs
-    Column("config", _JSON, nullable=False),
+    Column("config", _STUDY, nullable=False),
     _one_of("state", STUDY_STATES),
     Index(None, "state", "id"),  # for lists of one state, newest first
 )
@@ -234,8 +262,8 @@ queue = Table(
     Column("message", Text, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
-    Column("document", _JSON, nullable=False),
-    Column("source", _JSON),
+    Column("document", _STUDY, nullable=False),
+    Column("source", _STUDY),
     UniqueConstraint("owner", "key"),
     _one_of("state", QUEUE_STATES),
     Index(None, "state", "id"),

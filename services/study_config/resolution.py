@@ -92,7 +92,7 @@ def study_of(
         StudyError: The study violates rules; the error lists all of them.
     """
     if is_resolved(document):
-        return _read_resolved(document, source=source)
+        return stored_study(document, source=source)
     return resolve_document(document, source=source, lines=lines, measure=measure)
 
 
@@ -119,7 +119,16 @@ def resolve_document(
     return study
 
 
-def _read_resolved(document: Mapping[str, Any], *, source: str) -> Study:
+def stored_study(document: Mapping[str, Any], *, source: str) -> Study:
+    """Return a study from its resolved form, whatever stands in its place.
+
+    Args:
+        document: What should be a result of `Study.to_json`, of version 2 or 1.
+        source: Where it comes from, for error messages.
+
+    Raises:
+        StudyError: This release cannot read it.
+    """
     try:
         return parse_resolved(document)
     except ValidationError as error:

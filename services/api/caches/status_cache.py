@@ -104,8 +104,11 @@ class Watcher:
 
 def progress_of(row: QueueRow, spent: tuple[SpentRow, ...]) -> ProgressView:
     """Return the progress of a study, from the usage of its arms."""
-    budget = Budget.model_validate(row.document["budget"])
-    arms = [_arm(name, budget, [each for each in spent if each.arm == name]) for name in row.document["arms"]]
+    try:
+        budget, names = Budget.model_validate(row.document["budget"]), list(row.document["arms"])
+    except (KeyError, TypeError, ValueError):  # this release cannot read the study; the worker says so in its message
+        return ProgressView(state=row.state, message=row.message, share=0.0, arms=[])
+    arms = [_arm(name, budget, [each for each in spent if each.arm == name]) for name in names]
     share = sum(arm.share for arm in arms) / len(arms) if arms else 0.0
     return ProgressView(state=row.state, message=row.message, share=round(share, 4), arms=arms)
 

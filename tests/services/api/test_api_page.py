@@ -4,6 +4,7 @@ import re
 
 import httpx
 import pytest
+import sqlalchemy as sa
 import yaml
 
 from services.store import Store
@@ -210,3 +211,24 @@ def test_files_of_the_page_are_kept_by_browsers_until_they_change(client):
     assert answer.headers["content-type"].startswith("text/javascript")
     again = client(None).get("/static/htmx.min.js", headers={"If-None-Match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize("document", ['{"x": 1}', '{"budget": 7, "arms": []}', "[1]", "{]"])
+def test_a_study_that_cannot_be_read_takes_no_page_list_or_stream_down(visitor, client, study, store, told, document):
+    ann = client("ann")
+    for name in ("good", "bad"):
+        ann.post("/v1/studies", json={**study, "name": name})
+        store.acquire_lease("worker", seconds=FOR_LONG)
+    with store._database.writing() as connection:
+        update = sa.text("UPDATE queue SET document = :x, source = :x WHERE study = 'bad'")
+        connection.execute(update, {"x": document})
+    for path in ("/", "/parts/studies", "/studies/good", "/studies/bad", "/v1/studies", "/v1/studies/good"):
+        answer = visitor.get(path)
+        assert answer.status_code == 200, path
+        assert "good" in answer.text or "bad" in answer.text
+    shown = ann.get("/v1/studies/bad").json()
+    assert (shown["name"], shown["state"], shown["arms"], shown["share"]) == ("bad", "running", [], 0.0)
+    store.finish_queued("bad", "worker", "failed", message="it cannot be read")
+    assert "it cannot be read" in ann.get("/v1/studies/bad/events").text
+    assert "it cannot be read" in visitor.get("/studies/bad").text
+    told(ann.post("/v1/studies/bad/extend", json={"assignments": ["budget.sample_passes=10"]}), 422, "invalid_study")

@@ -58,6 +58,10 @@ ELSEWHERE = Settle(
 LATE = replace(GIVEN, attempt=MOST_RESTARTS + 3, first_attempt=3)
 
 
+def is_same(row: QueueRow, study: StudyRow | None) -> bool:
+    return study is not None and study.config_hash == row.config_hash
+
+
 def failed(code: int | None, message: str = "") -> Job:
     return Job("j", "failed", message, exit_code=code)
 
@@ -162,11 +166,11 @@ TABLE = {
 
 @pytest.mark.parametrize(("row", "job", "study", "action"), TABLE.values(), ids=TABLE)
 def test_the_action_follows_from_what_is_known(row, job, study, action) -> None:
-    assert decide(row, job, study) == action
+    assert decide(row, job, study, same=is_same(row, study)) == action
 
 
 def test_a_study_that_was_extended_without_the_service_is_complete_as_a_whole() -> None:
-    assert decide(GIVEN, DONE, SMALLER, extended=True) == Settle("complete")
+    assert decide(GIVEN, DONE, SMALLER, same=True) == Settle("complete")
 
 
 @pytest.mark.parametrize("state", ["running", "cancelling"])
@@ -174,7 +178,7 @@ def test_a_study_that_was_extended_without_the_service_is_complete_as_a_whole() 
 @pytest.mark.parametrize("study", [None, STUDY, DRIVEN, SILENT, COMPLETE, SMALLER])
 @pytest.mark.parametrize("given", [None, "j"])
 def test_nothing_ends_while_a_job_lives_and_nothing_is_submitted_twice(state, job, study, given) -> None:
-    action = decide(replace(ROW, state=state, job=given), job, study)
+    action = decide(replace(ROW, state=state, job=given), job, study, same=is_same(ROW, study))
     if job is not None:
         assert isinstance(action, Wait | Stop)
     if state == "cancelling":

@@ -1,5 +1,6 @@
 """Workers over a real store and a cluster that exists only here: no study is lost, run twice at once, ended wrongly."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -7,11 +8,12 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -19,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from services.cluster import ClusterError
 from services.cluster.jobs import Job, job_id
 from services.dispatch import Dispatcher
+from services.dispatch.dispatcher import MOST_TROUBLES
 from services.dispatch.loop import destination_options
 from services.execution.destination import require
 from services.settings import Settings
@@ -36,6 +39,12 @@ DOCUMENT = {
     "arms": {"dense": {}},
 }
 NAMES = ("one", "two", "three")
+
+
+@pytest.fixture
+def sqlite_store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as opened:
+        yield opened
 
 
 def study_named(name: str, **changes: object) -> Study:
@@ -192,6 +201,86 @@ def test_jobs_carry_the_identities_of_store_and_home(store: Store, tmp_path: Pat
     assert options == ("--store-id", store.identity(), "--home-id", home)
     assert destination_options(settings, store) == options
     require(settings, store=options[1] if "***" not in store.url else None, home=home, log=pytest.fail)
+
+
+POISON = {
+    "no study at all": {"x": 1},
+    "a list": [1],
+    "a setting that is not there": {**STUDIES["two"].to_json(), "arms": {"dense": {"experiment": {"backbone": 7}}}},
+    "a schema to come": {**STUDIES["two"].to_json(), "schema_version": 3},
+    "a method to come": json.loads(
+        json.dumps(STUDIES["two"].to_json()).replace('{"name": "none"}', '{"name": "telepathy"}')
+    ),
+    "no JSON": None,
+}
+
+
+def poison(store: Store, name: str, document: object) -> None:
+    """Write into the queue what no release of today would, past the checks of the store."""
+    text = "{]" if document is None else json.dumps(document)
+    with store._database.writing() as connection:
+        connection.execute(
+            sa.text("UPDATE queue SET document = :text WHERE study = :name"), {"text": text, "name": name}
+        )
+
+
+@pytest.mark.parametrize("document", POISON.values(), ids=POISON)
+def test_a_study_that_cannot_be_read_fails_alone_with_its_reason(sqlite_store: Store, document: object) -> None:
+    store = sqlite_store
+    grid = Grid(store)
+    for name in NAMES:
+        enqueue(store, name)
+    poison(store, "two", document)
+    dispatcher = worker(store, grid)
+    dispatcher.round()
+    assert dispatcher.held == ("one", "three")
+    assert state(store, "two")[0] == "failed"
+    assert state(store, "two")[1].startswith("this release cannot read the study as it is stored: study two: ")
+    assert state(store, "two")[1].endswith("submit it again by another name")
+    assert len(grid.submitted) == 2
+    poison(store, "one", document)  # while its job runs, as where the worker is upgraded or goes back
+    dispatcher.round()
+    assert state(store, "one")[0] == "running"
+    grid.drive(job := grid.submitted[0])
+    grid.end(job, "succeeded", 0)
+    dispatcher.round()
+    assert state(store, "one") == ("complete", "")
+
+
+class Broken(Grid):
+    """Fails on one study, in a way that nobody has thought of."""
+
+    def submit(self, study: Study, *, attempt: int = 0, options: Sequence[str] = ()) -> Job:
+        if study.name == "two":
+            raise ZeroDivisionError("of all things")
+        return super().submit(study, attempt=attempt, options=options)
+
+
+def test_an_error_that_nobody_thought_of_fails_its_study_and_no_other(sqlite_store: Store) -> None:
+    grid, said = Broken(sqlite_store), []
+    for name in NAMES:
+        enqueue(sqlite_store, name)
+    dispatcher = worker(sqlite_store, grid, log=said.append)
+    dispatcher.round()
+    assert dispatcher.held == NAMES
+    for _ in range(MOST_TROUBLES - 1):
+        assert state(sqlite_store, "two")[0] == "running"
+        dispatcher.round()
+    assert state(sqlite_store, "two") == (
+        "failed",
+        "the worker cannot handle this study: ZeroDivisionError: of all things",
+    )
+    assert dispatcher.held == ("one", "three")
+    assert len(grid.submitted) == 2
+
+
+def test_a_study_that_is_deleted_from_the_queue_is_let_go(sqlite_store: Store) -> None:
+    grid, dispatcher, _ = driven(sqlite_store)
+    with sqlite_store._database.writing() as connection:
+        connection.execute(sa.text("DELETE FROM queue"))
+    dispatcher.round()
+    assert dispatcher.held == ()
+    assert grid.submitted
 
 
 def test_a_head_that_dies_costs_an_attempt_and_its_owner_is_told_why(store: Store) -> None:
