@@ -2,7 +2,8 @@
 
 `records` are the rows it returns, `checked_values` the checks on what it is passed, `tables` its schema, `database` the
 connection to SQLite or PostgreSQL, `locks` the locks between processes, `schema_version` migrates. `Store` consists of
-`studies`, `trials`, `queue` (studies submitted to the service) and `tokens` (of the API).
+`studies`, `trials`, `queue` (studies submitted to the service), `schedule` (of all of them at once) and `tokens` (of
+the API).
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,7 +40,9 @@ from services.store.records import (
     StudyStatus,
     StudySummary,
     TokenRow,
+    Waiting,
 )
+from services.store.schedule import Schedule
 from services.store.studies import Studies
 from services.store.tokens import Tokens
 from services.store.trials import Trials, study_id
@@ -67,11 +70,12 @@ __all__ = [
     "StudyStatus",
     "StudySummary",
     "TokenRow",
+    "Waiting",
     "this_process",
 ]
 
 
-class Store(Studies, Trials, Queue, Tokens):
+class Store(Studies, Trials, Queue, Schedule, Tokens):
     """Studies and their trials, and the queue and tokens of the service, in one SQLite or PostgreSQL database.
 
     Only the driver that has claimed a study writes to it; any thread or process may read at any time.

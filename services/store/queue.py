@@ -19,7 +19,7 @@ from services.store.trials import spent_rows
 TERMINAL_STATES = ("complete", "failed", "cancelled")
 _LEASED_STATES = ("running", "cancelling")
 _ENQUEUE_LOCK = 7_361_902_456  # arbitrary, but the same in all releases: the key of a PostgreSQL advisory lock
-_SUMMARY = tuple(QueueSummary.__slots__)
+SUMMARY = tuple(QueueSummary.__slots__)
 
 
 class Queue:
@@ -41,6 +41,7 @@ class Queue:
         key: str | None = None,
         source: Json | None = None,
         max_open: int | None = None,
+        priority: int = 0,
     ) -> QueueRow:
         """Submit a study, or return the one that the same owner submitted before with the same key or documents.
 
@@ -52,6 +53,7 @@ class Queue:
             key: Idempotency key, chosen by the client, by which a repeated request is recognized.
             source: The study as it was submitted, before defaults were filled in; an extension changes this document.
             max_open: How many queued or running studies an owner may have.
+            priority: Those with a higher one are first among the waiting studies of the owner.
 
         Raises:
             StudyConflict: The key was used for another study, or the name is taken by another study.
@@ -76,6 +78,7 @@ class Queue:
                 "attempt": 0,
                 "first_attempt": 0,
                 "message": "",
+                "priority": priority,
                 "created_at": now,
                 "updated_at": now,
                 "document": require_finite("document", document),
@@ -126,7 +129,7 @@ class Queue:
         chosen = [one_of("state of a queued study", state, QUEUE_STATES) for state in states or ()]
         values = {"states": chosen, "owner": owner, "before": before, "limit": whole_number("limit", limit)}
         with self._database.reading() as connection:
-            return tuple(QueueSummary(*row) for row in connection.execute(query, values))
+            return tuple(QueueSummary(**row) for row in connection.execute(query, values).mappings())
 
     def count_queue(self) -> dict[str, int]:
         """Return the number of submitted studies in each state."""
@@ -135,12 +138,16 @@ class Queue:
             rows = connection.execute(sa.select(state, sa.func.count()).group_by(state)).all()
         return dict.fromkeys(QUEUE_STATES, 0) | {name: int(number) for name, number in rows}
 
-    def acquire_lease(self, worker: str, *, seconds: float) -> QueueRow | None:
-        """Lease the oldest study that is queued or whose lease has expired to a worker; return None if there is none.
+    def acquire_lease(
+        self, worker: str, *, seconds: float, study: str | None = None, width: int | None = None
+    ) -> QueueRow | None:
+        """Lease a study that is queued or whose lease has expired to a worker; return None if there is none.
 
         Args:
             worker: Unique name of the worker.
             seconds: Duration of the lease unless it is renewed.
+            study: Name of the study; if omitted, that which has waited longest.
+            width: Trials that it may run at once, if it was queued; None for as many as it asks for.
         """
         columns = tables.queue.c
         with self._database.writing() as connection:
@@ -148,15 +155,18 @@ class Queue:
             # A worker that died in the middle of a study leaves it running with a lease that nobody renews.
             expired = columns.lease_until.is_(None) | (columns.lease_until < now)
             free = (columns.state == "queued") | (columns.state.in_(_LEASED_STATES) & expired)
+            chosen = free if study is None else free & (columns.study == study)
+            order = (sa.func.coalesce(columns.queued_at, columns.created_at), columns.id)
             # SKIP LOCKED: workers that ask at the same time each get another study instead of waiting for the first.
-            first = _select().where(free).order_by(columns.id).limit(1).with_for_update(skip_locked=True)
+            first = _select().where(chosen).order_by(*order).limit(1).with_for_update(skip_locked=True)
             row = connection.execute(first).mappings().one_or_none()
             if row is None:
                 return None
             changes = {"worker": storable(worker), "lease_until": now + timedelta(seconds=seconds)}
             if row["state"] == "queued":  # one that is running or cancelling stays so: only its worker changes
-                changes |= {"state": "running", "updated_at": now}
-            return _change(connection, row, **changes)
+                changes |= {"state": "running", "updated_at": now, "started_at": now, "width": width, "message": ""}
+                changes |= {"position": None, "expected_at": None}
+            return change_row(connection, row, **changes)
 
     def renew_lease(self, study: str, worker: str, *, seconds: float) -> QueueRow:
         """Extend a lease to `seconds` from now; the state of the returned row says whether to cancel the study.
@@ -165,9 +175,9 @@ class Queue:
             LeaseLost: Another worker holds the study, or it has ended.
         """
         with self._database.writing() as connection:
-            row = _find_leased(connection, study, worker)
+            row = find_leased(connection, study, worker)
             until = self._database.now(connection) + timedelta(seconds=seconds)
-            return _change(connection, row, lease_until=until)
+            return change_row(connection, row, lease_until=until)
 
     def record_job(self, study: str, worker: str, *, job: str, attempt: int, message: str = "") -> QueueRow:
         """Record the job that was submitted for a study.
@@ -183,10 +193,11 @@ class Queue:
             LeaseLost: Another worker holds the study, or it has ended.
         """
         with self._database.writing() as connection:
-            row = _find_leased(connection, study, worker)
+            row = find_leased(connection, study, worker)
             now = self._database.now(connection)
             changes = {"job": job, "attempt": whole_number("attempt", attempt), "message": storable(message)}
-            return _change(connection, row, **changes, updated_at=now)
+            changes["set_aside_at"] = None
+            return change_row(connection, row, **changes, updated_at=now)
 
     def set_message(self, study: str, worker: str, *, message: str) -> QueueRow:
         """Set the sentence that tells the owner what a study is waiting for.
@@ -195,9 +206,9 @@ class Queue:
             LeaseLost: Another worker holds the study, or it has ended.
         """
         with self._database.writing() as connection:
-            row = _find_leased(connection, study, worker)
+            row = find_leased(connection, study, worker)
             now = self._database.now(connection)
-            return _change(connection, row, message=storable(message), updated_at=now)
+            return change_row(connection, row, message=storable(message), updated_at=now)
 
     def release_lease(self, study: str, worker: str) -> None:
         """Release a lease, so that another worker can continue at once; does nothing if another worker holds it."""
@@ -208,8 +219,8 @@ class Queue:
                 return
             # Without a job it waits in the queue again; with one it runs on, and another worker takes it over.
             untouched = row["state"] == "running" and row["job"] is None
-            state = "queued" if untouched else row["state"]
-            _change(connection, row, worker=None, lease_until=None, state=state)
+            waits = {"state": "queued", "width": None, "started_at": None, "yields": None} if untouched else {}
+            change_row(connection, row, worker=None, lease_until=None, **waits)
 
     def finish_queued(self, study: str, worker: str, state: str, *, message: str = "") -> QueueRow:
         """Set the terminal state of a submitted study; does nothing if it is in that state already.
@@ -236,7 +247,8 @@ class Queue:
             _require_lease(row, worker)
             now = self._database.now(connection)
             ended = {"state": state, "message": storable(message), "updated_at": now}
-            return _change(connection, row, **ended, worker=None, lease_until=None)
+            ended |= {"width": None, "yields": None, "position": None, "expected_at": None, "set_aside_at": None}
+            return change_row(connection, row, **ended, worker=None, lease_until=None)
 
     def request_cancel(self, study: str) -> QueueRow:
         """Request the cancellation of a study; a queued one is cancelled at once. Does nothing if requested already.
@@ -250,14 +262,13 @@ class Queue:
                 return _row(row)
             now = self._database.now(connection)
             if row["state"] == "queued":  # no worker has it, so that nothing has to be stopped
-                return _change(
-                    connection, row, state="cancelled", message="cancelled before it was started", updated_at=now
-                )
+                ended = {"state": "cancelled", "message": "cancelled before it was started", "updated_at": now}
+                return change_row(connection, row, **ended, position=None, expected_at=None, set_aside_at=None)
             if row["state"] != "running":
                 raise StateError(
                     f"study {study!r} is {row['state']!r}: only a queued or running study can be cancelled"
                 )
-            return _change(connection, row, state="cancelling", updated_at=now)
+            return change_row(connection, row, state="cancelling", updated_at=now)
 
     def request_resume(
         self,
@@ -267,8 +278,9 @@ class Queue:
         config_hash: str | None = None,
         source: Json | None = None,
         max_open: int | None = None,
+        priority: int | None = None,
     ) -> QueueRow:
-        """Queue a failed or cancelled study again, or extend one that has ended.
+        """Queue a failed or cancelled study again, or extend one that has ended; it waits behind those that wait.
 
         Does nothing if the study is queued or running with the same documents.
 
@@ -278,6 +290,7 @@ class Queue:
             config_hash: Hash of `document`; required with it.
             source: The extended study before defaults were filled in.
             max_open: How many queued or running studies an owner may have.
+            priority: As of `enqueue`; unchanged if omitted.
 
         Raises:
             ValueError: One of `document` and `config_hash` is missing.
@@ -300,25 +313,28 @@ class Queue:
             _require_quota(connection, row["owner"], max_open)
             # The ID of a job contains the attempt, and Ray takes an ID only once: a number with a job is used up.
             attempt = row["attempt"] + (row["job"] is not None)
-            changes: dict[str, Any] = {"state": "queued", "message": "", "updated_at": self._database.now(connection)}
-            changes |= {"job": None, "attempt": attempt, "first_attempt": attempt}
+            now = self._database.now(connection)
+            changes: dict[str, Any] = {"state": "queued", "message": "", "updated_at": now, "queued_at": now}
+            changes |= {"job": None, "attempt": attempt, "first_attempt": attempt, "started_at": None}
+            if priority is not None:
+                changes["priority"] = priority
             if document is not None:
                 changes |= {"document": require_finite("document", document), "config_hash": config_hash}
             if source is not None:
                 changes["source"] = require_finite("source", source)
-            return _change(connection, row, **changes)
+            return change_row(connection, row, **changes)
 
 
 def _select() -> "sa.Select[Any]":
     columns = tables.queue.c
-    return sa.select(*(columns[name] for name in _SUMMARY), columns.document, columns.source)
+    return sa.select(*(columns[name] for name in SUMMARY), columns.document, columns.source)
 
 
 @functools.cache
 def _select_lines(states: bool, owner: bool, before: bool) -> "sa.Select[Any]":
     """Return the query for a list; cached, since building it takes longer than running it."""
     columns = tables.queue.c
-    query = sa.select(*(columns[name] for name in _SUMMARY)).order_by(columns.id.desc()).limit(sa.bindparam("limit"))
+    query = sa.select(*(columns[name] for name in SUMMARY)).order_by(columns.id.desc()).limit(sa.bindparam("limit"))
     if states:
         query = query.where(columns.state.in_(sa.bindparam("states", expanding=True)))
     if owner:
@@ -344,7 +360,12 @@ def _find(connection: Connection, study: str, *, locked: bool = False) -> RowMap
     return row
 
 
-def _find_leased(connection: Connection, study: str, worker: str) -> RowMapping:
+def find_leased(connection: Connection, study: str, worker: str) -> RowMapping:
+    """Return a study that a worker holds, locked until the transaction ends.
+
+    Raises:
+        LeaseLost: Another worker holds it, or it has ended.
+    """
     row = _find(connection, study, locked=True)
     _require_lease(row, worker)
     return row
@@ -358,7 +379,8 @@ def _require_lease(row: RowMapping, worker: str) -> None:
         )
 
 
-def _change(connection: Connection, row: RowMapping, **values: Any) -> QueueRow:
+def change_row(connection: Connection, row: RowMapping, **values: Any) -> QueueRow:
+    """Change columns of a study in the queue, and return it as it is then."""
     connection.execute(sa.update(tables.queue).where(tables.queue.c.id == row["id"]).values(**values))
     return _row({**row, **values})
 

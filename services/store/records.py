@@ -218,6 +218,14 @@ class QueueSummary:
         message: One sentence for the owner; may be empty.
         created_at: When it was submitted.
         updated_at: When its state, job or documents last changed.
+        priority: Among the waiting studies of its owner, those with a higher one are first.
+        queued_at: When it was queued again, by resuming or extending it; None if it never was.
+        set_aside_at: Since when no node of the cluster has had room for one of its trials; None if there is one.
+        position: Its place among all waiting studies, from 1; None if it is not in line, or not known yet.
+        expected_at: When it is expected to start; None if that is not known.
+        width: Trials that it may run at once, which the worker has given it; None while it waits.
+        started_at: When it was started, for the last time; None while it waits.
+        yields: Why it has to make room for others, after which it waits again; None if it goes on.
     """
 
     id: int
@@ -233,6 +241,19 @@ class QueueSummary:
     message: str
     created_at: datetime
     updated_at: datetime
+    priority: int = field(default=0, kw_only=True)
+    queued_at: datetime | None = field(default=None, kw_only=True)
+    set_aside_at: datetime | None = field(default=None, kw_only=True)
+    position: int | None = field(default=None, kw_only=True)
+    expected_at: datetime | None = field(default=None, kw_only=True)
+    width: int | None = field(default=None, kw_only=True)
+    started_at: datetime | None = field(default=None, kw_only=True)
+    yields: str | None = field(default=None, kw_only=True)
+
+    @property
+    def waiting_since(self) -> datetime:
+        """When it was queued, for the last time."""
+        return self.queued_at or self.created_at
 
     @property
     def ended(self) -> bool:
@@ -253,6 +274,23 @@ class QueueRow(QueueSummary):
     document: Json = field(repr=False)
     source: Json | None = field(default=None, repr=False)
     new: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What is said of a study that waits.
+
+    Args:
+        position: Its place among all waiting studies, from 1; None if it is set aside.
+        message: Why it waits, in one sentence for the owner.
+        expected_at: When it is expected to start; None if that is not known.
+        set_aside_at: Since when no node has had room for one of its trials; None if there is one.
+    """
+
+    position: int | None
+    message: str
+    expected_at: datetime | None = None
+    set_aside_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

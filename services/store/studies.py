@@ -85,6 +85,12 @@ class Studies:
         with self._database.reading() as connection:
             return self._study(connection, name)
 
+    def has_study(self, name: str) -> bool:
+        """Whether a driver has begun a study of that name."""
+        columns = tables.studies.c
+        with self._database.reading() as connection:
+            return connection.scalars(sa.select(columns.id).where(columns.name == name)).one_or_none() is not None
+
     def studies(self, state: str | None = None, *, limit: int = 100, offset: int = 0) -> tuple[StudySummary, ...]:
         """Return summaries of studies, newest first."""
         columns = [column for column in tables.studies.c if column.name not in ("config", "config_hash", "uuid")]
