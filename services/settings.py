@@ -15,6 +15,7 @@ PREFIX = "NAS_BLOCKOUT_"
 MIN_TOKEN_CHARACTERS = 16
 MAX_WHOLE = 10**9
 _MAX_DIGITS = 12
+_RUNNING_STUDIES, _TURN_MINUTES = 4, 10
 _API_BODY_BYTES, _API_RATE, _API_OPEN_STUDIES = 262_144, 20, 20
 _IN_URLS = {ord(character): f"%{ord(character):02X}" for character in "%?#"}  # they would end the path, or begin a code
 _OFF = frozenset({"", "none"})
@@ -122,6 +123,50 @@ class Settings:
     api_open_studies: Annotated[
         int, Variable("NAS_BLOCKOUT_API_OPEN_STUDIES", "Studies that an owner may have queued or running.", "20")
     ] = _API_OPEN_STUDIES
+    running_studies: Annotated[
+        int,
+        Variable(
+            "NAS_BLOCKOUT_RUNNING_STUDIES",
+            "Submitted studies that run at once, of all owners; each has a driver on the head of the cluster.",
+            "4",
+        ),
+    ] = _RUNNING_STUDIES
+    turn_minutes: Annotated[
+        int,
+        Variable(
+            "NAS_BLOCKOUT_TURN_MINUTES",
+            "How long a submitted study may run before it makes room for an owner who holds less and waits.",
+            "10",
+        ),
+    ] = _TURN_MINUTES
+    owner_shares: Annotated[
+        tuple[tuple[str, float], ...],
+        Variable(
+            "NAS_BLOCKOUT_OWNER_SHARES",
+            "Shares of owners in the cluster where they compete for it, such as `ann=2,bob=0.5`.",
+            "1 for every owner",
+        ),
+    ] = ()
+    owner_trials: Annotated[
+        int | None,
+        Variable("NAS_BLOCKOUT_OWNER_TRIALS", "Trials that the submitted studies of an owner run at once.", "no limit"),
+    ] = None
+    owner_gpu_hours: Annotated[
+        int | None,
+        Variable(
+            "NAS_BLOCKOUT_OWNER_GPU_HOURS",
+            "GPU-hours that the submitted studies of an owner may use in 30 days; then they wait.",
+            "no limit",
+        ),
+    ] = None
+    owner_gigabytes: Annotated[
+        int | None,
+        Variable(
+            "NAS_BLOCKOUT_OWNER_GIGABYTES",
+            "Gigabytes of files in the home folder beyond which no further study of an owner starts.",
+            "no limit",
+        ),
+    ] = None
     factories: Annotated[
         tuple[str, ...],
         Variable(
@@ -185,6 +230,12 @@ class Settings:
             api_body_bytes=_whole(values, "API_BODY_BYTES", _API_BODY_BYTES),
             api_rate=_whole(values, "API_RATE", _API_RATE),
             api_open_studies=_whole(values, "API_OPEN_STUDIES", _API_OPEN_STUDIES),
+            running_studies=_whole(values, "RUNNING_STUDIES", _RUNNING_STUDIES),
+            turn_minutes=_whole(values, "TURN_MINUTES", _TURN_MINUTES),
+            owner_shares=_owner_shares(values.get(PREFIX + "OWNER_SHARES", "")),
+            owner_trials=_limit(values, "OWNER_TRIALS"),
+            owner_gpu_hours=_limit(values, "OWNER_GPU_HOURS"),
+            owner_gigabytes=_limit(values, "OWNER_GIGABYTES"),
             factories=_factories(values.get(PREFIX + "FACTORIES", "")),
             weights=_folder(values, "WEIGHTS"),
             mlflow_url=_page(values, "MLFLOW_URL"),
@@ -280,6 +331,23 @@ def _whole(values: Mapping[str, str], variable: str, default: int) -> int:
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:_MAX_DIGITS]) <= MAX_WHOLE:
         raise SettingsError(f"{PREFIX}{variable} must be a whole number in [1, {MAX_WHOLE}], got {text[:40]!r}")
     return int(text)
+
+
+def _limit(values: Mapping[str, str], variable: str) -> int | None:
+    return _whole(values, variable, 1) if values.get(PREFIX + variable, "").strip() else None
+
+
+def _owner_shares(text: str) -> tuple[tuple[str, float], ...]:
+    shares: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"([^=\s]+)=([0-9]{1,6}(?:\.[0-9]{1,6})?)", part)
+        if match is None or float(match[2]) <= 0 or match[1] in shares:
+            raise SettingsError(
+                f"{PREFIX}OWNER_SHARES must be owners with positive numbers, separated by commas, each owner once, "
+                f"such as ann=2,bob=0.5, got {part[:80]!r}"
+            )
+        shares[match[1]] = float(match[2])
+    return tuple(shares.items())
 
 
 def _page(values: Mapping[str, str], variable: str) -> str | None:

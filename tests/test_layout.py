@@ -104,7 +104,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "report": {"analysis", "budget", "files"},
         "finalize": {"analysis", "budget", "files", "report", "store", "study_config", "tracking"},
         "entry_point": {"cli"},
-        "dispatch": {"cluster", "files", "store", "study_config"},
+        "dispatch": {"budget", "cluster", "files", "store", "study_config"},
         "api": {"budget", "cluster", "execution", "files", "finalize", "store", "study_config"},
         "cli": {"*"},
     },

@@ -221,11 +221,8 @@ class Jobs:
         ranks, apart = workers.ranks_of_trial, workers.rank_placement == "several-nodes"
         trials = room(nodes, cpus=workers.cpus, gpus=workers.gpus, ranks=ranks, apart=apart)
         if not trials:
-            together = _resources(workers.cpus * ranks, workers.gpus)
-            where = f"in {ranks} parts, each on one node" if apart else "on one node"
             raise ClusterError(
-                f"one trial of study {study.name!r} needs {together} {where}, "
-                f"the cluster has {_described(nodes)}; lower workers.cpus or workers.gpus of the study, or add a node"
+                lacking_room(study.name, nodes, cpus=workers.cpus, gpus=workers.gpus, ranks=ranks, apart=apart)
             )
         return trials
 
@@ -288,6 +285,17 @@ def room(nodes: Sequence[Node], *, cpus: float, gpus: float, ranks: int = 1, apa
     return sum(_room(node, cpus=cpus, gpus=gpus) for node in nodes)
 
 
+def lacking_room(
+    study: str, nodes: Sequence[Node], *, cpus: float, gpus: float, ranks: int = 1, apart: bool = False
+) -> str:
+    """Return what to say of a study of which not a single trial fits; arguments as of `room`."""
+    where = f"in {ranks} parts, each on one node" if apart else "on one node"
+    return (
+        f"one trial of study {study!r} needs {resources_text(cpus * ranks, gpus)} {where}, the cluster has "
+        f"{_described(nodes)}; lower workers.cpus or workers.gpus of the study, or add a node"
+    )
+
+
 def _room(node: Node, *, cpus: float, gpus: float) -> int:
     by_cpus = int(node.cpus // cpus)
     if gpus <= 0:
@@ -297,13 +305,16 @@ def _room(node: Node, *, cpus: float, gpus: float) -> int:
     return min(by_cpus, by_gpus)
 
 
-def _resources(cpus: float, gpus: float) -> str:
+def resources_text(cpus: float, gpus: float) -> str:
+    """Return numbers of CPUs and GPUs as text."""
     return f"{cpus:g} CPU{'s' * (cpus != 1)} and {gpus:g} GPU{'s' * (gpus != 1)}"
 
 
 def _described(nodes: Sequence[Node]) -> str:
     counts = {node: nodes.count(node) for node in sorted(set(nodes), key=lambda node: (-node.gpus, -node.cpus))}
-    parts = [f"{count} node{'s' * (count > 1)} of {_resources(node.cpus, node.gpus)}" for node, count in counts.items()]
+    parts = [
+        f"{count} node{'s' * (count > 1)} of {resources_text(node.cpus, node.gpus)}" for node, count in counts.items()
+    ]
     return "; ".join(parts) or "no nodes"
 
 

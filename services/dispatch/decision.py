@@ -55,16 +55,27 @@ class Settle:
     message: str = ""
 
 
-Action = Submit | Stop | Wait | Settle
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """Let the study wait again, since it has made room for others.
+
+    Args:
+        message: One sentence for the owner.
+    """
+
+    message: str
+
+
+Action = Submit | Stop | Wait | Settle | Requeue
 
 
 def decide(row: QueueRow, job: Job | None, study: StudyRow | None, *, same: bool = False) -> Action:
     """Return what to do with a study that this worker has leased.
 
-    A job that is alive is left alone, or stopped if cancellation was requested. Without one, a study that is complete
-    in the store has ended, however its job did; one with a driver that sends heartbeats is waited for; for any other,
-    the end of its last job decides. Only the store makes a study complete: an exit code says nothing of where the
-    results are.
+    A job that is alive is left alone, or stopped if cancellation was requested or others need its room. Without one, a
+    study that is complete in the store has ended, however its job did; one with a driver that sends heartbeats is
+    waited for; for any other, the end of its last job decides. Only the store makes a study complete: an exit code says
+    nothing of where the results are.
 
     Args:
         row: The study in the queue.
@@ -75,7 +86,7 @@ def decide(row: QueueRow, job: Job | None, study: StudyRow | None, *, same: bool
     # A study that was complete before it was extended is not complete as it is queued.
     complete = study is not None and study.state == "complete" and same
     if job is not None and job.living:
-        return Stop(job.id) if row.state == "cancelling" and not complete else Wait()
+        return Stop(job.id) if (row.state == "cancelling" or row.yields is not None) and not complete else Wait()
     if complete and (job is None or row.state == "cancelling"):
         return Settle("complete", "it had finished before it could be cancelled" if row.state == "cancelling" else "")
     # A driver may outlive its job, and the cluster that knew it; a second one could not claim the study.
@@ -83,6 +94,8 @@ def decide(row: QueueRow, job: Job | None, study: StudyRow | None, *, same: bool
         return Wait()
     if row.state == "cancelling":
         return Settle("cancelled", "cancelled on request; `resume` continues it")
+    if row.yields is not None and not complete:
+        return Requeue(row.yields)
     if row.job is None:
         return Submit(row.attempt)
     if job is None:

@@ -1,29 +1,43 @@
-"""One worker: it leases a few studies at a time, and carries out what `decide` says about each."""
+"""One worker: it leases the studies that are next, and carries out what `decide` says about each."""
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from services.cluster import ClusterError
 from services.cluster.jobs import Job, job_id
-from services.dispatch.decision import Settle, Stop, Submit, decide, sentence
-from services.store import LeaseLost, NotFound, QueueRow, StateError, Store, StoreError, StudyRow
+from services.dispatch.decision import Requeue, Settle, Stop, Submit, decide, sentence
+from services.dispatch.fair_share import Policy
+from services.dispatch.owner_limits import OwnerLimits
+from services.dispatch.planning import HasNodes, Planner, changed
+from services.store import LeaseLost, NotFound, QueueRow, QueueSummary, StateError, Store, StoreError, StudyRow, Waiting
 from services.store.records import ENDED_STUDY
 from services.study_config.errors import StudyError, one_line
 from services.study_config.resolution import stored_study
 from services.study_config.resolved_study import Study
 
-MAX_RUNNING = 4
 REFUSED_SECONDS = 600.0
+RETRY_SECONDS = 10.0  # until a job that the cluster has refused is submitted again
 MOST_TROUBLES = 3
 _LOG = logging.getLogger(__name__)
 
 Log = Callable[[str], None]
 
 
-class Cluster(Protocol):
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """That a cluster refuses a job: since when, when to try again, both monotonic, and why."""
+
+    since: float
+    retry_at: float
+    reason: str
+
+
+class Cluster(HasNodes, Protocol):
     """What the worker needs of the cluster; implemented by `services.cluster.jobs.Jobs`."""
 
     def submit(self, study: Study, *, attempt: int = 0, options: Sequence[str] = ()) -> Job:
@@ -40,15 +54,15 @@ class Cluster(Protocol):
 
 
 class Dispatcher:
-    """Runs the studies that it has leased, and leases more up to a limit.
+    """Runs the studies that it has leased, and decides which of those that wait are next.
 
     Args:
         store: Holds queue and studies.
         cluster: Runs the jobs.
         worker: Unique name of this worker.
         lease_seconds: How long a lease lasts unless it is renewed.
-        max_running: Maximum number of leased studies.
-        refused_seconds: How long to keep trying to submit a study that is too large for the cluster, which may grow.
+        planner: Says which studies are next; one without limits on owners if omitted.
+        refused_seconds: How long a study waits of which the cluster has no room for a single trial, or refuses the job.
         options: Words that the command of every job ends with: what it must write to, see `destination_options`.
         log: Called with one line for each change.
     """
@@ -60,17 +74,18 @@ class Dispatcher:
         *,
         worker: str,
         lease_seconds: float = 30.0,
-        max_running: int = MAX_RUNNING,
+        planner: Planner | None = None,
         refused_seconds: float = REFUSED_SECONDS,
         options: Sequence[str] = (),
         log: Log = _LOG.info,
     ) -> None:
         self._store, self._cluster, self._worker = store, cluster, worker
-        self._lease_seconds, self._max_running, self._refused_seconds = lease_seconds, max_running, refused_seconds
+        self._lease_seconds, self._refused_seconds = lease_seconds, refused_seconds
+        self._planner = planner or Planner(store, cluster, Policy(), OwnerLimits())
         self._options = tuple(options)
         self._log = log
         self._held: dict[str, None] = {}  # a set that keeps its order
-        self._refused: dict[str, float] = {}  # by study, the time since when the cluster has no room for it
+        self._refused: dict[str, Refusal] = {}  # by study, that the cluster refuses its job
         self._troubles: dict[str, int] = {}  # by study, the rounds in succession that ended in an unexpected error
         self._stopping: set[str] = set()  # jobs that were asked to stop, which is done once
 
@@ -80,23 +95,72 @@ class Dispatcher:
         return tuple(self._held)
 
     def round(self) -> None:
-        """Renew all leases, act on each study, and lease more studies.
+        """Renew all leases, act on each study, take over studies of workers that died, and start those that are next.
 
         Raises:
             StoreUnreachable: The database is unreachable; leases may expire, and other workers take over.
             ClusterError: The cluster is unreachable; leases are kept.
         """
         # All leases first: acting on a study takes time, in which those of the others could expire.
-        for row in [row for study in self.held if (row := self._renewed(study)) is not None]:
+        before = self.held
+        for row in [row for study in before if (row := self._renewed(study)) is not None]:
             self._handle(row)
-        new: set[str] = set()
-        while len(self._held) < self._max_running:
-            taken = self._store.acquire_lease(self._worker, seconds=self._lease_seconds)
-            if taken is None or taken.study in new:  # a lease that expired during this round
-                return
-            new.add(taken.study)
-            self._held[taken.study] = None
+        now, rows = self._store.open_queue()
+        for each in rows:
+            expired = each.lease_until is None or each.lease_until < now
+            if each.state != "queued" and expired and each.study not in before:  # of a worker that has died
+                self._take(each.study)
+        if any(row.state == "queued" or row.state == "running" for row in rows):
+            with self._store.scheduling() as alone:
+                if alone:
+                    self._schedule()
+
+    def _take(self, study: str, *, width: int | None = None) -> None:
+        """Lease a study, unless another worker is faster, and act on it."""
+        taken = self._store.acquire_lease(self._worker, seconds=self._lease_seconds, study=study, width=width)
+        if taken is not None:
+            self._held[study] = None
             self._handle(taken)
+
+    def _schedule(self) -> None:
+        """Start the studies that are next, ask others to make room, and say of the rest why they wait."""
+        now, rows = self._store.open_queue()
+        planned = self._planner.plan(rows, now=now, held_back=self._held_back(rows))
+        by_name = {row.study: row for row in rows}
+        for study, reason in planned.yields.items():
+            if by_name[study].yields is None:
+                self._store.request_yield(study, reason=reason)
+                self._log(f"{study}: {reason}")
+        self._say_of_waiting(by_name, planned.waiting, now=now)
+        for study, width in planned.starts.items():
+            self._take(study, width=width)
+
+    def _held_back(self, rows: Iterable[QueueSummary]) -> dict[str, str]:
+        """Return, by study, why the cluster has refused its job a moment ago; forget what is not queued any more."""
+        queued = {row.study for row in rows if row.state == "queued"}
+        self._refused = {study: refusal for study, refusal in self._refused.items() if study in queued}
+        moment = time.monotonic()
+        return {study: each.reason for study, each in self._refused.items() if moment < each.retry_at}
+
+    def _say_of_waiting(
+        self, rows: Mapping[str, QueueSummary], waiting: Mapping[str, Waiting], *, now: datetime
+    ) -> None:
+        said = {study: each for study, each in waiting.items() if changed(rows[study], each, now=now)}
+        self._store.set_waiting(said)
+        for study, each in said.items():
+            if each.message != rows[study].message and each.position is None:
+                self._log(f"{study}: {each.message}")
+        for study, each in waiting.items():
+            aside = each.set_aside_at
+            if aside is not None and (now - aside).total_seconds() >= self._refused_seconds:
+                self._give_up(study, each.message.removeprefix("set aside: "))
+
+    def _give_up(self, study: str, reason: str) -> None:
+        """Fail a study that waits."""
+        row = self._store.acquire_lease(self._worker, seconds=self._lease_seconds, study=study)
+        if row is not None:
+            self._held[study] = None
+            self._settle(row, Settle("failed", reason))
 
     def release(self) -> None:
         """Release all leases, so that other workers can continue at once."""
@@ -160,6 +224,10 @@ class Dispatcher:
             self._stopping.add(action.job)
         elif isinstance(action, Settle):
             self._settle(row, action)
+        elif isinstance(action, Requeue):
+            self._store.requeue(row.study, self._worker, message=action.message)
+            self._log(f"{row.study}: waits again; it {action.message}")
+            self._forget(row.study)
 
     def _last_job(self, row: QueueRow, read: Study | str) -> tuple[QueueRow, Job | None]:
         """Return the last job of a study, with its row; records a job whose worker died before recording it."""
@@ -192,24 +260,29 @@ class Dispatcher:
         return any(event.detail.get("config_hash") in hashes for event in self._store.events(study.name))
 
     def _submit(self, row: QueueRow, study: Study, action: Submit) -> None:
+        options = (*self._options, *(("--workers", str(row.width)) if row.width is not None else ()))
         try:
-            job = self._cluster.submit(study, attempt=action.attempt, options=self._options)
+            job = self._cluster.submit(study, attempt=action.attempt, options=options)
         except ClusterError as error:
             self._cluster.capacity()  # raises if the cluster is unreachable; otherwise it has refused the job
-            self._wait_for_room(row, str(error))
+            self._refuse(row, str(error))
             return
         self._refused.pop(row.study, None)
         message = f"attempt {action.attempt - row.first_attempt + 1}: {action.reason}" if action.reason else ""
         self._store.record_job(row.study, self._worker, job=job.id, attempt=action.attempt, message=message)
         self._log(f"{row.study}: submitted as {job.id}{f', because {action.reason}' if action.reason else ''}")
 
-    def _wait_for_room(self, row: QueueRow, error: str) -> None:
-        if row.study not in self._refused:
-            self._refused[row.study] = time.monotonic()
-            self._store.set_message(row.study, self._worker, message=f"waits: {error}")
-            self._log(f"{row.study}: waits: {error}")
-        if time.monotonic() - self._refused[row.study] >= self._refused_seconds:
+    def _refuse(self, row: QueueRow, error: str) -> None:
+        """Let a study wait whose job the cluster has refused; it may have more machines soon."""
+        now = time.monotonic()
+        since = self._refused[row.study].since if row.study in self._refused else now
+        if now - since >= self._refused_seconds:
             self._settle(row, Settle("failed", error))
+            return
+        self._store.requeue(row.study, self._worker, message=f"waits: {error}")
+        self._log(f"{row.study}: waits: {error}")
+        self._forget(row.study)
+        self._refused[row.study] = Refusal(since, now + RETRY_SECONDS, f"waits: {error}")
 
     def _settle(self, row: QueueRow, action: Settle) -> None:
         """Finish the study in the store first, then in the queue: if this worker dies in between, another does both."""
@@ -222,7 +295,6 @@ class Dispatcher:
 
     def _forget(self, study: str) -> None:
         self._held.pop(study, None)
-        self._refused.pop(study, None)
         self._troubles.pop(study, None)
 
 

@@ -11,7 +11,10 @@ from types import FrameType
 
 from services.cluster import ClusterError
 from services.cluster.jobs import Jobs
-from services.dispatch.dispatcher import MAX_RUNNING, Dispatcher
+from services.dispatch.dispatcher import Dispatcher
+from services.dispatch.fair_share import Policy
+from services.dispatch.owner_limits import OwnerLimits
+from services.dispatch.planning import Planner
 from services.files.home_identity import place_identity
 from services.settings import Settings, SettingsError
 from services.store import Store, StoreUnreachable, this_process
@@ -29,7 +32,6 @@ def work(
     *,
     once: bool = False,
     lease_seconds: float = 30.0,
-    max_running: int = MAX_RUNNING,
     log: Log = _LOG.info,
 ) -> None:
     """Run queued studies as Ray jobs until SIGTERM or SIGINT; then release the leases.
@@ -38,7 +40,6 @@ def work(
         settings: Settings of the installation.
         once: Return when the queue is empty, and fail if database or cluster are unreachable.
         lease_seconds: How long a lease lasts if this worker dies.
-        max_running: Maximum number of leased studies.
         log: Called with one line for each change, and when a service becomes unreachable or reachable again.
 
     Raises:
@@ -55,13 +56,13 @@ def work(
         if store is None:
             return
         stack.enter_context(store)
-        worker = this_process()
+        worker, jobs = this_process(), Jobs(settings.jobs_address)
         dispatcher = Dispatcher(
             store,
-            Jobs(settings.jobs_address),
+            jobs,
             worker=worker,
             lease_seconds=lease_seconds,
-            max_running=max_running,
+            planner=Planner(store, jobs, policy_of(settings), OwnerLimits.of(settings)),
             options=destination_options(settings, store),
             log=log,
         )
@@ -76,6 +77,12 @@ def work(
             longest=min(MAX_POLL_SECONDS, lease_seconds / 3),
             log=log,
         )
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Return what an installation says on who is next."""
+    turn = 60.0 * settings.turn_minutes
+    return Policy(settings.running_studies, turn, dict(settings.owner_shares), settings.owner_trials)
 
 
 def destination_options(settings: Settings, store: Store) -> tuple[str, ...]:

@@ -98,6 +98,11 @@ def test_an_empty_variable_is_one_that_is_not_set(variable):
         ("api_rate", "\u0663", r"whole number"),
         ("api_body_bytes", "9" * 50, r"API_BODY_BYTES must be a whole number"),
         ("api_open_studies", "-1", r"API_OPEN_STUDIES must be"),
+        ("owner_trials", "0", r"OWNER_TRIALS must be a whole number in \[1, "),
+        ("owner_gigabytes", "much", r"OWNER_GIGABYTES must be a whole number in \[1, "),
+        ("owner_shares", "ann", r"OWNER_SHARES must be owners with positive numbers, .*, got 'ann'"),
+        ("owner_shares", "ann=0", r"OWNER_SHARES must be .*, got 'ann=0'"),
+        ("owner_shares", "ann=1,bob=2,ann=3", r"OWNER_SHARES must be .* each owner once, .*, got 'ann=3'"),
         ("mlflow_url", "mlflow:5000", r"MLFLOW_URL must be a URL such as http://127.0.0.1:5000"),
         ("ray_url", "https://me:hunter22@ray", r"RAY_URL must be a URL .* got 'https://me:\*\*\*@ray'"),
         ("ray_url", "javascript:alert(1)", r"RAY_URL must be a URL"),
@@ -183,3 +188,12 @@ def test_a_home_of_any_name_holds_its_databases(tmp_path: Path, name: str) -> No
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.db")] == [
         f"{name}/runs/nas_blockout.db"
     ]
+
+
+def test_owners_share_equally_and_without_limits_unless_told_otherwise():
+    found = read(owner_trials="", owner_shares=" ")
+    assert (found.running_studies, found.turn_minutes, found.owner_shares) == (4, 10, ())
+    assert (found.owner_trials, found.owner_gpu_hours, found.owner_gigabytes) == (None, None, None)
+    found = read(running_studies="9", owner_shares="ann=2, bob=0.5", owner_trials="6", owner_gpu_hours="7")
+    assert (found.running_studies, found.owner_trials, found.owner_gpu_hours) == (9, 6, 7)
+    assert found.owner_shares == (("ann", 2.0), ("bob", 0.5))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from services.cluster.jobs import Job
-from services.dispatch import MOST_RESTARTS, Settle, Stop, Submit, Wait, decide
+from services.dispatch import MOST_RESTARTS, Requeue, Settle, Stop, Submit, Wait, decide
 from services.dispatch.decision import MAX_CHARACTERS, sentence
 from services.store import QueueRow, StudyRow
 
@@ -29,6 +29,7 @@ ROW = QueueRow(
 )
 GIVEN = replace(ROW, job="j")
 CANCELLING = replace(GIVEN, state="cancelling")
+YIELDING = replace(GIVEN, yields="for others")
 STUDY = StudyRow(
     id=1,
     name="s",
@@ -133,6 +134,20 @@ TABLE = {
         STOPPED,
         STUDY,
         Settle("cancelled", "its Ray job was stopped from outside; `resume` continues it"),
+    ),
+    "a living job is stopped if others need its room": (YIELDING, RUNNING, DRIVEN, Stop("j")),
+    "it waits again when its job is gone": (YIELDING, STOPPED, STUDY, Requeue("for others")),
+    "not before its driver is gone": (YIELDING, STOPPED, DRIVEN, Wait()),
+    "it waits again when the cluster forgot": (YIELDING, None, SILENT, Requeue("for others")),
+    "it waits again however its job ended": (YIELDING, failed(143), STUDY, Requeue("for others")),
+    "one that was never submitted waits again": (replace(YIELDING, job=None), None, None, Requeue("for others")),
+    "one that makes room too late is complete": (YIELDING, DONE, COMPLETE, Settle("complete")),
+    "one that is complete is not stopped": (YIELDING, RUNNING, COMPLETE, Wait()),
+    "one that is cancelled while it makes room is cancelled": (
+        replace(YIELDING, state="cancelling"),
+        STOPPED,
+        STUDY,
+        Settle("cancelled", "cancelled on request; `resume` continues it"),
     ),
     "a living job is stopped if asked": (CANCELLING, RUNNING, DRIVEN, Stop("j")),
     "one that has just finished is not": (CANCELLING, RUNNING, COMPLETE, Wait()),

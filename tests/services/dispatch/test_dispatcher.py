@@ -1,6 +1,5 @@
 """Workers over a real store and a cluster that exists only here: no study is lost, run twice at once, ended wrongly."""
 
-import json
 import shutil
 import signal
 import subprocess
@@ -8,150 +7,19 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.cluster import ClusterError
-from services.cluster.jobs import Job, job_id
-from services.dispatch import Dispatcher
-from services.dispatch.dispatcher import MOST_TROUBLES
-from services.dispatch.loop import destination_options
-from services.execution.destination import require
-from services.settings import Settings
+from services.cluster.jobs import job_id
+from services.dispatch import Dispatcher, Policy
 from services.store import LeaseLost, Store, StudyConflict
-from services.study_config.resolution import resolve_document
-from services.study_config.resolved_study import Study
-
-DOCUMENT = {
-    "schema_version": 2,
-    "name": "example",
-    "data": {"name": "digits", "train_samples": 100},
-    "backbone": {"name": "convnet", "channels": [8], "hidden": [16]},
-    "training": {"epochs": 2},
-    "budget": {"sample_passes": 2680},
-    "arms": {"dense": {}},
-}
-NAMES = ("one", "two", "three")
-
-
-@pytest.fixture
-def sqlite_store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as opened:
-        yield opened
-
-
-def study_named(name: str, **changes: object) -> Study:
-    return resolve_document({**DOCUMENT, "name": name, **changes}, source="test")
-
-
-STUDIES = {name: study_named(name) for name in NAMES}
-
-
-def enqueue(store: Store, name: str = "one") -> None:
-    study = STUDIES[name]
-    store.enqueue(name, document=study.to_json(), config_hash=study.hash, owner="me")
-
-
-class Grid:
-    """A cluster: jobs by name, drivers that write to the store as real ones do, a head that may die."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.jobs: dict[str, Job] = {}
-        self.studies: dict[str, Study] = {}
-        self.submitted: list[str] = []
-        self.options: dict[str, tuple[str, ...]] = {}
-        self.away = False
-        self.small = False
-        self.dies_after_submission = False
-
-    def submit(self, study: Study, *, attempt: int = 0, options: Sequence[str] = ()) -> Job:
-        self._reach()
-        name = job_id(study, attempt)
-        if name in self.jobs:
-            return self.jobs[name]
-        if self.small:
-            raise ClusterError("one trial needs 1 CPU on one node, the cluster has no nodes")
-        self.jobs[name] = Job(name, "pending")
-        self.studies[name] = study
-        self.submitted.append(name)
-        self.options[name] = tuple(options)
-        if self.dies_after_submission:
-            raise KeyboardInterrupt
-        return self.jobs[name]
-
-    def job(self, id: str) -> Job | None:
-        self._reach()
-        return self.jobs.get(id)
-
-    def stop(self, id: str) -> None:
-        self._reach()
-        if self.jobs[id].living:
-            self.end(id, "stopped", None)
-
-    def capacity(self) -> dict[str, float]:
-        self._reach()
-        return {"CPU": 0.0}
-
-    def living(self, study: str) -> list[str]:
-        return [name for name, job in self.jobs.items() if job.living and self.studies[name].name == study]
-
-    def drive(self, name: str) -> None:
-        """Begin, as a driver does that Ray has started."""
-        study = self.studies[name]
-        row = self.store.create_study(study.name, config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
-        if row.state in ("failed", "cancelled"):
-            self.store.reopen_study(study.name, reason="again")
-        self.store.claim_study(study.name, name)
-        self.jobs[name] = Job(name, "running")
-
-    def end(self, name: str, state: str, code: int | None, message: str = "") -> None:
-        """End a job in order: a driver that runs lets go of its study, and finishes it if it ended well."""
-        if self.jobs[name].state == "running":
-            if code in (0, 4):
-                self.store.finish_study(self.studies[name].name, "complete")
-            else:
-                self.store.release_study(self.studies[name].name, name)
-        self.jobs[name] = Job(name, state, message, exit_code=code)
-
-    def die(self) -> None:
-        """Forget all jobs, as a head does that is started anew; its drivers died with it, and are seen to be gone."""
-        for name, job in self.jobs.items():
-            if job.state == "running":
-                self.store.release_study(self.studies[name].name, name)
-        self.jobs.clear()
-
-    def _reach(self) -> None:
-        if self.away:
-            raise ClusterError("Ray's dashboard cannot be reached")
-
-
-def worker(store: Store, grid: Grid, name: str = "a", **changes: object) -> Dispatcher:
-    return Dispatcher(store, grid, worker=name, **{"log": lambda text: None, **changes})
-
-
-def driven(store: Store) -> tuple[Grid, Dispatcher, str]:
-    """A cluster whose driver runs study one, the worker that submitted it, and the name of the job."""
-    grid = Grid(store)
-    dispatcher = worker(store, grid)
-    enqueue(store)
-    dispatcher.round()
-    (job,) = grid.submitted
-    grid.drive(job)
-    return grid, dispatcher, job
-
-
-def state(store: Store, name: str = "one") -> tuple[str, str]:
-    row = store.queued_study(name)
-    assert row is not None
-    return row.state, row.message
+from tests.services.dispatch.grid import NAMES, STUDIES, Grid, driven, enqueue, state, study_named, worker
 
 
 def test_a_study_is_submitted_watched_and_settled(store: Store) -> None:
@@ -169,118 +37,6 @@ def test_a_study_is_submitted_watched_and_settled(store: Store) -> None:
     assert state(store) == ("complete", "")
     assert dispatcher.held == ()
     assert said == [f"one: submitted as {job}", "one: complete"]
-
-
-def test_a_job_that_wrote_to_another_store_completes_nothing(store: Store) -> None:
-    grid, dispatcher, job = driven(store)
-    store.release_study("one", job)
-    grid.jobs[job] = Job(job, "succeeded", exit_code=0)
-    dispatcher.round()
-    assert state(store)[0] == store.study("one").state == "failed"
-    assert "the job has written to another one; start Ray with the NAS_BLOCKOUT_ variables" in state(store)[1]
-
-
-def test_a_study_that_was_extended_without_the_service_ends_complete(store: Store) -> None:
-    grid, dispatcher, job = driven(store)
-    store.finish_study("one", "cancelled", error="it is extended")
-    larger = study_named("one", budget={"sample_passes": 5360})
-    store.reopen_study("one", reason="larger", config=larger.to_json(), config_hash=larger.hash)
-    store.claim_study("one", job)
-    grid.end(job, "succeeded", 0)
-    dispatcher.round()
-    assert state(store) == ("complete", "")
-
-
-def test_jobs_carry_the_identities_of_store_and_home(store: Store, tmp_path: Path) -> None:
-    settings = Settings.from_environment({"NAS_BLOCKOUT_HOME": str(tmp_path), "NAS_BLOCKOUT_STORE_URL": store.url})
-    options, grid = destination_options(settings, store), Grid(store)
-    enqueue(store)
-    worker(store, grid, options=options).round()
-    assert list(grid.options.values()) == [options]
-    home = (tmp_path / "runs" / ".identity").read_text().strip()
-    assert options == ("--store-id", store.identity(), "--home-id", home)
-    assert destination_options(settings, store) == options
-    require(settings, store=options[1] if "***" not in store.url else None, home=home, log=pytest.fail)
-
-
-POISON = {
-    "no study at all": {"x": 1},
-    "a list": [1],
-    "a setting that is not there": {**STUDIES["two"].to_json(), "arms": {"dense": {"experiment": {"backbone": 7}}}},
-    "a schema to come": {**STUDIES["two"].to_json(), "schema_version": 3},
-    "a method to come": json.loads(
-        json.dumps(STUDIES["two"].to_json()).replace('{"name": "none"}', '{"name": "telepathy"}')
-    ),
-    "no JSON": None,
-}
-
-
-def poison(store: Store, name: str, document: object) -> None:
-    """Write into the queue what no release of today would, past the checks of the store."""
-    text = "{]" if document is None else json.dumps(document)
-    with store._database.writing() as connection:
-        connection.execute(
-            sa.text("UPDATE queue SET document = :text WHERE study = :name"), {"text": text, "name": name}
-        )
-
-
-@pytest.mark.parametrize("document", POISON.values(), ids=POISON)
-def test_a_study_that_cannot_be_read_fails_alone_with_its_reason(sqlite_store: Store, document: object) -> None:
-    store = sqlite_store
-    grid = Grid(store)
-    for name in NAMES:
-        enqueue(store, name)
-    poison(store, "two", document)
-    dispatcher = worker(store, grid)
-    dispatcher.round()
-    assert dispatcher.held == ("one", "three")
-    assert state(store, "two")[0] == "failed"
-    assert state(store, "two")[1].startswith("this release cannot read the study as it is stored: study two: ")
-    assert state(store, "two")[1].endswith("submit it again by another name")
-    assert len(grid.submitted) == 2
-    poison(store, "one", document)  # while its job runs, as where the worker is upgraded or goes back
-    dispatcher.round()
-    assert state(store, "one")[0] == "running"
-    grid.drive(job := grid.submitted[0])
-    grid.end(job, "succeeded", 0)
-    dispatcher.round()
-    assert state(store, "one") == ("complete", "")
-
-
-class Broken(Grid):
-    """Fails on one study, in a way that nobody has thought of."""
-
-    def submit(self, study: Study, *, attempt: int = 0, options: Sequence[str] = ()) -> Job:
-        if study.name == "two":
-            raise ZeroDivisionError("of all things")
-        return super().submit(study, attempt=attempt, options=options)
-
-
-def test_an_error_that_nobody_thought_of_fails_its_study_and_no_other(sqlite_store: Store) -> None:
-    grid, said = Broken(sqlite_store), []
-    for name in NAMES:
-        enqueue(sqlite_store, name)
-    dispatcher = worker(sqlite_store, grid, log=said.append)
-    dispatcher.round()
-    assert dispatcher.held == NAMES
-    for _ in range(MOST_TROUBLES - 1):
-        assert state(sqlite_store, "two")[0] == "running"
-        dispatcher.round()
-    assert state(sqlite_store, "two") == (
-        "failed",
-        "the worker cannot handle this study: ZeroDivisionError: of all things",
-    )
-    assert dispatcher.held == ("one", "three")
-    assert len(grid.submitted) == 2
-
-
-def test_a_study_that_is_deleted_from_the_queue_is_let_go(sqlite_store: Store) -> None:
-    grid, dispatcher, _ = driven(sqlite_store)
-    with sqlite_store._database.writing() as connection:
-        connection.execute(sa.text("DELETE FROM queue"))
-    dispatcher.round()
-    assert dispatcher.held == ()
-    assert grid.submitted
 
 
 def test_a_head_that_dies_costs_an_attempt_and_its_owner_is_told_why(store: Store) -> None:
@@ -372,11 +128,17 @@ def test_a_cluster_that_is_away_keeps_the_lease_and_then_goes_on(store: Store) -
     for _ in range(3):
         with pytest.raises(ClusterError):
             dispatcher.round()
-    assert dispatcher.held == ("one",)
-    assert state(store) == ("running", "")
+    assert dispatcher.held == ()
+    assert state(store) == ("queued", "")
     grid.away = False
     dispatcher.round()
     assert len(grid.submitted) == 1
+    grid.away = True
+    for _ in range(3):
+        with pytest.raises(ClusterError):
+            dispatcher.round()
+    assert dispatcher.held == ("one",)
+    assert state(store) == ("running", "")
 
 
 def test_a_study_too_large_for_the_cluster_waits_and_then_fails_with_the_reason(store: Store) -> None:
@@ -386,23 +148,42 @@ def test_a_study_too_large_for_the_cluster_waits_and_then_fails_with_the_reason(
     enqueue(store)
     patient.round()
     waiting = state(store)
-    assert waiting[0] == "running"
-    assert waiting[1].startswith("waits: one trial needs 1 CPU")
-    patient.release()
+    assert waiting[0] == "queued"
+    assert waiting[1].startswith("set aside: one trial of study 'one' needs 1 CPU")
+    assert patient.held == ()
     hasty.round()
     assert state(store)[0] == "failed"
     assert "the cluster has no nodes" in state(store)[1]
 
 
-def test_only_so_many_studies_are_held(store: Store) -> None:
+def test_a_job_that_the_cluster_refuses_waits_lets_others_go_first_and_then_fails(sqlite_store: Store) -> None:
+    grid, store = Grid(sqlite_store), sqlite_store
+    grid.refuses = "one"
+    enqueue(store, "one")
+    enqueue(store, "two")
+    patient = worker(store, grid, policy=Policy(studies=1))
+    patient.round()
+    assert state(store, "one") == ("queued", "waits: of all things")
+    patient.round()
+    assert state(store, "one") == ("queued", "waits: of all things")
+    assert state(store, "two")[0] == "running"
+    hasty = worker(store, grid, "b", refused_seconds=0.0)
+    hasty.round()
+    assert state(store, "one") == ("failed", "of all things")
+
+
+def test_only_so_many_studies_run_however_many_workers_there_are(store: Store) -> None:
     grid = Grid(store)
     for name in NAMES:
         enqueue(store, name)
-    first, second = worker(store, grid, "a", max_running=2), worker(store, grid, "b", max_running=2)
+    first, second = (
+        worker(store, grid, "a", policy=Policy(studies=2)),
+        worker(store, grid, "b", policy=Policy(studies=2)),
+    )
     first.round()
     second.round()
     assert first.held == ("one", "two")
-    assert second.held == ("three",)
+    assert second.held == ()
 
 
 def test_workers_that_claim_at_once_share_the_studies_without_doubles(store: Store) -> None:
@@ -412,7 +193,7 @@ def test_workers_that_claim_at_once_share_the_studies_without_doubles(store: Sto
         store.enqueue(name, document=study.to_json(), config_hash=study.hash, owner="me")
     barrier, dispatchers = (
         threading.Barrier(workers),
-        [worker(store, grid, f"w{n}", max_running=8) for n in range(workers)],
+        [worker(store, grid, f"w{n}", policy=Policy(studies=8)) for n in range(workers)],
     )
 
     def claim(dispatcher: Dispatcher) -> None:
@@ -440,7 +221,7 @@ work(settings, log=lambda text: print(text, flush=True))
 """
 
 
-def test_a_worker_without_a_cluster_says_so_once_and_gives_its_studies_back_on_sigterm(
+def test_a_worker_without_a_cluster_says_so_once_takes_nothing_and_ends_on_sigterm(
     store_url: str, tmp_path: Path
 ) -> None:
     with Store.open(store_url) as store:
@@ -449,9 +230,6 @@ def test_a_worker_without_a_cluster_says_so_once_and_gives_its_studies_back_on_s
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             said = [process.stdout.readline() for _ in range(2)]
-            row = store.queued_study("one")
-            assert row is not None
-            assert row.worker is not None
             process.send_signal(signal.SIGTERM)
             rest, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
