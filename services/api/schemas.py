@@ -1,13 +1,22 @@
 """Models of requests and responses, from which the OpenAPI description is generated."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.store import QueueSummary
 
 State = Literal["queued", "running", "cancelling", "complete", "failed", "cancelled"]
+MOST_PRIORITY = 100
+Priority = Annotated[
+    int,
+    Field(
+        ge=-MOST_PRIORITY,
+        le=MOST_PRIORITY,
+        description="Of your waiting studies, those with a higher one are first; it gives nothing over other owners.",
+    ),
+]
 _MOMENT = "2026-11-21T12:00:00Z"
 _STUDY = {
     "name": "quickstart",
@@ -17,6 +26,9 @@ _STUDY = {
     "message": "",
     "job": "nas-blockout-quickstart-0f3c9a7be1d2-0",
     "attempt": 0,
+    "priority": 0,
+    "position": None,
+    "expected_at": None,
     "created_at": _MOMENT,
     "updated_at": _MOMENT,
 }
@@ -98,6 +110,11 @@ class StudyView(BaseModel):
     message: str = Field(description="One sentence on its status; may be empty.")
     job: str | None = Field(description="ID of its last Ray job, or null.")
     attempt: int = Field(description="Number of that job among all jobs of the study, from 0.")
+    priority: int = Field(description="Of the owner's waiting studies, those with a higher one are first.")
+    position: int | None = Field(
+        description="Its place among all waiting studies, from 1; null if it does not wait, or is set aside."
+    )
+    expected_at: datetime | None = Field(description="When it is expected to start, or null if that is not known.")
     created_at: datetime
     updated_at: datetime
 
@@ -122,10 +139,14 @@ class ArmView(BaseModel):
 class ProgressView(BaseModel):
     """The progress of a study."""
 
-    model_config = _example({"state": "running", "message": "", "share": 0.18, "arms": [_ARM]})
+    model_config = _example(
+        {"state": "running", "message": "", "position": None, "expected_at": None, "share": 0.18, "arms": [_ARM]}
+    )
 
     state: State
     message: str
+    position: int | None = Field(None, description="As of a study.")
+    expected_at: datetime | None = Field(None, description="As of a study.")
     share: float = Field(description="Fraction of all budgets used, in [0, 1].")
     arms: list[ArmView]
 
@@ -229,6 +250,9 @@ def study_fields(row: QueueSummary) -> dict[str, Any]:
         "message": row.message,
         "job": row.job,
         "attempt": row.attempt,
+        "priority": row.priority,
+        "position": row.position,
+        "expected_at": row.expected_at,
         "created_at": row.created_at,
         "updated_at": row.updated_at,
     }

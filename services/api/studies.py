@@ -25,6 +25,7 @@ from services.api.requests import allowed_factories, request_body
 from services.api.schemas import (
     Changes,
     ErrorDocument,
+    Priority,
     State,
     StudyDetail,
     StudyPage,
@@ -155,7 +156,13 @@ def _folder(document: Mapping[str, Any]) -> list[Violation]:
 
 
 def submit(
-    shared: Service, caller: Caller, document: Mapping[str, Any], key: str | None, *, text: str | None = None
+    shared: Service,
+    caller: Caller,
+    document: Mapping[str, Any],
+    key: str | None,
+    *,
+    text: str | None = None,
+    priority: int = 0,
 ) -> QueueRow:
     """Validate and queue a study; a repeated request returns the study queued before.
 
@@ -165,6 +172,7 @@ def submit(
         document: The study as plain values.
         key: The client's key of the request.
         text: The YAML that the study was read from, for the lines of its errors.
+        priority: Of the caller's waiting studies, those with a higher one are first.
     """
     auth.require_write(caller)
     try:
@@ -182,6 +190,7 @@ def submit(
         key=key,
         source=dict(document),
         max_open=shared.settings.api_open_studies,
+        priority=priority,
     )
     shared.lists.forget(caller.owner)  # after the write, so that no list is cached that lacks the study
     if row.new:
@@ -246,10 +255,11 @@ def cancel(shared: Service, caller: Caller, name: str) -> QueueRow:
     return _changed(shared, caller, "cancelled", row)
 
 
-def resume(shared: Service, caller: Caller, name: str) -> QueueRow:
-    """Queue a failed or cancelled study of the caller again."""
+def resume(shared: Service, caller: Caller, name: str, *, priority: int | None = None) -> QueueRow:
+    """Queue a failed or cancelled study of the caller again, behind those that wait."""
     auth.require_write(caller)
-    row = shared.store.request_resume(own(shared, caller, name).study, max_open=shared.settings.api_open_studies)
+    most = shared.settings.api_open_studies
+    row = shared.store.request_resume(own(shared, caller, name).study, max_open=most, priority=priority)
     return _changed(shared, caller, "resumed", row)
 
 
@@ -308,12 +318,13 @@ def submit_study(
             description="Chosen by the client, a new one for each study; a repeated request has no effect.",
         ),
     ] = None,
+    priority: Annotated[Priority, Query()] = 0,
 ) -> StudyView:
     """Queue a study, as YAML or JSON. Submitting the same study again, or with the same key, has no effect."""
     kind = request_body.media_type(request)
     document = request_body.document(content, kind)
     text = content.decode("utf-8") if kind in request_body.YAML_TYPES else None
-    row = submit(shared, caller, document, key, text=text)
+    row = submit(shared, caller, document, key, text=text, priority=priority)
     response.status_code = 201 if row.new else 200
     response.headers["Location"] = f"/v1/studies/{row.study}"
     return study_view(row)
@@ -416,9 +427,11 @@ def cancel_study(shared: Shared, caller: Writer, name: str) -> StudyView:
 
 
 @router.post("/{name}/resume", summary="Resume a study", responses=error_responses(403, 404, 409))
-def resume_study(shared: Shared, caller: Writer, name: str) -> StudyView:
-    """Queue a failed or cancelled study again; it continues where it stopped."""
-    return study_view(resume(shared, caller, name))
+def resume_study(
+    shared: Shared, caller: Writer, name: str, priority: Annotated[Priority | None, Query()] = None
+) -> StudyView:
+    """Queue a failed or cancelled study again, behind those that wait; it continues where it stopped."""
+    return study_view(resume(shared, caller, name, priority=priority))
 
 
 @router.post(

@@ -63,7 +63,19 @@ class LoggedOut(Exception):
 @cache
 def _templates() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(_FOLDER / "templates")
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    made.globals["place"] = _place
+    return made
+
+
+def _place(study: StudyView) -> str:
+    """Return where a waiting study stands in line, in words that follow its message; empty for any other."""
+    if study.position is None:
+        return ""
+    words = f"{study.position} in line" if study.position > 1 else "next in line"
+    if study.expected_at is not None:
+        words += f", expected to start at {study.expected_at:%Y-%m-%d %H:%M} UTC"
+    return f" ({words})"
 
 
 @cache

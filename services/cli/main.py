@@ -136,12 +136,13 @@ def list_studies(
     as_json: JsonOption = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of studies to list.")] = 50,
 ) -> None:
-    """List the studies in the store, newest first, and the bundled studies."""
+    """List the studies in the store, newest first, those that wait in the service, and the bundled studies."""
     with lazy.store.Store.open(installation().store_url) as store:
-        lines = store.studies(limit=limit)
+        lines, waiting = store.studies(limit=limit), store.queue(["queued"], limit=limit)
     if as_json:
         bundled = sorted(lazy.yaml_reader.bundled())
-        print_json({"studies": [show.study_json(line) for line in lines], "bundled": bundled})
+        studies = [show.study_json(line) for line in lines]
+        print_json({"studies": studies, "waiting": [show.waiting_json(row) for row in waiting], "bundled": bundled})
         return
     columns = ("study", "state", "created", "complete trials", "failed trials", "sample passes")
     rows = [
@@ -156,6 +157,9 @@ def list_studies(
         for line in lines
     ]
     print_table(table(columns, rows)) if rows else print_line("The store contains no studies yet.")
+    if waiting:
+        in_line = sorted(waiting, key=lambda row: (row.position is None, row.position, row.id))
+        print_table(table(show.WAITING_COLUMNS, map(show.waiting_cells, in_line), title="waiting in the service"))
     _list_bundled()
 
 

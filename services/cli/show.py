@@ -12,13 +12,14 @@ from services.cli.models import show_model
 
 if TYPE_CHECKING:
     from services.budget.accounting import End
-    from services.store import SpentRow, StudyRow, StudySummary
+    from services.store import QueueSummary, SpentRow, Store, StudyRow, StudySummary
     from services.trial_record import Trial
 
 _TRIAL_COLUMNS = (
     *("trial", "arm", "phase", "seed", "state", "validation", "test"),
     *("sample passes", "seconds", "reason"),
 )
+WAITING_COLUMNS = ("study", "owner", "place", "priority", "expected start (UTC)", "reason")
 _COST_COLUMNS = (
     *("arm", "phase", "trials", "failed", "pruned", "sample passes", "in failed trials", "in pruned trials"),
     *("training seconds", "search seconds"),
@@ -46,6 +47,10 @@ def show(
             USAGE, f"--figure draws an exported model, but {study} is not the folder of one; see `nas-blockout export`"
         )
     with lazy.store.Store.open(installation().store_url) as store:
+        waiting = _waiting(store, study)
+        if waiting is not None and not store.has_study(study):
+            print_json(waiting_json(waiting)) if as_json else print_line(_waiting_line(waiting))
+            return
         row, trials, costs = store.study(study), store.trials(study), store.spent(study)
     by_arm = {arm: [trial for trial in trials if trial.arm == arm] for arm in row.arms}
     ends = _ends(row, by_arm)
@@ -55,10 +60,13 @@ def show(
     if as_json:
         facts = {"cost": [_cost_json(cost) for cost in costs], "ended_by": ends, "proposed": proposals}
         facts |= {"corruption_error": errors} if errors else {}
+        facts |= {"waiting": waiting_json(waiting)} if waiting is not None else {}
         print_json({**study_json(row), **facts, "trials": [lazy.trial_table.row_of(trial) for trial in listed]})
         return
     state = "interrupted" if row.interrupted else row.state
     print_line(f"study {row.name}: {state}" + (f" ({row.error})" if row.error else ""))
+    if waiting is not None:
+        print_line(_waiting_line(waiting))
     print_table(table(_TRIAL_COLUMNS, map(_trial_cells, listed)))
     print_table(table(_COST_COLUMNS, map(_cost_cells, costs), title="cost"))
     if errors:
@@ -66,6 +74,39 @@ def show(
     for arm, end in ends.items():
         status = f"search ended by {lazy.accounting.END_WORDS[end]}" if end else "search has not ended"
         print_line(f"{arm}: {status}{_proposal_text(proposals[arm])}")
+
+
+def waiting_json(row: "QueueSummary") -> dict[str, Any]:
+    """Return a study that waits in the service as plain JSON types."""
+    moments = {"submitted_at": row.created_at, "expected_at": row.expected_at}
+    return {
+        "name": row.study,
+        "state": "waiting",
+        "owner": row.owner,
+        "priority": row.priority,
+        "position": row.position,
+        "reason": row.message,
+        **{key: moment.isoformat() if moment else None for key, moment in moments.items()},
+    }
+
+
+def waiting_cells(row: "QueueSummary") -> tuple[object, ...]:
+    """Return the cells of a study that waits in the service; see `WAITING_COLUMNS`."""
+    place = row.position if row.position is not None else "-"
+    expected = f"{row.expected_at:%Y-%m-%d %H:%M}" if row.expected_at else ""
+    return (row.study, row.owner, place, row.priority, expected, row.message)
+
+
+def _waiting(store: "Store", study: str) -> "QueueSummary | None":
+    """Return a study of the service that waits; None if it does not, or was never submitted."""
+    row = store.queued_study(study)
+    return row if row is not None and row.state == "queued" else None
+
+
+def _waiting_line(row: "QueueSummary") -> str:
+    place = f", {row.position} in line" if row.position is not None else ""
+    expected = f", expected to start at {row.expected_at:%Y-%m-%d %H:%M} UTC" if row.expected_at else ""
+    return f"study {row.study}: waiting in the service{place}{expected}" + (f": {row.message}" if row.message else "")
 
 
 def _ends(row: "StudyRow", trials: Mapping[str, "list[Trial]"]) -> Mapping[str, "End | None"]:

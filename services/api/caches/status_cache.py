@@ -107,10 +107,17 @@ def progress_of(row: QueueRow, spent: tuple[SpentRow, ...]) -> ProgressView:
     try:
         budget, names = Budget.model_validate(row.document["budget"]), list(row.document["arms"])
     except (KeyError, TypeError, ValueError):  # this release cannot read the study; the worker says so in its message
-        return ProgressView(state=row.state, message=row.message, share=0.0, arms=[])
-    arms = [_arm(name, budget, [each for each in spent if each.arm == name]) for name in names]
+        budget, names = None, []
+    arms = [_arm(name, budget, [each for each in spent if each.arm == name]) for name in names] if budget else []
     share = sum(arm.share for arm in arms) / len(arms) if arms else 0.0
-    return ProgressView(state=row.state, message=row.message, share=round(share, 4), arms=arms)
+    return ProgressView(
+        state=row.state,
+        message=row.message,
+        position=row.position,
+        expected_at=row.expected_at,
+        share=round(share, 4),
+        arms=arms,
+    )
 
 
 def _arm(name: str, budget: Budget, spent: list[SpentRow]) -> ArmView:

@@ -1,13 +1,15 @@
 """The page without a browser: sessions, forms that only this site sends, errors in place, parts that refresh."""
 
 import re
+import time
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 import sqlalchemy as sa
 import yaml
 
-from services.store import Store
+from services.store import Store, Waiting
 
 FOR_LONG = 600.0
 
@@ -232,3 +234,29 @@ def test_a_study_that_cannot_be_read_takes_no_page_list_or_stream_down(visitor, 
     assert "it cannot be read" in ann.get("/v1/studies/bad/events").text
     assert "it cannot be read" in visitor.get("/studies/bad").text
     told(ann.post("/v1/studies/bad/extend", json={"assignments": ["budget.sample_passes=10"]}), 422, "invalid_study")
+
+
+def test_a_study_that_waits_says_where_in_line_why_and_until_when(visitor, client, study, store):
+    ann = client("ann")
+    made = ann.post("/v1/studies?priority=3", json=study).json()
+    assert (made["priority"], made["position"], made["expected_at"]) == (3, None, None)
+    at = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    store.set_waiting({study["name"]: Waiting(2, "waits for a place", at)})
+    time.sleep(1.1)  # older than what is remembered
+    shown = ann.get(f"/v1/studies/{study['name']}").json()
+    assert (shown["state"], shown["message"], shown["position"]) == ("queued", "waits for a place", 2)
+    assert shown["expected_at"] == "2026-01-02T03:04:00Z"
+    assert ann.get("/v1/studies").json()["studies"][0]["position"] == 2
+    text = "waits for a place (2 in line, expected to start at 2026-01-02 03:04 UTC)"
+    for path in ("/", f"/studies/{study['name']}", "/parts/studies"):
+        assert text in visitor.get(path).text
+    store.set_waiting({study["name"]: Waiting(1, "waits for room")})
+    assert "waits for room (next in line)" in visitor.get("/").text
+
+
+def test_priority_is_a_small_number_and_may_be_changed_by_resuming(client, study, store, told):
+    ann = client("ann")
+    told(ann.post("/v1/studies?priority=101", json=study), 422, "invalid_request")
+    ann.post("/v1/studies", json=study)
+    store.request_cancel(study["name"])
+    assert ann.post(f"/v1/studies/{study['name']}/resume?priority=-4").json()["priority"] == -4
