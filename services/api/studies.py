@@ -359,7 +359,7 @@ def show_study(shared: Shared, caller: Reader, name: str) -> Response:
     document = dict(snapshot.row.document)
     detail = StudyDetail(
         **study_fields(snapshot.row),
-        question=document.get("question", ""),
+        question=str(document.get("question", "")),
         share=snapshot.progress.share,
         arms=snapshot.progress.arms,
         study=document,

@@ -105,8 +105,13 @@ class Watcher:
 def progress_of(row: QueueRow, spent: tuple[SpentRow, ...]) -> ProgressView:
     """Return the progress of a study, from the usage of its arms."""
     try:
-        budget, names = Budget.model_validate(row.document["budget"]), list(row.document["arms"])
-    except (KeyError, TypeError, ValueError):  # this release cannot read the study; the worker says so in its message
+        budget, names = Budget.model_validate(row.document["budget"]), list(row.document["arms"].keys())
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # this release cannot read the study; the worker says so in its message
         budget, names = None, []
     arms = [_arm(name, budget, [each for each in spent if each.arm == name]) for name in names] if budget else []
     share = sum(arm.share for arm in arms) / len(arms) if arms else 0.0

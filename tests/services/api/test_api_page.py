@@ -215,7 +215,9 @@ def test_files_of_the_page_are_kept_by_browsers_until_they_change(client):
     assert (again.status_code, again.content) == (304, b"")
 
 
-@pytest.mark.parametrize("document", ['{"x": 1}', '{"budget": 7, "arms": []}', "[1]", "{]"])
+@pytest.mark.parametrize(
+    "document", ['{"x": 1}', '{"budget": {"sample_passes": 7}, "arms": [{}], "question": [1]}', "[1]", "{]"]
+)
 def test_a_study_that_cannot_be_read_takes_no_page_list_or_stream_down(visitor, client, study, store, told, document):
     ann = client("ann")
     for name in ("good", "bad"):

@@ -106,7 +106,7 @@ def test_a_lease_that_ended_goes_to_another_worker_and_the_first_lets_go(store: 
     assert len(grid.submitted) == 1
 
 
-def test_a_worker_that_ends_gives_its_studies_back_max_running(store: Store) -> None:
+def test_a_worker_that_ends_gives_its_studies_back_at_once(store: Store) -> None:
     grid = Grid(store)
     first = worker(store, grid, "first")
     enqueue(store)
@@ -307,7 +307,7 @@ class Interleavings(RuleBasedStateMachine):
             self.ended.pop(name, None)
 
     @invariant()
-    def no_study_is_run_twice_max_running(self) -> None:
+    def no_study_is_run_twice_at_once(self) -> None:
         for name in NAMES:
             assert len(self.grid.living(name)) <= 1, self.grid.jobs
 
