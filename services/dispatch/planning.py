@@ -61,6 +61,7 @@ class Planner:
         waits = any(row.state == "queued" for row in rows)
         running = {row.study for row in rows if row.state == "running"}
         self._progress = {study: seen for study, seen in self._progress.items() if study in running}
+        self._left = {study: left for study, left in self._left.items() if study in running}
         entries = [
             Entry(row, self.demand(row), self._seconds_left(row.study) if waits and row.study in running else None)
             for row in rows
