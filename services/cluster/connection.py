@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,11 @@ ANSWER_SECONDS = 5.0
 # Ray sets this variable only for the entrypoint of a job. RAY_ADDRESS alone proves nothing: users set it as well.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _DEFAULT_TOKEN = Path(".ray") / "auth_token"
+
+
+# What Ray puts below a temporary folder, `ray/session_.../sockets/plasma_store`, has up to 70 bytes, and the name of a
+# socket must not have more than 107.
+_LONGEST_TEMPORARY_FOLDER = 36
 
 
 class ClusterError(RuntimeError):
@@ -30,6 +36,36 @@ def check(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, ValueError) as error:
         raise ClusterError(f"Ray cannot be reached at {address}: {error}") from error
+
+
+def short_folder(root: Path = Path("/tmp")) -> str | None:  # noqa: S108  # made so that nobody else can enter it
+    """Return a folder of this user for the sockets of a Ray on this machine, or None where its own choice is short.
+
+    Args:
+        root: Where it is made.
+
+    Raises:
+        ClusterError: The temporary folder has a path that is too long for sockets, and none can be had below `root`.
+    """
+    given = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(os.fsencode(given)) <= _LONGEST_TEMPORARY_FOLDER:
+        return None
+    folder = root / f"nas-blockout-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise ClusterError(_too_long(given, str(error))) from error
+    if found.st_uid != os.getuid() or folder.is_symlink() or found.st_mode & 0o022:
+        raise ClusterError(_too_long(given, f"{folder} belongs to somebody else, or others may write to it"))
+    return str(folder)
+
+
+def _too_long(given: str, why: str) -> str:
+    return (
+        f"Ray cannot have sockets below {given}, whose path has more than {_LONGEST_TEMPORARY_FOLDER} bytes, and there "
+        f"is no other place: {why}; set TMPDIR to a folder with a shorter path"
+    )
 
 
 def surrounding_cluster(environment: Mapping[str, str] | None = None) -> str | None:

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from services.cluster.connection import ClusterError, check, surrounding_cluster
+from services.cluster.connection import ClusterError, check, short_folder, surrounding_cluster
 from services.cluster.rank_actors import RankActors
 from services.cluster.tasks import Report, Task
 from services.cluster.worker import Worker
@@ -178,6 +178,8 @@ def _connect(resources: Resources, address: str | None, *, scratch: Path) -> Non
         "num_cpus": cpus,
         "include_dashboard": dashboard,
     }  # not RAY_ADDRESS
+    if address is None and (folder := short_folder()) is not None:
+        options["_temp_dir"] = folder
     try:
         # Ray puts the working directory first in the sys.path of its workers, where a user's folder named `services`
         # would be imported in place of ours. The scratch folder contains no Python.

@@ -18,7 +18,7 @@ from services.cli import main as cli
 from services.cli.console import logger
 from services.cli.main import exit_code
 from services.study_config.resolution import resolve_document
-from tests.services.program import Call, store_of
+from tests.services.program import COMMAND, Call, store_of
 from tests.services.serving import closed_port
 from tests.services.tiny import TINY
 
@@ -460,3 +460,15 @@ def test_doctor_says_how_to_mend_what_does_not_answer(call: Call, home: Path, mo
     assert ended.code == 5
     assert f"BAD  Ray: Ray cannot be reached at ray://127.0.0.1:{port}" in ended.out
     assert "NAS_BLOCKOUT_RAY_ADDRESS" in ended.out
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&- <&-"])
+def test_a_command_whose_streams_are_closed_does_its_work(home: Path, closed: str) -> None:
+    """Without a stream Python's is None, and the database would be the file that output goes to."""
+    ended = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "list"], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, "")
+    assert "rror" not in ended.stderr
+    with store_of(home) as store:
+        assert store.identity
