@@ -90,9 +90,10 @@ class Trial:
         params: What the search chose, as plain JSON types; empty for retrained trials.
         result: What it ended in, as plain JSON types, or None. Of a complete trial ``validation_accuracy``,
             ``parameters``, ``macs``, ``architecture`` (its JSON form), ``architecture_hash``, ``structure`` (how far it
-            branches), ``overhead_seconds``, ``gap``, ``probabilities`` (P by layer, nodes x clusters) and, of a
-            retrained one, ``test_accuracy``, ``confusion`` (true x predicted) and ``predictions`` (the class given to
-            each test image); of a pruned trial ``validation_accuracy`` and ``stopped_after``.
+            branches), ``overhead_seconds``, ``gap``, ``probabilities`` (P by layer, nodes x clusters),
+            ``membership_ends`` (to which end P came, by layer) and, of a retrained one, ``test_accuracy``,
+            ``confusion`` (true x predicted) and ``predictions`` (the class given to each test image); of a
+            pruned trial ``validation_accuracy`` and ``stopped_after``.
         architecture_hash: Canonical hash of the architecture that was proposed, or None.
         replicate_of: Number of the search trial of the same arm that had the same architecture, or None.
         reason: Why it failed or was pruned, or None.

@@ -39,6 +39,7 @@ from nas_blockout.structure.distill import (
     weights_under,
     wiring_of,
 )
+from nas_blockout.structure.membership_ends import End
 from nas_blockout.structure.pruning import PruningSettings, magnitudes
 from nas_blockout.structure.wiring import Wiring
 from nas_blockout.training import evaluate
@@ -69,6 +70,8 @@ class Derivation:
         probabilities: P by layer, as learned or as pruning or confusions give it, rounded to four digits.
         threshold: From which on a probability became a membership.
         thresholds: Validation accuracy of the hard network by threshold, where the threshold was chosen by it.
+        membership_ends: To which end P came while it was learned, by layer; empty where P was not learned, and in
+            older records.
     """
 
     architecture: Architecture
@@ -78,6 +81,7 @@ class Derivation:
     probabilities: Mapping[str, list[list[float]]]
     threshold: float | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    membership_ends: Mapping[str, End] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the derivation as plain JSON types."""

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture
 from nas_blockout.data import Loader, Placement, Splits
@@ -18,6 +18,7 @@ from nas_blockout.experiment.knowledge_distillation import StudentWithTeacher
 from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.networks import Network
+from nas_blockout.structure.membership_ends import End, ends_of, learned_probabilities
 from nas_blockout.structure.two_stages import TwoStageSettings
 from nas_blockout.training import ALONE, Checkpoint, EpochRecord, Loaders, Ranks, Saving, TrainingSettings, fit
 
@@ -34,6 +35,7 @@ class Outcome:
         macs: Multiply-accumulates an image; with blockdrop their mean over the validation images, the policy counted.
         derivation: How the second stage's network came from the first's, if there were two.
         teacher_passes: Images that passed through the teacher; 0 without one.
+        membership_ends: To which end the membership probabilities came, by layer; empty if none were learned.
     """
 
     model: nn.Module
@@ -42,6 +44,7 @@ class Outcome:
     macs: int
     derivation: Derivation | None
     teacher_passes: int = 0
+    membership_ends: Mapping[str, End] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +165,21 @@ class Run(Iterator[EpochRecord]):
         experiment = self.experiment
         if experiment.derivation is None:
             model = build(experiment, self.splits)
+            first = learned_probabilities(model)
             yield from self._fit("train", model, experiment.training, experiment.seed)
             if self.failure is None and self.ranks.leads:
-                self.outcome = self._finish(model)
+                ends = ends_of(first, learned_probabilities(model))
+                self.outcome = replace(self._finish(model), membership_ends=ends)
             return
         learning, training = split_epochs(experiment.training, experiment.derivation)
         teacher: nn.Module | None = None
         if self._derivation is None:
             learned = build(experiment, self.splits)
+            first = learned_probabilities(learned)
             yield from self._fit("learn", learned, learning, experiment.seed)
             if self.failure is not None:
                 return
-            self._derivation, branched = self._derive(learned)
+            self._derivation, branched = self._derive(learned, first)
             teacher = self._plain(learned) if experiment.derivation.soft_target_weight else None
             del learned  # nor is its optimizer left: the second stage has the memory of both
         else:  # resumed in the second stage: its weights, and the teacher's, are in the checkpoint
@@ -182,7 +188,8 @@ class Run(Iterator[EpochRecord]):
         yield from self._fit("finetune", second, training, experiment.seed + STAGE_SEED)
         if self.failure is None and self.ranks.leads:
             passes = int(second.passes) if isinstance(second, StudentWithTeacher) else 0
-            self.outcome = replace(self._finish(branched), teacher_passes=passes)
+            came = self._derivation.membership_ends
+            self.outcome = replace(self._finish(branched), teacher_passes=passes, membership_ends=came)
 
     def _fit(self, stage: str, model: nn.Module, settings: TrainingSettings, seed: int) -> Iterator[EpochRecord]:
         # A stage counts from zero; the records of a run count on over both stages.
@@ -209,12 +216,14 @@ class Run(Iterator[EpochRecord]):
             self.failure = record.failure
             yield shifted
 
-    def _derive(self, learned: nn.Module) -> tuple[Derivation, Network]:
+    def _derive(self, learned: nn.Module, first: Mapping[str, Tensor]) -> tuple[Derivation, Network]:
         """Derive the second stage's network on the first rank; the others get its weights when they train it."""
         derived: list[Network] = []
 
         def on_first() -> str:
+            ends = ends_of(first, learned_probabilities(learned))
             derivation, branched = derive(self.experiment, learned, self.splits, device=self.device)
+            derivation = replace(derivation, membership_ends=ends)
             derived.append(branched)
             return json.dumps(derivation.to_json())
 

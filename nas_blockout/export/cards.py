@@ -60,6 +60,8 @@ class ModelDescription:
         recommendation: Which model the study recommends, this one or another, as rows of a label and a text.
         structure: How far it branches, or None for a network without groups.
         branches: The same in one line, with what the seeds of the study have in common, or None.
+        memberships: To which end the membership probabilities came that the networks of the study learned, in one
+            line, or None.
         blocks: What a network that skips blocks keeps, and what its policy network costs, or None.
         equality: Largest difference of logits between the masked network and the branched one, its bound, and how far
             the logits spread, by precision; of the memberships as thresholded with ``raw_`` before it. Or None.
@@ -101,6 +103,7 @@ class ModelDescription:
     recommendation: Sequence[tuple[str, str]] = ()
     structure: Structure | None = None
     branches: str | None = None
+    memberships: str | None = None
     blocks: str | None = None
     equality: Mapping[str, Any] | None = None
     background: str = "white"
@@ -184,6 +187,7 @@ def card(
         "multiply-accumulates an image": f"{description.macs:,}",
         **({"latency on one thread": description.latency} if description.latency else {}),
         **({"branches": description.branches} if description.branches else {}),
+        **({"learning": description.memberships} if description.memberships else {}),
         **({"blocks": description.blocks} if description.blocks else {}),
         "spent to find and train it": description.spent,
         **({"images expected at a time": f"{description.batch:,}"} if description.batch else {}),

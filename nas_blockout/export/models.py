@@ -321,6 +321,7 @@ def _write_manifest(job: Job, description: ModelDescription, verification: Verif
         "distillation": description.equality,
         "structure": description.structure.to_json() if description.structure else None,
         "branches": description.branches,
+        "memberships": description.memberships,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "safetensors", *(() if skipped else ONNX_PACKAGES))},

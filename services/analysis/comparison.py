@@ -20,7 +20,7 @@ from nas_blockout.statistics.search_curves import Curve, best_so_far
 from nas_blockout.structure.branching import Structure
 from services.analysis.latency import Latency
 from services.analysis.learned_paths import ArmPaths, arm_paths
-from services.analysis.learned_structure import ArmStructure, arm_structure
+from services.analysis.learned_structure import ArmMemberships, ArmStructure, arm_memberships, arm_structure
 from services.analysis.pareto import Front, Timed, fronts
 from services.analysis.recommendation import Candidate, Recommendation, recommend
 from services.analysis.robustness import RobustnessResult
@@ -96,6 +96,9 @@ class ArmResult(Strict):
     front: Front | None = Field(None, description="Pareto front of its search, where it had several objectives.")
     architecture: str | None
     structure: ArmStructure | None = Field(None, description="How far its networks branch, if they have groups.")
+    memberships: ArmMemberships | None = Field(
+        None, description="To which end its membership probabilities came, if it learned some."
+    )
     notes: list[str] = Field(default_factory=list, description="What its trials say of themselves, each once.")
     usage: ArmUsage | None = Field(None, description="What its trainings took of the machine, if it was measured.")
     paths: ArmPaths | None = Field(None, description="Which blocks its networks keep, if they skip any.")
@@ -330,6 +333,7 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None
         macs_per_seed={str(seed): int(trial.macs or 0) for seed, trial in models.items()},
         latency_ms=latency,
         architecture=outcome.get("architecture_hash"),
+        memberships=arm_memberships(models.values()),
         notes=list(dict.fromkeys(note for trial in trials for note in trial.outcome.get("notes") or ())),
         usage=usage_of(trials),
         paths=arm_paths(models),

@@ -1,13 +1,14 @@
-"""How far the networks of an arm branch, over its retrained seeds."""
+"""How far the networks of an arm branch and to which end its P came, over its retrained seeds."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from pydantic import Field
 
 from nas_blockout.methods.blockout import collapse_of
 from nas_blockout.structure.branching import Structure, in_short, recorded_structure, summary
+from nas_blockout.structure.membership_ends import End
 from services.analysis.seed_metrics import Count, Strict
 from services.trial_record import Trial
 
@@ -21,7 +22,8 @@ class ArmStructure(Strict):
     branched_seeds: Count = Field(description="Those of them whose network has branches.")
     collapsed: dict[str, dict[str, Count]] = Field(
         default_factory=dict,
-        description="By layer and kind of collapse of the learned membership probabilities, the number of seeds.",
+        description="By layer and kind of collapse of the learned membership probabilities, the number of seeds, "
+        "among those trained before their `memberships` were recorded.",
     )
     summary: str = Field(description="How far it branches, in one line.")
 
@@ -33,6 +35,56 @@ class ArmStructure(Strict):
         none = f"{self.seeds - self.branched_seeds} of {self.seeds} seeds"
         seeds = f"none at all in {none}" if self.exported.is_branched else none
         return f"{in_short(self.exported, learned=True)} ({seeds})"
+
+
+class ArmMemberships(Strict):
+    """To which end the membership probabilities that an arm learned came, with and without distillation."""
+
+    seeds: Count = Field(description="Retrained seeds of which it is known.")
+    layers: dict[str, dict[End, Count]] = Field(description="By layer and end, the number of seeds.")
+    summary: str = Field(description="The same in one line.")
+
+
+_WORDS: Mapping[End, str] = {
+    "diverged": "diverged in",
+    "stayed": "stayed in",
+    "all ones": "went to 1 in",
+    "ones from the start": "were at 1 from the start in",
+    "all zeros": "went to 0 in",
+    "one cluster": "ended in one cluster in",
+    "in between": "are in between in",
+}
+_MOST_LISTED = 8  # layers that a line names one by one
+
+
+def arm_memberships(models: Iterable[Trial]) -> ArmMemberships | None:
+    """Return to which ends the membership probabilities of an arm came, or None if that is not known of any seed.
+
+    Args:
+        models: Its retrained trials.
+    """
+    known = [ends for trial in models if (ends := trial.outcome.get("membership_ends"))]
+    if not known:
+        return None
+    layers: dict[str, Counter[End]] = {}
+    for ends in known:
+        for layer, end in ends.items():
+            layers.setdefault(layer, Counter())[end] += 1
+    counts = {layer: dict(found) for layer, found in layers.items()}
+    return ArmMemberships(seeds=len(known), layers=counts, summary=_memberships_in_short(counts, len(known)))
+
+
+def _memberships_in_short(layers: Mapping[str, Mapping[End, int]], seeds: int) -> str:
+    """Return the ends by groups of layers: those of the most seeds first, then in the order of the network."""
+    groups: dict[tuple[End, int], list[str]] = {}
+    for layer, ends in layers.items():
+        for end, count in ends.items():
+            groups.setdefault((end, count), []).append(layer)
+    parts = []
+    for (end, count), names in sorted(groups.items(), key=lambda item: -item[0][1]):
+        told = ", ".join(names) if len(names) <= _MOST_LISTED else f"{len(names)} of {len(layers)} layers"
+        parts.append(f"{_WORDS[end]} {told} ({count} of {seeds} seeds)")
+    return f"membership probabilities {'; '.join(parts)}"
 
 
 def arm_structure(models: Sequence[Trial], exported: Trial | None, known: Structure | None) -> ArmStructure | None:
@@ -76,6 +128,8 @@ def _is_learned(trial: Trial) -> bool:
 def _collapsed(models: Sequence[Trial]) -> dict[str, dict[str, int]]:
     collapsed: dict[str, Counter[str]] = {}
     for trial in models:
+        if trial.outcome.get("membership_ends"):
+            continue  # `arm_memberships` says more
         for layer, rows in (trial.outcome.get("probabilities") or {}).items():
             if (kind := collapse_of(torch.tensor(rows))) != "none":
                 collapsed.setdefault(layer, Counter())[kind] += 1

@@ -160,6 +160,11 @@ def _numbers(
         if arm.role == "learned" and arm.structure is not None
     ]
     parts += [
+        f"{name}: {arm.memberships.summary}"
+        for name, arm in document.arms.items()
+        if arm.role == "learned" and arm.memberships is not None
+    ]
+    parts += [
         f"{name} {arm.paths.summary}"
         for name, arm in document.arms.items()
         if arm.role == "learned" and arm.paths is not None

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services import store as store
     from services import tracking as tracking
     from services.analysis import cross_study as cross_study
+    from services.analysis import learned_structure as learned_structure
     from services.analysis import robustness as robustness
     from services.analysis import verdict as verdict
     from services.budget import accounting as accounting
@@ -80,6 +81,7 @@ MODULES = {
     "replay": "services.replay",
     "store": "services.store",
     "cross_study": "services.analysis.cross_study",
+    "learned_structure": "services.analysis.learned_structure",
     "robustness": "services.analysis.robustness",
     "verdict": "services.analysis.verdict",
     "accounting": "services.budget.accounting",

@@ -208,6 +208,7 @@ def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> No
     if as_json:
         facts = {"name": manifest["name"], "test_accuracy": accuracy, "class_names": model.class_names}
         facts |= {"structure": structure.to_json() if structure else None}
+        facts |= {"memberships": manifest["memberships"]} if manifest.get("memberships") else {}
         print_json({**facts, "layers": [asdict(layer) for layer in layers]})
         return
     tested = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
@@ -217,6 +218,8 @@ def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> No
         for group in layer.groups if len(layer.groups) > 1 else ():
             branch.add(safe_text(_group_text(group)))
     print_table(tree)
+    if ends := manifest.get("memberships"):
+        print_line(safe_text(f"{ends[0].upper()}{ends[1:]}."))
     if not layers:
         cut = json.loads(model.content("architecture.json"))  # without the costs of each group, which only a whole has
         remedy = "its branches are shown by its card.md and by --figure" if cut else "there are no branches to show"

@@ -36,6 +36,8 @@ def show(
 ) -> None:
     """Show a study: its state, trials, cost, errors on corrupted images (if tested), and why each search ended.
 
+    Of arms that learn a structure, also to which end the membership probabilities of each layer came.
+
     For the folder of an exported model, show how far it branches, and its layers and groups as a tree with classes,
     nodes, parameters and MACs.
     """
@@ -56,11 +58,13 @@ def show(
     ends = _ends(row, by_arm)
     proposals = {arm: _proposal_counts(arm_trials) for arm, arm_trials in by_arm.items()}
     errors = corruption_errors_of(lazy.accounting.current(trials))
+    memberships = memberships_of(lazy.accounting.current(trials))
     listed = [trial for trial in trials if not failed or trial.state == "failed"]
     if as_json:
         facts = {"cost": [_cost_json(cost) for cost in costs], "ended_by": ends, "proposed": proposals}
         facts |= {"corruption_error": errors} if errors else {}
         facts |= {"waiting": waiting_json(waiting)} if waiting is not None else {}
+        facts |= {"memberships": memberships} if memberships else {}
         print_json({**study_json(row), **facts, "trials": [lazy.trial_table.row_of(trial) for trial in listed]})
         return
     state = "interrupted" if row.interrupted else row.state
@@ -71,6 +75,8 @@ def show(
     print_table(table(_COST_COLUMNS, map(_cost_cells, costs), title="cost"))
     if errors:
         print_line(lazy.verdict.corruption_errors(errors))
+    for arm, told in memberships.items():
+        print_line(f"{arm}: {told}")
     for arm, end in ends.items():
         status = f"search ended by {lazy.accounting.END_WORDS[end]}" if end else "search has not ended"
         print_line(f"{arm}: {status}{_proposal_text(proposals[arm])}")
@@ -126,6 +132,16 @@ def corruption_errors_of(trials: Iterable["Trial"]) -> dict[str, float]:
         if trial.phase == "retrain" and trial.state == "complete" and trial.result and trial.result.get("robustness"):
             errors.setdefault(trial.arm, []).append(lazy.robustness.error_of(trial.result["robustness"]))
     return {arm: sum(values) / len(values) for arm, values in errors.items()}
+
+
+def memberships_of(trials: Iterable["Trial"]) -> dict[str, str]:
+    """Return by arm to which ends the membership probabilities of its retrained models came; others are left out."""
+    by_arm: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if trial.is_model and trial.outcome.get("membership_ends"):
+            by_arm.setdefault(trial.arm, []).append(trial)
+    found = {arm: lazy.learned_structure.arm_memberships(models) for arm, models in by_arm.items()}
+    return {arm: memberships.summary for arm, memberships in found.items() if memberships is not None}
 
 
 def study_json(row: "StudyRow | StudySummary") -> dict[str, Any]:

@@ -51,6 +51,7 @@ class TrialResults:
             "thresholds": derivation.thresholds if derivation else None,
             "equality": derivation.equality if derivation else None,
             "probabilities": derivation.probabilities if derivation else None,
+            "membership_ends": dict(outcome.membership_ends) or None,
             "overhead_seconds": derivation.overhead_seconds if derivation else 0.0,
             "teacher_passes": outcome.teacher_passes,
         }

@@ -71,6 +71,7 @@ def cut(
         architecture=None if architecture is None else architecture.to_json(),
         structure=None if architecture is None else structure_of(architecture, inputs=splits.shape[0]),
         branches=None,
+        memberships=None,
         recommendation=(),
         latency=None,
         origin=None,

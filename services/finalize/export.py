@@ -13,7 +13,7 @@ from nas_blockout.data import Splits
 from nas_blockout.experiment import origin_of, structure_of_network
 from nas_blockout.export import MANIFEST, ModelDescription, export_models
 from services.analysis.comparison import ArmResult, ComparisonDocument
-from services.analysis.learned_structure import arm_structure
+from services.analysis.learned_structure import arm_memberships, arm_structure
 from services.analysis.recommendation import recommendation_rows
 from services.analysis.verdict import sentence
 from services.files.study_dir import Folder
@@ -115,6 +115,7 @@ def describe(
     structure = structure_of_network(model)
     # A comparison from before structures were recorded has none; what one network says of itself is always known.
     told = arm.structure or arm_structure([trial], trial, structure)
+    memberships = arm.memberships or arm_memberships([trial])
     teacher = f"; a teacher was asked {passes:,} times for soft targets of this model" if passes else ""
     return ModelDescription(
         name=trial.arm,
@@ -139,6 +140,7 @@ def describe(
         recommendation=_recommendation(document, trial.arm),
         structure=structure,
         branches=told.summary if told is not None else None,
+        memberships=memberships.summary if memberships is not None else None,
         architecture=result.get("architecture"),
         blocks=_blocks(result.get("blocks")),
         equality=result.get("equality"),

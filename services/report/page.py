@@ -137,6 +137,7 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         svgs=svgs,
         learned=_by_arm(sections["structure"]),
         numbers=numbers,
+        memberships=table_rows.memberships_rows(document),
         structures=table_rows.structure_rows(document),
         branches=table_rows.branch_rows(view, document),
         gaps=_gap_rows(gaps, raw=structure.GAP_STEPS["raw"], hard=structure.GAP_STEPS["hard"]),

@@ -114,6 +114,15 @@ class UniqueAnswersRow:
     only_incorrect: str
 
 
+@dataclass(frozen=True, slots=True)
+class MembershipsRow:
+    """To which ends the membership probabilities of an arm came."""
+
+    arm: str
+    seeds: str
+    summary: str
+
+
 def structure_rows(document: ComparisonDocument) -> list[StructureRow]:
     """Return the layers of every exported network that is not its plain dense backbone, learned ones first."""
     rows = []
@@ -132,6 +141,15 @@ def structure_rows(document: ComparisonDocument) -> list[StructureRow]:
                 )
             )
     return rows
+
+
+def memberships_rows(document: ComparisonDocument) -> list[MembershipsRow]:
+    """Return to which ends the membership probabilities of every arm came that learned some."""
+    return [
+        MembershipsRow(name, str(arm.memberships.seeds), arm.memberships.summary)
+        for name, arm in in_order(document).items()
+        if arm.memberships is not None
+    ]
 
 
 def branch_rows(view: ReportView, document: ComparisonDocument) -> list[BranchRow]:

@@ -166,6 +166,9 @@ def test_card_says_how_far_it_branches_and_what_the_study_recommends() -> None:
     assert f"| branches | {NO_BRANCHES} |" in card(dense)
     assert "No branches were learned: nodes were removed. Density is" in card(dense)
     assert "MACs of its own" not in card(dense)
+    ended = "membership probabilities diverged in hidden (5 of 5 seeds)"
+    assert f"| learning | {ended} |" in card(replace(dense, memberships=ended))
+    assert "| learning |" not in card(dense)
 
 
 def test_diagram_shows_what_every_group_holds_and_reads() -> None:

@@ -41,6 +41,8 @@ ARCHITECTURE = Architecture(
     ),
 )
 
+ENDED = "membership probabilities diverged in hidden (1 of 1 seeds)"
+
 
 @pytest.fixture
 def call(tmp_path: Path) -> Call:
@@ -83,7 +85,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         class_names=splits.class_names, channels=1, height=8, width=8, mean=asked.mean, std=asked.std,
         parameters=sum(parameter.numel() for parameter in model.parameters()), macs=macs_of(ARCHITECTURE, plan, 1),
         seed=0, test_accuracy=0.9, test_images=len(splits.test()), accuracy="", verdict="", spent="",
-        architecture=ARCHITECTURE.to_json(),
+        architecture=ARCHITECTURE.to_json(), memberships=ENDED,
     )  # fmt: skip
     export_model(model, place / "model", description)
     test = splits.test().images[:40]
@@ -313,8 +315,10 @@ def test_the_tree_shows_branches_with_classes_and_costs(call: Call, made: Made) 
         "clusters 0 1: 4 nodes",
         "reads 10 nodes",
         "0, 2, 4, 6, 8",
+        "Membership probabilities diverged in hidden (1 of 1 seeds).",
     ):
         assert part in ended.out
+    assert json.loads(call("show", made.folder, "--json").out)["memberships"] == ENDED
     assert "10 8 5" in ended.out, "the nodes of a branch by layer"
 
 

@@ -103,6 +103,18 @@ def test_that_nothing_branches_is_in_the_verdict_and_in_the_section(made_up: Mad
     assert "features60 of 9611" in table.replace("\n", "")
 
 
+def test_to_which_end_probabilities_came_is_in_the_verdict_and_in_the_section(made_up: MadeUp) -> None:
+    view = view_of(made_up)
+    ended = {"seeds": 3, "layers": {"hidden": {"stayed": 3}}, "summary": "membership probabilities stayed in hidden"}
+    arms = {**view.comparison["arms"]}
+    arms["blockout"] = {**arms["blockout"], "memberships": ended}
+    page = parsed(render(replace(view, comparison={**view.comparison, "arms": arms})))
+    assert any(f"blockout: {ended['summary']}" in element.text for element in page.all("ul"))
+    (table,) = [each.text for each in page.all("table") if "To which end the membership probabilities" in each.text]
+    assert f"blockout3{ended['summary']}" in table.replace("\n", "")
+    assert not [each for each in parsed(render(view)).all("table") if "To which end the membership" in each.text]
+
+
 def test_a_structure_that_branches_is_drawn(made_up: MadeUp) -> None:
     page = parsed(render(view_of(made_up)))
     assert remarks(page) == {}
