@@ -39,7 +39,7 @@ from nas_blockout.structure.distill import (
     weights_under,
     wiring_of,
 )
-from nas_blockout.structure.membership_ends import End
+from nas_blockout.structure.membership_ends import End, listed
 from nas_blockout.structure.pruning import PruningSettings, magnitudes
 from nas_blockout.structure.wiring import Wiring
 from nas_blockout.training import evaluate
@@ -131,10 +131,9 @@ def derive(
     draws = settings.draws if isinstance(settings, DistillationSettings) else 0
     evaluated = _Evaluated(learned.to(device), Loader(splits.validation, EVALUATION_BATCH), estimates, device)
     gap = _gap(evaluated, found, branched.to(device), draws=draws, seed=experiment.seed)
-    rounded = {name: [[round(value, 4) for value in row] for row in p.tolist()] for name, p in probabilities.items()}
     seconds = time.perf_counter() - began
     architecture, threshold, tried = found.distilled.architecture, found.threshold, found.tried
-    return Derivation(architecture, gap, equality, seconds, rounded, threshold, tried), branched
+    return Derivation(architecture, gap, equality, seconds, listed(probabilities), threshold, tried), branched
 
 
 def _as_version_1(splits: Splits, batch_size: int) -> list[Tensor]:

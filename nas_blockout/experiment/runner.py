@@ -18,7 +18,7 @@ from nas_blockout.experiment.knowledge_distillation import StudentWithTeacher
 from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.networks import Network
-from nas_blockout.structure.membership_ends import End, ends_of, learned_probabilities
+from nas_blockout.structure.membership_ends import End, ends_of, learned_probabilities, listed
 from nas_blockout.structure.two_stages import TwoStageSettings
 from nas_blockout.training import ALONE, Checkpoint, EpochRecord, Loaders, Ranks, Saving, TrainingSettings, fit
 
@@ -36,6 +36,7 @@ class Outcome:
         derivation: How the second stage's network came from the first's, if there were two.
         teacher_passes: Images that passed through the teacher; 0 without one.
         membership_ends: To which end the membership probabilities came, by layer; empty if none were learned.
+        probabilities: Membership probabilities that were learned, by layer; empty with a derivation, which has them.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class Outcome:
     derivation: Derivation | None
     teacher_passes: int = 0
     membership_ends: Mapping[str, End] = field(default_factory=dict)
+    probabilities: Mapping[str, list[list[float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +170,9 @@ class Run(Iterator[EpochRecord]):
             first = learned_probabilities(model)
             yield from self._fit("train", model, experiment.training, experiment.seed)
             if self.failure is None and self.ranks.leads:
-                ends = ends_of(first, learned_probabilities(model))
-                self.outcome = replace(self._finish(model), membership_ends=ends)
+                last = learned_probabilities(model)
+                ends = ends_of(first, last)
+                self.outcome = replace(self._finish(model), membership_ends=ends, probabilities=listed(last))
             return
         learning, training = split_epochs(experiment.training, experiment.derivation)
         teacher: nn.Module | None = None

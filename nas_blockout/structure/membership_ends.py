@@ -82,5 +82,10 @@ def learned_probabilities(model: object) -> dict[str, Tensor]:
     return {name: p.detach().float().cpu().clone() for name, p in model.probabilities().items()}
 
 
+def listed(probabilities: Mapping[str, Tensor]) -> dict[str, list[list[float]]]:
+    """Return probabilities by layer as lists, rounded to four digits."""
+    return {name: [[round(value, 4) for value in row] for row in p.tolist()] for name, p in probabilities.items()}
+
+
 def _share(chosen: Tensor) -> float:
     return float(chosen.float().mean())

@@ -122,7 +122,8 @@ def _is_learned(trial: Trial) -> bool:
     """Whether a trial learned membership probabilities and distilled them."""
     method = trial.experiment.get("method") or {}
     learns = method.get("name") == "blockout" and method.get("mode") != "hard-fixed"
-    return learns and bool(trial.outcome.get("probabilities"))
+    # What is folded into the plain network has probabilities as well, but none of them became a branch.
+    return learns and bool(trial.outcome.get("probabilities")) and trial.outcome.get("gap") is not None
 
 
 def _collapsed(models: Sequence[Trial]) -> dict[str, dict[str, int]]:

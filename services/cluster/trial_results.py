@@ -50,7 +50,7 @@ class TrialResults:
             "threshold": derivation.threshold if derivation else None,
             "thresholds": derivation.thresholds if derivation else None,
             "equality": derivation.equality if derivation else None,
-            "probabilities": derivation.probabilities if derivation else None,
+            "probabilities": derivation.probabilities if derivation else dict(outcome.probabilities) or None,
             "membership_ends": dict(outcome.membership_ends) or None,
             "overhead_seconds": derivation.overhead_seconds if derivation else 0.0,
             "teacher_passes": outcome.teacher_passes,

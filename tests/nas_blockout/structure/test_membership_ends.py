@@ -81,6 +81,9 @@ def test_a_training_says_of_every_layer_to_which_end_it_came_also_if_it_was_resu
         for _ in run:
             pass
         assert run.outcome is not None
+        found = run.outcome.derivation or run.outcome
+        shapes = {name: (len(p), len(p[0])) for name, p in found.probabilities.items()}
+        assert shapes == {"features": (6, 2), "hidden": (8, 2), "classes": (10, 2)}
         return dict(run.outcome.membership_ends)
 
     interrupted = Run(experiment, splits)
@@ -104,3 +107,4 @@ def test_masks_that_are_not_learned_come_to_no_end() -> None:
             pass
         assert run.outcome is not None
         assert run.outcome.membership_ends == {}
+        assert run.outcome.probabilities == {}

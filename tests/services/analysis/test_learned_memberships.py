@@ -83,7 +83,7 @@ def test_a_comparison_from_before_it_was_recorded_is_read() -> None:
 
 
 def test_a_collapse_is_told_once() -> None:
-    ones = {"architecture": None, "probabilities": {"hidden": [[1.0, 1.0]]}}
+    ones = {"architecture": None, "gap": {}, "probabilities": {"hidden": [[1.0, 1.0]]}}
     structure = {"layers": [], "branches": [], "macs": None, "exclusive_macs": None, "exclusive_parameters": None}
     before = replace(
         learned(None), result={**ones, "structure": structure}, experiment={"method": {"name": "blockout"}}
@@ -94,6 +94,10 @@ def test_a_collapse_is_told_once() -> None:
     assert (old.collapsed, new.collapsed) == ({"hidden": {"all ones": 1}}, {})
     assert "collapsed" in old.summary
     assert "collapsed" not in new.summary
+    folded = replace(before, result={**before.outcome, "gap": None})  # has P, too, but none of it became a branch
+    plain = arm_structure([folded], folded, None)
+    assert plain is not None
+    assert (plain.learned, plain.summary) == (False, "no branches")
 
 
 def test_a_stored_study_is_shown_with_it(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_that_hardly_anything_branches_is_in_the_headline_and_real_branches_are_
         trial = Trial(
             "blockout", "retrain", 0, 0, "complete",
             experiment={"method": {"name": "blockout"}},
-            result={"architecture": network.to_json(), "probabilities": {"hidden": [[0.5, 0.5]]}},
+            result={"architecture": network.to_json(), "probabilities": {"hidden": [[0.5, 0.5]]}, "gap": {}},
         )  # fmt: skip
         structure = arm_structure([trial], trial, None)
         assert structure is not None
