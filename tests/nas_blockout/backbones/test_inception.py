@@ -150,3 +150,12 @@ def test_double_precision_is_kept_and_gradient_reaches_every_parameter():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         InceptionSettings(**settings)
+
+
+def test_a_network_that_is_only_looked_at_draws_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("weights without values were drawn")
+
+    monkeypatch.setattr(torch.nn.init, "kaiming_normal_", refuse)
+    with torch.device("meta"):
+        Inception(InceptionSettings(), (3, 32, 32), 10)
