@@ -237,9 +237,13 @@ def fold(
     if norm is not None:
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        scale = norm.weight[rows].double() / (norm.running_var[rows].double() + norm.eps).sqrt()
+        scale = (norm.running_var[rows].double() + norm.eps).rsqrt()
+        if norm.weight is not None:  # else it only normalizes: affine=False
+            scale = norm.weight[rows].double() * scale
         wide = wide * scale.reshape(-1, *(1,) * (weight.dim() - 1))
-        shift = (shift - norm.running_mean[rows].double()) * scale + norm.bias[rows].double()
+        shift = (shift - norm.running_mean[rows].double()) * scale
+        if norm.bias is not None:
+            shift = shift + norm.bias[rows].double()
     return wide.to(weight.dtype), shift.to(weight.dtype)
 
 

@@ -60,8 +60,16 @@ def plain() -> Network:
     return build(Experiment(backbone=ResNetSettings(depth=8, width=0.25)), load(DataSettings()))  # type: ignore[return-value]
 
 
+def normalized() -> Network:
+    """The same with logits that are normalized, without factors that are learned."""
+    torch.manual_seed(1)
+    backbone = ConvNetSettings((6, 12), (16,), normalize_logits=True)
+    return build(Experiment(backbone=backbone, architecture=APART), load(DataSettings()))  # type: ignore[return-value]
+
+
 WHOLE = {
     "chain": chain,
+    "normalized logits": normalized,
     "no branches": plain,
     "graph apart": lambda: invention(2, overlap=False),
     "graph overlapping": lambda: invention(3, overlap=True),
@@ -94,6 +102,7 @@ def test_the_logits_are_those_of_the_whole_network(kind: str) -> None:
     assert float(expected.std(0).min()) > 1e-3, "equal to nothing in particular"
     for entry in subset.equality.values():
         assert entry["max_abs_difference"] <= entry["bound"] < entry["spread"]
+    torch.testing.assert_close(subset.network.for_inference()(images), expected, rtol=1e-9, atol=1e-10)
     assert not torch.allclose(found, logits[:, [*chosen[1:], chosen[0]]])
 
 
