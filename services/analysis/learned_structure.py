@@ -32,9 +32,10 @@ class ArmStructure(Strict):
         """That what was learned has no branches, or hardly any, and in how many seeds; None if it has some."""
         if not self.learned or (self.exported.is_branched and not self.exported.hardly_branches):
             return None
-        none = f"{self.seeds - self.branched_seeds} of {self.seeds} seeds"
-        seeds = f"none at all in {none}" if self.exported.is_branched else none
-        return f"{in_short(self.exported, learned=True)} ({seeds})"
+        told, without = in_short(self.exported, learned=True), self.seeds - self.branched_seeds
+        if not self.exported.is_branched:
+            return f"{told} ({without} of {self.seeds} seeds)"
+        return f"{told} (none at all in {without} of {self.seeds} seeds)" if without else told
 
 
 class ArmMemberships(Strict):

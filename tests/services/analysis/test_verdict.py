@@ -188,7 +188,7 @@ def test_that_hardly_anything_branches_is_in_the_headline_and_real_branches_are_
         pairs = [pair(name, 0.0, "no difference shown") for name in ("placebo-nodes", "thin")]
         return verdict_of(document(arms, pairs)).headline
 
-    assert told(5).endswith(", and hardly any branches were learned (none at all in 0 of 1 seeds)")
+    assert told(5).endswith(", and hardly any branches were learned")
     assert told(90).endswith("between blockout and placebo-nodes and thin")
 
 
