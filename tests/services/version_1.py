@@ -13,8 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from tests.fixtures.version_1.make import machine
 from tests.services.program import Ended, here
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "version_1"
@@ -91,12 +90,7 @@ def expected(name: str) -> Any:
 def trained_alike() -> bool:
     """Whether trainings give the same numbers here as where the expected ones were recorded."""
     recorded = json.loads((FOLDER / "expected" / "machine.json").read_text(encoding="utf-8"))
-    try:
-        described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    same = (torch.__version__, torch.backends.cpu.get_cpu_capability()) == (recorded["torch"], recorded["capability"])
-    return same and recorded["processor"] in described
+    return recorded == machine()
 
 
 def missing(expected: Any, found: Any, where: str = "") -> list[str]:
