@@ -24,8 +24,8 @@ from tests.services.version_1 import (
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(90), *RUNS_HERE]
 
-# Since then trainings under masks differ in their last digits, and after some epochs in an image or two. Those that were
-# recorded stay as they are; what is trained anew may be so far away.
+# Since version 1, trainings under masks differ in their last digits, and after some epochs in an image or two. What was
+# recorded stays as it is; what is trained anew may be so far away.
 UNDER_MASKS = {"accuracy": 0.05, "loss": 0.05, "gap": 0.1}
 # Version 1 took a policy for one thing among others that could explain a gain, and its seeds for those of a training.
 POLICY_IS_LEARNED = {"role": "learned", "seeds_cover": "learning and retraining"}
