@@ -92,7 +92,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "study_config": set(),
         "migrations": set(),
         "store": {"migrations"},
-        "files": {"store"},
+        "files": {"store", "study_config"},
         "budget": {"study_config"},
         "search": {"budget", "study_config"},
         "cluster": {"files", "study_config"},

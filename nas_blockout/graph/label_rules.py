@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from nas_blockout.graph.functional import Untraceable
 from nas_blockout.graph.labels import Call, Labels, Rule, Use, first_along, same_along, unrepeated
-from nas_blockout.graph.operations import name_of
+from nas_blockout.graph.operations import name_of, place_of
 
 # Groups of a convolution up to which its channels are nodes of their own. Beyond, the channels of one group are one
 # node: otherwise every group needs branches of its own, thousands in a ResNeXt.
@@ -327,6 +328,13 @@ def _weighted(call: Call, labels: Tensor, dim: int, groups: int) -> Labels:
     sources = _vector(call, labels, dim, "different nodes at one weight")
     shape = tuple(run.values[node].shape)
     known = run.uses.get(call.node) or next((use for use in run.uses.values() if use.weight == name), None)
+    added = call.given.get("bias")
+    bias = run.trace.parameter_of.get(added) if isinstance(added, fx.Node) else None
+    if known and known.bias != bias:
+        raise Untraceable(
+            f"operations that share a weight must share their bias, but {name} is used with {known.bias or 'no bias'} "
+            f"and, at {place_of(call.node)}, with {bias or 'no bias'}: give them one bias, or weights of their own"
+        )
     targets = known.targets if known else sources if groups == shape[0] == len(sources) > 1 else None
     if targets is None:
         targets = run.forest.fresh(shape[0])
@@ -338,7 +346,7 @@ def _weighted(call: Call, labels: Tensor, dim: int, groups: int) -> Labels:
     if any(not _is_weight_of(user, node) for user in node.users):
         for tied in (sources, targets):
             run.forest.keep_whole(tied, "weight that is read elsewhere too")
-    run.uses[call.node] = Use(name, shape, sources, targets, groups)
+    run.uses[call.node] = Use(name, shape, sources, targets, groups, bias)
     view = [1] * call.value.dim()
     view[dim] = -1
     return run.forest.classes(targets).view(view).expand(call.value.shape)

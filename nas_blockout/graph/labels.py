@@ -89,6 +89,7 @@ class Use:
         sources: Labels of what the operation reads, one for each channel or feature; 0 where it is no node.
         targets: Labels of what it makes.
         groups: Groups of a convolution.
+        bias: Name of the parameter that is added, or None.
     """
 
     weight: str
@@ -96,6 +97,7 @@ class Use:
     sources: Tensor
     targets: Tensor
     groups: int
+    bias: str | None = None
 
     @property
     def passes(self) -> bool:

@@ -14,8 +14,9 @@ from nas_blockout.data import Splits, load
 from services import cluster
 from services.budget.limits import Unit, shares
 from services.cluster.tasks import Report, Task
-from services.execution.extension import enter, files_of
+from services.execution.extension import enter
 from services.files.disk_full import reports_disk_full
+from services.files.network_files import files_of
 from services.files.remote import ArtifactError, fetch_folder, place_of, remove
 from services.files.shared_place import claim_place, shared_place
 from services.files.study_dir import Folder, environment, write_json, write_yaml

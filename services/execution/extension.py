@@ -2,12 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from nas_blockout.backbones.module import ModuleSettings
-from nas_blockout.export.model_dir import sha256
 from services.budget.limits import UNITS
+from services.files.network_files import files_of, require_same_files
 from services.files.study_dir import Folder
 from services.store import NotFound, Store, StudyConflict, StudyRow
 from services.store.records import ENDED_STUDY
@@ -40,7 +38,7 @@ def enter(study: Study, store: Store, folder: Folder) -> tuple[Study, StudyRow]:
     except NotFound:
         config = study.to_json()
         return study, store.create_study(study.name, config=config, config_hash=study.hash, arms=arms, files=files)
-    _require_same_files(store, study.name, files)
+    require_same_files(store, study.name, files)
     if row.config_hash == study.hash and row.state not in ENDED_STUDY:  # interrupted: it is resumed
         return study, row
     before = parse_resolved(row.config)
@@ -67,34 +65,6 @@ def enter(study: Study, store: Store, folder: Folder) -> tuple[Study, StudyRow]:
         arms=[*row.arms, *(arm for arm in study.arms if arm not in row.arms)],
         files=files,
     )
-
-
-def files_of(study: Study) -> dict[str, str]:
-    """Return the SHA-256 of the files that make the networks of a study, by path: of factories, and of weights.
-
-    What a factory's file imports is not looked at. A file that is missing is left out: whoever builds the network
-    refuses it.
-    """
-    paths = set[Path]()
-    for arm in study.arms.values():
-        backbone = arm.experiment.backbone
-        if isinstance(backbone, ModuleSettings):
-            paths |= {path for path in backbone.files if path.is_file()}
-    return {str(path): sha256(path) for path in sorted(paths)}
-
-
-def _require_same_files(store: Store, study: str, files: Mapping[str, str]) -> None:
-    """Refuse files that have changed: the finished trials trained other networks. Older studies have none recorded."""
-    recorded = dict[str, str]()
-    for event in store.events(study):
-        recorded |= event.detail.get("files", {})
-    for path, digest in files.items():
-        if recorded.get(path, digest) != digest:
-            raise StudyConflict(
-                f"study {study!r} was begun with another content of {path} (SHA-256 {recorded[path][:12]}, now "
-                f"{digest[:12]}): its trials trained other networks; restore the file, or run the study under another "
-                "name"
-            )
 
 
 def additions(before: Study, after: Study) -> list[str]:

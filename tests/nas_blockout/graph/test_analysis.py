@@ -466,3 +466,29 @@ def test_a_wide_flatten_is_quick() -> None:
     nodes = analysis.connections[1].source_nodes
     assert nodes is not None
     assert nodes.count == 512 * 49
+
+
+class Tied(nn.Module):
+    """Two convolutions of one weight, each with a bias of its own, or with none, or with one for both."""
+
+    def __init__(self, *, bias: bool, one: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.first = nn.Conv2d(4, 4, 3, padding=1, bias=bias)
+        self.second = nn.Conv2d(4, 4, 3, padding=1, bias=bias)
+        self.second.weight = self.first.weight
+        if one:
+            self.second.bias = self.first.bias
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(self.stem(x).relu()).relu()).relu()
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]  # calls of modules are untyped
+
+
+def test_a_weight_with_two_biases_is_refused_with_the_line_and_with_one_or_none_it_is_not() -> None:
+    told = r"first\.weight is used with first\.bias and, at .*test_analysis\.py:\d+, with second\.bias: give them one"
+    with pytest.raises(ValueError, match=told):
+        analyze(Tied(bias=True), (1, 8, 8))
+    for network in (Tied(bias=False), Tied(bias=True, one=True)):
+        assert {*analyze(network, (1, 8, 8)).rigid.values()} == {"shared weight"}
