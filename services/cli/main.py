@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nas_blockout import __version__
+from nas_blockout.settings_fields import Conflict
 from services.cli import data, models, service, show, studies, submit, validate
 from services.cli import lazy_modules as lazy
 from services.cli.console import (
@@ -126,9 +127,13 @@ def run(
         shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
         print_table(lazy.progress.result_tables(finished.document, folder=shown))
         print_line(f"report: {folder / 'report' / 'index.html'}\nmodels: {folder / 'models'}")
+    for arm, reason in finished.unexported.items():
+        log(f"error: the model of {arm} was not exported: {reason}")
     if finished.failed:
         log(f"{finished.failed} trials failed; for the reasons run: nas-blockout show {resolved.name} --failed")
         raise typer.Exit(SOME_FAILED)
+    if finished.unexported:
+        raise typer.Exit(UNVERIFIED)
 
 
 @app.command("list", epilog="Example: nas-blockout list --limit 10")
@@ -313,7 +318,7 @@ def exit_code(error: Exception) -> int | None:
     """Return the exit code of a known error, or None for any other."""
     store, data, study_errors = lazy.store, lazy.data, lazy.errors
     codes: Mapping[int, tuple[type[Exception], ...]] = {
-        USAGE: (study_errors.StudyError, store.StudyConflict, SettingsError, data.DataUnsuitable),
+        USAGE: (study_errors.StudyError, store.StudyConflict, SettingsError, data.DataUnsuitable, Conflict),
         NOT_FOUND: (study_errors.StudyNotFound, store.NotFound, data.DataMissing),
         UNREACHABLE: (
             lazy.remote.ArtifactError,

@@ -18,6 +18,11 @@ class DiskFull(Exception):
     """A disk has no space for a study's files; what the study has recorded so far stands."""
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a full disk caused an error."""
+    return any(_is_disk_full(cause) for cause in _causes(error))
+
+
 @contextmanager
 def explain_disk_full(folder: Path, *, resume: str, needed_bytes: int = NEEDED_BYTES) -> Iterator[None]:
     """Turn an error of the block that a full disk caused into `DiskFull`.
@@ -33,7 +38,7 @@ def explain_disk_full(folder: Path, *, resume: str, needed_bytes: int = NEEDED_B
     try:
         yield
     except Exception as error:
-        if not any(_is_disk_full(cause) for cause in _causes(error)):
+        if not is_disk_full(error):
             raise
         place, free = _fullest(folder, needed_bytes)
         where = f"the disk that holds {place} is full ({free / 1e6:.1f} MB free)"

@@ -16,11 +16,14 @@ from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.learned_structure import arm_memberships, arm_structure
 from services.analysis.recommendation import recommendation_rows
 from services.analysis.verdict import sentence
+from services.files.disk_full import is_disk_full
 from services.files.study_dir import Folder
 from services.finalize.class_subsets import cut, folder_name, labels_of, told
-from services.store import Store
+from services.store import Store, StoreError
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial
+
+_MOST_OF_A_REASON = 400  # characters; some errors of torch go on for pages
 
 
 def export_trials(
@@ -59,6 +62,64 @@ def export_trials(
     for (arm, (trial, _)), verification in zip(winners.items(), verifications, strict=True):
         store.add_export(trial.id, path=str(targets[arm]), hashes=_hashes(targets[arm]), verified=verification.ok)
     return list(targets.values())
+
+
+def export_what_can_be(
+    study: Study,
+    winners: Mapping[str, tuple[Trial, nn.Module]],
+    splits: Splits,
+    document: ComparisonDocument,
+    *,
+    folder: Folder,
+    store: Store,
+    meanwhile: Callable[[], None],
+) -> dict[str, str]:
+    """Export retrained models as `export_trials` does; of those that cannot be, return the reasons by arm.
+
+    A network of somebody's own may train and still be nothing that torch can export, which torch tells by errors of
+    many kinds. The other arms, and all else that a study leaves, do not depend on it.
+
+    Args:
+        study: The resolved study.
+        winners: The trials and their networks by arm.
+        splits: The data.
+        document: The comparison.
+        folder: Of the study.
+        store: Where the exports are recorded.
+        meanwhile: Called once, whatever happens.
+    """
+    called, broken = list[bool](), list[Exception]()
+
+    def once() -> None:
+        if not called:
+            called.append(True)
+            try:
+                meanwhile()
+            except Exception as error:
+                broken.append(error)
+                raise
+
+    try:
+        export_trials(study, winners, splits, document, folder=folder, store=store, meanwhile=once)
+    except Exception as error:
+        if error in broken or _is_of_the_machine(error):
+            raise
+    else:
+        return {}
+    once()
+    reasons = {}
+    for arm, winner in winners.items():
+        try:
+            export_trials(study, {arm: winner}, splits, document, folder=folder, store=store)
+        except Exception as error:
+            if _is_of_the_machine(error):
+                raise
+            reasons[arm] = " ".join(str(error).split())[:_MOST_OF_A_REASON] or type(error).__name__
+    return reasons
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    return isinstance(error, OSError | StoreError) or is_disk_full(error)
 
 
 def export_subsets(

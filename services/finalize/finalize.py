@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nas_blockout.data import Splits, load
@@ -12,13 +12,21 @@ from services.analysis.comparison import ComparisonDocument, build
 from services.analysis.latency import Latency
 from services.analysis.pareto import Timed
 from services.budget.accounting import stale
+from services.files.network_files import files_of, require_same_files
 from services.files.remote import put_folder
 from services.files.shared_place import shared_place
 from services.files.study_dir import Folder, write_csv, write_json
-from services.finalize.export import export_subsets, export_trials
+from services.finalize.export import export_subsets, export_trials, export_what_can_be
 from services.finalize.mlflow_runs import sync_study
 from services.finalize.trial_table import row_of
-from services.finalize.winners import exported_trials, latencies, models_of, search_latencies, structures
+from services.finalize.winners import (
+    exported_trials,
+    latencies,
+    models_of,
+    require_what_was_measured,
+    search_latencies,
+    structures,
+)
 from services.settings import Settings
 from services.store import NotFound, Store
 from services.study_config.resolved_study import Study, parse_resolved
@@ -29,10 +37,11 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a finished study left: the comparison, and how many of its trials failed."""
+    """What a finished study left: the comparison, how many of its trials failed, and why arms were not exported."""
 
     document: ComparisonDocument
     failed: int
+    unexported: Mapping[str, str] = field(default_factory=dict)
 
 
 def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, log: Log) -> Finished:
@@ -74,12 +83,12 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
 
         write_report(study, store, trials, document, splits, folder)
 
-    export_trials(study, exported, splits, document, folder=folder, store=store, meanwhile=report)
+    unexported = export_what_can_be(study, exported, splits, document, folder=folder, store=store, meanwhile=report)
     sync_study(study, store, settings, document=document, models=models, splits=splits, log=log)
     _share(folder, shared_place(settings, store, study.name), log=log)
     store.finish_study(study.name, "complete")
     shutil.rmtree(folder.scratch / "checkpoints", ignore_errors=True)
-    return Finished(document, failed)
+    return Finished(document, failed, unexported)
 
 
 def _to_export(study: Study, winners: Iterable[str], document: ComparisonDocument, folder: Folder) -> list[str]:
@@ -133,10 +142,13 @@ def export_again(
 
     Raises:
         NotFound: There is no such study, it has no such arm, or the arm has no retrained model.
+        StudyConflict: The file of a factory has changed since the study was begun.
+        VerificationError: A network of a factory is no longer the one that was measured; no folder has been changed.
         ValueError: The classes are no choice of two or more, or a network cannot be cut.
     """
     with Store.open(settings.store_url) as store:
         study = parse_resolved(store.study(name).config)
+        require_same_files(store, name, files_of(study))
         folder = Folder(settings.folder(name))
         winners = exported_trials(study, store.trials(name))
         if arm is not None and arm not in winners:
@@ -148,6 +160,7 @@ def export_again(
         chosen = {arm: winners[arm]} if arm is not None else winners
         models = models_of(chosen, folder, splits, shared=shared_place(settings, store, name))
         exported = {winner: (trial, models[winner]) for winner, trial in chosen.items()}
+        require_what_was_measured(exported, splits)
         if classes:
             paths = export_subsets(
                 study, exported, splits, document, classes=classes, folder=folder, store=store, batch=batch

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.data import Splits
-from nas_blockout.experiment import rebuild, structure_of_network
-from nas_blockout.export import load_weights
+from nas_blockout.backbones.module import ModuleSettings
+from nas_blockout.data import Loader, Splits
+from nas_blockout.experiment import EVALUATION_BATCH, rebuild, structure_of_network
+from nas_blockout.export import VerificationError, load_weights
 from nas_blockout.export.latency import BATCHES, Timing, measure_together
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.structure.branching import Structure
+from nas_blockout.training import evaluate
 from services.analysis.latency import Latency
 from services.analysis.pareto import Timed
 from services.budget.accounting import current
@@ -19,6 +21,7 @@ from services.files.study_dir import Folder
 from services.study_config.resolved_study import Study
 from services.trial_record import SEARCH, Trial, TrialKey
 
+_MOST_CHANGE = 0.01  # of an accuracy: another device or precision changes an image or two
 MOST_SEARCH_SECONDS = 10.0  # for the networks of all search trials together
 
 
@@ -57,6 +60,25 @@ def models_of(
         load_weights(model, folder.weights(trial.id))
         models[arm] = model.eval()
     return models
+
+
+def require_what_was_measured(winners: Mapping[str, tuple[Trial, nn.Module]], splits: Splits) -> None:
+    """Require of the networks of factories that they classify validation images as well as when they were trained.
+
+    What a factory's file imports may have changed, whose content nobody has recorded.
+
+    Raises:
+        VerificationError: A network does not.
+    """
+    for arm, (trial, model) in winners.items():
+        if not isinstance(trial.config.backbone, ModuleSettings) or trial.score is None:
+            continue
+        found = evaluate(model, Loader(splits.validation, EVALUATION_BATCH)).accuracy
+        if abs(found - trial.score) > _MOST_CHANGE:
+            raise VerificationError(
+                f"{arm} is not the network that was trained: {found:.2%} of the validation images are classified as "
+                f"labeled, {trial.score:.2%} were; has code that its factory imports changed? Restore it"
+            )
 
 
 def latencies(models: Mapping[str, nn.Module], splits: Splits) -> dict[str, Latency]:

@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from nas_blockout import __version__
+from nas_blockout.settings_fields import Conflict
 from services import tracking
 from services.cli import lazy_modules
 from services.cli import main as cli
@@ -369,6 +370,10 @@ def test_a_study_that_has_not_finished_is_not_exported(call: Call, filled: Path)
 def test_an_mlflow_that_refuses_is_not_said_to_be_unreachable() -> None:
     assert exit_code(tracking.TrackingUnreachable("MLflow does not answer")) == 5
     assert exit_code(tracking.TrackingError("MLflow refuses access")) == 1
+
+
+def test_settings_that_do_not_go_together_are_an_error_of_usage_wherever_they_are_found() -> None:
+    assert exit_code(Conflict("there is no file net.py", "backbone.factory")) == 2
 
 
 @pytest.mark.parametrize("quiet", [True, False])

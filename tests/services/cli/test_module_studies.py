@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor
 
 from tests.services.program import RUNS_HERE, Call, store_of
 from tests.services.tiny import TINY
@@ -167,19 +168,40 @@ class TestRun:
     def test_a_study_of_a_network_of_ones_own_is_run_exported_and_verified(
         self, home: Path, call: Call, tmp_path: Path
     ) -> None:
+        """One arm can be trained and not exported: the others are, and all else that the study leaves is there."""
         dropping = {"method": {"name": "dropconnect", "placement": "classifier"}}
+        turning = {"backbone": {"name": "module", "factory": "net.py:Branching"}}
         path = written(
-            tmp_path, {"factory": "net.py:thousand"}, arms={"dropping": dropping}, budget={"trainings": 2},
-            retrain={"seeds": [0]},
+            tmp_path, {"factory": "net.py:thousand"}, arms={"dropping": dropping, "turning": turning},
+            budget={"trainings": 2}, retrain={"seeds": [0]},
         )  # fmt: skip
         ended = call("run", path, "--quiet")
-        assert ended.code == 0, ended.err
+        assert ended.code == 6, ended.err
+        assert "error: the model of turning was not exported: " in ended.err
+        assert "the model of dropping" not in ended.err
         with store_of(home) as store:
-            results = [trial.result for trial in store.trials("tiny")]
+            results = [trial.result for trial in store.trials("tiny") if trial.arm == "dropping"]
+            assert store.study("tiny").state == "complete"
         note = "the classes layer fc gives 1000 logits: it is replaced by a new one for 10 classes"
         assert [result["notes"] for result in results] == [[note]] * 2
+        assert not (home / "runs" / "tiny" / "models" / "turning").exists()
         model = home / "runs" / "tiny" / "models" / "dropping"
         forms = json.loads((model / "verification.json").read_text())["forms"]
         assert {name for name, each in forms.items() if each["verified"]} >= {"model.pt2", "weights.safetensors"}
         assert (home / "runs" / "tiny" / "report" / "index.html").is_file()
         assert call("verify", model).code == 0
+        content = (model / "model.pt2").read_bytes()
+        network = tmp_path / "net.py"
+        text = network.read_text()
+        network.write_text(f"{text}\nSmall.forward = lambda self, x: -self.fc(self.conv(x).mean((2, 3)))\n")
+        ended = call("export", "tiny", "dropping")
+        assert ended.code == 2
+        assert f"study 'tiny' was begun with another content of {network}" in ended.err
+        network.write_text(text)
+        with pytest.MonkeyPatch.context() as patch:  # as code does that the file imports
+            patch.setattr(Tensor, "relu", lambda x: -x)
+            ended = call("export", "tiny", "dropping")
+        assert ended.code == 6
+        assert "dropping is not the network that was trained: " in ended.err
+        assert (model / "model.pt2").read_bytes() == content
+        assert call("export", "tiny", "dropping").code == 0
