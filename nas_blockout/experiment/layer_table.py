@@ -69,9 +69,10 @@ class LayerTable:
         """Yield the table in a few lines: how much of it can be masked, and what stays whole."""
         whole = [row for row in self.layers if row.rigid is not None]
         count = f"{len(whole)} layers stay" if len(whole) > 1 else "1 layer stays" if whole else "no layer stays"
+        layers = f"{len(self.layers)} layer{'' if len(self.layers) == 1 else 's'} of nodes"
         yield (
-            f"{len(self.layers)} layers of nodes; {self.maskable_share:.1%} of {self.macs:,} MACs are between nodes "
-            f"and can be masked; {count} whole"
+            f"{layers}; {self.maskable_share:.1%} of {self.macs:,} MACs are between nodes and can be masked; "
+            f"{count} whole"
         )
         for row in whole[:_MOST_WHOLE]:
             yield f"{row.layer} ({row.nodes} nodes) stays whole: {row.rigid}"

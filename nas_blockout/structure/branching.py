@@ -226,7 +226,7 @@ def summary(structure: Structure, *, learned: bool) -> str:
         least, most = (_share(of(layer.density for layer in cut)) for of in (min, max))
         density = f"{least} to {most} in {len(cut)} of {len(structure.layers)} layers"
     if structure.hardly_branches:
-        return f"{text}, and of the connections between kept nodes {density} are left, all in other layers"
+        return f"{text}; connections kept between nodes {density}, all in other layers"
     if not structure.is_branched:
         return text
     parted = [layer for layer in structure.layers if layer.groups > 1]

@@ -258,7 +258,7 @@ class TestLayers:
         module = NETWORKS["padded"]()
         convs = module.convs
         assert isinstance(convs, nn.ModuleList)
-        convs[2].weight = convs[1].weight
+        convs[2].weight, convs[2].bias = convs[1].weight, convs[1].bias
         analysis = analyze(module, SHAPE)
         assert analysis.rigid == {"convs.0": "shared weight"}
         assert [each.weight for each in analysis.connections] == [

@@ -193,7 +193,7 @@ class Tied(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.conv2(self.conv(x)))
         if self.tie == "stride":
-            x = F.conv2d(x, self.conv2.weight, stride=2)
+            x = F.conv2d(x, self.conv2.weight, self.conv2.bias, stride=2)
         if self.tie == "elsewhere":
             x = x * self.conv2.weight.mean()
         logits: Tensor = self.fc(F.relu(self.conv3(x)).mean((2, 3)))

@@ -152,11 +152,12 @@ def test_a_network_that_cuts_two_connections_of_a_thousand_hardly_branches() -> 
     assert not structure_of(BRANCHED, costs=COSTS, inputs=4).hardly_branches
     text = summary(found, learned=True)
     assert text == (
-        "hardly any branches were learned, and of the connections between kept nodes 99.9% in hidden are left, "
-        "all in other layers"
+        "hardly any branches were learned; connections kept between nodes 99.9% in hidden, all in other layers"
     )
     fewer = structure_of(nearly, costs=[LayerCost(100, 1, 1, 1)] * 3, inputs=4)
-    assert summary(fewer, learned=True).startswith("hardly any branches were learned: nodes were removed, and of the")
+    assert summary(fewer, learned=True).startswith(
+        "hardly any branches were learned: nodes were removed; connections kept"
+    )
 
 
 def test_the_metrics_are_named_by_layer() -> None:
