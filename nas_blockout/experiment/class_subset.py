@@ -20,7 +20,7 @@ from nas_blockout.graph.network import GraphNetwork, memberships_of, nodes_of
 from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.networks import Network
 from nas_blockout.structure.clean_up import effective
-from nas_blockout.structure.distill import TOLERANCE, distill
+from nas_blockout.structure.distill import TOLERANCE, distill, equality_of
 from nas_blockout.structure.wiring import Wiring
 
 FEWEST_CLASSES = 2  # of one class there is nothing to tell
@@ -114,11 +114,7 @@ def _equality(whole: nn.Module, left: nn.Module, shape: Sequence[int]) -> dict[s
     generator, found = torch.Generator().manual_seed(0), {}
     noise = torch.randn(PROOF_IMAGES, *shape, generator=generator, dtype=torch.float64)
     images = noise * torch.linspace(0.1, 3, PROOF_IMAGES, dtype=torch.float64).view(-1, 1, 1, 1)
-    for dtype, bound in TOLERANCE.items():
+    for dtype in TOLERANCE:
         first, second = (copy.deepcopy(network).to(dtype)(images.to(dtype)).detach() for network in (whole, left))
-        found[str(dtype).removeprefix("torch.")] = {
-            "max_abs_difference": float((first - second).abs().max()),
-            "bound": bound * max(1.0, float(first.abs().max())),
-            "spread": float((first.amax(0) - first.amin(0)).max()),
-        }
+        found[str(dtype).removeprefix("torch.")] = equality_of(first, second)
     return found

@@ -27,6 +27,7 @@ from nas_blockout.structure.distill import (
     Distilled,
     Learned,
     distill,
+    equality_of,
     harden,
     logits_of_both,
     logits_under,
@@ -411,14 +412,8 @@ def _equality(
 ) -> dict[str, dict[str, float]]:
     """Return by precision how far the branched network is from the learned one under its or other memberships."""
     differences = {}
-    for dtype, bound in TOLERANCE.items():
+    for dtype in TOLERANCE:
         masked, found = logits_of_both(learned, distilled, branched, images.to(dtype), hard=hard)
         # The statistics of normalization are of other memberships, with which values of a deep network may grow large.
-        bound *= max(1.0, float(masked.abs().max()))
-        differences[str(dtype).removeprefix("torch.")] = {
-            "max_abs_difference": float((masked - found).abs().max()),
-            "bound": bound,
-            # Networks whose logits are the same for all images would be equal for nothing.
-            "spread": float((masked.amax(0) - masked.amin(0)).max()),
-        }
+        differences[str(dtype).removeprefix("torch.")] = equality_of(masked, found)
     return differences

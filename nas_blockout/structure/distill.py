@@ -367,6 +367,22 @@ def largest_difference(
     return float((masked - found).abs().max())
 
 
+def equality_of(expected: Tensor, found: Tensor) -> dict[str, float]:
+    """Return how far logits are from those that they should equal, the bound for their precision, and their spread.
+
+    Args:
+        expected: Shape ``(images, classes)``, in one of the precisions of `TOLERANCE`.
+        found: Likewise.
+    """
+    return {
+        "max_abs_difference": float((expected - found).abs().max()),
+        # Rounding grows with the logits.
+        "bound": TOLERANCE[expected.dtype] * max(1.0, float(expected.abs().max())),
+        # Networks whose logits are the same for all images would be equal for nothing.
+        "spread": float((expected.amax(0) - expected.amin(0)).max()),
+    }
+
+
 def network_of(learned: Learned) -> Branchable:
     """Return the dense network that learned, without the masks over it."""
     network = learned.network if isinstance(learned, Blockout) else learned

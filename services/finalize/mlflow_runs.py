@@ -10,9 +10,10 @@ from nas_blockout.data import Splits, load
 from nas_blockout.export import Deployed
 from services.analysis.comparison import ComparisonDocument
 from services.analysis.verdict import ship_heading, ship_rows, verdict_of
+from services.files.network_files import files_of, require_same_files
 from services.files.shared_place import shared_place
 from services.files.study_dir import Folder
-from services.finalize.winners import exported_trials, models_of
+from services.finalize.winners import exported_trials, models_of, require_what_was_measured
 from services.settings import Settings
 from services.store import Store
 from services.study_config.resolved_study import Study, parse_resolved
@@ -65,6 +66,9 @@ def sync_again(settings: Settings, name: str) -> Synced:
     Raises:
         NotFound: There is no such study.
         TrackingError: MLflow is turned off, does not answer or refuses.
+        StudyConflict: The file of a factory has changed since the study was begun; its trials are in MLflow, its model
+            is not.
+        VerificationError: A network of a factory is no longer the one that was measured; likewise.
     """
     if settings.tracking_uri is None:
         raise TrackingUnreachable("MLflow is turned off: set NAS_BLOCKOUT_TRACKING_URI")
@@ -79,8 +83,10 @@ def sync_again(settings: Settings, name: str) -> Synced:
         synced = projection.sync()
         if splits is not None:
             document = ComparisonDocument.read(folder.comparison)
+            require_same_files(store, name, files_of(study))
             winners = exported_trials(study, store.trials(name))
             models = models_of(winners, folder, splits, shared=shared_place(settings, store, name))
+            require_what_was_measured({arm: (winners[arm], model) for arm, model in models.items()}, splits)
             _log_recommended_model(projection, document, models, splits)
             projection.finish(document.model_dump(mode="json"), folder.root, tags=_tags(document))
         return replace(synced, notes=tuple(projection.notes))

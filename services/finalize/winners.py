@@ -21,7 +21,8 @@ from services.files.study_dir import Folder
 from services.study_config.resolved_study import Study
 from services.trial_record import SEARCH, Trial, TrialKey
 
-_MOST_CHANGE = 0.01  # of an accuracy: another device or precision changes an image or two
+# Of the validation images, and in any case two: another device or precision changes the class of one or another.
+_MOST_CHANGE, _MOST_CHANGED_IMAGES = 0.01, 2
 MOST_SEARCH_SECONDS = 10.0  # for the networks of all search trials together
 
 
@@ -74,7 +75,7 @@ def require_what_was_measured(winners: Mapping[str, tuple[Trial, nn.Module]], sp
         if not isinstance(trial.config.backbone, ModuleSettings) or trial.score is None:
             continue
         found = evaluate(model, Loader(splits.validation, EVALUATION_BATCH)).accuracy
-        if abs(found - trial.score) > _MOST_CHANGE:
+        if abs(found - trial.score) > max(_MOST_CHANGE, _MOST_CHANGED_IMAGES / len(splits.validation)) + 1e-9:
             raise VerificationError(
                 f"{arm} is not the network that was trained: {found:.2%} of the validation images are classified as "
                 f"labeled, {trial.score:.2%} were; has code that its factory imports changed? Restore it"

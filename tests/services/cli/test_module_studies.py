@@ -197,6 +197,8 @@ class TestRun:
         ended = call("export", "tiny", "dropping")
         assert ended.code == 2
         assert f"study 'tiny' was begun with another content of {network}" in ended.err
+        ended = call("sync", "tiny", NAS_BLOCKOUT_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")
+        assert (ended.code, "another content of" in ended.err) == (2, True)
         network.write_text(text)
         with pytest.MonkeyPatch.context() as patch:  # as code does that the file imports
             patch.setattr(Tensor, "relu", lambda x: -x)

@@ -15,18 +15,14 @@ from services.cluster import ClusterError, Resources
 from services.cluster.tasks import Report, Task
 from services.cluster.worker import Worker
 from tests.services.cluster.failing_network import backbone
+from tests.services.program import RUNS_HERE
 
-pytestmark = [
-    pytest.mark.end_to_end,
-    pytest.mark.slow(60),
-    # Ray's own processes and files are not ours to close.
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(60), *RUNS_HERE]
 
 EPOCHS = 40
-# A trial whose worker is killed lasts for several reports, on a fast machine too; otherwise it ends before it dies.
-LONG = {"epochs": 300, "batch_size": 16}
+# A worker waits at a rung for the driver, so that a trial whose worker is killed there cannot end before, however fast.
+LONG = {"epochs": 60, "batch_size": 16}
+RUNGS = tuple(range(2, 60, 2))
 
 
 def experiment(seed: int, **changes: Any) -> dict[str, Any]:
@@ -44,6 +40,8 @@ class Given:
 
     def __init__(self, folder: Path, experiments: list[dict[str, Any]], *, kill: int | None = None) -> None:
         self.waiting = [task(folder, trial, each) for trial, each in enumerate(experiments)]
+        if kill is not None:
+            self.waiting[kill] = replace(self.waiting[kill], rungs=RUNGS)
         self.open = {task.trial for task in self.waiting}
         self.running: set[int] = set()
         self.most = 0

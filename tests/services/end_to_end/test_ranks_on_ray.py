@@ -12,14 +12,9 @@ from services import cluster
 from services.cluster import ClusterError, Resources
 from services.cluster.tasks import Report
 from tests.services.end_to_end.test_cluster import Given, experiment, straight
+from tests.services.program import RUNS_HERE
 
-pytestmark = [
-    pytest.mark.end_to_end,
-    pytest.mark.slow(60),
-    # Ray's own processes and files are not ours to close.
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(60), *RUNS_HERE]
 
 EPOCHS = 4
 RUNG = 2  # after so many epochs a worker waits for the driver, which may then do something to a rank
