@@ -75,19 +75,20 @@ def test_a_trial_gives_the_same_results_on_its_device_and_computes_them_there(
     assert emulation.work[DEVICE] > 500_000
     expected = ended(Worker(), tmp_path / "processor", ALL[name], device="cpu")
     volatile = {"overhead_seconds", "peak_memory_bytes", "latency_ms", "latency_device", "usage"}
-    assert {key: value for key, value in result.items() if key not in volatile} == {
-        key: value for key, value in expected.items() if key not in volatile
-    }
+    assert result.keys() - volatile == expected.keys() - volatile
+    # A device runs all blocks of BlockDrop on all images, which sums in another order and counts batches nobody reads.
+    in_order = name != "blockdrop"
+    for key in result.keys() - volatile:
+        rounded = not in_order and isinstance(expected[key], float)
+        assert result[key] == (pytest.approx(expected[key], rel=1e-4) if rounded else expected[key]), key
     assert (result["latency_device"], expected["latency_device"]) == (DEVICE, "cpu")
     weights, others = (load_file(tmp_path / place / "1.safetensors") for place in ("device", "processor"))
     assert weights.keys() == others.keys()
     for key, value in weights.items():
-        # A device runs all blocks on all images, which sums in another order and counts batches that nobody reads.
-        if name == "blockdrop":
-            if not key.endswith("num_batches_tracked"):
-                torch.testing.assert_close(value, others[key], rtol=1e-3, atol=1e-4)
-        else:
+        if in_order:
             assert torch.equal(value, others[key]), key
+        elif not key.endswith("num_batches_tracked"):
+            torch.testing.assert_close(value, others[key], rtol=1e-3, atol=1e-4)
 
 
 def test_test_images_are_kept_where_those_of_training_are(
