@@ -30,7 +30,7 @@ from nas_blockout.batch_statistics import (
 from nas_blockout.data import DataSettings, Loader, Splits, load
 from nas_blockout.experiment import EVALUATION_BATCH, Experiment
 from nas_blockout.experiment.builder import build
-from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.training import Loaders, TrainingSettings, evaluate, fit
 from services.study_config.resolution import read, resolve
 from services.study_config.yaml_reader import bundled

@@ -28,7 +28,7 @@ from nas_blockout.experiment import EVALUATION_BATCH, Experiment
 from nas_blockout.experiment.builder import build
 from nas_blockout.methods import METHODS, method_from_json
 from nas_blockout.methods.blockdrop import BlockDropSettings
-from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.randomness.draws import DrawCounter, DrawsBefore
 from nas_blockout.training import Loaders, TrainingSettings, evaluate, fit
 from nas_blockout.training_protocol import TrainableLayer, TrainableModel, trainable

@@ -5,7 +5,7 @@ from typing import cast
 
 from nas_blockout.backbones import BACKBONES, name_of, stages_of
 from nas_blockout.experiment import Experiment, outlined
-from nas_blockout.methods.blockout import BlockoutSettings, Mode
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings, Mode
 from nas_blockout.networks import masked_connections, masked_widths
 from search_spaces.trial import Context, Trial
 

@@ -26,7 +26,9 @@ from nas_blockout.experiment.config import Experiment, needs_graph
 from nas_blockout.graph.network import GraphNetwork
 from nas_blockout.methods import METHODS, NoneSettings, method_name
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
-from nas_blockout.methods.blockout import Blockout, BlockoutSettings, require_nodes
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
+from nas_blockout.methods.memberships.initial import require_nodes
 from nas_blockout.methods.paths.block_routing import (
     fixed_path,
 )

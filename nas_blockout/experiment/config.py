@@ -19,9 +19,9 @@ from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings
 from nas_blockout.methods import METHODS, NoneSettings, method_from_json, method_name, method_to_json
 from nas_blockout.methods.blockdrop import BlockDropSettings
-from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.methods.dropconnect import DropConnectSettings
 from nas_blockout.methods.dropout import DropoutSettings
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.serialization import from_json, near, to_json
 from nas_blockout.settings_fields import Conflict, refuse
 from nas_blockout.structure.confusion import ConfusionSettings

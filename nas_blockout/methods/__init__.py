@@ -12,11 +12,11 @@ from typing import Any, Literal
 from torch import nn
 
 from nas_blockout.methods import blockdrop
-from nas_blockout.methods.blockout import PAPER, PRETRAINED, BlockoutSettings
 from nas_blockout.methods.dropblock import DropBlock, DropBlockSettings
 from nas_blockout.methods.dropcluster import DropCluster, DropClusterSettings
 from nas_blockout.methods.dropconnect import DropConnect, DropConnectSettings
 from nas_blockout.methods.dropout import Dropout, DropoutSettings
+from nas_blockout.methods.memberships.blockout_settings import BRANCH, PAPER, PRETRAINED, BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.methods.spatial_dropout import SpatialDropout, SpatialDropoutSettings
 from nas_blockout.serialization import from_json, near, to_json
@@ -77,6 +77,7 @@ _BLOCKOUT = {
     # Masked weights give small logits; normalized, they learn at the rates that suit the plain network.
     "compress": Preset(BlockoutSettings(), {"normalize_logits": True}, {"trim_by": "magnitude"}),
     "paper": Preset(PAPER, {}, {"trim_by": "probability"}),
+    "branch": Preset(BRANCH, {"normalize_logits": True}, {"trim_by": "magnitude"}),
     # What has been learned ranks the nodes, down to the target and no further; most of the epochs train what is left.
     "pretrained": Preset(PRETRAINED, {}, {"trim_by": "probability", "fill_target": True, "learn_fraction": 0.25}),
 }

@@ -10,8 +10,6 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,143 +28,17 @@ from nas_blockout.methods.masking import (
     masked_weight,
     sides,
 )
-from nas_blockout.methods.random_masks import Estimator, draw_memberships
-from nas_blockout.networks import (
-    LAST,
-    Branchable,
-    Connection,
-    Network,
-    masked_connections,
-    masked_widths,
-    require_weights,
-)
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
+from nas_blockout.methods.memberships.description import describe, shared_pairs
+from nas_blockout.methods.memberships.initial import depths, initial_logits
+from nas_blockout.methods.random_masks import draw_memberships
+from nas_blockout.networks import Branchable, Connection, masked_connections, masked_widths, require_weights
 from nas_blockout.randomness.draws import Randomness, in_one_piece, random_uniforms
-from nas_blockout.settings_fields import Conflict, Length, Pattern, Range, check
 from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
 
-Mode = Literal["hard-learned", "hard-fixed", "soft-learned"]
-Masked = (
-    Literal["head", "all"]
-    | Annotated[str, Pattern(LAST.pattern, "last N", "last 2")]
-    | Annotated[tuple[str, ...], Length(1)]
-)
-MaskValues = Literal["share", "binary"]
-StartAt = Literal["probabilities", "cost_target"]
-PenaltySides = Literal["above", "both"]
-Collapse = Literal["none", "all ones", "all zeros", "one cluster"]
-
-DENSITY_BINS = 20
-_COLLAPSED = 0.95
 _FARTHEST = 40.0  # of a logit that is moved: beyond it P is 0 or 1 in single precision
 _BISECTIONS = 40
-
-
-@dataclass(frozen=True, slots=True)
-class BlockoutSettings:
-    """Settings of Blockout. The defaults are the preset ``compress``, the best recipe found for compression.
-
-    Args:
-        clusters: Number of clusters k, at most the nodes of the narrowest masked layer.
-        mode: ``hard-learned`` draws C and learns P, ``hard-fixed`` draws C from a fixed P, ``soft-learned`` uses P for
-            C.
-        masked: Layers whose weights are masked: ``head`` for every linear layer, the classifier included; ``all`` for
-            the convolutions' channels as well; ``last N`` for the last N layers, such as the ``last 2`` of the paper;
-            or a list of layers, such as ``[hidden, classes]``, each named by the nodes that its weights end in. The
-            nodes that a masked layer reads have memberships as well.
-        mask_values: ``share`` scales a weight by the share of clusters that its nodes have in common, as in the paper;
-            ``binary`` keeps it whole where they share one or more, which leaves pretrained weights what they are.
-        estimator: Gradient estimator for P: ``masked`` (eq. 9, biased), ``straight-through``, or ``arm`` (unbiased;
-            each step then costs two forward passes).
-        first_probability: Initial P of the first masked layer.
-        last_probability: Initial P of the classes; layers between are interpolated.
-        logit_noise: Standard deviation of the noise on the initial logits of P.
-        magnitude_spread: Standard deviation of the initial logits of P over the nodes of a layer, which then are as far
-            apart as the logarithms of the magnitudes by which pruning ranks them; 0 for P without regard to weights.
-        start_at: Level of the initial P: that of the given ``probabilities``, or ``cost_target``, for which the logits
-            of all layers but the classes are moved alike until P expects this share of the dense MACs.
-        structure_lr_multiplier: Learning rate of the structure as a multiple of that of the weights.
-        rescale: Whether to divide the initial weights by their mean mask, so that pre-activations start as in a plain
-            layer.
-        cost_penalty: Weight of the penalty on expected MACs beyond `cost_target`; 0 turns it off.
-        cost_target: Share of the dense MACs that is not penalized.
-        cost_penalty_sides: ``above`` penalizes expected MACs above the target, ``both`` also those below it, so that
-            polarization cannot push the cost past the target.
-        cost_warmup: Share of the epochs over which the penalty and the polarization rise linearly.
-        polarization: Weight of the mean of ``P (1 - P)``; pushes probabilities toward 0 or 1.
-        balance: Weight of the variance over clusters of their mean membership; keeps the use of clusters balanced.
-    """
-
-    clusters: Annotated[int, Range(ge=1)] = 4
-    mode: Mode = "hard-learned"
-    masked: Masked = "all"
-    mask_values: MaskValues = "share"
-    estimator: Estimator = "masked"
-    first_probability: Annotated[float, Range(gt=0, lt=1)] = 0.9
-    last_probability: Annotated[float, Range(gt=0, lt=1)] = 0.98
-    logit_noise: Annotated[float, Range(ge=0)] = 0.3
-    magnitude_spread: Annotated[float, Range(ge=0)] = 0.0
-    start_at: StartAt = "probabilities"
-    structure_lr_multiplier: Annotated[float, Range(ge=0)] = 60.0
-    rescale: bool = True
-    cost_penalty: Annotated[float, Range(ge=0)] = 16.0
-    cost_target: Annotated[float, Range(ge=0, le=1)] = 0.5
-    cost_penalty_sides: PenaltySides = "both"
-    cost_warmup: Annotated[float, Range(ge=0, le=1)] = 0.3
-    polarization: Annotated[float, Range(ge=0)] = 2.0
-    balance: Annotated[float, Range(ge=0)] = 0.0
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.estimator != "masked" and self.mode != "hard-learned":
-            message = f"estimator={self.estimator!r} needs mode='hard-learned', got mode={self.mode!r}"
-            raise Conflict(message, "estimator", "mode")
-
-
 _NARROWING = ("cpu", "cuda", "xpu", "mps")  # devices that know autocast; others refuse to be asked
-
-PAPER = BlockoutSettings(
-    masked="head",
-    first_probability=0.5,
-    last_probability=0.5,
-    logit_noise=0.0,
-    structure_lr_multiplier=1.0,
-    cost_penalty=0.0,
-    cost_penalty_sides="above",
-    cost_warmup=0.5,
-    polarization=0.0,
-)
-"""Settings of the paper, the preset ``paper``; its networks have no terms of the loss beside the labels."""
-
-PRETRAINED = BlockoutSettings(
-    clusters=2,
-    mask_values="binary",
-    estimator="straight-through",
-    rescale=False,
-    last_probability=0.99,
-    logit_noise=1.0,
-    magnitude_spread=10.0,
-    start_at="cost_target",
-    structure_lr_multiplier=100.0,
-    cost_penalty=2.0,
-    cost_warmup=0.0,
-    polarization=1.0,
-)
-"""Settings for networks that come with weights, the preset ``pretrained``: P starts at what magnitudes would prune."""
-
-
-def collapse_of(p: Tensor) -> Collapse:
-    """Say whether probabilities have lost their structure: all ones, all zeros, or all in one cluster.
-
-    Args:
-        p: P_j, shape ``(nodes, k)``.
-    """
-    mean = float(p.mean())
-    if mean > _COLLAPSED:
-        return "all ones"
-    if mean < 1 - _COLLAPSED:
-        return "all zeros"
-    by_cluster = p.mean(0)
-    return "one cluster" if p.shape[1] > 1 and float(by_cluster.max() / by_cluster.sum()) > _COLLAPSED else "none"
 
 
 class Blockout(TrainableModel):
@@ -192,8 +64,8 @@ class Blockout(TrainableModel):
         sections 4 to 6.
 
     Differs from the paper in: convolutions, the estimators other than ``masked``, initial probabilities by depth, and
-    the charge, polarization and balance terms, which are all off by default; and initial weights are rescaled unless
-    `rescale` is off.
+    the charge, polarization, balance and disjointness terms, which are all off by default; and initial weights are
+    rescaled unless `rescale` is off.
     """
 
     _ramp: Tensor
@@ -220,7 +92,7 @@ class Blockout(TrainableModel):
         if settings.magnitude_spread and magnitudes is None:
             raise ValueError(f"magnitudes must be given for magnitude_spread={settings.magnitude_spread}, got none")
         self.logits = nn.ParameterDict()  # filled one by one: given a dictionary, it would sort the layers by name
-        for name, value in _initial_logits(widths, settings, magnitudes or {}).items():
+        for name, value in initial_logits(widths, settings, magnitudes or {}).items():
             self.logits[_key(name)] = nn.Parameter(value, requires_grad=settings.mode != "hard-fixed")
         # Not cached properties, whose locks a compiled step cannot take.
         self._masked_names = frozenset(connection.weight for connection in self.masked_connections)
@@ -313,7 +185,7 @@ class Blockout(TrainableModel):
         return self.with_memberships(x, assignments, generator)
 
     def loss(self, x: Tensor, y: Tensor, generator: Randomness) -> Tensor:
-        """Return the criterion under one draw, plus the charge, polarization and balance terms that are on."""
+        """Return the criterion under one draw, plus the terms of the structure that are on."""
         if self.settings.estimator == "arm":
             return self._arm_loss(x, y, generator) + self.penalty()
         return self.criterion(self(x, generator), y) + self.penalty()
@@ -332,6 +204,11 @@ class Blockout(TrainableModel):
             total = total + weight * torch.stack([(q * (1 - q)).mean() for q in p.values()]).mean()
         if settings.balance:
             total = total + settings.balance * torch.stack([q.mean(0).var(correction=0) for q in p.values()]).mean()
+        if settings.disjointness and settings.clusters > 1:
+            weight = (settings.disjointness * self._ramp).to(total.dtype)
+            shares = torch.stack([shared_pairs(q) for q in p.values()])
+            by_depth = shares.new_tensor(depths(len(p), settings))
+            total = total + weight * (by_depth * shares).sum() / by_depth.sum()
         return total
 
     def expected_macs(self, probabilities: Assignments) -> Tensor:
@@ -395,7 +272,7 @@ class Blockout(TrainableModel):
         p = self.probabilities()
         record: dict[str, TelemetryValue] = {}
         for name, values in p.items():
-            record |= {f"blockout/{key}/{name}": value for key, value in _describe(values).items()}
+            record |= {f"blockout/{key}/{name}": value for key, value in describe(values).items()}
         record["blockout/expected_macs"] = float(self.expected_macs(p)) / self.dense_macs()
         record["blockout/effective_parameters"] = sum(
             float((_sums(p_in, connection.groups) * _sums(p_out, connection.groups)).sum()) / self.settings.clusters
@@ -439,59 +316,3 @@ def _sums(memberships: Tensor, groups: int) -> Tensor:
     """Return the sum over the nodes of each group, shape ``(groups, k)``."""
     sums: Tensor = memberships.unflatten(0, (groups, -1)).sum(1)
     return sums
-
-
-def require_nodes(network: Network, settings: BlockoutSettings) -> tuple[str, ...]:
-    """Refuse more clusters than a layer has nodes; the weights of the network may be on the device ``meta``.
-
-    Args:
-        network: The network to mask.
-        settings: Clusters, and which layers are masked.
-
-    Returns:
-        The layers of nodes that would carry memberships, in the order of the forward pass.
-
-    Raises:
-        Conflict: There are more clusters than nodes in a masked layer.
-    """
-    chosen = masked_connections(network.connections, settings.masked)
-    widths = masked_widths(network.connections, chosen)
-    _require_nodes(widths, settings)
-    return tuple(widths)
-
-
-def _require_nodes(widths: Mapping[str, int], settings: BlockoutSettings) -> None:
-    for name, nodes in widths.items():
-        if settings.clusters > nodes:
-            got = f"got clusters={settings.clusters} for nodes={nodes} in layer {name!r}"
-            raise Conflict(f"clusters must lie in 1..nodes, {got}", "clusters", "masked")
-
-
-def _initial_logits(widths: Mapping[str, int], settings: BlockoutSettings, known: Assignments) -> dict[str, Tensor]:
-    _require_nodes(widths, settings)
-    first, last = settings.first_probability, settings.last_probability
-    logits = {}
-    for position, (name, nodes) in enumerate(widths.items()):
-        p = first + (last - first) * position / max(1, len(widths) - 1)
-        value = torch.full((nodes, settings.clusters), p).logit()
-        if name in known and settings.magnitude_spread:
-            value = value + settings.magnitude_spread * known[name].to(value)[:, None]
-        if settings.logit_noise:
-            value = value + settings.logit_noise * torch.randn_like(value)  # as initial weights: seeded by the caller
-        logits[name] = value
-    return logits
-
-
-def _describe(p: Tensor) -> dict[str, TelemetryValue]:
-    entropy = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) / torch.log(torch.tensor(2.0, dtype=p.dtype))
-    density = torch.histc(p.float().cpu(), DENSITY_BINS, 0, 1) / p.numel()
-    alarms: tuple[Collapse, ...] = get_args(Collapse)
-    return {
-        "mean": float(p.mean()),
-        "median": float(p.median()),
-        "entropy": float(entropy.mean()),
-        "separated": float(((p < 0.05) | (p > 0.95)).float().mean()),
-        "clusters": float(p.sum(1).mean()),
-        "density": [float(value) for value in density],
-        "collapse": float(alarms.index(collapse_of(p))),
-    }

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nas_blockout.methods.blockout import Blockout, collapse_of
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.description import collapse_of
 
 End = Literal["diverged", "stayed", "all ones", "ones from the start", "all zeros", "one cluster", "in between"]
 

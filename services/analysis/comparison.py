@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from nas_blockout.methods.blockdrop import BlockDropSettings
-from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.statistics import significance
 from nas_blockout.statistics.search_curves import Curve, best_so_far

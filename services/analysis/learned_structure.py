@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from pydantic import Field
 
-from nas_blockout.methods.blockout import collapse_of
+from nas_blockout.methods.memberships.description import collapse_of
 from nas_blockout.structure.branching import Structure, in_short, recorded_structure, summary
 from nas_blockout.structure.membership_ends import End
 from services.analysis.seed_metrics import Count, Strict

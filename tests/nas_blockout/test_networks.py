@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.methods.blockout import PAPER, Blockout
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import PAPER
 from nas_blockout.networks import (
     Connection,
     Network,

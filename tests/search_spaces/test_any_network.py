@@ -15,7 +15,8 @@ from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, build, known_costs, outline
 from nas_blockout.graph.branched import BranchedGraph
 from nas_blockout.graph.network import memberships_of
-from nas_blockout.methods.blockout import Blockout, BlockoutSettings
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.structure.confusion import ConfusionSettings, memberships, most_branches
 from search_spaces import SPACES, Context, Recorded, grid, require_fit
 

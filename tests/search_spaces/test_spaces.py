@@ -16,7 +16,7 @@ from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import BlockDropSettings, Estimator, Policy
-from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from search_spaces import SPACES, Context, Recorded, compose, require_fit

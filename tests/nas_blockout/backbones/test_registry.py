@@ -15,7 +15,8 @@ from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, Snapshot, build, count_macs, rebuild
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
-from nas_blockout.methods.blockout import PAPER, Blockout
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import PAPER
 from nas_blockout.training import TrainingSettings, evaluate, sample_passes
 
 RESIDUAL = Experiment(

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings, from_torchvision
 from nas_blockout.lazy_torchvision import torchvision
-from nas_blockout.methods.blockout import PAPER, Blockout
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import PAPER
 
 SMALL = (3, 32, 32)
 

@@ -27,7 +27,8 @@ from nas_blockout.experiment import (
 from nas_blockout.experiment.derivation import derive
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings, Policy
-from nas_blockout.methods.blockout import PAPER, Blockout
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import PAPER
 from nas_blockout.structure.distill import DistillationSettings, TrimBy
 from nas_blockout.training import EpochRecord, Loaders, TrainingSettings, evaluate, sample_passes
 

@@ -31,8 +31,9 @@ from nas_blockout.experiment.branchable import narrowed, outline
 from nas_blockout.export import save_weights
 from nas_blockout.graph.branched import BranchedGraph
 from nas_blockout.graph.network import GraphNetwork
-from nas_blockout.methods.blockout import PAPER, PRETRAINED, Blockout
+from nas_blockout.methods.blockout import Blockout
 from nas_blockout.methods.dropout import DropoutSettings
+from nas_blockout.methods.memberships.blockout_settings import PAPER, PRETRAINED
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings

@@ -15,8 +15,9 @@ from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, Snapshot, build
 from nas_blockout.experiment.knowledge_distillation import StudentWithTeacher, soft_target_loss
-from nas_blockout.methods.blockout import PAPER, Blockout
+from nas_blockout.methods.blockout import Blockout
 from nas_blockout.methods.dropout import DropoutSettings
+from nas_blockout.methods.memberships.blockout_settings import PAPER
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings

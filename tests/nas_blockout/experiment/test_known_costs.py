@@ -8,7 +8,7 @@ from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, dense_macs, known_costs, known_network
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import BlockDropSettings
-from nas_blockout.methods.blockout import PAPER
+from nas_blockout.methods.memberships.blockout_settings import PAPER
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings

@@ -15,7 +15,9 @@ from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, build
 from nas_blockout.export import save_weights
 from nas_blockout.methods import METHODS
-from nas_blockout.methods.blockout import PAPER, Blockout, collapse_of
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import PAPER
+from nas_blockout.methods.memberships.description import collapse_of
 from nas_blockout.settings_fields import PlainMapping
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import relative_magnitudes

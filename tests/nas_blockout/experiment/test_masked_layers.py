@@ -17,7 +17,8 @@ from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, build, rebuild
 from nas_blockout.experiment.config import needs_graph
 from nas_blockout.export import export_model
-from nas_blockout.methods.blockout import PAPER, Blockout, Masked
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import PAPER, Masked
 from nas_blockout.networks import maskable_layers
 from nas_blockout.structure.distill import DistillationSettings, Placebo
 from nas_blockout.training import TrainingSettings

@@ -12,7 +12,8 @@ from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Derivation, Experiment, Run, build, count_macs
 from nas_blockout.experiment.derivation import derive
-from nas_blockout.methods.blockout import PAPER, Blockout
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import PAPER
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.training import TrainingSettings
 

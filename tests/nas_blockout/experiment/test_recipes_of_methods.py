@@ -16,7 +16,7 @@ from nas_blockout.experiment import Experiment, Run, Snapshot, build
 from nas_blockout.experiment.knowledge_distillation import StudentWithTeacher
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import BlockDropSettings
-from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.settings_fields import Conflict
 from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas_blockout.methods.blockout import PAPER, PRETRAINED, Blockout
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import PAPER, PRETRAINED
 from nas_blockout.networks import Branchable, Connection
 from nas_blockout.nodes import NO_NODE, Nodes
 

@@ -10,14 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_blockout.methods.blockout import (
-    PAPER,
-    Blockout,
-    BlockoutSettings,
-    collapse_of,
-    expected_share,
-)
-from nas_blockout.methods.masking import masked_weight
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.masking import expected_share, masked_weight
+from nas_blockout.methods.memberships.blockout_settings import PAPER, BlockoutSettings
+from nas_blockout.methods.memberships.description import collapse_of
 from nas_blockout.methods.random_masks import draw_memberships
 from nas_blockout.networks import Connection
 

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from nas_blockout.experiment.builder import count_macs
 from nas_blockout.methods import blockout
-from nas_blockout.methods.blockout import PAPER, Blockout
+from nas_blockout.methods.blockout import Blockout
 from nas_blockout.methods.masking import lazily_masked, masked_linear, masked_weight
+from nas_blockout.methods.memberships.blockout_settings import PAPER
 from nas_blockout.networks import Connection, Network
 from nas_blockout.nodes import Nodes
 

@@ -13,11 +13,11 @@ from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.experiment import Experiment
 from nas_blockout.experiment.builder import build
 from nas_blockout.methods.blockdrop import BlockDropSettings
-from nas_blockout.methods.blockout import PAPER, PRETRAINED, BlockoutSettings
 from nas_blockout.methods.dropblock import DropBlockSettings
 from nas_blockout.methods.dropcluster import DropClusterSettings
 from nas_blockout.methods.dropconnect import DropConnectSettings
 from nas_blockout.methods.dropout import DropoutSettings
+from nas_blockout.methods.memberships.blockout_settings import PAPER, PRETRAINED, BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.methods.spatial_dropout import SpatialDropoutSettings
 from nas_blockout.training import Loaders

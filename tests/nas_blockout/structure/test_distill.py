@@ -12,7 +12,8 @@ from torch import Tensor
 from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
-from nas_blockout.methods.blockout import PAPER, Blockout, Masked
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import PAPER, Masked
 from nas_blockout.structure.distill import (
     TOLERANCE,
     DistillationSettings,

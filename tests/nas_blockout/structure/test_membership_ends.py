@@ -10,7 +10,7 @@ from torch import Tensor
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, load
 from nas_blockout.experiment import Experiment, Run, Snapshot
-from nas_blockout.methods.blockout import PAPER
+from nas_blockout.methods.memberships.blockout_settings import PAPER
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.membership_ends import end_of
 from nas_blockout.training import TrainingSettings

@@ -10,7 +10,7 @@ from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, build, dense_macs
-from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.structure.pruning import PruningSettings, magnitudes
 from nas_blockout.training import TrainingSettings
 from tests.nas_blockout.structure.graphs import Grouped, Residual

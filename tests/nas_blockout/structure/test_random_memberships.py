@@ -18,7 +18,8 @@ from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork, Stage, macs_of
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.backbones.inference_cost import Operations
-from nas_blockout.methods.blockout import PAPER, Blockout
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import PAPER
 from nas_blockout.structure.distill import TOLERANCE, Distilled, distill, harden, logits_under, transplant
 
 EXAMPLES = int(os.environ.get("NAS_BLOCKOUT_MEMBERSHIPS", "40"))

@@ -20,7 +20,8 @@ from nas_blockout.architecture import Architecture
 from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork, Stage, macs_of
 from nas_blockout.backbones.inference_cost import Operations
-from nas_blockout.methods.blockout import PAPER, Blockout
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import PAPER
 from nas_blockout.structure.distill import (
     TOLERANCE,
     Distilled,

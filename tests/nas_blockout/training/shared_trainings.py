@@ -27,9 +27,9 @@ from nas_blockout.data.tensor_dataset import Part
 from nas_blockout.experiment import Experiment, Run, SavingRun, Snapshot
 from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import BlockDropSettings
-from nas_blockout.methods.blockout import PAPER, BlockoutSettings
 from nas_blockout.methods.dropcluster import DropClusterSettings
 from nas_blockout.methods.dropconnect import DropConnectSettings
+from nas_blockout.methods.memberships.blockout_settings import PAPER, BlockoutSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.training import ALONE, RankGroup, Ranks, TrainingSettings, training_loop
 

@@ -9,7 +9,7 @@ import pytest
 from nas_blockout.backbones import BACKBONES
 from nas_blockout.experiment import DERIVATIONS
 from nas_blockout.methods import METHODS, method_from_json
-from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.serialization import to_json
 from nas_blockout.settings_fields import declared
 from services.study_config import settings_models

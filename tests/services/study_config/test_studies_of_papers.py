@@ -14,7 +14,7 @@ import pytest
 from nas_blockout.data import Splits, load
 from nas_blockout.data.sources import cifar, registry
 from nas_blockout.experiment import Run
-from nas_blockout.methods.blockout import BlockoutSettings
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from services.estimate.forecast import forecast
 from services.estimate.measurement import Measured
 from services.settings import Settings

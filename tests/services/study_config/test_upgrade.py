@@ -9,10 +9,10 @@ import yaml
 
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods import METHODS, method_name, method_to_json
-from nas_blockout.methods.blockout import BlockoutSettings
 from nas_blockout.methods.dropblock import DropBlockSettings
 from nas_blockout.methods.dropconnect import DropConnectSettings
 from nas_blockout.methods.dropout import DropoutSettings
+from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.methods.spatial_dropout import SpatialDropoutSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.training import sample_passes
