@@ -57,6 +57,7 @@ EXIT_CODES = (
     "| 5 | a service is unreachable |",
     "| 6 | a model failed verification |",
     "| 130, 143 | interrupted, terminated; run the same command again to resume |",
+    "| 141 | nobody reads the output any more, as after `\\| head` |",
 )
 
 

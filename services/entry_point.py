@@ -4,16 +4,23 @@ At the top it imports the standard library alone, since without the extra there 
 """
 
 import gc
+import io
 import os
+import signal
 import sys
+from types import FrameType
 
 _OURS = ("nas_blockout", "search_spaces", "services")
-_USAGE = 2  # as in `console`, which imports Typer
+_USAGE, _INTERRUPTED = 2, 130  # as in `console`, which imports Typer
 
 
 def main() -> None:
     """Run the command line; without the packages of the extra ``services``, end with one sentence and exit code 2."""
+    signal.signal(
+        signal.SIGINT, _end_at_once
+    )  # until the command line is imported, which takes a second, and has its own
     _open_standard_streams()
+    _degrade_unknown_characters()
     # By default the collector goes through all that is imported again and again: a fifth of the time of `run`.
     gc.set_threshold(20_000, 50, 100)
     try:
@@ -43,3 +50,16 @@ def _open_standard_streams() -> None:
                 os.dup2(descriptor, number)
                 os.close(descriptor)
             setattr(sys, name, open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))  # noqa: SIM115  # for as long as the process lives
+
+
+def _degrade_unknown_characters() -> None:
+    """Write a question mark for what a terminal without UTF-8 does not have, instead of ending with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    """End the process: nothing has begun that an exception would have to end in order, and imports may swallow one."""
+    os.write(2, b"interrupted; run the same command again\n")
+    os._exit(_INTERRUPTED)

@@ -26,7 +26,11 @@ from tests.once import once
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("nas_blockout", "search_spaces", "services")
 NAME = f"nas_blockout-{nas_blockout.__version__}"
-FROM_A_CHECKOUT = {"services/Dockerfile", "services/databases.sql"}  # what Docker Compose reads; no code of ours does
+# What Docker Compose and kustomize read; no code of ours does.
+MANIFESTS = {
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "services" / "kubernetes").rglob("*") if path.is_file()
+}
+FROM_A_CHECKOUT = {"services/Dockerfile", "services/databases.sql", *MANIFESTS}
 ADDED_TO_SDIST = {"PKG-INFO", "setup.cfg"}
 ADDED_TO_WHEEL = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
 

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ from rich.text import Text
 from services.settings import Settings
 
 DONE, FAILED, USAGE, NOT_FOUND, SOME_FAILED, UNREACHABLE, UNVERIFIED = range(7)
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED, UNREAD, TERMINATED = 130, 141, 143  # as a shell says of a program that SIGINT, SIGPIPE, SIGTERM has ended
 PIPE_COLUMNS = 200
 _KEPT = "\n\u200c\u200d"  # the joiners of Persian and Indic names and of emoji, which steer nothing
 
@@ -80,7 +80,12 @@ def installation() -> Settings:
 
 def print_json(document: Any) -> None:
     """Write JSON to standard output; NaN and infinity, which JSON does not have, raise a ValueError."""
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(document, indent=2, allow_nan=False)
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()  # now: at the end of the process nobody could handle a reader that has gone
+    except BrokenPipeError:
+        _end_unread()
 
 
 def logger(*, quiet: bool) -> Callable[[str], None]:
@@ -104,6 +109,31 @@ def fail(code: int, message: str) -> NoReturn:
     raise typer.Exit(code)
 
 
+class _PipeConsole(Console):
+    """A console that survives its reader, such as ``head``: without one of the results the command ends in silence.
+
+    A study goes on where only nobody reads its progress: the results are more than the log.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Let further output go nowhere; end the command if it was that of results."""
+        if not self.stderr:
+            _end_unread()
+        _discard(sys.stderr)
+
+
+def _end_unread() -> NoReturn:
+    _discard(sys.stdout)
+    raise SystemExit(UNREAD)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is written to a stream go nowhere, also what it still holds and flushes at the end of the process."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 def _console(*, stderr: bool) -> Console:
     """Return a console for the stream as it is now (tests redirect it).
 
@@ -112,4 +142,4 @@ def _console(*, stderr: bool) -> Console:
     """
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPE_COLUMNS
-    return Console(stderr=stderr, markup=False, emoji=False, width=width)
+    return _PipeConsole(stderr=stderr, markup=False, emoji=False, width=width)

@@ -305,6 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError:  # `entry_point` says which extra is not installed
         raise
     except Exception as error:  # noqa: BLE001  # the last resort: no user sees a traceback
+        if signaled:  # a library has made another error of the one that ends the command
+            sys.exit(signaled[0])
         code = exit_code(error)
         kind = "" if code is not None else f"{type(error).__name__}: "
         for text in str(error).splitlines() if code == USAGE else [str(error)]:  # a study tells all its errors

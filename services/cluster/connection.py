@@ -3,10 +3,12 @@
 import os
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 ANSWER_SECONDS = 5.0
+START_SECONDS = 90  # that a node of our own may take, instead of Ray's 30: on a loaded machine these are often too few
 # Ray sets this variable only for the entrypoint of a job. RAY_ADDRESS alone proves nothing: users set it as well.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _DEFAULT_TOKEN = Path(".ray") / "auth_token"
@@ -66,6 +68,55 @@ def _too_long(given: str, why: str) -> str:
         f"Ray cannot have sockets below {given}, whose path has more than {_LONGEST_TEMPORARY_FOLDER} bytes, and there "
         f"is no other place: {why}; set TMPDIR to a folder with a shorter path"
     )
+
+
+def started(start: Callable[[], object], stop: Callable[[], object]) -> None:
+    """Start a Ray on this machine, once more if it was too slow.
+
+    Args:
+        start: Starts it; Ray says by a bare `Exception`, and by nothing else of that type, that it was too slow.
+        stop: Ends what `start` has begun.
+
+    Raises:
+        ClusterError: It was too slow twice.
+    """
+    for last in (False, True):
+        try:
+            start()
+        except Exception as error:
+            if type(error) is not Exception or "timed out during startup" not in str(error):
+                raise
+            stop()
+            if last:
+                raise ClusterError(
+                    f"Ray did not start within {START_SECONDS} seconds, twice: the machine is too busy; run the "
+                    "command again when less else runs on it, set RAY_raylet_start_wait_time_s to more seconds, or "
+                    "start Ray by `ray start --head` and name it in NAS_BLOCKOUT_RAY_ADDRESS"
+                ) from error
+        else:
+            return
+
+
+@contextmanager
+def explained(address: str | None) -> Iterator[None]:
+    """Translate what Ray raises where it cannot be started or joined into a `ClusterError` with a remedy.
+
+    Args:
+        address: Of the cluster that is joined; None where one is started on this machine.
+    """
+    from ray.exceptions import AuthenticationError, RayError
+
+    try:
+        yield
+    except ClusterError:
+        raise
+    except AuthenticationError:
+        raise ClusterError(
+            f"Ray at {address or 'this machine'} does not accept our token; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH "
+            "to the file, to the token that the cluster was started with"
+        ) from None
+    except (ConnectionError, ValueError, RuntimeError, OSError, RayError) as error:
+        raise ClusterError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
 
 
 def surrounding_cluster(environment: Mapping[str, str] | None = None) -> str | None:

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from services.cluster.connection import ClusterError, check, short_folder, surrounding_cluster
+from services.cluster.connection import (
+    START_SECONDS,
+    ClusterError,
+    check,
+    explained,
+    short_folder,
+    started,
+    surrounding_cluster,
+)
 from services.cluster.rank_actors import RankActors
 from services.cluster.tasks import Report, Task
 from services.cluster.worker import Worker
@@ -39,6 +47,7 @@ _NEW_CLUSTER = {
     # Ray's workers run at nice 15: beside anything else that computes, trials would get a thirtieth of a core. Whoever
     # wants that starts the command with `nice`, which they inherit.
     "RAY_worker_niceness": "0",
+    "RAY_raylet_start_wait_time_s": str(START_SECONDS),
 }
 
 
@@ -180,13 +189,10 @@ def _connect(resources: Resources, address: str | None, *, scratch: Path) -> Non
     }  # not RAY_ADDRESS
     if address is None and (folder := short_folder()) is not None:
         options["_temp_dir"] = folder
-    try:
-        # Ray puts the working directory first in the sys.path of its workers, where a user's folder named `services`
-        # would be imported in place of ours. The scratch folder contains no Python.
-        with chdir(scratch):
-            _started(lambda: ray.init(**options, log_to_driver=False, logging_level=logging.ERROR), ray.shutdown)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise ClusterError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
+    # Ray puts the working directory first in the sys.path of its workers, where a user's folder named `services` would
+    # be imported in place of ours. The scratch folder contains no Python.
+    with chdir(scratch), explained(address):
+        started(lambda: ray.init(**options, log_to_driver=False, logging_level=logging.ERROR), ray.shutdown)
     available = ray.cluster_resources()
     # Tune would only print a warning and wait forever for a node that is large enough.
     if not resources.fit([node["Resources"] for node in ray.nodes() if node["Alive"]]):
@@ -194,29 +200,6 @@ def _connect(resources: Resources, address: str | None, *, scratch: Path) -> Non
             f"one trial needs {resources.described}, the cluster has "
             f"{available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs"
         )
-
-
-def _started(start: Callable[[], object], stop: Callable[[], object]) -> None:
-    """Start Ray, once more if it was too slow: it gives a node 30 seconds, which no setting changes.
-
-    Raises:
-        ClusterError: It was too slow twice.
-    """
-    for last in (False, True):
-        try:
-            start()
-        except Exception as error:
-            # Ray raises a bare `Exception` for this, and for nothing else.
-            if type(error) is not Exception or "timed out during startup" not in str(error):
-                raise
-            stop()
-            if last:
-                raise ClusterError(
-                    "Ray did not start within its 30 seconds, twice: the machine is too busy. Run the command again "
-                    "when less else runs on it, or start Ray by `ray start --head` and name its address"
-                ) from error
-        else:
-            return
 
 
 def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:

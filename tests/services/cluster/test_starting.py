@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cluster.connection import ClusterError, short_folder
-from services.cluster.trials import _started
+from services.cluster.connection import ClusterError, short_folder, started
 
 SLOW = Exception("The current node timed out during startup. This could happen because some of the processes failed.")
 
@@ -26,14 +25,14 @@ def starting(*errors: Exception | None) -> tuple[Callable[[], None], list[str]]:
 
 def test_a_node_that_was_too_slow_is_started_again() -> None:
     start, calls = starting(SLOW, None)
-    _started(start, lambda: calls.append("stop"))
+    started(start, lambda: calls.append("stop"))
     assert calls == ["start", "stop", "start"]
 
 
 def test_twice_too_slow_is_an_error_with_what_to_do() -> None:
     start, calls = starting(SLOW, SLOW)
     with pytest.raises(ClusterError, match="too busy"):
-        _started(start, lambda: calls.append("stop"))
+        started(start, lambda: calls.append("stop"))
     assert calls == ["start", "stop", "start", "stop"]
 
 
@@ -41,7 +40,7 @@ def test_twice_too_slow_is_an_error_with_what_to_do() -> None:
 def test_other_errors_are_not_tried_again(error: Exception) -> None:
     start, calls = starting(error)
     with pytest.raises(type(error)):
-        _started(start, lambda: calls.append("stop"))
+        started(start, lambda: calls.append("stop"))
     assert calls == ["start"]
 
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from services.trial_record import Trial
-from tests.services.program import COMMAND, of, store_of
+from tests.services.program import COMMAND, alone, of, store_of
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(60)]
 
@@ -69,7 +69,8 @@ def test_a_signal_ends_a_run_with_its_code_and_leaves_the_study_to_another(
     with running(tmp_path) as program:
         wait_for_epochs(tmp_path, program)
         below = psutil.Process(program.pid).children(recursive=True)
-        program.send_signal(number)
+        # Ctrl-C reaches all processes of a terminal, `kill` one.
+        os.killpg(program.pid, number) if number == signal.SIGINT else program.send_signal(number)
         out, err = program.communicate(timeout=60)
         assert (program.returncode, out) == (code, ""), err
     assert f"{word}; run the same command again to resume" in err
@@ -80,3 +81,42 @@ def test_a_signal_ends_a_run_with_its_code_and_leaves_the_study_to_another(
     with store_of(tmp_path) as store:
         row = store.study("interrupted")
         assert (row.state, row.owner) == ("running", None)
+
+
+def started(program: subprocess.Popen[str]) -> list[str]:
+    """The names of the processes below a program."""
+    with suppress(psutil.NoSuchProcess):
+        return [process.name() for process in psutil.Process(program.pid).children(recursive=True)]
+    return []
+
+
+def test_ctrl_c_while_ray_starts_leaves_nothing_behind(tmp_path: Path) -> None:
+    with running(tmp_path) as program:
+        deadline = time.monotonic() + 120
+        while "raylet" not in started(program):
+            assert program.poll() is None, program.communicate()[1]
+            assert time.monotonic() < deadline, "Ray was not started"
+            time.sleep(0.01)
+        below = psutil.Process(program.pid).children(recursive=True)
+        os.killpg(program.pid, signal.SIGINT)
+        out, err = program.communicate(timeout=60)
+    assert (program.returncode, out) == (130, ""), err
+    assert "interrupted; run the same command again to resume" in err
+    assert "Traceback" not in err
+    _, alive = psutil.wait_procs(below, timeout=20)
+    assert alive == []
+
+
+def test_a_second_driver_is_told_who_runs_the_study_and_does_no_harm(tmp_path: Path) -> None:
+    with running(tmp_path) as program:
+        wait_for_epochs(tmp_path, program)
+        second = alone("run", tmp_path / "study.yaml", **of(tmp_path))
+        assert (second.code, second.out) == (1, ""), second.err
+        assert f":{program.pid}" in second.err.splitlines()[-1]
+        assert "wait, or stop it first" in second.err.splitlines()[-1]
+        before = sum(trial.sample_passes for trial in trials(tmp_path))
+        deadline = time.monotonic() + 60
+        while sum(trial.sample_passes for trial in trials(tmp_path)) == before:
+            assert program.poll() is None, program.communicate()[1]
+            assert time.monotonic() < deadline, "the first driver does not go on"
+            time.sleep(0.2)
