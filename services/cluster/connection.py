@@ -18,6 +18,16 @@ _DEFAULT_TOKEN = Path(".ray") / "auth_token"
 # socket must not have more than 107.
 _LONGEST_TEMPORARY_FOLDER = 36
 
+# What helps where Ray could not be joined at an address, or not be started: what it says itself names neither.
+_JOINING = {
+    None: "run the command again; if that does not help, `nas-blockout doctor` may know why",
+    "auto": "start one by `ray start --head`, or leave NAS_BLOCKOUT_RAY_ADDRESS empty for one of the study's own",
+}
+_JOINING_A_NAMED_ONE = (
+    "it must run the same version of Ray as this process, and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN must hold the "
+    "token that it was started with"
+)
+
 
 class ClusterError(RuntimeError):
     """Ray cannot be reached, or the cluster is too small for a study."""
@@ -104,19 +114,15 @@ def explained(address: str | None) -> Iterator[None]:
     Args:
         address: Of the cluster that is joined; None where one is started on this machine.
     """
-    from ray.exceptions import AuthenticationError, RayError
+    from ray.exceptions import RayError
 
     try:
         yield
     except ClusterError:
         raise
-    except AuthenticationError:
-        raise ClusterError(
-            f"Ray at {address or 'this machine'} does not accept our token; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH "
-            "to the file, to the token that the cluster was started with"
-        ) from None
     except (ConnectionError, ValueError, RuntimeError, OSError, RayError) as error:
-        raise ClusterError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
+        remedy = _JOINING.get(address, _JOINING_A_NAMED_ONE)
+        raise ClusterError(f"Ray cannot be reached at {address or 'this machine'}: {error}; {remedy}") from error
 
 
 def surrounding_cluster(environment: Mapping[str, str] | None = None) -> str | None:

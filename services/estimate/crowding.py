@@ -6,7 +6,6 @@ training are measured together and one of them alone, in processes like those of
 
 import multiprocessing
 import multiprocessing.synchronize
-import signal
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -56,13 +55,8 @@ def slowdown(crowd: Crowd) -> float | None:
         context.Process(target=_train, args=(crowd, number, barrier, sender), daemon=True)
         for number, (_, sender) in enumerate(ends)
     ]
-    # Ctrl-C reaches every process of a terminal: these would each print a traceback, and end with their parent anyway.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        for process in processes:
-            process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for process in processes:
+        process.start()
     for _, sender in ends:
         sender.close()  # else the end of a process that dies would never be noticed
     try:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from services.tracking.mlflow_client import TrackingError
+from services.tracking.mlflow_client import TrackingError, as_mlflow_reads
 from services.tracking.study_identity import STUDY_TAG, StudyIdentity
 
 REGISTERED_PREFIX = "nas-blockout."
@@ -42,7 +42,7 @@ def log_program(model: Any, images: Any, options: Mapping[str, Any], *, uri: str
 
     with torch.no_grad():
         signature = infer_signature(images, model(torch.from_numpy(images)).numpy())
-    mlflow.set_tracking_uri(uri)
+    mlflow.set_tracking_uri(as_mlflow_reads(uri))
     with warnings.catch_warnings(), mlflow.start_run(run_id=run):
         warnings.simplefilter("ignore")
         info = mlflow.pytorch.log_model(

@@ -9,6 +9,8 @@ import logging
 import os
 from typing import Any
 
+from services.tracking.mlflow_client import as_mlflow_reads
+
 SAMPLING_SECONDS = 10
 SAMPLES_AT_ONCE = 3  # a batch of a dozen numbers every half minute, so that a study of a day has 35,000
 
@@ -44,7 +46,7 @@ class MachineMetrics:
             sampling_interval=self._sampling_seconds,
             samples_before_logging=SAMPLES_AT_ONCE,
             resume_logging=True,
-            tracking_uri=self._uri,
+            tracking_uri=as_mlflow_reads(self._uri),
         )
         self._monitor.start()
 

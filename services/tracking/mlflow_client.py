@@ -66,9 +66,17 @@ def connect(uri: str) -> Any:
     # It looks through all installed packages with the first model, for a warning that is not shown.
     requirements_utils._check_requirement_satisfied = lambda requirement: None  # type: ignore[assignment]
     with translated(uri):
-        client = mlflow.MlflowClient(tracking_uri=uri)
+        client = mlflow.MlflowClient(tracking_uri=as_mlflow_reads(uri))
         client.search_experiments(max_results=1)
         return client
+
+
+def as_mlflow_reads(uri: str) -> str:
+    """Return a tracking URI in the form in which MLflow finds the folder of a SQLite file whose name is encoded.
+
+    Of a URL that begins with ``sqlite:///`` it makes the folder without decoding it: another one beside the home.
+    """
+    return uri.replace("sqlite:", "sqlite+pysqlite:", 1) if uri.startswith("sqlite:///") and "%" in uri else uri
 
 
 @contextmanager

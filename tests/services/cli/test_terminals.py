@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from services import entry_point
+from services.cli.console import print_line, print_table, table
 from tests.services.program import COMMAND, of
 
 UNREAD, INTERRUPTED = 141, 130
@@ -97,13 +98,21 @@ def unread() -> int:
     return writing
 
 
-@pytest.mark.parametrize("words", [("list",), ("list", "--json")], ids=" ".join)
-def test_without_a_reader_a_command_ends_in_silence(home: Path, words: tuple[str, ...]) -> None:
+def test_without_a_reader_a_command_ends_in_silence(home: Path) -> None:
     writing = unread()
-    environment = {**os.environ, **of(home)}
-    ended = subprocess.run([*COMMAND, *words], stdout=writing, stderr=subprocess.PIPE, env=environment, check=False)
+    command, environment = [*COMMAND, "list", "--json"], {**os.environ, **of(home)}
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, check=False)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (UNREAD, b"")
+
+
+def test_without_a_reader_a_table_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(unread(), "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as ended:
+            print_table(table(["name"], [["a row"]]))
+        assert ended.value.code == UNREAD
+        print_line("what follows goes nowhere")
 
 
 def test_a_command_goes_on_where_only_nobody_reads_its_progress(home: Path) -> None:

@@ -1,13 +1,17 @@
-"""Ray gives a node thirty seconds to start, and says so by a bare exception."""
+"""Ray gives a node some time to start, and says by a bare exception that it was not enough."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RaySystemError
 
-from services.cluster.connection import ClusterError, short_folder, started
+from services.cluster.connection import START_SECONDS, ClusterError, explained, short_folder, started
+from services.cluster.trials import _prepare
 
+WAIT = "RAY_raylet_start_wait_time_s"
 SLOW = Exception("The current node timed out during startup. This could happen because some of the processes failed.")
 
 
@@ -42,6 +46,34 @@ def test_other_errors_are_not_tried_again(error: Exception) -> None:
     with pytest.raises(type(error)):
         started(start, lambda: calls.append("stop"))
     assert calls == ["start"]
+
+
+@pytest.mark.parametrize("given", [None, "300"])
+def test_a_cluster_of_its_own_has_longer_to_start_than_ray_gives_unless_the_user_says_how_long(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str | None
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != WAIT}
+    monkeypatch.setattr(os, "environ", {**environment, **({WAIT: given} if given else {})})
+    _prepare(tmp_path, new_cluster=True)
+    assert os.environ[WAIT] == (given or str(START_SECONDS))
+    assert START_SECONDS > 30
+
+
+@pytest.mark.parametrize(
+    ("address", "remedy"),
+    [
+        (None, "run the command again"),
+        ("auto", "start one by `ray start --head`, or leave NAS_BLOCKOUT_RAY_ADDRESS empty"),
+        ("10.0.0.1:6379", "RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN must hold the token"),
+    ],
+)
+@pytest.mark.parametrize("error", [ConnectionError("no"), RaySystemError("no"), TimeoutError("no")], ids=repr)
+def test_whatever_ray_raises_is_one_error_with_what_to_do(error: Exception, address: str | None, remedy: str) -> None:
+    with pytest.raises(ClusterError, match=re.escape(remedy)) as caught, explained(address):
+        raise error
+    assert (address or "this machine") in str(caught.value)
+    with pytest.raises(LookupError), explained(address):
+        raise LookupError
 
 
 def test_a_short_temporary_folder_is_left_to_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ import pytest
 from mlflow.entities import Experiment, ViewType
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
+from services.settings import sqlite_url
 from services.store import Store
 from services.tracking import Projection, TrackingError
+from services.tracking.mlflow_client import as_mlflow_reads
 from services.tracking.relocation import relocate
 from tests.services.tracking.example import ARMS, CONFIG, RESULT, add, artifacts, everything, filled, runs
 
@@ -278,6 +280,18 @@ def home(uri: str, tmp_path: Path) -> Path:
     (tmp_path / "home").mkdir()
     shutil.copy(uri.removeprefix("sqlite:///"), tmp_path / "home" / "mlflow.db")
     return tmp_path / "home"
+
+
+def test_a_home_of_any_name_has_mlflow_inside_and_nothing_beside(
+    home: Path, name: str, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "homes").mkdir()
+    odd = home.rename(tmp_path / "homes" / "a b#c?d%20e")
+    uri = sqlite_url(odd / "mlflow.db")
+    finish(uri, name, store, odd / "study", "first")
+    assert runs(as_mlflow_reads(uri), name)[name]
+    assert list((odd / "mlartifacts").rglob("comparison.json"))
+    assert list((tmp_path / "homes").iterdir()) == [odd]
 
 
 def test_a_moved_home_never_writes_to_the_old_place(home: Path, name: str, store: Store, tmp_path: Path) -> None:
