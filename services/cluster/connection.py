@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ANSWER_SECONDS = 5.0
-START_SECONDS = 90  # that a node of our own may take, instead of Ray's 30: on a loaded machine these are often too few
+START_VARIABLE = "RAY_raylet_start_wait_time_s"  # how long Ray waits for a node of its own
+LEAST_START_SECONDS, MOST_START_SECONDS = 30, 120  # Ray's own, and where a node that has crashed should be given up
 # Ray sets this variable only for the entrypoint of a job. RAY_ADDRESS alone proves nothing: users set it as well.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _DEFAULT_TOKEN = Path(".ray") / "auth_token"
@@ -80,6 +81,18 @@ def _too_long(given: str, why: str) -> str:
     )
 
 
+def start_seconds(load: float | None = None, processors: int | None = None) -> int:
+    """Return how long a node of our own may take to start: on a loaded machine Ray's 30 seconds are often too few.
+
+    Args:
+        load: Processes that want to run; by default, the average of the last minute.
+        processors: Of the machine.
+    """
+    wanting = os.getloadavg()[0] if load is None else load
+    each = wanting / (processors or os.cpu_count() or 1)
+    return round(min(MOST_START_SECONDS, LEAST_START_SECONDS * max(1.0, each)))
+
+
 def started(start: Callable[[], object], stop: Callable[[], object]) -> None:
     """Start a Ray on this machine, once more if it was too slow.
 
@@ -98,10 +111,11 @@ def started(start: Callable[[], object], stop: Callable[[], object]) -> None:
                 raise
             stop()
             if last:
+                given = os.environ.get(START_VARIABLE, str(LEAST_START_SECONDS))
                 raise ClusterError(
-                    f"Ray did not start within {START_SECONDS} seconds, twice: the machine is too busy; run the "
-                    "command again when less else runs on it, set RAY_raylet_start_wait_time_s to more seconds, or "
-                    "start Ray by `ray start --head` and name it in NAS_BLOCKOUT_RAY_ADDRESS"
+                    f"Ray did not start within {given} seconds, twice: the machine is too busy; run the command again "
+                    f"when less else runs on it, set {START_VARIABLE} to more seconds, or start Ray by `ray start "
+                    "--head` and name it in NAS_BLOCKOUT_RAY_ADDRESS"
                 ) from error
         else:
             return

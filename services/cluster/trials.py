@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from services.cluster.connection import (
-    START_SECONDS,
+    START_VARIABLE,
     ClusterError,
     check,
     explained,
     short_folder,
+    start_seconds,
     started,
     surrounding_cluster,
 )
@@ -47,7 +48,6 @@ _NEW_CLUSTER = {
     # Ray's workers run at nice 15: beside anything else that computes, trials would get a thirtieth of a core. Whoever
     # wants that starts the command with `nice`, which they inherit.
     "RAY_worker_niceness": "0",
-    "RAY_raylet_start_wait_time_s": str(START_SECONDS),
 }
 
 
@@ -150,7 +150,7 @@ def _prepare(folder: Path, *, new_cluster: bool) -> None:
 
     Variables that the user has set stay. Relative paths are made absolute, since `_connect` changes the folder.
     """
-    settings = _QUIET | (_NEW_CLUSTER if new_cluster else {})
+    settings = _QUIET | (_NEW_CLUSTER | {START_VARIABLE: str(start_seconds())} if new_cluster else {})
     os.environ.update({key: value for key, value in settings.items() if key not in os.environ})
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", ""))
     if token.is_file() or new_cluster:

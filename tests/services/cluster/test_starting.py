@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from ray.exceptions import RaySystemError
 
-from services.cluster.connection import START_SECONDS, ClusterError, explained, short_folder, started
+from services.cluster.connection import START_VARIABLE, ClusterError, explained, short_folder, start_seconds, started
 from services.cluster.trials import _prepare
 
-WAIT = "RAY_raylet_start_wait_time_s"
 SLOW = Exception("The current node timed out during startup. This could happen because some of the processes failed.")
 
 
@@ -48,15 +47,21 @@ def test_other_errors_are_not_tried_again(error: Exception) -> None:
     assert calls == ["start"]
 
 
-@pytest.mark.parametrize("given", [None, "300"])
-def test_a_cluster_of_its_own_has_longer_to_start_than_ray_gives_unless_the_user_says_how_long(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str | None
-) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != WAIT}
-    monkeypatch.setattr(os, "environ", {**environment, **({WAIT: given} if given else {})})
+def test_a_loaded_machine_has_longer_to_start_a_node() -> None:
+    assert [start_seconds(load, 2) for load in (0.0, 2.0, 5.0, 8.0, 100.0)] == [30, 30, 75, 120, 120]
+    assert start_seconds() >= 30
+
+
+def test_the_user_says_how_long_a_node_may_take(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != START_VARIABLE}
+    monkeypatch.setattr(os, "environ", environment)
     _prepare(tmp_path, new_cluster=True)
-    assert os.environ[WAIT] == (given or str(START_SECONDS))
-    assert START_SECONDS > 30
+    assert int(environment[START_VARIABLE]) >= 30
+    environment[START_VARIABLE] = "300"
+    _prepare(tmp_path, new_cluster=True)
+    assert environment[START_VARIABLE] == "300"
+    with pytest.raises(ClusterError, match="within 300 seconds, twice"):
+        started(starting(SLOW, SLOW)[0], lambda: None)
 
 
 @pytest.mark.parametrize(
