@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import nas_blockout
-from services.settings import PREFIX, variables
+from services.settings import PREFIX, Settings, variables
 from tests.services.kubernetes.manifests import (
     FOLDER,
     GUIDE,
@@ -35,7 +35,8 @@ BASE = sorted((FOLDER / "base").glob("[!k]*.yaml"))
 QUEUES = sorted((FOLDER / "queues").glob("[!k]*.yaml"))
 PLAIN = [*BASE, *QUEUES, FOLDER / "example" / "namespace.yaml", FOLDER / "components" / "kueue" / "queue.yaml", RAYJOB]
 COMPONENTS = [(), ("kueue",), ("gpu",), ("s3",), ("gpu", "s3", "gpu_s3", "kueue")]
-COMPOSE = services({**read_env(ROOT / ".env.example"), **dict.fromkeys(SECRETS, "0a" * 32)})
+SECRET = "0a1b2c3d4e5f6789" * 4
+COMPOSE = services({**read_env(ROOT / ".env.example"), **dict.fromkeys(SECRETS, SECRET)})
 # What programs of others read; all others are settings of ours.
 FOREIGN = {
     "FORWARDED_ALLOW_IPS",
@@ -160,6 +161,25 @@ def test_every_variable_is_a_setting_of_ours_or_of_a_program_that_runs_there(all
     named |= set(re.findall(r"NAS_BLOCKOUT_\w+", "".join(path.read_text() for path in FOLDER.rglob("*.yaml"))))
     assert {name for name in named if name.startswith(PREFIX)} <= {variable.name for variable in variables()}
     assert {name for name in named if not name.startswith(PREFIX)} == FOREIGN
+
+
+SECRET_VALUES = {"api-token": SECRET, "store-url": "postgresql+psycopg://nas_blockout:x@host:5432/nas_blockout"}
+
+
+def test_the_values_of_settings_are_accepted_and_mean_the_same_as_in_compose(base_pods: dict[str, Pod]) -> None:
+    shared = read_env(FOLDER / "base" / "settings.env")
+    for pod, service in (("api", "api"), ("worker", "worker"), ("ray/head", "ray-head")):
+        variables = told(base_pods[pod].spec["containers"][0]).values()
+        given = {each["name"]: _value(each) for each in variables} | (shared if "/" not in pod else {})
+        here, there = (Settings.from_environment(each) for each in (given, COMPOSE[service].environment))
+        assert here.home == there.home
+        assert (here.tracking_uri, here.ray_address) == (there.tracking_uri, there.ray_address)
+        assert (here.jobs_address is None) == (there.jobs_address is None) == (pod == "ray/head")
+
+
+def _value(variable: Any) -> str:
+    secret = variable.get("valueFrom", {}).get("secretKeyRef", {}).get("key")
+    return SECRET_VALUES.get(secret, "x") if secret else str(variable["value"])
 
 
 def test_compose_and_kubernetes_tell_the_same_settings(base_pods: dict[str, Pod]) -> None:
