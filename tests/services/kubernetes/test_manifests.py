@@ -346,6 +346,28 @@ def test_pods_reach_what_they_need_and_no_more(base: list[Manifest], base_pods: 
     }
 
 
+def test_with_s3_all_that_use_files_know_the_same_place_and_reach_it(tmp_path: Path) -> None:
+    manifests = composed(tmp_path, ("gpu", "s3", "gpu_s3"))
+    users = {pod.name: pod for pod in pods(manifests) if pod.name != "mlflow"}
+    assert users.keys() == {"api", "worker", "ray/head", "ray/cpu", "ray/gpu"}
+    places = {name: told(pod.spec["containers"][0]).get(PREFIX + "ARTIFACTS") for name, pod in users.items()}
+    assert (
+        places["api"]
+        == places["worker"]
+        == places["ray/head"]
+        == {
+            "name": PREFIX + "ARTIFACTS",
+            "value": "s3://studies/team",
+        }
+    )
+    assert places["ray/cpu"] is places["ray/gpu"] is None  # a task brings the place with it
+    policies = of_kind(manifests, "NetworkPolicy").values()
+    for name, pod in users.items():
+        given = pod.spec["containers"][0]["envFrom"]
+        assert {"secretRef": {"name": "nas-blockout-storage"}} in given, name
+        assert may_connect(policies, pod, None, 443), name
+
+
 def test_the_cluster_of_a_team_is_within_the_quota_of_its_queue() -> None:
     manifests, admin = rendered(FOLDER / "example"), read(*QUEUES)
     cluster = of_kind(manifests, "RayCluster")["ray"]
