@@ -74,15 +74,18 @@ def told(container: Any) -> dict[str, Any]:
     return {each["name"]: each for each in container.get("env", ())}
 
 
+def settings_of(container: Any) -> set[str]:
+    """The settings of ours that a container is told, by value or in a file."""
+    return {name.removesuffix("_FILE") for name in told(container) if name.startswith(PREFIX)}
+
+
 def secrets_of(pod: Pod) -> set[tuple[str, str]]:
-    """Secret and key of all that the containers of a pod are given of secrets."""
-    values = [
-        each["valueFrom"]["secretKeyRef"]
-        for item in pod.containers
-        for each in told(item).values()
-        if "valueFrom" in each
-    ]
-    return {(each["name"], each["key"]) for each in values}
+    """Secret and key of all that the containers of a pod are given of secrets, as variables or in files."""
+    variables = [each for container in pod.containers for each in told(container).values() if "valueFrom" in each]
+    keys = [each["valueFrom"]["secretKeyRef"] for each in variables]
+    files = [each["secret"] for each in pod.spec["volumes"] if "secret" in each]
+    named = {(each["name"], each["key"]) for each in keys}
+    return named | {(each["secretName"], item["key"]) for each in files for item in each["items"]}
 
 
 @pytest.mark.parametrize("path", PLAIN, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -156,11 +159,13 @@ def test_a_field_of_another_name_or_type_is_refused(kind: str, path: tuple[Any, 
 
 
 def test_every_variable_is_a_setting_of_ours_or_of_a_program_that_runs_there(all_pods: list[Pod]) -> None:
-    named = {name for pod in all_pods for each in pod.containers for name in told(each)}
-    named |= set(read_env(FOLDER / "base" / "settings.env"))
-    named |= set(re.findall(r"NAS_BLOCKOUT_\w+", "".join(path.read_text() for path in FOLDER.rglob("*.yaml"))))
-    assert {name for name in named if name.startswith(PREFIX)} <= {variable.name for variable in variables()}
-    assert {name for name in named if not name.startswith(PREFIX)} == FOREIGN
+    containers = [each for pod in all_pods for each in pod.containers]
+    ours = {name for each in containers for name in settings_of(each)} | set(read_env(FOLDER / "base" / "settings.env"))
+    text = "".join(path.read_text(encoding="utf-8") for path in FOLDER.rglob("*.yaml"))
+    ours |= {name.removesuffix("_FILE") for name in re.findall(rf"{PREFIX}\w+", text)}
+    assert {name for name in ours if name.startswith(PREFIX)} <= {variable.name for variable in variables()}
+    foreign = {name for each in containers for name in told(each)} | ours
+    assert {name for name in foreign if not name.startswith(PREFIX)} == FOREIGN
 
 
 SECRET_VALUES = {"api-token": SECRET, "store-url": "postgresql+psycopg://nas_blockout:x@host:5432/nas_blockout"}
@@ -183,14 +188,13 @@ def _value(variable: Any) -> str:
 
 
 def test_compose_and_kubernetes_tell_the_same_settings(base_pods: dict[str, Pod]) -> None:
-    shared = set(read_env(FOLDER / "base" / "settings.env"))
-    here = {name: {*told(base_pods[name].spec["containers"][0])} for name in ("api", "worker")}
-    ours = {name for names in (*here.values(), shared) for name in names if name.startswith(PREFIX)}
+    shared = {name for name in read_env(FOLDER / "base" / "settings.env") if name.startswith(PREFIX)}
+    ours = shared.union(*(settings_of(base_pods[name].spec["containers"][0]) for name in ("api", "worker")))
     there = {name for service in ("api", "worker") for name in COMPOSE[service].environment if name.startswith(PREFIX)}
-    assert ours == there
+    assert ours == {name.removesuffix("_FILE") for name in there}
     for pod, service in (("ray/head", "ray-head"), ("ray/cpu", "ray-worker")):
-        names = {name for name in told(base_pods[pod].spec["containers"][0]) if name.startswith(PREFIX)}
-        assert names == {name for name in COMPOSE[service].environment if name.startswith(PREFIX)}
+        names = {name.removesuffix("_FILE") for name in COMPOSE[service].environment if name.startswith(PREFIX)}
+        assert settings_of(base_pods[pod].spec["containers"][0]) == names
     defaults = read_env(FOLDER / "base" / "settings.env")
     same = {name: value for name, value in COMPOSE["worker"].environment.items() if name in defaults}
     assert {name: defaults[name] for name in same} == same
@@ -245,7 +249,7 @@ def test_every_key_of_a_secret_is_made_in_the_guide(all_pods: list[Pod]) -> None
     text = GUIDE.read_text(encoding="utf-8")
     made = set(re.findall(r"--from-file=([\w-]+)", text.partition("secret generic nas-blockout-storage")[0]))
     used = {pair for pod in all_pods for pair in secrets_of(pod)}
-    assert used == {("nas-blockout", key) for key in made - {"auth_token"}} | {("nas-blockout", "auth_token")}
+    assert used == {("nas-blockout", key) for key in made}
     cluster = next(each for each in read(FOLDER / "base" / "ray.yaml"))
     assert cluster["spec"]["authOptions"] == {"mode": "token", "secretName": "nas-blockout"}
     named = set(re.findall(r"secretRef: \{name: ([\w-]+)\}", "".join(p.read_text() for p in FOLDER.rglob("*.yaml"))))
