@@ -9,7 +9,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from types import MappingProxyType, UnionType
@@ -61,9 +61,28 @@ class OneOf:
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """The least number of items of a list."""
+    """The number of items of a list.
 
-    least: int
+    Args:
+        least: Least number.
+        most: Largest number; None for any.
+    """
+
+    least: int = 0
+    most: int | None = None
+
+    def __contains__(self, value: Sequence[Any]) -> bool:
+        """Whether a list has as many items."""
+        return self.least <= len(value) <= (len(value) if self.most is None else self.most)
+
+    def __str__(self) -> str:
+        """The rule in words."""
+        return f"a list of {self.least} or more" if self.most is None else f"a list of {self.least} to {self.most}"
+
+
+# A layer takes memory and time even where only its shape is known: a list of thousands would keep a service busy.
+LAYERS = Length(most=64)
+SOME_LAYERS = Length(1, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +341,7 @@ def _check_rule(name: str, rule: Rule, value: Any) -> None:
     elif isinstance(rule, OneOf):
         _require(value in rule.values, name, f"one of {_listed(rule.values)}", value)
     else:
-        _require(len(value) >= rule.least, name, f"a list of {rule.least} or more", value)
+        _require(value in rule, name, str(rule), value)
 
 
 def _require(holds: bool, name: str, rule: str, value: Any) -> None:

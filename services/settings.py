@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, get_type_hints
 from urllib.parse import unquote
 
@@ -17,6 +18,17 @@ MAX_WHOLE = 10**9
 _MAX_DIGITS = 12
 _RUNNING_STUDIES, _TURN_MINUTES = 4, 10
 _API_BODY_BYTES, _API_RATE, _API_OPEN_STUDIES = 262_144, 20, 20
+# A training of 200 million parameters needs about 3 GB for weights, gradients and momentum: half of a default worker.
+STUDY_LIMITS: Mapping[str, int] = MappingProxyType(
+    {
+        "arms": 64,
+        "epochs": 10_000,
+        "parameters": 200_000_000,
+        "trials": 100_000,
+        "sample_passes": 10**12,
+        "hours": 2_000,
+    }
+)
 _IN_URLS = {ord(character): f"%{ord(character):02X}" for character in "%?#"}  # they would end the path, or begin a code
 _OFF = frozenset({"", "none"})
 _STORE_SCHEMES = frozenset({"sqlite", "postgres", "postgresql", "postgresql+psycopg"})
@@ -123,6 +135,16 @@ class Settings:
     api_open_studies: Annotated[
         int, Variable("NAS_BLOCKOUT_API_OPEN_STUDIES", "Studies that an owner may have queued or running.", "20")
     ] = _API_OPEN_STUDIES
+    api_study_limits: Annotated[
+        tuple[tuple[str, int], ...],
+        Variable(
+            "NAS_BLOCKOUT_API_STUDY_LIMITS",
+            "The largest study that the API accepts, such as `arms=16,parameters=50000000`: its arms, the epochs of a "
+            "training, the parameters of a network, the trials of all arms, and the sample passes and hours of the "
+            "budget of an arm. What is not named keeps its default.",
+            "`" + ",".join(f"{name}={most}" for name, most in STUDY_LIMITS.items()) + "`",
+        ),
+    ] = tuple(STUDY_LIMITS.items())
     running_studies: Annotated[
         int,
         Variable(
@@ -230,6 +252,7 @@ class Settings:
             api_body_bytes=_whole(values, "API_BODY_BYTES", _API_BODY_BYTES),
             api_rate=_whole(values, "API_RATE", _API_RATE),
             api_open_studies=_whole(values, "API_OPEN_STUDIES", _API_OPEN_STUDIES),
+            api_study_limits=_study_limits(values.get(PREFIX + "API_STUDY_LIMITS", "")),
             running_studies=_whole(values, "RUNNING_STUDIES", _RUNNING_STUDIES),
             turn_minutes=_whole(values, "TURN_MINUTES", _TURN_MINUTES),
             owner_shares=_owner_shares(values.get(PREFIX + "OWNER_SHARES", "")),
@@ -335,6 +358,19 @@ def _whole(values: Mapping[str, str], variable: str, default: int) -> int:
 
 def _limit(values: Mapping[str, str], variable: str) -> int | None:
     return _whole(values, variable, 1) if values.get(PREFIX + variable, "").strip() else None
+
+
+def _study_limits(text: str) -> tuple[tuple[str, int], ...]:
+    limits: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"(\w+)=([0-9]{1,15})", part)
+        if match is None or match[1] not in STUDY_LIMITS or match[1] in limits or int(match[2]) < 1:
+            raise SettingsError(
+                f"{PREFIX}API_STUDY_LIMITS must be whole numbers from 1 on, each named once by one of "
+                f"{', '.join(STUDY_LIMITS)}, separated by commas, such as arms=16,epochs=1000, got {part[:80]!r}"
+            )
+        limits[match[1]] = int(match[2])
+    return tuple({**STUDY_LIMITS, **limits}.items())
 
 
 def _owner_shares(text: str) -> tuple[tuple[str, float], ...]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from nas_blockout.backbones.branched import Stage
-from nas_blockout.settings_fields import Length, Range, check
+from nas_blockout.settings_fields import LAYERS, SOME_LAYERS, Range, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,8 @@ class ConvNetSettings:
         normalize_logits: Whether batch normalization without affine parameters follows the classes.
     """
 
-    channels: Annotated[tuple[Annotated[int, Range(ge=1)], ...], Length(1)] = (16, 32)
-    hidden: tuple[Annotated[int, Range(ge=1)], ...] = (64,)
+    channels: Annotated[tuple[Annotated[int, Range(ge=1)], ...], SOME_LAYERS] = (16, 32)
+    hidden: Annotated[tuple[Annotated[int, Range(ge=1)], ...], LAYERS] = (64,)
     normalize_logits: bool = False
 
     def __post_init__(self) -> None:

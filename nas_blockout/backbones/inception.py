@@ -12,7 +12,7 @@ from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
 from nas_blockout.networks import Connection, Network, layer_widths
 from nas_blockout.randomness.draws import Randomness
-from nas_blockout.settings_fields import Range, check
+from nas_blockout.settings_fields import LAYERS, Range, check
 
 
 class Widths(NamedTuple):
@@ -84,7 +84,7 @@ class InceptionSettings:
 
     variant: Literal["compact", "full"] = "compact"
     width: Annotated[float, Range(gt=0)] = 1.0
-    hidden: tuple[Annotated[int, Range(ge=1)], ...] = ()
+    hidden: Annotated[tuple[Annotated[int, Range(ge=1)], ...], LAYERS] = ()
 
     def __post_init__(self) -> None:
         check(self)

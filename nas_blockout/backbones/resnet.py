@@ -14,7 +14,7 @@ from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.head import Head
 from nas_blockout.networks import Connection, Network, layer_widths
 from nas_blockout.randomness.draws import Randomness
-from nas_blockout.settings_fields import Conflict, OneOf, Range, check
+from nas_blockout.settings_fields import LAYERS, Conflict, OneOf, Range, check
 
 
 class Plan(NamedTuple):
@@ -55,7 +55,7 @@ class ResNetSettings:
     depth: Annotated[int, OneOf(tuple(sorted(PLANS)))] = 20
     stem: Literal["small", "imagenet"] = "small"
     width: Annotated[float, Range(gt=0)] = 1.0
-    hidden: tuple[Annotated[int, Range(ge=1)], ...] = ()
+    hidden: Annotated[tuple[Annotated[int, Range(ge=1)], ...], LAYERS] = ()
     shortcut: Literal["auto", "pad", "projection"] = "auto"
     regularized_stages: Annotated[int, Range(ge=0)] | None = None
 

@@ -2,19 +2,21 @@
 
 from nas_blockout.experiment.branchable import outline
 from nas_blockout.experiment.builder import (
+    MOST_PARAMETERS,
     build,
     count_macs,
     dense_macs,
     matched,
     notes_of,
     outlined,
+    outlined_for_training,
     paths_taken,
     rebuild,
     require_match,
     unbuildable,
 )
 from nas_blockout.experiment.class_subset import ClassSubset, subset_of
-from nas_blockout.experiment.config import DERIVATIONS, Experiment, Parts, backbone_from_json, conflicts
+from nas_blockout.experiment.config import DERIVATIONS, Experiment, Parts, backbone_from_json, conflicts, needs_graph
 from nas_blockout.experiment.costs import known_costs, known_network, structure_of_network
 from nas_blockout.experiment.derivation import EVALUATION_BATCH, Derivation
 from nas_blockout.experiment.rebuilding import load_model, origin_of
@@ -23,6 +25,7 @@ from nas_blockout.experiment.runner import Outcome, Run, SavingRun, Snapshot, sp
 __all__ = [
     "DERIVATIONS",
     "EVALUATION_BATCH",
+    "MOST_PARAMETERS",
     "ClassSubset",
     "Derivation",
     "Experiment",
@@ -40,10 +43,12 @@ __all__ = [
     "known_network",
     "load_model",
     "matched",
+    "needs_graph",
     "notes_of",
     "origin_of",
     "outline",
     "outlined",
+    "outlined_for_training",
     "paths_taken",
     "rebuild",
     "require_match",

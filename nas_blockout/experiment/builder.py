@@ -45,6 +45,10 @@ from nas_blockout.training import NORMS_AND_BIASES, unmatched
 _WIDTHS = 256
 
 
+# 40 GB of weights in single precision, and three times as much again for gradients and an optimizer's state.
+MOST_PARAMETERS = 10**10
+
+
 def build(experiment: Experiment, splits: Splits) -> nn.Module:
     """Return the network of an experiment before training, with initial weights decided by its seed.
 
@@ -55,7 +59,27 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
     Raises:
         ValueError: The network cannot be built for these images, or the derivation does not fit it.
     """
-    shape, classes = splits.shape, len(splits.class_names)
+    return _checked(experiment, splits.shape, len(splits.class_names))
+
+
+def outlined_for_training(experiment: Experiment, *, shape: Shape, classes: int) -> nn.Module:
+    """Return what `build` returns, on the device ``meta``, where weights have a shape and no values.
+
+    What a factory makes is built where its code expects it first.
+
+    Args:
+        experiment: What would be built.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+
+    Raises:
+        ValueError: As in `build`.
+    """
+    with torch.device("meta"):
+        return _checked(experiment, shape, classes)
+
+
+def _checked(experiment: Experiment, shape: Shape, classes: int) -> nn.Module:
     refuse(_derivation_conflicts(experiment, shape, classes))
     model = _built_for_training(experiment, shape, classes)
     refuse(unmatched(model, experiment.training.no_decay))
@@ -69,8 +93,11 @@ def _built_for_training(experiment: Experiment, shape: Shape, classes: int) -> n
         torch.manual_seed(experiment.seed)
         network = built(experiment, shape, classes, _sites(experiment.method))
         if isinstance(experiment.method, BlockoutSettings):
-            known = standardized_magnitudes(network) if experiment.method.magnitude_spread else None
-            masked = Blockout(network, network.connections, experiment.method, known)
+            method = experiment.method
+            if torch.get_default_device().type == "meta":  # what depends on values decides no name and no shape
+                method = replace(method, magnitude_spread=0.0, start_at="probabilities", rescale=False)
+            known = standardized_magnitudes(network) if method.magnitude_spread else None
+            masked = Blockout(network, network.connections, method, known)
             refuse(_learned_conflicts(experiment, network, masked.masked_connections))
             return masked
         if isinstance(experiment.method, BlockDropSettings):
@@ -100,13 +127,22 @@ def _seeded(experiment: Experiment) -> BlockDropSettings:
     return method if method.seed is not None else replace(method, seed=experiment.seed)
 
 
-def unbuildable(experiment: Experiment, *, shape: Shape, classes: int) -> Iterator[Conflict]:
+def unbuildable(
+    experiment: Experiment,
+    *,
+    shape: Shape,
+    classes: int,
+    most_parameters: int = MOST_PARAMETERS,
+    most_derived: int | None = None,
+) -> Iterator[Conflict]:
     """Yield why the network of an experiment cannot be built; no weights of built-in networks are allocated for that.
 
     Args:
         experiment: What to build.
         shape: Channels, height and width of an image.
         classes: Number of classes.
+        most_parameters: Largest number of its parameters, without those that a method adds.
+        most_derived: Largest number of its layers with which a derivation is tried, which takes seconds with a hundred.
 
     Yields:
         Conflicts whose keys are those of the experiment as JSON, such as ``method.clusters``.
@@ -115,10 +151,12 @@ def unbuildable(experiment: Experiment, *, shape: Shape, classes: int) -> Iterat
     method = experiment.method
     try:
         network = outlined(experiment, shape, classes)
+        yield from _too_large(network, most_parameters)
         if isinstance(method, BlockoutSettings):
             require_nodes(network, method)
             masked = masked_connections(network.connections, method.masked)
-            yield from _learned_conflicts(experiment, network, masked)
+            if most_derived is None or not isinstance(network, Branchable) or len(network.layers) <= most_derived:
+                yield from _learned_conflicts(experiment, network, masked)
         elif isinstance(method, BlockDropSettings) and not method.learns:
             fixed_path(method.policy, len(network.blocks), method.kept_blocks)  # type: ignore[arg-type]  # of a ResNet
     except ValueError as error:
@@ -133,6 +171,17 @@ def unbuildable(experiment: Experiment, *, shape: Shape, classes: int) -> Iterat
         if isinstance(error, RuntimeError) and "overflow" not in str(error):
             raise
         yield Conflict("backbone: the network is too wide: it has more weights than can be addressed", "backbone")
+
+
+def _too_large(network: Network, most: int) -> Iterator[Conflict]:
+    counts = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    if (total := sum(counts.values())) > most:
+        largest = max(counts, key=lambda name: counts[name])
+        message = (
+            f"backbone: the network must have at most {most:,} parameters, got {total:,}, {counts[largest]:,} of them "
+            f"in {largest}; make its layers narrower"
+        )
+        yield Conflict(message, "backbone")
 
 
 @lru_cache(maxsize=32)  # the arms of a study often differ in the method alone
@@ -211,11 +260,16 @@ def _derivation_conflicts(experiment: Experiment, shape: Shape, classes: int) ->
         )
 
 
-def _learned_conflicts(experiment: Experiment, network: Network, masked: Sequence[Connection]) -> Iterator[Conflict]:
-    """Yield why no branches can be derived from what is masked, before the first stage is paid for.
+def _learned_conflicts(experiment: Experiment, network: Network, masked: Sequence[Connection]) -> list[Conflict]:
+    """Return why no branches can be derived from what is masked, before the first stage is paid for.
 
     That is so for a target that not even one node in each masked layer would meet.
     """
+    with torch.device("cpu"):  # memberships have values, also where weights have none
+        return list(_underivable(experiment, network, masked))
+
+
+def _underivable(experiment: Experiment, network: Network, masked: Sequence[Connection]) -> Iterator[Conflict]:
     settings = experiment.distillation
     if settings is None:
         return

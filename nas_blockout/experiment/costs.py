@@ -39,14 +39,15 @@ def known_costs(experiment: Experiment, *, shape: tuple[int, int, int], classes:
         shape: Channels, height and width of an image.
         classes: Number of classes.
     """
-    image = torch.zeros(1, *shape)
-    if (network := known_network(experiment, shape=shape, classes=classes)) is not None:
-        return {"parameters": parameters_of(network), "macs": count_macs(network, image)}
-    share = getattr(experiment.derivation, "target_macs", None)
-    if share is None:
-        return {}
-    dense = _plain(plain(experiment, None), shape, classes)
-    return {"macs": int(share * count_macs(dense, image))}
+    with torch.device("meta"):  # costs are counted: weights need a shape, and no memory
+        image = torch.zeros(1, *shape)
+        if (network := known_network(experiment, shape=shape, classes=classes)) is not None:
+            return {"parameters": parameters_of(network), "macs": count_macs(network, image)}
+        share = getattr(experiment.derivation, "target_macs", None)
+        if share is None:
+            return {}
+        dense = _plain(plain(experiment, None), shape, classes)
+        return {"macs": int(share * count_macs(dense, image))}
 
 
 def structure_of_network(network: nn.Module) -> Structure | None:

@@ -36,7 +36,7 @@ from nas_blockout.methods.paths.path_record import PathRecord
 from nas_blockout.methods.random_masks import generator_for
 from nas_blockout.randomness.batch_shards import rows_count, uniform_rows
 from nas_blockout.randomness.draws import Randomness
-from nas_blockout.settings_fields import SEED, Conflict, Length, Range, check, refuse
+from nas_blockout.settings_fields import SEED, SOME_LAYERS, Conflict, Range, check, refuse
 from nas_blockout.training_protocol import ParameterGroup, TelemetryValue, TrainableModel, plain_groups
 
 Policy = Literal["learned", "static", "all", "first", "random", "spread"]
@@ -95,7 +95,7 @@ class BlockDropSettings:
     policy_fraction: Annotated[float, Range(ge=0, le=1)] = 0.25
     blocks_per_epoch: Annotated[int, Range(ge=1)] | None = None
     finetune_paths: FinetunePaths = "inference"
-    policy_widths: Annotated[tuple[Annotated[int, Range(ge=1)], ...], Length(1)] | None = None
+    policy_widths: Annotated[tuple[Annotated[int, Range(ge=1)], ...], SOME_LAYERS] | None = None
     policy_pool: Annotated[int, Range(ge=1)] | None = None
     policy_lr_multiplier: Annotated[float, Range(gt=0)] = 1.0
     initial_keep: Annotated[float, Range(gt=0, lt=1)] = 0.5

@@ -97,9 +97,10 @@ class Blockout(TrainableModel):
         # Not cached properties, whose locks a compiled step cannot take.
         self._masked_names = frozenset(connection.weight for connection in self.masked_connections)
         self._always = self._never_dropped()
-        self._expected_macs = ExpectedMacs(
-            self.connections, masked=self._masked_names, widths=widths, always=self._always
-        )
+        with torch.device("cpu"):  # it computes with numbers of nodes, which have values also where weights have none
+            self._expected_macs = ExpectedMacs(
+                self.connections, masked=self._masked_names, widths=widths, always=self._always
+            )
         if settings.start_at == "cost_target":
             self._shift_to(settings.cost_target)
         if settings.rescale:

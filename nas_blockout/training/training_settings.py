@@ -108,4 +108,8 @@ def sample_passes(settings: TrainingSettings, images: int) -> int:
     epochs = settings.epochs
     if settings.evaluation_statistics == "running":
         return epochs * images
-    return sum(images + statistics_passes(min(images, statistics_images(epoch, epochs))) for epoch in range(epochs))
+
+    def charged(epoch: int) -> int:
+        return images + statistics_passes(min(images, statistics_images(epoch, epochs)))
+
+    return (epochs - 1) * charged(0) + charged(epochs - 1)  # only the last one is estimated from more images

@@ -21,7 +21,15 @@ from services.study_config.layers import ArmSettings
 from services.study_config.resolved_study import Arm
 from services.study_config.schema import ArmConfig, Match
 from services.study_config.search_options import Options
-from services.study_config.validation import incompatibilities, misfits, untrainable
+from services.study_config.validation import (
+    NO_BOUNDS,
+    Bounds,
+    fewest_epochs,
+    incompatibilities,
+    misfits,
+    overlong,
+    untrainable,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +77,33 @@ class ArmResolver:
         study: The study without its arms.
         data: Settings of the data; defaults stand for unknown ones.
         dimensions: What is known of the data; None to leave out what needs it.
+        bounds: The largest study that is accepted.
 
     Attributes:
         violations: The violations found.
         training: Settings of the training; None if those are unknown that decide what it costs.
+        fewest_epochs: Of its trials, as far as that is known.
         incomplete: Whether rules were left out.
     """
 
-    def __init__(self, draft: ArmDraft, study: Any, data: DataSettings, dimensions: Dimensions | None) -> None:
+    def __init__(
+        self,
+        draft: ArmDraft,
+        study: Any,
+        data: DataSettings,
+        dimensions: Dimensions | None,
+        bounds: Bounds = NO_BOUNDS,
+    ) -> None:
         self.violations: list[Violation] = []
-        self._draft, self._data, self._dimensions = draft, data, dimensions
+        self._draft, self._data, self._dimensions, self._bounds = draft, data, dimensions, bounds
         self._settings = draft.settings
         self._layers = draft.settings.layers
         self._options = Options.of(draft.arm, draft.base, study)
         self._spaces = draft.arm.space if draft.arm.space is not None else draft.base.space or []
         self._parts = self._read()
+        if self._report(overlong(self._parts.training, bounds)):
+            self._settings.unknown.add("training.epochs")
+        self.fewest_epochs = fewest_epochs(self._parts.training.epochs, self._options.pruner)
         self._experiment = self._checked()
         self.incomplete = self._settings.incomplete or self._experiment is None
         priced = not self._settings.depends_on_unknown(["training.epochs", "training.evaluation_statistics"])
@@ -135,7 +155,7 @@ class ArmResolver:
 
     def _check_with_data(self, experiment: Experiment, *, matched: bool) -> None:
         dimensions = self._dimensions
-        misfit = self._report(misfits(experiment, self._spaces, dimensions or Dimensions()))
+        misfit = self._report(misfits(experiment, self._spaces, dimensions or Dimensions(), self._bounds))
         if dimensions is None:
             return
         grid = self._options.searcher == "grid" and not misfit
@@ -146,6 +166,7 @@ class ArmResolver:
             constraints=self._options.constraints,
             matched=matched,
             data=dimensions,
+            bounds=self._bounds,
         )
         self._report(found)
 

@@ -88,7 +88,7 @@ def assigned(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
 def _value(key: str, text: str) -> Any:
     try:
         return yaml_value(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise StudyError(f"--set {key}: the value is not valid YAML: {' '.join(str(error).split())}") from None
 
 

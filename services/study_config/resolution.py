@@ -5,8 +5,9 @@ pass. What violates a rule by itself becomes unknown (see `services.study_config
 that read something unknown are left out.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,14 @@ from services.study_config.errors import (
 from services.study_config.layers import UNKNOWN, ArmSettings, Layers, arms_of, known, marked, sections
 from services.study_config.resolved_study import Study, parse_resolved
 from services.study_config.schema import ArmConfig, Budget, StudyConfig
-from services.study_config.validation import unpaid
+from services.study_config.validation import NO_BOUNDS, Bounds, overpaid, unpaid
 from services.study_config.yaml_reader import is_resolved, read_document
 
 Measure = Callable[[DataSettings], Dimensions]
 # Substitutes for required keys that are missing or wrong, so that the rest of the file can still be checked.
 _STAND_INS: Mapping[str, Any] = {"schema_version": 2, "name": "study"}
 _MOST_NAMED = 5  # arms in a note
+_MOST_COMPARED = 100
 _LIMITS = ("sample_passes", "seconds", "trainings")
 # Settings on which neither the networks nor the budget depends.
 _IMMATERIAL = frozenset({"data.augment", "data.split_seed", "data.validation_samples"})
@@ -97,7 +99,12 @@ def study_of(
 
 
 def resolve_document(
-    document: Mapping[str, Any], *, source: str, lines: LineMap | None = None, measure: Measure | None = None
+    document: Mapping[str, Any],
+    *,
+    source: str,
+    lines: LineMap | None = None,
+    measure: Measure | None = None,
+    bounds: Bounds = NO_BOUNDS,
 ) -> Study:
     """Check and resolve a study that is not resolved yet, given as plain values.
 
@@ -107,12 +114,13 @@ def resolve_document(
         lines: Lines of the keys, if the document is a file.
         measure: Returns what is known of the data; it may raise `DataError`, and is not called if their settings are
             wrong. None to check only what needs nothing of the data.
+        bounds: The largest study that is accepted.
 
     Raises:
         StudyError: The study violates rules; the error lists all of them.
     """
     document = upgraded_study(document)
-    draft = _Draft(document)
+    draft = _Draft(document, bounds)
     study = draft.study(measure)
     if draft.violations or study is None:
         raise StudyError.of(with_lines(draft.violations, lines), source=source, unchecked=draft.unchecked)
@@ -161,8 +169,9 @@ def _of_settings(document: Mapping[str, Any]) -> list[Violation]:
     """
     violations: list[Violation] = []
     for layers in sections(document):
-        if len(violations) < MOST_VIOLATIONS:
-            violations += layers.violations()
+        violations += layers.violations()
+        if len(violations) >= MOST_VIOLATIONS:
+            break
     violations += _relative(document)
     return list(dict.fromkeys(violations))  # a setting of the study is checked again with every arm that uses it
 
@@ -191,33 +200,38 @@ def _references(document: Mapping[str, Any]) -> Iterator[Violation]:
     """
     named = document.get("arms")
     # Also arms whose settings cannot be read, but none whose name is no text.
-    names = [name for name in named if isinstance(name, str)] if isinstance(named, Mapping) else []
+    names = dict.fromkeys(name for name in named if isinstance(name, str)) if isinstance(named, Mapping) else {}
     arms = arms_of(document)
     for name, arm in arms.items():
-        others = [other for other in names if other != name]
         extended = arm.get("extends")
         if isinstance(extended, str):
-            yield from _extended(("arms", name, "extends"), extended, others, arms)
-        yield from _matched(name, others, arms)
+            yield from _extended(name, extended, names, arms)
+        yield from _matched(name, names, arms)
         for space in arm.get("space") or () if arm.get("space") is not UNKNOWN else ():
             if space not in SPACES:
                 yield Violation(("arms", name, "space"), f"no such search space {space!r}", remedy=near(space, SPACES))
     export = document.get("export")
     for name in export if isinstance(export, list) and names else ():
         if name not in names:
-            yield Violation(("export",), f"no arm {name!r}", remedy=near(name, names))
+            yield Violation(("export",), f"no arm {name!r}", remedy=_near_arm(name, names))
+
+
+def _near_arm(other: str, names: Iterable[str], *, name: str | None = None) -> str:
+    """Return the end of an error about an unknown arm; of thousands, only the first are compared with it."""
+    return near(other, [each for each in islice(names, _MOST_COMPARED) if each != name])
 
 
 def _extended(
-    path: tuple[str, ...], other: str, others: list[str], arms: Mapping[str, Mapping[str, Any]]
+    name: str, other: str, names: Mapping[str, None], arms: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Violation]:
-    if other not in others:
-        yield Violation(path, f"no other arm {other!r}", remedy=near(other, others))
+    path = ("arms", name, "extends")
+    if other == name or other not in names:
+        yield Violation(path, f"no other arm {other!r}", remedy=_near_arm(other, names, name=name))
     elif arms.get(other, {}).get("extends") is not None:
         yield Violation(path, f"{other!r} itself extends another arm; name that one")
 
 
-def _matched(name: str, others: list[str], arms: Mapping[str, Mapping[str, Any]]) -> Iterator[Violation]:
+def _matched(name: str, names: Mapping[str, None], arms: Mapping[str, Mapping[str, Any]]) -> Iterator[Violation]:
     match, owner = _match(name, arms)
     other = match.get("arm") if isinstance(match, Mapping) else None
     if not isinstance(other, str):
@@ -226,8 +240,8 @@ def _matched(name: str, others: list[str], arms: Mapping[str, Mapping[str, Any]]
     if owner != name and other == name:
         rule = f"{owner!r} matches this arm, which extends it and so would match itself; match another arm"
         yield Violation(("arms", name, "extends"), rule, repr(owner))
-    elif other not in others:
-        yield Violation(path, f"no other arm {other!r}", remedy=near(other, others))
+    elif other == name or other not in names:
+        yield Violation(path, f"no other arm {other!r}", remedy=_near_arm(other, names, name=name))
     elif _match(other, arms)[0] is not None:
         # The widths of an arm are known once the search of the arm that it matches has ended. In a chain, the last arm
         # would have to wait for two searches one after the other.
@@ -264,23 +278,34 @@ class _Draft:
 
     Args:
         document: The study as plain values, of version 2.
+        bounds: The largest study that is accepted.
 
     Attributes:
         violations: The violations found so far.
         unchecked: What could not be checked, in a sentence; None if everything was.
     """
 
-    def __init__(self, document: Mapping[str, Any]) -> None:
+    def __init__(self, document: Mapping[str, Any], bounds: Bounds) -> None:
         self.violations: list[Violation] = []
+        self._bounds = bounds
         self.unchecked: str | None = None
         self._document: Mapping[str, Any] = document
-        self._add(_of_keys(document))
-        self._add(_references(self._document))
-        self._add(_of_settings(self._document))
+        self._arms = arms_of(document)
+        number = len(named) if isinstance(named := document.get("arms"), Mapping) else 0
+        if bounds.arms is not None and number > bounds.arms:  # which may be too many to look at
+            rule, remedy = f"a study must have at most {bounds.arms} arms", "divide them between several studies"
+            self.violations.append(Violation(("arms",), rule, str(number), remedy))
+            self.unchecked = "further checks follow once there are fewer"
+            return
+        # Nobody reads on after a hundred errors, and to look for thousands would take time.
+        for rules in (_of_keys, _references, _of_settings):
+            if len(self.violations) < MOST_VIOLATIONS:
+                found = rules(self._document)
+                self._add(islice(found, MOST_VIOLATIONS + 1))  # one more shows that there are more
 
     def study(self, measure: Measure | None) -> Study | None:
         """Check the rules between keys and, with `measure`, those of the data; return the study if all are kept."""
-        if len(self.violations) >= MOST_VIOLATIONS:
+        if self.unchecked or len(self.violations) >= MOST_VIOLATIONS:
             return None
         try:
             config = self._config()
@@ -291,16 +316,23 @@ class _Draft:
         resolvers: dict[str, ArmResolver] = {}
         for name in self._arms:
             if len(self.violations) < MOST_VIOLATIONS:
-                resolvers[name] = ArmResolver(self._arm(name, data), config, data.settings, data.dimensions)
+                draft = self._arm(name, data)
+                resolvers[name] = ArmResolver(draft, config, data.settings, data.dimensions, self._bounds)
                 self.violations += resolvers[name].violations
         trainings = {name: each.training for name, each in resolvers.items() if each.training is not None}
         self.violations += self._unpaid(config, trainings, data)
+        fewest = [each.fewest_epochs for each in resolvers.values() if each.training is not None]
+        if self._has_limit():
+            images = data.dimensions.train_images if data.dimensions else None
+            self.violations += overpaid(
+                config.budget, self._bounds, arms=len(self._arms), fewest_epochs=fewest, images=images
+            )
         self.unchecked = _sentence([name for name, each in resolvers.items() if each.incomplete], data)
         if self.violations:
             return None
         return Study(config, {name: resolver.arm() for name, resolver in resolvers.items()}, data.settings)
 
-    def _add(self, found: Iterator[Violation] | list[Violation]) -> None:
+    def _add(self, found: Iterable[Violation]) -> None:
         violations = list(found)
         self.violations += violations
         self._document = marked(self._document, violations)
@@ -310,14 +342,18 @@ class _Draft:
         """Return the study without what is unknown."""
         values = _without_fragments(known({key: value for key, value in self._document.items() if key != "arms"}))
         rest = {**_STAND_INS, **values, "arms": {"arm": {}}}
-        budget = values.get("budget", {})
-        if not any(budget.get(limit) is not None for limit in _LIMITS):
-            rest["budget"] = {**budget, "trainings": 2**62}  # a limit that no rule finds too low
+        if not self._has_limit():
+            rest["budget"] = {**values.get("budget", {}), "trainings": 2**62}  # a limit that no rule finds too low
         config = StudyConfig.model_validate(rest)
         arms = {name: self._arm_config(name) for name in self._arms}
         if not self.violations:
             return StudyConfig.model_validate(self._document)
         return config.model_copy(update={"arms": arms})
+
+    def _has_limit(self) -> bool:
+        """Whether a limit of the budget is known."""
+        budget = known(self._document.get("budget"))
+        return isinstance(budget, Mapping) and any(budget.get(limit) is not None for limit in _LIMITS)
 
     def _arm_config(self, name: str | None) -> ArmConfig:
         """Return the keys of an arm without what is unknown; those of no arm if there is none of that name."""

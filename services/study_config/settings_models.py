@@ -160,7 +160,8 @@ def explained(error: ValidationError, kind: type[BaseModel], path: errors.Path =
         kind: The model; unknown keys are compared with its fields.
         path: Path of the document in the study file.
     """
-    return [_explained(detail, kind, path) for detail in error.errors(include_url=False)[:MOST_VIOLATIONS]]
+    # One more than are reported: then it is known that there are more.
+    return [_explained(detail, kind, path) for detail in error.errors(include_url=False)[: MOST_VIOLATIONS + 1]]
 
 
 def _explained(error: Any, kind: type[BaseModel], path: errors.Path) -> Violation:
@@ -246,7 +247,7 @@ def _ruled(hint: Any) -> Any:
             inner = Annotated[inner, Field(pattern=f"^{rule.expression}$", examples=[rule.example])]
             inner = Annotated[inner, _in_words(rule.shown)]
         elif isinstance(rule, Length):
-            inner = Annotated[inner, Field(min_length=rule.least)]
+            inner = Annotated[inner, Field(min_length=rule.least or None, max_length=rule.most)]
         elif isinstance(rule, Range):
             inner = Annotated[inner, Field(ge=rule.ge, gt=rule.gt, le=rule.le, lt=rule.lt)]
     return inner

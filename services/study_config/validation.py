@@ -1,18 +1,20 @@
 """Rules between the settings of an arm, and between a study and its data: networks, spaces, grids, costs and budget."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
-
+from nas_blockout.backbones import BACKBONES, name_of
 from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.data import Dimensions, Splits
 from nas_blockout.experiment import (
+    MOST_PARAMETERS,
     Experiment,
     Parts,
-    build,
     known_costs,
+    needs_graph,
     notes_of,
+    outlined_for_training,
     require_match,
     split_epochs,
     unbuildable,
@@ -33,11 +35,39 @@ from services.study_config.errors import LineMap, StudyError, Violation, violati
 from services.study_config.layers import ARM_SECTIONS, ArmSettings, arms_of
 from services.study_config.resolved_study import Arm, Study
 from services.study_config.schema import Budget
-from services.study_config.search_options import Constraints
+from services.study_config.search_options import Constraints, Pruner
 
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The largest study that is accepted, so that no study keeps what all users share busy; None is no limit.
+
+    Args:
+        arms: Arms.
+        epochs: Epochs of a training.
+        parameters: Parameters of a network, without those that a method adds.
+        trials: Trials of all arms that the budget may pay for, as far as that is known.
+        sample_passes: Sample passes of the budget of an arm.
+        hours: Hours of the budget of an arm.
+        traced: Whether networks are traced to find their graphs, and derivations tried however deep they are, which
+            takes seconds of a deep one. Without it, such arms are checked only as far as their dense networks go.
+    """
+
+    arms: int | None = None
+    epochs: int | None = None
+    parameters: int = MOST_PARAMETERS
+    trials: int | None = None
+    sample_passes: int | None = None
+    hours: int | None = None
+    traced: bool = True
+
+
+NO_BOUNDS = Bounds()
+_DERIVED_AT_ONCE = 20  # layers
 # Where the data has not been read: with this shape and number of classes, whatever fits some data passes the checks.
 _ANY_SHAPE, _MANY_CLASSES = (3, 64, 64), 1000
 # A network depends on all of these, as far as an error does not name the settings that it compares.
+_OF_GRAPHS = frozenset({"blockout", "branched", "confusion"})  # spaces that read the graph of a network
 _OF_NETWORK = tuple(section for section in ARM_SECTIONS if section != "training")
 
 
@@ -91,14 +121,19 @@ def _warmup(parts: Parts) -> Iterator[Conflict]:
             yield Conflict(message, *compared, name)
 
 
-def misfits(experiment: Experiment, spaces: Sequence[str], data: Dimensions) -> Iterator[Conflict]:
+def misfits(
+    experiment: Experiment, spaces: Sequence[str], data: Dimensions, bounds: Bounds = NO_BOUNDS
+) -> Iterator[Conflict]:
     """Yield why search spaces cannot be applied to an arm.
 
     Args:
         experiment: Experiment of the arm before the search.
         spaces: Names of the search spaces, all of which exist.
         data: What is known of the data.
+        bounds: Whether its network may be traced.
     """
+    if not bounds.traced and _is_traced(experiment, spaces):
+        return
     shape, classes, certain = _assumed(data)
     if not certain and isinstance(experiment.backbone, ModuleSettings):  # which may take no other images than its own
         return
@@ -121,6 +156,7 @@ def untrainable(
     constraints: Constraints,
     matched: bool,
     data: Dimensions,
+    bounds: Bounds = NO_BOUNDS,
 ) -> Iterator[Conflict]:
     """Yield why an arm cannot be searched with its data: its network, its grid, or the cost of its network.
 
@@ -131,13 +167,19 @@ def untrainable(
         constraints: Limits on the network of a trial.
         matched: Whether the cost of the arm is matched to that of another arm.
         data: What is known of the data.
+        bounds: The largest network that is accepted.
     """
     shape, classes, certain = _assumed(data)
     if not certain and isinstance(experiment.backbone, ModuleSettings):  # which may take no other images than its own
         return
-    faults = list(unbuildable(experiment, shape=shape, classes=classes))
+    untraced = not bounds.traced and _is_traced(experiment, spaces)
+    built = Experiment(data=experiment.data, backbone=experiment.backbone) if untraced else experiment
+    derived = None if bounds.traced else _DERIVED_AT_ONCE
+    faults = list(
+        unbuildable(built, shape=shape, classes=classes, most_parameters=bounds.parameters, most_derived=derived)
+    )
     yield from (Conflict(str(each), *each.keys or _OF_NETWORK) for each in faults)
-    if not certain or faults:
+    if not certain or faults or untraced:
         return
     if grid_points is not None:
         space = compose([SPACES[name] for name in spaces])
@@ -147,8 +189,7 @@ def untrainable(
             yield Conflict(str(error), "searcher", "grid_points", "space", *_OF_NETWORK)
     # With a space or a match, some proposal may satisfy the constraints: only the search can tell.
     if not spaces and not matched and constraints.limits:
-        with torch.device("meta"):  # costs are counted, and no weights allocated
-            costs = known_costs(experiment, shape=shape, classes=classes)
+        costs = known_costs(experiment, shape=shape, classes=classes)
         exceeded = constraints.exceeded(costs)
         for name, (cost, limit) in exceeded.items():
             message = (
@@ -156,6 +197,12 @@ def untrainable(
                 f"fewer, got {limit}; make the network smaller or remove the constraint"
             )
             yield Conflict(message, f"constraints.{name}", "space", "match", *_OF_NETWORK)
+
+
+def _is_traced(experiment: Experiment, spaces: Sequence[str]) -> bool:
+    """Whether the graph of an arm's network must be known, and can only be found by tracing the network."""
+    has_stages = BACKBONES[name_of(experiment.backbone)].stages is not None
+    return not has_stages and (needs_graph(experiment) or not _OF_GRAPHS.isdisjoint(spaces))
 
 
 def _assumed(data: Dimensions) -> tuple[tuple[int, int, int], int, bool]:
@@ -192,13 +239,52 @@ def unpaid(
         yield Violation(("budget", "sample_passes"), rule, str(budget.sample_passes))
 
 
+def overlong(training: TrainingSettings, bounds: Bounds) -> Iterator[Conflict]:
+    """Yield that a training has more epochs than are accepted."""
+    if bounds.epochs is not None and training.epochs > bounds.epochs:
+        message = f"training.epochs: must be at most {bounds.epochs}, got {training.epochs}; train for fewer epochs"
+        yield Conflict(message, "training.epochs")
+
+
+def overpaid(
+    budget: Budget, bounds: Bounds, *, arms: int, fewest_epochs: Iterable[int], images: int | None
+) -> Iterator[Violation]:
+    """Yield the limits of a budget that pay for more than is accepted.
+
+    Args:
+        budget: The budget.
+        bounds: The largest study that is accepted.
+        arms: Number of arms.
+        fewest_epochs: Of the trials of each arm: those at which the first of them may be stopped.
+        images: Number of training images; None if it is not known.
+    """
+    for unit, value, most in (
+        ("sample_passes", budget.sample_passes, bounds.sample_passes),
+        ("seconds", budget.seconds, None if bounds.hours is None else bounds.hours * 3600),
+    ):
+        if value is not None and most is not None and value > most:
+            yield Violation(("budget", unit), f"must be at most {most}", str(value), "spend less")
+    if bounds.trials is None:
+        return
+    if budget.trainings is not None and budget.trainings * arms > bounds.trials:
+        rule = f"must be at most {bounds.trials // arms} with {arms} arms, for {bounds.trials} trials in all"
+        yield Violation(("budget", "trainings"), rule, str(budget.trainings), "run fewer")
+    elif budget.trainings is None and budget.sample_passes is not None and images:
+        trials = sum(budget.sample_passes // (images * epochs) for epochs in fewest_epochs)
+        if trials > bounds.trials:
+            rule = f"must pay for at most {bounds.trials} trials of all arms; this one pays for up to {trials}"
+            yield Violation(("budget", "sample_passes"), rule, str(budget.sample_passes), "set trainings as well")
+
+
 def dimensions_of(splits: Splits) -> Dimensions:
     """Return the dimensions of data that has been read."""
     return Dimensions(splits.shape, len(splits.class_names), len(splits.train.labels))
 
 
 def check_against_data(study: Study, splits: Splits, *, source: str, lines: LineMap | None = None) -> None:
-    """Build the network of every arm and compute the cost of one training, to reject impossible studies early.
+    """Outline the network of every arm and compute the cost of one training, to reject impossible studies early.
+
+    No weights are allocated, except those of networks that a factory makes.
 
     Args:
         study: The study.
@@ -215,7 +301,7 @@ def check_against_data(study: Study, splits: Splits, *, source: str, lines: Line
     arms = arms_of(document)
     for name, arm in study.arms.items():
         try:
-            build(arm.experiment, splits)
+            outlined_for_training(arm.experiment, shape=splits.shape, classes=len(splits.class_names))
         except ValueError as error:
             settings = ArmSettings(document, arms, name)
             violations = [
@@ -227,8 +313,17 @@ def check_against_data(study: Study, splits: Splits, *, source: str, lines: Line
             raise StudyError.of(with_lines(violations, lines), source=source) from None
 
 
-def check_against_dimensions(study: Study, data: Dimensions, *, source: str, lines: LineMap | None = None) -> None:
+def check_against_dimensions(
+    study: Study, data: Dimensions, *, source: str, lines: LineMap | None = None, bounds: Bounds = NO_BOUNDS
+) -> None:
     """Check a study against what is known of its data, as `check_against_data` does.
+
+    Args:
+        study: The study.
+        data: What is known of its data.
+        source: Name of the file of the study.
+        lines: Lines of the keys, if the study comes from a file.
+        bounds: The largest study that is accepted.
 
     Raises:
         StudyError: As in `check_against_data`.
@@ -240,13 +335,24 @@ def check_against_dimensions(study: Study, data: Dimensions, *, source: str, lin
         settings = ArmSettings(document, arms, name)
         violations += (
             violation_at(settings.place(conflict.keys), str(conflict), key=conflict.keys[0])
-            for conflict in (*_unfit(arm, data), *_undivided(study, arm))
+            for conflict in (*_unfit(arm, data, bounds), *_undivided(study, arm))
         )
     seeds = len(study.config.retrain.seeds)
     trainings = {name: arm.experiment.training for name, arm in study.arms.items()}
     violations += unpaid(study.config.budget, seeds=seeds, trainings=trainings, images=data.train_images)
+    fewest = [fewest_epochs(arm.experiment.training.epochs, arm.rules.pruner) for arm in study.arms.values()]
+    violations += overpaid(
+        study.config.budget, bounds, arms=len(study.arms), fewest_epochs=fewest, images=data.train_images
+    )
     if violations:
         raise StudyError.of(with_lines(violations, lines), source=source)
+
+
+def fewest_epochs(epochs: int, pruner: Pruner | None) -> int:
+    """Return the epochs after which a trial may be stopped, for the first time; 1 where that is not known."""
+    if pruner is None:
+        return epochs
+    return pruner.rungs[0] if pruner.rungs else 1
 
 
 def _undivided(study: Study, arm: Arm) -> Iterator[Conflict]:
@@ -255,8 +361,8 @@ def _undivided(study: Study, arm: Arm) -> Iterator[Conflict]:
         yield conflict
 
 
-def _unfit(arm: Arm, data: Dimensions) -> Iterator[Conflict]:
-    faults = list(misfits(arm.experiment, arm.spaces, data))
+def _unfit(arm: Arm, data: Dimensions, bounds: Bounds) -> Iterator[Conflict]:
+    faults = list(misfits(arm.experiment, arm.spaces, data, bounds))
     yield from faults
     yield from untrainable(
         arm.experiment,
@@ -265,6 +371,7 @@ def _unfit(arm: Arm, data: Dimensions) -> Iterator[Conflict]:
         constraints=arm.rules.constraints,
         matched=arm.match is not None,
         data=data,
+        bounds=bounds,
     )
 
 
@@ -278,13 +385,14 @@ def cautions(study: Study, splits: Splits) -> Iterator[str]:
         study: The resolved study, which `check_against_data` accepts.
         splits: Data of the study.
     """
+    shape, classes = splits.shape, len(splits.class_names)
     for name, arm in study.arms.items():
         method = arm.experiment.method
-        notes = notes_of(arm.experiment, shape=splits.shape, classes=len(splits.class_names))
+        notes = notes_of(arm.experiment, shape=shape, classes=classes)
         yield from (f"arm {name!r}: {note}" for note in notes)
         if not isinstance(method, BlockDropSettings):
             continue
-        model = build(arm.experiment, splits)
+        model = outlined_for_training(arm.experiment, shape=shape, classes=classes)
         assert isinstance(model, BlockDrop), "the method decides what is built"
         if share := model.policy_share:
             text = (
