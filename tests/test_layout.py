@@ -120,7 +120,9 @@ IMPORTERS = {
     "alembic": ["services/migrations/*"],
     "fastapi": ["services/api/*"],
     "starlette": ["services/api/*"],
-    "uvicorn": ["services/api/app.py"],
+    "uvicorn": ["services/api/app.py", "services/api/requests/connections.py"],
+    "h11": ["services/api/requests/connections.py"],  # comes with uvicorn; the state of its connections
+    "sse_starlette": ["services/api/event_stream.py"],
     "typer": ["services/cli/*"],
     "rich": ["services/cli/*"],
     "jinja2": ["services/report/page.py", "services/api/web.py"],

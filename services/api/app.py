@@ -2,9 +2,11 @@
 
 import gc
 import logging
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -16,7 +18,8 @@ from starlette.responses import Response
 from nas_blockout import __version__
 from services.api import errors, health, metrics, studies, study_files, web
 from services.api.health import Probes, probes_of
-from services.api.requests.middleware import Guard
+from services.api.requests.connections import BoundedProtocol, Room
+from services.api.requests.middleware import MAX_REQUESTS, Guard
 from services.api.requests.rate_limit import MAX_STREAMS
 from services.api.schemas import Changes
 from services.api.state import Caching, make_service, service_of
@@ -25,7 +28,7 @@ from services.store import Store, StoreError
 from services.study_config.schema import StudyConfig
 
 STORE_RETRY_SECONDS = 2.0  # clients are told to try again rather than kept waiting
-MAX_CONNECTIONS = 1000
+MAX_CONNECTIONS = 4000  # idle ones included, of which those that wait longest are closed for new ones
 SHUTDOWN_SECONDS = 5
 # What these import and cache is what later requests need; no study is called none, so that no stream is opened.
 _WARM_UP_PATHS = ("/v1/studies", "/v1/studies/none", "/v1/studies/none/events")
@@ -47,6 +50,7 @@ def application(
     probes: Probes | None = None,
     caching: Caching | None = None,
     max_streams: int = MAX_STREAMS,
+    max_requests: int = MAX_REQUESTS,
 ) -> FastAPI:
     """Return the application.
 
@@ -56,6 +60,7 @@ def application(
         probes: Readiness checks; those of the configured services if omitted.
         caching: How long answers may be reused; the defaults if omitted.
         max_streams: How many event streams of one client may be open at once.
+        max_requests: How many requests of all clients are served at once, event streams included.
     """
     probes = probes if probes is not None else probes_of(settings, store)
 
@@ -76,11 +81,12 @@ def application(
     service = make_service(settings, store, probes, caching or Caching(), max_streams)
     service.metrics.watch(lambda: _queue_counts(store), lambda: service.streams.total)
     app.state.service = service
-    errors.handle(app)
+    explain = errors.explaining(web.failure)
+    errors.handle(app, explain)
     app.add_exception_handler(web.LoggedOut, web.logged_out)
     for routes in (*_ROUTERS, web.router):
         app.include_router(routes)
-    app.add_middleware(Guard, metrics=service.metrics)
+    app.add_middleware(Guard, service=service, explain=explain, max_requests=max_requests)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]
     return app
 
@@ -103,16 +109,29 @@ def run(settings: Settings, *, host: str, port: int, log: Log) -> None:
         listener.listen()  # before logging the address: clients that connect at once wait instead of being refused
         shown = f"[{host}]" if ":" in host else host
         log(f"http://{shown}:{listener.getsockname()[1]}/ serves the studies of {store.url}")
-        app = application(settings, store)
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        )
+        files = _raised_file_limit()
+        # A request may hold a second file, that which it downloads; some room is left for the store and for waiting.
+        app = application(settings, store, max_requests=min(MAX_REQUESTS, files // 3))
+        config = server_config(app, Room(min(MAX_CONNECTIONS, files // 2)))
         Server(config, app).run(sockets=[listener])
+
+
+def server_config(app: FastAPI, room: Room) -> uvicorn.Config:
+    """Return how uvicorn serves the application.
+
+    Args:
+        app: The application.
+        room: Limits of its connections.
+    """
+    return uvicorn.Config(
+        app,
+        http=partial(BoundedProtocol, room),  # type: ignore[arg-type]  # called like a class
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
 
 
 class Server(uvicorn.Server):
@@ -195,6 +214,17 @@ def _listening(host: str, port: int) -> socket.socket:
         listener.close()
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port") from None
     return listener
+
+
+def _raised_file_limit() -> int:
+    """Raise the number of files that this process may open, as far as the system lets it; return the number."""
+    wanted = 4 * MAX_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
 
 
 def _log_to_stderr() -> None:

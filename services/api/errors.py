@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -160,16 +160,38 @@ def translated(error: Exception) -> RequestError:
     return RequestError(500, "internal", "internal error; see the log of the service")
 
 
-def handle(app: FastAPI) -> None:
-    """Register handlers that turn all errors into responses of the same form."""
+def explaining(page: Callable[[RequestError], Response]) -> Callable[[Request, Exception], Response]:
+    """Return what turns any error of a request into its response: JSON, or a page for a browser that asked for one.
 
-    def known(request: Request, error: Exception) -> Response:
-        return respond(translated(error))
+    Args:
+        page: Renders an error as a page.
+    """
 
-    for kind in (RequestError, StudyError, StudyNotFound, StoreError, ArtifactError):
-        app.add_exception_handler(kind, known)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _plain_http)
+    def explain(request: Request, error: Exception) -> Response:
+        if isinstance(error, RequestValidationError):
+            found = _invalid(error)
+        elif isinstance(error, HTTPException):
+            found = _plain_http(request, error)
+        else:
+            found = translated(error)
+        return page(found) if _wants_page(request) else respond(found)
+
+    return explain
+
+
+def handle(app: FastAPI, explain: Callable[[Request, Exception], Response]) -> None:
+    """Register a handler for all errors that are expected."""
+    for kind in (
+        *(RequestError, StudyError, StudyNotFound, StoreError, ArtifactError),
+        *(RequestValidationError, HTTPException),
+    ):
+        app.add_exception_handler(kind, explain)
+
+
+def _wants_page(request: Request) -> bool:
+    # Parts of the page are fetched by its script, which has no place for a page.
+    in_page = not request.scope["path"].startswith("/v1/") and "hx-request" not in request.headers
+    return in_page and "text/html" in request.headers.get("accept", "")
 
 
 def _request_error(status: int, code: str, message: str, retry: int | None) -> RequestError:
@@ -179,28 +201,24 @@ def _request_error(status: int, code: str, message: str, retry: int | None) -> R
     return RequestError(status, code, message, remedy=remedy if separator else None, headers=headers)
 
 
-def _invalid(request: Request, error: Exception) -> Response:
-    """Respond to invalid parameters with the first error."""
-    assert isinstance(error, RequestValidationError)
+def _invalid(error: RequestValidationError) -> RequestError:
+    """Return the first error of invalid parameters."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"][1:]) or None
     sent: Any = first.get("input")
     value = None if first["type"] == "missing" or sent is None else short(sent)
     got = "" if value is None else f", got {value}"
     message = f"{key}: {first['msg']}{got}" if key else f"{first['msg']}{got}"
-    return respond(RequestError(422, "invalid_request", message, key=key, value=value, remedy=_REMEDIES[404]))
+    return RequestError(422, "invalid_request", message, key=key, value=value, remedy=_REMEDIES[404])
 
 
-def _plain_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def _plain_http(request: Request, error: HTTPException) -> RequestError:
     status = error.status_code
     message = {404: "there is nothing at this path", 405: f"{short(request.method)} is not allowed at this path"}.get(
         status, str(error.detail)
     )
-    return respond(
-        RequestError(
-            status, _CODES.get(status, "refused"), message, remedy=_REMEDIES.get(status), headers=error.headers
-        )
+    return RequestError(
+        status, _CODES.get(status, "refused"), message, remedy=_REMEDIES.get(status), headers=error.headers
     )
 
 

@@ -6,13 +6,17 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import AppStatus
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 
 from services.api.caches.status_cache import Snapshot, Watcher
 
 HEARTBEAT_SECONDS = 15.0  # proxies close connections on which nothing is sent, usually after 30 to 60 s
 MAX_SECONDS = 3600.0  # of one stream; the client reconnects, and perhaps to another process
 RETRY_MILLISECONDS = 2000
+_END_OF_LINE = "\n"
 
 
 class Feed:
@@ -93,14 +97,31 @@ class Feeds:
                 del self._feeds[study]
 
 
+def streamed(events: AsyncIterator[ServerSentEvent], *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> Response:
+    """Return the response that sends events as they come, and ends with its client.
+
+    Args:
+        events: The events.
+        heartbeat_seconds: Time after which a comment is sent, so that proxies keep the connection.
+    """
+    # Streams end with their watcher, which each server closes; a signal would end those of later servers, too.
+    AppStatus.enable_automatic_graceful_drain = False
+    return EventSourceResponse(
+        events,
+        ping=heartbeat_seconds,
+        ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep=_END_OF_LINE),
+        sep=_END_OF_LINE,
+    )
+
+
 async def follow(
     feeds: Feeds,
     study: str,
     *,
     last: str = "",
     allowed: Callable[[], bool],
-    heartbeat_seconds: float = HEARTBEAT_SECONDS,
-) -> AsyncIterator[str]:
+    check_seconds: float = HEARTBEAT_SECONDS,
+) -> AsyncIterator[ServerSentEvent]:
     """Yield server-sent events of a study until it has ended: what happened to it, and its progress.
 
     The ID of an event holds the number of events sent so far and the digest of the last progress, from which a client
@@ -110,12 +131,12 @@ async def follow(
         feeds: Feeds of the studies that are followed.
         study: Name of the study.
         last: ID of the last event that the client received, if any.
-        allowed: Called at every heartbeat: whether the client still has access.
-        heartbeat_seconds: Longest time without anything being sent.
+        allowed: Whether the client still has access.
+        check_seconds: Time between two calls of `allowed`.
     """
     sent, digest = _parsed(last)
-    began = spoke = checked = time.monotonic()
-    yield f"retry: {RETRY_MILLISECONDS}\n\n"
+    began = checked = time.monotonic()
+    yield ServerSentEvent(retry=RETRY_MILLISECONDS, sep=_END_OF_LINE)
     with feeds.joined(study) as feed:
         status: Snapshot | None = await feed.now()
         while not feeds.watcher.closing and time.monotonic() - began < MAX_SECONDS:
@@ -125,22 +146,17 @@ async def follow(
                     happened = json.dumps({"at": event.at.isoformat(), "kind": event.kind}, separators=(",", ":"))
                     yield _event("happened", f"{sent}-{digest}", happened)
                 if status.digest != digest:
-                    digest, spoke = status.digest, time.monotonic()
+                    digest = status.digest
                     yield _event("progress", f"{sent}-{digest}", status.text)
                 if status.row.ended:
                     ended = {"state": status.row.state, "message": status.row.message}
                     yield _event("end", f"{sent}-{digest}-end", json.dumps(ended, separators=(",", ":")))
                     return
-            now = time.monotonic()
-            # Two clocks: progress is news, so that no heartbeat is due, but access is checked all the same.
-            if now - spoke >= heartbeat_seconds:
-                spoke = now
-                yield ": keep-alive\n\n"
-            if now - checked >= heartbeat_seconds:
-                checked = now
+            if time.monotonic() - checked >= check_seconds:
+                checked = time.monotonic()
                 if not await run_in_threadpool(allowed):
                     return
-            status = await feed.changed(max(0.0, heartbeat_seconds - (now - min(spoke, checked))))
+            status = await feed.changed(max(0.0, check_seconds - (time.monotonic() - checked)))
 
 
 def has_received_end(last: str, status: Snapshot) -> bool:
@@ -148,8 +164,8 @@ def has_received_end(last: str, status: Snapshot) -> bool:
     return last.endswith("-end") and status.row.ended and _parsed(last) == (len(status.events), status.digest)
 
 
-def _event(kind: str, identity: str, data: str) -> str:
-    return f"id: {identity}\nevent: {kind}\ndata: {data}\n\n"
+def _event(kind: str, identity: str, data: str) -> ServerSentEvent:
+    return ServerSentEvent(data, id=identity, event=kind, sep=_END_OF_LINE)
 
 
 def _parsed(identity: str) -> tuple[int, str]:

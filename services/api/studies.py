@@ -4,24 +4,22 @@ import base64
 import binascii
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import StreamingResponse
 
-from nas_blockout.data import DataSettings, Dimensions, dimensions
 from services.api import auth
 from services.api.auth import Reader, Writer
 from services.api.caches.status_cache import Snapshot
 from services.api.caches.token_cache import Caller
 from services.api.errors import SOURCE, RequestError, not_found
-from services.api.event_stream import follow, has_received_end
-from services.api.requests import allowed_factories, request_body
+from services.api.event_stream import follow, has_received_end, streamed
+from services.api.requests import request_body
+from services.api.requests.submitted_study import check_networks, checked
 from services.api.schemas import (
     Changes,
     ErrorDocument,
@@ -35,20 +33,14 @@ from services.api.schemas import (
 )
 from services.api.state import Service, service_of
 from services.execution.extension import additions
-from services.settings import Settings
 from services.store import NotFound, QueueRow
 from services.store.checked_values import MAX_INTEGER
-from services.study_config.errors import StudyError, Violation, with_lines
+from services.study_config.errors import StudyError, with_lines
 from services.study_config.overrides import assigned
-from services.study_config.resolution import resolve_document, stored_study
-from services.study_config.resolved_study import Study
-from services.study_config.validation import check_against_dimensions
+from services.study_config.resolution import stored_study
 from services.study_config.yaml_reader import line_map
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-# Outlining the networks of more arms would keep the service busy; they are checked when the study starts.
-MOST_MEASURED_ARMS = 64
-_FOLDER = ("data", "folder")
 KEY_PATTERN = r"^[\x21-\x7e]{1,200}$"
 _LOG = logging.getLogger("nas_blockout.api")
 _EXAMPLE = """schema_version: 2
@@ -110,49 +102,6 @@ async def service(request: Request) -> Service:  # async, which saves a thread: 
 
 
 Shared = Annotated[Service, Depends(service)]
-
-
-def checked(document: Mapping[str, Any], settings: Settings, *, measured: bool = True) -> Study:
-    """Validate and resolve a submitted study, without reading its data, which this machine may not have.
-
-    Args:
-        document: The study as plain values.
-        settings: Settings of the service, which say what code a study may run.
-        measured: Whether to check its networks and its budget, as far as the data need not be read for that.
-
-    Raises:
-        StudyError: It violates rules, names a folder, through which a client could read files of the cluster, or names
-            code or weights that the operator does not allow; nothing of these is imported.
-    """
-    refused = [*_folder(document), *allowed_factories.refused(document, settings)]
-    arms = document.get("arms")
-    measured = measured and isinstance(arms, Mapping) and len(arms) <= MOST_MEASURED_ARMS
-    try:
-        study = resolve_document(document, source=SOURCE, measure=_measure(document) if measured else None)
-    except StudyError as error:
-        # Each is reported once: that it must be omitted makes the other rules about it pointless.
-        paths = {violation.path for violation in refused}
-        others = [violation for violation in error.violations if violation.path not in paths]
-        raise StudyError.of([*others, *refused], source=SOURCE, unchecked=error.unchecked) from None
-    if refused:
-        raise StudyError.of(refused, source=SOURCE)
-    return study
-
-
-def _measure(document: Mapping[str, Any]) -> Callable[[DataSettings], Dimensions]:
-    """Return what tells the dimensions of the data: only the number of images where networks must not be built here."""
-    if not allowed_factories.names_factory(document):
-        return dimensions
-    return lambda settings: replace(dimensions(settings), shape=None, classes=None)
-
-
-def _folder(document: Mapping[str, Any]) -> list[Violation]:
-    data = document.get("data")
-    folder = data.get("folder") if isinstance(data, Mapping) else None
-    if not isinstance(folder, str):
-        return []
-    rule = "must be omitted in studies submitted to the service"
-    return [Violation(_FOLDER, rule, folder, "omit it, or run the study with `nas-blockout submit`")]
 
 
 def submit(
@@ -282,8 +231,7 @@ def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -
     if not additions(stored_study(row.document, source=SOURCE), study):
         return row  # the same request a second time
     # Only now: that a smaller budget is no extension says more than that it does not pay for a retraining.
-    if len(study.arms) <= MOST_MEASURED_ARMS:
-        check_against_dimensions(study, _measure(source)(study.data), source=SOURCE)
+    check_networks(study, source, shared.settings)
     extended = shared.store.request_resume(
         row.study,
         document=study.to_json(),
@@ -370,7 +318,7 @@ def show_study(shared: Shared, caller: Reader, name: str) -> Response:
 @router.get(
     "/{name}/events",
     summary="Follow a study",
-    response_class=StreamingResponse,
+    response_class=Response,
     responses={
         200: {
             "content": {"text/event-stream": {"example": _EXAMPLE_EVENT}},
@@ -405,19 +353,18 @@ async def follow_study(
     async def events() -> Any:
         try:
             allowed = lambda: shared.callers.ask(caller.token) is not None  # noqa: E731
-            async for text in follow(
+            async for event in follow(
                 shared.feeds,
                 snapshot.row.study,
                 last=last,
                 allowed=allowed,
-                heartbeat_seconds=shared.heartbeat_seconds,
+                check_seconds=shared.heartbeat_seconds,
             ):
-                yield text
+                yield event
         finally:
             shared.streams.leave(client)
 
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would collect events before sending them
-    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+    return streamed(events(), heartbeat_seconds=shared.heartbeat_seconds)
 
 
 @router.post("/{name}/cancel", summary="Cancel a study", responses=error_responses(403, 404, 409))

@@ -1,9 +1,9 @@
 """Routes of results; files are located by what the store knows, never by a path in a request."""
 
 import csv
-import hashlib
 import io
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from services.api.auth import Reader
 from services.api.errors import RequestError, not_found
+from services.api.requests.file_responses import Download, sha256_of
 from services.api.schemas import ArchitectureView, FileView, ModelView
 from services.api.state import Service
 from services.api.studies import Shared, error_responses, own
@@ -46,8 +47,8 @@ def _described(kind: str, what: str) -> dict[int | str, dict[str, object]]:
 def report(shared: Shared, caller: Reader, name: str) -> Response:
     """The report as a single HTML file without scripts or external resources."""
     row = own(shared, caller, name)
-    content = _content(shared, row, Folder(shared.settings.folder(row.study)).report, "report")
-    return Response(content, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
+    path, held = _located(shared, row, Folder(shared.settings.folder(row.study)).report, "report")
+    return Download(path, media_type="text/html", held=held, headers={"Content-Security-Policy": REPORT_POLICY})
 
 
 @router.get(
@@ -59,8 +60,8 @@ def report(shared: Shared, caller: Reader, name: str) -> Response:
 def comparison(shared: Shared, caller: Reader, name: str) -> Response:
     """The comparison of the arms, the content of `comparison.json`."""
     row = own(shared, caller, name)
-    content = _content(shared, row, Folder(shared.settings.folder(row.study)).comparison, "comparison")
-    return Response(content, media_type="application/json")
+    path, held = _located(shared, row, Folder(shared.settings.folder(row.study)).comparison, "comparison")
+    return Download(path, media_type="application/json", held=held)
 
 
 @router.get(
@@ -123,10 +124,14 @@ def models(shared: Shared, caller: Reader, name: str) -> list[ModelView]:
     "/models/{arm}/{file}",
     summary="Download a file of an exported model",
     response_class=Response,
-    responses=_described(_BINARY, "The file; `ETag` is its SHA-256."),
+    responses={
+        **_described(_BINARY, "The file; `ETag` is its SHA-256."),
+        206: {"content": {_BINARY: {}}, "description": "The bytes of `Range`."},
+        **error_responses(409, 416),
+    },
 )
 def model_file(shared: Shared, caller: Reader, name: str, arm: str, file: str) -> Response:
-    """A file of the exported model of an arm, if its hash still is that of the export."""
+    """A file of the exported model of an arm, if its hash still is that of the export; in ranges, too."""
     row = own(shared, caller, name)
     model = next((export for export in newest_exports(shared, row) if export.arm == arm), None)
     # The name from the store, not the one from the request, becomes part of the path.
@@ -134,8 +139,9 @@ def model_file(shared: Shared, caller: Reader, name: str, arm: str, file: str) -
     if model is None or known is None:
         raise not_found("model file of that name")
     path = Folder(shared.settings.folder(row.study)).models / model.arm / known
-    content = _content(shared, row, path, "file of the model")
-    if hashlib.sha256(content).hexdigest() != model.hashes[known]:
+    local, held = _located(shared, row, path, "file of the model")
+    if sha256_of(local) != model.hashes[known]:
+        held.close()
         raise RequestError(
             409,
             "changed",
@@ -145,7 +151,7 @@ def model_file(shared: Shared, caller: Reader, name: str, arm: str, file: str) -
             remedy=f"`nas-blockout export {row.study} {model.arm}` writes it again",
         )
     headers = {"ETag": f'"{model.hashes[known]}"', "Content-Disposition": f'attachment; filename="{known}"'}
-    return Response(content, media_type=_KINDS.get(path.suffix, _BINARY), headers=headers)
+    return Download(local, media_type=_KINDS.get(path.suffix, _BINARY), held=held, headers=headers)
 
 
 def newest_exports(shared: Service, row: QueueRow) -> list[ExportRow]:
@@ -165,8 +171,8 @@ def _trials(shared: Service, row: QueueRow) -> Iterator[Trial]:
         return
 
 
-def _content(shared: Service, row: QueueRow, path: Path, what: str) -> bytes:
-    """Return the content of a file of a study, from shared storage if that has it, else from this machine.
+def _located(shared: Service, row: QueueRow, path: Path, what: str) -> tuple[Path, ExitStack]:
+    """Return a file of a study, from shared storage if that has it, else from this machine, and what to close after it.
 
     Raises:
         RequestError: The file does not exist yet.
@@ -175,9 +181,10 @@ def _content(shared: Service, row: QueueRow, path: Path, what: str) -> bytes:
     # Shared storage first: the study may have run elsewhere, and files here be those of an earlier attempt.
     root, elsewhere = shared.settings.folder(row.study), shared_place(shared.settings, shared.store, row.study)
     for place in dict.fromkeys((place_of(path, root, elsewhere), str(path.absolute()))):
-        with reading(place) as local:
+        with ExitStack() as held:
+            local = held.enter_context(reading(place))
             if local.is_file():
-                return local.read_bytes()
+                return local, held.pop_all()
     raise RequestError(404, "not_finished", f"there is no {what} yet", remedy="wait until the study is complete")
 
 

@@ -244,6 +244,13 @@ def extend(visited: Visited, name: str, fields: Form) -> Response:
     return _done(visited, name, lambda: studies.extend(visited.shared, visited.caller, name, lines), text)
 
 
+def failure(error: RequestError) -> Response:
+    """Return the page that shows an error which no other page has a place for."""
+    answer = _rendered("failure", error.status, problem=error.problem, caller=None)
+    answer.headers.update(error.headers)
+    return answer
+
+
 def logged_out(request: Request, error: Exception) -> Response:
     """Redirect to the login form; a header makes htmx redirect the page instead of the part that it refreshes."""
     if request.headers.get("hx-request"):

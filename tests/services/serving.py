@@ -11,6 +11,8 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from services.api.app import server_config
+from services.api.requests.connections import Room
 from services.settings import Settings
 
 ROOT_TOKEN = "q7Rz_0vLw2-Xb9TnYd4K"
@@ -23,10 +25,13 @@ def settings_of(home: Path, *, rate: int = 1000) -> Settings:
 
 
 @contextmanager
-def serving(app: FastAPI, make: Callable[[uvicorn.Config], uvicorn.Server] = uvicorn.Server) -> Iterator[str]:
-    """Serve an application with a real server; yield its address once it has started."""
+def serving(
+    app: FastAPI, make: Callable[[uvicorn.Config], uvicorn.Server] = uvicorn.Server, *, room: Room | None = None
+) -> Iterator[str]:
+    """Serve an application as `serve api` does; yield its address once it has started."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1)
+        config = server_config(app, room or Room(200))
+        config.timeout_graceful_shutdown = 1
         server = make(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

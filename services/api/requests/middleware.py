@@ -1,4 +1,4 @@
-"""The outermost layer of every request: security headers, metrics, and a response to unexpected errors."""
+"""The outermost layer of every request: limits, security headers, metrics, and a response to unexpected errors."""
 
 import logging
 import time
@@ -7,9 +7,15 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from services.api import errors
-from services.api.metrics import Metrics
+from fastapi import Request
+from starlette.responses import Response
 
+from services.api import auth, errors
+from services.api.state import Service
+
+MAX_REQUESTS = 1000  # at once, event streams and downloads included
+ALIVE = "/healthz"  # answered whatever else is refused: who gets no answer from it restarts the service
+_API = "/v1/"
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "SAMEORIGIN",
@@ -33,6 +39,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Explain = Callable[[Request, Exception], Response]
 
 
 class Guard:
@@ -40,14 +47,17 @@ class Guard:
 
     Args:
         app: The application inside.
-        metrics: Where to count requests.
+        service: Counts requests, and limits them by client.
+        explain: Returns the response for an error.
+        max_requests: How many requests are served at once.
     """
 
-    def __init__(self, app: Application, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: Application, service: Service, explain: Explain, max_requests: int = MAX_REQUESTS) -> None:
+        self._app, self._service, self._explain = app, service, explain
+        self._max_requests, self._served = max_requests, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request: add headers to the response, count it, and respond if the application fails."""
+        """Handle a request: limit it, add headers to the response, count it, and respond if the application fails."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -60,18 +70,45 @@ class Guard:
                 message["headers"] = _with_security_headers(list(message["headers"]))
                 # The template, such as /v1/studies/{name}: a path would let clients create time series without limit.
                 route = getattr(scope.get("route"), "path", "other")
-                self._metrics.count(_method(scope), route, status, time.monotonic() - began)
+                self._service.metrics.count(_method(scope), route, status, time.monotonic() - began)
             await send(message)
 
+        request = Request(scope)
+        self._served += 1
         try:
+            self._require_room(request)
+            self._count(request)
             await self._app(scope, receive, answer)
         except Exception as error:  # noqa: BLE001  # last resort; neither log nor client gets the message, which may hold secrets
-            _LOG.error("%s %s failed: %s", scope["method"], scope["path"][:200], _place(error))
+            if not isinstance(error, errors.RequestError):
+                _LOG.error("%s %s failed: %s", scope["method"], scope["path"][:200], _place(error))
             if status:  # headers have been sent, and cannot be taken back: only closing the connection tells the client
                 raise errors.RequestError(500, "internal", "the response was interrupted") from None
-            headers, body = errors.raw(errors.translated(error))
-            await answer({"type": "http.response.start", "status": 500, "headers": headers})
-            await answer({"type": "http.response.body", "body": body})
+            await self._explain(request, error)(scope, receive, answer)
+        finally:
+            self._served -= 1
+
+    def _require_room(self, request: Request) -> None:
+        if self._served > self._max_requests and request.scope["path"] != ALIVE:
+            raise errors.RequestError(
+                503,
+                "busy",
+                f"{self._max_requests} requests are being served already",
+                remedy="wait 1 s",
+                headers={"Retry-After": "1", "Connection": "close"},
+            )
+
+    def _count(self, request: Request) -> None:
+        """Count a request of the page, of a health check or of metrics; those of the API are counted with their token.
+
+        A session counts as its token, so that many users of the page behind one address do not share a limit.
+        """
+        path = request.scope["path"]
+        if path == ALIVE or path.startswith(_API):
+            return
+        session = auth.session_of(request)
+        host = request.client.host if request.client else ""
+        auth.count(self._service, ("token", session.token) if session else ("address", host))
 
 
 def _with_security_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -133,8 +133,8 @@ def test_all_who_follow_are_woken_by_one_poll(ann, running, store, queries):
     watcher = Watcher(store, fresh_seconds=FOR_LONG)  # reads only when it is made to forget
 
     async def listen(feeds: Feeds, texts: list[str]) -> None:
-        async for text in follow(feeds, "tiny", allowed=lambda: True):
-            texts.append(text)
+        async for event in follow(feeds, "tiny", allowed=lambda: True):
+            texts.append(event.encode().decode())
 
     async def everybody() -> tuple[int, int]:
         feeds, before = Feeds(watcher, pause=0.01), polls(queries)
@@ -158,9 +158,9 @@ def test_a_stream_is_cut_off_when_the_database_fails(ann, running, store):
 
     async def listen() -> None:
         feeds = Feeds(Watcher(store, fresh_seconds=0.0), pause=0.0)
-        async for text in follow(feeds, "tiny", allowed=lambda: True):
-            heard.append(text)
-            if "event: progress" in text:
+        async for event in follow(feeds, "tiny", allowed=lambda: True):
+            heard.append(event.encode().decode())
+            if event.event == "progress":
                 await asyncio.to_thread(rename, "queue", "elsewhere")
 
     def rename(table: str, name: str) -> None:
@@ -176,10 +176,19 @@ def test_a_stream_is_cut_off_when_the_database_fails(ann, running, store):
 
 
 def test_a_stream_ends_when_its_token_does(ann, running, store):
-    async def listen() -> list[str]:
+    async def listen() -> list[str | None]:
         feeds = Feeds(Watcher(store), pause=0.0)
-        return [text async for text in follow(feeds, "tiny", allowed=lambda: False, heartbeat_seconds=0.0)]
+        return [event.event async for event in follow(feeds, "tiny", allowed=lambda: False, check_seconds=0.0)]
 
     told = asyncio.run(listen())
-    assert ": keep-alive\n\n" in told
-    assert not any("event: end" in text for text in told)
+    assert "progress" in told
+    assert "end" not in told
+
+
+def test_a_stream_without_news_sends_signs_of_life(client, caching, store, study):
+    ann = client("ann", to=caching(heartbeat_seconds=0.05))
+    ann.post("/v1/studies", json=study)
+    with ann.stream("GET", "/v1/studies/tiny/events") as answer:
+        assert answer.headers["x-accel-buffering"] == "no"  # nginx would collect events before sending them
+        lines = answer.iter_lines()
+        assert next(line for line in lines if line.startswith(":")) == ": keep-alive"

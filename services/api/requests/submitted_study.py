@@ -1,0 +1,73 @@
+"""Checks a submitted or extended study: against the schema, what the operator allows, and bounds of its size."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from nas_blockout.data import DataSettings, Dimensions, dimensions
+from services.api.errors import SOURCE
+from services.api.requests import allowed_factories
+from services.settings import Settings
+from services.study_config.errors import StudyError, Violation
+from services.study_config.resolution import resolve_document
+from services.study_config.resolved_study import Study
+from services.study_config.validation import Bounds, check_against_dimensions
+
+_FOLDER = ("data", "folder")
+
+
+def checked(document: Mapping[str, Any], settings: Settings, *, measured: bool = True) -> Study:
+    """Validate and resolve a submitted study, without reading its data, which this machine may not have.
+
+    Args:
+        document: The study as plain values.
+        settings: Settings of the service, which say what code a study may run, and how large it may be.
+        measured: Whether to check its networks and its budget, as far as the data need not be read for that.
+
+    Raises:
+        StudyError: It violates rules, is too large, names a folder, through which a client could read files of the
+            cluster, or names code or weights that the operator does not allow; nothing of these is imported.
+    """
+    refused = [*_folder(document), *allowed_factories.refused(document, settings)]
+    measure = _measure(document) if measured else None
+    try:
+        study = resolve_document(document, source=SOURCE, measure=measure, bounds=_bounds(settings))
+    except StudyError as error:
+        # Each is reported once: that it must be omitted makes the other rules about it pointless.
+        paths = {violation.path for violation in refused}
+        others = [violation for violation in error.violations if violation.path not in paths]
+        raise StudyError.of([*others, *refused], source=SOURCE, unchecked=error.unchecked) from None
+    if refused:
+        raise StudyError.of(refused, source=SOURCE)
+    return study
+
+
+def check_networks(study: Study, document: Mapping[str, Any], settings: Settings) -> None:
+    """Check the networks and the budget of a study that `checked` has not measured, within the same bounds.
+
+    Raises:
+        StudyError: As in `checked`.
+    """
+    data = _measure(document)(study.data)
+    check_against_dimensions(study, data, source=SOURCE, bounds=_bounds(settings))
+
+
+def _bounds(settings: Settings) -> Bounds:
+    # Tracing would keep the service busy: what depends on it is checked by the job of the study, before it trains.
+    return Bounds(**dict(settings.api_study_limits), traced=False)
+
+
+def _measure(document: Mapping[str, Any]) -> Callable[[DataSettings], Dimensions]:
+    """Return what tells the dimensions of the data: only the number of images where networks must not be built here."""
+    if not allowed_factories.names_factory(document):
+        return dimensions
+    return lambda settings: replace(dimensions(settings), shape=None, classes=None)
+
+
+def _folder(document: Mapping[str, Any]) -> list[Violation]:
+    data = document.get("data")
+    folder = data.get("folder") if isinstance(data, Mapping) else None
+    if not isinstance(folder, str):
+        return []
+    rule = "must be omitted in studies submitted to the service"
+    return [Violation(_FOLDER, rule, folder, "omit it, or run the study with `nas-blockout submit`")]
