@@ -14,6 +14,7 @@ from nas_blockout.architecture import Architecture
 from nas_blockout.nodes import Nodes
 from nas_blockout.randomness.draws import Randomness
 from nas_blockout.serialization import closest
+from nas_blockout.settings_fields import Conflict
 
 Runtime = Literal["torch", "onnxruntime"]
 
@@ -228,13 +229,13 @@ def masked_connections(
         network: What the network is called in errors.
 
     Raises:
-        ValueError: The network has no such layer, or a name is given twice.
+        Conflict: The network has no such layer, or a name is given twice.
     """
     able = [connection for connection in connections if connection.sources]
     if masked in ("head", "all"):
         chosen = [connection for connection in able if masked == "all" or connection.is_linear]
         if not chosen:
-            raise ValueError(f"masked: {network} has no such weight between two layers of nodes, got {masked!r}")
+            raise _unmaskable(f"{network} has no such weight between two layers of nodes, got {masked!r}")
         return tuple(chosen)
     names = set(_chosen_layers(connections, masked, network))
     return tuple(connection for connection in able if not names.isdisjoint(connection.targets))
@@ -247,22 +248,25 @@ def _chosen_layers(connections: Sequence[Connection], masked: str | Sequence[str
         last = LAST.fullmatch(masked)
         number = int(last[1]) if last else 0
         if not 1 <= number <= len(known):
-            raise ValueError(f"masked: N of 'last N' must lie in 1..{len(known)}, got {masked!r}; {layers}")
+            raise _unmaskable(f"N of 'last N' must lie in 1..{len(known)}, got {masked!r}; {layers}")
         return known[-number:]
     for name in masked:
         if name in known:
             continue
         if any(name in connection.targets for connection in connections):
-            raise ValueError(
-                f"masked: a layer that reads the image, which has no memberships, cannot be masked, got {name!r}; "
-                f"{layers}"
+            raise _unmaskable(
+                f"a layer that reads the image, which has no memberships, cannot be masked, got {name!r}; {layers}"
             )
         match = closest(name, known)
         remedy = f"did you mean {match!r}? {layers}" if match else layers
-        raise ValueError(f"masked: each name must be a layer whose weights can be masked, got {name!r}; {remedy}")
+        raise _unmaskable(f"each name must be a layer whose weights can be masked, got {name!r}; {remedy}")
     if len(set(masked)) < len(masked):
-        raise ValueError(f"masked: each layer must be named once, got {list(masked)}")
+        raise _unmaskable(f"each layer must be named once, got {list(masked)}")
     return tuple(masked)
+
+
+def _unmaskable(message: str) -> Conflict:
+    return Conflict(f"masked: {message}", "masked")
 
 
 def _quoted(names: Sequence[str]) -> str:
@@ -347,15 +351,36 @@ class Branchable(Network):
         """The factors that normalization learns for each node, by name of the parameter."""
         return {}
 
+    @property
+    def other_macs(self) -> Mapping[str | None, Tensor]:
+        """Multiply-accumulates an image of what is no connection: of each node of a layer, as long as it is there.
+
+        Shape ``(nodes,)`` by the name of the layer, and ``(1,)`` under None for what always stays.
+        """
+        return {}
+
     def macs_under(self, memberships: Mapping[str, Tensor]) -> int:
-        """Return the multiply-accumulates an image of the weights between nodes that share a cluster."""
+        """Return the multiply-accumulates an image of the weights between nodes that share a cluster, and all others.
+
+        What is no connection, `other_macs`, is counted for the nodes that there are.
+        """
         kept = zip(self.connections, self._kept_under(memberships), strict=True)
-        return sum(count * math.prod(each.shape[2:]) * each.positions for each, count in kept)
+        between = sum(count * math.prod(each.shape[2:]) * each.positions for each, count in kept)
+        others = 0.0
+        for name, macs in self.other_macs.items():
+            always = name is None or name in self._whole or name not in memberships
+            others += float((macs if always else macs[memberships[name].cpu().bool().any(1)]).sum())
+        return between + round(others)
 
     def weights_under(self, memberships: Mapping[str, Tensor]) -> int:
         """Return the number of weights between nodes that share a cluster."""
         kept = zip(self.connections, self._kept_under(memberships), strict=True)
         return sum(count * math.prod(each.shape[2:]) for each, count in kept)
+
+    @property
+    def _whole(self) -> frozenset[str]:
+        """Layers whose nodes stay without a cluster, too, and see what has no masks."""
+        return frozenset({*self.rigid, list(self.layers)[-1]})
 
     def _kept_under(self, memberships: Mapping[str, Tensor]) -> Iterator[int]:
         """Yield how many entries of each weight, windows counted once, are between nodes that share a cluster."""
@@ -364,7 +389,7 @@ class Branchable(Network):
             name: memberships[name].bool() if name in memberships else first.new_ones(width, first.shape[1]).bool()
             for name, width in widths.items()
         }
-        whole = {*self.rigid, list(widths)[-1]}  # whose nodes stay without a cluster, too, and see what has no masks
+        whole = self._whole
         alive = {name: value.any(1) | (name in whole) for name, value in every.items()}
         # Of many nodes there are few kinds: which of these share a cluster is found once. Kind 0 is no node.
         rows, kind = _kinds(torch.cat(list(every.values())))

@@ -51,6 +51,17 @@ def from_json(kind: type[Value], document: Mapping[str, Any], *, where: str) -> 
         raise Conflict.of(found) from None
 
 
+def count_of(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, such as ``1 node`` or ``1,024 nodes``.
+
+    Args:
+        number: How many there are.
+        noun: In the singular.
+        plural: Where it is more than the noun with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """Return the end of an error about an unknown name: the nearest known one, or all of them."""
     names = sorted(known)

@@ -88,6 +88,21 @@ def call_factory(factory: str, arguments: Mapping[str, Any], classes: int) -> nn
     return network
 
 
+def several_inputs(module: nn.Module) -> str | None:
+    """Return why the forward of a network cannot be called with images alone, with its line; None where it can."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [each.name for each in parameters if each.kind in kinds and each.default is inspect.Parameter.empty]
+    if len(needed) < 2:
+        return None
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    place = f" at {code.co_filename}:{code.co_firstlineno}" if code is not None else ""
+    return (
+        f"a network must take one input, a batch of images; {type(module).__name__}.forward{place} takes several: "
+        f"{', '.join(needed)}. Wrap it in a module whose forward takes the images, or give the others defaults"
+    )
+
+
 def told(error: BaseException) -> str:
     """Return an error in one line: its type, the line of the user's code that caused it, and its message."""
     text = " ".join(str(error).split())

@@ -14,7 +14,7 @@ from nas_blockout.backbones import pretrained
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.networks import Network
 from nas_blockout.randomness.draws import Randomness
-from nas_blockout.serialization import near
+from nas_blockout.serialization import count_of, near
 from nas_blockout.settings_fields import Conflict, Pattern, PlainMapping, check
 
 Shape = tuple[int, int, int]
@@ -226,6 +226,8 @@ def _tried(network: nn.Module, settings: ModuleSettings, shape: Shape, *, traini
     Raises:
         Conflict: It fails, or what it returns are no logits.
     """
+    if problem := factories.several_inputs(network):
+        raise Conflict(f"backbone.factory: {problem}", "backbone.factory", "backbone.arguments")
     size = "x".join(map(str, shape))
     outputs: dict[str, list[Tensor]] = {}
     with _unchanged(network, training=training), _recorded(network, outputs), torch.no_grad():
@@ -267,7 +269,7 @@ def _channels_hint(network: nn.Module, channels: int) -> str:
             if module.in_channels == channels:
                 return ""
             return (
-                f"; the data has {channels} channel{'s' * (channels > 1)} and the first convolution, {name}, reads "
+                f"; the data has {count_of(channels, 'channel')} and the first convolution, {name}, reads "
                 f"{module.in_channels}: let the factory make it for {channels}, or change the channels in its forward"
             )
     return ""

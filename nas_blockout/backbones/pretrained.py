@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +18,7 @@ FORM_EXAMPLE = "resnet18.safetensors"
 _KEY = "backbone.weights"
 _INNER = ("state_dict", "model")  # where training scripts put the weights beside optimizer and epoch
 _MOST_LISTED = 12
-_WRAPPED = "module."  # what stands before the names in exported models, and in what torch's parallel wrappers save
+_SAVE_ONLY = "save only the weights, with torch.save(network.state_dict(), ...) or as safetensors"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Args:
         path: A file of safetensors, or one that `torch.save` wrote, of which nothing but tensors is read: a state
-            dictionary, or a mapping with one under ``state_dict`` or ``model``.
+            dictionary, or a mapping with one under ``state_dict`` or ``model``, or with one only.
 
     Raises:
         Conflict: There is no such file, or it is another kind of file.
@@ -44,21 +44,61 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise Conflict(
-            f"{_KEY}: {path} holds more than tensors, and loading it could run code, so it is refused; save only the "
-            "weights, with torch.save(network.state_dict(), ...) or as safetensors",
+            f"{_KEY}: {path} holds more than tensors, and loading it could run code, so it is refused; {_SAVE_ONLY}",
             _KEY,
         ) from None
     except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
         text = " ".join(str(error).split())[:200]
         raise Conflict(f"{_KEY}: {path} is no file that torch.save wrote ({text})", _KEY) from None
+    return _state_in(content, path)
+
+
+def _state_in(content: object, path: Path) -> dict[str, Tensor]:
+    """Return the state dictionary in what `torch.save` wrote: itself, one under a known key, or the only one there is.
+
+    Raises:
+        Conflict: There is none, or there are several; the message names the keys.
+    """
     for name in _INNER:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if _is_state(content):
+        return dict(content)
+    if not isinstance(content, Mapping):
         raise Conflict(
-            f"{_KEY}: {path} holds no state dictionary, neither directly nor under {' or '.join(_INNER)}", _KEY
+            f"{_KEY}: {path} holds a {type(content).__name__} instead of a state dictionary; {_SAVE_ONLY}", _KEY
         )
-    return dict(content)
+    inner = [key for key, value in content.items() if _is_state(value)]
+    if len(inner) == 1:
+        return dict(content[inner[0]])
+    keys = ", ".join(map(repr, [*content][:_MOST_LISTED])) or "nothing"
+    if not inner:
+        raise Conflict(f"{_KEY}: {path} holds no state dictionary, but {keys}; {_SAVE_ONLY}", _KEY)
+    several = ", ".join(map(repr, inner))
+    raise Conflict(
+        f"{_KEY}: {path} holds several state dictionaries, under {several}; save only one, such as by "
+        f"torch.save(torch.load(path)[{inner[0]!r}], 'weights.pth')",
+        _KEY,
+    )
+
+
+def _is_state(value: object) -> TypeGuard[Mapping[str, Tensor]]:
+    """Whether a value is a mapping from names to tensors, with a tensor."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(each, Tensor) for name, each in value.items())
+    )
+
+
+def _unwrapped(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return weights without the part that stands before all of their names, such as ``module.``, if no name fits."""
+    while weights and not any(name in expected for name in weights):
+        first = {name.partition(".")[0] for name in weights}
+        if len(first) > 1 or not all("." in name for name in weights):
+            break
+        weights = {name.partition(".")[2]: value for name, value in weights.items()}
+    return weights
 
 
 def load_pretrained(
@@ -66,9 +106,9 @@ def load_pretrained(
 ) -> int:
     """Put weights into a network: each tensor of the network must be there with its shape, and no other.
 
-    Names may all stand behind ``module.``, as in the exported model of a network like this, or as torch's parallel
-    wrappers save them. Only the weights of the layer that gives the logits are left out where they are of another
-    number of classes.
+    Names may all stand behind one or more names of modules, such as ``module.`` in the exported model of a network like
+    this, or in what torch's parallel wrappers save. Only the weights of the layer that gives the logits are left out
+    where they are of another number of classes.
 
     Args:
         network: Changed in place.
@@ -80,11 +120,12 @@ def load_pretrained(
         The number of classes of the weights that were left out; 0 if none were.
 
     Raises:
-        Conflict: Tensors are missing, unexpected or of another shape; the message lists all of them.
+        Conflict: Tensors are missing, unexpected or of another shape, or hold NaN or infinity; the message lists them.
     """
     expected = network.state_dict()
-    if not any(name in expected for name in weights) and all(name.startswith(_WRAPPED) for name in weights):
-        weights = {name.removeprefix(_WRAPPED): value for name, value in weights.items()}
+    given, weights = weights, _unwrapped(weights, expected)
+    if not any(name in expected for name in weights):
+        weights = given  # so that the error has the names of the file
     shapes = {name: (tuple(weights[name].shape), tuple(expected[name].shape)) for name in expected if name in weights}
     differing = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
     left_out = _of_other_classes(differing, classes_layer)
@@ -100,6 +141,13 @@ def load_pretrained(
             ],
         ),
     ]
+    broken = [name for name, value in weights.items() if not bool(value.isfinite().all())]
+    if broken and not faults:
+        raise Conflict(
+            f"{_KEY}: {source} holds NaN or infinity{''.join(_listed(' in', broken)).replace(':', '')}; its training "
+            "has diverged, so name the weights of an earlier epoch",
+            _KEY,
+        )
     if faults:
         raise Conflict(
             f"{_KEY}: {source} holds the weights of another network: {'; '.join(faults)}; name the weights of this "

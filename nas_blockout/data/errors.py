@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from nas_blockout.serialization import count_of
+
 MOST_NAMED = 10
 
 
@@ -40,4 +42,4 @@ def all_corrupt(problems: Sequence[str]) -> DataCorrupt:
         return DataCorrupt(problems[0])
     named = "".join(f"\n  {problem}" for problem in problems[:MOST_NAMED])
     rest = f"\n  and {len(problems) - MOST_NAMED} more" if len(problems) > MOST_NAMED else ""
-    return DataCorrupt(f"{len(problems)} images cannot be read:{named}{rest}", problems=problems)
+    return DataCorrupt(f"{count_of(len(problems), 'image')} cannot be read:{named}{rest}", problems=problems)

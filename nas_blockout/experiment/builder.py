@@ -1,13 +1,13 @@
 """From an experiment to its network: with its method in place for training, and plain for what it ends in."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nas_blockout.architecture import Architecture
 from nas_blockout.backbones import BACKBONES, name_of, scaled_to
@@ -23,6 +23,7 @@ from nas_blockout.experiment.branchable import (
     with_new_weights,
 )
 from nas_blockout.experiment.config import Experiment, needs_graph
+from nas_blockout.graph.macs import count_macs
 from nas_blockout.graph.network import GraphNetwork
 from nas_blockout.methods import METHODS, NoneSettings, method_name
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
@@ -92,6 +93,7 @@ def _built_for_training(experiment: Experiment, shape: Shape, classes: int) -> n
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         network = built(experiment, shape, classes, _sites(experiment.method))
+        refuse(_pruning_conflicts(experiment, network))
         if isinstance(experiment.method, BlockoutSettings):
             method = experiment.method
             if torch.get_default_device().type == "meta":  # what depends on values decides no name and no shape
@@ -152,12 +154,15 @@ def unbuildable(
     try:
         network = outlined(experiment, shape, classes)
         yield from _too_large(network, most_parameters)
+        derives = most_derived is None or not isinstance(network, Branchable) or len(network.layers) <= most_derived
         if isinstance(method, BlockoutSettings):
             require_nodes(network, method)
             masked = masked_connections(network.connections, method.masked)
-            if most_derived is None or not isinstance(network, Branchable) or len(network.layers) <= most_derived:
+            if derives:
                 yield from _learned_conflicts(experiment, network, masked)
-        elif isinstance(method, BlockDropSettings) and not method.learns:
+        if derives:
+            yield from _pruning_conflicts(experiment, network)
+        if isinstance(method, BlockDropSettings) and not method.learns:
             fixed_path(method.policy, len(network.blocks), method.kept_blocks)  # type: ignore[arg-type]  # of a ResNet
     except ValueError as error:
         for each in conflicts_in(error):
@@ -263,7 +268,7 @@ def _derivation_conflicts(experiment: Experiment, shape: Shape, classes: int) ->
 def _learned_conflicts(experiment: Experiment, network: Network, masked: Sequence[Connection]) -> list[Conflict]:
     """Return why no branches can be derived from what is masked, before the first stage is paid for.
 
-    That is so for a target that not even one node in each masked layer would meet.
+    That is so for a target that not even one node in each masked layer would meet, or a start at such a target.
     """
     with torch.device("cpu"):  # memberships have values, also where weights have none
         return list(_underivable(experiment, network, masked))
@@ -283,15 +288,58 @@ def _underivable(experiment: Experiment, network: Network, masked: Sequence[Conn
     except ValueError as error:
         yield Conflict(f"method.masked: {error}", "method.masked", "distillation", "backbone")
         return
-    for name, count in (("target_macs", network.macs_under), ("target_parameters", network.weights_under)):
-        target, least = getattr(settings, name), count(smallest.complete) / count({})
-        if target is not None and target < least:
-            message = (
-                f"distillation.{name}: with one node left in each masked layer before the classes "
-                f"({listed(layers[:-1])}), the other layers still cost {least:.4f}, so it must be at least that, "
-                f"got {target}; raise it or mask more layers"
-            )
-            yield Conflict(message, f"distillation.{name}", "method.masked", "backbone", "data")
+    left = f"with one node left in each masked layer before the classes ({listed(layers[:-1])}), the other layers"
+    targets: list[tuple[str, float | None, Callable[[Mapping[str, Tensor]], int]]] = [
+        ("distillation.target_macs", settings.target_macs, network.macs_under),
+        ("distillation.target_parameters", settings.target_parameters, network.weights_under),
+    ]
+    method = experiment.method
+    if isinstance(method, BlockoutSettings) and method.start_at == "cost_target":
+        targets.append(("method.cost_target", method.cost_target, network.macs_under))
+    for key, target, count in targets:
+        least = count(smallest.complete) / count({})
+        if message := _unreached(target, least, left=left, remedy="raise it or mask more layers"):
+            more = _fixed(network) if count == network.macs_under else ""
+            yield Conflict(f"{key}: {message}{more}", key, "method.masked", "backbone", "data")
+
+
+def _pruning_conflicts(experiment: Experiment, network: Network) -> list[Conflict]:
+    """Return that not even one node in each layer meets the target of pruning, before the network is trained."""
+    with torch.device("cpu"):  # memberships have values, also where weights have none
+        return list(_unprunable(experiment, network))
+
+
+def _unprunable(experiment: Experiment, network: Network) -> Iterator[Conflict]:
+    settings = experiment.pruning
+    if settings is None or not isinstance(network, Branchable):
+        return
+    whole = {*network.rigid, list(network.layers)[-1]}
+    one = {
+        name: torch.ones(width, 1) if name in whole else (torch.arange(width) < 1).float()[:, None]
+        for name, width in network.layers.items()
+    }
+    wiring = None if isinstance(network, BranchedNetwork) else Wiring.of(network, None)
+    smallest = distill(one, {name: rows > 0 for name, rows in one.items()}, wiring=wiring)
+    least = network.macs_under(smallest.complete) / network.macs_under({})
+    left = "with one node left in each layer that can become smaller, the network"
+    if message := _unreached(settings.target_macs, least, left=left, remedy="raise it"):
+        key = "pruning.target_macs"
+        yield Conflict(f"{key}: {message}{_fixed(network)}", key, "backbone", "data")
+
+
+def _unreached(target: float | None, least: float, *, left: str, remedy: str) -> str | None:
+    if target is None or target >= least:
+        return None
+    shown = math.ceil(least * 10_000) / 10_000  # never a value that is refused as well
+    return f"{left} still cost {shown:.4f}, so it must be at least that, got {target}; {remedy}"
+
+
+def _fixed(network: Branchable) -> str:
+    """Return the end of an error about a cost that is not reached: the share that no mask makes smaller."""
+    fixed = float(sum(macs.sum() for layer, macs in network.other_macs.items() if layer is None))
+    if not fixed:
+        return ""
+    return f"; {fixed / network.macs_under({}):.4f} of the cost has no masks at all: `nas-blockout inspect` lists it"
 
 
 def rebuild(experiment: Experiment, architecture: Architecture | None, splits: Splits) -> nn.Module:
@@ -305,18 +353,6 @@ def rebuild(experiment: Experiment, architecture: Architecture | None, splits: S
         splits: Give the shape of an image and the number of classes.
     """
     return build(plain(experiment, architecture), splits)
-
-
-def count_macs(model: nn.Module, images: Tensor) -> int:
-    """Return the multiply-accumulates an image of the convolutions and matrix products of a network.
-
-    Args:
-        model: In eval mode.
-        images: One image, shape ``(1, channels, height, width)``.
-    """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images)
-    return int(counter.get_total_flops()) // 2  # the counter counts a multiplication and an addition
 
 
 @torch.no_grad()

@@ -8,8 +8,10 @@ from typing import Any
 from nas_blockout.experiment.branchable import analysis_of
 from nas_blockout.experiment.builder import notes_of
 from nas_blockout.experiment.config import Experiment
-from nas_blockout.graph.analysis import GraphAnalysis, UnmaskedWeight
+from nas_blockout.graph.analysis import GraphAnalysis
+from nas_blockout.graph.unmasked import UnmaskedOperation
 from nas_blockout.networks import Connection
+from nas_blockout.serialization import count_of
 
 _MOST_WHOLE = 4  # layers that stay whole, in a summary
 
@@ -45,9 +47,9 @@ class LayerTable:
         image: Channels, height and width of an image.
         classes: Number of classes.
         layers: In the order in which they are first made, the classes last.
-        macs: Multiply-accumulates an image of all weights.
+        macs: Multiply-accumulates an image of all weights and products.
         maskable_share: Share of these that lies between two nodes, in [0, 1].
-        unmasked: Weights that are between no layers of nodes.
+        unmasked: Operations that cost something, but have no weight between layers of nodes.
         graph_hash: Hash of the network's operations, their shapes and the names of its weights.
         notes: What was changed in the network that a factory made, one sentence each.
     """
@@ -57,7 +59,7 @@ class LayerTable:
     layers: tuple[LayerRow, ...]
     macs: int
     maskable_share: float
-    unmasked: tuple[UnmaskedWeight, ...]
+    unmasked: tuple[UnmaskedOperation, ...]
     graph_hash: str
     notes: tuple[str, ...] = ()
 
@@ -69,15 +71,16 @@ class LayerTable:
         """Yield the table in a few lines: how much of it can be masked, and what stays whole."""
         whole = [row for row in self.layers if row.rigid is not None]
         count = f"{len(whole)} layers stay" if len(whole) > 1 else "1 layer stays" if whole else "no layer stays"
-        layers = f"{len(self.layers)} layer{'' if len(self.layers) == 1 else 's'} of nodes"
+        layers = f"{count_of(len(self.layers), 'layer')} of nodes"
         yield (
             f"{layers}; {self.maskable_share:.1%} of {self.macs:,} MACs are between nodes and can be masked; "
             f"{count} whole"
         )
         for row in whole[:_MOST_WHOLE]:
-            yield f"{row.layer} ({row.nodes} nodes) stays whole: {row.rigid}"
+            yield f"{row.layer} ({count_of(row.nodes, 'node')}) stays whole: {row.rigid}"
         if len(whole) > _MOST_WHOLE:
-            yield f"{len(whole) - _MOST_WHOLE} more layers stay whole; `nas-blockout inspect` lists all of them"
+            more = count_of(len(whole) - _MOST_WHOLE, "more layer stays", "more layers stay")
+            yield f"{more} whole; `nas-blockout inspect` lists all of them"
 
 
 def layer_table(backbone: Any, shape: tuple[int, int, int], classes: int) -> LayerTable:

@@ -30,7 +30,7 @@ from nas_blockout.networks import Network
 from nas_blockout.serialization import to_json
 
 SCHEMA_VERSION = 1
-_WITHOUT = "what runs without being built are model.pt2 and model.onnx, as by nas_blockout.export.ExportedModel"
+_WITHOUT = "To run the model without building it, open it by nas_blockout.export.ExportedModel"
 
 
 def origin_of(experiment: Experiment, network: nn.Module) -> dict[str, Any] | None:
@@ -90,25 +90,25 @@ def load_model(folder: Path | str, *, factory: str | None = None) -> Deployed:
     model = ExportedModel.open(Path(folder))
     if NETWORK not in model.files:
         raise VerificationError(
-            f"{folder} has no {NETWORK}, so that its network cannot be built anew: export it again, or, if it was cut "
-            f"to some classes, load the whole one and cut that; {_WITHOUT}"
+            f"{folder} has no {NETWORK}, which says how its network is built. Export it again, or, if it was cut to "
+            f"some classes, load the whole model. {_WITHOUT}"
         )
     origin = model.json(NETWORK)
     if origin.get("schema_version") != SCHEMA_VERSION:
         raise VerificationError(
             f"{folder}/{NETWORK} has schema_version {origin.get('schema_version')!r}, this program reads "
-            f"{SCHEMA_VERSION}: export the model again"
+            f"{SCHEMA_VERSION}. Export the model again"
         )
     try:
         network = _built(model, origin, factory)
     except ValueError as error:  # of settings, of a factory, of an architecture
-        raise VerificationError(f"{folder}: the network cannot be built: {error}; {_WITHOUT}") from error
+        raise VerificationError(f"{folder}: the network cannot be built: {error}. {_WITHOUT}") from error
     load_exported_weights(network, model)
     asked = model.preprocessing
     deployed = Deployed(network, asked["mean"], asked["std"]).eval()
     if not model.is_computed_by(deployed):
         raise VerificationError(
-            f"{folder}: the network that is built does not compute the recorded logits: {_other_versions(origin)}; "
+            f"{folder}: the network that is built does not compute the recorded logits: {_other_versions(origin)}. "
             f"{_WITHOUT}"
         )
     return deployed
@@ -124,9 +124,8 @@ def _built(model: ExportedModel, origin: Mapping[str, Any], factory: str | None)
     if isinstance(backbone, ModuleSettings):
         if factory is None:
             raise ValueError(
-                f"it is made by the factory {backbone.factory} with the arguments {backbone.arguments.to_json()}, and "
-                "code is imported only if you name it: if you trust it with them, give "
-                f"factory={backbone.factory!r}, with the path of a file"
+                f"its factory {backbone.factory}, called with {backbone.arguments.to_json()}, is imported only if you "
+                f"name it: load_model(..., factory={_place_of(backbone)!r})"
             )
         backbone = replace(backbone, factory=factory)
     elif factory is not None:
@@ -146,12 +145,17 @@ def _built(model: ExportedModel, origin: Mapping[str, Any], factory: str | None)
         return from_scratch(network, architecture)
 
 
+def _place_of(backbone: ModuleSettings) -> str:
+    """Return a factory as it is to be given: one in a file has lost its folder."""
+    return f"path/to/{backbone.factory}" if factories.file_of(backbone.factory) is not None else backbone.factory
+
+
 def _require_graph(backbone: Any, shape: Shape, classes: int, origin: Mapping[str, Any]) -> None:
     found = analysis_of(backbone, shape, classes).graph_hash
     if found != origin["graph_hash"]:
         made = f"the factory {backbone.factory}" if isinstance(backbone, ModuleSettings) else "the backbone"
         raise ValueError(
-            f"{made} makes a network with another graph by now: it has the hash {found}, the one that was exported "
+            f"{made} makes another network than it did: its graph has the hash {found}, the exported one "
             f"{origin['graph_hash']}; {_other_versions(origin, _versions(backbone))}"
         )
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nas_blockout.serialization import count_of
 from nas_blockout.structure.branching import Branch, Structure
 from nas_blockout.structure.folding import DrawnGroup, drawing
 
@@ -193,40 +194,35 @@ def card(
         **({"images expected at a time": f"{description.batch:,}"} if description.batch else {}),
     }
     arm = _line((description.cut_from or {}).get("name", description.name))
-    needs = "".join(f"`{name}` needs {runtime} or newer.\n" for name, runtime in (least or {}).items())
+    question = f": {_line(description.question)}" if description.question.strip() else "."
+    needs = "".join(f"\n`{name}` needs {runtime} or newer." for name, runtime in (least or {}).items())
     forms = "`model.pt2`" if without_onnx else "`model.pt2` and `model.onnx`"
-    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
-    return f"""# {_line(description.name)}
-
-Winner of the arm `{arm}` of the study `{description.study}`: {_line(description.question)}
-
-| | |
-|---|---|
-{table}
-
-{description.verdict}
-
-## Load it
+    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items() if value.strip())
+    sections = (
+        f"# {_line(description.name)}",
+        f"Winner of the arm `{arm}` of the study `{description.study}`{question}",
+        f"| | |\n|---|---|\n{table}",
+        description.verdict,
+        f"""## Load it
 
 Input: float32 images in [0, 1], shape `{shape}`, any batch; output: logits in the order of `class_names`. The model
 normalizes the images itself. The content of `preprocessing.json` is also stored in {forms},
-so that each file can be used on its own.
-{needs}
-{_LOAD_PROGRAM}
-
-{_load_onnx(without_onnx)}
-
-{_rebuild(description.origin, description.cut_from)}
-
-Before you load files that somebody sent you, run `nas-blockout verify` on their folder: it repeats the comparison of
-all forms that `verification.json` records, and refuses files that could do more than compute.
-
-{_structure(description)}{_proof(description.equality)}{_cut_proof(description.cut_from)}\
-{_branches(description)}## Limits
+so that each file can be used on its own.{needs}""",
+        _LOAD_PROGRAM,
+        _load_onnx(without_onnx),
+        _rebuild(description.origin, description.cut_from),
+        """Before you load files that somebody sent you, run `nas-blockout verify` on their folder: it repeats the
+comparison of all forms that `verification.json` records, and refuses files that could do more than compute.""",
+        _structure(description),
+        _proof(description.equality),
+        _cut_proof(description.cut_from),
+        _branches(description),
+        """## Limits
 
 It knows only the classes above and images like those it was trained on: same size, same kind, one object. Accuracy on
-other images was not measured, and the logits are not calibrated probabilities.
-"""
+other images was not measured, and the logits are not calibrated probabilities.""",
+    )
+    return "\n\n".join(section.strip() for section in sections if section.strip()) + "\n"
 
 
 def diagram(architecture: Mapping[str, Any], class_names: Sequence[str]) -> str:
@@ -302,35 +298,36 @@ def _structure(description: ModelDescription) -> str:
     structure = description.structure
     if structure is None:
         return ""
-    rows = "\n".join(
-        f"| {layer.name} | {layer.nodes:,} | {'' if layer.dense_nodes is None else f'{layer.dense_nodes:,}'} "
-        f"| {layer.groups} | {layer.density:.3g} |"
+    told = _line(description.branches or "")
+    text = f"{told[0].upper()}{told[1:]}. " if told else ""
+    text += "Density is the share of the connections between kept nodes that exist"
+    layers = [
+        (layer.name, f"{layer.nodes:,}", _number(layer.dense_nodes), str(layer.groups), f"{layer.density:.3g}")
         for layer in structure.layers
-    )
-    alone = ""
+    ]
+    tables = [_table(("layer", "nodes", "of the dense layer", "groups", "density"), layers)]
     if structure.is_branched:
-        lines = (_branch_line(branch, description.class_names) for branch in structure.branches)
-        alone = "\n| branch | MACs of its own | parameters of its own | classes |\n|---|---|---|---|\n" + "\n".join(
-            lines
-        )
-        alone += "\n"
-    told = _line(description.branches or "How far it branches")
-    return f"""## Structure
-
-{told[0].upper()}{told[1:]}. Density is the share of the connections between kept nodes that exist;
-what is a branch's own belongs to no other branch.
-
-| layer | nodes | of the dense layer | groups | density |
-|---|---|---|---|---|
-{rows}
-{alone}
-"""
+        text += ";\nwhat is a branch's own belongs to no other branch"
+        rows = [_branch_row(branch, description.class_names) for branch in structure.branches]
+        tables.append(_table(("branch", "MACs of its own", "parameters of its own", "classes"), rows))
+    return "\n\n".join(("## Structure", f"{text}.", *tables))
 
 
-def _branch_line(branch: Branch, class_names: Sequence[str]) -> str:
-    own = ("" if value is None else f"{value:,}" for value in (branch.exclusive_macs, branch.exclusive_parameters))
+def _branch_row(branch: Branch, class_names: Sequence[str]) -> tuple[str, ...]:
     classes = _cell(_listed([class_names[label] for label in branch.classes], MOST_CLASSES_IN_GROUP))
-    return f"| {branch.cluster} | {' | '.join(own)} | {classes} |"
+    return str(branch.cluster), _number(branch.exclusive_macs), _number(branch.exclusive_parameters), classes
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table without the columns of which nothing is known, as of costs in a network cut to some classes."""
+    known = [number for number in range(len(columns)) if any(row[number] for row in rows)]
+    head = [[columns[number] for number in known], ["---"] * len(known)]
+    lines = [*head, *([row[number] or "none" for number in known] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _proof(equality: Mapping[str, Any] | None) -> str:
@@ -394,7 +391,7 @@ def _branches(description: ModelDescription) -> str:
 def _group_label(group: DrawnGroup, class_names: Sequence[str]) -> str:
     constant = ", constant" if group.constant else ""
     if not group.classes:
-        return f"{group.nodes} nodes{constant}"
+        return f"{count_of(group.nodes, 'node')}{constant}"
     return _listed([class_names[label] for label in group.classes], MOST_CLASSES_IN_GROUP) + constant
 
 

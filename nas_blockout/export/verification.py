@@ -22,6 +22,7 @@ MAX_FILE_BYTES = 4 << 30
 MAX_MANIFEST_BYTES = 1 << 20
 _OWN_HASH, _NO_HASH = "own_sha256", "0" * 64
 _RELOAD_SECONDS = 300
+_MOST_NAMED = 4
 _REMEDY = "export the model again"
 
 
@@ -172,6 +173,8 @@ def check_files(folder: Path) -> tuple[dict[str, str], list[str]]:
     if not folder.is_dir():
         return {}, [f"{folder} is no folder of an exported model: name one that holds {MANIFEST}"]
     manifest = folder / MANIFEST
+    if not manifest.exists() and (models := _models_in(folder)):
+        return {}, [f"it is the folder of several models, not of one: name {' or '.join(map(str, models))}"]
     if manifest.is_symlink() or not manifest.is_file() or manifest.stat().st_size > MAX_MANIFEST_BYTES:
         return {}, [f"{MANIFEST} is missing or no plain file of a reasonable size: {_REMEDY}"]
     try:
@@ -195,6 +198,12 @@ def check_files(folder: Path) -> tuple[dict[str, str], list[str]]:
     for name in sorted(listed & present):
         findings += _check_file(folder / name, hashes[name])
     return hashes, findings
+
+
+def _models_in(folder: Path) -> list[Path]:
+    """Return the folders of the models of a study, at most `_MOST_NAMED`, where one of the study is given."""
+    patterns = (f"*/{MANIFEST}", f"models/*/{MANIFEST}")
+    return sorted(path.parent for pattern in patterns for path in folder.glob(pattern))[:_MOST_NAMED]
 
 
 def _with_own_hash(text: str, old: str, new: str) -> str:

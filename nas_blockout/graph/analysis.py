@@ -1,7 +1,6 @@
 """Layers of nodes of any network, and the weights between them, from its graph."""
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -9,11 +8,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from nas_blockout.graph.label_rules import RULES, unknown
+from nas_blockout.graph.label_rules import COMPUTED_WEIGHT, RULES, unknown
 from nas_blockout.graph.labels import Labelling, Labels, Use, unrepeated
-from nas_blockout.graph.operations import name_of, shape_of
+from nas_blockout.graph.operations import name_of, place_of, shape_of
 from nas_blockout.graph.trace import Trace, Untraceable, trace
 from nas_blockout.graph.training import Training
+from nas_blockout.graph.unmasked import UnmaskedOperation, by_layer, macs_of_nodes, unmasked_operations
 from nas_blockout.networks import Connection
 from nas_blockout.nodes import NO_NODE, Nodes
 
@@ -43,21 +43,6 @@ class NodeLayer:
     readers: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class UnmaskedWeight:
-    """A weight that is not between layers of nodes, so that nothing of it is masked or removed.
-
-    Args:
-        weight: Name of the parameter.
-        macs: Multiplications that it takes for one image.
-        reason: Why.
-    """
-
-    weight: str
-    macs: int
-    reason: str
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class GraphAnalysis:
     """A network's graph, its layers of nodes and the weights between them; it holds no weights.
@@ -75,7 +60,8 @@ class GraphAnalysis:
             weight that is used several times has the sum of its positions.
         edges: Names of the layers that some weight connects; None for the image and for whatever is no node.
         scales: Names of the weights of batch norms, and the nodes that they scale.
-        unmasked: Weights that are not among the connections.
+        unmasked: Operations that multiply and accumulate, but are not among the connections.
+        other_macs: What these cost by the name of the layer, as of `Branchable.other_macs`.
         graph_hash: 16 hexadecimal digits of the operations, their shapes and the names of the weights.
         trace: The graph.
         values: Of every node of the graph for one image: tensors without values, but for constants and buffers of
@@ -93,7 +79,8 @@ class GraphAnalysis:
     connections: tuple[Connection, ...]
     edges: tuple[tuple[str | None, str], ...]
     scales: Mapping[str, Nodes]
-    unmasked: tuple[UnmaskedWeight, ...]
+    unmasked: tuple[UnmaskedOperation, ...]
+    other_macs: Mapping[str | None, Tensor]
     graph_hash: str
     trace: Trace
     values: Mapping[fx.Node, Any]
@@ -217,7 +204,8 @@ def _assembled(labelling: Labelling, names: Mapping[str, str], whole: Mapping[in
     layers, numbers = grouped.layers(names)
     view = _Numbered(labelling, layers, numbers)
     connections = tuple(view.connections())
-    roots = torch.zeros(1 + sum(layer.width for layer in layers), dtype=torch.long)
+    widths = {layer.name: layer.width for layer in layers}
+    roots = torch.zeros(1 + sum(widths.values()), dtype=torch.long)
     rigid_nodes = torch.ones(len(roots), dtype=torch.bool)
     for root in grouped.members:
         roots[numbers[root]] = root
@@ -229,7 +217,8 @@ def _assembled(labelling: Labelling, names: Mapping[str, str], whole: Mapping[in
         connections=connections,
         edges=tuple(dict.fromkeys(_edges(connections))),
         scales={name: view.nodes(labels) for name, labels in labelling.scales.items() if bool(labels.any())},
-        unmasked=tuple(_unmasked(labelling)),
+        unmasked=unmasked_operations(labelling),
+        other_macs=by_layer(macs_of_nodes(labelling, view.number_of, len(roots) - 1), widths),
         graph_hash=_hash(labelling),
         trace=labelling.trace,
         values=labelling.values,
@@ -316,12 +305,32 @@ def _class_roots(labelling: Labelling) -> list[int]:
     assert isinstance(labels, Tensor)
     roots: list[int] = labelling.forest.classes(labels)[0].tolist()
     if 0 in roots or len(set(roots)) < len(roots):
-        origin = name_of(labelling.trace.output) if labelling.trace.output.op == "call_function" else "its input"
-        raise Untraceable(
-            f"a network must end in a layer for its classes, a linear layer or a convolution with one output for each; "
-            f"the {len(roots)} outputs of this one, which come from {origin}, are not made by such a layer one by one"
-        )
+        raise Untraceable(_without_class_layer(labelling, len(roots)))
     return roots
+
+
+def _without_class_layer(labelling: Labelling, outputs: int) -> str:
+    """Return which operation makes the outputs instead of a layer for the classes, where, and what to do."""
+    rule = "a network must end in a layer for its classes, a linear layer or a convolution with one output for each"
+    node = labelling.trace.output
+    while node.op == "call_function" and node not in labelling.unmasked and len(_of_images(labelling, node)) == 1:
+        node = _of_images(labelling, node)[0]  # what only moves or scales the outputs
+    if node.op != "call_function":
+        return f"{rule}; this one has none between the images and its {outputs} outputs. Let it end in nn.Linear"
+    place, reason = place_of(node), labelling.unmasked.get(node)
+    made = f"{name_of(node)}{f' at {place}' if place else ''}"
+    if reason == COMPUTED_WEIGHT:
+        return (
+            f"{rule}, whose weight is a parameter; the weight of the last one of this network, {made}, is computed. "
+            "Remove its parametrization, or let the network end in a plain nn.Linear"
+        )
+    return (
+        f"{rule}; the {outputs} outputs of this one are made by {made}, which is no such layer. Let it end in nn.Linear"
+    )
+
+
+def _of_images(labelling: Labelling, node: fx.Node) -> list[fx.Node]:
+    return [each for each in node.all_input_nodes if not labelling.constant[each]]
 
 
 class _Numbered:
@@ -385,18 +394,6 @@ def _edges(connections: Iterable[Connection]) -> Iterable[tuple[str | None, str]
         for target in connection.targets:
             yield from ((None, target),) if outside else ()
             yield from ((each, target) for each in connection.sources)
-
-
-def _unmasked(labelling: Labelling) -> Iterable[UnmaskedWeight]:
-    for node, (weight, reason) in labelling.unmasked.items():
-        transposed = name_of(node).startswith("conv_transpose")
-        counted = labelling.values[node.args[0] if transposed else node]  # type: ignore[index]
-        shape = labelling.values[node.args[1]].shape  # type: ignore[index]
-        yield UnmaskedWeight(weight, counted.numel() * math.prod(shape[1:]), reason)
-    for node, use in labelling.uses.items():
-        if not bool(use.targets.any()):
-            macs = labelling.values[node].numel() * math.prod(use.shape[1:])
-            yield UnmaskedWeight(use.weight, macs, "filters the image channel by channel")
 
 
 def _hash(labelling: Labelling) -> str:

@@ -50,6 +50,8 @@ _NAMED = {
 }
 
 
+COMPUTED_WEIGHT = "read by a computed weight"
+
 # What keeps its nodes whole and hands them on.
 _ORDERED = {
     "group_norm": "GroupNorm over nodes",
@@ -278,7 +280,7 @@ def _linear(call: Call) -> Labels:
     others = list(range(labels.dim() - 1))
     if same_along(labels, [-1 % labels.dim()]) and not same_along(labels, others):
         # It mixes positions, such as tokens: the nodes are along another dim, and pass.
-        _note_unmasked(call, "mixes positions, not nodes")
+        call.run.unmasked[call.node] = "mixes positions, not nodes"
         return labels.narrow(-1, 0, 1).expand(call.value.shape)
     return _weighted(call, labels, -1, 1)
 
@@ -287,10 +289,10 @@ def _convolution(call: Call) -> Labels:
     labels = call.labels("input")
     sides = list(range(2, labels.dim()))
     if labels.dim() != call.run.values[call.given["weight"]].dim():
-        return _refused(call, "convolution of one image alone")
+        return call.whole("convolution of one image alone")
     if not same_along(labels, sides):
         if not _are_apart(labels):
-            return _refused(call, "convolution along nodes")
+            return call.whole("convolution along nodes")
         # Positions of one channel are made by several nodes, as by a pixel shuffle: they are one.
         call.forest.unite(labels, first_along(labels, sides))
         labels = call.forest.classes(labels)
@@ -305,18 +307,7 @@ def _are_apart(labels: Tensor) -> bool:
 
 
 def _transposed(call: Call) -> Labels:
-    return _refused(call, "read by a transposed convolution")
-
-
-def _refused(call: Call, reason: str) -> Labels:
-    _note_unmasked(call, reason)
-    return call.whole(reason)
-
-
-def _note_unmasked(call: Call, reason: str) -> None:
-    weight = call.run.trace.parameter_of.get(call.given["weight"])
-    if weight is not None:
-        call.run.unmasked[call.node] = (weight, reason)
+    return call.whole("read by a transposed convolution")
 
 
 def _weighted(call: Call, labels: Tensor, dim: int, groups: int) -> Labels:
@@ -324,7 +315,7 @@ def _weighted(call: Call, labels: Tensor, dim: int, groups: int) -> Labels:
     run, node = call.run, call.given["weight"]
     name = run.trace.parameter_of.get(node)
     if name is None:
-        return call.whole("read by a computed weight")
+        return call.whole(COMPUTED_WEIGHT)
     sources = _vector(call, labels, dim, "different nodes at one weight")
     shape = tuple(run.values[node].shape)
     known = run.uses.get(call.node) or next((use for use in run.uses.values() if use.weight == name), None)

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from nas_blockout.graph.macs import counting
 from nas_blockout.graph.operations import SHAPED_LIKE, bound, name_of, written
 from nas_blockout.graph.trace import Trace
 
@@ -114,17 +115,20 @@ class Labelling:
     Args:
         trace: The graph.
         image: Shape of one image.
+        unmasked: Why operations are no weights between nodes.
+        macs: Multiply-accumulates of each operation, for as many images as there were in the last run.
     """
 
     trace: Trace
     image: tuple[int, ...]
     forest: Forest = field(default_factory=Forest)
     uses: dict[fx.Node, Use] = field(default_factory=dict)
-    unmasked: dict[fx.Node, tuple[str, str]] = field(default_factory=dict)
+    unmasked: dict[fx.Node, str] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     labels: dict[fx.Node, Labels] = field(default_factory=dict)
     constant: dict[fx.Node, bool] = field(default_factory=dict)
+    macs: dict[fx.Node, int] = field(default_factory=dict)
 
     def run(self, images: int, rules: Mapping[str, Rule], unknown: Rule) -> None:
         """Compute shapes and labels of all values.
@@ -134,12 +138,18 @@ class Labelling:
             rules: One for each kind of operation, by its name.
             unknown: For all others.
         """
-        self.values, self.labels, self.constant = {}, {}, {}
-        for node in self.trace.graph.nodes:
-            if node.op == "placeholder":
-                self._placeholder(node, images)
-            elif node.op == "call_function":
-                self._call(node, rules, unknown)
+        self.values, self.labels, self.constant, self.macs = {}, {}, {}, {}
+        with counting() as counter:
+            counted = 0
+            for node in self.trace.graph.nodes:
+                if node.op == "placeholder":
+                    self._placeholder(node, images)
+                elif node.op == "call_function":
+                    value = self.values[node] = self._value(node)
+                    before, counted = counted, int(counter.get_total_flops())
+                    self.macs[node] = (counted - before) // 2
+                    self._label(node, value, rules, unknown)
+                    counted = int(counter.get_total_flops())  # a rule may run the call on labels
 
     def _placeholder(self, node: fx.Node, images: int) -> None:
         known = node.meta["val"]
@@ -153,8 +163,7 @@ class Labelling:
         self.labels[node] = _nothing(value)
         self.constant[node] = node is not self.trace.image
 
-    def _call(self, node: fx.Node, rules: Mapping[str, Rule], unknown: Rule) -> None:
-        value = self.values[node] = self._value(node)
+    def _label(self, node: fx.Node, value: Any, rules: Mapping[str, Rule], unknown: Rule) -> None:
         tensors = [each for each in node.all_input_nodes if self.labels[each] is not None]
         if name_of(node) in SHAPED_LIKE:
             tensors = tensors[1:]
@@ -226,6 +235,7 @@ class Call:
 
     def whole(self, reason: str) -> Labels:
         """Keep all nodes that the call reads whole; what it makes is no node's."""
+        self.run.unmasked.setdefault(self.node, reason)
         for each in self.operands:
             self.forest.keep_whole(self.labels(each), reason)
         return self.nothing()

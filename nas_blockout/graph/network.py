@@ -54,6 +54,11 @@ class GraphNetwork(Branchable):
         """The factors that normalization learns for each node, by their names in this network."""
         return {_PREFIX + name: nodes for name, nodes in self.analysis.scales.items()}
 
+    @property
+    def other_macs(self) -> Mapping[str | None, Tensor]:
+        """What operations cost that are no connections, such as attention, recurrent layers, computed weights."""
+        return self.analysis.other_macs
+
     def branched(
         self, architecture: Architecture, nodes: Mapping[str, Sequence[Tensor]], state: Mapping[str, Tensor]
     ) -> BranchedGraph:

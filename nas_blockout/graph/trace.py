@@ -1,6 +1,5 @@
 """A module as a functional graph of ATen operations, in evaluation, with what is different in training."""
 
-import inspect
 import io
 import logging
 import traceback
@@ -12,14 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from nas_blockout.backbones.factory import several_inputs
 from nas_blockout.graph.functional import Untraceable, make_functional
-from nas_blockout.graph.operations import is_user_code
+from nas_blockout.graph.operations import is_user_code, name_of, place_of
 from nas_blockout.graph.training import Training, merged
 
 __all__ = ["Trace", "Untraceable", "trace"]
 
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic", "torch.nn.quantized", "torch.nn.intrinsic", "torchao")
 _MOST_IMAGES = 4096
+# Operations that an export specializes to the number of images, and what to write instead.
+_DISTANCES = "Write the distances out, as in (x[:, None] - y).square().sum(-1).sqrt()"
+_OF_FIXED_NUMBER = {"cdist": _DISTANCES, "_cdist_forward": _DISTANCES, "_euclidean_dist": _DISTANCES}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,14 +81,8 @@ def trace(module: nn.Module, shape: tuple[int, ...]) -> Trace:
 
 
 def _require_one_input(module: nn.Module) -> None:
-    parameters = inspect.signature(module.forward).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    needed = [each.name for each in parameters if each.kind in kinds and each.default is inspect.Parameter.empty]
-    if len(needed) > 1:
-        raise Untraceable(
-            f"a network must take one input, a batch of images; {type(module).__name__}.forward takes several: "
-            f"{', '.join(needed)}. Wrap it in a module whose forward takes the images"
-        )
+    if problem := several_inputs(module):
+        raise Untraceable(problem)
 
 
 def _require_plain_weights(module: nn.Module) -> None:
@@ -177,10 +174,10 @@ def _export(module: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedP
     try:
         return torch.export.export(module, (images,), dynamic_shapes=({0: number},), strict=False)
     except Exception as error:  # whatever the user's code and the export raise, of which there is no list
-        raise Untraceable(_why(error, module, shape)) from error
+        raise Untraceable(_why(error, module, shape, images)) from error
 
 
-def _why(error: Exception, module: nn.Module, shape: tuple[int, ...]) -> str:
+def _why(error: Exception, module: nn.Module, shape: tuple[int, ...], images: Tensor) -> str:
     """Return the one sentence that says why a module could not be exported."""
     name, kind, told = type(module).__name__, type(error).__name__, str(error).strip()
     where = _where(error)
@@ -190,12 +187,29 @@ def _why(error: Exception, module: nn.Module, shape: tuple[int, ...]) -> str:
             "Write it without a branch on them, for instance with torch.where"
         )
     if "Constraints violated" in told or "specialized" in told:
+        if fixing := _fixes_the_number(module, images):
+            return fixing
         return (
             f"{name} works for a fixed number of images only{where}. Take the number from the input, as in "
             "x.view(x.shape[0], ...), or x.flatten(1)"
         )
     line = told.splitlines()[0] if told else "no message"
     return f"{name} cannot be exported for images of shape {shape}{where}: {kind}: {line}"
+
+
+def _fixes_the_number(module: nn.Module, images: Tensor) -> str | None:
+    """Return which operation of torch itself can be exported for a fixed number of images only, None if none is known.
+
+    The error of the export names the user's code for it, which is not at fault.
+    """
+    program = torch.export.export(module, (images,), strict=False)
+    for node in program.graph.nodes:
+        if node.op == "call_function" and name_of(node) in _OF_FIXED_NUMBER:
+            return (
+                f"{type(module).__name__} calls torch.{name_of(node).strip('_')} at {place_of(node)}, which torch "
+                f"exports for a fixed number of images only. {_OF_FIXED_NUMBER[name_of(node)]}"
+            )
+    return None
 
 
 def _where(error: BaseException | None) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from nas_blockout.methods.expected_cost import MOST_CLUSTERS, ExpectedMacs
+from nas_blockout.methods.expected_cost import MOST_CLUSTERS, NO_OTHERS, ExpectedMacs
 from nas_blockout.methods.masking import (
     Assignments,
     binary_masked_weight,
@@ -97,9 +97,11 @@ class Blockout(TrainableModel):
         # Not cached properties, whose locks a compiled step cannot take.
         self._masked_names = frozenset(connection.weight for connection in self.masked_connections)
         self._always = self._never_dropped()
+        others = network.other_macs if isinstance(network, Branchable) else NO_OTHERS
+        self._other_macs = round(sum(float(each.sum()) for each in others.values()))
         with torch.device("cpu"):  # it computes with numbers of nodes, which have values also where weights have none
             self._expected_macs = ExpectedMacs(
-                self.connections, masked=self._masked_names, widths=widths, always=self._always
+                self.connections, masked=self._masked_names, widths=widths, always=self._always, others=others
             )
         if settings.start_at == "cost_target":
             self._shift_to(settings.cost_target)
@@ -240,7 +242,7 @@ class Blockout(TrainableModel):
 
     def dense_macs(self) -> int:
         """Return the multiply-accumulates an image of the network without masks."""
-        return sum(math.prod(connection.shape) * connection.positions for connection in self.connections)
+        return self._other_macs + sum(math.prod(each.shape) * each.positions for each in self.connections)
 
     def prepare_epoch(self, epoch: int, epochs: int) -> None:
         """Set how much of the charge applies: it rises linearly over the first `cost_warmup` of the epochs."""

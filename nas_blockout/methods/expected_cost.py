@@ -8,6 +8,7 @@ other, so that the sum over all entries is the product of two sums over nodes.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from nas_blockout.networks import Connection
 from nas_blockout.nodes import NO_NODE, Nodes
 
+NO_OTHERS: Mapping[str | None, Tensor] = MappingProxyType({})
 MOST_CLUSTERS = 8  # of which all sets are summed over: the work doubles with each
 
 
@@ -63,6 +65,7 @@ class ExpectedMacs:
             node that it ends in is dropped.
         widths: Nodes of each layer that carries memberships.
         always: Layers whose nodes are never dropped.
+        others: What else costs something, as of `Branchable.other_macs`.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class ExpectedMacs:
         masked: frozenset[str],
         widths: Mapping[str, int],
         always: frozenset[str],
+        others: Mapping[str | None, Tensor] = NO_OTHERS,
     ) -> None:
         self.layers, total = tuple(widths), sum(widths.values())
         starts = dict(zip(widths, torch.tensor([0, *widths.values()]).cumsum(0).tolist(), strict=False))
@@ -85,6 +89,11 @@ class ExpectedMacs:
             else:
                 droppable = {name: start for name, start in starts.items() if name not in always}
                 self._unmasked(connection, droppable, total)
+        for layer, macs in others.items():
+            if layer is None or layer not in starts or layer in always:
+                self._constant += float(macs.sum())
+            else:
+                self._of_nodes[starts[layer] : starts[layer] + len(macs)] += macs
         members = [torch.tensor(nodes) for nodes in self._sets]
         sizes = torch.tensor([0, *map(len, members)])
         targets, sources = (torch.tensor([pair[side] for pair in pairs], dtype=torch.long) for side in (0, 1))

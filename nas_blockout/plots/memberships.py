@@ -36,6 +36,7 @@ from nas_blockout.plots.style.canvas import (
 )
 from nas_blockout.plots.style.labels import place_labels
 from nas_blockout.plots.style.theme import CLUSTERS, INK, MUTED, PAPER, SHOWN, SMALL, cluster_color, styled
+from nas_blockout.serialization import count_of
 
 # Limits that keep an SVG small and legible: cells of a mask in each direction, nodes of a panel, classes as rows.
 _MOST_CELLS = 96
@@ -152,7 +153,7 @@ def _nodes(axes: Axes, layer: str, places: Array, p: Array, *, size: float) -> N
         axes.plot(members[:, 0], members[:, 1], "o", ms=size, mec="none", mfc=cluster_color(cluster), alpha=0.75)
     axes.set_xlim(*padded(places[:, 0], share=0.1, least=0.02))
     axes.set_ylim(*padded(places[:, 1], share=0.1, least=0.02))
-    title(axes, layer, note=f"{len(places)} nodes")
+    title(axes, layer, note=count_of(len(places), "node"))
 
 
 def extreme_classes(expected: ArrayLike, *, most: int = 3) -> tuple[list[int], list[int]]:

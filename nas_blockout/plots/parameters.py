@@ -25,6 +25,7 @@ from nas_blockout.plots.style.canvas import (
     text_width,
 )
 from nas_blockout.plots.style.theme import FONT, GRID, INK, LOST, MUTED, SMALL, style_of, styled
+from nas_blockout.serialization import count_of
 
 _ROW, _NAMES, _NAME = 14.0, 138.0, 78.0
 _TINY = 7.0
@@ -91,7 +92,7 @@ def _headed(axes: Axes, row: int, arm: Importances) -> None:
     # Names of arms begin at the left edge of the figure, which is at a negative share of the panel.
     left = -(_NAMES - 4) / (NARROW - _NAMES - 34)
     axes.text(left, row, shorten(arm.arm, NARROW - 80), size=FONT, weight="bold", **at)
-    axes.text(1.16, row, f"{arm.trials} trials", size=SMALL, color=MUTED, ha="right", **at)
+    axes.text(1.16, row, count_of(arm.trials, "trial"), size=SMALL, color=MUTED, ha="right", **at)
 
 
 def _bar(axes: Axes, row: int, color: str, share: float, by_chance: float) -> None:
@@ -151,7 +152,7 @@ def _lines(axes: Axes, search: Searched, limits: tuple[float, float]) -> None:
     left = (NARROW - 32 - width) / width  # the margin as a share of the panel, which is 70 points high
     axes.text(4 / width - left, 1 + 15 / 70, shorten(search.arm, 200), transform=axes.transAxes, size=FONT)
     axes.text(
-        1 + 28 / width, 1 + 15 / 70, f"{len(scores)} trials", transform=axes.transAxes, size=SMALL, color=MUTED,
+        1 + 28 / width, 1 + 15 / 70, count_of(len(scores), 'trial'), transform=axes.transAxes, size=SMALL, color=MUTED,
         ha="right",
     )  # fmt: skip
 

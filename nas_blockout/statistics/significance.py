@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
+from nas_blockout.serialization import count_of
+
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 Outcome = Literal["better", "worse", "no difference shown"]
@@ -303,7 +305,7 @@ def _ranking(arms: Mapping[str, Mapping[int, float]]) -> tuple[tuple[str, ...] |
         return None, f"fewer than 2 seeds in {', '.join(short)}"
     common = sorted(set.intersection(*(set(scores) for scores in arms.values())))
     if len(common) < 2:
-        return None, f"the arms share {len(common)} seeds, and a ranking needs 2"
+        return None, f"the arms share {count_of(len(common), 'seed')}, and a ranking needs 2"
     means = {name: math.fsum(scores[seed] for seed in common) for name, scores in arms.items()}
     return tuple(sorted(arms, key=lambda name: (-means[name], name))), None
 

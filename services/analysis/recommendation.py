@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pydantic import Field, FiniteFloat
 
+from nas_blockout.serialization import count_of
 from nas_blockout.statistics import significance
 from nas_blockout.statistics.equivalence import equivalence
 from services.analysis.latency import Latency, spread_text
@@ -187,7 +188,7 @@ def _why(
             f"({equivalence_text(tested)})"
         )
     ties = sum(value == means[best.name] for value in means.values()) > 1
-    text = f"highest validation accuracy of {len(candidates)} arms ({means[best.name]:.2%})"
+    text = f"highest validation accuracy of {count_of(len(candidates), 'arm')} ({means[best.name]:.2%})"
     if ties:
         text += ", of equals the smallest"
     if tested is None and best.macs is not None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from nas_blockout.serialization import count_of
 from nas_blockout.statistics import significance
 from services.analysis.comparison import ArmResult, ComparisonDocument, asked, best_of
 from services.analysis.recommendation import recommendation_rows
@@ -270,7 +271,7 @@ def _detectable(pairs: Sequence[PairResult]) -> str:
     counts = sorted({pair.seeds for pair in pairs})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     about = f"{effects[0]:.2f}" if len(effects) == 1 else f"{effects[0]:.2f} to {effects[-1]:.2f}"
-    return f", where {seeds} seeds could only have shown differences of about {about} points or more"
+    return f", where {count_of(seeds, 'seed')} could only have shown differences of about {about} points or more"
 
 
 def _sized(pair: PairResult) -> float | None:

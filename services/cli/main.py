@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nas_blockout import __version__
+from nas_blockout.serialization import count_of
 from nas_blockout.settings_fields import Conflict
 from services.cli import data, models, service, show, studies, submit, validate
 from services.cli import lazy_modules as lazy
@@ -130,7 +131,8 @@ def run(
     for arm, reason in finished.unexported.items():
         log(f"error: the model of {arm} was not exported: {reason}")
     if finished.failed:
-        log(f"{finished.failed} trials failed; for the reasons run: nas-blockout show {resolved.name} --failed")
+        failed = count_of(finished.failed, "trial")
+        log(f"{failed} failed; for the reasons run: nas-blockout show {resolved.name} --failed")
         raise typer.Exit(SOME_FAILED)
     if finished.unexported:
         raise typer.Exit(UNVERIFIED)
@@ -243,7 +245,8 @@ def sync(study: StoredArgument, as_json: JsonOption = False) -> None:
         print_json({"experiment": synced.experiment, **counts})
     else:
         restored = f", of which {synced.restored} had been deleted" if synced.restored else ""
-        print_line(f"{synced.experiment}: {synced.written} runs written, {synced.present} already present{restored}")
+        written = count_of(synced.written, "run")
+        print_line(f"{synced.experiment}: {written} written, {synced.present} already present{restored}")
     for note in synced.notes:
         log(f"warning: {note}")
 

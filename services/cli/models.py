@@ -11,6 +11,7 @@ import typer
 from rich.tree import Tree
 
 from nas_blockout.atomic_files import whole_file
+from nas_blockout.serialization import count_of
 from services.cli import lazy_modules as lazy
 from services.cli.console import (
     FAILED,
@@ -155,10 +156,15 @@ def _print_layers(found: "LayerTable", network: str) -> None:
     ]
     columns = ("layer", "nodes", "produced by", "read by", "MACs", "maskable", "stays whole because")
     size = "x".join(map(str, found.image))
-    print_table(table(columns, rows, title=f"{network}, images of {size}, {found.classes} classes"))
+    print_table(
+        table(columns, rows, title=f"{network}, images of {size}, {count_of(found.classes, 'class', 'classes')}")
+    )
     if found.unmasked:
-        unmasked = [(each.weight, f"{each.macs:,}", each.reason) for each in found.unmasked]
-        print_table(table(("weight", "MACs", "is never masked because"), unmasked))
+        unmasked = [
+            (each.operation, _some(each.weights), f"{each.macs:,}", f"{each.macs / found.macs:.1%}", each.reason)
+            for each in found.unmasked
+        ]
+        print_table(table(("not maskable", "weights", "MACs", "share", "because it"), unmasked))
     print_line(next(found.summary()))
     print_line(f"graph: {found.graph_hash}")
 
@@ -212,7 +218,7 @@ def show_model(folder: Path, *, as_json: bool, figure: Path | None = None) -> No
         print_json({**facts, "layers": [asdict(layer) for layer in layers]})
         return
     tested = "" if accuracy is None else f", test accuracy {accuracy:.2%}"
-    tree = Tree(safe_text(f"{manifest['name']}: {len(model.class_names)} classes{tested}"))
+    tree = Tree(safe_text(f"{manifest['name']}: {count_of(len(model.class_names), 'class', 'classes')}{tested}"))
     for layer in layers:
         branch = tree.add(safe_text(f"{layer.name}: {_costs(layer.groups)}"))
         for group in layer.groups if len(layer.groups) > 1 else ():
@@ -276,16 +282,17 @@ def _group_text(group: "GroupOutline") -> str:
     if not group.clusters and group.constant:  # of a layer with several groups
         return f"constant: {_costs([group])}, reads nothing" + (f"; {_listed(group.classes)}" if group.classes else "")
     if not group.clusters:  # of a graph in which some layers have no masks
-        return f"without masks: {_costs([group])}, reads {group.reads} nodes"
+        return f"without masks: {_costs([group])}, reads {count_of(group.reads, 'node')}"
     numbers = " ".join(map(str, group.clusters))
     classes = f"; {_listed(group.classes)}" if group.classes else ""
-    plural, reads = "s" if len(group.clusters) > 1 else "", f"{group.reads} nodes" if group.reads else "nothing"
+    plural, reads = "s" if len(group.clusters) > 1 else "", count_of(group.reads, "node") if group.reads else "nothing"
     return f"cluster{plural} {numbers}: {_costs([group])}, reads {reads}{classes}"
 
 
 def _costs(groups: Sequence["GroupOutline"]) -> str:
     nodes, parameters, macs = (sum(getattr(g, name) for g in groups) for name in ("width", "parameters", "macs"))
-    return f"{nodes} nodes, {parameters:,} parameters, {macs:,} MACs"
+    costs = count_of(nodes, "node"), count_of(parameters, "parameter"), count_of(macs, "MAC")
+    return ", ".join(costs)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from nas_blockout.serialization import count_of
 from services.analysis.comparison import ComparisonDocument
 from services.analysis.verdict import (
     ARM_COLUMNS,
@@ -67,7 +68,8 @@ def progress_line(progress: Progress) -> str:
     best = max(((arm.best, arm.name) for arm in progress.arms if arm.best is not None), default=None)
     leader = f", best validation accuracy {best[0]:.1%} ({best[1]})" if best else ""
     return (
-        f"{progress.share:.0%} of the budget, {done} trials done, {running} running, {failed} failed{leader}, "
+        f"{progress.share:.0%} of the budget, {count_of(done, 'trial')} done, "
+        f"{running} running, {failed} failed{leader}, "
         f"{time_text(progress)}"
     )
 

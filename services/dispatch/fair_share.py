@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from heapq import heapify, heappop, heapreplace
 from math import floor, inf
 
+from nas_blockout.serialization import count_of
 from services.cluster.jobs import Node, lacking_room, resources_text, room
 from services.store import QueueSummary, Waiting
 
@@ -239,7 +240,7 @@ class _Round:
             self._running.append(entry)
             self._forget()
             if width >= 2 * entry.width:
-                self._leave(entry, f"goes on with {width} trials at once, now that there is room for them")
+                self._leave(entry, f"goes on with {count_of(width, 'trial')} at once, now that there is room for them")
                 return
 
     def reason(self, entry: Entry) -> str:

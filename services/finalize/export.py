@@ -12,6 +12,7 @@ from torch import nn
 from nas_blockout.data import Splits
 from nas_blockout.experiment import origin_of, structure_of_network
 from nas_blockout.export import MANIFEST, ModelDescription, export_models
+from nas_blockout.serialization import count_of
 from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.learned_structure import arm_memberships, arm_structure
 from services.analysis.recommendation import recommendation_rows
@@ -240,7 +241,7 @@ def _accuracy(arm: ArmResult) -> str:
     if accuracy is None:
         return "not measured"
     interval = f", 95% interval {accuracy.ci95[0]:.2%} to {accuracy.ci95[1]:.2%}" if accuracy.ci95 else ""
-    return f"{accuracy.mean:.2%} on average{interval}, {len(accuracy.per_seed)} seeds"
+    return f"{accuracy.mean:.2%} on average{interval}, {count_of(len(accuracy.per_seed), 'seed')}"
 
 
 def _recommendation(document: ComparisonDocument, arm: str) -> tuple[tuple[str, str], ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nas_blockout.data import Splits, load
 from nas_blockout.export.latency import SECONDS_PER_MODEL
+from nas_blockout.serialization import count_of
 from nas_blockout.structure.branching import Structure
 from services.analysis.comparison import ComparisonDocument, build
 from services.analysis.latency import Latency
@@ -64,7 +65,8 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
         return Finished(ComparisonDocument.read(folder.comparison), failed)
     winners = exported_trials(study, trials)
     models = models_of(winners, folder, splits, shared=shared_place(settings, store, study.name))
-    log(f"measuring the latency of {len(models)} models in turn, for about {SECONDS_PER_MODEL * len(models):.0f} s")
+    seconds = SECONDS_PER_MODEL * len(models)
+    log(f"measuring the latency of {count_of(len(models), 'model')} in turn, for about {seconds:.0f} s")
     document = write_comparison(
         study,
         trials,

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 
 from nas_blockout import plots
+from nas_blockout.serialization import count_of
 from nas_blockout.statistics.search_curves import best_so_far
 from services.analysis.comparison import ArmResult, ComparisonDocument, asked
 from services.analysis.latency import not_told_apart, overlap, undominated
@@ -222,7 +223,7 @@ def _search(view: ReportView, arm: str) -> list[Trial]:
 def _search_curve(name: str, role: str, trials: Sequence[Trial]) -> plots.Curve:
     scores = [t.score if t.state == "complete" and t.score is not None else float("nan") for t in trials]
     curve = best_so_far([trial.sample_passes for trial in trials], scores)
-    return plots.Curve(name, role, tuple(curve.cost), tuple(curve.best), note=f"{len(trials)} trials")
+    return plots.Curve(name, role, tuple(curve.cost), tuple(curve.best), note=count_of(len(trials), "trial"))
 
 
 def convergence(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:

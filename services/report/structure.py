@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nas_blockout import plots
+from nas_blockout.serialization import count_of
 from services.analysis.comparison import ComparisonDocument
 from services.report import classes
 from services.report.figure import Picture, Remark, Shown, exported_trial, spread, without_preference
@@ -93,7 +94,7 @@ def _density(view: ReportView, number: int, name: str, trial: Trial, layers: Seq
         yield Remark(
             f"density-{number}",
             "Distribution of the membership probabilities during training",
-            f"No membership probability moved during training, in any of {len(records)} epochs: nothing was learned.",
+            f"No membership probability moved during training, in {count_of(len(records), 'epoch')}: nothing learned.",
             name,
         )
         return
@@ -104,7 +105,7 @@ def _density(view: ReportView, number: int, name: str, trial: Trial, layers: Seq
         "One panel per layer, in the order of the network. The stronger the color, the more entries of P lie in that "
         "bin (square root of the share, twenty bins); the line is the median. A layer has learned structure when most "
         "entries are at 0 or 1. There is no band.",
-        f"n = 1 training run, seed {trial.seed}, {len(records)} epochs",
+        f"n = 1 training run, seed {trial.seed}, {count_of(len(records), 'epoch')}",
         "the store, epochs.telemetry blockout/density/* and blockout/median/*",
         plots.figure_density(densities, medians, epochs=[int(record["epoch"]) + 1 for record in records]),
         name,
@@ -156,7 +157,7 @@ def _masks(number: int, name: str, trial: Trial) -> Iterator[Shown]:
         f"{told}: the stronger the color, the likelier a weight is kept. Strips "
         "show the strongest cluster of each node. Dark blocks are branches, pale areas are dropped connections. Large "
         "masks are averaged down to 96 rows and columns; there is no band.",
-        f"n = 1 training run, seed {trial.seed}, {len(next(iter(probabilities.values()))[0])} clusters",
+        f"n = 1 training run, seed {trial.seed}, {count_of(len(next(iter(probabilities.values()))[0]), 'cluster')}",
         "the store, result.probabilities",
         plots.figure_masks(probabilities, pairs),
         name,

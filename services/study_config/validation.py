@@ -28,6 +28,7 @@ from nas_blockout.methods.blockdrop import (
     curriculum_epochs,
 )
 from nas_blockout.methods.dropcluster import DropClusterSettings
+from nas_blockout.serialization import count_of
 from nas_blockout.settings_fields import Conflict, conflicts_in
 from nas_blockout.training import TrainingSettings, indivisible, sample_passes
 from search_spaces import SPACES, Context, TooFew, compose, grid, require_fit
@@ -234,7 +235,7 @@ def unpaid(
         charged = f", and {evaluation} to evaluate them" if evaluation else ""
         rule = (
             f"must be at least {one * (1 + seeds)} for arm {dearest!r}, one search trial and {seeds} retrainings of "
-            f"{one} passes ({epochs} epochs of {images} images{charged})"
+            f"{one} passes ({count_of(epochs, 'epoch')} of {count_of(images, 'image')}{charged})"
         )
         yield Violation(("budget", "sample_passes"), rule, str(budget.sample_passes))
 

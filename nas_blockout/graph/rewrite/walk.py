@@ -161,6 +161,8 @@ def _attention(graph: Counterparts, node: fx.Node, training: AttentionDropout) -
         operands.append(result.node.kwargs["attn_mask"])  # type: ignore[arg-type]  # as was asked
     layer = AttentionWithDropout(training.rate, is_causal=arguments["is_causal"], scale=arguments.get("scale"))
     new = graph.emitter.module(_path(node), lambda: layer, *operands)
+    if not result.node.users:  # fx keeps what could draw, and would compute the attention twice
+        result.node.graph.erase_node(result.node)
     return graph.result(node, new, result.layout)
 
 

@@ -3,6 +3,7 @@
 import copy
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.module import ModuleNetwork, ModuleSettings
 from nas_blockout.backbones.module import build as build_module
+from nas_blockout.backbones.pretrained import load_pretrained, read_weights
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, build, known_costs, notes_of, rebuild, unbuildable
 from nas_blockout.experiment.builder import plain_state
@@ -22,6 +24,7 @@ from nas_blockout.export import save_weights
 from nas_blockout.methods import method_from_json
 from nas_blockout.settings_fields import conflicts_in
 from nas_blockout.training import TrainingSettings
+from tests.fixtures.networks import Small
 
 FILE = Path(__file__).parents[2] / "fixtures" / "networks.py"
 SHAPE = (1, 8, 8)
@@ -120,6 +123,12 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("TwoHeads", {"classes_layer": "left"}, "backbone.factory", "fails on images of 1x8x8 (channels x height x width)"),
     ("Small", {"classes_layer": "fcc"}, "backbone.classes_layer", "got 'fcc', which is no layer of"),
     ("Small", {"classes_layer": "conv"}, "backbone.classes_layer", "got 'conv', which is a Conv2d of"),
+    (
+        "TwoInputs",
+        {},
+        "backbone.factory",
+        f"forward at {FILE}:{line_of('x: Tensor, mask')} takes several: x, mask. Wrap",
+    ),
     ("Small", {"weights": "absent.safetensors"}, "backbone.weights", "there is no file absent.safetensors"),
 ]
 
@@ -296,6 +305,44 @@ def test_all_that_does_not_fit_is_one_error(trained: dict[str, torch.Tensor], sp
     assert found.keys[0] == "backbone.weights"
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"net": state, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}},
+        lambda state: {"state_dict": {f"model.{name}": value for name, value in state.items()}},
+        lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()},
+    ],
+    ids=["one-inside", "prefixed-inside", "prefixed-twice"],
+)
+def test_weights_are_found_where_training_scripts_put_them(
+    wrap: Callable[[dict[str, torch.Tensor]], Any], trained: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    torch.save(wrap(trained), tmp_path / "checkpoint.pth")
+    network = Small(10)
+    left = load_pretrained(network, read_weights(tmp_path / "checkpoint.pth"), source="it", classes_layer="fc")
+    assert left == 0
+    assert all(torch.equal(value, trained[name]) for name, value in network.state_dict().items())
+
+
+def test_of_several_state_dictionaries_none_is_chosen_and_of_none_the_keys_are_named(
+    trained: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    for content, words in (
+        ({"net": trained, "ema": trained}, r"several state dictionaries, under 'net', 'ema'; save only one"),
+        ({"epoch": 3, "loss": 0.5}, r"no state dictionary, but 'epoch', 'loss'; save only the weights"),
+    ):
+        torch.save(content, tmp_path / "checkpoint.pth")
+        with pytest.raises(ValueError, match=f"backbone.weights: .*{words}"):
+            read_weights(tmp_path / "checkpoint.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(value: float, trained: dict[str, torch.Tensor]) -> None:
+    trained["conv.weight"][0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=r"backbone.weights: w.pth holds NaN or infinity in conv.weight; its training"):
+        load_pretrained(Small(10), trained, source="w.pth", classes_layer="fc")
+
+
 class Malicious:
     """Would create a file where a pickle is loaded as a pickle."""
 
@@ -315,7 +362,7 @@ def test_no_file_of_weights_can_run_code(splits: Splits, tmp_path: Path) -> None
         "bad.pth": "holds more than tensors, and loading it could run code, so it is refused",
         "bad.safetensors": "is no safetensors file",
         "text.pt": "text.pt",
-        "list.pt": "holds no state dictionary, neither directly nor under state_dict or model",
+        "list.pt": "holds a list instead of a state dictionary; save only the weights",
     }.items():
         with pytest.raises(ValueError, match=f"backbone.weights: .*{words}"):
             build(experiment("Small", weights=str(tmp_path / name)), splits)

@@ -116,6 +116,15 @@ def test_what_cannot_be_built_is_refused_with_the_same_words(
     assert (str(found), found.keys[0]) == (str(caught.value), key)
 
 
+@pytest.mark.parametrize("masked", ["last 9", ["convv"], ["conv"]])
+def test_a_choice_of_layers_that_a_graph_lacks_is_an_error_of_its_own_key(masked: Any, splits: Splits) -> None:
+    backbone = backbone_from_json({"name": "module", "factory": f"{NETWORKS}:Small"})
+    method = method_from_json({"name": "blockout", "masked": masked})
+    (found,) = unbuildable(Experiment(backbone=backbone, method=method), shape=splits.shape, classes=10)
+    assert str(found).startswith("masked: ")
+    assert found.keys[0] == "method.masked"
+
+
 def test_a_network_larger_than_memory_is_judged_without_allocating_it() -> None:
     wide = {"name": "convnet", "hidden": [10**7, 10**7]}  # 400 TB of weights
     experiment = Experiment(

@@ -1,5 +1,6 @@
 """Every choice of masked layers from training to the exported model, and what is refused before anything is trained."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,21 @@ from nas_blockout.backbones import BACKBONES
 from nas_blockout.backbones.branched import BranchedNetwork, Sites
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.backbones.inception import InceptionSettings
+from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.data import DataSettings, Splits, load
-from nas_blockout.experiment import Experiment, Run, build, rebuild
+from nas_blockout.experiment import Experiment, Run, build, rebuild, unbuildable
 from nas_blockout.experiment.config import needs_graph
 from nas_blockout.export import export_model
 from nas_blockout.methods.blockout import Blockout
-from nas_blockout.methods.memberships.blockout_settings import PAPER, Masked
+from nas_blockout.methods.memberships.blockout_settings import PAPER, PRETRAINED, Masked
 from nas_blockout.networks import maskable_layers
 from nas_blockout.structure.distill import DistillationSettings, Placebo
+from nas_blockout.structure.pruning import PruningSettings
 from nas_blockout.training import TrainingSettings
 from tests.nas_blockout.export.examples import DESCRIPTION
 
+NETWORKS = Path(__file__).parents[2] / "fixtures" / "networks.py"
 LEARNED = Experiment(
     data=DataSettings(train_samples=60, validation_samples=40),
     backbone=ConvNetSettings((5, 6), (8, 7), normalize_logits=True),
@@ -179,6 +183,33 @@ def test_a_cost_that_the_layers_without_masks_exceed_is_refused_before_anything_
         with pytest.raises(ValueError, match=rf"distillation\.{name}: .* \(hidden2\), .* still cost 0\.\d+.*got 0\.5"):
             build(asked, splits)
         build(replace(asked, method=replace(asked.method, masked="all")), splits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (
+            {"method": replace(PAPER, masked="all"), "distillation": DistillationSettings(target_macs=0.3)},
+            "distillation",
+        ),
+        ({"method": replace(PRETRAINED, cost_target=0.3), "distillation": DistillationSettings()}, "method"),
+        ({"pruning": PruningSettings(target_macs=0.3)}, "pruning"),
+    ],
+    ids=["distillation", "start", "pruning"],
+)
+def test_a_cost_that_what_has_no_masks_exceeds_is_refused_before_anything_is_trained(
+    settings: dict[str, Any], key: str
+) -> None:
+    asked = Experiment(backbone=ModuleSettings(f"{NETWORKS}:Recurrent"), **settings)
+    found, *_ = unbuildable(asked, shape=(1, 8, 8), classes=10)
+    told = re.fullmatch(
+        rf"{key}\.(target_macs|cost_target): with one node left .* still cost (0\.\d+), so it must be at least "
+        r"that, got 0\.3; raise it.*; (0\.\d+) of the cost has no masks at all: `nas-blockout inspect` lists it",
+        str(found),
+    )
+    assert told is not None
+    assert float(told[3]) == pytest.approx(8 * 3 * 12 * (4 + 12) / (4 * 9 * 64 * 5 + 8 * 3 * 12 * 16 + 120), abs=1e-4)
+    assert found.keys[0] == f"{key}.{told[1]}"
 
 
 @pytest.mark.parametrize("target", ["target_macs", "target_parameters"])

@@ -411,3 +411,18 @@ def test_latency_is_measured_for_every_batch_size_and_threads_are_left_alone() -
     with pytest.raises(RuntimeError):
         measure_latency(network(branched=False), (0, 8, 8), repeats=1)
     assert torch.get_num_threads() == threads
+
+
+def test_a_card_has_no_empty_cells_or_sections_where_little_is_known() -> None:
+    found = structure_of_network(network(branched=True))
+    assert found is not None
+    layers = tuple(replace(layer, dense_nodes=None) for layer in found.layers)
+    branches = tuple(replace(branch, exclusive_macs=None, exclusive_parameters=None) for branch in found.branches)
+    bare = replace(found, layers=layers, branches=branches)
+    text = card(replace(DESCRIPTION, structure=bare, question="", verdict="", accuracy=""))
+    assert "| layer | nodes | groups | density |" in text
+    assert "| branch | classes |" in text
+    assert f"of the study `{DESCRIPTION.study}`.\n" in text
+    assert "|  |" not in text
+    assert "\n\n\n" not in text
+    assert ": \n" not in text

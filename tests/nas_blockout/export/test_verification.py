@@ -384,3 +384,12 @@ def test_one_folder_is_verified_like_many(copied: Callable[[Path], Path], tmp_pa
     (folder / "card.md").unlink()
     assert verify(folder).findings == (f"card.md is missing: {AGAIN}",)
     assert verify_all([]) == []
+
+
+def test_the_folder_of_a_study_is_told_from_that_of_a_model_and_its_models_are_named(
+    copied: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    model = copied(tmp_path / "study" / "models")
+    for folder in (tmp_path / "study", tmp_path / "study" / "models"):
+        (finding,) = verify(folder).findings
+        assert finding == f"it is the folder of several models, not of one: name {model}"
