@@ -389,7 +389,7 @@ def test_one_folder_is_verified_like_many(copied: Callable[[Path], Path], tmp_pa
 def test_the_folder_of_a_study_is_told_from_that_of_a_model_and_its_models_are_named(
     copied: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    model = copied(tmp_path / "study" / "models")
+    model = copied(tmp_path / "study" / "models" / "learned")
     for folder in (tmp_path / "study", tmp_path / "study" / "models"):
         (finding,) = verify(folder).findings
         assert finding == f"it is the folder of several models, not of one: name {model}"

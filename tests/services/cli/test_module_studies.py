@@ -70,6 +70,24 @@ def test_inspect_shows_every_layer_as_table_and_as_json(home: Path, call: Call) 
     assert document["layers"][1]["producers"] == ["hidden.weight"]
 
 
+def test_inspect_lists_what_is_not_maskable_with_its_cost_and_why(call: Call) -> None:
+    words = ("inspect", f"{NETWORKS}:Recurrent", "--image", "1x8x8")
+    document = call(*words, "--json").json
+    macs = 8 * 3 * 12 * (4 + 12)
+    assert document["unmasked"] == [
+        {
+            "operation": "gru in gru",
+            "weights": ["gru.weight_ih_l0", "gru.weight_hh_l0"],
+            "macs": macs,
+            "reason": "read by a GRU",
+        }
+    ]
+    assert document["macs"] == sum(layer["macs"] for layer in document["layers"]) + macs
+    text = " ".join(call(*words).out.split())
+    assert "not maskable" in text
+    assert "gru in gru" in text
+
+
 def test_inspect_knows_the_built_in_networks_and_says_what_a_factory_was_changed_in(call: Call) -> None:
     ended = call("inspect", "resnet", "--argument", "depth=8", "--argument", "hidden=[9]", "--json")
     assert [layer["layer"] for layer in ended.json["layers"]][-2:] == ["hidden", "classes"]
