@@ -76,6 +76,12 @@ class LayerTable:
             f"{layers}; {self.maskable_share:.1%} of {self.macs:,} MACs are between nodes and can be masked; "
             f"{count} whole"
         )
+        if self.unmasked:
+            costly = sorted(self.unmasked, key=lambda each: -each.macs)
+            names = ", ".join(each.operation for each in costly[:_MOST_WHOLE])
+            more = f" and {len(costly) - _MOST_WHOLE} more" if len(costly) > _MOST_WHOLE else ""
+            share = sum(each.macs for each in costly) / self.macs
+            yield f"{share:.1%} of the MACs are not maskable: {names}{more}; `nas-blockout inspect` says why"
         for row in whole[:_MOST_WHOLE]:
             yield f"{row.layer} ({count_of(row.nodes, 'node')}) stays whole: {row.rigid}"
         if len(whole) > _MOST_WHOLE:

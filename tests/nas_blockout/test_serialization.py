@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from nas_blockout.serialization import from_json, near, to_json
+from nas_blockout.serialization import count_of, from_json, near, to_json
 from nas_blockout.settings_fields import PlainMapping
 
 NO_OPTIONS = PlainMapping()
@@ -66,3 +66,8 @@ def test_refusals_name_key_value_and_rule(document: dict[str, object], message: 
 
 def test_near_lists_all_names_where_none_is_near() -> None:
     assert near("zzz", ["dropout", "blockout"]) == "known are blockout, dropout"
+
+
+def test_a_noun_follows_its_number() -> None:
+    assert [count_of(number, "node") for number in (0, 1, 2, 1024)] == ["0 nodes", "1 node", "2 nodes", "1,024 nodes"]
+    assert [count_of(number, "class", "classes") for number in (1, 3)] == ["1 class", "3 classes"]

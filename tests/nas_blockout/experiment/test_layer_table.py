@@ -51,3 +51,10 @@ def test_what_stays_whole_is_counted_and_told_with_its_reason() -> None:
     )
     assert second == f"{stream.layer} ({stream.nodes} nodes) stays whole: {stream.rigid}"
     assert stream.maskable_share == 0.0  # it reads the image
+
+
+def test_the_share_of_what_has_no_masks_is_told() -> None:
+    table = layer_table(ModuleSettings(f"{NETWORKS}:Recurrent"), (1, 8, 8), 10)
+    _, told, *_ = table.summary()
+    share = table.unmasked[0].macs / table.macs
+    assert told == f"{share:.1%} of the MACs are not maskable: gru in gru; `nas-blockout inspect` says why"
