@@ -368,8 +368,8 @@ class Branchable(Network):
         between = sum(count * math.prod(each.shape[2:]) * each.positions for each, count in kept)
         others = 0.0
         for name, macs in self.other_macs.items():
-            always = name is None or name in self._whole or name not in memberships
-            others += float((macs if always else macs[memberships[name].cpu().bool().any(1)]).sum())
+            droppable = None if name is None or name in self._whole else memberships.get(name)
+            others += float((macs if droppable is None else macs[droppable.cpu().bool().any(1)]).sum())
         return between + round(others)
 
     def weights_under(self, memberships: Mapping[str, Tensor]) -> int:

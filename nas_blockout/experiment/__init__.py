@@ -4,7 +4,6 @@ from nas_blockout.experiment.branchable import outline
 from nas_blockout.experiment.builder import (
     MOST_PARAMETERS,
     build,
-    count_macs,
     dense_macs,
     matched,
     notes_of,
@@ -21,6 +20,7 @@ from nas_blockout.experiment.costs import known_costs, known_network, structure_
 from nas_blockout.experiment.derivation import EVALUATION_BATCH, Derivation
 from nas_blockout.experiment.rebuilding import load_model, origin_of
 from nas_blockout.experiment.runner import Outcome, Run, SavingRun, Snapshot, split_epochs
+from nas_blockout.graph.macs import count_macs
 
 __all__ = [
     "DERIVATIONS",

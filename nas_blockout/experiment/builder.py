@@ -296,9 +296,11 @@ def _underivable(experiment: Experiment, network: Network, masked: Sequence[Conn
     method = experiment.method
     if isinstance(method, BlockoutSettings) and method.start_at == "cost_target":
         targets.append(("method.cost_target", method.cost_target, network.macs_under))
+    masks_all = isinstance(method, BlockoutSettings) and method.masked == "all"
+    remedy = "raise it" if masks_all else "raise it or mask more layers"
     for key, target, count in targets:
         least = count(smallest.complete) / count({})
-        if message := _unreached(target, least, left=left, remedy="raise it or mask more layers"):
+        if message := _unreached(target, least, left=left, remedy=remedy):
             more = _fixed(network) if count == network.macs_under else ""
             yield Conflict(f"{key}: {message}{more}", key, "method.masked", "backbone", "data")
 

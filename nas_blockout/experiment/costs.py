@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from nas_blockout.backbones.branched import BranchedNetwork, Sites
-from nas_blockout.experiment.builder import built, count_macs, plain
+from nas_blockout.experiment.builder import built, plain
 from nas_blockout.experiment.config import Experiment
 from nas_blockout.graph.branched import BranchedGraph
+from nas_blockout.graph.macs import count_macs
 from nas_blockout.graph.network import nodes_of
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.structure.branching import GroupCost, LayerCost, Place, Structure, structure_of

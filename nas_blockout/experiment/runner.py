@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from nas_blockout.architecture import Architecture
 from nas_blockout.data import Loader, Placement, Splits
 from nas_blockout.experiment.branchable import architecture_of
-from nas_blockout.experiment.builder import build, count_macs, expected_macs, plain_state, rebuild
+from nas_blockout.experiment.builder import build, expected_macs, plain_state, rebuild
 from nas_blockout.experiment.config import Experiment
 from nas_blockout.experiment.derivation import EVALUATION_BATCH, STAGE_SEED, Derivation, derive, second_network
 from nas_blockout.experiment.knowledge_distillation import StudentWithTeacher
+from nas_blockout.graph.macs import count_macs
 from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.networks import Network

@@ -32,7 +32,7 @@ def counting() -> Iterator[FlopCounterMode]:
     attention kernel of the CPU, or of the fast path of `nn.MultiheadAttention`, and would count them as free.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    libraries = (torch.backends.mkldnn, torch.backends.cudnn)
+    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
     enabled = [each.enabled for each in libraries]
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -98,5 +98,7 @@ def _weights(labelling: Labelling, node: fx.Node) -> tuple[str, ...]:
 def by_layer(macs: Tensor, widths: Mapping[str, int]) -> dict[str | None, Tensor]:
     """Return `macs_of_nodes` by the name of the layer; under None what always stays, shape ``(1,)``."""
     parts = macs.split([1, *widths.values()])
-    named = {name: part for name, part in zip(widths, parts[1:], strict=True) if bool(part.any())}
+    named: dict[str | None, Tensor] = {
+        name: part for name, part in zip(widths, parts[1:], strict=True) if bool(part.any())
+    }
     return {None: parts[0], **named}

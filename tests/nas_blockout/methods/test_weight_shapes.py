@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from nas_blockout.experiment.builder import count_macs
+from nas_blockout.graph.macs import count_macs
 from nas_blockout.methods import blockout
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.methods.masking import lazily_masked, masked_linear, masked_weight
