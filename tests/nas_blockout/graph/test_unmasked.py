@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from nas_blockout.graph.macs import count_macs
 from nas_blockout.graph.network import GraphNetwork
 from nas_blockout.graph.unmasked import UnmaskedOperation
-from nas_blockout.methods.blockout import PAPER, Blockout
+from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.memberships.blockout_settings import PAPER
 from tests.nas_blockout.graph.masked_networks import analyzed, dense_enough, masked, masked_network, prepared
 from tests.nas_blockout.graph.networks import CLASSES, SHAPE
 
