@@ -21,7 +21,6 @@ from nas_blockout.graph.trace import Untraceable
 from nas_blockout.graph.unmasked import UnmaskedOperation
 from nas_blockout.networks import Connection
 from nas_blockout.nodes import NO_NODE, Nodes
-from tests.fixtures import networks
 from tests.nas_blockout.graph.networks import CLASSES, NETWORKS, SHAPE, Alias, Residual, analysis_of
 
 CLUSTERS = 3
@@ -355,22 +354,6 @@ class TestClasses:
         with pytest.raises(Untraceable, match="must end in a layer for its classes") as caught:
             analyze(Head(kind), SHAPE)
         assert "\n" not in str(caught.value)
-
-    @pytest.mark.parametrize(
-        ("name", "told"),
-        [
-            ("Summed", r"the 10 outputs of this one are made by sum at .*networks\.py:\d+, which is no such layer"),
-            ("NormedClasses", r"the weight of the last one of this network, linear at .*, is computed\. Remove its"),
-            (
-                "Distances",
-                r"calls torch\.cdist at .*networks\.py:\d+, which torch exports for a fixed number of images",
-            ),
-            ("TwoInputs", r"TwoInputs\.forward at .*networks\.py:\d+ takes several: x, mask\. Wrap it"),
-        ],
-    )
-    def test_the_operation_that_is_in_its_place_is_named_with_its_line(self, name: str, told: str) -> None:
-        with pytest.raises(Untraceable, match=told):
-            analyze(getattr(networks, name)(), (1, 8, 8))
 
     def test_the_image_itself_is_no_layer(self) -> None:
         module = nn.Sequential(nn.Conv2d(3, 3, 1, groups=3), nn.Flatten())

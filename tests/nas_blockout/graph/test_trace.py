@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from nas_blockout.graph.analysis import analyze
 from nas_blockout.graph.operations import name_of, written
 from nas_blockout.graph.trace import Trace, Untraceable, trace
 from nas_blockout.graph.training import AttentionDropout, BatchStatistics, Dropout, DropPath
+from tests.fixtures import networks
 from tests.nas_blockout.graph.networks import CLASSES, NETWORKS, SHAPE, Mobile, Transformer, analysis_of
 
 
@@ -322,3 +324,20 @@ class TestRefusals:
 
     def test_nothing_to_learn(self) -> None:
         assert "has no parameters" in refusal(nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Summed", r"the 10 outputs of this one are made by sum at .*networks\.py:\d+, which is no such layer"),
+        ("NormedClasses", r"the weight of the last one of this network, linear at .*, is computed\. Remove its"),
+        (
+            "Distances",
+            r"calls torch\.cdist at .*networks\.py:\d+, which torch exports for a fixed number of images",
+        ),
+        ("TwoInputs", r"TwoInputs\.forward at .*networks\.py:\d+ takes several: x, mask\. Wrap it"),
+    ],
+)
+def test_the_operation_that_is_in_its_place_is_named_with_its_line(name: str, told: str) -> None:
+    with pytest.raises(Untraceable, match=told):
+        analyze(getattr(networks, name)(), (1, 8, 8))
