@@ -10,13 +10,14 @@ from nas_blockout.data.loader import Loader
 from nas_blockout.data.placement import Placement
 from nas_blockout.data.preprocessing import Preprocessing
 from nas_blockout.data.sources.registry import SOURCES, Dimensions, Source, dimensions, load, recognized
-from nas_blockout.data.splits import AnyPart, Splits
+from nas_blockout.data.splits import AnyImages, AnyPart, Splits
 from nas_blockout.data.streaming import StreamedPart
 from nas_blockout.data.summary import Report, check, fetch, show
 from nas_blockout.data.tensor_dataset import BytePart, Part
 
 __all__ = [
     "SOURCES",
+    "AnyImages",
     "AnyPart",
     "BytePart",
     "DataCorrupt",

@@ -28,6 +28,7 @@ class Splits:
         origin: Folder of the files; empty if there are none.
         notes: What was recognized in the folder and what was passed over, in sentences.
         test_reads: How often the test data was loaded.
+        load_test: Reads the test images; called by `test` alone.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Splits:
         self.origin = origin
         self.notes = notes
         self.test_reads = 0
-        self._load_test = load_test
+        self.load_test = load_test
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -60,7 +61,22 @@ class Splits:
     def test(self) -> AnyPart:
         """Load the test data; nothing else does."""
         self.test_reads += 1
-        return self._load_test().loaded().normalized(self.preprocessing)
+        return self.load_test().loaded().normalized(self.preprocessing)
+
+    def with_parts(
+        self, train: AnyPart, validation: AnyPart, *, load_test: Callable[[], AnyImages] | None = None
+    ) -> "Splits":
+        """Return the same data with its images kept elsewhere; test images are read as before unless told otherwise."""
+        return Splits(
+            train,
+            validation,
+            preprocessing=self.preprocessing,
+            class_names=self.class_names,
+            load_test=load_test or self.load_test,
+            hierarchy=self.hierarchy,
+            origin=self.origin,
+            notes=self.notes,
+        )
 
     def trained_on(self, placement: Placement) -> tuple[AnyPart, AnyPart]:
         """Return training and validation data where a training reads them."""

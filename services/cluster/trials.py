@@ -25,6 +25,7 @@ from services.cluster.connection import (
     surrounding_cluster,
 )
 from services.cluster.rank_actors import RankActors
+from services.cluster.shared_data import SharedData
 from services.cluster.tasks import Report, Task
 from services.cluster.worker import Worker
 
@@ -113,7 +114,14 @@ class Resources:
         return self.ranks <= (max(rooms, default=0.0) if self.one_node else sum(rooms))
 
 
-def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None = None) -> None:
+def run(
+    tasks: Tasks,
+    resources: Resources,
+    *,
+    folder: Path,
+    address: str | None = None,
+    data: SharedData | None = None,
+) -> None:
     """Run tasks until there are no more.
 
     Args:
@@ -121,6 +129,7 @@ def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None
         resources: Resources of the trials.
         folder: Scratch space of the study; Ray's state is kept in it and removed at the end.
         address: An existing cluster. By default, the cluster that runs this process as a job, or else a new one.
+        data: Data that all workers of a machine share, if it fits into the object store; each loads any other itself.
 
     Raises:
         ClusterError: The cluster cannot be reached or is too small.
@@ -139,7 +148,7 @@ def run(tasks: Tasks, resources: Resources, *, folder: Path, address: str | None
         with ThreadPoolExecutor(1) as background, _sigterm_handler_restored():
             background.submit(import_module, "ray.tune")  # takes a second, during which Ray starts
             _connect(resources, address, scratch=folder / "ray")
-        _fit(tasks, resources, folder / "ray")
+        _fit(tasks, resources, folder / "ray", data=data)
     finally:
         ray.shutdown()
         shutil.rmtree(folder / "ray", ignore_errors=True)
@@ -202,14 +211,15 @@ def _connect(resources: Resources, address: str | None, *, scratch: Path) -> Non
         )
 
 
-def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
+def _fit(tasks: Tasks, resources: Resources, folder: Path, *, data: SharedData | None) -> None:
     from ray import tune
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     broker = _Broker(tasks)
     strategy = "STRICT_PACK" if resources.one_node else "PACK"
     bundles = tune.PlacementGroupFactory([resources.bundle] * resources.ranks, strategy=strategy)
-    trainable = tune.with_resources(_trainable(resources), bundles)
+    shared = data if data is not None and _fits_object_store(data) else None
+    trainable = tune.with_resources(tune.with_parameters(_trainable(resources), data=shared), bundles)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -233,6 +243,17 @@ def _fit(tasks: Tasks, resources: Resources, folder: Path) -> None:
     tuner.fit()
 
 
+def _fits_object_store(data: SharedData) -> bool:
+    """Whether the smallest object store has room for the data and as much again; Ray would write a larger one to disk.
+
+    Results and checkpoints of Ray itself need room as well.
+    """
+    import ray
+
+    stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
+    return data.nbytes <= min(stores, default=0.0) / 2
+
+
 def _trainable(resources: Resources) -> type:
     from ray import tune
 
@@ -241,8 +262,9 @@ def _trainable(resources: Resources) -> type:
     class TrialActor(tune.Trainable):
         """A worker as a Tune trainable; every step is one report."""
 
-        def setup(self, config: Mapping[str, Any]) -> None:
-            self.worker = Worker(others=RankActors(cpus=int(bundle["CPU"]), gpus=int(bundle.get("GPU", 0))))
+        def setup(self, config: Mapping[str, Any], data: SharedData | None = None) -> None:
+            others = RankActors(cpus=int(bundle["CPU"]), gpus=int(bundle.get("GPU", 0)))
+            self.worker = Worker(others=others, data=data)
             self.reports = 0
             self.ends = False
             self.worker.start(Task(**config["task"]))

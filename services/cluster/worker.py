@@ -10,18 +10,17 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.devices import Usage, UsageMeter
 from nas_blockout.experiment import Experiment, Run, SavingRun, Snapshot
 from nas_blockout.training import ALONE, EpochRecord, Ranks
 from services.cluster.checkpoint_writer import CheckpointWriter
 from services.cluster.checkpoints import Continuation, read_checkpoint
 from services.cluster.rank_actors import RankActors, RankError, RankLostError
+from services.cluster.shared_data import SharedData, SplitsByKey, splits_of
 from services.cluster.tasks import Report, Task
 from services.cluster.trial_results import TrialResults
 from services.cluster.worker_errors import describe_error, ends_the_process
@@ -40,12 +39,19 @@ class Worker:
     Args:
         report_seconds: How long to train between two reports; 0 reports every epoch.
         others: The other ranks of trials that several processes train; None if there are no such trials.
+        data: Data that need not be loaded, since all workers of the machine share it.
     """
 
-    def __init__(self, report_seconds: float = REPORT_SECONDS, others: RankActors | None = None) -> None:
+    def __init__(
+        self,
+        report_seconds: float = REPORT_SECONDS,
+        others: RankActors | None = None,
+        *,
+        data: SharedData | None = None,
+    ) -> None:
         self._report_seconds = report_seconds
         self._others = others
-        self._data: dict[tuple[DataSettings, str | None], Splits] = {}
+        self._data: SplitsByKey = {} if data is None else {(data.settings, data.data_root): data.splits()}
         self._results = TrialResults()
         self._task: Task | None = None
         self._run: Run | None = None
@@ -76,7 +82,7 @@ class Worker:
                 start = read_checkpoint(path, task.experiment, device=task.device)
             self._notes = start.notes
             self._meter = UsageMeter(task.device)
-            splits, placement = self._splits(experiment.data, task), task.placement()
+            splits, placement = splits_of(experiment.data, task.data_root, self._data), task.placement()
             self._run = Run(
                 *(experiment, splits),
                 device=task.device,
@@ -206,9 +212,3 @@ class Worker:
         records, self._unreported = tuple(record.to_json() for record in self._unreported), []
         worker = f"{os.uname().nodename}:{os.getpid()}"
         return Report(self._task.trial, worker, records, failure, result, ends_worker=self._ends)
-
-    def _splits(self, settings: DataSettings, task: Task) -> Splits:
-        key = (settings, task.data_root)
-        if key not in self._data:
-            self._data[key] = load(settings, root=Path(task.data_root) if task.data_root else None)
-        return self._data[key]
