@@ -5,7 +5,7 @@ The counterpart of Optuna's ``FrozenTrial``. It never changes; a new state is a 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +145,11 @@ class Trial:
         """Whether it is a retrained model."""
         return self.phase == RETRAIN and self.state == "complete"
 
+    def known_as(self, config: "Experiment") -> "Trial":
+        """Return itself with its experiment, which the caller has and which need not be parsed again."""
+        object.__setattr__(self, "_config", config)
+        return self
+
     @property
     def config(self) -> "Experiment":
         """The experiment.
@@ -158,6 +163,19 @@ class Trial:
             object.__setattr__(self, "_config", Experiment.from_json(self.experiment))
             assert self._config is not None
         return self._config
+
+    def trimmed(self) -> "Trial":
+        """Return itself with the numbers and texts of its result alone.
+
+        Lists, such as probabilities, may take megabytes, and whoever keeps all trials of a study needs none of them.
+        """
+        if self.result is None:
+            return self
+        return replace(self, result={key: value for key, value in self.result.items() if not _is_nested(value)})
+
+    def light(self) -> "Trial":
+        """Return itself without its experiment and without its lists: enough to count it and what it cost."""
+        return replace(self.trimmed(), experiment={})
 
     # -- what the search chose
 
@@ -182,6 +200,11 @@ class Trial:
     def infeasible(self) -> tuple[Infeasible, ...]:
         """Proposals that exceeded a constraint before this one was found."""
         return tuple(Infeasible(**proposal) for proposal in self.params.get("infeasible", ()))
+
+    @property
+    def proposals(self) -> int:
+        """How many proposals it stands for: its own, unless the search was exhausted, and the infeasible ones."""
+        return len(self.params.get("infeasible", ())) + (self.search_exhausted is None)
 
     @property
     def search_exhausted(self) -> str | None:
@@ -235,3 +258,7 @@ class Trial:
     def charged_seconds(self) -> float:
         """Measured seconds: proposing, training, and the derivation of the network between its two stages."""
         return self.seconds + self.suggest_seconds + float(self.outcome.get("overhead_seconds") or 0.0)
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, list | tuple | Mapping)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from nas_blockout.statistics import significance
 from services.budget.limits import FAILURES_IN_A_ROW, WORDS, Unit, ended_by, trials_left
+from services.budget.tally import Tally
 from services.study_config.resolved_study import Arm, Study
 from services.trial_record import RETRAIN, SEARCH, Trial
 
@@ -84,7 +85,7 @@ def _end(study: Study, arm: Arm, trials: Sequence[Trial]) -> End | None:
         return None
     cost = max(trial.planned for trial in search)  # of one full training; 0 if only an exhausted search is recorded
     seeds = len(study.config.retrain.seeds)
-    if cost and (end := ended_by(trials_left(study.config.budget, search, cost=cost, retrainings=seeds))):
+    if cost and (end := ended_by(trials_left(study.config.budget, Tally.of(search), cost=cost, retrainings=seeds))):
         return end
     if any(trial.planned == 0 for trial in search):  # stands for a proposal that no constraint allowed
         return "space"

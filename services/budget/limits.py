@@ -1,10 +1,10 @@
 """What an arm may still spend: sample passes, seconds and trainings, whichever ends first, with retraining paid for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, get_args
 
+from services.budget.tally import Tally
 from services.study_config.schema import Budget
-from services.trial_record import Trial
 
 Unit = Literal["sample_passes", "seconds", "trainings"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
@@ -19,7 +19,7 @@ def limits(budget: Budget) -> dict[Unit, float]:
     return {unit: limit for unit, limit in amounts.items() if limit is not None}
 
 
-def trials_left(budget: Budget, search: Sequence[Trial], *, cost: int, retrainings: int) -> dict[Unit, int]:
+def trials_left(budget: Budget, search: Tally, *, cost: int, retrainings: int) -> dict[Unit, int]:
     """Return how many more full search trials each limit pays for, once all retrainings are paid for.
 
     Seconds are predicted from the arm's own mean seconds per sample pass, with a margin of a tenth for retrainings.
@@ -27,7 +27,7 @@ def trials_left(budget: Budget, search: Sequence[Trial], *, cost: int, retrainin
 
     Args:
         budget: Of every arm.
-        search: The arm's search trials so far.
+        search: Counts of the arm's search trials so far.
         cost: Sample passes of one full training.
         retrainings: Number of retrainings that the arm will get.
     """
@@ -35,7 +35,7 @@ def trials_left(budget: Budget, search: Sequence[Trial], *, cost: int, retrainin
     for unit, limit in limits(budget).items():
         if unit == "sample_passes":
             # A running trial counts with what it is planned to cost, one that has ended with what it did cost.
-            trials = (limit - retrainings * cost - sum(trial.charged_passes for trial in search)) // cost
+            trials = (limit - retrainings * cost - search.charged_passes) // cost
         elif unit == "trainings":
             trials = limit - retrainings - len(search)
         else:
@@ -54,12 +54,10 @@ def shares(budget: Budget, spent: Mapping[Unit, float]) -> dict[Unit, float]:
     return {unit: spent[unit] / limit for unit, limit in limits(budget).items()}
 
 
-def _by_seconds(limit: float, search: Sequence[Trial], *, cost: int, retrainings: int) -> float:
-    ended = [trial for trial in search if trial.ended]
-    passes, seconds = sum(trial.sample_passes for trial in ended), sum(trial.charged_seconds for trial in ended)
+def _by_seconds(limit: float, search: Tally, *, cost: int, retrainings: int) -> float:
+    passes, seconds, running = search.ended_passes, search.ended_seconds, len(search) - search.ended
     if passes == 0 or seconds == 0:
         # Nothing to predict from: a second trial beside the first could cost more than the whole budget.
-        return 0 if len(search) > len(ended) or seconds >= limit else 1
+        return 0 if running or seconds >= limit else 1
     training = seconds / passes * cost
-    running = training * (len(search) - len(ended))
-    return (limit - retrainings * RETRAINING_MARGIN * training - seconds - running) // training
+    return (limit - retrainings * RETRAINING_MARGIN * training - seconds - training * running) // training

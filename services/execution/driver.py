@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -101,9 +102,9 @@ class Driver:
         self._observe = observe
         self._began = time.monotonic()
         self._workers: dict[int, str] = {}  # the worker that reported last, by trial: another one means a restart
-        rows = store.trials(study.name)
+        rows = [row.trimmed() for row in store.each_trial(study.name)]
         self._keys = {row.id: row.key for row in rows}
-        self._queue = [row.id for row in rows if row.state == "queued"]
+        self._queue = deque(row.id for row in rows if row.state == "queued")
         self.scheduler = Scheduler(
             study,
             shape=splits.shape,
@@ -123,7 +124,7 @@ class Driver:
     def next(self) -> Task | None:
         """Return the next task: first the trials that an earlier run left queued, then proposals of the scheduler."""
         if self._queue:
-            identity = self._queue.pop(0)
+            identity = self._queue.popleft()
         elif (proposal := self.scheduler.next()) is not None:
             identity = self._add(proposal)
         else:
@@ -132,8 +133,9 @@ class Driver:
         if trial.search_exhausted is not None:  # nothing to train: the trial only records why the search ends
             self._finish(trial, "failed", reason=trial.search_exhausted)
             return self.next()
-        self.scheduler.update(replace(trial, state="running"))
-        self.store.start_attempt(identity, worker="")  # the worker is known from its first report
+        if trial.state != "running":
+            self.scheduler.update(replace(trial, state="running"))
+            self.store.start_attempt(identity, worker="")  # the worker is known from its first report
         self._notify()
         return self._task(trial)
 
@@ -196,9 +198,10 @@ class Driver:
             replicate_of=proposal.replicate_of,
             planned=proposal.planned,
             suggest_seconds=proposal.suggest_seconds,
+            starts=proposal.search_exhausted is None,
         )
         self._keys[trial.id] = trial.key
-        self.scheduler.update(trial)
+        self.scheduler.update(trial.known_as(proposal.config))  # the store has found the two experiments equal
         return trial.id
 
     def _task(self, trial: Trial) -> Task:
@@ -230,10 +233,11 @@ class Driver:
         self, trial: Trial, state: str, *, result: Mapping[str, Any] | None = None, reason: str | None = None
     ) -> None:
         score = float(result["validation_accuracy"]) if result and state == "complete" else None
-        self.store.finish_trial(trial.id, state, score=score, result=result, reason=reason)
+        ended = self.store.finish_trial(trial.id, state, score=score, result=result, reason=reason)
         self._ended_here += 1
-        # Read back, since only the store knows the seconds of all attempts, which are charged to the arm.
-        self.scheduler.update(replace(self.store.trial(trial.id), curve=trial.curve))
+        self._workers.pop(trial.id, None)
+        # As the store has it: it alone knows the seconds of all attempts, which are charged to the arm.
+        self.scheduler.update(replace(ended.trimmed(), curve=trial.curve))
         with suppress(ArtifactError):  # a checkpoint that remains does no harm, since its trial has ended
             remove(self._place(self.folder.checkpoint(trial.id)))
 
@@ -259,20 +263,19 @@ class Driver:
         return replace(progress, seconds_left=progress.seconds * (1 - progress.share) / done)
 
     def _arm_progress(self, name: str) -> ArmProgress:
-        trials = [*self.scheduler.of(name, SEARCH), *self.scheduler.of(name, RETRAIN)]
+        tallies = [self.scheduler.tally(name, phase) for phase in (SEARCH, RETRAIN)]
         winner = self.scheduler.winner(name)
-        states = [trial.state for trial in trials]
-        ended = [trial for trial in trials if trial.ended]
+        states = tallies[0].states + tallies[1].states
         spent: dict[Unit, float] = {
-            "sample_passes": sum(trial.sample_passes for trial in trials),
-            "seconds": sum(trial.charged_seconds for trial in ended),
-            "trainings": len(ended),
+            "sample_passes": sum(tally.sample_passes for tally in tallies),
+            "seconds": sum(tally.ended_seconds for tally in tallies),
+            "trainings": sum(tally.ended for tally in tallies),
         }
         return ArmProgress(
             name,
-            done=states.count("complete"),
-            running=states.count("running"),
-            failed=states.count("failed"),
+            done=states["complete"],
+            running=states["running"],
+            failed=states["failed"],
             best=winner.score if winner else None,
             share=min(1.0, max(shares(self.study.config.budget, spent).values())),
         )
@@ -373,7 +376,9 @@ def _run_trials(
         data = data_sets(splits, name=study.data.name) if uri is not None else ()
         with _heartbeat(store, study.name), following(uri, study.name, config, store, data=data, warn=log):
             try:
-                cluster.run(driver, resources, folder=folder.scratch, address=settings.ray_address)
+                root = str(settings.data) if settings.data else None
+                shared = cluster.SharedData.of(splits, study.data, root)
+                cluster.run(driver, resources, folder=folder.scratch, address=settings.ray_address, data=shared)
             except BaseException:
                 store.stop_retrying()  # otherwise Ctrl-C would wait for an unreachable database
                 raise

@@ -51,16 +51,21 @@ def reproduce(
     """
     reproductions = {arm: Reproduction(0, 0) for arm in row.arms if arms is None or arm in arms}
     scheduler, in_force = None, None
+    unended: list[Trial] = []  # earlier trials that the scheduler does not know to have ended
     for position, trial in enumerate(trials):
+        unended += trials[max(0, position - 1) : position]
         if trial.arm not in reproductions:
             continue
         config = _config_at(row, events, trial)
         if scheduler is None or config is not in_force:  # the first trial, or the first one after an extension
             study = parse_resolved(config)
             scheduler, in_force = Scheduler(study, shape=shape, classes=classes, images=images), config
+            unended = list(trials[:position])
         # Trials of all arms, also of those that are not reproduced: matched arms depend on the winners of others.
-        for earlier in trials[:position]:
-            scheduler.update(_as_of(earlier, trial))
+        known = [_as_of(earlier, trial) for earlier in unended]
+        for earlier in known:
+            scheduler.update(earlier)
+        unended = [earlier for earlier, as_known in zip(unended, known, strict=True) if as_known is not earlier]
         difference = _difference(scheduler.next(), trial)
         counts = reproductions[trial.arm]
         text = f"{trial.phase} trial {trial.number}: {difference}" if difference else None

@@ -8,10 +8,11 @@ from typing import cast
 import search_spaces
 from nas_blockout.experiment import Experiment
 from search_spaces import Context, Point, Space
+from services.search.arm_trials import ArmTrials
 from services.search.constraints import describe_exceeded, exceeded_before
 from services.search.samplers import Asked, ask, fixed, suggested
 from services.study_config.resolved_study import Arm
-from services.trial_record import Infeasible, Params, Trial
+from services.trial_record import Infeasible, Params
 
 REPEATED_ASKS = 16
 MOST_ASKS = 100
@@ -27,15 +28,12 @@ class Proposal:
     Args:
         experiment: What to run; where the search is exhausted, the last proposal, which is not run.
         params: What the search chose and what it rejected before, or why it is exhausted.
+        architecture_hash: Canonical hash of the proposed architecture, or None.
     """
 
     experiment: Experiment
     params: Params
-
-    @property
-    def architecture_hash(self) -> str | None:
-        """Canonical hash of the proposed architecture, or None."""
-        return self.experiment.architecture.hash if self.experiment.architecture else None
+    architecture_hash: str | None
 
 
 @dataclass(slots=True)
@@ -46,7 +44,7 @@ class ProposalSearch:
         arm: The arm.
         space: Its spaces, composed.
         context: What they start from.
-        trials: Its search trials so far, in the order of their numbers.
+        trials: Its search trials so far.
         seed: Of the study.
         finish: Turns the experiment that a space returns into the one that is run.
         points: The grid, of an arm that is searched on one.
@@ -55,7 +53,7 @@ class ProposalSearch:
     arm: Arm
     space: Space
     context: Context
-    trials: Sequence[Trial]
+    trials: ArmTrials
     seed: int
     finish: Callable[[Experiment], Experiment]
     points: Sequence[Point] = ()
@@ -67,9 +65,8 @@ class ProposalSearch:
         A known architecture is asked for again 15 times and then accepted as a replicate. A proposal that exceeds a
         constraint is reported to the sampler as infeasible, and the search is exhausted after 100 of them.
         """
-        known = {trial.architecture_hash for trial in self.trials if trial.architecture_hash}
         constraints = self.arm.rules.constraints
-        repeats, proposal = 0, None
+        repeats, last = 0, None
         for attempt in range(MOST_ASKS):
             asked = self._ask(attempt)
             if asked is None:
@@ -77,32 +74,32 @@ class ProposalSearch:
             experiment = self.space(cast(search_spaces.Trial, asked), self.context)
             # The seed depends on the number of the trial, not on the attempt: rejected proposals change no training.
             experiment = replace(experiment, seed=derived_seed(self.seed, len(self.trials), REPEATED_ASKS))
-            proposal = Proposal(self.finish(experiment), suggested(asked))
+            experiment, params = self.finish(experiment), suggested(asked)
             shape, classes = self.context.shape, self.context.classes
-            exceeded = exceeded_before(proposal.experiment, constraints, shape=shape, classes=classes)
+            exceeded = exceeded_before(experiment, constraints, shape=shape, classes=classes)
+            last = experiment
             if exceeded:
-                params = proposal.params
                 self._infeasible.append(Infeasible(params.values, params.distributions, exceeded))
                 continue
-            repeats += 1
+            repeats, name = repeats + 1, _hash_of(experiment)
             # Points of a grid may share an architecture, and are tried all the same; without one, a proposal is new.
-            if self.points or proposal.architecture_hash not in known or repeats == REPEATED_ASKS:
-                return replace(proposal, params=replace(proposal.params, infeasible=tuple(self._infeasible)))
-        assert proposal is not None, "an arm whose search is exhausted is not asked again"
-        return self._exhausted(proposal)
+            if self.points or not self.trials.same(name) or repeats == REPEATED_ASKS:
+                return Proposal(experiment, replace(params, infeasible=tuple(self._infeasible)), name)
+        assert last is not None, "an arm whose search is exhausted is not asked again"
+        return self._exhausted(last)
 
     def _ask(self, attempt: int) -> Asked | None:
         """Return an Optuna trial that suggests parameters, or None if the grid has no point left."""
         if self.points:
             # Infeasible points of earlier trials count as tried: each point is proposed once, whatever became of it.
-            place = tried(self.trials) + len(self._infeasible)
+            place = self.trials.tried + len(self._infeasible)
             order = shuffled(len(self.points), self.seed)
             return fixed(self.points[order[place]]) if place < len(order) else None
         searcher = self.arm.searcher if attempt < _PATIENCE[self.arm.searcher] else "random"
         seed = derived_seed(self.seed, len(self.trials), attempt)
-        return ask(searcher, self.trials, seed, rules=self.arm.rules, infeasible=self._infeasible)
+        return ask(searcher, self.trials.history, seed, infeasible=self._infeasible)
 
-    def _exhausted(self, last: Proposal) -> Proposal:
+    def _exhausted(self, last: Experiment) -> Proposal:
         # The ratios of all exceeded limits, summed: which of them is in the way is for the user to decide.
         nearest = min(
             self._infeasible, key=lambda proposal: sum(value / limit for value, limit in proposal.exceeded.values())
@@ -111,12 +108,12 @@ class ProposalSearch:
             f"no network within the constraints among {len(self._infeasible)} proposals; the nearest: "
             f"{describe_exceeded(nearest.exceeded)}"
         )
-        return replace(last, params=Params(infeasible=tuple(self._infeasible), search_exhausted=reason))
+        params = Params(infeasible=tuple(self._infeasible), search_exhausted=reason)
+        return Proposal(last, params, _hash_of(last))
 
 
-def tried(trials: Sequence[Trial]) -> int:
-    """Return how many points of a grid have been proposed, infeasible ones included."""
-    return sum(len(trial.infeasible) + (trial.search_exhausted is None) for trial in trials)
+def _hash_of(experiment: Experiment) -> str | None:
+    return experiment.architecture.hash if experiment.architecture else None
 
 
 def shuffled(count: int, seed: int) -> list[int]:

@@ -1,12 +1,11 @@
 """Which trial comes next: the scheduler of the arms of a study.
 
-It keeps no state that the store could not give back: a search is rebuilt in memory from the trials so far each time it
-is asked, with a sampler seed derived from the number of the trial. So an interrupted search proposes exactly what an
-uninterrupted one would have proposed.
+It keeps no state that the store could not give back: counts follow from the trials so far, and a sampler is made anew
+each time it is asked, with a seed derived from the number of the trial. So an interrupted search proposes exactly what
+an uninterrupted one would have proposed.
 """
 
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -14,11 +13,10 @@ from typing import Literal
 from nas_blockout.experiment import Experiment, matched
 from nas_blockout.training import sample_passes
 from search_spaces import SPACES, Context, Point, Space, compose, grid
-from services.budget.limits import FAILURES_IN_A_ROW, trials_left
-from services.search.asha import reason_to_stop
-from services.search.constraints import could_win
-from services.search.proposals import ProposalSearch, tried
-from services.search.selection import select
+from services.budget.limits import trials_left
+from services.budget.tally import Tally
+from services.search.arm_trials import ArmTrials
+from services.search.proposals import ProposalSearch
 from services.study_config.resolved_study import Arm, Study
 from services.trial_record import RETRAIN, SEARCH, Trial, TrialKey
 
@@ -41,7 +39,9 @@ class Scheduler:
         self.shape = shape
         self.classes = classes
         self.images = images
-        self._trials: dict[tuple[str, str], dict[int, Trial]] = defaultdict(dict)
+        self._trials = {
+            (name, phase): ArmTrials(arm.rules) for name, arm in study.arms.items() for phase in (SEARCH, RETRAIN)
+        }
         self._spaces: dict[str, Space] = {
             name: compose([SPACES[space] for space in arm.spaces]) for name, arm in study.arms.items()
         }
@@ -51,7 +51,7 @@ class Scheduler:
 
     def update(self, trial: Trial) -> None:
         """Replace a trial by its new state."""
-        self._trials[trial.arm, trial.phase][trial.number] = trial
+        self._trials[trial.arm, trial.phase].update(trial)
 
     def trial(self, key: TrialKey) -> Trial:
         """Return a trial by arm, phase and number."""
@@ -59,13 +59,17 @@ class Scheduler:
         return self._trials[arm, phase][number]
 
     def of(self, arm: str, phase: str) -> list[Trial]:
-        """Return the trials of an arm and phase in the order of their numbers."""
-        return [trial for _, trial in sorted(self._trials[arm, phase].items())]
+        """Return the trials of an arm and phase in the order of their numbers; takes time in proportion to them."""
+        return self._trials[arm, phase].in_order()
+
+    def tally(self, arm: str, phase: str) -> Tally:
+        """Return the counts of the trials of an arm and phase."""
+        return self._trials[arm, phase].tally
 
     @property
     def finished(self) -> bool:
         """Whether every trial has ended and no arm will propose another."""
-        if any(not trial.ended for trials in self._trials.values() for trial in trials.values()):
+        if not all(trials.tally.all_ended for trials in self._trials.values()):
             return False
         # Nothing runs, so that an arm which waits for another one now either can go on or never will.
         return not any(self._can_search(arm) or self._awaits_retraining(arm) for arm in self.study.arms.values())
@@ -85,9 +89,7 @@ class Scheduler:
         It has the best validation accuracy (of equals the first), or the least of the study's ``selection`` among those
         that are almost as accurate.
         """
-        rules = self.study.arms[arm].rules
-        candidates = [trial for trial in self.of(arm, SEARCH) if could_win(trial, rules.constraints)]
-        return select(candidates, rules.selection)
+        return self._trials[arm, SEARCH].winner
 
     def reason_to_stop(self, trial: Trial, *, since: int) -> tuple[int, str] | None:
         """Return the rung at which a trial is to be stopped early and why, or None if it trains on.
@@ -96,10 +98,8 @@ class Scheduler:
             trial: The trial, with its curve so far.
             since: Number of epochs that were recorded before the latest report.
         """
-        pruner = self.study.arms[trial.arm].rules.pruner
-        if pruner is None or trial.phase != SEARCH:
-            return None
-        return reason_to_stop(trial, self.of(trial.arm, SEARCH), pruner, since=since)
+        rungs = self._trials[trial.arm, SEARCH].rungs
+        return rungs.reason_to_stop(trial, since=since) if rungs is not None and trial.phase == SEARCH else None
 
     def cost(self, experiment: Experiment) -> int:
         """Return the sample passes of one full training."""
@@ -109,7 +109,7 @@ class Scheduler:
         """Return how many more full search trials the arm's budget pays for."""
         left = trials_left(
             self.study.config.budget,
-            self.of(arm.name, SEARCH),
+            self.tally(arm.name, SEARCH),
             cost=self.cost(arm.experiment),
             retrainings=len(self.study.config.retrain.seeds),
         )
@@ -121,34 +121,27 @@ class Scheduler:
         awaited = {arm.match for arm in self.study.arms.values()}
 
         def spent(arm: Arm) -> int:
-            trials = [*self.of(arm.name, SEARCH), *self.of(arm.name, RETRAIN)]
-            return sum(trial.charged_passes for trial in trials)
+            return sum(self.tally(arm.name, phase).charged_passes for phase in (SEARCH, RETRAIN))
 
         return sorted(self.study.arms.values(), key=lambda arm: (arm.name not in awaited, spent(arm)))
 
     def _can_search(self, arm: Arm) -> bool:
         # One that waits, as after an interruption, is started before another is proposed.
-        if any(trial.state == "queued" for trial in self.of(arm.name, SEARCH)):
+        if self.tally(arm.name, SEARCH).states["queued"]:
             return False
         return self.searches_left(arm) > 0 and not self._is_exhausted(arm) and not self._is_orphaned(arm)
 
     def _is_exhausted(self, arm: Arm) -> bool:
         """Whether only failures came, no network within the constraints was found, or the grid has no point left."""
-        trials = self.of(arm.name, SEARCH)
-        latest = [trial.state for trial in trials][-FAILURES_IN_A_ROW:]
-        if len(latest) == FAILURES_IN_A_ROW and set(latest) == {"failed"}:
-            return True
-        if arm.searcher == "grid" and tried(trials) >= len(self._points(arm)):
-            return True
-        return any(trial.search_exhausted for trial in trials)
+        trials = self._trials[arm.name, SEARCH]
+        return trials.exhausted or (arm.searcher == "grid" and trials.tried >= len(self._points(arm)))
 
     def _is_orphaned(self, arm: Arm) -> bool:
         """Whether the arm whose cost must be matched ended without a winner."""
         return arm.match is not None and self._search_ended(arm.match) and self.winner(arm.match) is None
 
     def _search_ended(self, name: str) -> bool:
-        running = any(not trial.ended for trial in self.of(name, SEARCH))
-        return not running and not self._can_search(self.study.arms[name])
+        return self.tally(name, SEARCH).all_ended and not self._can_search(self.study.arms[name])
 
     def _target(self, arm: Arm, seed: int | None) -> int | Literal[False] | None:
         """Return the MACs to match, None if there is nothing to match, or False while they are not known yet.
@@ -205,7 +198,7 @@ class Scheduler:
         return Trial(
             arm.name,
             RETRAIN,
-            number=len(self.of(arm.name, RETRAIN)),
+            number=len(self._trials[arm.name, RETRAIN]),
             seed=seed,
             state="queued",
             planned=self.cost(experiment),
@@ -215,7 +208,7 @@ class Scheduler:
 
     def _propose(self, arm: Arm, target: int | None) -> Trial:
         began = time.perf_counter()
-        trials = self.of(arm.name, SEARCH)
+        trials = self._trials[arm.name, SEARCH]
         proposal = ProposalSearch(
             arm,
             self._spaces[arm.name],
@@ -226,7 +219,7 @@ class Scheduler:
             points=self._points(arm),
         ).propose()
         name = proposal.architecture_hash
-        return Trial(
+        trial = Trial(
             arm.name,
             SEARCH,
             number=len(trials),
@@ -236,9 +229,10 @@ class Scheduler:
             experiment=proposal.experiment.to_json(),
             params=proposal.params.to_json(),
             architecture_hash=name,
-            replicate_of=next((t.number for t in trials if name and t.architecture_hash == name), None),
+            replicate_of=next(iter(trials.same(name)), None),
             suggest_seconds=time.perf_counter() - began,
         )
+        return trial.known_as(proposal.experiment)
 
     def _points(self, arm: Arm) -> Sequence[Point]:
         """Return the grid of an arm, nothing for one that is not searched on a grid."""

@@ -55,6 +55,7 @@ class Database:
         self.url = masked(url.render_as_string(hide_password=False))
         self._parsed = url
         self._is_server = url.get_backend_name() == "postgresql"
+        self._insertions: dict[tuple[Table, str | None], Any] = {}
         self._retry_seconds = 0.0  # while opening: a wrong URL is to fail at once
         self._engine = _engine(url, lock_seconds=lock_seconds)
         self._writer = self._engine.execution_options(nas_blockout_writes=True)  # the same pool; see `_begin_sqlite`
@@ -115,6 +116,19 @@ class Database:
     def insert(self, table: Table) -> Any:
         """Return an ``INSERT`` with ``on_conflict_do_nothing`` and ``on_conflict_do_update``, unlike generic SQL."""
         return (postgresql if self._is_server else sqlite).insert(table)
+
+    def insert_new(self, table: Table, *, returning: sa.Column[Any] | None = None) -> Any:
+        """Return an ``INSERT`` of parameters that leaves rows which are there as they are; made once for each table.
+
+        Args:
+            table: The table.
+            returning: A column that is returned of a row that was not there.
+        """
+        key = table, None if returning is None else returning.name
+        if key not in self._insertions:
+            insertion = self.insert(table).on_conflict_do_nothing()
+            self._insertions[key] = insertion if returning is None else insertion.returning(returning)
+        return self._insertions[key]
 
     def now(self, connection: Connection) -> datetime:
         """Return the time of the clock that all processes share: the server's, or, with SQLite, this machine's."""

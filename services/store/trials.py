@@ -3,7 +3,7 @@
 import difflib
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,8 +32,65 @@ from services.store.records import (
 )
 from services.trial_record import TERMINAL, Trial
 
+PAGE = 1000  # trials that are read at a time
 _NAMES_COMPARED = 500  # for a suggestion; comparing with all names of a large store would take seconds
 _EPOCH_COLUMNS = ("epoch", "stage", "sample_passes", "seconds")
+
+
+def _select_trials() -> sa.Select[Any]:
+    names = (tables.studies.c.name.label("study"), tables.arms.c.name.label("arm"))
+    columns = (column for column in tables.trials.c if column.name != "arm_id")
+    return sa.select(*names, *columns).join_from(tables.trials, tables.arms).join(tables.studies)
+
+
+def _changing(table: sa.Table, *columns: str) -> sa.Update:
+    """Return an ``UPDATE`` whose new values are parameters with a ``new_`` before the name of their column."""
+    return sa.update(table).values({name: sa.bindparam(f"new_{name}", type_=table.c[name].type) for name in columns})
+
+
+def _higher(column: sa.Column[Any]) -> sa.Case[Any]:
+    new = sa.bindparam(f"new_{column.name}", type_=column.type)
+    return sa.case((column < new, new), else_=column)
+
+
+# What happens at every trial and report is written once: building a statement takes longer than running it.
+_OF_TRIAL, _OF_ATTEMPTS = tables.trials.c, tables.attempts.c
+_THIS = _OF_TRIAL.id == sa.bindparam("trial")
+_ITS_ATTEMPTS = _OF_ATTEMPTS.trial_id == sa.bindparam("trial")
+_TRIAL = _select_trials().where(_THIS)
+_TRIAL_BY_KEY = _select_trials().where(
+    _OF_TRIAL.arm_id == sa.bindparam("of_arm"),
+    _OF_TRIAL.phase == sa.bindparam("of_phase"),
+    _OF_TRIAL.number == sa.bindparam("of_number"),
+)
+_LOCK_TRIAL = sa.select(_OF_TRIAL.state, _OF_TRIAL.started_at).where(_THIS).with_for_update()
+_START_TRIAL = _changing(tables.trials, "state", "started_at").where(_THIS)
+_END_TRIAL = _changing(tables.trials, "state", "score", "result", "reason", "finished_at").where(_THIS)
+# Epochs are reported again after a resumption from a checkpoint, with lower totals; what was spent stays spent.
+_USE_MORE = (
+    sa.update(tables.trials)
+    .where(_THIS, _OF_TRIAL.state == "running")
+    .values(sample_passes=_higher(_OF_TRIAL.sample_passes), seconds=_higher(_OF_TRIAL.seconds))
+)
+_ATTEMPTS_SO_FAR = sa.select(
+    sa.func.max(_OF_ATTEMPTS.number), sa.func.sum(sa.case((_OF_ATTEMPTS.state == "running", 1), else_=0))
+).where(_ITS_ATTEMPTS)
+_INSERT_ATTEMPT = sa.insert(tables.attempts)
+_END_ATTEMPTS = _changing(tables.attempts, "state", "finished_at", "error").where(
+    _ITS_ATTEMPTS, _OF_ATTEMPTS.state == "running"
+)
+_NAME_WORKER = (
+    sa.update(tables.attempts)
+    .where(_ITS_ATTEMPTS, _OF_ATTEMPTS.state == "running", _OF_ATTEMPTS.worker == "")
+    .values(worker=sa.bindparam("new_worker"))
+)
+_ARMS = (
+    sa.select(tables.studies.c.state, tables.arms.c.name, tables.arms.c.id)
+    .join_from(tables.studies, tables.arms)
+    .where(tables.studies.c.name == sa.bindparam("study"))
+    .order_by(tables.arms.c.position)
+)
+_STUDY_ID = sa.select(tables.studies.c.id).where(tables.studies.c.name == sa.bindparam("name"))
 
 
 class Trials:
@@ -56,6 +113,7 @@ class Trials:
         architecture_hash: str | None = None,
         replicate_of: int | None = None,
         suggest_seconds: float = 0.0,
+        starts: bool = False,
     ) -> Trial:
         """Add a queued trial, or return the one of the same arm, phase and number.
 
@@ -72,6 +130,7 @@ class Trials:
             architecture_hash: Its canonical hash; without `architecture`, the hash of one in the store.
             replicate_of: Number of the search trial of the arm whose architecture this retraining repeats.
             suggest_seconds: Time that the search took to suggest it, in seconds.
+            starts: Whether its first attempt starts with it; one that is there already stays as it is.
 
         Raises:
             ValueError: A value is out of range.
@@ -94,14 +153,16 @@ class Trials:
             if architecture is not None and architecture_hash is not None:
                 insert_architecture(self._database, connection, architecture_hash, architecture)
             # The call may be repeated, as when the answer to a commit was lost: the row that is there stays.
-            connection.execute(
-                self._database.insert(tables.trials)
-                .values(**values, arm_id=arm_id, state="queued", sample_passes=0, seconds=0.0, created_at=_now())
-                .on_conflict_do_nothing()
-            )
-            columns = tables.trials.c
-            same = (columns.arm_id == arm_id) & (columns.phase == phase) & (columns.number == number)
-            row = _trial_row(connection.execute(_select_trials().where(same)).mappings().one())
+            now = _now()
+            new = {"arm_id": arm_id, "state": "running" if starts else "queued", "sample_passes": 0, "seconds": 0.0}
+            times = {"created_at": now, "started_at": now if starts else None}
+            insertion = self._database.insert_new(tables.trials, returning=tables.trials.c.id)
+            added = connection.scalars(insertion, {**values, **new, **times}).one_or_none()
+            same = {"of_arm": arm_id, "of_phase": phase, "of_number": number}
+            row = _trial_row(connection.execute(_TRIAL_BY_KEY, same).mappings().one())
+            if starts and added is not None:
+                first = {"trial_id": row.id, "number": 0, "state": "running", "worker": "", "started_at": now}
+                connection.execute(_INSERT_ATTEMPT, first)
         # Its number is what identifies a trial. Another experiment under it would mean that the search did not resume
         # as it had begun, and that results of two different searches would be mixed.
         if (row.seed, row.experiment) != (seed, values["experiment"]):
@@ -114,25 +175,54 @@ class Trials:
     def trial(self, trial: int) -> Trial:
         """Return a trial by ID."""
         with self._database.reading() as connection:
-            row = connection.execute(_select_trials().where(tables.trials.c.id == trial)).mappings().one_or_none()
+            row = connection.execute(_TRIAL, {"trial": trial}).mappings().one_or_none()
         if row is None:
             raise NotFound(f"there is no trial {trial} in the store")
         return _trial_row(row)
 
-    def trials(
-        self, study: str, *, arm: str | None = None, phase: str | None = None, state: str | None = None
+    def trials(  # one keyword a condition
+        self,
+        study: str,
+        *,
+        arm: str | None = None,
+        phase: str | None = None,
+        state: str | None = None,
+        after: int = -1,
+        limit: int | None = None,
     ) -> tuple[Trial, ...]:
-        """Return the trials of a study, or those of an arm, phase or state, in the order in which they were added."""
-        query = _select_trials().order_by(tables.trials.c.id)
+        """Return the trials of a study, or those of an arm, phase or state, in the order in which they were added.
+
+        Args:
+            study: Name of the study.
+            arm: Name of an arm.
+            phase: ``search`` or ``retrain``.
+            state: State of a trial.
+            after: ID of a trial: those that were added after it.
+            limit: How many at most.
+        """
+        columns = tables.trials.c
+        wanted = [columns.id > after]
         if arm is not None:
-            query = query.where(tables.arms.c.name == arm)
+            wanted.append(tables.arms.c.name == arm)
         if phase is not None:
-            query = query.where(tables.trials.c.phase == one_of("phase", phase, PHASES))
+            wanted.append(columns.phase == one_of("phase", phase, PHASES))
         if state is not None:
-            query = query.where(tables.trials.c.state == one_of("state of a trial", state, TRIAL_STATES))
+            wanted.append(columns.state == one_of("state of a trial", state, TRIAL_STATES))
         with self._database.reading() as connection:
-            query = query.where(tables.arms.c.study_id == study_id(connection, study))
+            wanted.append(tables.arms.c.study_id == study_id(connection, study))
+            query = _select_trials().where(*wanted)
+            if limit is not None:  # chosen by ID alone: whole rows of a long study are not to be sorted for one page
+                ids = sa.select(columns.id).join_from(tables.trials, tables.arms).where(*wanted)
+                query = _select_trials().where(columns.id.in_(ids.order_by(columns.id).limit(limit).scalar_subquery()))
+            query = query.order_by(columns.id)
             return tuple(_trial_row(row) for row in connection.execute(query).mappings())
+
+    def each_trial(self, study: str) -> Iterator[Trial]:
+        """Yield the trials of a study in the order in which they were added, without having them all in memory."""
+        after = -1
+        while page := self.trials(study, after=after, limit=PAGE):
+            yield from page
+            after = page[-1].id
 
     def start_attempt(self, trial: int, *, worker: str = "") -> AttemptRow:
         """Start an attempt at a trial, which sets it running; an earlier attempt that still ran is lost.
@@ -144,20 +234,20 @@ class Trials:
         Raises:
             StateError: The trial has ended.
         """
-        attempts, now = tables.attempts.c, _now()
+        now = _now()
         with self._database.writing() as connection:
             row = _trial_for_update(connection, trial)
             if row["state"] in TERMINAL:
                 raise _ended(trial, row["state"], "running")
-            _end_attempts(connection, attempts.trial_id == trial, "lost", now)
             # The lock on the trial makes this safe: two attempts cannot get the same number.
-            last = connection.scalars(sa.select(sa.func.max(attempts.number)).where(attempts.trial_id == trial)).one()
+            last, running = connection.execute(_ATTEMPTS_SO_FAR, {"trial": trial}).one()
+            if running:
+                connection.execute(_END_ATTEMPTS, _attempts_end(trial, "lost", now))
             attempt = AttemptRow(trial, 0 if last is None else last + 1, "running", storable(worker), now, None, None)
             values = {"trial_id": trial, "number": attempt.number, "state": attempt.state, "worker": attempt.worker}
-            connection.execute(sa.insert(tables.attempts).values(**values, started_at=now))
-            _change_trial(
-                connection, trial, state="running", started_at=row["started_at"] or now
-            )  # of the first attempt
+            connection.execute(_INSERT_ATTEMPT, {**values, "started_at": now})
+            started = row["started_at"] or now  # of the first attempt
+            connection.execute(_START_TRIAL, {"trial": trial, "new_state": "running", "new_started_at": started})
         return attempt
 
     def attempts(self, trial: int) -> tuple[AttemptRow, ...]:
@@ -186,22 +276,15 @@ class Trials:
         rows = [_epoch_values(trial, record) for record in records]
         if not rows:
             return
-        columns = tables.trials.c
-        passes, seconds = (max(row[name] for row in rows) for name in ("sample_passes", "seconds"))
-        # Epochs are reported again after a resumption from a checkpoint, with lower totals; what was spent stays spent.
-        changes = {
-            "sample_passes": _higher(columns.sample_passes, passes),
-            "seconds": _higher(columns.seconds, seconds),
-        }
-        change = sa.update(tables.trials).where(columns.id == trial, columns.state == "running").values(**changes)
+        used = {f"new_{name}": max(row[name] for row in rows) for name in ("sample_passes", "seconds")}
         with self._database.writing() as connection:
             # The condition on the state is part of the update: one statement for what happens at every epoch.
-            if connection.execute(change).rowcount == 0:
+            if connection.execute(_USE_MORE, {"trial": trial, **used}).rowcount == 0:
                 state = _trial_for_update(connection, trial)["state"]
                 raise StateError(f"trial {trial} is {state!r}: epochs can be recorded only while it is 'running'")
-            connection.execute(self._database.insert(tables.epochs).on_conflict_do_nothing(), rows)
-            if worker:
-                _name_worker(connection, trial, worker)
+            connection.execute(self._database.insert_new(tables.epochs), rows)
+            if worker:  # an attempt begins when the trial is dispatched; which worker gets it is known from now on
+                connection.execute(_NAME_WORKER, {"trial": trial, "new_worker": storable(worker)})
 
     def epochs(self, trial: int, *, after: int = -1) -> tuple[EpochRow, ...]:
         """Return the epochs of a trial in order, all or those after a given one."""
@@ -219,8 +302,8 @@ class Trials:
         score: float | None = None,
         result: Json | None = None,
         reason: str | None = None,
-    ) -> None:
-        """Set the terminal state of a trial and its attempt; does nothing if it is in that state already.
+    ) -> Trial:
+        """Set the terminal state of a trial and its attempt, unless it is in that state already; return the trial.
 
         Args:
             trial: ID of the trial.
@@ -237,16 +320,19 @@ class Trials:
         now, text = _now(), storable(reason) if reason else None
         with self._database.writing() as connection:
             before = _trial_for_update(connection, trial)["state"]
-            if before == state:  # reported twice, as after a connection that broke at the end of the transaction
-                return
-            if before in TERMINAL or (before == "queued" and state == "complete"):
-                raise _ended(trial, before, state)
-            document = replace_non_finite(result) if result is not None else None
-            if document and document.get("architecture") and document.get("architecture_hash"):
-                insert_architecture(self._database, connection, document["architecture_hash"], document["architecture"])
-            _change_trial(connection, trial, state=state, score=score, result=document, reason=text, finished_at=now)
-            ended = "failed" if state == "failed" else "complete"  # a pruned trial is a complete attempt
-            _end_attempts(connection, tables.attempts.c.trial_id == trial, ended, now, error=text)
+            if before != state:  # else reported twice, as after a connection that broke at the end of the transaction
+                if before in TERMINAL or (before == "queued" and state == "complete"):
+                    raise _ended(trial, before, state)
+                document = replace_non_finite(result) if result is not None else None
+                if document and document.get("architecture") and document.get("architecture_hash"):
+                    insert_architecture(
+                        self._database, connection, document["architecture_hash"], document["architecture"]
+                    )
+                end = {"state": state, "score": score, "result": document, "reason": text, "finished_at": now}
+                connection.execute(_END_TRIAL, {"trial": trial, **{f"new_{key}": end[key] for key in end}})
+                ended = "failed" if state == "failed" else "complete"  # a pruned trial is a complete attempt
+                connection.execute(_END_ATTEMPTS, _attempts_end(trial, ended, now, error=text))
+            return _trial_row(connection.execute(_TRIAL, {"trial": trial}).mappings().one())
 
     def requeue_running(self, study: str) -> tuple[int, ...]:
         """Queue trials again that a dead driver left running, their attempts being lost; return their IDs."""
@@ -265,8 +351,7 @@ def study_id(connection: Connection, name: str) -> int:
     Raises:
         NotFound: There is no study of that name; the message suggests a similar one.
     """
-    query = sa.select(tables.studies.c.id).where(tables.studies.c.name == name)
-    study: int | None = connection.scalars(query).one_or_none()
+    study: int | None = connection.scalars(_STUDY_ID, {"name": name}).one_or_none()
     if study is None:
         raise no_study(connection, name)
     return study
@@ -297,14 +382,15 @@ def requeue(connection: Connection, study: int) -> tuple[int, ...]:
     query = sa.update(tables.trials).where(running).values(state="queued").returning(tables.trials.c.id)
     trials = tuple(sorted(connection.scalars(query)))
     if trials:
-        _end_attempts(connection, tables.attempts.c.trial_id.in_(trials), "lost", _now())
+        now = _now()
+        connection.execute(_END_ATTEMPTS, [_attempts_end(trial, "lost", now) for trial in trials])
     return trials
 
 
 def insert_architecture(database: Database, connection: Connection, name: str, document: Json) -> None:
     """Store an architecture under its hash, unless that hash is there."""
     values = {"hash": name, "document": require_finite("an architecture", document)}
-    connection.execute(database.insert(tables.architectures).values(**values).on_conflict_do_nothing())
+    connection.execute(database.insert_new(tables.architectures), values)
 
 
 def _now() -> datetime:
@@ -313,9 +399,7 @@ def _now() -> datetime:
 
 def _open_arm(connection: Connection, study: str, arm: str) -> int:
     """Return the ID of an arm of a study that has not ended."""
-    studies, arms = tables.studies.c, tables.arms.c
-    query = sa.select(studies.state, arms.name, arms.id).join_from(tables.studies, tables.arms)
-    rows = connection.execute(query.where(studies.name == study).order_by(arms.position)).all()
+    rows = connection.execute(_ARMS, {"study": study}).all()
     if not rows:
         raise no_study(connection, study)
     known = {row.name: row.id for row in rows}
@@ -326,41 +410,20 @@ def _open_arm(connection: Connection, study: str, arm: str) -> int:
     return int(known[arm])
 
 
-def _select_trials() -> sa.Select[Any]:
-    names = (tables.studies.c.name.label("study"), tables.arms.c.name.label("arm"))
-    columns = (column for column in tables.trials.c if column.name != "arm_id")
-    return sa.select(*names, *columns).join_from(tables.trials, tables.arms).join(tables.studies)
-
-
 def _trial_row(row: RowMapping) -> Trial:
     return Trial(**row)
 
 
 def _trial_for_update(connection: Connection, trial: int) -> RowMapping:
-    columns = tables.trials.c
-    query = sa.select(columns.state, columns.started_at).where(columns.id == trial).with_for_update()
-    row = connection.execute(query).mappings().one_or_none()
+    row = connection.execute(_LOCK_TRIAL, {"trial": trial}).mappings().one_or_none()
     if row is None:
         raise NotFound(f"there is no trial {trial} in the store")
     return row
 
 
-def _change_trial(connection: Connection, trial: int, **values: Any) -> None:
-    connection.execute(sa.update(tables.trials).where(tables.trials.c.id == trial).values(**values))
-
-
-def _end_attempts(
-    connection: Connection, which: sa.ColumnElement[bool], state: str, now: datetime, *, error: str | None = None
-) -> None:
-    change = sa.update(tables.attempts).where(which, tables.attempts.c.state == "running")
-    connection.execute(change.values(state=state, finished_at=now, error=error))
-
-
-def _name_worker(connection: Connection, trial: int, worker: str) -> None:
-    columns = tables.attempts.c
-    # An attempt begins when the trial is dispatched; which worker gets it is known with its first report.
-    unnamed = (columns.trial_id == trial) & (columns.state == "running") & (columns.worker == "")
-    connection.execute(sa.update(tables.attempts).where(unnamed).values(worker=storable(worker)))
+def _attempts_end(trial: int, state: str, now: datetime, *, error: str | None = None) -> dict[str, Any]:
+    """Return the parameters of `_END_ATTEMPTS`."""
+    return {"trial": trial, "new_state": state, "new_finished_at": now, "new_error": error}
 
 
 def _epoch_values(trial: int, record: Json) -> dict[str, Any]:
@@ -376,10 +439,6 @@ def _epoch_values(trial: int, record: Json) -> dict[str, Any]:
         "seconds": non_negative("seconds", record["seconds"]),
         "metrics": replace_non_finite({key: value for key, value in record.items() if key not in _EPOCH_COLUMNS}),
     }
-
-
-def _higher(column: sa.Column[Any], value: float) -> sa.Case[Any]:
-    return sa.case((column < value, value), else_=column)
 
 
 def _check_end(trial: int, state: str, score: float | None, reason: str | None) -> None:

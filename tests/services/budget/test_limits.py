@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from nas_blockout.training import TrainingSettings, sample_passes
 from services.budget.limits import RETRAINING_MARGIN, ended_by, limits, shares, trials_left
+from services.budget.tally import Tally
 from services.search.scheduler import Scheduler
 from services.study_config.errors import StudyError
 from services.study_config.resolution import resolve_document
@@ -28,7 +29,7 @@ def trials_of(count: int, *, seconds: float = 2.0, running: int = 0) -> list[Tri
 
 
 def left(budget: Budget, search: list[Trial], *, retrainings: int = 2) -> dict[str, int]:
-    return dict(trials_left(budget, search, cost=COST, retrainings=retrainings))
+    return dict(trials_left(budget, Tally.of(search), cost=COST, retrainings=retrainings))
 
 
 def test_each_limit_pays_for_its_own_number_of_trials() -> None:

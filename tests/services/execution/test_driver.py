@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from errno import ENOSPC
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from services.store import Store
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial
+from tests.services.function_calls import calls
 
 EPOCHS, IMAGES = 9, 50
 ONE = sample_passes(TrainingSettings(EPOCHS), IMAGES)
@@ -247,3 +249,16 @@ def test_several_objectives_with_a_latency_reach_the_searcher(tmp_path: Path, sp
     for row in machine.trials:
         assert row.result is not None
         assert row.result["latency_ms"] > 0
+
+
+def test_progress_takes_as_many_steps_however_many_trials_there_were(tmp_path: Path, splits: Splits) -> None:
+    driver = Machine(tmp_path, study_of(random={"space": ["training"]}), splits).driver()
+    first = driver.scheduler.next()
+    assert first is not None
+    steps = []
+    for begin, end in ((0, 50), (50, 500)):
+        for number in range(begin, end):
+            driver.scheduler.update(replace(first, number=number, state="complete", score=number / 500))
+        assert driver.progress().arms[0].done == end
+        steps.append(calls(driver.progress))
+    assert steps[0] == steps[1]

@@ -98,6 +98,17 @@ def test_a_trial_that_is_not_there_is_refused(store):
     assert (store.attempts(41), store.epochs(41)) == ((), ())
 
 
+def test_a_trial_may_start_as_it_is_added_and_does_so_once(store, study, queue):
+    row = queue(starts=True, number=0)
+    assert (row.state, [each.number for each in store.attempts(row.id)]) == ("running", [0])
+    assert row.started_at == row.created_at
+    assert queue(starts=True, number=0) == row
+    assert len(store.attempts(row.id)) == 1
+    ended = store.finish_trial(row.id, "complete", score=0.5)
+    assert ended == store.trial(row.id)
+    assert queue(starts=True, number=0) == ended
+
+
 def test_trials_are_found_by_arm_phase_and_state(store, study, queue):
     rows = [queue(arm=arm, phase=phase) for arm, phase in product(["random", "blockout"], ["search", "retrain"])]
     store.start_attempt(rows[3].id)
@@ -107,6 +118,10 @@ def test_trials_are_found_by_arm_phase_and_state(store, study, queue):
     assert [row.id for row in store.trials(study, phase="search")] == ids[::2]
     assert [row.id for row in store.trials(study, state="running")] == ids[3:]
     assert store.trials(study, arm="random", state="running") == ()
+    assert [row.id for row in store.trials(study, after=ids[0], limit=2)] == ids[1:3]
+    assert [row.id for row in store.trials(study, arm="blockout", limit=1)] == ids[2:3]
+    assert [row.id for row in store.trials(study, after=ids[3])] == []
+    assert [row.id for row in store.each_trial(study)] == ids
     with pytest.raises(ValueError, match=r"state of a trial must be one of .* got 'done'"):
         store.trials(study, state="done")
 
