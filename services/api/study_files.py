@@ -2,12 +2,13 @@
 
 import csv
 import io
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
+from starlette.requests import Request
 from starlette.responses import Response
 
 from services.api.auth import Reader
@@ -20,6 +21,7 @@ from services.files.remote import place_of, reading
 from services.files.shared_place import shared_place
 from services.files.study_dir import Folder
 from services.store import ExportRow, NotFound, QueueRow
+from services.store.checked_values import MAX_INTEGER
 from services.trial_record import Trial
 
 # A report holds texts that users wrote, on the address at which others are logged in: nothing in it may run.
@@ -29,6 +31,7 @@ _KINDS = {
     ".md": "text/plain; charset=utf-8",
     ".yaml": "text/plain; charset=utf-8",
 }
+MAX_TRIALS = 1000  # in one answer
 _BINARY = "application/octet-stream"
 
 router = APIRouter(prefix="/v1/studies/{name}", tags=["results"])
@@ -66,21 +69,37 @@ def comparison(shared: Shared, caller: Reader, name: str) -> Response:
 
 @router.get(
     "/trials",
-    summary="Get all trials",
+    summary="Get the trials",
     response_class=Response,
-    responses=_described("text/csv", "One row per trial."),
+    responses=_described("text/csv", "One row per trial; with more trials, `Link` has the address of the next page."),
 )
-def trials(shared: Shared, caller: Reader, name: str) -> Response:
-    """All trials so far as CSV, also while the study is running."""
+def trials(
+    request: Request,
+    shared: Shared,
+    caller: Reader,
+    name: str,
+    limit: Annotated[int, Query(ge=1, le=MAX_TRIALS, description="Trials in the page.")] = MAX_TRIALS,
+    after: Annotated[
+        int, Query(ge=-1, le=MAX_INTEGER, description="Only trials after this one: the last `trial` of a page.")
+    ] = -1,
+) -> Response:
+    """Trials so far as CSV, in the order in which they were proposed, also while the study is running.
+
+    A page has the columns of its own trials.
+    """
     from services.finalize.trial_table import row_of
 
-    rows = [row_of(row) for row in _trials(shared, own(shared, caller, name))]
+    # One more than the page, which tells whether there is another.
+    found = _trials(shared, own(shared, caller, name), after=after, limit=limit + 1)
+    rows = [row_of(row) for row in found[:limit]]
     columns = list(dict.fromkeys(key for row in rows for key in row)) or ["trial"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _escaped(value) for key, value in row.items()} for row in rows)
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
+    if len(found) > limit:
+        headers["Link"] = f'<{request.url.path}?limit={limit}&after={found[limit - 1].id}>; rel="next"'
     return Response(text.getvalue(), media_type="text/csv", headers=headers)
 
 
@@ -95,8 +114,8 @@ def architectures(shared: Shared, caller: Reader, name: str) -> list[Architectur
             hash=row.result.get("architecture_hash"),
             architecture=row.result["architecture"],
         )
-        for row in _trials(shared, own(shared, caller, name))
-        if row.phase == "retrain" and row.state == "complete" and row.result and row.result.get("architecture")
+        for row in _trials(shared, own(shared, caller, name), phase="retrain", state="complete")
+        if row.result and row.result.get("architecture")
     ]
 
 
@@ -164,11 +183,12 @@ def newest_exports(shared: Service, row: QueueRow) -> list[ExportRow]:
     return list({export.arm: export for export in sorted(exports, key=lambda export: export.created_at)}.values())
 
 
-def _trials(shared: Service, row: QueueRow) -> Iterator[Trial]:
+def _trials(shared: Service, row: QueueRow, **which: Any) -> tuple[Trial, ...]:
+    """Return trials of a study, see `Store.trials`; none while no driver has begun it."""
     try:
-        yield from shared.store.trials(row.study)
+        return shared.store.trials(row.study, **which)
     except NotFound:
-        return
+        return ()
 
 
 def _located(shared: Service, row: QueueRow, path: Path, what: str) -> tuple[Path, ExitStack]:

@@ -1,6 +1,7 @@
 """``nas-blockout show``: the state of a study, its trials and their cost."""
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from services.store import QueueSummary, SpentRow, Store, StudyRow, StudySummary
     from services.trial_record import Trial
 
+TRIALS_LISTED = 1000
 _TRIAL_COLUMNS = (
     *("trial", "arm", "phase", "seed", "state", "validation", "test"),
     *("sample passes", "seconds", "reason"),
@@ -30,6 +32,9 @@ def show(
     study: Annotated[str, typer.Argument(help="Name of a study in the store, or folder of an exported model.")],
     as_json: JsonOption = False,
     failed: Annotated[bool, typer.Option("--failed", help="List only failed trials, with their reasons.")] = False,
+    limit: Annotated[
+        int, typer.Option(min=0, help="List at most so many trials, the latest ones; 0 lists all.")
+    ] = TRIALS_LISTED,
     figure: Annotated[
         Path | None, typer.Option(help="Draw the architecture of an exported model to this .svg or .png file.")
     ] = None,
@@ -53,18 +58,19 @@ def show(
         if waiting is not None and not store.has_study(study):
             print_json(waiting_json(waiting)) if as_json else print_line(_waiting_line(waiting))
             return
-        row, trials, costs = store.study(study), store.trials(study), store.spent(study)
+        row, costs = store.study(study), store.spent(study)
+        trials, listed, left_out = _read(store, study, failed=failed, limit=limit)
     by_arm = {arm: [trial for trial in trials if trial.arm == arm] for arm in row.arms}
     ends = _ends(row, by_arm)
     proposals = {arm: _proposal_counts(arm_trials) for arm, arm_trials in by_arm.items()}
     errors = corruption_errors_of(lazy.accounting.current(trials))
     memberships = memberships_of(lazy.accounting.current(trials))
-    listed = [trial for trial in trials if not failed or trial.state == "failed"]
     if as_json:
-        facts = {"cost": [_cost_json(cost) for cost in costs], "ended_by": ends, "proposed": proposals}
+        facts: dict[str, Any] = {"cost": [_cost_json(cost) for cost in costs], "ended_by": ends, "proposed": proposals}
         facts |= {"corruption_error": errors} if errors else {}
         facts |= {"waiting": waiting_json(waiting)} if waiting is not None else {}
         facts |= {"memberships": memberships} if memberships else {}
+        facts |= {"trials_left_out": left_out} if left_out else {}
         print_json({**study_json(row), **facts, "trials": [lazy.trial_table.row_of(trial) for trial in listed]})
         return
     state = "interrupted" if row.interrupted else row.state
@@ -72,6 +78,8 @@ def show(
     if waiting is not None:
         print_line(_waiting_line(waiting))
     print_table(table(_TRIAL_COLUMNS, map(_trial_cells, listed)))
+    if left_out:
+        print_line(f"{left_out:,} earlier trials are not listed: `--limit 0` lists all")
     print_table(table(_COST_COLUMNS, map(_cost_cells, costs), title="cost"))
     if errors:
         print_line(lazy.verdict.corruption_errors(errors))
@@ -80,6 +88,19 @@ def show(
     for arm, end in ends.items():
         status = f"search ended by {lazy.accounting.END_WORDS[end]}" if end else "search has not ended"
         print_line(f"{arm}: {status}{_proposal_text(proposals[arm])}")
+
+
+def _read(store: "Store", study: str, *, failed: bool, limit: int) -> "tuple[list[Trial], Sequence[Trial], int]":
+    """Return all trials of a study without what takes much memory, those to list, and how many are not listed."""
+    trials: list[Trial] = []
+    listed: deque[Trial] = deque(maxlen=limit or None)
+    count = 0
+    for trial in store.each_trial(study):
+        if not failed or trial.state == "failed":
+            listed.append(trial)
+            count += 1
+        trials.append(trial if trial.phase == "retrain" else trial.light())
+    return trials, listed, count - len(listed)
 
 
 def waiting_json(row: "QueueSummary") -> dict[str, Any]:

@@ -65,6 +65,17 @@ def test_trials_are_a_table_that_no_spreadsheet_runs(ann, finished):
     assert rows[1]["reason"] == "'=HYPERLINK(1)"
 
 
+def test_trials_come_in_pages_that_name_the_next(ann, finished):
+    first = ann.get("/v1/studies/tiny/trials?limit=1")
+    second = ann.get(first.links["next"]["url"])
+    rows = [row for page in (first, second) for row in csv.DictReader(io.StringIO(page.text))]
+    assert [row["arm"] for row in rows] == ["dense", "dropout"]
+    assert "link" not in second.headers
+    assert "link" not in ann.get("/v1/studies/tiny/trials").headers
+    for wrong in ("limit=0", "limit=1001", "after=x"):
+        assert ann.get(f"/v1/studies/tiny/trials?{wrong}").status_code == 422
+
+
 def test_architectures_are_those_of_retrained_models(ann, finished):
     assert ann.get("/v1/studies/tiny/architectures").json() == [
         {"arm": "dense", "trial": 1, "seed": 3, "hash": "cafe", "architecture": ARCHITECTURE}
