@@ -47,17 +47,25 @@ def fresh(path: Path, *, seconds: float) -> str | None:
     return None if age <= seconds else f"{path} was last touched {age:.0f} s ago, not within {seconds:.0f} s"
 
 
+def _token(variable: str) -> str | None:
+    """Return the token in an environment variable, or in the file that one with ``_FILE`` added names."""
+    path = os.environ.get(f"{variable}_FILE", "").strip()
+    return Path(path).read_text(encoding="utf-8").strip() if path else os.environ.get(variable)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one check; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -P -m services.healthcheck", description="Check the health of one service."
     )
     parser.add_argument("what", help="URL, or path of a file, in which {host} is replaced by this machine's name")
-    parser.add_argument("--token", metavar="VARIABLE", help="environment variable that holds the bearer token to send")
+    parser.add_argument(
+        "--token", metavar="VARIABLE", help="environment variable with the bearer token to send, or, with _FILE added, the file that has it"
+    )
     parser.add_argument("--seconds", type=float, default=None, help="timeout of a URL, or maximum age of a file")
     options = parser.parse_args(arguments)
     if "://" in options.what:
-        token = os.environ.get(options.token) if options.token else None
+        token = _token(options.token) if options.token else None
         wrong = ask(options.what, token=token, seconds=options.seconds or SECONDS)
     else:
         path = Path(options.what.replace("{host}", os.uname().nodename))

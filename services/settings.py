@@ -11,12 +11,15 @@ from typing import Annotated, get_type_hints
 from urllib.parse import unquote
 
 from nas_blockout.serialization import near
+from services.secret_files import SecretFileError, with_files
 
 PREFIX = "NAS_BLOCKOUT_"
 MIN_TOKEN_CHARACTERS = 16
 MAX_WHOLE = 10**9
+MOST_DAYS = 36_500
 _MAX_DIGITS = 12
 _RUNNING_STUDIES, _TURN_MINUTES = 4, 10
+_DELETE_GRACE_DAYS, _AUDIT_DAYS = 7, 365
 _API_BODY_BYTES, _API_RATE, _API_OPEN_STUDIES = 262_144, 20, 20
 # A training of 200 million parameters needs about 3 GB for weights, gradients and momentum: half of a default worker.
 STUDY_LIMITS: Mapping[str, int] = MappingProxyType(
@@ -116,7 +119,7 @@ class Settings:
         str | None,
         Variable(
             "NAS_BLOCKOUT_API_TOKEN",
-            "Secret of the service: it signs the sessions of the page, and is itself a token of the owner `admin`; "
+            "Secret of the service: sessions of the page end with it, and it is itself a token of an administrator; "
             f"{MIN_TOKEN_CHARACTERS} characters or more.",
             "none: the API does not start",
         ),
@@ -189,6 +192,25 @@ class Settings:
             "no limit",
         ),
     ] = None
+    delete_grace_days: Annotated[
+        int,
+        Variable(
+            "NAS_BLOCKOUT_DELETE_GRACE_DAYS",
+            "Days for which a deleted study can be restored; then its files, rows and MLflow runs are deleted.",
+            "7",
+        ),
+    ] = _DELETE_GRACE_DAYS
+    retention_days: Annotated[
+        int | None,
+        Variable(
+            "NAS_BLOCKOUT_RETENTION_DAYS",
+            "Days after which a submitted study that has ended is deleted; the grace time follows.",
+            "studies are kept",
+        ),
+    ] = None
+    audit_days: Annotated[
+        int, Variable("NAS_BLOCKOUT_AUDIT_DAYS", "Days for which the audit log is kept.", "365")
+    ] = _AUDIT_DAYS
     factories: Annotated[
         tuple[str, ...],
         Variable(
@@ -232,10 +254,13 @@ class Settings:
             environment: Variables by name; those of the process if omitted.
 
         Raises:
-            SettingsError: A variable is invalid or unknown.
+            SettingsError: A variable is invalid or unknown, or the file that holds its value cannot be read.
         """
-        values = os.environ if environment is None else environment
         known = {variable.name for variable in variables()}
+        try:
+            values = with_files(os.environ if environment is None else environment, sorted(known))
+        except SecretFileError as error:
+            raise SettingsError(str(error)) from None
         for name in sorted(values):
             if name.startswith(PREFIX) and name not in known:
                 raise SettingsError(f"{name}: unknown variable; {near(name, known)}")
@@ -259,6 +284,9 @@ class Settings:
             owner_trials=_limit(values, "OWNER_TRIALS"),
             owner_gpu_hours=_limit(values, "OWNER_GPU_HOURS"),
             owner_gigabytes=_limit(values, "OWNER_GIGABYTES"),
+            delete_grace_days=_whole(values, "DELETE_GRACE_DAYS", _DELETE_GRACE_DAYS, most=MOST_DAYS),
+            retention_days=_limit(values, "RETENTION_DAYS", most=MOST_DAYS),
+            audit_days=_whole(values, "AUDIT_DAYS", _AUDIT_DAYS, most=MOST_DAYS),
             factories=_factories(values.get(PREFIX + "FACTORIES", "")),
             weights=_folder(values, "WEIGHTS"),
             mlflow_url=_page(values, "MLFLOW_URL"),
@@ -346,18 +374,18 @@ def _artifacts(text: str) -> str | None:
     return url
 
 
-def _whole(values: Mapping[str, str], variable: str, default: int) -> int:
+def _whole(values: Mapping[str, str], variable: str, default: int, *, most: int = MAX_WHOLE) -> int:
     text = values.get(PREFIX + variable, "").strip()
     if not text:
         return default
     # Cut before it is converted: Python takes quadratic time for a number of many digits, and refuses 4,300 of them.
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:_MAX_DIGITS]) <= MAX_WHOLE:
-        raise SettingsError(f"{PREFIX}{variable} must be a whole number in [1, {MAX_WHOLE}], got {text[:40]!r}")
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:_MAX_DIGITS]) <= most:
+        raise SettingsError(f"{PREFIX}{variable} must be a whole number in [1, {most}], got {text[:40]!r}")
     return int(text)
 
 
-def _limit(values: Mapping[str, str], variable: str) -> int | None:
-    return _whole(values, variable, 1) if values.get(PREFIX + variable, "").strip() else None
+def _limit(values: Mapping[str, str], variable: str, *, most: int = MAX_WHOLE) -> int | None:
+    return _whole(values, variable, 1, most=most) if values.get(PREFIX + variable, "").strip() else None
 
 
 def _study_limits(text: str) -> tuple[tuple[str, int], ...]:

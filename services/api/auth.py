@@ -7,9 +7,9 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
-from services.api.caches.token_cache import Caller
+from services.api.caches.token_cache import Caller, Key
 from services.api.errors import RequestError
-from services.api.sessions import COOKIE, Session
+from services.api.sessions import COOKIE, SessionKey
 from services.api.state import Service, service_of
 
 SAFE = frozenset({"GET", "HEAD"})
@@ -72,7 +72,7 @@ def require_write(caller: Caller) -> None:
 
 async def _caller(service: Service, request: Request) -> Caller | None:
     """Return the caller of a request; for one that changes something, cached tokens are not trusted."""
-    key: str | int
+    key: Key
     header, safe = request.headers.get("authorization"), request.method in SAFE
     if header is not None:
         scheme, _, secret = header.partition(" ")
@@ -84,15 +84,14 @@ async def _caller(service: Service, request: Request) -> Caller | None:
         session = session_of(request) if safe else None
         if session is None:
             return None
-        key = session.token
+        key = session
     cached = service.callers.recent(key) if safe else None
     return cached if cached is not None else await run_in_threadpool(service.callers.ask, key)
 
 
-def session_of(request: Request) -> Session | None:
-    """Return the session of the web page that a request belongs to, or None."""
-    cookie = request.cookies.get(COOKIE)
-    return service_of(request).signer.read(cookie) if cookie else None
+def session_of(request: Request) -> SessionKey | None:
+    """Return the session of the web page that a request names, which may have ended, or None."""
+    return service_of(request).sessions.key(request.cookies.get(COOKIE, ""))
 
 
 def count(service: Service, client: tuple[str, str | int]) -> None:

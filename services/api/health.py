@@ -1,7 +1,6 @@
 """Liveness of the service, and readiness of what it needs: database, Ray and MLflow."""
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ import httpx
 from fastapi import APIRouter, Depends, Request, Response
 
 from services.api.schemas import Alive, Readiness
+from services.secret_files import secret
 from services.settings import Settings
 from services.store import Store
 
@@ -115,15 +115,15 @@ def _mlflow(settings: Settings) -> str:
 
 
 def _bearer() -> dict[str, str]:
-    """Return the header that MLflow's client would send, from its environment variable."""
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    """Return the header that MLflow's client would send, from its environment variable or a file."""
+    token = secret("MLFLOW_TRACKING_TOKEN")
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _password() -> tuple[str, str] | None:
-    """Return the user and password that MLflow's client would send, from its environment variables."""
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    return (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
+    """Return the user and password that MLflow's client would send, from its environment variables or files."""
+    user = secret("MLFLOW_TRACKING_USERNAME")
+    return (user, secret("MLFLOW_TRACKING_PASSWORD") or "") if user else None
 
 
 router = APIRouter(tags=["health"])

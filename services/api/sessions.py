@@ -1,65 +1,64 @@
-"""Sessions of the web page: a signed cookie that names a token, and a CSRF token for its forms."""
+"""Sessions of the web page: a random cookie, known to the store by a hash, and a CSRF token for the forms."""
 
 import hashlib
 import hmac
 import secrets
-import time
 from dataclasses import dataclass
+
+from services.store import Store
 
 COOKIE = "nas_blockout"
 SECONDS = 12 * 3600
-_VERSION = "1"  # of the cookie; another one is not read, so that its format can change
-_MAX_CHARACTERS = 300
+_COOKIE_BYTES = 32
+_MAX_CHARACTERS = 100  # more than twice what a cookie has; longer ones are not even hashed
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """A session of the web page.
+class SessionKey:
+    """What the store knows a session by; the cookie cannot be found from it."""
+
+    digest: str
+
+
+class Sessions:
+    """Opens and ends sessions, which the store keeps.
+
+    256 random bits need no signature. Hashes of cookies are keyed by the secret of the service, so that changing it
+    ends all sessions, as one expects of it.
 
     Args:
-        token: ID of the token with which it was opened; 0 is the secret of the service.
-        cookie: Value of its cookie.
+        store: Holds the sessions.
+        secret: Secret of the service.
     """
 
-    token: int
-    cookie: str
-
-
-class Signer:
-    """Signs and verifies with HMAC-SHA-256, by keys derived from one secret.
-
-    Args:
-        secret: Secret of the service; changing it ends all sessions.
-    """
-
-    def __init__(self, secret: str) -> None:
+    def __init__(self, store: Store, secret: str) -> None:
+        self._store = store
         self._session_key = _derived(secret, "session")
         self._form_key = _derived(secret, "form")
 
-    def open(self, token: int, *, now: float | None = None) -> Session:
-        """Return a new session of a token, which expires after 12 hours."""
-        ends = int((time.time() if now is None else now) + SECONDS)
-        text = f"{_VERSION}.{token}.{ends}.{secrets.token_hex(16)}"
-        return Session(token, f"{text}.{_mac(self._session_key, text)}")
+    def open(self, token: int) -> str:
+        """Open a session of a token, which expires after 12 hours; return its cookie."""
+        cookie = secrets.token_urlsafe(_COOKIE_BYTES)
+        self._store.open_session(_mac(self._session_key, cookie), token=token, seconds=SECONDS)
+        return cookie
 
-    def read(self, cookie: str, *, now: float | None = None) -> Session | None:
-        """Return the session of a cookie, or None if its signature is invalid or it has expired."""
-        text, _, mac = cookie.rpartition(".")
-        if len(cookie) > _MAX_CHARACTERS or not cookie.isascii():
+    def key(self, cookie: str) -> SessionKey | None:
+        """Return what the store would know a cookie by, or None for what cannot be one."""
+        if not cookie or len(cookie) > _MAX_CHARACTERS or not cookie.isascii():
             return None
-        if not hmac.compare_digest(mac, _mac(self._session_key, text)):
-            return None
-        version, token, ends, _ = text.split(".")  # signed, and so written by `open`: it has these four parts
-        moment = time.time() if now is None else now
-        return Session(int(token), cookie) if version == _VERSION and moment < int(ends) else None
+        return SessionKey(_mac(self._session_key, cookie))
 
-    def proof(self, session: Session) -> str:
+    def end(self, key: SessionKey) -> None:
+        """End a session, for all processes of the service."""
+        self._store.end_session(key.digest)
+
+    def proof(self, cookie: str) -> str:
         """Return the CSRF token of a session, which its forms carry and no other site can know."""
-        return _mac(self._form_key, session.cookie)
+        return _mac(self._form_key, cookie)
 
-    def proves(self, session: Session, proof: str) -> bool:
+    def proves(self, cookie: str, proof: str) -> bool:
         """Whether a form carries the CSRF token of its session."""
-        return hmac.compare_digest(self.proof(session).encode(), proof.encode("utf-8", "replace"))
+        return hmac.compare_digest(self.proof(cookie).encode(), proof.encode("utf-8", "replace"))
 
 
 def _derived(secret: str, use: str) -> bytes:

@@ -11,7 +11,7 @@ from services.api.event_stream import HEARTBEAT_SECONDS, Feeds
 from services.api.health import Probes
 from services.api.metrics import Metrics
 from services.api.requests.rate_limit import Buckets, Streams
-from services.api.sessions import Signer
+from services.api.sessions import Sessions
 from services.settings import Settings
 from services.store import Store
 
@@ -43,7 +43,7 @@ class Service:
         settings: Settings of the installation; `api_token` must be set.
         store: Holds queue, tokens and studies.
         probes: Readiness checks.
-        signer: Signs sessions of the web page.
+        sessions: Opens and ends sessions of the web page.
         callers: Authenticates tokens.
         buckets: Rate limits.
         watcher: Status of studies.
@@ -57,7 +57,7 @@ class Service:
     settings: Settings
     store: Store
     probes: Probes
-    signer: Signer
+    sessions: Sessions
     callers: Callers
     buckets: Buckets
     watcher: Watcher
@@ -78,7 +78,7 @@ def make_service(settings: Settings, store: Store, probes: Probes, caching: Cach
         settings=settings,
         store=store,
         probes=probes,
-        signer=Signer(secret),
+        sessions=Sessions(store, secret),
         callers=Callers(store, secret, fresh_seconds=caching.token_seconds, max_tokens=caching.max_tokens),
         buckets=Buckets(settings.api_rate),
         watcher=watcher,

@@ -352,7 +352,7 @@ async def follow_study(
 
     async def events() -> Any:
         try:
-            allowed = lambda: shared.callers.ask(caller.token) is not None  # noqa: E731
+            allowed = lambda: shared.callers.still_valid(caller)  # noqa: E731
             async for event in follow(
                 shared.feeds,
                 snapshot.row.study,

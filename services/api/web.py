@@ -20,11 +20,11 @@ from services.api.caches.token_cache import Caller
 from services.api.errors import RequestError, translated
 from services.api.requests import request_body
 from services.api.schemas import Problem, StudyDetail, StudyView, study_fields
-from services.api.sessions import COOKIE, SECONDS, Session
+from services.api.sessions import COOKIE, SECONDS
 from services.api.state import Service
 from services.api.studies import Body, Shared
 from services.files.study_dir import Folder
-from services.store import NotFound, QueueRow, StoreError
+from services.store import NotFound, QueueRow, StoreError, acting
 from services.study_config.errors import StudyError
 from services.study_config.overrides import assigned
 from services.study_config.resolution import read
@@ -45,7 +45,12 @@ class Visit:
 
     shared: Service
     caller: Caller
-    session: Session
+    cookie: str
+
+    @property
+    def proof(self) -> str:
+        """What forms of this session carry."""
+        return self.shared.sessions.proof(self.cookie)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +93,13 @@ def visit(request: Request, shared: Shared) -> Visit:
     """Return the user of the page.
 
     Raises:
-        LoggedOut: The user is not logged in, or the token has expired or was revoked.
+        LoggedOut: The user is not logged in or has logged out, or the token has expired or was revoked.
     """
     session = auth.session_of(request)
-    caller = shared.callers.ask(session.token) if session else None
-    if session is None or caller is None:
+    caller = shared.callers.ask(session) if session else None
+    if caller is None:
         raise LoggedOut
-    return Visit(shared, caller, session)
+    return Visit(shared, caller, request.cookies[COOKIE])
 
 
 Visited = Annotated[Visit, Depends(visit)]
@@ -124,7 +129,7 @@ def form(request: Request, visited: Visited, content: Body) -> dict[str, str]:
     """
     _require_own(request)
     fields = _form(content)
-    if not visited.shared.signer.proves(visited.session, fields.get("proof", "")):
+    if not visited.shared.sessions.proves(visited.cookie, fields.get("proof", "")):
         raise RequestError(403, "other_site", "the form belongs to another session", remedy="reload the page")
     return fields
 
@@ -160,19 +165,22 @@ def login(request: Request, shared: Shared, content: Body) -> Response:
         auth.count(shared, ("address", request.client.host if request.client else ""))
         problem = Problem(code="unauthorized", message="This token is not valid: it is mistyped, expired or revoked.")
         return _rendered("login", 401, problem=problem, caller=None)
-    session = shared.signer.open(caller.token)
+    with acting(caller.actor):
+        cookie = shared.sessions.open(caller.token)
     answer = RedirectResponse("/", 303)
-    secure = request.url.scheme == "https"
-    answer.set_cookie(COOKIE, session.cookie, SECONDS, httponly=True, samesite="strict", secure=secure)
+    answer.set_cookie(COOKIE, cookie, SECONDS, httponly=True, samesite="strict", secure=_is_secure(request))
     return answer
 
 
 @router.post("/logout")
-def logout(fields: Form) -> Response:
-    """Forget the session in this browser."""
-    answer = RedirectResponse("/login", 303)
-    answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
-    return answer
+def logout(request: Request, visited: Visited, fields: Form) -> Response:
+    """End the session, in this browser and on the server."""
+    caller = visited.caller
+    if caller.session is not None:
+        with acting(caller.actor):
+            visited.shared.sessions.end(caller.session)
+        visited.shared.callers.forget(caller.session)
+    return _to_login(request)
 
 
 @router.get("/")
@@ -255,9 +263,18 @@ def logged_out(request: Request, error: Exception) -> Response:
     """Redirect to the login form; a header makes htmx redirect the page instead of the part that it refreshes."""
     if request.headers.get("hx-request"):
         return Response(status_code=200, headers={"HX-Redirect": "/login"})
+    return _to_login(request)
+
+
+def _to_login(request: Request) -> Response:
     answer = RedirectResponse("/login", 303)
-    answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    answer.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=_is_secure(request))
     return answer
+
+
+def _is_secure(request: Request) -> bool:
+    """Whether the browser uses TLS; a trusted proxy says so, whose headers the server has put in place of its own."""
+    return request.url.scheme == "https"
 
 
 def _done(visited: Visit, name: str, action: Callable[[], QueueRow], text: str = "") -> Response:
@@ -342,7 +359,7 @@ def _study_status(visited: Visit, name: str) -> dict[str, Any]:
     }
     digest = _digest(shown)
     query = urlencode({"digest": digest, "state": row.state})
-    own = {"caller": visited.caller, "proof": shared.signer.proof(visited.session)}
+    own = {"caller": visited.caller, "proof": visited.proof}
     return {**shown, **own, "digest": digest, "query": query}
 
 
@@ -366,7 +383,7 @@ def _frame(visited: Visit) -> dict[str, Any]:
     settings = visited.shared.settings
     return {
         "caller": visited.caller,
-        "proof": visited.shared.signer.proof(visited.session),
+        "proof": visited.proof,
         "mlflow_url": settings.mlflow_url,
         "ray_url": settings.ray_url,
     }

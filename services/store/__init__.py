@@ -2,8 +2,8 @@
 
 `records` are the rows it returns, `checked_values` the checks on what it is passed, `tables` its schema, `database` the
 connection to SQLite or PostgreSQL, `locks` the locks between processes, `schema_version` migrates. `Store` consists of
-`studies`, `trials`, `queue` (studies submitted to the service), `schedule` (of all of them at once) and `tokens` (of
-the API).
+`studies`, `trials`, `queue` (studies submitted to the service), `schedule` (of all of them at once) and `accounts`
+(tokens of the API, sessions of the page, the audit log).
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,6 +13,9 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from services.store import tables
+from services.store.accounts.audit import Audit, acting
+from services.store.accounts.tokens import Tokens
+from services.store.accounts.web_sessions import WebSessions
 from services.store.database import LOCK_SECONDS, RETRY_SECONDS, Database
 from services.store.errors import (
     LeaseLost,
@@ -28,7 +31,9 @@ from services.store.errors import (
 from services.store.locks import this_process
 from services.store.queue import Queue
 from services.store.records import (
+    Actor,
     AttemptRow,
+    AuditRow,
     EpochRow,
     EventRow,
     ExportRow,
@@ -44,11 +49,12 @@ from services.store.records import (
 )
 from services.store.schedule import Schedule
 from services.store.studies import Studies
-from services.store.tokens import Tokens
 from services.store.trials import Trials, study_id
 
 __all__ = [
+    "Actor",
     "AttemptRow",
+    "AuditRow",
     "EpochRow",
     "EventRow",
     "ExportRow",
@@ -71,11 +77,12 @@ __all__ = [
     "StudySummary",
     "TokenRow",
     "Waiting",
+    "acting",
     "this_process",
 ]
 
 
-class Store(Studies, Trials, Queue, Schedule, Tokens):
+class Store(Studies, Trials, Queue, Schedule, Tokens, WebSessions, Audit):
     """Studies and their trials, and the queue and tokens of the service, in one SQLite or PostgreSQL database.
 
     Only the driver that has claimed a study writes to it; any thread or process may read at any time.

@@ -10,7 +10,7 @@ STUDY_STATES = ("created", "running", "complete", "failed", "cancelled")
 TRIAL_STATES = ("queued", "running", "complete", "failed", "pruned")
 ATTEMPT_STATES = ("running", "complete", "failed", "lost")
 QUEUE_STATES = ("queued", "running", "cancelling", "complete", "failed", "cancelled")
-SCOPES = ("read", "write")
+SCOPES = ("read", "write", "admin")
 ENDED_STUDY = frozenset({"complete", "failed", "cancelled"})
 OPEN_QUEUE = frozenset({"queued", "running", "cancelling"})
 # A driver sends a heartbeat every few seconds; after this long without one its claim on the study has expired.
@@ -316,7 +316,7 @@ class TokenRow:
         id: ID in the store.
         name: Its purpose, in the owner's words.
         owner: Owner of the studies it gives access to.
-        scope: ``read``, or ``write`` to submit, cancel, resume and extend studies as well.
+        scope: ``read``; ``write`` to submit, change and delete studies as well; ``admin`` to do so with all studies.
         created_at: When it was created.
         expires_at: When it expires, or None.
         revoked_at: When it was revoked, or None.
@@ -329,6 +329,42 @@ class TokenRow:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who does something.
+
+    Args:
+        name: An owner, or an operator of the command line.
+        token: ID of the token, 0 for the secret of the service; None on the command line.
+    """
+
+    name: str
+    token: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """A row of the audit log.
+
+    Args:
+        id: ID in the store; later rows have higher ones.
+        at: When it was done.
+        actor: Who did it: an owner, or an operator of the command line.
+        token: ID of the token, 0 for the secret of the service; None on the command line.
+        action: What was done, such as ``submit``.
+        subject: The study, token or team concerned; may be empty.
+        detail: What else is to be known.
+    """
+
+    id: int
+    at: datetime
+    actor: str
+    token: int | None
+    action: str
+    subject: str
+    detail: Json
 
 
 def _interrupted(state: str, heartbeat_age: float | None) -> bool:

@@ -243,6 +243,29 @@ tokens = Table(
     _one_of("scope", SCOPES),
 )
 
+# A row is a session that is open: it has no state, and ends by being deleted.
+web_sessions = Table(
+    "web_sessions",
+    METADATA,
+    Column("hash", Text, primary_key=True),
+    Column("token_id", _NUMBER, nullable=False, index=True),  # no foreign key: 0 is the secret of the service
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant, nullable=False),
+)
+
+# Refers to nothing: what it says must outlive studies and tokens.
+audit = Table(
+    "audit",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True),
+    Column("at", Instant, nullable=False, index=True),
+    Column("actor", Text, nullable=False),
+    Column("token_id", _NUMBER),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False, index=True),
+    Column("detail", _JSON, nullable=False),
+)
+
 queue = Table(
     "queue",
     METADATA,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from services import secret_files
 from services.settings import masked
 from services.store import LockTimeout, StoreError, StoreUnreachable
 
@@ -58,6 +59,9 @@ def connect(uri: str) -> Any:
     """Return a client that logs only errors and loads no pickles."""
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    for name in secret_files.MLFLOW:  # which MLflow reads only from the environment; anew, since files are replaced
+        if value := _credential(name):
+            os.environ[name] = value
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import mlflow
@@ -77,6 +81,13 @@ def as_mlflow_reads(uri: str) -> str:
     Of a URL that begins with ``sqlite:///`` it makes the folder without decoding it: another one beside the home.
     """
     return uri.replace("sqlite:", "sqlite+pysqlite:", 1) if uri.startswith("sqlite:///") and "%" in uri else uri
+
+
+def _credential(name: str) -> str | None:
+    try:
+        return secret_files.secret(name)
+    except secret_files.SecretFileError as error:
+        raise TrackingError(str(error)) from None
 
 
 @contextmanager

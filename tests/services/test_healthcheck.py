@@ -57,6 +57,10 @@ def test_the_command_ends_as_what_it_asked(
     monkeypatch.setenv("SECRET", TOKEN)
     assert healthcheck.main([address, "--token", "SECRET"]) == 0
     assert healthcheck.main([address, "--token", "UNSET"]) == 1
+    path = tmp_path / "secret"
+    path.write_text(f"{TOKEN}\n", encoding="utf-8")
+    monkeypatch.setenv("UNSET_FILE", str(path))
+    assert healthcheck.main([address, "--token", "UNSET"]) == 0
     assert "answers 401" in capsys.readouterr().err
     pulse = tmp_path / os.uname().nodename
     pulse.touch()

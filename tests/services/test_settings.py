@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from services.secret_files import secret
 from services.settings import Settings, SettingsError, masked, sqlite_path, variables
 from services.store import Store
 
@@ -197,3 +198,39 @@ def test_owners_share_equally_and_without_limits_unless_told_otherwise():
     found = read(running_studies="9", owner_shares="ann=2, bob=0.5", owner_trials="6", owner_gpu_hours="7")
     assert (found.running_studies, found.owner_trials, found.owner_gpu_hours) == (9, 6, 7)
     assert found.owner_shares == (("ann", 2.0), ("bob", 0.5))
+
+
+def test_every_setting_may_be_in_a_file(tmp_path):
+    token, url, missing = tmp_path / "token", tmp_path / "url", tmp_path / "missing"
+    token.write_text(f"{TOKEN}\n", encoding="utf-8")
+    url.write_text("postgresql+psycopg://nas:hunter22@db.example/nas", encoding="utf-8")
+    found = read(api_token_file=str(token), store_url_file=str(url))
+    assert (found.api_token, found.store_url) == (TOKEN, "postgresql+psycopg://nas:hunter22@db.example/nas")
+    assert read(api_token_file=" ", api_token=TOKEN).api_token == TOKEN
+    with pytest.raises(SettingsError, match="API_TOKEN and NAS_BLOCKOUT_API_TOKEN_FILE are both set; keep one"):
+        read(api_token_file=str(token), api_token=TOKEN)
+    with pytest.raises(SettingsError, match=r"API_TOKEN_FILE: .*/missing cannot be read: No such file.*; name a"):
+        read(api_token_file=str(missing))
+    with pytest.raises(SettingsError, match="NAS_BLOCKOUT_API_TOKN_FILE: unknown variable"):
+        read(api_tokn_file=str(token))
+    for content, reason in ((b"\xff", "must be text in UTF-8"), (b"x" * 65_537, "more than 65536 bytes")):
+        token.write_bytes(content)
+        with pytest.raises(SettingsError, match=reason):
+            read(api_token_file=str(token))
+
+
+def test_a_secret_of_another_program_may_be_in_a_file(tmp_path, monkeypatch):
+    path = tmp_path / "password"
+    path.write_text("hunter22\n", encoding="utf-8")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD_FILE", str(path))
+    assert (secret("MLFLOW_TRACKING_USERNAME"), secret("MLFLOW_TRACKING_PASSWORD")) == ("ann", "hunter22")
+    assert secret("MLFLOW_TRACKING_TOKEN") is None
+
+
+def test_days_have_a_bound():
+    found = read(retention_days="30", delete_grace_days="14", audit_days="90")
+    assert (found.retention_days, found.delete_grace_days, found.audit_days) == (30, 14, 90)
+    assert (read().retention_days, read().delete_grace_days, read().audit_days) == (None, 7, 365)
+    with pytest.raises(SettingsError, match=r"RETENTION_DAYS must be a whole number in \[1, 36500\], got '36501'"):
+        read(retention_days="36501")

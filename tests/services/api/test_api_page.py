@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 import sqlalchemy as sa
+import uvicorn
 import yaml
 
 from services.store import Store, Waiting
+from tests.services.serving import serving
 
 FOR_LONG = 600.0
 
@@ -70,6 +72,44 @@ def test_a_session_ends_with_its_token_and_by_logging_out(visitor, store):
     assert visitor.get("/").status_code == 200
     store.revoke_token(row.id)
     assert visitor.get("/").status_code == 303
+
+
+def test_logging_out_ends_the_session_on_the_server(visitor, client, store, told):
+    copy = client(None)
+    copy.cookies.update(visitor.cookies)
+    assert copy.get("/").status_code == 200
+    assert copy.get("/v1/studies").status_code == 200
+    send(visitor, "/logout")
+    assert copy.get("/").status_code == 303
+    told(copy.get("/v1/studies"), 401, "unauthorized")
+    assert [(row.action, row.actor) for row in store.audit_log()] == [("logout", "ann"), ("login", "ann")]
+
+
+def test_a_stream_of_a_session_ends_with_it(visitor, caching, client, store, study):
+    app = caching(heartbeat_seconds=0.05)
+    store.enqueue("tiny", document=study, config_hash="a", owner="ann")
+    follower = client(None, to=app)
+    follower.cookies.update(visitor.cookies)
+    with follower.stream("GET", "/v1/studies/tiny/events") as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        send(visitor, "/logout")
+        assert all("end" not in line for line in lines)  # it ends at all
+
+
+def test_the_cookie_is_secure_where_a_trusted_proxy_has_tls(app, store):
+    token = store.create_token("", owner="ann", scope="read")[1]
+    for proto, trusted, secure in (("https", "127.0.0.1", True), ("https", "10.0.0.1", False), ("http", "*", False)):
+        with serving(app, lambda config, trusted=trusted: _trusting(config, trusted)) as address:
+            headers = {"X-Forwarded-Proto": proto}
+            answer = httpx.post(f"{address}/login", data={"token": token}, headers=headers)
+            assert answer.status_code == 303
+            assert ("Secure" in answer.headers["set-cookie"]) is secure
+
+
+def _trusting(config: uvicorn.Config, hosts: str) -> uvicorn.Server:
+    config.forwarded_allow_ips = hosts
+    return uvicorn.Server(config)
 
 
 def test_a_session_reads_the_api_and_does_not_write_to_it(visitor, study, told):

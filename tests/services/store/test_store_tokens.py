@@ -68,7 +68,7 @@ def test_tokens_are_listed_with_their_owners(store):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"scope": "admin"}, "scope must be one of read, write, got 'admin'"),
+        ({"scope": "root"}, "scope must be one of read, write, admin, got 'root'"),
         ({"owner": ""}, "owner must be 1 to 64 letters"),
         ({"owner": "a b"}, "got 'a b'"),
         ({"owner": "é"}, "owner must be"),

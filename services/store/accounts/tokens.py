@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from services.store import tables
+from services.store.accounts.audit import note
 from services.store.checked_values import one_of, storable
 from services.store.database import Database
 from services.store.errors import NotFound
@@ -40,7 +41,7 @@ class Tokens:
             name: Purpose of the token, up to 100 characters.
             owner: Owner of the studies it gives access to: 1 to 64 letters, digits and ``._@-``, beginning with a
                 letter or digit.
-            scope: ``read`` or ``write``.
+            scope: ``read``, ``write`` or ``admin``.
             expires_at: Expiry, with a time zone; never if omitted.
 
         Raises:
@@ -64,6 +65,7 @@ class Tokens:
             insertion = sa.insert(tables.tokens).values(**values, created_at=now, expires_at=expires_at)
             token = connection.scalars(insertion.returning(tables.tokens.c.id)).one()
             row = connection.execute(_select().where(tables.tokens.c.id == token)).mappings().one()
+            note(connection, now, "token-create", str(token), owner=owner, scope=scope)
         return _row(row), secret
 
     def token(self, secret: str) -> TokenRow | None:
@@ -86,7 +88,7 @@ class Tokens:
             return tuple(_row(row) for row in connection.execute(query).mappings())
 
     def revoke_token(self, token: int) -> TokenRow:
-        """Revoke a token; does nothing if it is revoked already.
+        """Revoke a token, and end the sessions opened with it; does nothing if it is revoked already.
 
         Raises:
             NotFound: There is no token of that ID.
@@ -94,10 +96,12 @@ class Tokens:
         columns = tables.tokens.c
         with self._database.writing() as connection:
             now = self._database.now(connection)
-            connection.execute(
-                sa.update(tables.tokens).where(columns.id == token, columns.revoked_at.is_(None)).values(revoked_at=now)
-            )
+            revocation = sa.update(tables.tokens).where(columns.id == token, columns.revoked_at.is_(None))
+            revoked = connection.execute(revocation.values(revoked_at=now))
+            connection.execute(sa.delete(tables.web_sessions).where(tables.web_sessions.c.token_id == token))
             row = connection.execute(_select().where(columns.id == token)).mappings().one_or_none()
+            if row is not None and revoked.rowcount:
+                note(connection, now, "token-revoke", str(token), owner=row["owner"])
         if row is None:
             raise NotFound(f"there is no token {token}; `nas-blockout token list` lists them")
         return _row(row)
