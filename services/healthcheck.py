@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("what", help="URL, or path of a file, in which {host} is replaced by this machine's name")
     parser.add_argument(
-        "--token", metavar="VARIABLE", help="environment variable with the bearer token to send, or, with _FILE added, the file that has it"
+        "--token",
+        metavar="VARIABLE",
+        help="environment variable with the bearer token to send, or, with _FILE added, the file that has it",
     )
     parser.add_argument("--seconds", type=float, default=None, help="timeout of a URL, or maximum age of a file")
     options = parser.parse_args(arguments)

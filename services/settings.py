@@ -208,9 +208,9 @@ class Settings:
             "studies are kept",
         ),
     ] = None
-    audit_days: Annotated[
-        int, Variable("NAS_BLOCKOUT_AUDIT_DAYS", "Days for which the audit log is kept.", "365")
-    ] = _AUDIT_DAYS
+    audit_days: Annotated[int, Variable("NAS_BLOCKOUT_AUDIT_DAYS", "Days for which the audit log is kept.", "365")] = (
+        _AUDIT_DAYS
+    )
     factories: Annotated[
         tuple[str, ...],
         Variable(

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from nas_blockout import __version__
 from services.api import errors, health, metrics, studies, study_files, web
+from services.api.administration import audit_routes, deletion_routes, team_routes
 from services.api.health import Probes, probes_of
 from services.api.requests.connections import BoundedProtocol, Room
 from services.api.requests.middleware import MAX_REQUESTS, Guard
@@ -36,11 +37,13 @@ _REFERENCE = "#/components/schemas/{model}"
 _DESCRIPTION = """Submit studies, follow their progress, and download their results. A worker runs them.
 
 All requests except health checks and metrics need `Authorization: Bearer TOKEN`, and see only studies of the token's
-owner. All errors have the form of `ErrorDocument`."""
+owner and those that are shared with a team of the owner; administrators see all. All errors have the form of
+`ErrorDocument`."""
 
 Log = Callable[[str], None]
 router = APIRouter(tags=["health"])
-_ROUTERS = (studies.router, study_files.router, health.router, router)
+_ADMINISTRATION = (deletion_routes.router, team_routes.router, audit_routes.router)
+_ROUTERS = (studies.router, study_files.router, *_ADMINISTRATION, health.router, router)
 
 
 def application(

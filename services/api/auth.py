@@ -57,6 +57,24 @@ async def writer(caller: Annotated[Caller, Depends(reader)]) -> Caller:
     return caller
 
 
+async def administrator(caller: Annotated[Caller, Depends(reader)]) -> Caller:
+    """Return the caller of a request that is for administrators.
+
+    Raises:
+        RequestError: The token is none of an administrator.
+    """
+    if not caller.administers:
+        raise RequestError(
+            403,
+            "not_administrator",
+            "this is for administrators",
+            key="Authorization",
+            value=caller.scope,
+            remedy="use a token created with --scope admin",
+        )
+    return caller
+
+
 def require_write(caller: Caller) -> None:
     """Raise if a token is read-only."""
     if not caller.writes:
@@ -113,3 +131,4 @@ def count(service: Service, client: tuple[str, str | int]) -> None:
 
 Reader = Annotated[Caller, Depends(reader)]
 Writer = Annotated[Caller, Depends(writer)]
+Administrator = Annotated[Caller, Depends(administrator)]

@@ -173,7 +173,7 @@ def explaining(page: Callable[[RequestError], Response]) -> Callable[[Request, E
         elif isinstance(error, HTTPException):
             found = _plain_http(request, error)
         else:
-            found = translated(error)
+            found = request.app.state.service.paths.error(error)
         return page(found) if _wants_page(request) else respond(found)
 
     return explain

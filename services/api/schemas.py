@@ -1,6 +1,6 @@
 """Models of requests and responses, from which the OpenAPI description is generated."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,6 +31,7 @@ _STUDY = {
     "expected_at": None,
     "created_at": _MOMENT,
     "updated_at": _MOMENT,
+    "delete_at": None,
 }
 _ARM = {
     "name": "blockout",
@@ -54,6 +55,15 @@ _BROKEN_RULE = {
     "line": 8,
 }
 _PROBLEM = {"code": "invalid_study", **_BROKEN_RULE, "errors": [_BROKEN_RULE], "unchecked": None}
+_AUDIT = {
+    "id": 7,
+    "at": _MOMENT,
+    "actor": "ann",
+    "token": 3,
+    "action": "delete",
+    "subject": "quickstart",
+    "detail": {},
+}
 _FILE = {"name": "model.onnx", "sha256": "9f86d081", "url": "/v1/studies/quickstart/models/blockout/model.onnx"}
 
 
@@ -117,6 +127,7 @@ class StudyView(BaseModel):
     expected_at: datetime | None = Field(description="When it is expected to start, or null if that is not known.")
     created_at: datetime
     updated_at: datetime
+    delete_at: datetime | None = Field(None, description="When it is deleted because it is kept no longer, or null.")
 
 
 class ArmView(BaseModel):
@@ -169,6 +180,52 @@ class StudyPage(BaseModel):
 
     studies: list[StudyView]
     next: str | None = Field(description="`cursor` of the next page, or null on the last page.")
+
+
+class DeletedView(BaseModel):
+    """A deleted study that can still be restored."""
+
+    model_config = _example(
+        {"name": "quickstart", "owner": "ann", "deleted_by": "ann", "deleted_at": _MOMENT, "purge_at": _MOMENT}
+    )
+
+    name: str
+    owner: str | None = Field(description="Who submitted it, or null for one that was run without the service.")
+    deleted_by: str
+    deleted_at: datetime
+    purge_at: datetime = Field(description="When it is purged, and can be restored no more.")
+
+
+class SharesView(BaseModel):
+    """The teams that a study is shared with."""
+
+    model_config = _example({"study": "quickstart", "teams": ["vision"]})
+
+    study: str
+    teams: list[str]
+
+
+class AuditView(BaseModel):
+    """A row of the audit log."""
+
+    model_config = _example(_AUDIT)
+
+    id: int
+    at: datetime
+    actor: str = Field(description="The owner or operator who did it; `worker` and `retention` are the service itself.")
+    token: int | None = Field(description="ID of the token, 0 for the secret of the service; null without one.")
+    action: str
+    subject: str = Field(description="The study, token or team concerned; may be empty.")
+    detail: dict[str, Any]
+
+
+class AuditPage(BaseModel):
+    """A page of the audit log, newest first."""
+
+    model_config = _example({"rows": [_AUDIT], "next": None})
+
+    rows: list[AuditView]
+    next: int | None = Field(description="`before` of the next page, or null on the last page.")
 
 
 class ArchitectureView(BaseModel):
@@ -235,13 +292,19 @@ class Readiness(BaseModel):
     services: dict[str, str] = Field(description="`ok`, `off` if not configured, or what is wrong.")
 
 
-def study_view(row: QueueSummary) -> StudyView:
+def study_view(row: QueueSummary, *, retention_days: int | None) -> StudyView:
     """Return the API's view of a submitted study."""
-    return StudyView(**study_fields(row))
+    return StudyView(**study_fields(row, retention_days=retention_days))
 
 
-def study_fields(row: QueueSummary) -> dict[str, Any]:
-    """Return the fields that all views of a study share."""
+def study_fields(row: QueueSummary, *, retention_days: int | None) -> dict[str, Any]:
+    """Return the fields that all views of a study share.
+
+    Args:
+        row: The study in the queue.
+        retention_days: Days after which a study that has ended is deleted, or None.
+    """
+    kept = row.ended and retention_days is not None
     return {
         "name": row.study,
         "state": row.state,
@@ -255,4 +318,5 @@ def study_fields(row: QueueSummary) -> dict[str, Any]:
         "expected_at": row.expected_at,
         "created_at": row.created_at,
         "updated_at": row.updated_at,
+        "delete_at": row.updated_at + timedelta(days=retention_days or 0) if kept else None,
     }

@@ -11,6 +11,7 @@ from services.api.event_stream import HEARTBEAT_SECONDS, Feeds
 from services.api.health import Probes
 from services.api.metrics import Metrics
 from services.api.requests.rate_limit import Buckets, Streams
+from services.api.requests.server_paths import ServerPaths
 from services.api.sessions import Sessions
 from services.settings import Settings
 from services.store import Store
@@ -43,6 +44,7 @@ class Service:
         settings: Settings of the installation; `api_token` must be set.
         store: Holds queue, tokens and studies.
         probes: Readiness checks.
+        paths: Hides paths of the server.
         sessions: Opens and ends sessions of the web page.
         callers: Authenticates tokens.
         buckets: Rate limits.
@@ -57,6 +59,7 @@ class Service:
     settings: Settings
     store: Store
     probes: Probes
+    paths: ServerPaths
     sessions: Sessions
     callers: Callers
     buckets: Buckets
@@ -73,11 +76,13 @@ def make_service(settings: Settings, store: Store, probes: Probes, caching: Cach
     secret = settings.api_token  # checked by `serve api`, but not for whoever builds an application
     if secret is None:
         raise ValueError("the service needs NAS_BLOCKOUT_API_TOKEN")
-    watcher = Watcher(store, fresh_seconds=caching.status_seconds)
+    paths = ServerPaths(settings)
+    watcher = Watcher(store, fresh_seconds=caching.status_seconds, shown=paths.status)
     return Service(
         settings=settings,
         store=store,
         probes=probes,
+        paths=paths,
         sessions=Sessions(store, secret),
         callers=Callers(store, secret, fresh_seconds=caching.token_seconds, max_tokens=caching.max_tokens),
         buckets=Buckets(settings.api_rate),

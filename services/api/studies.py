@@ -3,9 +3,9 @@
 import base64
 import binascii
 import logging
-import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from services.api import auth
+from services.api.administration.access import NAME, changeable, may_change, require_visible
 from services.api.auth import Reader, Writer
 from services.api.caches.status_cache import Snapshot
 from services.api.caches.token_cache import Caller
-from services.api.errors import SOURCE, RequestError, not_found
+from services.api.errors import SOURCE, RequestError
 from services.api.event_stream import follow, has_received_end, streamed
 from services.api.requests import request_body
 from services.api.requests.submitted_study import check_networks, checked
@@ -33,14 +34,13 @@ from services.api.schemas import (
 )
 from services.api.state import Service, service_of
 from services.execution.extension import additions
-from services.store import NotFound, QueueRow
+from services.store import NotFound, QueueRow, QueueSummary, acting
 from services.store.checked_values import MAX_INTEGER
 from services.study_config.errors import StudyError, with_lines
 from services.study_config.overrides import assigned
 from services.study_config.resolution import stored_study
 from services.study_config.yaml_reader import line_map
 
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 KEY_PATTERN = r"^[\x21-\x7e]{1,200}$"
 _LOG = logging.getLogger("nas_blockout.api")
 _EXAMPLE = """schema_version: 2
@@ -131,32 +131,27 @@ def submit(
             raise
         violations = with_lines(error.violations, line_map(text))
         raise StudyError.of(violations, source=SOURCE, unchecked=error.unchecked) from None
-    row = shared.store.enqueue(
-        study.name,
-        document=study.to_json(),
-        config_hash=study.hash,
-        owner=caller.owner,
-        key=key,
-        source=dict(document),
-        max_open=shared.settings.api_open_studies,
-        priority=priority,
-    )
+    with acting(caller.actor):
+        row = shared.store.enqueue(
+            study.name,
+            document=study.to_json(),
+            config_hash=study.hash,
+            owner=caller.owner,
+            key=key,
+            source=dict(document),
+            max_open=shared.settings.api_open_studies,
+            priority=priority,
+        )
     shared.lists.forget(caller.owner)  # after the write, so that no list is cached that lacks the study
     if row.new:
         _log_change(caller, "submitted", row)
     return row
 
 
-def own(shared: Service, caller: Caller, name: str) -> QueueRow:
-    """Return a study of the caller.
-
-    Raises:
-        RequestError: There is none of that name, or it has another owner, which gives the same response.
-    """
-    row = shared.store.queued_study(name) if NAME.fullmatch(name) else None
-    if row is None or row.owner != caller.owner:
-        raise not_found("study of that name")
-    return row
+def view(shared: Service, row: QueueSummary) -> StudyView:
+    """Return what the API shows of a study."""
+    shown = replace(row, message=shared.paths.hide(row.message))
+    return study_view(shown, retention_days=shared.settings.retention_days)
 
 
 def status(shared: Service, caller: Caller, name: str) -> Snapshot:
@@ -164,14 +159,14 @@ def status(shared: Service, caller: Caller, name: str) -> Snapshot:
     snapshot = shared.watcher.fresh(name)
     with suppress(NotFound):
         snapshot = snapshot or (shared.watcher.status(name) if NAME.fullmatch(name) else None)
-    return _require_owner(caller, snapshot)
+    return require_visible(shared, caller, snapshot)
 
 
 async def status_async(shared: Service, caller: Caller, name: str) -> Snapshot:
     """Return the status of a study of the caller; uses a thread only if the status is not cached."""
     cached = shared.watcher.fresh(name)
-    if cached is not None:
-        return _require_owner(caller, cached)
+    if cached is not None and may_change(caller, cached.row):  # whether it is shared only the store knows
+        return cached
     return await run_in_threadpool(status, shared, caller, name)
 
 
@@ -185,37 +180,40 @@ def page(
     limit: int = 50,
     cursor: str | None = None,
 ) -> StudyPage:
-    """Return a page of the caller's studies, newest first."""
-    if owner is not None and owner != caller.owner:
-        return StudyPage(studies=[], next=None)
+    """Return a page of the studies that the caller may see, newest first."""
+    everybody = caller.administers or owner == caller.owner  # whose own studies need no look at teams
     before = _decoded(cursor) if cursor else None
     # One more than is shown, which says whether there is a next page.
-    rows = shared.store.queue(states, owner=caller.owner, prefix=prefix, limit=limit + 1, before=before)
+    chosen = {"owner": owner, "visible_to": None if everybody else caller.owner}
+    rows = shared.store.queue(states, **chosen, prefix=prefix, limit=limit + 1, before=before)
     more = len(rows) > limit
     return StudyPage(
-        studies=[study_view(row) for row in rows[:limit]], next=_encoded(rows[limit - 1].id) if more else None
+        studies=[view(shared, row) for row in rows[:limit]], next=_encoded(rows[limit - 1].id) if more else None
     )
 
 
 def cancel(shared: Service, caller: Caller, name: str) -> QueueRow:
     """Request the cancellation of a study of the caller."""
     auth.require_write(caller)
-    row = shared.store.request_cancel(own(shared, caller, name).study)
-    return _changed(shared, caller, "cancelled", row)
+    study = changeable(shared, caller, name).study
+    with acting(caller.actor):
+        row = shared.store.request_cancel(study)
+    return noted(shared, caller, "cancelled", row)
 
 
 def resume(shared: Service, caller: Caller, name: str, *, priority: int | None = None) -> QueueRow:
     """Queue a failed or cancelled study of the caller again, behind those that wait."""
     auth.require_write(caller)
-    most = shared.settings.api_open_studies
-    row = shared.store.request_resume(own(shared, caller, name).study, max_open=most, priority=priority)
-    return _changed(shared, caller, "resumed", row)
+    study, most = changeable(shared, caller, name).study, shared.settings.api_open_studies
+    with acting(caller.actor):
+        row = shared.store.request_resume(study, max_open=most, priority=priority)
+    return noted(shared, caller, "resumed", row)
 
 
 def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -> QueueRow:
     """Extend a study of the caller and queue it again."""
     auth.require_write(caller)
-    row = own(shared, caller, name)
+    row = changeable(shared, caller, name)
     # Changes apply to what was submitted: in the resolved study, defaults that depend on a key are already filled in.
     source = assigned(row.source or row.document, assignments)
     request_body.require_within_limits(source)
@@ -232,14 +230,15 @@ def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -
         return row  # the same request a second time
     # Only now: that a smaller budget is no extension says more than that it does not pay for a retraining.
     check_networks(study, source, shared.settings)
-    extended = shared.store.request_resume(
-        row.study,
-        document=study.to_json(),
-        config_hash=study.hash,
-        source=source,
-        max_open=shared.settings.api_open_studies,
-    )
-    return _changed(shared, caller, "extended", extended)
+    with acting(caller.actor):
+        extended = shared.store.request_resume(
+            row.study,
+            document=study.to_json(),
+            config_hash=study.hash,
+            source=source,
+            max_open=shared.settings.api_open_studies,
+        )
+    return noted(shared, caller, "extended", extended)
 
 
 @router.post(
@@ -275,10 +274,10 @@ def submit_study(
     row = submit(shared, caller, document, key, text=text, priority=priority)
     response.status_code = 201 if row.new else 200
     response.headers["Location"] = f"/v1/studies/{row.study}"
-    return study_view(row)
+    return view(shared, row)
 
 
-@router.get("", summary="List your studies", response_model=StudyPage, responses=error_responses())
+@router.get("", summary="List studies", response_model=StudyPage, responses=error_responses())
 async def list_studies(
     shared: Shared,
     caller: Reader,
@@ -290,13 +289,16 @@ async def list_studies(
         str | None, Query(pattern=r"^[A-Za-z0-9_=-]{1,40}$", description="`next` of the previous page.")
     ] = None,
 ) -> Response:
-    """List the studies of the token's owner, newest first, in pages; up to 0.5 s old."""
+    """List the studies of the token's owner, and those shared with a team of the owner, newest first, in pages.
+
+    An administrator's token lists those of all owners. The list is up to 0.5 s old.
+    """
 
     def write() -> str:
         studies = page(shared, caller, states=state, owner=owner, prefix=prefix, limit=limit, cursor=cursor)
         return studies.model_dump_json()
 
-    query = (tuple(state or ()), owner, prefix, limit, cursor)
+    query = (caller.administers, tuple(state or ()), owner, prefix, limit, cursor)
     return _json(await shared.lists.answer(caller.owner, query, write))
 
 
@@ -306,7 +308,7 @@ def show_study(shared: Shared, caller: Reader, name: str) -> Response:
     snapshot = status(shared, caller, name)
     document = dict(snapshot.row.document)
     detail = StudyDetail(
-        **study_fields(snapshot.row),
+        **study_fields(snapshot.row, retention_days=shared.settings.retention_days),
         question=str(document.get("question", "")),
         share=snapshot.progress.share,
         arms=snapshot.progress.arms,
@@ -370,7 +372,7 @@ async def follow_study(
 @router.post("/{name}/cancel", summary="Cancel a study", responses=error_responses(403, 404, 409))
 def cancel_study(shared: Shared, caller: Writer, name: str) -> StudyView:
     """Cancel a queued or running study; a running one is `cancelling` until the worker has stopped it."""
-    return study_view(cancel(shared, caller, name))
+    return view(shared, cancel(shared, caller, name))
 
 
 @router.post("/{name}/resume", summary="Resume a study", responses=error_responses(403, 404, 409))
@@ -378,7 +380,7 @@ def resume_study(
     shared: Shared, caller: Writer, name: str, priority: Annotated[Priority | None, Query()] = None
 ) -> StudyView:
     """Queue a failed or cancelled study again, behind those that wait; it continues where it stopped."""
-    return study_view(resume(shared, caller, name, priority=priority))
+    return view(shared, resume(shared, caller, name, priority=priority))
 
 
 @router.post(
@@ -397,16 +399,10 @@ def extend_study(request: Request, shared: Shared, caller: Writer, name: str, co
         key = ".".join(map(str, first["loc"]))
         message = f"{key}: {first['msg']}"
         raise RequestError(422, "invalid_request", message, key=key, remedy=_HOW_TO_EXTEND) from None
-    return study_view(extend(shared, caller, name, changes.assignments))
+    return view(shared, extend(shared, caller, name, changes.assignments))
 
 
 _HOW_TO_EXTEND = 'send {"assignments": ["budget.sample_passes=60000"]}'
-
-
-def _require_owner(caller: Caller, snapshot: Snapshot | None) -> Snapshot:
-    if snapshot is None or snapshot.row.owner != caller.owner:
-        raise not_found("study of that name")
-    return snapshot
 
 
 def _json(text: str) -> Response:
@@ -414,9 +410,11 @@ def _json(text: str) -> Response:
     return Response(text, media_type="application/json")
 
 
-def _changed(shared: Service, caller: Caller, what: str, row: QueueRow) -> QueueRow:
+def noted(shared: Service, caller: Caller, what: str, row: QueueRow) -> QueueRow:
+    """Log a change to a study, and forget what is remembered of it."""
     shared.watcher.forget(row.study)
-    shared.lists.forget(caller.owner)
+    for owner in {caller.owner, row.owner}:
+        shared.lists.forget(owner)
     _log_change(caller, what, row)
     return row
 

@@ -11,12 +11,13 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.api.administration.access import own
 from services.api.auth import Reader
 from services.api.errors import RequestError, not_found
 from services.api.requests.file_responses import Download, sha256_of
 from services.api.schemas import ArchitectureView, FileView, ModelView
 from services.api.state import Service
-from services.api.studies import Shared, error_responses, own
+from services.api.studies import Shared, error_responses
 from services.files.remote import place_of, reading
 from services.files.shared_place import shared_place
 from services.files.study_dir import Folder
@@ -91,7 +92,7 @@ def trials(
 
     # One more than the page, which tells whether there is another.
     found = _trials(shared, own(shared, caller, name), after=after, limit=limit + 1)
-    rows = [row_of(row) for row in found[:limit]]
+    rows = [shared.paths.without(row_of(row)) for row in found[:limit]]
     columns = list(dict.fromkeys(key for row in rows for key in row)) or ["trial"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -15,16 +15,18 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from services.api import auth, studies, study_files
+from services.api.administration import deletion_routes, team_routes
+from services.api.administration.access import may_change
 from services.api.caches.status_cache import Snapshot
 from services.api.caches.token_cache import Caller
-from services.api.errors import RequestError, translated
+from services.api.errors import RequestError
 from services.api.requests import request_body
 from services.api.schemas import Problem, StudyDetail, StudyView, study_fields
 from services.api.sessions import COOKIE, SECONDS
 from services.api.state import Service
 from services.api.studies import Body, Shared
 from services.files.study_dir import Folder
-from services.store import NotFound, QueueRow, StoreError, acting
+from services.store import NotFound, StoreError, acting
 from services.study_config.errors import StudyError
 from services.study_config.overrides import assigned
 from services.study_config.resolution import read
@@ -198,7 +200,7 @@ def list_part(visited: Visited, cursor: str | None = None, digest: str = "", sta
     # Only states are announced to screen readers; progress changes every second.
     changed = [study for study in part["states"].split() if study not in states.split()]
     announcement = "; ".join(study.replace(":", " is ") for study in changed) if states else ""
-    return _rendered("list_part", **part, announcement=announcement)
+    return _rendered("list_part", **part, caller=visited.caller, announcement=announcement)
 
 
 @router.post("/studies")
@@ -212,7 +214,7 @@ def submit(visited: Visited, fields: Form) -> Response:
         key = fields.get("key", "")[:100] or None
         row = studies.submit(visited.shared, visited.caller, document, key, text=None if chosen else text)
     except (RequestError, StudyError, StoreError) as error:
-        return _list(visited, None, translated(error), {"name": name, "yaml": text, "bundled": chosen})
+        return _list(visited, None, visited.shared.paths.error(error), {"name": name, "yaml": text, "bundled": chosen})
     return RedirectResponse(f"/studies/{row.study}", 303)
 
 
@@ -236,6 +238,34 @@ def study_part(visited: Visited, name: str, digest: str = "", state: str = "") -
 def cancel(visited: Visited, name: str, fields: Form) -> Response:
     """Cancel a study."""
     return _done(visited, name, lambda: studies.cancel(visited.shared, visited.caller, name))
+
+
+@router.post("/studies/{name}/delete")
+def delete(visited: Visited, name: str, fields: Form) -> Response:
+    """Delete a study."""
+    return _done(visited, name, lambda: deletion_routes.delete(visited.shared, visited.caller, name), then="/deleted")
+
+
+@router.get("/deleted")
+def deleted_page(visited: Visited) -> Response:
+    """Deleted studies that can be restored."""
+    rows = deletion_routes.list_deleted(visited.shared, visited.caller)
+    return _rendered("deleted", deleted=rows, **_frame(visited))
+
+
+@router.post("/deleted/{name}/restore")
+def restore(visited: Visited, name: str, fields: Form) -> Response:
+    """Restore a deleted study."""
+    auth.require_write(visited.caller)
+    deletion_routes.restore_study(visited.shared, visited.caller, name)
+    return RedirectResponse(f"/studies/{name}", 303)
+
+
+@router.post("/studies/{name}/share")
+def share(visited: Visited, name: str, fields: Form) -> Response:
+    """Share a study with a team, or share it no longer."""
+    team, on = fields.get("team", "").strip(), fields.get("on") == "1"
+    return _done(visited, name, lambda: team_routes.share(visited.shared, visited.caller, name, team, on=on))
 
 
 @router.post("/studies/{name}/resume")
@@ -277,15 +307,15 @@ def _is_secure(request: Request) -> bool:
     return request.url.scheme == "https"
 
 
-def _done(visited: Visit, name: str, action: Callable[[], QueueRow], text: str = "") -> Response:
+def _done(visited: Visit, name: str, action: Callable[[], object], text: str = "", *, then: str = "") -> Response:
     try:
         action()
     except (RequestError, StudyError, StoreError) as error:
-        request_error = translated(error)
+        request_error = visited.shared.paths.error(error)
         if request_error.status == 404:  # there is no page to show the error in
             raise
         return _study(visited, name, request_error, text)
-    return RedirectResponse(f"/studies/{name}", 303)
+    return RedirectResponse(then or f"/studies/{name}", 303)
 
 
 def _chosen(name: str, text: str) -> dict[str, Any]:
@@ -347,7 +377,8 @@ def _study_status(visited: Visit, name: str) -> dict[str, Any]:
     progress, row = snapshot.progress, snapshot.row
     question = str(row.document.get("question", ""))
     arms = {"share": progress.share, "arms": progress.arms}
-    detail = StudyDetail(**study_fields(row), question=question, **arms, study={})
+    fields = study_fields(row, retention_days=shared.settings.retention_days)
+    detail = StudyDetail(**fields, question=question, **arms, study={})
     models = study_files.models(shared, visited.caller, name) if row.ended else []
     results = row.state == "complete" or Folder(shared.settings.folder(row.study)).report.is_file()
     shown = {
@@ -359,8 +390,14 @@ def _study_status(visited: Visit, name: str) -> dict[str, Any]:
     }
     digest = _digest(shown)
     query = urlencode({"digest": digest, "state": row.state})
-    own = {"caller": visited.caller, "proof": visited.proof}
+    may = visited.caller.writes and may_change(visited.caller, row)
+    teams = {"shares": shared.store.shares(name), "teams": sorted(_teams(visited)) if may else []}
+    own = {"caller": visited.caller, "proof": visited.proof, "may_change": may, **teams}
     return {**shown, **own, "digest": digest, "query": query}
+
+
+def _teams(visited: Visit) -> Mapping[str, object]:
+    return visited.shared.store.teams(None if visited.caller.administers else visited.caller.owner)
 
 
 def _links(shared: Service, snapshot: Snapshot) -> dict[str, str]:

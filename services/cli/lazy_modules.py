@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services import dispatch as dispatch
     from services import estimate as estimate
     from services import migrations as migrations
+    from services import removal as removal
     from services import replay as replay
     from services import store as store
     from services import tracking as tracking
@@ -78,6 +79,7 @@ MODULES = {
     "estimate": "services.estimate",
     "migrations": "services.migrations",
     "tracking": "services.tracking",
+    "removal": "services.removal",
     "replay": "services.replay",
     "store": "services.store",
     "cross_study": "services.analysis.cross_study",

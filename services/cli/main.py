@@ -38,6 +38,7 @@ from services.cli.console import (
     table,
 )
 from services.cli.doctor import SERVICES, examine
+from services.cli.operating import account_commands, removal_commands
 from services.cli.validate import read_study
 from services.settings import SettingsError
 
@@ -280,6 +281,11 @@ app.command(epilog="Example: nas-blockout estimate glyphs --quick")(studies.esti
 app.command(epilog="Example: nas-blockout replay glyphs --arm random --searcher tpe --workers 1,8,64")(studies.replay)
 app.command(epilog="Example: nas-blockout compare first-study second-study --arm blockout")(studies.compare)
 app.command(epilog="Example: nas-blockout serve api --host 127.0.0.1 --port 8080")(service.serve)
+app.command(epilog="Example: nas-blockout delete my-study")(removal_commands.delete)
+app.command(epilog="Example: nas-blockout restore my-study")(removal_commands.restore)
+app.command(epilog="Example: nas-blockout purge --list")(removal_commands.purge)
+app.command(epilog="Example: nas-blockout audit --action delete --limit 20")(account_commands.audit)
+app.add_typer(account_commands.teams, name="team")
 app.add_typer(data.app, name="data")
 app.add_typer(service.tokens, name="token")
 app.add_typer(service.tables, name="db")

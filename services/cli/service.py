@@ -17,6 +17,7 @@ from services.cli.console import (
     print_table,
     table,
 )
+from services.cli.operating.account_commands import operator
 from services.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def serve(
         return
     if settings.api_token is None:
         raise SettingsError(
-            "NAS_BLOCKOUT_API_TOKEN is not set, but the service needs it to sign sessions; make one: "
+            "NAS_BLOCKOUT_API_TOKEN is not set, but the service needs it for its sessions; make one: "
             "python -c 'import secrets; print(secrets.token_hex(32))'"
         )
     lazy.api.run(settings, host=host, port=port, log=log)
@@ -59,8 +60,11 @@ def create_token(
         str, typer.Option("--owner", help="Owner whose studies the token gives access to.", metavar="NAME")
     ],
     scope: Annotated[
-        Literal["read", "write"],
-        typer.Option("--scope", help="`write` also allows submitting, canceling, resuming and extending studies."),
+        Literal["read", "write", "admin"],
+        typer.Option(
+            "--scope",
+            help="`write` also allows submitting, changing and deleting studies; `admin` does so with all owners' studies.",
+        ),
     ] = "read",
     name: Annotated[str, typer.Option("--name", help="A note on what the token is for.", metavar="TEXT")] = "",
     expires_days: Annotated[
@@ -71,7 +75,7 @@ def create_token(
 ) -> None:
     """Create a token and show its secret once; only its hash is stored."""
     expires_at = datetime.now(UTC) + timedelta(days=expires_days) if expires_days else None
-    with lazy.store.Store.open(installation().store_url) as store:
+    with lazy.store.Store.open(installation().store_url) as store, lazy.store.acting(operator()):
         try:
             row, secret = store.create_token(name, owner=owner, scope=scope, expires_at=expires_at)
         except ValueError as error:
@@ -106,7 +110,7 @@ def revoke_token(
     token: Annotated[int, typer.Argument(help="Token id, as shown by `nas-blockout token list`.")],
 ) -> None:
     """Revoke a token immediately; web sessions that were opened with it end too."""
-    with lazy.store.Store.open(installation().store_url) as store:
+    with lazy.store.Store.open(installation().store_url) as store, lazy.store.acting(operator()):
         row = store.revoke_token(token)
     print_line(f"token {row.id} of {row.owner} is revoked")
 

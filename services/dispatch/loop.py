@@ -16,6 +16,7 @@ from services.dispatch.fair_share import Policy
 from services.dispatch.owner_limits import OwnerLimits
 from services.dispatch.planning import Planner
 from services.files.home_identity import place_identity
+from services.removal import tending
 from services.settings import Settings, SettingsError
 from services.store import Store, StoreUnreachable, this_process
 
@@ -67,6 +68,8 @@ def work(
             log=log,
         )
         stack.callback(dispatcher.release)  # before the store is closed: callbacks run in reverse order
+        if not once:
+            stack.enter_context(tending(settings, store, log=log))
         log(f"worker {worker} takes studies from {store.url}")
         _rounds(
             # A third of a lease: one round may fail, and the leases are still renewed in time.

@@ -128,6 +128,19 @@ def remove(place: str) -> None:
             return
 
 
+def remove_folder(url: str) -> None:
+    """Remove all files at a URL; does nothing if there are none.
+
+    Raises:
+        ArtifactError: The storage cannot be reached, or does not remove a file.
+    """
+    with explained(url):
+        storage, target = fsspec.url_to_fs(url)
+        storage.invalidate_cache()  # its listing may be older than what another machine has written
+        if storage.exists(target):
+            storage.rm(target, recursive=True)
+
+
 def put_folder(folder: Path, url: str, *, last: str) -> None:
     """Copy the files of a folder to a URL, one of them last; names that begin with a dot are left out.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 
-from services.files.remote import ArtifactError, explained
+from services.files.remote import ArtifactError, explained, remove_folder
 from services.settings import Settings
 from services.store import NotFound, Store, StudyRow
 
@@ -70,6 +70,27 @@ def claim_place(settings: Settings, store: Store, row: StudyRow, *, log: Callabl
         log(f"warning: {plain} belongs to a study of another store: the files of this one are in {url}")
         _is_free(url, row.uuid, adopts=True)
     store.record_projection(row.name, target=TARGET, external_id=url)
+
+
+def remove_place(settings: Settings, store: Store, row: StudyRow) -> None:
+    """Remove the folder of a study on shared storage, unless another store's study has left its file there.
+
+    Args:
+        settings: Of the installation.
+        store: Holds the study, and knows the folder that it took.
+        row: The study.
+
+    Raises:
+        ArtifactError: Shared storage cannot be reached, or does not remove a file.
+    """
+    url = shared_place(settings, store, row.name)
+    if url is None:
+        return
+    with explained(url):
+        storage, folder = fsspec.url_to_fs(url)
+        others = _names(storage, f"{folder}/{OWNERS}") - {row.uuid}
+    if not others:
+        remove_folder(url)
 
 
 def _recorded(settings: Settings, store: Store, study: str) -> str | None:

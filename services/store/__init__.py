@@ -2,8 +2,8 @@
 
 `records` are the rows it returns, `checked_values` the checks on what it is passed, `tables` its schema, `database` the
 connection to SQLite or PostgreSQL, `locks` the locks between processes, `schema_version` migrates. `Store` consists of
-`studies`, `trials`, `queue` (studies submitted to the service), `schedule` (of all of them at once) and `accounts`
-(tokens of the API, sessions of the page, the audit log).
+`studies`, `trials`, `queue` (studies submitted to the service), `schedule` (of all of them at once), `deletion` and
+`accounts` (tokens of the API, sessions of the page, teams, the audit log).
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,9 +14,11 @@ import sqlalchemy as sa
 
 from services.store import tables
 from services.store.accounts.audit import Audit, acting
+from services.store.accounts.teams import Teams
 from services.store.accounts.tokens import Tokens
 from services.store.accounts.web_sessions import WebSessions
 from services.store.database import LOCK_SECONDS, RETRY_SECONDS, Database
+from services.store.deletion import Deletion
 from services.store.errors import (
     LeaseLost,
     LockTimeout,
@@ -34,6 +36,7 @@ from services.store.records import (
     Actor,
     AttemptRow,
     AuditRow,
+    DeletedRow,
     EpochRow,
     EventRow,
     ExportRow,
@@ -55,6 +58,7 @@ __all__ = [
     "Actor",
     "AttemptRow",
     "AuditRow",
+    "DeletedRow",
     "EpochRow",
     "EventRow",
     "ExportRow",
@@ -82,7 +86,7 @@ __all__ = [
 ]
 
 
-class Store(Studies, Trials, Queue, Schedule, Tokens, WebSessions, Audit):
+class Store(Studies, Trials, Queue, Schedule, Deletion, Tokens, WebSessions, Teams, Audit):
     """Studies and their trials, and the queue and tokens of the service, in one SQLite or PostgreSQL database.
 
     Only the driver that has claimed a study writes to it; any thread or process may read at any time.

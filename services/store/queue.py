@@ -9,8 +9,11 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping
 
 from services.store import tables
+from services.store.accounts.audit import note
+from services.store.accounts.teams import shared_with
 from services.store.checked_values import one_of, require_finite, storable, whole_number
 from services.store.database import Database
+from services.store.deletion import is_present, next_attempt, require_present
 from services.store.errors import LeaseLost, NotFound, QuotaExceeded, StateError, StudyConflict
 from services.store.records import OPEN_QUEUE, QUEUE_STATES, Json, QueueRow, QueueSummary, StudyStatus
 from services.store.studies import event_rows
@@ -62,12 +65,13 @@ class Queue:
         with self._database.writing() as connection:
             # Name, key and quota are checked against rows that may not exist yet and so cannot be locked one by one.
             self._database.serialize(connection, _ENQUEUE_LOCK)
+            _require_not_deleted(connection, study, owner=owner)
             repeated = _repeated(connection, study, config_hash, owner=owner, key=key)
             if repeated is not None:
                 return repeated
             _require_free_name(connection, study, config_hash)
             _require_quota(connection, owner, max_open)
-            now = self._database.now(connection)
+            now, attempt = self._database.now(connection), next_attempt(connection, study)
             values = {
                 "study": study,
                 "owner": storable(owner),
@@ -75,8 +79,8 @@ class Queue:
                 "config_hash": config_hash,
                 "first_hash": config_hash,
                 "key": key,
-                "attempt": 0,
-                "first_attempt": 0,
+                "attempt": attempt,
+                "first_attempt": attempt,
                 "message": "",
                 "priority": priority,
                 "created_at": now,
@@ -85,16 +89,17 @@ class Queue:
                 "source": require_finite("source", source) if source is not None else None,
             }
             connection.execute(sa.insert(tables.queue).values(**values))
+            note(connection, now, "submit", study)
             return _row(_find(connection, study), new=True)
 
     def queued_study(self, study: str) -> QueueRow | None:
-        """Return a submitted study, or None."""
+        """Return a submitted study; None if there is none, or it is deleted."""
         with self._database.reading() as connection:
             row = connection.execute(_ONE, {"study": study}).mappings().one_or_none()
         return None if row is None else _row(row)
 
     def study_status(self, study: str) -> StudyStatus | None:
-        """Return a submitted study with its usage and events, or None."""
+        """Return a submitted study with its usage and events; None if there is none, or it is deleted."""
         with self._database.reading() as connection:
             row = connection.execute(_ONE, {"study": study}).mappings().one_or_none()
             if row is None:
@@ -109,25 +114,33 @@ class Queue:
         states: Collection[str] | None = None,
         *,
         owner: str | None = None,
+        visible_to: str | None = None,
         prefix: str = "",
         limit: int = 100,
         before: int | None = None,
     ) -> tuple[QueueSummary, ...]:
-        """Return summaries of submitted studies, newest first.
+        """Return summaries of submitted studies, newest first, without deleted ones.
 
         Args:
             states: Only studies in these states.
             owner: Only studies of this owner.
+            visible_to: Only studies of this owner, or shared with a team that this owner belongs to.
             prefix: Only studies whose name begins with this.
             limit: Maximum number of studies.
             before: Only studies with a lower `id`: the last one of a page, to get the next page.
         """
         # Pages by ID, not by offset: studies that are submitted meanwhile do not shift them.
-        query = _select_lines(states is not None, owner is not None, before is not None)
+        query = _select_lines(states is not None, owner is not None, visible_to is not None, before is not None)
         if prefix:
             query = query.where(tables.queue.c.study.startswith(prefix, autoescape=True))
         chosen = [one_of("state of a queued study", state, QUEUE_STATES) for state in states or ()]
-        values = {"states": chosen, "owner": owner, "before": before, "limit": whole_number("limit", limit)}
+        values = {
+            "states": chosen,
+            "owner": owner,
+            "visible_to": visible_to,
+            "before": before,
+            "limit": whole_number("limit", limit),
+        }
         with self._database.reading() as connection:
             return tuple(QueueSummary(**row) for row in connection.execute(query, values).mappings())
 
@@ -261,6 +274,8 @@ class Queue:
             if row["state"] in ("cancelling", "cancelled"):
                 return _row(row)
             now = self._database.now(connection)
+            if row["state"] in ("queued", "running"):
+                note(connection, now, "cancel", study)
             if row["state"] == "queued":  # no worker has it, so that nothing has to be stopped
                 ended = {"state": "cancelled", "message": "cancelled before it was started", "updated_at": now}
                 return change_row(connection, row, **ended, position=None, expected_at=None, set_aside_at=None)
@@ -302,6 +317,7 @@ class Queue:
         with self._database.writing() as connection:
             self._database.serialize(connection, _ENQUEUE_LOCK)
             row = _find(connection, study, locked=True)
+            require_present(connection, study)
             # A repeated request finds the study open with what it asked for; that is no error.
             same = config_hash in (None, row["config_hash"])
             if row["state"] in OPEN_QUEUE and same and row["state"] != "cancelling":
@@ -322,6 +338,7 @@ class Queue:
                 changes |= {"document": require_finite("document", document), "config_hash": config_hash}
             if source is not None:
                 changes["source"] = require_finite("source", source)
+            note(connection, now, "resume" if document is None else "extend", study)
             return change_row(connection, row, **changes)
 
 
@@ -331,20 +348,24 @@ def _select() -> "sa.Select[Any]":
 
 
 @functools.cache
-def _select_lines(states: bool, owner: bool, before: bool) -> "sa.Select[Any]":
+def _select_lines(states: bool, owner: bool, visible: bool, before: bool) -> "sa.Select[Any]":
     """Return the query for a list; cached, since building it takes longer than running it."""
     columns = tables.queue.c
     query = sa.select(*(columns[name] for name in SUMMARY)).order_by(columns.id.desc()).limit(sa.bindparam("limit"))
+    query = query.where(is_present(columns.study))
     if states:
         query = query.where(columns.state.in_(sa.bindparam("states", expanding=True)))
     if owner:
         query = query.where(columns.owner == sa.bindparam("owner"))
+    if visible:
+        member: sa.BindParameter[str] = sa.bindparam("visible_to")
+        query = query.where((columns.owner == member) | columns.study.in_(shared_with(member)))
     if before:
         query = query.where(columns.id < sa.bindparam("before"))
     return query
 
 
-_ONE = _select().where(tables.queue.c.study == sa.bindparam("study"))
+_ONE = _select().where(tables.queue.c.study == sa.bindparam("study"), is_present(tables.queue.c.study))
 _STARTED = sa.select(tables.studies.c.id).where(tables.studies.c.name == sa.bindparam("study"))
 
 
@@ -409,6 +430,16 @@ def _repeated(connection: Connection, study: str, config_hash: str, *, owner: st
             f"{config_hash}); choose another name, or extend the study"
         )
     return _row(row)
+
+
+def _require_not_deleted(connection: Connection, study: str, *, owner: str) -> None:
+    try:
+        require_present(connection, study)
+    except StateError as error:
+        known = connection.scalars(sa.select(tables.queue.c.owner).where(tables.queue.c.study == study)).one_or_none()
+        # The message must not say more of another owner's study than that its name is taken.
+        text = str(error) if known == owner else f"the name {study!r} is taken; choose another name"
+        raise StudyConflict(text) from None
 
 
 def _require_free_name(connection: Connection, study: str, config_hash: str) -> None:

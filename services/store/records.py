@@ -332,6 +332,25 @@ class TokenRow:
 
 
 @dataclass(frozen=True, slots=True)
+class DeletedRow:
+    """A deleted study that can still be restored.
+
+    Args:
+        study: Name of the study.
+        owner: Who submitted it; None for one that was run without the service.
+        deleted_by: Who deleted it.
+        deleted_at: When.
+        purge_at: When its grace time is over.
+    """
+
+    study: str
+    owner: str | None
+    deleted_by: str
+    deleted_at: datetime
+    purge_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Actor:
     """Who does something.
 

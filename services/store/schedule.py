@@ -26,9 +26,15 @@ class Schedule:
     _database: Database
 
     @contextmanager
+    def alone(self, what: str) -> Iterator[bool]:
+        """Yield whether this process alone does something, until the block ends; never waits for another."""
+        with self._database.exclusive(what, wait_seconds=0.0) as acquired:
+            yield acquired
+
+    @contextmanager
     def scheduling(self) -> Iterator[bool]:
         """Yield whether this process alone may decide who is next, until the block ends; never waits for another."""
-        with self._database.exclusive(_LOCK, wait_seconds=0.0) as acquired:
+        with self.alone(_LOCK) as acquired:
             yield acquired
 
     def open_queue(self) -> tuple[datetime, tuple[QueueSummary, ...]]:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, RowMapping
 from services.store import tables
 from services.store.checked_values import one_of, require_finite, storable
 from services.store.database import Database
+from services.store.deletion import is_present, require_present
 from services.store.errors import StateError, StudyBusy, StudyConflict
 from services.store.locks import process_has_ended, this_process
 from services.store.records import (
@@ -54,6 +55,7 @@ class Studies:
         Raises:
             ValueError: The name is invalid, or the arms are empty or not distinct.
             StudyConflict: The store has a study of that name with another hash.
+            StateError: It has a deleted one.
         """
         if not _NAME.fullmatch(name):
             raise ValueError(f"the name of a study must be 1 to 64 lowercase letters, digits and dashes, got {name!r}")
@@ -66,6 +68,7 @@ class Studies:
             "uuid": str(uuid.uuid4()),
         }
         with self._database.writing() as connection:
+            require_present(connection, name)
             # One of several processes inserts the row; it alone gets an ID back, and adds arms and event.
             insertion = self._database.insert(tables.studies).values(**values, created_at=datetime.now(UTC))
             study = connection.scalars(insertion.on_conflict_do_nothing().returning(tables.studies.c.id)).one_or_none()
@@ -92,10 +95,14 @@ class Studies:
             return connection.scalars(sa.select(columns.id).where(columns.name == name)).one_or_none() is not None
 
     def studies(self, state: str | None = None, *, limit: int = 100, offset: int = 0) -> tuple[StudySummary, ...]:
-        """Return summaries of studies, newest first."""
+        """Return summaries of studies, newest first, without deleted ones."""
         columns = [column for column in tables.studies.c if column.name not in ("config", "config_hash", "uuid")]
         page = (
-            sa.select(*columns).order_by(tables.studies.c.id.desc()).limit(limit).offset(offset).where(_in_state(state))
+            sa.select(*columns)
+            .order_by(tables.studies.c.id.desc())
+            .limit(limit)
+            .offset(offset)
+            .where(_in_state(state), is_present(tables.studies.c.name))
         )
         # Trials are counted for the studies of the page only: their number, not that of the store, decides the time.
         listed = page.subquery()
@@ -135,6 +142,7 @@ class Studies:
         owner = owner or this_process()
         with self._database.writing() as connection:
             row, now = _study_for_update(connection, name), self._database.now(connection)
+            require_present(connection, name)
             before, age = row["owner"], _age(row["heartbeat_at"], now)
             if row["state"] in ENDED_STUDY:
                 raise _ended(name, row["state"], "running")
@@ -235,6 +243,7 @@ class Studies:
             raise ValueError("config and config_hash must be passed together")
         with self._database.writing() as connection:
             row, before = _study_for_update(connection, name), self._study(connection, name)
+            require_present(connection, name)
             if before.state not in ENDED_STUDY:
                 raise StateError(f"study {name!r} is {before.state!r}: only a study that has ended can be reopened")
             changes: dict[str, Any] = {"state": "created", "error": None, "finished_at": None}

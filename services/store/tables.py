@@ -266,6 +266,35 @@ audit = Table(
     Column("detail", _JSON, nullable=False),
 )
 
+# By name, since a study may be in the queue, among the studies, or both. A row with `purged_at`, which restoring
+# it sets as well, says only which numbers of jobs were used under that name.
+deletions = Table(
+    "deletions",
+    METADATA,
+    Column("study", Text, primary_key=True),
+    Column("owner", Text),
+    Column("deleted_by", Text, nullable=False),
+    Column("deleted_at", Instant, nullable=False),
+    Column("purge_at", Instant, nullable=False),
+    Column("purging_at", Instant),
+    Column("purged_at", Instant),
+    Column("next_attempt", sa.Integer, nullable=False),
+)
+
+team_members = Table(
+    "team_members",
+    METADATA,
+    Column("team", Text, primary_key=True),
+    Column("member", Text, primary_key=True, index=True),
+)
+
+shares = Table(
+    "shares",
+    METADATA,
+    Column("study", Text, primary_key=True),
+    Column("team", Text, primary_key=True, index=True),
+)
+
 queue = Table(
     "queue",
     METADATA,

@@ -9,6 +9,15 @@ the parameters, tags and metrics of a run, `run_files` its files, `data_sets` it
 from services.tracking.data_sets import data_sets
 from services.tracking.follower import following
 from services.tracking.mlflow_client import TrackingError, TrackingUnreachable, check
-from services.tracking.projection import Projection, Synced
+from services.tracking.projection import Projection, Synced, discard
 
-__all__ = ["Projection", "Synced", "TrackingError", "TrackingUnreachable", "check", "data_sets", "following"]
+__all__ = [
+    "Projection",
+    "Synced",
+    "TrackingError",
+    "TrackingUnreachable",
+    "check",
+    "data_sets",
+    "discard",
+    "following",
+]

@@ -77,6 +77,26 @@ def locate(
     raise TrackingError(f"the experiment {PREFIX}{identity.name} was created, but MLflow does not find it")
 
 
+def discard_experiment(client: Any, identity: StudyIdentity) -> None:
+    """Delete the runs of a study, and its experiment if nothing else is in it; its name is free then.
+
+    MLflow keeps what is deleted until its operator runs ``mlflow gc``, and its name with it: the experiment therefore
+    gets another name first. Doing this again does nothing.
+    """
+    from mlflow.entities import ViewType
+
+    experiment = _tagged(client, identity)
+    if experiment is None or experiment.lifecycle_stage == "deleted":
+        return
+    identifier = str(experiment.experiment_id)
+    while runs := client.search_runs([identifier], f"tags.`{STUDY_TAG}` = '{identity.uuid}'", ViewType.ACTIVE_ONLY):
+        for run in runs:
+            client.delete_run(run.info.run_id)
+    if not client.search_runs([identifier], "", ViewType.ACTIVE_ONLY, max_results=1):
+        client.rename_experiment(identifier, f"{PREFIX}{identity.names[-1]}.deleted")
+        client.delete_experiment(identifier)
+
+
 def _tagged(client: Any, identity: StudyIdentity) -> Any | None:
     from mlflow.entities import ViewType
 

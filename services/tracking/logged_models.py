@@ -77,6 +77,12 @@ def register(client: Any, identity: StudyIdentity, *, arm: str, model: str, run:
     return f"{name}/{version}"
 
 
+def unregister(client: Any, identity: StudyIdentity) -> None:
+    """Delete the registered model of a study, if it has one."""
+    if (name := _tagged(client, identity)) is not None:
+        client.delete_registered_model(name)
+
+
 def _tagged(client: Any, identity: StudyIdentity) -> str | None:
     query = f"tags.`{STUDY_TAG}` = '{identity.uuid}'"
     return next((str(model.name) for model in client.search_registered_models(filter_string=query)), None)

@@ -15,8 +15,8 @@ from typing import Any
 
 from services.store import EpochRow, Store
 from services.tracking.data_sets import DataSet
-from services.tracking.experiments import PREFIX, locate
-from services.tracking.logged_models import log_program, register, weights_digest
+from services.tracking.experiments import PREFIX, discard_experiment, locate
+from services.tracking.logged_models import log_program, register, unregister, weights_digest
 from services.tracking.machine_metrics import MachineMetrics
 from services.tracking.mlflow_client import TrackingError, connect, translated
 from services.tracking.relocation import relocate, root_of
@@ -350,3 +350,24 @@ class Projection:
                 params=absent[number * PARAMS_MAX : (number + 1) * PARAMS_MAX],
                 tags=changed[number * TAGS_MAX : (number + 1) * TAGS_MAX],
             )
+
+
+def discard(uri: str, study: str, store: Store, *, wait_seconds: float = WAIT_SECONDS) -> None:
+    """Delete what a study has in MLflow: its runs, its experiment, its registered model; does nothing if it has none.
+
+    Args:
+        uri: Tracking URI.
+        study: Name of the study.
+        store: Holds the study and the lock.
+        wait_seconds: How long to wait for another process that syncs the study.
+
+    Raises:
+        TrackingError: The server cannot be reached, or refuses.
+    """
+    if not store.projections(study, TARGET):
+        return
+    client = connect(uri)
+    with translated(uri), store.sync_lock(study, TARGET, wait_seconds=wait_seconds):
+        identity = StudyIdentity(study, store.study(study).uuid, store.identity())
+        unregister(client, identity)
+        discard_experiment(client, identity)

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from services.api.schemas import ArmView, ProgressView
@@ -49,10 +50,17 @@ class Watcher:
     Args:
         store: The store to read.
         fresh_seconds: Age up to which a status is reused.
+        shown: Returns what is shown of a status; all of it if omitted.
     """
 
-    def __init__(self, store: Store, *, fresh_seconds: float = STATUS_SECONDS) -> None:
-        self._store = store
+    def __init__(
+        self,
+        store: Store,
+        *,
+        fresh_seconds: float = STATUS_SECONDS,
+        shown: Callable[[StudyStatus], StudyStatus] = lambda status: status,
+    ) -> None:
+        self._store, self._shown = store, shown
         self.fresh_seconds = fresh_seconds
         self._known: dict[str, Snapshot] = {}
         self._locks: dict[str, threading.Lock] = {}
@@ -95,6 +103,7 @@ class Watcher:
         at, status = time.monotonic(), self._store.study_status(study)
         if status is None:
             raise NotFound(f"there is no study {study!r} in the queue")
+        status = self._shown(status)
         if before is not None and before.study_status == status:
             return replace(before, at=at)  # the same text and digest, without serializing it again
         progress = progress_of(status.row, status.spent)

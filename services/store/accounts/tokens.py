@@ -48,10 +48,7 @@ class Tokens:
             ValueError: A value breaks its rule.
         """
         one_of("scope", scope, SCOPES)
-        if not _OWNER.fullmatch(owner):
-            raise ValueError(
-                f"owner must be 1 to 64 letters, digits and . _ @ -, beginning with a letter or digit, got {owner!r}"
-            )
+        require_owner("owner", owner)
         if len(name) > _MAX_NAME or not name.isprintable():
             raise ValueError(f"name must be up to {_MAX_NAME} printable characters, got {name[:_MAX_NAME]!r}")
         if expires_at is not None and expires_at.tzinfo is None:
@@ -117,6 +114,14 @@ class Tokens:
         if digest is not None and not hmac.compare_digest(row["hash"], digest):
             return None
         return _row(row)
+
+
+def require_owner(what: str, name: str) -> None:
+    """Raise ValueError for what is no name of an owner."""
+    if not _OWNER.fullmatch(name):
+        raise ValueError(
+            f"{what} must be 1 to 64 letters, digits and . _ @ -, beginning with a letter or digit, got {name!r}"
+        )
 
 
 def _digest(secret: str) -> str:

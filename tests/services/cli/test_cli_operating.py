@@ -1,0 +1,47 @@
+"""Operators delete, restore and purge studies, manage teams, and read who did what."""
+
+import json
+
+from services.store import Store
+
+
+def enqueue(home) -> None:
+    with Store.open(f"sqlite:///{home}/runs/nas_blockout.db") as store:
+        store.enqueue("mine", document={}, config_hash="a", owner="ann")
+        store.request_cancel("mine")
+    (home / "runs" / "mine").mkdir()
+
+
+def test_a_study_is_deleted_restored_and_purged(call, home):
+    enqueue(home)
+    assert "`nas-blockout restore mine` restores it until 20" in call("delete", "mine").out
+    (listed,) = json.loads(call("purge", "--list", "--json").out)
+    assert (listed["study"], listed["owner"]) == ("mine", "ann")
+    assert listed["deleted_by"].startswith("operator ")
+    assert "is restored" in call("restore", "mine").out
+    assert call("restore", "mine").code == 3
+    assert (home / "runs" / "mine").is_dir()
+    assert "is purged; its name is free" in call("delete", "mine", "--now").out
+    assert not (home / "runs" / "mine").exists()
+    assert "There are no deleted studies." in call("purge").out
+    assert call("delete", "mine").code == 3
+    rows = json.loads(call("audit", "--json").out)
+    assert [row["action"] for row in rows] == ["purge", "delete", "restore", "delete"]
+    assert "restore" in call("audit", "--action", "restore").out
+
+
+def test_teams_are_made_of_members(call):
+    assert "There are no teams yet" in call("team", "list").out
+    assert call("team", "add", "vision", "ann", "bob").code == 0
+    assert call("team", "add", "no team", "ann").code == 2
+    assert json.loads(call("team", "list", "--json").out) == {"vision": ["ann", "bob"]}
+    assert call("team", "remove", "vision", "bob").code == 0
+    assert "ann" in call("team", "list").out
+    assert call("team", "remove", "vision", "bob").code == 3
+
+
+def test_an_administrator_gets_a_token(call):
+    made = json.loads(call("token", "create", "--owner", "eve", "--scope", "admin", "--json").out)
+    assert made["scope"] == "admin"
+    assert call("token", "revoke", str(made["id"])).code == 0
+    assert [row["action"] for row in json.loads(call("audit", "--json").out)] == ["token-revoke", "token-create"]
