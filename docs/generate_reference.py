@@ -253,6 +253,7 @@ def settings_page() -> str:
     """The environment variables that the services read."""
     intro = (
         "# Settings\n\nRead from the environment when a command starts. Unknown `NAS_BLOCKOUT_*` names are refused.\n"
+        "Each can be given as a file: `NAS_BLOCKOUT_STORE_URL_FILE` names one that holds `NAS_BLOCKOUT_STORE_URL`.\n"
     )
     rows = [(f"`{variable.name}`", variable.description, variable.default) for variable in settings.variables()]
     return intro + "\n" + table(("variable", "is", "where it is not set"), rows)

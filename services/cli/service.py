@@ -63,7 +63,7 @@ def create_token(
         Literal["read", "write", "admin"],
         typer.Option(
             "--scope",
-            help="`write` also allows submitting, changing and deleting studies; `admin` does so with all owners' studies.",
+            help="`write` also allows submitting, changing and deleting; `admin` does so with those of all owners.",
         ),
     ] = "read",
     name: Annotated[str, typer.Option("--name", help="A note on what the token is for.", metavar="TEXT")] = "",

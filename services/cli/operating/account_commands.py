@@ -82,7 +82,13 @@ def audit(
         return
     cells = (
         (
-            *(f"{row.at:%Y-%m-%d %H:%M:%S}", row.actor, "-" if row.token is None else row.token, row.action, row.subject),
+            *(
+                f"{row.at:%Y-%m-%d %H:%M:%S}",
+                row.actor,
+                "-" if row.token is None else row.token,
+                row.action,
+                row.subject,
+            ),
             ", ".join(f"{key}={value}" for key, value in row.detail.items()),
         )
         for row in rows

@@ -5,7 +5,16 @@ from typing import Annotated
 import typer
 
 from services.cli import lazy_modules as lazy
-from services.cli.console import JsonOption, StoredArgument, installation, log, print_json, print_line, print_table, table
+from services.cli.console import (
+    JsonOption,
+    StoredArgument,
+    installation,
+    log,
+    print_json,
+    print_line,
+    print_table,
+    table,
+)
 from services.cli.operating.account_commands import operator
 
 _DAY_SECONDS = 86_400.0
@@ -31,7 +40,9 @@ def delete(
     if now:
         print_line(f"study {study} is purged; its name is free")
     else:
-        print_line(f"study {study} is deleted; `nas-blockout restore {study}` restores it until {deleted.purge_at:{_MINUTE}} UTC")
+        print_line(
+            f"study {study} is deleted; `nas-blockout restore {study}` restores it until {deleted.purge_at:{_MINUTE}} UTC"
+        )
 
 
 def restore(study: StoredArgument) -> None:
@@ -47,7 +58,7 @@ def purge(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Purge the deleted studies whose grace time is over: their files, rows and MLflow runs. The worker does the same."""
+    """Purge deleted studies whose grace time is over: their files, rows and MLflow runs. The worker does so, too."""
     settings = installation()
     with lazy.store.Store.open(settings.store_url) as store:
         if not pending:
@@ -66,7 +77,10 @@ def purge(
             ]
         )
     elif rows:
-        cells = ((row.study, row.owner or "-", row.deleted_by, f"{row.deleted_at:{_MINUTE}}", f"{row.purge_at:{_MINUTE}}") for row in rows)
+        cells = (
+            (row.study, row.owner or "-", row.deleted_by, f"{row.deleted_at:{_MINUTE}}", f"{row.purge_at:{_MINUTE}}")
+            for row in rows
+        )
         print_table(table(_COLUMNS, cells, title="deleted studies that can be restored"))
     else:
         print_line("There are no deleted studies.")

@@ -1,8 +1,11 @@
 """Deleting, restoring and sharing studies, administrators and the audit log; and what no answer names."""
 
 import re
+import shutil
+import subprocess
 import tempfile
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
@@ -169,3 +172,23 @@ def test_no_message_names_a_folder_of_the_server(client, limited, settings, stud
         listed = {row["name"]: row["message"] for row in ann.get("/v1/studies").json()["studies"]}
         assert listed[name] == shown
         assert f'"message":"{shown}"' in ann.get(f"/v1/studies/{name}/events").text
+
+
+def test_every_request_of_the_guide_is_answered(store, served, app, study):
+    curl = shutil.which("curl") or pytest.skip("needs curl")
+    text = (Path(__file__).parents[3] / "docs" / "guides" / "administering.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if "curl" in block]
+    store.enqueue("hello", document=study, config_hash="a", owner="guide")
+    store.request_cancel("hello")
+    store.add_member("vision", "guide")
+    token = store.create_token("", owner="guide", scope="write")[1]
+    environment = {"PATH": f"{Path(curl).parent}:/usr/bin:/bin", "SERVICE": served(app), "TOKEN": token}
+    said = [
+        subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block], env=environment, capture_output=True, timeout=60, check=True
+        ).stdout
+        for block in blocks
+    ]
+    assert len(said) == 2
+    assert b'"deleted_by":"guide"' in said[0]
+    assert said[1].endswith(b'{"study":"hello","teams":[]}')

@@ -22,7 +22,10 @@ def end(store, study="example"):
 
 def rows(store) -> dict[str, int]:
     with store._database.reading() as connection:
-        counted = {name: connection.scalar(sa.select(sa.func.count()).select_from(t)) for name, t in tables.METADATA.tables.items()}
+        counted = {
+            name: connection.scalar(sa.select(sa.func.count()).select_from(t))
+            for name, t in tables.METADATA.tables.items()
+        }
     return {name: count for name, count in counted.items() if count and name not in ("identity", "audit")}
 
 
@@ -44,7 +47,7 @@ def test_a_deleted_study_is_hidden_and_comes_back(store, study):
             change("example")
     with pytest.raises(StudyConflict, match="was deleted by ann"):
         enqueue(store)
-    with pytest.raises(StudyConflict, match="'example' is taken; choose another name$"):
+    with pytest.raises(StudyConflict, match=r"'example' is taken; choose another name$"):
         enqueue(store, owner="bob")
     with acting(Actor("ann", 1)):
         store.restore_study("example")
