@@ -40,9 +40,8 @@ def delete(
     if now:
         print_line(f"study {study} is purged; its name is free")
     else:
-        print_line(
-            f"study {study} is deleted; `nas-blockout restore {study}` restores it until {deleted.purge_at:{_MINUTE}} UTC"
-        )
+        until = f"{deleted.purge_at:{_MINUTE}} UTC"
+        print_line(f"study {study} is deleted; `nas-blockout restore {study}` restores it until {until}")
 
 
 def restore(study: StoredArgument) -> None:
