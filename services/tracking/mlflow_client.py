@@ -60,8 +60,8 @@ def connect(uri: str) -> Any:
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     for name in secret_files.MLFLOW:  # which MLflow reads only from the environment; anew, since files are replaced
-        if value := _credential(name):
-            os.environ[name] = value
+        if given := _credential(name):
+            os.environ[name] = given
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import mlflow

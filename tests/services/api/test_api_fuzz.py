@@ -85,4 +85,4 @@ def test_everything_is_described() -> None:
         "/readyz",
         "/metrics",
     } <= paths
-    assert len(paths) == 15
+    assert len(paths) == 20

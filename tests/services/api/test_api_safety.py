@@ -161,7 +161,7 @@ def test_paths_and_methods_that_are_not_there_have_the_same_shape(ann, told):
     for path in ("/nothing", "/v1/studies/", "/v1", "/docs", "/static/../app.py", "/static/service.css.bak"):
         told(ann.get(path), 404, "not_found")
     for method, path in (
-        ("DELETE", "/v1/studies/tiny"),
+        ("PATCH", "/v1/studies/tiny"),
         ("PUT", "/v1/studies"),
         ("POST", "/healthz"),
         ("X", "/healthz"),
