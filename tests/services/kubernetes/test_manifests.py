@@ -46,7 +46,7 @@ FOREIGN = {
     "MLFLOW_DISABLE_TELEMETRY",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION",
     "RAY_AUTH_MODE",
-    "RAY_AUTH_TOKEN",
+    "RAY_AUTH_TOKEN_PATH",
     "RAY_USAGE_STATS_ENABLED",
 }
 POSTGRES, MLFLOW, DASHBOARD = 5432, 5000, 8265
@@ -168,23 +168,49 @@ def test_every_variable_is_a_setting_of_ours_or_of_a_program_that_runs_there(all
     assert {name for name in foreign if not name.startswith(PREFIX)} == FOREIGN
 
 
-SECRET_VALUES = {"api-token": SECRET, "store-url": "postgresql+psycopg://nas_blockout:x@host:5432/nas_blockout"}
+SECRET_VALUES = {
+    "api-token": SECRET,
+    "auth_token": SECRET,
+    "store-url": "postgresql+psycopg://nas_blockout:x@host:5432/nas_blockout",
+}
 
 
 def test_the_values_of_settings_are_accepted_and_mean_the_same_as_in_compose(base_pods: dict[str, Pod]) -> None:
     shared = read_env(FOLDER / "base" / "settings.env")
     for pod, service in (("api", "api"), ("worker", "worker"), ("ray/head", "ray-head")):
         variables = told(base_pods[pod].spec["containers"][0]).values()
-        given = {each["name"]: _value(each) for each in variables} | (shared if "/" not in pod else {})
+        given = dict(map(_given, variables)) | (shared if "/" not in pod else {})
         here, there = (Settings.from_environment(each) for each in (given, COMPOSE[service].environment))
         assert here.home == there.home
         assert (here.tracking_uri, here.ray_address) == (there.tracking_uri, there.ray_address)
         assert (here.jobs_address is None) == (there.jobs_address is None) == (pod == "ray/head")
 
 
-def _value(variable: Any) -> str:
-    secret = variable.get("valueFrom", {}).get("secretKeyRef", {}).get("key")
-    return SECRET_VALUES.get(secret, "x") if secret else str(variable["value"])
+def _given(variable: Any) -> tuple[str, str]:
+    """A variable with its value, which may come from a secret, as a variable or in a file."""
+    name, value = variable["name"], str(variable.get("value", ""))
+    if "valueFrom" in variable:
+        return name, SECRET_VALUES[variable["valueFrom"]["secretKeyRef"]["key"]]
+    return (
+        (name.removesuffix("_FILE"), SECRET_VALUES[value.rpartition("/")[2]])
+        if name.endswith("_FILE")
+        else (name, value)
+    )
+
+
+def test_files_of_secrets_are_where_the_variables_say(all_pods: list[Pod]) -> None:
+    named = 0
+    for pod in all_pods:
+        items = {item["path"] for each in pod.spec["volumes"] if "secret" in each for item in each["secret"]["items"]}
+        for container in pod.containers:
+            mounts = {each["mountPath"]: each for each in container["volumeMounts"] if each["name"] == "secrets"}
+            for each in told(container).values():
+                folder, _, file = str(each.get("value", "")).rpartition("/")
+                if each["name"].endswith(("_FILE", "_TOKEN_PATH")):
+                    named += 1
+                    assert file in items, (pod.name, each)
+                    assert mounts[folder]["readOnly"] is True, (pod.name, each)
+    assert named > 0
 
 
 def test_compose_and_kubernetes_tell_the_same_settings(base_pods: dict[str, Pod]) -> None:
