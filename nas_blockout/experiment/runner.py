@@ -262,7 +262,8 @@ class Run(Iterator[EpochRecord]):
     def _macs(self, plain: nn.Module) -> int:
         if isinstance(plain, BlockDrop):
             return expected_macs(plain, Loader(self.splits.validation, EVALUATION_BATCH).batches(), device=self.device)
-        return count_macs(plain, self.splits.train.images[:1].to(self.device))
+        # A copy: a network may begin with an operation in place, and several processes may share the images.
+        return count_macs(plain, self.splits.train.images[:1].clone().to(self.device))
 
 
 def _agreed(start: Snapshot | None, ranks: Ranks) -> Snapshot | None:

@@ -82,7 +82,8 @@ def test_the_preset_branch_divides_layers_that_compress_hardly_divides() -> None
         experiment = Experiment.from_json(document)
         run = Run(experiment, load(experiment.data))
         list(run)
-        assert run.outcome is not None and run.outcome.derivation is not None
+        assert run.outcome is not None
+        assert run.outcome.derivation is not None
         return sorted(layer.density for layer in structure_of(run.outcome.derivation.architecture).layers)
 
     branch, compress = densities("branch"), densities("compress")
