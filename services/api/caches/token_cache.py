@@ -72,6 +72,10 @@ class Callers:
         caller, validated_at = self._recent.get(_cache_key(key), (None, 0.0))
         return caller if time.monotonic() - validated_at < self._fresh_seconds else None
 
+    def remembered(self, key: Key) -> Caller | None:
+        """Return the caller last validated with a key, however long ago: to count requests by, never to answer them."""
+        return self._recent.get(_cache_key(key), (None, 0.0))[0]
+
     def ask(self, key: Key) -> Caller | None:
         """Return the caller with a secret, session or token ID; None if it does not exist, has expired or has ended."""
         asked = time.monotonic()  # before the query: a token that is revoked meanwhile must not live longer for it

@@ -107,8 +107,10 @@ class Guard:
         if path == ALIVE or path.startswith(_API):
             return
         session = auth.session_of(request)
+        # Cookies that were never validated count as the address: anybody can make them up.
+        caller = self._service.callers.remembered(session) if session else None
         host = request.client.host if request.client else ""
-        auth.count(self._service, ("token", session.token) if session else ("address", host))
+        auth.count(self._service, ("token", caller.token) if caller else ("address", host))
 
 
 def _with_security_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
