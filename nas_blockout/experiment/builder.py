@@ -154,14 +154,10 @@ def unbuildable(
     try:
         network = outlined(experiment, shape, classes)
         yield from _too_large(network, most_parameters)
-        derives = most_derived is None or not isinstance(network, Branchable) or len(network.layers) <= most_derived
         if isinstance(method, BlockoutSettings):
             require_nodes(network, method)
-            masked = masked_connections(network.connections, method.masked)
-            if derives:
-                yield from _learned_conflicts(experiment, network, masked)
-        if derives:
-            yield from _pruning_conflicts(experiment, network)
+        if most_derived is None or not isinstance(network, Branchable) or len(network.layers) <= most_derived:
+            yield from _not_derivable(experiment, network)
         if isinstance(method, BlockDropSettings) and not method.learns:
             fixed_path(method.policy, len(network.blocks), method.kept_blocks)  # type: ignore[arg-type]  # of a ResNet
     except ValueError as error:
@@ -176,6 +172,14 @@ def unbuildable(
         if isinstance(error, RuntimeError) and "overflow" not in str(error):
             raise
         yield Conflict("backbone: the network is too wide: it has more weights than can be addressed", "backbone")
+
+
+def _not_derivable(experiment: Experiment, network: Network) -> Iterator[Conflict]:
+    """Yield why no smaller network can be derived from what is learned or pruned."""
+    if isinstance(experiment.method, BlockoutSettings):
+        masked = masked_connections(network.connections, experiment.method.masked)
+        yield from _learned_conflicts(experiment, network, masked)
+    yield from _pruning_conflicts(experiment, network)
 
 
 def _too_large(network: Network, most: int) -> Iterator[Conflict]:

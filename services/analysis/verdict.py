@@ -269,9 +269,9 @@ def _detectable(pairs: Sequence[PairResult]) -> str:
     if not effects:
         return " (with these seeds, no difference of any size could have been shown)"
     counts = sorted({pair.seeds for pair in pairs})
-    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    seeds = count_of(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     about = f"{effects[0]:.2f}" if len(effects) == 1 else f"{effects[0]:.2f} to {effects[-1]:.2f}"
-    return f", where {count_of(seeds, 'seed')} could only have shown differences of about {about} points or more"
+    return f", where {seeds} could only have shown differences of about {about} points or more"
 
 
 def _sized(pair: PairResult) -> float | None:
