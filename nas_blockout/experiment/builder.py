@@ -1,7 +1,6 @@
 """From an experiment to its network: with its method in place for training, and plain for what it ends in."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture
 from nas_blockout.backbones import BACKBONES, name_of, scaled_to
-from nas_blockout.backbones.branched import BranchedNetwork, Sites
+from nas_blockout.backbones.branched import Sites
 from nas_blockout.data import Splits
 from nas_blockout.experiment.branchable import (
     Shape,
@@ -23,6 +22,7 @@ from nas_blockout.experiment.branchable import (
     with_new_weights,
 )
 from nas_blockout.experiment.config import Experiment, needs_graph
+from nas_blockout.experiment.reachable_targets import learned_conflicts, pruning_conflicts
 from nas_blockout.graph.macs import count_macs
 from nas_blockout.graph.network import GraphNetwork
 from nas_blockout.methods import METHODS, NoneSettings, method_name
@@ -30,15 +30,11 @@ from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.methods.memberships.initial import require_nodes
-from nas_blockout.methods.paths.block_routing import (
-    fixed_path,
-)
-from nas_blockout.networks import Branchable, Connection, Network, listed, masked_connections
+from nas_blockout.methods.paths.block_routing import fixed_path
+from nas_blockout.networks import Branchable, Network, masked_connections
 from nas_blockout.settings_fields import Conflict, conflicts_in, refuse
 from nas_blockout.structure.confusion import ConfusionSettings, most_branches
-from nas_blockout.structure.distill import distill
 from nas_blockout.structure.pruning import PruningSettings, standardized_magnitudes
-from nas_blockout.structure.wiring import Wiring
 from nas_blockout.training import NORMS_AND_BIASES, unmatched
 
 # Widths of a residual network are tried in steps of one 256th: in 64ths, channels of several stages are rounded up at
@@ -93,14 +89,14 @@ def _built_for_training(experiment: Experiment, shape: Shape, classes: int) -> n
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         network = built(experiment, shape, classes, _sites(experiment.method))
-        refuse(_pruning_conflicts(experiment, network))
+        refuse(pruning_conflicts(experiment, network))
         if isinstance(experiment.method, BlockoutSettings):
             method = experiment.method
             if torch.get_default_device().type == "meta":  # what depends on values decides no name and no shape
                 method = replace(method, magnitude_spread=0.0, start_at="probabilities", rescale=False)
             known = standardized_magnitudes(network) if method.magnitude_spread else None
             masked = Blockout(network, network.connections, method, known)
-            refuse(_learned_conflicts(experiment, network, masked.masked_connections))
+            refuse(learned_conflicts(experiment, network, masked.masked_connections))
             return masked
         if isinstance(experiment.method, BlockDropSettings):
             return BlockDrop(network, _seeded(experiment), shape=shape)  # type: ignore[arg-type]
@@ -178,8 +174,8 @@ def _not_derivable(experiment: Experiment, network: Network) -> Iterator[Conflic
     """Yield why no smaller network can be derived from what is learned or pruned."""
     if isinstance(experiment.method, BlockoutSettings):
         masked = masked_connections(network.connections, experiment.method.masked)
-        yield from _learned_conflicts(experiment, network, masked)
-    yield from _pruning_conflicts(experiment, network)
+        yield from learned_conflicts(experiment, network, masked)
+    yield from pruning_conflicts(experiment, network)
 
 
 def _too_large(network: Network, most: int) -> Iterator[Conflict]:
@@ -267,85 +263,6 @@ def _derivation_conflicts(experiment: Experiment, shape: Shape, classes: int) ->
         yield Conflict(
             message, "confusion.branches", "confusion.clustering", "confusion.split_layers", "backbone", "data"
         )
-
-
-def _learned_conflicts(experiment: Experiment, network: Network, masked: Sequence[Connection]) -> list[Conflict]:
-    """Return why no branches can be derived from what is masked, before the first stage is paid for.
-
-    That is so for a target that not even one node in each masked layer would meet, or a start at such a target.
-    """
-    with torch.device("cpu"):  # memberships have values, also where weights have none
-        return list(_underivable(experiment, network, masked))
-
-
-def _underivable(experiment: Experiment, network: Network, masked: Sequence[Connection]) -> Iterator[Conflict]:
-    settings = experiment.distillation
-    if settings is None:
-        return
-    assert isinstance(network, Branchable), "checked with the experiment"
-    layers = [name for name in network.layers if any(name in each.layers for each in masked)]
-    one = {name: (torch.arange(network.layers[name]) < 1)[:, None] for name in layers[:-1]}
-    one[layers[-1]] = torch.ones(network.layers[layers[-1]], 1, dtype=torch.bool)
-    try:
-        wiring = None if isinstance(network, BranchedNetwork) else Wiring.of(network, masked)
-        smallest = distill({name: rows.float() for name, rows in one.items()}, one, wiring=wiring, clean_up=False)
-    except ValueError as error:
-        yield Conflict(f"method.masked: {error}", "method.masked", "distillation", "backbone")
-        return
-    left = f"with one node left in each masked layer before the classes ({listed(layers[:-1])}), the other layers"
-    targets: list[tuple[str, float | None, Callable[[Mapping[str, Tensor]], int]]] = [
-        ("distillation.target_macs", settings.target_macs, network.macs_under),
-        ("distillation.target_parameters", settings.target_parameters, network.weights_under),
-    ]
-    method = experiment.method
-    if isinstance(method, BlockoutSettings) and method.start_at == "cost_target":
-        targets.append(("method.cost_target", method.cost_target, network.macs_under))
-    masks_all = isinstance(method, BlockoutSettings) and method.masked == "all"
-    remedy = "raise it" if masks_all else "raise it or mask more layers"
-    for key, target, count in targets:
-        least = count(smallest.complete) / count({})
-        if message := _unreached(target, least, left=left, remedy=remedy):
-            more = _fixed(network) if count == network.macs_under else ""
-            yield Conflict(f"{key}: {message}{more}", key, "method.masked", "backbone", "data")
-
-
-def _pruning_conflicts(experiment: Experiment, network: Network) -> list[Conflict]:
-    """Return that not even one node in each layer meets the target of pruning, before the network is trained."""
-    with torch.device("cpu"):  # memberships have values, also where weights have none
-        return list(_unprunable(experiment, network))
-
-
-def _unprunable(experiment: Experiment, network: Network) -> Iterator[Conflict]:
-    settings = experiment.pruning
-    if settings is None or not isinstance(network, Branchable):
-        return
-    whole = {*network.rigid, list(network.layers)[-1]}
-    one = {
-        name: torch.ones(width, 1) if name in whole else (torch.arange(width) < 1).float()[:, None]
-        for name, width in network.layers.items()
-    }
-    wiring = None if isinstance(network, BranchedNetwork) else Wiring.of(network, None)
-    smallest = distill(one, {name: rows > 0 for name, rows in one.items()}, wiring=wiring)
-    least = network.macs_under(smallest.complete) / network.macs_under({})
-    left = "with one node left in each layer that can become smaller, the network"
-    if message := _unreached(settings.target_macs, least, left=left, remedy="raise it"):
-        key = "pruning.target_macs"
-        yield Conflict(f"{key}: {message}{_fixed(network)}", key, "backbone", "data")
-
-
-def _unreached(target: float | None, least: float, *, left: str, remedy: str) -> str | None:
-    if target is None or target >= least:
-        return None
-    shown = math.ceil(least * 10_000) / 10_000  # never a value that is refused as well
-    return f"{left} still cost {shown:.4f}, so it must be at least that, got {target}; {remedy}"
-
-
-def _fixed(network: Branchable) -> str:
-    """Return the end of an error about a cost that is not reached: the share that no mask makes smaller."""
-    fixed = float(sum(macs.sum() for layer, macs in network.other_macs.items() if layer is None))
-    if not fixed:
-        return ""
-    return f"; {fixed / network.macs_under({}):.4f} of the cost has no masks at all: `nas-blockout inspect` lists it"
 
 
 def rebuild(experiment: Experiment, architecture: Architecture | None, splits: Splits) -> nn.Module:
