@@ -250,7 +250,7 @@ def _macs(experiment: Experiment, splits: Splits) -> int:
     if target is not None:
         return round(target * dense_macs(experiment, splits))
     network = rebuild(experiment, experiment.architecture, splits).eval()
-    return count_macs(network, splits.train.images[:1])
+    return count_macs(network, splits.train.images[:1].clone())
 
 
 def _crowding(study: Study, settings: Settings, processors: int) -> float:

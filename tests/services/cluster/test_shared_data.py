@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from nas_blockout.data import DataMissing, DataSettings, load
 from services.cluster.shared_data import SharedData, splits_of
@@ -66,3 +67,28 @@ def test_a_machine_with_its_files_elsewhere_reads_its_own_test_images(shared: Sh
     outline = shared.outline.with_parts(shared.outline.train, shared.outline.validation, load_test=gone)
     elsewhere = replace(shared, outline=outline)
     assert torch.equal(elsewhere.splits().test().labels, load(SETTINGS).test().labels)
+
+
+class InPlace(nn.Module):
+    """A network whose first operation writes into its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classes(x.mul_(2).flatten(1))
+        return logits
+
+
+def test_a_network_that_writes_into_its_input_changes_no_shared_image(shared: SharedData, tmp_path: Path) -> None:
+    backbone = {"name": "module", "factory": f"{__name__}:InPlace"}
+    kept = {name: images.copy() for name, (images, _) in shared.arrays.items()}
+    worker = Worker(data=shared)
+    worker.start(Task(1, {**EXPERIMENT, "backbone": backbone}, True, str(tmp_path / "checkpoint"), None))
+    while not (report := worker.step()).done:
+        pass
+    assert report.failure is None
+    assert report.result is not None
+    for name, images in kept.items():
+        assert (shared.arrays[name][0] == images).all()
