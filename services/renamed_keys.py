@@ -120,6 +120,8 @@ _ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "mask_values": "share",
             "magnitude_spread": 0.0,
             "start_at": "probabilities",
+            "disjointness": 0.0,
+            "depth_exponent": 1.0,
         },
         "training": {
             "precision": "float32",

@@ -90,6 +90,13 @@ def memberships_of(
     names = [layer.name for layer in architecture.layers]
     if names != list(layers):
         raise ValueError(f"an architecture of this network must have the layers {list(layers)}, got {names}")
+    with torch.device("cpu"):  # memberships have values, also where weights have none
+        return _memberships_of(architecture, layers, nodes)
+
+
+def _memberships_of(
+    architecture: Architecture, layers: Mapping[str, int], nodes: Mapping[str, Sequence[Tensor]] | None
+) -> dict[str, Tensor]:
     found, described = {}, nodes_of(architecture)
     for layer in architecture.layers:
         rows = torch.zeros(layers[layer.name], architecture.clusters)

@@ -126,7 +126,7 @@ def test_a_choice_of_layers_that_a_graph_lacks_is_an_error_of_its_own_key(masked
 
 
 def test_a_network_larger_than_memory_is_judged_without_allocating_it() -> None:
-    wide = {"name": "convnet", "hidden": [10**7, 10**7]}  # 400 TB of weights
+    wide = {"name": "convnet", "hidden": [90_000, 90_000]}  # 32 GB of weights
     experiment = Experiment(
         backbone=backbone_from_json(wide), method=method_from_json({"name": "blockout", "clusters": 10**6})
     )

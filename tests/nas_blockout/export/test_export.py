@@ -176,7 +176,7 @@ def test_diagram_shows_what_every_group_holds_and_reads() -> None:
         "graph LR",
         '  n0_0["features: 2 nodes"]',
         '  n0_1["features: 3 nodes"]',
-        '  n0_2["features: 1 nodes"]',
+        '  n0_2["features: 1 node"]',
         '  n1_0["hidden: 3 nodes"]',
         "  n0_0 --> n1_0",
         "  n0_2 --> n1_0",

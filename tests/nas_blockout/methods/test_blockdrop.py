@@ -457,7 +457,7 @@ def test_the_training_loop_runs_all_phases_and_resumes_with_the_same_numbers(val
             r"policy_fraction must be at most 0\.5, what pretrain_fraction leaves, got policy_fraction=0\.6",
         ),
         ({"blocks_per_epoch": 0}, r"blocks_per_epoch must be at least 1, got blocks_per_epoch=0"),
-        ({"policy_widths": ()}, r"policy_widths must be a list of 1 or more, got policy_widths=\(\)"),
+        ({"policy_widths": ()}, r"policy_widths must be a list of 1 to 64, got policy_widths=\(\)"),
     ],
 )
 def test_settings_out_of_range_are_refused(values, message):

@@ -322,7 +322,7 @@ def test_arms_are_ranked_on_the_seeds_that_all_have() -> None:
 
 def test_arms_that_share_one_seed_are_not_ranked() -> None:
     found = compare({"a": {0: 0.5, 1: 0.5}, "b": {1: 0.6, 2: 0.6}})
-    assert (found.ranking, found.reason) == (None, "the arms share 1 seeds, and a ranking needs 2")
+    assert (found.ranking, found.reason) == (None, "the arms share 1 seed, and a ranking needs 2")
 
 
 def test_one_arm_is_no_comparison() -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -165,6 +166,13 @@ def test_a_request_that_trickles_in_is_cut_off(bounded):
     assert heard.startswith(b"HTTP/1.1 408")
 
 
+def is_closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(10) == b""
+    except ConnectionResetError:
+        return True
+
+
 def test_idle_connections_make_room_for_requests(settings, store):
     app = application(settings, store, probes=Probes({}))
     with serving(app, room=Room(20, request_seconds=60.0)) as address:
@@ -172,11 +180,11 @@ def test_idle_connections_make_room_for_requests(settings, store):
         idle = [socket.create_connection((host, int(port)), timeout=20) for _ in range(100)]
         try:
             for connection in idle[::2]:
-                connection.sendall(HEAD)
+                with suppress(ConnectionResetError, BrokenPipeError):  # of those that have made room already
+                    connection.sendall(HEAD)
             for _ in range(3):
                 assert httpx.get(address + "/healthz", timeout=20).status_code == 200
-            with pytest.raises(ConnectionResetError):
-                idle[0].recv(10)  # who has waited longest has been let go
+            assert is_closed(idle[0])  # who has waited longest has been let go
         finally:
             for connection in idle:
                 connection.close()

@@ -340,7 +340,7 @@ def test_the_tree_names_constants(call: Call, tmp_path: Path) -> None:
     export_model(network(branched=True, architecture=CONSTANT), tmp_path / "constant", description)
     ended = call("show", tmp_path / "constant")
     assert ended.code == 0
-    for part in ("cluster 1: 2 nodes, 4 parameters, 0 MACs, reads nothing", "constant: 1 nodes, 1 parameters", "c\n"):
+    for part in ("cluster 1: 2 nodes, 4 parameters, 0 MACs, reads nothing", "constant: 1 node, 1 parameter", "c\n"):
         assert part in ended.out
 
 
@@ -363,7 +363,7 @@ def test_the_tree_and_the_picture_of_a_graph_show_no_branch_where_there_are_no_m
     export_model(model, tmp_path / "graph", description)
     ended = call("show", tmp_path / "graph", "--figure", tmp_path / "graph.svg")
     assert ended.code == 0
-    assert "without masks: 1 nodes" in ended.out
+    assert "without masks: 1 node" in ended.out
     assert "cluster 0: " in ended.out
     assert "clusters 0 2" not in ended.out
     layers = json.loads(call("show", tmp_path / "graph", "--json").out)["layers"]

@@ -38,7 +38,7 @@ def test_a_token_is_shown_once_listed_without_its_secret_and_revoked(call, home)
 def test_a_token_that_breaks_a_rule_is_not_made(call):
     code, _, err = call("token", "create", "--owner", "no body")
     assert (code, "got 'no body'" in err) == (2, True)
-    assert call("token", "create", "--owner", "ann", "--scope", "admin")[0] == 2
+    assert call("token", "create", "--owner", "ann", "--scope", "root")[0] == 2
     assert call("token", "create", "--owner", "ann", "--expires-days", "0")[0] == 2
     assert call("token", "list")[1].startswith("There are no tokens")
 

@@ -110,7 +110,7 @@ def test_settings_without_a_name_change_those_of_the_base_and_the_schema_knows_t
 
 def test_the_default_preset_is_the_default_of_the_settings() -> None:
     presets = METHODS["blockout"].presets
-    assert list(presets) == ["compress", "paper", "pretrained"]
+    assert list(presets) == ["compress", "paper", "branch", "pretrained"]
     assert presets["compress"].settings == BlockoutSettings()
     assert method_from_json({"name": "blockout"}) == method_from_json({"name": "blockout", "preset": "compress"})
     assert method_from_json({"name": "blockout", "preset": "paper"}) == presets["paper"].settings
