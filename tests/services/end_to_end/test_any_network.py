@@ -13,6 +13,7 @@ from tests.services.program import RUNS_HERE, here, of, store_of
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(60), *RUNS_HERE]
 
 NETWORKS = Path(__file__).parents[2] / "fixtures" / "inventions.py"
+WHOLE = 112_208  # multiply-accumulates of the whole network, the products of its attention included
 STUDY: dict[str, Any] = {
     "schema_version": 2,
     "name": "own",
@@ -22,7 +23,7 @@ STUDY: dict[str, Any] = {
     "budget": {"trainings": 2},
     "retrain": {"seeds": [0]},
     "arms": {
-        "random-branched": {"space": ["branched"], "constraints": {"macs": 60_000}},
+        "random-branched": {"space": ["branched"], "constraints": {"macs": 100_000}},
         "tpe-branched": {"space": ["branched"], "searcher": "tpe"},
         "blockout": {
             "method": {"name": "blockout", "clusters": 2},
@@ -55,14 +56,14 @@ def test_everything_that_a_study_can_ask_works_on_a_network_of_ones_own(tmp_path
         if trial.arm.endswith("branched") and trial.arm != "unbranched":
             assert trial.config.architecture is not None
             assert trial.config.architecture.edges, "over the graph, not over a chain"
-            assert trial.arm != "random-branched" or result["macs"] <= 60_000
+            assert trial.arm != "random-branched" or result["macs"] <= 100_000
         if trial.arm in ("blockout", "unbranched", "pruned", "confusion"):
             assert Architecture.from_json(result["architecture"]).edges
             for entry in result["equality"].values():
                 assert entry["max_abs_difference"] <= entry["bound"]
     costs = {trial.arm: trial.result["macs"] for trial in trials if trial.phase == "retrain" and trial.result}
     assert costs["thin"] == pytest.approx(costs["blockout"], rel=0.15)
-    assert costs["unbranched"] <= 1.01 * costs["blockout"]
+    assert max(costs[arm] for arm in ("blockout", "unbranched", "pruned")) <= 0.6 * WHOLE
     runs = home / "runs" / "own"
     comparison = json.loads((runs / "comparison.json").read_text())
     assert set(comparison["arms"]) == set(STUDY["arms"])
