@@ -5,13 +5,12 @@ head` one whose hidden layers alone are narrower, `pruned` reaches the target fr
 `RECIPE + unbranched` is the recipe's own nodes without its branches. Rows are appended to a CSV file as experiments
 end; rows in the file are not run again.
 
-Run: ``python benchmarks/branching.py --data glyphs --rows branching.csv [--target .3] [--seeds 0 1] [--only NAME...]``;
-prints a Markdown table of all rows of the file. Test images are not read.
+Run: ``python -m benchmarks.branching --data glyphs --rows branching.csv [--target .3] [--seeds 0 1] [--only NAME...]``.
+Test images are not read.
 """
 
 import argparse
-import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.structure import append, read, separated
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.data import Splits, load
 from nas_blockout.experiment import Experiment, Run, build
@@ -131,7 +131,7 @@ def trained(data: str, recipe: str, target: float, epochs: int | None, seed: int
     derivation = run.outcome.derivation
     if derivation is not None:
         row |= {name: round(100 * value, 1) for name, value in derivation.gap.items() if name in COLUMNS}
-        row["separated"] = round(_separated(derivation.probabilities), 2)
+        row["separated"] = round(separated(derivation.probabilities), 2)
         structure = structure_of(derivation.architecture)
         row["branches"] = len(structure.branches)
         row["density"] = " ".join(f"{layer.density:.2f}" for layer in structure.layers)
@@ -147,12 +147,6 @@ def _with_thin_head(document: Document, splits: Splits, macs: float) -> Document
         if macs_of(network.full, network.plan, splits.shape[0]) <= macs:
             break
     return thin
-
-
-def _separated(probabilities: Mapping[str, list[list[float]]]) -> float:
-    """Return the smallest share, over layers, of entries of P below .05 or above .95."""
-    layers = (torch.tensor(p) for p in probabilities.values())
-    return min(float(((p < 0.05) | (p > 0.95)).float().mean()) for p in layers)
 
 
 def main() -> None:
@@ -176,32 +170,17 @@ def main() -> None:
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         rows = [pool.submit(trained, *each) for each in wanted if (each[0], each[1], each[2], each[4]) not in there]
         for done in as_completed(rows):
-            append(options.rows, done.result())
+            append(options.rows, done.result(), COLUMNS)
             print(done.result(), flush=True)
 
 
 def known(recipe: str) -> str:
     """Check the name of a recipe, or of several joined by a plus."""
-    if recipe not in BASELINES and any(name not in RECIPES for name in recipe.split(" + ")):
-        raise argparse.ArgumentTypeError(f"{recipe!r}: must be one of {', '.join([*BASELINES, *RECIPES])}")
+    if recipe not in BASELINES and (unknown := [name for name in recipe.split(" + ") if name not in RECIPES]):
+        raise argparse.ArgumentTypeError(
+            f"no such recipe {unknown[0]!r}; there are {', '.join([*BASELINES, *RECIPES])}"
+        )
     return recipe
-
-
-def read(path: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of a file that may not be there yet."""
-    if path.exists():
-        with path.open(newline="") as file:
-            yield from csv.DictReader(file)
-
-
-def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row, and the header before the first."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ prints a Markdown table of all rows of the file. Test images are not read.
 import argparse
 import csv
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -155,11 +155,11 @@ def trained(data: str, recipe: str, target: float, epochs: int, seed: int) -> di
     row["macs"] = round(run.outcome.macs / all_macs, 3)
     if run.outcome.derivation is not None:
         row |= {name: round(100 * value, 1) for name, value in run.outcome.derivation.gap.items() if name in COLUMNS}
-        row["separated"] = round(_separated(run.outcome.derivation.probabilities), 2)
+        row["separated"] = round(separated(run.outcome.derivation.probabilities), 2)
     return row
 
 
-def _separated(probabilities: Mapping[str, list[list[float]]]) -> float:
+def separated(probabilities: Mapping[str, list[list[float]]]) -> float:
     """Return the smallest share, over layers, of entries of P below .05 or above .95."""
     layers = (torch.tensor(p) for p in probabilities.values())
     return min(float(((p < 0.05) | (p > 0.95)).float().mean()) for p in layers)
@@ -212,11 +212,11 @@ def read(path: Path) -> Iterator[dict[str, str]]:
             yield from csv.DictReader(file)
 
 
-def append(path: Path, row: Mapping[str, Any]) -> None:
+def append(path: Path, row: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> None:
     """Append a row, with a header line if the file is new."""
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         if new:
             writer.writeheader()
         writer.writerow(row)
