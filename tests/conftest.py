@@ -35,9 +35,14 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files with slow tests first, the longest ahead: begun last, it would keep one worker to the end."""
+    """Put the files with slow tests first, the longest ahead: begun last, it would keep one worker to the end.
+
+    Whole studies, which wait for a dozen processes beside those of other tests, get their time on a slow machine, too.
+    """
     seconds: dict[Path, float] = {}
     for item in items:
+        if item.get_closest_marker("end_to_end") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
         if (slow := item.get_closest_marker("slow")) is not None:
             seconds[item.path] = max(seconds.get(item.path, 0), *slow.args, 1)
     items.sort(key=lambda item: -seconds.get(item.path, 0))

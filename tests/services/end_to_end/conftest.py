@@ -16,6 +16,7 @@ import pytest
 
 from services.cluster import ClusterError
 from services.cluster.jobs import Jobs
+from tests.services.program import PATIENCE
 
 TOKEN = "0123456789abcdef" * 4
 ROOT = Path(__file__).resolve().parents[3]
@@ -98,7 +99,7 @@ class RayCluster:
 
     def wait(self, *, nodes: int) -> None:
         """Wait until so many nodes are there, and the job server too."""
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + PATIENCE
         while not self._has(nodes):
             for number, node in enumerate(self._nodes):
                 log = self.folder / f"node-{number}.log"

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from services.trial_record import Trial
-from tests.services.program import COMMAND, alone, of, store_of
+from tests.services.program import COMMAND, PATIENCE, alone, of, store_of
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(60)]
 
@@ -53,7 +53,7 @@ def trials(home: Path) -> tuple[Trial, ...]:
 
 
 def wait_for_epochs(home: Path, program: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while sum(trial.sample_passes for trial in trials(home)) == 0:
         assert program.poll() is None, program.communicate()[1]
         assert time.monotonic() < deadline, "no epoch was recorded"
@@ -67,7 +67,7 @@ def refuse_a_second_driver(home: Path, program: subprocess.Popen[str]) -> None:
     assert f":{program.pid}" in second.err.splitlines()[-1]
     assert "wait, or stop it first" in second.err.splitlines()[-1]
     before = sum(trial.sample_passes for trial in trials(home))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while sum(trial.sample_passes for trial in trials(home)) == before:
         assert program.poll() is None, program.communicate()[1]
         assert time.monotonic() < deadline, "the first driver does not go on"
@@ -87,12 +87,12 @@ def test_a_signal_ends_a_run_with_its_code_and_leaves_the_study_to_another(
         below = psutil.Process(program.pid).children(recursive=True)
         # Ctrl-C reaches all processes of a terminal, `kill` one.
         os.killpg(program.pid, number) if number == signal.SIGINT else program.send_signal(number)
-        out, err = program.communicate(timeout=60)
+        out, err = program.communicate(timeout=PATIENCE)
         assert (program.returncode, out) == (code, ""), err
     assert f"{word}; run the same command again to resume" in err
     assert "Traceback" not in err
     assert "of the budget" in err
-    _, alive = psutil.wait_procs(below, timeout=20)
+    _, alive = psutil.wait_procs(below, timeout=PATIENCE / 10)
     assert alive == []
     with store_of(tmp_path) as store:
         row = store.study("interrupted")
@@ -108,16 +108,16 @@ def started(program: subprocess.Popen[str]) -> list[str]:
 
 def test_ctrl_c_while_ray_starts_leaves_nothing_behind(tmp_path: Path) -> None:
     with running(tmp_path) as program:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while "raylet" not in started(program):
             assert program.poll() is None, program.communicate()[1]
             assert time.monotonic() < deadline, "Ray was not started"
             time.sleep(0.01)
         below = psutil.Process(program.pid).children(recursive=True)
         os.killpg(program.pid, signal.SIGINT)
-        out, err = program.communicate(timeout=60)
+        out, err = program.communicate(timeout=PATIENCE)
     assert (program.returncode, out) == (130, ""), err
     assert "interrupted; run the same command again to resume" in err
     assert "Traceback" not in err
-    _, alive = psutil.wait_procs(below, timeout=20)
+    _, alive = psutil.wait_procs(below, timeout=PATIENCE / 10)
     assert alive == []

@@ -18,12 +18,12 @@ from services.cluster import ClusterError
 from services.cluster.jobs import Jobs, job_id
 from services.study_config.resolution import study_of
 from services.study_config.resolved_study import Study
-from tests.services.program import COMMAND, RUNS_HERE, Ended, alone, here
+from tests.services.program import COMMAND, PATIENCE, RUNS_HERE, Ended, alone, here
 from tests.services.serving import answering
 from tests.services.tiny import image_folder
 from tests.services.topology.studies import TINY, home_of
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(200), pytest.mark.timeout(900), *RUNS_HERE]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(200), *RUNS_HERE]
 
 SUBMIT_BY_RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "job", "submit"]
 STUDY: dict[str, Any] = {**TINY, "name": "on-a-cluster", "workers": {"max_concurrent_trials": 2}}
@@ -114,7 +114,7 @@ def test_ray_itself_submits_a_folder_and_another_machine_finds_the_results(
     ray_cluster: Any, by_ray: tuple[Path, "subprocess.Popen[str]"], local: dict[str, Any], tmp_path: Path
 ) -> None:
     path, process = by_ray
-    said = process.communicate(timeout=600)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, said[-6000:]
     assert scores(stored("plain")) == scores(local)
     store = f"sqlite:///{ray_cluster.home / 'runs' / 'nas_blockout.db'}"
@@ -151,7 +151,7 @@ def test_who_stops_following_leaves_the_job_alone(ray_cluster: Any) -> None:
         process = subprocess.Popen(words, env=environment, cwd=ray_cluster.folder, stdout=out, stderr=subprocess.STDOUT)
         until(lambda: "Running entrypoint" in (ray_cluster.folder / "followed").read_text())
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=PATIENCE) == 130
     told = (ray_cluster.folder / "followed").read_text()
     assert "the job keeps running; run the same command again to follow it" in told
     assert f"`ray job stop --address {jobs.address} {name}` to stop it" in told

@@ -61,7 +61,7 @@ STUDY: dict[str, Any] = {
 }  # fmt: skip
 ARMS = tuple(STUDY["export"])
 PICTURES = 60
-START_SECONDS = 120
+START_SECONDS = 600
 # Programs of strangers, whose Python cannot find our packages; they print the test accuracies of models.
 ALONE = {
     "model.onnx": """

@@ -22,15 +22,14 @@ from services.cluster import ClusterError
 from services.cluster.jobs import Jobs
 from services.store import Store
 from tests.services.end_to_end.conftest import ALONE, PORTS, PROGRAM, RAY, ROOT, free_ports
-from tests.services.program import RUNS_HERE
+from tests.services.program import PATIENCE, RUNS_HERE
 from tests.services.topology.studies import TINY
 from tests.services.topology.system import Client, is_open, wait_until
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(60), pytest.mark.timeout(600), *RUNS_HERE]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(60), *RUNS_HERE]
 
 GUIDE = ROOT / "docs" / "guides" / "service.md"
 MARK = "NAS_TEST_BY_HAND"
-SECONDS = 240
 STUDY = {
     **TINY,
     "name": "by-hand",
@@ -165,14 +164,14 @@ def test_a_service_started_as_the_guide_says_has_its_results_in_its_home(by_hand
     by_hand.do(once)
     by_hand.begin(ray)
     by_hand.begin(api)
-    wait_until(by_hand.ray_answers, SECONDS, by_hand.logs)
+    wait_until(by_hand.ray_answers, PATIENCE, by_hand.logs)
     by_hand.begin(worker)
-    wait_until(lambda: is_open(by_hand.api.rpartition(":")[2]), SECONDS, by_hand.logs)
+    wait_until(lambda: is_open(by_hand.api.rpartition(":")[2]), PATIENCE, by_hand.logs)
     client = Client(by_hand.api, by_hand.token())
     status, answer = client("POST", "/v1/studies", STUDY)
     assert status == 201, answer
     wait_until(
-        lambda: client("GET", "/v1/studies/by-hand")[1]["state"] not in ("queued", "running"), SECONDS, by_hand.logs
+        lambda: client("GET", "/v1/studies/by-hand")[1]["state"] not in ("queued", "running"), PATIENCE, by_hand.logs
     )
     shown = client("GET", "/v1/studies/by-hand")[1]
     assert (shown["state"], shown["message"]) == ("complete", ""), by_hand.logs()

@@ -25,11 +25,11 @@ from tests.services.topology.ledger import in_mlflow
 from tests.services.topology.studies import STUDY, chosen, comparison, home_of, write
 from tests.services.topology.system import SECRETS, Client, System, wait_until
 
-SECONDS = 600 if STUDY == "tiny" else 7200
+SECONDS = 1200 if STUDY == "tiny" else 7200
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(300), pytest.mark.timeout(3 * SECONDS), *RUNS_HERE]
 HOME = "/var/lib/nas-blockout"
 Done = subprocess.CompletedProcess[str]
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS = 600
 FAINT = """() => [...document.querySelectorAll('p, td, th, dt, dd, a, label, button, h1, h2, caption')].filter(e => {
   const linear = share => share <= .04 ? share / 12.92 : ((share + .055) / 1.055) ** 2.4;
   const light = color => {
