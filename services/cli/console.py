@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
@@ -16,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nas_blockout.serialization import closest
+from services.cli.help.completion import bundled_studies, stored_studies
 from services.settings import Settings
 
 DONE, FAILED, USAGE, NOT_FOUND, SOME_FAILED, UNREACHABLE, UNVERIFIED = range(7)
@@ -23,8 +26,10 @@ INTERRUPTED, UNREAD, TERMINATED = 130, 141, 143  # as a shell says of a program 
 PIPE_COLUMNS = 200
 _KEPT = "\n\u200c\u200d"  # the joiners of Persian and Indic names and of emoji, which steer nothing
 
-StudyArgument = Annotated[str, typer.Argument(help="Name of a bundled study, or path to a study file.")]
-StoredArgument = Annotated[str, typer.Argument(help="Name of a study in the store.")]
+StudyArgument = Annotated[
+    str, typer.Argument(help="Name of a bundled study, or path to a study file.", autocompletion=bundled_studies)
+]
+StoredArgument = Annotated[str, typer.Argument(help="Name of a study in the store.", autocompletion=stored_studies)]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -78,9 +83,9 @@ def installation() -> Settings:
     return replace(settings, data=settings.data or settings.home / "data")
 
 
-def print_json(document: Any) -> None:
+def print_json(document: Any, *, in_one_line: bool = False) -> None:
     """Write JSON to standard output; NaN and infinity, which JSON does not have, raise a ValueError."""
-    text = json.dumps(document, indent=2, allow_nan=False)
+    text = json.dumps(document, indent=None if in_one_line else 2, allow_nan=False)
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()  # now: at the end of the process nobody could handle a reader that has gone
@@ -107,6 +112,16 @@ def fail(code: int, message: str) -> NoReturn:
     """End the command with an exit code and a one-line error message."""
     log(f"error: {message}")
     raise typer.Exit(code)
+
+
+def existing_folder(path: Path) -> Path:
+    """Return the folder of an exported model; end the command if there is none, naming one beside it that is alike."""
+    if not path.is_dir():
+        beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        alike = closest(path.name, beside)
+        remedy = f"did you mean {path.parent / alike}?" if alike else "name one that `nas-blockout export` wrote"
+        fail(NOT_FOUND, f"there is no folder {path}; {remedy}")
+    return path
 
 
 class _PipeConsole(Console):

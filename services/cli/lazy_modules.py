@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services import replay as replay
     from services import store as store
     from services import tracking as tracking
+    from services.analysis import comparison as comparison
     from services.analysis import cross_study as cross_study
     from services.analysis import learned_structure as learned_structure
     from services.analysis import robustness as robustness
@@ -82,6 +83,7 @@ MODULES = {
     "removal": "services.removal",
     "replay": "services.replay",
     "store": "services.store",
+    "comparison": "services.analysis.comparison",
     "cross_study": "services.analysis.cross_study",
     "learned_structure": "services.analysis.learned_structure",
     "robustness": "services.analysis.robustness",

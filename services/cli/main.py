@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +29,7 @@ from services.cli.console import (
     SetOption,
     StoredArgument,
     error_console,
+    existing_folder,
     fail,
     installation,
     log,
@@ -38,11 +40,14 @@ from services.cli.console import (
     table,
 )
 from services.cli.doctor import SERVICES, examine
+from services.cli.help.completion import arms, bundled_studies
+from services.cli.help.headings import CommandsByHeading
 from services.cli.operating import account_commands, removal_commands
 from services.cli.validate import read_study
 from services.settings import SettingsError
 
 if TYPE_CHECKING:
+    from services.analysis.comparison import ComparisonDocument
     from services.study_config.overrides import Origin
     from services.study_config.resolved_study import Study
 
@@ -50,8 +55,8 @@ app = typer.Typer(
     name="nas-blockout",
     help="Compare learned network structure with hyperparameter search under one budget, and export the winner.",
     epilog="Start with: nas-blockout run quickstart",
+    cls=CommandsByHeading,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},  # inherited by every command
@@ -75,8 +80,18 @@ def options(
 
 @app.command(epilog="Example: nas-blockout run quickstart --workers 4")
 def run(
-    study: Annotated[str | None, typer.Argument(help="Name of a bundled study, or path to a study file.")] = None,
-    as_json: JsonOption = False,
+    study: Annotated[
+        str | None,
+        typer.Argument(help="Name of a bundled study, or path to a study file.", autocompletion=bundled_studies),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print machine-readable JSON: an event a line, the last with the comparison; with --quiet the "
+            "comparison alone.",
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Number of concurrent trials; overrides the study file.")
@@ -106,29 +121,21 @@ def run(
         lazy.destination.require(settings, store=store_id, home=home_id, log=log)
     resolved, origin = _resolve(study, workers=workers, assignments=assignments)
     if lazy.cluster.surrounding_cluster() is not None and settings.home == Path.cwd():
-        log(
-            "warning: NAS_BLOCKOUT_HOME is not set: Ray will delete this job's working directory with all results in it"
-        )
+        log("warning: NAS_BLOCKOUT_HOME is not set: Ray will delete this job's working directory and all results in it")
     if not quiet:
         for note in lazy.data.recognized(resolved.data):
             log(f"data: {note}")
     remedy = "run the same command again, or resume the study in the service"
     tell = logger(quiet=quiet)
     with lazy.disk_full.explain_disk_full(settings.folder(resolved.name), resume=remedy):
-        with lazy.progress.watching(error_console(), name=resolved.name, quiet=quiet) as observe:
+        event = partial(print_json, in_one_line=True) if as_json else None
+        with lazy.progress.watching(error_console(), name=resolved.name, quiet=quiet, event=event) as observe:
             completed, store, splits = lazy.driver.run(
                 resolved, settings, observe=observe, source=origin.source, lines=origin.lines, log=tell
             )
         with store:
             finished = lazy.finalize.finish(completed, store, settings, splits=splits, log=tell)
-    if as_json:
-        print_json(finished.document.model_dump(mode="json"))
-    else:
-        folder = settings.folder(resolved.name)
-        here = Path.cwd()
-        shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
-        print_table(lazy.progress.result_tables(finished.document, folder=shown))
-        print_line(f"report: {folder / 'report' / 'index.html'}\nmodels: {folder / 'models'}")
+    _print_result(finished.document, settings.folder(resolved.name), as_json=as_json, quiet=quiet)
     for arm, reason in finished.unexported.items():
         log(f"error: the model of {arm} was not exported: {reason}")
     if finished.failed:
@@ -137,6 +144,18 @@ def run(
         raise typer.Exit(SOME_FAILED)
     if finished.unexported:
         raise typer.Exit(UNVERIFIED)
+
+
+def _print_result(document: "ComparisonDocument", folder: Path, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        comparison = document.model_dump(mode="json")
+        result = {"event": "result", "study": document.study, "comparison": comparison}
+        print_json(comparison if quiet else result, in_one_line=not quiet)
+        return
+    here = Path.cwd()
+    shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    print_table(lazy.progress.result_tables(document, folder=shown))
+    print_line(f"report: {folder / 'report' / 'index.html'}\nmodels: {folder / 'models'}")
 
 
 @app.command("list", epilog="Example: nas-blockout list --limit 10")
@@ -174,7 +193,7 @@ def list_studies(
 @app.command(epilog="Example: nas-blockout export quickstart blockout --batch 256")
 def export(
     study: StoredArgument,
-    arm: Annotated[str | None, typer.Argument(help="Arm to export. [default: all arms]")] = None,
+    arm: Annotated[str | None, typer.Argument(help="Arm to export. [default: all arms]", autocompletion=arms)] = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -217,8 +236,7 @@ def verify(
 ) -> None:
     """Verify exported models: compare file hashes, then reload every format in a fresh process and compare outputs."""
     for folder in folders:
-        if not folder.is_dir():
-            fail(NOT_FOUND, f"no such folder: {folder}")
+        existing_folder(folder)
     log("verifying; each model is loaded in a separate process")
     verifications = dict(zip(folders, lazy.export.verify_all(folders), strict=True))
     if as_json:

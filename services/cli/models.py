@@ -19,6 +19,7 @@ from services.cli.console import (
     SOME_FAILED,
     USAGE,
     JsonOption,
+    existing_folder,
     fail,
     log,
     print_json,
@@ -55,9 +56,7 @@ def predict(
     the logits; they are not calibrated. Files that cannot be read are named, the others are answered, and the exit
     code is 4.
     """
-    if not model.is_dir():
-        fail(NOT_FOUND, f"there is no folder {model}; name one that `nas-blockout export` wrote")
-    opened = lazy.prediction.ExportedModel.open(model)
+    opened = lazy.prediction.ExportedModel.open(existing_folder(model))
     channels = opened.preprocessing["channels"]
     if channels not in (1, 3):
         fail(USAGE, f"{model} takes images with {channels} channels; image files have 1 or 3")

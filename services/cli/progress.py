@@ -1,9 +1,12 @@
 """Progress of a running study, and its result: a live table on a terminal, elsewhere a plain line every few seconds."""
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -30,36 +33,50 @@ PLAIN_SECONDS = 5.0
 
 
 @contextmanager
-def watching(console: Console, *, name: str, quiet: bool = False) -> Iterator[Observe]:
+def watching(
+    console: Console, *, name: str, quiet: bool = False, event: Callable[[dict[str, Any]], None] | None = None
+) -> Iterator[Observe]:
     """Yield a callback that shows the progress of a study.
 
     Args:
         console: Where to write; a terminal gets a live table, anything else plain lines.
         name: Of the study.
         quiet: Whether to show nothing.
+        event: Takes the progress instead of the console, as an event in plain JSON types.
     """
     if quiet:
         yield lambda progress: None
+    elif event is not None:
+        yield _seldom(lambda progress: event(progress_event(name, progress)))
     elif console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             yield lambda progress: live.update(progress_table(name, progress))
     else:
-        yield _Lines(console, name)
+        yield _seldom(
+            lambda progress: console.print(
+                safe_text(f"{name}: {progress_line(progress)}"), highlight=False, soft_wrap=True
+            )
+        )
 
 
-class _Lines:
-    """Writes a line at most every few seconds, so that logs of long studies stay readable."""
+def _seldom(write: Observe) -> Observe:
+    """Return a callback that writes at most every few seconds, so that logs of long studies stay readable."""
+    last = -math.inf
 
-    def __init__(self, console: Console, name: str) -> None:
-        self._console = console
-        self._name = name
-        self._last = 0.0
+    def observe(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
+            write(progress)
 
-    def __call__(self, progress: Progress) -> None:
-        """Write a line if the last one is old enough."""
-        if time.monotonic() - self._last >= PLAIN_SECONDS:
-            self._last = time.monotonic()
-            self._console.print(safe_text(f"{self._name}: {progress_line(progress)}"), highlight=False, soft_wrap=True)
+    return observe
+
+
+def progress_event(name: str, progress: Progress) -> dict[str, Any]:
+    """Return the progress of a study in plain JSON types: shares in [0, 1], times in seconds."""
+    seconds = {"seconds": round(progress.seconds, 1), "seconds_left": progress.seconds_left}
+    arms = [asdict(arm) for arm in progress.arms]
+    return {"event": "progress", "study": name, "share": progress.share, **seconds, "arms": arms}
 
 
 def progress_line(progress: Progress) -> str:
@@ -116,11 +133,16 @@ def result_tables(document: ComparisonDocument, *, folder: Path | None = None) -
     """
     arms = _table(f"study {document.study}", ARM_COLUMNS, arm_rows(document))
     pairs = _table("differences in test accuracy, paired by seed", PAIR_COLUMNS, pair_rows(document))
+    return Group(arms, pairs, verdict_and_model(document, folder=folder))
+
+
+def verdict_and_model(document: ComparisonDocument, *, folder: Path | None = None) -> Group:
+    """Return the verdict of a study, the notes on it, and the model to ship; see `result_tables`."""
     found = verdict_of(document)
     verdict = _section(f"{found.headline}.", [("-", number) for number in found.numbers])
     rows = [(label, str(folder / text) if folder and label == "model" else text) for label, text in ship_rows(document)]
     notes = [_section("Notes.", rows_of_notes)] if (rows_of_notes := note_rows(document)) else []
-    return Group(arms, pairs, verdict, *notes, _section(ship_heading(document), rows))
+    return Group(verdict, *notes, _section(ship_heading(document), rows))
 
 
 def _section(heading: str, rows: Sequence[tuple[str, str]]) -> Padding:

@@ -7,16 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nas_blockout.serialization import count_of
 from services.cli import lazy_modules as lazy
-from services.cli.console import USAGE, JsonOption, fail, installation, log, print_json, print_line, print_table, table
+from services.cli.console import (
+    USAGE,
+    JsonOption,
+    existing_folder,
+    fail,
+    installation,
+    log,
+    print_json,
+    print_line,
+    print_table,
+    table,
+)
+from services.cli.help.completion import stored_studies
 from services.cli.models import show_model
 
 if TYPE_CHECKING:
     from services.budget.accounting import End
+    from services.settings import Settings
     from services.store import QueueSummary, SpentRow, Store, StudyRow, StudySummary
     from services.trial_record import Trial
 
-TRIALS_LISTED = 1000
+TRIALS_LISTED, TRIALS_IN_JSON = 30, 1000
 _TRIAL_COLUMNS = (
     *("trial", "arm", "phase", "seed", "state", "validation", "test"),
     *("sample passes", "seconds", "reason"),
@@ -29,42 +43,51 @@ _COST_COLUMNS = (
 
 
 def show(
-    study: Annotated[str, typer.Argument(help="Name of a study in the store, or folder of an exported model.")],
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a study in the store, or folder of an exported model.", autocompletion=stored_studies
+        ),
+    ],
     as_json: JsonOption = False,
     failed: Annotated[bool, typer.Option("--failed", help="List only failed trials, with their reasons.")] = False,
     limit: Annotated[
-        int, typer.Option(min=0, help="List at most so many trials, the latest ones; 0 lists all.")
-    ] = TRIALS_LISTED,
+        int | None,
+        typer.Option(
+            min=0,
+            help=f"List at most so many trials, the latest ones; 0 lists all. "
+            f"[default: {TRIALS_LISTED}; with --json {TRIALS_IN_JSON:,}]",
+        ),
+    ] = None,
     figure: Annotated[
         Path | None, typer.Option(help="Draw the architecture of an exported model to this .svg or .png file.")
     ] = None,
 ) -> None:
-    """Show a study: its state, trials, cost, errors on corrupted images (if tested), and why each search ended.
+    """Show a study: its state, verdict, latest trials, cost, and why each search ended.
 
-    Of arms that learn a structure, also to which end the membership probabilities of each layer came.
+    Also the errors on corrupted images, if they were tested, and of arms that learn a structure to which end the
+    membership probabilities of each layer came.
 
-    For the folder of an exported model, show how far it branches, and its layers and groups as a tree with classes,
-    nodes, parameters and MACs.
+    For the folder of an exported model, show how far it branches, and its layers and groups as a tree.
     """
-    if (folder := Path(study)).is_dir() and ("/" in study or (folder / "verification.json").exists()):
-        show_model(folder, as_json=as_json, figure=figure)
+    folder = Path(study)
+    if "/" in study or (folder.is_dir() and (folder / "verification.json").exists()):
+        show_model(existing_folder(folder), as_json=as_json, figure=figure)
         return
     if figure is not None:
-        fail(
-            USAGE, f"--figure draws an exported model, but {study} is not the folder of one; see `nas-blockout export`"
-        )
-    with lazy.store.Store.open(installation().store_url) as store:
+        fail(USAGE, f"--figure draws an exported model, but {study} is no folder of one; see `nas-blockout export`")
+    settings = installation()
+    with lazy.store.Store.open(settings.store_url) as store:
         waiting = _waiting(store, study)
         if waiting is not None and not store.has_study(study):
             print_json(waiting_json(waiting)) if as_json else print_line(_waiting_line(waiting))
             return
         row, costs = store.study(study), store.spent(study)
-        trials, listed, left_out = _read(store, study, failed=failed, limit=limit)
+        trials, listed, left_out = _read(store, study, failed=failed, limit=_most_trials(limit, as_json=as_json))
     by_arm = {arm: [trial for trial in trials if trial.arm == arm] for arm in row.arms}
-    ends = _ends(row, by_arm)
+    ends, current = _ends(row, by_arm), lazy.accounting.current(trials)
     proposals = {arm: _proposal_counts(arm_trials) for arm, arm_trials in by_arm.items()}
-    errors = corruption_errors_of(lazy.accounting.current(trials))
-    memberships = memberships_of(lazy.accounting.current(trials))
+    errors, memberships = corruption_errors_of(current), memberships_of(current)
     if as_json:
         facts: dict[str, Any] = {"cost": [_cost_json(cost) for cost in costs], "ended_by": ends, "proposed": proposals}
         facts |= {"corruption_error": errors} if errors else {}
@@ -73,13 +96,10 @@ def show(
         facts |= {"trials_left_out": left_out} if left_out else {}
         print_json({**study_json(row), **facts, "trials": [lazy.trial_table.row_of(trial) for trial in listed]})
         return
-    state = "interrupted" if row.interrupted else row.state
-    print_line(f"study {row.name}: {state}" + (f" ({row.error})" if row.error else ""))
-    if waiting is not None:
-        print_line(_waiting_line(waiting))
+    _print_head(settings, row, waiting)
     print_table(table(_TRIAL_COLUMNS, map(_trial_cells, listed)))
     if left_out:
-        print_line(f"{left_out:,} earlier trials are not listed: `--limit 0` lists all")
+        print_line(f"{count_of(left_out, 'earlier trial')} not listed: `--limit 0` lists all")
     print_table(table(_COST_COLUMNS, map(_cost_cells, costs), title="cost"))
     if errors:
         print_line(lazy.verdict.corruption_errors(errors))
@@ -88,6 +108,26 @@ def show(
     for arm, end in ends.items():
         status = f"search ended by {lazy.accounting.END_WORDS[end]}" if end else "search has not ended"
         print_line(f"{arm}: {status}{_proposal_text(proposals[arm])}")
+
+
+def _most_trials(limit: int | None, *, as_json: bool) -> int:
+    if limit is not None:
+        return limit
+    return TRIALS_IN_JSON if as_json else TRIALS_LISTED
+
+
+def _print_head(settings: "Settings", row: "StudyRow", waiting: "QueueSummary | None") -> None:
+    """Print the state of a study and, once it has ended, what it shows and which model to ship.
+
+    The verdict is missing where the files of the study are on another machine.
+    """
+    state = "interrupted" if row.interrupted else row.state
+    print_line(f"study {row.name}: {state}" + (f" ({row.error})" if row.error else ""))
+    if waiting is not None:
+        print_line(_waiting_line(waiting))
+    comparison = settings.folder(row.name) / "comparison.json"
+    if row.state == "complete" and comparison.is_file():
+        print_table(lazy.progress.verdict_and_model(lazy.comparison.ComparisonDocument.read(comparison)))
 
 
 def _read(store: "Store", study: str, *, failed: bool, limit: int) -> "tuple[list[Trial], Sequence[Trial], int]":

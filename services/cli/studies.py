@@ -22,6 +22,7 @@ from services.cli.console import (
     print_table,
     table,
 )
+from services.cli.help.completion import stored_studies
 from services.cli.validate import read_study
 
 if TYPE_CHECKING:
@@ -77,7 +78,10 @@ def _print_estimate(estimated: "Estimate") -> None:
 
 
 def compare(
-    studies: Annotated[list[str], typer.Argument(help="Names of two or more finished studies in the store.")],
+    studies: Annotated[
+        list[str],
+        typer.Argument(help="Names of two or more finished studies in the store.", autocompletion=stored_studies),
+    ],
     arm: Annotated[
         list[str] | None,
         typer.Option("--arm", help="Compare only arms with this name; can be repeated.", metavar="ARM"),

@@ -17,13 +17,17 @@ from services.cli.console import (
     print_json,
     print_line,
 )
+from services.cli.help.completion import bundled_studies
 
 if TYPE_CHECKING:
     from nas_blockout.data import Splits
     from services.study_config.overrides import Origin
     from services.study_config.resolved_study import Study
 
-StudyArgument = Annotated[str | None, typer.Argument(help="A bundled study by name, or the path of a YAML file.")]
+StudyArgument = Annotated[
+    str | None,
+    typer.Argument(help="A bundled study by name, or the path of a YAML file.", autocompletion=bundled_studies),
+]
 UpgradeOption = Annotated[bool, typer.Option("--upgrade", help="Print the file in the newest version, with comments.")]
 WriteOption = Annotated[bool, typer.Option("--write", help="With --upgrade: write the file instead of printing it.")]
 SchemaOption = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of study files, for editors.")]

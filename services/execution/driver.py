@@ -63,7 +63,8 @@ class Progress:
     Args:
         arms: Progress of each arm.
         seconds: Seconds since this run of the study started.
-        seconds_left: Estimated from the speed so far; None until a trial has ended in this run of the study.
+        seconds_left: Estimated from the speed since the first report; None until a trial has ended and a twentieth of
+            what there was to do is done, since trials of different arms take different times.
     """
 
     arms: tuple[ArmProgress, ...]
@@ -77,6 +78,7 @@ class Progress:
 
 
 Observe = Callable[[Progress], None]
+_TELLING_SHARE = 0.05  # of what there was to do: the time left is estimated from it, and not from less
 
 
 class Driver:
@@ -113,6 +115,7 @@ class Driver:
             trials=[replace(row, curve=self._curve(row)) for row in rows],
         )
         self._ended_here = 0  # trials that ended in this run of the study
+        self._first_report: float | None = None  # when it came: what was before is the start of Ray
         self._share_before = 0.0  # `progress` reads it, so it must exist before the call
         self._share_before = self.progress().share
 
@@ -148,6 +151,8 @@ class Driver:
         trial = self._trial(report.trial)
         if trial.ended:  # a late report, or a repeated one: the end is recorded already
             return trial.state == "pruned"
+        if self._first_report is None:
+            self._first_report = time.monotonic()
         if self._workers.setdefault(report.trial, report.worker) != report.worker:
             self._workers[report.trial] = report.worker
             self.store.start_attempt(report.trial, worker=report.worker)
@@ -256,11 +261,12 @@ class Driver:
     def progress(self) -> Progress:
         """Return the progress of the study."""
         arms = tuple(self._arm_progress(name) for name in self.study.arms)
-        progress = Progress(arms, time.monotonic() - self._began, None)
-        done = progress.share - self._share_before
-        if done <= 0 or not self._ended_here:  # until then the time includes the start of Ray
+        now = time.monotonic()
+        progress = Progress(arms, now - self._began, None)
+        done, to_do = progress.share - self._share_before, 1 - self._share_before
+        if self._first_report is None or not self._ended_here or done < _TELLING_SHARE * to_do:
             return progress
-        return replace(progress, seconds_left=progress.seconds * (1 - progress.share) / done)
+        return replace(progress, seconds_left=(now - self._first_report) * (1 - progress.share) / done)
 
     def _arm_progress(self, name: str) -> ArmProgress:
         tallies = [self.scheduler.tally(name, phase) for phase in (SEARCH, RETRAIN)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nas_blockout.data import Splits, load
 from nas_blockout.export.latency import SECONDS_PER_MODEL
-from nas_blockout.serialization import count_of
+from nas_blockout.serialization import count_of, near
 from nas_blockout.structure.branching import Structure
 from services.analysis.comparison import ComparisonDocument, build
 from services.analysis.latency import Latency
@@ -154,7 +154,7 @@ def export_again(
         folder = Folder(settings.folder(name))
         winners = exported_trials(study, store.trials(name))
         if arm is not None and arm not in winners:
-            raise NotFound(f"study {name!r} has no retrained model of an arm {arm!r}; it has {', '.join(winners)}")
+            raise NotFound(f"study {name!r} has no retrained model of an arm {arm!r}; {near(arm, winners)}")
         if not folder.comparison.exists():
             raise NotFound(f"study {name!r} has not finished; `nas-blockout run {name}` goes on with it")
         document = ComparisonDocument.read(folder.comparison)

@@ -117,7 +117,7 @@ def replay(settings: Settings, name: str, request: Request) -> Replayed:
 
 def _pools(study: Study, trials: Sequence[Trial], arm: str | None) -> dict[str, list[Trial]]:
     if arm is not None and arm not in study.arms:
-        raise NotFound(f"study {study.name!r} has no arm {arm!r}; it has {', '.join(study.arms)}")
+        raise NotFound(f"study {study.name!r} has no arm {arm!r}; {near(arm, study.arms)}")
     recorded: dict[str, list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
         # A trial without planned passes records that the search was exhausted; it was never trained.

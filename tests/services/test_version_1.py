@@ -76,6 +76,14 @@ def test_a_study_is_shown_as_it_was(home: Path, study: str) -> None:
     assert missing(then, now) == []
 
 
+def test_what_a_study_is_shown_as_begins_with_its_verdict(home: Path) -> None:
+    shown = call(home, "show", "complete").out
+    assert shown.startswith("study complete: complete\n")
+    parts = ["Not shown that learned structure helps", "Ship ", "earlier trials not listed: `--limit 0` lists all"]
+    assert (places := [shown.index(part) for part in parts]) == sorted(places)
+    assert "Ship " not in call(home, "show", "halfway").out  # which has not ended
+
+
 def test_an_exported_model_is_shown_as_it_was(home: Path) -> None:
     folder = home / "runs" / "complete" / "models" / "blockout"
     assert missing(expected("show-model"), call(home, "show", folder, "--json").json) == []

@@ -323,7 +323,7 @@ def test_only_the_latest_trials_of_a_long_study_are_listed(call: Call, filled: P
     document = call("show", "tiny", "--json", "--limit", "1").json
     assert ([trial["state"] for trial in document["trials"]], document["trials_left_out"]) == (["running"], 2)
     assert document["proposed"]["dropout"]["infeasible"] == 3
-    assert "1 earlier trials are not listed: `--limit 0` lists all" in call("show", "tiny", "--limit", "2").out
+    assert "1 earlier trial not listed: `--limit 0` lists all" in call("show", "tiny", "--limit", "2").out
     assert "trials_left_out" not in call("show", "tiny", "--json", "--limit", "0").json
 
 

@@ -253,7 +253,7 @@ def test_a_figure_of_another_kind_is_refused(call: Call, made: Made, tmp_path: P
 def test_no_figure_is_drawn_of_what_is_no_exported_model(call: Call, tmp_path: Path) -> None:
     ended = call("show", "quickstart", "--figure", tmp_path / "drawn.svg")
     assert ended.code == 2
-    assert "quickstart is not the folder of one" in ended.err
+    assert "quickstart is no folder of one" in ended.err
 
 
 # What somebody did to a model's folder, and what `verify` says of it, in one line.

@@ -1,7 +1,9 @@
 """What a person sees: plain lines without a terminal, a live table on one, results in which no name is ever markup."""
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -158,3 +160,21 @@ def test_names_are_never_markup(name: str) -> None:
 )
 def test_durations_are_said_as_people_do(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_events_are_progress_in_plain_json_types_a_few_seconds_apart() -> None:
+    events: list[dict[str, Any]] = []
+    silent = console(terminal=True)
+    with watching(silent, name="mine", event=events.append) as observe:
+        observe(PROGRESS)
+        observe(PROGRESS)
+    (event,) = json.loads(json.dumps(events))
+    assert (event["event"], event["study"], event["seconds"], event["seconds_left"]) == (
+        "progress",
+        "mine",
+        65.0,
+        3700.0,
+    )
+    assert event["share"] == pytest.approx(0.25)
+    assert event["arms"][1] == {"name": "blockout", "done": 2, "running": 0, "failed": 7, "best": 0.9375, "share": 0.25}
+    assert written(silent) == ""

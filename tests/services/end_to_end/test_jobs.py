@@ -121,7 +121,9 @@ def test_ray_itself_submits_a_folder_and_another_machine_finds_the_results(
     elsewhere = {"NAS_BLOCKOUT_HOME": str(tmp_path / "elsewhere"), "NAS_BLOCKOUT_STORE_URL": store}
     ended = command(ray_cluster, "run", path, "--json", **elsewhere)
     assert ended.code == 0, ended.err[-3000:]
-    assert scores(ended.json) == scores(local)
+    *events, last = map(json.loads, ended.out.splitlines())
+    assert (last["event"], {event["event"] for event in events} - {"progress"}) == ("result", set())
+    assert scores(last["comparison"]) == scores(local)
     assert (tmp_path / "elsewhere" / "runs" / "plain" / "report" / "index.html").stat().st_size > 0
 
 

@@ -180,6 +180,23 @@ def test_the_time_left_is_estimated_once_a_trial_has_ended(tmp_path: Path, split
     assert driver.progress().arms[0].running == 0
 
 
+def test_no_time_is_told_from_less_than_a_twentieth_of_the_work(tmp_path: Path, splits: Splits) -> None:
+    study = resolve_document(
+        {**STUDY, "budget": {"trainings": 40}, "arms": {"dense": {"space": ["training"]}}}, source="x"
+    )
+    driver, worker = Machine(tmp_path, study, splits).driver(), Worker(report_seconds=1000)
+    told: dict[float, bool] = {}
+    while (progress := driver.progress()).share < 0.1:
+        told[progress.share] = progress.seconds_left is not None
+        task = driver.next()
+        assert task is not None
+        worker.start(task)
+        while not driver.report(report := worker.step()) and not report.done:
+            pass
+    assert told == {share: share >= 0.05 for share in told}
+    assert len(told) == 4
+
+
 def test_a_full_disk_ends_the_driver_and_no_trial(tmp_path: Path, splits: Splits) -> None:
     study = study_of(random={"space": ["training"]})
     undisturbed, disturbed = Machine(tmp_path / "a", study, splits), Machine(tmp_path / "b", study, splits)

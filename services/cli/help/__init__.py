@@ -1,0 +1,1 @@
+"""What helps to find a command and to type it: headings of commands, and completion in shells."""
