@@ -14,7 +14,7 @@ from services.study_config.resolved_study import Study, parse_resolved
 from services.study_config.yaml_reader import bundled, read_document
 from tests.once import once
 from tests.services.program import store_of
-from tests.services.version_1 import FOLDER, PLACES, by_trial, call, copied, expected, missing, unpack
+from tests.services.version_1 import FOLDER, PLACES, by_trial, call, copied, expected, in_version_2, missing, unpack
 
 FILES = sorted((FOLDER / "studies").glob("*.yaml"))
 
@@ -37,8 +37,8 @@ def test_every_bundled_study_of_version_1_is_kept() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_bundled_study_of_version_1_is_the_study_of_today(path: Path) -> None:
-    then, now = (_unnamed(resolve(read(file), source=str(file))) for file in (path, bundled()[path.stem]))
+def test_a_bundled_study_of_version_1_became_the_same_study_of_version_2(path: Path) -> None:
+    then, now = (_unnamed(resolve(read(file), source=str(file))) for file in (path, in_version_2(path.stem)))
     assert _in_the_papers_form(then) == now
 
 

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from services.study_config.yaml_reader import bundled
 from tests.fixtures.version_1.make import machine
 from tests.services.program import Ended, here
 
@@ -55,6 +56,12 @@ _MADE_IN = "/tmp/v1-home"  # where the archive was made
 _PLACES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
 _UNREPEATED = ("seconds", "latency", "created_at", "finished_at", "bundled")  # clocks, and the release
 _WORDS = frozenset({"reason", "verdict", "purpose", "schema_version"})  # for people, in any words; and the version
+
+
+def in_version_2(name: str) -> Path:
+    """Return the bundled study of version 2 with the content of one of version 1: today's, or one kept."""
+    kept = FOLDER / "version_2_studies" / f"{name}.yaml"
+    return kept if kept.is_file() else Path(bundled()[name])
 
 
 def unpack(folder: Path) -> Path:

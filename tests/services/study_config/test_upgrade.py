@@ -21,8 +21,8 @@ from services.study_config.errors import StudyError
 from services.study_config.resolution import read, resolve, resolve_document
 from services.study_config.resolved_study import Study
 from services.study_config.upgrade import upgraded_text
-from services.study_config.yaml_reader import bundled, yaml_value
-from tests.services.version_1 import PLACES
+from services.study_config.yaml_reader import yaml_value
+from tests.services.version_1 import PLACES, in_version_2
 
 VERSION_1 = Path(__file__).parents[2] / "fixtures" / "version_1" / "studies"
 BARE = """\
@@ -90,8 +90,8 @@ NAMES = sorted(path.stem for path in VERSION_1.glob("*.yaml"))  # later studies 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bundled_studies_have_the_experiments_of_version_1(name: str) -> None:
-    before, now = study(VERSION_1 / f"{name}.yaml"), study(bundled()[name])
+def test_bundled_studies_of_version_2_began_with_the_experiments_of_version_1(name: str) -> None:
+    before, now = study(VERSION_1 / f"{name}.yaml"), study(in_version_2(name))
     named = {{"undivided": "unbranched"}.get(arm, arm): found for arm, found in experiments(before).items()}
     named = {name: (scored_as_now(first), *rest) for name, (first, *rest) in named.items()}
     assert {name: in_its_papers_form(found) for name, found in named.items()} == experiments(now)
