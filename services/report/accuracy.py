@@ -163,7 +163,7 @@ def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
         "cost-seconds",
         "Seconds by phase",
         "Measured training time, summed over workers. Overhead is proposing trials, and deriving and verifying "
-        "networks. There is no band: each bar is a sum.",
+        "networks. Each bar is a sum.",
         *shared,
         plots.figure_cost(seconds, label="seconds"),
     )
@@ -202,9 +202,9 @@ def progress(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
     yield Picture(
         "best-so-far",
         title,
-        "The colored line is the arm of the panel, gray lines are the others. Each arm was searched once, so there is "
-        "no band. Dots are finished trials, including failed ones. The dotted line is the limit of sample passes, if "
-        "there is one; retraining takes what the search leaves."
+        "The colored line is the arm of the panel, gray lines are the others. Each arm was searched once: there is no "
+        "band. Dots are finished trials, including failed ones. The dotted line is the limit of sample "
+        "passes, if there is one; retraining takes what the search leaves."
         + (f" Arms without a search: {', '.join(absent)}." if absent else ""),
         f"{counted([1] * len(searched), 'search', 'searches')} per arm, trials in each panel",
         "trials.csv, phase search",
@@ -288,7 +288,7 @@ def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]
         title,
         "Rows are true classes, columns predicted classes, in the order of the data; the stronger the color, the "
         "larger the share of the row. Correct predictions (the diagonal) are left out. All panels share one color "
-        "scale; there is no band.",
+        "scale.",
         f"{counted(models, 'seed')} and {counted(images, 'test prediction').removeprefix('n = ')} per arm",
         "the store, result.confusion",
         plots.figure_confusion(matrices, names),

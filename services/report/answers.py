@@ -83,7 +83,7 @@ def only_correct_images(view: ReportView, document: ComparisonDocument) -> Itera
         "An arm classifies an image correctly if more than half of its retrained models do. Below each image are its "
         "class and the most frequent wrong prediction of the other arms. Each arm shows at most "
         f"{MOST_SAMPLES} images, in the order of the data. The images were chosen by test predictions, so they are for "
-        "inspection, not for selection. There is no band.",
+        "inspection, not for selection.",
         f"{counted([arm.seeds for arm in arms], 'seed')} per arm, {len(view.album.test_labels):,} test images",
         "the store, result.predictions",
         plots.figure_samples([_row(view, arm, answers, names) for arm in arms]),
@@ -170,7 +170,7 @@ def _histogram(number: int, name: str, models: Sequence[Kept]) -> Picture:
         f"blocks-{number}",
         "Blocks that the policy keeps",
         "Above, how many blocks the test images keep; below, how many images keep each block. Bars are means over "
-        "seeds, dots are seeds. A block that all images keep or drop needs no policy. There is no band.",
+        "seeds, dots are seeds. A block that all images keep or drop needs no policy.",
         f"{counted([len(models)], 'seed')}, {len(models[0].keep):,} test images",
         "the store, result.blocks",
         plots.figure_kept_blocks(
@@ -235,7 +235,7 @@ def _extremes(view: ReportView, number: int, name: str, shown: Kept) -> Picture:
     return Picture(
         f"extremes-{number}",
         "Test images that keep the fewest and the most blocks",
-        "Of images that keep equally many, the first or the last in the order of the data. There is no band.",
+        "Of images that keep equally many, the first or the last in the order of the data.",
         f"n = 1 model, seed {shown.trial.seed}, {len(labels):,} test images",
         "the store, result.blocks",
         plots.figure_samples(rows),
@@ -261,7 +261,7 @@ def _common(view: ReportView, number: int, name: str, shown: Kept) -> Picture:
         "The most common paths and images that take them",
         "A strip is a path: from left to right the blocks of the network, colored where the block is kept. Beside it "
         f"are the first test images that take it. These {len(rows)} of {len(distinct)} distinct paths are taken by "
-        f"{counts[most].sum() / len(path_of):.1%} of the images. There is no band.",
+        f"{counts[most].sum() / len(path_of):.1%} of the images.",
         f"n = 1 model, seed {shown.trial.seed}, {len(path_of):,} test images",
         "the store, result.blocks",
         plots.figure_common_paths(rows),

@@ -67,7 +67,7 @@ def corruption(document: ComparisonDocument) -> Iterator[Picture]:
         "corruption",
         "Error by severity of corruption",
         "Mean over kinds and seeds; the hollow mark is the error on the same images without corruption. The colored "
-        "line is the arm of the panel, gray lines are the others. There is no band: intervals are in the table.",
+        "line is the arm of the panel, gray lines are the others. Intervals are in the table.",
         f"{counted(seeds, 'seed')} per arm, {robust.images:,} images, {len(next(iter(arms.values())).errors)} kinds",
         "comparison.json, robustness.arms",
         plots.figure_corruption(

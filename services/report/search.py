@@ -29,7 +29,7 @@ def importance(view: ReportView, document: ComparisonDocument) -> Iterator[Pictu
             f"Importance of the searched parameters{_part(number, of)}",
             "Importance of each searched parameter for being among the best quarter of the trials of a search "
             "(PED-ANOVA, Optuna). The vertical line is the level of chance: the largest share in 19 searches with the "
-            "same trials and shuffled scores. Only filled bars exceed it; there is no band."
+            "same trials and shuffled scores. Only filled bars exceed it."
             + (f" Arms with too few trials or parameters: {', '.join(absent)}." if absent else ""),
             counted([arm.trials for arm in part], "complete trial per arm", "complete trials per arm"),
             "trials.csv, phase search, param.* and validation_accuracy",
@@ -65,7 +65,7 @@ def parallel(view: ReportView, document: ComparisonDocument) -> Iterator[Picture
             "Each line is a trial, from its parameters to the validation accuracy it reached. Accuracy is the last "
             "axis and has the same scale in all panels. Every other axis runs from the smallest to the largest value "
             "tried, on a logarithmic scale if these are far apart. Thick lines are the best quarter of the trials; "
-            "dashed lines that end early are failed or pruned trials. There is no band.",
+            "dashed lines that end early are failed or pruned trials.",
             counted([len(search.scores) for search in part], "trial per arm", "trials per arm"),
             "trials.csv, phase search, param.* and validation_accuracy",
             plots.figure_parallel(part, limits=limits),

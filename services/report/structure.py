@@ -71,7 +71,7 @@ def gap(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
             "Validation accuracy with the learned P (soft), with sampled memberships (drawn), with thresholded "
             "memberships (thresholded C), with what trimming, merging and the clean-up left of them (hard C), after "
             "the branched network inherits the weights, and after fine-tuning. The thick line is the mean over seeds, "
-            "thin lines are single seeds; there is no band.",
+            "thin lines are single seeds.",
             "n = seeds, in each panel",
             "trials.csv, gap.*",
             plots.figure_gap({name: (document.arms[name].role, accuracies) for name, accuracies in steps.items()}),
@@ -91,10 +91,11 @@ def _density(view: ReportView, number: int, name: str, trial: Trial, layers: Seq
     order = [layer for layer in layers if layer in recorded] + [layer for layer in recorded if layer not in layers]
     densities = {layer: [record["telemetry"][f"{prefix}{layer}"] for record in records] for layer in order}
     if all(spread(rows) == 0 for rows in densities.values()):
+        still = f"No membership probability left its bin of .05 from the end of the first of {len(records)} epochs on."
         yield Remark(
             f"density-{number}",
             "Distribution of the membership probabilities during training",
-            f"No membership probability moved during training, in {count_of(len(records), 'epoch')}: nothing learned.",
+            still if len(records) > 1 else "Structure was learned in one epoch: there is no course to draw.",
             name,
         )
         return
@@ -104,7 +105,7 @@ def _density(view: ReportView, number: int, name: str, trial: Trial, layers: Seq
         "Distribution of the membership probabilities during training",
         "One panel per layer, in the order of the network. The stronger the color, the more entries of P lie in that "
         "bin (square root of the share, twenty bins); the line is the median. A layer has learned structure when most "
-        "entries are at 0 or 1. There is no band.",
+        "entries are at 0 or 1.",
         f"n = 1 training run, seed {trial.seed}, {count_of(len(records), 'epoch')}",
         "the store, epochs.telemetry blockout/density/* and blockout/median/*",
         plots.figure_density(densities, medians, epochs=[int(record["epoch"]) + 1 for record in records]),
@@ -133,8 +134,7 @@ def _projection(view: ReportView, number: int, name: str, trial: Trial) -> Itera
         title,
         "Each dot is a node, at the first two principal components of its row of P (one projection for all layers), in "
         f"the color of its strongest cluster. {named} of {len(last)} nodes of the last layer are labeled"
-        f"{'' if named == len(last) else '; there was no room for the others' if of_classes else ''}. "
-        "There is no band.",
+        f"{'' if named == len(last) else '; there was no room for the others' if of_classes else ''}.",
         f"n = 1 training run, seed {trial.seed}, {sum(map(len, probabilities.values())):,} nodes",
         "the store, result.probabilities",
         figure,
@@ -156,7 +156,7 @@ def _masks(number: int, name: str, trial: Trial) -> Iterator[Shown]:
         title,
         f"{told}: the stronger the color, the likelier a weight is kept. Strips "
         "show the strongest cluster of each node. Dark blocks are branches, pale areas are dropped connections. Large "
-        "masks are averaged down to 96 rows and columns; there is no band.",
+        "masks are averaged down to 96 rows and columns.",
         f"n = 1 training run, seed {trial.seed}, {count_of(len(next(iter(probabilities.values()))[0]), 'cluster')}",
         "the store, result.probabilities",
         plots.figure_masks(probabilities, pairs),
@@ -192,8 +192,8 @@ def other_architectures(view: ReportView, document: ComparisonDocument, *, known
 
 
 _ON_GRAPHS = (
-    "Gray lines are connections without masks, arcs below lead to columns that read one further away or a later one. "
-    "A column with a number in parentheses is a stage of so many layers. "
+    " Gray lines are connections without masks, arcs below lead to columns that read one further away or a later one. "
+    "A column with a number in parentheses is a stage of so many layers."
 )
 
 
@@ -220,7 +220,7 @@ def _architecture(view: ReportView, document: ComparisonDocument, number: int, n
         "Architecture of the exported model",
         "Columns are layers, boxes are groups of nodes with the number of nodes, stripes the clusters they belong to. "
         "A group takes input from every earlier group that leads to the dot of one of its clusters; the classes are at "
-        f"the end. {_ON_GRAPHS if 'edges' in architecture else ''}There is no band.",
+        f"the end.{_ON_GRAPHS if 'edges' in architecture else ''}",
         f"n = 1 model, seed {trial.seed}, architecture {arm.architecture or 'without a hash'}",
         "models/*/architecture.json",
         plots.figure_architecture(architecture, view.names_of(max(labels, default=-1) + 1)),

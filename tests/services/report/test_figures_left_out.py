@@ -165,7 +165,16 @@ def test_probabilities_that_never_moved_are_not_drawn(made_up: MadeUp) -> None:
     epochs = {key: [stopped(dict(record)) for record in records] for key, records in view.epochs.items()}
     said = remarks(parsed(render(replace(view, epochs=epochs))))
     (text,) = [text for name, text in said.items() if name.startswith("density")]
-    assert "No membership probability moved during training, in 2 epochs" in text
+    assert "No membership probability left its bin of .05 from the end of the first of 2 epochs on" in text
+
+
+def test_one_epoch_of_learning_is_not_called_no_learning(made_up: MadeUp) -> None:
+    """What is recorded is the end of each epoch: of one there is nothing to compare with."""
+    view = view_of(made_up)
+    epochs = {key: list(records)[:1] for key, records in view.epochs.items()}
+    said = remarks(parsed(render(replace(view, epochs=epochs))))
+    (text,) = [text for name, text in said.items() if name.startswith("density")]
+    assert "Structure was learned in one epoch: there is no course to draw." in text
 
 
 def test_masks_are_drawn_along_the_edges_of_a_graph_and_of_many_the_largest() -> None:

@@ -145,7 +145,9 @@ def check_figures(page: Page) -> None:
     for number, (caption, drawing) in enumerate(zip(captions, drawings, strict=True), start=1):
         assert re.match(rf"Figure {number}\. \w", caption.text)
         assert "n = " in caption.text
-        assert re.search(r"(?i)bars|band", caption.text)
+        if re.search(r"(?i)\bmeans?\b", caption.text):  # then it says where the spread is
+            assert re.search(r"(?i)bars|band|interval|dots are seeds|single seeds", caption.text), caption.text
+        assert "There is no band" not in caption.text  # where nothing is a mean, nobody looks for one
         assert re.search(r"Data: (comparison\.json|trials\.csv|the store|models)", caption.text)
         assert drawing.attributes["role"] == "img"
         assert "n = " in drawing.attributes["aria-label"]
