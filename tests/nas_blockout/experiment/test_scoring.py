@@ -15,7 +15,7 @@ from nas_blockout.experiment import Experiment, Run
 from nas_blockout.methods import METHODS, method_from_json
 from nas_blockout.training import TrainingSettings, evaluate
 
-SEEDS = range(8)
+SEEDS = range(4)
 BOUND = 0.003  # of validation accuracy, on average over the seeds
 DATA = DataSettings()  # digits: 898 images to train on, 359 to validate
 SMALL = Experiment(
