@@ -1,17 +1,19 @@
-"""Trainings that several processes share, and the program that one of these processes runs, as by torchrun.
+"""Trainings that several processes share, and what each of these processes does, as by torchrun.
 
-`python -m tests.nas_blockout.training.shared_trainings FOLDER CASE...` trains the cases one after another and leaves in
-the folder what each rank found, and what the first one would go on from inside an epoch. A case goes on from what is in
-the folder under its name; what follows an `@` in a name tells apart where one case is gone on with.
+`train_cases` trains the cases one after another and leaves in the folder what each rank found, and what the first one
+would go on from inside an epoch. A case goes on from what is in the folder under its name; what follows an `@` in a
+name tells apart where one case is gone on with.
 """
 
 import io
 import json
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -40,7 +42,7 @@ PLAIN = Experiment(
     training=TrainingSettings(epochs=1, batch_size=25, learning_rate=0.01),
     seed=3,
 )
-RESIDUAL = replace(PLAIN, backbone=ResNetSettings(depth=20, width=0.5))
+RESIDUAL = replace(PLAIN, backbone=ResNetSettings(depth=14, width=0.25))  # six blocks, so 64 paths an image may take
 LEARNED = replace(
     PLAIN,
     method=replace(PAPER, clusters=2, masked="all", structure_lr_multiplier=30.0),
@@ -153,25 +155,58 @@ def finding(run: Run, last: Snapshot) -> dict[str, Any]:
     }
 
 
-def start_ranks(size: int, *program: str) -> list[subprocess.Popen[str]]:
-    """Start a Python program in as many processes, as torchrun would."""
+# What a rank imports takes two seconds of a processor: one process imports it, and the ranks are forks of it. What a
+# fork shares is what it has imported; no torch thread and no draw is in there.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload([__name__])
+
+
+class RankProcess:
+    """A process that does what a program would, with what it writes.
+
+    Args:
+        environment: Its variables beside those of this process, as torchrun sets them.
+        does: Is called in it, a function that can be pickled.
+        arguments: Of that.
+    """
+
+    def __init__(self, environment: Mapping[str, str], does: Callable[..., None], *arguments: object) -> None:
+        self._written = tempfile.NamedTemporaryFile(mode="r", encoding="utf-8")  # noqa: SIM115  # as long as this is
+        self.process = _FORKS.Process(target=_in_rank, args=(self._written.name, dict(environment), does, *arguments))
+        self.process.start()
+
+    def text(self, *, seconds: float) -> str:
+        """What it wrote, once it has ended; AssertionError if that takes longer."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f"it has not ended within {seconds} s"
+        return self._written.read()
+
+
+def _in_rank(written: str, environment: dict[str, str], does: Callable[..., None], *arguments: object) -> None:
+    output = os.open(written, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.environ.update(environment)
+    does(*arguments)
+
+
+def run_text(text: str, *arguments: str) -> None:
+    """Run the text of a program, as `python -W ignore -c` does."""
+    warnings.simplefilter("ignore")
+    sys.argv = ["-c", *arguments]
+    exec(text, {"__name__": "__main__"})
+
+
+def start_ranks(size: int, does: Callable[..., None], *arguments: object) -> list[RankProcess]:
+    """Let as many processes do something, as torchrun would."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, *program],
-            env={**os.environ, **shared, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
+    return [RankProcess(shared | {"RANK": str(rank)}, does, *arguments) for rank in range(size)]
 
 
-def main(folder: Path, cases: Sequence[str]) -> None:
+def train_cases(folder: Path, cases: Sequence[str]) -> None:
     torch.set_num_threads(1)
     training_loop._STEPS_OF_RANKS = 1  # no epoch has as many as it takes else
     ranks = RankGroup.from_environment(os.environ)
@@ -185,7 +220,3 @@ def main(folder: Path, cases: Sequence[str]) -> None:
         if ranks.leads:
             (folder / f"{case}.within").write_bytes(kept.files[len(kept.files) // 3])
     ranks.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])

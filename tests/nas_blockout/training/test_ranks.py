@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,17 @@ from nas_blockout.experiment import Snapshot
 from nas_blockout.methods.random_masks import keep_mask
 from nas_blockout.randomness.batch_shards import ShardGenerator, shard_of
 from nas_blockout.training import EpochRecord, RankGroup
-from tests.nas_blockout.training.shared_trainings import CASES, Kept, doubled, finding, start_ranks, trained
+from tests.nas_blockout.training.shared_trainings import (
+    CASES,
+    Kept,
+    RankProcess,
+    doubled,
+    finding,
+    run_text,
+    start_ranks,
+    train_cases,
+    trained,
+)
 from tests.once import once
 
 WITHIN = ("blockdrop", "dropcluster", "two stages", "recipes")  # gone on with inside an epoch
@@ -23,19 +32,18 @@ FEW = ("few rows", "few rows blockdrop")
 SECONDS = 240  # for processes that share a busy machine; none of these tests waits on purpose
 
 
-def outputs(processes: list[subprocess.Popen[str]]) -> list[str]:
-    """What processes wrote, once all have ended; none outlives the test."""
+def outputs(ranks: list[RankProcess]) -> tuple[list[str], list[int | None]]:
+    """What processes wrote, and how they ended, once all have; none outlives the test."""
     try:
-        return [process.communicate(timeout=SECONDS)[0] for process in processes]
+        return [rank.text(seconds=SECONDS) for rank in ranks], [rank.process.exitcode for rank in ranks]
     finally:
-        for process in processes:
-            process.kill()
+        for rank in ranks:
+            rank.process.kill()
 
 
 def run_ranks(size: int, folder: Path, cases: tuple[str, ...]) -> None:
-    processes = start_ranks(size, "-m", "tests.nas_blockout.training.shared_trainings", str(folder), *cases)
-    texts = outputs(processes)
-    assert [process.returncode for process in processes] == [0] * size, "\n".join(texts)
+    texts, codes = outputs(start_ranks(size, train_cases, folder, cases))
+    assert codes == [0] * size, "\n".join(texts)
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +187,8 @@ except RuntimeError as error:
 """
 
 
-def behavior(*arguments: str) -> tuple[list[str], list[int]]:
-    processes = start_ranks(2, "-W", "ignore", "-c", BEHAVIOR, *arguments)
-    texts = outputs(processes)
-    return texts, [process.returncode for process in processes]
+def behavior(*arguments: str) -> tuple[list[str], list[int | None]]:
+    return outputs(start_ranks(2, run_text, BEHAVIOR, *arguments))
 
 
 def test_the_others_wait_between_epochs_for_as_long_as_the_first_rank_pauses() -> None:
@@ -261,7 +267,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     cases = [f"{how} {rank}" for how in ("raises", "diverges") for rank in (0, 1)]
 
     def make(folder: Path) -> None:
-        texts = outputs(start_ranks(2, "-W", "ignore", "-c", FAILING, *cases))
+        texts, _ = outputs(start_ranks(2, run_text, FAILING, *cases))
         (folder / "found.json").write_text("[" + ", ".join(text.splitlines()[-1] for text in texts) + "]")
 
     found: list[dict[str, Any]] = json.loads((once(tmp_path_factory, "failing", make) / "found.json").read_text())
