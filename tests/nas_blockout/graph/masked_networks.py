@@ -13,7 +13,7 @@ from nas_blockout.graph.analysis import GraphAnalysis, analyze
 from nas_blockout.graph.branched import BranchedGraph, branch, settled
 from nas_blockout.graph.rewrite.training_layers import AttentionWithDropout
 from nas_blockout.networks import Connection
-from tests.nas_blockout.graph.networks import NETWORKS, SHAPE
+from tests.nas_blockout.graph.networks import NETWORKS, SHAPE, analysis_of
 
 State = Mapping[str, Tensor]
 
@@ -36,16 +36,21 @@ class Masked:
 def analyzed(name: str) -> tuple[nn.Module, GraphAnalysis]:
     """A small network in double precision, none of whose parameters are what they are set to at first."""
     torch.manual_seed(0)
-    return prepared(NETWORKS[name]())
+    return moved(NETWORKS[name]()), settled(analysis_of(name))
 
 
 def prepared(network: nn.Module, shape: tuple[int, ...] = SHAPE) -> tuple[nn.Module, GraphAnalysis]:
     """A network in double precision, none of whose parameters are what they are set to at first, and its analysis."""
+    return moved(network), settled(analyze(network, shape))
+
+
+def moved(network: nn.Module) -> nn.Module:
+    """The network in double precision, with other parameters."""
     network.double().eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    return network, settled(analyze(network, shape))
+    return network
 
 
 def masked(name: str, memberships: Mapping[str, Tensor]) -> Masked:
