@@ -199,6 +199,7 @@ data: {name: digits, train_samples: 100}
 training: {epochs: 1}
 budget: {sample_passes: 300}
 retrain: {seeds: [0, 1]}
+workers: {max_concurrent_trials: 1}  # another process would import the same from the same places
 arms:
   dense: {space: [training]}
 export: []
