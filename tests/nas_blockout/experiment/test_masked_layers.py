@@ -18,7 +18,7 @@ from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, build, rebuild, unbuildable
 from nas_blockout.experiment.config import needs_graph
-from nas_blockout.export import export_model
+from nas_blockout.export import export_models
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.methods.memberships.blockout_settings import PAPER, PRETRAINED, Masked
 from nas_blockout.networks import maskable_layers
@@ -136,7 +136,7 @@ def test_without_a_derivation_any_layers_are_masked_and_folded_into_a_plain_netw
 
 
 def test_what_ends_in_branches_and_what_is_folded_is_exported_and_verified(splits: Splits, tmp_path: Path) -> None:
-    folded = masking(("hidden1", "classes"), distillation=None)
+    folded, models = masking(("hidden1", "classes"), distillation=None), []
     for name, experiment in {"branched": masking("last 1"), "folded": folded}.items():
         outcome = finished(experiment, splits).outcome
         assert outcome is not None
@@ -148,7 +148,8 @@ def test_what_ends_in_branches_and_what_is_folded_is_exported_and_verified(split
             architecture=outcome.model.full.to_json(),
             equality=outcome.derivation.equality if outcome.derivation else None,
         )
-        found = export_model(outcome.model, tmp_path / name, described)
+        models.append((outcome.model, tmp_path / name, described))
+    for found in export_models(models):
         assert found.ok
         assert set(found.differences) == {"model.pt2", "model.onnx", "weights.safetensors"}
 
