@@ -40,7 +40,7 @@ from nas_blockout.export.verification import (
     sealed,
     submit,
 )
-from nas_blockout.networks import Runtime
+from nas_blockout.networks import Network, Runtime
 
 WEIGHTS = "weights.safetensors"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -192,7 +192,7 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
         runtime: Deployed(
             for_inference(model, runtime=runtime, batch=description.batch), description.mean, description.std
         ).eval()
-        for runtime in get_args(Runtime)
+        for runtime in (get_args(Runtime) if _depends_on_runtime(model) else ("torch",))
     }
     shape = (description.channels, description.height, description.width)
     # Logits are recorded before anything is exported: they are what every form has to reproduce.
@@ -221,8 +221,14 @@ def _write_forms(model: nn.Module, folder: Path, description: ModelDescription) 
         least = {"model.pt2": f"torch {version('torch').partition('+')[0]}"}
         if skipped is None:
             path = folder / "model.onnx"
-            least[path.name] = _write_onnx(_program(runs["onnxruntime"], example), path, example, inside)
+            other = _program(runs["onnxruntime"], example) if "onnxruntime" in runs else program
+            least[path.name] = _write_onnx(other, path, example, inside)
     (folder / "card.md").write_text(card(description, without_onnx=skipped, least=least), encoding="utf-8")
+
+
+def _depends_on_runtime(model: nn.Module) -> bool:
+    """Whether a network has a form of its own for each runtime; else one program serves all."""
+    return isinstance(model, Network) and type(model).for_inference is not Network.for_inference
 
 
 def _require_logits(deployed: nn.Module, path: Path, images: Tensor, logits: Tensor, *, name: str) -> None:
@@ -286,18 +292,28 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, images: Tenso
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's exporters, which warn of their own future and log what they do."""
+    """Silence torch's exporters, which warn of their own future, log what they do, and note where it was asked for.
+
+    For each operation they would collect and format the lines of source text that led to it, a tenth of the time of an
+    export, and no form may hold them.
+    """
+    tracing, noting = torch.fx.config, "do_not_emit_stack_traces"
+    silent = getattr(tracing, noting, None)
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
+        if silent is not None:  # else torch is older than the setting
+            setattr(tracing, noting, True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        if silent is not None:
+            setattr(tracing, noting, silent)
 
 
 def _write_manifest(job: Job, description: ModelDescription, verification: Verification) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nas_blockout.architecture import Architecture, Group, Layer
@@ -122,6 +123,13 @@ def rehashed(folder: Path, *names: str) -> None:
     for name in names:
         manifest["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     (folder / MANIFEST).write_text(sealed(manifest))
+
+
+def with_names_of_version_1(path: Path) -> None:
+    """Give the tensors of a weights file the names that the release before this one wrote."""
+    tensors = {name.replace("normalize", "normalise"): value for name, value in load_file(path).items()}
+    assert any("normalise" in name for name in tensors)
+    save_file(tensors, path)
 
 
 class Hostile:

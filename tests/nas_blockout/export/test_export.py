@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from nas_blockout.backbones.branched import BranchedNetwork, macs_of
 from nas_blockout.experiment import structure_of_network
@@ -29,7 +29,6 @@ from nas_blockout.export import (
     load_weights,
     measure_latency,
     save_weights,
-    verify,
 )
 from nas_blockout.export.cards import card
 from nas_blockout.export.model_summary import outline
@@ -46,6 +45,7 @@ from tests.nas_blockout.export.examples import (
     network,
     rehashed,
     unbranched,
+    with_names_of_version_1,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -353,13 +353,6 @@ def test_weights_survive_a_round_trip(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def with_names_of_version_1(path: Path) -> None:
-    """Give the tensors of a weights file the names that the release before this one wrote."""
-    tensors = {name.replace("normalize", "normalise"): value for name, value in load_file(path).items()}
-    assert any("normalise" in name for name in tensors)
-    save_file(tensors, path)
-
-
 def test_weights_of_version_1_are_read(tmp_path: Path) -> None:
     model, other = network(branched=True), BranchedNetwork(STAGES, BRANCHED, channels=1, normalize_logits=True)
     save_weights(model, tmp_path / "w.safetensors")
@@ -368,12 +361,11 @@ def test_weights_of_version_1_are_read(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_exported_models_of_version_1_are_verified_and_shown(exported: Path, tmp_path: Path) -> None:
+def test_exported_models_of_version_1_are_shown(exported: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exported / "branched", tmp_path / "model"))
     layers = outline(ExportedModel.open(folder))
     with_names_of_version_1(folder / "weights.safetensors")
     rehashed(folder, "weights.safetensors")
-    assert verify(folder).findings == ()
     assert outline(ExportedModel.open(folder)) == layers
 
 

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from nas_blockout.export.models import _quiet
 from nas_blockout.export.onnx_graph import onnx_program
 
 pytest.importorskip("onnxscript")
@@ -43,3 +45,38 @@ def test_it_computes_the_same_for_any_number_of_images_with_no_more_than_that_ne
     x = torch.rand(5, 8)
     (logits,) = session.run(["logits"], {"images": x.numpy()})
     np.testing.assert_allclose(logits, network(x).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_the_source_of_the_exporters_operators_is_read_for_the_first_network_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from onnxscript import values
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    kind, parsed = values.TracedOnnxFunction, Counter[str]()
+    reading = kind.function_ir.fget
+
+    def counted(function: Any) -> Any:
+        parsed[function.name] += 1
+        return reading(function)
+
+    monkeypatch.setattr(kind, "function_ir", property(counted))
+    example = torch.rand(2, 3)
+    program = torch.export.export(nn.Linear(3, 2).eval(), (example,))
+    onnx_program(program, example, inputs=["images"], outputs=["logits"])
+    parsed.clear()
+    onnx_program(program, example, inputs=["images"], outputs=["logits"])
+    assert not parsed
+    ONNXRegistry.from_torchlib()
+    assert parsed.total() > 300, "whoever else exports a network finds the exporter as it was"
+
+
+def test_the_exporter_notes_source_text_again_once_a_model_is_written() -> None:
+    before = torch.fx.config.do_not_emit_stack_traces
+    with _quiet():
+        program = torch.export.export(nn.Linear(3, 2).eval(), (torch.rand(2, 3),))
+    assert not any("stack_trace" in node.meta for node in program.graph.nodes)
+    assert torch.fx.config.do_not_emit_stack_traces == before
+    noted = torch.export.export(nn.Linear(3, 2).eval(), (torch.rand(2, 3),))
+    assert any("stack_trace" in node.meta for node in noted.graph.nodes)

@@ -23,7 +23,16 @@ from nas_blockout.backbones.inference_cost import Operations
 from nas_blockout.export import MANIFEST, Verification, verify, verify_all
 from nas_blockout.export.subprocess_check import _weights
 from nas_blockout.export.verification import Job, check_files, collect, judge, sealed, submit
-from tests.nas_blockout.export.examples import RUNS_CODE, Hostile, edit, network, rehashed, rewrite, saved
+from tests.nas_blockout.export.examples import (
+    RUNS_CODE,
+    Hostile,
+    edit,
+    network,
+    rehashed,
+    rewrite,
+    saved,
+    with_names_of_version_1,
+)
 
 Tamper = Callable[[Path], None]
 AGAIN = "export the model again"
@@ -234,12 +243,14 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
 def verified(
     exported: Path, copied: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, Verification]]:
-    """All tampered folders, two that are in order, and one that is not there, verified in one go."""
+    """All tampered folders, three that are in order, and one that is not there, verified in one go."""
     root = tmp_path_factory.mktemp("tampered")
-    folders = {name: copied(root / name.replace(" ", "-")) for name in (*TAMPERED, "in order", "skipped ONNX")}
+    in_order = ("in order", "skipped ONNX", "of version 1")
+    folders = {name: copied(root / name.replace(" ", "-")) for name in (*TAMPERED, *in_order)}
     for name, (tamper, _) in TAMPERED.items():
         tamper(folders[name])
     skipped_onnx(folders["skipped ONNX"])
+    forged("weights.safetensors", with_names_of_version_1)(folders["of version 1"])
     folders["nowhere"] = root / "nowhere"
     return dict(zip(folders, zip(folders.values(), verify_all(list(folders.values())), strict=True), strict=True))
 
@@ -266,13 +277,20 @@ def test_what_is_in_order_is_verified_among_what_is_not(verified: Mapping[str, t
     assert (skipped.ok, set(skipped.differences)) == (True, {"model.pt2", "weights.safetensors"})
 
 
+def test_exported_models_of_version_1_are_verified(verified: Mapping[str, tuple[Path, Verification]]) -> None:
+    _, found = verified["of version 1"]
+    assert (found.ok, found.findings) == (True, ())
+    assert found.differences["weights.safetensors"] == {"tensors": 0.0}
+
+
 def test_a_folder_that_is_not_there_is_a_finding(verified: Mapping[str, tuple[Path, Verification]]) -> None:
     folder, found = verified["nowhere"]
     assert found.findings == (f"{folder} is no folder of an exported model: name one that holds {MANIFEST}",)
 
 
 LOADS = """
-import sys, torch
+import gc, sys, torch
+gc.disable()  # to look through all that is imported takes longer than to load four small files
 for path in sys.argv[1:]:
     try:
         torch.export.load(path)
