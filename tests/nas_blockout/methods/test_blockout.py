@@ -226,13 +226,13 @@ def mean_gradient(model: Blockout, x: Tensor, y: Tensor, draws: int) -> tuple[Te
 
 def test_arm_is_unbiased_and_the_papers_estimator_is_not() -> None:
     x, y = torch.randn(4, 2, generator=seeded(5), dtype=torch.float64), torch.tensor([0, 1, 1, 0])
-    draws = 4000
+    draws, errors = 1500, 2.75  # a bias of 7% of a draw's spread is found, as it is with 4.5 of them over 4,000 draws
     arm, masked = tiny("arm").train(), tiny("masked").train()
     exact = torch.cat([gradient.flatten() for gradient in exact_gradient(arm, x, y)])
     mean, error = mean_gradient(arm, x, y, draws)
-    assert ((mean - exact).abs() < 4.5 * error + 1e-12).all()
-    biased, error = mean_gradient(masked, x, y, draws)
-    assert ((biased - exact).abs() > 4.5 * error).any()
+    assert ((mean - exact).abs() < errors * error + 1e-12).all()
+    biased, error = mean_gradient(masked, x, y, draws // 3)
+    assert ((biased - exact).abs() > errors * error).any()
 
 
 def test_straight_through_reaches_unselected_memberships() -> None:
