@@ -42,6 +42,7 @@ from nas_blockout.training import TrainingSettings
 NETWORKS = Path(__file__).parents[2] / "fixtures" / "networks.py"
 SMALL = ModuleSettings(f"{NETWORKS}:Small")
 RESNET = ResNetSettings(depth=8, width=0.25, hidden=(6,))
+INCEPTION = InceptionSettings(variant="compact", width=0.1, hidden=(12, 12))  # one for all: it takes seconds to trace
 SHAPE, CLASSES = (1, 8, 8), 10
 LEARNING = {
     "method": replace(PAPER, clusters=3, masked="all", logit_noise=2.0),
@@ -107,9 +108,7 @@ def test_what_is_derived_is_proved_and_can_be_built_from_its_record(name: str, s
         assert outcome.macs <= target * dense_macs(wanted, splits)
 
 
-@pytest.mark.parametrize(
-    "backbone", [SMALL, InceptionSettings(variant="compact", width=0.1, hidden=(6,))], ids=["module", "inception"]
-)
+@pytest.mark.parametrize("backbone", [SMALL, INCEPTION], ids=["module", "inception"])
 def test_other_networks_learn_their_structure_too(backbone: Any, splits: Splits) -> None:
     method = replace(PAPER, clusters=2, masked="all", logit_noise=2.0)
     outcome = finished(Run(experiment(backbone, **{**LEARNING, "method": method}), splits))
@@ -119,9 +118,8 @@ def test_other_networks_learn_their_structure_too(backbone: Any, splits: Splits)
 
 
 def test_layers_without_masks_are_no_branch_and_what_they_cost_belongs_to_none(splits: Splits) -> None:
-    backbone = InceptionSettings(variant="compact", width=0.1, hidden=(12, 12))
     method = replace(PAPER, clusters=2, masked="head", logit_noise=3.0)
-    outcome = finished(Run(experiment(backbone, method=method, distillation=DistillationSettings(draws=2)), splits))
+    outcome = finished(Run(experiment(INCEPTION, method=method, distillation=DistillationSettings(draws=2)), splits))
     assert outcome.architecture is not None
     assert outcome.architecture.clusters == 3, "one more for what has no masks"
     structure = structure_of_network(outcome.model)
