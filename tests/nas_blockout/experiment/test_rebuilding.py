@@ -17,7 +17,14 @@ from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, build, count_macs, load_model, origin_of, structure_of_network
 from nas_blockout.experiment.branchable import architecture_of
-from nas_blockout.export import ExportedModel, ModelDescription, VerificationError, export_models, verify, verify_all
+from nas_blockout.export import (
+    ExportedModel,
+    ModelDescription,
+    Verification,
+    VerificationError,
+    export_models,
+    verify_all,
+)
 from nas_blockout.export.model_summary import outline, structure_in
 from nas_blockout.graph.branched import BranchedGraph
 from nas_blockout.methods.blockdrop import BlockDropSettings
@@ -64,6 +71,25 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def older(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The branched model as it was exported before there was a record of how it is built."""
+    folder = Path(shutil.copytree(exported / "branched", tmp_path_factory.mktemp("before") / "older"))
+    (folder / "network.json").unlink()
+    manifest = json.loads((folder / "verification.json").read_text())
+    del manifest["files"]["network.json"]
+    (folder / "verification.json").write_text(json.dumps(manifest))
+    rehashed(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def verified(exported: Path, older: Path) -> dict[str, Verification]:
+    """All folders by their names, reloaded in one process."""
+    folders = [*(exported / name for name in MADE), older]
+    return dict(zip([*MADE, "older"], verify_all(folders), strict=True))
+
+
 @pytest.fixture
 def changed(exported: Path, tmp_path: Path) -> Callable[..., Path]:
     """Copies the branched model with another network.json, as somebody may who knows how to hash."""
@@ -90,9 +116,11 @@ def test_a_model_is_built_again_and_can_be_trained(exported: Path, name: str) ->
     assert all(parameter.grad is not None for parameter in made.parameters())
 
 
-def test_the_folders_are_verified_with_the_record_among_their_files(exported: Path) -> None:
-    assert all(each.ok for each in verify_all([exported / name for name in MADE]))
+def test_the_folders_are_verified_with_the_record_among_their_files(
+    exported: Path, verified: dict[str, Verification]
+) -> None:
     for name in MADE:
+        assert verified[name].ok
         assert "network.json" in json.loads((exported / name / "verification.json").read_text())["files"]
 
 
@@ -160,16 +188,10 @@ def test_what_cannot_be_followed_is_refused(changed: Callable[..., Path], values
         load_model(changed(**values), factory=SMALL.factory)
 
 
-def test_a_folder_from_before_is_verified_and_run_but_not_built(exported: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(exported / "branched", tmp_path / "older"))
-    (folder / "network.json").unlink()
-    manifest = json.loads((folder / "verification.json").read_text())
-    del manifest["files"]["network.json"]
-    (folder / "verification.json").write_text(json.dumps(manifest))
-    rehashed(folder)
-    assert verify(folder).ok
+def test_a_folder_from_before_is_verified_and_run_but_not_built(older: Path, verified: dict[str, Verification]) -> None:
+    assert verified["older"].ok
     with pytest.raises(VerificationError, match=r"has no network.json.*Export it again"):
-        load_model(folder, factory=SMALL.factory)
+        load_model(older, factory=SMALL.factory)
 
 
 def test_the_outline_of_a_graph_has_what_its_weights_cost(exported: Path) -> None:
