@@ -29,7 +29,6 @@ from services.files.study_dir import Folder
 from services.store import NotFound, StoreError, acting
 from services.study_config.errors import StudyError
 from services.study_config.overrides import assigned
-from services.study_config.resolution import read
 from services.study_config.yaml_reader import bundled, read_document
 
 STATIC = {"htmx.min.js": "text/javascript", "service.css": "text/css"}
@@ -428,7 +427,7 @@ def _frame(visited: Visit) -> dict[str, Any]:
 
 @cache
 def _questions() -> dict[str, str]:
-    return {name: read(path).question for name, path in bundled().items()}
+    return {name: read_document(path).get("question", "") for name, path in bundled().items()}
 
 
 def _digest(shown: object) -> str:

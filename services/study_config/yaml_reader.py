@@ -1,7 +1,7 @@
 """Study files as text: finding them by name or path, and reading plain values with the line of every key."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,11 @@ class _UniqueKeys(_PARSER):  # type: ignore[misc]  # either of the two
 
 def bundled() -> dict[str, Path]:
     """Return the study files in the package, by name."""
-    folder = Path(str(resources.files("search_spaces") / "studies"))
+    # Found and not imported, as `importlib.resources` would: `list` asks for names, and torch takes seconds.
+    package = find_spec("search_spaces")
+    assert package is not None, "our own package"
+    assert package.submodule_search_locations, "a folder"
+    folder = Path(package.submodule_search_locations[0]) / "studies"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
