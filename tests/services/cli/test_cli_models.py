@@ -23,7 +23,8 @@ from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.experiment import Experiment, Run, build, count_macs, origin_of, structure_of_network
 from nas_blockout.experiment.branchable import outline
-from nas_blockout.export import ModelDescription, export_model
+from nas_blockout.export import ModelDescription
+from nas_blockout.export.models import export_models
 from nas_blockout.networks import masked_connections
 from nas_blockout.structure.branching import summary
 from nas_blockout.structure.distill import distill, harden
@@ -51,13 +52,20 @@ def call(tmp_path: Path) -> Call:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An exported model of branches over digits, and where pictures of its test images stand with what it said."""
+    """An exported model of branches over digits, and where pictures of its test images stand with what it said.
+
+    Beside it one with constants, and one of a graph in which a layer has no masks: all of them are verified in one
+    process, since to import what does it costs more than the tests.
+    """
 
     folder: Path
     model: nn.Module
     splits: Splits
     pictures: tuple[Path, ...]
     recorded: tuple[str, ...]
+    constant: Path
+    graph: Path
+    graph_model: nn.Module
 
 
 def picture(image: Tensor, path: Path) -> Path:
@@ -87,12 +95,35 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         seed=0, test_accuracy=0.9, test_images=len(splits.test()), accuracy="", verdict="", spent="",
         architecture=ARCHITECTURE.to_json(), memberships=ENDED,
     )  # fmt: skip
-    export_model(model, place / "model", description)
+    constant = replace(DESCRIPTION, name="constant", architecture=CONSTANT.to_json())
+    graph, described = graph_model(splits)
+    export_models([
+        (model, place / "model", description),
+        (network(branched=True, architecture=CONSTANT), place / "constant", constant),
+        (graph, place / "graph", described),
+    ])  # fmt: skip
     test = splits.test().images[:40]
     pictures = tuple(picture(image, place / f"{n}.png") for n, image in enumerate(asked.undo(test.clone())))
     with torch.no_grad():
         recorded = tuple(splits.class_names[label] for label in model(test).argmax(1))
-    return Made(place / "model", model, splits, pictures, recorded)
+    return Made(place / "model", model, splits, pictures, recorded, place / "constant", place / "graph", graph)
+
+
+def graph_model(splits: Splits) -> tuple[nn.Module, ModelDescription]:
+    """A branched residual network, of which one node is read only by layers without masks."""
+    backbone = ResNetSettings(depth=8, width=0.25)
+    whole = outline(backbone, splits.shape, 10)
+    masked = masked_connections(whole.connections, "head")
+    learned = [name for name in whole.layers if any(name in each.layers for each in masked)]
+    p = {name: torch.eye(2).repeat(whole.layers[name], 1)[: whole.layers[name]] for name in learned}
+    p[learned[0]] = torch.cat([p[learned[0]][:-1], torch.zeros(1, 2)])  # read by what has no masks alone
+    architecture = distill(p, harden(p, 0.5), wiring=Wiring.of(whole, masked)).architecture
+    model = build(Experiment(backbone=backbone, architecture=architecture), splits).eval()
+    return model, replace(
+        DESCRIPTION, name="graph", class_names=splits.class_names, architecture=architecture.to_json(),
+        structure=structure_of_network(model), equality=None,
+        origin=origin_of(Experiment(backbone=backbone), model),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["pt2", "onnx"])
@@ -335,10 +366,8 @@ def test_show_tells_how_far_a_model_branches(call: Call, made: Made) -> None:
     assert "exclusive_macs" in shown
 
 
-def test_the_tree_names_constants(call: Call, tmp_path: Path) -> None:
-    description = replace(DESCRIPTION, name="constant", architecture=CONSTANT.to_json())
-    export_model(network(branched=True, architecture=CONSTANT), tmp_path / "constant", description)
-    ended = call("show", tmp_path / "constant")
+def test_the_tree_names_constants(call: Call, made: Made) -> None:
+    ended = call("show", made.constant)
     assert ended.code == 0
     for part in ("cluster 1: 2 nodes, 4 parameters, 0 MACs, reads nothing", "constant: 1 node, 1 parameter", "c\n"):
         assert part in ended.out
@@ -347,28 +376,14 @@ def test_the_tree_names_constants(call: Call, tmp_path: Path) -> None:
 def test_the_tree_and_the_picture_of_a_graph_show_no_branch_where_there_are_no_masks(
     call: Call, made: Made, tmp_path: Path
 ) -> None:
-    backbone = ResNetSettings(depth=8, width=0.25)
-    whole = outline(backbone, made.splits.shape, 10)
-    masked = masked_connections(whole.connections, "head")
-    learned = [name for name in whole.layers if any(name in each.layers for each in masked)]
-    p = {name: torch.eye(2).repeat(whole.layers[name], 1)[: whole.layers[name]] for name in learned}
-    p[learned[0]] = torch.cat([p[learned[0]][:-1], torch.zeros(1, 2)])  # read by what has no masks alone
-    architecture = distill(p, harden(p, 0.5), wiring=Wiring.of(whole, masked)).architecture
-    model = build(Experiment(backbone=backbone, architecture=architecture), made.splits).eval()
-    description = replace(
-        DESCRIPTION, name="graph", class_names=made.splits.class_names, architecture=architecture.to_json(),
-        structure=structure_of_network(model), equality=None,
-        origin=origin_of(Experiment(backbone=backbone), model),
-    )  # fmt: skip
-    export_model(model, tmp_path / "graph", description)
-    ended = call("show", tmp_path / "graph", "--figure", tmp_path / "graph.svg")
+    ended = call("show", made.graph, "--figure", tmp_path / "graph.svg")
     assert ended.code == 0
     assert "without masks: 1 node" in ended.out
     assert "cluster 0: " in ended.out
     assert "clusters 0 2" not in ended.out
-    layers = json.loads(call("show", tmp_path / "graph", "--json").out)["layers"]
+    layers = json.loads(call("show", made.graph, "--json").out)["layers"]
     assert {cluster for layer in layers for group in layer["groups"] for cluster in group["clusters"]} == {0, 1}
     assert sum(group["macs"] for layer in layers for group in layer["groups"]) == count_macs(
-        model, torch.zeros(1, *made.splits.shape)
+        made.graph_model, torch.zeros(1, *made.splits.shape)
     )
     assert ElementTree.parse(tmp_path / "graph.svg").getroot().tag.endswith("svg")  # our own file
