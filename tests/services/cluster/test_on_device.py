@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with require
 BASE: dict[str, Any] = {
     "data": {"name": "digits", "train_samples": 50},
     "backbone": {"name": "convnet", "channels": [4], "hidden": [8]},
-    "training": {"epochs": 4, "batch_size": 16, "learning_rate": 0.01},
+    "training": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01},
     "seed": 3,
 }
 RESNET = {"name": "resnet", "depth": 8, "width": 0.25}
@@ -72,7 +72,7 @@ def test_a_trial_gives_the_same_results_on_its_device_and_computes_them_there(
 ) -> None:
     result = ended(Worker(), tmp_path / "device", ALL[name], device=DEVICE)
     assert emulation.work["cpu"] <= (MOST_WITH_PROOFS if name in TWO_STAGES else MOST)
-    assert emulation.work[DEVICE] > 500_000
+    assert emulation.work[DEVICE] > 250_000
     expected = ended(Worker(), tmp_path / "processor", ALL[name], device="cpu")
     volatile = {"overhead_seconds", "peak_memory_bytes", "latency_ms", "latency_device", "usage"}
     assert result.keys() - volatile == expected.keys() - volatile
