@@ -16,7 +16,7 @@ from services.api.health import Probes
 from services.api.state import Caching
 from services.settings import Settings
 from services.store import Store
-from tests.services.serving import serving, settings_of
+from tests.services.serving import NO_TLS, serving, settings_of
 from tests.services.tiny import TINY
 
 Client = Callable[..., httpx.Client]
@@ -53,7 +53,7 @@ def client(app: FastAPI, store: Store, served: Callable[[FastAPI], str]) -> Iter
     with ExitStack() as stack:
 
         def make(owner: str | None = "ann", scope: str = "write", *, to: FastAPI = app) -> httpx.Client:
-            found = stack.enter_context(httpx.Client(base_url=served(to), timeout=20.0))
+            found = stack.enter_context(httpx.Client(base_url=served(to), timeout=20.0, verify=NO_TLS))
             if owner is not None:
                 found.headers["Authorization"] = f"Bearer {store.create_token('', owner=owner, scope=scope)[1]}"
             return found

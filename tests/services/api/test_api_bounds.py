@@ -26,7 +26,7 @@ from services.files.study_dir import Folder
 from services.settings import STUDY_LIMITS, Settings, SettingsError
 from services.store import Store
 from services.study_config.errors import StudyError
-from tests.services.serving import serving
+from tests.services.serving import NO_TLS, serving
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: here\r\n"
 HTML = {"Accept": "text/html,*/*"}
@@ -183,7 +183,7 @@ def test_idle_connections_make_room_for_requests(settings, store):
                 with suppress(ConnectionResetError, BrokenPipeError):  # of those that have made room already
                     connection.sendall(HEAD)
             for _ in range(3):
-                assert httpx.get(address + "/healthz", timeout=20).status_code == 200
+                assert httpx.get(address + "/healthz", timeout=20, verify=NO_TLS).status_code == 200
             assert is_closed(idle[0])  # who has waited longest has been let go
         finally:
             for connection in idle:
@@ -242,7 +242,7 @@ def test_clients_are_told_apart_behind_a_proxy_that_is_trusted_and_no_other(
     limited: Callable[..., FastAPI], monkeypatch: pytest.MonkeyPatch, trusted: str, last: int
 ) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
-    with serving(limited(api_rate=1)) as address, httpx.Client(base_url=address) as client:
+    with serving(limited(api_rate=1)) as address, httpx.Client(base_url=address, verify=NO_TLS) as client:
         for number in range(8):
             # What the client itself claims stands before what the proxy adds.
             headers = {"X-Forwarded-For": f"198.51.100.1, 203.0.113.{number}"}
