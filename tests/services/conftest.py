@@ -28,6 +28,7 @@ from services.study_config.resolved_study import Study
 from services.tracking import check
 from services.trial_record import SEARCH, Trial
 from tests.once import once
+from tests.services.new_store import new_store
 
 _ORDINARY_USERS = ("postgres", "nobody")
 _BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -150,11 +151,13 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """An empty store, on every kind of database."""
-    url = f"sqlite:///{tmp_path / 'runs' / 'store.db'}"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("emptied_store")
-        tables = ", ".join(METADATA.tables.keys() - {"identity"})  # it has one row, as long as there is a store
-        request.getfixturevalue("postgres").execute(url, f"TRUNCATE {tables} RESTART IDENTITY")
+    if request.param == "sqlite":
+        with new_store(tmp_path / "runs" / "store.db") as opened:
+            yield opened
+        return
+    url = request.getfixturevalue("emptied_store")
+    tables = ", ".join(METADATA.tables.keys() - {"identity"})  # it has one row, as long as there is a store
+    request.getfixturevalue("postgres").execute(url, f"TRUNCATE {tables} RESTART IDENTITY")
     with Store.open(url) as opened:
         yield opened
 

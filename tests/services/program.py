@@ -15,6 +15,7 @@ import pytest
 
 from services.cli.main import main
 from services.store import Store
+from tests.services.new_store import new_store
 
 COMMAND = (sys.executable, "-c", "from services.entry_point import main; main()")
 PATIENCE = 600.0  # seconds for what takes a tenth of them on a machine with nothing else to do
@@ -47,8 +48,9 @@ def of(home: Path, *, tracking: str | None = "none", **more: str) -> dict[str, s
 
 
 def store_of(home: Path) -> Store:
-    """Open the store of an installation."""
-    return Store.open(f"sqlite:///{home / 'runs' / 'nas_blockout.db'}")
+    """Open the store of an installation, which has a new one if it has none yet."""
+    path = home / "runs" / "nas_blockout.db"
+    return Store.open(f"sqlite:///{path}") if path.exists() else new_store(path)
 
 
 def here(*words: object, **variables: str) -> Ended:

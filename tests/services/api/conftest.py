@@ -16,6 +16,7 @@ from services.api.health import Probes
 from services.api.state import Caching
 from services.settings import Settings
 from services.store import Store
+from tests.services.new_store import new_store
 from tests.services.serving import NO_TLS, serving, settings_of
 from tests.services.tiny import TINY
 
@@ -73,7 +74,7 @@ def study() -> dict[str, Any]:
 
 @pytest.fixture
 def sqlite_store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(f"sqlite:///{tmp_path / 'runs' / 'store.db'}") as opened:
+    with new_store(tmp_path / "runs" / "store.db") as opened:
         yield opened
 
 

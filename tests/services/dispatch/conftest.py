@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from services.store import Store
+from tests.services.new_store import new_store
 
 
 @pytest.fixture
 def sqlite_store(tmp_path: Path) -> Iterator[Store]:
     """An empty store on the cheaper of its databases."""
-    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as opened:
+    with new_store(tmp_path / "store.db") as opened:
         yield opened

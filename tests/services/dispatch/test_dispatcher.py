@@ -20,6 +20,7 @@ from services.cluster.jobs import job_id
 from services.dispatch import Dispatcher, Policy
 from services.store import LeaseLost, Store, StudyConflict
 from tests.services.dispatch.grid import NAMES, STUDIES, Grid, driven, enqueue, state, study_named, worker
+from tests.services.new_store import new_store
 
 
 def test_a_study_is_submitted_watched_and_settled(store: Store) -> None:
@@ -247,7 +248,7 @@ class Interleavings(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="nas-dispatch-"))
-        self.store = Store.open(f"sqlite:///{self.folder / 'store.db'}")
+        self.store = new_store(self.folder / "store.db")
         self.grid = Grid(self.store)
         self.workers = [self._worker(number) for number in range(2)]
         self.ended: dict[str, str] = {}

@@ -19,11 +19,11 @@ from services.cluster.worker_errors import describe_error
 from services.execution.driver import Driver
 from services.files.study_dir import Folder
 from services.settings import Settings
-from services.store import Store
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 from tests.services.function_calls import calls
+from tests.services.new_store import new_store
 
 EPOCHS, IMAGES = 9, 50
 ONE = sample_passes(TrainingSettings(EPOCHS), IMAGES)
@@ -66,7 +66,7 @@ class Machine:
         self.study, self.splits = study, splits
         self.settings = Settings(home=home, store_url=f"sqlite:///{home / 'store.db'}")
         self.folder = Folder(home / "runs" / study.name)
-        self.store = Store.open(self.settings.store_url)
+        self.store = new_store(home / "store.db")
         self.store.create_study(study.name, config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
 
     def driver(self) -> Driver:

@@ -19,6 +19,7 @@ from services.store import Store, StudyBusy, StudyConflict
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial
+from tests.services.new_store import new_store
 
 IMAGES = 50
 ONE = sample_passes(TrainingSettings(2), IMAGES)
@@ -184,7 +185,7 @@ def test_a_study_that_was_cancelled_goes_on(store: Store, home: Folder, pretend:
 def test_what_does_not_only_add_is_refused_and_its_key_named(
     tmp_path: Path, home: Folder, pretend: Any, changes: dict[str, Any], said: str
 ) -> None:
-    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
+    with new_store(tmp_path / "store.db") as store:
         rows = go_on(study(), store, home, pretend)
         with pytest.raises(StudyConflict) as infeasible:
             enter(study(**changes), store, home)

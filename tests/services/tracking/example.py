@@ -9,6 +9,7 @@ import mlflow
 from mlflow.entities import Run
 
 from services.store import Store
+from tests.services.new_store import new_store
 
 CONFIG = {
     "name": "example",
@@ -40,7 +41,7 @@ def filled(
     path: Path, study: str, states: Sequence[str] = ("complete", "failed", "pruned", "running")
 ) -> Iterator[Store]:
     """Open a store with a study that has a trial in each of the states."""
-    with Store.open(f"sqlite:///{path}") as opened:
+    with new_store(path) as opened:
         opened.create_study(study, config=CONFIG, config_hash="cafe", arms=["blockout"])
         for number, state in enumerate(states):
             add(opened, study, number=number, state=state)

@@ -14,8 +14,8 @@ from nas_blockout.backbones import dense_of
 from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.backbones.convnet import ConvNetSettings, stages
 from nas_blockout.export import Deployed
-from services.store import Store
 from services.tracking import Projection
+from tests.services.new_store import new_store
 
 # MLflow's own use of its database is not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -27,7 +27,7 @@ CLASSES = ("a", "b", "c")
 
 @pytest.fixture
 def projection(mlflow_uri: str, tmp_path: Path, name: str) -> Iterator[Projection]:
-    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as opened:
+    with new_store(tmp_path / "store.db") as opened:
         opened.create_study(name, config={}, config_hash="cafe", arms=["dense"])
         yield Projection(mlflow_uri, name, {}, opened)
 
