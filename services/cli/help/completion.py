@@ -7,7 +7,7 @@ Whatever goes wrong proposes nothing.
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from services.settings import Settings, SettingsError
 
 def bundled_studies(incomplete: str) -> list[str]:
     """Return bundled studies; where none begins so, shells complete files by themselves."""
-    folder = Path(str(resources.files("search_spaces") / "studies"))  # as `yaml_reader.bundled` does, which needs YAML
-    return sorted(_matching((path.stem for path in folder.glob("*.yaml")), incomplete))
+    package = find_spec("search_spaces")  # as `yaml_reader.bundled`, which takes YAML and more to import
+    folders = (package and package.submodule_search_locations) or ()
+    names = (path.stem for folder in folders for path in Path(folder).glob("studies/*.yaml"))
+    return sorted(_matching(names, incomplete))
 
 
 def stored_studies(incomplete: str) -> list[str]:

@@ -1,6 +1,8 @@
 """Finding a command and typing it: headings, completion, near matches of names."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,15 @@ def test_completion_creates_nothing_and_survives_a_home_that_is_not_there(
     before = sorted(home.rglob("*"))
     assert proposed(call, "nas-blockout show ", monkeypatch) == []
     assert sorted(home.rglob("*")) == before
+
+
+def test_a_key_in_a_shell_waits_for_no_library() -> None:
+    script = (
+        "import sys; from services.cli.help.completion import bundled_studies; "
+        "print(bundled_studies('quick'), 'torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout == "['quickstart'] False\n"
 
 
 @pytest.mark.parametrize("command", ["verify", "show", "predict"])
