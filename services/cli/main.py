@@ -163,15 +163,35 @@ def list_studies(
     as_json: JsonOption = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of studies to list.")] = 50,
 ) -> None:
-    """List the studies in the store, newest first, those that wait in the service, and the bundled studies."""
-    with lazy.store.Store.open(installation().store_url) as store:
-        lines, waiting = store.studies(limit=limit), store.queue(["queued"], limit=limit)
+    """List the studies in the store, newest first, those that wait in the service, and the bundled studies.
+
+    Of studies that are kept for a limited time, it says when they are deleted; of deleted ones, from when on they are
+    purged, and cannot be restored any more.
+    """
+    settings = installation()
+    with lazy.store.Store.open(settings.store_url) as store:
+        lines, waiting, deleted = (
+            store.studies(limit=limit),
+            store.queue(["queued"], limit=limit),
+            store.deleted_studies(),
+        )
+        days = settings.retention_days
+        ends = {} if days is None else store.expiring([line.name for line in lines], days=days)
     if as_json:
-        bundled = sorted(lazy.yaml_reader.bundled())
-        studies = [show.study_json(line) for line in lines]
-        print_json({"studies": studies, "waiting": [show.waiting_json(row) for row in waiting], "bundled": bundled})
+        print_json(
+            {
+                "studies": [
+                    {**show.study_json(line), "delete_at": ends[line.name].isoformat() if line.name in ends else None}
+                    for line in lines
+                ],
+                "waiting": [show.waiting_json(row) for row in waiting],
+                "deleted": removal_commands.deleted_json(deleted),
+                "bundled": sorted(lazy.yaml_reader.bundled()),
+            }
+        )
         return
-    columns = ("study", "state", "created", "complete trials", "failed trials", "sample passes")
+    counts = ("complete trials", "failed trials", "sample passes")
+    columns = ("study", "state", "created", *counts, *(("deleted on (UTC)",) if ends else ()))
     rows = [
         (
             line.name,
@@ -180,6 +200,7 @@ def list_studies(
             line.trials.get("complete", 0),
             line.trials.get("failed", 0),
             f"{line.sample_passes:,}",
+            *((f"{ends[line.name]:%Y-%m-%d %H:%M}" if line.name in ends else "",) if ends else ()),
         )
         for line in lines
     ]
@@ -187,6 +208,8 @@ def list_studies(
     if waiting:
         in_line = sorted(waiting, key=lambda row: (row.position is None, row.position, row.id))
         print_table(table(show.WAITING_COLUMNS, map(show.waiting_cells, in_line), title="waiting in the service"))
+    if deleted:
+        removal_commands.print_deleted(deleted)
     _list_bundled()
 
 

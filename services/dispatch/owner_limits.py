@@ -61,9 +61,14 @@ class OwnerLimits:
         self, store: Store, owners: Mapping[str, str], gpus: Callable[[str], float], *, now: datetime
     ) -> dict[str, str]:
         hours: dict[str, float] = {}
-        for study, seconds in store.seconds_trained(now - timedelta(days=DAYS)).items():
+        since = now - timedelta(days=DAYS)
+        # Asked first: a study that is purged in between counts twice for a minute rather than not at all.
+        trained, purged = store.seconds_trained(since), store.purged_gpu_seconds(since)
+        for study, seconds in trained.items():
             used = seconds * gpus(study) / _SECONDS_AN_HOUR
             hours[owners[study]] = hours.get(owners[study], 0.0) + used
+        for owner, seconds in purged.items():
+            hours[owner] = hours.get(owner, 0.0) + seconds / _SECONDS_AN_HOUR
         return {
             owner: f"waits: its owner has used {used:.1f} of {self.gpu_hours} GPU-hours of the last {DAYS} days"
             for owner, used in hours.items()

@@ -78,12 +78,12 @@ class Planner:
         if key not in self._demands:
             if len(self._demands) >= _MOST_KNOWN:
                 self._demands.clear()
-            found = self._store.queued_study(row.study)
+            found = self._store.submitted_study(row.study)
             self._demands[key] = demand_of(found.document if found is not None else {})
         return self._demands[key]
 
     def _gpus(self, study: str) -> float:
-        found = self._store.queued_study(study)
+        found = self._store.submitted_study(study)  # a deleted one, too: what it has used is used
         return self.demand(found).gpus if found is not None else 0.0
 
     def _machines(self) -> Sequence[Node]:

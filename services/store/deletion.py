@@ -1,6 +1,8 @@
 """Deleted studies: hidden at once, restorable for a grace time, then purged, after which their names are free."""
 
-from datetime import datetime, timedelta
+from collections import Counter
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,6 +15,7 @@ from services.store.errors import NotFound, StateError
 from services.store.locks import process_has_ended
 from services.store.records import OPEN_QUEUE, STALE_SECONDS, DeletedRow
 
+_KEPT_USE_DAYS = 90  # limits look back a month
 _BATCH_TRIALS = 200  # rows of so many trials are deleted at once: other writers wait that long at most
 _COLUMNS = tables.deletions.c
 _SHOWN = (_COLUMNS.study, _COLUMNS.owner, _COLUMNS.deleted_by, _COLUMNS.deleted_at, _COLUMNS.purge_at)
@@ -23,7 +26,7 @@ class Deletion:
 
     A study is deleted in three steps, each of which can be repeated: `delete_study` hides it; `begin_purge`, after the
     grace time, rules out that it is restored; `finish_purge`, once its files are gone, deletes its rows. What remains
-    is one row with its name, so that a later study of that name gets other jobs.
+    is one row with its name, so that a later study of that name gets other jobs, and what its owner has used by day.
     """
 
     _database: Database
@@ -149,6 +152,15 @@ class Deletion:
             deleted.append(name)
         return tuple(deleted)
 
+    def expiring(self, studies: Collection[str], *, days: int) -> dict[str, datetime]:
+        """Return when `delete_expired` deletes those of some studies that were submitted and have ended."""
+        columns = tables.queue.c
+        query = sa.select(columns.study, columns.updated_at).where(
+            columns.study.in_(studies), columns.state.not_in(sorted(OPEN_QUEUE))
+        )
+        with self._database.reading() as connection:
+            return {row.study: row.updated_at + timedelta(days=days) for row in connection.execute(query)}
+
     def _delete_trials(self, study: str) -> bool:
         """Delete some trials of a study whose purge has begun; return whether there were any."""
         with self._database.writing() as connection:
@@ -157,10 +169,42 @@ class Deletion:
                 return False
             ids = sa.select(tables.trials.c.id).join_from(tables.trials, tables.arms).join(tables.studies)
             trials = connection.scalars(ids.where(tables.studies.c.name == study).limit(_BATCH_TRIALS)).all()
+            self._keep_use(connection, study, trials)
             for table in (tables.epochs, tables.attempts, tables.exports, tables.projections):
                 connection.execute(sa.delete(table).where(table.c.trial_id.in_(trials)))
             connection.execute(sa.delete(tables.trials).where(tables.trials.c.id.in_(trials)))
         return bool(trials)
+
+    def _keep_use(self, connection: Connection, study: str, trials: Sequence[int]) -> None:
+        """Record what trials have used that are about to be deleted, so that deleting gives nothing back."""
+        columns, used = tables.queue.c, tables.purged_use.c
+        row = connection.execute(sa.select(columns.owner, columns.document).where(columns.study == study)).one_or_none()
+        gpus = 0.0 if row is None else _gpus(row.document)
+        if row is None or not gpus:
+            return
+        query = sa.select(tables.trials.c.created_at, tables.trials.c.seconds).where(tables.trials.c.id.in_(trials))
+        seconds: Counter[datetime] = Counter()
+        for created_at, lasted in connection.execute(query):
+            seconds[created_at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)] += lasted
+        new = self._database.insert(tables.purged_use)
+        for day, lasted in seconds.items():
+            more = new.values(owner=row.owner, day=day, gpu_seconds=gpus * lasted).on_conflict_do_update(
+                index_elements=["owner", "day"], set_={"gpu_seconds": used.gpu_seconds + new.excluded.gpu_seconds}
+            )
+            connection.execute(more)
+        oldest = self._database.now(connection) - timedelta(days=_KEPT_USE_DAYS)
+        connection.execute(sa.delete(tables.purged_use).where(used.day < oldest))
+
+    def purged_gpu_seconds(self, since: datetime) -> dict[str, float]:
+        """Return, by owner, the GPU-seconds of trials of purged studies that were added since a moment, by whole days.
+
+        The day of that moment counts as a whole: of what is purged, only the day is kept.
+        """
+        used = tables.purged_use.c
+        day = since.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        query = sa.select(used.owner, sa.func.sum(used.gpu_seconds)).where(used.day >= day).group_by(used.owner)
+        with self._database.reading() as connection:
+            return {owner: float(seconds) for owner, seconds in connection.execute(query)}
 
 
 def is_present(study: "sa.ColumnElement[str]") -> "sa.ColumnElement[bool]":
@@ -185,6 +229,13 @@ def require_present(connection: Connection, study: str) -> None:
 def next_attempt(connection: Connection, study: str) -> int:
     """Return the number of the first job of a new study: one that no purged study of that name has had."""
     return connection.scalars(sa.select(_COLUMNS.next_attempt).where(_COLUMNS.study == study)).one_or_none() or 0
+
+
+def _gpus(document: Any) -> float:
+    """Return the GPUs of a trial of a submitted study, 0 if that cannot be read: no study may stop a purge."""
+    workers = document.get("workers") if isinstance(document, dict) else None
+    gpus = workers.get("gpus") if isinstance(workers, dict) else None
+    return float(gpus) if isinstance(gpus, int | float) and gpus > 0 else 0.0
 
 
 def _one(study: str) -> "sa.Select[Any]":

@@ -98,6 +98,12 @@ class Queue:
             row = connection.execute(_ONE, {"study": study}).mappings().one_or_none()
         return None if row is None else _row(row)
 
+    def submitted_study(self, study: str) -> QueueRow | None:
+        """Return a submitted study, also a deleted one that is not purged; None if there is none."""
+        with self._database.reading() as connection:
+            row = connection.execute(_select().where(tables.queue.c.study == study)).mappings().one_or_none()
+        return None if row is None else _row(row)
+
     def study_status(self, study: str) -> StudyStatus | None:
         """Return a submitted study with its usage and events; None if there is none, or it is deleted."""
         with self._database.reading() as connection:

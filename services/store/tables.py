@@ -281,6 +281,15 @@ deletions = Table(
     Column("next_attempt", sa.Integer, nullable=False),
 )
 
+# What an owner's purged studies have used, by the day on which their trials were added: deleting gives nothing back.
+purged_use = Table(
+    "purged_use",
+    METADATA,
+    Column("owner", Text, primary_key=True),
+    Column("day", Instant, primary_key=True),
+    Column("gpu_seconds", sa.Double, nullable=False),
+)
+
 team_members = Table(
     "team_members",
     METADATA,

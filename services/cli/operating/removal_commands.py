@@ -1,6 +1,7 @@
 """Commands that delete studies, restore them, and purge what is left of them."""
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,9 @@ from services.cli.console import (
     table,
 )
 from services.cli.operating.account_commands import operator
+
+if TYPE_CHECKING:
+    from services.store import DeletedRow
 
 _DAY_SECONDS = 86_400.0
 _COLUMNS = ("study", "owner", "deleted by", "deleted (UTC)", "purged from (UTC)")
@@ -67,19 +71,26 @@ def purge(
                 log(f"study {study} is purged; its name is free")
         rows = store.deleted_studies()
     if as_json:
-        moments = ("deleted_at", "purge_at")
-        print_json(
-            [
-                {"study": row.study, "owner": row.owner, "deleted_by": row.deleted_by}
-                | {key: getattr(row, key).isoformat() for key in moments}
-                for row in rows
-            ]
-        )
+        print_json(deleted_json(rows))
     elif rows:
-        cells = (
-            (row.study, row.owner or "-", row.deleted_by, f"{row.deleted_at:{_MINUTE}}", f"{row.purge_at:{_MINUTE}}")
-            for row in rows
-        )
-        print_table(table(_COLUMNS, cells, title="deleted studies that can be restored"))
+        print_deleted(rows)
     else:
         print_line("There are no deleted studies.")
+
+
+def deleted_json(rows: Iterable["DeletedRow"]) -> list[dict[str, Any]]:
+    """Return deleted studies as plain JSON types."""
+    return [
+        {"study": row.study, "owner": row.owner, "deleted_by": row.deleted_by}
+        | {key: getattr(row, key).isoformat() for key in ("deleted_at", "purge_at")}
+        for row in rows
+    ]
+
+
+def print_deleted(rows: Iterable["DeletedRow"]) -> None:
+    """Print deleted studies with the time from which each is purged."""
+    cells = (
+        (row.study, row.owner or "-", row.deleted_by, f"{row.deleted_at:{_MINUTE}}", f"{row.purge_at:{_MINUTE}}")
+        for row in rows
+    )
+    print_table(table(_COLUMNS, cells, title="deleted studies that can be restored"))

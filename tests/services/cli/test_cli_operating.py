@@ -1,6 +1,7 @@
 """Operators delete, restore and purge studies, manage teams, and read who did what."""
 
 import json
+from datetime import timedelta
 
 from services.store import Store
 
@@ -45,3 +46,25 @@ def test_an_administrator_gets_a_token(call):
     assert made["scope"] == "admin"
     assert call("token", "revoke", str(made["id"])).code == 0
     assert [row["action"] for row in json.loads(call("audit", "--json").out)] == ["token-revoke", "token-create"]
+
+
+def test_the_list_says_when_studies_are_deleted_and_purged(call, home, monkeypatch):
+    with Store.open(f"sqlite:///{home}/runs/nas_blockout.db") as store:
+        for name in ("gone", "ended", "by-hand", "waits"):
+            store.create_study(name, config={}, config_hash="a", arms=["dense"])
+        for name in ("gone", "ended", "waits"):
+            store.enqueue(name, document={}, config_hash="a", owner="ann")
+        store.request_cancel("gone")
+        store.request_cancel("ended")
+        ended = store.queued_study("ended").updated_at
+        deleted = store.delete_study("gone", grace_seconds=3600.0, by="ann")
+    listed = json.loads(call("list", "--json").out)
+    assert {row["name"]: row["delete_at"] for row in listed["studies"]} == dict.fromkeys(("ended", "by-hand", "waits"))
+    assert [(row["study"], row["purge_at"]) for row in listed["deleted"]] == [("gone", deleted.purge_at.isoformat())]
+    out = call("list").out
+    assert f"{deleted.purge_at:%Y-%m-%d %H:%M}" in out
+    assert "deleted on" not in out
+    monkeypatch.setenv("NAS_BLOCKOUT_RETENTION_DAYS", "90")
+    on = {row["name"]: row["delete_at"] for row in json.loads(call("list", "--json").out)["studies"]}
+    assert on == {"ended": (ended + timedelta(days=90)).isoformat(), "by-hand": None, "waits": None}
+    assert f"{ended + timedelta(days=90):%Y-%m-%d %H:%M}" in call("list").out

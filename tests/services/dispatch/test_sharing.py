@@ -242,3 +242,29 @@ def test_what_is_said_of_a_study_that_runs_meanwhile_is_passed_over(store: Store
     row = store.queued_study("a0")
     assert row is not None
     assert (row.state, row.position, row.message, row.width) == ("running", None, "", 3)
+
+
+@pytest.mark.parametrize("purged", [False, True])
+def test_deleting_a_study_gives_no_gpu_hours_back(store: Store, purged: bool) -> None:
+    grid = Grid(store)
+    grid.gpus = 8.0
+    limits = OwnerLimits(gpu_hours=10, refresh_seconds=0.0)
+    dispatcher = worker(store, grid, limits=limits)
+    study = give(store, "ann", "used", gpus=2.0)["used"]
+    dispatcher.round()
+    grid.drive(job := grid.submitted[0])
+    trained(store, study, 5.5 * HOUR)
+    store.finish_trial(store.trials("used")[0].id, "failed", reason="diverged")
+    grid.end(job, "succeeded", 0)
+    dispatcher.round()
+    assert state(store, "used")[0] == "complete"
+    store.delete_study("used", grace_seconds=0.0, by="ann")
+    if purged:
+        assert store.begin_purge("used")
+        store.finish_purge("used")
+        assert store.submitted_study("used") is None
+    give(store, "ann", "waits")
+    worker(store, grid, limits=limits).round()  # also one that was started since, and has nothing in memory
+    assert state(store, "waits") == ("queued", "waits: its owner has used 11.0 of 10 GPU-hours of the last 30 days")
+    later = datetime.now(UTC) + timedelta(days=31)
+    assert limits.exceeded(store, lambda name: 2.0, now=later) == ({}, {})

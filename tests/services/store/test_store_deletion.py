@@ -1,6 +1,6 @@
 """Deleted studies are hidden, can be restored, and are purged with all their rows; then their names are free."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -154,3 +154,27 @@ def test_members_of_a_team_see_what_is_shared_with_it(store):
             wrong()
     with pytest.raises(ValueError, match="team must be 1 to 64"):
         store.add_member("no team", "ann")
+
+
+def test_what_purged_studies_have_used_is_kept_by_owner_and_day(store):
+    now = datetime.now(UTC)
+    for number, gpus in enumerate((2.0, 0.5, 0, "many", None)):
+        name = f"s{number}"
+        store.create_study(name, config={}, config_hash="a", arms=["a"])
+        trials = [
+            store.add_trial(name, arm="a", phase="search", number=trial, seed=0, planned=9, experiment={}).id
+            for trial in range(250)  # more than are deleted at once
+        ]
+        for trial in trials[:3]:
+            store.start_attempt(trial)
+            store.record_epochs(trial, [{"epoch": 0, "sample_passes": 9, "seconds": 10.0}])
+            store.finish_trial(trial, "failed", reason="diverged")
+        document = {} if gpus is None else {"workers": {"gpus": gpus}}
+        enqueue(store, name, owner="bob" if gpus == 0.5 else "ann", document=document, config_hash="a")
+        end(store, name)
+        store.delete_study(name, grace_seconds=0.0, by="ann")
+        assert store.begin_purge(name)
+        for _ in range(2):
+            store.finish_purge(name)
+    assert store.purged_gpu_seconds(now) == {"ann": 60.0, "bob": 15.0}
+    assert store.purged_gpu_seconds(now + timedelta(days=2)) == {}
