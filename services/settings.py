@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import Annotated, get_type_hints
 from urllib.parse import unquote
 
 from nas_blockout.serialization import near
+from services import sign_in_settings
 from services.secret_files import SecretFileError, with_files
+from services.setting_values import PREFIX, SettingsError, Variable, limit, masked, page, whole
+from services.sign_in_settings import SignInSettings
 
-PREFIX = "NAS_BLOCKOUT_"
+__all__ = ["PREFIX", "Settings", "SettingsError", "SignInSettings", "Variable", "masked", "variables"]
 MIN_TOKEN_CHARACTERS = 16
-MAX_WHOLE = 10**9
 MOST_DAYS = 36_500
-_MAX_DIGITS = 12
 _RUNNING_STUDIES, _TURN_MINUTES = 4, 10
 _DELETE_GRACE_DAYS, _AUDIT_DAYS = 7, 365
 _API_BODY_BYTES, _API_RATE, _API_OPEN_STUDIES = 262_144, 20, 20
@@ -38,25 +39,6 @@ _STORE_SCHEMES = frozenset({"sqlite", "postgres", "postgresql", "postgresql+psyc
 _FACTORY = r"[\w.]+:\w+"
 _FACTORY_PATTERN = r"[\w.*?]+:[\w*?]+"
 _GUESSABLE = re.compile(r"change|secret|password|token|default|example|admin|1234", re.IGNORECASE)
-
-
-class SettingsError(ValueError):
-    """An environment variable is invalid: the message has its name, the rule, its value unless secret, and a remedy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """Documentation of an environment variable.
-
-    Args:
-        name: Name of the variable.
-        description: What it sets, in Markdown.
-        default: Description of the default.
-    """
-
-    name: str
-    description: str
-    default: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +227,7 @@ class Settings:
             "no links to Ray",
         ),
     ] = None
+    sign_in: SignInSettings | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -272,25 +255,26 @@ class Settings:
             data=_folder(values, "DATA"),
             artifacts=_artifacts(values.get(PREFIX + "ARTIFACTS", "")),
             ray_address=values.get(PREFIX + "RAY_ADDRESS", "").strip() or None,
-            jobs_address=_page(values, "JOBS_ADDRESS"),
+            jobs_address=page(values, "JOBS_ADDRESS"),
             api_token=_token(values.get(PREFIX + "API_TOKEN", "")),
-            api_body_bytes=_whole(values, "API_BODY_BYTES", _API_BODY_BYTES),
-            api_rate=_whole(values, "API_RATE", _API_RATE),
-            api_open_studies=_whole(values, "API_OPEN_STUDIES", _API_OPEN_STUDIES),
+            api_body_bytes=whole(values, "API_BODY_BYTES", _API_BODY_BYTES),
+            api_rate=whole(values, "API_RATE", _API_RATE),
+            api_open_studies=whole(values, "API_OPEN_STUDIES", _API_OPEN_STUDIES),
             api_study_limits=_study_limits(values.get(PREFIX + "API_STUDY_LIMITS", "")),
-            running_studies=_whole(values, "RUNNING_STUDIES", _RUNNING_STUDIES),
-            turn_minutes=_whole(values, "TURN_MINUTES", _TURN_MINUTES),
+            running_studies=whole(values, "RUNNING_STUDIES", _RUNNING_STUDIES),
+            turn_minutes=whole(values, "TURN_MINUTES", _TURN_MINUTES),
             owner_shares=_owner_shares(values.get(PREFIX + "OWNER_SHARES", "")),
-            owner_trials=_limit(values, "OWNER_TRIALS"),
-            owner_gpu_hours=_limit(values, "OWNER_GPU_HOURS"),
-            owner_gigabytes=_limit(values, "OWNER_GIGABYTES"),
-            delete_grace_days=_whole(values, "DELETE_GRACE_DAYS", _DELETE_GRACE_DAYS, most=MOST_DAYS),
-            retention_days=_limit(values, "RETENTION_DAYS", most=MOST_DAYS),
-            audit_days=_whole(values, "AUDIT_DAYS", _AUDIT_DAYS, most=MOST_DAYS),
+            owner_trials=limit(values, "OWNER_TRIALS"),
+            owner_gpu_hours=limit(values, "OWNER_GPU_HOURS"),
+            owner_gigabytes=limit(values, "OWNER_GIGABYTES"),
+            delete_grace_days=whole(values, "DELETE_GRACE_DAYS", _DELETE_GRACE_DAYS, most=MOST_DAYS),
+            retention_days=limit(values, "RETENTION_DAYS", most=MOST_DAYS),
+            audit_days=whole(values, "AUDIT_DAYS", _AUDIT_DAYS, most=MOST_DAYS),
             factories=_factories(values.get(PREFIX + "FACTORIES", "")),
             weights=_folder(values, "WEIGHTS"),
-            mlflow_url=_page(values, "MLFLOW_URL"),
-            ray_url=_page(values, "RAY_URL"),
+            mlflow_url=page(values, "MLFLOW_URL"),
+            ray_url=page(values, "RAY_URL"),
+            sign_in=sign_in_settings.read(values),
         )
 
     @property
@@ -326,15 +310,12 @@ class Settings:
 
 def variables() -> tuple[Variable, ...]:
     """Return all environment variables, in the order of the settings."""
-    hints = get_type_hints(Settings, include_extras=True)
-    return tuple(hints[name].__metadata__[0] for name in Settings.__slots__)
+    return (*_variables(Settings), *_variables(SignInSettings))
 
 
-def masked(url: str) -> str:
-    """Return a URL with passwords masked, also those in its query."""
-    # Up to the last @: a password may contain one, too.
-    shown = re.sub(r"(://[^:/@\s]*):.*@", r"\1:***@", url, flags=re.DOTALL)
-    return re.sub(r"(?i)(\w*(?:password|passwd|token|secret)\w*=)[^&\s]*", r"\1***", shown)
+def _variables(settings: type[Settings | SignInSettings]) -> Iterator[Variable]:
+    hints = get_type_hints(settings, include_extras=True)
+    return (hints[name].__metadata__[0] for name in settings.__slots__ if hasattr(hints[name], "__metadata__"))
 
 
 def _folder(values: Mapping[str, str], variable: str) -> Path | None:
@@ -374,20 +355,6 @@ def _artifacts(text: str) -> str | None:
     return url
 
 
-def _whole(values: Mapping[str, str], variable: str, default: int, *, most: int = MAX_WHOLE) -> int:
-    text = values.get(PREFIX + variable, "").strip()
-    if not text:
-        return default
-    # Cut before it is converted: Python takes quadratic time for a number of many digits, and refuses 4,300 of them.
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:_MAX_DIGITS]) <= most:
-        raise SettingsError(f"{PREFIX}{variable} must be a whole number in [1, {most}], got {text[:40]!r}")
-    return int(text)
-
-
-def _limit(values: Mapping[str, str], variable: str, *, most: int = MAX_WHOLE) -> int | None:
-    return _whole(values, variable, 1, most=most) if values.get(PREFIX + variable, "").strip() else None
-
-
 def _study_limits(text: str) -> tuple[tuple[str, int], ...]:
     limits: dict[str, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -412,17 +379,6 @@ def _owner_shares(text: str) -> tuple[tuple[str, float], ...]:
             )
         shares[match[1]] = float(match[2])
     return tuple(shares.items())
-
-
-def _page(values: Mapping[str, str], variable: str) -> str | None:
-    text = values.get(PREFIX + variable, "").strip().rstrip("/")
-    if not text:
-        return None
-    if not re.fullmatch(r"https?://[^\s/?#@]+[^\s?#@]*", text):
-        raise SettingsError(
-            f"{PREFIX}{variable} must be a URL such as http://127.0.0.1:5000, without a password, got {masked(text)!r}"
-        )
-    return text
 
 
 def _store_url(text: str, home: Path) -> str:

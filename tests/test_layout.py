@@ -40,7 +40,7 @@ LEAVES = {
         "training_protocol",
     },
     "search_spaces": {"trial"},
-    "services": {"renamed_keys", "secret_files", "settings", "trial_record"},
+    "services": {"renamed_keys", "secret_files", "setting_values", "settings", "sign_in_settings", "trial_record"},
 }
 
 # What each module or room may import inside its own package, besides the leaves. `*`: everything.
@@ -86,6 +86,8 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
     "services": {  # the rooms in the order of the life of a study
         "__init__": set(),
         "settings": set(),
+        "setting_values": set(),
+        "sign_in_settings": set(),
         "secret_files": set(),
         "renamed_keys": set(),
         "trial_record": set(),
