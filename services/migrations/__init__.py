@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0009"
+HEAD = "0010"
 VERSION_TABLE = "nas_blockout_schema"
 
 _lock = threading.Lock()  # alembic keeps the context of the running migration in a global

@@ -3,7 +3,7 @@
 `records` are the rows it returns, `checked_values` the checks on what it is passed, `tables` its schema, `database` the
 connection to SQLite or PostgreSQL, `locks` the locks between processes, `schema_version` migrates. `Store` consists of
 `studies`, `trials`, `queue` (studies submitted to the service), `schedule` (of all of them at once), `deletion` and
-`accounts` (tokens of the API, sessions of the page, teams, the audit log).
+`accounts` (tokens of the API, people who sign in, sessions of the page, teams, the audit log).
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +14,8 @@ import sqlalchemy as sa
 
 from services.store import tables
 from services.store.accounts.audit import Audit, acting
+from services.store.accounts.people import People
+from services.store.accounts.sign_ins import SignIns
 from services.store.accounts.teams import Teams
 from services.store.accounts.tokens import Tokens
 from services.store.accounts.web_sessions import WebSessions
@@ -24,6 +26,7 @@ from services.store.errors import (
     LockTimeout,
     NotFound,
     QuotaExceeded,
+    SignInRefused,
     StateError,
     StoreError,
     StoreUnreachable,
@@ -40,6 +43,8 @@ from services.store.records import (
     EpochRow,
     EventRow,
     ExportRow,
+    Identity,
+    PersonRow,
     ProjectionRow,
     QueueRow,
     QueueSummary,
@@ -62,13 +67,16 @@ __all__ = [
     "EpochRow",
     "EventRow",
     "ExportRow",
+    "Identity",
     "LeaseLost",
     "LockTimeout",
     "NotFound",
+    "PersonRow",
     "ProjectionRow",
     "QueueRow",
     "QueueSummary",
     "QuotaExceeded",
+    "SignInRefused",
     "SpentRow",
     "StateError",
     "Store",
@@ -86,7 +94,7 @@ __all__ = [
 ]
 
 
-class Store(Studies, Trials, Queue, Schedule, Deletion, Tokens, WebSessions, Teams, Audit):
+class Store(Studies, Trials, Queue, Schedule, Deletion, Tokens, SignIns, People, WebSessions, Teams, Audit):
     """Studies and their trials, and the queue and tokens of the service, in one SQLite or PostgreSQL database.
 
     Only the driver that has claimed a study writes to it; any thread or process may read at any time.

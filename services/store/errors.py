@@ -1,5 +1,7 @@
 """Errors of the store: what it refuses to do, and failures of the database below it."""
 
+from typing import Literal
+
 
 class StoreError(RuntimeError):
     """The store cannot do what was asked; the message never contains a password."""
@@ -35,3 +37,16 @@ class LeaseLost(StoreError):
 
 class QuotaExceeded(StoreError):
     """The owner has reached the limit of open studies."""
+
+
+class SignInRefused(StoreError):
+    """Somebody whom the identity provider vouches for may not sign in.
+
+    Args:
+        reason: ``taken``: the owner's name belongs to somebody else. ``disabled``: an operator has disabled the person.
+        message: The same for people.
+    """
+
+    def __init__(self, reason: Literal["taken", "disabled"], message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

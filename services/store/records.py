@@ -332,6 +332,42 @@ class TokenRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Who somebody is to an identity provider. Names and addresses may change and pass to others; this may not.
+
+    Args:
+        issuer: The provider, by the URL that it signs with.
+        subject: What it knows the person by.
+    """
+
+    issuer: str
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class PersonRow:
+    """Somebody who may sign in with an identity provider.
+
+    Args:
+        identity: Who it is to the provider.
+        owner: Owner of the studies it gives access to.
+        token: ID of the token without a secret with which the sessions are opened.
+        scope: Scope of the last sign-in.
+        created_at: When the person was added, or signed in for the first time.
+        signed_in_at: When the person signed in last, or None.
+        disabled_at: Since when the person may not sign in, or None.
+    """
+
+    identity: Identity
+    owner: str
+    token: int
+    scope: str
+    created_at: datetime
+    signed_in_at: datetime | None
+    disabled_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class DeletedRow:
     """A deleted study that can still be restored.
 

@@ -253,6 +253,26 @@ web_sessions = Table(
     Column("expires_at", Instant, nullable=False),
 )
 
+# Who signs in with an identity provider. The identity is issuer and subject; the owner's name is given to it once.
+people = Table(
+    "people",
+    METADATA,
+    Column("issuer", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("owner", Text, nullable=False, unique=True),
+    Column("token_id", _NUMBER, nullable=False, index=True),  # a token without a secret, which only sessions have
+    Column("created_at", Instant, nullable=False),
+    Column("signed_in_at", Instant),
+)
+
+# A row is a way to the provider and back that has begun, and ends by being deleted: each can be used once.
+sign_ins = Table(
+    "sign_ins",
+    METADATA,
+    Column("hash", Text, primary_key=True),
+    Column("expires_at", Instant, nullable=False, index=True),
+)
+
 # Refers to nothing: what it says must outlive studies and tokens.
 audit = Table(
     "audit",

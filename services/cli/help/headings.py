@@ -10,7 +10,7 @@ HEADINGS: Mapping[str, tuple[str, ...]] = {
     "Models": ("export", "verify", "predict", "inspect"),
     "Clusters and tracking": ("submit", "sync"),
     "Installation": ("doctor", "data", "db"),
-    "Service": ("serve", "token", "team", "delete", "restore", "purge", "audit"),
+    "Service": ("serve", "token", "person", "team", "delete", "restore", "purge", "audit"),
 }
 
 

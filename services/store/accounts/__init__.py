@@ -1,1 +1,1 @@
-"""Who may use the service, and who did what: tokens, sessions of the web page, teams, and the audit log."""
+"""Who may use the service, and who did what: tokens, sign-ins, sessions of the web page, teams, and the audit log."""

@@ -17,13 +17,14 @@ class WebSessions:
 
     _database: Database
 
-    def open_session(self, digest: str, *, token: int, seconds: float) -> None:
+    def open_session(self, digest: str, *, token: int, seconds: float, provider: str | None = None) -> None:
         """Add a session, and delete those that have expired.
 
         Args:
             digest: Hash of its secret.
             token: ID of the token with which it was opened; 0 is the secret of the service.
             seconds: After how long it expires.
+            provider: The identity provider that has vouched for its user, for the audit log.
         """
         columns = tables.web_sessions.c
         with self._database.writing() as connection:
@@ -32,7 +33,7 @@ class WebSessions:
             values = {"hash": digest, "token_id": token, "created_at": now}
             expires_at = now + timedelta(seconds=seconds)
             connection.execute(sa.insert(tables.web_sessions).values(**values, expires_at=expires_at))
-            note(connection, now, "login")
+            note(connection, now, "login", **({} if provider is None else {"provider": provider}))
 
     def session_token(self, digest: str) -> int | None:
         """Return the ID of the token with which a session was opened; None if it has ended, or never was."""

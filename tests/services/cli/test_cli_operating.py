@@ -68,3 +68,26 @@ def test_the_list_says_when_studies_are_deleted_and_purged(call, home, monkeypat
     on = {row["name"]: row["delete_at"] for row in json.loads(call("list", "--json").out)["studies"]}
     assert on == {"ended": (ended + timedelta(days=90)).isoformat(), "by-hand": None, "waits": None}
     assert f"{ended + timedelta(days=90):%Y-%m-%d %H:%M}" in call("list").out
+
+
+def test_people_are_added_disabled_enabled_and_removed(call, monkeypatch):
+    assert "Nobody has signed in yet" in call("person", "list").out
+    assert call("person", "add", "ann", "--subject", "s-1").code == 2  # of which provider
+    monkeypatch.setenv("NAS_BLOCKOUT_OIDC_ISSUER", "https://sso.example")
+    monkeypatch.setenv("NAS_BLOCKOUT_OIDC_CLIENT_ID", "nas-blockout")
+    assert "s-1 of https://sso.example signs in as ann" in call("person", "add", "ann", "--subject", "s-1").out
+    assert call("person", "add", "no name", "--subject", "s-2").code == 2
+    assert call("person", "add", "bob", "--subject", "s-1").code != 0
+    assert call("person", "add", "bob", "--subject", "s-1", "--issuer", "https://other.example").code == 0
+    ann, bob = json.loads(call("person", "list", "--json").out)
+    assert (ann["owner"], ann["subject"], ann["signed_in_at"], ann["disabled"]) == ("ann", "s-1", None, False)
+    assert bob["issuer"] == "https://other.example"
+    assert call("person", "disable", "ann").code == 0
+    assert "disabled" in call("person", "list").out
+    assert call("person", "enable", "ann").code == 0
+    assert call("person", "remove", "bob").code == 0
+    assert call("person", "remove", "bob").code == 3
+    rows = json.loads(call("audit", "--json").out)
+    assert [row["action"] for row in reversed(rows)] == [
+        *("person-add", "person-add", "person-disable", "person-enable", "person-remove"),
+    ]
