@@ -135,6 +135,8 @@ IMPORTERS = {
     "pydantic_core": ["services/study_config/settings_models.py"],  # the errors that a validator of pydantic may raise
     "yaml": ["services/*"],
     "fsspec": ["services/files/*"],
+    "authlib": ["services/api/sign_in/provider.py", "services/api/sign_in/id_tokens.py"],
+    "joserfc": ["services/api/sign_in/provider.py", "services/api/sign_in/id_tokens.py"],
     "httpx": ["services/api/*", "services/cli/lazy_modules.py"],
     "matplotlib": ["nas_blockout/plots/*"],
     "onnxruntime": ["nas_blockout/export/subprocess_check.py"],

@@ -23,6 +23,8 @@ from services.api.requests.connections import BoundedProtocol, Room
 from services.api.requests.middleware import MAX_REQUESTS, Guard
 from services.api.requests.rate_limit import MAX_STREAMS
 from services.api.schemas import Changes
+from services.api.sign_in import sign_in_routes
+from services.api.sign_in.provider import SECONDS as PROVIDER_SECONDS
 from services.api.state import Caching, make_service, service_of
 from services.settings import Settings
 from services.store import Store, StoreError
@@ -54,6 +56,7 @@ def application(
     caching: Caching | None = None,
     max_streams: int = MAX_STREAMS,
     max_requests: int = MAX_REQUESTS,
+    provider_seconds: float = PROVIDER_SECONDS,
 ) -> FastAPI:
     """Return the application.
 
@@ -64,6 +67,7 @@ def application(
         caching: How long answers may be reused; the defaults if omitted.
         max_streams: How many event streams of one client may be open at once.
         max_requests: How many requests of all clients are served at once, event streams included.
+        provider_seconds: How long a request may wait for the identity provider.
     """
     probes = probes if probes is not None else probes_of(settings, store)
 
@@ -81,13 +85,15 @@ def application(
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    service = make_service(settings, store, probes, caching or Caching(), max_streams)
+    service = make_service(
+        settings, store, probes, caching or Caching(), provider_seconds=provider_seconds, max_streams=max_streams
+    )
     service.metrics.watch(lambda: _queue_counts(store), lambda: service.streams.total)
     app.state.service = service
     explain = errors.explaining(web.failure)
     errors.handle(app, explain)
     app.add_exception_handler(web.LoggedOut, web.logged_out)
-    for routes in (*_ROUTERS, web.router):
+    for routes in (*_ROUTERS, web.router, sign_in_routes.router):
         app.include_router(routes)
     app.add_middleware(Guard, service=service, explain=explain, max_requests=max_requests)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign]

@@ -36,10 +36,16 @@ class Sessions:
         self._session_key = _derived(secret, "session")
         self._form_key = _derived(secret, "form")
 
-    def open(self, token: int) -> str:
-        """Open a session of a token, which expires after 12 hours; return its cookie."""
+    def open(self, token: int, *, provider: str | None = None) -> str:
+        """Open a session of a token, which expires after 12 hours; return its cookie, which nobody has had before.
+
+        Args:
+            token: ID of the token.
+            provider: The identity provider that has vouched for its user.
+        """
         cookie = secrets.token_urlsafe(_COOKIE_BYTES)
-        self._store.open_session(_mac(self._session_key, cookie), token=token, seconds=SECONDS)
+        digest = _mac(self._session_key, cookie)
+        self._store.open_session(digest, token=token, seconds=SECONDS, provider=provider)
         return cookie
 
     def key(self, cookie: str) -> SessionKey | None:

@@ -13,6 +13,8 @@ from services.api.metrics import Metrics
 from services.api.requests.rate_limit import Buckets, Streams
 from services.api.requests.server_paths import ServerPaths
 from services.api.sessions import Sessions
+from services.api.sign_in.attempts import Attempts
+from services.api.sign_in.provider import Provider
 from services.settings import Settings
 from services.store import Store
 
@@ -46,6 +48,8 @@ class Service:
         probes: Readiness checks.
         paths: Hides paths of the server.
         sessions: Opens and ends sessions of the web page.
+        attempts: Begins sign-ins, and lets each be used once.
+        provider: The identity provider, or None where people have tokens only.
         callers: Authenticates tokens.
         buckets: Rate limits.
         watcher: Status of studies.
@@ -61,6 +65,8 @@ class Service:
     probes: Probes
     paths: ServerPaths
     sessions: Sessions
+    attempts: Attempts
+    provider: Provider | None
     callers: Callers
     buckets: Buckets
     watcher: Watcher
@@ -71,7 +77,15 @@ class Service:
     heartbeat_seconds: float
 
 
-def make_service(settings: Settings, store: Store, probes: Probes, caching: Caching, max_streams: int) -> Service:
+def make_service(
+    settings: Settings,
+    store: Store,
+    probes: Probes,
+    caching: Caching,
+    *,
+    provider_seconds: float,
+    max_streams: int,
+) -> Service:
     """Return a service with the limits and keys of its settings."""
     secret = settings.api_token  # checked by `serve api`, but not for whoever builds an application
     if secret is None:
@@ -84,6 +98,8 @@ def make_service(settings: Settings, store: Store, probes: Probes, caching: Cach
         probes=probes,
         paths=paths,
         sessions=Sessions(store, secret),
+        attempts=Attempts(store, secret),
+        provider=None if settings.sign_in is None else Provider(settings.sign_in, seconds=provider_seconds),
         callers=Callers(store, secret, fresh_seconds=caching.token_seconds, max_tokens=caching.max_tokens),
         buckets=Buckets(settings.api_rate),
         watcher=watcher,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import jinja2
 from fastapi import APIRouter, Depends, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from services.api import auth, studies, study_files
@@ -23,6 +25,7 @@ from services.api.errors import RequestError
 from services.api.requests import request_body
 from services.api.schemas import Problem, StudyDetail, StudyView, study_fields
 from services.api.sessions import COOKIE, SECONDS
+from services.api.sign_in.provider_requests import ProviderError
 from services.api.state import Service
 from services.api.studies import Body, Shared
 from services.files.study_dir import Folder
@@ -35,6 +38,7 @@ STATIC = {"htmx.min.js": "text/javascript", "service.css": "text/css"}
 _FOLDER = Path(__file__).parents[1]
 _MAX_FIELDS = 20
 _LINES = 20
+_LOG = logging.getLogger("nas_blockout.api")
 _SITES = frozenset({"same-origin", "none"})  # "none": the user typed the address, or used a bookmark
 
 router = APIRouter(include_in_schema=False)
@@ -152,9 +156,9 @@ def static(name: str, request: Request) -> Response:
 
 
 @router.get("/login")
-def login_page() -> Response:
-    """The form to log in with."""
-    return _rendered("login", problem=None, caller=None)
+def login_page(shared: Shared) -> Response:
+    """The form to log in with, and the way to the identity provider if there is one."""
+    return _login(shared, None)
 
 
 @router.post("/login")
@@ -165,23 +169,38 @@ def login(request: Request, shared: Shared, content: Body) -> Response:
     if caller is None:
         auth.count(shared, ("address", request.client.host if request.client else ""))
         problem = Problem(code="unauthorized", message="This token is not valid: it is mistyped, expired or revoked.")
-        return _rendered("login", 401, problem=problem, caller=None)
+        return _login(shared, problem)
     with acting(caller.actor):
         cookie = shared.sessions.open(caller.token)
     answer = RedirectResponse("/", 303)
-    answer.set_cookie(COOKIE, cookie, SECONDS, httponly=True, samesite="strict", secure=_is_secure(request))
+    answer.set_cookie(COOKIE, cookie, SECONDS, httponly=True, samesite="strict", secure=is_secure(request))
     return answer
 
 
 @router.post("/logout")
-def logout(request: Request, visited: Visited, fields: Form) -> Response:
-    """End the session, in this browser and on the server."""
-    caller = visited.caller
+async def logout(request: Request, visited: Visited, fields: Form) -> Response:
+    """End the session, in this browser and on the server, and that at the identity provider if it opened this one."""
+    url = await _provider_logout(request, visited) if await run_in_threadpool(_end, visited) else None
+    return _without_session(_to_login() if url is None else onward(url, "You are logged out here."), request)
+
+
+def _end(visited: Visit) -> bool:
+    """End a session; return whether an identity provider vouched for its user."""
+    caller, shared = visited.caller, visited.shared
     if caller.session is not None:
         with acting(caller.actor):
-            visited.shared.sessions.end(caller.session)
-        visited.shared.callers.forget(caller.session)
-    return _to_login(request)
+            shared.sessions.end(caller.session)
+        shared.callers.forget(caller.session)
+    return shared.provider is not None and shared.store.person_of_token(caller.token) is not None
+
+
+async def _provider_logout(request: Request, visited: Visit) -> str | None:
+    provider = visited.shared.provider
+    try:
+        return await provider.logout_url(own_url(request, "/login")) if provider is not None else None
+    except ProviderError as error:  # the session here has ended, which must not depend on it
+        _LOG.error("the identity provider failed: %s", error)
+        return None
 
 
 @router.get("/")
@@ -292,16 +311,39 @@ def logged_out(request: Request, error: Exception) -> Response:
     """Redirect to the login form; a header makes htmx redirect the page instead of the part that it refreshes."""
     if request.headers.get("hx-request"):
         return Response(status_code=200, headers={"HX-Redirect": "/login"})
-    return _to_login(request)
+    return _without_session(_to_login(), request)
 
 
-def _to_login(request: Request) -> Response:
-    answer = RedirectResponse("/login", 303)
-    answer.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=_is_secure(request))
+def onward(url: str, message: str) -> Response:
+    """Return a page that leads on by itself.
+
+    A redirect would not do. On the way back from the identity provider, browsers count what they are redirected to as
+    a request of the provider's site, and do not send the cookie of the session, which is strict; and they apply
+    `form-action` of the policy to where a form is redirected.
+    """
+    return _rendered("onward", url=url, message=message, caller=None)
+
+
+def own_url(request: Request, path: str) -> str:
+    """Return the address of a path of this page as the browser knows it, of which a trusted proxy may have told."""
+    return f"{request.url.scheme}://{request.url.netloc}{path}"
+
+
+def _login(shared: Service, problem: Problem | None) -> Response:
+    provider = None if shared.provider is None else shared.provider.settings.name
+    return _rendered("login", 200 if problem is None else 401, problem=problem, caller=None, provider=provider)
+
+
+def _to_login() -> Response:
+    return RedirectResponse("/login", 303)
+
+
+def _without_session(answer: Response, request: Request) -> Response:
+    answer.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=is_secure(request))
     return answer
 
 
-def _is_secure(request: Request) -> bool:
+def is_secure(request: Request) -> bool:
     """Whether the browser uses TLS; a trusted proxy says so, whose headers the server has put in place of its own."""
     return request.url.scheme == "https"
 

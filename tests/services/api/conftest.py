@@ -14,8 +14,9 @@ from fastapi import FastAPI
 from services.api import application
 from services.api.health import Probes
 from services.api.state import Caching
-from services.settings import Settings
+from services.settings import Settings, SignInSettings
 from services.store import Store
+from tests.services.identity_provider import CLIENT, SECRET, IdentityProvider, providing
 from tests.services.new_store import new_store
 from tests.services.serving import NO_TLS, serving, settings_of
 from tests.services.tiny import TINY
@@ -101,6 +102,36 @@ def queries(store: Store) -> Iterator[list[str]]:
     sa.event.listen(store._database._engine, "before_cursor_execute", note)
     yield sent
     sa.event.remove(store._database._engine, "before_cursor_execute", note)
+
+
+@pytest.fixture
+def provider() -> Iterator[IdentityProvider]:
+    with providing() as found:
+        yield found
+
+
+@pytest.fixture
+def signing_in(settings: Settings, store: Store, provider: IdentityProvider) -> Callable[..., FastAPI]:
+    """Makes the application with the provider, and with other settings of signing in."""
+
+    def make(seconds: float = 10.0, **changes: object) -> FastAPI:
+        values = {"issuer": provider.issuer, "client_id": CLIENT, "client_secret": SECRET, "new_owners": "anyone"}
+        found = replace(settings, sign_in=SignInSettings(**{**values, **changes}))  # type: ignore[arg-type]
+        return application(found, store, probes=Probes({}), provider_seconds=seconds)
+
+    return make
+
+
+@pytest.fixture
+def browser_of(client: Callable[..., httpx.Client]) -> Callable[[FastAPI], httpx.Client]:
+    """Makes a client without a token that asks for pages."""
+
+    def make(app: FastAPI) -> httpx.Client:
+        found = client(None, to=app)
+        found.headers["Accept"] = "text/html"
+        return found
+
+    return make
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Signing in to the page with an identity provider that speaks OpenID Connect."""
