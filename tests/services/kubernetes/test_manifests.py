@@ -34,7 +34,7 @@ from tests.services.topology.system import SECRETS
 BASE = sorted((FOLDER / "base").glob("[!k]*.yaml"))
 QUEUES = sorted((FOLDER / "queues").glob("[!k]*.yaml"))
 PLAIN = [*BASE, *QUEUES, FOLDER / "example" / "namespace.yaml", FOLDER / "components" / "kueue" / "queue.yaml", RAYJOB]
-COMPONENTS = [(), ("kueue",), ("gpu",), ("s3",), ("gpu", "s3", "gpu_s3", "kueue")]
+COMPONENTS = [(), ("kueue",), ("gpu",), ("s3",), ("oidc",), ("gpu", "s3", "gpu_s3", "kueue", "oidc")]
 SECRET = "0a1b2c3d4e5f6789" * 4
 COMPOSE = services({**read_env(ROOT / ".env.example"), **dict.fromkeys(SECRETS, SECRET)})
 # What programs of others read; all others are settings of ours.
@@ -213,9 +213,22 @@ def test_files_of_secrets_are_where_the_variables_say(all_pods: list[Pod]) -> No
     assert named > 0
 
 
-def test_compose_and_kubernetes_tell_the_same_settings(base_pods: dict[str, Pod]) -> None:
+def test_the_secret_of_signing_in_is_a_file_of_the_api_alone_which_reaches_the_provider(tmp_path: Path) -> None:
+    manifests = composed(tmp_path, ("oidc",))
+    key = ("nas-blockout", "oidc-client-secret")
+    assert [pod.name for pod in pods(manifests) if key in secrets_of(pod)] == ["api"]
+    api = next(pod for pod in pods(manifests) if pod.name == "api")
+    file = told(api.spec["containers"][0])["NAS_BLOCKOUT_OIDC_CLIENT_SECRET_FILE"]["value"]
+    assert file == "/run/secrets/nas-blockout/oidc-client-secret"
+    policy = of_kind(manifests, "NetworkPolicy")["sign-in"]["spec"]
+    assert policy["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "api"
+    assert policy["egress"] == [{"ports": [{"port": 443, "protocol": "TCP"}]}]
+
+
+def test_compose_and_kubernetes_tell_the_same_settings(base_pods: dict[str, Pod], tmp_path: Path) -> None:
     shared = {name for name in read_env(FOLDER / "base" / "settings.env") if name.startswith(PREFIX)}
-    ours = shared.union(*(settings_of(base_pods[name].spec["containers"][0]) for name in ("api", "worker")))
+    full = {pod.name: pod for pod in pods(composed(tmp_path, ("oidc",)))}  # the client's secret is its own to add
+    ours = shared.union(*(settings_of(full[name].spec["containers"][0]) for name in ("api", "worker")))
     there = {name for service in ("api", "worker") for name in COMPOSE[service].environment if name.startswith(PREFIX)}
     assert ours == {name.removesuffix("_FILE") for name in there}
     for pod, service in (("ray/head", "ray-head"), ("ray/cpu", "ray-worker")):
@@ -271,10 +284,10 @@ def test_probes_ask_ports_that_there_are(base_pods: dict[str, Pod]) -> None:
     assert f"--port={ports_of(base_pods['api'])['http']}" in command
 
 
-def test_every_key_of_a_secret_is_made_in_the_guide(all_pods: list[Pod]) -> None:
+def test_every_key_of_a_secret_is_made_in_the_guide(all_pods: list[Pod], tmp_path: Path) -> None:
     text = GUIDE.read_text(encoding="utf-8")
     made = set(re.findall(r"--from-file=([\w-]+)", text.partition("secret generic nas-blockout-storage")[0]))
-    used = {pair for pod in all_pods for pair in secrets_of(pod)}
+    used = {pair for pod in (*all_pods, *pods(composed(tmp_path, ("oidc",)))) for pair in secrets_of(pod)}
     assert used == {("nas-blockout", key) for key in made}
     cluster = next(each for each in read(FOLDER / "base" / "ray.yaml"))
     assert cluster["spec"]["authOptions"] == {"mode": "token", "secretName": "nas-blockout"}
