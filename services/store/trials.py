@@ -3,7 +3,7 @@
 import difflib
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,12 +34,13 @@ from services.trial_record import TERMINAL, Trial
 
 PAGE = 1000  # trials that are read at a time
 _NAMES_COMPARED = 500  # for a suggestion; comparing with all names of a large store would take seconds
+_DOCUMENTS = ("experiment", "params", "result")
 _EPOCH_COLUMNS = ("epoch", "stage", "sample_passes", "seconds")
 
 
-def _select_trials() -> sa.Select[Any]:
+def _select_trials(*, without: Collection[str] = ()) -> sa.Select[Any]:
     names = (tables.studies.c.name.label("study"), tables.arms.c.name.label("arm"))
-    columns = (column for column in tables.trials.c if column.name != "arm_id")
+    columns = (column for column in tables.trials.c if column.name not in ("arm_id", *without))
     return sa.select(*names, *columns).join_from(tables.trials, tables.arms).join(tables.studies)
 
 
@@ -159,7 +160,7 @@ class Trials:
             insertion = self._database.insert_new(tables.trials, returning=tables.trials.c.id)
             added = connection.scalars(insertion, {**values, **new, **times}).one_or_none()
             same = {"of_arm": arm_id, "of_phase": phase, "of_number": number}
-            row = _trial_row(connection.execute(_TRIAL_BY_KEY, same).mappings().one())
+            row = Trial(**connection.execute(_TRIAL_BY_KEY, same).mappings().one())
             if starts and added is not None:
                 first = {"trial_id": row.id, "number": 0, "state": "running", "worker": "", "started_at": now}
                 connection.execute(_INSERT_ATTEMPT, first)
@@ -178,7 +179,7 @@ class Trials:
             row = connection.execute(_TRIAL, {"trial": trial}).mappings().one_or_none()
         if row is None:
             raise NotFound(f"there is no trial {trial} in the store")
-        return _trial_row(row)
+        return Trial(**row)
 
     def trials(  # one keyword a condition
         self,
@@ -215,7 +216,21 @@ class Trials:
                 ids = sa.select(columns.id).join_from(tables.trials, tables.arms).where(*wanted)
                 query = _select_trials().where(columns.id.in_(ids.order_by(columns.id).limit(limit).scalar_subquery()))
             query = query.order_by(columns.id)
-            return tuple(_trial_row(row) for row in connection.execute(query).mappings())
+            return tuple(Trial(**row) for row in connection.execute(query).mappings())
+
+    def brief_trials(self, study: str, *, after: int = -1, among: Collection[int] = ()) -> tuple[Trial, ...]:
+        """Return trials without their documents: experiment, parameters and result; in the order of their IDs.
+
+        Args:
+            study: Name of the study.
+            after: ID of a trial: those that were added after it.
+            among: IDs of further ones.
+        """
+        columns = tables.trials.c
+        query = _select_trials(without=_DOCUMENTS).where(columns.id.in_(among) | (columns.id > after))
+        with self._database.reading() as connection:
+            query = query.where(tables.arms.c.study_id == study_id(connection, study)).order_by(columns.id)
+            return tuple(Trial(**row) for row in connection.execute(query).mappings())
 
     def each_trial(self, study: str) -> Iterator[Trial]:
         """Yield the trials of a study in the order in which they were added, without having them all in memory."""
@@ -332,7 +347,7 @@ class Trials:
                 connection.execute(_END_TRIAL, {"trial": trial, **{f"new_{key}": end[key] for key in end}})
                 ended = "failed" if state == "failed" else "complete"  # a pruned trial is a complete attempt
                 connection.execute(_END_ATTEMPTS, _attempts_end(trial, ended, now, error=text))
-            return _trial_row(connection.execute(_TRIAL, {"trial": trial}).mappings().one())
+            return Trial(**connection.execute(_TRIAL, {"trial": trial}).mappings().one())
 
     def requeue_running(self, study: str) -> tuple[int, ...]:
         """Queue trials again that a dead driver left running, their attempts being lost; return their IDs."""
@@ -408,10 +423,6 @@ def _open_arm(connection: Connection, study: str, arm: str) -> int:
     if rows[0].state in ENDED_STUDY:
         raise StateError(f"study {study!r} ended as {rows[0].state!r} and takes no more trials; reopen it first")
     return int(known[arm])
-
-
-def _trial_row(row: RowMapping) -> Trial:
-    return Trial(**row)
 
 
 def _trial_for_update(connection: Connection, trial: int) -> RowMapping:

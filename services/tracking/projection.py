@@ -2,7 +2,8 @@
 
 Runs that exist already are recognized by the study's identity, so that an interrupted sync is completed without
 duplicates, and what other stores have written is left alone. All values and times come from the store, so that writing
-a run again changes nothing.
+a run again changes nothing. The first sync reads every run that MLflow has of the study; from then on each reads what
+is new.
 """
 
 import math
@@ -35,7 +36,7 @@ from services.tracking.run_values import (
     tags_of,
 )
 from services.tracking.study_identity import StudyIdentity
-from services.tracking.study_runs import StudyRuns
+from services.tracking.study_runs import EndedTrials, StudyRuns
 from services.trial_record import RETRAIN, Trial
 
 PARAMS_MAX = 100
@@ -69,8 +70,8 @@ class Synced:
 class Projection:
     """Writes one study to MLflow; each call of `sync` writes what is new.
 
-    One process writes at a time: every call acquires the lock of the study, then reads which runs exist. MLflow has no
-    unique names, so that two writers would create every run twice.
+    One process writes at a time: every call acquires the lock of the study, then reads which runs exist of the trials
+    that it is to write. MLflow has no unique names, so that two writers would create every run twice.
 
     Args:
         uri: Tracking URI; a SQLite file is created when it is first used.
@@ -109,34 +110,35 @@ class Projection:
             row = store.study(study)
             self.identity = StudyIdentity(study, row.uuid, store.identity())
             self._runs = StudyRuns(self._client, self.identity, began=milliseconds(row.created_at))
-        self._known: dict[str, str] = {}
-        self._written: set[str] = set()
+        self._ended = EndedTrials(store, study)
+        self._known: dict[int, str] = {}  # runs that were not written to their end, by trial
+        self._is_new = True  # to be looked through whole: nothing is known of the runs in it yet
 
     def sync(self, *, until: Callable[[], bool] = lambda: False, wait_seconds: float = WAIT_SECONDS) -> Synced:
         """Write every trial that has ended and has no complete run yet, with its curves.
 
         Args:
-            until: Called before each trial; True stops the sync.
+            until: Called before each trial that is to be written; True stops the sync.
             wait_seconds: How long to wait for another process that syncs the same study.
 
         Raises:
             TrackingError: MLflow cannot be reached or refuses, what is needed has been deleted there, or another
                 process still holds the lock.
         """
+        ended = self._ended
         with translated(self.uri):
-            ended = [trial for trial in self.store.trials(self.study) if trial.state in _STATUS]
-        if self.parent and all(str(trial.id) in self._written for trial in ended):
-            return Synced(self.name, 0, len(ended), 0)
-        written = present = 0
+            ended.look()
+        if self.parent and not ended.unwritten:
+            return Synced(self.name, 0, len(ended.written), 0)
+        written = 0
         with self._writing(wait_seconds):
-            self._recognize(ended)
-            for trial in ended:
+            ended.look()  # all of them once more, if MLflow has another experiment or run of the study now
+            self._recognize()
+            present = len(ended.written)
+            for trial in list(ended.unwritten):
                 if until():
                     break
-                if str(trial.id) in self._written:
-                    present += 1
-                    continue
-                self._write(trial, self.store.epochs(trial.id))
+                self._write(self.store.trial(trial), self.store.epochs(trial))
                 written += 1
         return Synced(self.name, written, present, self.restored)
 
@@ -231,8 +233,12 @@ class Projection:
     def _writing(self, wait_seconds: float) -> Iterator[None]:
         """Hold the lock of the study, with its experiment and its own run in place."""
         with translated(self.uri), self.store.sync_lock(self.study, TARGET, wait_seconds=wait_seconds):
+            before = self._runs.experiment, self.parent
             self._place()
             self._place_parent()
+            if before != (self._runs.experiment, self.parent):  # what was written was written elsewhere
+                self._ended.forget()
+                self._known, self._is_new = {}, True
             self.store.record_projection(self.study, target=TARGET, external_id=self.parent)  # the page links to it
             yield
 
@@ -257,7 +263,7 @@ class Projection:
 
     def _place_parent(self) -> None:
         """Find or create the run of the study, and bring its parameters and tags up to date."""
-        run = self._runs.parent()
+        run = self._runs.parent(self.parent)
         if run is not None and run.info.lifecycle_stage == "deleted":
             if not self._restore:
                 raise TrackingError(
@@ -278,36 +284,39 @@ class Projection:
         if self._data:
             self._client.log_inputs(self.parent, self._data)
         # A previous sync may have been interrupted: repeating it changes nothing.
-        self._log(run, params=params_of(fixed), tags={**tags, **settings})
+        self._log_missing(run, params=params_of(fixed), tags={**tags, **settings})
 
-    def _recognize(self, trials: Sequence[Trial]) -> None:
+    def _recognize(self) -> None:
         """Know which runs exist; those of earlier releases get the study's identity, children get their parent."""
-        known, strays = self._runs.of(trials)
-        self._written, left = set(), 0
-        self._known = {trial: str(run.info.run_id) for trial, run in known.items()}
+        tags = {**self.identity.tags, "mlflow.parentRunId": self.parent}
+        known, strays = self._runs.of(self._ended.unwritten, tags=tags, everywhere=self._is_new)
+        left = 0
         for trial, run in known.items():
-            deleted = run.info.lifecycle_stage == "deleted"
-            if deleted and self._restore:
-                self._client.restore_run(run.info.run_id)
+            if run.deleted and self._restore:
+                self._client.restore_run(run.id)
                 self.restored += 1
-            elif deleted:
+            elif run.deleted:
                 left += 1
-                self._written.add(trial)  # whoever deleted it does not want it again
+                self._ended.settle(trial)  # whoever deleted it does not want it again
                 continue
-            if run.info.status in _STATUS.values():
-                self._written.add(trial)
-            self._log(run, tags={**self.identity.tags, "mlflow.parentRunId": self.parent})
+            if run.lacks:
+                self._log(run.id, tags=dict(run.lacks))
+            if run.status in _STATUS.values():
+                self._ended.settle(trial)
+            else:
+                self._known[trial] = run.id
         if left:
             self._note(f"{left} runs were deleted in MLflow: `nas-blockout sync {self.study}` restores them")
-        if strays:
+        if strays and self._is_new:
             self._note(f"{strays} runs in {self.name} are of another store or of a trial that is no more: they stay")
+        self._is_new = False
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
 
     def _write(self, trial: Trial, epochs: Sequence[EpochRow]) -> None:
-        run = self._client.get_run(self._known[str(trial.id)]) if str(trial.id) in self._known else None
+        run = self._client.get_run(self._known[trial.id]) if trial.id in self._known else None
         if run is None:
             run = self._client.create_run(
                 self._runs.experiment,
@@ -315,14 +324,15 @@ class Projection:
                 run_name=f"{trial.arm}-{trial.number}-s{trial.seed}",
                 tags=tags_of(trial, identity=self.identity, parent=self.parent),
             )
-            self._known[str(trial.id)] = str(run.info.run_id)
-        self._log(run, params=params_of(trial.experiment), metrics=list(metrics_of(trial, epochs)))
+            self._known[trial.id] = str(run.info.run_id)
+        self._log_missing(run, params=params_of(trial.experiment), metrics=list(metrics_of(trial, epochs)))
         if self._data and trial.phase == RETRAIN:  # it takes a quarter of the time of writing a run
             self._client.log_inputs(run.info.run_id, self._data)
         self._client.set_terminated(run.info.run_id, _STATUS[trial.state], end_time=end_of(trial))
-        self._written.add(str(trial.id))
+        self._known.pop(trial.id)
+        self._ended.settle(trial.id)
 
-    def _log(
+    def _log_missing(
         self,
         run: Any,
         *,
@@ -330,25 +340,37 @@ class Projection:
         metrics: Sequence[Any] = (),
         tags: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Write what a run does not have yet, in as few requests as MLflow's limits on a batch allow.
+        """Write what a run does not have yet.
 
         MLflow refuses to change a parameter. Some differ if an earlier release created the run: they stay.
         """
+        absent = [param for param in params if param.key not in run.data.params]
+        changed = {key: value for key, value in tags.items() if run.data.tags.get(key) != value}
+        self._log(str(run.info.run_id), params=absent, metrics=metrics, tags=changed)
+
+    def _log(
+        self,
+        run: str,
+        *,
+        params: Sequence[Any] = (),
+        metrics: Sequence[Any] = (),
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Write to a run, given by its ID, in as few requests as MLflow's limits on a batch allow."""
         from mlflow.entities import RunTag
 
-        absent = [param for param in params if param.key not in run.data.params]
-        changed = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
+        labels = [RunTag(key, value) for key, value in tags.items()]
         rounds = max(
             math.ceil(len(metrics) / METRICS_MAX),
-            math.ceil(len(absent) / PARAMS_MAX),
-            math.ceil(len(changed) / TAGS_MAX),
+            math.ceil(len(params) / PARAMS_MAX),
+            math.ceil(len(labels) / TAGS_MAX),
         )
         for number in range(rounds):
             self._client.log_batch(
-                run.info.run_id,
+                run,
                 metrics=metrics[number * METRICS_MAX : (number + 1) * METRICS_MAX],
-                params=absent[number * PARAMS_MAX : (number + 1) * PARAMS_MAX],
-                tags=changed[number * TAGS_MAX : (number + 1) * TAGS_MAX],
+                params=params[number * PARAMS_MAX : (number + 1) * PARAMS_MAX],
+                tags=labels[number * TAGS_MAX : (number + 1) * TAGS_MAX],
             )
 
 
