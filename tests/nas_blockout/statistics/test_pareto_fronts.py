@@ -1,6 +1,7 @@
 """Pareto fronts and hypervolumes: cases worked by hand, and brute force over a grid of cells."""
 
 import math
+import tracemalloc
 from itertools import product
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas_blockout.statistics.pareto_fronts import hypervolume, pareto_front
+from tests.services.function_calls import calls
 
 SIDE = 5
 POINTS = st.integers(1, 4).flatmap(
@@ -50,6 +52,41 @@ def test_the_hypervolume_is_that_of_inclusion_and_exclusion(objectives: int, cou
             box = np.prod(1 - points[list(chosen)].max(axis=0))
             volume += (-1) ** (sum(chosen) + 1) * box
     assert hypervolume(points, np.ones(objectives)) == pytest.approx(volume, abs=1e-9)
+
+
+@given(st.integers(0, 1000), st.integers(1, 3), st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_of_intervals_only_what_is_shown_to_be_worse_is_left_out(seed: int, objectives: int, count: int) -> None:
+    draws = np.random.default_rng(seed)
+    low = draws.integers(0, 6, (count, objectives))
+    high = low + draws.integers(0, 3, (count, objectives))
+    shown = [
+        index
+        for index in range(count)
+        if not any((high[i] <= low[index]).all() and (high[i] < low[index]).any() for i in range(count))
+    ]
+    assert list(pareto_front(low, highest=high)) == shown
+
+
+def test_a_front_of_many_points_takes_memory_in_proportion_to_them() -> None:
+    peaks = {}
+    for count in (2_000, 8_000):
+        points = np.random.default_rng(0).random((count, 2))
+        tracemalloc.start()
+        pareto_front(points)
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[8_000] < 5 * peaks[2_000]  # all with all: 16 times
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_the_volume_of_a_long_front_does_not_take_its_square(objectives: int) -> None:
+    """All of these points are on the front: they share the sum of their losses."""
+    made = {}
+    for count in (200, 800):
+        draws = np.random.default_rng(0).dirichlet(np.ones(objectives), count)
+        made[count] = calls(lambda draws=draws: hypervolume(draws, np.ones(objectives)))
+    assert made[800] < 6 * made[200]
 
 
 def test_cases_worked_by_hand() -> None:
