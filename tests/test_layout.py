@@ -118,7 +118,12 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
 IMPORTERS = {
     "ray": ["services/cluster/*"],
     "aiohttp": ["services/cluster/jobs.py"],  # comes with ray[default]; its errors are the job client's
-    "optuna": ["services/search/samplers.py", "services/search/sampler_history.py", "services/analysis/importance.py"],
+    "optuna": [
+        "services/search/samplers.py",
+        "services/search/sampler_history.py",
+        "services/search/normal_tail.py",
+        "services/analysis/importance.py",
+    ],
     "mlflow": ["services/tracking/*"],
     "sqlalchemy": ["services/store/*", "services/migrations/*"],
     "alembic": ["services/migrations/*"],

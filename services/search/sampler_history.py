@@ -7,9 +7,10 @@ change what it proposes (docs/results/many-trials.md has the effect measured).
 
 from bisect import insort
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Self
 
-from optuna.distributions import json_to_distribution
+from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from services.search.constraints import exceeded_after
@@ -163,6 +164,12 @@ def _told(source: Trial | Infeasible, state: TrialState, **outcome: Any) -> Froz
     return create_trial(
         state=state,
         params=dict(source.values),
-        distributions={name: json_to_distribution(text) for name, text in source.distributions.items()},
+        distributions=_distributions(tuple(source.distributions.items())),
         **outcome,
     )
+
+
+@lru_cache(maxsize=1024)
+def _distributions(texts: tuple[tuple[str, str], ...]) -> dict[str, BaseDistribution]:
+    """Return what parameters were drawn from, by name: one dictionary for all trials that were drawn alike."""
+    return {name: json_to_distribution(text) for name, text in texts}

@@ -5,16 +5,19 @@ from copy import copy
 from typing import Any
 
 import optuna
-from optuna.distributions import distribution_to_json
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
 
+from services.search import normal_tail
 from services.search.sampler_history import SamplerHistory
 from services.trial_record import Infeasible, Params
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+_LEARNED = (TrialState.COMPLETE, TrialState.PRUNED)  # from which TPE learns
 
 Asked = BaseTrial  # what a space takes its parameters from
 
@@ -35,8 +38,8 @@ def ask(searcher: str, history: SamplerHistory, seed: int, *, infeasible: Sequen
     ]
     told = [] if searcher == "random" else history.told(infeasible)  # random sampling ignores the history
     # A new study each time: no state of a sampler has to be stored, and a resumed search asks the same one.
-    sampler = _sampler(searcher, seed, rules.n_startup_trials)
-    return optuna.create_study(storage=_Told(told), directions=directions, sampler=sampler).ask()
+    sampler = _sampler(searcher, seed, rules.n_startup_trials, told)
+    return optuna.create_study(storage=ToldStorage(told), directions=directions, sampler=sampler).ask()
 
 
 def fixed(point: Mapping[str, Any]) -> FixedTrial:
@@ -50,18 +53,42 @@ def suggested(trial: BaseTrial) -> Params:
     return Params(values=dict(trial.params), distributions=distributions)
 
 
-def _sampler(searcher: str, seed: int, n_startup_trials: int) -> BaseSampler:
+def _sampler(searcher: str, seed: int, n_startup_trials: int, told: Sequence[FrozenTrial]) -> BaseSampler:
     if searcher == "tpe":
-        return TPESampler(seed=seed, n_startup_trials=n_startup_trials)
+        normal_tail.install()
+        return _Tpe(seed, n_startup_trials, told)
     if searcher == "gp":
         return GPSampler(seed=seed, n_startup_trials=n_startup_trials, warn_independent_sampling=False)
     return RandomSampler(seed=seed)
 
 
-class _Told(InMemoryStorage):
+class _Tpe(TPESampler):
+    """TPE that finds the parameters which all trials share by comparing what trials were drawn from, each only once.
+
+    Optuna compares every parameter of every trial, for every proposal. Trials that `SamplerHistory` tells have the same
+    dictionary of distributions if these are the same.
+    """
+
+    def __init__(self, seed: int, n_startup_trials: int, told: Sequence[FrozenTrial]) -> None:
+        super().__init__(seed=seed, n_startup_trials=n_startup_trials)
+        self._distinct = {id(trial.distributions): trial.distributions for trial in told if trial.state in _LEARNED}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the parameters that are sampled together: those that all trials share and that have a choice."""
+        if len(study.directions) > 1 or not self._distinct:  # for several objectives Optuna samples each by itself
+            return {}
+        first, *others = self._distinct.values()
+        shared = (name for name in sorted(first) if all(other.get(name) == first[name] for other in others))
+        return {name: first[name] for name in shared if not first[name].single()}
+
+
+class ToldStorage(InMemoryStorage):
     """A storage that has trials from the beginning, without a copy and a check of each.
 
     ``Study.add_trials`` would copy every trial deeply for every proposal, which takes longer than to sample.
+
+    Args:
+        told: The trials, numbered from 0.
     """
 
     def __init__(self, told: list[FrozenTrial]) -> None:
