@@ -35,13 +35,22 @@ from nas_blockout.plots.memberships import (
     figure_projection,
     project,
 )
-from nas_blockout.plots.parameters import Importances, Searched, figure_importance, figure_parallel, limits_of
+from nas_blockout.plots.parameters import (
+    MOST_LINES,
+    Importances,
+    Searched,
+    figure_importance,
+    figure_parallel,
+    limits_of,
+)
 from nas_blockout.plots.samples import Image, Sample, SampleRow, figure_samples
-from nas_blockout.plots.spending import Curve, figure_best_so_far, figure_convergence, figure_cost
+from nas_blockout.plots.spending import MOST_DOTS, Curve, figure_best_so_far, figure_convergence, figure_cost
 from nas_blockout.plots.style.svg import standalone, to_png, to_svg
 
 __all__ = [
     "IMAGES_A_PATH",
+    "MOST_DOTS",
+    "MOST_LINES",
     "Agreed",
     "CommonPath",
     "Corrupted",

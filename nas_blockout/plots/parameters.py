@@ -31,7 +31,7 @@ _ROW, _NAMES, _NAME = 14.0, 138.0, 78.0
 _TINY = 7.0
 _LOG = 20.0  # positive values that differ by more than this factor are drawn on a logarithmic axis
 _BEST = 0.25  # share of the trials in bold, the same as for the importance of parameters
-_MOST_LINES = 300
+MOST_LINES = 300  # of an arm in parallel coordinates: the best trials
 
 Value = float | int | bool | str | None
 
@@ -142,8 +142,9 @@ def _lines(axes: Axes, search: Searched, limits: tuple[float, float]) -> None:
     axes.vlines(range(len(names) + 1), 0, 1, color=GRID, lw=1)
     # The best last, so that they are in front; of more trials than are drawn the worst are left out, failed ones first.
     order = np.argsort(np.where(np.isnan(scores), -np.inf, scores), kind="stable")
-    for trial in order[-_MOST_LINES:].tolist():
-        axes.plot(range(len(names) + 1), places[trial], **_style(search.role, scores, trial))
+    bold = np.nanquantile(scores, 1 - _BEST)
+    for trial in order[-MOST_LINES:].tolist():
+        axes.plot(range(len(names) + 1), places[trial], **_style(search.role, scores[trial], bold))
     axes.set_xlim(-0.02, len(names) + 0.02)
     axes.set_ylim(0, 1)
     ends = [(lowest, highest) for _, lowest, highest in columns] + [(f"{100 * low:.1f}", f"{100 * high:.1f}")]
@@ -163,11 +164,10 @@ def _last_parts(names: Sequence[str]) -> list[str]:
     return [part if short.count(part) == 1 else clean(name) for part, name in zip(short, names, strict=True)]
 
 
-def _style(role: str, scores: Array, trial: int) -> dict[str, Any]:
-    if math.isnan(scores[trial]):
+def _style(role: str, score: float, bold: float) -> dict[str, Any]:
+    if math.isnan(score):
         return {"color": LOST, "lw": 0.9, "ls": (0, (3, 2)), "alpha": 0.8}
-    best = scores[trial] >= np.nanquantile(scores, 1 - _BEST)
-    return {"color": style_of(role).color, "lw": 1.6} if best else {"color": MUTED, "lw": 0.7, "alpha": 0.55}
+    return {"color": style_of(role).color, "lw": 1.6} if score >= bold else {"color": MUTED, "lw": 0.7, "alpha": 0.55}
 
 
 def _named_axes(axes: Axes, names: Sequence[str], ends: Sequence[tuple[str, str]]) -> None:

@@ -1,7 +1,7 @@
 """Figures of cost: best accuracy so far against the budget, convergence, and cost by phase."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,6 +30,7 @@ from nas_blockout.plots.style.theme import GRID, INK, LOST, MUTED, SHOWN, SMALL,
 _ROW = 19.0  # points
 _NAMES = 110.0
 _MOST_POINTS = 120  # of a curve; more cannot be told apart at this size, and make the file large
+MOST_DOTS = 300  # of an arm in the best accuracy so far: of more trials as many at equal distances
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,13 @@ def figure_best_so_far(curves: Sequence[Curve], *, budget: float | None = None) 
         budget: Budget per arm, in the unit of x, drawn as a vertical line; by default, none.
     """
     largest = max([x for curve in curves for x in curve.x] + ([budget] if budget else []), default=1.0)
-    figure, panels = _compared(curves, steps=True, limits=(0.0, largest * 1.04))
+    figure, panels = _compared([_turning(curve) for curve in curves], steps=True, limits=(0.0, largest * 1.04))
     for axes, curve in zip(panels, curves, strict=True):
         if budget:
             axes.axvline(budget, color=MUTED, lw=0.8, ls=(0, (1, 2)))
         # A dot for every trial that ended, also where it did not improve on the best.
-        axes.plot(curve.x, curve.y, "o", ms=3, mec="none", mfc=style_of(curve.role).color)
+        dots = _thinned(curve, MOST_DOTS)
+        axes.plot(dots.x, dots.y, "o", ms=3, mec="none", mfc=style_of(curve.role).color)
         amount_axis(axes, ticks=3)
     _label(figure, panels, "sample passes spent on search")
     return figure
@@ -81,7 +83,9 @@ def figure_best_so_far(curves: Sequence[Curve], *, budget: float | None = None) 
 def figure_convergence(curves: Sequence[Curve]) -> Figure:
     """Draw one panel per arm: mean and range of validation accuracy by epoch, with the other arms in gray behind it."""
     largest = max((x for curve in curves for x in curve.x), default=1.0)
-    figure, panels = _compared([_thinned(curve) for curve in curves], steps=False, limits=(0.0, largest * 1.02))
+    figure, panels = _compared(
+        [_thinned(curve, _MOST_POINTS) for curve in curves], steps=False, limits=(0.0, largest * 1.02)
+    )
     for axes, curve in zip(panels, curves, strict=True):
         for mark in curve.marks:
             axes.axvline(mark, color=MUTED, lw=0.9, ls=(0, (1, 2)))
@@ -138,24 +142,30 @@ def _limits(curves: Sequence[Curve], *, late: bool) -> tuple[float, float]:
     return padded([min([float(np.quantile(values, 0.1)), *ends]), float(values.max())])
 
 
-def _thinned(curve: Curve) -> Curve:
-    """Keep about `_MOST_POINTS` points, including the last."""
-    if len(curve.x) <= _MOST_POINTS:
-        return curve
-    kept = _kept(len(curve.x), _MOST_POINTS)
+def _thinned(curve: Curve, most: int) -> Curve:
+    """Keep about so many points, including the last."""
+    return _picked(curve, _kept(len(curve.x), most)) if len(curve.x) > most else curve
 
+
+def _turning(curve: Curve) -> Curve:
+    """Keep the points of a long step function at which it changes, and its ends: what is drawn stays the same."""
+    if len(curve.x) <= MOST_DOTS:
+        return curve
+    y = np.asarray(curve.y)
+    turns = 1 + np.flatnonzero((y[1:] != y[:-1]) & np.isfinite(y[1:]))
+    return _picked(curve, sorted({0, *turns.tolist(), len(y) - 1}))
+
+
+def _picked(curve: Curve, kept: Sequence[int]) -> Curve:
     def pick(values: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(values[i] for i in kept)
 
-    return Curve(
-        name=curve.name,
-        role=curve.role,
+    return replace(
+        curve,
         x=pick(curve.x),
         y=pick(curve.y),
         lower=pick(curve.lower) if curve.lower is not None else None,
         upper=pick(curve.upper) if curve.upper is not None else None,
-        note=curve.note,
-        marks=curve.marks,
     )
 
 

@@ -26,7 +26,7 @@ def write_report(
         study=study.to_json(),
         environment=json.loads((folder.root / "environment.json").read_text()),
         trials=shown,
-        epochs={trial.key: _epochs(store, trial) for trial in shown},
+        epochs={trial.key: _epochs(store, trial) for trial in shown if trial.is_model},  # no others are drawn
         class_names=splits.class_names,
         hierarchy=splits.hierarchy or {},
         importance=_importance(study, trials),

@@ -199,11 +199,13 @@ def progress(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
         yield Remark("best-so-far", title, "Each search has one trial: there is no progress to draw.")
         return
     absent = [name for name in searches if name not in searched]
+    is_cut = any(len(trials) > plots.MOST_DOTS for trials in searched.values())
+    cut = f"; of more there are about {plots.MOST_DOTS} at equal distances, the line has all" if is_cut else ""
     yield Picture(
         "best-so-far",
         title,
         "The colored line is the arm of the panel, gray lines are the others. Each arm was searched once: there is no "
-        "band. Dots are finished trials, including failed ones. The dotted line is the limit of sample "
+        f"band. Dots are finished trials, including failed ones{cut}. The dotted line is the limit of sample "
         "passes, if there is one; retraining takes what the search leaves."
         + (f" Arms without a search: {', '.join(absent)}." if absent else ""),
         f"{counted([1] * len(searched), 'search', 'searches')} per arm, trials in each panel",

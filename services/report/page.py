@@ -114,6 +114,8 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
     numbers = {picture.name: number for number, picture in enumerate(drawn, start=1)}
     svgs = {picture.name: _storable(picture.svg()) for picture in drawn}
     shown = asked(document)
+    lost = [trial for trial in view.trials if trial.state in ("failed", "pruned")]
+    fronts = table_rows.front_rows(document)
     page = _template().render(
         document=document,
         study=view.study,
@@ -133,7 +135,8 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         devices=table_rows.devices(document),
         notes=note_rows(document),
         searches=table_rows.search_rows(view, document),
-        fronts=table_rows.front_rows(document),
+        fronts=fronts[:MOST_TRIALS],
+        front_count=len(fronts),
         pictures=sections,
         svgs=svgs,
         learned=_by_arm(sections["structure"]),
@@ -149,7 +152,8 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
         unique_answers=table_rows.unique_answers_rows(answers.unique_answers(view, document)),
         trials=view.trials[:MOST_TRIALS],
         trial_count=len(view.trials),
-        lost=[trial for trial in view.trials if trial.state in ("failed", "pruned")][:MOST_TRIALS],
+        lost=lost[:MOST_TRIALS],
+        lost_count=len(lost),
         environment=list(_leaves(view.environment)),
         study_text=yaml.safe_dump(_plain(view.study), sort_keys=False, allow_unicode=True, width=100),
         percent=percent,

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from nas_blockout import plots
 from services.analysis.comparison import ComparisonDocument
+from services.analysis.importance import MOST_TRIALS
 from services.report.figure import Picture, counted
 from services.report.view import ReportView, in_order
 from services.trial_record import SEARCH, Trial
@@ -18,11 +19,12 @@ Arm = TypeVar("Arm")
 def importance(view: ReportView, document: ComparisonDocument) -> Iterator[Picture]:
     """Yield the importance of the searched parameters of each arm, if it was computed."""
     importances = [
-        plots.Importances(name, arm.role, _complete(view, name), view.importance[name])
+        plots.Importances(name, arm.role, min(_complete(view, name), MOST_TRIALS), view.importance[name])
         for name, arm in in_order(document).items()
         if view.importance.get(name)
     ]
     absent = [name for name in document.arms if not view.importance.get(name)]
+    cut = any(_complete(view, arm.arm) > MOST_TRIALS for arm in importances)
     for number, of, part in _parts(importances, [1 + len(arm.shares) for arm in importances], most=MOST_BARS):
         yield Picture(
             _name("importance", number),
@@ -30,6 +32,7 @@ def importance(view: ReportView, document: ComparisonDocument) -> Iterator[Pictu
             "Importance of each searched parameter for being among the best quarter of the trials of a search "
             "(PED-ANOVA, Optuna). The vertical line is the level of chance: the largest share in 19 searches with the "
             "same trials and shuffled scores. Only filled bars exceed it."
+            + (f" Of searches with more, {MOST_TRIALS:,} trials at equal distances are used." if cut else "")
             + (f" Arms with too few trials or parameters: {', '.join(absent)}." if absent else ""),
             counted([arm.trials for arm in part], "complete trial per arm", "complete trials per arm"),
             "trials.csv, phase search, param.* and validation_accuracy",
@@ -65,11 +68,16 @@ def parallel(view: ReportView, document: ComparisonDocument) -> Iterator[Picture
             "Each line is a trial, from its parameters to the validation accuracy it reached. Accuracy is the last "
             "axis and has the same scale in all panels. Every other axis runs from the smallest to the largest value "
             "tried, on a logarithmic scale if these are far apart. Thick lines are the best quarter of the trials; "
-            "dashed lines that end early are failed or pruned trials.",
+            "dashed lines that end early are failed or pruned trials."
+            + (f" Of more trials the best {plots.MOST_LINES} are drawn." if _is_cut(part) else ""),
             counted([len(search.scores) for search in part], "trial per arm", "trials per arm"),
             "trials.csv, phase search, param.* and validation_accuracy",
             plots.figure_parallel(part, limits=limits),
         )
+
+
+def _is_cut(searches: Sequence[plots.Searched]) -> bool:
+    return any(len(search.scores) > plots.MOST_LINES for search in searches)
 
 
 def _parts(arms: Sequence[Arm], heights: Sequence[int], *, most: int) -> Iterator[tuple[int, int, list[Arm]]]:

@@ -26,7 +26,8 @@ class ReportView:
         study: The resolved study.
         environment: The content of ``environment.json``.
         trials: All trials, including failed and pruned ones. Missing parts of a result may be left out or None.
-        epochs: Epoch records as plain JSON types, by arm, phase and trial number; without records there are no curves.
+        epochs: Epoch records of retrained models as plain JSON types, by arm, phase and trial number; without records
+            there are no curves.
         class_names: Class names of the data; empty if they are not known.
         hierarchy: For each known grouping of the classes, the group of every class.
         importance: By arm and searched parameter, its share of the importance and the largest share by chance.

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
 
-from services.analysis.importance import FEWEST_TRIALS, importances
+from services.analysis.importance import FEWEST_TRIALS, MOST_TRIALS, evenly_spaced, importances
 from services.trial_record import SEARCH, Params, Trial
+from tests.services.function_calls import calls
 
 SPACE = {
     "rate": FloatDistribution(1e-4, 1e-1, log=True),
@@ -77,3 +78,16 @@ def test_too_little_says_nothing(trials: list[Trial]) -> None:
 
 def test_without_shuffles_there_is_no_chance_to_hold_it_against() -> None:
     assert {each.by_chance for each in importances(search(8), shuffles=0).values()} == {0.0}
+
+
+def test_a_long_search_takes_no_more_than_the_trials_that_are_used() -> None:
+    made = {trials: calls(lambda trials=trials: importances(search(trials), shuffles=2)) for trials in (2_000, 4_000)}
+    drawn = calls(lambda: search(2_000))
+    assert made[4_000] - made[2_000] < 2 * drawn
+    assert importances(search(3 * MOST_TRIALS), shuffles=1).keys() == set(SPACE)
+
+
+def test_trials_that_are_used_are_at_equal_distances_with_both_ends() -> None:
+    numbers = [trial.number for trial in evenly_spaced(search(101), 11)]
+    assert numbers == list(range(0, 101, 10))
+    assert evenly_spaced(search(7), 7) == search(7)
