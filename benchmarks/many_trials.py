@@ -5,8 +5,8 @@ the accuracies of the recorded trials nearest to it (docs/results/many-trials.cs
 one call of ``Driver.next`` and one ``Driver.report`` with nine epochs and its result, or one a rung under early
 stopping; eight trials run at a time, which end in random order. Only the CPU time of these calls is counted.
 
-``--after N,N`` measures the next 500 trials of studies that have so many already: the first 200 are run, and their rows
-copied in the store under further numbers, without their epochs. The driver then resumes the study.
+``--after N,N`` measures the next 500 trials (``--measured``) of studies that have so many already: the first 200 are
+run, and their rows copied in the store under further numbers, without their epochs. The driver then resumes the study.
 
 Run: ``python benchmarks/many_trials.py [--arm NAME] [--trials N | --after N,N] [--profile]``; prints a Markdown table.
 """
@@ -248,9 +248,9 @@ def measure(arm: str, trials: int, home: Path, *, profile: bool) -> None:
     bench.store.close()
 
 
-def measure_after(arm: str, trials: int, home: Path) -> None:
+def measure_after(arm: str, trials: int, home: Path, *, measured: int = MEASURED) -> None:
     """Print CPU milliseconds a trial of those after so many."""
-    bench = Bench(arm, trials + MEASURED + AT_ONCE, home)
+    bench = Bench(arm, trials + measured + AT_ONCE, home)
     for ended in bench.machine(Clock()).run():
         if ended == TEMPLATES:
             break
@@ -260,9 +260,9 @@ def measure_after(arm: str, trials: int, home: Path) -> None:
     machine = bench.machine(clock)
     resumed = time.thread_time() - began
     for ended in machine.run():
-        if ended == MEASURED:
+        if ended == measured:
             break
-    _print(arm, f"after {trials:,}", clock.seconds, MEASURED)
+    _print(arm, f"after {trials:,}", clock.seconds, measured)
     print(f"(resumed in {resumed:.1f} CPU s)", flush=True)
     bench.store.close()
 
@@ -277,6 +277,7 @@ def main() -> None:
     parser.add_argument("--arm", choices=tuple(ARMS), action="append")
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--after", type=lambda text: [int(part) for part in text.split(",")])
+    parser.add_argument("--measured", type=int, default=MEASURED)
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     print("| arm | trials | CPU ms a trial | resident, MiB |\n|---|---|---:|---:|", flush=True)
@@ -286,7 +287,7 @@ def main() -> None:
                 if trials is None:
                     measure(arm, options.trials, Path(home), profile=options.profile)
                 else:
-                    measure_after(arm, trials, Path(home))
+                    measure_after(arm, trials, Path(home), measured=options.measured)
 
 
 if __name__ == "__main__":

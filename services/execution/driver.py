@@ -153,12 +153,14 @@ class Driver:
             return trial.state == "pruned"
         if self._first_report is None:
             self._first_report = time.monotonic()
+        is_known = report.trial in self._workers
         if self._workers.setdefault(report.trial, report.worker) != report.worker:
             self._workers[report.trial] = report.worker
             self.store.start_attempt(report.trial, worker=report.worker)
         recorded = len(trial.curve)
         if report.records:
-            self.store.record_epochs(report.trial, report.records, worker=report.worker)
+            worker = None if is_known else report.worker  # named once: each time is a statement more
+            self.store.record_epochs(report.trial, report.records, worker=worker)
             curve = extended(trial.curve, report.records) if self._can_be_stopped(trial) else ()
             # A worker that went on from an older checkpoint reports epochs again: what was spent stays spent.
             passes = max(trial.sample_passes, int(report.records[-1]["sample_passes"]))
@@ -238,7 +240,7 @@ class Driver:
         self, trial: Trial, state: str, *, result: Mapping[str, Any] | None = None, reason: str | None = None
     ) -> None:
         score = float(result["validation_accuracy"]) if result and state == "complete" else None
-        ended = self.store.finish_trial(trial.id, state, score=score, result=result, reason=reason)
+        ended = self.store.finish_trial(trial.id, state, score=score, result=result, reason=reason, known=trial)
         self._ended_here += 1
         self._workers.pop(trial.id, None)
         # As the store has it: it alone knows the seconds of all attempts, which are charged to the arm.

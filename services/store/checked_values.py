@@ -8,6 +8,7 @@ from typing import Any
 
 MAX_INTEGER = 2**63 - 1
 NON_FINITE = "non_finite"
+EPOCH_COLUMNS = ("epoch", "stage", "sample_passes", "seconds")
 _SUSPECT = re.compile(r"\\u(0000|d[89a-f])")  # how `json` writes a NUL character and surrogates, in pairs or alone
 
 
@@ -108,3 +109,37 @@ def non_negative(what: str, value: float) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{what} must be a finite number of 0 or more, got {value!r}")
     return float(value)
+
+
+def epoch_values(trial: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of an epoch from what a worker has recorded.
+
+    Raises:
+        ValueError: The record lacks a required key, or its value is out of range.
+    """
+    if missing := {"epoch", "sample_passes", "seconds"} - set(record):
+        raise ValueError(
+            f"an epoch record must have epoch, sample_passes and seconds, this one lacks {', '.join(missing)}"
+        )
+    return {
+        "trial_id": trial,
+        "epoch": whole_number("epoch", record["epoch"]),
+        "stage": str(record.get("stage", "train")),
+        "sample_passes": whole_number("sample_passes", record["sample_passes"]),
+        "seconds": non_negative("seconds", record["seconds"]),
+        "metrics": replace_non_finite({key: value for key, value in record.items() if key not in EPOCH_COLUMNS}),
+    }
+
+
+def check_end(trial: int, state: str, score: float | None, reason: str | None) -> None:
+    """Require of the end of a trial what its state needs.
+
+    Raises:
+        ValueError: A complete trial without a finite score, or a failed one without a reason.
+    """
+    if score is not None and not math.isfinite(score):
+        raise ValueError(f"the score of trial {trial} must be finite, got {score}; finish it as failed, with a reason")
+    if state == "complete" and score is None:
+        raise ValueError(f"a complete trial must have a score, trial {trial} has none")
+    if state == "failed" and not reason:
+        raise ValueError(f"a failed trial must have a reason, trial {trial} has none")

@@ -2,7 +2,6 @@
 
 import difflib
 import functools
-import math
 from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +11,9 @@ from sqlalchemy import Connection, RowMapping
 
 from services.store import tables
 from services.store.checked_values import (
+    EPOCH_COLUMNS,
+    check_end,
+    epoch_values,
     non_negative,
     one_of,
     replace_non_finite,
@@ -35,7 +37,6 @@ from services.trial_record import TERMINAL, Trial
 PAGE = 1000  # trials that are read at a time
 _NAMES_COMPARED = 500  # for a suggestion; comparing with all names of a large store would take seconds
 _DOCUMENTS = ("experiment", "params", "result")
-_EPOCH_COLUMNS = ("epoch", "stage", "sample_passes", "seconds")
 
 
 def _select_trials(*, without: Collection[str] = ()) -> sa.Select[Any]:
@@ -59,6 +60,7 @@ _OF_TRIAL, _OF_ATTEMPTS = tables.trials.c, tables.attempts.c
 _THIS = _OF_TRIAL.id == sa.bindparam("trial")
 _ITS_ATTEMPTS = _OF_ATTEMPTS.trial_id == sa.bindparam("trial")
 _TRIAL = _select_trials().where(_THIS)
+_BRIEF_TRIAL = _select_trials(without=_DOCUMENTS).where(_THIS)
 _TRIAL_BY_KEY = _select_trials().where(
     _OF_TRIAL.arm_id == sa.bindparam("of_arm"),
     _OF_TRIAL.phase == sa.bindparam("of_phase"),
@@ -138,7 +140,7 @@ class Trials:
             StateError: The study has ended.
             StudyConflict: The trial exists with another seed or experiment.
         """
-        values = {
+        values: dict[str, Any] = {
             "phase": one_of("phase", phase, PHASES),
             "number": whole_number("number", number),
             "seed": whole_number("seed", seed),
@@ -155,12 +157,21 @@ class Trials:
                 insert_architecture(self._database, connection, architecture_hash, architecture)
             # The call may be repeated, as when the answer to a commit was lost: the row that is there stays.
             now = _now()
-            new = {"arm_id": arm_id, "state": "running" if starts else "queued", "sample_passes": 0, "seconds": 0.0}
-            times = {"created_at": now, "started_at": now if starts else None}
+            new: dict[str, Any] = {
+                "arm_id": arm_id,
+                "state": "running" if starts else "queued",
+                "sample_passes": 0,
+                "seconds": 0.0,
+            }
+            times: dict[str, Any] = {"created_at": now, "started_at": now if starts else None}
             insertion = self._database.insert_new(tables.trials, returning=tables.trials.c.id)
             added = connection.scalars(insertion, {**values, **new, **times}).one_or_none()
-            same = {"of_arm": arm_id, "of_phase": phase, "of_number": number}
-            row = Trial(**connection.execute(_TRIAL_BY_KEY, same).mappings().one())
+            if added is None:
+                same = {"of_arm": arm_id, "of_phase": phase, "of_number": number}
+                row = Trial(**connection.execute(_TRIAL_BY_KEY, same).mappings().one())
+            else:  # as it would be read: this happens for every trial, and reading costs as much as writing
+                del new["arm_id"]
+                row = Trial(study=study, arm=arm, id=added, **values, **new, **times)
             if starts and added is not None:
                 first = {"trial_id": row.id, "number": 0, "state": "running", "worker": "", "started_at": now}
                 connection.execute(_INSERT_ATTEMPT, first)
@@ -190,6 +201,7 @@ class Trials:
         state: str | None = None,
         after: int = -1,
         limit: int | None = None,
+        experiments: bool = True,
     ) -> tuple[Trial, ...]:
         """Return the trials of a study, or those of an arm, phase or state, in the order in which they were added.
 
@@ -200,6 +212,7 @@ class Trials:
             state: State of a trial.
             after: ID of a trial: those that were added after it.
             limit: How many at most.
+            experiments: Whether to read their experiments, the largest of their documents; otherwise they are empty.
         """
         columns = tables.trials.c
         wanted = [columns.id > after]
@@ -211,10 +224,11 @@ class Trials:
             wanted.append(columns.state == one_of("state of a trial", state, TRIAL_STATES))
         with self._database.reading() as connection:
             wanted.append(tables.arms.c.study_id == study_id(connection, study))
-            query = _select_trials().where(*wanted)
+            select = _select_trials(without=() if experiments else ("experiment",))
+            query = select.where(*wanted)
             if limit is not None:  # chosen by ID alone: whole rows of a long study are not to be sorted for one page
                 ids = sa.select(columns.id).join_from(tables.trials, tables.arms).where(*wanted)
-                query = _select_trials().where(columns.id.in_(ids.order_by(columns.id).limit(limit).scalar_subquery()))
+                query = select.where(columns.id.in_(ids.order_by(columns.id).limit(limit).scalar_subquery()))
             query = query.order_by(columns.id)
             return tuple(Trial(**row) for row in connection.execute(query).mappings())
 
@@ -232,10 +246,10 @@ class Trials:
             query = query.where(tables.arms.c.study_id == study_id(connection, study)).order_by(columns.id)
             return tuple(Trial(**row) for row in connection.execute(query).mappings())
 
-    def each_trial(self, study: str) -> Iterator[Trial]:
+    def each_trial(self, study: str, *, experiments: bool = True) -> Iterator[Trial]:
         """Yield the trials of a study in the order in which they were added, without having them all in memory."""
         after = -1
-        while page := self.trials(study, after=after, limit=PAGE):
+        while page := self.trials(study, after=after, limit=PAGE, experiments=experiments):
             yield from page
             after = page[-1].id
 
@@ -288,7 +302,7 @@ class Trials:
             ValueError: A record lacks a required key, or its value is out of range.
             StateError: The trial is not running.
         """
-        rows = [_epoch_values(trial, record) for record in records]
+        rows = [epoch_values(trial, record) for record in records]
         if not rows:
             return
         used = {f"new_{name}": max(row[name] for row in rows) for name in ("sample_passes", "seconds")}
@@ -304,7 +318,7 @@ class Trials:
     def epochs(self, trial: int, *, after: int = -1) -> tuple[EpochRow, ...]:
         """Return the epochs of a trial in order, all or those after a given one."""
         columns = tables.epochs.c
-        query = sa.select(*(columns[name] for name in _EPOCH_COLUMNS), columns.metrics)
+        query = sa.select(*(columns[name] for name in EPOCH_COLUMNS), columns.metrics)
         query = query.where(columns.trial_id == trial, columns.epoch > after).order_by(columns.epoch)
         with self._database.reading() as connection:
             return tuple(EpochRow(**row) for row in connection.execute(query).mappings())
@@ -317,6 +331,7 @@ class Trials:
         score: float | None = None,
         result: Json | None = None,
         reason: str | None = None,
+        known: Trial | None = None,
     ) -> Trial:
         """Set the terminal state of a trial and its attempt, unless it is in that state already; return the trial.
 
@@ -326,12 +341,13 @@ class Trials:
             score: Validation accuracy in [0, 1]; required if complete.
             result: Metrics and other results; its ``architecture`` is also stored under its ``architecture_hash``.
             reason: Why it failed or was pruned; required if failed.
+            known: The trial as it was read before: its experiment and parameters are not read again.
 
         Raises:
             ValueError: A complete trial without a finite score, or a failed one without a reason.
             StateError: It has another terminal state, or cannot be complete because it has not been started.
         """
-        _check_end(trial, one_of("terminal state", state, sorted(TERMINAL)), score, reason)
+        check_end(trial, one_of("terminal state", state, sorted(TERMINAL)), score, reason)
         now, text = _now(), storable(reason) if reason else None
         with self._database.writing() as connection:
             before = _trial_for_update(connection, trial)["state"]
@@ -347,6 +363,9 @@ class Trials:
                 connection.execute(_END_TRIAL, {"trial": trial, **{f"new_{key}": end[key] for key in end}})
                 ended = "failed" if state == "failed" else "complete"  # a pruned trial is a complete attempt
                 connection.execute(_END_ATTEMPTS, _attempts_end(trial, ended, now, error=text))
+                if known is not None:
+                    brief = connection.execute(_BRIEF_TRIAL, {"trial": trial}).mappings().one()
+                    return Trial(**brief, experiment=known.experiment, params=known.params, result=document)
             return Trial(**connection.execute(_TRIAL, {"trial": trial}).mappings().one())
 
     def requeue_running(self, study: str) -> tuple[int, ...]:
@@ -435,30 +454,6 @@ def _trial_for_update(connection: Connection, trial: int) -> RowMapping:
 def _attempts_end(trial: int, state: str, now: datetime, *, error: str | None = None) -> dict[str, Any]:
     """Return the parameters of `_END_ATTEMPTS`."""
     return {"trial": trial, "new_state": state, "new_finished_at": now, "new_error": error}
-
-
-def _epoch_values(trial: int, record: Json) -> dict[str, Any]:
-    if missing := {"epoch", "sample_passes", "seconds"} - set(record):
-        raise ValueError(
-            f"an epoch record must have epoch, sample_passes and seconds, this one lacks {', '.join(missing)}"
-        )
-    return {
-        "trial_id": trial,
-        "epoch": whole_number("epoch", record["epoch"]),
-        "stage": str(record.get("stage", "train")),
-        "sample_passes": whole_number("sample_passes", record["sample_passes"]),
-        "seconds": non_negative("seconds", record["seconds"]),
-        "metrics": replace_non_finite({key: value for key, value in record.items() if key not in _EPOCH_COLUMNS}),
-    }
-
-
-def _check_end(trial: int, state: str, score: float | None, reason: str | None) -> None:
-    if score is not None and not math.isfinite(score):
-        raise ValueError(f"the score of trial {trial} must be finite, got {score}; finish it as failed, with a reason")
-    if state == "complete" and score is None:
-        raise ValueError(f"a complete trial must have a score, trial {trial} has none")
-    if state == "failed" and not reason:
-        raise ValueError(f"a failed trial must have a reason, trial {trial} has none")
 
 
 def _ended(trial: int, before: str, after: str) -> StateError:

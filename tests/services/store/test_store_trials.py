@@ -1,5 +1,6 @@
 """Trials, attempts and epochs, on every database: queued once, charged for all they cost, ended once."""
 
+from dataclasses import replace
 from datetime import UTC
 from itertools import product
 
@@ -7,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from services.store import NotFound, StateError, StoreError, StudyConflict, tables
+from tests.services.sql_counts import counted
 
 ENDS = ["complete", "failed", "pruned"]
 TREE = {"schema_version": 1, "clusters": 1, "layers": []}
@@ -107,6 +109,35 @@ def test_a_trial_may_start_as_it_is_added_and_does_so_once(store, study, queue):
     ended = store.finish_trial(row.id, "complete", score=0.5)
     assert ended == store.trial(row.id)
     assert queue(starts=True, number=0) == ended
+
+
+def test_a_trial_that_is_added_is_not_read_back(store, study, queue):
+    with counted() as counts:
+        row = queue(params={"values": {"rate": 0.1}})
+    assert counts.statements <= 3  # BEGIN where SQLite says so, the arms, the insertion
+    assert store.trial(row.id) == row
+
+
+def test_of_a_trial_that_ends_its_driver_need_not_read_again_what_it_knows(store, queue):
+    row = queue(starts=True, params={"values": {"rate": 0.1}})
+    store.record_epochs(row.id, [{"epoch": 0, "sample_passes": 50, "seconds": 0.5, "validation_accuracy": 0.5}])
+    known = replace(row, experiment={"known": 1}, params={"known": 2})
+    ended = store.finish_trial(row.id, "complete", score=0.5, result={"macs": 3, "loss": float("nan")}, known=known)
+    stored = store.trial(row.id)
+    assert (ended.experiment, ended.params) == ({"known": 1}, {"known": 2})
+    assert replace(ended, experiment=row.experiment, params=row.params) == stored
+    again = store.finish_trial(row.id, "complete", score=0.1, result={"macs": 9}, known=known)
+    assert again == stored, "a repeated end changes nothing, and is read as it is"
+
+
+def test_trials_can_be_read_without_their_experiments_or_any_document(store, study, queue):
+    rows = [queue(number=number, params={"values": {"rate": 0.1}}) for number in range(4)]
+    store.finish_trial(rows[1].id, "failed", reason="broken")
+    bare = [replace(store.trial(row.id), experiment={}) for row in rows]
+    assert list(store.each_trial(study, experiments=False)) == bare
+    brief = [replace(trial, params={}, result=None) for trial in bare]
+    assert list(store.brief_trials(study)) == brief
+    assert list(store.brief_trials(study, after=rows[1].id, among={rows[0].id})) == [brief[0], *brief[2:]]
 
 
 def test_trials_are_found_by_arm_phase_and_state(store, study, queue):
