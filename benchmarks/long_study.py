@@ -1,9 +1,9 @@
 """CPU seconds, memory and bytes that the end of a long study takes, by part: comparison, CSV, report, ``show``, lists.
 
-A small study is really run, then the rows of its search trials are copied in the store under further numbers until
-every searched arm has so many, with scores and costs that are drawn anew, so that no two trials are equal. Copies have
-no epochs. Everything after that is what `nas-blockout run` does when the last trial has ended, and the commands that
-read such a study.
+A small study is run without training, as in benchmarks/many_trials.py, and the rows of its search trials are copied in
+the store under further numbers until every searched arm has so many, with scores and costs that are drawn anew, so that
+no two trials are equal. Copies have no epochs. Everything after that is what `nas-blockout run` does when the last one
+has ended, exports and MLflow left out, and the commands that read such a study.
 
 Run: ``python benchmarks/long_study.py [--trials N,N] [--arms NAMES] [--profile PART]``; prints a Markdown table.
 """
@@ -24,18 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from many_trials import resident_bytes
+from many_trials import RECORDED, Clock, Machine, Recorded, resident_bytes
 
 from nas_blockout.data import load
-from services.execution import driver
+from services.execution.driver import Driver
+from services.files.study_dir import Folder, environment, write_json
 from services.finalize import finalize
 from services.finalize.report_input import write_report
-from services.finalize.winners import exported_trials, models_of, search_latencies
+from services.finalize.winners import search_latencies
 from services.settings import Settings
 from services.store import Store, tables
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
-from services.trial_record import SEARCH
+from services.trial_record import RETRAIN, SEARCH
 
 TEMPLATES = 12
 ARMS: dict[str, dict[str, Any]] = {
@@ -53,7 +54,7 @@ def document(arms: list[str], trials: int) -> dict[str, Any]:
         "name": "long",
         "data": {"name": "digits", "train_samples": 50},
         "backbone": {"name": "convnet", "channels": [8], "hidden": [16]},
-        "training": {"epochs": 3, "batch_size": 16, "learning_rate": 0.01},
+        "training": {"epochs": 9, "batch_size": 16, "learning_rate": 0.01},
         "budget": {"trainings": trials + 2},
         "retrain": {"seeds": [0, 1]},
         "export": [],
@@ -62,9 +63,20 @@ def document(arms: list[str], trials: int) -> dict[str, Any]:
 
 
 def run_small(study: Study, settings: Settings) -> None:
-    """Run the trials of a study."""
-    _, store, _ = driver.run(study, settings, observe=lambda progress: None, source="benchmark")
-    store.close()
+    """Run the trials of a study, which train nothing."""
+    folder = Folder(settings.folder(study.name))
+    with Store.open(settings.store_url) as store:
+        store.create_study(study.name, config=study.to_json(), config_hash=study.hash, arms=list(study.arms))
+        options: dict[str, Any] = {"folder": folder, "settings": settings, "observe": lambda progress: None}
+        driver = Driver(study, load(study.data), store, **options)
+        for _ in Machine(driver, Recorded(RECORDED), Clock()).run():
+            pass
+        with store._database.writing() as connection:  # the results of models have more than those of trials
+            columns = tables.trials.c
+            for row in connection.execute(sa.select(columns.id, columns.result).where(columns.phase == RETRAIN)).all():
+                result = {**row.result, "test_accuracy": row.result["validation_accuracy"]}
+                connection.execute(sa.update(tables.trials).where(columns.id == row.id).values(result=result))
+    write_json(folder.root / "environment.json", environment())
 
 
 def grow(store: Store, study: Study, trials: int) -> None:
@@ -127,9 +139,7 @@ def measure(arms: list[str], trials: int, small: Path, profiled: str | None) -> 
         grow(store, study, trials)
         parts = Parts(f"{trials:,}", profiled)
         rows = parts.run("read all trials", lambda: store.trials(study.name))
-        splits, folder = load(study.data), driver.Folder(settings.folder(study.name))
-        winners = exported_trials(study, rows)
-        models_of(winners, folder, splits, shared=None)
+        splits, folder = load(study.data), Folder(settings.folder(study.name))
         searched = parts.run("latencies of the search", lambda: search_latencies(study, rows, splits))
         found = parts.run(
             "comparison and trials.csv",

@@ -1,4 +1,4 @@
-"""Counts the statements and the rows that code reads from SQLite, in all databases of this process."""
+"""Counts the statements that code sends to databases, and the rows that it reads from those of SQLite."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ class Counts:
 
     Args:
         statements: Number of SQL statements.
-        rows: Number of rows that Python fetched.
+        rows: Number of rows that Python fetched from SQLite.
     """
 
     statements: int = 0
@@ -35,10 +35,11 @@ def counted() -> Iterator[Counts]:
         return values
 
     def lent(connection: Any, *_: object) -> None:
-        connection.row_factory = row
+        if isinstance(connection, sqlite3.Connection):
+            connection.row_factory = row
 
     def returned(connection: Any, *_: object) -> None:
-        if connection is not None:
+        if isinstance(connection, sqlite3.Connection):
             connection.row_factory = None
 
     listeners = [

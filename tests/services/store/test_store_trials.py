@@ -113,7 +113,7 @@ def test_a_trial_may_start_as_it_is_added_and_does_so_once(store, study, queue):
 
 def test_a_trial_that_is_added_is_not_read_back(store, study, queue):
     with counted() as counts:
-        row = queue(params={"values": {"rate": 0.1}})
+        row = queue(number=0, params={"values": {"rate": 0.1}})
     assert counts.statements <= 3  # BEGIN where SQLite says so, the arms, the insertion
     assert store.trial(row.id) == row
 
