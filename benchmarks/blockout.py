@@ -24,6 +24,7 @@ from nas_blockout.backbones.inception import InceptionSettings
 from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.data import Preprocessing, Splits
 from nas_blockout.data.tensor_dataset import Labeled
+from nas_blockout.devices import keep_freed_memory
 from nas_blockout.experiment import Experiment, build
 from nas_blockout.methods import method_from_json
 from nas_blockout.methods.masking import lazily_masked, masked_weight
@@ -33,7 +34,7 @@ from nas_blockout.training_protocol import trainable
 CLUSTERS = 6
 SIZES = (512, 1024, 2048, 4096)
 BATCHES = (128, 512)
-SHAPE, CLASSES = (3, 32, 32), 100
+SIDE, CLASSES = 32, 100
 CONVNET = ConvNetSettings((32, 64), (512, 512))
 PAPER = InceptionSettings(hidden=(512, 512))  # two fully connected layers before the classes, as for CIFAR-100
 RESNET = ModuleSettings("torchvision.models:resnet18")
@@ -101,19 +102,29 @@ def forms(size: int, batch: int, device: str) -> dict[str, Callable[[], None]]:
     }
 
 
-def steps(name: str, device: str) -> dict[str, Callable[[], None]]:
+def steps(
+    name: str,
+    device: str,
+    *,
+    side: int = SIDE,
+    images: int | None = None,
+    order: torch.memory_format = torch.contiguous_format,
+) -> dict[str, Callable[[], None]]:
     """Return one whole training step of a network without Blockout, and of the same with Blockout in its layers."""
     backbone, without, with_masks, batch = WHOLE[name]
-    raw = Labeled(torch.randint(256, (CLASSES, *SHAPE), dtype=torch.uint8), torch.arange(CLASSES))
-    preprocessing = Preprocessing(*SHAPE, mean=(0.5,) * 3, std=(0.3,) * 3)
+    batch, shape = images or batch, (3, side, side)
+    raw = Labeled(torch.randint(256, (CLASSES, *shape), dtype=torch.uint8), torch.arange(CLASSES))
+    preprocessing = Preprocessing(*shape, mean=(0.5,) * 3, std=(0.3,) * 3)
     part, names = raw.normalized(preprocessing), tuple(map(str, range(CLASSES)))
     splits = Splits(part, part, preprocessing=preprocessing, class_names=names, load_test=lambda: raw)
-    x, y = torch.randn(batch, *SHAPE, device=device), torch.randint(CLASSES, (batch,), device=device)
+    x = torch.randn(batch, *shape, device=device).to(memory_format=order)
+    y = torch.randint(CLASSES, (batch,), device=device)
     generator = torch.Generator(device).manual_seed(0)
 
     def step_of(method: Mapping[str, object]) -> Callable[[], None]:
         experiment = Experiment(backbone=backbone, method=method_from_json(method))
         model = trainable(build(experiment, splits).to(device)).train()
+        model.to(memory_format=order)  # type: ignore[call-overload]  # its types do not know it
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
         def run() -> None:
@@ -161,7 +172,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES), help="of layers; none without a number")
     parser.add_argument("--whole", nargs="*", choices=WHOLE, default=list(WHOLE), help="networks; none without a name")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the images of whole networks, in pixels")
+    parser.add_argument("--images", type=int, help="of a step of whole networks; each has a number of its own")
+    parser.add_argument("--channels-last", action="store_true", help="images and weights of whole networks")
+    parser.add_argument("--give-back", action="store_true", help="freed memory, which workers keep")
     options = parser.parse_args()
+    if not options.give_back:
+        keep_freed_memory()
+    order = torch.channels_last if options.channels_last else torch.contiguous_format
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     name = (
@@ -186,8 +204,12 @@ def main() -> None:
     print("\n| whole training step | batch | against | blockout / that |\n|---|---|---|---|")
     for model in options.whole:
         _, without, _, batch = WHOLE[model]
-        seconds = measure(steps(model, options.device), options.rounds, options.device)
-        print(f"| {model} | {batch} | {without['name']} | {ratio(seconds, 'blockout', 'without')} |", flush=True)
+        made = steps(model, options.device, side=options.side, images=options.images, order=order)
+        seconds = measure(made, options.rounds, options.device)
+        print(
+            f"| {model} | {options.images or batch} | {without['name']} | {ratio(seconds, 'blockout', 'without')} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

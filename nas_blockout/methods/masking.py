@@ -49,11 +49,12 @@ class _MaskedWeight(torch.autograd.Function):
         return by_weight, by_out / clusters, by_in / clusters
 
 
-class _MaskedMatrix(torch.autograd.Function):
-    """`_MaskedWeight` of a matrix, on a processor.
+class _MaskedInSlices(torch.autograd.Function):
+    """`_MaskedWeight` on a processor, in either order of memory.
 
     It is worked through in slices of output nodes: what is made of a slice (mask, products) is used up while it is
-    still in the cache, so that only the weight, the result and their gradients go through memory.
+    still in the cache, so that only the weight, the result and their gradients go through memory. A mask has one number
+    for a window, and of the product of weight and gradient only the sums over windows are multiplied by memberships.
 
     With `binary`, of memberships that are 0 or 1, an entry is kept whole where its nodes have a cluster in common: the
     mask is ``1 - prod_l (1 - c_out c_in)``, whose derivative by a membership asks whether they have any other.
@@ -63,82 +64,100 @@ class _MaskedMatrix(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, c_out: Tensor, c_in: Tensor, binary: bool) -> Tensor:
         ctx.save_for_backward(weight, c_out, c_in)
         ctx.binary = binary
-        result = torch.empty_like(weight)
-        inputs, scaled = _over_inputs(c_in, weight), c_out if binary else c_out / c_out.shape[1]
-        for part, mask, nodes in _slices(weight, result, scaled):
-            torch.mm(nodes, inputs, out=mask)
-            (mask.clamp_(max=1) if binary else mask).mul_(part)
-        return result
+        windows = _windows(weight)
+        result = torch.empty_like(windows)
+        masks = _masks(c_out, c_in, binary=binary)
+        for part, mask, out in _slices(windows, masks, result):
+            torch.mul(part, mask[:, :, None], out=out)
+        return result.view(weight.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, c_out, c_in = ctx.saved_tensors
         of_weight, of_memberships = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
-        by_weight, by_out = torch.empty_like(weight) if of_weight else gradient, torch.empty_like(c_out)
-        inputs, scaled = _over_inputs(c_in, weight), c_out if ctx.binary else c_out / c_out.shape[1]
-        sums = _SumsOfBinary(c_in, weight) if ctx.binary else _SumsOfShares(inputs)
-        (space,) = _spaces(weight, 1, _nodes_at_once(weight))
-        for part, above, nodes, below, out in _slices(weight, gradient, scaled, by_weight, by_out):
+        windows, above = _windows(weight), _windows(gradient)
+        by_weight, by_out = torch.empty_like(windows) if of_weight else above, torch.empty_like(c_out)
+        masks = _masks(c_out, c_in, binary=ctx.binary)
+        sums = _SumsOfBinary(c_in) if ctx.binary else _SumsOfShares(c_in)
+        space = torch.empty_like(windows[: _nodes_at_once(windows)])
+        for part, upper, mask, below, nodes, out in _slices(windows, above, masks, by_weight, c_out, by_out):
             if of_memberships:
-                sums.add(torch.mul(part, above, out=space[: len(part)]), nodes, out)
+                sums.add(_over_windows(torch.mul(part, upper, out=space[: len(part)])), nodes, out)
             if of_weight:
-                torch.mm(nodes, inputs, out=below)
-                (below.clamp_(max=1) if ctx.binary else below).mul_(above)
-        if not of_memberships:
-            return by_weight, None, None, None
-        by_in = sums.by_inputs().unflatten(1, (len(c_in), -1)).sum(2).t()
-        return by_weight if of_weight else None, by_out if ctx.binary else by_out / c_in.shape[1], by_in, None
+                torch.mul(upper, mask[:, :, None], out=below)
+        return (
+            by_weight.view(weight.shape) if of_weight else None,
+            by_out if of_memberships else None,
+            sums.by_inputs() if of_memberships else None,
+            None,
+        )
 
 
 class _SumsOfShares:
     """The sums of a product of weight and gradient that are gradients of memberships, under shares of clusters."""
 
-    def __init__(self, inputs: Tensor) -> None:
-        self.inputs, self.total = inputs, torch.zeros_like(inputs)
+    def __init__(self, c_in: Tensor) -> None:
+        self.inputs = c_in.t() / c_in.shape[1]
+        self.total = torch.zeros_like(self.inputs)
 
     def add(self, product: Tensor, nodes: Tensor, by_out: Tensor) -> None:
         """Add some output nodes, whose memberships are `nodes`; write their own gradient."""
         by_out.copy_(torch.mm(self.inputs, product.t()).t())
-        self.total.addmm_(nodes.t(), product)
+        self.total.addmm_(nodes.t(), product, alpha=1 / nodes.shape[1])
 
     def by_inputs(self) -> Tensor:
-        """Return the gradient of the memberships of the inputs, shape ``(k, inputs)``."""
-        return self.total
+        """Return the gradient of the memberships of the inputs, shape ``(inputs, k)``."""
+        return self.total.t()
 
 
 class _SumsOfBinary:
     """The same under masks of 0 and 1: a membership counts where two nodes have no other cluster in common."""
 
-    def __init__(self, c_in: Tensor, weight: Tensor) -> None:
+    def __init__(self, c_in: Tensor) -> None:
         self.inputs = c_in.t().contiguous()
         self.none, self.one = (torch.zeros_like(self.inputs) for _ in range(2))
-        self.ones = weight.new_ones(weight.shape[1] // len(c_in))
 
     def add(self, product: Tensor, nodes: Tensor, by_out: Tensor) -> None:
         """Add some output nodes, whose memberships are `nodes`; write their own gradient."""
-        sums = torch.mv(product.view(-1, len(self.ones)), self.ones).view(len(product), -1)
         count = torch.mm(nodes, self.inputs)
-        none, one = (sums * (count == number) for number in (0, 1))
+        none, one = (product * (count == number) for number in (0, 1))
         by_out.copy_(torch.mm(self.inputs, one.t()).t() * nodes + torch.mm(self.inputs, none.t()).t())
         self.none.addmm_(nodes.t(), none)
         self.one.addmm_(nodes.t(), one)
 
     def by_inputs(self) -> Tensor:
-        """Return the gradient of the memberships of the inputs, shape ``(k, inputs)``."""
-        return self.none + self.one * self.inputs
+        """Return the gradient of the memberships of the inputs, shape ``(inputs, k)``."""
+        return (self.none + self.one * self.inputs).t()
 
 
-def _masked_matrix(weight: Tensor, c_out: Tensor, c_in: Tensor, *, binary: bool) -> Tensor:
+def _masked_in_slices(weight: Tensor, c_out: Tensor, c_in: Tensor, *, binary: bool) -> Tensor:
     """Return the masked value of a weight on a processor."""
-    result: Tensor = _MaskedMatrix.apply(weight.flatten(1), c_out, c_in, binary)  # type: ignore[no-untyped-call]
-    return result.view(weight.shape)
+    result: Tensor = _MaskedInSlices.apply(weight, c_out, c_in, binary)  # type: ignore[no-untyped-call]
+    return result
 
 
-def _over_inputs(c_in: Tensor, weight: Tensor) -> Tensor:
-    """Return the memberships of every column of a matrix, shape ``(k, columns)``: a window is one node's several."""
-    window = weight.shape[1] // len(c_in)
-    return c_in.t()[:, :, None].expand(-1, -1, window).reshape(c_in.shape[1], -1)
+def _windows(weight: Tensor) -> Tensor:
+    """Return a weight with its window in one dim, shape ``(out, in, window)``, in the same order of memory."""
+    return weight[:, :, None] if weight.dim() == 2 else weight.flatten(2)
+
+
+def _over_windows(product: Tensor) -> Tensor:
+    """Return the sums over windows, shape ``(out, in)``."""
+    window = product.shape[2]
+    if window == 1:
+        return product[:, :, 0]
+    if product.stride(2) > 1:  # channels last: the sum is one of whole rows
+        return product.sum(2)
+    # A product with ones, which takes a third of the time of a sum over so few numbers.
+    return torch.mv(product.reshape(-1, window), product.new_ones(window)).view(product.shape[:2])
+
+
+def _masks(c_out: Tensor, c_in: Tensor, *, binary: bool) -> Tensor:
+    """Return what scales the weights between two nodes, shape ``(out, in)``."""
+    if binary:
+        return torch.mm(c_out, c_in.t()).clamp_(max=1)
+    return torch.mm(c_out / c_out.shape[1], c_in.t())
 
 
 def _mask(c_out: Tensor, c_in: Tensor, weight: Tensor) -> Tensor:
@@ -159,12 +178,12 @@ def _over_window(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def _nodes_at_once(weight: Tensor) -> int:
-    """Return how many rows of a matrix fill the cache."""
-    return max(1, _CACHED_NUMBERS // max(1, weight.shape[1]))
+    """Return for how many output nodes a weight fills the cache."""
+    return max(1, _CACHED_NUMBERS // max(1, weight.shape[1:].numel()))
 
 
 def _slices(weight: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield slices of output nodes of a matrix and of what has a row for each of them, a cache full each."""
+    """Yield slices of output nodes of a weight and of what has a row for each of them, a cache full each."""
     nodes = _nodes_at_once(weight)
     return zip(*(each.split(nodes) for each in (weight, *others)), strict=True)
 
@@ -215,7 +234,7 @@ def masked_weight(weight: Tensor, c_out: Tensor, c_in: Tensor, *, groups: int = 
     if torch.compiler.is_compiling():  # the compiler makes the mask again in the backward pass, too
         return weight * _mask(c_out, c_in, weight)
     if weight.device.type == "cpu":
-        return _masked_matrix(weight, c_out, c_in, binary=False)
+        return _masked_in_slices(weight, c_out, c_in, binary=False)
     result: Tensor = _MaskedWeight.apply(weight, c_out, c_in)  # type: ignore[no-untyped-call]  # untyped in torch
     return result
 
@@ -238,7 +257,7 @@ def binary_masked_weight(weight: Tensor, c_out: Tensor, c_in: Tensor, *, groups:
     """
     _require_fit(weight, c_out, c_in, groups)
     if groups == 1 and weight.device.type == "cpu" and _are_drawn(c_out) and _are_drawn(c_in):
-        return _masked_matrix(weight, c_out, c_in, binary=True)
+        return _masked_in_slices(weight, c_out, c_in, binary=True)
     return weight * _over_window(expected_share(c_out, c_in, groups=groups), weight)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nas_blockout.data import DataSettings, Splits, load
+from nas_blockout.devices import keep_freed_memory
 from nas_blockout.experiment import Experiment, Run
 from nas_blockout.training import RankGroup, RanksEndedError
 from services.cluster.tasks import Task
@@ -38,6 +39,7 @@ class RankMember:
         """Load the data of a task, so that no other rank waits for it later."""
         described = Task(**task)
         torch.set_num_threads(described.threads)
+        keep_freed_memory()
         self._splits(Experiment.from_json(described.experiment).data, described.data_root)
 
     def train(self, task: Mapping[str, Any], rank: int, address: str, port: int) -> None:

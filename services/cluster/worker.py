@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nas_blockout.devices import Usage, UsageMeter
+from nas_blockout.devices import Usage, UsageMeter, keep_freed_memory
 from nas_blockout.experiment import Experiment, Run, SavingRun, Snapshot
 from nas_blockout.training import ALONE, EpochRecord, Ranks
 from services.cluster.checkpoint_writer import CheckpointWriter
@@ -73,6 +73,7 @@ class Worker:
         self._finish_writing()  # of a trial that was stopped
         self._writer = writer = CheckpointWriter(task.checkpoint, task.experiment, device=task.device)
         torch.set_num_threads(task.threads)
+        keep_freed_memory()
         self._task, self._run, self._error, self._unreported = task, None, None, []
         self._notes = ()
         self._stop_metering()  # of a trial that the driver stopped

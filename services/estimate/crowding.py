@@ -14,6 +14,7 @@ from statistics import fmean
 import torch
 
 from nas_blockout.data import Splits, load
+from nas_blockout.devices import keep_freed_memory
 from nas_blockout.experiment import Experiment
 from services.estimate.measurement import measure
 
@@ -75,6 +76,7 @@ def slowdown(crowd: Crowd) -> float | None:
 def _train(crowd: Crowd, number: int, barrier: multiprocessing.synchronize.Barrier, sender: Connection) -> None:
     """Send the seconds of a whole training, measured alone (in the first process only) and beside the others."""
     torch.set_num_threads(crowd.threads)
+    keep_freed_memory()
     wait = START_SECONDS + 4 * crowd.seconds
     try:
         splits = load(crowd.experiment.data, root=crowd.data_root)

@@ -11,6 +11,7 @@ import torch
 
 from nas_blockout.data import Splits, StreamedPart, load
 from nas_blockout.data.corruptions import TESTING
+from nas_blockout.devices import keep_freed_memory
 from nas_blockout.experiment import Experiment, count_macs, dense_macs, rebuild
 from services.estimate.crowding import MOST_COPIES, Crowd, slowdown
 from services.estimate.measurement import Measured, measure
@@ -112,6 +113,7 @@ def estimate(
     device = "cuda" if study.config.workers.gpus and torch.cuda.is_available() else "cpu"
     threads = torch.get_num_threads()  # of the caller: restored, since this is a setting of the whole process
     torch.set_num_threads(study.config.workers.cpus)
+    keep_freed_memory()
     try:
         measured = _measure_arms(study, splits, device=device, quick=quick, source=source, log=log)
     finally:

@@ -1,6 +1,9 @@
 """What is said of accelerators: by the driver's own tool, which is played by a script here, and by torch."""
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ import torch
 
 from nas_blockout import devices
 from nas_blockout.devices import Card, UsageMeter, cards, name_of, sharing_service
+
+ROOT = Path(__file__).parents[2]
 
 
 def tool(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +83,39 @@ def test_usage_is_plain_json() -> None:
         "host_bytes": usage.host_bytes,
         "utilization": None,
     }
+
+
+_STEPS = """
+import resource, sys
+import torch
+from nas_blockout.devices import keep_freed_memory
+
+torch.set_num_threads(1)
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+
+def step():
+    for number in range(4):  # memory that is freed at the end of the heap, and pieces too large for it
+        pieces = [torch.ones((1 << 18) * (number + 1)) for _ in range(6)]
+        large = torch.ones(12 << 20)
+
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
+def test_memory_that_was_freed_is_used_again_without_asking_for_pages() -> None:
+    pages = {
+        kept: int(
+            subprocess.run(
+                [sys.executable, "-c", _STEPS, kept], cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for kept in ("keep", "give back")
+    }
+    assert pages["keep"] < 100 < pages["give back"] / 10, pages

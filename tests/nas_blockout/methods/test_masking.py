@@ -1,5 +1,7 @@
 """The masked linear layer that never holds its weight, against the plain formula; and what stands in for a weight."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,3 +124,35 @@ def test_masked_weights_of_several_slices_are_the_plain_formula_in_value_and_gra
         ours, theirs = (torch.autograd.grad(each, wanted, upstream, retain_graph=True) for each in (found, expected))
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("scaled", [masked_weight, binary_masked_weight])
+@pytest.mark.parametrize("order", ["channels last", "channels first", "window first"])
+def test_a_masked_weight_keeps_the_order_of_its_memory_and_so_does_its_gradient(
+    scaled: Callable[..., Tensor], order: str
+) -> None:
+    generator = torch.Generator().manual_seed(7)
+    numbers = torch.randn(40, 24, 3, 2, generator=generator, dtype=torch.float64)
+    c_out, c_in = (torch.rand(nodes, 3, generator=generator, dtype=torch.float64).round() for nodes in (40, 24))
+    permuted = {"channels last": (0, 2, 3, 1), "channels first": (0, 1, 2, 3), "window first": (2, 3, 1, 0)}[order]
+    back = tuple(permuted.index(dim) for dim in range(4))
+    weight = numbers.permute(permuted).contiguous().permute(back).requires_grad_()
+    sides = [side.clone().requires_grad_() for side in (c_out, c_in)]
+    common = sides[0] @ sides[1].T
+    mask = (
+        common / 3
+        if scaled is masked_weight
+        else 1
+        - torch.stack([1 - sides[0][:, None, cluster] * sides[1][None, :, cluster] for cluster in range(3)]).prod(0)
+    )
+    expected, found = weight * mask[:, :, None, None], scaled(weight, *sides)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        upstream = torch.randn(numbers.shape, dtype=torch.float64).contiguous(memory_format=memory_format)
+        ours, theirs = (
+            torch.autograd.grad(each, [weight, *sides], upstream, retain_graph=True) for each in (found, expected)
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-11)
+        if order != "window first":  # whose window is no dim of its own
+            assert found.stride() == weight.stride() == ours[0].stride()
