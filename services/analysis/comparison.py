@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
+from nas_blockout.serialization import count_of
 from nas_blockout.statistics import significance
 from nas_blockout.statistics.search_curves import Curve, best_so_far
 from nas_blockout.structure.branching import Structure
@@ -268,7 +269,7 @@ def build(
     tested = significance.compare(scores, pairs=pairs)
     untested = [name for name in arms if name not in scores]
     reasons = [
-        f"{unfinished} trials have not ended" if unfinished else None,
+        f"{count_of(unfinished, 'trial has', 'trials have')} not ended" if unfinished else None,
         disagreement,
         f"no retrained model in {', '.join(untested)}" if untested else None,
         tested.reason,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from pydantic import Field, FiniteFloat
 
+from nas_blockout.serialization import count_of
 from services.analysis.seed_metrics import Count, Strict
 from services.trial_record import Trial
 
@@ -27,7 +28,7 @@ class ArmPaths(Strict):
         """That all images take one path, and in how many seeds; None if that is so in less than half of the seeds."""
         seeds = len(self.distinct_per_seed)
         alone = sum(number == 1 for number in self.distinct_per_seed.values())
-        return f"takes one path for all images ({alone} of {seeds} seeds)" if 2 * alone > seeds else None
+        return f"takes one path for all images ({alone} of {count_of(seeds, 'seed')})" if 2 * alone > seeds else None
 
 
 def arm_paths(models: Mapping[int, Trial]) -> ArmPaths | None:

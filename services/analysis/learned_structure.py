@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 
 from nas_blockout.methods.memberships.description import collapse_of
+from nas_blockout.serialization import count_of
 from nas_blockout.structure.branching import Structure, in_short, recorded_structure, summary
 from nas_blockout.structure.membership_ends import End
 from services.analysis.seed_metrics import Count, Strict
@@ -34,8 +35,8 @@ class ArmStructure(Strict):
             return None
         told, without = in_short(self.exported, learned=True), self.seeds - self.branched_seeds
         if not self.exported.is_branched:
-            return f"{told} ({without} of {self.seeds} seeds)"
-        return f"{told} (none at all in {without} of {self.seeds} seeds)" if without else told
+            return f"{told} ({without} of {count_of(self.seeds, 'seed')})"
+        return f"{told} (none at all in {without} of {count_of(self.seeds, 'seed')})" if without else told
 
 
 class ArmMemberships(Strict):
@@ -83,8 +84,8 @@ def _memberships_in_short(layers: Mapping[str, Mapping[End, int]], seeds: int) -
             groups.setdefault((end, count), []).append(layer)
     parts = []
     for (end, count), names in sorted(groups.items(), key=lambda item: -item[0][1]):
-        told = ", ".join(names) if len(names) <= _MOST_LISTED else f"{len(names)} of {len(layers)} layers"
-        parts.append(f"{_WORDS[end]} {told} ({count} of {seeds} seeds)")
+        told = ", ".join(names) if len(names) <= _MOST_LISTED else f"{len(names)} of {count_of(len(layers), 'layer')}"
+        parts.append(f"{_WORDS[end]} {told} ({count} of {count_of(seeds, 'seed')})")
     return f"membership probabilities {'; '.join(parts)}"
 
 
@@ -106,9 +107,9 @@ def arm_structure(models: Sequence[Trial], exported: Trial | None, known: Struct
     branched = sum(structure.is_branched for structure in structures)
     text = summary(shown, learned=learned)
     if learned and structures and shown.is_branched:
-        text += f" ({branched} of {len(structures)} seeds have branches)"
+        text += f" ({branched} of {count_of(len(structures), 'seed')} have branches)"
     elif learned and structures:
-        text += f" ({len(structures) - branched} of {len(structures)} seeds)"
+        text += f" ({len(structures) - branched} of {count_of(len(structures), 'seed')})"
     return ArmStructure(
         exported=shown,
         learned=learned,
@@ -144,6 +145,6 @@ def _collapse_texts(collapsed: Mapping[str, Mapping[str, int]], seeds: int) -> l
         for kind, count in kinds.items():
             layers.setdefault((kind, count), []).append(layer)
     return [
-        f"the membership probabilities of {', '.join(names)} collapsed to {kind} ({count} of {seeds} seeds)"
+        f"the membership probabilities of {', '.join(names)} collapsed to {kind} ({count} of {count_of(seeds, 'seed')})"
         for (kind, count), names in layers.items()
     ]

@@ -76,7 +76,8 @@ def predict(
     for problem in problems.values():
         log(f"error: {problem}")
     if problems and read:
-        log(f"{len(problems)} of {len(problems) + len(read)} files could not be read; the others are answered")
+        files = count_of(len(problems) + len(read), "file")
+        log(f"{len(problems)} of {files} could not be read; the others are answered")
         raise typer.Exit(SOME_FAILED)
     if problems:
         raise typer.Exit(FAILED if any(path.exists() for path in problems) else NOT_FOUND)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nas_blockout.serialization import count_of
 from services.cli import lazy_modules as lazy
 from services.cli.console import (
     FAILED,
@@ -144,7 +145,7 @@ def replay(
 ) -> None:
     """Replay the recorded searches of a study with simulated workers in simulated time. Nothing is trained."""
     request = lazy.replay.Request(searcher, _worker_counts(workers), repeats, arm, seed, target)
-    log(f"replaying {study}: {repeats} times with {workers} workers")
+    log(f"replaying {study}: {count_of(repeats, 'time')} with {workers} workers")
     replayed = lazy.replay.replay(installation(), study, request)
     if as_json:
         print_json(replayed.to_json())

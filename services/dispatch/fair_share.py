@@ -246,7 +246,8 @@ class _Round:
     def reason(self, entry: Entry) -> str:
         """Return why a study waits, in one sentence."""
         if (most := self._policy.trials) is not None and self._own_trials(entry) < 1:
-            return f"waits for its owner's other studies, which run the {most} trials at once that an owner may have"
+            trials = count_of(most, "trial")
+            return f"waits for its owner's other studies, which run the {trials} at once that an owner may have"
         if entry.row.owner in self._leaving:
             return "waits for another study of its owner, which makes room"
         free, trial = self._free(), entry.demand.trial

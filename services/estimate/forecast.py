@@ -13,6 +13,7 @@ from nas_blockout.data import Splits, StreamedPart, load
 from nas_blockout.data.corruptions import TESTING
 from nas_blockout.devices import keep_freed_memory
 from nas_blockout.experiment import Experiment, count_macs, dense_macs, rebuild
+from nas_blockout.serialization import count_of
 from services.estimate.crowding import MOST_COPIES, Crowd, slowdown
 from services.estimate.measurement import Measured, measure
 from services.search.scheduler import Scheduler
@@ -329,7 +330,7 @@ def _notes(study: Study, settings: Settings) -> tuple[str, ...]:
     if (robustness := study.config.robustness) is not None:
         rounds = len(TESTING) * len(robustness.severities)
         notes.append(
-            f"each retrained model is also tested on {robustness.images:,} images corrupted in {rounds} ways, which is "
-            "not counted here"
+            f"each retrained model is also tested on {robustness.images:,} images corrupted in "
+            f"{count_of(rounds, 'way')}, which is not counted here"
         )
     return tuple(notes)

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from nas_blockout.serialization import count_of
 from services.files.remote import ArtifactError
 from services.removal.purge import purge
 from services.settings import Settings
@@ -49,7 +50,7 @@ class TidyRound:
                         days=self._settings.retention_days, grace_seconds=grace, by=_RETENTION.name
                     )
                 for study in expired:
-                    self._log(f"{study}: deleted, since it ended {self._settings.retention_days} days ago")
+                    self._log(f"{study}: deleted, since it ended {count_of(self._settings.retention_days, 'day')} ago")
             for study in self._store.due_for_purge():
                 self._purge(study)
             self._store.trim_audit_log(days=self._settings.audit_days)

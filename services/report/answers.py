@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas_blockout import plots
+from nas_blockout.serialization import count_of
 from services.analysis.comparison import ComparisonDocument
 from services.report.figure import Picture, counted
 from services.report.view import ReportView, in_order
@@ -227,7 +228,7 @@ def _extremes(view: ReportView, number: int, name: str, shown: Kept) -> Picture:
     for heading, chosen in (("fewest blocks", order[:MOST_EXTREMES]), ("most blocks", order[::-1][:MOST_EXTREMES])):
         images = view.album.of_test(chosen.tolist())
         samples = tuple(
-            plots.Sample(image, names[int(labels[index])], f"{int(used[index])} blocks")
+            plots.Sample(image, names[int(labels[index])], count_of(int(used[index]), "block"))
             for image, index in zip(images, chosen.tolist(), strict=True)
         )
         as_many = int((used == used[chosen[0]]).sum())

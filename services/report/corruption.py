@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nas_blockout import plots
+from nas_blockout.serialization import count_of
 from services.analysis.comparison import ComparisonDocument
 from services.analysis.robustness import ArmRobustness
 from services.report.figure import Picture, counted
@@ -68,7 +69,8 @@ def corruption(document: ComparisonDocument) -> Iterator[Picture]:
         "Error by severity of corruption",
         "Mean over kinds and seeds; the hollow mark is the error on the same images without corruption. The colored "
         "line is the arm of the panel, gray lines are the others. Intervals are in the table.",
-        f"{counted(seeds, 'seed')} per arm, {robust.images:,} images, {len(next(iter(arms.values())).errors)} kinds",
+        f"{counted(seeds, 'seed')} per arm, {robust.images:,} images, "
+        f"{count_of(len(next(iter(arms.values())).errors), 'kind')}",
         "comparison.json, robustness.arms",
         plots.figure_corruption(
             [

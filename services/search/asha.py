@@ -11,6 +11,7 @@ Differs from the paper in: trials are not paused and promoted later. A trial tra
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 
+from nas_blockout.serialization import count_of
 from services.study_config.search_options import Pruner
 from services.trial_record import Trial
 
@@ -71,7 +72,7 @@ class Rungs:
             if not is_promoted(value, reached, self._pruner.reduction_factor):
                 better = len(reached) - bisect_right(reached, value)
                 return rung, (
-                    f"stopped early after {rung} epochs: validation accuracy {value:.4f}, {better} of the "
+                    f"stopped early after {count_of(rung, 'epoch')}: validation accuracy {value:.4f}, {better} of the "
                     f"{len(reached)} trials that reached this rung are better, 1 in {self._pruner.reduction_factor} "
                     "goes on"
                 )

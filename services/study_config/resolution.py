@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nas_blockout.data import DataError, DataSettings, Dimensions, dimensions
-from nas_blockout.serialization import from_json, near
+from nas_blockout.serialization import count_of, from_json, near
 from nas_blockout.settings_fields import conflicts_in
 from nas_blockout.training import TrainingSettings
 from search_spaces import SPACES
@@ -293,7 +293,10 @@ class _Draft:
         self._arms = arms_of(document)
         number = len(named) if isinstance(named := document.get("arms"), Mapping) else 0
         if bounds.arms is not None and number > bounds.arms:  # which may be too many to look at
-            rule, remedy = f"a study must have at most {bounds.arms} arms", "divide them between several studies"
+            rule, remedy = (
+                f"a study must have at most {count_of(bounds.arms, 'arm')}",
+                "divide them between several studies",
+            )
             self.violations.append(Violation(("arms",), rule, str(number), remedy))
             self.unchecked = "further checks follow once there are fewer"
             return

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from nas_blockout.serialization import count_of
 from nas_blockout.settings_fields import Conflict, refuse
 
 GRID_POINTS = 3
@@ -51,7 +52,7 @@ class Pruner(_Strict):
         """
         if self.rungs is not None:
             if self.rungs[-1] >= epochs:
-                message = f"pruner.rungs: must end before the last of {epochs} epochs, got {self.rungs}"
+                message = f"pruner.rungs: must end before the last of {count_of(epochs, 'epoch')}, got {self.rungs}"
                 raise Conflict(message, "pruner.rungs", "training.epochs")
             return self
         rungs = []

@@ -223,7 +223,7 @@ def unpaid(
         images: Number of training images; None if it is not known.
     """
     if budget.trainings is not None and budget.trainings < 1 + seeds:
-        rule = f"must be at least {1 + seeds}, for one search trial and {seeds} retrainings"
+        rule = f"must be at least {1 + seeds}, for one search trial and {count_of(seeds, 'retraining')}"
         yield Violation(("budget", "trainings"), rule, str(budget.trainings))
     if budget.sample_passes is None or images is None or not trainings:
         return
@@ -234,8 +234,9 @@ def unpaid(
         evaluation = one - epochs * images
         charged = f", and {evaluation} to evaluate them" if evaluation else ""
         rule = (
-            f"must be at least {one * (1 + seeds)} for arm {dearest!r}, one search trial and {seeds} retrainings of "
-            f"{one} passes ({count_of(epochs, 'epoch')} of {count_of(images, 'image')}{charged})"
+            f"must be at least {one * (1 + seeds)} for arm {dearest!r}, one search trial and "
+            f"{count_of(seeds, 'retraining')} of {one} passes "
+            f"({count_of(epochs, 'epoch')} of {count_of(images, 'image')}{charged})"
         )
         yield Violation(("budget", "sample_passes"), rule, str(budget.sample_passes))
 
@@ -268,12 +269,15 @@ def overpaid(
     if bounds.trials is None:
         return
     if budget.trainings is not None and budget.trainings * arms > bounds.trials:
-        rule = f"must be at most {bounds.trials // arms} with {arms} arms, for {bounds.trials} trials in all"
+        of_all = count_of(bounds.trials, "trial")
+        rule = f"must be at most {bounds.trials // arms} with {count_of(arms, 'arm')}, for {of_all} in all"
         yield Violation(("budget", "trainings"), rule, str(budget.trainings), "run fewer")
     elif budget.trainings is None and budget.sample_passes is not None and images:
         trials = sum(budget.sample_passes // (images * epochs) for epochs in fewest_epochs)
         if trials > bounds.trials:
-            rule = f"must pay for at most {bounds.trials} trials of all arms; this one pays for up to {trials}"
+            rule = (
+                f"must pay for at most {count_of(bounds.trials, 'trial')} of all arms; this one pays for up to {trials}"
+            )
             yield Violation(("budget", "sample_passes"), rule, str(budget.sample_passes), "set trainings as well")
 
 
@@ -285,7 +289,7 @@ def dimensions_of(splits: Splits) -> Dimensions:
 def check_against_data(study: Study, splits: Splits, *, source: str, lines: LineMap | None = None) -> None:
     """Outline the network of every arm and compute the cost of one training, to reject impossible studies early.
 
-    No weights are allocated, except those of networks that a factory makes.
+    No weights are allocated, except those of networks whose factory reads values, or that are pretrained.
 
     Args:
         study: The study.
@@ -413,8 +417,8 @@ def cautions(study: Study, splits: Splits) -> Iterator[str]:
         if length and fixed:
             epochs = arm.experiment.training.epochs
             yield (
-                f"warning: arm {name!r}: its network is frozen for {length} of {epochs} epochs, while that of "
-                f"{', '.join(fixed)} learns in all of them; set policy_fraction to 0 for equal terms"
+                f"warning: arm {name!r}: its network is frozen for {length} of {count_of(epochs, 'epoch')}, "
+                f"while that of {', '.join(fixed)} learns in all of them; set policy_fraction to 0 for equal terms"
             )
 
 

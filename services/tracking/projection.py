@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from nas_blockout.serialization import count_of
 from services.store import EpochRow, Store
 from services.tracking.data_sets import DataSet
 from services.tracking.experiments import PREFIX, discard_experiment, locate
@@ -306,7 +307,8 @@ class Projection:
             else:
                 self._known[trial] = run.id
         if left:
-            self._note(f"{left} runs were deleted in MLflow: `nas-blockout sync {self.study}` restores them")
+            gone = count_of(left, "run was", "runs were")
+            self._note(f"{gone} deleted in MLflow: `nas-blockout sync {self.study}` restores them")
         if strays and self._is_new:
             self._note(f"{strays} runs in {self.name} are of another store or of a trial that is no more: they stay")
         self._is_new = False

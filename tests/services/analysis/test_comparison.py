@@ -286,7 +286,7 @@ def test_a_study_that_still_runs_gives_no_verdicts(state: str) -> None:
     document = build(study_of(), found)
     assert document.pairs == []
     assert document.reason is not None
-    assert "1 trials have not ended" in document.reason
+    assert "1 trial has not ended" in document.reason
 
 
 def test_retrainings_that_were_never_begun_count_as_not_ended() -> None:

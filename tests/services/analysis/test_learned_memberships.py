@@ -47,7 +47,7 @@ def test_ends_are_counted_by_layer_and_told_by_groups_of_layers() -> None:
     assert many is not None
     assert (
         many.summary
-        == "membership probabilities stayed in layer0 (1 of 1 seeds); diverged in 19 of 20 layers (1 of 1 seeds)"
+        == "membership probabilities stayed in layer0 (1 of 1 seed); diverged in 19 of 20 layers (1 of 1 seed)"
     )
 
 

@@ -42,7 +42,7 @@ ARCHITECTURE = Architecture(
     ),
 )
 
-ENDED = "membership probabilities diverged in hidden (1 of 1 seeds)"
+ENDED = "membership probabilities diverged in hidden (1 of 1 seed)"
 
 
 @pytest.fixture
@@ -346,7 +346,7 @@ def test_the_tree_shows_branches_with_classes_and_costs(call: Call, made: Made) 
         "clusters 0 1: 4 nodes",
         "reads 10 nodes",
         "0, 2, 4, 6, 8",
-        "Membership probabilities diverged in hidden (1 of 1 seeds).",
+        "Membership probabilities diverged in hidden (1 of 1 seed).",
     ):
         assert part in ended.out
     assert json.loads(call("show", made.folder, "--json").out)["memberships"] == ENDED
