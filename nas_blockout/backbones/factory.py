@@ -73,7 +73,8 @@ def call_factory(factory: str, arguments: Mapping[str, Any], classes: int) -> nn
     Raises:
         Conflict: The factory cannot be imported, does not take these arguments, fails, or makes no network.
     """
-    make = load_factory(factory)
+    with torch.device("cpu"):  # what a module computes when it is imported has values, wherever networks are made
+        make = load_factory(factory)
     parameters = _parameters(make)
     if parameters is not None and "num_classes" in parameters:
         arguments = {"num_classes": classes, **arguments}
@@ -86,6 +87,33 @@ def call_factory(factory: str, arguments: Mapping[str, Any], classes: int) -> nn
     if not isinstance(network, nn.Module):
         raise Conflict(f"{_KEY}: {factory} must return an nn.Module, got {type(network).__name__}", _KEY, _ARGUMENTS)
     return network
+
+
+_OUTLINED: set[str] = set()
+
+
+def note_outlined(factory: str) -> None:
+    """Note that a factory has been called where tensors have no values, of which it may have kept some."""
+    _OUTLINED.add(factory)
+
+
+def forget_outlined(factory: str) -> bool:
+    """Forget the module of a factory that has been called where tensors have no values.
+
+    A module may keep what it has computed once, such as a table of positions; where that was on ``meta`` the network
+    fails when it is given values.
+
+    Args:
+        factory: As of `load_factory`.
+
+    Returns:
+        Whether there was such a call, and the module is a file, which will run again when it is next asked for.
+    """
+    file = file_of(factory)
+    if factory not in _OUTLINED or file is None or not file.is_file():
+        return False
+    _OUTLINED.remove(factory)
+    return sys.modules.pop(_name_of_module(file), None) is not None
 
 
 def several_inputs(module: nn.Module) -> str | None:
@@ -168,12 +196,10 @@ def _import_torchvision() -> None:
 
 def _module_in(file: Path) -> ModuleType:
     """Return the module in a file, which runs once a process as long as the file stays the same."""
-    path, status = file.resolve(), file.stat()
-    version = f"{path}:{status.st_mtime_ns}:{status.st_size}"
-    name = f"nas_blockout_factory_{hashlib.sha256(version.encode()).hexdigest()[:16]}"
+    name = _name_of_module(file)
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, file.resolve())
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -184,6 +210,12 @@ def _module_in(file: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _name_of_module(file: Path) -> str:
+    path, status = file.resolve(), file.stat()
+    version = f"{path}:{status.st_mtime_ns}:{status.st_size}"
+    return f"nas_blockout_factory_{hashlib.sha256(version.encode()).hexdigest()[:16]}"
 
 
 @contextmanager

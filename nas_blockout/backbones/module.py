@@ -118,6 +118,36 @@ class _Trial(NamedTuple):
     candidates: tuple[str, ...]
 
 
+def outline(settings: ModuleSettings, shape: Shape, classes: int, sites: Sites) -> ModuleNetwork:
+    """Return the network of a factory on the device ``meta``, where weights have a shape and take no memory.
+
+    A factory that reads values which it has computed cannot work there, and pretrained weights are compared with the
+    network: these networks are built with their values first, and a note says why.
+
+    Args:
+        settings: The factory and what it is given.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+        sites: Where a method enters.
+
+    Raises:
+        Conflict: As in `build`.
+    """
+    reason = None
+    if settings.weights is None:
+        factories.note_outlined(settings.factory)
+        try:
+            with torch.device("meta"):
+                return build(settings, shape, classes, sites).to("meta")
+        except Conflict as conflict:  # the same, if the factory is at fault, as where it has values
+            reason = str(conflict).partition(": ")[2]
+    with torch.device("cpu"):
+        network = build(settings, shape, classes, sites)
+    if reason is not None:
+        network.notes += (f"the checks of the study allocate the weights of {settings.factory}, since {reason}",)
+    return network.to("meta")
+
+
 def build(settings: ModuleSettings, shape: Shape, classes: int, sites: Sites) -> ModuleNetwork:
     """Return the network of a factory, with pretrained weights if there are any, and one logit a class.
 
@@ -133,8 +163,7 @@ def build(settings: ModuleSettings, shape: Shape, classes: int, sites: Sites) ->
         Conflict: The factory or the weights are refused, or the network does not take these images or give one logit a
             class; the keys are those of an experiment as JSON, such as ``backbone.factory``.
     """
-    network = factories.call_factory(settings.factory, settings.arguments.to_json(), classes)
-    given = _tried(network, settings, shape, training=False)
+    network, given = _made(settings, shape, classes)
     name, notes = _classes_layer(network, settings, given), []
     if settings.weights is not None:
         path = Path(settings.weights).expanduser()
@@ -158,6 +187,17 @@ def build(settings: ModuleSettings, shape: Shape, classes: int, sites: Sites) ->
     if name is None and (sites.nodes or sites.weights):
         raise _unnamed(network, settings, "has no linear layer that is known to give the logits", given.candidates)
     return ModuleNetwork(network, classes_layer=name, notes=tuple(notes), sites=sites)
+
+
+def _made(settings: ModuleSettings, shape: Shape, classes: int) -> tuple[nn.Module, _Trial]:
+    """Call the factory and try what it makes, once more if it may have kept values of a call on ``meta``."""
+    while True:
+        try:
+            network = factories.call_factory(settings.factory, settings.arguments.to_json(), classes)
+            return network, _tried(network, settings, shape, training=False)
+        except Conflict:
+            if torch.get_default_device().type == "meta" or not factories.forget_outlined(settings.factory):
+                raise
 
 
 def _fresh(old: nn.Linear, classes: int) -> nn.Linear:
@@ -255,9 +295,9 @@ def _tried(network: nn.Module, settings: ModuleSettings, shape: Shape, *, traini
             f"{tuple(logits.shape)} of type {str(logits.dtype).removeprefix('torch.')} for {_BATCH} images of {size}",
             *_OF_NETWORK,
         )
-    storage = logits.untyped_storage().data_ptr()
+    storage = logits.untyped_storage()._cdata  # unlike a pointer to the data it is there without data, too
     candidates = tuple(
-        name for name, values in outputs.items() if any(each.untyped_storage().data_ptr() == storage for each in values)
+        name for name, values in outputs.items() if any(each.untyped_storage()._cdata == storage for each in values)
     )
     return _Trial(logits.shape[1], candidates)
 

@@ -1,6 +1,7 @@
 """The dense networks from which branches are made: built from stages, or any other through its graph."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
@@ -15,6 +16,7 @@ from nas_blockout.backbones.module import ModuleNetwork, ModuleSettings
 from nas_blockout.graph.analysis import GraphAnalysis, analyze
 from nas_blockout.graph.branched import BranchedGraph, settled
 from nas_blockout.graph.network import GraphNetwork, memberships_of
+from nas_blockout.graph.trace import COUNTERS
 from nas_blockout.methods.masking import common_clusters
 from nas_blockout.networks import Branchable, Network
 
@@ -73,17 +75,37 @@ def analysis_of(backbone: Any, shape: Shape, classes: int) -> GraphAnalysis:
 
 @lru_cache(maxsize=32)
 def _analysis_of(backbone: Any, shape: Shape, classes: int) -> GraphAnalysis:
+    # A service checks studies of built-in networks, however wide, and drivers those of any: on `meta` weights take no
+    # memory. What a factory makes may need values: of buffers that say which positions go where, or of a table.
+    if BACKBONES[name_of(backbone)].from_factory:
+        with suppress(ValueError, RuntimeError, TypeError, NotImplementedError):
+            found = _analyzed(backbone, shape, classes, device="meta")
+            if found is not None and not found.trace.lacks_values:
+                return found
+    device = "cpu" if BACKBONES[name_of(backbone)].from_factory else "meta"
+    found = _analyzed(backbone, shape, classes, device=device)
+    assert found is not None, "only buffers of networks from factories are asked for"
+    return found
+
+
+def _analyzed(backbone: Any, shape: Shape, classes: int, *, device: str) -> GraphAnalysis | None:
+    """Return the analysis of a network that is built on a device; None where buffers lack values that it needs."""
     registered = BACKBONES[name_of(backbone)]
-    # A service checks studies of built-in networks, however wide: on `meta` weights take no memory. What a factory
-    # makes is built where its code expects it.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu" if registered.from_factory else "meta"):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         network = registered.build(backbone, shape, classes, None, Sites())
+    if registered.from_factory and device == "meta" and _has_numbers(network):
+        return None
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:
             names = {each.weight: each.targets[0] for each in network.connections}
         except NotImplementedError:
             names = {}  # layers of networks that do not name them are called by the paths of their modules
         return settled(analyze(_inside(network), shape, names=names))
+
+
+def _has_numbers(network: nn.Module) -> bool:
+    """Whether a network has buffers of whole numbers, such as indices, beside those that count batches."""
+    return any(not value.is_floating_point() and not name.endswith(COUNTERS) for name, value in network.named_buffers())
 
 
 def _inside(network: Network) -> nn.Module:
@@ -112,6 +134,11 @@ def from_scratch(network: GraphNetwork, architecture: Architecture) -> BranchedG
         network: Dense, with initial weights.
         architecture: Of all its layers.
     """
+    with torch.device("cpu"):  # numbers of nodes have values, also where weights have none
+        return _from_scratch(network, architecture)
+
+
+def _from_scratch(network: GraphNetwork, architecture: Architecture) -> BranchedGraph:
     memberships = memberships_of(architecture, network.layers)
     state: dict[str, Tensor] = dict(network.state_dict())
     for connection in network.connections:

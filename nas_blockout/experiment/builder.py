@@ -62,7 +62,7 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
 def outlined_for_training(experiment: Experiment, *, shape: Shape, classes: int) -> nn.Module:
     """Return what `build` returns, on the device ``meta``, where weights have a shape and no values.
 
-    What a factory makes is built where its code expects it first.
+    What a factory makes is built with its values first only if it cannot do without them.
 
     Args:
         experiment: What would be built.
@@ -230,10 +230,14 @@ def built(experiment: Experiment, shape: Shape, classes: int, sites: Sites) -> N
         return _built(backbone, architecture, macs, shape, classes, sites)
     if architecture is not None or macs is not None:
         backbone = with_new_weights(backbone)  # pretrained nodes that were never chosen are no initial weights
-    network = build_branchable(backbone, shape, classes, sites)
+    if torch.get_default_device().type == "meta" and (architecture or macs is not None):
+        network = outline(backbone, shape, classes)  # which is shared, as what is cut out of it is new
+    else:
+        network = build_branchable(backbone, shape, classes, sites)
     assert isinstance(network, GraphNetwork), "networks of stages are built without their graph"
     if architecture is None and macs is not None:
-        architecture = narrowed(backbone, macs, shape, classes)
+        with torch.device("cpu"):  # memberships have values, also where weights have none
+            architecture = narrowed(backbone, macs, shape, classes)
     return network if architecture is None else from_scratch(network, architecture)
 
 

@@ -1,11 +1,14 @@
 """What the network that an experiment ends in will cost, as far as that is known before it is trained."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from nas_blockout.backbones.branched import BranchedNetwork, Sites
+from nas_blockout.experiment.branchable import with_new_weights
 from nas_blockout.experiment.builder import built, plain
-from nas_blockout.experiment.config import Experiment, needs_graph
+from nas_blockout.experiment.config import Experiment
 from nas_blockout.graph.branched import BranchedGraph
 from nas_blockout.graph.macs import count_macs
 from nas_blockout.graph.network import nodes_of
@@ -40,9 +43,8 @@ def known_costs(experiment: Experiment, *, shape: tuple[int, int, int], classes:
         shape: Channels, height and width of an image.
         classes: Number of classes.
     """
-    # Costs are counted: weights need a shape, and no memory. Only rewriting a graph computes with values.
-    rewrites = experiment.architecture is not None and needs_graph(experiment)
-    with torch.device("cpu" if rewrites else "meta"):
+    experiment = replace(experiment, backbone=with_new_weights(experiment.backbone))  # which cost the same
+    with torch.device("meta"):  # costs are counted: weights need a shape, and no memory
         image = torch.zeros(1, *shape)
         if (network := known_network(experiment, shape=shape, classes=classes)) is not None:
             return {"parameters": parameters_of(network), "macs": count_macs(network, image)}

@@ -20,6 +20,7 @@ __all__ = ["Trace", "Untraceable", "trace"]
 
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic", "torch.nn.quantized", "torch.nn.intrinsic", "torchao")
 _MOST_IMAGES = 4096
+COUNTERS = "num_batches_tracked"  # buffers of batch norms, whose values no graph depends on
 # Operations that an export specializes to the number of images, and what to write instead.
 _DISTANCES = "Write the distances out, as in (x[:, None] - y).square().sum(-1).sqrt()"
 _OF_FIXED_NUMBER = {"cdist": _DISTANCES, "_cdist_forward": _DISTANCES, "_euclidean_dist": _DISTANCES}
@@ -45,6 +46,19 @@ class Trace:
     parameter_of: Mapping[fx.Node, str]
     constants: Mapping[fx.Node, Tensor]
     training: Mapping[fx.Node, Training]
+
+    @property
+    def lacks_values(self) -> bool:
+        """Whether the graph has constants without values, or makes some where there are none.
+
+        That is so if a network on the device ``meta`` reads more than its parameters there.
+        """
+        asked = (argument for node in self.graph.nodes for argument in (*node.args, *node.kwargs.values()))
+        on_meta = any(isinstance(each, torch.device) and each.type == "meta" for each in asked)
+        return on_meta or any(
+            value.is_meta and not self.parameter_of.get(node, "").endswith(COUNTERS)
+            for node, value in self.constants.items()
+        )
 
 
 def trace(module: nn.Module, shape: tuple[int, ...]) -> Trace:
