@@ -107,7 +107,7 @@ def arm_structure(models: Sequence[Trial], exported: Trial | None, known: Struct
     branched = sum(structure.is_branched for structure in structures)
     text = summary(shown, learned=learned)
     if learned and structures and shown.is_branched:
-        text += f" ({branched} of {count_of(len(structures), 'seed')} have branches)"
+        text += f" ({branched} of {count_of(len(structures), 'seed has', 'seeds have')} branches)"
     elif learned and structures:
         text += f" ({len(structures) - branched} of {count_of(len(structures), 'seed')})"
     return ArmStructure(
