@@ -61,8 +61,7 @@ def draw_samples(figure: Figure, rows: Sequence[SampleRow], *, top: float) -> No
         write(figure, (NARROW - 4, top + 12), clean(row.note), size=SMALL, color=MUTED, ha="right")
         top += _HEADING
         for start in range(0, len(row.samples), A_ROW):
-            for column, sample in enumerate(row.samples[start : start + A_ROW]):
-                _draw(figure, sample, (_LEFT + column * _PITCH, top))
+            _draw(figure, row.samples[start : start + A_ROW], top=top)
             top += _row_height(row)
 
 
@@ -70,12 +69,23 @@ def _row_height(row: SampleRow) -> float:
     return _SIDE + _LINE * (2 if any(sample.note for sample in row.samples) else 1) + 8
 
 
-def _draw(figure: Figure, sample: Sample, place: tuple[float, float]) -> None:
-    left, top = place
-    axes = panel(figure, (left, top, _SIDE, _SIDE))
-    gray = {"cmap": "gray", "vmin": 0, "vmax": 255} if sample.image.ndim == 2 else {}
-    axes.imshow(sample.image, interpolation="none", **gray)  # type: ignore[arg-type]  # as matplotlib's stubs have it
+def _draw(figure: Figure, samples: Sequence[Sample], *, top: float) -> None:
+    """Draw images side by side, in one axes: axes take ten times as long to make as what stands in them."""
+    width = _PITCH * (len(samples) - 1) + _SIDE
+    axes = panel(figure, (_LEFT, top, width, _SIDE))
     bare(axes)
-    for line, (text, color) in enumerate(((sample.text, INK), (sample.note, MUTED))):
-        y = top + _SIDE + _LINE * (line + 1) - 1
-        write(figure, (left, y), shorten(text, _PITCH - 4, SMALL), size=SMALL, color=color)
+    for column, sample in enumerate(samples):
+        left = column * _PITCH
+        gray = {"cmap": "gray", "vmin": 0, "vmax": 255} if sample.image.ndim == 2 else {}
+        axes.imshow(sample.image, extent=_extent(sample.image, left), interpolation="none", aspect="auto", **gray)  # type: ignore[arg-type]  # as matplotlib's stubs have it
+        for line, (text, color) in enumerate(((sample.text, INK), (sample.note, MUTED))):
+            y = top + _SIDE + _LINE * (line + 1) - 1
+            write(figure, (_LEFT + left, y), shorten(text, _PITCH - 4, SMALL), size=SMALL, color=color)
+    axes.set(xlim=(0, width), ylim=(_SIDE, 0))  # points, as everything else; `imshow` has set others
+
+
+def _extent(image: Image, left: float) -> tuple[float, float, float, float]:
+    """Return left, right, bottom and top of an image in the middle of its square, in points."""
+    height, width = (_SIDE * side / max(image.shape[:2]) for side in image.shape[:2])
+    x, y = left + (_SIDE - width) / 2, (_SIDE - height) / 2
+    return x, x + width, y + height, y

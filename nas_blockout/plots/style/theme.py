@@ -78,6 +78,7 @@ _RC: dict[str, Any] = {
     "hatch.color": PAPER,
     "hatch.linewidth": 1.2,
     "savefig.dpi": 72,
+    "image.composite_image": False,  # images of one axes stay what they are, pixel by pixel
     "svg.fonttype": "none",  # text, which can be searched and read aloud, not outlines
     "svg.hashsalt": "nas_blockout",  # identifiers that do not depend on a random number
     "text.color": INK,

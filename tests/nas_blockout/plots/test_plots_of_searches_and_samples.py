@@ -70,12 +70,23 @@ def test_images_stand_in_rows_of_six_with_their_texts() -> None:
     image = np.zeros((8, 8, 3), dtype=np.uint8)
     rows = [plots.SampleRow("dense", "8 alone", tuple(plots.Sample(image, f"c{n}", f"not {n}") for n in range(8)))]
     figure = plots.figure_samples(rows)
-    shown = [axes for axes in figure.axes if axes.images]
-    assert len(shown) == 8
-    assert len({round(axes.get_position().y0, 4) for axes in shown}) == 2
+    assert [len(axes.images) for axes in figure.axes] == [6, 2]
+    assert len({round(axes.get_position().y0, 4) for axes in figure.axes}) == 2
     texts = [text.get_text() for text in figure.texts]
     assert texts[:2] == ["dense", "8 alone"]
     assert {f"not {n}" for n in range(8)} < set(texts)
+
+
+def test_images_keep_their_shape_and_pixels_in_the_middle_of_a_square() -> None:
+    wide = np.arange(32, dtype=np.uint8).reshape(4, 8)
+    figure = plots.figure_samples([plots.SampleRow("dense", "", (plots.Sample(wide, "a"), plots.Sample(wide.T, "b")))])
+    (axes,) = figure.axes
+    assert [tuple(image.get_extent()) for image in axes.images] == [(0, 44, 33, 11), (68.5, 90.5, 44, 0)]
+    bounds = axes.get_window_extent()
+    (low, high), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    assert bounds.width / abs(high - low) == pytest.approx(bounds.height / abs(top - bottom))
+    drawing = plots.to_svg(figure)
+    assert drawing.count("<image ") == 2
 
 
 def test_extreme_classes_are_the_ends_and_at_most_half_of_all() -> None:
@@ -89,7 +100,7 @@ def test_images_of_extreme_classes_stand_below_the_classes() -> None:
     expected = np.array([[1.0, 3.0, 2.0, 2.5]])
     image = np.zeros((8, 8), dtype=np.uint8)
     figure = plots.figure_clusters_per_class(expected, list("abcd"), {0: [image, image], 1: [image]})
-    assert len([axes for axes in figure.axes if axes.images]) == 3
+    assert sum(len(axes.images) for axes in figure.axes) == 3
     texts = [text.get_text() for text in figure.texts]
     assert [text for text in texts if text] == ["fewest clusters", "a", "1.00", "most clusters", "b", "3.00"]
     alone = plots.figure_clusters_per_class(expected, list("abcd"))
