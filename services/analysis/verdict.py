@@ -12,6 +12,7 @@ from services.analysis.seed_metrics import Accuracy, PairResult
 
 Answer = Literal["yes", "no", "not shown"]
 _NUMBERS = ("no", "one", "two")
+_MOST_NAMED = 3  # of the arms in a column of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,19 @@ def verdict_of(document: ComparisonDocument) -> Verdict:
         answer, headline = _best_is_best(document, best)
     said = document.reason is not None and document.reason in headline
     return Verdict(answer, headline, tuple(_numbers(document, learned, best, without_reason=said)))
+
+
+def arm_verdict(document: ComparisonDocument, name: str) -> str:
+    """Return what a study shows of one arm, in a few words: whether it is the one to ship, and its differences."""
+    parts = ["to ship"] if document.shipped is not None and document.shipped.arm == name else []
+    if (nothing := _nothing_compared(document, name)) is not None:
+        return "; ".join([*parts, nothing])
+    pairs = [_relative_to(pair, name) for pair in _pairs_of(document, name)]
+    outcomes = {"better": "better than", "worse": "worse than", "no difference shown": "no difference shown to"}
+    for outcome, words in outcomes.items():
+        if others := [other for other, _, found in pairs if found == outcome]:
+            parts.append(f"{words} {_listed(others) if len(others) <= _MOST_NAMED else f'{len(others)} arms'}")
+    return "; ".join(parts)
 
 
 def _what_learns(document: ComparisonDocument) -> str:

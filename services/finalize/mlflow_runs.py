@@ -1,7 +1,8 @@
 """A finished study in MLflow: its trials as runs, its files, and the model that it recommends."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -9,7 +10,8 @@ from torch import nn
 from nas_blockout.data import Splits, load
 from nas_blockout.export import Deployed
 from services.analysis.comparison import ComparisonDocument
-from services.analysis.verdict import ship_heading, ship_rows, verdict_of
+from services.analysis.verdict import arm_verdict, ship_heading, ship_rows, verdict_of
+from services.budget.accounting import current
 from services.files.network_files import files_of, require_same_files
 from services.files.shared_place import shared_place
 from services.files.study_dir import Folder
@@ -17,9 +19,36 @@ from services.finalize.winners import exported_trials, models_of, require_what_w
 from services.settings import Settings
 from services.store import Store
 from services.study_config.resolved_study import Study, parse_resolved
-from services.tracking import Projection, Synced, TrackingError, TrackingUnreachable, data_sets
+from services.tracking import ArmFinding, Projection, Synced, TrackingError, TrackingUnreachable, data_sets
+from services.trial_record import Trial
 
 Models = Mapping[str, nn.Module]
+
+
+def sync_trials(
+    study: Study, store: Store, settings: Settings, *, winners: Iterable[Trial], splits: Splits
+) -> Projection | None:
+    """Write the trials of a study to MLflow, so that its report can link to them.
+
+    Args:
+        study: The resolved study.
+        store: Holds its trials.
+        settings: Of the installation.
+        winners: Its retrained trials that are exported.
+        splits: Its data.
+
+    Returns:
+        What `sync_study` goes on with, or None if MLflow is off or fails: `sync_study` then says how.
+    """
+    if settings.tracking_uri is None:
+        return None
+    try:
+        projection = _projection(settings.tracking_uri, study, store, splits)
+        projection.sync()
+        projection.link([trial.id for trial in winners])
+    except TrackingError:
+        return None
+    return projection
 
 
 def sync_study(
@@ -31,6 +60,7 @@ def sync_study(
     models: Models,
     splits: Splits,
     log: Callable[[str], None],
+    begun: Projection | None = None,
 ) -> None:
     """Write a study to MLflow, unless it is turned off; what MLflow refuses is a warning, and no error.
 
@@ -42,18 +72,18 @@ def sync_study(
         models: Its retrained models, by arm.
         splits: Its data.
         log: Called with what takes a while, and with warnings.
+        begun: From `sync_trials`, or None to begin here.
     """
     if settings.tracking_uri is None:
         return
     log("writing to MLflow")
     notes: list[str] = []
     try:
-        data = data_sets(splits, name=study.data.name)
-        projection = Projection(settings.tracking_uri, study.name, study.to_json(), store, data=data)
+        projection = begun or _projection(settings.tracking_uri, study, store, splits)
         notes = projection.notes
         projection.sync()
         _log_recommended_model(projection, document, models, splits)
-        projection.finish(document.model_dump(mode="json"), settings.folder(study.name), tags=_tags(document))
+        _finish(projection, document, study, store, settings.folder(study.name))
     except TrackingError as error:
         log(f"warning: {error}; the study is complete, `nas-blockout sync {study.name}` writes it later")
     for note in notes:
@@ -88,8 +118,27 @@ def sync_again(settings: Settings, name: str) -> Synced:
             models = models_of(winners, folder, splits, shared=shared_place(settings, store, name))
             require_what_was_measured({arm: (winners[arm], model) for arm, model in models.items()}, splits)
             _log_recommended_model(projection, document, models, splits)
-            projection.finish(document.model_dump(mode="json"), folder.root, tags=_tags(document))
-        return replace(synced, notes=tuple(projection.notes))
+            _finish(projection, document, study, store, folder.root)
+        return replace(synced, notes=tuple(projection.notes), pages=dict(projection.pages))
+
+
+def _projection(uri: str, study: Study, store: Store, splits: Splits) -> Projection:
+    data = data_sets(splits, name=study.data.name)
+    return Projection(uri, study.name, study.to_json(), store, data=data)
+
+
+def _finish(projection: Projection, document: ComparisonDocument, study: Study, store: Store, folder: Path) -> None:
+    trials = store.trials(study.name)
+    winners = exported_trials(study, trials)
+    findings = {
+        arm: ArmFinding(
+            arm_verdict(document, arm),
+            tuple(trial.id for trial in current(trials) if trial.arm == arm and trial.is_model),
+            winners[arm].id if arm in winners else None,
+        )
+        for arm in document.arms
+    }
+    projection.finish(document.model_dump(mode="json"), folder, tags=_tags(document), findings=findings)
 
 
 def _tags(document: ComparisonDocument) -> dict[str, str]:
@@ -99,6 +148,9 @@ def _tags(document: ComparisonDocument) -> dict[str, str]:
         "nas.verdict": verdict_of(document).headline,
         "nas.recommended": document.shipped.arm if document.shipped is not None else "none",
         "nas.recommendation": "; ".join([ship_heading(document), *rows]),
+        "mlflow.note.content": "\n\n".join(
+            [f"**{verdict_of(document).headline}.**", "\n".join(f"- {row}" for row in verdict_of(document).numbers)]
+        ),
     }
 
 

@@ -60,6 +60,7 @@ from services.store.studies import Studies
 from services.store.trials import Trials, study_id
 
 __all__ = [
+    "PAGES_TARGET",
     "Actor",
     "AttemptRow",
     "AuditRow",
@@ -92,6 +93,9 @@ __all__ = [
     "acting",
     "this_process",
 ]
+
+
+PAGES_TARGET = "mlflow-pages"  # under which MLflow's pages on a study are recorded, as JSON: addresses by name
 
 
 class Store(Studies, Trials, Queue, Schedule, Deletion, Tokens, SignIns, People, WebSessions, Teams, Audit):

@@ -1,7 +1,7 @@
 """The experiment of a study in MLflow: its own, whatever other stores have written under the same name."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,19 +27,21 @@ class Located:
         name: Its name.
         artifacts: Where its files lie, as MLflow has recorded it.
         restored: Whether it had been deleted.
+        tags: Its tags.
     """
 
     id: str
     name: str
     artifacts: str
     restored: bool
+    tags: Mapping[str, str]
 
 
 def locate(
     client: Any,
     identity: StudyIdentity,
     *,
-    description: str,
+    description: Callable[[str], str],
     artifacts: Callable[[str], str | None],
     recognizes: Callable[[Any], bool],
     restore: bool,
@@ -53,7 +55,8 @@ def locate(
     Args:
         client: Of MLflow.
         identity: Of the study.
-        description: For people, unless they have written another.
+        description: Returns that of an experiment with an ID, for people, unless they have written another; the ID of
+            one that does not exist yet is empty.
         artifacts: Returns where the files of a new experiment of that name should lie; None leaves it to the server.
         recognizes: Whether an experiment without an identity holds this study and no other.
         restore: Whether to restore the experiment if it has been deleted.
@@ -66,8 +69,10 @@ def locate(
     for attempt in range(_ATTEMPTS):
         found = _tagged(client, identity) or _named(client, identity, recognizes)
         if not isinstance(found, str):
-            return _usable(client, identity, found, description=description, restore=restore)
-        tags = {**identity.tags, **KIND, NOTE: description, NOTE_DIGEST: _digest(description)}
+            text = description(str(found.experiment_id))
+            return _usable(client, identity, found, description=text, restore=restore)
+        text = description("")
+        tags = {**identity.tags, **KIND, NOTE: text, NOTE_DIGEST: _digest(text)}
         try:  # with its tags in one call: whoever comes second sees whose it is
             client.create_experiment(PREFIX + found, artifact_location=artifacts(found), tags=tags)
         except MlflowException as error:
@@ -132,7 +137,7 @@ def _usable(client: Any, identity: StudyIdentity, experiment: Any, *, descriptio
     for key, value in wanted.items():
         if present.get(key) != value and not (key in KIND and key in present):
             client.set_experiment_tag(identifier, key, value)
-    return Located(identifier, str(experiment.name), str(experiment.artifact_location), deleted)
+    return Located(identifier, str(experiment.name), str(experiment.artifact_location), deleted, {**present, **wanted})
 
 
 def _digest(text: str) -> str:

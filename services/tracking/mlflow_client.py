@@ -12,6 +12,7 @@ from services import secret_files
 from services.settings import masked
 from services.store import LockTimeout, StoreError, StoreUnreachable
 
+PROGRAM = "nas-blockout"
 ERROR_CHARACTERS = 300
 _REFUSALS = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"})
 _GATEWAY = re.compile(r"failed with error code 50[234]\b")  # from a proxy whose server is away
@@ -73,6 +74,13 @@ def connect(uri: str) -> Any:
         client = mlflow.MlflowClient(tracking_uri=as_mlflow_reads(uri))
         client.search_experiments(max_results=1)
         return client
+
+
+def source_tags() -> dict[str, str]:
+    """Return who writes, with which program and of which commit, as MLflow's own logging tells it of every run."""
+    from mlflow.tracking.context import registry
+
+    return {**registry.resolve_tags(), "mlflow.source.name": PROGRAM}
 
 
 def as_mlflow_reads(uri: str) -> str:

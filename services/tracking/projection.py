@@ -6,29 +6,31 @@ a run again changes nothing. The first sync reads every run that MLflow has of t
 is new.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from nas_blockout.serialization import count_of
-from services.store import EpochRow, Store
+from services.store import PAGES_TARGET, EpochRow, Store
 from services.tracking.data_sets import DataSet
-from services.tracking.experiments import PREFIX, discard_experiment, locate
+from services.tracking.experiments import NOTE, PREFIX, discard_experiment, locate
 from services.tracking.logged_models import log_program, register, unregister, weights_digest
 from services.tracking.machine_metrics import MachineMetrics
-from services.tracking.mlflow_client import TrackingError, connect, translated
+from services.tracking.mlflow_client import TrackingError, connect, source_tags, translated
+from services.tracking.overview import ArmFinding, ArmRuns, address_of_comparison, pages_of, write_views
 from services.tracking.relocation import relocate, root_of
 from services.tracking.run_files import digest_of, files_to_send
 from services.tracking.run_values import (
     CHANGEABLE,
     begin_of,
     description_of,
+    descriptions_of,
     end_of,
-    is_number,
     metrics_of,
     milliseconds,
     outdated,
@@ -59,6 +61,7 @@ class Synced:
         present: Runs that existed already.
         restored: Runs among these that had been deleted in MLflow.
         notes: What its user should know, in sentences.
+        pages: Addresses of the pages on which arms are compared, relative to that of MLflow, by what they show.
     """
 
     experiment: str
@@ -66,6 +69,7 @@ class Synced:
     present: int
     restored: int
     notes: tuple[str, ...] = ()
+    pages: Mapping[str, str] = field(default_factory=dict)
 
 
 class Projection:
@@ -87,6 +91,7 @@ class Projection:
         name: Name of the experiment.
         parent: ID of the study's run.
         notes: What its user should know, in sentences.
+        pages: Addresses of the pages on which arms are compared, relative to that of MLflow, by what they show.
 
     Raises:
         TrackingError: The server cannot be reached, or refuses.
@@ -105,12 +110,23 @@ class Projection:
         self.uri, self.study, self.config, self.store = uri, study, config, store
         self.name, self.parent, self.restored = f"{PREFIX}{study}", "", 0
         self.notes: list[str] = []
+        self.pages: dict[str, str] = {}
         self._restore, self._data = restore, [each.to_mlflow() for each in data]
         self._client = connect(uri)
         with translated(uri):
             row = store.study(study)
             self.identity = StudyIdentity(study, row.uuid, store.identity())
-            self._runs = StudyRuns(self._client, self.identity, began=milliseconds(row.created_at))
+            began = milliseconds(row.created_at)
+            self._runs = StudyRuns(self._client, self.identity, began=began)
+        self._source = source_tags()
+        self._arms = ArmRuns(
+            self._client,
+            self.identity,
+            began=began,
+            arms=descriptions_of(config),
+            tags=self._source,
+            restore=restore,
+        )
         self._ended = EndedTrials(store, study)
         self._known: dict[int, str] = {}  # runs that were not written to their end, by trial
         self._is_new = True  # to be looked through whole: nothing is known of the runs in it yet
@@ -130,7 +146,7 @@ class Projection:
         with translated(self.uri):
             ended.look()
         if self.parent and not ended.unwritten:
-            return Synced(self.name, 0, len(ended.written), 0)
+            return Synced(self.name, 0, len(ended.written), 0, pages=self.pages)
         written = 0
         with self._writing(wait_seconds):
             ended.look()  # all of them once more, if MLflow has another experiment or run of the study now
@@ -141,7 +157,7 @@ class Projection:
                     break
                 self._write(self.store.trial(trial), self.store.epochs(trial))
                 written += 1
-        return Synced(self.name, written, present, self.restored)
+        return Synced(self.name, written, present, self.restored, pages=self.pages)
 
     def measure(self, machine: MachineMetrics) -> None:
         """Let the study's run, which a sync has made, get metrics of this machine until they are ended.
@@ -154,27 +170,27 @@ class Projection:
                 machine.begin(self._client, self.parent)
 
     def finish(
-        self, comparison: Mapping[str, Any], folder: Path, *, tags: Mapping[str, str] = MappingProxyType({})
+        self,
+        comparison: Mapping[str, Any],
+        folder: Path,
+        *,
+        tags: Mapping[str, str] = MappingProxyType({}),
+        findings: Mapping[str, ArmFinding] = MappingProxyType({}),
     ) -> None:
-        """Write the results of the study to its parent run: test accuracy of each arm, files, report and figures.
+        """Write the results of the study: those of each arm to the run of the arm, files to its own.
 
         Args:
             comparison: Content of ``comparison.json``.
             folder: Folder of the study; missing files are skipped, and unchanged ones are not sent again.
-            tags: Of the parent run.
+            tags: Of the study's run.
+            findings: What the study says of its arms, by name.
         """
-        from mlflow.entities import Metric
-
-        accuracies = {
-            f"test/accuracy/{name}": arm["test_accuracy"]["mean"]
-            for name, arm in comparison["arms"].items()
-            if arm["test_accuracy"] and is_number(arm["test_accuracy"]["mean"])
-        }
         with self._writing(WAIT_SECONDS):
+            self._arms.place(self._runs.experiment, again=True)
+            for arm, values in comparison["arms"].items():
+                self._fill(arm, values, findings.get(arm, ArmFinding("")))
+            self._link([self.store.trial(each.winner) for each in findings.values() if each.winner is not None])
             run = self._client.get_run(self.parent)
-            new = {key: value for key, value in accuracies.items() if run.data.metrics.get(key) != value}
-            metrics = [Metric(key, value, run.info.start_time, 0) for key, value in new.items()]
-            self._client.log_batch(self.parent, metrics=metrics)
             for key, value in tags.items():
                 if run.data.tags.get(key) != (text := value[:NOTE_CHARACTERS]):
                     self._client.set_tag(self.parent, key, text)
@@ -186,6 +202,36 @@ class Projection:
                 self._client.set_tag(self.parent, "nas.files", digest)
             if run.info.status not in _STATUS.values():
                 self._client.set_terminated(self.parent)
+
+    def _fill(self, arm: str, values: Mapping[str, Any], finding: ArmFinding) -> None:
+        trials = [self.store.trial(trial) for trial in finding.retrained]
+        ended = max((end_of(trial) for trial in trials), default=self._runs.began)
+        seeds = [self.store.epochs(trial.id) for trial in trials]
+        self._arms.fill(arm, values, finding=finding, seeds=seeds, ended=ended)
+
+    def link(self, winners: Sequence[int]) -> None:
+        """Know the address of the page that compares the retrained winners, for whoever links to it.
+
+        Args:
+            winners: IDs of their trials, which a sync has written.
+
+        Raises:
+            TrackingError: MLflow cannot be reached, or refuses.
+        """
+        with translated(self.uri):
+            self._link([self.store.trial(winner) for winner in winners])
+
+    def _link(self, winners: Sequence[Trial]) -> None:
+        found, _ = self._runs.of({trial.id: trial for trial in winners}, tags=lambda trial: {}, everywhere=False)
+        runs = [found[trial.id].id for trial in winners if trial.id in found and not found[trial.id].deleted]
+        if len(runs) > 1:
+            self._show({"winners": address_of_comparison(self._runs.experiment, runs)})
+
+    def _show(self, pages: Mapping[str, str]) -> None:
+        """Know pages of the study, and tell the store, so that others can link to them."""
+        if self.pages != (known := {**self.pages, **pages}):
+            self.pages = known
+            self.store.record_projection(self.study, target=PAGES_TARGET, external_id=json.dumps(known))
 
     def log_model(
         self, arm: str, model: Any, images: Any, *, class_names: Sequence[str], requirements: Sequence[str]
@@ -237,10 +283,12 @@ class Projection:
             before = self._runs.experiment, self.parent
             self._place()
             self._place_parent()
-            if before != (self._runs.experiment, self.parent):  # what was written was written elsewhere
+            if moved := before != (self._runs.experiment, self.parent):  # what was written was written elsewhere
                 self._ended.forget()
                 self._known, self._is_new = {}, True
+            self._arms.place(self._runs.experiment, again=moved)
             self.store.record_projection(self.study, target=TARGET, external_id=self.parent)  # the page links to it
+            self._show(pages_of(self._runs.experiment))
             yield
 
     def _place(self) -> None:
@@ -249,12 +297,13 @@ class Projection:
         located = locate(
             self._client,
             self.identity,
-            description=description_of(self.config),
+            description=lambda experiment: description_of(self.config, pages_of(experiment) if experiment else {}),
             artifacts=lambda name: f"{root}/{name}" if root else None,
             recognizes=lambda experiment: self._runs.recognizes(str(experiment.experiment_id)),
             restore=self._restore,
         )
         self._runs.experiment, self.name = located.id, located.name
+        write_views(self._client, located.id, located.tags, began=self._runs.began)
         if located.restored:
             self._note(f"the experiment {located.name}, which had been deleted, is restored")
         if located.name in (f"{PREFIX}{name}" for name in self.identity.names[1:]):
@@ -275,7 +324,7 @@ class Projection:
             self._note("the run of the study, which had been deleted, is restored")
         tags = {"nas.trial": "study", "nas.phase": "study", **self.identity.tags}
         if run is None:
-            tags["mlflow.note.content"] = str(self.config.get("question", ""))
+            tags |= {NOTE: str(self.config.get("question", "")), **self._source}
             run = self._client.create_run(self._runs.experiment, self._runs.began, run_name=self.study, tags=tags)
         self.parent = str(run.info.run_id)
         fixed = {key: value for key, value in self.config.items() if key not in CHANGEABLE}
@@ -289,7 +338,10 @@ class Projection:
 
     def _recognize(self) -> None:
         """Know which runs exist; those of earlier releases get the study's identity, children get their parent."""
-        tags = {**self.identity.tags, "mlflow.parentRunId": self.parent}
+
+        def tags(trial: Trial) -> dict[str, str]:  # releases with one run a study had that as the parent of all
+            return {**self.identity.tags, "mlflow.parentRunId": self._arms.id_of(trial.arm)}
+
         known, strays = self._runs.of(self._ended.unwritten, tags=tags, everywhere=self._is_new)
         left = 0
         for trial, run in known.items():
@@ -324,7 +376,7 @@ class Projection:
                 self._runs.experiment,
                 start_time=begin_of(trial),
                 run_name=f"{trial.arm}-{trial.number}-s{trial.seed}",
-                tags=tags_of(trial, identity=self.identity, parent=self.parent),
+                tags=self._source | tags_of(trial, identity=self.identity, parent=self._arms.id_of(trial.arm)),
             )
             self._known[trial.id] = str(run.info.run_id)
         self._log_missing(run, params=params_of(trial.experiment), metrics=list(metrics_of(trial, epochs)))

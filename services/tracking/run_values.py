@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 from nas_blockout.structure.branching import recorded_structure, structure_metrics, summary
 from services.store import EpochRow
 from services.tracking.study_identity import StudyIdentity
-from services.trial_record import Trial
+from services.trial_record import RETRAIN, Trial
 
 CURVE_POINTS = 100  # about, for each curve: writing one takes 1/6 ms, and the store has every epoch anyway
 PARAM_CHARACTERS = 6000
@@ -16,6 +16,7 @@ TAG_CHARACTERS = 500
 SETTING_CHARACTERS = 4000  # MLflow takes 8,000 in a tag
 # Of a study: an extension or the next run may have others. MLflow never changes a parameter, so that they are tags.
 CHANGEABLE = ("arms", "budget", "export", "question", "retrain", "workers")
+CURVES = {"train_loss": "train/loss", "validation_loss": "val/loss", "validation_accuracy": "val/accuracy"}
 _SETTINGS = ("budget", "export", "retrain", "workers")
 _SYSTEM = {  # what a training took of its device, and under which of its system metrics MLflow shows it
     "device_bytes": ("system/peak_gpu_memory_megabytes", 1e-6),
@@ -35,6 +36,7 @@ def tags_of(trial: Trial, *, identity: StudyIdentity, parent: str) -> dict[str, 
         "nas.phase": trial.phase,
         "nas.seed": str(trial.seed),
         "nas.status": trial.state,
+        "mlflow.note.content": _note_of(trial),
     }
     architecture = trial.outcome.get("architecture_hash") or trial.architecture_hash
     structure = recorded_structure(trial.outcome)
@@ -48,6 +50,13 @@ def tags_of(trial: Trial, *, identity: StudyIdentity, parent: str) -> dict[str, 
     }
 
 
+def _note_of(trial: Trial) -> str:
+    what = "Retrained model" if trial.phase == RETRAIN else "Search trial"
+    ended = {"complete": "", "pruned": "; stopped early", "failed": "; failed"}.get(trial.state, f"; {trial.state}")
+    reason = f": {trial.reason[:TAG_CHARACTERS]}" if trial.reason else ""
+    return f"{what} {trial.number} of arm `{trial.arm}`, seed {trial.seed}{ended}{reason}."
+
+
 def begin_of(trial: Trial) -> int:
     """Return when the run of a trial begins, in milliseconds."""
     return milliseconds(trial.started_at or trial.created_at)
@@ -58,14 +67,23 @@ def end_of(trial: Trial) -> int:
     return milliseconds(trial.finished_at or trial.created_at)
 
 
-def description_of(config: Mapping[str, Any]) -> str:
-    """Return what a study is about, in Markdown: its question, and its arms."""
-    arms = config.get("arms") or {}
-    rows = [
-        f"- `{name}`: {arm['description']}" if arm.get("description") else f"- `{name}`" for name, arm in arms.items()
-    ]
-    lines = [str(config.get("question", "")), *(["", "Arms:", "", *rows] if rows else [])]
-    return "\n".join(lines)[:SETTING_CHARACTERS]
+def description_of(config: Mapping[str, Any], pages: Mapping[str, str]) -> str:
+    """Return what a study is about, in Markdown: its question, where its arms are compared, and its arms.
+
+    Args:
+        config: The resolved study.
+        pages: Addresses of the pages on which arms are compared, by what they show.
+    """
+    links = " · ".join(f"[{name}]({address})" for name, address in pages.items())
+    # In one paragraph, the links first: MLflow shows one line of it until somebody unfolds the rest.
+    question = " ".join(filter(None, (f"**Compare** {links}." if links else "", str(config.get("question", "")))))
+    rows = [f"- `{name}`: {text}" if text else f"- `{name}`" for name, text in descriptions_of(config).items()]
+    return "\n".join([question, *(["", "Arms:", "", *rows] if rows else [])])[:SETTING_CHARACTERS]
+
+
+def descriptions_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the description of each arm of a study, empty where there is none."""
+    return {name: str(arm.get("description") or "") for name, arm in (config.get("arms") or {}).items()}
 
 
 def settings_tags(config: Mapping[str, Any]) -> dict[str, str]:
@@ -121,16 +139,15 @@ def metrics_of(trial: Trial, epochs: Sequence[EpochRow]) -> Iterator[Any]:
     }
     ended = end_of(trial)
     yield from (Metric(key, float(value), ended, 0) for key, value in final.items() if is_number(value))
-    names = {"train_loss": "train/loss", "validation_loss": "val/loss", "validation_accuracy": "val/accuracy"}
     began = begin_of(trial)
-    for row in _thinned(epochs):
+    for row in thinned(epochs):
         when = began + round(1000 * row.seconds)
-        values = {names[key]: row.metrics.get(key) for key in names} | dict(row.metrics.get("telemetry") or {})
+        values = {name: row.metrics.get(key) for key, name in CURVES.items()} | dict(row.metrics.get("telemetry") or {})
         values["cost/seconds"], values["cost/sample_passes"] = row.seconds, row.sample_passes
         yield from (Metric(key, value, when, row.epoch) for key, value in values.items() if is_number(value))
 
 
-def _thinned(epochs: Sequence[EpochRow]) -> Sequence[EpochRow]:
+def thinned(epochs: Sequence[EpochRow]) -> Sequence[EpochRow]:
     """Return at most about `CURVE_POINTS` epochs at equal distances, the last one included."""
     step = max(1, math.ceil(len(epochs) / CURVE_POINTS))
     return epochs[(len(epochs) - 1) % step :: step]

@@ -1,6 +1,6 @@
 """The runs of a study in its experiment: which of them are its own, of which trial, and which trials have none yet."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,13 +118,13 @@ class StudyRuns:
         return min(found, key=lambda run: _found(run, {}).rank, default=None)
 
     def of(
-        self, trials: Mapping[int, Trial], *, tags: Mapping[str, str], everywhere: bool
+        self, trials: Mapping[int, Trial], *, tags: Callable[[Trial], Mapping[str, str]], everywhere: bool
     ) -> tuple[dict[int, FoundRun], int]:
         """Return the runs of trials that have ended, by the trial's ID, and how many runs are of another study.
 
         Args:
             trials: The trials by ID.
-            tags: That the runs should have.
+            tags: Returns those that the run of a trial should have.
             everywhere: Whether to look through all runs of the experiment, or only those that began with the trials.
         """
         queries = [""] if everywhere else _at_moments(begin_of(trial) for trial in trials.values())
@@ -136,7 +136,7 @@ class StudyRuns:
                 continue
             trial = trials.get(int(number)) if number.isdecimal() else None
             if trial is not None and self._is_of(run, trial):
-                candidate = _found(run, tags)
+                candidate = _found(run, tags(trial))
                 if trial.id not in found or candidate.rank < found[trial.id].rank:
                     found[trial.id] = candidate
             elif trial is not None or not self._identity.is_named_in(run.data.tags):

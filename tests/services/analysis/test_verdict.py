@@ -15,7 +15,16 @@ from services.analysis.comparison import (
     Spending,
 )
 from services.analysis.learned_structure import ArmStructure, arm_structure
-from services.analysis.verdict import ARM_COLUMNS, PAIR_COLUMNS, arm_rows, note_rows, pair_rows, sentence, verdict_of
+from services.analysis.verdict import (
+    ARM_COLUMNS,
+    PAIR_COLUMNS,
+    arm_rows,
+    arm_verdict,
+    note_rows,
+    pair_rows,
+    sentence,
+    verdict_of,
+)
 from services.trial_record import Trial
 
 
@@ -102,6 +111,25 @@ def test_the_sentence_of_a_study_that_shows_one_thing_and_not_another() -> None:
         "blockout is better than dense by 2.00 points (p = 0.004) and thin by 3.00 points (p < 0.0001), "
         "no difference shown between blockout and placebo-nodes, "
         "where 3 seeds could only have shown differences of about 1.20 points or more."
+    )
+
+
+def test_the_verdict_on_an_arm_says_what_its_pairs_show() -> None:
+    pairs = [
+        pair("dense", 0.02, "better"),
+        pair("placebo-nodes", 0.001, "no difference shown"),
+        pair("thin", 0.03, "better"),
+    ]
+    found = document(ARMS, pairs)
+    assert arm_verdict(found, "blockout") == (
+        "to ship; better than dense and thin; no difference shown to placebo-nodes"
+    )
+    assert arm_verdict(found, "thin") == "worse than blockout"
+    many = {f"arm-{number}": arm("baseline", 0.9) for number in range(4)}
+    open_pairs = [pair(name, 0.001, "no difference shown") for name in many]
+    assert arm_verdict(document({**ARMS, **many}, open_pairs), "blockout") == ("to ship; no difference shown to 4 arms")
+    assert arm_verdict(document(ARMS, [], reason="arms spent different amounts"), "dense") == (
+        "arms spent different amounts"
     )
 
 

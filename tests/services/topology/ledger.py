@@ -69,10 +69,10 @@ def report(lines: Sequence[Line]) -> str:
 
 
 def mlflow_runs(system: System, study: str) -> list[str]:
-    """The runs of a study in MLflow by the trial they are of, the study's own run as an empty text."""
+    """The runs of a study in MLflow by the trial they are of, those of arms by their names."""
     found = in_mlflow(system, study)
     tags = [{tag["key"]: tag["value"] for tag in run["data"].get("tags", ())} for run in found]
-    return [each.get("nas.trial", "") for each in tags]
+    return [each.get("nas.arm" if each.get("nas.phase") == "arm" else "nas.trial", "") for each in tags]
 
 
 def in_mlflow(system: System, study: str) -> list[Any]:

@@ -23,18 +23,22 @@ from tests.services.tracking.example import ARMS, CONFIG, EXPERIMENT, RESULT, ad
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def test_a_study_is_one_parent_and_a_child_for_every_ended_trial(uri: str, name: str, store: Store) -> None:
+def test_a_study_is_its_run_one_for_each_arm_and_below_it_one_for_each_ended_trial(
+    uri: str, name: str, store: Store
+) -> None:
     done = Projection(uri, name, CONFIG, store).sync()
     assert (done.experiment, done.written, done.present) == (f"nas-blockout/{name}", 3, 0)
     found = runs(uri, name)
-    assert set(found) == {name, "blockout-0-s7", "blockout-1-s7", "blockout-2-s7"}
-    parent = found.pop(name)
+    assert set(found) == {name, "blockout", "blockout-0-s7", "blockout-1-s7", "blockout-2-s7"}
+    parent, arm = found.pop(name), found.pop("blockout")
+    assert (arm.data.tags["nas.phase"], arm.data.tags["nas.arm"]) == ("arm", "blockout")
+    assert arm.data.tags["mlflow.note.content"] == "Arm `blockout`: structure"
     assert (parent.data.tags["nas.budget.sample_passes"], parent.data.tags["nas.arms"]) == ("400", "blockout")
     assert parent.data.params == {"name": "example"}
-    assert "mlflow.parentRunId" not in parent.data.tags
+    assert not [run for run in (parent, arm) if "mlflow.parentRunId" in run.data.tags]
     assert [(row.trial, row.external_id) for row in store.projections(name, "mlflow")] == [(None, parent.info.run_id)]
     for run in found.values():
-        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["mlflow.parentRunId"] == arm.info.run_id
 
 
 def test_a_trial_has_its_parameters_tags_and_curves(uri: str, name: str, store: Store) -> None:
@@ -137,7 +141,7 @@ def test_only_what_is_new_is_written(uri: str, name: str, store: Store) -> None:
     running = store.trials(name, state="running")[0].id
     store.finish_trial(running, "complete", score=0.8, result=RESULT)
     add(store, name, number=4, state="complete")
-    assert (projection.sync().written, len(runs(uri, name))) == (2, 6)
+    assert (projection.sync().written, len(runs(uri, name))) == (2, 7)
 
 
 @pytest.mark.parametrize("reached", ["create_run", "log_batch"])
@@ -209,7 +213,7 @@ def test_a_finished_study_has_its_outcome_and_files(uri: str, name: str, store: 
     assert everything(uri, name) == before
     parent = runs(uri, name)[name]
     assert parent.info.status == "FINISHED"
-    assert history(uri, parent, "test/accuracy/blockout") == [(0, 0.75)]
+    assert history(uri, runs(uri, name)["blockout"], "test/accuracy") == [(0, 0.75)]
     Projection(uri, name, CONFIG, store).finish(ARMS, folder, tags={"nas.recommended": "blockout"})
     assert runs(uri, name)[name].data.tags["nas.recommended"] == "blockout"
     expected = {"comparison.json": "{}", "report/index.html": "<p>report</p>", "figures/gap.svg": "<svg/>"}
@@ -240,7 +244,7 @@ def test_processes_that_write_at_once_write_every_run_once(uri: str, name: str, 
     )
     printed = outputs_at_once(code, uri, name, json.dumps(CONFIG), store.url, number=3)
     assert sorted(map(int, printed)) == [0, 0, 3]
-    assert set(runs(uri, name)) == {name, "blockout-0-s7", "blockout-1-s7", "blockout-2-s7"}
+    assert set(runs(uri, name)) == {name, "blockout", "blockout-0-s7", "blockout-1-s7", "blockout-2-s7"}
 
 
 def test_whoever_does_not_wait_is_told_that_another_writes(uri: str, name: str, store: Store) -> None:
@@ -256,7 +260,7 @@ def test_what_another_process_has_written_is_not_written_again(uri: str, name: s
     assert (second.sync().written, second.sync().present) == (0, 3)
     add(store, name, number=8, state="complete")
     assert (second.sync().written, first.sync().written) == (1, 0)
-    assert len(runs(uri, name)) == 5
+    assert len(runs(uri, name)) == 6
 
 
 def test_training_goes_on_while_the_server_is_away(name: str, store: Store) -> None:
@@ -276,10 +280,10 @@ def test_trials_are_followed_as_they_end(uri: str, name: str, store: Store) -> N
     client, deadline = mlflow.MlflowClient(tracking_uri=uri), time.monotonic() + 60
     told: list[str] = []
     with following(uri, name, CONFIG, store, warn=told.append, pause_seconds=0.01):
-        while client.get_experiment_by_name(f"nas-blockout/{name}") is None or len(runs(uri, name)) < 4:
+        while client.get_experiment_by_name(f"nas-blockout/{name}") is None or len(runs(uri, name)) < 5:
             assert time.monotonic() < deadline, "nothing was written"
             time.sleep(0.05)
-    assert set(runs(uri, name)) == {name, "blockout-0-s7", "blockout-1-s7", "blockout-2-s7"}
+    assert set(runs(uri, name)) == {name, "blockout", "blockout-0-s7", "blockout-1-s7", "blockout-2-s7"}
     assert told == []
 
 

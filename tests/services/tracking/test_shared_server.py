@@ -50,8 +50,34 @@ def execute(uri: str, *statements: str) -> None:
             database.execute(statement)
 
 
+TABLES_OF_RUNS = ("tags", "params", "metrics", "latest_metrics", "runs")
+
+
+def without_arms(uri: str, name: str) -> None:
+    """Leave an experiment as releases wrote it that had no runs of arms: every trial is a child of the study."""
+    parent = runs(uri, name)[name].info.run_id
+    arms = [run.info.run_id for run in runs(uri, name).values() if run.data.tags["nas.trial"] == "arm"]
+    number = int(experiment(uri, name).experiment_id)
+    execute(
+        uri,
+        *(f"DELETE FROM {table} WHERE run_uuid = '{arm}'" for arm in arms for table in TABLES_OF_RUNS),
+        f"UPDATE tags SET value = '{parent}' WHERE key = 'mlflow.parentRunId' AND run_uuid IN "
+        f"(SELECT run_uuid FROM runs WHERE experiment_id = {number})",
+        f"DELETE FROM experiment_tags WHERE experiment_id = {number} AND key LIKE 'mlflow.sharedViewState.%'",
+    )
+
+
+def trials_alone(uri: str, name: str) -> dict[str, Any]:
+    """The runs of trials, but for whose children they are."""
+    found = {title: run for title, run in everything(uri, name).items() if run[4]["nas.trial"].isdecimal()}
+    for run in found.values():
+        del run[4]["mlflow.parentRunId"]
+    return found
+
+
 def forget_identities(uri: str, name: str) -> None:
     """Leave an experiment as releases wrote it that had no identities."""
+    without_arms(uri, name)
     number = int(experiment(uri, name).experiment_id)
     of_runs = f"run_uuid IN (SELECT run_uuid FROM runs WHERE experiment_id = {number})"
     execute(
@@ -90,8 +116,8 @@ def test_two_homes_with_one_study_name_lose_nothing(
     assert everything(uri, name) == before
     apart = f"{name}.{identity[:8]}"
     assert (trials_of(uri, name), trials_of(uri, apart)) == (
-        ["1", "2", "3", "study"],
-        ["1", "2", "3", "4", "5", "study"],
+        ["1", "2", "3", "arm", "arm", "study"],  # both arms of the comparison
+        ["1", "2", "3", "4", "5", "arm", "arm", "study"],
     )
     for title, of, text in ((name, store, "first"), (apart, other, "second")):
         assert artifacts(uri, runs(uri, title)[name]) == {"comparison.json": text}
@@ -129,11 +155,11 @@ def test_an_experiment_that_was_renamed_is_still_that_of_the_study(uri: str, nam
 
 def test_runs_of_a_release_without_identities_are_adopted_once(uri: str, name: str, store: Store) -> None:
     Projection(uri, name, CONFIG, store).sync()
-    before = everything(uri, name)
+    before, study = trials_alone(uri, name), runs(uri, name)[name].info.run_id
     forget_identities(uri, name)
     adopted = Projection(uri, name, CONFIG, store)
     assert (adopted.sync().written, adopted.sync().present, adopted.notes) == (0, 3, [])
-    assert everything(uri, name) == before
+    assert (trials_alone(uri, name), adopted.parent) == (before, study)
     assert experiment(uri, name).tags["nas.study_uuid"] == store.study(name).uuid
 
 
@@ -194,7 +220,7 @@ def test_deleted_runs_stay_deleted_until_somebody_asks_for_them(uri: str, name: 
     for number in (0, 1):
         client_of(uri).delete_run(before[f"blockout-{number}-s7"][0])
     left = Projection(uri, name, CONFIG, store)
-    assert (left.sync().written, len(runs(uri, name))) == (0, 2)
+    assert (left.sync().written, len(runs(uri, name))) == (0, 3)
     assert left.notes == [f"2 runs were deleted in MLflow: `nas-blockout sync {name}` restores them"]
     asked = Projection(uri, name, CONFIG, store, restore=True).sync()
     assert (asked.written, asked.present, asked.restored) == (0, 3, 2)
@@ -219,13 +245,13 @@ def test_a_deleted_study_says_how_to_restore_it_and_is_restored(uri: str, name: 
 def test_trials_whose_study_was_removed_for_good_get_another(uri: str, name: str, store: Store) -> None:
     first = Projection(uri, name, CONFIG, store)
     first.sync()
-    tables = ("tags", "params", "metrics", "latest_metrics", "runs")
-    execute(uri, *(f"DELETE FROM {table} WHERE run_uuid = '{first.parent}'" for table in tables))  # as `mlflow gc` does
+    execute(
+        uri, *(f"DELETE FROM {table} WHERE run_uuid = '{first.parent}'" for table in TABLES_OF_RUNS)
+    )  # as `mlflow gc` does
     second = Projection(uri, name, CONFIG, store)
     assert second.sync().present == 3
     assert second.parent != first.parent
-    children = [run for title, run in runs(uri, name).items() if title != name]
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {second.parent}
+    assert len(runs(uri, name)) == 5
 
 
 def test_settings_that_an_extension_changes_are_tags_that_change(uri: str, name: str, store: Store) -> None:
@@ -265,10 +291,10 @@ def test_the_pages_have_a_description_and_the_kind_and_leave_what_people_wrote(
 ) -> None:
     Projection(uri, name, CONFIG, store).sync()
     tags = experiment(uri, name).tags
-    assert tags["mlflow.note.content"] == "Does it hold?\n\nArms:\n\n- `blockout`: structure"
+    assert tags["mlflow.note.content"].partition(". ")[2] == "Does it hold?\n\nArms:\n\n- `blockout`: structure"
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     Projection(uri, name, {**CONFIG, "arms": {"dense": {}}}, store).sync()  # an extension has another arm
-    assert experiment(uri, name).tags["mlflow.note.content"] == "Does it hold?\n\nArms:\n\n- `dense`"
+    assert experiment(uri, name).tags["mlflow.note.content"].endswith("Does it hold?\n\nArms:\n\n- `dense`")
     client_of(uri).set_experiment_tag(experiment(uri, name).experiment_id, "mlflow.note.content", "Mine")
     Projection(uri, name, CONFIG, store).sync()
     assert experiment(uri, name).tags["mlflow.note.content"] == "Mine"
@@ -337,4 +363,4 @@ def test_no_run_is_made_twice_by_what_is_deleted(uri: str, name: str, store: Sto
     Projection(uri, name, CONFIG, store).sync()
     Projection(uri, name, CONFIG, store, restore=True).sync()
     every = client_of(uri).search_runs([experiment(uri, name).experiment_id], run_view_type=ViewType.ALL)
-    assert sorted(run.data.tags["nas.trial"] for run in every) == ["1", "2", "3", "4", "study"]
+    assert sorted(run.data.tags["nas.trial"] for run in every) == ["1", "2", "3", "4", "arm", "study"]
