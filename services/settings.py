@@ -215,8 +215,8 @@ class Settings:
         str | None,
         Variable(
             "NAS_BLOCKOUT_MLFLOW_URL",
-            "Where people open MLflow in a browser, such as `http://127.0.0.1:5000`; the page links to it.",
-            "no links to MLflow",
+            "Where people open MLflow, such as `http://127.0.0.1:5000`; page, reports and terminal link to it.",
+            "the page has no links to MLflow; those of reports and terminal are to the tracking server or `mlflow ui`",
         ),
     ] = None
     ray_url: Annotated[

@@ -29,6 +29,7 @@ from services.api.sign_in.provider_requests import ProviderError
 from services.api.state import Service
 from services.api.studies import Body, Shared
 from services.files.study_dir import Folder
+from services.finalize.mlflow_pages import full_addresses, pages_of
 from services.store import NotFound, StoreError, acting
 from services.study_config.errors import StudyError
 from services.study_config.overrides import assigned
@@ -442,7 +443,7 @@ def _teams(visited: Visit) -> Mapping[str, object]:
 
 
 def _links(shared: Service, snapshot: Snapshot) -> dict[str, str]:
-    """Return links to the MLflow run and the Ray job of a study, if their URLs are configured."""
+    """Return links to the MLflow pages and the Ray job of a study, if their URLs are configured."""
     links = {}
     if shared.settings.mlflow_url and snapshot.events:
         try:
@@ -452,6 +453,8 @@ def _links(shared: Service, snapshot: Snapshot) -> dict[str, str]:
         run = next((row.external_id for row in projections if row.trial is None), None)
         if run is not None:
             links["MLflow run"] = f"{shared.settings.mlflow_url}/#/runs/{run}"
+            pages = full_addresses(shared.settings, pages_of(shared.store, snapshot.row.study))
+            links |= {f"{name} in MLflow": address for name, address in pages.items()}
     if shared.settings.ray_url and snapshot.row.job:
         links["Ray job"] = f"{shared.settings.ray_url}/#/jobs/{snapshot.row.job}"
     return links

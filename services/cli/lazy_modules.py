@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services.files import disk_full as disk_full
     from services.files import remote as remote
     from services.finalize import finalize as finalize
+    from services.finalize import mlflow_pages as mlflow_pages
     from services.finalize import mlflow_runs as mlflow_runs
     from services.finalize import trial_table as trial_table
     from services.store import schema_version as schema_version
@@ -96,6 +97,7 @@ MODULES = {
     "disk_full": "services.files.disk_full",
     "remote": "services.files.remote",
     "finalize": "services.finalize.finalize",
+    "mlflow_pages": "services.finalize.mlflow_pages",
     "mlflow_runs": "services.finalize.mlflow_runs",
     "trial_table": "services.finalize.trial_table",
     "schema_version": "services.store.schema_version",

@@ -44,10 +44,10 @@ from services.cli.help.completion import arms, bundled_studies
 from services.cli.help.headings import CommandsByHeading
 from services.cli.operating import account_commands, person_commands, removal_commands
 from services.cli.validate import read_study
-from services.settings import SettingsError
+from services.settings import Settings, SettingsError, masked
 
 if TYPE_CHECKING:
-    from services.analysis.comparison import ComparisonDocument
+    from services.finalize.finalize import Finished
     from services.study_config.overrides import Origin
     from services.study_config.resolved_study import Study
 
@@ -135,7 +135,7 @@ def run(
             )
         with store:
             finished = lazy.finalize.finish(completed, store, settings, splits=splits, log=tell)
-    _print_result(finished.document, settings.folder(resolved.name), as_json=as_json, quiet=quiet)
+    _print_result(finished, settings, as_json=as_json, quiet=quiet)
     for arm, reason in finished.unexported.items():
         log(f"error: the model of {arm} was not exported: {reason}")
     if finished.failed:
@@ -146,7 +146,9 @@ def run(
         raise typer.Exit(UNVERIFIED)
 
 
-def _print_result(document: "ComparisonDocument", folder: Path, *, as_json: bool, quiet: bool) -> None:
+def _print_result(finished: "Finished", settings: Settings, *, as_json: bool, quiet: bool) -> None:
+    document = finished.document
+    folder = settings.folder(document.study)
     if as_json:
         comparison = document.model_dump(mode="json")
         result = {"event": "result", "study": document.study, "comparison": comparison}
@@ -156,6 +158,17 @@ def _print_result(document: "ComparisonDocument", folder: Path, *, as_json: bool
     shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
     print_table(lazy.progress.result_tables(document, folder=shown))
     print_line(f"report: {folder / 'report' / 'index.html'}\nmodels: {folder / 'models'}")
+    _print_pages(settings, finished.pages)
+
+
+def _print_pages(settings: Settings, pages: Mapping[str, str]) -> None:
+    """Print where a study is compared in MLflow, and how its pages are opened where no server is known."""
+    if not pages:
+        return
+    if not lazy.mlflow_pages.has_server(settings):
+        print_line(f"MLflow: mlflow ui --backend-store-uri {masked(str(settings.tracking_uri))}")
+    for name, address in lazy.mlflow_pages.full_addresses(settings, pages).items():
+        print_line(f"MLflow, {name}: {address}")
 
 
 @app.command("list", epilog="Example: nas-blockout list --limit 10")
@@ -289,6 +302,7 @@ def sync(study: StoredArgument, as_json: JsonOption = False) -> None:
         restored = f", of which {synced.restored} had been deleted" if synced.restored else ""
         written = count_of(synced.written, "run")
         print_line(f"{synced.experiment}: {written} written, {synced.present} already present{restored}")
+        _print_pages(installation(), synced.pages)
     for note in synced.notes:
         log(f"warning: {note}")
 

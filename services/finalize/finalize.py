@@ -18,7 +18,8 @@ from services.files.remote import put_folder
 from services.files.shared_place import shared_place
 from services.files.study_dir import Folder, write_csv, write_json
 from services.finalize.export import export_subsets, export_trials, export_what_can_be
-from services.finalize.mlflow_runs import sync_study
+from services.finalize.mlflow_pages import full_addresses, pages_of
+from services.finalize.mlflow_runs import sync_study, sync_trials
 from services.finalize.trial_table import row_of
 from services.finalize.winners import (
     exported_trials,
@@ -38,11 +39,19 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a finished study left: the comparison, how many of its trials failed, and why arms were not exported."""
+    """What a finished study left.
+
+    Args:
+        document: The comparison.
+        failed: How many of its trials failed.
+        unexported: Why arms were not exported.
+        pages: Addresses of its pages in MLflow relative to that of MLflow, by what they show.
+    """
 
     document: ComparisonDocument
     failed: int
     unexported: Mapping[str, str] = field(default_factory=dict)
+    pages: Mapping[str, str] = field(default_factory=dict)
 
 
 def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, log: Log) -> Finished:
@@ -62,7 +71,8 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
     trials = store.trials(study.name)
     failed = sum(trial.state == "failed" for trial in trials)
     if store.study(study.name).state == "complete" and folder.comparison.exists():
-        return Finished(ComparisonDocument.read(folder.comparison), failed)
+        pages = pages_of(store, study.name)
+        return Finished(ComparisonDocument.read(folder.comparison), failed, pages=pages)
     winners = exported_trials(study, trials)
     models = models_of(winners, folder, splits, shared=shared_place(settings, store, study.name))
     seconds = SECONDS_PER_MODEL * len(models)
@@ -78,19 +88,23 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
     log("exporting and verifying the winners")
     exported = {arm: (winners[arm], models[arm]) for arm in _to_export(study, winners, document, folder)}
 
+    # Before the report, which links to what is there then.
+    begun = sync_trials(study, store, settings, winners=winners.values(), splits=splits)
+
     def report() -> None:
         log("writing the report")
         # Matplotlib takes a second to import, in which the process that verifies the exports works already.
         from services.finalize.report_input import write_report
 
-        write_report(study, store, trials, document, splits, folder)
+        links = full_addresses(settings, pages_of(store, study.name))
+        write_report(study, store, trials, document, splits, folder, links=links)
 
     unexported = export_what_can_be(study, exported, splits, document, folder=folder, store=store, meanwhile=report)
-    sync_study(study, store, settings, document=document, models=models, splits=splits, log=log)
+    sync_study(study, store, settings, document=document, models=models, splits=splits, log=log, begun=begun)
     _share(folder, shared_place(settings, store, study.name), log=log)
     store.finish_study(study.name, "complete")
     shutil.rmtree(folder.scratch / "checkpoints", ignore_errors=True)
-    return Finished(document, failed, unexported)
+    return Finished(document, failed, unexported, pages_of(store, study.name))
 
 
 def _to_export(study: Study, winners: Iterable[str], document: ComparisonDocument, folder: Folder) -> list[str]:

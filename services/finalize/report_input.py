@@ -17,9 +17,16 @@ from services.trial_record import SEARCH, Trial
 
 
 def write_report(
-    study: Study, store: Store, trials: Sequence[Trial], document: ComparisonDocument, splits: Splits, folder: Folder
+    study: Study,
+    store: Store,
+    trials: Sequence[Trial],
+    document: ComparisonDocument,
+    splits: Splits,
+    folder: Folder,
+    *,
+    links: Mapping[str, str],
 ) -> None:
-    """Write ``report/index.html`` and its figures."""
+    """Write ``report/index.html`` and its figures, with links to pages of MLflow by what they show."""
     shown = current(trials)
     view = ReportView(
         comparison=document.model_dump(mode="json"),
@@ -31,6 +38,7 @@ def write_report(
         hierarchy=splits.hierarchy or {},
         importance=_importance(study, trials),
         album=Album(splits),
+        links=links,
     )
     write(view, folder)
 

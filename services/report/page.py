@@ -119,6 +119,7 @@ def _composed(view: ReportView) -> tuple[str, dict[str, str]]:
     page = _template().render(
         document=document,
         study=view.study,
+        links=view.links,
         verdict=verdict_of(document),
         ship_heading=ship_heading(document),
         ship=ship_rows(document),

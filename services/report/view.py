@@ -32,6 +32,7 @@ class ReportView:
         hierarchy: For each known grouping of the classes, the group of every class.
         importance: By arm and searched parameter, its share of the importance and the largest share by chance.
         album: Images of the data to show, or None to show none.
+        links: Addresses of MLflow's pages on which its arms are compared, by what they show.
     """
 
     comparison: Mapping[str, Any]
@@ -43,6 +44,7 @@ class ReportView:
     hierarchy: Mapping[str, Sequence[int]] = field(default_factory=dict)
     importance: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     album: "Album | None" = None
+    links: Mapping[str, str] = field(default_factory=dict)
 
     def models(self, arm: str) -> list[Trial]:
         """Return the retrained models of an arm by seed."""

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 import uvicorn
 import yaml
 
-from services.store import Store, Waiting
+from services.store import PAGES_TARGET, Store, Waiting
 from tests.services.serving import serving
 
 FOR_LONG = 600.0
@@ -241,10 +241,12 @@ def test_the_page_links_to_mlflow_and_ray_where_they_are(client, limited, store,
     store.record_job("tiny", "one", job="job-0", attempt=0)
     store.create_study("tiny", config=row.document, config_hash=row.config_hash, arms=["dense", "dropout"])
     store.record_projection("tiny", target="mlflow", external_id="abc123")
+    store.record_projection("tiny", target=PAGES_TARGET, external_id='{"arms": "#/experiments/7/runs?a=1&b=2"}')
     visitor = client(None, to=app)
     visitor.post("/login", data={"token": store.create_token("", owner="ann", scope="read")[1]})
     text = visitor.get("/studies/tiny").text
     assert 'href="https://mlflow.example/#/runs/abc123"' in text
+    assert '<a href="https://mlflow.example/#/experiments/7/runs?a=1&amp;b=2">arms in MLflow</a>' in text
     assert 'href="https://ray.example/#/jobs/job-0"' in text
 
 

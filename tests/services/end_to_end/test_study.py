@@ -333,6 +333,9 @@ def test_mlflow_has_the_study_once(home: Path) -> None:
     assert found.code == 0, found.err
     with sqlite3.connect(home / "runs" / "mlflow.db") as database:
         runs = database.execute("select name from runs where lifecycle_stage = 'active'").fetchall()
+    assert "MLflow, winners: http://127.0.0.1:5000/#/compare-runs?runs=" in found.out
+    report = (home / "runs" / "whole" / "report" / "index.html").read_text()
+    assert 'href="http://127.0.0.1:5000/#/compare-runs?runs=' in report
     assert len(runs) == 1 + (1 + 4) * len(STUDY["arms"])  # of the study, of its arms, of their trials
     assert len({name for (name,) in runs}) == len(runs)
 

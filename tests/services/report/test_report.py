@@ -170,6 +170,12 @@ def test_the_report_needs_nothing_but_itself(report: str) -> None:
     assert policy.attributes["content"].startswith("default-src 'none'")
 
 
+def test_the_report_links_to_pages_of_mlflow_and_loads_none(made_up: MadeUp) -> None:
+    address = "http://127.0.0.1:5000/#/experiments/1/runs?a=1&b=2"
+    page = parsed(render(replace(made_up(arms=TWO, seeds=2, length=4), links={"arms": address})))
+    assert [e.text for e in page.all("a") if e.attributes["href"] == address] == ["arms"]
+
+
 def test_the_report_is_the_same_every_time(made_up: MadeUp) -> None:
     assert render(made_up(arms=TWO, seeds=2, length=4)) == render(made_up(arms=TWO, seeds=2, length=4))
 
