@@ -1,8 +1,15 @@
 """The registry of search spaces, by the names that study files use."""
 
 from collections.abc import Mapping
+from functools import wraps
+from inspect import signature
 from types import MappingProxyType
+from typing import Any
 
+from nas_blockout.experiment import Experiment
+from nas_blockout.plugins.choices import Choices
+from nas_blockout.plugins.installed import Origin
+from nas_blockout.plugins.named_code import told
 from search_spaces.blockdrop import blockdrop
 from search_spaces.blockout import blockout, structure
 from search_spaces.branched import branched
@@ -12,6 +19,7 @@ from search_spaces.regularizers import light_regularizers, regularizers
 from search_spaces.training import training
 from search_spaces.trial import Context, Recorded, Space, TooFew, Trial, compose, require_fit
 
+# The built-in ones; `space_named` finds those of plug-ins as well.
 SPACES: Mapping[str, Space] = MappingProxyType(
     {
         "blockdrop": blockdrop,
@@ -25,7 +33,48 @@ SPACES: Mapping[str, Space] = MappingProxyType(
     }
 )
 
+
+def _read(found: Any, origin: Origin) -> Space:
+    """Return the space that a plug-in stands for.
+
+    Raises:
+        ValueError: It is no function of two arguments.
+    """
+    takes = len(signature(found).parameters) if callable(found) and not isinstance(found, type) else 0
+    if takes != 2:
+        raise ValueError(
+            f"it must be a function that takes a trial and a context, and returns an experiment, got {found!r}"
+        )
+
+    @wraps(found)
+    def told_apart(trial: Trial, context: Context) -> Experiment:
+        try:
+            proposed = found(trial, context)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"the space {origin} failed: {told(error)}") from error
+        if not isinstance(proposed, Experiment):
+            raise ValueError(f"the space {origin} must return an Experiment, got {proposed!r}")
+        return proposed
+
+    return told_apart
+
+
+CHOICES: Choices[Space] = Choices("space", SPACES, _read, key="space")
+
+
+def space_named(name: Any) -> Space:
+    """Return the search space of a name; a plug-in is imported.
+
+    Raises:
+        Conflict: There is none of that name, or the plug-in cannot be imported or is no space.
+    """
+    return CHOICES.named(name)
+
+
 __all__ = [
+    "CHOICES",
     "MOST_POINTS",
     "SPACES",
     "Context",
@@ -37,4 +86,5 @@ __all__ = [
     "compose",
     "grid",
     "require_fit",
+    "space_named",
 ]

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import cast
 
-from nas_blockout.backbones import BACKBONES, name_of, stages_of
+from nas_blockout.backbones import backbone_of, stages_of
 from nas_blockout.experiment import Experiment, outlined
 from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings, Mode
 from nas_blockout.networks import masked_connections, masked_widths
@@ -27,7 +27,7 @@ def blockout(trial: Trial, context: Context) -> Experiment:
             layers.
     """
     experiment, method = context.experiment, _method(context, "blockout")
-    backbone, kind = experiment.backbone, BACKBONES[name_of(experiment.backbone)]
+    backbone, kind = experiment.backbone, backbone_of(experiment.backbone)
     if kind.scaled is not None:
         backbone = kind.scaled(backbone, trial.suggest_float("model.width", 0.5, 1.5))
     if kind.stages is not None and method.masked in ("head", "all"):

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from nas_blockout.architecture import Architecture, Group, Layer
-from nas_blockout.backbones import BACKBONES, name_of, stages_of
+from nas_blockout.backbones import backbone_of, stages_of
 from nas_blockout.backbones.branched import Stage
 from nas_blockout.experiment import Experiment, outline
 from search_spaces.graph_stages import StagedGraph
@@ -61,7 +61,7 @@ def branched(trial: Trial, context: Context) -> Experiment:
     backbone = context.experiment.backbone
     if context.classes < 4:
         raise TooFew(f"the space 'branched' needs 4 classes or more, got {context.classes}")
-    if BACKBONES[name_of(backbone)].stages is None:
+    if backbone_of(backbone).stages is None:
         graph = _graph_of(backbone, context.shape, context.classes)
         return replace(context.experiment, architecture=branched_graph(trial, graph))
     stages = stages_of(backbone, context.shape, context.classes)

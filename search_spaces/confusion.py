@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from nas_blockout.backbones import BACKBONES, name_of
+from nas_blockout.backbones import backbone_of
 from nas_blockout.experiment import Experiment, outline
 from nas_blockout.structure.confusion import most_branches
 from search_spaces.trial import Context, TooFew, Trial
@@ -27,7 +27,7 @@ def confusion(trial: Trial, context: Context) -> Experiment:
     if possible[0] < 2:
         raise TooFew("the space 'confusion' needs 2 classes and 2 nodes or more in the layers that the classes read")
     # In a chain of layers each may branch, as far as recorded searches go; in a graph some are too narrow for that.
-    is_chain = BACKBONES[name_of(context.experiment.backbone)].stages is not None
+    is_chain = backbone_of(context.experiment.backbone).stages is not None
     most = min(_MOST_BRANCHES, possible[-1] if is_chain else possible[0])
     clustering = trial.suggest_categorical("confusion.clustering", ["spectral", "affinity"])
     changed = replace(

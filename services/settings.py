@@ -4,14 +4,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, get_type_hints
 from urllib.parse import unquote
 
+from nas_blockout.plugins.installed import Origin
 from nas_blockout.serialization import near
 from services import sign_in_settings
+from services.code_patterns import allows, read_patterns
 from services.secret_files import SecretFileError, with_files
 from services.setting_values import PREFIX, SettingsError, Variable, limit, masked, page, whole
 from services.sign_in_settings import SignInSettings
@@ -37,7 +38,6 @@ _IN_URLS = {ord(character): f"%{ord(character):02X}" for character in "%?#"}  # 
 _OFF = frozenset({"", "none"})
 _STORE_SCHEMES = frozenset({"sqlite", "postgres", "postgresql", "postgresql+psycopg"})
 _FACTORY = r"[\w.]+:\w+"
-_FACTORY_PATTERN = r"[\w.*?]+:[\w*?]+"
 _GUESSABLE = re.compile(r"change|secret|password|token|default|example|admin|1234", re.IGNORECASE)
 
 
@@ -202,6 +202,15 @@ class Settings:
             "none: studies with the backbone `module` are refused",
         ),
     ] = ()
+    plugins: Annotated[
+        tuple[str, ...],
+        Variable(
+            "NAS_BLOCKOUT_PLUGINS",
+            "Plug-ins that studies submitted to the API may name as backbone, method or space: comma-separated names "
+            "and patterns such as `small_net,our_nets.*:*`. The service imports them to check their settings.",
+            "none: studies with plug-ins are refused, and none is imported",
+        ),
+    ] = ()
     weights: Annotated[
         Path | None,
         Variable(
@@ -270,7 +279,8 @@ class Settings:
             delete_grace_days=whole(values, "DELETE_GRACE_DAYS", _DELETE_GRACE_DAYS, most=MOST_DAYS),
             retention_days=limit(values, "RETENTION_DAYS", most=MOST_DAYS),
             audit_days=whole(values, "AUDIT_DAYS", _AUDIT_DAYS, most=MOST_DAYS),
-            factories=_factories(values.get(PREFIX + "FACTORIES", "")),
+            factories=_patterns(values, "FACTORIES"),
+            plugins=_patterns(values, "PLUGINS"),
             weights=_folder(values, "WEIGHTS"),
             mlflow_url=page(values, "MLFLOW_URL"),
             ray_url=page(values, "RAY_URL"),
@@ -288,9 +298,11 @@ class Settings:
 
     def allows_factory(self, factory: str) -> bool:
         """Whether studies submitted to the API may name a factory; never one in a file, as ``path/to/file.py:name``."""
-        if re.fullmatch(_FACTORY, factory) is None or factory.rpartition(":")[0].endswith(".py"):
-            return False
-        return any(fnmatchcase(factory, pattern) for pattern in self.factories)
+        return re.fullmatch(_FACTORY, factory) is not None and allows(self.factories, factory)
+
+    def allows_origin(self, origin: Origin) -> bool:
+        """Whether the API may import a plug-in, allowed by its name or the place of its code; never one in a file."""
+        return any(allows(self.plugins, code) for code in (origin.name, origin.place))
 
     def allows_weights(self, path: str) -> bool:
         """Whether submitted studies may read a file of weights: one in the folder for them, links followed."""
@@ -330,15 +342,11 @@ def _folder(values: Mapping[str, str], variable: str) -> Path | None:
     return path
 
 
-def _factories(text: str) -> tuple[str, ...]:
-    patterns = tuple(part.strip() for part in text.split(",") if part.strip())
-    for pattern in patterns:
-        if re.fullmatch(_FACTORY_PATTERN, pattern) is None:
-            raise SettingsError(
-                f"{PREFIX}FACTORIES must be patterns such as torchvision.models:*, separated by commas, each with a "
-                f"module and a name (a * stands for any of them), got {pattern!r}"
-            )
-    return patterns
+def _patterns(values: Mapping[str, str], variable: str) -> tuple[str, ...]:
+    try:
+        return read_patterns(values.get(PREFIX + variable, ""), variable)
+    except ValueError as error:
+        raise SettingsError(f"{PREFIX}{variable} must be {error}") from None
 
 
 def _artifacts(text: str) -> str | None:

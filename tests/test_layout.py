@@ -34,13 +34,22 @@ LEAVES = {
         "lazy_torchvision",
         "networks",
         "nodes",
+        "plugins",
         "randomness",
         "serialization",
         "settings_fields",
         "training_protocol",
     },
     "search_spaces": {"trial"},
-    "services": {"renamed_keys", "secret_files", "setting_values", "settings", "sign_in_settings", "trial_record"},
+    "services": {
+        "plugin_records",
+        "renamed_keys",
+        "secret_files",
+        "setting_values",
+        "settings",
+        "sign_in_settings",
+        "trial_record",
+    },
 }
 
 # What each module or room may import inside its own package, besides the leaves. `*`: everything.
@@ -63,6 +72,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "training": set(),
         "data": set(),
         "statistics": set(),
+        "plugins": set(),
         "plots": {"structure"},  # how layers are folded into the columns of a diagram
         "export": {"structure"},  # cards and summaries say how far a network branches
         "backbones": set(),
@@ -85,11 +95,13 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
     },
     "services": {  # the rooms in the order of the life of a study
         "__init__": set(),
-        "settings": set(),
+        "settings": {"code_patterns"},
         "setting_values": set(),
         "sign_in_settings": set(),
         "secret_files": set(),
         "renamed_keys": set(),
+        "code_patterns": set(),
+        "plugin_records": set(),
         "trial_record": set(),
         "healthcheck": set(),
         "study_config": set(),

@@ -2,19 +2,23 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import nn
 
 from nas_blockout.architecture import Architecture, dense_architecture
-from nas_blockout.backbones import convnet
+from nas_blockout.backbones import convnet, plugin_networks
 from nas_blockout.backbones import module as modules
 from nas_blockout.backbones.branched import BranchedNetwork, Sites, Stage, macs_of
 from nas_blockout.backbones.inception import Inception, InceptionSettings
 from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.backbones.resnet import ResNet, ResNetSettings
 from nas_blockout.networks import Connection, Network, maskable_layers, masked_connections
+from nas_blockout.plugins.choices import Choices
+from nas_blockout.plugins.installed import Origin
 
 Shape = tuple[int, int, int]
 
@@ -22,6 +26,8 @@ Shape = tuple[int, int, int]
 @dataclass(frozen=True, slots=True)
 class Backbone:
     """One kind of network.
+
+    A plug-in is one of these, or a class of `nn.Module` as `nas_blockout.backbones.plugin_networks` describes it.
 
     Args:
         settings: Frozen dataclass of its settings.
@@ -113,6 +119,39 @@ def _nudged(widths: tuple[int, ...]) -> list[tuple[int, ...]]:
     ]
 
 
+def _read(found: Any, origin: Origin) -> Backbone:
+    """Return the backbone that a plug-in stands for: a `Backbone`, or the class of a network.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(found, Backbone):
+        return found
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(
+            f"it must be a Backbone, or a class of nn.Module that is called with settings, shape and classes, got "
+            f"{found!r}"
+        )
+    return Backbone(plugin_networks.settings_of(found), partial(_build_plugin, found, origin.place), from_factory=True)
+
+
+def _build_plugin(
+    make: type[nn.Module],
+    place: str,
+    settings: Any,
+    shape: Shape,
+    classes: int,
+    architecture: Architecture | None,
+    sites: Sites,
+) -> Network:
+    _refuse_architecture(settings, architecture)
+    device = torch.get_default_device()
+    with torch.device("cpu"):  # as a factory
+        network = plugin_networks.build(make, place, settings, shape, classes, sites)
+    return network.to(device)
+
+
+# The built-in ones; `backbone_named` finds those of plug-ins as well.
 BACKBONES: Mapping[str, Backbone] = MappingProxyType(
     {
         "convnet": Backbone(
@@ -125,17 +164,45 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
 )
 
 
+CHOICES: Choices[Backbone] = Choices(
+    "backbone", BACKBONES, _read, settings_of=lambda backbone: backbone.settings, key="backbone.name"
+)
+
+
+def backbone_named(name: Any) -> Backbone:
+    """Return the backbone of a name; a plug-in is imported.
+
+    Raises:
+        Conflict: There is none of that name, or the plug-in cannot be imported or is no backbone.
+    """
+    return CHOICES.named(name)
+
+
+def backbone_of(settings: Any) -> Backbone:
+    """Return the backbone that settings are of.
+
+    Raises:
+        ValueError: They are the settings of no registered backbone.
+    """
+    return CHOICES.of(settings)
+
+
 def name_of(settings: Any) -> str:
     """Return the registered name of a backbone's settings.
 
     Raises:
         ValueError: They are the settings of no registered backbone.
     """
-    for name, backbone in BACKBONES.items():
-        if backbone.settings is type(settings):
-            return name
-    known = ", ".join(backbone.settings.__name__ for backbone in BACKBONES.values())
-    raise ValueError(f"backbone must be the settings of a registered backbone, one of {known}; got {settings!r}")
+    return CHOICES.name_of(settings)
+
+
+def runs_code_of_others(settings: Any) -> bool:
+    """Return whether code outside of this package makes the network: a factory or a plug-in.
+
+    Args:
+        settings: Of a backbone.
+    """
+    return isinstance(settings, ModuleSettings) or name_of(settings) not in BACKBONES
 
 
 def dense_of(stages: Sequence[Stage]) -> Architecture:
@@ -154,7 +221,7 @@ def require_blocks(settings: Any, wanted: str) -> None:
         ValueError: The backbone has no such blocks.
     """
     name = name_of(settings)
-    if not BACKBONES[name].skippable:
+    if not backbone_of(settings).skippable:
         able = " or ".join(other for other, backbone in BACKBONES.items() if backbone.skippable)
         raise ValueError(f"{wanted} needs a backbone whose blocks can be skipped, {able}; got {name}")
 
@@ -172,7 +239,7 @@ def require_masked(settings: Any, masked: str | Sequence[str], *, branched: bool
     """
     name = name_of(settings)
     # Every backbone has a head, and it is what comes last. What a factory makes is not built to check settings.
-    if masked in ("head", "all") or BACKBONES[name].from_factory:
+    if masked in ("head", "all") or backbone_of(settings).from_factory:
         return
     connections = _connections_of(settings)
     try:
@@ -195,7 +262,7 @@ def _connections_of(settings: Any) -> tuple[Connection, ...]:
     The network has no values, so that neither memory nor random numbers are used.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        return BACKBONES[name_of(settings)].build(settings, (3, 64, 64), 2, None, Sites()).connections
+        return backbone_of(settings).build(settings, (3, 64, 64), 2, None, Sites()).connections
 
 
 def require_site(settings: Any, method: str, site: str, placement: str | None) -> None:
@@ -211,7 +278,7 @@ def require_site(settings: Any, method: str, site: str, placement: str | None) -
         ValueError: A factory makes the network, and the method enters elsewhere than at its classes layer.
     """
     name = name_of(settings)
-    if not BACKBONES[name].from_factory:
+    if not backbone_of(settings).from_factory:
         return
     if site == "maps":
         raise ValueError(
@@ -235,7 +302,7 @@ def require_hidden_layer(settings: Any, method: str) -> None:
     Raises:
         ValueError: The backbone has no fully connected hidden layer.
     """
-    if not BACKBONES[name_of(settings)].from_factory and not settings.hidden:
+    if not backbone_of(settings).from_factory and not getattr(settings, "hidden", ()):
         raise ValueError(
             f"method.placement: {method} with the placement hidden needs a backbone with a hidden layer; "
             f"got {name_of(settings)} with hidden: []; give the backbone hidden layers, or set the placement to "
@@ -249,9 +316,9 @@ def stages_of(settings: Any, shape: Shape, classes: int) -> Sequence[Stage]:
     Raises:
         ValueError: It is not built from stages.
     """
-    name = name_of(settings)
-    stages = BACKBONES[name].stages
+    stages = backbone_of(settings).stages
     if stages is None:
+        name = name_of(settings)
         able = " or ".join(other for other, backbone in BACKBONES.items() if backbone.stages)
         raise ValueError(f"only a backbone that is built from stages has some, {able}; got {name}")
     return stages(settings, shape, classes)
@@ -266,7 +333,7 @@ def scaled_to(settings: Any, macs: int, shape: Shape, classes: int) -> Any:
         shape: Channels, height and width of an image.
         classes: Number of classes.
     """
-    backbone = BACKBONES[name_of(settings)]
+    backbone = backbone_of(settings)
     if backbone.scaled is None or backbone.neighbors is None:
         raise ValueError(f"backbone {name_of(settings)!r} has no single width that can be scaled")
 

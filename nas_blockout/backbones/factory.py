@@ -1,35 +1,19 @@
 """Factories of networks: imported by name from a package or a file, called, and every failure told at its line."""
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from nas_blockout.plugins.named_code import beside, file_of, load_named, name_of_module, told
 from nas_blockout.serialization import near
 from nas_blockout.settings_fields import Conflict
 
-FORM = r"([^\W\d]\w*(\.[^\W\d]\w*)*|[^\x00\r\n]+\.py):[^\W\d]\w*"
-FORM_SHOWN = "'package.module:name' or 'path/to/file.py:name'"
 FORM_EXAMPLE = "torchvision.models:resnet18"
 _KEY, _ARGUMENTS = "backbone.factory", "backbone.arguments"
-# Frames in which an error is raised, but not caused: what counts is the line of the user's code that called them.
-_OURS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")
-
-
-def file_of(factory: str) -> Path | None:
-    """Return the file that a factory is in, or None for one that is imported from a package."""
-    module = factory.rpartition(":")[0]
-    return Path(module).expanduser() if module.endswith(".py") else None
 
 
 def load_factory(factory: str) -> Callable[..., Any]:
@@ -41,19 +25,9 @@ def load_factory(factory: str) -> Callable[..., Any]:
     Raises:
         Conflict: The module cannot be imported, it has no such name, or what it has cannot be called.
     """
-    place, _, name = factory.rpartition(":")
-    file = file_of(factory)
-    if file is not None and not file.is_file():
-        raise Conflict(f"{_KEY}: there is no file {place}", _KEY)
-    try:
-        module = _imported(place, file)
-    except (Exception, SystemExit) as error:
-        raise Conflict(f"{_KEY}: cannot import {place}: {told(error)}", _KEY) from error
-    if not hasattr(module, name):
-        public = [each for each in vars(module) if not each.startswith("_") and callable(getattr(module, each))]
-        raise Conflict(f"{_KEY}: {place} has no {name!r}; {near(name, public)}", _KEY)
-    found = getattr(module, name)
+    found = load_named(factory, key=_KEY)
     if not callable(found):
+        place, _, name = factory.rpartition(":")
         raise Conflict(
             f"{_KEY}: must be a function or a class that makes the network, got {name!r} of {place}, a value of type "
             f"{type(found).__name__}",
@@ -80,7 +54,7 @@ def call_factory(factory: str, arguments: Mapping[str, Any], classes: int) -> nn
         arguments = {"num_classes": classes, **arguments}
     _require_taken(factory, make, arguments)
     try:
-        with _beside(file_of(factory)):
+        with beside(file_of(factory)):
             network = make(**arguments)
     except (Exception, SystemExit) as error:
         raise Conflict(f"{_KEY}: {factory} failed: {told(error)}", _KEY, _ARGUMENTS) from error
@@ -113,7 +87,7 @@ def forget_outlined(factory: str) -> bool:
     if factory not in _OUTLINED or file is None or not file.is_file():
         return False
     _OUTLINED.remove(factory)
-    return sys.modules.pop(_name_of_module(file), None) is not None
+    return sys.modules.pop(name_of_module(file), None) is not None
 
 
 def several_inputs(module: nn.Module) -> str | None:
@@ -129,23 +103,6 @@ def several_inputs(module: nn.Module) -> str | None:
         f"a network must take one input, a batch of images; {type(module).__name__}.forward{place} takes several: "
         f"{', '.join(needed)}. Wrap it in a module whose forward takes the images, or give the others defaults"
     )
-
-
-def told(error: BaseException) -> str:
-    """Return an error in one line: its type, the line of the user's code that caused it, and its message."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}{_at(error)}{f': {text}' if text else ''}"
-
-
-def _at(error: BaseException) -> str:
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" at {error.filename}:{error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_the_users(frame.filename)]
-    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-
-
-def _is_the_users(file: str) -> bool:
-    return not file.startswith(("<", *_OURS)) and Path(file).parent.name != "importlib"
 
 
 def _parameters(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
@@ -174,59 +131,3 @@ def _require_taken(factory: str, make: Callable[..., Any], arguments: Mapping[st
             _ARGUMENTS,
             _KEY,
         )
-
-
-def _imported(place: str, file: Path | None) -> ModuleType:
-    with _beside(file):
-        try:
-            return importlib.import_module(place) if file is None else _module_in(file)
-        except RuntimeError as error:
-            if "operator torchvision::" not in str(error):
-                raise
-            _import_torchvision()
-        return importlib.import_module(place) if file is None else _module_in(file)
-
-
-def _import_torchvision() -> None:
-    """Import torchvision through its door after it has failed on its own, wherever it was asked for."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]  # the half that the failed import has left
-    importlib.import_module("nas_blockout.lazy_torchvision")
-
-
-def _module_in(file: Path) -> ModuleType:
-    """Return the module in a file, which runs once a process as long as the file stays the same."""
-    name = _name_of_module(file)
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file.resolve())
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # as `import` does: dataclasses and pickle look for it there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _name_of_module(file: Path) -> str:
-    path, status = file.resolve(), file.stat()
-    version = f"{path}:{status.st_mtime_ns}:{status.st_size}"
-    return f"nas_blockout_factory_{hashlib.sha256(version.encode()).hexdigest()[:16]}"
-
-
-@contextmanager
-def _beside(file: Path | None) -> Iterator[None]:
-    """Let a file import the modules beside it; they come last, so that they hide no installed package."""
-    folder = None if file is None else str(file.resolve().parent)
-    if folder is None or folder in sys.path:
-        yield
-        return
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)

@@ -13,6 +13,7 @@ from nas_blockout.backbones import factory as factories
 from nas_blockout.backbones import pretrained
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.networks import Network
+from nas_blockout.plugins import named_code
 from nas_blockout.randomness.draws import Randomness
 from nas_blockout.serialization import count_of, near
 from nas_blockout.settings_fields import Conflict, Pattern, PlainMapping, check
@@ -41,7 +42,7 @@ class ModuleSettings:
             there is only one candidate.
     """
 
-    factory: Annotated[str, Pattern(factories.FORM, factories.FORM_SHOWN, factories.FORM_EXAMPLE)]
+    factory: Annotated[str, Pattern(named_code.FORM, named_code.FORM_SHOWN, factories.FORM_EXAMPLE)]
     arguments: PlainMapping = NO_ARGUMENTS
     weights: Annotated[str, Pattern(pretrained.FORM, pretrained.FORM_SHOWN, pretrained.FORM_EXAMPLE)] | None = None
     classes_layer: str | None = None
@@ -54,7 +55,7 @@ class ModuleSettings:
     def files(self) -> tuple[Path, ...]:
         """The files that these settings name: of the factory, if it is in one, and of the weights, if there are any."""
         weights = Path(self.weights).expanduser() if self.weights is not None else None
-        return tuple(path for path in (factories.file_of(self.factory), weights) if path is not None)
+        return tuple(path for path in (named_code.file_of(self.factory), weights) if path is not None)
 
 
 class ModuleNetwork(Network):
@@ -164,6 +165,29 @@ def build(settings: ModuleSettings, shape: Shape, classes: int, sites: Sites) ->
             class; the keys are those of an experiment as JSON, such as ``backbone.factory``.
     """
     network, given = _made(settings, shape, classes)
+    return _fitted(network, given, settings, shape, classes, sites)
+
+
+def fitted(network: nn.Module, settings: ModuleSettings, shape: Shape, classes: int, sites: Sites) -> ModuleNetwork:
+    """Return a network as `build` does, once its factory has made it.
+
+    Args:
+        network: What was made.
+        settings: What of, for weights, classes layer and errors.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+        sites: Where a method enters.
+
+    Raises:
+        Conflict: As in `build`.
+    """
+    given = _tried(network, settings, shape, training=False)
+    return _fitted(network, given, settings, shape, classes, sites)
+
+
+def _fitted(
+    network: nn.Module, given: _Trial, settings: ModuleSettings, shape: Shape, classes: int, sites: Sites
+) -> ModuleNetwork:
     name, notes = _classes_layer(network, settings, given), []
     if settings.weights is not None:
         path = Path(settings.weights).expanduser()
@@ -278,7 +302,7 @@ def _tried(network: nn.Module, settings: ModuleSettings, shape: Shape, *, traini
             mode = " in training mode" if training else ""
             raise Conflict(
                 f"backbone.factory: the network of {settings.factory} fails{mode} on images of {size} (channels x "
-                f"height x width): {factories.told(error)}{hint}",
+                f"height x width): {named_code.told(error)}{hint}",
                 *_OF_NETWORK,
             ) from error
     if not isinstance(logits, Tensor):

@@ -4,6 +4,7 @@ from nas_blockout.experiment.branchable import outline
 from nas_blockout.experiment.builder import (
     MOST_PARAMETERS,
     build,
+    built_for_training,
     dense_macs,
     matched,
     notes_of,
@@ -36,6 +37,7 @@ __all__ = [
     "Snapshot",
     "backbone_from_json",
     "build",
+    "built_for_training",
     "conflicts",
     "count_macs",
     "dense_macs",

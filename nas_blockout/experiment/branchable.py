@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture, Group, Layer
-from nas_blockout.backbones import BACKBONES, name_of
+from nas_blockout.backbones import backbone_of
 from nas_blockout.backbones.branched import BranchedNetwork, Sites
 from nas_blockout.backbones.module import ModuleNetwork, ModuleSettings
 from nas_blockout.graph.analysis import GraphAnalysis, analyze
@@ -39,7 +39,7 @@ def build_branchable(backbone: Any, shape: Shape, classes: int, sites: Sites) ->
     Raises:
         ValueError: The network cannot be built for these images, or its graph cannot be traced.
     """
-    network = BACKBONES[name_of(backbone)].build(backbone, shape, classes, None, sites)
+    network = backbone_of(backbone).build(backbone, shape, classes, None, sites)
     return (
         network
         if isinstance(network, Branchable)
@@ -77,12 +77,12 @@ def analysis_of(backbone: Any, shape: Shape, classes: int) -> GraphAnalysis:
 def _analysis_of(backbone: Any, shape: Shape, classes: int) -> GraphAnalysis:
     # A service checks studies of built-in networks, however wide, and drivers those of any: on `meta` weights take no
     # memory. What a factory makes may need values: of buffers that say which positions go where, or of a table.
-    if BACKBONES[name_of(backbone)].from_factory:
+    if backbone_of(backbone).from_factory:
         with suppress(ValueError, RuntimeError, TypeError, NotImplementedError):
             found = _analyzed(backbone, shape, classes, device="meta")
             if found is not None and not found.trace.lacks_values:
                 return found
-    device = "cpu" if BACKBONES[name_of(backbone)].from_factory else "meta"
+    device = "cpu" if backbone_of(backbone).from_factory else "meta"
     found = _analyzed(backbone, shape, classes, device=device)
     assert found is not None, "only buffers of networks from factories are asked for"
     return found
@@ -90,7 +90,7 @@ def _analysis_of(backbone: Any, shape: Shape, classes: int) -> GraphAnalysis:
 
 def _analyzed(backbone: Any, shape: Shape, classes: int, *, device: str) -> GraphAnalysis | None:
     """Return the analysis of a network that is built on a device; None where buffers lack values that it needs."""
-    registered = BACKBONES[name_of(backbone)]
+    registered = backbone_of(backbone)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         network = registered.build(backbone, shape, classes, None, Sites())
     if registered.from_factory and device == "meta" and _has_numbers(network):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.backbones import BACKBONES, name_of, scaled_to
+from nas_blockout.backbones import backbone_of, scaled_to
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.data import Splits
 from nas_blockout.experiment.branchable import (
@@ -25,7 +25,7 @@ from nas_blockout.experiment.config import Experiment, needs_graph
 from nas_blockout.experiment.reachable_targets import learned_conflicts, pruning_conflicts
 from nas_blockout.graph.macs import count_macs
 from nas_blockout.graph.network import GraphNetwork
-from nas_blockout.methods import METHODS, NoneSettings, method_name
+from nas_blockout.methods import NoneSettings, method_of
 from nas_blockout.methods.blockdrop import BlockDrop, BlockDropSettings
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
@@ -56,7 +56,7 @@ def build(experiment: Experiment, splits: Splits) -> nn.Module:
     Raises:
         ValueError: The network cannot be built for these images, or the derivation does not fit it.
     """
-    return _checked(experiment, splits.shape, len(splits.class_names))
+    return built_for_training(experiment, shape=splits.shape, classes=len(splits.class_names))
 
 
 def outlined_for_training(experiment: Experiment, *, shape: Shape, classes: int) -> nn.Module:
@@ -73,10 +73,20 @@ def outlined_for_training(experiment: Experiment, *, shape: Shape, classes: int)
         ValueError: As in `build`.
     """
     with torch.device("meta"):
-        return _checked(experiment, shape, classes)
+        return built_for_training(experiment, shape=shape, classes=classes)
 
 
-def _checked(experiment: Experiment, shape: Shape, classes: int) -> nn.Module:
+def built_for_training(experiment: Experiment, *, shape: Shape, classes: int) -> nn.Module:
+    """Return what `build` returns, for data of which no more is known than this.
+
+    Args:
+        experiment: What to build.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+
+    Raises:
+        ValueError: As in `build`.
+    """
     refuse(_derivation_conflicts(experiment, shape, classes))
     model = _built_for_training(experiment, shape, classes)
     refuse(unmatched(model, experiment.training.no_decay))
@@ -114,7 +124,7 @@ def notes_of(experiment: Experiment, *, shape: Shape, classes: int) -> tuple[str
     Raises:
         ValueError: The network cannot be built for these images.
     """
-    if not BACKBONES[name_of(experiment.backbone)].from_factory:  # all others are made as their settings say
+    if not backbone_of(experiment.backbone).from_factory:  # all others are made as their settings say
         return ()
     return _outline(experiment.backbone, None, None, shape, classes).notes
 
@@ -246,7 +256,7 @@ def _built(
 ) -> Network:
     if macs is not None:
         backbone = scaled_to(backbone, macs, shape, classes)
-    return BACKBONES[name_of(backbone)].build(backbone, shape, classes, architecture, sites)
+    return backbone_of(backbone).build(backbone, shape, classes, architecture, sites)
 
 
 def _derivation_conflicts(experiment: Experiment, shape: Shape, classes: int) -> Iterator[Conflict]:
@@ -403,7 +413,7 @@ def _of_width(backbone: Any, macs: int, shape: Shape, classes: int) -> Any:
 @cache
 def _counted_macs(backbone: Any, shape: Shape, classes: int) -> int:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        network = BACKBONES[name_of(backbone)].build(backbone, shape, classes, None, Sites())
+        network = backbone_of(backbone).build(backbone, shape, classes, None, Sites())
         return count_macs(network.eval(), torch.zeros(1, *shape))
 
 
@@ -412,7 +422,7 @@ def _dense_macs(backbone: Any, shape: Shape, classes: int) -> int:
 
 
 def _sites(method: Any) -> Sites:
-    registered = METHODS[method_name(method)]
+    registered = method_of(method)
     layer = registered.layer
     if layer is None:
         return Sites()

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from nas_blockout.architecture import Architecture
 from nas_blockout.backbones import (
-    BACKBONES,
+    backbone_named,
+    backbone_of,
     name_of,
     require_blocks,
     require_hidden_layer,
@@ -17,10 +18,8 @@ from nas_blockout.backbones import (
 )
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings
-from nas_blockout.methods import METHODS, NoneSettings, method_from_json, method_name, method_to_json
+from nas_blockout.methods import NoneSettings, method_from_json, method_name, method_of, method_to_json
 from nas_blockout.methods.blockdrop import BlockDropSettings
-from nas_blockout.methods.dropconnect import DropConnectSettings
-from nas_blockout.methods.dropout import DropoutSettings
 from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.serialization import from_json, near, to_json
 from nas_blockout.settings_fields import Conflict, refuse
@@ -193,7 +192,7 @@ def needs_graph(parts: Parts) -> bool:
     A network of stages needs none. Others say themselves which layers the weights of their head connect, or all of
     their weights, which is enough where these are only masked.
     """
-    backbone = BACKBONES[name_of(parts.backbone)]
+    backbone = backbone_of(parts.backbone)
     if backbone.stages is not None:
         return False
     if any(getattr(parts, name) is not None for name in _OF_GRAPHS):
@@ -223,9 +222,9 @@ def _unsuited_to_backbone(parts: Parts) -> Iterator[Conflict]:
         needs_blocks = partial(require_blocks, parts.backbone, "the method blockdrop")
         yield from _refusal(needs_blocks, "method.name", "backbone.name")
     name, placement = method_name(parts.method), getattr(parts.method, "placement", None)
-    enters = partial(require_site, parts.backbone, name, METHODS[name].site, placement)
+    enters = partial(require_site, parts.backbone, name, method_of(parts.method).site, placement)
     yield from _refusal(enters, "method.placement" if placement else "method.name", "method.name", "backbone.name")
-    if isinstance(parts.method, DropoutSettings | DropConnectSettings) and parts.method.placement == "hidden":
+    if placement == "hidden":
         needs_hidden = partial(require_hidden_layer, parts.backbone, method_name(parts.method))
         yield from _refusal(needs_hidden, "method.placement", "method.name", "backbone")
     if isinstance(parts.method, BlockoutSettings) and not graph:  # else the layers are known once the graph is
@@ -286,9 +285,7 @@ def backbone_from_json(document: Mapping[str, Any]) -> Any:
     """
     values = _mapping(document, "backbone", {"name": "convnet"})
     name = values.pop("name", "convnet")
-    if name not in BACKBONES:
-        raise ValueError(f"backbone.name: no such backbone {name!r}; {near(str(name), BACKBONES)}")
-    return from_json(BACKBONES[name].settings, values, where="backbone")
+    return from_json(backbone_named(name).settings, values, where="backbone")
 
 
 def _mapping(document: Any, name: str, example: Mapping[str, Any]) -> dict[str, Any]:

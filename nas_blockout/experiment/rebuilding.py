@@ -12,8 +12,7 @@ from torch import nn
 
 import nas_blockout
 from nas_blockout.architecture import Architecture
-from nas_blockout.backbones import factory as factories
-from nas_blockout.backbones import name_of
+from nas_blockout.backbones import BACKBONES, CHOICES, name_of, runs_code_of_others
 from nas_blockout.backbones.branched import Sites
 from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.experiment.branchable import Shape, analysis_of, build_branchable, from_scratch
@@ -27,6 +26,8 @@ from nas_blockout.graph.branched import BranchedGraph
 from nas_blockout.graph.network import GraphNetwork
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.networks import Network
+from nas_blockout.plugins import named_code
+from nas_blockout.plugins.choices import allowing
 from nas_blockout.serialization import to_json
 
 SCHEMA_VERSION = 1
@@ -48,12 +49,14 @@ def origin_of(experiment: Experiment, network: nn.Module) -> dict[str, Any] | No
     if isinstance(experiment.method, BlockDropSettings):
         return None
     backbone = plain(experiment, None).backbone
-    versions = _versions(backbone)
-    if isinstance(backbone, ModuleSettings) and (file := factories.file_of(backbone.factory)) is not None:
+    versions, name = _versions(backbone), name_of(backbone)
+    if (file := named_code.file_of(name)) is not None:  # a plug-in in a file
+        name = f"{file.name}:{name.rpartition(':')[2]}"
+    if isinstance(backbone, ModuleSettings) and (file := named_code.file_of(backbone.factory)) is not None:
         backbone = replace(backbone, factory=f"{file.name}:{backbone.factory.rpartition(':')[2]}")
     document = {
         "schema_version": SCHEMA_VERSION,
-        "backbone": {"name": name_of(backbone), **to_json(backbone)},
+        "backbone": {"name": name, **to_json(backbone)},
         "target_macs": experiment.target_macs,
         "graph_hash": None,
         "versions": versions,
@@ -76,8 +79,9 @@ def load_model(folder: Path | str, *, factory: str | None = None) -> Deployed:
     Args:
         folder: Of the model.
         factory: What makes the whole network, if that is code of somebody's: ``package.module:name`` or
-            ``path/to/file.py:name``. It is imported and called with the arguments that the folder names. The folder
-            says which one it was; no code is imported for a folder that says so alone.
+            ``path/to/file.py:name`` of a factory or of a plug-in, or the name of a plug-in that is installed. It is
+            imported and called with the arguments that the folder names. The folder says which one it was; no code
+            is imported for a folder that says so alone.
 
     Returns:
         The network, in eval mode. It takes images in [0, 1], shape ``(batch, channels, height, width)``, which it
@@ -120,7 +124,7 @@ def _built(model: ExportedModel, origin: Mapping[str, Any], factory: str | None)
     Raises:
         ValueError: It cannot be built, or is another one by now.
     """
-    backbone = backbone_from_json(origin["backbone"])
+    backbone = _backbone(origin["backbone"], factory)
     if isinstance(backbone, ModuleSettings):
         if factory is None:
             raise ValueError(
@@ -128,7 +132,7 @@ def _built(model: ExportedModel, origin: Mapping[str, Any], factory: str | None)
                 f"name it: load_model(..., factory={_place_of(backbone)!r})"
             )
         backbone = replace(backbone, factory=factory)
-    elif factory is not None:
+    elif factory is not None and not runs_code_of_others(backbone):
         raise ValueError(f"factory must be left out, since this network is made by none, got {factory!r}")
     asked, document = model.preprocessing, model.json("architecture.json")
     shape, classes = (asked["channels"], asked["height"], asked["width"]), len(model.class_names)
@@ -145,9 +149,27 @@ def _built(model: ExportedModel, origin: Mapping[str, Any], factory: str | None)
         return from_scratch(network, architecture)
 
 
+def _backbone(document: Mapping[str, Any], factory: str | None) -> Any:
+    """Return the settings of the backbone; a plug-in is imported only if it is the one that the caller names.
+
+    Raises:
+        ValueError: They are refused, or the plug-in is not named.
+    """
+    name = str(document.get("name"))
+    if name in BACKBONES or not CHOICES.is_known(name):  # which is refused, and imports nothing
+        return backbone_from_json(document)
+    if factory is None:
+        raise ValueError(
+            f"its backbone {name} is a plug-in, which is imported only if you name it: load_model(..., "
+            f"factory={f'path/to/{name}' if named_code.file_of(name) is not None else name!r})"
+        )
+    with allowing(lambda origin: factory in (origin.name, origin.place)):
+        return backbone_from_json({**document, "name": factory})
+
+
 def _place_of(backbone: ModuleSettings) -> str:
     """Return a factory as it is to be given: one in a file has lost its folder."""
-    return f"path/to/{backbone.factory}" if factories.file_of(backbone.factory) is not None else backbone.factory
+    return f"path/to/{backbone.factory}" if named_code.file_of(backbone.factory) is not None else backbone.factory
 
 
 def _require_graph(backbone: Any, shape: Shape, classes: int, origin: Mapping[str, Any]) -> None:
@@ -169,16 +191,26 @@ def _other_versions(origin: Mapping[str, Any], found: Mapping[str, str] | None =
 
 
 def _versions(backbone: Any) -> dict[str, str]:
-    """Return the versions of what builds a network; of a factory in a file, the hash of the file."""
+    """Return the versions of what builds a network; of code in a file, the hash of the file."""
     found = {"nas_blockout": nas_blockout.__version__, "torch": version("torch")}
     if isinstance(backbone, ModuleSettings):
-        file = factories.file_of(backbone.factory)
+        file = named_code.file_of(backbone.factory)
         if file is not None and file.is_file():
-            found[file.name] = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+            found[file.name] = _content(file)
         elif file is None:
             package = backbone.factory.partition(":")[0].partition(".")[0]
             found |= {name: _version_of(name) for name in packages_distributions().get(package, ())}
+    elif backbone is not None and (origin := CHOICES.origin(name_of(backbone))) is not None:
+        file = named_code.file_of(origin.place)
+        if file is not None and file.is_file():
+            found[file.name] = _content(file)
+        elif origin.distribution is not None and origin.version is not None:
+            found[origin.distribution] = origin.version
     return found
+
+
+def _content(file: Path) -> str:
+    return f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
 
 
 def _version_of(distribution: str) -> str:

@@ -5,7 +5,7 @@ Layers are called as ``layer(x, generator)``; in training they need the generato
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from nas_blockout.methods.dropout import Dropout, DropoutSettings
 from nas_blockout.methods.memberships.blockout_settings import BRANCH, PAPER, PRETRAINED, BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.methods.spatial_dropout import SpatialDropout, SpatialDropoutSettings
+from nas_blockout.plugins.choices import Choices
+from nas_blockout.plugins.installed import Origin
 from nas_blockout.serialization import from_json, near, to_json
 
 __all__ = [
@@ -29,11 +31,16 @@ __all__ = [
     "Site",
     "method_from_json",
     "method_name",
+    "method_named",
+    "method_of",
     "method_to_json",
     "preset_of",
 ]
 
 Site = Literal["none", "nodes", "maps", "weights", "structure", "paths"]
+# Of the sites that layers enter at: the setting that says where.
+_PLACED_BY: Mapping[str, str] = MappingProxyType({"nodes": "placement", "weights": "placement", "maps": "last_stages"})
+_EXAMPLES = MappingProxyType({"placement": "DropoutSettings", "last_stages": "SpatialDropoutSettings"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ class Preset:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One method.
+    """One method; a plug-in is one of these, with a layer.
 
     Args:
         settings: Frozen dataclass of its settings, all with defaults.
@@ -84,6 +91,7 @@ _BLOCKOUT = {
 
 _BLOCKDROP = {"short": Preset(blockdrop.BlockDropSettings()), "paper": Preset(blockdrop.PAPER)}
 
+# The built-in ones; `method_named` finds those of plug-ins as well.
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "none": Method(NoneSettings, "none", None),
@@ -96,6 +104,48 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "blockdrop": Method(blockdrop.BlockDropSettings, "paths", None, _BLOCKDROP),
     }
 )
+
+
+def _read(found: Any, origin: Origin) -> Method:
+    """Return the method that a plug-in stands for.
+
+    Raises:
+        ValueError: It is none, or lacks the setting that says where it enters a network.
+    """
+    if not isinstance(found, Method):
+        raise ValueError(f"it must be a Method, got {found!r}")
+    if found.layer is None or found.site not in _PLACED_BY:
+        raise ValueError(
+            f"it must have a layer, and one of the sites {', '.join(_PLACED_BY)}, got the site {found.site}"
+            f"{'' if found.layer else ' without a layer'}"
+        )
+    needed, names = _PLACED_BY[found.site], {item.name for item in fields(found.settings)}
+    if needed not in names:
+        raise ValueError(f"the settings of a method for {found.site} must have {needed}, as in {_EXAMPLES[needed]}")
+    return found
+
+
+CHOICES: Choices[Method] = Choices(
+    "method", METHODS, _read, settings_of=lambda method: method.settings, key="method.name"
+)
+
+
+def method_named(name: Any) -> Method:
+    """Return the method of a name; a plug-in is imported.
+
+    Raises:
+        Conflict: There is none of that name, or the plug-in cannot be imported or is no method.
+    """
+    return CHOICES.named(name)
+
+
+def method_of(settings: Any) -> Method:
+    """Return the method that settings are of.
+
+    Raises:
+        ValueError: They are the settings of no registered method.
+    """
+    return CHOICES.of(settings)
 
 
 def method_from_json(document: Mapping[str, Any]) -> Any:
@@ -114,14 +164,12 @@ def method_from_json(document: Mapping[str, Any]) -> Any:
     values = dict(document)
     if "name" not in values:
         raise ValueError(f"method.name is required; known are {', '.join(sorted(METHODS))}")
-    name = values.pop("name")
-    if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f"method.name: no such method {name!r}; {near(str(name), METHODS)}")
+    kind = method_named(values.pop("name")).settings
     preset = preset_of(document)
     if "preset" in values and preset is not None:
         del values["preset"]
         values = {**to_json(preset.settings), **values}
-    return from_json(METHODS[name].settings, values, where="method")
+    return from_json(kind, values, where="method")
 
 
 def preset_of(document: Mapping[str, Any]) -> Preset | None:
@@ -133,7 +181,7 @@ def preset_of(document: Mapping[str, Any]) -> Preset | None:
     Raises:
         ValueError: The method has presets, but none of that name.
     """
-    presets = METHODS[document["name"]].presets
+    presets = method_named(document["name"]).presets
     if not presets:
         return None
     name = document.get("preset", next(iter(presets)))
@@ -157,8 +205,4 @@ def method_name(settings: Any) -> str:
     Raises:
         ValueError: They are the settings of no registered method.
     """
-    for name, method in METHODS.items():
-        if method.settings is type(settings):
-            return name
-    known = ", ".join(method.settings.__name__ for method in METHODS.values())
-    raise ValueError(f"method must be the settings of a registered method, one of {known}; got {settings!r}")
+    return CHOICES.name_of(settings)

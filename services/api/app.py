@@ -16,6 +16,7 @@ from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
 from nas_blockout import __version__
+from nas_blockout.plugins.choices import allowing
 from services.api import errors, health, metrics, studies, study_files, web
 from services.api.administration import audit_routes, deletion_routes, team_routes
 from services.api.health import Probes, probes_of
@@ -28,7 +29,8 @@ from services.api.sign_in.provider import SECONDS as PROVIDER_SECONDS
 from services.api.state import Caching, make_service, service_of
 from services.settings import Settings
 from services.store import Store, StoreError
-from services.study_config.schema import StudyConfig
+from services.study_config.schema import StudyConfig, json_schema
+from services.study_config.settings_models import usable_plugins
 
 STORE_RETRY_SECONDS = 2.0  # clients are told to try again rather than kept waiting
 MAX_CONNECTIONS = 4000  # idle ones included, of which those that wait longest are closed for new ones
@@ -178,7 +180,8 @@ def description() -> dict[str, Any]:
     app = FastAPI(title="nas-blockout", version=__version__, description=_DESCRIPTION)
     for routes in _ROUTERS:
         app.include_router(routes)
-    return _description(app)
+    with allowing(lambda origin: False):  # what is installed here is none of its business
+        return _description(app)
 
 
 @router.get(
@@ -204,8 +207,9 @@ def _description(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
         schemas = document["components"]["schemas"]
-        for model in (StudyConfig, Changes):
-            schema = model.model_json_schema(ref_template=_REFERENCE)
+        # In the context of a request: of the plug-ins that are installed, those that the operator allows.
+        of_study = json_schema(usable_plugins()[0], ref_template=_REFERENCE)
+        for model, schema in ((StudyConfig, of_study), (Changes, Changes.model_json_schema(ref_template=_REFERENCE))):
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
         app.openapi_schema = document

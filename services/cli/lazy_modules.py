@@ -13,11 +13,13 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     import torch as torch
     import yaml as yaml
 
+    import search_spaces as search_spaces
     from nas_blockout import backbones as backbones
     from nas_blockout import data as data
     from nas_blockout import devices as devices
     from nas_blockout import experiment as experiment
     from nas_blockout import export as export
+    from nas_blockout import methods as methods
     from nas_blockout import plots as plots
     from nas_blockout.data.streaming import image_io as image_io
     from nas_blockout.experiment import layer_table as layer_table
@@ -30,6 +32,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services import dispatch as dispatch
     from services import estimate as estimate
     from services import migrations as migrations
+    from services import plugin_records as plugin_records
     from services import removal as removal
     from services import replay as replay
     from services import store as store
@@ -55,6 +58,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services.study_config import overrides as overrides
     from services.study_config import resolution as resolution
     from services.study_config import schema as schema
+    from services.study_config import settings_models as settings_models
     from services.study_config import upgrade as upgrade
     from services.study_config import validation as validation
     from services.study_config import yaml_reader as yaml_reader
@@ -68,6 +72,7 @@ MODULES = {
     "devices": "nas_blockout.devices",
     "experiment": "nas_blockout.experiment",
     "export": "nas_blockout.export",
+    "methods": "nas_blockout.methods",
     "plots": "nas_blockout.plots",
     "image_io": "nas_blockout.data.streaming.image_io",
     "layer_table": "nas_blockout.experiment.layer_table",
@@ -75,6 +80,7 @@ MODULES = {
     "prediction": "nas_blockout.export.prediction",
     "significance": "nas_blockout.statistics.significance",
     "branching": "nas_blockout.structure.branching",
+    "search_spaces": "search_spaces",
     "api": "services.api",
     "cluster": "services.cluster",
     "dispatch": "services.dispatch",
@@ -101,9 +107,11 @@ MODULES = {
     "mlflow_runs": "services.finalize.mlflow_runs",
     "trial_table": "services.finalize.trial_table",
     "schema_version": "services.store.schema_version",
+    "plugin_records": "services.plugin_records",
     "overrides": "services.study_config.overrides",
     "errors": "services.study_config.errors",
     "schema": "services.study_config.schema",
+    "settings_models": "services.study_config.settings_models",
     "upgrade": "services.study_config.upgrade",
     "resolution": "services.study_config.resolution",
     "yaml_reader": "services.study_config.yaml_reader",

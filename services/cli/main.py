@@ -42,7 +42,7 @@ from services.cli.console import (
 from services.cli.doctor import SERVICES, examine
 from services.cli.help.completion import arms, bundled_studies
 from services.cli.help.headings import CommandsByHeading
-from services.cli.operating import account_commands, person_commands, removal_commands
+from services.cli.operating import account_commands, person_commands, plugin_commands, removal_commands
 from services.cli.validate import read_study
 from services.settings import Settings, SettingsError, masked
 
@@ -340,6 +340,7 @@ app.command(epilog="Example: nas-blockout delete my-study")(removal_commands.del
 app.command(epilog="Example: nas-blockout restore my-study")(removal_commands.restore)
 app.command(epilog="Example: nas-blockout purge --list")(removal_commands.purge)
 app.command(epilog="Example: nas-blockout audit --action delete --limit 20")(account_commands.audit)
+app.command(epilog="Example: nas-blockout plugins method dropout")(plugin_commands.plugins)
 app.add_typer(account_commands.teams, name="team")
 app.add_typer(person_commands.people, name="person")
 app.add_typer(data.app, name="data")

@@ -73,10 +73,16 @@ def _refuse_local_files(study: "Study", origin: "Origin") -> None:
     """Refuse code and weights in files of this machine: a job gets the study alone, and runs where they may not be.
 
     Raises:
-        StudyError: An arm names a factory in a file, or weights outside of the folder that all machines share.
+        StudyError: An arm names code in a file, or weights outside of the folder that all machines share.
     """
     settings, problems = installation(), []
     for name, arm in study.arms.items():
+        for kind, plugin in lazy.plugin_records.used(arm.experiment, arm.spaces):
+            if plugin.place.rpartition(":")[0].endswith(".py"):
+                problems.append(
+                    f"{origin.source}: arms.{name}: a file does not travel with a submitted study, got the plug-in "
+                    f"{plugin.place} ({kind}); install it as a package on the cluster, or use `nas-blockout run`"
+                )
         backbone = arm.experiment.to_json()["backbone"]
         place = f"{origin.source}: arms.{name}.backbone"
         factory, weights = backbone.get("factory", ""), backbone.get("weights")

@@ -30,7 +30,9 @@ StudyArgument = Annotated[
 ]
 UpgradeOption = Annotated[bool, typer.Option("--upgrade", help="Print the file in the newest version, with comments.")]
 WriteOption = Annotated[bool, typer.Option("--write", help="With --upgrade: write the file instead of printing it.")]
-SchemaOption = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of study files, for editors.")]
+SchemaOption = Annotated[
+    bool, typer.Option("--schema", help="Print the JSON Schema of study files, with installed plug-ins, for editors.")
+]
 
 
 def validate(
@@ -46,7 +48,10 @@ def validate(
     All errors of a file are reported at once, each with its line.
     """
     if schema:
-        print_json(lazy.schema.json_schema())
+        plugins, faults = lazy.settings_models.usable_plugins()
+        for fault in faults:
+            log(f"warning: left out: {fault}")
+        print_json(lazy.schema.json_schema(plugins))
     elif study is None:
         fail(USAGE, "give the study to validate: a bundled study by name, or the path of a YAML file")
     elif upgrade:
@@ -97,7 +102,7 @@ def _layers_told(study: "Study", splits: "Splits") -> Iterator[str]:
     """Yield what can be masked in each network that a factory makes, in a few lines; a network is told once."""
     arms: dict[Any, list[str]] = {}
     for name, arm in study.arms.items():
-        if lazy.backbones.BACKBONES[lazy.backbones.name_of(arm.experiment.backbone)].from_factory:
+        if lazy.backbones.backbone_of(arm.experiment.backbone).from_factory:
             arms.setdefault(arm.experiment.backbone, []).append(name)
     for backbone, names in arms.items():
         place = f"network of {', '.join(names)}"

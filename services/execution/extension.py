@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from services.budget.limits import UNITS
@@ -46,7 +47,7 @@ def enter(study: Study, store: Store, folder: Folder) -> tuple[Study, StudyRow]:
     # `workers`, which are no part of the hash, may differ and apply to this run.
     if any(event.detail.get("config_hash") == study.hash for event in store.events(study.name)):
         workers = {"workers": study.config.workers}
-        return Study(before.config.model_copy(update=workers), before.arms, before.data), row
+        return replace(before, config=before.config.model_copy(update=workers)), row
     changes = additions(before, study)
     if not changes and row.state in ENDED_STUDY - {"complete"}:
         return study, store.reopen_study(study.name, reason=f"it is run again after it was {row.state}")
@@ -74,10 +75,19 @@ def additions(before: Study, after: Study) -> list[str]:
         StudyConflict: A change is not an extension; the message names its key.
     """
     old, new = before.to_json(), after.to_json()
-    extensible = frozenset({"budget", "retrain", "arms", "export"})
+    extensible = frozenset({"budget", "retrain", "arms", "export", "plugins"})
     for key in sorted((old.keys() | new.keys()) - extensible - _FREE):
         _require_same(key, old.get(key), new.get(key), after.name)
+    _require_same_plugins(old.get("plugins", {}), new.get("plugins", {}), after.name)
     return [*_budget(old, new), *_seeds(old, new), *_arms(old, new), *_export(old, new)]
+
+
+def _require_same_plugins(old: Mapping[str, Any], new: Mapping[str, Any], study: str) -> None:
+    """Refuse another version of a plug-in, whose trials would be others; further arms may use further plug-ins."""
+    for kind, before in old.items():
+        for name, record in before.items():
+            if (after := new.get(kind, {}).get(name)) is not None:  # else its arm is missing, which is told by itself
+                _require_same(f"plugins.{kind}.{name}", record, after, study)
 
 
 def _budget(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -5,14 +5,16 @@ from pathlib import Path
 
 from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.export.model_dir import sha256
+from nas_blockout.plugins.named_code import file_of
+from services.plugin_records import used
 from services.store import Store, StudyConflict
 from services.study_config.resolved_study import Study
 
 
 def files_of(study: Study) -> dict[str, str]:
-    """Return the SHA-256 of the files that make the networks of a study, by path: of factories, and of weights.
+    """Return the SHA-256 of the files that make the networks of a study, by path: of factories, plug-ins and weights.
 
-    What a factory's file imports is not looked at. A file that is missing is left out: whoever builds the network
+    What such a file imports is not looked at. A file that is missing is left out: whoever builds the network
     refuses it.
     """
     paths = set[Path]()
@@ -20,6 +22,8 @@ def files_of(study: Study) -> dict[str, str]:
         backbone = arm.experiment.backbone
         if isinstance(backbone, ModuleSettings):
             paths |= {path for path in backbone.files if path.is_file()}
+        places = (file_of(origin.place) for _, origin in used(arm.experiment, arm.spaces))
+        paths |= {path for path in places if path is not None and path.is_file()}
     return {str(path): sha256(path) for path in sorted(paths)}
 
 

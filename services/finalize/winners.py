@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.backbones.module import ModuleSettings
+from nas_blockout.backbones import runs_code_of_others
 from nas_blockout.data import Loader, Splits
 from nas_blockout.experiment import EVALUATION_BATCH, rebuild, structure_of_network
 from nas_blockout.export import VerificationError, load_weights
@@ -64,21 +64,21 @@ def models_of(
 
 
 def require_what_was_measured(winners: Mapping[str, tuple[Trial, nn.Module]], splits: Splits) -> None:
-    """Require of the networks of factories that they classify validation images as well as when they were trained.
+    """Require of networks that code of others makes to classify validation images as well as when they were trained.
 
-    What a factory's file imports may have changed, whose content nobody has recorded.
+    What their code imports may have changed, whose content nobody has recorded.
 
     Raises:
         VerificationError: A network does not.
     """
     for arm, (trial, model) in winners.items():
-        if not isinstance(trial.config.backbone, ModuleSettings) or trial.score is None:
+        if not runs_code_of_others(trial.config.backbone) or trial.score is None:
             continue
         found = evaluate(model, Loader(splits.validation, EVALUATION_BATCH)).accuracy
         if abs(found - trial.score) > max(_MOST_CHANGE, _MOST_CHANGED_IMAGES / len(splits.validation)) + 1e-9:
             raise VerificationError(
                 f"{arm} is not the network that was trained: {found:.2%} of the validation images are classified as "
-                f"labeled, {trial.score:.2%} were; has code that its factory imports changed? Restore it"
+                f"labeled, {trial.score:.2%} were; has code that makes it changed? Restore it"
             )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from nas_blockout.experiment import Experiment, matched
 from nas_blockout.training import sample_passes
-from search_spaces import SPACES, Context, Point, Space, compose, grid
+from search_spaces import Context, Point, Space, compose, grid, space_named
 from services.budget.limits import trials_left
 from services.budget.tally import Tally
 from services.search.arm_trials import ArmTrials
@@ -43,7 +43,7 @@ class Scheduler:
             (name, phase): ArmTrials(arm.rules) for name, arm in study.arms.items() for phase in (SEARCH, RETRAIN)
         }
         self._spaces: dict[str, Space] = {
-            name: compose([SPACES[space] for space in arm.spaces]) for name, arm in study.arms.items()
+            name: compose([space_named(space) for space in arm.spaces]) for name, arm in study.arms.items()
         }
         self._grids: dict[str, Sequence[Point]] = {}  # computed when needed: enumerating a space takes a while
         for trial in trials:

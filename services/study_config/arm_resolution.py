@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.backbones import BACKBONES
+from nas_blockout.backbones import backbone_named
 from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.data import DataSettings, Dimensions
 from nas_blockout.experiment import DERIVATIONS, Experiment, backbone_from_json, conflicts
@@ -16,6 +16,7 @@ from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
 from nas_blockout.training import TrainingSettings
+from search_spaces import CHOICES as SPACES
 from services.study_config.errors import Violation, violation_at
 from services.study_config.layers import ArmSettings
 from services.study_config.resolved_study import Arm
@@ -116,7 +117,7 @@ class ArmResolver:
         return Arm(
             draft.settings.name,
             self._experiment,
-            tuple(self._spaces),
+            tuple(SPACES.canonical(space) for space in self._spaces),
             self._options.searcher,
             draft.match.arm if draft.match else None,
             draft.arm.description,
@@ -189,7 +190,7 @@ class ArmResolver:
         if self._layers["backbone"].nameless:
             return {"name": "convnet"}
         values = self._layers["backbone"].known
-        settings = BACKBONES[values.get("name", "convnet")].settings
+        settings = backbone_named(values.get("name", "convnet")).settings
         # A preset is written for one backbone: its values for settings that another backbone lacks have no meaning.
         names = {item.name for item in fields(settings)}
         defaults = {key: value for key, value in preset.backbone.items() if key in names} if preset else {}

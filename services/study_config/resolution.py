@@ -14,10 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from nas_blockout.data import DataError, DataSettings, Dimensions, dimensions
+from nas_blockout.plugins.named_code import file_of
 from nas_blockout.serialization import count_of, from_json, near
 from nas_blockout.settings_fields import conflicts_in
 from nas_blockout.training import TrainingSettings
-from search_spaces import SPACES
+from search_spaces import CHOICES as SPACES
+from services.plugin_records import records_of
 from services.renamed_keys import upgraded_study
 from services.study_config import settings_models
 from services.study_config.arm_resolution import ArmDraft, ArmResolver
@@ -43,6 +45,12 @@ _STAND_INS: Mapping[str, Any] = {"schema_version": 2, "name": "study"}
 _MOST_NAMED = 5  # arms in a note
 _MOST_COMPARED = 100
 _LIMITS = ("sample_passes", "seconds", "trainings")
+# By section: keys that may name files, of data, or of code.
+_PATHS: Mapping[str, tuple[str, ...]] = {
+    "data": ("folder",),
+    "backbone": ("name", "factory", "weights"),
+    "method": ("name",),
+}
 # Settings on which neither the networks nor the budget depends.
 _IMMATERIAL = frozenset({"data.augment", "data.split_seed", "data.validation_samples"})
 
@@ -141,6 +149,8 @@ def stored_study(document: Mapping[str, Any], *, source: str) -> Study:
         return parse_resolved(document)
     except ValidationError as error:
         raise StudyError.of(settings_models.explained(error, StudyConfig), source=source) from None
+    except StudyError:  # which says what is missing
+        raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise StudyError(
             f"{source}: not a valid resolved study like `study.yaml` in the folder of a study: {one_line(repr(error))}"
@@ -181,15 +191,22 @@ def _relative(document: Mapping[str, Any]) -> Iterator[Violation]:
     rule = "must be an absolute path if the study does not come from a file, since workers run in other folders"
     sections: list[tuple[tuple[str, ...], Any]] = [(("data",), document.get("data"))]
     sections.append((("backbone",), document.get("backbone")))
-    sections += [(("arms", name, "backbone"), arm.get("backbone")) for name, arm in arms_of(document).items()]
+    for name, arm in arms_of(document).items():
+        sections += [(("arms", name, key), arm.get(key)) for key in ("backbone", "method")]
     for path, settings in sections:
-        for key in ("folder",) if path == ("data",) else ("factory", "weights"):
+        for key in _PATHS[path[-1]]:
             text = settings.get(key) if isinstance(settings, Mapping) else None
-            if not isinstance(text, str):
-                continue
-            file = text.rpartition(":")[0] if key == "factory" else text
-            if (key != "factory" or file.endswith(".py")) and not Path(file).is_absolute():
+            if isinstance(text, str) and _is_relative(text, code=key in ("factory", "name")):
                 yield Violation((*path, key), rule, repr(text), "give the whole path")
+    for name, arm in arms_of(document).items():
+        for space in arm.get("space") or () if arm.get("space") is not UNKNOWN else ():
+            if isinstance(space, str) and _is_relative(space, code=True):
+                yield Violation(("arms", name, "space"), rule, repr(space), "give the whole path")
+
+
+def _is_relative(text: str, *, code: bool) -> bool:
+    file = file_of(text) if code else Path(text)
+    return file is not None and not file.is_absolute()
 
 
 def _references(document: Mapping[str, Any]) -> Iterator[Violation]:
@@ -208,12 +225,18 @@ def _references(document: Mapping[str, Any]) -> Iterator[Violation]:
             yield from _extended(name, extended, names, arms)
         yield from _matched(name, names, arms)
         for space in arm.get("space") or () if arm.get("space") is not UNKNOWN else ():
-            if space not in SPACES:
-                yield Violation(("arms", name, "space"), f"no such search space {space!r}", remedy=near(space, SPACES))
+            yield from _space(space, ("arms", name, "space"))
     export = document.get("export")
     for name in export if isinstance(export, list) and names else ():
         if name not in names:
             yield Violation(("export",), f"no arm {name!r}", remedy=_near_arm(name, names))
+
+
+def _space(name: str, path: tuple[str, ...]) -> Iterator[Violation]:
+    if not SPACES.is_known(name):
+        yield Violation(path, f"no such search space {name!r}", remedy=near(name, SPACES.names()))
+    elif fault := settings_models.unusable(SPACES, name, path):
+        yield fault
 
 
 def _near_arm(other: str, names: Iterable[str], *, name: str | None = None) -> str:
@@ -333,7 +356,9 @@ class _Draft:
         self.unchecked = _sentence([name for name, each in resolvers.items() if each.incomplete], data)
         if self.violations:
             return None
-        return Study(config, {name: resolver.arm() for name, resolver in resolvers.items()}, data.settings)
+        arms = {name: resolver.arm() for name, resolver in resolvers.items()}
+        # Recorded now, with the versions that were imported to check the settings.
+        return Study(config, arms, data.settings, records_of((arm.experiment, arm.spaces) for arm in arms.values()))
 
     def _add(self, found: Iterable[Violation]) -> None:
         violations = list(found)

@@ -8,7 +8,9 @@ from nas_blockout.data import DataSettings
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods import method_to_json
 from nas_blockout.serialization import from_json, to_json
+from services.plugin_records import PluginMissing, Records, records_of, require_present
 from services.renamed_keys import study_hash, upgraded_experiment, upgraded_study
+from services.study_config.errors import StudyError
 from services.study_config.schema import StudyConfig
 from services.study_config.search_options import Rules, Wanted
 
@@ -57,11 +59,20 @@ class Study:
         config: The checked study file.
         arms: The resolved arms by name.
         data: Data of all arms.
+        recorded_plugins: What was recorded of its plug-ins when it was resolved; None to record those of now.
     """
 
     config: StudyConfig
     arms: Mapping[str, Arm]
     data: DataSettings
+    recorded_plugins: Records | None = None
+
+    @property
+    def plugins(self) -> Records:
+        """The plug-ins that its arms use, as of `services.plugin_records.records_of`."""
+        if self.recorded_plugins is not None:
+            return self.recorded_plugins
+        return records_of((arm.experiment, arm.spaces) for arm in self.arms.values())
 
     @property
     def name(self) -> str:
@@ -74,7 +85,9 @@ class Study:
         config["budget"] = {key: value for key, value in config["budget"].items() if value is not None}
         if self.config.robustness is None:  # studies from before this key existed must keep their hash
             del config["robustness"]
-        return {**config, "data": to_json(self.data), "arms": {name: arm.to_json() for name, arm in self.arms.items()}}
+        plugins = {"plugins": self.plugins} if self.plugins else {}  # likewise where there are none
+        arms = {name: arm.to_json() for name, arm in self.arms.items()}
+        return {**config, **plugins, "data": to_json(self.data), "arms": arms}
 
     @property
     def hash(self) -> str:
@@ -87,8 +100,16 @@ def parse_resolved(document: Mapping[str, Any]) -> Study:
 
     Args:
         document: Result of `Study.to_json`, of version 2 or 1.
+
+    Raises:
+        StudyError: One of its plug-ins is missing.
     """
     document = upgraded_study(document)
+    plugins = document.pop("plugins", {})
+    try:
+        require_present(document.get("name"), plugins)
+    except PluginMissing as error:
+        raise StudyError(str(error)) from error
     arms = {
         name: Arm(
             name,
@@ -105,7 +126,7 @@ def parse_resolved(document: Mapping[str, Any]) -> Study:
     # The arms are resolved already, so the model of the study file only has to know their names.
     bare = {name: {"description": arm.description} for name, arm in arms.items()}
     config = StudyConfig.model_validate({**document, "arms": bare})
-    return Study(config, arms, from_json(DataSettings, document["data"], where="data"))
+    return Study(config, arms, from_json(DataSettings, document["data"], where="data"), plugins)
 
 
 def method_name(arm: Arm) -> str:

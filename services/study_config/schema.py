@@ -1,5 +1,6 @@
 """The study file: its keys as pydantic models, and their JSON Schema for editors."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -7,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from nas_blockout.data.corruptions import SEVERITIES
 from nas_blockout.data.placement import MEMORY_SHARE, ImageCache
 from services.study_config.search_options import Searching, Wanted
-from services.study_config.settings_models import SchemaOf
+from services.study_config.settings_models import SchemaOf, with_plugins
 
 DEFAULT_MARGIN = 0.005
 MOST = 2**63 - 1  # the largest integer that SQLite and PostgreSQL can store
@@ -213,6 +214,12 @@ class StudyConfig(Wanted):
     arms: dict[Name, ArmConfig] = Field(min_length=1, description="The arms by name.")
 
 
-def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a study file, for editors: every key and setting with its range and description."""
-    return StudyConfig.model_json_schema()
+def json_schema(plugins: Iterable[tuple[str, str]] = (), **options: Any) -> dict[str, Any]:
+    """Return the JSON Schema of a study file, for editors: every key and setting with its range and description.
+
+    Args:
+        plugins: Section and name of every plug-in that is in it, beside what is built in; these can be used.
+        options: Of pydantic's ``model_json_schema``.
+    """
+    with with_plugins(plugins):
+        return StudyConfig.model_json_schema(**options)

@@ -6,6 +6,8 @@ checks of study files, their JSON Schema and the OpenAPI document are all derive
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import MISSING
 from functools import cache
 from types import UnionType
@@ -26,23 +28,33 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from nas_blockout.backbones import BACKBONES
+from nas_blockout import backbones, methods
 from nas_blockout.data import DataSettings
 from nas_blockout.experiment import DERIVATIONS
-from nas_blockout.methods import METHODS
+from nas_blockout.plugins.choices import Choices
 from nas_blockout.serialization import closest, near
-from nas_blockout.settings_fields import Length, OneOf, Pattern, PlainMapping, Range, alternatives, declared, unplain
+from nas_blockout.settings_fields import (
+    Conflict,
+    Length,
+    OneOf,
+    Pattern,
+    PlainMapping,
+    Range,
+    alternatives,
+    declared,
+    unplain,
+)
 from nas_blockout.training import TrainingSettings
 from services.renamed_keys import new_name, renamed_value
 from services.study_config import errors
-from services.study_config.errors import MOST_VIOLATIONS, NO_SUCH_KEY, Violation, shortened
+from services.study_config.errors import MOST_VIOLATIONS, NO_SUCH_KEY, Violation, one_line, shortened
 
 _DEFAULT_BACKBONE = "convnet"
 _UNNAMED: Mapping[str, type] = {"data": DataSettings, "training": TrainingSettings, **DERIVATIONS}
-_NAMED: Mapping[str, Mapping[str, type]] = {
-    "method": {name: method.settings for name, method in METHODS.items()},
-    "backbone": {name: backbone.settings for name, backbone in BACKBONES.items()},
-}
+_NAMED: Mapping[str, Choices[Any]] = {"method": methods.CHOICES, "backbone": backbones.CHOICES}
+# Plug-ins whose settings are in the JSON Schema that is being made, as pairs of section and name; built-in ones are
+# always in it.
+_SHOWN: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("plugins_in_schema", default=())
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -65,7 +77,20 @@ class SchemaOf:
         return handler(TypeAdapter(_section(self.section, self.partial)).core_schema)
 
 
-@cache
+@contextmanager
+def with_plugins(shown: Iterable[tuple[str, str]]) -> Iterator[None]:
+    """Show plug-ins in every JSON Schema that is made in this context.
+
+    Args:
+        shown: Section and name of each, such as ``("backbone", "small_net")``.
+    """
+    token = _SHOWN.set(tuple(shown))
+    try:
+        yield
+    finally:
+        _SHOWN.reset(token)
+
+
 def model(section: str, name: str | None = None, *, named: bool = False, partial: bool = False) -> type[BaseModel]:
     """Return the model of the settings of a section.
 
@@ -74,13 +99,21 @@ def model(section: str, name: str | None = None, *, named: bool = False, partial
         name: Name of the method or the backbone; None for the other sections.
         named: Whether the model has the required key ``name``.
         partial: Whether the settings are merged with others, so that none but the name is required.
+
+    Raises:
+        Conflict: There is no such method or backbone, or it is a plug-in that cannot be used.
     """
-    kind = _UNNAMED[section] if name is None else _NAMED[section][name]
+    kind = _UNNAMED[section] if name is None else _NAMED[section].named(name).settings
+    return _model(section, name, kind, named, partial)
+
+
+@cache
+def _model(section: str, name: str | None, kind: type, named: bool, partial: bool) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     if named:
         fields["name"] = (Literal[name], Field(description=f"Name of the {section}."))
-    if section == "method" and name is not None and METHODS[name].presets:
-        presets = tuple(METHODS[name].presets)
+    if section == "method" and name is not None and (recipes := methods.method_named(name).presets):
+        presets = tuple(recipes)
         description = "Recipe whose values are the defaults of the other settings."
         fields["preset"] = (Literal[presets], Field(presets[0], description=description))
     for key, setting in declared(kind).items():
@@ -113,8 +146,10 @@ def keys(section: str, name: str | None) -> tuple[str, ...]:
     """
     if section not in _NAMED:
         return tuple(model(section).model_fields)
-    name = name or _DEFAULT_BACKBONE
-    return tuple(model(section, name).model_fields) if name in _NAMED[section] else ()
+    try:
+        return tuple(model(section, name or _DEFAULT_BACKBONE).model_fields)
+    except Conflict:
+        return ()
 
 
 def violations(section: str, document: Mapping[str, Any]) -> list[Violation]:
@@ -126,15 +161,52 @@ def violations(section: str, document: Mapping[str, Any]) -> list[Violation]:
     """
     if section not in _NAMED:
         return violations_of(model(section), document, (section,))
-    known = _NAMED[section]
+    choices = _NAMED[section]
     name = document.get("name", _DEFAULT_BACKBONE if section == "backbone" else None)
     if name is None:
-        return [Violation((section, "name"), f"this key is required: known are {', '.join(sorted(known))}")]
-    if not isinstance(name, str) or name not in known:
-        remedy = near(str(name), known)
-        return [Violation((section, "name"), f"no such {section}", shortened(name), remedy)]
+        known = ", ".join(sorted(choices.names()))
+        return [Violation((section, "name"), f"this key is required: known are {known}")]
+    if fault := unusable(choices, name, (section, "name")):
+        return [fault]
     values = {key: value for key, value in document.items() if key != "name"}
     return violations_of(model(section, name), values, (section,))
+
+
+def unusable(choices: Choices[Any], name: Any, path: errors.Path) -> Violation | None:
+    """Return why a name is none of a built-in choice or of a plug-in that can be used; None if it is one.
+
+    Args:
+        choices: The choices.
+        name: What the study file says.
+        path: Path of the name in the study file.
+    """
+    try:
+        if choices.is_known(name):
+            choices.named(name)
+            return None
+    except Conflict as conflict:
+        return Violation(path, one_line(str(conflict)).removeprefix(f"{choices.key}: "))
+    return Violation(path, f"no such {choices.kind}", shortened(name), near(str(name), choices.names()))
+
+
+def usable_plugins() -> tuple[list[tuple[str, str]], list[str]]:
+    """Import every plug-in with settings that is installed and may be imported here.
+
+    Returns:
+        Section and name of those that can be used, and of each other one why it cannot.
+    """
+    usable, faults = [], []
+    for section, choices in _NAMED.items():
+        for name in choices.names():
+            if name in choices.built_in:
+                continue
+            try:
+                declared(choices.named(name).settings)
+            except ValueError as error:
+                faults.append(one_line(str(error)))
+            else:
+                usable.append((section, name))
+    return usable, faults
 
 
 def violations_of(kind: type[BaseModel], document: Any, path: errors.Path) -> list[Violation]:
@@ -293,16 +365,16 @@ def _section(section: str, partial: bool) -> Any:
     """Return the type of a section of a study file."""
     if section not in _NAMED:
         return model(section)
-    names = _NAMED[section]
-    required = {
-        name for name, kind in names.items() if any(each.default is MISSING for each in declared(kind).values())
-    }
+    choices = _NAMED[section]
+    others = [name for place, name in _SHOWN.get() if place == section]
+    names = {name: declared(choices.named(name).settings) for name in (*choices.built_in, *others)}
+    required = {name for name, kind in names.items() if any(each.default is MISSING for each in kind.values())}
     named: Any = Union[  # noqa: UP007  # as above
         tuple(model(section, name, named=True, partial=partial and name in required) for name in names)
     ]
     kinds: list[Any] = [Annotated[named, Field(discriminator="name")]]
     if partial:
-        kinds += [model(section, name, partial=name in required) for name, kind in names.items() if declared(kind)]
+        kinds += [model(section, name, partial=name in required) for name, kind in names.items() if kind]
     elif section == "backbone":
         kinds.append(model(section, _DEFAULT_BACKBONE))
     return Union[tuple(kinds)]  # noqa: UP007  # as above

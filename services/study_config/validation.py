@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nas_blockout.backbones import BACKBONES, name_of
-from nas_blockout.backbones.module import ModuleSettings
+from nas_blockout.backbones import backbone_of
 from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.data import Dimensions, Splits
 from nas_blockout.experiment import (
@@ -19,7 +18,7 @@ from nas_blockout.experiment import (
     split_epochs,
     unbuildable,
 )
-from nas_blockout.methods import METHODS
+from nas_blockout.methods import method_of
 from nas_blockout.methods.blockdrop import (
     POLICY_SHARE,
     BlockDrop,
@@ -31,7 +30,7 @@ from nas_blockout.methods.dropcluster import DropClusterSettings
 from nas_blockout.serialization import count_of
 from nas_blockout.settings_fields import Conflict, conflicts_in
 from nas_blockout.training import TrainingSettings, indivisible, sample_passes
-from search_spaces import SPACES, Context, TooFew, compose, grid, require_fit
+from search_spaces import Context, TooFew, compose, grid, require_fit, space_named
 from services.study_config.errors import LineMap, StudyError, Violation, violation_at, with_lines
 from services.study_config.layers import ARM_SECTIONS, ArmSettings, arms_of
 from services.study_config.resolved_study import Arm, Study
@@ -87,7 +86,7 @@ def incompatibilities(parts: Parts, *, matched: bool) -> Iterator[Conflict]:
             f"would be dropped, got {method.start_epoch}"
         )
         yield Conflict(message, "method.start_epoch", "method.name", "training.epochs")
-    site = next(entry.site for entry in METHODS.values() if entry.settings is type(method))
+    site = method_of(method).site
     if isinstance(backbone, ResNetSettings) and backbone.regularized_stages == 0 and site == "maps":
         message = (
             "backbone.regularized_stages: must be at least 1, or left out for all stages; otherwise the method has no "
@@ -136,10 +135,10 @@ def misfits(
     if not bounds.traced and _is_traced(experiment, spaces):
         return
     shape, classes, certain = _assumed(data)
-    if not certain and isinstance(experiment.backbone, ModuleSettings):  # which may take no other images than its own
+    if not certain and backbone_of(experiment.backbone).from_factory:  # which may take no other images than its own
         return
     try:
-        require_fit([SPACES[space] for space in spaces], Context(experiment, shape, classes))
+        require_fit([space_named(space) for space in spaces], Context(experiment, shape, classes))
     except TooFew as error:
         if certain:
             yield Conflict(str(error), "space", "backbone", "data")
@@ -171,7 +170,7 @@ def untrainable(
         bounds: The largest network that is accepted.
     """
     shape, classes, certain = _assumed(data)
-    if not certain and isinstance(experiment.backbone, ModuleSettings):  # which may take no other images than its own
+    if not certain and backbone_of(experiment.backbone).from_factory:  # which may take no other images than its own
         return
     untraced = not bounds.traced and _is_traced(experiment, spaces)
     built = Experiment(data=experiment.data, backbone=experiment.backbone) if untraced else experiment
@@ -183,7 +182,7 @@ def untrainable(
     if not certain or faults or untraced:
         return
     if grid_points is not None:
-        space = compose([SPACES[name] for name in spaces])
+        space = compose([space_named(name) for name in spaces])
         try:
             grid(space, Context(experiment, shape, classes), points=grid_points)
         except ValueError as error:
@@ -202,7 +201,7 @@ def untrainable(
 
 def _is_traced(experiment: Experiment, spaces: Sequence[str]) -> bool:
     """Whether the graph of an arm's network must be known, and can only be found by tracing the network."""
-    has_stages = BACKBONES[name_of(experiment.backbone)].stages is not None
+    has_stages = backbone_of(experiment.backbone).stages is not None
     return not has_stages and (needs_graph(experiment) or not _OF_GRAPHS.isdisjoint(spaces))
 
 

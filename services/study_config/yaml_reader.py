@@ -1,6 +1,7 @@
 """Study files as text: finding them by name or path, and reading plain values with the line of every key."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,9 @@ def read_document(path: Path) -> dict[str, Any]:
 def read_with_lines(path: Path) -> tuple[dict[str, Any], LineMap]:
     """Read a study file as `read_document` does, and the lines of its keys.
 
-    Relative paths, of ``data.folder`` and of the files of backbones, are relative to the folder of the file; those of
-    weights in a bundled study to the current folder, since nobody can put any beside its file. They become absolute
-    here, since workers run in other folders.
+    Relative paths, of ``data.folder`` and of the files of backbones and plug-ins, are relative to the folder of the
+    file; those of weights in a bundled study to the current folder, since nobody can put any beside its file. They
+    become absolute here, since workers run in other folders.
 
     Raises:
         StudyError: It is too large, not valid YAML, or not a mapping.
@@ -123,7 +124,7 @@ def _require_plain(text: str) -> None:
 
 
 def with_absolute_paths(document: dict[str, Any], parent: Path, *, weights: Path | None = None) -> dict[str, Any]:
-    """Return a study in which ``data.folder`` and the files of backbones are absolute.
+    """Return a study in which ``data.folder`` and the files of backbones and plug-ins are absolute.
 
     Args:
         document: A study as plain values; a resolved study is returned unchanged.
@@ -133,17 +134,24 @@ def with_absolute_paths(document: dict[str, Any], parent: Path, *, weights: Path
     if is_resolved(document):
         return document
     document = _with_paths(document, "data", {"folder": lambda text: _absolute(text, parent)})
-    files = {
-        "factory": lambda text: _absolute_factory(text, parent),
+    code = partial(_absolute_code, parent=parent)
+    files: dict[str, Callable[[str], str]] = {
+        "name": code,
+        "factory": code,
         "weights": lambda text: _absolute(text, weights or parent),
     }
     document = _with_paths(document, "backbone", files)
     if isinstance(arms := document.get("arms"), dict):
-        arms = {
-            name: _with_paths(arm, "backbone", files) if isinstance(arm, dict) else arm for name, arm in arms.items()
-        }
+        arms = {name: _arm_with_paths(arm, files) if isinstance(arm, dict) else arm for name, arm in arms.items()}
         document = {**document, "arms": arms}
     return document
+
+
+def _arm_with_paths(arm: dict[str, Any], files: Mapping[str, Callable[[str], str]]) -> dict[str, Any]:
+    arm = _with_paths(_with_paths(arm, "backbone", files), "method", {"name": files["name"]})
+    if isinstance(spaces := arm.get("space"), list):
+        arm = {**arm, "space": [files["name"](each) if isinstance(each, str) else each for each in spaces]}
+    return arm
 
 
 def _with_paths(document: dict[str, Any], section: str, absolute: Mapping[str, Callable[[str], str]]) -> dict[str, Any]:
@@ -158,8 +166,8 @@ def _absolute(text: str, parent: Path) -> str:
     return str(parent.absolute() / Path(text).expanduser())
 
 
-def _absolute_factory(text: str, parent: Path) -> str:
-    """Return the name of a factory with the absolute path of its file; one in a package stays as it is."""
+def _absolute_code(text: str, parent: Path) -> str:
+    """Return the name of a factory or a plug-in with the absolute path of its file; any other name stays as it is."""
     place, colon, name = text.rpartition(":")
     return f"{_absolute(place, parent)}:{name}" if colon and place.endswith(".py") else text
 

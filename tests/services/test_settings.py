@@ -235,3 +235,10 @@ def test_days_have_a_bound():
     assert (read().retention_days, read().delete_grace_days, read().audit_days) == (None, 7, 365)
     with pytest.raises(SettingsError, match=r"RETENTION_DAYS must be a whole number in \[1, 36500\], got '36501'"):
         read(retention_days="36501")
+
+
+def test_plugins_are_allowed_by_names_and_patterns():
+    assert read().plugins == ()
+    assert read(plugins=" small_net, our_nets.*:* ,").plugins == ("small_net", "our_nets.*:*")
+    with pytest.raises(SettingsError, match=r"NAS_BLOCKOUT_PLUGINS must be names and patterns such as small_net or"):
+        read(plugins="small_net,./nets.py:net")

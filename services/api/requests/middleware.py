@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import Response
 
+from nas_blockout.plugins.choices import allowing
 from services.api import auth, errors
 from services.api.state import Service
 
@@ -78,7 +79,8 @@ class Guard:
         try:
             self._require_room(request)
             self._count(request)
-            await self._app(scope, receive, answer)
+            with allowing(self._service.settings.allows_origin):  # whatever a route reads, such as studies of others
+                await self._app(scope, receive, answer)
         except Exception as error:  # noqa: BLE001  # last resort; neither log nor client gets the message, which may hold secrets
             if not isinstance(error, errors.RequestError):
                 _LOG.error("%s %s failed: %s", scope["method"], scope["path"][:200], _place(error))

@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from nas_blockout.data import DataSettings, Dimensions, dimensions
+from nas_blockout.plugins.choices import allowing
 from services.api.errors import SOURCE
-from services.api.requests import allowed_factories
+from services.api.requests import allowed_code
 from services.settings import Settings
 from services.study_config.errors import StudyError, Violation
 from services.study_config.resolution import resolve_document
@@ -28,10 +29,11 @@ def checked(document: Mapping[str, Any], settings: Settings, *, measured: bool =
         StudyError: It violates rules, is too large, names a folder, through which a client could read files of the
             cluster, or names code or weights that the operator does not allow; nothing of these is imported.
     """
-    refused = [*_folder(document), *allowed_factories.refused(document, settings)]
+    refused = [*_folder(document), *allowed_code.refused(document, settings)]
     measure = _measure(document) if measured else None
     try:
-        study = resolve_document(document, source=SOURCE, measure=measure, bounds=_bounds(settings))
+        with allowing(settings.allows_origin):
+            study = resolve_document(document, source=SOURCE, measure=measure, bounds=_bounds(settings))
     except StudyError as error:
         # Each is reported once: that it must be omitted makes the other rules about it pointless.
         paths = {violation.path for violation in refused}
@@ -49,7 +51,8 @@ def check_networks(study: Study, document: Mapping[str, Any], settings: Settings
         StudyError: As in `checked`.
     """
     data = _measure(document)(study.data)
-    check_against_dimensions(study, data, source=SOURCE, bounds=_bounds(settings))
+    with allowing(settings.allows_origin):
+        check_against_dimensions(study, data, source=SOURCE, bounds=_bounds(settings))
 
 
 def _bounds(settings: Settings) -> Bounds:
@@ -59,7 +62,7 @@ def _bounds(settings: Settings) -> Bounds:
 
 def _measure(document: Mapping[str, Any]) -> Callable[[DataSettings], Dimensions]:
     """Return what tells the dimensions of the data: only the number of images where networks must not be built here."""
-    if not allowed_factories.names_factory(document):
+    if not allowed_code.names_network(document):
         return dimensions
     return lambda settings: replace(dimensions(settings), shape=None, classes=None)
 

@@ -9,7 +9,7 @@ HEADINGS: Mapping[str, tuple[str, ...]] = {
     "Studies": ("run", "validate", "estimate", "list", "show", "compare", "replay"),
     "Models": ("export", "verify", "predict", "inspect"),
     "Clusters and tracking": ("submit", "sync"),
-    "Installation": ("doctor", "data", "db"),
+    "Installation": ("doctor", "data", "plugins", "db"),
     "Service": ("serve", "token", "person", "team", "delete", "restore", "purge", "audit"),
 }
 

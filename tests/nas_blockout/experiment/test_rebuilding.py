@@ -15,7 +15,15 @@ from nas_blockout.backbones.convnet import ConvNetSettings
 from nas_blockout.backbones.module import ModuleSettings
 from nas_blockout.backbones.resnet import ResNetSettings
 from nas_blockout.data import DataSettings, Splits, load
-from nas_blockout.experiment import Experiment, build, count_macs, load_model, origin_of, structure_of_network
+from nas_blockout.experiment import (
+    Experiment,
+    backbone_from_json,
+    build,
+    count_macs,
+    load_model,
+    origin_of,
+    structure_of_network,
+)
 from nas_blockout.experiment.branchable import architecture_of
 from nas_blockout.export import (
     ExportedModel,
@@ -29,6 +37,7 @@ from nas_blockout.export.model_summary import outline, structure_in
 from nas_blockout.graph.branched import BranchedGraph
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from tests.nas_blockout.export.examples import rehashed
+from tests.plugin_packages import write_package
 
 NETWORKS = Path(__file__).parents[2] / "fixtures" / "networks.py"
 SMALL = ModuleSettings(f"{NETWORKS}:Small", {"width": 8})
@@ -141,6 +150,30 @@ def test_no_code_is_imported_that_the_caller_does_not_name(changed: Callable[...
     with pytest.raises(VerificationError, match=r"its factory .*hostile.py:net, called with .* only if you name it"):
         load_model(changed(backbone=backbone))
     assert not mark.exists()
+
+
+def test_a_network_of_a_plugin_is_built_again_only_if_the_caller_names_the_plugin(
+    changed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    group = "nas_blockout.backbones"
+    trace = write_package(tmp_path, "unseen_nets", {group: {"unseen_net": "unseen_nets.nets:Net"}})
+    rule = r"its backbone unseen_net is a plug-in, which is imported only if you name it: .*factory='unseen_net'"
+    with pytest.raises(VerificationError, match=rule):
+        load_model(changed(backbone={"name": "unseen_net", "width": 5}))
+    assert not trace.exists()
+    write_package(tmp_path, "seen_nets", {group: {"seen_net": "seen_nets.nets:Net"}})
+    splits = load(DATA)
+    experiment = Experiment(data=DATA, backbone=backbone_from_json({"name": "seen_net", "width": 5}))
+    model = build(experiment, splits).eval()
+    export_models([(model, tmp_path / "model", description("seen", experiment, model, splits))])
+    assert json.loads((tmp_path / "model" / "network.json").read_text())["versions"]["seen-nets"] == "1.0"
+    for name in ("seen_net", "seen_nets.nets:Net"):
+        images = torch.rand(3, 1, 8, 8)
+        again = load_model(tmp_path / "model", factory=name)
+        torch.testing.assert_close(
+            again(images), ExportedModel.open(tmp_path / "model").logits(images), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_without_the_library_the_forms_are_named_and_run(exported: Path) -> None:

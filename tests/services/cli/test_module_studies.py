@@ -9,6 +9,7 @@ import pytest
 import yaml
 from torch import Tensor
 
+from tests.plugin_packages import NETS
 from tests.services.program import RUNS_HERE, Call, store_of
 from tests.services.tiny import TINY
 
@@ -160,6 +161,18 @@ def test_files_of_this_machine_do_not_travel_with_a_submitted_study(call: Call, 
     )
     ended = call("submit", path, NAS_BLOCKOUT_WEIGHTS=str(tmp_path), **told)
     assert [line.split(": ")[2] for line in ended.err.splitlines()] == ["arms.file.backbone.factory"]
+
+
+def test_plugins_in_files_do_not_travel_either(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(NETS)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "backbone": {"name": "mine.py:Net"}, "arms": {"own": {}}}))
+    ended = call("submit", path, NAS_BLOCKOUT_JOBS_ADDRESS="http://127.0.0.1:1")
+    assert ended.code == 2
+    assert ended.err == (
+        f"error: {path}: arms.own: a file does not travel with a submitted study, got the plug-in "
+        f"{tmp_path}/mine.py:Net (backbones); install it as a package on the cluster, or use `nas-blockout run`\n"
+    )
 
 
 class TestRun:

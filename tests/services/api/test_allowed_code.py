@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from services.api.requests.allowed_factories import refused
+from nas_blockout.plugins.installed import Origin
+from services.api.requests.allowed_code import refused
 from services.settings import Settings
+from tests.plugin_packages import write_package
 
 TORCHVISION = {"name": "module", "factory": "torchvision.models:resnet18"}
 HERE = {"name": "module", "factory": "probe_of_the_service:net"}
@@ -134,3 +136,50 @@ def test_settings_of_any_other_type_are_left_to_the_schema(ann, study, told):
     assert {"backbone.factory", "arms.a.backbone", "arms.b.backbone.factory"} <= {
         each["key"] for each in found["errors"]
     }
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed backbone that leaves a file behind as soon as it is imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"served_nets_{tmp_path.name.replace('-', '_')}"
+    entries = {"nas_blockout.backbones": {"served_net": f"{name}.nets:Net"}}
+    return write_package(tmp_path, name, entries)
+
+
+def place_of(trace: Path) -> str:
+    return f"{trace.parent.name}.nets:Net"
+
+
+@pytest.mark.parametrize("by_place", [False, True])
+def test_a_plugin_that_is_not_allowed_is_refused_and_not_imported(ann, study, told, store, plugin, by_place):
+    name = place_of(plugin) if by_place else "served_net"
+    arms = {"a": {"backbone": {"name": name, "width": 3}}, "b": {"method": {"name": "no.methods:one"}}}
+    found = told(ann.post("/v1/studies", json={**study, "arms": arms}), 422, "invalid_study")
+    assert [each["key"] for each in found["errors"]] == ["arms.a.backbone.name", "arms.b.method.name"]
+    assert found["message"].startswith("arms.a.backbone.name: the operator of this service does not allow this plug-in")
+    assert found["remedy"].startswith("NAS_BLOCKOUT_PLUGINS of the service allows none; run other studies")
+    assert store.queue() == ()
+    assert not plugin.exists()
+
+
+def test_a_plugin_that_is_allowed_by_name_is_checked_and_queued(client, limited, study, told, store, plugin):
+    ann = client("ann", to=limited(plugins=("served_net",)))
+    wrong = {"a": {"backbone": {"name": "served_net", "width": 900}}}
+    assert told(ann.post("/v1/studies", json={**study, "arms": wrong}), 422, "invalid_study")["key"] == (
+        "arms.a.backbone.width"
+    )
+    arms = {"a": {"backbone": {"name": "served_net", "width": 3}}}
+    answer = ann.post("/v1/studies", json={**study, "arms": arms})
+    assert answer.status_code == 201, answer.text
+    assert "served_net" in store.queued_study("tiny").document["plugins"]["backbones"]
+    assert plugin.exists()
+
+
+def test_one_rule_allows_factories_and_plugins_and_files_never() -> None:
+    settings = Settings(Path("/home"), "sqlite:////store.db", factories=("*:*",), plugins=("*", "*:*"))
+    for name, allowed in (("small_net", True), ("my.nets:Net", True), ("/a/net.py:Net", False), ("net.py:Net", False)):
+        assert settings.allows_origin(Origin(name, name)) is allowed
+    narrow = Settings(Path("/home"), "sqlite:////store.db", plugins=("my.*:*",))
+    assert narrow.allows_origin(Origin("small_net", "my.nets:Net"))
+    assert not narrow.allows_origin(Origin("small_net", "your.nets:Net"))
