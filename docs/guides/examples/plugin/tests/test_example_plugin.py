@@ -1,0 +1,32 @@
+"""The plug-in keeps the laws of nas-blockout."""
+
+from collections.abc import Callable
+
+import pytest
+from example_plugin.noise_space import noise_amplitude
+from example_plugin.uniform_noise import UniformNoise, UniformNoiseSettings
+
+from nas_blockout.experiment import Experiment, backbone_from_json
+from nas_blockout.methods import method_from_json
+from nas_blockout.testing import BackboneCase, MethodCase, SpaceCase, backbone_laws, method_laws, space_laws
+from search_spaces import Context
+
+SHAPE, CLASSES = (1, 8, 8), 10
+NET = backbone_from_json({"name": "small_net", "width": 4})
+NOISE = method_from_json({"name": "uniform_noise"})
+LAWS = [
+    *backbone_laws(BackboneCase(NET, SHAPE, CLASSES)).items(),
+    *method_laws(
+        MethodCase(
+            lambda: UniformNoise(UniformNoiseSettings(0.3)),
+            keep_all=lambda: UniformNoise(UniformNoiseSettings(0)),
+            method="uniform_noise",
+        )
+    ).items(),
+    *space_laws(SpaceCase(noise_amplitude, Context(Experiment(backbone=NET, method=NOISE), SHAPE, CLASSES))).items(),
+]
+
+
+@pytest.mark.parametrize("law", [law for _, law in LAWS], ids=[name for name, _ in LAWS])
+def test_law(law: Callable[[], None]) -> None:
+    law()
