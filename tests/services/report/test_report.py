@@ -366,7 +366,7 @@ def test_what_networks_that_skip_blocks_keep_is_told_and_shown(made_up: MadeUp) 
     texts = [text.text for text in page.all("text")]
     assert "75% of the images, 1 of 3 blocks" in texts
     assert "36 images keep as many as the first" in texts
-    assert texts.count("3 blocks") == texts.count("1 blocks") == 12
+    assert texts.count("3 blocks") == texts.count("1 block") == 12
 
 
 @pytest.mark.parametrize("arms", [{}, {"dense": 0}])
