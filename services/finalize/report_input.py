@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from nas_blockout.data import Splits
@@ -24,7 +25,7 @@ def write_report(
     splits: Splits,
     folder: Folder,
     *,
-    links: Mapping[str, str],
+    links: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write ``report/index.html`` and its figures, with links to pages of MLflow by what they show."""
     shown = current(trials)

@@ -11,10 +11,8 @@ from nas_blockout.settings_fields import declared
 from services.cli import lazy_modules as lazy
 from services.cli.console import NOT_FOUND, JsonOption, fail, print_json, print_line, print_table, table
 
-KindArgument = Annotated[str | None, typer.Argument(metavar="KIND", help=f"Kind of the choice: {', '.join(GROUPS)}.")]
-NameArgument = Annotated[
-    str | None, typer.Argument(metavar="NAME", help="Its name, as in a study file; its code is imported.")
-]
+KindArgument = Annotated[str | None, typer.Argument(help=f"Kind of the choice: {', '.join(GROUPS)}.")]
+NameArgument = Annotated[str | None, typer.Argument(help="Its name, as in a study file; its code is imported.")]
 
 
 def plugins(kind: KindArgument = None, name: NameArgument = None, as_json: JsonOption = False) -> None:

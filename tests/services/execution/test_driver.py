@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nas_blockout.data import DataSettings, Splits, load
+from nas_blockout.serialization import count_of
 from nas_blockout.training import TrainingSettings, sample_passes
 from services.cluster import checkpoint_writer
 from services.cluster.tasks import Report
@@ -227,7 +228,7 @@ def test_a_stopped_trial_is_charged_what_it_used_and_says_why(tmp_path: Path, sp
         assert row.score is None
         assert row.result["validation_accuracy"] == epochs[-1].metrics["validation_accuracy"]
         assert row.reason is not None
-        assert f"stopped early after {rung} epochs" in row.reason
+        assert f"stopped early after {count_of(rung, 'epoch')}:" in row.reason
         assert not machine.folder.checkpoint(row.id).exists()
     spent = sum(row.sample_passes for row in machine.trials)
     assert 0 <= STUDY["budget"]["sample_passes"] - spent < ONE
