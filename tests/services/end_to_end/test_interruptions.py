@@ -119,5 +119,6 @@ def test_ctrl_c_while_ray_starts_leaves_nothing_behind(tmp_path: Path) -> None:
     assert (program.returncode, out) == (130, ""), err
     assert "interrupted; run the same command again to resume" in err
     assert "Traceback" not in err
-    _, alive = psutil.wait_procs(below, timeout=PATIENCE / 10)
+    # Agents of a node that has ended while they started look for it for a minute, and then end by themselves.
+    _, alive = psutil.wait_procs(below, timeout=PATIENCE / 2)
     assert alive == []
