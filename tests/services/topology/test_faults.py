@@ -160,7 +160,7 @@ def test_a_full_disk_under_the_artifacts(scene: Scene) -> None:
         scene.submit("full-disk", {**LONG, "export": ["dense"]})
         row = scene.wait_for_end("full-disk")
         assert row.state == "failed"
-        assert row.message.startswith(f"the disk under {models} is full")
+        assert row.message.startswith(f"the disk that holds {models} is full")
         assert row.message.endswith("or resume the study in the service to continue where it stopped")
         assert trials(scene.store, "full-disk") == scene.undisturbed
         told = row.message.replace(str(scene.system.path("ray-head", HOME)), HOME)  # as in a container
