@@ -125,9 +125,15 @@ def _print_head(settings: "Settings", row: "StudyRow", waiting: "QueueSummary | 
     print_line(f"study {row.name}: {state}" + (f" ({row.error})" if row.error else ""))
     if waiting is not None:
         print_line(_waiting_line(waiting))
-    comparison = settings.folder(row.name) / "comparison.json"
-    if row.state == "complete" and comparison.is_file():
-        print_table(lazy.progress.verdict_and_model(lazy.comparison.ComparisonDocument.read(comparison)))
+    path = settings.folder(row.name) / "comparison.json"
+    if row.state != "complete" or not path.is_file():
+        return
+    try:
+        comparison = lazy.comparison.ComparisonDocument.read(path)
+    except (OSError, ValueError) as error:  # the rest is in the store
+        log(f"note: {path} cannot be read, run the study again to write it anew: {str(error).splitlines()[0]}")
+        return
+    print_table(lazy.progress.verdict_and_model(comparison))
 
 
 def _read(store: "Store", study: str, *, failed: bool, limit: int) -> "tuple[list[Trial], Sequence[Trial], int]":

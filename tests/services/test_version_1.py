@@ -84,6 +84,15 @@ def test_what_a_study_is_shown_as_begins_with_its_verdict(home: Path) -> None:
     assert "Ship " not in call(home, "show", "halfway").out  # which has not ended
 
 
+@pytest.mark.parametrize("content", ["", "{}", '{"schema_version": 2}'])
+def test_a_study_whose_comparison_is_damaged_is_shown_without_its_verdict(home: Path, content: str) -> None:
+    (home / "runs" / "complete" / "comparison.json").write_text(content)
+    ended = call(home, "show", "complete")
+    assert ended.out.startswith("study complete: complete\n")
+    assert "search ended by" in ended.out
+    assert "comparison.json cannot be read, run the study again to write it anew" in ended.err
+
+
 def test_an_exported_model_is_shown_as_it_was(home: Path) -> None:
     folder = home / "runs" / "complete" / "models" / "blockout"
     assert missing(expected("show-model"), call(home, "show", folder, "--json").json) == []

@@ -29,7 +29,7 @@ def stored_studies(incomplete: str) -> list[str]:
 
 def arms(ctx: Any, incomplete: str) -> list[str]:
     """Return the arms of the study that the command line names, once it has a result."""
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever the file holds
         (folder,) = [folder for folder in _folders() if folder.name == ctx.params.get("study")]
         return sorted(_matching(json.loads((folder / "comparison.json").read_text())["arms"], incomplete))
     return []

@@ -68,6 +68,14 @@ def test_a_shell_completes_commands_studies_and_arms(
     assert proposed(call, line, monkeypatch) == expected
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"arms": 3}', '{"arms": [7]}'])
+def test_completion_says_nothing_of_a_damaged_file(
+    call: Call, ran: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    (ran / "runs" / "mine" / "comparison.json").write_text(content)
+    assert proposed(call, "nas-blockout export mine ", monkeypatch) == []
+
+
 def test_completion_creates_nothing_and_survives_a_home_that_is_not_there(
     call: Call, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
