@@ -17,7 +17,6 @@ from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.serialization import count_of
 from nas_blockout.statistics import significance
-from nas_blockout.statistics.search_curves import Curve, best_so_far
 from nas_blockout.structure.branching import Structure
 from services.analysis.latency import Latency
 from services.analysis.learned_paths import ArmPaths, arm_paths
@@ -25,6 +24,7 @@ from services.analysis.learned_structure import ArmMemberships, ArmStructure, ar
 from services.analysis.pareto import Front, Timed, fronts
 from services.analysis.recommendation import Candidate, Recommendation, recommend
 from services.analysis.robustness import RobustnessResult
+from services.analysis.search_progress import SearchProgress, progress_of
 from services.analysis.seed_metrics import Accuracy, Amount, Count, PairResult, Share, Strict
 from services.analysis.usage import ArmUsage, usage_of
 from services.budget.accounting import End, compared_in, current, ends, stale
@@ -94,6 +94,7 @@ class ArmResult(Strict):
     macs: Count | None
     macs_per_seed: dict[str, Count]
     latency_ms: Latency | None
+    search: SearchProgress | None = Field(None, description="How its search went on, if it tried more than one trial.")
     front: Front | None = Field(None, description="Pareto front of its search, where it had several objectives.")
     architecture: str | None
     structure: ArmStructure | None = Field(None, description="How far its networks branch, if they have groups.")
@@ -248,10 +249,12 @@ def build(
         by_arm[trial.arm].append(trial)
     ended = ends(study, by_arm)
     by_front = fronts(study, by_arm, search_latency)
+    searches = progress_of(trial for group in by_arm.values() for trial in group)
     arms = {
         name: _arm(study, arm, by_arm[name], (latency or {}).get(name)).model_copy(
             update={
                 "ended_by": ended[name],
+                "search": searches.get(name),
                 "front": by_front.get(name),
                 "structure": _structure(by_arm[name], (structures or {}).get(name)),
             }
@@ -289,18 +292,6 @@ def build(
         equivalence_margin=margin,
         recommendation=None if unfinished else _recommendation(arms, results, margin=margin, reason=reason),
     )
-
-
-def search_curves(trials: Iterable[Trial]) -> dict[str, Curve]:
-    """Return, by arm, the best validation accuracy so far over the sample passes of its search."""
-    searches: dict[str, list[Trial]] = {}
-    for trial in sorted(trials, key=lambda trial: trial.number):
-        if trial.phase == SEARCH and trial.ended:
-            searches.setdefault(trial.arm, []).append(trial)
-    return {
-        arm: best_so_far([trial.sample_passes for trial in search], [_score_or_nan(trial) for trial in search])
-        for arm, search in searches.items()
-    }
 
 
 def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None) -> ArmResult:
@@ -458,7 +449,3 @@ def _comparable(
         return False
     both = {unit: {name: costs[name] for name in pair} for unit, costs in spent.items()}
     return compared_in(both, {name: ended[name] for name in pair}, tolerance)[1] is None
-
-
-def _score_or_nan(trial: Trial) -> float:
-    return trial.score if trial.state == "complete" and trial.score is not None else float("nan")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from services.analysis.comparison import ComparisonDocument, asked, best_of, build, family, role, search_curves
+from services.analysis.comparison import ComparisonDocument, asked, best_of, build, family, role
 from services.analysis.latency import Latency
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
@@ -365,22 +365,6 @@ def test_two_seeds_give_no_verdict_and_no_detectable_difference() -> None:
     assert {(pair.seeds, pair.verdict, pair.smallest_effect) for pair in document.pairs} == {
         (2, "no difference shown", None)
     }
-
-
-# -- curves
-
-
-def test_search_curves_follow_the_budget_and_charge_failures() -> None:
-    found = [
-        Trial("dense", "search", 1, 0, "failed", 50),
-        Trial("dense", "search", 0, 0, "complete", 100, score=0.5),
-        Trial("dense", "search", 2, 0, "complete", 100, score=0.7),
-        Trial("dense", "search", 3, 0, "running", 10),
-        retrained("dense", 0, 0.9),
-    ]
-    curve = search_curves(found)["dense"]
-    assert curve.cost.tolist() == [100, 150, 250]
-    assert curve.best.tolist() == [0.5, 0.5, 0.7]
 
 
 # -- what is refused
