@@ -43,6 +43,7 @@ class Params:
         values: Parameters by name.
         distributions: What each was drawn from, as Optuna's JSON text.
         infeasible: Proposals that exceeded a constraint before this one was found.
+        sampler: What the sampler must find again with the trial, such as its generation.
         search_exhausted: Why no proposal is left to train, or None. Such a trial has no values: it fails at once and
             stands in the store for the end of its search.
     """
@@ -50,6 +51,7 @@ class Params:
     values: Json = field(default_factory=dict)
     distributions: Mapping[str, str] = field(default_factory=dict)
     infeasible: tuple[Infeasible, ...] = ()
+    sampler: Json = field(default_factory=dict)
     search_exhausted: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -66,6 +68,8 @@ class Params:
                 }
                 for proposal in self.infeasible
             ]
+        if self.sampler:
+            document["sampler"] = dict(self.sampler)
         if self.search_exhausted is not None:
             document["search_exhausted"] = self.search_exhausted
         return document
@@ -195,6 +199,12 @@ class Trial:
         """What each parameter was drawn from, as Optuna's JSON text."""
         distributions: Mapping[str, str] = self.params.get("distributions", {})
         return distributions
+
+    @property
+    def sampler(self) -> Json:
+        """What its sampler noted with it, such as its generation."""
+        noted: Json = self.params.get("sampler", {})
+        return noted
 
     @property
     def infeasible(self) -> tuple[Infeasible, ...]:

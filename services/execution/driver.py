@@ -224,7 +224,7 @@ class Driver:
             threads=workers.cpus,
             device="cuda" if workers.gpus else "cpu",
             ranks=workers.ranks_of_trial,
-            rungs=tuple(rules.pruner.rungs or ()) if rules.pruner and not retrain else (),
+            rungs=self.scheduler.rungs(trial),
             measures_latency=rules.needs_latency,
             # The seed of the study, not of the trial: all models are tested on the same corrupted images.
             robustness={**robustness.model_dump(), "seed": self.study.config.seed} if robustness and retrain else None,

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 
 from services.budget.limits import FAILURES_IN_A_ROW
 from services.budget.tally import Tally
-from services.search.asha import Rungs
 from services.search.constraints import could_win
+from services.search.early_stopping import EarlyStopping
+from services.search.stopping_rules import early_stopping
 from services.search.sampler_history import SamplerHistory
 from services.search.selection import Winner
 from services.study_config.search_options import Rules
 from services.trial_record import Trial
+
+# One sequence of points, and one population: divided between brackets, a search would fill neither.
+_OF_ALL_BRACKETS = frozenset({"qmc", "evolution"})
 
 
 class ArmTrials:
@@ -27,14 +31,15 @@ class ArmTrials:
         tally: Counts of states, and usage.
         tried: Number of proposals, infeasible ones included.
         history: What samplers learn from.
-        rungs: Accuracies at the rungs of early stopping; None without it.
+        stopping: Early stopping; None without it.
     """
 
     def __init__(self, rules: Rules) -> None:
         self.tally = Tally()
         self.tried = 0
         self.history = SamplerHistory(rules)
-        self.rungs = Rungs(rules.pruner) if rules.pruner else None
+        self.stopping: EarlyStopping | None = early_stopping(rules.pruner) if rules.pruner else None
+        self._by_bracket: dict[int, SamplerHistory] = {}  # where trials are in brackets
         self._rules = rules
         self._trials: dict[int, Trial] = {}
         self._numbers: list[int] = []  # rising
@@ -70,8 +75,20 @@ class ArmTrials:
         if self._winner is not None and could_win(trial, self._rules.constraints):
             self._winner.add(trial)
         self.history.update(trial)
-        if self.rungs is not None:
-            self.rungs.update(trial)
+        if self.stopping is not None:
+            self.stopping.update(trial)
+            if (bracket := self.stopping.bracket(trial.number)) is not None:
+                self._of_bracket(bracket).update(trial)
+
+    def told_to(self, searcher: str, number: int) -> SamplerHistory:
+        """Return the trials from which a searcher learns for a proposal: with brackets, those of the same bracket.
+
+        Args:
+            searcher: Name of the search algorithm.
+            number: Of the trial that is proposed.
+        """
+        bracket = self.stopping.bracket(number) if self.stopping is not None else None
+        return self.history if bracket is None or searcher in _OF_ALL_BRACKETS else self._of_bracket(bracket)
 
     @property
     def winner(self) -> Trial | None:
@@ -94,6 +111,9 @@ class ArmTrials:
     def same(self, architecture_hash: str | None) -> Sequence[int]:
         """Return the numbers of the trials with an architecture, rising."""
         return self._same.get(architecture_hash, ()) if architecture_hash else ()
+
+    def _of_bracket(self, bracket: int) -> SamplerHistory:
+        return self._by_bracket.setdefault(bracket, SamplerHistory(self._rules))
 
     def _remove(self, trial: Trial) -> None:
         self.tally.remove(trial)

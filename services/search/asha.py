@@ -11,8 +11,7 @@ Differs from the paper in: trials are not paused and promoted later. A trial tra
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 
-from nas_blockout.serialization import count_of
-from services.study_config.search_options import Pruner
+from services.search.early_stopping import EarlyStopping
 from services.trial_record import Trial
 
 
@@ -28,19 +27,24 @@ def is_promoted(value: float, reached: Sequence[float], reduction_factor: int) -
     return value >= reached[-places]
 
 
-class Rungs:
+class Rungs(EarlyStopping):
     """The validation accuracies with which the search trials of an arm have reached each rung, in order.
 
     Stopped and failed trials count as well: they reached the rung, and to drop them would lower the bar.
 
     Args:
-        pruner: With its rungs.
+        rungs: Epochs after which trials are compared, rising.
+        reduction_factor: As of `is_promoted`.
     """
 
-    def __init__(self, pruner: Pruner) -> None:
-        self._pruner = pruner
-        self._values: dict[int, dict[int, float]] = {rung: {} for rung in pruner.rungs or ()}  # by rung and number
-        self._rising: dict[int, list[float]] = {rung: [] for rung in pruner.rungs or ()}
+    def __init__(self, rungs: Sequence[int], reduction_factor: int) -> None:
+        self._factor = reduction_factor
+        self._values: dict[int, dict[int, float]] = {rung: {} for rung in rungs}  # by rung and number
+        self._rising: dict[int, list[float]] = {rung: [] for rung in rungs}
+
+    def rungs(self, number: int) -> tuple[int, ...]:
+        """Return the epochs after which a trial is compared."""
+        return tuple(self._rising)
 
     def update(self, trial: Trial) -> None:
         """Take note of the rungs that a trial has reached."""
@@ -56,24 +60,10 @@ class Rungs:
                 values[trial.number] = value
                 insort(rising, value)
 
-    def reason_to_stop(self, trial: Trial, *, since: int) -> tuple[int, str] | None:
-        """Return the rung at which a trial is to be stopped and why, or None if it trains on.
-
-        Args:
-            trial: The trial, with its curve so far.
-            since: Number of epochs that were recorded before the latest report; rungs below it were decided then.
-        """
-        self.update(trial)
-        for rung, reached in self._rising.items():
-            # `since` itself is included: a driver that died after recording the epoch has not decided on it yet.
-            if not since <= rung <= len(trial.curve):
-                continue
-            value = trial.curve[rung - 1]
-            if not is_promoted(value, reached, self._pruner.reduction_factor):
-                better = len(reached) - bisect_right(reached, value)
-                return rung, (
-                    f"stopped early after {count_of(rung, 'epoch')}: validation accuracy {value:.4f}, {better} of the "
-                    f"{len(reached)} trials that reached this rung are better, 1 in {self._pruner.reduction_factor} "
-                    "goes on"
-                )
-        return None
+    def reason_at(self, trial: Trial, rung: int) -> str | None:
+        """Return why a trial that has reached a rung is stopped there, or None if it trains on."""
+        value, reached = trial.curve[rung - 1], self._rising[rung]
+        if is_promoted(value, reached, self._factor):
+            return None
+        better = len(reached) - bisect_right(reached, value)
+        return f"{better} of the {len(reached)} trials that reached this rung are better, 1 in {self._factor} goes on"

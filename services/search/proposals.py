@@ -18,7 +18,7 @@ REPEATED_ASKS = 16
 MOST_ASKS = 100
 # Asks before random sampling takes over. A proposal that was never trained teaches a Gaussian process nothing: asked
 # again, it proposes much the same point, after a second of fitting.
-_PATIENCE = {"random": MOST_ASKS, "tpe": REPEATED_ASKS, "gp": 2}
+_PATIENCE = {"random": MOST_ASKS, "gp": 2}  # any other: as often as a known architecture is asked for again
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,17 @@ class ProposalSearch:
             place = self.trials.tried + len(self._infeasible)
             order = shuffled(len(self.points), self.seed)
             return fixed(self.points[order[place]]) if place < len(order) else None
-        searcher = self.arm.searcher if attempt < _PATIENCE[self.arm.searcher] else "random"
-        seed = derived_seed(self.seed, len(self.trials), attempt)
-        return ask(searcher, self.trials.history, seed, infeasible=self._infeasible)
+        number, searcher = len(self.trials), self.arm.searcher
+        if attempt >= _PATIENCE.get(searcher, REPEATED_ASKS):
+            searcher = "random"
+        return ask(
+            searcher,
+            self.trials.told_to(searcher, number),
+            derived_seed(self.seed, number, attempt),
+            infeasible=self._infeasible,
+            study_seed=self.seed,
+            attempt=attempt,
+        )
 
     def _exhausted(self, last: Experiment) -> Proposal:
         # The ratios of all exceeded limits, summed: which of them is in the way is for the user to decide.

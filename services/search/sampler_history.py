@@ -8,6 +8,7 @@ change what it proposes (docs/results/many-trials.md has the effect measured).
 from bisect import insort
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Self
 
 from optuna.distributions import BaseDistribution, json_to_distribution
@@ -19,7 +20,7 @@ from services.trial_record import Infeasible, Trial
 
 HISTORY_LIMIT = 250
 _BEST_SHARE = 4  # one in so many of the limit are the best ones
-_Rank = tuple[float, ...]  # less is better
+Rank = tuple[float, ...]  # less is better
 
 
 class SamplerHistory:
@@ -41,7 +42,7 @@ class SamplerHistory:
         self._numbers: list[int] = []  # rising
         self._frozen: dict[int, tuple[FrozenTrial, ...]] = {}  # of those told the last time
         self._size = 0  # what a history of all trials would have
-        self._best: list[tuple[_Rank, int]] | None = []  # rising; None: to be found again
+        self._best: list[tuple[Rank, int]] | None = []  # rising; None: to be found again
 
     @classmethod
     def of(cls, trials: Iterable[Trial], rules: Rules | None = None, limit: int = HISTORY_LIMIT) -> Self:
@@ -66,13 +67,32 @@ class SamplerHistory:
         if self._best is not None:
             self._add(self._best, trial)
 
-    def told(self, infeasible: Iterable[Infeasible] = ()) -> list[FrozenTrial]:
+    @property
+    def first(self) -> Trial | None:
+        """The first trial that a searcher chose parameters for, whether or not it has ended."""
+        return next((trial for number in self._numbers if (trial := self._trials[number]).is_suggested), None)
+
+    def backwards(self) -> Iterator[Trial]:
+        """Yield all trials, the last one first."""
+        return (self._trials[number] for number in reversed(self._numbers))
+
+    def latest(self, count: int) -> list[tuple[Rank, Trial]]:
+        """Return the latest trials that are complete or were stopped early, with their ranks; the last one first.
+
+        Args:
+            count: How many, if there are so many.
+        """
+        ranked = ((self._rank(trial), trial) for trial in self.backwards())
+        return list(islice(((rank, trial) for rank, trial in ranked if rank is not None), count))
+
+    def told(self, infeasible: Iterable[Infeasible] = (), *, whole: bool = False) -> list[FrozenTrial]:
         """Return what a sampler is told, in the order of the trials' numbers.
 
         Args:
             infeasible: Proposals that have been rejected since the last trial.
+            whole: Whether all trials are told, however many they are.
         """
-        numbers = self._numbers if self._size <= self._limit else self._bounded()
+        numbers = self._numbers if whole or self._size <= self._limit else self._bounded()
         # What was told before and is not now is dropped: it would stay in memory for the rest of the study.
         self._frozen = {number: self._frozen.get(number) or tuple(self._frozen_of(number)) for number in numbers}
         told = [*(each for number in numbers for each in self._frozen[number]), *map(_pruned, infeasible)]
@@ -93,7 +113,7 @@ class SamplerHistory:
             chosen.add(number)
         return sorted(chosen)
 
-    def _add(self, best: list[tuple[_Rank, int]], trial: Trial) -> None:
+    def _add(self, best: list[tuple[Rank, int]], trial: Trial) -> None:
         """Add a trial to the best ones, if it is one of them, and drop whichever no longer is."""
         if (rank := self._rank(trial)) is None:
             return
@@ -105,7 +125,7 @@ class SamplerHistory:
         if len(best) > self._limit // _BEST_SHARE:
             best.pop()
 
-    def _rank(self, trial: Trial) -> _Rank | None:
+    def _rank(self, trial: Trial) -> Rank | None:
         """Return the rank of a trial in the order of TPE, None if it is never among the best."""
         if not trial.ended or not trial.is_suggested:
             return None
@@ -147,7 +167,7 @@ def _entries(trial: Trial) -> int:
     return trial.proposals if trial.ended else len(trial.params.get("infeasible", ()))
 
 
-def _dominates(better: _Rank, worse: _Rank) -> bool:
+def _dominates(better: Rank, worse: Rank) -> bool:
     return better != worse and all(a <= b for a, b in zip(better, worse, strict=True))
 
 
@@ -163,6 +183,7 @@ def _pruned(proposal: Infeasible) -> FrozenTrial:
 def _told(source: Trial | Infeasible, state: TrialState, **outcome: Any) -> FrozenTrial:
     return create_trial(
         state=state,
+        system_attrs=dict(source.sampler) if isinstance(source, Trial) else {},
         params=dict(source.values),
         distributions=_distributions(tuple(source.distributions.items())),
         **outcome,

@@ -13,32 +13,54 @@ from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
 
 from services.search import normal_tail
 from services.search.sampler_history import SamplerHistory
+from services.search.sampling.cma_es import KEPT, cma_es
+from services.search.sampling.evolution import evolution
+from services.search.sampling.genetic import GENERATION, Nsga2, Nsga3, genetic
+from services.search.sampling.quasi_random import INDEX, quasi_random
+from services.study_config.search_options import Rules
 from services.trial_record import Infeasible, Params
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+_GENETIC: Mapping[str, type[Nsga2] | type[Nsga3]] = {"nsga2": Nsga2, "nsga3": Nsga3}
+_UNTOLD = frozenset({"random", "qmc", "evolution"})  # they ignore results, or read them themselves
+_WHOLE = frozenset({"cmaes", *_GENETIC})  # they go through their generations from the first on
+_KEPT = (GENERATION, INDEX, *KEPT)
 _LEARNED = (TrialState.COMPLETE, TrialState.PRUNED)  # from which TPE learns
 
 Asked = BaseTrial  # what a space takes its parameters from
 
 
-def ask(searcher: str, history: SamplerHistory, seed: int, *, infeasible: Sequence[Infeasible] = ()) -> optuna.Trial:
+def ask(
+    searcher: str,
+    history: SamplerHistory,
+    seed: int,
+    *,
+    infeasible: Sequence[Infeasible] = (),
+    study_seed: int = 0,
+    attempt: int = 0,
+) -> optuna.Trial:
     """Return a fresh Optuna trial of a study that has been told the trials so far.
 
     Args:
-        searcher: ``random``, ``tpe`` or ``gp``.
-        history: Search trials of the arm.
+        searcher: Name of a search algorithm, other than ``grid``.
+        history: Search trials of the arm from which it learns.
         seed: Of the sampler.
         infeasible: Proposals that have been rejected since the last trial.
+        study_seed: Of the study: for what is the same for all of its proposals.
+        attempt: Number of times that this proposal was asked for before.
     """
     rules = history.rules
     directions = [
         StudyDirection.MAXIMIZE if objective == "accuracy" else StudyDirection.MINIMIZE
         for objective in rules.objectives
     ]
-    told = [] if searcher == "random" else history.told(infeasible)  # random sampling ignores the history
+    told = [] if searcher in _UNTOLD else history.told(infeasible, whole=searcher in _WHOLE)
     # A new study each time: no state of a sampler has to be stored, and a resumed search asks the same one.
-    sampler = _sampler(searcher, seed, rules.n_startup_trials, told)
+    if searcher == "qmc":
+        sampler: BaseSampler = quasi_random(history, seed, study_seed=study_seed, attempt=attempt)
+    else:
+        sampler = evolution(history, seed) if searcher == "evolution" else _sampler(searcher, seed, rules, told)
     return optuna.create_study(storage=ToldStorage(told), directions=directions, sampler=sampler).ask()
 
 
@@ -50,15 +72,28 @@ def fixed(point: Mapping[str, Any]) -> FixedTrial:
 def suggested(trial: BaseTrial) -> Params:
     """Return the parameters that an Optuna trial has suggested."""
     distributions = {name: distribution_to_json(value) for name, value in trial.distributions.items()}
-    return Params(values=dict(trial.params), distributions=distributions)
+    return Params(values=dict(trial.params), distributions=distributions, sampler=_noted(trial))
 
 
-def _sampler(searcher: str, seed: int, n_startup_trials: int, told: Sequence[FrozenTrial]) -> BaseSampler:
-    if searcher == "tpe":
+def _noted(trial: BaseTrial) -> dict[str, Any]:
+    """Return what the sampler noted with a trial and must find again, which is not all that Optuna notes."""
+    if not isinstance(trial, optuna.Trial):
+        return {}
+    noted = trial.storage.get_trial_system_attrs(trial._trial_id)
+    return {name: noted[name] for name in _KEPT if name in noted}
+
+
+def _sampler(searcher: str, seed: int, rules: Rules, told: Sequence[FrozenTrial]) -> BaseSampler:
+    if searcher in ("tpe", "cmaes"):
         normal_tail.install()
-        return _Tpe(seed, n_startup_trials, told)
+    if searcher == "tpe":
+        return _Tpe(seed, rules, told)
     if searcher == "gp":
-        return GPSampler(seed=seed, n_startup_trials=n_startup_trials, warn_independent_sampling=False)
+        return GPSampler(seed=seed, n_startup_trials=rules.n_startup_trials, warn_independent_sampling=False)
+    if searcher == "cmaes":
+        return cma_es(rules, seed)
+    if searcher in _GENETIC:
+        return genetic(_GENETIC[searcher], rules, seed)
     return RandomSampler(seed=seed)
 
 
@@ -69,13 +104,16 @@ class _Tpe(TPESampler):
     dictionary of distributions if these are the same.
     """
 
-    def __init__(self, seed: int, n_startup_trials: int, told: Sequence[FrozenTrial]) -> None:
-        super().__init__(seed=seed, n_startup_trials=n_startup_trials)
+    def __init__(self, seed: int, rules: Rules, told: Sequence[FrozenTrial]) -> None:
+        together = rules.settings.multivariate
+        options = {} if together is None else {"multivariate": together}
+        super().__init__(seed=seed, n_startup_trials=rules.n_startup_trials, **options)
+        self._together = len(rules.objectives) == 1 if together is None else together
         self._distinct = {id(trial.distributions): trial.distributions for trial in told if trial.state in _LEARNED}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the parameters that are sampled together: those that all trials share and that have a choice."""
-        if len(study.directions) > 1 or not self._distinct:  # for several objectives Optuna samples each by itself
+        if not self._together or not self._distinct:  # for several objectives Optuna samples each by itself
             return {}
         first, *others = self._distinct.values()
         shared = (name for name in sorted(first) if all(other.get(name) == first[name] for other in others))

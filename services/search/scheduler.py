@@ -92,14 +92,22 @@ class Scheduler:
         return self._trials[arm, SEARCH].winner
 
     def reason_to_stop(self, trial: Trial, *, since: int) -> tuple[int, str] | None:
-        """Return the rung at which a trial is to be stopped early and why, or None if it trains on.
+        """Return the epoch after which a trial is to be stopped early and why, or None if it trains on.
 
         Args:
             trial: The trial, with its curve so far.
             since: Number of epochs that were recorded before the latest report.
         """
-        rungs = self._trials[trial.arm, SEARCH].rungs
-        return rungs.reason_to_stop(trial, since=since) if rungs is not None and trial.phase == SEARCH else None
+        stopping = self._trials[trial.arm, SEARCH].stopping
+        if stopping is None or trial.phase != SEARCH:
+            return None
+        stopping.update(trial)
+        return stopping.reason_to_stop(trial, since=since)
+
+    def rungs(self, trial: Trial) -> tuple[int, ...]:
+        """Return the epochs after which a trial may be stopped early."""
+        stopping = self._trials[trial.arm, SEARCH].stopping
+        return stopping.rungs(trial.number) if stopping is not None and trial.phase == SEARCH else ()
 
     def cost(self, experiment: Experiment) -> int:
         """Return the sample passes of one full training."""

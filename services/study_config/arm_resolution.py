@@ -118,7 +118,7 @@ class ArmResolver:
             draft.settings.name,
             self._experiment,
             tuple(SPACES.canonical(space) for space in self._spaces),
-            self._options.searcher,
+            self._options.searcher.name,
             draft.match.arm if draft.match else None,
             draft.arm.description,
             self._options.rules(epochs=self._experiment.training.epochs),
@@ -159,7 +159,7 @@ class ArmResolver:
         misfit = self._report(misfits(experiment, self._spaces, dimensions or Dimensions(), self._bounds))
         if dimensions is None:
             return
-        grid = self._options.searcher == "grid" and not misfit
+        grid = self._options.searcher.name == "grid" and not misfit
         found = untrainable(
             experiment,
             self._spaces,

@@ -449,6 +449,8 @@ def _without_fragments(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, required in (("match", "arm"), ("selection", "objective")):
         if whole.get(key) is not None and required not in whole[key]:
             del whole[key]
+    if isinstance(whole.get("searcher"), Mapping) and "name" not in whole["searcher"]:
+        del whole["searcher"]
     if whole.get("pruner") is not None:
         whole["pruner"] = {"name": "asha", **whole["pruner"]}
     return whole

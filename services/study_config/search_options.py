@@ -6,65 +6,24 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from nas_blockout.serialization import count_of
 from nas_blockout.settings_fields import Conflict, refuse
+from services.study_config.searching.pruners import Pruner
+from services.study_config.searching.searchers import (
+    GRID_POINTS,
+    ONE_OBJECTIVE,
+    SEARCHERS,
+    STARTUP_TRIALS,
+    SearcherChoice,
+    SearcherOptions,
+    SearcherSettings,
+)
 
-GRID_POINTS = 3
-STARTUP_TRIALS = 4
-Searcher = Literal["random", "tpe", "gp", "grid"]
+
 Objective = Literal["accuracy", "parameters", "macs", "latency_ms"]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Pruner(_Strict):
-    """How trials are stopped early.
-
-    ASHA: a trial that reaches a rung goes on if it is among the best ``1 / reduction_factor`` of the trials of its arm
-    that have reached it until then, and is stopped otherwise. The first to reach a rung goes on.
-
-    References:
-        Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht, Talwalkar. A System for Massively Parallel
-        Hyperparameter Tuning. MLSys 2020. Differs from the paper in: trials are stopped, never paused and promoted.
-    """
-
-    name: Literal["asha"] = Field(description="Early stopping: asynchronous successive halving.")
-    rungs: list[int] | None = Field(
-        None,
-        description="Epochs after which trials are compared; by default the epochs divided by powers of the factor.",
-    )
-    reduction_factor: int = Field(3, ge=2, le=64, description="At each rung one trial in this many continues.")
-
-    @field_validator("rungs")
-    @classmethod
-    def _rising(cls, rungs: list[int] | None) -> list[int] | None:
-        if rungs is not None and (not rungs or rungs != sorted(set(rungs)) or rungs[0] < 1):
-            raise ValueError("rungs must be one epoch or more, each later than the one before, from 1 on")
-        return rungs
-
-    def resolved(self, epochs: int) -> "Pruner":
-        """Return the pruner with its rungs, for trials with this number of epochs.
-
-        Raises:
-            ValueError: A rung is not before the end of a trial, or a trial is too short for any.
-        """
-        if self.rungs is not None:
-            if self.rungs[-1] >= epochs:
-                message = f"pruner.rungs: must end before the last of {count_of(epochs, 'epoch')}, got {self.rungs}"
-                raise Conflict(message, "pruner.rungs", "training.epochs")
-            return self
-        rungs = []
-        while (epochs := epochs // self.reduction_factor) > 0:
-            rungs.append(epochs)
-        if not rungs:
-            message = (
-                f"pruner: trials need at least {self.reduction_factor} epochs (the reduction_factor) to be stopped "
-                "early; train longer or leave the pruner out"
-            )
-            raise Conflict(message, "pruner", "training.epochs")
-        return self.model_copy(update={"rungs": rungs[::-1]})
 
 
 class Constraints(_Strict):
@@ -103,8 +62,9 @@ class Rules:
 
     Args:
         grid_points: Values per numeric parameter of the grid.
-        n_startup_trials: Random trials before TPE or the Gaussian process is used.
-        pruner: Early stopping, with its rungs; None for none.
+        n_startup_trials: Random trials before the model of TPE, the Gaussian process or CMA-ES is used.
+        settings: Other settings of the search algorithm.
+        pruner: Early stopping, resolved; None for none.
         constraints: Limits on the network of a trial.
         objectives: What is optimized: accuracy is maximized, all others are minimized.
         selection: Which trial is retrained; None for the most accurate one.
@@ -112,6 +72,7 @@ class Rules:
 
     grid_points: int = GRID_POINTS
     n_startup_trials: int = STARTUP_TRIALS
+    settings: SearcherSettings = field(default_factory=SearcherSettings)
     pruner: Pruner | None = None
     constraints: Constraints = field(default_factory=Constraints)
     objectives: tuple[Objective, ...] = ("accuracy",)
@@ -130,7 +91,8 @@ class Rules:
         values = {
             "grid_points": self.grid_points if self.grid_points != GRID_POINTS else None,
             "n_startup_trials": self.n_startup_trials if self.n_startup_trials != STARTUP_TRIALS else None,
-            "pruner": self.pruner.model_dump() if self.pruner else None,
+            "searcher_settings": self.settings.given or None,
+            "pruner": self.pruner.to_json() if self.pruner else None,
             "constraints": self.constraints.limits or None,
             "objectives": list(self.objectives) if self.objectives != ("accuracy",) else None,
             "selection": self.selection.model_dump() if self.selection else None,
@@ -143,6 +105,7 @@ class Rules:
         return cls(
             grid_points=document.get("grid_points", GRID_POINTS),
             n_startup_trials=document.get("n_startup_trials", STARTUP_TRIALS),
+            settings=SearcherSettings.model_validate(document.get("searcher_settings", {})),
             pruner=Pruner.model_validate(document["pruner"]) if "pruner" in document else None,
             constraints=Constraints.model_validate(document.get("constraints", {})),
             objectives=tuple(document.get("objectives", ("accuracy",))),
@@ -172,8 +135,9 @@ class Wanted(_Strict):
 class Searching(Wanted):
     """How an arm searches."""
 
-    searcher: Searcher | None = Field(
-        None, description="Search algorithm: random search, TPE, a Gaussian process or a grid; random if left out."
+    searcher: SearcherChoice | None = Field(
+        None,
+        description="Search algorithm: its name, or a mapping of `name` and its settings; random if left out.",
     )
     grid_points: int | None = Field(
         None,
@@ -185,7 +149,8 @@ class Searching(Wanted):
         None,
         ge=1,
         le=1000,
-        description=f"Random trials before the model is used, for searcher tpe or gp; {STARTUP_TRIALS} if left out.",
+        description=f"Random trials before the model is used, for searcher tpe, gp or cmaes; {STARTUP_TRIALS} if "
+        "left out.",
     )
     pruner: Pruner | None = Field(None, description="Early stopping of trials; none if left out.")
 
@@ -195,7 +160,7 @@ class Options:
     """The search options of an arm, with those of the arm that it extends and of the study where it has none.
 
     Args:
-        searcher: Search algorithm.
+        searcher: Search algorithm, with its settings.
         grid_points: Values per numeric parameter; None for the default.
         n_startup_trials: Random trials; None for the default.
         pruner: Early stopping, as the study file has it.
@@ -204,7 +169,7 @@ class Options:
         selection: Which trial is retrained.
     """
 
-    searcher: Searcher
+    searcher: SearcherOptions
     grid_points: int | None
     n_startup_trials: int | None
     pruner: Pruner | None
@@ -221,10 +186,11 @@ class Options:
             base: Options of the arm that it extends.
             study: Options of the study.
         """
+        searcher = arm.searcher or base.searcher or SearcherOptions(name="random")
         return cls(
-            searcher=arm.searcher or base.searcher or "random",
-            grid_points=arm.grid_points or base.grid_points,
-            n_startup_trials=arm.n_startup_trials or base.n_startup_trials,
+            searcher=searcher,
+            grid_points=searcher.grid_points or arm.grid_points or base.grid_points,
+            n_startup_trials=searcher.n_startup_trials or arm.n_startup_trials or base.n_startup_trials,
             pruner=arm.pruner or base.pruner,
             constraints=arm.constraints or base.constraints or study.constraints or Constraints(),
             objectives=tuple(arm.objectives or base.objectives or study.objectives or ["accuracy"]),
@@ -242,17 +208,18 @@ class Options:
         Args:
             epochs: Epochs of a trial.
         """
-        if self.grid_points is not None and self.searcher != "grid":
-            message = f"grid_points: belongs to searcher grid, this arm has searcher {self.searcher}"
-            yield Conflict(message, "grid_points", "searcher")
-        if self.n_startup_trials is not None and self.searcher not in ("tpe", "gp"):
-            message = f"n_startup_trials: belongs to searcher tpe or gp, this arm has searcher {self.searcher}"
-            yield Conflict(message, "n_startup_trials", "searcher")
+        yield from self.searcher.conflicts()
+        name = self.searcher.name
+        for key in ("grid_points", "n_startup_trials"):
+            if getattr(self, key) is not None and getattr(self.searcher, key) is None and key not in SEARCHERS[name]:
+                owners = [owner for owner, settings in SEARCHERS.items() if key in settings]
+                message = f"{key}: belongs to searcher {' or '.join(owners)}, this arm has searcher {name}"
+                yield Conflict(message, key, "searcher")
+        if name in ONE_OBJECTIVE and len(self.objectives) > 1:
+            message = f"searcher: {name} compares trials by accuracy alone, and cannot search for several objectives"
+            yield Conflict(f"{message}: use tpe, gp, nsga2 or nsga3", "searcher", "objectives")
         if self.pruner is not None:
-            try:
-                self.pruner.resolved(epochs)
-            except Conflict as conflict:
-                yield conflict
+            yield from self.pruner.conflicts(epochs)
         yield from _unselectable(self.pruner, self.objectives, self.selection)
 
     def rules(self, *, epochs: int) -> Rules:
@@ -268,6 +235,7 @@ class Options:
         return Rules(
             grid_points=self.points,
             n_startup_trials=self.n_startup_trials or STARTUP_TRIALS,
+            settings=self.searcher.settings,
             pruner=self.pruner.resolved(epochs) if self.pruner else None,
             constraints=self.constraints,
             objectives=self.objectives,

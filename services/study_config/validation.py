@@ -356,7 +356,10 @@ def fewest_epochs(epochs: int, pruner: Pruner | None) -> int:
     """Return the epochs after which a trial may be stopped, for the first time; 1 where that is not known."""
     if pruner is None:
         return epochs
-    return pruner.rungs[0] if pruner.rungs else 1
+    try:
+        return pruner.resolved(epochs).earliest
+    except Conflict:  # which is reported where the pruner is checked
+        return 1
 
 
 def _undivided(study: Study, arm: Arm) -> Iterator[Conflict]:

@@ -105,13 +105,13 @@ def test_running_counts_equal_a_recount(changes: list[Trial], rules: Rules) -> N
     assert told(arm.history) == told(SamplerHistory.of(trials, rules))
     assert told(bounded) == told(SamplerHistory.of(trials, rules, LIMIT))
     assert len(bounded.told()) <= max(LIMIT, LIMIT // 4 * 3)
-    if arm.rungs is not None:
+    if arm.stopping is not None:
         for trial in trials:
             for rung in PRUNER.rungs or ():
                 reached = sorted(each.curve[rung - 1] for each in trials if len(each.curve) >= rung)
                 if len(trial.curve) == rung:
                     stopped = not is_promoted(trial.curve[-1], reached, PRUNER.reduction_factor)
-                    assert (arm.rungs.reason_to_stop(trial, since=rung) is not None) == stopped
+                    assert (arm.stopping.reason_to_stop(trial, since=rung) is not None) == stopped
 
 
 def test_the_choice_within_a_tolerance_is_that_of_a_look_at_all() -> None:

@@ -15,7 +15,10 @@ from services.search.sampler_history import SamplerHistory
 from services.search.samplers import ask
 from services.search.scheduler import Scheduler
 from services.study_config.resolved_study import Study
+from services.study_config.schema import ArmConfig
 from services.study_config.search_options import Constraints, Rules
+from services.study_config.searching.pruners import PRUNERS
+from services.study_config.searching.searchers import ONE_OBJECTIVE, SEARCHERS, SearcherOptions
 from services.trial_record import RETRAIN, SEARCH, Infeasible, Trial
 from tests.services.search.example_study import CLASSES, IMAGES, SHAPE, example, scheduler_of
 
@@ -73,18 +76,56 @@ SEARCHED = {
     "tpe": {**BRANCHED, "searcher": "tpe"},
     "gp": {**TRAINING, "searcher": "gp"},
     "grid": {**TRAINING, "searcher": "grid", "grid_points": 4},
+    "qmc": {**BRANCHED, "searcher": "qmc"},
+    "cmaes": {**BRANCHED, "searcher": {"name": "cmaes", "n_startup_trials": 2, "population_size": 3}},
+    "margin": {**BRANCHED, "searcher": {"name": "cmaes", "n_startup_trials": 2, "population_size": 3, "margin": True}},
+    "nsga2": {**BRANCHED, "searcher": {"name": "nsga2", "population_size": 3}},
+    "nsga3": {**BRANCHED, "searcher": {"name": "nsga3", "population_size": 3}},
+    "evolution": {**BRANCHED, "searcher": {"name": "evolution", "population_size": 3, "tournament_size": 2}},
+}
+STOPPED = {
+    "full": {},
+    "asha": {"pruner": {"name": "asha"}},
+    "hyperband": {"pruner": {"name": "hyperband"}},
+    "median": {"pruner": {"name": "median", "n_startup_trials": 2}},
+    "patient": {"pruner": {"name": "patient", "patience": 0, "wraps": "median", "n_startup_trials": 2}},
 }
 
 
+def test_the_contract_has_a_row_for_every_searcher_and_every_pruner() -> None:
+    assert set(SEARCHERS) <= {options_of(arm).name for arm in SEARCHED.values()}
+    assert set(PRUNERS) <= {arm["pruner"]["name"] for arm in STOPPED.values() if arm}
+
+
+def options_of(arm: dict[str, Any]) -> SearcherOptions:
+    searcher = ArmConfig.model_validate(arm).searcher
+    return searcher or SearcherOptions(name="random")
+
+
 @pytest.mark.parametrize("searcher", SEARCHED)
-@pytest.mark.parametrize("stopped", [False, True], ids=["full", "asha"])
-def test_ten_interruptions_change_no_proposal(searcher: str, stopped: bool) -> None:
-    arm = {**SEARCHED[searcher], **({"pruner": {"name": "asha"}} if stopped else {})}
-    given = study(arm, trials=10)
+@pytest.mark.parametrize("stopped", ["full", "asha"])
+def test_ten_interruptions_change_no_proposal(searcher: str, stopped: str) -> None:
+    given = study({**SEARCHED[searcher], **STOPPED[stopped]}, trials=10)
     straight = run_to_end(given)
     assert len(straight) > 10
     assert run_to_end(given, interrupted=True) == straight
-    assert any(trial.state == "pruned" for trial in straight) is stopped
+    assert any(trial.state == "pruned" for trial in straight) is (stopped != "full")
+
+
+@pytest.mark.parametrize("searcher", ["tpe", "evolution", "nsga2"])
+@pytest.mark.parametrize("stopped", ["hyperband", "median", "patient"])
+def test_no_decision_to_stop_depends_on_an_interruption(searcher: str, stopped: str) -> None:
+    given = study({**SEARCHED[searcher], **STOPPED[stopped]}, trials=10)
+    straight = run_to_end(given)
+    assert run_to_end(given, interrupted=True) == straight
+    if stopped != "patient":  # made-up curves rise nearly always
+        assert any(trial.state == "pruned" for trial in straight)
+
+
+@pytest.mark.parametrize("searcher", ["qmc", "cmaes", "margin", "nsga2", "nsga3", "evolution"])
+def test_another_seed_searches_elsewhere(searcher: str) -> None:
+    first, second = (run_to_end(study(SEARCHED[searcher], trials=5, seed=seed)) for seed in (0, 1))
+    assert first[:5] != second[:5]
 
 
 @pytest.mark.parametrize("searcher", ["tpe", "gp"])
@@ -228,11 +269,11 @@ def limit_of(share: float) -> int:
     return int(share * dense["macs"])
 
 
-@pytest.mark.parametrize("searcher", ["random", "tpe", "gp"])
+@pytest.mark.parametrize("searcher", [name for name in SEARCHED if name not in ("grid", "margin")])
 def test_what_exceeds_a_constraint_is_never_trained_costs_nothing_and_is_counted(searcher: str) -> None:
     limit = limit_of(0.9)
     trials = 5 if searcher == "gp" else 8
-    given = study({**BRANCHED, "searcher": searcher, "constraints": {"macs": limit}}, trials=trials)
+    given = study({**SEARCHED[searcher], **BRANCHED, "constraints": {"macs": limit}}, trials=trials)
     found = run_to_end(given)
     searched = [trial for trial in found if trial.phase == SEARCH]
     assert all(known_costs(trial.config, shape=SHAPE, classes=CLASSES)["macs"] <= limit for trial in found)
@@ -312,10 +353,10 @@ def test_a_learned_network_that_turns_out_too_large_is_charged_and_cannot_win() 
     assert tight.search_exhausted is not None
 
 
-@pytest.mark.parametrize("searcher", ["random", "tpe", "gp", "grid"])
+@pytest.mark.parametrize("searcher", [name for name in SEARCHED if options_of(SEARCHED[name]).name not in ONE_OBJECTIVE])
 def test_several_objectives_are_searched_and_the_most_accurate_is_retrained(searcher: str) -> None:
     points = {"grid_points": 2} if searcher == "grid" else {}
-    arm = {"space": ["branched"], "searcher": searcher, "objectives": ["accuracy", "macs"], **points}
+    arm = {**SEARCHED[searcher], "space": ["branched"], "objectives": ["accuracy", "macs"], **points}
     given = study(arm, trials=6)
     found = run_to_end(given)
     assert run_to_end(given, interrupted=True) == found

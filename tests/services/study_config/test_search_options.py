@@ -43,12 +43,35 @@ EVERYTHING = {
 GAUSSIAN = {"searcher": "gp", "n_startup_trials": 2, "pruner": {"name": "asha", "rungs": [3, 9]}}
 
 
-@pytest.mark.parametrize("arm", [{}, EVERYTHING, GAUSSIAN])
+TPE = {"searcher": {"name": "tpe", "n_startup_trials": 10, "multivariate": True}, "pruner": {"name": "hyperband"}}
+EVOLUTION = {
+    "searcher": {"name": "evolution", "population_size": 8, "tournament_size": 2},
+    "pruner": {"name": "patient", "patience": 2, "wraps": "median", "n_startup_trials": 3},
+}
+
+
+@pytest.mark.parametrize("arm", [{}, EVERYTHING, GAUSSIAN, TPE, EVOLUTION, {"searcher": "nsga2"}])
 def test_rules_survive_the_store_and_the_schema_knows_them(arm: dict[str, Any]) -> None:
     study = resolved(arm)
     again = parse_resolved(json.loads(json.dumps(study.to_json())))
     assert (again.arms, again.hash) == (study.arms, study.hash)
     jsonschema.validate(document(arm), json_schema())
+
+
+def test_a_searcher_with_settings_is_resolved_as_its_keys_are() -> None:
+    one = resolved({"searcher": {"name": "tpe", "n_startup_trials": 10}})
+    assert one.hash == resolved({"searcher": "tpe", "n_startup_trials": 10}).hash
+    assert resolved({"searcher": {"name": "tpe"}}).hash == resolved({"searcher": "tpe"}).hash
+    other = resolved({"searcher": {"name": "tpe", "n_startup_trials": 10, "multivariate": False}}).arms["arm"]
+    assert other.searcher == "tpe"
+    assert other.to_json()["searcher_settings"] == {"multivariate": False}
+
+
+def test_the_hash_of_a_stored_study_with_asha_is_as_it_was_before_other_pruners() -> None:
+    arm = resolved({"pruner": {"name": "asha"}}).arms["arm"].to_json()
+    assert arm["pruner"] == {"name": "asha", "rungs": [1, 3, 9], "reduction_factor": 3}
+    same = resolved({"pruner": {"name": "successive_halving"}}).arms["arm"].to_json()
+    assert same["pruner"] == arm["pruner"]
 
 
 def test_a_study_without_any_of_them_is_named_as_before() -> None:
@@ -97,12 +120,12 @@ ASHA = {"name": "asha"}
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        ({"searcher": "tpee"}, r"arms\.arm\.searcher: .*'grid', got 'tpee'; did you mean 'tpe'\?"),
+        ({"searcher": "tpee"}, r"arms\.arm\.searcher: .*'grid',.* got 'tpee'; did you mean 'tpe'\?"),
         ({"searcher": "grid", "grid_points": 0}, r"arms\.arm\.grid_points: .*greater than or equal to 1, got 0"),
         ({"grid_points": 3}, r"arms\.arm\.grid_points: belongs to searcher grid, this arm has searcher random"),
         (
             {"n_startup_trials": 2},
-            r"arms\.arm\.n_startup_trials: belongs to searcher tpe or gp, this arm",
+            r"arms\.arm\.n_startup_trials: belongs to searcher tpe or gp or cmaes, this arm",
         ),
         (
             {"searcher": "tpe", "n_startup_trials": 0},
@@ -110,7 +133,27 @@ ASHA = {"name": "asha"}
         ),
         ({"grid_point": 3}, r"arms\.arm\.grid_point: no such key; did you mean 'grid_points'\?"),
         ({"pruner": {}}, r"arms\.arm\.pruner\.name: this key is required"),
-        ({"pruner": {"name": "median"}}, r"arms\.arm\.pruner\.name: .*'asha', got 'median'"),
+        ({"pruner": {"name": "medium"}}, r"arms\.arm\.pruner\.name: .*'asha',.* got 'medium'; did you mean 'median'\?"),
+        ({"pruner": {"name": "median", "rungs": [1]}}, r"pruner\.rungs: pruner median has no such setting; it has n_st"),
+        ({"pruner": {"name": "patient"}}, r"pruner\.patience: pruner patient needs this key"),
+        ({"pruner": {"name": "patient", "patience": 1, "wraps": "patient"}}, r"pruner\.wraps: must be another pruner"),
+        ({"pruner": {"name": "patient", "patience": 25}}, r"pruner: trials need at least 28 epochs \(patience \+ 3\)"),
+        (
+            {"pruner": {"name": "patient", "patience": 1, "wraps": "median", "reduction_factor": 3}},
+            r"pruner\.reduction_factor: pruner patient has no such setting; it has patience, min_delta, wraps, n_startup",
+        ),
+        ({"pruner": {"name": "hyperband", "min_epochs": 10}}, r"pruner: trials need at least 30 epochs \(min_epochs ti"),
+        ({"pruner": {"name": "median", "max_epochs": 9}}, r"pruner\.max_epochs: must be the 27 epochs of a trial, got 9"),
+        ({"searcher": {"name": "tpee"}}, r"arms\.arm\.searcher\.name: .*got 'tpee'; did you mean 'tpe'\?"),
+        ({"searcher": {"nam": "tpe"}}, r"arms\.arm\.searcher\.nam: no such key; did you mean 'name'\?"),
+        ({"searcher": {"name": "gp", "margin": True}}, r"searcher\.margin: searcher gp has no such setting; its settings"),
+        ({"searcher": {"name": "nsga2", "population_size": 1}}, r"searcher\.population_size: .*equal to 2, got 1"),
+        (
+            {"searcher": {"name": "evolution", "population_size": 4, "tournament_size": 5}},
+            r"searcher\.tournament_size: must be at most the population of 4, got 5",
+        ),
+        ({"searcher": "cmaes", "objectives": ["accuracy", "macs"]}, r"searcher: cmaes compares trials by accuracy alone"),
+        ({"searcher": "evolution", "objectives": ["accuracy", "macs"]}, r"searcher: evolution compares trials by accur"),
         ({"pruner": {**ASHA, "rung": [1]}}, r"arms\.arm\.pruner\.rung: no such key; did you mean 'rungs'\?"),
         ({"pruner": {**ASHA, "rungs": []}}, r"arms\.arm\.pruner\.rungs: .*got \[\]"),
         ({"pruner": {**ASHA, "rungs": [0, 1]}}, r"pruner\.rungs: rungs must be one epoch or more.*got \[0, 1\]"),

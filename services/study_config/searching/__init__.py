@@ -1,0 +1,1 @@
+"""Search algorithms and early stopping, as study files name and set them."""
