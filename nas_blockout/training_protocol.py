@@ -150,3 +150,13 @@ def plain_groups(network: nn.Module) -> list[ParameterGroup]:
         {"params": [p for p in parameters if p.dim() > 1], "lr_multiplier": 1.0, "weight_decay": True},
         {"params": small, "lr_multiplier": 1.0, "weight_decay": False, "norms_and_biases": True},
     ]
+
+
+def is_held_batch(number: int, every: int) -> bool:
+    """Return whether a batch of an epoch is of the images that are held for the architecture parameters of a supernet.
+
+    Args:
+        number: Of the batch, from 0.
+        every: One batch in so many is held, the last of them; 2 or more.
+    """
+    return number % every == every - 1

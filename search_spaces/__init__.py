@@ -14,6 +14,7 @@ from search_spaces.blockdrop import blockdrop
 from search_spaces.blockout import blockout, structure
 from search_spaces.branched import branched
 from search_spaces.confusion import confusion
+from search_spaces.darts import darts
 from search_spaces.grid import MOST_POINTS, Point, grid
 from search_spaces.regularizers import light_regularizers, regularizers
 from search_spaces.training import training
@@ -26,6 +27,7 @@ SPACES: Mapping[str, Space] = MappingProxyType(
         "blockout": blockout,
         "branched": branched,
         "confusion": confusion,
+        "darts": darts,
         "light_regularizers": light_regularizers,
         "regularizers": regularizers,
         "structure": structure,

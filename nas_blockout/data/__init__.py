@@ -4,6 +4,7 @@
 cutting to size and normalizing is common to all (`splits`). Nothing here knows networks or methods.
 """
 
+from nas_blockout.data.alternation import AlternatingLoader
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataCorrupt, DataError, DataMissing, DataUnsuitable
 from nas_blockout.data.loader import Loader
@@ -17,6 +18,7 @@ from nas_blockout.data.tensor_dataset import BytePart, Part
 
 __all__ = [
     "SOURCES",
+    "AlternatingLoader",
     "AnyImages",
     "AnyPart",
     "BytePart",

@@ -26,6 +26,7 @@ class Loader:
         preprocessing: How the images of a `Part` were normalized, where the augmentation is one of pixels; the other
             parts know it.
         balanced: Whether a pass with a generator draws its images with replacement, every class as often as any other.
+        rows: Numbers of the images of the part that are loaded, shape ``(m,)``, int64, on the processor; None for all.
 
     Raises:
         ValueError: `batch_size` is below 1, `augment` is unknown, it cuts images that are not read from files, or it
@@ -40,6 +41,7 @@ class Loader:
         augment: str = "none",
         preprocessing: Preprocessing | None = None,
         balanced: bool = False,
+        rows: Tensor | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
@@ -49,7 +51,9 @@ class Loader:
             raise ValueError(f"augment {augment!r} cuts whole images of files, got {type(part).__name__} in memory")
         self.part = part
         self.batch_size = batch_size
-        self._labels = part.labels.cpu() if balanced else None
+        self._rows = rows
+        labels = part.labels.cpu() if balanced else None
+        self._labels = labels if labels is None or rows is None else labels[rows]
         self._variations = AUGMENT[augment]
         preprocessing = preprocessing if isinstance(part, Part) else part.preprocessing
         self._normalize = preprocessing.on(part.device) if preprocessing else None
@@ -61,7 +65,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Return the number of images in one pass."""
-        return len(self.part)
+        return len(self.part) if self._rows is None else len(self._rows)
 
     def batches(self, generator: torch.Generator | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield `(images, labels)`: shuffled and augmented with a generator, in order and plain without one.
@@ -73,16 +77,16 @@ class Loader:
             generator: On the processor; the pass depends on its state alone.
             first: Number of the first batch that is yielded; of those before it no image is read.
         """
-        count = len(self.part)
+        count = len(self)
         if generator is None:
-            yield from self.part.gather(torch.split(torch.arange(count), self.batch_size)[first:])
+            yield from self.part.gather(torch.split(self._numbers(torch.arange(count)), self.batch_size)[first:])
             return
         if self._labels is None:
             order = torch.randperm(count, generator=generator)
         else:
             order = drawn_alike(self._labels, generator)
         sizes = batch_sizes(count, self.batch_size)
-        batches = torch.split(order, sizes)[first:]
+        batches = torch.split(self._numbers(order), sizes)[first:]
         if not self._variations:
             yield from self.part.gather(batches)
             return
@@ -96,6 +100,10 @@ class Loader:
             for variation, of_batch in chosen.items():
                 images = self._varied(images, variation, of_batch[number])
             yield images, labels
+
+    def _numbers(self, order: Tensor) -> Tensor:
+        """Return which images of the part stand at places among those that are loaded."""
+        return order if self._rows is None else self._rows[order]
 
     def _gathered(self, batches: Sequence[Tensor], crops: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
         if crops is None:
@@ -120,7 +128,7 @@ class Loader:
             images: How many; all, if the split has fewer.
             generator: On the processor; the sample depends on its state alone.
         """
-        chosen = torch.randperm(len(self.part), generator=generator)[:images].sort().values
+        chosen = self._numbers(torch.randperm(len(self), generator=generator)[:images].sort().values)
         parts = -(-len(chosen) // SAMPLE_BATCH)
         yield from (batch for batch, _ in self.part.gather([chosen[first::parts] for first in range(parts)]))
 

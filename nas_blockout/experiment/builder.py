@@ -22,7 +22,7 @@ from nas_blockout.experiment.branchable import (
     with_new_weights,
 )
 from nas_blockout.experiment.config import Experiment, needs_graph
-from nas_blockout.experiment.reachable_targets import learned_conflicts, pruning_conflicts
+from nas_blockout.experiment.reachable_targets import chosen_conflicts, learned_conflicts, pruning_conflicts
 from nas_blockout.graph.macs import count_macs
 from nas_blockout.graph.network import GraphNetwork
 from nas_blockout.methods import NoneSettings, method_of
@@ -31,6 +31,9 @@ from nas_blockout.methods.blockout import Blockout
 from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.methods.memberships.initial import require_nodes
 from nas_blockout.methods.paths.block_routing import fixed_path
+from nas_blockout.methods.supernet.choices import Choices
+from nas_blockout.methods.supernet.darts import Darts
+from nas_blockout.methods.supernet.darts_settings import DartsSettings
 from nas_blockout.networks import Branchable, Network, masked_connections
 from nas_blockout.settings_fields import Conflict, conflicts_in, refuse
 from nas_blockout.structure.confusion import ConfusionSettings, most_branches
@@ -108,6 +111,11 @@ def _built_for_training(experiment: Experiment, shape: Shape, classes: int) -> n
             masked = Blockout(network, network.connections, method, known)
             refuse(learned_conflicts(experiment, network, masked.masked_connections))
             return masked
+        if isinstance(experiment.method, DartsSettings):
+            assert isinstance(network, Branchable), "built through its graph"
+            supernet = Darts(network, experiment.method)
+            refuse(chosen_conflicts(experiment, network, supernet.choices))
+            return supernet
         if isinstance(experiment.method, BlockDropSettings):
             return BlockDrop(network, _seeded(experiment), shape=shape)  # type: ignore[arg-type]
         return network
@@ -162,6 +170,8 @@ def unbuildable(
         yield from _too_large(network, most_parameters)
         if isinstance(method, BlockoutSettings):
             require_nodes(network, method)
+        if isinstance(method, DartsSettings) and isinstance(network, Branchable):
+            Choices.of(network, method)
         if most_derived is None or not isinstance(network, Branchable) or len(network.layers) <= most_derived:
             yield from _not_derivable(experiment, network)
         if isinstance(method, BlockDropSettings) and not method.learns:
@@ -185,6 +195,8 @@ def _not_derivable(experiment: Experiment, network: Network) -> Iterator[Conflic
     if isinstance(experiment.method, BlockoutSettings):
         masked = masked_connections(network.connections, experiment.method.masked)
         yield from learned_conflicts(experiment, network, masked)
+    if isinstance(experiment.method, DartsSettings) and isinstance(network, Branchable):
+        yield from chosen_conflicts(experiment, network, Choices.of(network, experiment.method))
     yield from pruning_conflicts(experiment, network)
 
 

@@ -21,6 +21,7 @@ from nas_blockout.data import DataSettings
 from nas_blockout.methods import NoneSettings, method_from_json, method_name, method_of, method_to_json
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
+from nas_blockout.methods.supernet.darts_settings import DartsSettings
 from nas_blockout.serialization import from_json, near, to_json
 from nas_blockout.settings_fields import Conflict, refuse
 from nas_blockout.structure.confusion import ConfusionSettings
@@ -33,6 +34,7 @@ DERIVATIONS: Mapping[str, Any] = MappingProxyType(
 )
 
 
+_LEARNING = BlockoutSettings | DartsSettings  # methods that learn which nodes share a branch
 _OF_GRAPHS = ("architecture", *DERIVATIONS, "target_macs")  # what removes or separates nodes
 
 
@@ -47,7 +49,7 @@ class Experiment:
         training: How it is trained; its epochs count every stage.
         seed: Of the initial weights, the order of the images and all draws.
         architecture: Branches of the network; None for a dense one.
-        distillation: How Blockout's structure becomes a branched network; None to keep the masked network, folded.
+        distillation: How a learned structure becomes a branched network; None to keep what was trained, folded.
         pruning: How the dense network, once trained, becomes a narrower one; None to keep it.
         confusion: How the dense network's confusions become branches; None for none.
         target_macs: Scale all widths by one factor to come near to these multiply-accumulates an image.
@@ -154,7 +156,7 @@ class Parts(Protocol):
 
     @property
     def distillation(self) -> DistillationSettings | None:
-        """How Blockout's structure becomes branches."""
+        """How a learned structure becomes branches."""
 
     @property
     def pruning(self) -> PruningSettings | None:
@@ -181,8 +183,9 @@ def conflicts(parts: Parts) -> Iterator[Conflict]:
     yield from _unsuited_to_backbone(parts)
     yield from _unsuited_to_derivation(parts)
     yield from _unsuited_to_mixing(parts)
-    if parts.architecture is not None and isinstance(parts.method, BlockoutSettings):
-        message = "the method blockout learns its own architecture: leave out architecture"
+    yield from _unsuited_to_accumulation(parts)
+    if parts.architecture is not None and isinstance(parts.method, _LEARNING):
+        message = f"the method {method_name(parts.method)} learns its own architecture: leave out architecture"
         yield Conflict(message, "architecture", "method.name")
 
 
@@ -195,7 +198,7 @@ def needs_graph(parts: Parts) -> bool:
     backbone = backbone_of(parts.backbone)
     if backbone.stages is not None:
         return False
-    if any(getattr(parts, name) is not None for name in _OF_GRAPHS):
+    if isinstance(parts.method, DartsSettings) or any(getattr(parts, name) is not None for name in _OF_GRAPHS):
         return True
     if not isinstance(parts.method, BlockoutSettings):
         return False
@@ -210,12 +213,12 @@ def needs_graph(parts: Parts) -> bool:
 
 def _unsuited_to_backbone(parts: Parts) -> Iterator[Conflict]:
     graph = needs_graph(parts)
-    if graph and not isinstance(parts.method, NoneSettings | BlockoutSettings):
+    if graph and not isinstance(parts.method, NoneSettings | BlockoutSettings | DartsSettings):
         given = next(name for name in _OF_GRAPHS if getattr(parts, name) is not None)
         name = method_name(parts.method)
         message = (
-            f"method.name: on the backbone {name_of(parts.backbone)}, {given} goes with the methods none and blockout "
-            f"only, got {name}; take one of them, a backbone of stages such as convnet, or leave out {given}"
+            f"method.name: on the backbone {name_of(parts.backbone)}, {given} goes with the methods none, blockout "
+            f"and darts only, got {name}; take one of them, a backbone of stages such as convnet, or leave out {given}"
         )
         yield Conflict(message, "method.name", given, "backbone.name")
     if isinstance(parts.method, BlockDropSettings):
@@ -234,7 +237,7 @@ def _unsuited_to_backbone(parts: Parts) -> Iterator[Conflict]:
 
 
 def _unsuited_to_derivation(parts: Parts) -> Iterator[Conflict]:
-    blockout = isinstance(parts.method, BlockoutSettings)
+    learns = isinstance(parts.method, _LEARNING)
     derivations = [name for name in DERIVATIONS if getattr(parts, name) is not None]
     if len(derivations) > 1:
         message = (
@@ -242,11 +245,12 @@ def _unsuited_to_derivation(parts: Parts) -> Iterator[Conflict]:
         )
         yield Conflict(message, *reversed(derivations))
     for name in derivations:
-        if name == "distillation" and not blockout:
-            message = "distillation needs the method blockout, whose memberships it turns into branches"
+        if name == "distillation" and not learns:
+            message = "distillation needs the method blockout or darts, whose memberships it turns into branches"
             yield Conflict(message, name, "method.name")
-        if name != "distillation" and (blockout or parts.architecture is not None):
-            message = f"{name} needs a dense network: leave out the architecture and the method blockout"
+        if name != "distillation" and (learns or parts.architecture is not None):
+            known = method_name(parts.method) if learns else "blockout"
+            message = f"{name} needs a dense network: leave out the architecture and the method {known}"
             yield Conflict(message, name, "method.name", "architecture")
     if derivations and parts.training.epochs < 2:
         message = (
@@ -266,6 +270,16 @@ def _unsuited_to_mixing(parts: Parts) -> Iterator[Conflict]:
                 f"of an image, got {value}; leave it out or take a policy that does not learn"
             )
             yield Conflict(message, f"training.{name}", "method.policy", "method.name")
+
+
+def _unsuited_to_accumulation(parts: Parts) -> Iterator[Conflict]:
+    """Yield why batches may not be put together: those of weights and of architecture parameters come in turn."""
+    if isinstance(parts.method, DartsSettings) and parts.training.accumulation > 1:
+        message = (
+            "training.accumulation: must be 1 with the method darts, whose batches are in turn for the weights and for "
+            f"the architecture parameters, got {parts.training.accumulation}; make batches larger"
+        )
+        yield Conflict(message, "training.accumulation", "method.name")
 
 
 def _refusal(check: Callable[[], None], *keys: str) -> Iterator[Conflict]:

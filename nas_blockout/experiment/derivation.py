@@ -19,6 +19,7 @@ from nas_blockout.data import Loader, Splits
 from nas_blockout.experiment.builder import build, plain
 from nas_blockout.experiment.config import Experiment
 from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.supernet.darts import Darts
 from nas_blockout.networks import Branchable, Network
 from nas_blockout.structure.confusion import ConfusionSettings, class_branches, memberships, soft_confusion
 from nas_blockout.structure.distill import (
@@ -111,7 +112,7 @@ def derive(
     began = time.perf_counter()
     settings = experiment.derivation
     assert settings is not None
-    assert isinstance(learned, Blockout | Branchable)
+    assert isinstance(learned, Blockout | Darts | Branchable)
     learned.cpu().eval()  # the proof compares float64 logits, which not every device computes
     probabilities = _probabilities(learned, settings, splits, seed=experiment.seed, device=device)
     generator = torch.Generator().manual_seed(experiment.seed)
@@ -158,9 +159,11 @@ def _probabilities(
     seed: int,
     device: str | torch.device,
 ) -> dict[str, Tensor]:
-    """Return P: as learned, or in its place the magnitudes of pruning or the memberships from confusions."""
+    """Return P: as learned, or in its place the magnitudes of pruning or the memberships from choices or confusions."""
     if isinstance(learned, Blockout):
         return {name: p.detach() for name, p in learned.probabilities().items()}
+    if isinstance(learned, Darts):
+        return learned.memberships()
     if isinstance(settings, PruningSettings):
         return magnitudes(learned)
     assert isinstance(settings, ConfusionSettings)

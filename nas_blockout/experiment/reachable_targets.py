@@ -9,6 +9,7 @@ from torch import Tensor
 from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.experiment.config import Experiment
 from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
+from nas_blockout.methods.supernet.choices import Choices
 from nas_blockout.networks import Branchable, Connection, Network, listed
 from nas_blockout.settings_fields import Conflict
 from nas_blockout.structure.distill import distill
@@ -53,6 +54,32 @@ def _underivable(experiment: Experiment, network: Network, masked: Sequence[Conn
         if message := _unreached(target, least, left=left, remedy=remedy):
             more = _fixed(network) if count == network.macs_under else ""
             yield Conflict(f"{key}: {message}{more}", key, "method.masked", "backbone", "data")
+
+
+def chosen_conflicts(experiment: Experiment, network: Branchable, choices: Choices) -> list[Conflict]:
+    """Return that not even the smallest choices of a supernet meet a target, before the first stage is paid for.
+
+    They cost most with all branches there and every class in the widest.
+    """
+    settings = experiment.distillation
+    if settings is None:
+        return []
+    smallest = choices.smallest()
+    targets = {
+        "target_macs": (settings.target_macs, network.macs_under),
+        "target_parameters": (settings.target_parameters, network.weights_under),
+    }
+    found = []
+    with torch.device("cpu"):  # memberships have values, also where weights have none
+        for name, (target, count) in targets.items():
+            least = count(smallest) / count({})
+            left = "with the smallest of method.widths, all layers"
+            if message := _unreached(target, least, left=left, remedy="raise it, or give smaller widths"):
+                key, more = f"distillation.{name}", _fixed(network) if name == "target_macs" else ""
+                found.append(
+                    Conflict(f"{key}: {message}{more}", key, "method.widths", "method.branches", "backbone", "data")
+                )
+    return found
 
 
 def pruning_conflicts(experiment: Experiment, network: Network) -> list[Conflict]:

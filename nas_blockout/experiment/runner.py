@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nas_blockout.architecture import Architecture
-from nas_blockout.data import Loader, Placement, Splits
+from nas_blockout.data import AlternatingLoader, Loader, Placement, Splits
 from nas_blockout.experiment.branchable import architecture_of
 from nas_blockout.experiment.builder import build, expected_macs, plain_state, rebuild
 from nas_blockout.experiment.config import Experiment
@@ -18,6 +19,7 @@ from nas_blockout.experiment.knowledge_distillation import StudentWithTeacher
 from nas_blockout.graph.macs import count_macs
 from nas_blockout.methods.blockdrop import BlockDrop
 from nas_blockout.methods.blockout import Blockout
+from nas_blockout.methods.supernet.darts import Darts
 from nas_blockout.networks import Network
 from nas_blockout.structure.membership_ends import End, ends_of, learned_probabilities, listed
 from nas_blockout.structure.two_stages import TwoStageSettings
@@ -128,7 +130,8 @@ class Run(Iterator[EpochRecord]):
         settings = experiment.training
         self.placement = placement or Placement(device)
         train, validation = splits.trained_on(self.placement)
-        loader = Loader(
+        self._loading = partial(
+            Loader,
             train,
             settings.batch_size,
             augment=experiment.data.augment,
@@ -136,7 +139,7 @@ class Run(Iterator[EpochRecord]):
             balanced=settings.sampling == "balanced",
         )
         counts = splits.train.labels.bincount(minlength=len(splits.class_names)).tolist()
-        self._loaders = Loaders(loader, Loader(validation, EVALUATION_BATCH), tuple(counts))
+        self._loaders = Loaders(self._loading(), Loader(validation, EVALUATION_BATCH), tuple(counts))
         self._records = self._run()
 
     def __next__(self) -> EpochRecord:
@@ -202,7 +205,7 @@ class Run(Iterator[EpochRecord]):
         self._stage, within = stage, self._saving
         saving = Saving(within.due, lambda checkpoint: within.save(self._snapshot(checkpoint))) if within else None
         for record in fit(
-            *(model, self._loaders, settings),
+            *(model, self._loaders_for(model), settings),
             seed=seed,
             device=self.device,
             start=self._taken(),
@@ -219,6 +222,15 @@ class Run(Iterator[EpochRecord]):
             self.records.append(shifted)
             self.failure = record.failure
             yield shifted
+
+    def _loaders_for(self, model: nn.Module) -> Loaders:
+        """Return what a model is trained on; a supernet gets the images of its architecture parameters in turn."""
+        if not isinstance(model, Darts):
+            return self._loaders
+        every, seed = model.settings.weight_steps + 1, self.experiment.seed
+        whole = self._loading()
+        held = AlternatingLoader(whole, lambda rows: self._loading(rows=rows), every=every, seed=seed)
+        return replace(self._loaders, train=held)
 
     def _derive(self, learned: nn.Module, first: Mapping[str, Tensor]) -> tuple[Derivation, Network]:
         """Derive the second stage's network on the first rank; the others get its weights when they train it."""
@@ -249,7 +261,7 @@ class Run(Iterator[EpochRecord]):
 
     def _plain(self, model: nn.Module) -> nn.Module:
         """Return a network that computes what a trained one does in eval mode, without a trace of its method."""
-        trained = model.fold() if isinstance(model, Blockout) else model
+        trained = model.fold() if isinstance(model, Blockout | Darts) else model
         plain = rebuild(self.experiment, architecture_of(trained), self.splits)
         plain.load_state_dict(plain_state(trained.state_dict(), plain.state_dict()))
         return plain.to(self.device).eval()

@@ -19,6 +19,7 @@ from nas_blockout.methods.dropout import Dropout, DropoutSettings
 from nas_blockout.methods.memberships.blockout_settings import BRANCH, PAPER, PRETRAINED, BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.methods.spatial_dropout import SpatialDropout, SpatialDropoutSettings
+from nas_blockout.methods.supernet.darts_settings import DartsSettings
 from nas_blockout.plugins.choices import Choices
 from nas_blockout.plugins.installed import Origin
 from nas_blockout.serialization import from_json, near, to_json
@@ -89,6 +90,9 @@ _BLOCKOUT = {
     "pretrained": Preset(PRETRAINED, {}, {"trim_by": "probability", "fill_target": True, "learn_fraction": 0.25}),
 }
 
+# What is derived are widths and branches that could be chosen; trimmed by magnitude, it would be other nodes.
+_DARTS = {"search": Preset(DartsSettings(), {"normalize_logits": True}, {"trim_by": "probability"})}
+
 _BLOCKDROP = {"short": Preset(blockdrop.BlockDropSettings()), "paper": Preset(blockdrop.PAPER)}
 
 # The built-in ones; `method_named` finds those of plug-ins as well.
@@ -101,6 +105,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "dropblock": Method(DropBlockSettings, "maps", DropBlock),
         "dropcluster": Method(DropClusterSettings, "maps", DropCluster),
         "blockout": Method(BlockoutSettings, "structure", None, _BLOCKOUT),
+        "darts": Method(DartsSettings, "structure", None, _DARTS),
         "blockdrop": Method(blockdrop.BlockDropSettings, "paths", None, _BLOCKDROP),
     }
 )

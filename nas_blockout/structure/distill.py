@@ -17,6 +17,7 @@ from nas_blockout.architecture import Architecture, Group, Layer
 from nas_blockout.backbones.branched import BranchedNetwork, BranchedStage, node_order
 from nas_blockout.methods.blockout import Blockout
 from nas_blockout.methods.masking import common_clusters
+from nas_blockout.methods.supernet.darts import Darts
 from nas_blockout.networks import Branchable, Network
 from nas_blockout.settings_fields import Conflict, Range, refuse
 from nas_blockout.structure.clean_up import cleaned, effective, merged
@@ -26,7 +27,7 @@ from nas_blockout.structure.wiring import Wiring, completed
 Weights = Literal["inherited", "scratch"]
 Placebo = Literal["none", "nodes", "classes", "random", "unbranched"]
 TrimBy = Literal["probability", "magnitude"]
-Learned = Blockout | Branchable  # of a plain network, weights are kept or not, but never scaled
+Learned = Blockout | Darts | Branchable  # only of Blockout are weights scaled; else they are kept or not
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 _BISECTIONS = 30
@@ -274,10 +275,11 @@ def weights_under(learned: Learned, memberships: Mapping[str, Tensor]) -> dict[s
     if isinstance(learned, Blockout):
         return learned.masked_weights(memberships)
     kept = {}
-    for connection in learned.connections:
+    dense = network_of(learned)
+    for connection in dense.connections:
         if connection.source_nodes is not None and memberships.keys() >= set(connection.layers):
             source, target = connection.source_nodes.of(memberships), connection.target_nodes.of(memberships)
-            weight = learned.get_parameter(connection.weight)
+            weight = dense.get_parameter(connection.weight)
             mask = (common_clusters(target, source, groups=connection.groups) > 0).to(weight.dtype)
             kept[connection.weight] = weight * mask[(...,) + (None,) * (weight.dim() - 2)]
     return kept
@@ -294,7 +296,7 @@ def transplant(learned: Learned, distilled: Distilled, branched: Network) -> Non
     """Write the weights of a learned network into a branched one, in place.
 
     Args:
-        learned: What learned; a dense network, or Blockout over one.
+        learned: What learned; a dense network, or a method over one.
         distilled: Which nodes stand where.
         branched: Built from ``distilled.architecture`` and the same stages or graph; it receives the weights as
             `weights_under` gives them, biases and the statistics of normalization.
@@ -385,7 +387,7 @@ def equality_of(expected: Tensor, found: Tensor) -> dict[str, float]:
 
 def network_of(learned: Learned) -> Branchable:
     """Return the dense network that learned, without the masks over it."""
-    network = learned.network if isinstance(learned, Blockout) else learned
+    network = learned.network if isinstance(learned, Blockout | Darts) else learned
     assert isinstance(network, Branchable), "only a network that knows its layers can be distilled"
     return network
 

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
+from nas_blockout.methods.supernet.darts_settings import DartsSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.serialization import count_of
 from nas_blockout.statistics import significance
@@ -186,7 +187,7 @@ def role(arm: Arm) -> Role:
     if isinstance(method, BlockoutSettings):
         scratch = distillation is not None and distillation.weights == "scratch"
         return "learned" if method.clusters > 1 and method.mode != "hard-fixed" and not scratch else "ablation"
-    plain = isinstance(method, NoneSettings) and arm.experiment.pruning is None
+    plain = isinstance(method, NoneSettings | DartsSettings) and arm.experiment.pruning is None
     return "ablation" if arm.match is not None or not plain else "baseline"
 
 

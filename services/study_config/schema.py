@@ -45,7 +45,7 @@ class ArmConfig(Searching):
         None, description="Settings of the training that differ from the study's."
     )
     distillation: Annotated[dict[str, Any], SchemaOf("distillation")] | None = Field(
-        None, description="How Blockout's structure becomes branches."
+        None, description="How a learned structure becomes branches."
     )
     pruning: Annotated[dict[str, Any], SchemaOf("pruning")] | None = Field(
         None, description="How the trained dense network becomes a narrower one."

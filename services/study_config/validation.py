@@ -67,7 +67,7 @@ _DERIVED_AT_ONCE = 20  # layers
 # Where the data has not been read: with this shape and number of classes, whatever fits some data passes the checks.
 _ANY_SHAPE, _MANY_CLASSES = (3, 64, 64), 1000
 # A network depends on all of these, as far as an error does not name the settings that it compares.
-_OF_GRAPHS = frozenset({"blockout", "branched", "confusion"})  # spaces that read the graph of a network
+_OF_GRAPHS = frozenset({"blockout", "branched", "confusion", "darts"})  # spaces that read the graph of a network
 _OF_NETWORK = tuple(section for section in ARM_SECTIONS if section != "training")
 
 

@@ -1,0 +1,70 @@
+"""Batches of two kinds of training images in turn: for the weights of a supernet, and for its architecture parameters."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from nas_blockout.data.loader import Loader, batch_sizes
+from nas_blockout.settings_fields import Conflict
+from nas_blockout.training_protocol import is_held_batch
+
+_SEED = 15_485_863  # keeps the division of the images apart from their order
+
+
+class AlternatingLoader:
+    """Batches of which every so many-th is of images that are held, and the others of those that are not.
+
+    A pass has as many batches as one of all images has, of the same sizes, and every image is in one of them.
+
+    Args:
+        whole: Loads all images.
+        loading: Makes a loader that differs from `whole` in loading these rows alone.
+        every: One batch in so many is held, the last of them; 2 or more.
+        seed: Decides which images are held, the same ones in every pass.
+
+    Raises:
+        Conflict: A pass has fewer batches than `every`.
+    """
+
+    def __init__(self, whole: Loader, loading: Callable[[Tensor], Loader], *, every: int, seed: int) -> None:
+        sizes = batch_sizes(len(whole), whole.batch_size)
+        held = sum(size for number, size in enumerate(sizes) if is_held_batch(number, every))
+        if not held:
+            raise Conflict(
+                f"training.batch_size: an epoch needs {every} batches or more, the last of them for the architecture "
+                f"parameters, got {len(sizes)} of {len(whole)} images; make batches smaller",
+                "training.batch_size",
+            )
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed + _SEED))
+        self.held, self.others = order[:held].sort().values, order[held:].sort().values
+        """Numbers of the images that are held, and of the others."""
+        self._whole, self._every, self._batches = whole, every, len(sizes)
+        self._loaders = loading(self.others), loading(self.held)
+
+    def __len__(self) -> int:
+        """Return the number of images in one pass."""
+        return len(self._whole)
+
+    def batches(self, generator: torch.Generator | None = None, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `(images, labels)` of both kinds in turn, each shuffled; without a generator all images in order.
+
+        Args:
+            generator: On the processor; the pass depends on its state alone.
+            first: Number of the first batch that is yielded.
+        """
+        if generator is None:
+            yield from self._whole.batches(None, first)
+            return
+        seeds = torch.randint(2**62, (2,), generator=generator).tolist()
+        kinds = [is_held_batch(number, self._every) for number in range(self._batches)]
+        passes = [
+            loader.batches(torch.Generator().manual_seed(seed), kinds[:first].count(kind))
+            for loader, seed, kind in zip(self._loaders, seeds, (False, True), strict=True)
+        ]
+        for kind in kinds[first:]:
+            yield next(passes[kind])
+
+    def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield batches of images of both kinds, drawn as by `Loader.sample`."""
+        yield from self._whole.sample(images, generator)
