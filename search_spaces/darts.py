@@ -14,8 +14,8 @@ def darts(trial: Trial, context: Context) -> Experiment:
     """Vary the number of branches, where they begin, the nodes of all branches, and the learning rate of the choices.
 
     The branch of every class and all widths are learned in each trial. Parameters: ``darts.branches`` (2 to 4),
-    ``darts.split_layers``, which is at most so many that each of them has a node for every branch, ``darts.shared`` (0 to
-    0.5), ``darts.structure_lr_multiplier`` (3 to 100, logarithmic).
+    ``darts.split_layers``, which is at most so many that each of them has a node for every branch, ``darts.shared``
+    (0 to 0.5), ``darts.structure_lr_multiplier`` (3 to 100, logarithmic).
 
     Raises:
         ValueError: The arm's method is not darts, or the network cannot be built for these images.

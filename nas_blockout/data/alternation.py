@@ -1,4 +1,4 @@
-"""Batches of two kinds of training images in turn: for the weights of a supernet, and for its architecture parameters."""
+"""Batches of two kinds of images in turn: for the weights of a supernet, and for its architecture parameters."""
 
 from collections.abc import Callable, Iterator
 

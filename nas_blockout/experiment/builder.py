@@ -168,14 +168,9 @@ def unbuildable(
     try:
         network = outlined(experiment, shape, classes)
         yield from _too_large(network, most_parameters)
-        if isinstance(method, BlockoutSettings):
-            require_nodes(network, method)
-        if isinstance(method, DartsSettings) and isinstance(network, Branchable):
-            Choices.of(network, method)
+        _require_method(network, method)
         if most_derived is None or not isinstance(network, Branchable) or len(network.layers) <= most_derived:
             yield from _not_derivable(experiment, network)
-        if isinstance(method, BlockDropSettings) and not method.learns:
-            fixed_path(method.policy, len(network.blocks), method.kept_blocks)  # type: ignore[arg-type]  # of a ResNet
     except ValueError as error:
         for each in conflicts_in(error):
             if each.keys and each.keys[0].startswith("backbone."):  # of a factory, whatever the method
@@ -188,6 +183,17 @@ def unbuildable(
         if isinstance(error, RuntimeError) and "overflow" not in str(error):
             raise
         yield Conflict("backbone: the network is too wide: it has more weights than can be addressed", "backbone")
+
+
+def _require_method(network: Network, method: Any) -> None:
+    """Refuse a method that a network has no nodes, layers or blocks for."""
+    if isinstance(method, BlockoutSettings):
+        require_nodes(network, method)
+    if isinstance(method, DartsSettings):
+        assert isinstance(network, Branchable), "built through its graph"
+        Choices.of(network, method)
+    if isinstance(method, BlockDropSettings) and not method.learns:
+        fixed_path(method.policy, len(network.blocks), method.kept_blocks)  # type: ignore[arg-type]  # of a ResNet
 
 
 def _not_derivable(experiment: Experiment, network: Network) -> Iterator[Conflict]:

@@ -64,13 +64,13 @@ def chosen_conflicts(experiment: Experiment, network: Branchable, choices: Choic
     settings = experiment.distillation
     if settings is None:
         return []
-    smallest = choices.smallest()
     targets = {
         "target_macs": (settings.target_macs, network.macs_under),
         "target_parameters": (settings.target_parameters, network.weights_under),
     }
     found = []
     with torch.device("cpu"):  # memberships have values, also where weights have none
+        smallest = choices.smallest()
         for name, (target, count) in targets.items():
             least = count(smallest) / count({})
             left = "with the smallest of method.widths, all layers"

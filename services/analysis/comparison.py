@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
-from nas_blockout.methods.supernet.darts_settings import DartsSettings
 from nas_blockout.methods.none import NoneSettings
+from nas_blockout.methods.supernet.darts_settings import DartsSettings
 from nas_blockout.serialization import count_of
 from nas_blockout.statistics import significance
 from nas_blockout.structure.branching import Structure

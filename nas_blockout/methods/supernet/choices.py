@@ -107,8 +107,8 @@ def _branching(network: Branchable, settings: DartsSettings) -> frozenset[str]:
     found = [name for name, far in distances.items() if 0 < far <= settings.split_layers and name not in network.rigid]
     if not found:
         message = (
-            f"split_layers must reach a layer that can be divided, got split_layers={settings.split_layers}: all layers "
-            "that near to the classes stay whole"
+            f"split_layers must reach a layer that can be divided, got split_layers={settings.split_layers}: all "
+            "layers that near to the classes stay whole"
         )
         raise Conflict(message, "split_layers")
     narrowest = min((classes, *found), key=lambda name: widths[name])

@@ -242,7 +242,7 @@ class Darts(TrainableModel):
         return total
 
     def expected_macs(self, distributions: Distributions) -> Tensor:
-        """Return the expected multiply-accumulates an image of an architecture drawn from the distributions, float64."""
+        """Return the expected multiply-accumulates an image of what is drawn from the distributions, float64."""
         return self._expected_macs(self.expected(distributions), self._groups)
 
     def dense_macs(self) -> int:
@@ -260,12 +260,10 @@ class Darts(TrainableModel):
             By layer, shape ``(nodes, branches)``: in the branches of a node the probability that it is there, else 0;
             of the classes 1 for one branch each.
         """
-        distributions = self.distributions()
-        best = distributions.classes.argmax(1)
-        nodes = self.expected(
-            Distributions(F.one_hot(best, self.settings.branches).to(best.device), distributions.widths)
-        )
-        return {name: value[:, :-1].to(self._lost) + value[:, -1:].to(self._lost) for name, value in nodes.items()}
+        found = self.distributions()
+        best = F.one_hot(found.classes.argmax(1), self.settings.branches).to(found.classes)
+        nodes = self.expected(Distributions(best, found.widths))
+        return {name: value[:, :-1] + value[:, -1:] for name, value in nodes.items()}
 
     def prepare_epoch(self, epoch: int, epochs: int) -> None:
         """Set the temperature and how much of the cost penalty applies; an epoch begins with a step of the weights."""
@@ -292,7 +290,7 @@ class Darts(TrainableModel):
         self._take_turn(int(self._done))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the network's parameters, then those of the architecture, with their own learning rate and no decay."""
+        """Return the network's parameters, then those of the architecture, with a learning rate of their own."""
         multiplier = self.settings.structure_lr_multiplier
         chosen = [self.class_logits, self.width_logits]
         return [

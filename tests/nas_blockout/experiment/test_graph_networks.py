@@ -237,7 +237,7 @@ def test_weights_of_nodes_that_read_less_start_as_much_larger_as_those_of_a_smal
 
 
 def test_methods_of_other_places_do_not_go_with_a_graph() -> None:
-    message = "on the backbone resnet, pruning goes with the methods none and blockout only, got dropout"
+    message = "on the backbone resnet, pruning goes with the methods none, blockout and darts only, got dropout"
     with pytest.raises(ValueError, match=message):
         experiment(RESNET, method=DropoutSettings(), pruning=PruningSettings())
 

@@ -20,6 +20,7 @@ from nas_blockout.methods.dropout import DropoutSettings
 from nas_blockout.methods.memberships.blockout_settings import PAPER, PRETRAINED, BlockoutSettings
 from nas_blockout.methods.none import NoneSettings
 from nas_blockout.methods.spatial_dropout import SpatialDropoutSettings
+from nas_blockout.methods.supernet.darts_settings import DartsSettings
 from nas_blockout.training import Loaders
 from nas_blockout.training_protocol import TrainableLayer, TrainableModel, trainable
 
@@ -42,6 +43,8 @@ METHODS: dict[str, Any] = {
     "blockout, arm": BlockoutSettings(clusters=2, estimator="arm"),
     "blockout, fixed": BlockoutSettings(clusters=2, mode="hard-fixed"),
     "blockout, soft": BlockoutSettings(clusters=2, mode="soft-learned"),
+    "darts": DartsSettings(),
+    "darts, gumbel": DartsSettings(branches=2, split_layers=2, shared=0.2, relaxation="gumbel"),
     "blockdrop": BlockDropSettings(pretrain_fraction=0.25, policy_fraction=0.25),
     "blockdrop, gumbel": BlockDropSettings(pretrain_fraction=0, policy_fraction=0.25, estimator="gumbel"),
     "blockdrop, straight-through": BlockDropSettings(pretrain_fraction=0, estimator="straight-through"),
