@@ -211,6 +211,14 @@ class Settings:
             "none: studies with plug-ins are refused, and none is imported",
         ),
     ] = ()
+    command_line_owner: Annotated[
+        str | None,
+        Variable(
+            "NAS_BLOCKOUT_COMMAND_LINE_OWNER",
+            "Owner to whom the service shows the studies of this home that were run on the command line.",
+            "none: administrators alone see them",
+        ),
+    ] = None
     weights: Annotated[
         Path | None,
         Variable(
@@ -281,6 +289,7 @@ class Settings:
             audit_days=whole(values, "AUDIT_DAYS", _AUDIT_DAYS, most=MOST_DAYS),
             factories=_patterns(values, "FACTORIES"),
             plugins=_patterns(values, "PLUGINS"),
+            command_line_owner=values.get(PREFIX + "COMMAND_LINE_OWNER", "").strip() or None,
             weights=_folder(values, "WEIGHTS"),
             mlflow_url=page(values, "MLFLOW_URL"),
             ray_url=page(values, "RAY_URL"),
@@ -295,6 +304,12 @@ class Settings:
     def folder(self, study: str) -> Path:
         """Return the folder of a study."""
         return self.runs / study
+
+    @property
+    def named_owners(self) -> frozenset[str]:
+        """Owners whom the operator has given something by their name, which nobody is to get by signing in."""
+        named = {owner for owner, _ in self.owner_shares}
+        return frozenset(named if self.command_line_owner is None else {*named, self.command_line_owner})
 
     def allows_factory(self, factory: str) -> bool:
         """Whether studies submitted to the API may name a factory; never one in a file, as ``path/to/file.py:name``."""

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from services.store import QueueSummary
 
 State = Literal["queued", "running", "cancelling", "complete", "failed", "cancelled"]
+ShownState = Literal[State, "interrupted"]
+Origin = Literal["service", "command-line"]
 MOST_PRIORITY = 100
 Priority = Annotated[
     int,
@@ -22,6 +24,7 @@ _STUDY = {
     "name": "quickstart",
     "state": "running",
     "owner": "ann",
+    "origin": "service",
     "hash": "0f3c9a7be1d24c55",
     "message": "",
     "job": "nas-blockout-quickstart-0f3c9a7be1d2-0",
@@ -109,13 +112,17 @@ class ErrorDocument(BaseModel):
 
 
 class StudyView(BaseModel):
-    """A submitted study."""
+    """A study: submitted, or run on the command line."""
 
     model_config = _example(_STUDY)
 
     name: str
-    state: State = Field(description="`cancelling` until the worker has stopped it.")
-    owner: str
+    state: ShownState = Field(
+        description="`cancelling` until the worker has stopped it; `interrupted` if it was run on the command line, and its "
+        "driver has ended before it has."
+    )
+    owner: str = Field(description="Who submitted it; empty if it was run on the command line.")
+    origin: Origin = Field("service", description="Whether it was submitted to the service or run on the command line.")
     hash: str = Field(description="Hash of all settings that affect results.")
     message: str = Field(description="One sentence on its status; may be empty.")
     job: str | None = Field(description="ID of its last Ray job, or null.")
@@ -154,7 +161,7 @@ class ProgressView(BaseModel):
         {"state": "running", "message": "", "position": None, "expected_at": None, "share": 0.18, "arms": [_ARM]}
     )
 
-    state: State
+    state: ShownState
     message: str
     position: int | None = Field(None, description="As of a study.")
     expected_at: datetime | None = Field(None, description="As of a study.")
@@ -304,11 +311,12 @@ def study_fields(row: QueueSummary, *, retention_days: int | None) -> dict[str, 
         row: The study in the queue.
         retention_days: Days after which a study that has ended is deleted, or None.
     """
-    kept = row.ended and retention_days is not None
+    kept = row.ended and row.submitted and retention_days is not None
     return {
         "name": row.study,
         "state": row.state,
         "owner": row.owner,
+        "origin": "service" if row.submitted else "command-line",
         "hash": row.config_hash,
         "message": row.message,
         "job": row.job,

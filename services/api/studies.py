@@ -3,7 +3,7 @@
 import base64
 import binascii
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any
@@ -13,17 +13,18 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from services.api import auth
-from services.api.administration.access import NAME, changeable, may_change, require_visible
+from services.api.administration.access import NAME, changeable, may_change, require_visible, sees_command_line
 from services.api.auth import Reader, Writer
 from services.api.caches.status_cache import Snapshot
 from services.api.caches.token_cache import Caller
 from services.api.errors import SOURCE, RequestError
 from services.api.event_stream import follow, has_received_end, streamed
 from services.api.requests import request_body
-from services.api.requests.submitted_study import check_networks, checked
+from services.api.requests.submitted_study import check_networks, checked, checked_with_lines
 from services.api.schemas import (
     Changes,
     ErrorDocument,
+    Origin,
     Priority,
     State,
     StudyDetail,
@@ -34,12 +35,11 @@ from services.api.schemas import (
 )
 from services.api.state import Service, service_of
 from services.execution.extension import additions
-from services.store import NotFound, QueueRow, QueueSummary, acting
+from services.store import NotFound, QueueRow, QueueSummary, StateError, acting
 from services.store.checked_values import MAX_INTEGER
-from services.study_config.errors import StudyError, with_lines
 from services.study_config.overrides import assigned
 from services.study_config.resolution import stored_study
-from services.study_config.yaml_reader import line_map
+from services.study_config.resolved_study import Study
 
 KEY_PATTERN = r"^[\x21-\x7e]{1,200}$"
 _LOG = logging.getLogger("nas_blockout.api")
@@ -124,13 +124,10 @@ def submit(
         priority: Of the caller's waiting studies, those with a higher one are first.
     """
     auth.require_write(caller)
-    try:
-        study = checked(document, shared.settings)
-    except StudyError as error:
-        if text is None:
-            raise
-        violations = with_lines(error.violations, line_map(text))
-        raise StudyError.of(violations, source=SOURCE, unchecked=error.unchecked) from None
+    study = checked_with_lines(document, shared.settings, text)
+    adopt = sees_command_line(shared, caller)
+    if adopt and (known := begun_without_service(shared, study)) is not None:
+        return known
     with acting(caller.actor):
         row = shared.store.enqueue(
             study.name,
@@ -141,11 +138,28 @@ def submit(
             source=dict(document),
             max_open=shared.settings.api_open_studies,
             priority=priority,
+            adopt=adopt,
         )
     shared.lists.forget(caller.owner)  # after the write, so that no list is cached that lacks the study
     if row.new:
         _log_change(caller, "submitted", row)
     return row
+
+
+def begun_without_service(shared: Service, study: Study) -> QueueRow | None:
+    """Return the same study if it has been run to its end on the command line: there is nothing to queue.
+
+    None if there is none, or if it has ended before its end: the service goes on with it.
+
+    Raises:
+        StateError: It is being run.
+    """
+    row = shared.store.command_line_study(study.name)
+    if row is None or row.config_hash != study.hash:
+        return None
+    if row.state == "running":
+        raise StateError(f"study {study.name!r} is being run on the command line; wait until it has ended")
+    return row if row.state == "complete" else None
 
 
 def view(shared: Service, row: QueueSummary) -> StudyView:
@@ -179,13 +193,28 @@ def page(
     prefix: str = "",
     limit: int = 50,
     cursor: str | None = None,
+    origin: Origin = "service",
 ) -> StudyPage:
     """Return a page of the studies that the caller may see, newest first."""
+    if origin == "command-line":
+        return _command_line_page(shared, caller, limit=limit, cursor=cursor)
     everybody = caller.administers or owner == caller.owner  # whose own studies need no look at teams
     before = _decoded(cursor) if cursor else None
     # One more than is shown, which says whether there is a next page.
     chosen = {"owner": owner, "visible_to": None if everybody else caller.owner}
     rows = shared.store.queue(states, **chosen, prefix=prefix, limit=limit + 1, before=before)
+    return _paged(shared, rows, limit)
+
+
+def _command_line_page(shared: Service, caller: Caller, *, limit: int, cursor: str | None) -> StudyPage:
+    if not sees_command_line(shared, caller):
+        return StudyPage(studies=[], next=None)
+    before = _decoded(cursor) if cursor else None
+    return _paged(shared, shared.store.command_line_studies(limit=limit + 1, before=before), limit)
+
+
+def _paged(shared: Service, rows: Sequence[QueueSummary], limit: int) -> StudyPage:
+    """Return a page of rows, of which there is one more if there is a next page."""
     more = len(rows) > limit
     return StudyPage(
         studies=[view(shared, row) for row in rows[:limit]], next=_encoded(rows[limit - 1].id) if more else None
@@ -267,7 +296,11 @@ def submit_study(
     ] = None,
     priority: Annotated[Priority, Query()] = 0,
 ) -> StudyView:
-    """Queue a study, as YAML or JSON. Submitting the same study again, or with the same key, has no effect."""
+    """Queue a study, as YAML or JSON. Submitting the same study again, or with the same key, has no effect.
+
+    Nor has submitting one that has been run to its end on the command line, if the caller sees it. One that has not is
+    gone on with.
+    """
     kind = request_body.media_type(request)
     document = request_body.document(content, kind)
     text = content.decode("utf-8") if kind in request_body.YAML_TYPES else None
@@ -288,17 +321,23 @@ async def list_studies(
     cursor: Annotated[
         str | None, Query(pattern=r"^[A-Za-z0-9_=-]{1,40}$", description="`next` of the previous page.")
     ] = None,
+    origin: Annotated[
+        Origin,
+        Query(description="`command-line`: studies that were run without the service, without the other filters."),
+    ] = "service",
 ) -> Response:
     """List the studies of the token's owner, and those shared with a team of the owner, newest first, in pages.
 
-    An administrator's token lists those of all owners. The list is up to 0.5 s old.
+    An administrator's token lists those of all owners. What was run on the command line is listed for administrators
+    and the owner in `NAS_BLOCKOUT_COMMAND_LINE_OWNER`. The list is up to 0.5 s old.
     """
 
     def write() -> str:
-        studies = page(shared, caller, states=state, owner=owner, prefix=prefix, limit=limit, cursor=cursor)
+        filters: dict[str, Any] = {"states": state, "owner": owner, "prefix": prefix, "origin": origin}
+        studies = page(shared, caller, **filters, limit=limit, cursor=cursor)
         return studies.model_dump_json()
 
-    query = (caller.administers, tuple(state or ()), owner, prefix, limit, cursor)
+    query = (caller.administers, tuple(state or ()), owner, prefix, limit, cursor, origin)
     return _json(await shared.lists.answer(caller.owner, query, write))
 
 

@@ -34,7 +34,7 @@ class Queue:
 
     _database: Database
 
-    def enqueue(
+    def enqueue(  # noqa: PLR0913  # one keyword a column
         self,
         study: str,
         *,
@@ -45,6 +45,7 @@ class Queue:
         source: Json | None = None,
         max_open: int | None = None,
         priority: int = 0,
+        adopt: bool = True,
     ) -> QueueRow:
         """Submit a study, or return the one that the same owner submitted before with the same key or documents.
 
@@ -57,6 +58,7 @@ class Queue:
             source: The study as it was submitted, before defaults were filled in; an extension changes this document.
             max_open: How many queued or running studies an owner may have.
             priority: Those with a higher one are first among the waiting studies of the owner.
+            adopt: Whether the owner may have the study if it was begun without the service: its trials and results.
 
         Raises:
             StudyConflict: The key was used for another study, or the name is taken by another study.
@@ -69,7 +71,7 @@ class Queue:
             repeated = _repeated(connection, study, config_hash, owner=owner, key=key)
             if repeated is not None:
                 return repeated
-            _require_free_name(connection, study, config_hash)
+            _require_free_name(connection, study, config_hash if adopt else None)
             _require_quota(connection, owner, max_open)
             now, attempt = self._database.now(connection), next_attempt(connection, study)
             values = {
@@ -448,8 +450,8 @@ def _require_not_deleted(connection: Connection, study: str, *, owner: str) -> N
         raise StudyConflict(text) from None
 
 
-def _require_free_name(connection: Connection, study: str, config_hash: str) -> None:
-    """Refuse a name that a different study has which was run without the service."""
+def _require_free_name(connection: Connection, study: str, config_hash: str | None) -> None:
+    """Refuse a name that a study has which was run without the service, unless it has this hash."""
     columns = tables.studies.c
     present = connection.scalars(sa.select(columns.config_hash).where(columns.name == study)).one_or_none()
     if present not in (None, config_hash):

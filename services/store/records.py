@@ -13,6 +13,8 @@ QUEUE_STATES = ("queued", "running", "cancelling", "complete", "failed", "cancel
 SCOPES = ("read", "write", "admin")
 ENDED_STUDY = frozenset({"complete", "failed", "cancelled"})
 OPEN_QUEUE = frozenset({"queued", "running", "cancelling"})
+COMMAND_LINE = ""  # stands for the owner of a study that was run without the service: nobody can have this name
+INTERRUPTED = "interrupted"  # state of such a study whose driver has ended or lost contact before the end
 # A driver sends a heartbeat every few seconds; after this long without one its claim on the study has expired.
 STALE_SECONDS = 30.0
 
@@ -56,7 +58,7 @@ class StudyRow:
     @property
     def interrupted(self) -> bool:
         """Whether its driver died or lost contact before the end; `run` resumes such a study."""
-        return _interrupted(self.state, self.heartbeat_age)
+        return is_interrupted(self.state, self.heartbeat_age)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class StudySummary:
     @property
     def interrupted(self) -> bool:
         """Whether its driver died or lost contact before the end; `run` resumes such a study."""
-        return _interrupted(self.state, self.heartbeat_age)
+        return is_interrupted(self.state, self.heartbeat_age)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +209,9 @@ class QueueSummary:
     Args:
         id: ID in the queue; later submissions have higher IDs.
         study: Name of the study.
-        owner: Who submitted it.
-        state: ``queued``, ``running``, ``cancelling``, ``complete``, ``failed`` or ``cancelled``.
+        owner: Who submitted it; `COMMAND_LINE` for a study that was run without the service.
+        state: ``queued``, ``running``, ``cancelling``, ``complete``, ``failed`` or ``cancelled``; without the service
+            also ``interrupted``.
         config_hash: Hash of all settings that affect results, see `Study.hash`.
         worker: Worker that holds the lease, or None.
         lease_until: When the lease expires unless it is renewed; None without a worker.
@@ -249,6 +252,11 @@ class QueueSummary:
     width: int | None = field(default=None, kw_only=True)
     started_at: datetime | None = field(default=None, kw_only=True)
     yields: str | None = field(default=None, kw_only=True)
+
+    @property
+    def submitted(self) -> bool:
+        """Whether it was submitted to the service, and not run on the command line."""
+        return self.owner != COMMAND_LINE
 
     @property
     def waiting_since(self) -> datetime:
@@ -422,6 +430,12 @@ class AuditRow:
     detail: Json
 
 
-def _interrupted(state: str, heartbeat_age: float | None) -> bool:
+def is_interrupted(state: str, heartbeat_age: float | None) -> bool:
+    """Whether the driver of a study died or lost contact before the end.
+
+    Args:
+        state: Of the study.
+        heartbeat_age: Seconds since the last heartbeat of its driver; None without a driver.
+    """
     # Without a heartbeat there is no driver: a claim is released with it, while the study keeps its state.
     return state == "running" and (heartbeat_age is None or heartbeat_age > STALE_SECONDS)

@@ -16,16 +16,22 @@ from services.store.deletion import is_present, require_present
 from services.store.errors import StateError, StudyBusy, StudyConflict
 from services.store.locks import process_has_ended, this_process
 from services.store.records import (
+    COMMAND_LINE,
     ENDED_STUDY,
+    INTERRUPTED,
     STALE_SECONDS,
     STUDY_STATES,
     TRIAL_STATES,
     EventRow,
     Json,
+    QueueRow,
+    QueueSummary,
     StudyRow,
+    StudyStatus,
     StudySummary,
+    is_interrupted,
 )
-from services.store.trials import counts_by_state, no_study, requeue, study_id
+from services.store.trials import counts_by_state, no_study, requeue, spent_rows, study_id
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _EVENTS = (
@@ -33,6 +39,9 @@ _EVENTS = (
     .where(tables.events.c.study_id == sa.bindparam("study"))
     .order_by(tables.events.c.id)
 )
+
+_UNSUBMITTED = is_present(tables.studies.c.name) & ~sa.exists().where(tables.queue.c.study == tables.studies.c.name)
+_GO_ON = "its driver has ended or lost contact: run it again with `nas-blockout run`, and it goes on"
 
 
 class Studies:
@@ -124,6 +133,38 @@ class Studies:
         """Return the events of a study, oldest first."""
         with self._database.reading() as connection:
             return event_rows(connection, study_id(connection, study))
+
+    def command_line_study(self, name: str) -> QueueRow | None:
+        """Return a study that was run without the service, in the form of a submitted one; None if there is none.
+
+        None too for a study that was submitted, and for a deleted one. Its owner is `COMMAND_LINE`.
+        """
+        with self._database.reading() as connection:
+            return self._unsubmitted(connection, name)
+
+    def command_line_status(self, name: str) -> StudyStatus | None:
+        """Return such a study with its usage and events, as `study_status` does for a submitted one."""
+        with self._database.reading() as connection:
+            row = self._unsubmitted(connection, name)
+            if row is None:
+                return None
+            return StudyStatus(row, spent_rows(connection, row.id), event_rows(connection, row.id))
+
+    def command_line_studies(self, *, limit: int = 100, before: int | None = None) -> tuple[QueueSummary, ...]:
+        """Return summaries of the studies that were run without the service, newest first, without deleted ones.
+
+        Args:
+            limit: Maximum number of studies.
+            before: Only studies with a lower `id`: the last one of a page, to get the next page.
+        """
+        columns = tables.studies.c
+        listed = [column for column in columns if column.name not in ("config", "uuid")]
+        query = sa.select(*listed).where(_UNSUBMITTED).order_by(columns.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(columns.id < before)
+        with self._database.reading() as connection:
+            now = self._database.now(connection)
+            return tuple(QueueSummary(**_in_queue(row, now)) for row in connection.execute(query).mappings())
 
     def claim_study(self, name: str, owner: str | None = None, *, stale_seconds: float = STALE_SECONDS) -> StudyRow:
         """Claim a study for a driver, which sets it running.
@@ -263,6 +304,13 @@ class Studies:
             _record(connection, row["id"], "reopened", **detail)
             return self._study(connection, name)
 
+    def _unsubmitted(self, connection: Connection, name: str) -> QueueRow | None:
+        query = sa.select(tables.studies).where(tables.studies.c.name == name, _UNSUBMITTED)
+        row = connection.execute(query).mappings().one_or_none()
+        if row is None:
+            return None
+        return QueueRow(**_in_queue(row, self._database.now(connection)), document=row["config"])
+
     def _study(self, connection: Connection, name: str) -> StudyRow:
         row = (
             connection.execute(sa.select(tables.studies).where(tables.studies.c.name == name)).mappings().one_or_none()
@@ -284,6 +332,25 @@ def event_rows(connection: Connection, study: int) -> tuple[EventRow, ...]:
         study: ID of the study.
     """
     return tuple(EventRow(**row) for row in connection.execute(_EVENTS, {"study": study}).mappings())
+
+
+def _in_queue(row: RowMapping, now: datetime) -> dict[str, Any]:
+    """Return what a study that was run without the service has in common with one in the queue."""
+    interrupted = is_interrupted(row["state"], _age(row["heartbeat_at"], now))
+    state = {"created": "queued"}.get(row["state"], row["state"])
+    return {
+        "id": row["id"],
+        "study": row["name"],
+        "owner": COMMAND_LINE,
+        "state": INTERRUPTED if interrupted else state,
+        "config_hash": row["config_hash"],
+        **dict.fromkeys(("worker", "lease_until", "job")),
+        **dict.fromkeys(("attempt", "first_attempt"), 0),
+        "message": _GO_ON if interrupted else row["error"] or "",
+        "created_at": row["created_at"],
+        "updated_at": row["finished_at"] or row["started_at"] or row["created_at"],
+        "started_at": row["started_at"],
+    }
 
 
 def _age(heartbeat: datetime | None, now: datetime) -> float | None:

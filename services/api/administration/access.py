@@ -1,4 +1,8 @@
-"""Who may see a study, and who may change it: its owner, teams that it is shared with, administrators."""
+"""Who may see a study, and who may change it: its owner, teams that it is shared with, administrators.
+
+What was run on the command line is seen by administrators and the owner whom the operator names, and changed by nobody
+through the service.
+"""
 
 import re
 
@@ -14,10 +18,14 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 def own(shared: Service, caller: Caller, name: str) -> QueueRow:
     """Return a study that the caller may see: an own one, one shared with a team, or any for an administrator.
 
+    Also one that was run on the command line, for those who see these.
+
     Raises:
         RequestError: There is none of that name, or the caller may not see it, which gives the same response.
     """
     row = shared.store.queued_study(name) if NAME.fullmatch(name) else None
+    if row is None and NAME.fullmatch(name) and sees_command_line(shared, caller):
+        row = shared.store.command_line_study(name)
     if row is None or not _may_see(shared, caller, row):
         raise not_found("study of that name")
     return row
@@ -30,6 +38,13 @@ def changeable(shared: Service, caller: Caller, name: str) -> QueueRow:
         RequestError: There is none of that name, or the caller may only see it.
     """
     row = own(shared, caller, name)
+    if not row.submitted:
+        raise RequestError(
+            403,
+            "not_submitted",
+            "this study was run on the command line: the service shows it, and does not change it",
+            remedy="use `nas-blockout run`, `submit` or `delete` where it was run",
+        )
     if not may_change(caller, row):
         remedy = f"ask {row.owner}, or an administrator"
         raise RequestError(403, "not_owner", "this study is shared with you to be seen, not changed", remedy=remedy)
@@ -45,8 +60,18 @@ def require_visible(shared: Service, caller: Caller, snapshot: Snapshot | None) 
 
 def may_change(caller: Caller, row: QueueSummary) -> bool:
     """Whether a caller may change a study, if the token is not read-only."""
-    return caller.administers or row.owner == caller.owner
+    return row.submitted and (caller.administers or row.owner == caller.owner)
+
+
+def sees_command_line(shared: Service, caller: Caller) -> bool:
+    """Whether a caller sees the studies of this home that were run on the command line.
+
+    They have no owner in the store: administrators see them, and the one owner whom the operator names.
+    """
+    return caller.administers or caller.owner == shared.settings.command_line_owner
 
 
 def _may_see(shared: Service, caller: Caller, row: QueueSummary) -> bool:
+    if not row.submitted:
+        return sees_command_line(shared, caller)
     return may_change(caller, row) or shared.store.is_shared_with(row.study, caller.owner)

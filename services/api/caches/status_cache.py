@@ -76,7 +76,7 @@ class Watcher:
         """Return the status of a study, at most `fresh_seconds` old.
 
         Raises:
-            NotFound: It was not submitted to the service.
+            NotFound: There is none of that name, submitted to the service or run without it.
         """
         with self._guard:
             # Whoever holds a lock that is dropped here finishes reading; at worst a study is read twice.
@@ -100,9 +100,10 @@ class Watcher:
 
     def _read(self, study: str, before: Snapshot | None) -> Snapshot:
         # The time before the reading: a status must not count as newer than what it was read from.
-        at, status = time.monotonic(), self._store.study_status(study)
+        at = time.monotonic()
+        status = self._store.study_status(study) or self._store.command_line_status(study)
         if status is None:
-            raise NotFound(f"there is no study {study!r} in the queue")
+            raise NotFound(f"there is no study {study!r} in the store")
         status = self._shown(status)
         if before is not None and before.study_status == status:
             return replace(before, at=at)  # the same text and digest, without serializing it again

@@ -9,10 +9,11 @@ from nas_blockout.plugins.choices import allowing
 from services.api.errors import SOURCE
 from services.api.requests import allowed_code
 from services.settings import Settings
-from services.study_config.errors import StudyError, Violation
+from services.study_config.errors import StudyError, Violation, with_lines
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 from services.study_config.validation import Bounds, check_against_dimensions
+from services.study_config.yaml_reader import line_map
 
 _FOLDER = ("data", "folder")
 
@@ -42,6 +43,21 @@ def checked(document: Mapping[str, Any], settings: Settings, *, measured: bool =
     if refused:
         raise StudyError.of(refused, source=SOURCE)
     return study
+
+
+def checked_with_lines(document: Mapping[str, Any], settings: Settings, text: str | None) -> Study:
+    """Return a submitted study, resolved; its errors have the lines of the YAML that it was read from, if it was.
+
+    Raises:
+        StudyError: It violates rules, see `checked`.
+    """
+    try:
+        return checked(document, settings)
+    except StudyError as error:
+        if text is None:
+            raise
+        violations = with_lines(error.violations, line_map(text))
+        raise StudyError.of(violations, source=SOURCE, unchecked=error.unchecked) from None
 
 
 def check_networks(study: Study, document: Mapping[str, Any], settings: Settings) -> None:

@@ -124,7 +124,7 @@ def _admitted(shared: Service, claims: dict[str, Any]) -> TokenRow:
     try:
         token = shared.store.sign_in(identity, scope=scope)
         if token is None:
-            reserved = RESERVED | {owner for owner, _ in shared.settings.owner_shares}
+            reserved = RESERVED | shared.settings.named_owners
             owner = new_owner(claims, settings)
             token = shared.store.sign_in_as_new(identity, owner=owner, scope=scope, reserved=reserved)
     except SignInRefused as error:
