@@ -67,6 +67,17 @@ _AUDIT = {
     "subject": "quickstart",
     "detail": {},
 }
+_WAITING = {
+    "name": "quickstart",
+    "owner": "ann",
+    "priority": 0,
+    "waiting_since": _MOMENT,
+    "position": 3,
+    "ahead": 2,
+    "own_ahead": 0,
+    "expected_at": None,
+    "message": "waits for a place",
+}
 _FILE = {"name": "model.onnx", "sha256": "9f86d081", "url": "/v1/studies/quickstart/models/blockout/model.onnx"}
 
 
@@ -118,8 +129,8 @@ class StudyView(BaseModel):
 
     name: str
     state: ShownState = Field(
-        description="`cancelling` until the worker has stopped it; `interrupted` if it was run on the command line, and its "
-        "driver has ended before it has."
+        description="`cancelling` until the worker has stopped it; `interrupted` if it was run on the command line and "
+        "its driver is gone."
     )
     owner: str = Field(description="Who submitted it; empty if it was run on the command line.")
     origin: Origin = Field("service", description="Whether it was submitted to the service or run on the command line.")
@@ -187,6 +198,32 @@ class StudyPage(BaseModel):
 
     studies: list[StudyView]
     next: str | None = Field(description="`cursor` of the next page, or null on the last page.")
+
+
+class WaitingView(BaseModel):
+    """A study that waits, and what is ahead of it."""
+
+    model_config = _example(_WAITING)
+
+    name: str
+    owner: str
+    priority: int = Field(description="As of a study.")
+    waiting_since: datetime
+    position: int | None = Field(description="As of a study.")
+    ahead: int | None = Field(description="Number of studies ahead of it, of all owners; null if that is not known.")
+    own_ahead: int | None = Field(description="How many of these belong to its owner.")
+    expected_at: datetime | None = Field(description="As of a study.")
+    message: str = Field(description="Why it waits.")
+
+
+class QueueView(BaseModel):
+    """The queue, as far as the caller may see it: numbers of all owners, and the waiting studies of one's own."""
+
+    model_config = _example({"running": 2, "waiting": 5, "studies": [_WAITING]})
+
+    running: int = Field(description="Number of studies that run, of all owners.")
+    waiting: int = Field(description="Number of studies that wait, of all owners.")
+    studies: list[WaitingView] = Field(description="One's own that wait, in line; an administrator's are those of all.")
 
 
 class DeletedView(BaseModel):

@@ -51,7 +51,7 @@ def _described(kind: str, what: str) -> dict[int | str, dict[str, object]]:
 def report(shared: Shared, caller: Reader, name: str) -> Response:
     """The report as a single HTML file without scripts or external resources."""
     row = own(shared, caller, name)
-    path, held = _located(shared, row, Folder(shared.settings.folder(row.study)).report, "report")
+    path, held = located(shared, row, Folder(shared.settings.folder(row.study)).report, "report")
     return Download(path, media_type="text/html", held=held, headers={"Content-Security-Policy": REPORT_POLICY})
 
 
@@ -64,7 +64,7 @@ def report(shared: Shared, caller: Reader, name: str) -> Response:
 def comparison(shared: Shared, caller: Reader, name: str) -> Response:
     """The comparison of the arms, the content of `comparison.json`."""
     row = own(shared, caller, name)
-    path, held = _located(shared, row, Folder(shared.settings.folder(row.study)).comparison, "comparison")
+    path, held = located(shared, row, Folder(shared.settings.folder(row.study)).comparison, "comparison")
     return Download(path, media_type="application/json", held=held)
 
 
@@ -159,7 +159,7 @@ def model_file(shared: Shared, caller: Reader, name: str, arm: str, file: str) -
     if model is None or known is None:
         raise not_found("model file of that name")
     path = Folder(shared.settings.folder(row.study)).models / model.arm / known
-    local, held = _located(shared, row, path, "file of the model")
+    local, held = located(shared, row, path, "file of the model")
     if sha256_of(local) != model.hashes[known]:
         held.close()
         raise RequestError(
@@ -192,7 +192,7 @@ def _trials(shared: Service, row: QueueRow, **which: Any) -> tuple[Trial, ...]:
         return ()
 
 
-def _located(shared: Service, row: QueueRow, path: Path, what: str) -> tuple[Path, ExitStack]:
+def located(shared: Service, row: QueueRow, path: Path, what: str) -> tuple[Path, ExitStack]:
     """Return a file of a study, from shared storage if that has it, else from this machine, and what to close after it.
 
     Raises:

@@ -1,10 +1,7 @@
-"""The web page: log in with a token, submit, follow, download. Refreshed by htmx, and usable without it."""
+"""The web page: sessions, forms, the list of studies; `pages` has the others. Refreshed by htmx, usable without it."""
 
 import hashlib
-import json
 import logging
-import secrets
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,29 +13,22 @@ from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from services.api import auth, studies, study_files
-from services.api.administration import deletion_routes, team_routes
-from services.api.administration.access import may_change
-from services.api.caches.status_cache import Snapshot
+from services.api import auth, studies
+from services.api.administration import deletion_routes
 from services.api.caches.token_cache import Caller
 from services.api.errors import RequestError
-from services.api.requests import request_body
-from services.api.schemas import Problem, StudyDetail, StudyView, study_fields
+from services.api.schemas import Problem, StudyView
 from services.api.sessions import COOKIE, SECONDS
 from services.api.sign_in.provider_requests import ProviderError
 from services.api.state import Service
 from services.api.studies import Body, Shared
-from services.files.study_dir import Folder
-from services.finalize.mlflow_pages import full_addresses, pages_of
-from services.store import NotFound, StoreError, acting
-from services.study_config.errors import StudyError
-from services.study_config.overrides import assigned
-from services.study_config.yaml_reader import bundled, read_document
+from services.store import NotFound, acting
 
-STATIC = {"htmx.min.js": "text/javascript", "service.css": "text/css"}
+STATIC = {"htmx.min.js": "text/javascript", "service.js": "text/javascript", "service.css": "text/css"}
 _FOLDER = Path(__file__).parents[1]
 _MAX_FIELDS = 20
 _LINES = 20
+_SHORT_SECONDS, _HOUR_MINUTES, _LONG_HOURS = 90, 60, 48
 _LOG = logging.getLogger("nas_blockout.api")
 _SITES = frozenset({"same-origin", "none"})  # "none": the user typed the address, or used a bookmark
 
@@ -76,7 +66,19 @@ def _templates() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(_FOLDER / "templates")
     made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     made.globals["place"] = _place
+    made.filters["duration"] = duration
     return made
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people: ``45 s``, ``3 min``, ``2 h 05 min``, ``3 days``."""
+    minutes = round(seconds / 60)
+    if seconds < _SHORT_SECONDS:
+        return f"{max(1, round(seconds))} s"
+    if minutes < _HOUR_MINUTES:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, _HOUR_MINUTES)
+    return f"{hours} h {rest:02} min" if hours < _LONG_HOURS else f"{round(hours / 24)} days"
 
 
 def _place(study: StudyView) -> str:
@@ -145,7 +147,7 @@ Form = Annotated[dict[str, str], Depends(form)]
 
 @router.get("/static/{name}")
 def static(name: str, request: Request) -> Response:
-    """One of the two files that the page needs."""
+    """One of the files that the page needs."""
     if name not in STATIC:
         raise RequestError(404, "not_found", "there is nothing at this path")
     content, tag = _static(name)
@@ -205,71 +207,30 @@ async def _provider_logout(request: Request, visited: Visit) -> str | None:
 
 
 @router.get("/")
-def list_page(visited: Visited, cursor: str | None = None) -> Response:
-    """The list of studies, and the form for a new one."""
-    return _list(visited, cursor)
+def list_page(visited: Visited, cursor: str | None = None, command_line: str | None = None) -> Response:
+    """The list of studies."""
+    return _list(visited, cursor, command_line)
 
 
 @router.get("/parts/studies")
-def list_part(visited: Visited, cursor: str | None = None, digest: str = "", states: str = "") -> Response:
+def list_part(
+    visited: Visited, cursor: str | None = None, command_line: str | None = None, digest: str = "", states: str = ""
+) -> Response:
     """The list of studies, or 204 if it has not changed."""
-    part = _listed(visited, cursor)
+    part = _listed(visited, cursor, command_line)
     if part["digest"] == digest:
         return Response(status_code=204)  # htmx then leaves the part as it is, with focus and selection
     # Only states are announced to screen readers; progress changes every second.
     changed = [study for study in part["states"].split() if study not in states.split()]
     announcement = "; ".join(study.replace(":", " is ") for study in changed) if states else ""
-    return _rendered("list_part", **part, caller=visited.caller, announcement=announcement)
-
-
-@router.post("/studies")
-def submit(visited: Visited, fields: Form) -> Response:
-    """Submit a study."""
-    name, text, chosen = (fields.get(key, "").strip() for key in ("name", "yaml", "bundled"))
-    try:
-        document = _chosen(chosen, text)
-        document = assigned(document, [f"name={json.dumps(name)}"]) if name else document
-        request_body.require_within_limits(document)
-        key = fields.get("key", "")[:100] or None
-        row = studies.submit(visited.shared, visited.caller, document, key, text=None if chosen else text)
-    except (RequestError, StudyError, StoreError) as error:
-        return _list(visited, None, visited.shared.paths.error(error), {"name": name, "yaml": text, "bundled": chosen})
-    return RedirectResponse(f"/studies/{row.study}", 303)
-
-
-@router.get("/studies/{name}")
-def study_page(visited: Visited, name: str) -> Response:
-    """One study."""
-    return _study(visited, name)
-
-
-@router.get("/parts/studies/{name}")
-def study_part(visited: Visited, name: str, digest: str = "", state: str = "") -> Response:
-    """The status of a study, or 204 if it has not changed."""
-    part = _study_status(visited, name)
-    if part["digest"] == digest:
-        return Response(status_code=204)
-    now = part["study"].state
-    return _rendered("study_part", **part, announcement=f"{name} is {now}" if state and state != now else "")
-
-
-@router.post("/studies/{name}/cancel")
-def cancel(visited: Visited, name: str, fields: Form) -> Response:
-    """Cancel a study."""
-    return _done(visited, name, lambda: studies.cancel(visited.shared, visited.caller, name))
-
-
-@router.post("/studies/{name}/delete")
-def delete(visited: Visited, name: str, fields: Form) -> Response:
-    """Delete a study."""
-    return _done(visited, name, lambda: deletion_routes.delete(visited.shared, visited.caller, name), then="/deleted")
+    return rendered("list_part", **part, caller=visited.caller, announcement=announcement)
 
 
 @router.get("/deleted")
 def deleted_page(visited: Visited) -> Response:
     """Deleted studies that can be restored."""
     rows = deletion_routes.list_deleted(visited.shared, visited.caller)
-    return _rendered("deleted", deleted=rows, **_frame(visited))
+    return rendered("deleted", here="deleted", deleted=rows, **frame(visited))
 
 
 @router.post("/deleted/{name}/restore")
@@ -280,30 +241,9 @@ def restore(visited: Visited, name: str, fields: Form) -> Response:
     return RedirectResponse(f"/studies/{name}", 303)
 
 
-@router.post("/studies/{name}/share")
-def share(visited: Visited, name: str, fields: Form) -> Response:
-    """Share a study with a team, or share it no longer."""
-    team, on = fields.get("team", "").strip(), fields.get("on") == "1"
-    return _done(visited, name, lambda: team_routes.share(visited.shared, visited.caller, name, team, on=on))
-
-
-@router.post("/studies/{name}/resume")
-def resume(visited: Visited, name: str, fields: Form) -> Response:
-    """Resume a study."""
-    return _done(visited, name, lambda: studies.resume(visited.shared, visited.caller, name))
-
-
-@router.post("/studies/{name}/extend")
-def extend(visited: Visited, name: str, fields: Form) -> Response:
-    """Extend a study."""
-    text = fields.get("assignments", "")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return _done(visited, name, lambda: studies.extend(visited.shared, visited.caller, name, lines), text)
-
-
 def failure(error: RequestError) -> Response:
     """Return the page that shows an error which no other page has a place for."""
-    answer = _rendered("failure", error.status, problem=error.problem, caller=None)
+    answer = rendered("failure", error.status, problem=error.problem, caller=None)
     answer.headers.update(error.headers)
     return answer
 
@@ -322,7 +262,7 @@ def onward(url: str, message: str) -> Response:
     a request of the provider's site, and do not send the cookie of the session, which is strict; and they apply
     `form-action` of the policy to where a form is redirected.
     """
-    return _rendered("onward", url=url, message=message, caller=None)
+    return rendered("onward", url=url, message=message, caller=None)
 
 
 def own_url(request: Request, path: str) -> str:
@@ -332,7 +272,7 @@ def own_url(request: Request, path: str) -> str:
 
 def _login(shared: Service, problem: Problem | None) -> Response:
     provider = None if shared.provider is None else shared.provider.settings.name
-    return _rendered("login", 200 if problem is None else 401, problem=problem, caller=None, provider=provider)
+    return rendered("login", 200 if problem is None else 401, problem=problem, caller=None, provider=provider)
 
 
 def _to_login() -> Response:
@@ -349,118 +289,43 @@ def is_secure(request: Request) -> bool:
     return request.url.scheme == "https"
 
 
-def _done(visited: Visit, name: str, action: Callable[[], object], text: str = "", *, then: str = "") -> Response:
-    try:
-        action()
-    except (RequestError, StudyError, StoreError) as error:
-        request_error = visited.shared.paths.error(error)
-        if request_error.status == 404:  # there is no page to show the error in
-            raise
-        return _study(visited, name, request_error, text)
-    return RedirectResponse(then or f"/studies/{name}", 303)
+def _list(visited: Visit, cursor: str | None, command_line: str | None) -> Response:
+    return rendered("list", here="studies", **_listed(visited, cursor, command_line), **frame(visited), announcement="")
 
 
-def _chosen(name: str, text: str) -> dict[str, Any]:
-    """Return the bundled study of a name, or the one written as YAML."""
-    if name:
-        known = bundled()
-        if name not in known:
-            raise RequestError(422, "invalid_study", f"there is no bundled study {name[:80]!r}", key="bundled")
-        return read_document(known[name])
-    if not text:
-        raise RequestError(422, "invalid_study", "choose a bundled study, or enter one as YAML", key="yaml")
-    return request_body.document(text.encode(), "application/yaml")
-
-
-def _list(
-    visited: Visit, cursor: str | None, error: RequestError | None = None, fields: Mapping[str, str] | None = None
-) -> Response:
-    filled = {"name": "", "yaml": "", "bundled": ""} | dict(fields or {})
-    return _rendered(
-        "list",
-        error.status if error else 200,
-        **_listed(visited, cursor),
-        **_frame(visited),
-        problem=error.problem if error else None,
-        form=filled,
-        key=secrets.token_urlsafe(16),  # sent with the form: pressing the button twice submits one study
-        bundled=_questions(),
-        announcement="",
-    )
-
-
-def _listed(visited: Visit, cursor: str | None) -> dict[str, Any]:
+def _listed(visited: Visit, cursor: str | None, command_line: str | None) -> dict[str, Any]:
+    """Return what the list shows: what was submitted, and what was run on the command line, each in pages."""
     page = studies.page(visited.shared, visited.caller, limit=_LINES, cursor=cursor)
+    beside = studies.page(visited.shared, visited.caller, limit=_LINES, cursor=command_line, origin="command-line")
     lines = [Line(study, _share(visited, study)) for study in page.studies]
-    states = " ".join(f"{line.study.name}:{line.study.state}" for line in lines)
-    digest = _digest(lines)
-    query = {"digest": digest, "states": states} | ({"cursor": cursor} if cursor else {})
-    return {"lines": lines, "next": page.next, "digest": digest, "states": states, "query": urlencode(query)}
+    others = [Line(study, _share(visited, study)) for study in beside.studies]
+    states = " ".join(f"{line.study.name}:{line.study.state}" for line in (*lines, *others))
+    shown = digest((lines, others))
+    pages = {name: value for name, value in (("cursor", cursor), ("command_line", command_line)) if value}
+    return {
+        "lines": lines,
+        "next": page.next,
+        "command_line_lines": others,
+        "command_line_next": beside.next,
+        "digest": shown,
+        "states": states,
+        "query": urlencode({"digest": shown, "states": states, **pages}),
+    }
 
 
 def _share(visited: Visit, study: StudyView) -> float | None:
-    if study.state in ("queued", "cancelled", "failed"):
+    if study.state == "complete":
+        return 1.0
+    if study.origin == "service" and study.state in ("queued", "cancelled", "failed"):
         return None
-    return 1.0 if study.state == "complete" else visited.shared.watcher.status(study.name).progress.share
+    try:
+        return visited.shared.watcher.status(study.name).progress.share
+    except NotFound:  # deleted or submitted meanwhile
+        return None
 
 
-def _study(visited: Visit, name: str, error: RequestError | None = None, text: str = "") -> Response:
-    problem = error.problem if error else None
-    part = _study_status(visited, name)
-    status = error.status if error else 200
-    return _rendered(
-        "study", status, **{**part, **_frame(visited)}, problem=problem, form={"assignments": text}, announcement=""
-    )
-
-
-def _study_status(visited: Visit, name: str) -> dict[str, Any]:
-    shared = visited.shared
-    snapshot = studies.status(shared, visited.caller, name)
-    progress, row = snapshot.progress, snapshot.row
-    question = str(row.document.get("question", ""))
-    arms = {"share": progress.share, "arms": progress.arms}
-    fields = study_fields(row, retention_days=shared.settings.retention_days)
-    detail = StudyDetail(**fields, question=question, **arms, study={})
-    models = study_files.models(shared, visited.caller, name) if row.ended else []
-    results = row.state == "complete" or Folder(shared.settings.folder(row.study)).report.is_file()
-    shown = {
-        "study": detail,
-        "models": models,
-        "results": results,
-        "links": _links(shared, snapshot),
-        "live": not row.ended,
-    }
-    digest = _digest(shown)
-    query = urlencode({"digest": digest, "state": row.state})
-    may = visited.caller.writes and may_change(visited.caller, row)
-    teams = {"shares": shared.store.shares(name), "teams": sorted(_teams(visited)) if may else []}
-    own = {"caller": visited.caller, "proof": visited.proof, "may_change": may, **teams}
-    return {**shown, **own, "digest": digest, "query": query}
-
-
-def _teams(visited: Visit) -> Mapping[str, object]:
-    return visited.shared.store.teams(None if visited.caller.administers else visited.caller.owner)
-
-
-def _links(shared: Service, snapshot: Snapshot) -> dict[str, str]:
-    """Return links to the MLflow pages and the Ray job of a study, if their URLs are configured."""
-    links = {}
-    if shared.settings.mlflow_url and snapshot.events:
-        try:
-            projections = shared.store.projections(snapshot.row.study, "mlflow")
-        except NotFound:
-            projections = ()
-        run = next((row.external_id for row in projections if row.trial is None), None)
-        if run is not None:
-            links["MLflow run"] = f"{shared.settings.mlflow_url}/#/runs/{run}"
-            pages = full_addresses(shared.settings, pages_of(shared.store, snapshot.row.study))
-            links |= {f"{name} in MLflow": address for name, address in pages.items()}
-    if shared.settings.ray_url and snapshot.row.job:
-        links["Ray job"] = f"{shared.settings.ray_url}/#/jobs/{snapshot.row.job}"
-    return links
-
-
-def _frame(visited: Visit) -> dict[str, Any]:
+def frame(visited: Visit) -> dict[str, Any]:
+    """Return what the frame of every page shows of its user and of the services beside this one."""
     settings = visited.shared.settings
     return {
         "caller": visited.caller,
@@ -470,15 +335,19 @@ def _frame(visited: Visit) -> dict[str, Any]:
     }
 
 
-@cache
-def _questions() -> dict[str, str]:
-    return {name: read_document(path).get("question", "") for name, path in bundled().items()}
-
-
-def _digest(shown: object) -> str:
+def digest(shown: object) -> str:
+    """Return a hash of what a part of a page shows, by which its script asks whether it has changed."""
     return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]  # only to notice changes, so that 64 bits are enough
 
 
-def _rendered(template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    text = _templates().get_template(f"service_{template}.html.j2").render(**values)
+def rendered(template: str, status: int = 200, *, here: str = "", **values: Any) -> HTMLResponse:
+    """Return a page or a part of one.
+
+    Args:
+        template: Name of its template.
+        status: Of the response.
+        here: Which link of the navigation leads to it.
+        values: What the template shows.
+    """
+    text = _templates().get_template(f"service_{template}.html.j2").render(here=here, **values)
     return HTMLResponse(text, status)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ MAX_DIGITS = 200
 JSON_TYPES = frozenset({"application/json"})
 YAML_TYPES = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain", ""})
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # written in C where that was built: events only
+_LINE = re.compile(r", line ([0-9]{1,7}), column")
 _OPENING = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
 _CLOSING = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
 
@@ -83,7 +85,8 @@ def document(content: bytes, kind: str) -> dict[str, Any]:
     except RecursionError:
         raise _malformed(f"the body must be nested at most {MAX_DEPTH} levels deep") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise _malformed(" ".join(str(error).split())[:500]) from None
+        text = " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
+        raise _malformed(text[:500], line=_line_of(error)) from None
     if not isinstance(value, dict):
         raise _malformed(f"the body must be a mapping, got {type(value).__name__}")
     return value
@@ -168,8 +171,19 @@ def _check_size(depth: int, nodes: int) -> None:
         raise ValueError(f"the body must have at most {MAX_NODES} values")
 
 
-def _malformed(message: str) -> RequestError:
-    return RequestError(422, "malformed_body", message, remedy="send one study as YAML or JSON, in UTF-8")
+def _line_of(error: Exception) -> int | None:
+    """Return the line of a YAML text, from 1, at which an error is, or None if it names none."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return int(mark.line) + 1
+    named = _LINE.search(str(error))  # our own errors name it in their text
+    return int(named[1]) if named else None
+
+
+def _malformed(message: str, *, line: int | None = None) -> RequestError:
+    error = RequestError(422, "malformed_body", message, remedy="send one study as YAML or JSON, in UTF-8")
+    error.problem = error.problem.model_copy(update={"line": line})
+    return error
 
 
 def _too_large(max_bytes: int) -> RequestError:
