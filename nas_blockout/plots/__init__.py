@@ -1,7 +1,7 @@
 """The figures of reports and docs; the only importer of matplotlib.
 
 Every figure is a function ``figure_x(values) -> Figure`` of plain values: no pyplot, no global state, nothing to close.
-`to_svg` and `to_png` write it; the same values always give the same bytes.
+`to_svg`, `to_pdf` and `to_png` write it; the same values always give the same bytes.
 """
 
 from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ from nas_blockout.plots.block_paths import (
     figure_common_paths,
     figure_kept_blocks,
 )
-from nas_blockout.plots.confusion import confusion_shares, figure_confusion
+from nas_blockout.plots.confusion import confusion_differences, confusion_shares, figure_confusion
 from nas_blockout.plots.corruption import Corrupted, figure_corruption
 from nas_blockout.plots.diagram import figure_architecture
 from nas_blockout.plots.groups import Agreed, figure_agreement
@@ -45,7 +45,7 @@ from nas_blockout.plots.parameters import (
 )
 from nas_blockout.plots.samples import Image, Sample, SampleRow, figure_samples
 from nas_blockout.plots.spending import MOST_DOTS, Curve, figure_best_so_far, figure_convergence, figure_cost
-from nas_blockout.plots.style.svg import standalone, to_png, to_svg
+from nas_blockout.plots.style.svg import standalone, to_pdf, to_png, to_svg
 
 __all__ = [
     "IMAGES_A_PATH",
@@ -65,6 +65,7 @@ __all__ = [
     "Sample",
     "SampleRow",
     "Searched",
+    "confusion_differences",
     "confusion_shares",
     "extreme_classes",
     "figure_accuracy",
@@ -91,6 +92,7 @@ __all__ = [
     "limits_of",
     "project",
     "standalone",
+    "to_pdf",
     "to_png",
     "to_svg",
 ]

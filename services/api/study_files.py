@@ -21,12 +21,18 @@ from services.api.studies import Shared, error_responses
 from services.files.remote import place_of, reading
 from services.files.shared_place import shared_place
 from services.files.study_dir import Folder
+from services.report import script_hash
 from services.store import ExportRow, NotFound, QueueRow
 from services.store.checked_values import MAX_INTEGER
 from services.trial_record import Trial
 
-# A report holds texts that users wrote, on the address at which others are logged in: nothing in it may run.
-REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'self'"
+# A report holds texts that users wrote, on the address at which others are logged in: nothing in it may run but the
+# script of this version's reports, known by its hash, and that in a sandbox, where it is nobody's page: without the
+# cookie, without requests. Downloads are the tables and figures that the page itself holds.
+REPORT_POLICY = (
+    f"default-src 'none'; script-src {script_hash()}; style-src 'unsafe-inline'; img-src data:; "
+    "sandbox allow-scripts allow-downloads; frame-ancestors 'self'"
+)
 _KINDS = {
     ".json": "application/json",
     ".md": "text/plain; charset=utf-8",
@@ -49,7 +55,7 @@ def _described(kind: str, what: str) -> dict[int | str, dict[str, object]]:
     responses=_described("text/html", "An HTML file."),
 )
 def report(shared: Shared, caller: Reader, name: str) -> Response:
-    """The report as a single HTML file without scripts or external resources."""
+    """The report as a single HTML file without external resources; its script sorts and filters tables."""
     row = own(shared, caller, name)
     path, held = located(shared, row, Folder(shared.settings.folder(row.study)).report, "report")
     return Download(path, media_type="text/html", held=held, headers={"Content-Security-Policy": REPORT_POLICY})

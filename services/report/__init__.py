@@ -3,7 +3,7 @@
 `render` makes it from a `ReportView`, which holds plain values only; `write` puts it into the folder of the study.
 """
 
-from services.report.page import render, write
+from services.report.page import render, script_hash, write
 from services.report.view import ReportView
 
-__all__ = ["ReportView", "render", "write"]
+__all__ = ["ReportView", "render", "script_hash", "write"]

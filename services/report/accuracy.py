@@ -1,4 +1,4 @@
-"""The figures of the results: accuracies, differences, costs, searches, trainings, errors."""
+"""The figures of the results: accuracies, differences, costs, searches, trainings."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
@@ -13,16 +13,6 @@ from services.report.view import ReportView, in_order
 from services.trial_record import RETRAIN, SEARCH, Trial
 
 _LOST = ("failed", "pruned")
-
-
-def confusions(view: ReportView, document: ComparisonDocument) -> dict[str, list[list[int]]]:
-    """Return, by arm, test images by true and predicted class, added up over the retrained models."""
-    by_arm = {}
-    for name in in_order(document):
-        counts = [trial.outcome["confusion"] for trial in view.models(name) if trial.outcome.get("confusion")]
-        if counts:
-            by_arm[name] = [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*counts, strict=True)]
-    return by_arm
 
 
 def accuracy(document: ComparisonDocument) -> Iterator[Shown]:
@@ -271,27 +261,3 @@ def _training_curve(view: ReportView, name: str, role: str) -> plots.Curve | Non
         name, role, tuple(map(float, epochs)), tuple(sum(seeds) / len(seeds) for seeds in values),
         tuple(map(min, values)), tuple(map(max, values)), f"n = {len(models)}", tuple(marks),
     )  # fmt: skip
-
-
-def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
-    """Yield the confusion matrix of each arm, if confusions were stored."""
-    matrices = confusions(view, document)
-    if not matrices:
-        return
-    title = "Confusion matrices"
-    if not any(sum(row) - row[true] for counts in matrices.values() for true, row in enumerate(counts)):
-        yield Remark("confusion", title, "Every test image was classified correctly, by every model.")
-        return
-    names = view.names_of(len(next(iter(matrices.values()))))
-    models = [sum(bool(trial.outcome.get("confusion")) for trial in view.models(name)) for name in matrices]
-    images = [sum(map(sum, counts)) for counts in matrices.values()]
-    yield Picture(
-        "confusion",
-        title,
-        "Rows are true classes, columns predicted classes, in the order of the data; the stronger the color, the "
-        "larger the share of the row. Correct predictions (the diagonal) are left out. All panels share one color "
-        "scale.",
-        f"{counted(models, 'seed')} and {counted(images, 'test prediction').removeprefix('n = ')} per arm",
-        "the store, result.confusion",
-        plots.figure_confusion(matrices, names),
-    )

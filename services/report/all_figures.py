@@ -1,7 +1,7 @@
 """Which figures a report has, by section. Importing this module imports matplotlib."""
 
 from services.analysis.comparison import ComparisonDocument
-from services.report import accuracy, answers, classes, corruption, search, structure
+from services.report import accuracy, answers, classes, confusion, corruption, search, structure
 from services.report.figure import Shown
 from services.report.view import ReportView
 
@@ -27,5 +27,5 @@ def pictures(view: ReportView, document: ComparisonDocument) -> dict[str, list[S
         "structure": learned,
         "blocks": list(answers.paths(view, document)),
         "architecture": list(structure.other_architectures(view, document, known=known)),
-        "errors": [*accuracy.confusion(view, document), *answers.only_correct_images(view, document)],
+        "errors": [*confusion.confusion(view, document), *answers.only_correct_images(view, document)],
     }

@@ -1,60 +1,13 @@
-"""Corrupted test images in a report: a figure, and the tables of arms and of kinds of corruption."""
+"""Corrupted test images in a report: how the errors grow with the severity."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from nas_blockout import plots
 from nas_blockout.serialization import count_of
 from services.analysis.comparison import ComparisonDocument
 from services.analysis.robustness import ArmRobustness
 from services.report.figure import Picture, counted
-from services.report.view import ABSENT, in_order, interval, percent
-
-
-@dataclass(frozen=True, slots=True)
-class RobustRow:
-    """An arm on corrupted images, as texts."""
-
-    arm: str
-    clean: str
-    error: str
-    interval: str
-    relative: str
-    seconds: str
-
-
-@dataclass(frozen=True, slots=True)
-class KindRow:
-    """A kind of corruption, as texts: the mean error of every arm, and whether it is the lowest."""
-
-    kind: str
-    errors: tuple[tuple[str, bool], ...]
-
-
-def robust_rows(document: ComparisonDocument) -> list[RobustRow]:
-    """Return the errors of every arm on clean and on corrupted images."""
-    return [
-        RobustRow(
-            arm=name,
-            clean=percent(arm.clean_error),
-            error=percent(arm.corruption_error.mean),
-            interval=interval(arm.corruption_error),
-            relative=ABSENT if arm.relative is None else f"{arm.relative:.3f}",
-            seconds=f"{arm.seconds:,.1f}",
-        )
-        for name, arm in _arms(document).items()
-    ]
-
-
-def kind_rows(document: ComparisonDocument) -> list[KindRow]:
-    """Return the mean error of every arm by kind of corruption, in the order of `robust_rows`."""
-    by_arm = [arm.by_kind for arm in _arms(document).values()]
-    rows = []
-    for kind in by_arm[0] if by_arm else ():
-        texts = [percent(errors[kind]) for errors in by_arm]
-        lowest = min(texts, key=float)  # of the texts: errors that look equal are all marked
-        rows.append(KindRow(kind.replace("_", " "), tuple((text, text == lowest) for text in texts)))
-    return rows
+from services.report.view import in_order
 
 
 def corruption(document: ComparisonDocument) -> Iterator[Picture]:

@@ -44,14 +44,23 @@ class Picture:
 
     @property
     def file(self) -> str:
-        """File name, the same whichever other figures there are: ``best-so-far.svg``, ``masks-blockout.svg``."""
+        """File name without an ending, the same whichever other figures there are: ``masks-blockout``."""
         arm = re.sub(r"[^a-z0-9-]+", "-", (self.arm or "").lower()).strip("-")
-        return f"{re.sub(r'-[0-9]+$', '', self.name)}{'-' if arm else ''}{arm}.svg"
+        return f"{re.sub(r'-[0-9]+$', '', self.name)}{'-' if arm else ''}{arm}"
+
+    @property
+    def description(self) -> str:
+        """The text alternative of the figure as a file, where no caption stands below it."""
+        return f"{self.title}. {self.caption} {self.n}." + (f" Arm {self.arm}." if self.arm else "")
 
     def svg(self) -> str:
-        """Return the figure as an element of a page."""
-        description = f"{self.title}. {self.caption} {self.n}." + (f" Arm {self.arm}." if self.arm else "")
-        return plots.to_svg(self.figure, name=self.name, description=description)
+        """Return the figure as an element of a page, whose caption says the rest."""
+        arm = f", {self.arm}" if self.arm else ""
+        return plots.to_svg(self.figure, name=self.name, description=f"{self.title}{arm}. {self.n}.")
+
+    def pdf(self) -> bytes:
+        """Return the figure as a PDF."""
+        return plots.to_pdf(self.figure)
 
 
 @dataclass(frozen=True, slots=True)

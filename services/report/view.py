@@ -3,6 +3,7 @@
 The texts of numbers that more than one part of the report shows are here too.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,45 @@ class ReportView:
         if len(self.class_names) == classes:
             return [str(name) for name in self.class_names]
         return [str(label) for label in range(classes)]
+
+
+# Between a full stop and a capital letter, perhaps with quotes around; what is written "1.5 of 4" stays whole.
+_BETWEEN_SENTENCES = re.compile(r'(?<=[.!?"])\s+(?=["(]?[A-Z0-9])')
+
+
+class Told:
+    """What a report has said already, so that no sentence stands in it twice.
+
+    Captions of figures of the same kind explain how to read them in the same words: the first one says it, the others
+    name the first.
+    """
+
+    SHORT = 6  # words: a sentence of so many may stand twice
+
+    def __init__(self) -> None:
+        self._places: dict[str, str] = {}
+
+    def once(self, text: str, place: str = "") -> str:
+        """Return a text without the sentences that were said before; the place that said the first of them is named.
+
+        Args:
+            text: Some sentences.
+            place: Where they stand, for those who look them up: ``Figure 3``.
+        """
+        kept, earlier = [], ""
+        for sentence in sentences(text):
+            known = sentence.rstrip(".!?")
+            if len(known.split()) > self.SHORT and known in self._places:
+                earlier = earlier or self._places[known]
+                continue
+            self._places.setdefault(known, place)
+            kept.append(sentence)
+        return " ".join([*kept, f"More: {earlier}."] if earlier else kept)
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text."""
+    return [sentence for sentence in _BETWEEN_SENTENCES.split(" ".join(text.split())) if sentence]
 
 
 def in_order(document: ComparisonDocument) -> dict[str, ArmResult]:

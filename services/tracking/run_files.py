@@ -11,7 +11,9 @@ def files_to_send(folder: Path) -> dict[Path, str]:
     """Return the files of a study to upload, each with its folder in MLflow."""
     report = folder / "report"
     files = {folder / name: "" for name in FILES} | {report / "index.html": "report"}
-    files |= dict.fromkeys(sorted((report / "figures").glob("*.svg")), "figures")
+    for folder_beside, endings in (("figures", ("*.svg", "*.pdf")), ("tables", ("*.csv", "*.tex"))):
+        found = sorted(path for ending in endings for path in (report / folder_beside).glob(ending))
+        files |= dict.fromkeys(found, folder_beside)
     return {path: place for path, place in files.items() if path.is_file()}
 
 

@@ -194,9 +194,16 @@ def heat_image(values: Array, *, top: float | None = None, levels: int = 16) -> 
 
 
 def small_multiples(
-    count: int, *, height: float, columns: int = 3, left: float = 32.0, bottom: float = 30.0, between: float = 32.0
+    count: int,
+    *,
+    height: float,
+    columns: int = 3,
+    left: float = 32.0,
+    bottom: float = 30.0,
+    between: float = 32.0,
+    width: float = NARROW,
 ) -> tuple[Figure, list[Axes]]:
-    """Return a narrow figure with `count` panels of equal size, each with room for a title above it.
+    """Return a figure with `count` panels of equal size, each with room for a title above it.
 
     Args:
         count: Number of panels.
@@ -205,16 +212,17 @@ def small_multiples(
         left: Margin for the tick labels of the y axis, in points.
         bottom: Margin for the tick labels and the label of the x axis, in points.
         between: Space between rows of panels, for tick labels and titles, in points.
+        width: Of the figure, in points.
     """
     columns = min(columns, max(count, 2))  # a single panel is half as wide as the figure, not all of it
     rows = -(-count // columns)
     gap_x, top = 11.0, 18.0
-    width = (NARROW - left - 4 - gap_x * (columns - 1)) / columns
-    figure = canvas(NARROW, top + rows * height + (rows - 1) * between + bottom)
+    inner = (width - left - 4 - gap_x * (columns - 1)) / columns
+    figure = canvas(width, top + rows * height + (rows - 1) * between + bottom)
     panels = []
     for index in range(count):
         row, column = divmod(index, columns)
-        place = (left + column * (width + gap_x), top + row * (height + between), width, height)
+        place = (left + column * (inner + gap_x), top + row * (height + between), inner, height)
         axes = panel(figure, place)
         # Panels share their axes: numbers stand at the left of each row and below the last panel of each column.
         axes.tick_params(labelleft=column == 0, labelbottom=index + columns >= count, pad=2)

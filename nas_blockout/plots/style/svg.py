@@ -1,7 +1,7 @@
-"""Figures as files: SVG that can be embedded in a page as it is, and PNG.
+"""Figures as files: SVG that can be embedded in a page as it is, PDF for papers, and PNG.
 
-The same figure always gives the same SVG: no dates, no random identifiers. Text stays text, colors come from CSS
-variables if the page defines them, the background is transparent, and nothing outside the SVG is referenced.
+The same figure always gives the same SVG and PDF: no dates, no random identifiers. Text stays text, colors come from
+CSS variables if the page defines them, the background is transparent, and nothing outside the SVG is referenced.
 """
 
 import io
@@ -43,8 +43,15 @@ def to_svg(figure: Figure, *, name: str = "figure", description: str = "") -> st
     return re.sub(r"<svg[^>]*>", lambda match: _opening(match.group(), description), text, count=1).strip()
 
 
-def standalone(svg: str) -> str:
-    """Return an ``<svg>`` element of `to_svg` as a file: with a size, a white background, and its own colors."""
+def standalone(svg: str, *, description: str = "") -> str:
+    """Return an ``<svg>`` element of `to_svg` as a file: with a size, a white background, and its own colors.
+
+    Args:
+        svg: The element.
+        description: Text alternative in place of that of the element, which may lean on the page; empty to keep it.
+    """
+    if description:
+        svg = re.sub(r' aria-label="[^"]*"', lambda _: f' aria-label="{escape(clean(description))}"', svg, count=1)
     box = re.search(r'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', svg)
     assert box is not None, "to_svg writes a viewBox"
     width, height = float(box[1]), float(box[2])
@@ -52,6 +59,16 @@ def standalone(svg: str) -> str:
     ground = f'<rect width="{width:g}" height="{height:g}" style="fill: #ffffff"/>'
     start = sized.index(">") + 1
     return f'<?xml version="1.0" encoding="utf-8"?>\n{sized[:start]}{ground}{sized[start:]}\n'
+
+
+@styled
+def to_pdf(figure: Figure) -> bytes:
+    """Return a figure as a PDF of vectors, with its fonts in it as journals ask for them (TrueType, no Type 3)."""
+    out = io.BytesIO()
+    with missing_glyphs_are_no_warning():
+        # Without the entries that are None, the file would name the day and the version of matplotlib.
+        figure.savefig(out, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return out.getvalue()
 
 
 @styled

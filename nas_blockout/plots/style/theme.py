@@ -77,6 +77,7 @@ _RC: dict[str, Any] = {
     "grid.linewidth": 0.6,
     "hatch.color": PAPER,
     "hatch.linewidth": 1.2,
+    "pdf.fonttype": 42,
     "savefig.dpi": 72,
     "image.composite_image": False,  # images of one axes stay what they are, pixel by pixel
     "svg.fonttype": "none",  # text, which can be searched and read aloud, not outlines

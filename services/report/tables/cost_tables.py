@@ -1,0 +1,244 @@
+"""The tables of what a study did: cost, searches, Pareto fronts, trials, environment."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from services.analysis.comparison import ArmResult, ComparisonDocument
+from services.analysis.latency import spread_text
+from services.analysis.pareto import Front, FrontTrial
+from services.analysis.usage import ArmUsage
+from services.budget.accounting import END_WORDS
+from services.report.tables.table import Cell, Column, Table, amount, count, share, table
+from services.report.view import ABSENT, ReportView, in_order, percent
+from services.trial_record import Trial
+
+MOST_TRIALS = 10_000  # that the page lists; the files have all of them
+
+
+def cost_table(view: ReportView, document: ComparisonDocument) -> Table:
+    """Return what every arm spent, by phase, and how much of it went to failed and pruned trials."""
+    return table(
+        "cost",
+        "Cost",
+        "What each arm spent. Overhead (proposing trials, deriving and verifying networks) is a share of the arm's "
+        "seconds, all other shares are of its sample passes. Search and retraining include failed and pruned trials. "
+        "Images per second are sample passes over the seconds of training and validation, the median over trials; "
+        "memory is the peak of one training on its accelerator, or without one that of the whole worker process. "
+        f"Trainings ran on {_devices(document)}. Data: comparison.json, trials.csv.",
+        [
+            Column("arm"),
+            "passes",
+            *(Column(part, unit="%") for part in ("search", "search, failed", "search, pruned")),
+            *(Column(part, unit="%") for part in ("retraining", "retraining, failed")),
+            "planned but unspent",
+            "seconds",
+            Column("overhead", unit="%"),
+            "images/s",
+            Column("memory", unit="GB"),
+            Column("GPU busy", unit="%"),
+        ],
+        [_cost_row(view, name, arm) for name, arm in in_order(document).items()],
+    )
+
+
+def _cost_row(view: ReportView, name: str, arm: ArmResult) -> list[Cell]:
+    cost, usage = arm.cost, arm.usage
+    seconds = cost.search.seconds + cost.retrain.seconds + cost.overhead_seconds
+
+    def lost(phase: str, state: str) -> Cell:
+        trials = (t for t in view.trials if (t.arm, t.phase, t.state) == (name, phase, state))
+        return share(sum(trial.sample_passes for trial in trials), cost.sample_passes)
+
+    return [
+        Cell(name),
+        count(cost.sample_passes),
+        share(cost.search.sample_passes, cost.sample_passes),
+        lost("search", "failed"),
+        lost("search", "pruned"),
+        share(cost.retrain.sample_passes, cost.sample_passes),
+        lost("retrain", "failed"),
+        count(cost.forfeited_sample_passes),
+        amount(seconds),
+        share(cost.overhead_seconds, seconds),
+        amount(usage.images_per_second if usage else None, ",.0f"),
+        _memory(usage),
+        share(usage.utilization, 1) if usage and usage.utilization is not None else Cell(ABSENT),
+    ]
+
+
+def _devices(document: ComparisonDocument) -> str:
+    names = {name for arm in document.arms.values() if arm.usage for name in arm.usage.devices}
+    return ", ".join(sorted(names)) or "devices that were not recorded"
+
+
+def _memory(usage: ArmUsage | None) -> Cell:
+    """Return the peak memory of an arm's trainings: of the accelerator where there is one, else of the process."""
+    if usage is None:
+        return Cell(ABSENT)
+    held = (usage.host_bytes if usage.device_bytes is None else usage.device_bytes) / 1e9
+    return Cell(f"{held:.2f} GB", held)
+
+
+def search_tables(view: ReportView, document: ComparisonDocument) -> Iterator[Table]:
+    """Yield how every arm was searched and what ended its search, and the Pareto fronts of several objectives."""
+    arms_of_study = view.study.get("arms", {})
+
+    def counted(name: str, state: str) -> Cell:
+        return count(sum((t.arm, t.phase, t.state) == (name, "search", state) for t in view.trials))
+
+    yield table(
+        "searches",
+        "Searches",
+        "Search algorithm of each arm and the outcome of its proposals. A replicate repeats the architecture of an "
+        "earlier trial of its arm; an infeasible proposal violates a constraint and is never trained. Data: "
+        "comparison.json, trials.csv.",
+        [
+            Column("arm"),
+            Column("search algorithm", is_text=True),
+            *("complete", "failed", "pruned", "replicates", "infeasible"),
+            Column("ended by", is_text=True),
+        ],
+        [
+            [
+                Cell(name),
+                Cell(str(arms_of_study.get(name, {}).get("searcher", ABSENT))),
+                *(counted(name, state) for state in ("complete", "failed", "pruned")),
+                count(arm.replicates),
+                count(arm.infeasible),
+                Cell(END_WORDS[arm.ended_by] if arm.ended_by else ABSENT),
+            ]
+            for name, arm in in_order(document).items()
+        ],
+    )
+    yield from _fronts(document)
+
+
+def _fronts(document: ComparisonDocument) -> Iterator[Table]:
+    rows = [
+        [
+            Cell(name),
+            amount(arm.front.hypervolume, ".4f"),
+            count(trial.number),
+            Cell(_objectives(arm.front, trial)),
+        ]
+        for name, arm in in_order(document).items()
+        if arm.front is not None
+        for trial in arm.front.trials
+    ]
+    if rows:
+        yield table(
+            "fronts",
+            "Pareto fronts of the searches",
+            "Pareto front of each search on validation data: the trials that no other trial of the arm dominates. The "
+            "hypervolume is the share that they dominate of the box between the ideal point and accuracy 0 at the "
+            "highest costs of all such arms. Data: comparison.json, arms, front.",
+            [Column("arm"), "hypervolume", "trial", Column("objectives", is_text=True)],
+            rows,
+        )
+
+
+def _objectives(front: Front, trial: FrontTrial) -> str:
+    def shown(name: str, value: float) -> str:
+        if name == "accuracy":
+            return f"{100 * value:.2f}%"
+        if name == "latency_ms":
+            return spread_text(value, trial.spreads.get(name) if front.is_measured_together else None)
+        return f"{value:,.6g}"
+
+    return ", ".join(f"{name} {shown(name, value)}" for name, value in trial.values.items())
+
+
+def trials_table(view: ReportView) -> Table:
+    """Return all trials."""
+    return table(
+        "trials",
+        "All trials",
+        f"{_cut(len(view.trials), 'all')} are in trials.csv. Accuracies in %.",
+        [
+            Column("arm"),
+            Column("phase", is_text=True),
+            *("trial", "seed"),
+            Column("state", is_text=True),
+            Column("validation", unit="%"),
+            Column("test", unit="%"),
+            *("passes", "seconds"),
+            Column("parameters", is_prose=True),
+        ],
+        [_trial_row(trial) for trial in view.trials],
+        style="small",
+    )
+
+
+def _trial_row(trial: Trial) -> list[Cell]:
+    def accuracy(value: float | None) -> Cell:
+        return Cell(ABSENT) if value is None else Cell(percent(value), 100 * value)
+
+    return [
+        *_identity(trial),
+        Cell(trial.state),
+        accuracy(trial.score),
+        accuracy(trial.outcome.get("test_accuracy")),
+        count(trial.sample_passes),
+        amount(trial.seconds),
+        Cell(", ".join(f"{key} {value}" for key, value in leaves(trial.values)) or ABSENT),
+    ]
+
+
+def _identity(trial: Trial) -> list[Cell]:
+    # Plain digits: a number or a seed is a name.
+    numbers = [Cell(str(number), number) for number in (trial.number, trial.seed)]
+    return [Cell(trial.arm), Cell(trial.phase), *numbers]
+
+
+def lost_tables(view: ReportView) -> Iterator[Table]:
+    """Yield the failed and pruned trials with their reasons, if there are any."""
+    lost = [trial for trial in view.trials if trial.state in ("failed", "pruned")]
+    if not lost:
+        return
+    which = (
+        f"{_cut(len(lost), '')} failed and pruned trials; all are in trials.csv."
+        if len(lost) > MOST_TRIALS
+        else "Failed and pruned trials."
+    )
+    yield table(
+        "lost-trials",
+        "Failed and pruned trials",
+        f"{which} Their cost counts toward the budget of their arm.",
+        [
+            Column("arm"),
+            Column("phase", is_text=True),
+            *("trial", "seed"),
+            Column("state", is_text=True),
+            "passes",
+            Column("reason", is_prose=True),
+        ],
+        [
+            [*_identity(trial), Cell(trial.state), count(trial.sample_passes), Cell(trial.reason or ABSENT)]
+            for trial in lost
+        ],
+    )
+
+
+def _cut(number: int, word: str) -> str:
+    if number <= MOST_TRIALS:
+        return word.capitalize()
+    return f"The first {MOST_TRIALS} of {number}{'; ' if word else ''}{word}"
+
+
+def environment_table(view: ReportView) -> Table:
+    """Return what the results may depend on besides the study file."""
+    return table(
+        "environment",
+        "Environment",
+        "What the results may depend on besides the study file (environment.json).",
+        [Column("item"), Column("value", is_text=True)],
+        [[name, value] for name, value in leaves(view.environment)],
+        style="small",
+    )
+
+
+def leaves(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Return the leaves of a document by dotted name."""
+    if not isinstance(value, Mapping):
+        return [(prefix, ABSENT if value is None else f"{value:.6g}" if isinstance(value, float) else str(value))]
+    return [leaf for key, item in value.items() for leaf in leaves(item, f"{prefix}.{key}" if prefix else str(key))]
