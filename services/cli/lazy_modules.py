@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from nas_blockout.statistics import significance as significance
     from nas_blockout.structure import branching as branching
     from services import api as api
+    from services import bundle as bundle
     from services import cluster as cluster
     from services import dispatch as dispatch
     from services import estimate as estimate
@@ -82,6 +83,7 @@ MODULES = {
     "branching": "nas_blockout.structure.branching",
     "search_spaces": "search_spaces",
     "api": "services.api",
+    "bundle": "services.bundle",
     "cluster": "services.cluster",
     "dispatch": "services.dispatch",
     "estimate": "services.estimate",

@@ -1,7 +1,8 @@
-"""Commands about whole studies: estimate what one will cost, replay its recorded searches, compare several."""
+"""Commands about whole studies: estimate what one will cost, replay its recorded searches, compare or bundle them."""
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,8 @@ from nas_blockout.serialization import count_of
 from services.cli import lazy_modules as lazy
 from services.cli.console import (
     FAILED,
+    NOT_FOUND,
+    UNVERIFIED,
     USAGE,
     JsonOption,
     SetOption,
@@ -153,6 +156,64 @@ def replay(
         _print_replays(replayed)
     if not lazy.replay.faithful(replayed.reproduction):
         fail(FAILED, "not every recorded trial was reproduced; compare library versions with environment.json")
+
+
+def bundle(
+    study: Annotated[
+        str | None, typer.Argument(help="Name of a finished study in the store.", autocompletion=stored_studies)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="File to write. [default: STUDY.tar.gz]")
+    ] = None,
+    models: Annotated[bool, typer.Option("--models", help="Put the exported models into it as well.")] = False,
+    checked: Annotated[
+        Path | None, typer.Option("--check", metavar="FILE", help="Check a bundle instead of writing one.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a finished study as one archive that others can rerun and check, or check such an archive.
+
+    It holds the resolved study, the rows of all trials and epochs, comparison, report, environment and hashes. Paths in
+    your home folder are made relative, and a file with a secret of this installation is refused. --check compares the
+    hashes and computes the numbers of the comparison again from the rows; nothing is extracted or run.
+    """
+    if (study is None) == (checked is None):
+        fail(USAGE, "name a study to bundle, or a bundle to check: nas-blockout bundle --check FILE")
+    if checked is not None:
+        if output is not None or models:
+            fail(USAGE, "--check takes neither --output nor --models")
+        _check_bundle(checked, as_json=as_json)
+        return
+    path = output or Path(f"{study}.tar.gz")
+    if path.is_dir():
+        fail(USAGE, f"--output names a folder, {path}: name a file, such as {path / f'{study}.tar.gz'}")
+    with lazy.disk_full.explain_disk_full(path.absolute().parent, resume="run the same command again"):
+        packed = lazy.bundle.pack(installation(), str(study), path, models=models, home=Path.home())
+    if as_json:
+        print_json({"path": str(packed.path), "files": packed.files, "relative_paths": dict(packed.paths)})
+        return
+    print_line(f"{packed.path}: {count_of(packed.files, 'file')}, {packed.path.stat().st_size:,} bytes")
+    for name, number in packed.paths.items():
+        log(f"{name}: {count_of(number, 'path')} in folders of yours made relative")
+
+
+def _check_bundle(path: Path, *, as_json: bool) -> None:
+    if not path.is_file():
+        fail(NOT_FOUND, f"there is no file {path}")
+    found = lazy.bundle.check(path)
+    if as_json:
+        facts = {"study": found.study, "files": found.files, "numbers": found.numbers}
+        print_json({**facts, "ok": not found.problems, "problems": list(found.problems)})
+    else:
+        word = "agrees" if not found.problems else "does NOT agree"
+        print_line(
+            f"{found.study}: {word}; {count_of(found.files, 'file')} compared with their hashes, "
+            f"{count_of(found.numbers, 'number')} of the comparison computed again from the rows"
+        )
+        for problem in found.problems:
+            print_line(f"  {problem}")
+    if found.problems:
+        raise typer.Exit(UNVERIFIED)
 
 
 def _worker_counts(text: str) -> tuple[int, ...]:

@@ -107,5 +107,40 @@ def environment() -> dict[str, Any]:
         "system": platform.system(),
         "machine": platform.machine(),
         "processors": os.cpu_count(),
+        "processor": _processor(),
+        "commit": commit_of(Path(__file__).parents[2]),
         "packages": versions,
     }
+
+
+def commit_of(root: Path) -> str | None:
+    """Return the commit that is checked out in a folder; None where it is no checkout, such as an installed package.
+
+    What has been changed since is not looked for.
+    """
+    git = root / ".git"
+    try:
+        if git.is_file():  # of a further working tree
+            git = root / git.read_text(encoding="utf-8").strip().removeprefix("gitdir: ")
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref: "):
+            return head or None
+        common = git / "commondir"
+        shared = git / common.read_text(encoding="utf-8").strip() if common.is_file() else git
+        reference = head.removeprefix("ref: ")
+        if (shared / reference).is_file():
+            return (shared / reference).read_text(encoding="utf-8").strip() or None
+        packed = (shared / "packed-refs").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return None
+    return next((line.split()[0] for line in packed if line.endswith(f" {reference}")), None)
+
+
+def _processor() -> str | None:
+    """Return the name of the processor where the system tells it."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or None
+    match = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or None

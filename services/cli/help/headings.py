@@ -6,7 +6,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 HEADINGS: Mapping[str, tuple[str, ...]] = {
-    "Studies": ("run", "validate", "estimate", "list", "show", "compare", "replay"),
+    "Studies": ("run", "validate", "estimate", "list", "show", "compare", "replay", "bundle"),
     "Models": ("export", "verify", "predict", "inspect"),
     "Clusters and tracking": ("submit", "sync"),
     "Installation": ("doctor", "data", "plugins", "db"),
