@@ -5,7 +5,7 @@ from typing import Any
 
 from nas_blockout import backbones, methods
 from nas_blockout.experiment import Experiment
-from nas_blockout.plugins.choices import Choices
+from nas_blockout.plugins.choices import Choices, NotAllowed
 from nas_blockout.plugins.installed import Origin
 from nas_blockout.settings_fields import Conflict
 from search_spaces import CHOICES as SPACES
@@ -16,6 +16,10 @@ _CHOICES: Mapping[str, Choices[Any]] = {"backbones": backbones.CHOICES, "methods
 
 class PluginMissing(ValueError):
     """A recorded study needs a plug-in that is not installed, or cannot be used."""
+
+
+class PluginRefused(PluginMissing):
+    """A recorded study needs a plug-in that the operator does not allow; it was not imported."""
 
 
 def used(experiment: Experiment, spaces: Iterable[str]) -> Iterator[tuple[str, Origin]]:
@@ -61,7 +65,7 @@ def require_present(study: Any, records: Records) -> None:
         records: As of `records_of`.
 
     Raises:
-        PluginMissing: A plug-in is not installed, or cannot be used.
+        PluginMissing: A plug-in is not installed, or cannot be used; `PluginRefused` if the operator does not allow it.
     """
     for kind, of_kind in records.items():
         choices = _CHOICES[kind]
@@ -77,4 +81,5 @@ def require_present(study: Any, records: Records) -> None:
                 choices.named(name)
             except Conflict as error:
                 text = " ".join(str(error).split()).removeprefix(f"{choices.key}: ")
-                raise PluginMissing(f"study {study!r} needs the {choices.kind} {name!r}: {text}") from error
+                kind_of_error = PluginRefused if isinstance(error, NotAllowed) else PluginMissing
+                raise kind_of_error(f"study {study!r} needs the {choices.kind} {name!r}: {text}") from error

@@ -31,6 +31,10 @@ def allowing(allows: Allows) -> Iterator[None]:
         _ALLOWS.reset(token)
 
 
+class NotAllowed(Conflict):
+    """A plug-in was named where `allowing` refuses it; it was not imported."""
+
+
 class Choices(Generic[Entry]):
     """The choices of one kind by name.
 
@@ -148,7 +152,7 @@ class Choices(Generic[Entry]):
     def _imported(self, origin: Origin) -> Entry:
         allows = _ALLOWS.get()
         if allows is not None and not allows(origin):
-            raise Conflict(f"{self.key}: the plug-in {origin} is not allowed here, and was not imported", self.key)
+            raise NotAllowed(f"{self.key}: the plug-in {origin} is not allowed here, and was not imported", self.key)
         try:
             found = load_named(origin.place, key=self.key)
         except Conflict as error:

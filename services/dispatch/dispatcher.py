@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from nas_blockout.plugins.choices import Allows, allowing
 from services.cluster import ClusterError
 from services.cluster.jobs import Job, job_id
 from services.dispatch.decision import Requeue, Settle, Stop, Submit, decide, sentence
 from services.dispatch.fair_share import Policy
 from services.dispatch.owner_limits import OwnerLimits
 from services.dispatch.planning import HasNodes, Planner, changed
+from services.plugin_records import PluginRefused
 from services.store import LeaseLost, NotFound, QueueRow, QueueSummary, StateError, Store, StoreError, StudyRow, Waiting
 from services.store.records import ENDED_STUDY
 from services.study_config.errors import StudyError, one_line
@@ -64,6 +66,8 @@ class Dispatcher:
         planner: Says which studies are next; one without limits on owners if omitted.
         refused_seconds: How long a study waits of which the cluster has no room for a single trial, or refuses the job.
         options: Words that the command of every job ends with: what it must write to, see `destination_options`.
+        allows: Whether a plug-in may be imported to read a study that names it; none may if omitted. It was asked when
+            the study was submitted, but the operator may have changed it since.
         log: Called with one line for each change.
     """
 
@@ -77,12 +81,13 @@ class Dispatcher:
         planner: Planner | None = None,
         refused_seconds: float = REFUSED_SECONDS,
         options: Sequence[str] = (),
+        allows: Allows = lambda origin: False,
         log: Log = _LOG.info,
     ) -> None:
         self._store, self._cluster, self._worker = store, cluster, worker
         self._lease_seconds, self._refused_seconds = lease_seconds, refused_seconds
         self._planner = planner or Planner(store, cluster, Policy(), OwnerLimits())
-        self._options = tuple(options)
+        self._options, self._allows = tuple(options), allows
         self._log = log
         self._held: dict[str, None] = {}  # a set that keeps its order
         self._refused: dict[str, Refusal] = {}  # by study, that the cluster refuses its job
@@ -101,6 +106,10 @@ class Dispatcher:
             StoreUnreachable: The database is unreachable; leases may expire, and other workers take over.
             ClusterError: The cluster is unreachable; leases are kept.
         """
+        with allowing(self._allows):  # wherever a study is read, to plan as well as to start it
+            self._round()
+
+    def _round(self) -> None:
         # All leases first: acting on a study takes time, in which those of the others could expire.
         before = self.held
         for row in [row for study in before if (row := self._renewed(study)) is not None]:
@@ -304,6 +313,10 @@ def _read(row: QueueRow) -> Study | str:
         return stored_study(row.document, source=f"study {row.study}")
     except StudyError as error:
         reason = one_line(str(error).splitlines()[0])
+        if isinstance(error.__cause__, PluginRefused):
+            return sentence(
+                f"{reason}; NAS_BLOCKOUT_PLUGINS of the worker must allow it: ask the operator, then `resume` the study"
+            )
         return sentence(
             f"this release cannot read the study as it is stored: {reason}; submit it again by another name"
         )

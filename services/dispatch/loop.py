@@ -65,6 +65,7 @@ def work(
             lease_seconds=lease_seconds,
             planner=Planner(store, jobs, policy_of(settings), OwnerLimits.of(settings)),
             options=destination_options(settings, store),
+            allows=settings.allows_origin,
             log=log,
         )
         stack.callback(dispatcher.release)  # before the store is closed: callbacks run in reverse order
