@@ -1,0 +1,96 @@
+"""One temperature: against logits whose temperature is known, scipy's minimum and errors computed by hand."""
+
+import math
+
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from torch.nn import functional as F
+
+from nas_blockout.statistics.calibration import LARGEST, SMALLEST, calibration_error, fit_temperature
+from nas_blockout.statistics.novelty import QUANTILE, energy, threshold_of
+
+
+def labeled(images: int, temperature: float, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, and labels that were drawn with the probabilities of these logits divided by a temperature."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(images, 6, generator=generator)
+    labels = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)[:, 0]
+    return logits, labels
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_that_labels_were_drawn_with_is_found(temperature: float) -> None:
+    logits, labels = labeled(20_000, temperature)
+    assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.03)
+
+
+def test_it_is_the_minimum_that_scipy_finds() -> None:
+    logits, labels = labeled(300, 1.7)
+    loss = lambda t: float(F.cross_entropy(logits.double() / t, labels))  # noqa: E731
+    oracle = minimize_scalar(loss, bounds=(SMALLEST, LARGEST), method="bounded", options={"xatol": 1e-9})
+    assert fit_temperature(logits, labels) == pytest.approx(oracle.x, rel=1e-4)
+
+
+def test_the_order_of_classes_stays_and_the_likelihood_does_not_fall() -> None:
+    logits, labels = labeled(500, 3.0)
+    temperature = fit_temperature(logits, labels)
+    assert torch.equal((logits / temperature).argsort(1), logits.argsort(1))
+    before, after = (calibration_error(logits, labels, temperature=each) for each in (1.0, temperature))
+    assert after.nll.value < before.nll.value
+    assert after.ece.value < before.ece.value / 2
+
+
+def test_where_every_image_is_right_or_wrong_it_stays_within_its_range() -> None:
+    logits = torch.eye(3).repeat(5, 1)
+    right = torch.arange(3).repeat(5)
+    assert fit_temperature(logits, right) == SMALLEST
+    assert fit_temperature(logits, (right + 1) % 3) == LARGEST
+
+
+def test_errors_are_those_computed_by_hand() -> None:
+    # Three images at confidence .9, two of them right; one at .6, right: 3/4 * |2/3 - .9| + 1/4 * |1 - .6|.
+    odds = torch.tensor([0.9, 0.9, 0.9, 0.6])
+    logits = torch.stack([odds.log(), (1 - odds).log()], 1)
+    labels = torch.tensor([0, 0, 1, 0])
+    found = calibration_error(logits, labels)
+    assert found.images == 4
+    assert found.ece.value == pytest.approx(3 / 4 * (0.9 - 2 / 3) + 1 / 4 * 0.4, abs=1e-6)
+    assert found.nll.value == pytest.approx(-(2 * math.log(0.9) + math.log(0.1) + math.log(0.6)) / 4, abs=1e-6)
+    assert found.ece.low <= found.ece.value <= found.ece.high
+
+
+def test_the_interval_of_the_likelihood_is_that_of_the_normal_approximation() -> None:
+    logits, labels = labeled(4000, 1.0)
+    losses = F.cross_entropy(logits.double(), labels, reduction="none")
+    half = 1.96 * float(losses.std()) / math.sqrt(len(losses))
+    found = calibration_error(logits, labels).nll
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=half / 5)
+
+
+@pytest.mark.parametrize("logits", [torch.zeros(0, 3), torch.full((2, 3), torch.nan), torch.zeros(3, 3)])
+def test_what_cannot_be_calibrated_is_refused(logits: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="must have a row for each label|must be finite"):
+        fit_temperature(logits, torch.zeros(min(2, len(logits)), dtype=torch.int64))
+
+
+def test_energy_is_the_logarithm_of_the_sum_of_exponentials() -> None:
+    assert energy(torch.tensor([[0.0, math.log(3)], [5.0, 5.0]])).tolist() == pytest.approx([math.log(4), 5 + math.log(2)])
+
+
+@pytest.mark.parametrize("images", [100, 199, 1000])
+def test_at_most_one_in_a_hundred_images_lies_below_the_threshold(images: int) -> None:
+    logits, _ = labeled(images, 1.0)
+    threshold = threshold_of(logits)
+    assert threshold is not None
+    assert int((energy(logits) < threshold).sum()) in (images // 100 - 1, images // 100)
+
+
+def test_new_images_of_the_same_kind_lie_below_it_as_often() -> None:
+    threshold = threshold_of(labeled(10_000, 1.0, seed=1)[0])
+    below = float((energy(labeled(10_000, 1.0, seed=2)[0]) < threshold).double().mean())
+    assert below == pytest.approx(QUANTILE, abs=4 * math.sqrt(2 * QUANTILE / 10_000))
+
+
+def test_fewer_than_a_hundred_images_give_no_threshold() -> None:
+    assert threshold_of(labeled(99, 1.0)[0]) is None
