@@ -113,6 +113,7 @@ _ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "min_images_per_class": None,
             "excluded_classes": [],
             "resize_size": None,
+            "content": None,
         },
         "method": {
             "target_macs": None,

@@ -162,7 +162,11 @@ IMPORTERS = {
     "onnxruntime": ["nas_blockout/export/subprocess_check.py"],
     "onnxscript": ["nas_blockout/export/onnx_graph.py"],
     "onnx_ir": ["nas_blockout/export/onnx_graph.py"],
-    "safetensors": ["nas_blockout/export/*", "nas_blockout/backbones/pretrained.py"],
+    "safetensors": [
+        "nas_blockout/export/*",
+        "nas_blockout/backbones/pretrained.py",
+        "nas_blockout/data/arrays/array_files.py",
+    ],
     "torchvision": ["nas_blockout/lazy_torchvision.py"],
     "PIL": ["nas_blockout/data/*"],
     "igraph": ["nas_blockout/canonical_form.py"],

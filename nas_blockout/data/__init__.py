@@ -5,6 +5,7 @@ cutting to size and normalizing is common to all (`splits`). Nothing here knows 
 """
 
 from nas_blockout.data.alternation import AlternatingLoader
+from nas_blockout.data.arrays import ArrayData
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataCorrupt, DataError, DataMissing, DataUnsuitable
 from nas_blockout.data.loader import Loader
@@ -21,6 +22,7 @@ __all__ = [
     "AlternatingLoader",
     "AnyImages",
     "AnyPart",
+    "ArrayData",
     "BytePart",
     "DataCorrupt",
     "DataError",

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Annotated
 
-from nas_blockout.settings_fields import SEED, Conflict, OneOf, Range, check, refuse
+from nas_blockout.settings_fields import SEED, Conflict, OneOf, Pattern, Range, check, refuse
 
-NAMES = ("digits", "fashion_mnist", "glyphs", "cifar10", "cifar100", "imagefolder")
+NAMES = ("digits", "fashion_mnist", "glyphs", "cifar10", "cifar100", "imagefolder", "arrays")
 RESIZED_CROP = "resized-crop-flip"
 # What an augmentation is put together from, at most one of each; those that move pixels first, those that cover last.
 COMBINED = (
@@ -54,6 +54,8 @@ class DataSettings:
             refused; where splits have folders, images in train count, and one in each other split is needed. None to
             leave out none.
         excluded_classes: Names of classes to leave out (`imagefolder`).
+        content: Hash of images and labels that a program gave (`arrays`), which is the name of their file in `folder`,
+            or in ``arrays/`` of the data root; `nas_blockout.ArrayData` sets it.
 
     Raises:
         ValueError: A value is out of range; the message shows it.
@@ -71,6 +73,7 @@ class DataSettings:
     layout: Annotated[str, OneOf(LAYOUTS)] | None = None
     min_images_per_class: Annotated[int, Range(ge=1)] | None = None
     excluded_classes: tuple[str, ...] = ()
+    content: Annotated[str, Pattern(r"[0-9a-f]{32}", "32 hexadecimal digits", "0" * 32)] | None = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -93,6 +96,9 @@ class DataSettings:
         if self.name == "imagefolder" and self.folder is None:
             message = "imagefolder needs the setting folder: the path of a folder with one sub-folder a class"
             yield Conflict(message, "folder", "name")
+        if (self.name == "arrays") != (self.content is not None):
+            message = f"content goes with the source arrays, and it needs one, got {self.content} for {self.name}"
+            yield Conflict(message, "content", "name")
 
     @property
     def side_of_images(self) -> int:

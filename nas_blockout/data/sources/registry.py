@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from nas_blockout.data.arrays import array_files
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.sources import cifar, digits, fashion_mnist, glyphs, imagefolder
 from nas_blockout.data.splits import Collection, Splits, prepare, require_samples
@@ -88,6 +89,7 @@ SOURCES: Mapping[str, Source] = {
         train_images=45_000,
     ),
     "imagefolder": Source("own images: a folder with one sub-folder a class", imagefolder.read, imagefolder.REMEDY),
+    "arrays": Source("images that a program in Python gives, gray or color", array_files.read, array_files.REMEDY),
 }
 
 
@@ -108,6 +110,9 @@ def dimensions(settings: DataSettings) -> Dimensions:
         DataUnsuitable: More training images are requested than there are.
     """
     source = SOURCES[settings.name]
+    if settings.name == "arrays":
+        found = array_files.dimensions_of(settings)
+        return Dimensions() if found is None else Dimensions(found[0], found[1], settings.train_samples or found[2])
     side = settings.side_of_images
     if settings.train_samples is not None and source.train_images is not None:
         require_samples(settings.train_samples, source.train_images, split="train")
