@@ -248,11 +248,12 @@ class Settings:
     sign_in: SignInSettings | None = None
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
+    def from_environment(cls, environment: Mapping[str, str] | None = None, *, home: Path | None = None) -> "Settings":
         """Read the settings.
 
         Args:
             environment: Variables by name; those of the process if omitted.
+            home: The home folder, in place of that of the environment; None to take that.
 
         Raises:
             SettingsError: A variable is invalid or unknown, or the file that holds its value cannot be read.
@@ -265,7 +266,7 @@ class Settings:
         for name in sorted(values):
             if name.startswith(PREFIX) and name not in known:
                 raise SettingsError(f"{name}: unknown variable; {near(name, known)}")
-        home = _folder(values, "HOME") or Path.cwd()
+        home = home or _folder(values, "HOME") or Path.cwd()
         return cls(
             home=home,
             store_url=_store_url(values.get(PREFIX + "STORE_URL", ""), home),

@@ -79,6 +79,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "backbones": set(),
         "graph": {"backbones"},  # folding, and what operations are expected to take
         "structure": {"backbones", "methods"},
+        "interactive": {"backbones", "data", "experiment", "export", "methods", "plots", "structure", "training"},
         "experiment": {"backbones", "data", "export", "graph", "methods", "structure", "training"},
     },
     "search_spaces": {
@@ -125,6 +126,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "removal": {"files", "store", "tracking"},
         "dispatch": {"budget", "cluster", "files", "removal", "store", "study_config"},
         "api": {"budget", "cluster", "execution", "files", "finalize", "report", "store", "study_config"},
+        "python_api": {"analysis", "estimate", "execution", "files", "finalize", "store", "study_config"},
         "cli": {"*"},
     },
 }  # fmt: skip
@@ -153,6 +155,7 @@ IMPORTERS = {
     "prometheus_client": ["services/api/metrics.py"],
     "pydantic": ["services/study_config/*", "services/analysis/*", "services/api/*"],
     "pydantic_core": ["services/study_config/settings_models.py"],  # the errors that a validator of pydantic may raise
+    "pandas": ["services/python_api/*"],
     "yaml": ["services/*"],
     "fsspec": ["services/files/*"],
     "authlib": ["services/api/sign_in/provider.py", "services/api/sign_in/id_tokens.py"],

@@ -19,7 +19,7 @@ from nas_blockout.experiment.class_subset import ClassSubset, subset_of
 from nas_blockout.experiment.config import DERIVATIONS, Experiment, Parts, backbone_from_json, conflicts, needs_graph
 from nas_blockout.experiment.costs import known_costs, known_network, structure_of_network
 from nas_blockout.experiment.derivation import EVALUATION_BATCH, Derivation
-from nas_blockout.experiment.rebuilding import load_model, origin_of
+from nas_blockout.experiment.rebuilding import derived_network, load_model, origin_of
 from nas_blockout.experiment.runner import Outcome, Run, SavingRun, Snapshot, split_epochs
 from nas_blockout.graph.macs import count_macs
 
@@ -41,6 +41,7 @@ __all__ = [
     "conflicts",
     "count_macs",
     "dense_macs",
+    "derived_network",
     "known_costs",
     "known_network",
     "load_model",

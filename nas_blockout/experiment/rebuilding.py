@@ -118,6 +118,31 @@ def load_model(folder: Path | str, *, factory: str | None = None) -> Deployed:
     return deployed
 
 
+def derived_network(
+    experiment: Experiment, architecture: Architecture, *, shape: Shape, classes: int, graph_hash: str | None
+) -> Network:
+    """Return the network that was derived from that of an experiment, with initial weights.
+
+    Args:
+        experiment: What was run.
+        architecture: Of the derived network.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+        graph_hash: Of the network that it was derived from, if that is known by its graph.
+
+    Raises:
+        ValueError: The experiment makes another network than it did.
+    """
+    backbone = plain(experiment, None).backbone
+    if graph_hash is not None and (found := analysis_of(backbone, shape, classes).graph_hash) != graph_hash:
+        raise ValueError(
+            f"the network must be the one that the structure was learned from, whose graph has the hash {graph_hash}, "
+            f"got one with {found}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        return built(plain(experiment, architecture), shape, classes, Sites())
+
+
 def _built(model: ExportedModel, origin: Mapping[str, Any], factory: str | None) -> Network:
     """Return the network with initial weights.
 

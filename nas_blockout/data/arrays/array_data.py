@@ -11,6 +11,7 @@ from nas_blockout.data.arrays.image_arrays import Channels, images_of
 from nas_blockout.data.arrays.labeled_sources import Found, found_in
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataUnsuitable
+from nas_blockout.data.preprocessing import Preprocessing
 from nas_blockout.data.splits import Splits, prepare, require_classes
 from nas_blockout.data.tensor_dataset import Labeled
 
@@ -111,14 +112,30 @@ class ArrayData:
             raise DataUnsuitable("a study needs images in [0, 1]: make the ArrayData without in_unit_range=False")
         return write(self.parts, self._described, folder)
 
-    def splits(self, *, split_seed: int = 0) -> Splits:
-        """Return the data as a training reads it, with the normalization measured on the training images.
+    def splits(
+        self, *, split_seed: int = 0, preprocessing: Preprocessing | None = None, needs_test: bool = True
+    ) -> Splits:
+        """Return the data as a training reads it.
 
         Args:
             split_seed: Seed by which splits that were not given are taken from the training images.
+            preprocessing: How images are normalized; None to measure it on the training images.
+            needs_test: Whether test images are taken from those to train on where none were given.
+
+        Raises:
+            DataUnsuitable: A class has too few images to be divided, or all images are alike.
         """
-        collection = carved(self.parts, self.class_names, load_test=None, split_seed=split_seed)
-        return prepare(collection, train_samples=None, validation_samples=None, split_seed=split_seed)
+        collection = carved(self.parts, self.class_names, load_test=None, split_seed=split_seed, needs_test=needs_test)
+        if preprocessing is None:
+            return prepare(collection, train_samples=None, validation_samples=None, split_seed=split_seed)
+        return Splits(
+            collection.train.loaded().normalized(preprocessing),
+            collection.validation.loaded().normalized(preprocessing),
+            preprocessing=preprocessing,
+            class_names=collection.class_names,
+            load_test=collection.load_test,
+            notes=collection.notes,
+        )
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{len(part):,} {split}" for split, part in self.parts.items())

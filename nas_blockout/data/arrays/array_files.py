@@ -105,6 +105,7 @@ def carved(
     load_test: Callable[[], Labeled] | None,
     split_seed: int,
     origin: str = "",
+    needs_test: bool = True,
 ) -> Collection:
     """Return all three splits; of what was not given, each is a fifth of the images to train on, class by class.
 
@@ -114,12 +115,13 @@ def carved(
         load_test: Reads the test images where they are not among the parts and were given.
         split_seed: Seed of the division.
         origin: Folder of the file.
+        needs_test: Whether test images are taken from those to train on where none were given.
 
     Raises:
         DataUnsuitable: A class has too few images to be divided.
     """
     given = {*parts, *(["test"] if load_test is not None else [])}
-    missing = [split for split in _SPLITS if split not in given]
+    missing = [split for split in _SPLITS if split not in given and (needs_test or split != "test")]
     divided = dict(parts)
     if missing:
         train = parts["train"]
@@ -143,7 +145,10 @@ def carved(
 
 
 def _given(part: Labeled | None) -> Labeled:
-    assert part is not None, "given, read or taken from the images to train on"
+    if part is None:
+        raise DataMissing(
+            "there are no test images: none were given, and none are taken where only one network is trained"
+        )
     return part
 
 
@@ -157,7 +162,7 @@ def _require_enough(part: Labeled, class_names: tuple[str, ...], split: str) -> 
 
 
 def _described(tensor: Tensor) -> dict[str, Any]:
-    content = hashlib.sha256(memoryview(tensor.contiguous().numpy()).cast("B")).hexdigest()
+    content = hashlib.sha256(tensor.contiguous().numpy().data.cast("B")).hexdigest()
     return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape), "sha256": content}
 
 

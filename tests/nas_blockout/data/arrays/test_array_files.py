@@ -83,9 +83,8 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
             "no safetensors": b"PK\x03\x04",
         }[damage]
     )
-    with pytest.raises(DataCorrupt, match="is not the file that was written.*elete it"):
-        splits = load(DATA.settings(folder=tmp_path))
-        splits.test()
+    with pytest.raises(DataCorrupt, match=r"is not the file that was written.*elete it"):
+        load(DATA.settings(folder=tmp_path)).test()
 
 
 def test_dimensions_are_known_from_the_header_and_not_guessed_without_the_file(tmp_path):
