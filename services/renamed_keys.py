@@ -114,6 +114,12 @@ _ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "excluded_classes": [],
             "resize_size": None,
             "content": None,
+            "group_pattern": None,
+            "table": None,
+            "path_column": None,
+            "label_column": None,
+            "group_column": None,
+            "split_column": None,
         },
         "method": {
             "target_macs": None,

@@ -171,6 +171,7 @@ IMPORTERS = {
         "nas_blockout/data/arrays/array_files.py",
     ],
     "torchvision": ["nas_blockout/lazy_torchvision.py"],
+    "pyarrow": ["nas_blockout/data/listings/table_rows.py"],
     "PIL": ["nas_blockout/data/*"],
     "igraph": ["nas_blockout/canonical_form.py"],
     "sklearn": ["nas_blockout/*"],

@@ -1,13 +1,16 @@
 """The data of a study, as one frozen value that the study file, the store and all workers share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from types import MappingProxyType
 from typing import Annotated
 
+from nas_blockout.data.listings.group_template import TEMPLATE
 from nas_blockout.settings_fields import SEED, Conflict, OneOf, Pattern, Range, check, refuse
 
-NAMES = ("digits", "fashion_mnist", "glyphs", "cifar10", "cifar100", "imagefolder", "arrays")
+NAMES = ("digits", "fashion_mnist", "glyphs", "cifar10", "cifar100", "imagefolder", "table", "arrays")
+OF_FILES = ("imagefolder", "table")  # sources that make squares of image files
 RESIZED_CROP = "resized-crop-flip"
 # What an augmentation is put together from, at most one of each; those that move pixels first, those that cover last.
 COMBINED = (
@@ -18,7 +21,15 @@ COMBINED = (
 AUGMENTATIONS = tuple("-".join(filter(None, parts)) or "none" for parts in product(*COMBINED))
 BACKGROUNDS = ("white", "black", "gray", "dropped")
 LAYOUTS = ("classes", "splits")
-OF_IMAGEFOLDER = ("image_size", "resize_size", "background", "layout", "min_images_per_class", "excluded_classes")
+# Settings that not every source has, with those that have them.
+_OWN: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        **dict.fromkeys(("image_size", "resize_size", "background"), OF_FILES),
+        "layout": ("imagefolder",),
+        **dict.fromkeys(("min_images_per_class", "excluded_classes", "group_pattern"), OF_FILES),
+        **dict.fromkeys(("table", "path_column", "label_column", "group_column", "split_column"), ("table",)),
+    }
+)
 SMALLEST_SIDE, LARGEST_SIDE = 4, 1024
 DEFAULT_SIDE = 64
 
@@ -37,25 +48,34 @@ class DataSettings:
         augment: Augmentation of training images: ``none``, or one or more, in this order and joined by hyphens, of
             ``shift``, ``shift-flip`` or ``resized-crop-flip`` (`imagefolder`); ``randaugment`` or
             ``trivialaugment``; ``cutout`` or ``random-erasing``.
-        image_size: Side of the square images that `imagefolder` makes, in pixels; None for 64. Other sources have
-            a fixed size and do not accept it.
+        image_size: Side of the square images that `imagefolder` and `table` make, in pixels; None for 64. Other sources
+            have a fixed size and do not accept it.
         resize_size: Shorter side, in pixels, to which whole images are scaled before a square of `image_size` is cut
-            out of them (`imagefolder`): a random one in training with `resized-crop-flip`, else the middle one. None
-            for eight sevenths of `image_size` with that augmentation, and without it for squares that have all of the
-            shorter side.
-        folder: Path of the folder with the images (`imagefolder`), the fonts (`glyphs`) or files that are already
-            there. In a study file a relative path is relative to that file. `digits` has no files and does not accept
-            it.
-        background: What the transparent pixels of an image show (`imagefolder`): white, black or gray, or with
+            out of them (`imagefolder`, `table`): a random one in training with `resized-crop-flip`, else the middle
+            one. None for eight sevenths of `image_size` with that augmentation, and without it for squares that have
+            all of the shorter side.
+        folder: Path of the folder with the images (`imagefolder`; of a `table`, that to which its paths are relative,
+            None for its own), the fonts (`glyphs`) or files that are already there. In a study file a relative path is
+            relative to that file. `digits` has no files and does not accept it.
+        background: What the transparent pixels of an image show (`imagefolder`, `table`): white, black or gray, or with
             `dropped` the colors that transparency hides, as in version 1; None for white.
         layout: Whether the sub-folders of `folder` are `classes` or `splits` (`imagefolder`); None to recognize it by
             their names, and to refuse a folder in which that is not clear.
-        min_images_per_class: Classes with fewer images are left out (`imagefolder`), instead of the folder being
-            refused; where splits have folders, images in train count, and one in each other split is needed. None to
+        min_images_per_class: Classes with fewer images are left out (`imagefolder`, `table`), instead of the data being
+            refused; where the data has splits, images in train count, and one in each other split is needed. None to
             leave out none.
-        excluded_classes: Names of classes to leave out (`imagefolder`).
+        excluded_classes: Names of classes to leave out (`imagefolder`, `table`).
         content: Hash of images and labels that a program gave (`arrays`), which is the name of their file in `folder`,
             or in ``arrays/`` of the data root; `nas_blockout.ArrayData` sets it.
+        group_pattern: What in the path of an image names its group, such as a patient, a scene or a typeface
+            (`imagefolder`, `table`): in braces, with `*` for any characters, `#` for digits and `?` for one, such as
+            ``{patient#}_*``. No group is in two splits. None for no groups.
+        table: Path of a CSV or Parquet file with a row an image (`table`). In a study file a relative path is relative
+            to that file.
+        path_column: Column with the paths of the images (`table`); None for ``path``.
+        label_column: Column with the classes (`table`); None for ``label``.
+        group_column: Column with the groups of images (`table`), none of which is in two splits; None for no groups.
+        split_column: Column that says train, validation or test (`table`); None to divide by `split_seed`.
 
     Raises:
         ValueError: A value is out of range; the message shows it.
@@ -74,18 +94,26 @@ class DataSettings:
     min_images_per_class: Annotated[int, Range(ge=1)] | None = None
     excluded_classes: tuple[str, ...] = ()
     content: Annotated[str, Pattern(r"[0-9a-f]{32}", "32 hexadecimal digits", "0" * 32)] | None = None
+    group_pattern: Annotated[str, TEMPLATE] | None = None
+    table: str | None = None
+    path_column: str | None = None
+    label_column: str | None = None
+    group_column: str | None = None
+    split_column: str | None = None
 
     def __post_init__(self) -> None:
         check(self)
         refuse(self._conflicts())
 
     def _conflicts(self) -> Iterator[Conflict]:
-        for key in OF_IMAGEFOLDER if self.name != "imagefolder" else ():
-            if (value := getattr(self, key)) not in (None, ()):
-                message = f"{key} is a setting of imagefolder alone, got {value} for {self.name}"
-                yield Conflict(message, key, "name")
-        if self.augment.startswith(RESIZED_CROP) and self.name != "imagefolder":
-            message = f"augment {self.augment} cuts whole images of imagefolder, got {self.name}, of fixed size"
+        for key, owners in _OWN.items():
+            if (value := getattr(self, key)) not in (None, ()) and self.name not in owners:
+                owner = f"{owners[0]} alone" if len(owners) == 1 else " and ".join(owners)
+                yield Conflict(f"{key} is a setting of {owner}, got {value} for {self.name}", key, "name")
+        if self.augment.startswith(RESIZED_CROP) and not self.has_files:
+            message = (
+                f"augment {self.augment} cuts whole images of {' and '.join(OF_FILES)}, got {self.name}, of fixed size"
+            )
             yield Conflict(message, "augment", "name")
         if self.resize_size is not None and self.resize_size < self.side_of_images:
             message = f"resize_size must be image_size ({self.side_of_images}) or more, got {self.resize_size}"
@@ -99,10 +127,26 @@ class DataSettings:
         if (self.name == "arrays") != (self.content is not None):
             message = f"content goes with the source arrays, and it needs one, got {self.content} for {self.name}"
             yield Conflict(message, "content", "name")
+        if self.name == "table" and self.table is None:
+            message = "table needs the setting table: the path of a CSV or Parquet file with a row an image"
+            yield Conflict(message, "table", "name")
+        columns = (self.path_column or "path", self.label_column or "label", self.group_column, self.split_column)
+        named = [name for name in columns if name is not None]
+        if self.name == "table" and len(set(named)) < len(named):
+            message = f"a column of a table has one meaning, got {', '.join(named)} for path, label, group and split"
+            yield Conflict(message, "path_column", "label_column", "group_column", "split_column")
+        if self.group_column is not None and self.group_pattern is not None:
+            message = "groups come from group_column or from group_pattern, got both; leave one out"
+            yield Conflict(message, "group_pattern", "group_column")
+
+    @property
+    def has_files(self) -> bool:
+        """Whether images are made of files, in whatever size and form these are."""
+        return self.name in OF_FILES
 
     @property
     def side_of_images(self) -> int:
-        """Height and width of the images that `imagefolder` makes, in pixels."""
+        """Height and width of the images that are made of files, in pixels."""
         return self.image_size or DEFAULT_SIDE
 
     @property
@@ -118,4 +162,4 @@ class DataSettings:
 
         Their images have no transparency, but a black background where they have one at all.
         """
-        return (self.background or "white") if self.name == "imagefolder" else "black"
+        return (self.background or "white") if self.has_files else "black"

@@ -32,6 +32,17 @@ class DataUnsuitable(DataError):
     """Intact data that cannot be split or trained on as requested, such as a class without images."""
 
 
+def named(names: Sequence[str], *, most: int = 5) -> str:
+    """Return the first few of many names in quotes, and the number of the rest.
+
+    Args:
+        names: Such as those of classes.
+        most: How many are written out.
+    """
+    shown = ", ".join(f"'{name}'" for name in names[:most])  # repr would escape joiners of some scripts
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def all_corrupt(problems: Sequence[str]) -> DataCorrupt:
     """Return one error for all files that cannot be read; it names the first few and counts the rest.
 

@@ -27,11 +27,12 @@ class Splits:
         hierarchy: For each known grouping of the classes, the number of every class's group; None without one.
         origin: Folder of the files; empty if there are none.
         notes: What was recognized in the folder and what was passed over, in sentences.
+        groups: For each split in how many groups each class is; None where images have no groups.
         test_reads: How often the test data was loaded.
         load_test: Reads the test images; called by `test` alone.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all that a source tells of its images
         self,
         train: AnyPart,
         validation: AnyPart,
@@ -42,6 +43,7 @@ class Splits:
         hierarchy: Mapping[str, tuple[int, ...]] | None = None,
         origin: str = "",
         notes: tuple[str, ...] = (),
+        groups: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self.train = train
         self.validation = validation
@@ -50,6 +52,7 @@ class Splits:
         self.hierarchy = hierarchy
         self.origin = origin
         self.notes = notes
+        self.groups = groups
         self.test_reads = 0
         self.load_test = load_test
 
@@ -76,6 +79,7 @@ class Splits:
             hierarchy=self.hierarchy,
             origin=self.origin,
             notes=self.notes,
+            groups=self.groups,
         )
 
     def trained_on(self, placement: Placement) -> tuple[AnyPart, AnyPart]:
@@ -95,6 +99,7 @@ class Collection:
         hierarchy: For each known grouping of the classes, the number of every class's group.
         origin: Folder of the files.
         notes: What was recognized in the folder and what was passed over, in sentences.
+        groups: For each split in how many groups each class is, such as of patients; None where images have none.
     """
 
     train: AnyImages
@@ -104,6 +109,7 @@ class Collection:
     hierarchy: Mapping[str, tuple[int, ...]] | None = None
     origin: str = ""
     notes: tuple[str, ...] = ()
+    groups: Mapping[str, tuple[int, ...]] | None = None
 
 
 def prepare(
@@ -131,6 +137,7 @@ def prepare(
         hierarchy=collection.hierarchy,
         origin=collection.origin,
         notes=collection.notes,
+        groups=collection.groups,
     )
 
 

@@ -52,6 +52,9 @@ class Report:
         classes: Number of classes.
         images: For each split its number of images.
         fewest_in_class: For each split the size of its smallest class.
+        class_names: In the order of the labels.
+        images_of_classes: For each split the number of images of each class.
+        groups_of_classes: For each split in how many groups each class is; None where images have no groups.
         problem: Problem and remedy; empty if there is none.
         missing: Whether the problem is missing files.
         notes: What was recognized in its folder and what was passed over, in sentences.
@@ -64,6 +67,9 @@ class Report:
     classes: int = 0
     images: Mapping[str, int] | None = None
     fewest_in_class: Mapping[str, int] | None = None
+    class_names: tuple[str, ...] = ()
+    images_of_classes: Mapping[str, tuple[int, ...]] | None = None
+    groups_of_classes: Mapping[str, tuple[int, ...]] | None = None
     problem: str = ""
     missing: bool = False
     notes: tuple[str, ...] = ()
@@ -98,6 +104,9 @@ def check(settings: DataSettings, root: Path | None = None) -> Report:
         classes=classes,
         images={key: int(count.sum()) for key, count in counts.items()},
         fewest_in_class={key: int(count.min()) for key, count in counts.items()},
+        class_names=splits.class_names,
+        images_of_classes={key: tuple(count.tolist()) for key, count in counts.items()},
+        groups_of_classes=splits.groups,
         notes=splits.notes,
     )
 

@@ -23,14 +23,18 @@ from services.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from nas_blockout.data import DataSettings
+    from nas_blockout.data import DataSettings, Report
 
 app = typer.Typer(help="List, download, check and preview data sets.", no_args_is_help=True, rich_markup_mode=None)
 
 NameArgument = Annotated[str, typer.Argument(help="Name of a data set; see `nas-blockout data list`.")]
 FolderOption = Annotated[
     str | None,
-    typer.Option("--folder", help="Folder of the images; only for imagefolder and glyphs.", metavar="FOLDER"),
+    typer.Option("--folder", help="Folder of the images, or of the fonts of glyphs.", metavar="FOLDER"),
+]
+TableOption = Annotated[
+    str | None,
+    typer.Option("--table", help="CSV or Parquet file with a row an image; only for table.", metavar="FILE"),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -77,15 +81,16 @@ def fetch(name: NameArgument, as_json: JsonOption = False) -> None:
 def check(
     name: NameArgument,
     folder: FolderOption = None,
+    table_file: TableOption = None,
     assignments: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read every image of a data set and report whether it can be used for training.
 
     For a folder of images it says what was recognized in it, and what was passed over and why. Files that cannot be
-    read are named together.
+    read are named together. Where images have groups, such as patients, it counts those of every class and split.
     """
-    settings = _usable(name, folder, assignments or [])
+    settings = _usable(name, {"folder": folder, "table": table_file}, assignments or [])
     log(f"reading all images of {name}")
     report = lazy.data.check(settings, _root())
     if as_json:
@@ -102,14 +107,30 @@ def check(
                 ("split", "images", "images in the smallest class"), [(key, counts[key], fewest[key]) for key in counts]
             )
         )
+        _print_groups(report)
     if not report.ready:
         fail(NOT_FOUND if report.missing else FAILED, report.problem)
+
+
+def _print_groups(report: "Report") -> None:
+    """Print the images and the groups of every class and split, where images have groups."""
+    images, groups = report.images_of_classes or {}, report.groups_of_classes
+    if groups is None:
+        return
+    splits = [split for split in images if split in groups]
+    rows = [
+        (name, *(f"{images[split][row]} / {groups[split][row]}" for split in splits))
+        for row, name in enumerate(report.class_names)
+    ]
+    print_line("images / groups of every class:")
+    print_table(table(("class", *splits), rows))
 
 
 @app.command(epilog="Example: nas-blockout data show digits --output digits.png")
 def show(
     name: NameArgument,
     folder: FolderOption = None,
+    table_file: TableOption = None,
     assignments: SetOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="PNG file to write. [default: NAME.png]")
@@ -121,7 +142,7 @@ def show(
 
     Where no installed font has the characters of a name, its row has a number, and the name is printed.
     """
-    settings = _usable(name, folder, assignments or [])
+    settings = _usable(name, {"folder": folder, "table": table_file}, assignments or [])
     path = (output or Path(f"{name}.png")).absolute()
     if not path.parent.is_dir():
         fail(NOT_FOUND, f"no such folder: {path.parent}")
@@ -148,14 +169,14 @@ def _require_known(name: str) -> None:
         fail(USAGE, f"there is no data set {name!r}; {near(name, lazy.data.SOURCES)}")
 
 
-def _usable(name: str, folder: str | None, assignments: list[str]) -> "DataSettings":
+def _usable(name: str, files: dict[str, str | None], assignments: list[str]) -> "DataSettings":
     """Return the settings; what they refuse is a usage error, before anything is read."""
     _require_known(name)
-    document: dict[str, Any] = {"name": name, "folder": folder}
+    document: dict[str, Any] = {"name": name, **{key: value for key, value in files.items() if value is not None}}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or key in document:
-            fail(USAGE, f"--set needs KEY=VALUE with a setting of data besides name and folder, got {assignment!r}")
+            fail(USAGE, f"--set needs KEY=VALUE with a setting of data that is not given yet, got {assignment!r}")
         document[key] = lazy.yaml.safe_load(text)
     try:
         return from_json(lazy.data.DataSettings, document, where="data")

@@ -47,7 +47,7 @@ _MOST_COMPARED = 100
 _LIMITS = ("sample_passes", "seconds", "trainings")
 # By section: keys that may name files, of data, or of code.
 _PATHS: Mapping[str, tuple[str, ...]] = {
-    "data": ("folder",),
+    "data": ("table", "folder"),  # a table lies in a folder: its path has that of the folder in it
     "backbone": ("name", "factory", "weights"),
     "method": ("name",),
 }
@@ -429,7 +429,7 @@ class _Draft:
             found = dimensions(replace(settings, train_samples=None))
         if unread or "data.train_samples" in unknown:
             found = replace(found, train_images=None)
-        if "data.image_size" in unknown and settings.name == "imagefolder":
+        if "data.image_size" in unknown and settings.has_files:
             found = replace(found, shape=None)
         return _Data(settings, unknown, found, unread)
 
@@ -460,8 +460,8 @@ def _of_data(error: DataError, settings: DataSettings) -> Violation:
     """Return an error of data that cannot be read, at the setting that the message names."""
     text = str(error)
     key = next((item.name for item in fields(settings) if text.startswith(f"{item.name} ")), None)
-    if key is None and settings.folder is not None and settings.folder in text:
-        key = "folder"
+    if key is None:
+        key = next((each for each in _PATHS["data"] if (place := getattr(settings, each)) and place in text), None)
     path = ("data",) if key is None else ("data", key)
     return violation_at(path, text, key=".".join(path))
 

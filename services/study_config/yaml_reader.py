@@ -124,7 +124,7 @@ def _require_plain(text: str) -> None:
 
 
 def with_absolute_paths(document: dict[str, Any], parent: Path, *, weights: Path | None = None) -> dict[str, Any]:
-    """Return a study in which ``data.folder`` and the files of backbones and plug-ins are absolute.
+    """Return a study in which ``data.folder``, ``data.table`` and the files of backbones and plug-ins are absolute.
 
     Args:
         document: A study as plain values; a resolved study is returned unchanged.
@@ -133,7 +133,7 @@ def with_absolute_paths(document: dict[str, Any], parent: Path, *, weights: Path
     """
     if is_resolved(document):
         return document
-    document = _with_paths(document, "data", {"folder": lambda text: _absolute(text, parent)})
+    document = _with_paths(document, "data", dict.fromkeys(("folder", "table"), lambda text: _absolute(text, parent)))
     code = partial(_absolute_code, parent=parent)
     files: dict[str, Callable[[str], str]] = {
         "name": code,

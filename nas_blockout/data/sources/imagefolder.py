@@ -4,7 +4,8 @@
     folder/train/<class>/*.png            divided by hand; also val, valid, validation or dev, and test; `Training` and
     folder/val/<class>/*.png              `Testing` in any case of letters
 
-A split that is not there is carved from the training images: a fifth of them for each. Images become color squares of
+A split that is not there is carved from the training images: a fifth of them for each. With `group_pattern`, images of
+one group, such as a patient, stay in one split. Images become color squares of
 `image_size` pixels (64 where it is not set). What was recognized, and what was passed over and why, is in the notes of
 the collection.
 
@@ -13,14 +14,13 @@ References:
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from nas_blockout.data.data_settings import DataSettings
-from nas_blockout.data.errors import DataMissing, DataUnsuitable
+from nas_blockout.data.errors import DataMissing, DataUnsuitable, named
+from nas_blockout.data.listings.listing import SPLITS, Listing, carved, collection_of, counted, groups_of
 from nas_blockout.data.sources.folder_layout import (
     SUFFIXES,
     Layout,
@@ -31,13 +31,9 @@ from nas_blockout.data.sources.folder_layout import (
     visible_folders,
 )
 from nas_blockout.data.splits import Collection
-from nas_blockout.data.streaming import MEMORY_BYTES, ImageFiles
-from nas_blockout.data.subsets import stratified
+from nas_blockout.data.streaming import MEMORY_BYTES
 
-CARVED_SHARE = 0.2
 REMEDY = "set folder to a folder that has one sub-folder of images a class"
-SPLITS = ("train", "validation", "test")
-_MOST_NAMED = 5
 _MOST_CLASSES_NAMED = 12
 
 Paths = dict[str, dict[str, list[Path]]]  # by split, by class
@@ -72,60 +68,24 @@ def read(settings: DataSettings, root: Path | None, *, memory_bytes: int = MEMOR
             f"{folder}; lower min_images_per_class"
         )
     _require_images(layout, paths, class_names, passed)
-    listings = {split: _listing(by_class, class_names) for split, by_class in paths.items()}
-    splits = _carve(listings, class_names, seed=settings.split_seed)
-    side, background, resize_size = settings.side_of_images, settings.background_of_images, settings.short_side
-    files = {
-        name: ImageFiles(listing.paths, listing.labels, side, root, memory_bytes, background, resize_size)
-        for name, listing in splits.items()
-    }
-    return Collection(
-        train=files["train"],
-        validation=files["validation"],
-        load_test=lambda: files["test"],
+    listings = {split: _listing(by_class, class_names, settings.group_pattern) for split, by_class in paths.items()}
+    splits = carved(listings, class_names, seed=settings.split_seed)
+    return collection_of(
+        splits,
+        settings,
+        root,
         class_names=class_names,
-        origin=str(folder),
+        origin=folder,
         notes=tuple(_notes(layout, splits, class_names, left_out, settings, passed)),
+        memory_bytes=memory_bytes,
     )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Listing:
-    paths: tuple[Path, ...]
-    labels: Tensor
-
-    def at(self, index: Tensor) -> "_Listing":
-        return _Listing(tuple(self.paths[number] for number in index.tolist()), self.labels[index])
-
-
-def _carve(listings: dict[str, _Listing], class_names: tuple[str, ...], *, seed: int) -> dict[str, _Listing]:
-    """Return all three splits; what is not given comes out of the training images."""
-    missing = [name for name in SPLITS if name not in listings]
-    if not missing:
-        return listings
-    # The last part gets the rest, so its share is not given.
-    shares = (1 - CARVED_SHARE * len(missing), *[CARVED_SHARE] * len(missing[1:]))
-    parts = stratified(listings["train"].labels, shares[: len(missing)], seed=seed)
-    carved = {name: listings["train"].at(index) for name, index in zip(("train", *missing), parts, strict=True)}
-    had = listings["train"].labels.bincount(minlength=len(class_names))
-    for name, listing in carved.items():
-        empty = (listing.labels.bincount(minlength=len(class_names)) == 0).nonzero().flatten().tolist()
-        if empty:
-            most = int(had[empty].max())
-            raise DataUnsuitable(
-                f"every class needs an image in every split, but {len(empty)} of {len(class_names)} classes have none "
-                f"in the {name} split ({len(listing.labels)} images), which is taken from too few: "
-                f"{_named([class_names[index] for index in empty])} (up to {most} images); add images, or leave such "
-                f"classes out with min_images_per_class: {most + 1} or excluded_classes"
-            )
-    return listings | carved
 
 
 def _classes(layout: Layout, excluded: Sequence[str]) -> tuple[str, ...]:
     folder = layout.splits["train"]
     names = visible_folders(folder)
     if unknown := [name for name in excluded if name not in names]:
-        raise DataUnsuitable(f"excluded_classes must name classes of {folder}, got {_named(unknown)}")
+        raise DataUnsuitable(f"excluded_classes must name classes of {folder}, got {named(unknown)}")
     kept = tuple(name for name in names if name not in excluded)
     if len(kept) >= 2:
         return kept
@@ -133,7 +93,7 @@ def _classes(layout: Layout, excluded: Sequence[str]) -> tuple[str, ...]:
     if one is not None and len(visible_folders(one)) >= 2:
         remedy = f"set folder to {one}, which has {len(visible_folders(one))} sub-folders"
     elif loose := beside(folder).counts["images outside the folder of a class"]:
-        remedy = f"sort its {loose} images into one sub-folder a class; labels in a table are not read"
+        remedy = f"sort its {loose} images into one sub-folder a class, or list them in a table, for the source table"
     raise DataUnsuitable(f"{folder} must have two or more classes, got {len(kept)} sub-folders; {remedy}")
 
 
@@ -170,20 +130,21 @@ def _require_images(layout: Layout, paths: Paths, class_names: tuple[str, ...], 
         if empty := [name for name in class_names if not by_class[name]]:
             had = f" (passed over: {passed})" if str(passed) else ""
             raise DataUnsuitable(
-                f"every class needs an image, but {layout.splits[split]} has none for {_named(empty)}; add images "
+                f"every class needs an image, but {layout.splits[split]} has none for {named(empty)}; add images "
                 f"({', '.join(SUFFIXES)}), or leave the class out with excluded_classes or min_images_per_class: 1{had}"
             )
 
 
-def _listing(by_class: Mapping[str, list[Path]], class_names: tuple[str, ...]) -> _Listing:
+def _listing(by_class: Mapping[str, list[Path]], class_names: tuple[str, ...], pattern: str | None) -> Listing:
     counts = torch.tensor([len(by_class[name]) for name in class_names])
     labels = torch.arange(len(class_names)).repeat_interleave(counts)
-    return _Listing(tuple(path for name in class_names for path in by_class[name]), labels)
+    paths = tuple(path for name in class_names for path in by_class[name])
+    return Listing(paths, labels, None if pattern is None else groups_of(paths, pattern))
 
 
 def _notes(
     layout: Layout,
-    splits: Mapping[str, _Listing],
+    splits: Mapping[str, Listing],
     class_names: tuple[str, ...],
     left_out: Mapping[str, int],
     settings: DataSettings,
@@ -191,29 +152,24 @@ def _notes(
 ) -> Iterator[str]:
     """Yield what was recognized in the folder and what was passed over, in sentences."""
     train = layout.splits["train"]
-    named = _named(class_names, most=_MOST_CLASSES_NAMED)
+    classes = named(class_names, most=_MOST_CLASSES_NAMED)
     if set(layout.splits) == {"train"} and train == Path(settings.folder or ""):
-        yield f"recognized {len(class_names)} classes, divided here by split_seed: {named}"
+        yield f"recognized {len(class_names)} classes, divided here by split_seed: {classes}"
     else:
         folders = ", ".join(f"{split} in {path.name}/" for split, path in layout.splits.items())
         carved = [name for name in SPLITS if name not in layout.splits]
         taken = f"; {' and '.join(carved)} taken from the training images" if carved else ""
-        yield f"recognized splits: {folders}{taken}; {len(class_names)} classes: {named}"
-    yield "images: " + ", ".join(f"{len(splits[name].labels)} {name}" for name in SPLITS)
+        yield f"recognized splits: {folders}{taken}; {len(class_names)} classes: {classes}"
+    yield from counted(splits)
     nested = sum(len(path.relative_to(train).parts) > 2 for path in splits["train"].paths if path.is_relative_to(train))
     if nested:
         yield f"{nested} training images lie in sub-folders of a class and count to it"
     if left_out:
-        few = _named([f"{name} ({count})" for name, count in left_out.items()], most=_MOST_CLASSES_NAMED)
+        few = named([f"{name} ({count})" for name, count in left_out.items()], most=_MOST_CLASSES_NAMED)
         yield f"left out by min_images_per_class {settings.min_images_per_class} ({len(left_out)}): {few}"
     if settings.excluded_classes:
-        yield f"left out by excluded_classes: {_named(settings.excluded_classes, most=_MOST_CLASSES_NAMED)}"
+        yield f"left out by excluded_classes: {named(settings.excluded_classes, most=_MOST_CLASSES_NAMED)}"
     if layout.ignored:
-        yield f"passed over folders that are no split or have no sub-folder a class: {_named(layout.ignored)}"
+        yield f"passed over folders that are no split or have no sub-folder a class: {named(layout.ignored)}"
     if str(passed):
         yield f"passed over {passed}"
-
-
-def _named(names: Sequence[str], *, most: int = _MOST_NAMED) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:most])  # repr would escape joiners of some scripts
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nas_blockout.data.arrays import array_files
 from nas_blockout.data.data_settings import DataSettings
-from nas_blockout.data.sources import cifar, digits, fashion_mnist, glyphs, imagefolder
+from nas_blockout.data.sources import cifar, digits, fashion_mnist, glyphs, imagefolder, table
 from nas_blockout.data.splits import Collection, Splits, prepare, require_samples
 
 
@@ -90,17 +90,18 @@ SOURCES: Mapping[str, Source] = {
     ),
     "imagefolder": Source("own images: a folder with one sub-folder a class", imagefolder.read, imagefolder.REMEDY),
     "arrays": Source("images that a program in Python gives, gray or color", array_files.read, array_files.REMEDY),
+    "table": Source("own images: a CSV or Parquet file of their paths and classes", table.read, table.REMEDY),
 }
 
 
 def recognized(settings: DataSettings) -> tuple[str, ...]:
-    """Return what is found in the folder of `imagefolder` without decoding an image; nothing for other sources.
+    """Return what is found in a folder or a table of images without decoding one; nothing for other sources.
 
     Raises:
-        DataMissing: There is no such folder.
-        DataUnsuitable: Its layout is not recognized, or a class has too few images.
+        DataMissing: There is no such folder, or table.
+        DataUnsuitable: Its layout is not recognized, rows are broken, or a class has too few images.
     """
-    return imagefolder.read(settings, None).notes if settings.name == "imagefolder" else ()
+    return SOURCES[settings.name].read(settings, None).notes if settings.has_files else ()
 
 
 def dimensions(settings: DataSettings) -> Dimensions:

@@ -15,7 +15,7 @@ from services.study_config.resolved_study import Study
 from services.study_config.validation import Bounds, check_against_dimensions
 from services.study_config.yaml_reader import line_map
 
-_FOLDER = ("data", "folder")
+_FILES = ("folder", "table")  # settings of the data that name files
 
 
 def checked(document: Mapping[str, Any], settings: Settings, *, measured: bool = True) -> Study:
@@ -27,10 +27,10 @@ def checked(document: Mapping[str, Any], settings: Settings, *, measured: bool =
         measured: Whether to check its networks and its budget, as far as the data need not be read for that.
 
     Raises:
-        StudyError: It violates rules, is too large, names a folder, through which a client could read files of the
+        StudyError: It violates rules, is too large, names files, through which a client could read files of the
             cluster, or names code or weights that the operator does not allow; nothing of these is imported.
     """
-    refused = [*_folder(document), *allowed_code.refused(document, settings)]
+    refused = [*_files(document), *allowed_code.refused(document, settings)]
     measure = _measure(document) if measured else None
     try:
         with allowing(settings.allows_origin):
@@ -83,10 +83,14 @@ def _measure(document: Mapping[str, Any]) -> Callable[[DataSettings], Dimensions
     return lambda settings: replace(dimensions(settings), shape=None, classes=None)
 
 
-def _folder(document: Mapping[str, Any]) -> list[Violation]:
+def _files(document: Mapping[str, Any]) -> list[Violation]:
     data = document.get("data")
-    folder = data.get("folder") if isinstance(data, Mapping) else None
-    if not isinstance(folder, str):
-        return []
-    rule = "must be omitted in studies submitted to the service"
-    return [Violation(_FOLDER, rule, folder, "omit it, or run the study with `nas-blockout submit`")]
+    rule, remedy = (
+        "must be omitted in studies submitted to the service",
+        "omit it, or run the study with `nas-blockout submit`",
+    )
+    return [
+        Violation(("data", key), rule, named, remedy)
+        for key in _FILES
+        if isinstance(data, Mapping) and isinstance(named := data.get(key), str)
+    ]

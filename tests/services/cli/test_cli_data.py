@@ -217,3 +217,25 @@ def test_a_study_says_what_it_recognized_and_is_refused_before_anything_runs(hom
     (home / "own.yaml").write_text(STUDY % ", layout: classes")
     ended = here("validate", home / "own.yaml", NAS_BLOCKOUT_HOME=str(home))
     assert "data: recognized 2 classes, divided here by split_seed: 'north', 'south'" in ended.err
+
+
+def test_a_table_is_checked_with_the_groups_of_every_class(call: Call, home: Path) -> None:
+    folder = image_folder(home / "images", classes=2, images=10)
+    rows = [f"class-{label}/{number}.png,{label},p{number // 2}" for label in (0, 1) for number in range(10)]
+    (home / "labels.csv").write_text("\n".join(["path,label,who", *rows]), encoding="utf-8")
+    words = ("check", "table", "--table", "labels.csv", "--folder", folder, "--set", "group_column=who")
+    ended = call(*words)
+    assert ended.code == 0, ended.err
+    assert "groups, none of which is in two splits: 3 train, 1 validation, 1 test" in ended.out
+    assert [line.split() for line in ended.out.splitlines() if line.startswith(("0 ", "1 "))] == [
+        [label, "6", "/", "3", "2", "/", "1", "2", "/", "1"] for label in "01"
+    ]
+    found = call(*words, "--json").json
+    assert found["groups_of_classes"] == {"train": [3, 3], "validation": [1, 1], "test": [1, 1]}
+
+
+def test_broken_rows_of_a_table_end_with_1_and_their_lines(call: Call, home: Path) -> None:
+    (home / "labels.csv").write_text("path,label\nnone.png,a\n", encoding="utf-8")
+    ended = call("check", "table", "--table", "labels.csv")
+    assert ended.code == 1
+    assert "line 2: there is no file 'none.png'" in ended.err
