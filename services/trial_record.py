@@ -89,7 +89,7 @@ class Trial:
         planned: Sample passes that it is meant to cost; 0 where the search was exhausted.
         seconds: Measured training time so far.
         suggest_seconds: Time that the optimizer took to propose it.
-        score: Validation accuracy in [0, 1] of a complete trial, or None.
+        score: Metric of its study on validation images, in [0, 1], of a complete trial, or None.
         experiment: What is run, as plain JSON types; `config` has it typed.
         params: What the search chose, as plain JSON types; empty for retrained trials.
         result: What it ended in, as plain JSON types, or None. Of a complete trial ``validation_accuracy``,
@@ -97,11 +97,11 @@ class Trial:
             branches), ``overhead_seconds``, ``gap``, ``probabilities`` (P by layer, nodes x clusters),
             ``membership_ends`` (to which end P came, by layer) and, of a retrained one, ``test_accuracy``,
             ``confusion`` (true x predicted) and ``predictions`` (the class given to each test image); of a
-            pruned trial ``validation_accuracy`` and ``stopped_after``.
+            pruned trial ``validation_accuracy`` or ``validation_balanced_accuracy``, and ``stopped_after``.
         architecture_hash: Canonical hash of the architecture that was proposed, or None.
         replicate_of: Number of the search trial of the same arm that had the same architecture, or None.
         reason: Why it failed or was pruned, or None.
-        curve: Validation accuracy after every epoch so far; kept only where trials may be stopped early.
+        curve: The same metric after every epoch so far; kept only where trials may be stopped early.
         id: Identity in the store, -1 until it is there.
         study: Name of the study, empty until it is in the store.
         created_at: When it was put into the store; `NOT_STORED` until it is there.
@@ -245,7 +245,8 @@ class Trial:
         """Of a pruned trial the epochs after which it was stopped and its validation accuracy there, else None."""
         if self.state != "pruned" or not self.result:
             return None
-        return self.result["stopped_after"], self.result["validation_accuracy"]
+        metrics = ("validation_accuracy", "validation_balanced_accuracy")  # it has that which its study goes by
+        return self.result["stopped_after"], next(self.result[name] for name in metrics if name in self.result)
 
     @property
     def usage(self) -> Json:

@@ -54,6 +54,7 @@ class ModelDescription:
         seed: Of the training that is exported.
         test_accuracy: Of this very model, [0, 1].
         test_images: Images behind it.
+        test_balanced_accuracy: Mean of its accuracies on the classes, [0, 1], or None.
         accuracy: Mean and 95% interval over the seeds of the study, as a text.
         verdict: What the study found, in one sentence.
         spent: What finding it cost, as a text.
@@ -100,6 +101,7 @@ class ModelDescription:
     accuracy: str
     verdict: str
     spent: str
+    test_balanced_accuracy: float | None = None
     architecture: Mapping[str, Any] | None = None
     recommendation: Sequence[tuple[str, str]] = ()
     structure: Structure | None = None
@@ -176,6 +178,7 @@ def card(
     """
     shape = f"(batch, {description.channels}, {description.height}, {description.width})"
     accuracy = f"{description.test_accuracy:.2%}" if description.test_accuracy is not None else "not measured"
+    balanced = description.test_balanced_accuracy
     images = f" on {description.test_images} test images" if description.test_images else ""
     rows = {
         **dict(description.recommendation),
@@ -183,6 +186,7 @@ def card(
         **({"cut from": _whole(description.cut_from)} if description.cut_from else {}),
         "classes": f"{len(description.class_names)}: {_listed(description.class_names, MOST_CLASSES_LISTED)}",
         "test accuracy of this model": f"{accuracy}{images} (seed {description.seed})",
+        **({"balanced test accuracy": f"{balanced:.2%}, mean over classes"} if balanced is not None else {}),
         "over the seeds of the study": description.accuracy,
         "parameters": f"{description.parameters:,}",
         "multiply-accumulates an image": f"{description.macs:,}",

@@ -334,6 +334,7 @@ def _write_manifest(job: Job, description: ModelDescription, verification: Verif
         "batch": description.batch,
         "test_accuracy": description.test_accuracy,
         "test_images": description.test_images,
+        "test_balanced_accuracy": description.test_balanced_accuracy,
         "distillation": description.equality,
         "structure": description.structure.to_json() if description.structure else None,
         "branches": description.branches,

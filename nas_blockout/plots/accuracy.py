@@ -103,7 +103,7 @@ def _named_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 @styled
-def figure_differences(differences: Sequence[Difference]) -> Figure:
+def figure_differences(differences: Sequence[Difference], *, of: str = "test accuracy") -> Figure:
     """Draw one row per pair, under a heading for each first arm: the difference in percentage points and its interval.
 
     Significant differences have a filled marker, all others a hollow one.
@@ -124,7 +124,7 @@ def figure_differences(differences: Sequence[Difference]) -> Figure:
     _named_rows(axes, [_row_name(entry) for entry in rows])
     for text, entry in zip(axes.get_yticklabels(), rows, strict=True):
         text.set_fontweight("bold" if isinstance(entry, str) else "normal")
-    axes.set_xlabel("difference in test accuracy (percentage points)", labelpad=2)
+    axes.set_xlabel(f"difference in {of} (percentage points)", labelpad=2)
     return figure
 
 

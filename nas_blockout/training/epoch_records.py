@@ -143,6 +143,7 @@ class EpochRecord:
         validation_loss: Mean cross-entropy after the epoch; None if the training diverged.
         validation_accuracy: Share in [0, 1] after the epoch; None if the training diverged.
         stage: Part of the experiment that the epoch belongs to.
+        validation_balanced_accuracy: Mean of the accuracies of the classes; None if the training diverged.
         telemetry: Values that the model reports, by name.
         failure: Why training cannot go on, or None.
         checkpoint: Continues the training after this epoch; valid until the next record is requested.
@@ -156,6 +157,7 @@ class EpochRecord:
     validation_loss: float | None
     validation_accuracy: float | None
     stage: str = "train"
+    validation_balanced_accuracy: float | None = None
     telemetry: Mapping[str, TelemetryValue] = field(default_factory=dict)
     failure: str | None = None
     checkpoint: Checkpoint | None = field(default=None, repr=False, compare=False)
@@ -168,8 +170,16 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Mean cross-entropy, accuracy in [0, 1], and the predicted class of every image, shape ``(images,)``."""
+    """What a model does on a split.
+
+    Args:
+        loss: Mean cross-entropy.
+        accuracy: Share of the images, [0, 1].
+        predictions: The predicted class of every image, shape ``(images,)``.
+        balanced_accuracy: Mean over the classes of the share of their images that are right, [0, 1].
+    """
 
     loss: float
     accuracy: float
     predictions: Tensor = field(repr=False, compare=False)
+    balanced_accuracy: float

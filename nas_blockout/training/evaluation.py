@@ -32,6 +32,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
+    labels_seen = []
     found = torch.zeros(2, dtype=torch.float64, device=device)  # the sum of the losses, and how many were right
     predictions = []
     with products(precision, device), autocast(precision, device):
@@ -44,9 +45,27 @@ def evaluate(
                 loss = F.cross_entropy(_single(logits), labels, reduction="sum")
                 found += torch.stack([loss.double(), (chosen[own] == labels).sum().double()])
             predictions.append(chosen)
+            labels_seen.append(y)
     model.train(was_training)
     losses, right = ranks.total(found.cpu()).tolist()
-    return Evaluation(losses / len(loader), int(right) / len(loader), ranks.total(torch.cat(predictions).cpu()))
+    predicted = ranks.total(torch.cat(predictions).cpu())
+    balanced = balanced_accuracy(torch.cat(labels_seen).cpu(), predicted)
+    return Evaluation(losses / len(loader), int(right) / len(loader), predicted, balanced)
+
+
+def balanced_accuracy(labels: Tensor, predictions: Tensor) -> float:
+    """Return the mean, over the classes that there are, of the share of their images that were recognized.
+
+    Args:
+        labels: Shape (n,), int64, one image or more.
+        predictions: Likewise, the class given to each image.
+
+    References:
+        Brodersen, Ong, Stephan, Buhmann, "The Balanced Accuracy and Its Posterior Distribution", ICPR 2010.
+    """
+    images = labels.bincount()
+    right = labels[labels == predictions].bincount(minlength=len(images))
+    return float((right[images > 0].double() / images[images > 0]).mean())
 
 
 def _single(logits: Tensor) -> Tensor:

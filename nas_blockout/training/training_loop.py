@@ -151,6 +151,7 @@ class _Training:
             train_loss=None if failure else total / max(1, trained),
             validation_loss=checked.loss if checked else None,
             validation_accuracy=checked.accuracy if checked else None,
+            validation_balanced_accuracy=checked.balanced_accuracy if checked else None,
             telemetry=telemetry,
             failure=failure,
             checkpoint=self._checkpoint(),

@@ -18,6 +18,7 @@ from nas_blockout.methods.none import NoneSettings
 from nas_blockout.methods.supernet.darts_settings import DartsSettings
 from nas_blockout.serialization import count_of
 from nas_blockout.statistics import significance
+from nas_blockout.statistics.recalls import balanced_accuracy, recalls
 from nas_blockout.structure.branching import Structure
 from services.analysis.latency import Latency
 from services.analysis.learned_paths import ArmPaths, arm_paths
@@ -26,7 +27,7 @@ from services.analysis.pareto import Front, Timed, fronts
 from services.analysis.recommendation import Candidate, Recommendation, recommend
 from services.analysis.robustness import RobustnessResult
 from services.analysis.search_progress import SearchProgress, progress_of
-from services.analysis.seed_metrics import Accuracy, Amount, Count, PairResult, Share, Strict
+from services.analysis.seed_metrics import Accuracy, Amount, ClassResult, Count, PairResult, Share, Strict
 from services.analysis.usage import ArmUsage, usage_of
 from services.budget.accounting import End, compared_in, current, ends, stale
 from services.budget.limits import WORDS, Unit, limits
@@ -34,6 +35,7 @@ from services.renamed_keys import upgraded_comparison
 from services.search.constraints import could_win
 from services.study_config.resolved_study import Arm, Study
 from services.study_config.schema import DEFAULT_MARGIN
+from services.study_config.search_options import Metric
 from services.trial_record import RETRAIN, SEARCH, Trial, TrialKey
 
 Role = Literal["learned", "placebo", "ablation", "baseline"]
@@ -90,6 +92,11 @@ class ArmResult(Strict):
     cost: Cost
     validation_accuracy: Accuracy | None
     test_accuracy: Accuracy | None
+    validation_balanced_accuracy: Accuracy | None = Field(None, description="Mean of the accuracies of the classes.")
+    test_balanced_accuracy: Accuracy | None = Field(None, description="Mean of the accuracies of the classes.")
+    classes: list[ClassResult] | None = Field(
+        None, description="Test accuracy of every class, in the order of the data."
+    )
     exported_seed: int | None
     parameters: Count | None
     macs: Count | None
@@ -135,6 +142,7 @@ class ComparisonDocument(Strict):
     study: str
     budget: BudgetResult
     arms: dict[str, ArmResult]
+    metric: Metric = Field("accuracy", description="What ranking, pairs and recommendation go by.")
     pairs: list[PairResult] = Field(description="All pairs that were tested, corrected together.")
     ranking: list[str] | None = Field(description="The arms by mean test accuracy, best first.")
     ranking_seeds: list[int] = Field(description="Seeds that all arms have: the ranking is over them.")
@@ -149,12 +157,27 @@ class ComparisonDocument(Strict):
         """Read a ``comparison.json``, of this version or of version 1."""
         return cls.model_validate(upgraded_comparison(json.loads(path.read_text(encoding="utf-8"))))
 
+    def validation_of(self, name: str) -> Accuracy | None:
+        """Return the metric of the study of an arm on validation images."""
+        return validation_of(self.arms[name], self.metric)
+
+    def test_of(self, name: str) -> Accuracy | None:
+        """Return the metric of the study of an arm on test images."""
+        return test_of(self.arms[name], self.metric)
+
+    @property
+    def metric_words(self) -> str:
+        """The metric of the study in words."""
+        return self.metric.replace("_", " ")
+
     @property
     def shipped(self) -> Recommendation | None:
         """The model to ship; of a document from before there were recommendations it follows from its content."""
         if "recommendation" in self.model_fields_set:
             return self.recommendation
-        return _recommendation(self.arms, self.pairs, margin=self.equivalence_margin, reason=self.reason)
+        return _recommendation(
+            self.arms, self.pairs, margin=self.equivalence_margin, reason=self.reason, metric=self.metric
+        )
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "ComparisonDocument":
@@ -166,6 +189,16 @@ class ComparisonDocument(Strict):
         if unknown:
             raise ValueError(f"pairs name arms of the study, got {sorted(unknown)}")
         return self
+
+
+def validation_of(arm: ArmResult, metric: Metric) -> Accuracy | None:
+    """Return a metric of an arm on validation images."""
+    return arm.validation_balanced_accuracy if metric == "balanced_accuracy" else arm.validation_accuracy
+
+
+def test_of(arm: ArmResult, metric: Metric) -> Accuracy | None:
+    """Return a metric of an arm on test images."""
+    return arm.test_balanced_accuracy if metric == "balanced_accuracy" else arm.test_accuracy
 
 
 def role(arm: Arm) -> Role:
@@ -215,7 +248,7 @@ def best_of(document: ComparisonDocument) -> str | None:
     """Return the arm with the highest mean test accuracy, over the seeds that all share if they are ranked."""
     if document.ranking is not None:
         return document.ranking[0]
-    means = {name: arm.test_accuracy.mean for name, arm in document.arms.items() if arm.test_accuracy is not None}
+    means = {name: found.mean for name in document.arms if (found := document.test_of(name)) is not None}
     return max(means, key=lambda name: means[name], default=None)
 
 
@@ -257,7 +290,7 @@ def build(
                 "ended_by": ended[name],
                 "search": searches.get(name),
                 "front": by_front.get(name),
-                "structure": _structure(by_arm[name], (structures or {}).get(name)),
+                "structure": _structure(by_arm[name], (structures or {}).get(name), study.config.metric),
             }
         )
         for name, arm in study.arms.items()
@@ -266,7 +299,8 @@ def build(
     budget = study.config.budget
     spent = {unit: _charged(arms, unit) for unit in limits(budget)}
     unit, disagreement = compared_in(spent, ended, budget.tolerance)
-    scores = {name: arm.test_accuracy.by_seed for name, arm in arms.items() if arm.test_accuracy is not None}
+    metric = study.config.metric
+    scores = {name: found.by_seed for name, arm in arms.items() if (found := test_of(arm, metric)) is not None}
     pairs = [pair for pair in family(study) if _comparable(pair, scores, spent, ended, budget.tolerance)]
     if unfinished:  # verdicts that are looked at while seeds still run find differences that are not there
         pairs = []
@@ -284,6 +318,7 @@ def build(
         study=study.name,
         budget=BudgetResult(unit=unit, per_arm=limits(budget)[unit], tolerance=budget.tolerance, limits=limits(budget)),
         arms=arms,
+        metric=metric,
         pairs=results,
         ranking=list(tested.ranking) if tested.ranking and reason is None else None,
         ranking_seeds=sorted(set.intersection(*map(set, scores.values()))) if reason is None else [],
@@ -291,14 +326,16 @@ def build(
         extensions=extensions,
         robustness=RobustnessResult.of({name: _robust(group) for name, group in by_arm.items()}, pairs=pairs),
         equivalence_margin=margin,
-        recommendation=None if unfinished else _recommendation(arms, results, margin=margin, reason=reason),
+        recommendation=None
+        if unfinished
+        else _recommendation(arms, results, margin=margin, reason=reason, metric=metric),
     )
 
 
 def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None) -> ArmResult:
     trials, replaced = current(every), stale(every)
     models = _models(trials)
-    exported = _exported(models)
+    exported = _exported(models, study.config.metric)
     outcome = exported.outcome if exported else {}
     overhead = sum(trial.charged_seconds - trial.seconds for trial in trials)
     return ArmResult(
@@ -320,6 +357,9 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None
         ),
         validation_accuracy=_accuracy(models, "validation_accuracy"),
         test_accuracy=_accuracy(models, "test_accuracy"),
+        validation_balanced_accuracy=_balanced(models, "validation_balanced_accuracy"),
+        test_balanced_accuracy=_balanced(models, "test_balanced_accuracy"),
+        classes=_classes(models),
         exported_seed=exported.seed if exported else None,
         parameters=outcome.get("parameters"),
         macs=outcome.get("macs"),
@@ -340,23 +380,23 @@ def _learns_again(arm: Arm) -> bool:
     return arm.experiment.derivation is not None or (isinstance(method, BlockDropSettings) and method.learns)
 
 
-def _exported(models: Mapping[int, Trial]) -> Trial | None:
-    return max(models.values(), key=lambda trial: (_result(trial, "validation_accuracy"), -trial.seed), default=None)
+def _exported(models: Mapping[int, Trial], metric: Metric) -> Trial | None:
+    return max(models.values(), key=lambda trial: (_result(trial, f"validation_{metric}"), -trial.seed), default=None)
 
 
-def _structure(every: Sequence[Trial], known: Structure | None) -> ArmStructure | None:
+def _structure(every: Sequence[Trial], known: Structure | None, metric: Metric) -> ArmStructure | None:
     models = _models(current(every))
-    return arm_structure(list(models.values()), _exported(models), known)
+    return arm_structure(list(models.values()), _exported(models, metric), known)
 
 
 def _recommendation(
-    arms: Mapping[str, ArmResult], pairs: list[PairResult], *, margin: float, reason: str | None
+    arms: Mapping[str, ArmResult], pairs: list[PairResult], *, margin: float, reason: str | None, metric: Metric
 ) -> Recommendation | None:
     candidates = {
         name: Candidate(
             name=name,
-            validation=arm.validation_accuracy,
-            test=arm.test_accuracy,
+            validation=validation,
+            test=test,
             seed=arm.exported_seed,
             macs=arm.macs,
             parameters=arm.parameters,
@@ -364,9 +404,9 @@ def _recommendation(
             missing_seeds=tuple(arm.missing_seeds),
         )
         for name, arm in arms.items()
-        if arm.validation_accuracy is not None and arm.test_accuracy is not None
+        if (validation := validation_of(arm, metric)) is not None and (test := test_of(arm, metric)) is not None
     }
-    return recommend(candidates, pairs, margin=margin, unlike=reason)
+    return recommend(candidates, pairs, margin=margin, unlike=reason, metric=metric)
 
 
 def _forfeited(trials: Sequence[Trial]) -> int:
@@ -415,6 +455,32 @@ def _accuracy(models: Mapping[int, Trial], key: str) -> Accuracy | None:
     if not models:
         return None
     return Accuracy.of({seed: _result(trial, key) for seed, trial in models.items()})
+
+
+def _balanced(models: Mapping[int, Trial], key: str) -> Accuracy | None:
+    """Return a balanced accuracy; models from before it was recorded have that of the test in their confusions."""
+    values = {
+        seed: balanced_accuracy(trial.outcome["confusion"])
+        if trial.outcome.get(key) is None and key.startswith("test") and trial.outcome.get("confusion")
+        else trial.outcome.get(key)
+        for seed, trial in models.items()
+    }
+    known = {seed: float(value) for seed, value in values.items() if value is not None}
+    return Accuracy.of(known) if known and len(known) == len(models) else None
+
+
+def _classes(models: Mapping[int, Trial]) -> list[ClassResult] | None:
+    """Return the test accuracy of every class; None if confusions were not recorded, or differ in their images."""
+    found = {seed: trial.outcome.get("confusion") for seed, trial in models.items()}
+    confusions = {seed: confusion for seed, confusion in found.items() if confusion}
+    images = {tuple(map(sum, confusion)) for confusion in confusions.values()}
+    if len(images) != 1 or len(confusions) < len(models):
+        return None
+    by_seed = {seed: recalls(confusion) for seed, confusion in confusions.items()}
+    return [
+        ClassResult.of(count, {seed: share for seed, each in by_seed.items() if (share := each[label]) is not None})
+        for label, count in enumerate(images.pop())
+    ]
 
 
 def _spending(trials: Sequence[Trial], phase: str) -> Spending:

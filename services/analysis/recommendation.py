@@ -14,6 +14,7 @@ from nas_blockout.statistics import significance
 from nas_blockout.statistics.equivalence import equivalence
 from services.analysis.latency import Latency, spread_text
 from services.analysis.seed_metrics import Accuracy, Count, PairResult, Share, Strict
+from services.study_config.search_options import Metric
 
 _ROUNDING = 1e-9
 
@@ -34,7 +35,7 @@ class EquivalenceResult(Strict):
 
 
 class Recommendation(Strict):
-    """The model to ship: ``test_accuracy`` is a mean over seeds, the costs are those of the exported model."""
+    """The model to ship: ``test_accuracy`` is a mean over seeds, of ``metric``; the costs are of the exported model."""
 
     arm: str
     model: str = Field(description="Folder of the exported model, from the folder of the study.")
@@ -48,6 +49,7 @@ class Recommendation(Strict):
     latency_ms: Latency | None
     equivalence: EquivalenceResult | None = Field(description="The test of the smaller model, if there is one.")
     not_known: list[str]
+    metric: Metric = Field("accuracy", description="What its accuracy is.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,12 @@ class Candidate:
 
 
 def recommend(
-    candidates: Mapping[str, Candidate], pairs: list[PairResult], *, margin: float, unlike: str | None = None
+    candidates: Mapping[str, Candidate],
+    pairs: list[PairResult],
+    *,
+    margin: float,
+    unlike: str | None = None,
+    metric: Metric = "accuracy",
 ) -> Recommendation | None:
     """Return the model to ship, or None if no arm has one.
 
@@ -80,6 +87,7 @@ def recommend(
         pairs: The tested pairs, for what is not known.
         margin: Largest difference in accuracy at which a smaller model counts as equally good.
         unlike: Why the arms are not ranked, or None.
+        metric: What the accuracies of the candidates are.
     """
     if not candidates:
         return None
@@ -107,6 +115,7 @@ def recommend(
         latency_ms=chosen.latency_ms,
         equivalence=tested,
         not_known=_not_known(chosen, candidates, pairs, tested, unlike),
+        metric=metric,
     )
 
 
@@ -123,7 +132,7 @@ def recommendation_rows(found: Recommendation) -> list[tuple[str, str]]:
     return [
         ("model", found.model + (f" (seed {found.seed})" if found.seed is not None else "")),
         ("why", found.why),
-        ("test accuracy", accuracy),
+        (f"test {found.metric.replace('_', ' ')}", accuracy),
         ("cost", ", ".join(filter(None, costs)) or "-"),
         ("not known", "; ".join(found.not_known) or "nothing beyond the limits on its card"),
     ]

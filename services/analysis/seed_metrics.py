@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from nas_blockout.statistics import significance
+from nas_blockout.statistics.recalls import wilson
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -41,6 +42,23 @@ class OverSeeds(Strict):
 
 class Accuracy(OverSeeds):
     """Accuracy in [0, 1] over seeds; ``std`` and ``ci95`` are null where the seeds cannot give them."""
+
+
+class ClassResult(Strict):
+    """Accuracy of an arm on the test images of one class: ``ci95`` is Wilson's, for as many images as the class has."""
+
+    images: Count
+    accuracy: OverSeeds | None = Field(description="Share of its images that are right, over seeds.")
+    ci95: tuple[Share, Share] | None
+
+    @classmethod
+    def of(cls, images: int, per_seed: Mapping[int, float]) -> Self:
+        """Summarize the accuracies of all seeds; without images there are none."""
+        if not images:
+            return cls(images=0, accuracy=None, ci95=None)
+        accuracy = OverSeeds.of(per_seed)
+        # Seeds are tested on the same images: they do not make the class larger than it is.
+        return cls(images=images, accuracy=accuracy, ci95=wilson(accuracy.mean, images))
 
 
 class PairResult(Strict):

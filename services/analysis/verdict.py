@@ -12,6 +12,7 @@ from services.analysis.seed_metrics import Accuracy, PairResult
 
 Answer = Literal["yes", "no", "not shown"]
 _NUMBERS = ("no", "one", "two")
+_UNEVEN = 0.001
 _MOST_NAMED = 3  # of the arms in a column of a table
 
 
@@ -161,7 +162,9 @@ def _numbers(
     parts = []
     if document.ranking is not None:
         means = {name: _mean_over_ranking_seeds(document, name) for name in document.ranking}
-        parts.append("by mean test accuracy: " + ", ".join(f"{name} {mean:.2%}" for name, mean in means.items()))
+        parts.append(
+            f"by mean test {document.metric_words}: " + ", ".join(f"{name} {mean:.2%}" for name, mean in means.items())
+        )
     elif not without_reason:
         parts.append(f"no ranking, because {document.reason}")
     told: set[str] = set()
@@ -216,6 +219,7 @@ def corruption_errors(means: Mapping[str, float]) -> str:
     return "mean error on corrupted images: " + ", ".join(f"{name} {means[name]:.2%}" for name in lowest_first)
 
 
+BALANCED_COLUMN = "balanced %"
 ARM_COLUMNS = ("arm", "test %, 95% interval", "validation %", "MACs", "parameters", "passes", "seconds", "failed")
 PAIR_COLUMNS = ("pair", "points", "95% interval", "Holm", "detectable", "verdict")
 
@@ -223,6 +227,31 @@ PAIR_COLUMNS = ("pair", "points", "95% interval", "Holm", "detectable", "verdict
 def arm_rows(document: ComparisonDocument) -> list[tuple[str, ...]]:
     """Return the table of arms as texts under `ARM_COLUMNS`, best first if they are ranked."""
     return [arm_row(name, document.arms[name]) for name in document.ranking or document.arms]
+
+
+def arm_table(document: ComparisonDocument) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the columns and rows of the table of arms, with the balanced accuracy where it says something else.
+
+    That is where the study goes by it, or where the test images are so unevenly divided among the classes, and the
+    models so uneven, that it differs from the accuracy by a tenth of a point or more.
+    """
+    rows, names = arm_rows(document), [*(document.ranking or document.arms)]
+    if not _is_uneven(document):
+        return ARM_COLUMNS, rows
+    balanced = [document.arms[name].test_balanced_accuracy for name in names]
+    columns = (*ARM_COLUMNS[:2], BALANCED_COLUMN, *ARM_COLUMNS[2:])
+    return columns, [
+        (*row[:2], _percent(each) if each else "-", *row[2:]) for row, each in zip(rows, balanced, strict=True)
+    ]
+
+
+def _is_uneven(document: ComparisonDocument) -> bool:
+    gaps = [
+        abs(arm.test_accuracy.mean - arm.test_balanced_accuracy.mean)
+        for arm in document.arms.values()
+        if arm.test_accuracy is not None and arm.test_balanced_accuracy is not None
+    ]
+    return document.metric == "balanced_accuracy" or max(gaps, default=0.0) >= _UNEVEN
 
 
 def pair_rows(document: ComparisonDocument) -> list[tuple[str, ...]]:
@@ -242,7 +271,7 @@ def pair_rows(document: ComparisonDocument) -> list[tuple[str, ...]]:
 
 def _mean_over_ranking_seeds(document: ComparisonDocument, name: str) -> float:
     # An arm may have further seeds, which the others lack; the ranking does not count them, nor does its text.
-    accuracy = document.arms[name].test_accuracy
+    accuracy = document.test_of(name)
     assert accuracy is not None, "a ranked arm has test accuracies"
     return sum(accuracy.by_seed[seed] for seed in document.ranking_seeds) / len(document.ranking_seeds)
 

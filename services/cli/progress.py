@@ -17,9 +17,8 @@ from rich.table import Table
 from nas_blockout.serialization import count_of
 from services.analysis.comparison import ComparisonDocument
 from services.analysis.verdict import (
-    ARM_COLUMNS,
     PAIR_COLUMNS,
-    arm_rows,
+    arm_table,
     note_rows,
     pair_rows,
     ship_heading,
@@ -131,8 +130,8 @@ def result_tables(document: ComparisonDocument, *, folder: Path | None = None) -
         document: The comparison.
         folder: Of the study, from which the model is then named.
     """
-    arms = _table(f"study {document.study}", ARM_COLUMNS, arm_rows(document))
-    pairs = _table("differences in test accuracy, paired by seed", PAIR_COLUMNS, pair_rows(document))
+    arms = _table(f"study {document.study}", *arm_table(document))
+    pairs = _table(f"differences in test {document.metric_words}, paired by seed", PAIR_COLUMNS, pair_rows(document))
     return Group(arms, pairs, verdict_and_model(document, folder=folder))
 
 

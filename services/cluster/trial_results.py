@@ -40,6 +40,7 @@ class TrialResults:
         derivation, structure = outcome.derivation, structure_of_network(outcome.model)
         result: dict[str, Any] = {
             "validation_accuracy": last.validation_accuracy,
+            "validation_balanced_accuracy": last.validation_balanced_accuracy,
             "validation_loss": last.validation_loss,
             "parameters": outcome.parameters,
             "macs": outcome.macs,
@@ -89,6 +90,7 @@ class TrialResults:
         cells = torch.bincount(part.labels * classes + test.predictions, minlength=classes**2)
         return {
             "test_accuracy": test.accuracy,
+            "test_balanced_accuracy": test.balanced_accuracy,
             "test_loss": test.loss,
             "test_images": len(part.labels),
             "confusion": cells.view(classes, classes).tolist(),

@@ -161,7 +161,7 @@ class Driver:
         if report.records:
             worker = None if is_known else report.worker  # named once: each time is a statement more
             self.store.record_epochs(report.trial, report.records, worker=worker)
-            curve = extended(trial.curve, report.records) if self._can_be_stopped(trial) else ()
+            curve = extended(trial.curve, report.records, self._metric) if self._can_be_stopped(trial) else ()
             # A worker that went on from an older checkpoint reports epochs again: what was spent stays spent.
             passes = max(trial.sample_passes, int(report.records[-1]["sample_passes"]))
             trial = replace(trial, sample_passes=passes, curve=curve)
@@ -175,7 +175,7 @@ class Driver:
             self._finish(trial, "complete", result=report.result)
         elif (stop := self.scheduler.reason_to_stop(trial, since=recorded)) is not None:
             rung, reason = stop
-            outcome = {"validation_accuracy": trial.curve[rung - 1], "stopped_after": rung}
+            outcome = {self._metric: trial.curve[rung - 1], "stopped_after": rung}
             self._finish(trial, "pruned", result=outcome, reason=reason)
         self._notify()
         return self._trial(report.trial).state == "pruned"
@@ -239,7 +239,7 @@ class Driver:
     def _finish(
         self, trial: Trial, state: str, *, result: Mapping[str, Any] | None = None, reason: str | None = None
     ) -> None:
-        score = float(result["validation_accuracy"]) if result and state == "complete" else None
+        score = float(result[self._metric]) if result and state == "complete" else None
         ended = self.store.finish_trial(trial.id, state, score=score, result=result, reason=reason, known=trial)
         self._ended_here += 1
         self._workers.pop(trial.id, None)
@@ -255,7 +255,13 @@ class Driver:
     def _curve(self, row: Trial) -> tuple[float, ...]:
         if not self._can_be_stopped(row):
             return ()
-        return extended((), [{"epoch": epoch.epoch, **epoch.metrics} for epoch in self.store.epochs(row.id)])
+        records = [{"epoch": epoch.epoch, **epoch.metrics} for epoch in self.store.epochs(row.id)]
+        return extended((), records, self._metric)
+
+    @property
+    def _metric(self) -> str:
+        """What of a trial is its score, and of its epochs its curve."""
+        return f"validation_{self.study.config.metric}"
 
     def _notify(self) -> None:
         self._observe(self.progress())
@@ -289,15 +295,17 @@ class Driver:
         )
 
 
-def extended(curve: tuple[float, ...], records: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
-    """Return a curve of validation accuracies with those of further epochs, skipping epochs that it contains already.
+def extended(
+    curve: tuple[float, ...], records: Iterable[Mapping[str, Any]], metric: str = "validation_accuracy"
+) -> tuple[float, ...]:
+    """Return a curve of a metric with the values of further epochs, skipping epochs that it contains already.
 
     They occur because a worker reports the epochs of its checkpoint again after a restart.
     """
     accuracies = list(curve)
     for record in records:
         if record["epoch"] == len(accuracies):
-            accuracies.append(float(record["validation_accuracy"] or 0.0))  # None if the training diverged
+            accuracies.append(float(record[metric] or 0.0))  # None if the training diverged
     return tuple(accuracies)
 
 

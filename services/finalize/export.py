@@ -16,6 +16,7 @@ from nas_blockout.serialization import count_of
 from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.learned_structure import arm_memberships, arm_structure
 from services.analysis.recommendation import recommendation_rows
+from services.analysis.seed_metrics import Accuracy
 from services.analysis.verdict import sentence
 from services.files.disk_full import is_disk_full
 from services.files.study_dir import Folder
@@ -196,6 +197,7 @@ def describe(
         seed=trial.seed,
         test_accuracy=result.get("test_accuracy"),
         test_images=result.get("test_images"),
+        test_balanced_accuracy=result.get("test_balanced_accuracy"),
         accuracy=_accuracy(arm),
         verdict=sentence(document),
         spent=f"{arm.cost.sample_passes:,} sample passes{teacher}",
@@ -237,11 +239,17 @@ def _blocks(recorded: Mapping[str, Any] | None) -> str | None:
 
 
 def _accuracy(arm: ArmResult) -> str:
-    accuracy = arm.test_accuracy
+    accuracy, balanced = arm.test_accuracy, arm.test_balanced_accuracy
     if accuracy is None:
         return "not measured"
+    return f"{_mean(accuracy)}, {count_of(len(accuracy.per_seed), 'seed')}" + (
+        f"; balanced over the classes {_mean(balanced)}" if balanced is not None else ""
+    )
+
+
+def _mean(accuracy: Accuracy) -> str:
     interval = f", 95% interval {accuracy.ci95[0]:.2%} to {accuracy.ci95[1]:.2%}" if accuracy.ci95 else ""
-    return f"{accuracy.mean:.2%} on average{interval}, {count_of(len(accuracy.per_seed), 'seed')}"
+    return f"{accuracy.mean:.2%} on average{interval}"
 
 
 def _recommendation(document: ComparisonDocument, arm: str) -> tuple[tuple[str, str], ...]:

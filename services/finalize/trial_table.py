@@ -6,8 +6,10 @@ from services.trial_record import Trial
 
 _RESULTS = (
     "validation_accuracy",
+    "validation_balanced_accuracy",
     "validation_loss",
     "test_accuracy",
+    "test_balanced_accuracy",
     "test_loss",
     "parameters",
     "macs",

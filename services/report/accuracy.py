@@ -16,7 +16,7 @@ _LOST = ("failed", "pruned")
 
 
 def accuracy(document: ComparisonDocument) -> Iterator[Shown]:
-    """Yield the test accuracy of every arm."""
+    """Yield the test accuracy of every arm, or what the study goes by instead."""
     arms = in_order(document)
     estimates = [
         plots.Estimate(
@@ -24,10 +24,10 @@ def accuracy(document: ComparisonDocument) -> Iterator[Shown]:
             test.ci95 if test else None,
         )
         for name, arm in arms.items()
-        for test in [arm.test_accuracy]
+        for test in [document.test_of(name)]
     ]  # fmt: skip
     seeds = [len(estimate.values) for estimate in estimates]
-    title = "Test accuracy of the retrained models"
+    title = f"Test {document.metric_words} of the retrained models"
     if sum(seeds) < 2:
         there = "is only one retrained model" if sum(seeds) else "is no retrained model"
         yield Remark("accuracy", title, f"There {there}, so there is nothing to draw.")
@@ -38,8 +38,8 @@ def accuracy(document: ComparisonDocument) -> Iterator[Shown]:
         "Large marks are means over seeds, bars their 95% intervals (Student's t), dots single seeds. "
         "An arm without a bar has too few seeds for an interval.",
         counted(seeds, "seed per arm", "seeds per arm"),
-        "comparison.json, arms.*.test_accuracy",
-        plots.figure_accuracy(estimates),
+        f"comparison.json, arms.*.test_{document.metric}",
+        plots.figure_accuracy(estimates, label=f"test {document.metric_words} (%)"),
     )
 
 
@@ -57,7 +57,7 @@ def differences(document: ComparisonDocument) -> Iterator[Shown]:
         "not.",
         counted([pair.seeds for pair in shown], "paired seed"),
         "comparison.json, pairs",
-        plots.figure_differences(pairs),
+        plots.figure_differences(pairs, of=f"test {document.metric_words}"),
     )
 
 

@@ -85,6 +85,8 @@ class Study:
         config["budget"] = {key: value for key, value in config["budget"].items() if value is not None}
         if self.config.robustness is None:  # studies from before this key existed must keep their hash
             del config["robustness"]
+        if self.config.metric == "accuracy":  # likewise
+            del config["metric"]
         plugins = {"plugins": self.plugins} if self.plugins else {}  # likewise where there are none
         arms = {name: arm.to_json() for name, arm in self.arms.items()}
         return {**config, **plugins, "data": to_json(self.data), "arms": arms}

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from nas_blockout.data.corruptions import SEVERITIES
 from nas_blockout.data.placement import MEMORY_SHARE, ImageCache
-from services.study_config.search_options import Searching, Wanted
+from services.study_config.search_options import Metric, Searching, Wanted
 from services.study_config.settings_models import SchemaOf, with_plugins
 
 DEFAULT_MARGIN = 0.005
@@ -197,6 +197,11 @@ class StudyConfig(Wanted):
     )
     budget: Budget = Field(description="Budget of each arm.")
     retrain: Retrain = Field(default_factory=Retrain, description="Retraining of the selected trials.")
+    metric: Metric = Field(
+        "accuracy",
+        description="What search, selection and verdict go by: the share of images that are right, or the mean of this "
+        "share over the classes, in which rare classes count as much as common ones.",
+    )
     equivalence_margin: float = Field(
         DEFAULT_MARGIN,
         gt=0,

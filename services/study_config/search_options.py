@@ -19,6 +19,7 @@ from services.study_config.searching.searchers import (
 )
 
 
+Metric = Literal["accuracy", "balanced_accuracy"]
 Objective = Literal["accuracy", "parameters", "macs", "latency_ms"]
 
 
@@ -118,7 +119,9 @@ class Wanted(_Strict):
 
     constraints: Constraints | None = Field(None, description="Limits on the network of a trial.")
     objectives: list[Objective] | None = Field(
-        None, description="What is optimized: accuracy, and optionally costs to minimize; accuracy alone if left out."
+        None,
+        description="What is optimized: accuracy, which is the metric of the study, and optionally costs to minimize; "
+        "accuracy alone if left out.",
     )
     selection: Selection | None = Field(
         None, description="Which trial is retrained if there are several objectives; the most accurate one if left out."

@@ -128,6 +128,7 @@ def metrics_of(trial: Trial, epochs: Sequence[EpochRow]) -> Iterator[Any]:
     final = {  # first, because MLflow's comparison of runs shows metrics in the order of logging
         "best/val_accuracy": max(filter(is_number, accuracies), default=None),
         "test/accuracy": result.get("test_accuracy"),
+        "test/balanced_accuracy": result.get("test_balanced_accuracy"),
         "model/parameters": result.get("parameters"),
         "model/macs": result.get("macs"),
         **{f"gap/{key}": value for key, value in (result.get("gap") or {}).items()},

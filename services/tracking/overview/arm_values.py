@@ -42,6 +42,7 @@ def numbers_of(arm: Mapping[str, Any]) -> dict[str, float]:
         "test/accuracy": test.get("mean"),
         "test/accuracy_low": low,
         "test/accuracy_high": high,
+        "test/balanced_accuracy": (arm.get("test_balanced_accuracy") or {}).get("mean"),
         "best/val_accuracy": validation.get("mean"),
         "model/macs": arm.get("macs"),
         "model/parameters": arm.get("parameters"),

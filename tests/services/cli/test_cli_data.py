@@ -227,9 +227,7 @@ def test_a_table_is_checked_with_the_groups_of_every_class(call: Call, home: Pat
     ended = call(*words)
     assert ended.code == 0, ended.err
     assert "groups, none of which is in two splits: 3 train, 1 validation, 1 test" in ended.out
-    assert [line.split() for line in ended.out.splitlines() if line.startswith(("0 ", "1 "))] == [
-        [label, "6", "/", "3", "2", "/", "1", "2", "/", "1"] for label in "01"
-    ]
+    assert (ended.out.count("6 / 3"), ended.out.count("2 / 1")) == (2, 4)  # of both classes, in three splits
     found = call(*words, "--json").json
     assert found["groups_of_classes"] == {"train": [3, 3], "validation": [1, 1], "test": [1, 1]}
 
