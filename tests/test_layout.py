@@ -139,7 +139,7 @@ IMPORTERS = {
         "services/search/samplers.py",
         "services/search/sampler_history.py",
         "services/search/normal_tail.py",
-        "services/analysis/importance.py",
+        "services/analysis/searches/importance.py",
     ],
     "mlflow": ["services/tracking/*"],
     "sqlalchemy": ["services/store/*", "services/migrations/*"],

@@ -23,10 +23,10 @@ from nas_blockout.structure.branching import Structure
 from services.analysis.latency import Latency
 from services.analysis.learned_paths import ArmPaths, arm_paths
 from services.analysis.learned_structure import ArmMemberships, ArmStructure, arm_memberships, arm_structure
-from services.analysis.pareto import Front, Timed, fronts
 from services.analysis.recommendation import Candidate, Recommendation, recommend
 from services.analysis.robustness import RobustnessResult
-from services.analysis.search_progress import SearchProgress, progress_of
+from services.analysis.searches.pareto import Front, Timed, fronts
+from services.analysis.searches.search_progress import SearchProgress, progress_of
 from services.analysis.seed_metrics import Accuracy, Amount, ClassResult, Count, PairResult, Share, Strict
 from services.analysis.usage import ArmUsage, usage_of
 from services.budget.accounting import End, compared_in, current, ends, stale

@@ -11,7 +11,7 @@ from nas_blockout.serialization import count_of, near
 from nas_blockout.structure.branching import Structure
 from services.analysis.comparison import ComparisonDocument, build
 from services.analysis.latency import Latency
-from services.analysis.pareto import Timed
+from services.analysis.searches.pareto import Timed
 from services.budget.accounting import stale
 from services.files.network_files import files_of, require_same_files
 from services.files.remote import put_folder

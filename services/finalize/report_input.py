@@ -7,7 +7,7 @@ from typing import Any
 
 from nas_blockout.data import Splits
 from services.analysis.comparison import ComparisonDocument
-from services.analysis.importance import importances
+from services.analysis.searches.importance import importances
 from services.budget.accounting import current
 from services.files.study_dir import Folder
 from services.report import ReportView, write

@@ -14,7 +14,7 @@ from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.structure.branching import Structure
 from nas_blockout.training import evaluate
 from services.analysis.latency import Latency
-from services.analysis.pareto import Timed
+from services.analysis.searches.pareto import Timed
 from services.budget.accounting import current
 from services.files.remote import fetch, place_of
 from services.files.study_dir import Folder

@@ -1,19 +1,17 @@
-"""What the report says of classes: how many clusters each has, known groups of them, how accurate arms are on each."""
+"""The figures of classes: how many clusters they belong to, and whether clusters agree with known groups of classes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nas_blockout import plots
 from nas_blockout.statistics.cluster_agreement import SHUFFLES, Agreement
 from nas_blockout.statistics.cluster_agreement import agreement as agreement_of
 from services.analysis.comparison import ComparisonDocument
-from services.analysis.seed_metrics import ClassResult
 from services.report.figure import FLAT, Picture, Shown, counted, flat_classes, spread
-from services.report.view import ABSENT, ReportView, in_order, percent
+from services.report.view import ReportView, in_order
 from services.trial_record import Trial
 
 SAMPLES = 2
-FEW = 12  # classes that are shown without being asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,74 +102,3 @@ def agreement(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]
         "the store, result.probabilities and result.architecture; the hierarchy of the data",
         plots.figure_agreement(rows),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class ClassCell:
-    """One class of one arm: the mean over seeds, and its interval, as texts."""
-
-    accuracy: str
-    interval: str
-
-
-@dataclass(frozen=True, slots=True)
-class ClassTable:
-    """The table of classes.
-
-    Args:
-        arms: In the order of the report.
-        rows: Name, number of test images, and a cell for each arm; the class with the lowest mean over arms first.
-        balanced: For each arm its balanced accuracy.
-        hardest: For each arm its hardest class.
-    """
-
-    arms: tuple[str, ...]
-    rows: tuple[tuple[str, str, tuple[ClassCell, ...]], ...]
-    balanced: tuple[ClassCell, ...]
-    hardest: tuple[str, ...]
-
-    @property
-    def is_long(self) -> bool:
-        """Whether it is shown only when it is asked for."""
-        return len(self.rows) > FEW
-
-
-def class_table(view: ReportView, document: ComparisonDocument) -> ClassTable | None:
-    """Return the table of classes, or None if confusions were not recorded."""
-    arms = {name: arm for name, arm in in_order(document).items() if arm.classes}
-    by_arm: Mapping[str, Sequence[ClassResult]] = {name: arm.classes or [] for name, arm in arms.items()}
-    if not by_arm or len({len(each) for each in by_arm.values()}) != 1:
-        return None
-    names = view.names_of(len(next(iter(by_arm.values()))))
-    found = [(number, [each[number] for each in by_arm.values()]) for number in range(len(names))]
-    found.sort(key=lambda row: (_mean(row[1]), row[0]))
-    balanced = [arm.test_balanced_accuracy for arm in arms.values()]
-    return ClassTable(
-        arms=tuple(by_arm),
-        rows=tuple((names[n], f"{cells[0].images:,}", tuple(map(_cell, cells))) for n, cells in found),
-        balanced=tuple(
-            ClassCell(percent(each.mean), _interval(each.ci95)) if each else ClassCell(ABSENT, "") for each in balanced
-        ),
-        hardest=tuple(_hardest(each, names) for each in by_arm.values()),
-    )
-
-
-def _cell(result: ClassResult) -> ClassCell:
-    if result.accuracy is None:
-        return ClassCell(ABSENT, "no test images")
-    return ClassCell(percent(result.accuracy.mean), _interval(result.ci95))
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return f"{percent(interval[0])} to {percent(interval[1])}" if interval else ""
-
-
-def _mean(results: Sequence[ClassResult]) -> float:
-    known = [each.accuracy.mean for each in results if each.accuracy is not None]
-    return sum(known) / len(known) if known else 2.0  # what is not known comes last
-
-
-def _hardest(results: Sequence[ClassResult], names: Sequence[str]) -> str:
-    known = [(each.accuracy.mean, number) for number, each in enumerate(results) if each.accuracy is not None]
-    share, number = min(known)
-    return f"{names[number]} ({percent(share)})"

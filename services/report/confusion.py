@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from nas_blockout import plots
+from nas_blockout.statistics.recalls import wilson
 from services.analysis.comparison import ComparisonDocument, best_of
 from services.report.figure import Picture, Remark, Shown, counted
 from services.report.tables.accuracy_tables import points
@@ -42,7 +43,7 @@ def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]
         return
     reference = reference_of(document, matrices)
     names = view.names_of(len(matrices[reference]))
-    models = [sum(bool(trial.outcome.get("confusion")) for trial in view.models(name)) for name in matrices]
+    models = [_models(view, name) for name in matrices]
     images = [sum(map(sum, counts)) for counts in matrices.values()]
     others = (
         f" Every other panel shows what an arm confuses more often than {reference} (orange, +) or less often (blue, "
@@ -55,7 +56,7 @@ def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]
         "confusion",
         title,
         f"Rows are true classes, columns predicted classes, in the order of the data. The first panel shows the "
-        f"mistakes of {reference}, the arm with the best test accuracy.{others} With up to twelve classes the numbers "
+        f"mistakes of {reference}, the arm with the best test {document.metric_words}.{others} With up to twelve classes the numbers "
         f"are test predictions, added up over seeds{seeds}. Correct predictions (the diagonal) are left out.",
         f"{counted(models, 'seed')} and {counted(images, 'test prediction').removeprefix('n = ')} per arm",
         "the store, result.confusion",
@@ -74,21 +75,35 @@ def confusion_tables(view: ReportView, document: ComparisonDocument) -> Iterator
         "confusions",
         "Confusions",
         f"Of {reference} the most frequent confusions, of every other arm those in which it differs most from "
-        f"{reference}. Shares are of the images of the true class.",
+        f"{reference}. Shares are of the images of the true class, their interval is Wilson's for the images of one "
+        "test set: seeds are tested on the same images.",
         [
             Column("arm"),
             Column("true class", is_text=True),
             Column("predicted class", is_text=True),
             "images",
-            Column("share", unit="%"),
+            Column("share", "95% interval", unit="%"),
             f"points more than {reference}",
             "test predictions",
         ],
-        [row for arm, counts in matrices.items() for row in _rows(names, arm, counts, matrices[reference])],
+        [
+            row
+            for arm, counts in matrices.items()
+            for row in _rows(names, arm, counts, matrices[reference], _models(view, arm))
+        ],
     )
 
 
-def _rows(names: Sequence[str], arm: str, counts: Counts, reference: Counts) -> list[list[Cell]]:
+def _models(view: ReportView, arm: str) -> int:
+    return sum(bool(trial.outcome.get("confusion")) for trial in view.models(arm))
+
+
+def _share(share: float, images: int) -> Cell:
+    low, high = wilson(share, max(1, images))
+    return Cell(f"{share:.1%}", 100 * share, f"{100 * low:.1f} to {100 * high:.1f}", (100 * low, 100 * high))
+
+
+def _rows(names: Sequence[str], arm: str, counts: Counts, reference: Counts, models: int) -> list[list[Cell]]:
     shares, (more, _) = plots.confusion_shares(counts), plots.confusion_differences(counts, reference)
     weights = np.abs(more) if counts is not reference else shares
     # Ties go by the order of the classes, so that the same study has the same report.
@@ -101,7 +116,7 @@ def _rows(names: Sequence[str], arm: str, counts: Counts, reference: Counts) -> 
             Cell(names[true]),
             Cell(names[predicted]),
             count(int(counts[true][predicted])),
-            Cell(f"{shares[true, predicted]:.1%}", 100 * float(shares[true, predicted])),
+            _share(float(shares[true, predicted]), sum(counts[true]) // models),
             Cell(ABSENT) if counts is reference else Cell(points(more[true, predicted]), 100 * more[true, predicted]),
             total,
         ]

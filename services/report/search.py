@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from nas_blockout import plots
 from services.analysis.comparison import ComparisonDocument
-from services.analysis.importance import MOST_TRIALS
+from services.analysis.searches.importance import MOST_TRIALS
 from services.report.figure import Picture, counted
 from services.report.view import ReportView, in_order
 from services.trial_record import SEARCH, Trial

@@ -11,9 +11,9 @@ from services.budget.limits import FAILURES_IN_A_ROW
 from services.budget.tally import Tally
 from services.search.constraints import could_win
 from services.search.early_stopping import EarlyStopping
-from services.search.stopping_rules import early_stopping
 from services.search.sampler_history import SamplerHistory
 from services.search.selection import Winner
+from services.search.stopping_rules import early_stopping
 from services.study_config.search_options import Rules
 from services.trial_record import Trial
 

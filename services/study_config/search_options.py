@@ -18,7 +18,6 @@ from services.study_config.searching.searchers import (
     SearcherSettings,
 )
 
-
 Metric = Literal["accuracy", "balanced_accuracy"]
 Objective = Literal["accuracy", "parameters", "macs", "latency_ms"]
 

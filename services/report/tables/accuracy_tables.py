@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from nas_blockout.statistics import significance
-from services.analysis.comparison import ArmResult, ComparisonDocument, asked
+from services.analysis.comparison import ComparisonDocument, asked
 from services.analysis.latency import spread_text
 from services.analysis.robustness import ArmRobustness
 from services.analysis.seed_metrics import OverSeeds, PairResult
@@ -15,9 +15,10 @@ _VERDICTS = {"better": "keep shown", "worse": "keep lost"}
 
 def arms_table(document: ComparisonDocument) -> Table:
     """Return the arms with accuracy, size and cost, best first if they are ranked."""
+    metric = document.metric_words
     shipped = document.shipped.arm if document.shipped is not None else None
     order = (
-        "Sorted by mean test accuracy, best first."
+        f"Sorted by mean test {metric}, best first."
         if document.ranking
         else "In the order of the study file; there is no ranking."
     )
@@ -30,8 +31,8 @@ def arms_table(document: ComparisonDocument) -> Table:
         "images times epochs, and a third of those that pass forward alone for the statistics of evaluation.",
         [
             Column("arm", "role"),
-            Column("test accuracy", "95% interval", unit="%"),
-            Column("validation accuracy", unit="%"),
+            Column(f"test {metric}", "95% interval", unit="%"),
+            Column(f"validation {metric}", unit="%"),
             "parameters",
             "MACs",
             Column("latency in ms, batch of 1", "batch of 256"),
@@ -40,18 +41,19 @@ def arms_table(document: ComparisonDocument) -> Table:
             "overhead, seconds",
             Column("trials", "failed, pruned"),
         ],
-        [_arm_row(name, arm, is_shipped=name == shipped) for name, arm in in_order(document).items()],
+        [_arm_row(document, name, is_shipped=name == shipped) for name in in_order(document)],
         style="arms",
     )
 
 
-def _arm_row(name: str, arm: ArmResult, *, is_shipped: bool) -> list[Cell]:
-    test, cost, times = arm.test_accuracy, arm.cost, arm.latency_ms
+def _arm_row(document: ComparisonDocument, name: str, *, is_shipped: bool) -> list[Cell]:
+    arm, test, validation = document.arms[name], document.test_of(name), document.validation_of(name)
+    cost, times = arm.cost, arm.latency_ms
     described = f"{arm.role}: {arm.description}" if arm.description else arm.role
     return [
         Cell(name, small=described, role=arm.role, badge="ship" if is_shipped else ""),
-        _accuracy(test, strong=True) if test else Cell(ABSENT, small="no retrained model", style="strong"),
-        Cell(*_percent(arm.validation_accuracy.mean)) if arm.validation_accuracy else Cell(ABSENT),
+        accuracy_cell(test, strong=True) if test else Cell(ABSENT, small="no retrained model", style="strong"),
+        Cell(*_percent(validation.mean)) if validation else Cell(ABSENT),
         count(arm.parameters),
         count(arm.macs),
         Cell(
@@ -76,20 +78,23 @@ def _percent(value: float) -> tuple[str, float]:
     return percent(value), 100 * value
 
 
-def _accuracy(mean: OverSeeds, *, strong: bool = False) -> Cell:
+def accuracy_cell(mean: OverSeeds | None, *, strong: bool = False) -> Cell:
+    """Return a cell with a mean over seeds in percent, its interval below."""
+    if mean is None:
+        return Cell(ABSENT)
     ends = mean.ci95 and (100 * mean.ci95[0], 100 * mean.ci95[1])
     return Cell(*_percent(mean.mean), interval(mean), ends, "strong" if strong else "")
 
 
 def seeds_table(document: ComparisonDocument) -> Table:
-    """Return by arm its test accuracy for each seed."""
-    arms = in_order(document)
-    by_arm = {name: arm.test_accuracy.by_seed if arm.test_accuracy else {} for name, arm in arms.items()}
+    """Return by arm its metric on test images for each seed."""
+    metric = document.metric_words
+    by_arm = {name: test.by_seed if (test := document.test_of(name)) else {} for name in in_order(document)}
     seeds = sorted({seed for values in by_arm.values() for seed in values})
     return table(
         "accuracy-by-seed",
-        "Test accuracy by seed",
-        "Test accuracy in %, by seed. Each retrained model was evaluated on the test images once.",
+        f"Test {metric} by seed",
+        f"Test {metric} in %, by seed. Each retrained model was evaluated on the test images once.",
         [Column("arm"), *(Column(f"seed {seed}", unit="%") for seed in seeds)],
         [
             [Cell(name), *(Cell(*_percent(values[seed])) if seed in values else Cell(ABSENT) for seed in seeds)]
@@ -105,9 +110,9 @@ def pairs_tables(document: ComparisonDocument) -> Iterator[Table]:
             shown,
             "differences",
             "Differences between arms",
-            "First arm minus second, in percentage points of test accuracy, over the seeds that both arms have. Shown "
-            "are the pairs of arms that learn, of the best arm and of the recommended one; the verdict follows from p "
-            f"after Holm's correction over all {len(document.pairs)} pairs (comparison.json). "
+            f"First arm minus second, in percentage points of test {document.metric_words}, over the seeds that both "
+            "arms have. Shown are the pairs of arms that learn, of the best arm and of the recommended one; the verdict "
+            f"follows from p after Holm's correction over all {len(document.pairs)} pairs (comparison.json). "
             '"Detectable" is the smallest true difference that this number of seeds would show in 4 of 5 studies.',
             of_one=True,
         )
@@ -182,7 +187,7 @@ def corruption_tables(document: ComparisonDocument) -> Iterator[Table]:
             [
                 Cell(name),
                 Cell(*_percent(arm.clean_error)),
-                _accuracy(arm.corruption_error, strong=True),
+                accuracy_cell(arm.corruption_error, strong=True),
                 amount(arm.relative, ".3f"),
                 amount(arm.seconds),
             ]

@@ -2,7 +2,7 @@
 
 from services.analysis.comparison import ComparisonDocument
 from services.report import answers, classes, confusion, structure
-from services.report.tables import accuracy_tables, cost_tables, structure_tables
+from services.report.tables import accuracy_tables, class_tables, cost_tables, structure_tables
 from services.report.tables.table import Cell, Column, Table, count, table
 from services.report.view import ReportView
 
@@ -11,7 +11,7 @@ def tables(view: ReportView, document: ComparisonDocument) -> dict[str, list[Tab
     """Return the tables that the study has data for, by section of the report.
 
     The sections are ``arms``, ``seeds``, ``pairs``, ``corruption``, ``corruption_detail``, ``cost``, ``search``,
-    ``memberships``, ``structure``, ``agreement``, ``blocks``, ``errors``, ``lost``, ``trials`` and ``environment``.
+    ``memberships``, ``structure``, ``agreement``, ``blocks``, ``balanced``, ``classes``, ``errors``, ``lost``, ``trials`` and ``environment``.
     """
     steps = structure.GAP_STEPS
     gaps = structure.gaps(view, document)
@@ -29,6 +29,8 @@ def tables(view: ReportView, document: ComparisonDocument) -> dict[str, list[Tab
         ),
         "agreement": list(structure_tables.agreement_tables(classes.group_agreements(view, document))),
         "blocks": list(structure_tables.blocks_tables(answers.kept_blocks(view, document))),
+        "balanced": list(class_tables.balanced_tables(view, document)),
+        "classes": list(class_tables.class_tables(view, document)),
         "errors": [*confusion.confusion_tables(view, document), *_unique_answers(view, document)],
         "lost": list(cost_tables.lost_tables(view)),
         "trials": [cost_tables.trials_table(view)],

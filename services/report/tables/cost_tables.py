@@ -5,7 +5,7 @@ from typing import Any
 
 from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.latency import spread_text
-from services.analysis.pareto import Front, FrontTrial
+from services.analysis.searches.pareto import Front, FrontTrial
 from services.analysis.usage import ArmUsage
 from services.budget.accounting import END_WORDS
 from services.report.tables.table import Cell, Column, Table, amount, count, share, table
@@ -110,7 +110,33 @@ def search_tables(view: ReportView, document: ComparisonDocument) -> Iterator[Ta
             for name, arm in in_order(document).items()
         ],
     )
+    yield from _reached(document)
     yield from _fronts(document)
+
+
+def _reached(document: ComparisonDocument) -> Iterator[Table]:
+    """Yield how soon each search had what the others ended with, if more than one had several trials."""
+    searches = {name: arm.search for name, arm in in_order(document).items() if arm.search is not None}
+    if len(searches) < 2:
+        return
+    yield table(
+        "reached",
+        "Sample passes until a search had what another ended with",
+        "Sample passes after which the search of the row first had the best validation "
+        f"{document.metric_words} with which the search of the column ended, or nothing if it never had. Each arm was "
+        "searched once, and the best of many trials is partly chance: a hint, no verdict. Data: comparison.json, "
+        "arms.*.search.",
+        [Column("arm"), Column(f"best validation {document.metric_words}", unit="%"), "all passes", *searches],
+        [
+            [
+                Cell(name),
+                Cell(ABSENT) if (best := search.best_validation_score) is None else Cell(percent(best), 100 * best),
+                count(search.sample_passes),
+                *(count(search.reaches.get(other)) if other != name else Cell("") for other in searches),
+            ]
+            for name, search in searches.items()
+        ],
+    )
 
 
 def _fronts(document: ComparisonDocument) -> Iterator[Table]:

@@ -140,7 +140,9 @@ def mixture(model: Darts, x: Tensor, split_layers: int, noise: tuple[Tensor, Ten
         total = network.fc3.bias[label].expand(len(x))
         for branch in (0, 1):
             of_branch = [node for node in range(8) if branch_of(second, node) in (branch, None)]
-            total = total + alpha[label, branch] * sum(network.fc3.weight[label, node] * read2[node] for node in of_branch)
+            total = total + alpha[label, branch] * sum(
+                network.fc3.weight[label, node] * read2[node] for node in of_branch
+            )
         outputs.append(total)
     return torch.stack(outputs, 1)
 

@@ -75,7 +75,9 @@ def test_what_cannot_be_calibrated_is_refused(logits: torch.Tensor) -> None:
 
 
 def test_energy_is_the_logarithm_of_the_sum_of_exponentials() -> None:
-    assert energy(torch.tensor([[0.0, math.log(3)], [5.0, 5.0]])).tolist() == pytest.approx([math.log(4), 5 + math.log(2)])
+    assert energy(torch.tensor([[0.0, math.log(3)], [5.0, 5.0]])).tolist() == pytest.approx(
+        [math.log(4), 5 + math.log(2)]
+    )
 
 
 @pytest.mark.parametrize("images", [100, 199, 1000])

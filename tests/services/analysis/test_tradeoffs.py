@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from services.analysis.comparison import ComparisonDocument, build
-from services.analysis.pareto import hypervolume_share
+from services.analysis.searches.pareto import hypervolume_share
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial

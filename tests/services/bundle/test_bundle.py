@@ -59,12 +59,12 @@ def installation(tmp_path: Path, study: ReportView) -> Settings:
     """An installation with one finished study, which names a folder of its user in several places."""
     home = tmp_path / "home" / "ann"
     settings = replace(
-        Settings.from_environment({"NAS_BLOCKOUT_HOME": str(home / "studies")}), data=home / "data", api_token="s3cr3t-token"
+        Settings.from_environment({"NAS_BLOCKOUT_HOME": str(home / "studies")}),
+        data=home / "data",
+        api_token="s3cr3t-token",
     )
     folder = Folder(settings.folder("made-up"))
-    trials = [
-        replace(t, reason=f"no file {home}/images/a.png") if t.state == "failed" else t for t in study.trials
-    ]
+    trials = [replace(t, reason=f"no file {home}/images/a.png") if t.state == "failed" else t for t in study.trials]
     write_yaml(folder.root / "study.yaml", {**study.study, "data": {"folder": f"{home}/images"}})
     write_json(folder.root / "environment.json", dict(study.environment))
     write_json(folder.comparison, study.comparison)
@@ -148,7 +148,9 @@ def test_a_file_with_a_secret_is_refused_and_nothing_is_written(installation: Se
     assert not list(tmp_path.glob("*a.tar.gz*"))
 
 
-def test_a_model_that_names_a_folder_of_the_user_is_not_changed_but_refused(installation: Settings, tmp_path: Path) -> None:
+def test_a_model_that_names_a_folder_of_the_user_is_not_changed_but_refused(
+    installation: Settings, tmp_path: Path
+) -> None:
     card = Folder(installation.folder("made-up")).models / "dense" / "card.md"
     card.write_text(f"weights of {installation.home.parent}/weights.safetensors")
     with pytest.raises(BundleError, match="without --models"):
@@ -197,7 +199,9 @@ def test_a_changed_file_is_named(installation: Settings, tmp_path: Path) -> None
     )
 
 
-def test_rows_that_say_other_than_the_comparison_are_found_whatever_the_hashes(installation: Settings, tmp_path: Path) -> None:
+def test_rows_that_say_other_than_the_comparison_are_found_whatever_the_hashes(
+    installation: Settings, tmp_path: Path
+) -> None:
     files = contents(bundled(installation, tmp_path / "a.tar.gz"))
 
     def better(each: dict[str, str]) -> None:
@@ -212,15 +216,21 @@ def test_rows_that_say_other_than_the_comparison_are_found_whatever_the_hashes(i
         each["state"] = "failed" if (each["arm"], each["phase"]) == ("dropout", "search") else each["state"]
 
     problems = check(packed(tmp_path / "c.tar.gz", changed_rows(files, without))).problems
-    assert [problem.partition(":")[0] for problem in problems] == ["dropout, failed"] or "dropout, pruned" in problems[-1]
+    assert [problem.partition(":")[0] for problem in problems] == ["dropout, failed"] or "dropout, pruned" in problems[
+        -1
+    ]
     document = json.loads(files["comparison.json"])
     document["pairs"][0]["p_holm"] /= 2
-    problems = check(packed(tmp_path / "d.tar.gz", {**files, "comparison.json": json.dumps(document).encode()})).problems
+    problems = check(
+        packed(tmp_path / "d.tar.gz", {**files, "comparison.json": json.dumps(document).encode()})
+    ).problems
     assert len(problems) == 1
     assert "p_holm" in problems[0]
 
 
-@pytest.mark.parametrize("content", [b"[]", b"{", b"{}", b'{"arms": {"dense": 3}, "pairs": []}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b"[]", b"{", b"{}", b'{"arms": {"dense": 3}, "pairs": []}', b"\xff", b"[" * 100_000]
+)
 def test_a_comparison_that_makes_no_sense_is_told(content: bytes, installation: Settings, tmp_path: Path) -> None:
     files = contents(bundled(installation, tmp_path / "a.tar.gz"))
     problems = check(packed(tmp_path / "b.tar.gz", {**files, "comparison.json": content})).problems
@@ -282,7 +292,9 @@ def test_half_a_bundle_is_refused(installation: Settings, tmp_path: Path) -> Non
 
 def test_checking_imports_neither_torch_nor_the_store() -> None:
     code = "import sys, services.bundle.checking; print(sorted({'torch', 'matplotlib'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[3]
+    )
     assert done.stdout.strip() == "[]"
 
 

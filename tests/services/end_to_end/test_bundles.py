@@ -46,7 +46,10 @@ def test_a_bundle_agrees_with_itself_and_is_run_again_by_its_one_command(tmp_pat
     # As its README says; the store is another one.
     rerun = alone("run", received / "study.yaml", **of(tmp_path / "elsewhere"))
     assert rerun.code == 0, rerun.err[-3000:]
-    first, second = accuracies(received / "trials.csv"), accuracies(tmp_path / "elsewhere" / "runs" / "tiny" / "trials.csv")
+    first, second = (
+        accuracies(received / "trials.csv"),
+        accuracies(tmp_path / "elsewhere" / "runs" / "tiny" / "trials.csv"),
+    )
     assert first == second
     told, found = (
         json.loads(path.read_text())["arms"]

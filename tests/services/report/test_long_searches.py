@@ -9,7 +9,7 @@ import pytest
 from nas_blockout import plots
 from nas_blockout.data import load
 from nas_blockout.plots import MOST_DOTS, MOST_LINES
-from services.analysis.importance import MOST_TRIALS
+from services.analysis.searches.importance import MOST_TRIALS
 from services.files.study_dir import Folder, write_json
 from services.finalize.finalize import write_comparison
 from services.finalize.report_input import write_report

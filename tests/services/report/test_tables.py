@@ -20,7 +20,14 @@ from services.report.view import Told, sentences
 from tests.services.report.test_report import parsed
 
 MadeUp = Callable[..., ReportView]
-HOSTILE = ["a & b", r"\input{/etc/passwd}", "50% of $x_1^2$ #3 {~}", "a\nb\x00\u202e", "[x] \\\\ \\hline", "−1.5 ± 2 · é"]
+HOSTILE = [
+    "a & b",
+    r"\input{/etc/passwd}",
+    "50% of $x_1^2$ #3 {~}",
+    "a\nb\x00\u202e",
+    "[x] \\\\ \\hline",
+    "−1.5 ± 2 · é",
+]
 TOKEN = re.compile(r"\\[a-zA-Z]+\*?|\\.|[{}&$%#_^~]|[^\\{}&$%#_^~]+")
 # Commands that a file may hold: of LaTeX, booktabs and longtable; with how many arguments in braces.
 COMMANDS = {
@@ -86,7 +93,9 @@ def example(rows: int = 2) -> Table:
         [Cell("50% & c"), Cell("–"), Cell("-", style="strong")],
     ]
     columns = [Column("arm"), Column("accuracy", "95% interval", unit="%"), Column("note", is_prose=True)]
-    return table("an-example", "An example", "How to read it: 100% & more.", columns, [cells[n % 2] for n in range(rows)])
+    return table(
+        "an-example", "An example", "How to read it: 100% & more.", columns, [cells[n % 2] for n in range(rows)]
+    )
 
 
 def test_a_row_that_is_too_short_is_refused() -> None:
@@ -140,10 +149,14 @@ def test_shares_of_nothing_are_no_numbers() -> None:
 def test_every_table_and_figure_of_a_study_is_a_file(whole_report: Path) -> None:
     root = whole_report / "report"
     page = parsed((root / "index.html").read_text(encoding="utf-8"))
-    links = {link.attributes["download"]: link.attributes["href"] for link in page.all("a") if "download" in link.attributes}
+    links = {
+        link.attributes["download"]: link.attributes["href"] for link in page.all("a") if "download" in link.attributes
+    }
     shown = [e.attributes["id"].removeprefix("table-") for e in page.all("div") if e.attributes.get("class") == "data"]
     assert len(shown) == len(page.all("table")) > 8
-    assert {path.name for path in (root / "tables").iterdir()} == {f"{n}.{end}" for n in shown for end in ("csv", "tex")}
+    assert {path.name for path in (root / "tables").iterdir()} == {
+        f"{n}.{end}" for n in shown for end in ("csv", "tex")
+    }
     pdfs = {path.name for path in (root / "figures").glob("*.pdf")}
     assert {name.removesuffix(".pdf") for name in pdfs} == {path.stem for path in (root / "figures").glob("*.svg")}
     assert links.keys() == {path.name for path in (root / "tables").iterdir()} | pdfs
@@ -170,7 +183,9 @@ def test_the_numbers_of_a_csv_are_those_of_the_comparison(whole_report: Path, ma
         assert int(row["parameters"]) == arms[row["arm"]]["parameters"]
 
 
-def test_a_pdf_is_the_same_for_the_same_study_and_has_no_type_3_fonts(whole_report: Path, made_up: MadeUp, tmp_path: Path) -> None:
+def test_a_pdf_is_the_same_for_the_same_study_and_has_no_type_3_fonts(
+    whole_report: Path, made_up: MadeUp, tmp_path: Path
+) -> None:
     few = made_up(arms=["dense", "dropout"], seeds=2, trials=1, length=2)
     for folder in ("a", "b"):
         write(few, Folder(tmp_path / folder))
@@ -186,7 +201,9 @@ def test_the_page_lets_its_own_script_run_and_no_other(made_up: MadeUp) -> None:
     policy = next(e for e in page.all("meta") if e.attributes.get("http-equiv") == "Content-Security-Policy")
     assert f"script-src {script_hash()};" in policy.attributes["content"]
     (script,) = page.all("script")
-    assert script.text == (Path(__file__).parents[3] / "services" / "templates" / "report.js").read_text(encoding="utf-8")
+    assert script.text == (Path(__file__).parents[3] / "services" / "templates" / "report.js").read_text(
+        encoding="utf-8"
+    )
 
 
 def repeated(html: str) -> dict[str, int]:
@@ -215,7 +232,10 @@ def test_who_says_a_thing_again_names_who_said_it_first() -> None:
     told = Told()
     long = "Dots are means over seeds, thin lines their range."
     assert told.once(f"{long} Short one.", "Figure 1") == f"{long} Short one."
-    assert told.once(f"Another arm is here. {long} Short one.", "Figure 2") == "Another arm is here. Short one. More: Figure 1."
+    assert (
+        told.once(f"Another arm is here. {long} Short one.", "Figure 2")
+        == "Another arm is here. Short one. More: Figure 1."
+    )
     assert told.once("An interval of 1.5 to 2. 5 of them.") == "An interval of 1.5 to 2. 5 of them."
 
 

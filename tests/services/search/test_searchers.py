@@ -353,7 +353,9 @@ def test_a_learned_network_that_turns_out_too_large_is_charged_and_cannot_win() 
     assert tight.search_exhausted is not None
 
 
-@pytest.mark.parametrize("searcher", [name for name in SEARCHED if options_of(SEARCHED[name]).name not in ONE_OBJECTIVE])
+@pytest.mark.parametrize(
+    "searcher", [name for name in SEARCHED if options_of(SEARCHED[name]).name not in ONE_OBJECTIVE]
+)
 def test_several_objectives_are_searched_and_the_most_accurate_is_retrained(searcher: str) -> None:
     points = {"grid_points": 2} if searcher == "grid" else {}
     arm = {**SEARCHED[searcher], "space": ["branched"], "objectives": ["accuracy", "macs"], **points}

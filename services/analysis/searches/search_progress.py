@@ -10,12 +10,14 @@ from services.trial_record import SEARCH, Trial
 
 
 class SearchProgress(Strict):
-    """The search of an arm: its best validation accuracy, and how soon it had what other searches ended with.
+    """The search of an arm: its best score on validation images, and how soon it had what other searches ended with.
 
     Each arm is searched once, on validation images on which the best of many trials is chosen: a hint, no verdict.
     """
 
-    best_validation_accuracy: Share | None = Field(description="Of its complete search trials; null if it has none.")
+    best_validation_score: Share | None = Field(
+        description="Of its complete search trials, in the metric of the study; null if it has none."
+    )
     sample_passes: Count = Field(description="What the search cost, trials that failed or were stopped included.")
     reaches: dict[str, Count | None] = Field(
         description="By arm, the sample passes after which this search first had what that arm's search ended with; "
@@ -49,7 +51,7 @@ def progress_of(trials: Iterable[Trial]) -> dict[str, SearchProgress]:
 def _progress(arm: str, curve: Curve, ends: Mapping[str, float]) -> SearchProgress:
     reached = {other: cost_to_reach(curve, best) for other, best in ends.items() if other != arm}
     return SearchProgress(
-        best_validation_accuracy=ends.get(arm),
+        best_validation_score=ends.get(arm),
         sample_passes=round(float(curve.cost[-1])),
         reaches={other: None if cost is None else round(cost) for other, cost in reached.items()},
     )

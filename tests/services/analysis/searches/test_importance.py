@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
 
-from services.analysis.importance import FEWEST_TRIALS, MOST_TRIALS, evenly_spaced, importances
+from services.analysis.searches.importance import FEWEST_TRIALS, MOST_TRIALS, evenly_spaced, importances
 from services.trial_record import SEARCH, Params, Trial
 from tests.services.function_calls import calls
 

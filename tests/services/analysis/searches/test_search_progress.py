@@ -1,6 +1,6 @@
 """How searches went on, and how soon one had what another ended with."""
 
-from services.analysis.search_progress import progress_of, search_curves
+from services.analysis.searches.search_progress import progress_of, search_curves
 from services.trial_record import Trial
 
 FOUND = [
@@ -26,16 +26,16 @@ def test_curves_follow_the_budget_and_charge_failures() -> None:
 
 def test_a_search_tells_when_it_first_had_what_others_ended_with() -> None:
     progress = progress_of(FOUND)
-    assert progress["learned"].best_validation_accuracy == 0.75
+    assert progress["learned"].best_validation_score == 0.75
     assert progress["learned"].sample_passes == 250
     assert progress["learned"].reaches == {"random": 250}
     # a pruned trial costs, and its accuracy is of a shorter training: it is no best
-    assert (progress["random"].best_validation_accuracy, progress["random"].sample_passes) == (0.625, 225)
+    assert (progress["random"].best_validation_score, progress["random"].sample_passes) == (0.625, 225)
     assert progress["random"].reaches == {"learned": None}
 
 
 def test_arms_without_a_search_are_left_out_and_failed_searches_reach_nothing() -> None:
     progress = progress_of(FOUND)
     assert set(progress) == {"learned", "random", "lost"}
-    assert progress["lost"].best_validation_accuracy is None
+    assert progress["lost"].best_validation_score is None
     assert progress["lost"].reaches == {"learned": None, "random": None}

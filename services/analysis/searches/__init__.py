@@ -1,0 +1,1 @@
+"""What the trials of searches show: their progress, importance of parameters, Pareto fronts."""
