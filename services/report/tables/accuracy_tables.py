@@ -111,8 +111,8 @@ def pairs_tables(document: ComparisonDocument) -> Iterator[Table]:
             "differences",
             "Differences between arms",
             f"First arm minus second, in percentage points of test {document.metric_words}, over the seeds that both "
-            "arms have. Shown are the pairs of arms that learn, of the best arm and of the recommended one; the verdict "
-            f"follows from p after Holm's correction over all {len(document.pairs)} pairs (comparison.json). "
+            "arms have. Shown are the pairs of arms that learn, of the best arm and of the recommended one; the "
+            f"verdict follows from p after Holm's correction over all {len(document.pairs)} pairs (comparison.json). "
             '"Detectable" is the smallest true difference that this number of seeds would show in 4 of 5 studies.',
             of_one=True,
         )

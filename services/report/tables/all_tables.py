@@ -11,7 +11,8 @@ def tables(view: ReportView, document: ComparisonDocument) -> dict[str, list[Tab
     """Return the tables that the study has data for, by section of the report.
 
     The sections are ``arms``, ``seeds``, ``pairs``, ``corruption``, ``corruption_detail``, ``cost``, ``search``,
-    ``memberships``, ``structure``, ``agreement``, ``blocks``, ``balanced``, ``classes``, ``errors``, ``lost``, ``trials`` and ``environment``.
+    ``memberships``, ``structure``, ``agreement``, ``blocks``, ``balanced``, ``classes``, ``errors``, ``lost``,
+    ``trials`` and ``environment``.
     """
     steps = structure.GAP_STEPS
     gaps = structure.gaps(view, document)
