@@ -31,6 +31,7 @@ from services.cli import main as cli
 from services.renamed_keys import RENAMED, RENAMED_VALUES
 from services.study_config import resolution, search_options, settings_models, yaml_reader
 from services.study_config import schema as study_file
+from services.study_config.searching import searchers
 
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = "<!-- Written by docs/generate_reference.py from the code: do not edit; run `make docs`. -->\n"
@@ -163,6 +164,7 @@ def study_file_page() -> str:
     for key, model in (
         ("arms.<name>", study_file.ArmConfig),
         ("arms.<name>.match", study_file.Match),
+        ("arms.<name>.searcher", searchers.SearcherOptions),
         ("arms.<name>.pruner", search_options.Pruner),
         ("constraints", search_options.Constraints),
         ("selection", search_options.Selection),

@@ -137,6 +137,7 @@ IMPORTERS = {
     "aiohttp": ["services/cluster/jobs.py"],  # comes with ray[default]; its errors are the job client's
     "optuna": [
         "services/search/samplers.py",
+        "services/search/sampling/*",
         "services/search/sampler_history.py",
         "services/search/normal_tail.py",
         "services/analysis/searches/importance.py",
@@ -154,8 +155,8 @@ IMPORTERS = {
     "jinja2": ["services/report/page.py", "services/api/web.py"],
     "prometheus_client": ["services/api/metrics.py"],
     "pydantic": ["services/study_config/*", "services/analysis/*", "services/api/*"],
-    "pydantic_core": ["services/study_config/settings_models.py"],  # the errors that a validator of pydantic may raise
     "pandas": ["services/python_api/*"],
+    "pydantic_core": ["services/study_config/settings_models.py", "services/study_config/searching/searchers.py"],  # the errors that a validator of pydantic may raise
     "yaml": ["services/*"],
     "fsspec": ["services/files/*"],
     "authlib": ["services/api/sign_in/provider.py", "services/api/sign_in/id_tokens.py"],

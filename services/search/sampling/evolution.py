@@ -36,7 +36,7 @@ def evolution(history: SamplerHistory, seed: int) -> BaseSampler:
     population = history.latest(size)
     if len(population) < size:
         return RandomSampler(seed=seed)
-    return Mutation(parent_of(population, settings.tournament_size or TOURNAMENT, random.Random(seed)), seed)
+    return Mutation(parent_of(population, settings.tournament_size or TOURNAMENT, random.Random(seed)), seed)  # noqa: S311  # no secret
 
 
 def parent_of(population: Sequence[tuple[Rank, Trial]], tournament: int, draws: random.Random) -> Trial:
@@ -66,7 +66,7 @@ class Mutation(BaseSampler):
         distributions = {name: json_to_distribution(text) for name, text in sorted(parent.distributions.items())}
         free = [name for name, distribution in distributions.items() if not distribution.single()]
         # Its own stream: the same seed has drawn the parent.
-        self._mutated = random.Random(f"mutation {seed}").choice(free) if free else None
+        self._mutated = random.Random(f"mutation {seed}").choice(free) if free else None  # noqa: S311  # no secret
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return nothing: every parameter is proposed by itself."""

@@ -4,9 +4,11 @@ Optuna notes with each trial its generation, which the store keeps, and with the
 The parents follow from the trials: they are selected again, from the first generation on.
 """
 
+import warnings
 from typing import Any
 
 from optuna import Study
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import NSGAIIISampler, NSGAIISampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -66,4 +68,6 @@ def genetic(kind: type[Nsga2] | type[Nsga3], rules: Rules, seed: int) -> Nsga2 |
     """
     settings = rules.settings
     size = settings.population_size or POPULATION
-    return kind(population_size=size, mutation_prob=settings.mutation_probability, seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # of NSGA-III
+        return kind(population_size=size, mutation_prob=settings.mutation_probability, seed=seed)

@@ -1,9 +1,11 @@
 """Quasi-random search of Optuna, whose place in the sequence the store keeps with each trial."""
 
+import warnings
 from collections.abc import Mapping
 
 from optuna import Study
 from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import QMCSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
@@ -26,13 +28,15 @@ class QuasiRandom(QMCSampler):
     def __init__(
         self, distributions: Mapping[str, BaseDistribution], index: int, *, sequence: str, scrambling: int, seed: int
     ) -> None:
-        super().__init__(
-            qmc_type=sequence,
-            scramble=True,
-            seed=scrambling,
-            independent_sampler=RandomSampler(seed=seed),
-            warn_independent_sampling=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            super().__init__(
+                qmc_type=sequence,
+                scramble=True,
+                seed=scrambling,
+                independent_sampler=RandomSampler(seed=seed),
+                warn_independent_sampling=False,
+            )
         self._searched = {name: each for name, each in distributions.items() if not each.single()}
         self._index = index
 

@@ -99,10 +99,12 @@ class Pruner(BaseModel):
                 message = f"pruner.{name}: pruner {self.name} has no such setting; it has {', '.join(self.settings)}"
                 yield Conflict(message, f"pruner.{name}", "pruner.name")
         if self.name == "patient" and self.patience is None:
-            yield Conflict("pruner.patience: pruner patient needs this key: epochs without an improvement", "pruner")
+            yield Conflict(
+                "pruner.patience: pruner patient needs this key: epochs without an improvement", "pruner.patience"
+            )
             return
         if self.wraps == "patient":
-            yield Conflict("pruner.wraps: must be another pruner than patient itself, got 'patient'", "pruner")
+            yield Conflict("pruner.wraps: must be another pruner than patient itself, got 'patient'", "pruner.wraps")
             return
         if self.max_epochs not in (None, epochs):
             rule = f"pruner.max_epochs: must be the {count_of(epochs, 'epoch')} of a trial, got {self.max_epochs}"

@@ -16,13 +16,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from nas_blockout.serialization import near
 from nas_blockout.settings_fields import Conflict
 
 GRID_POINTS = 3
 STARTUP_TRIALS = 4
 POPULATION = 20
 TOURNAMENT = 5
+LEAST_OF_CMAES = 4  # the best half must be two or more to have a covariance
 # By name: the settings that it has. The order is that of the documentation.
 SEARCHERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -103,18 +103,21 @@ class SearcherOptions(SearcherSettings):
     def conflicts(self) -> Iterator[Conflict]:
         """Yield the settings that this algorithm has not, and why it cannot be used here."""
         own = SEARCHERS[self.name]
-        for name in self.model_fields_set - {"name"}:
-            if getattr(self, name) is not None and name not in own:
+        for name in sorted(self.model_fields_set - {"name", *own}):
+            if getattr(self, name) is not None:
                 has = f"its settings are {', '.join(own)}" if own else "it has no settings"
-                yield Conflict(f"searcher.{name}: searcher {self.name} has no such setting; {has}", "searcher")
+                message = f"searcher.{name}: searcher {self.name} has no such setting; {has}"
+                yield Conflict(message, f"searcher.{name}", "searcher.name")
         population, tournament = self.population_size or POPULATION, self.tournament_size or TOURNAMENT
         if self.name == "evolution" and self.tournament_size is not None and tournament > population:
             rule = f"searcher.tournament_size: must be at most the population of {population}, got {tournament}"
-            yield Conflict(rule, "searcher")
-        if self.name == "cmaes" and find_spec("cmaes") is None:
-            yield Conflict(
-                "searcher: cmaes needs the package of that name: pip install nas-blockout[cmaes]", "searcher"
-            )
+            yield Conflict(rule, "searcher.tournament_size", "searcher.population_size")
+        if self.name == "cmaes":
+            if population < LEAST_OF_CMAES:
+                rule = f"searcher.population_size: must be at least {LEAST_OF_CMAES} for cmaes, got {population}"
+                yield Conflict(rule, "searcher.population_size", "searcher.name")
+            if find_spec("cmaes") is None:
+                yield Conflict("searcher: cmaes needs a package: pip install 'nas-blockout[cmaes]'", "searcher")
 
 
 def names_of(wanted: Sequence[str]) -> str:
@@ -123,37 +126,16 @@ def names_of(wanted: Sequence[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def require_name(name: str) -> None:
-    """Refuse a name of no search algorithm.
-
-    Raises:
-        ValueError: There is none of that name; the nearest is named.
-    """
-    if name not in SEARCHERS:
-        raise ValueError(f"no such searcher {name!r}; {near(name, SEARCHERS)}")
-
-
 def _read(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     """Read a name, or a mapping with a name and settings."""
-    if isinstance(value, str):
-        if value not in SEARCHERS:
-            message = "Input should be {expected}"
-            raise PydanticCustomError("literal_error", message, {"expected": names_of(list(SEARCHERS))})
-        return handler({"name": value})
-    if isinstance(value, Mapping) and isinstance(name := value.get("name"), str) and name not in SEARCHERS:
-        raise ValidationError.from_exception_data(
-            "searcher",
-            [
-                {
-                    "type": PydanticCustomError(
-                        "literal_error", "Input should be {expected}", {"expected": names_of(list(SEARCHERS))}
-                    ),
-                    "loc": ("name",),
-                    "input": name,
-                }
-            ],
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if isinstance(name, str) and name not in SEARCHERS:
+        unknown = PydanticCustomError(
+            "literal_error", "Input should be {expected}", {"expected": names_of(list(SEARCHERS))}
         )
-    return handler(value)
+        place = () if name is value else ("name",)
+        raise ValidationError.from_exception_data("searcher", [{"type": unknown, "loc": place, "input": name}])
+    return handler({"name": value} if name is value else value)
 
 
 _MAPPING = SearcherOptions.model_json_schema()

@@ -36,7 +36,7 @@ def study(arm: dict[str, Any], *, trials: int = 8, **top: Any) -> Study:
 
 def curve_of(trial: Trial) -> list[float]:
     """A made-up learning curve that depends on what was proposed and on nothing else."""
-    draws = random.Random(repr(trial.config.training.learning_rate))
+    draws = random.Random(repr(sorted(trial.values.items())))
     quality = draws.random()
     return [quality * (1 - 0.8 ** (epoch + 1)) + 0.01 * draws.random() for epoch in range(EPOCHS)]
 
@@ -77,8 +77,8 @@ SEARCHED = {
     "gp": {**TRAINING, "searcher": "gp"},
     "grid": {**TRAINING, "searcher": "grid", "grid_points": 4},
     "qmc": {**BRANCHED, "searcher": "qmc"},
-    "cmaes": {**BRANCHED, "searcher": {"name": "cmaes", "n_startup_trials": 2, "population_size": 3}},
-    "margin": {**BRANCHED, "searcher": {"name": "cmaes", "n_startup_trials": 2, "population_size": 3, "margin": True}},
+    "cmaes": {**BRANCHED, "searcher": {"name": "cmaes", "n_startup_trials": 2, "population_size": 4}},
+    "margin": {**BRANCHED, "searcher": {"name": "cmaes", "n_startup_trials": 2, "population_size": 4, "margin": True}},
     "nsga2": {**BRANCHED, "searcher": {"name": "nsga2", "population_size": 3}},
     "nsga3": {**BRANCHED, "searcher": {"name": "nsga3", "population_size": 3}},
     "evolution": {**BRANCHED, "searcher": {"name": "evolution", "population_size": 3, "tournament_size": 2}},
@@ -271,7 +271,7 @@ def limit_of(share: float) -> int:
 
 @pytest.mark.parametrize("searcher", [name for name in SEARCHED if name not in ("grid", "margin")])
 def test_what_exceeds_a_constraint_is_never_trained_costs_nothing_and_is_counted(searcher: str) -> None:
-    limit = limit_of(0.9)
+    limit = limit_of(0.85)
     trials = 5 if searcher == "gp" else 8
     given = study({**SEARCHED[searcher], **BRANCHED, "constraints": {"macs": limit}}, trials=trials)
     found = run_to_end(given)

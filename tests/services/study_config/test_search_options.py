@@ -159,6 +159,10 @@ ASHA = {"name": "asha"}
             {"searcher": {"name": "gp", "margin": True}},
             r"searcher\.margin: searcher gp has no such setting; its settings",
         ),
+        (
+            {"searcher": {"name": "cmaes", "population_size": 3}},
+            r"population_size: must be at least 4 for cmaes, got 3",
+        ),
         ({"searcher": {"name": "nsga2", "population_size": 1}}, r"searcher\.population_size: .*equal to 2, got 1"),
         (
             {"searcher": {"name": "evolution", "population_size": 4, "tournament_size": 5}},
@@ -170,7 +174,7 @@ ASHA = {"name": "asha"}
         ),
         (
             {"searcher": "evolution", "objectives": ["accuracy", "macs"]},
-            r"searcher: evolution compares trials by accur",
+            r"searcher: evolution compares trials by",
         ),
         ({"pruner": {**ASHA, "rung": [1]}}, r"arms\.arm\.pruner\.rung: no such key; did you mean 'rungs'\?"),
         ({"pruner": {**ASHA, "rungs": []}}, r"arms\.arm\.pruner\.rungs: .*got \[\]"),
