@@ -16,6 +16,8 @@ from nas_blockout.methods import METHODS
 from nas_blockout.methods.blockdrop import BlockDropSettings
 from nas_blockout.methods.dropblock import DropBlockSettings
 from nas_blockout.methods.dropcluster import DropClusterSettings
+from nas_blockout.methods.supernet.darts_settings import DartsSettings
+from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.training import EpochRecord
 from tests.nas_blockout.training.shared_trainings import CASES, PLAIN, Kept
 
@@ -32,6 +34,12 @@ ROWS = {
         training=replace(PLAIN.training, epochs=3),
     ),
     "blockdrop, gumbel": replace(SMALL, method=BlockDropSettings(**GATES, estimator="gumbel")),
+    "darts, derived": replace(
+        PLAIN,
+        method=DartsSettings(branches=2, relaxation="gumbel"),
+        distillation=DistillationSettings(target_macs=0.8, trim_by="probability"),
+        training=replace(PLAIN.training, epochs=3),
+    ),
     "dropblock, ramped": replace(LONG, method=DropBlockSettings(rate=0.3, block_size=3)),
     "dropcluster, learned anew in every epoch": replace(
         LONG, method=DropClusterSettings(ramp_epochs=0, update_every=1)
