@@ -152,11 +152,12 @@ def plain_groups(network: nn.Module) -> list[ParameterGroup]:
     ]
 
 
-def is_held_batch(number: int, every: int) -> bool:
+def is_held_batch(number: int, every: int, accumulation: int = 1) -> bool:
     """Return whether a batch of an epoch is of the images that are held for the architecture parameters of a supernet.
 
     Args:
         number: Of the batch, from 0.
-        every: One batch in so many is held, the last of them; 2 or more.
+        every: One step of the optimizer in so many is held, the last of them; 2 or more.
+        accumulation: Batches of one step.
     """
-    return number % every == every - 1
+    return number // accumulation % every == every - 1

@@ -13,33 +13,37 @@ _SEED = 15_485_863  # keeps the division of the images apart from their order
 
 
 class AlternatingLoader:
-    """Batches of which every so many-th is of images that are held, and the others of those that are not.
+    """Batches, those of every so many-th step of images that are held, and the others of those that are not.
 
     A pass has as many batches as one of all images has, of the same sizes, and every image is in one of them.
 
     Args:
         whole: Loads all images.
         loading: Makes a loader that differs from `whole` in loading these rows alone.
-        every: One batch in so many is held, the last of them; 2 or more.
+        every: One step of the optimizer in so many reads held images, the last of them; 2 or more.
         seed: Decides which images are held, the same ones in every pass.
+        accumulation: Batches of one step.
 
     Raises:
-        Conflict: A pass has fewer batches than `every`.
+        Conflict: A pass has too few batches for a step on held images.
     """
 
-    def __init__(self, whole: Loader, loading: Callable[[Tensor], Loader], *, every: int, seed: int) -> None:
+    def __init__(
+        self, whole: Loader, loading: Callable[[Tensor], Loader], *, every: int, seed: int, accumulation: int = 1
+    ) -> None:
         sizes = batch_sizes(len(whole), whole.batch_size)
-        held = sum(size for number, size in enumerate(sizes) if is_held_batch(number, every))
-        if not held:
+        self._kinds = [is_held_batch(number, every, accumulation) for number in range(len(sizes))]
+        if not any(self._kinds):
             raise Conflict(
-                f"training.batch_size: an epoch needs {every} batches or more, the last of them for the architecture "
-                f"parameters, got {len(sizes)} of {len(whole)} images; make batches smaller",
+                f"training.batch_size: an epoch needs {accumulation * (every - 1) + 1} batches or more, the last of "
+                f"them for the architecture parameters, got {len(sizes)} of {len(whole)} images; make batches smaller",
                 "training.batch_size",
             )
+        held = sum(size for size, kind in zip(sizes, self._kinds, strict=True) if kind)
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed + _SEED))
         self.held, self.others = order[:held].sort().values, order[held:].sort().values
         """Numbers of the images that are held, and of the others."""
-        self._whole, self._every, self._batches = whole, every, len(sizes)
+        self._whole = whole
         self._loaders = loading(self.others), loading(self.held)
 
     def __len__(self) -> int:
@@ -57,12 +61,11 @@ class AlternatingLoader:
             yield from self._whole.batches(None, first)
             return
         seeds = torch.randint(2**62, (2,), generator=generator).tolist()
-        kinds = [is_held_batch(number, self._every) for number in range(self._batches)]
         passes = [
-            loader.batches(torch.Generator().manual_seed(seed), kinds[:first].count(kind))
+            loader.batches(torch.Generator().manual_seed(seed), self._kinds[:first].count(kind))
             for loader, seed, kind in zip(self._loaders, seeds, (False, True), strict=True)
         ]
-        for kind in kinds[first:]:
+        for kind in self._kinds[first:]:
             yield next(passes[kind])
 
     def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:

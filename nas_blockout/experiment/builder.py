@@ -31,9 +31,9 @@ from nas_blockout.methods.blockout import Blockout
 from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
 from nas_blockout.methods.memberships.initial import require_nodes
 from nas_blockout.methods.paths.block_routing import fixed_path
-from nas_blockout.methods.supernet.choices import Choices
 from nas_blockout.methods.supernet.darts import Darts
 from nas_blockout.methods.supernet.darts_settings import DartsSettings
+from nas_blockout.methods.supernet.hierarchy_choices import HierarchyChoices
 from nas_blockout.networks import Branchable, Network, masked_connections
 from nas_blockout.settings_fields import Conflict, conflicts_in, refuse
 from nas_blockout.structure.confusion import ConfusionSettings, most_branches
@@ -113,8 +113,8 @@ def _built_for_training(experiment: Experiment, shape: Shape, classes: int) -> n
             return masked
         if isinstance(experiment.method, DartsSettings):
             assert isinstance(network, Branchable), "built through its graph"
-            supernet = Darts(network, experiment.method)
-            refuse(chosen_conflicts(experiment, network, supernet.choices))
+            supernet = Darts(network, experiment.method, accumulation=experiment.training.accumulation)
+            refuse(chosen_conflicts(experiment, network, supernet.hierarchy_choices))
             return supernet
         if isinstance(experiment.method, BlockDropSettings):
             return BlockDrop(network, _seeded(experiment), shape=shape)  # type: ignore[arg-type]
@@ -191,7 +191,7 @@ def _require_method(network: Network, method: Any) -> None:
         require_nodes(network, method)
     if isinstance(method, DartsSettings):
         assert isinstance(network, Branchable), "built through its graph"
-        Choices.of(network, method)
+        HierarchyChoices.of(network, method)
     if isinstance(method, BlockDropSettings) and not method.learns:
         fixed_path(method.policy, len(network.blocks), method.kept_blocks)  # type: ignore[arg-type]  # of a ResNet
 
@@ -202,7 +202,7 @@ def _not_derivable(experiment: Experiment, network: Network) -> Iterator[Conflic
         masked = masked_connections(network.connections, experiment.method.masked)
         yield from learned_conflicts(experiment, network, masked)
     if isinstance(experiment.method, DartsSettings) and isinstance(network, Branchable):
-        yield from chosen_conflicts(experiment, network, Choices.of(network, experiment.method))
+        yield from chosen_conflicts(experiment, network, HierarchyChoices.of(network, experiment.method))
     yield from pruning_conflicts(experiment, network)
 
 

@@ -183,7 +183,6 @@ def conflicts(parts: Parts) -> Iterator[Conflict]:
     yield from _unsuited_to_backbone(parts)
     yield from _unsuited_to_derivation(parts)
     yield from _unsuited_to_mixing(parts)
-    yield from _unsuited_to_accumulation(parts)
     if parts.architecture is not None and isinstance(parts.method, _LEARNING):
         message = f"the method {method_name(parts.method)} learns its own architecture: leave out architecture"
         yield Conflict(message, "architecture", "method.name")
@@ -270,16 +269,6 @@ def _unsuited_to_mixing(parts: Parts) -> Iterator[Conflict]:
                 f"of an image, got {value}; leave it out or take a policy that does not learn"
             )
             yield Conflict(message, f"training.{name}", "method.policy", "method.name")
-
-
-def _unsuited_to_accumulation(parts: Parts) -> Iterator[Conflict]:
-    """Yield why batches may not be put together: those of weights and of architecture parameters come in turn."""
-    if isinstance(parts.method, DartsSettings) and parts.training.accumulation > 1:
-        message = (
-            "training.accumulation: must be 1 with the method darts, whose batches are in turn for the weights and for "
-            f"the architecture parameters, got {parts.training.accumulation}; make batches larger"
-        )
-        yield Conflict(message, "training.accumulation", "method.name")
 
 
 def _refusal(check: Callable[[], None], *keys: str) -> Iterator[Conflict]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.experiment.config import Experiment
 from nas_blockout.methods.memberships.blockout_settings import BlockoutSettings
-from nas_blockout.methods.supernet.choices import Choices
+from nas_blockout.methods.supernet.hierarchy_choices import HierarchyChoices
 from nas_blockout.networks import Branchable, Connection, Network, listed
 from nas_blockout.settings_fields import Conflict
 from nas_blockout.structure.distill import distill
@@ -56,7 +56,7 @@ def _underivable(experiment: Experiment, network: Network, masked: Sequence[Conn
             yield Conflict(f"{key}: {message}{more}", key, "method.masked", "backbone", "data")
 
 
-def chosen_conflicts(experiment: Experiment, network: Branchable, choices: Choices) -> list[Conflict]:
+def chosen_conflicts(experiment: Experiment, network: Branchable, choices: HierarchyChoices) -> list[Conflict]:
     """Return that not even the smallest choices of a supernet meet a target, before the first stage is paid for.
 
     They cost most with all branches there and every class in the widest.

@@ -227,10 +227,14 @@ class Run(Iterator[EpochRecord]):
         """Return what a model is trained on; a supernet gets the images of its architecture parameters in turn."""
         if not isinstance(model, Darts):
             return self._loaders
-        every, seed = model.settings.weight_steps + 1, self.experiment.seed
-        whole = self._loading()
-        held = AlternatingLoader(whole, lambda rows: self._loading(rows=rows), every=every, seed=seed)
-        return replace(self._loaders, train=held)
+        alternating = AlternatingLoader(
+            self._loading(),
+            lambda rows: self._loading(rows=rows),
+            every=model.settings.weight_steps + 1,
+            seed=self.experiment.seed,
+            accumulation=model.accumulation,
+        )
+        return replace(self._loaders, train=alternating)
 
     def _derive(self, learned: nn.Module, first: Mapping[str, Tensor]) -> tuple[Derivation, Network]:
         """Derive the second stage's network on the first rank; the others get its weights when they train it."""

@@ -33,6 +33,7 @@ BASES = {
     "blockout": Experiment(backbone=BACKBONE, method=BlockoutSettings()),
     "structure": Experiment(backbone=BACKBONE, method=BlockoutSettings()),
     "confusion": Experiment(backbone=BACKBONE, confusion=ConfusionSettings()),
+    "darts": Experiment(backbone=BACKBONE, method=METHODS["darts"].settings()),
     "regularizers": Experiment(backbone=BACKBONE, method=METHODS["dropout"].settings()),
     "light_regularizers": Experiment(backbone=BACKBONE, method=METHODS["dropblock"].settings()),
 }
@@ -194,6 +195,8 @@ def test_a_space_fits_the_arm_that_it_is_meant_for(name: str) -> None:
         (("structure",), "blockdrop", "the space 'structure' needs an arm whose method is blockout"),
         (("structure",), "training", "the space 'structure' needs an arm whose method is blockout"),
         (("confusion",), "training", "the space 'confusion' needs an arm with confusion"),
+        (("darts",), "blockout", "the space 'darts' needs an arm whose method is darts"),
+        (("branched",), "darts", "darts learns its own architecture"),
         (("branched",), "blockout", "blockout learns its own architecture"),
         (("training", "training"), "training", "two spaces give the parameter 'optim.lr' different ranges"),
         (("regularizers", "light_regularizers"), "regularizers", "'dropout.rate' different ranges"),

@@ -19,9 +19,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from nas_blockout.methods.masking import entries_without_node, masked_weight
-from nas_blockout.methods.supernet.choices import Choices
 from nas_blockout.methods.supernet.darts_settings import DartsSettings
 from nas_blockout.methods.supernet.expected_macs import ExpectedMacsOfChoices, compatible
+from nas_blockout.methods.supernet.hierarchy_choices import HierarchyChoices
 from nas_blockout.networks import Branchable, Connection
 from nas_blockout.randomness.draws import Randomness, random_uniforms
 from nas_blockout.training_protocol import (
@@ -66,6 +66,7 @@ class Darts(TrainableModel):
     Args:
         network: Dense.
         settings: What to choose between, and how it is learned.
+        accumulation: Batches of one step of the optimizer.
 
     Attributes:
         turn: Whose step the next batch is.
@@ -94,11 +95,12 @@ class Darts(TrainableModel):
     _group_of: Tensor
     _branch_of: Tensor
 
-    def __init__(self, network: Branchable, settings: DartsSettings) -> None:
+    def __init__(self, network: Branchable, settings: DartsSettings, *, accumulation: int = 1) -> None:
         super().__init__()
+        self.accumulation = accumulation
         self.network = network
         self.settings = settings
-        self.choices = choices = Choices.of(network, settings)
+        self.choices = choices = HierarchyChoices.of(network, settings)
         *_, classes = choices.layers.values()
         self.class_logits = nn.Parameter(_INITIAL_NOISE * torch.randn(classes, settings.branches))
         self.width_logits = nn.Parameter(_INITIAL_NOISE * torch.randn(len(choices.groups), len(settings.widths)))
@@ -283,7 +285,8 @@ class Darts(TrainableModel):
 
     def _take_turn(self, batch: int) -> None:
         self._batch = batch
-        self.turn = "architecture" if is_held_batch(batch, self.settings.weight_steps + 1) else "weights"
+        held = is_held_batch(batch, self.settings.weight_steps + 1, self.accumulation)
+        self.turn = "architecture" if held else "weights"
 
     def load_epoch_state(self, states: Sequence[Any]) -> None:
         """Go on inside an epoch: how many batches it had is a buffer, which every process has."""

@@ -16,10 +16,12 @@ def part(count: int) -> Part:
 
 
 def alternating(
-    count: int, *, batch_size: int = 4, every: int = 2, seed: int = 0, **options: bool
+    count: int, *, every: int = 2, seed: int = 0, accumulation: int = 1, **options: bool
 ) -> AlternatingLoader:
-    loading = partial(Loader, part(count), batch_size, **options)
-    return AlternatingLoader(loading(), lambda rows: loading(rows=rows), every=every, seed=seed)
+    loading = partial(Loader, part(count), 4, **options)
+    return AlternatingLoader(
+        loading(), lambda rows: loading(rows=rows), every=every, seed=seed, accumulation=accumulation
+    )
 
 
 def numbers(batches: AlternatingLoader, seed: int = 0, first: int = 0) -> list[list[int]]:
@@ -62,6 +64,15 @@ def test_a_pass_goes_on_at_any_batch_and_depends_on_the_generator_alone() -> Non
     assert whole == numbers(alternating(30, every=3), 5) != numbers(loader, 6)
     for first in range(len(whole) + 1):
         assert numbers(loader, 5, first) == whole[first:]
+
+
+def test_batches_of_one_step_of_the_optimizer_are_of_one_kind() -> None:
+    loader = alternating(30, accumulation=2)
+    held = set(loader.held.tolist())
+    kinds = [held.issuperset(batch) for batch in numbers(loader)]
+    assert kinds == [False, False, True, True, False, False, True, True]
+    with pytest.raises(Conflict, match="needs 3 batches or more"):
+        alternating(8, accumulation=2)
 
 
 def test_balanced_batches_draw_from_their_own_images() -> None:

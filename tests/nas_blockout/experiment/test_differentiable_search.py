@@ -138,21 +138,10 @@ def test_without_derivation_the_mixture_is_folded(splits: Splits) -> None:
     assert float(right) == pytest.approx(run.records[-1].validation_accuracy, abs=1e-6)
 
 
-REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"training": replace(SMALL.training, accumulation=2)}, "must be 1 with the method darts", "training.accumulation"),
-    (
-        {"distillation": None, "pruning": PruningSettings()},
-        "leave out the architecture and the method darts",
-        "pruning",
-    ),
-]
-
-
-@pytest.mark.parametrize(("changes", "rule", "key"), REFUSED)
-def test_what_does_not_go_with_it_is_refused(changes: dict[str, Any], rule: str, key: str) -> None:
-    with pytest.raises(ValueError, match=rule) as caught:
-        replace(SMALL, **changes)
-    assert conflicts_in(caught.value)[0].keys[0] == key
+def test_it_is_not_pruned() -> None:
+    with pytest.raises(ValueError, match="leave out the architecture and the method darts") as caught:
+        replace(SMALL, distillation=None, pruning=PruningSettings())
+    assert conflicts_in(caught.value)[0].keys[0] == "pruning"
 
 
 def test_an_architecture_is_not_given(splits: Splits) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_blockout.methods.supernet.choices import Choices
 from nas_blockout.methods.supernet.darts import Darts, Distributions
 from nas_blockout.methods.supernet.darts_settings import DartsSettings
+from nas_blockout.methods.supernet.hierarchy_choices import HierarchyChoices
 from nas_blockout.networks import Branchable, Connection
 from nas_blockout.nodes import Nodes
 from nas_blockout.settings_fields import Conflict
@@ -207,6 +207,15 @@ def test_each_step_has_a_gradient_for_the_parameters_whose_turn_it_is() -> None:
     assert found == [weights, weights, architecture] * 2
 
 
+def test_batches_whose_gradients_are_averaged_are_of_one_turn() -> None:
+    model, found = Darts(Perceptron(), SETTINGS, accumulation=3), []
+    model.prepare_epoch(0, 4)
+    for _ in range(9):
+        found.append(model.turn)
+        model.after_batch()
+    assert found == ["weights"] * 3 + ["architecture"] * 3 + ["weights"] * 3
+
+
 def test_an_epoch_begins_with_a_step_of_the_weights_and_one_that_goes_on_where_it_was() -> None:
     model = perceptron()
     model.prepare_epoch(1, 4)
@@ -244,7 +253,7 @@ def test_a_penalty_above_the_target_charges_nothing_below_it() -> None:
         assert perceptron(replace(SETTINGS, cost_penalty=0)).penalty() == 0
 
 
-def drawn(choices: Choices, distributions: Distributions) -> Iterator[tuple[float, dict[str, Tensor]]]:
+def drawn(choices: HierarchyChoices, distributions: Distributions) -> Iterator[tuple[float, dict[str, Tensor]]]:
     """All architectures with their probabilities, and their memberships, from loops over the groups and the classes."""
     *names, classes = choices.layers
     starts = dict(zip(names, itertools.accumulate([0, *(choices.layers[name] for name in names)]), strict=False))

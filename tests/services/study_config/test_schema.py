@@ -166,7 +166,7 @@ def test_an_arm_may_change_the_backbone_or_take_another() -> None:
         (
             "arms.dense",
             {"backbone": {"name": "resnet"}, "method": {"name": "spatial_dropout"}, "pruning": {}},
-            r"arms\.dense\.method\.name: on the backbone resnet, pruning goes with the methods none, blockout and darts",
+            r"arms\.dense\.method\.name: on the backbone resnet, pruning goes with the methods none, blockout",
         ),
         (
             "arms.dense",

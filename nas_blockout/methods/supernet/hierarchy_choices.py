@@ -16,7 +16,7 @@ from nas_blockout.settings_fields import Conflict
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Choices:
+class HierarchyChoices:
     """The groups of the nodes of a network and their widths; the rows of all layers stand one after the other.
 
     Args:
@@ -36,7 +36,7 @@ class Choices:
     branches: int
 
     @classmethod
-    def of(cls, network: Branchable, settings: DartsSettings) -> "Choices":
+    def of(cls, network: Branchable, settings: DartsSettings) -> "HierarchyChoices":
         """Return the choices in a network; its weights may be on the device ``meta``.
 
         Args:
