@@ -1,5 +1,6 @@
 """The application over a real store, and clients of it."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 
 from services.api import application
 from services.api.health import Probes
+from services.api.requests.submitted_study import checked
 from services.api.state import Caching
 from services.settings import Settings, SignInSettings
 from services.store import Store
@@ -71,6 +73,22 @@ def ann(client: Client) -> httpx.Client:
 @pytest.fixture
 def study() -> dict[str, Any]:
     return {**TINY, "question": "Größer? 漢字"}
+
+
+@pytest.fixture
+def by_hand(store, study, settings) -> dict[str, Any]:
+    """A study that was run to its end on the command line, with a failed trial; what was written in its file."""
+    document = {**study, "name": "by-hand"}
+    resolved = checked(document, settings)
+    store.create_study("by-hand", config=resolved.to_json(), config_hash=resolved.hash, arms=list(resolved.arms))
+    store.claim_study("by-hand", "driver")
+    trial = store.add_trial("by-hand", arm="dense", phase="search", number=0, seed=0, experiment={}, planned=134).id
+    store.finish_trial(trial, "failed", reason=f"<b>no room</b> in {settings.home}/runs")
+    store.finish_study("by-hand", "complete")
+    folder = settings.folder("by-hand")
+    folder.mkdir(parents=True)
+    (folder / "comparison.json").write_text(json.dumps({"study": "by-hand"}))
+    return document
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import httpx
 import pytest
@@ -15,22 +14,6 @@ from tests.services.api.test_api_page import send
 @pytest.fixture
 def store(sqlite_store: Store) -> Store:
     return sqlite_store
-
-
-@pytest.fixture
-def by_hand(store, study, settings) -> dict[str, Any]:
-    """A study that was run to its end on the command line, with a failed trial; what was written in its file."""
-    document = {**study, "name": "by-hand"}
-    resolved = checked(document, settings)
-    store.create_study("by-hand", config=resolved.to_json(), config_hash=resolved.hash, arms=list(resolved.arms))
-    store.claim_study("by-hand", "driver")
-    trial = store.add_trial("by-hand", arm="dense", phase="search", number=0, seed=0, experiment={}, planned=134).id
-    store.finish_trial(trial, "failed", reason=f"<b>no room</b> in {settings.home}/runs")
-    store.finish_study("by-hand", "complete")
-    folder = settings.folder("by-hand")
-    folder.mkdir(parents=True)
-    (folder / "comparison.json").write_text(json.dumps({"study": "by-hand"}))
-    return document
 
 
 @pytest.fixture
