@@ -125,7 +125,9 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "entry_point": {"cli"},
         "removal": {"files", "store", "tracking"},
         "dispatch": {"budget", "cluster", "files", "removal", "store", "study_config"},
-        "api": {"budget", "cluster", "execution", "files", "finalize", "report", "store", "study_config"},
+        "api": {
+            *("analysis", "budget", "cluster", "execution", "files", "finalize", "report", "store", "study_config")
+        },
         "python_api": {"analysis", "estimate", "execution", "files", "finalize", "store", "study_config"},
         "cli": {"*"},
     },

@@ -69,10 +69,10 @@ def test_a_study_is_written_checked_and_submitted(page, address, study, store):
     assert page.locator("#gutter li").count() == numbers + 1
     page.get_by_role("button", name="Check and estimate").click()
     page.get_by_role("alert").get_by_text("no such method").first.wait_for()
-    assert page.locator("#gutter .wrong").inner_text().split()[0] == str(numbers)
+    assert page.locator("#gutter .wrong").inner_text().split()[0] == str(numbers + 1)
     assert page.url.endswith("/new?example=empty")  # nothing was loaded, so that the text keeps its history
     assert "1 error" in page.locator("#announcement").inner_text()
-    page.get_by_role("link", name=f"Line {numbers}").first.click()
+    page.get_by_role("link", name=f"Line {numbers + 1}").first.click()
     assert "dropuot" in page.evaluate(
         "getSelection().toString() || yaml.value.slice(yaml.selectionStart, yaml.selectionEnd)"
     )
