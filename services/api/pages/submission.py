@@ -231,6 +231,8 @@ def _form_page(
     announce: bool = False,
 ) -> Response:
     problem = None if error is None else error.problem
+    if written.bundled and not written.text:  # whoever sends the form again sends what it shows
+        written = replace(written, text=editor.example_text(written.bundled) or "", bundled="")
     key = written.key if checked is not None and checked.earlier is None else ""
     return rendered(
         "new",

@@ -141,6 +141,7 @@ def test_a_finished_study_is_not_queued_again_by_choosing_it(visitor, store):
     assert answer.status_code == 409
     assert '<a href="/studies/quickstart">quickstart</a> is complete' in answer.text
     assert "quickstart-2" in answer.text
+    assert "name: quickstart" in answer.text  # what is sent again with another name
     assert (len(store.queue()), store.queued_study("quickstart").state) == (1, "complete")
 
 

@@ -43,6 +43,7 @@ FAINT = """() => [...document.querySelectorAll('p, td, th, dt, dd, a, label, but
   const ink = light(getComputedStyle(e).color);
   return e.textContent.trim() && (Math.max(ink, page) + .05) / (Math.min(ink, page) + .05) < 4.5;
 }).map(e => e.tagName + ' ' + e.textContent.trim().slice(0, 40))"""
+OUTLINE = "getComputedStyle(document.activeElement.closest('.editor') ?? document.activeElement).outlineStyle"
 UNNAMED = """() => [...document.querySelectorAll('input:not([type=hidden]), select, textarea, button, a, progress')]
   .filter(e => !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim())).map(e => e.outerHTML)"""
 
@@ -149,17 +150,16 @@ def walked(system: System, client: Client, open_page: Callable[[], Any], request
     page.keyboard.press("Enter")
     page.get_by_role("alert").wait_for()
     enter(page, client.token)
-    assert page.get_by_label("Bundled study").locator("option", has_text="quickstart").count() == 1
+    page.get_by_role("link", name="New study").click()
+    assert page.get_by_label("Begin with").locator("option", has_text="quickstart").count() == 1
 
-    page.get_by_label("Or your own study, as YAML").fill("budgte: 3")
+    page.get_by_label("The study, as YAML").fill("budgte: 3")
     page.get_by_role("button", name="Submit").click()
     page.get_by_role("alert").get_by_text("did you mean 'budget'?").first.wait_for()
     assert [text for text in said if "status of 422" not in text] == []  # the browser says so of the refused form
     said.clear()
     with no_worker(system):
-        page.get_by_label("Or your own study, as YAML").fill(
-            yaml.safe_dump({**document, "name": STUDY}, sort_keys=False)
-        )
+        page.get_by_label("The study, as YAML").fill(yaml.safe_dump({**document, "name": STUDY}, sort_keys=False))
         page.get_by_role("button", name="Submit").click()
         page.get_by_role("heading", name=STUDY, exact=True).wait_for()
         queued = page.locator("#state").inner_text()
@@ -228,16 +228,17 @@ def test_all_is_reached_by_the_keyboard(system: System, client: Client, open_pag
     page = open_page()
     page.goto(f"http://{system.address('api', 8000)}/login")
     enter(page, client.token)
+    page.goto(f"http://{system.address('api', 8000)}/new")
     reached = []
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
-    for _ in range(12):
+    for _ in range(18):
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
         if not page.evaluate("document.activeElement === document.body"):  # past the last the browser's own come
-            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", reached
+            assert page.evaluate(OUTLINE) != "none", reached
         page.keyboard.press("Tab")
-    for each in ("Log out", "bundled", "yaml", "name", "Submit"):
+    for each in ("Log out", "example", "load", "yaml", "name", "check", "submit"):
         assert each in reached
     assert page.get_by_role("main").count() == page.get_by_role("banner").count() == 1
     assert page.locator("html").get_attribute("lang") == "en"
