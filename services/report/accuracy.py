@@ -13,6 +13,7 @@ from services.report.view import ReportView, in_order
 from services.trial_record import RETRAIN, SEARCH, Trial
 
 _LOST = ("failed", "pruned")
+_PASSES = "Sample passes by phase"
 
 
 def accuracy(document: ComparisonDocument) -> Iterator[Shown]:
@@ -72,6 +73,9 @@ def fronts(document: ComparisonDocument) -> Iterator[Shown]:
     measured = {name: arm.latency_ms for name, arm in arms.items() if arm.latency_ms is not None}
     latency = {name: (found.batch_1, found.batch_1_quartiles) for name, found in measured.items()}
     if points := _points(arms, latency):
+        if (alike := _same_latency(points)) is not None:
+            yield alike
+            return
         names, caption = _latency_front(points)
         yield _front(arms, points, names, caption, name="latency", label="milliseconds per image, batch of 1")
 
@@ -84,6 +88,19 @@ def _points(
         for arm, (cost, spread) in costs.items()
         if (test := arms[arm].test_accuracy) is not None
     ]
+
+
+def _same_latency(points: Sequence[plots.Point]) -> Remark | None:
+    """Return what is said in place of accuracy against latency, if the latencies tell no two arms apart."""
+    spreads = [point.spread for point in points if point.spread is not None]
+    if len(points) < 2 or len(spreads) < len(points) or not all(overlap(a, b) for a, b in combinations(spreads, 2)):
+        return None
+    return Remark(
+        "front-latency",
+        "Accuracy against latency",
+        f"No two of the {len(points)} models are told apart in latency: the middle halves of their rounds overlap, "
+        f"from {min(low for low, _ in spreads):.3g} to {max(high for _, high in spreads):.3g} ms an image.",
+    )
 
 
 def _latency_front(points: Sequence[plots.Point]) -> tuple[list[str], str]:
@@ -139,9 +156,9 @@ def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
     budget = document.budget
     shared = (counted(trials, "trial per arm", "trials per arm"), "comparison.json, arms.*.cost; trials.csv, by trial")
     passes = {name: _parts(view, name, arm, "sample_passes") for name, arm in in_order(document).items()}
-    yield Picture(
+    yield _alike(passes) or Picture(
         "cost-passes",
-        "Sample passes by phase",
+        _PASSES,
         "A sample pass is one image in one epoch. Failed and pruned trials are included; planned but unspent is what "
         f"failed trials did not use. The budget per arm is {budget.text}; the line is the limit of sample passes, if "
         f"there is one, the band its tolerance of {budget.tolerance:.0%}.",
@@ -157,6 +174,16 @@ def costs(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
         *shared,
         plots.figure_cost(seconds, label="seconds"),
     )
+
+
+def _alike(passes: Mapping[str, Mapping[str, float]]) -> Remark | None:
+    """Return what is said in place of the sample passes, if every arm spent as many in every phase."""
+    first = next(iter(passes.values()))
+    if any(parts != first for parts in passes.values()):
+        return None
+    spent = ", ".join(f"{amount:,.0f} in {phase}" for phase, amount in first.items() if amount)
+    which = f"All {len(passes)} arms" if len(passes) > 1 else "The only arm"
+    return Remark("cost-passes", _PASSES, f"{which} spent the same: {spent or 'nothing'}.")
 
 
 def _parts(view: ReportView, name: str, arm: ArmResult, unit: str) -> dict[str, float]:

@@ -140,7 +140,7 @@ def _page(content: _Content, inside: Mapping[str, bytes]) -> str:
         stems=content.stems,
         learned=_by_arm(content.pictures["structure"]),
         numbers={picture.name: number for number, picture in enumerate(content.drawn, start=1)},
-        structures={name: told.summary for name, told in structures(document).items()},
+        structures=_grouped({name: told.summary for name, told in structures(document).items()}),
         most_rows=MOST_TRIALS,
         lost_count=len(content.tables["lost"][0].rows) if content.tables["lost"] else 0,
         trial_count=len(view.trials),
@@ -185,6 +185,14 @@ def _by_arm(pictures: Sequence["Shown"]) -> dict[str, list["Shown"]]:
     for picture in pictures:
         by_arm.setdefault(str(picture.arm), []).append(picture)
     return by_arm
+
+
+def _grouped(summaries: Mapping[str, str]) -> dict[str, str]:
+    """Return texts by the names of all that have the same."""
+    names: dict[str, list[str]] = {}
+    for name, summary in summaries.items():
+        names.setdefault(summary, []).append(name)
+    return {", ".join(group): summary for summary, group in names.items()}
 
 
 def _facts(view: ReportView, document: ComparisonDocument) -> dict[str, str]:

@@ -185,10 +185,17 @@ def mask_pairs(
 
 
 def other_architectures(view: ReportView, document: ComparisonDocument, *, known: set[str]) -> Iterator[Shown]:
-    """Yield the diagrams of arms with branches that are not among the `known` ones."""
-    for number, name in enumerate(in_order(document)):
-        if name not in known:
-            yield from _architecture(view, document, number, name)
+    """Yield the diagrams of arms with branches that are not among the `known` ones, each network once."""
+    drawn: dict[str, str] = {}
+    for number, (name, arm) in enumerate(in_order(document).items()):
+        for shown in _architecture(view, document, number, name) if name not in known else ():
+            same = drawn.get(arm.architecture or "")
+            if same is not None and isinstance(shown, Picture):
+                yield Remark(shown.name, shown.title, f"It is the same as that of {same}.", name)
+                continue
+            if arm.architecture and isinstance(shown, Picture):
+                drawn[arm.architecture] = name
+            yield shown
 
 
 _ON_GRAPHS = (

@@ -78,12 +78,13 @@ class Told:
     def __init__(self) -> None:
         self._places: dict[str, str] = {}
 
-    def once(self, text: str, place: str = "") -> str:
+    def once(self, text: str, place: str = "", *, again: str = "Read it like {}.") -> str:
         """Return a text without the sentences that were said before; the place that said the first of them is named.
 
         Args:
             text: Some sentences.
             place: Where they stand, for those who look them up: ``Figure 3``.
+            again: The sentence in place of those left out, with the earlier place for ``{}``; empty for none.
         """
         kept, earlier = [], ""
         for sentence in sentences(text):
@@ -93,7 +94,7 @@ class Told:
                 continue
             self._places.setdefault(known, place)
             kept.append(sentence)
-        return " ".join([*kept, f"More: {earlier}."] if earlier else kept)
+        return " ".join([*kept, again.format(earlier)] if earlier and again else kept)
 
 
 def sentences(text: str) -> list[str]:

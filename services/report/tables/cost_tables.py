@@ -8,7 +8,7 @@ from services.analysis.latency import spread_text
 from services.analysis.searches.pareto import Front, FrontTrial
 from services.analysis.usage import ArmUsage
 from services.budget.accounting import END_WORDS
-from services.report.tables.table import Cell, Column, Table, amount, count, share, table
+from services.report.tables.table import Cell, Column, Table, amount, count, share, table, without
 from services.report.view import ABSENT, ReportView, in_order, percent
 from services.trial_record import Trial
 
@@ -16,15 +16,21 @@ MOST_TRIALS = 10_000  # that the page lists; the files have all of them
 
 
 def cost_table(view: ReportView, document: ComparisonDocument) -> Table:
-    """Return what every arm spent, by phase, and how much of it went to failed and pruned trials."""
-    return table(
+    """Return what every arm spent, by phase, and how much of it went to failed and pruned trials.
+
+    Columns in which nothing stands are left out: what was lost where nothing was, what was not measured.
+    """
+    is_whole = not any(trial.state in ("failed", "pruned") for trial in view.trials)
+    lost = ("search, failed", "search, pruned", "retraining, failed", "planned but unspent")
+    shown = table(
         "cost",
         "Cost",
         "What each arm spent. Overhead (proposing trials, deriving and verifying networks) is a share of the arm's "
         "seconds, all other shares are of its sample passes. Search and retraining include failed and pruned trials. "
         "Images per second are sample passes over the seconds of training and validation, the median over trials; "
         "memory is the peak of one training on its accelerator, or without one that of the whole worker process. "
-        f"Trainings ran on {_devices(document)}. Data: comparison.json, trials.csv.",
+        f"Trainings ran on {_devices(document)}.{' No trial failed or was pruned.' if is_whole else ''} "
+        "Data: comparison.json, trials.csv.",
         [
             Column("arm"),
             "passes",
@@ -39,6 +45,8 @@ def cost_table(view: ReportView, document: ComparisonDocument) -> Table:
         ],
         [_cost_row(view, name, arm) for name, arm in in_order(document).items()],
     )
+    shown = without(shown, ("images/s", "memory", "GPU busy"), unless=lambda cell: cell.value is not None)
+    return without(shown, lost if is_whole else (), unless=lambda cell: bool(cell.value))
 
 
 def _cost_row(view: ReportView, name: str, arm: ArmResult) -> list[Cell]:

@@ -1,8 +1,8 @@
 """A table as a value: columns, and cells that know their text, their number and how they are marked."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from services.report.view import ABSENT
 
@@ -112,6 +112,23 @@ def table(
         tuple(tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row) for row in rows),
         style,
     )
+
+
+def without(shown: Table, names: Container[str], *, unless: Callable[[Cell], bool]) -> Table:
+    """Return a table without those of some columns in none of whose cells something is to be read.
+
+    Args:
+        shown: The table.
+        names: Of the columns.
+        unless: Whether something is to be read in a cell.
+    """
+    kept = [
+        index
+        for index, column in enumerate(shown.columns)
+        if column.name not in names or any(unless(row[index]) for row in shown.rows)
+    ]
+    rows = tuple(tuple(row[index] for index in kept) for row in shown.rows)
+    return replace(shown, columns=tuple(shown.columns[index] for index in kept), rows=rows)
 
 
 def count(number: int | None) -> Cell:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from nas_blockout.atomic_files import write_text
 from nas_blockout.data import Preprocessing, Splits
 from nas_blockout.data.tensor_dataset import Labeled
 from nas_blockout.statistics import significance
 from services.files.study_dir import Folder
-from services.report import ReportView, write
+from services.report import ReportView, render, write
 from services.report.album import Album
 from services.trial_record import Trial, TrialKey
 from tests.once import once
@@ -246,7 +247,7 @@ def arm_document(arm: str, index: int, trials: Sequence[Trial], models: Mapping[
         "macs": 9 * size if models else None,
         "macs_per_seed": {str(seed): 9 * size for seed in models},
         "latency_ms": latency_document(size) if models else None,
-        "architecture": "0123456789abcdef" if models else None,
+        "architecture": f"{index:016x}" if models else None,
         "settings": {"seed": 0},
     }
 
@@ -275,4 +276,5 @@ def whole_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def large_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study of twelve arms and 94 classes, with its report."""
     large = made_up(arms=tuple(ROLES), classes=94, trials=10, length=40)
-    return once(tmp_path_factory, "large-report", lambda folder: write(large, Folder(folder)))
+    # The page alone: to write its figures as files, too, takes as long once more.
+    return once(tmp_path_factory, "large-report", lambda folder: write_text(Folder(folder).report, render(large)))
