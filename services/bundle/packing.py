@@ -181,8 +181,8 @@ def _readme(
         *(f"- {label}: {text}" for label, text in facts.items()),
         "## Run it again",
         f"In this folder:\n\n```sh\n{rerun}\n```",
-        f"For the same packages, `pip install` takes `--constraint {CONSTRAINTS}`. On the same kind of processor with the same packages it repeats every accuracy; other processors and other versions "
-        "round differently.",
+        f"For the same packages, `pip install` takes `--constraint {CONSTRAINTS}`. On the same kind of processor with "
+        "the same packages it repeats every accuracy; other processors and other versions round differently.",
         "## Check it",
         "`nas-blockout bundle --check FILE.tar.gz` compares the hashes and computes the numbers of "
         f"{COMPARISON} again from {ROWS}; without nas-blockout, `sha256sum --check {SUMS}` compares the hashes.",

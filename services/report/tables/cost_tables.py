@@ -187,7 +187,7 @@ def trials_table(view: ReportView) -> Table:
     return table(
         "trials",
         "All trials",
-        f"{_cut(len(view.trials), 'all')} are in trials.csv. Accuracies in %.",
+        "All are in trials.csv. Accuracies in %.",
         [
             Column("arm"),
             Column("phase", is_text=True),
@@ -229,15 +229,10 @@ def lost_tables(view: ReportView) -> Iterator[Table]:
     lost = [trial for trial in view.trials if trial.state in ("failed", "pruned")]
     if not lost:
         return
-    which = (
-        f"{_cut(len(lost), '')} failed and pruned trials; all are in trials.csv."
-        if len(lost) > MOST_TRIALS
-        else "Failed and pruned trials."
-    )
     yield table(
         "lost-trials",
         "Failed and pruned trials",
-        f"{which} Their cost counts toward the budget of their arm.",
+        "Failed and pruned trials. Their cost counts toward the budget of their arm.",
         [
             Column("arm"),
             Column("phase", is_text=True),
@@ -251,12 +246,6 @@ def lost_tables(view: ReportView) -> Iterator[Table]:
             for trial in lost
         ],
     )
-
-
-def _cut(number: int, word: str) -> str:
-    if number <= MOST_TRIALS:
-        return word.capitalize()
-    return f"The first {MOST_TRIALS} of {number}{'; ' if word else ''}{word}"
 
 
 def environment_table(view: ReportView) -> Table:

@@ -11,7 +11,7 @@ from services.analysis.robustness import RobustnessResult
 from services.analysis.verdict import corruption_errors, sentence
 from services.cli.show import corruption_errors_of
 from services.report import ReportView, render
-from services.report.corruption import kind_rows, robust_rows
+from services.report.tables.accuracy_tables import corruption_detail, corruption_tables
 from services.trial_record import Trial
 
 MadeUp = Callable[..., ReportView]
@@ -68,12 +68,17 @@ def test_a_study_without_corrupted_images_has_no_section(made_up: MadeUp) -> Non
 
 def test_the_least_error_of_each_kind_is_marked(view: ReportView) -> None:
     document = ComparisonDocument.model_validate(view.comparison)
-    order = [row.arm for row in robust_rows(document)]
-    rows = {row.kind: dict(zip(order, row.errors, strict=True)) for row in kind_rows(document)}
+    kinds = next(corruption_detail(document))
+    names = [column.name for column in kinds.columns[1:]]
+    rows = {
+        kind.text: {name: (cell.text, cell.style == "strong") for name, cell in zip(names, cells, strict=True)}
+        for kind, *cells in kinds.rows
+    }
     assert rows["fog"] == {"dense": ("22.00", True), "dropout": ("32.00", False)}
     assert rows["shot noise"] == {"dense": ("36.00", False), "dropout": ("26.00", True)}
-    dense = next(row for row in robust_rows(document) if row.arm == "dense")
-    assert (dense.clean, dense.error, dense.relative, dense.seconds) == ("10.00", "29.00", "1.000", "7.5")
+    (arms,) = corruption_tables(document)
+    dense = next(cells for name, *cells in arms.rows if name.text == "dense")
+    assert [cell.text for cell in dense] == ["10.00", "29.00", "1.000", "7.5"]
 
 
 def test_the_sentence_names_the_errors_the_fewest_first(view: ReportView) -> None:
