@@ -55,8 +55,13 @@ class DrawnArchitecture:
         """Return the picture and the layers as HTML."""
         png = self._repr_png_()
         drawn = picture(png, description=f"groups and branches: {self}") if png is not None else ""
-        rows = [[row[name] for name in LAYER_COLUMNS] for row in self.layers]
-        return heading(str(self)) + drawn + table(LAYER_COLUMNS, rows)
+        return heading(str(self)) + drawn + layers_table(self.layers)
+
+
+def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Return layers as HTML, without the nodes that there were before where they are not known."""
+    columns = [name for name in LAYER_COLUMNS if any(row[name] is not None for row in layers)]
+    return table(columns, [[row[name] for name in columns] for row in layers])
 
 
 def png_of(document: Mapping[str, Any], class_names: Sequence[str]) -> bytes | None:

@@ -15,7 +15,7 @@ from nas_blockout.data import Preprocessing
 from nas_blockout.data.arrays.image_arrays import images_of
 from nas_blockout.experiment import Experiment, derived_network, origin_of, structure_of_network
 from nas_blockout.export import Deployed, ModelDescription, Verification, export_model, load_weights, save_weights
-from nas_blockout.interactive.drawn_architecture import LAYER_COLUMNS, DrawnArchitecture
+from nas_blockout.interactive.drawn_architecture import DrawnArchitecture, layers_table
 from nas_blockout.interactive.given_networks import given
 from nas_blockout.interactive.html_text import heading, table
 from nas_blockout.structure.branching import summary
@@ -281,6 +281,5 @@ class LearnedNetwork:
 
     def _repr_html_(self) -> str:
         """Return costs, layers and branches as HTML."""
-        rows = [[row[name] for name in LAYER_COLUMNS] for row in self.layers]
-        tables = table(("", "given", "learned"), self._rows()) + table(LAYER_COLUMNS, rows)
+        tables = table(("", "given", "learned"), self._rows()) + layers_table(self.layers)
         return heading(str(self), details=self.notes) + tables

@@ -77,9 +77,9 @@ def read(settings: DataSettings, root: Path | None) -> Collection:
     """
     path = _file(_folder(settings, root), str(settings.content))
     description = _header(path, settings)
-    splits = {name.partition(".")[0] for name in description["tensors"]}
-    parts = {split: _part(path, description, split) for split in splits - {"test"}}
-    load_test = partial(_part, path, description, "test") if "test" in splits else None
+    given = [split for split in _SPLITS if f"{split}.images" in description["tensors"]]
+    parts = {split: _part(path, description, split) for split in given if split != "test"}
+    load_test = partial(_part, path, description, "test") if "test" in given else None
     names = tuple(description["class_names"])
     return carved(parts, names, load_test=load_test, split_seed=settings.split_seed, origin=str(path.parent))
 
