@@ -54,9 +54,15 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """The values that a field may have, where its type says less."""
+    """The values that a field may have, where its type says less.
+
+    Args:
+        values: The values.
+        others: Form of further texts, which are checked elsewhere, such as names of plug-ins; None for none.
+    """
 
     values: tuple[Any, ...]
+    others: "Pattern | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +345,8 @@ def _check_rule(name: str, rule: Rule, value: Any) -> None:
     elif isinstance(rule, Range):
         _require(value in rule, name, str(rule), value)
     elif isinstance(rule, OneOf):
-        _require(value in rule.values, name, f"one of {_listed(rule.values)}", value)
+        other = rule.others is not None and isinstance(value, str) and re.fullmatch(rule.others.expression, value)
+        _require(value in rule.values or bool(other), name, f"one of {_listed(rule.values)}", value)
     else:
         _require(value in rule, name, str(rule), value)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from nas_blockout import backbones, methods
+from nas_blockout import backbones, data, methods
 from nas_blockout.experiment import Experiment
 from nas_blockout.plugins.choices import Choices, NotAllowed
 from nas_blockout.plugins.installed import Origin
@@ -11,7 +11,12 @@ from nas_blockout.settings_fields import Conflict
 from search_spaces import CHOICES as SPACES
 
 Records = Mapping[str, Mapping[str, Mapping[str, str | None]]]
-_CHOICES: Mapping[str, Choices[Any]] = {"backbones": backbones.CHOICES, "methods": methods.CHOICES, "spaces": SPACES}
+_CHOICES: Mapping[str, Choices[Any]] = {
+    "backbones": backbones.CHOICES,
+    "methods": methods.CHOICES,
+    "spaces": SPACES,
+    "sources": data.CHOICES,
+}
 
 
 class PluginMissing(ValueError):
@@ -33,6 +38,7 @@ def used(experiment: Experiment, spaces: Iterable[str]) -> Iterator[tuple[str, O
         ("backbones", backbones.name_of(experiment.backbone)),
         ("methods", methods.method_name(experiment.method)),
         *(("spaces", space) for space in spaces),
+        ("sources", experiment.data.name),
     ]
     for kind, name in names:
         if (origin := _CHOICES[kind].origin(name)) is not None:

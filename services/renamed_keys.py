@@ -120,6 +120,7 @@ _ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "label_column": None,
             "group_column": None,
             "split_column": None,
+            "options": {},
         },
         "method": {
             "target_macs": None,

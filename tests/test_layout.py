@@ -73,7 +73,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "data": set(),
         "statistics": set(),
         "plugins": set(),
-        "testing": {"backbones", "experiment", "methods"},
+        "testing": {"backbones", "data", "experiment", "methods"},
         "plots": {"structure"},  # how layers are folded into the columns of a diagram
         "export": {"structure"},  # cards and summaries say how far a network branches
         "backbones": set(),

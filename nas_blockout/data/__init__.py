@@ -8,28 +8,36 @@ from nas_blockout.data.alternation import AlternatingLoader
 from nas_blockout.data.arrays import ArrayData
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataCorrupt, DataError, DataMissing, DataUnsuitable
+from nas_blockout.data.listings.group_division import divided_by_groups
 from nas_blockout.data.loader import Loader
 from nas_blockout.data.placement import Placement
 from nas_blockout.data.preprocessing import Preprocessing
-from nas_blockout.data.sources.registry import SOURCES, Dimensions, Source, dimensions, load, recognized
-from nas_blockout.data.splits import AnyImages, AnyPart, Splits
-from nas_blockout.data.streaming import StreamedPart
+from nas_blockout.data.sources.data_source import DataSource, Dimensions
+from nas_blockout.data.sources.registry import CHOICES, SOURCES, Source, dimensions, load, recognized, resolved
+from nas_blockout.data.splits import AnyImages, AnyPart, Collection, Splits
+from nas_blockout.data.streaming import ImageFiles, StreamedPart
+from nas_blockout.data.subsets import stratified
 from nas_blockout.data.summary import Report, check, fetch, show
-from nas_blockout.data.tensor_dataset import BytePart, Part
+from nas_blockout.data.tensor_dataset import BytePart, Labeled, Part
 
 __all__ = [
+    "CHOICES",
     "SOURCES",
     "AlternatingLoader",
     "AnyImages",
     "AnyPart",
     "ArrayData",
     "BytePart",
+    "Collection",
     "DataCorrupt",
     "DataError",
     "DataMissing",
     "DataSettings",
+    "DataSource",
     "DataUnsuitable",
     "Dimensions",
+    "ImageFiles",
+    "Labeled",
     "Loader",
     "Part",
     "Placement",
@@ -40,8 +48,11 @@ __all__ = [
     "StreamedPart",
     "check",
     "dimensions",
+    "divided_by_groups",
     "fetch",
     "load",
     "recognized",
+    "resolved",
     "show",
+    "stratified",
 ]

@@ -1,5 +1,6 @@
 """The data of a study, as one frozen value that the study file, the store and all workers share."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -7,7 +8,10 @@ from types import MappingProxyType
 from typing import Annotated
 
 from nas_blockout.data.listings.group_template import TEMPLATE
-from nas_blockout.settings_fields import SEED, Conflict, OneOf, Pattern, Range, check, refuse
+from nas_blockout.plugins.installed import installed
+from nas_blockout.plugins.named_code import FORM
+from nas_blockout.serialization import near
+from nas_blockout.settings_fields import SEED, Conflict, OneOf, Pattern, PlainMapping, Range, check, refuse
 
 NAMES = ("digits", "fashion_mnist", "glyphs", "cifar10", "cifar100", "imagefolder", "table", "arrays")
 OF_FILES = ("imagefolder", "table")  # sources that make squares of image files
@@ -30,6 +34,8 @@ _OWN: Mapping[str, tuple[str, ...]] = MappingProxyType(
         **dict.fromkeys(("table", "path_column", "label_column", "group_column", "split_column"), ("table",)),
     }
 )
+# Whether there is a plug-in of a name is a rule of its own, so that whoever misspells a name hears of a near one.
+PLUGIN_NAME = Pattern(rf"({FORM}|[A-Za-z_][A-Za-z0-9_.-]*)", "the name of a plug-in", "my_package.data:SOURCE")
 SMALLEST_SIDE, LARGEST_SIDE = 4, 1024
 DEFAULT_SIDE = 64
 
@@ -39,7 +45,7 @@ class DataSettings:
     """Which images are used, how many, and how they are augmented in training.
 
     Args:
-        name: Name of a registered source.
+        name: Name of a source, or of a plug-in that is one.
         train_samples: Size of a class-balanced subset of the training split; None for all. Subsets are nested: for the
             same `split_seed` the subset of 200 is part of that of 400.
         validation_samples: Size of a subset of the validation split, likewise. A study of scarce data sets both, so
@@ -68,20 +74,21 @@ class DataSettings:
         content: Hash of images and labels that a program gave (`arrays`), which is the name of their file in `folder`,
             or in ``arrays/`` of the data root; `nas_blockout.ArrayData` sets it.
         group_pattern: What in the path of an image names its group, such as a patient, a scene or a typeface
-            (`imagefolder`, `table`): in braces, with `*` for any characters, `#` for digits and `?` for one, such as
-            ``{patient#}_*``. No group is in two splits. None for no groups.
+            (`imagefolder`, `table`): in angle brackets, with `*` for any characters, `#` for digits and `?` for one,
+            such as ``<patient#>_*``. No group is in two splits. None for no groups.
         table: Path of a CSV or Parquet file with a row an image (`table`). In a study file a relative path is relative
             to that file.
         path_column: Column with the paths of the images (`table`); None for ``path``.
         label_column: Column with the classes (`table`); None for ``label``.
         group_column: Column with the groups of images (`table`), none of which is in two splits; None for no groups.
         split_column: Column that says train, validation or test (`table`); None to divide by `split_seed`.
+        options: Settings of a source that is a plug-in; others have none.
 
     Raises:
         ValueError: A value is out of range; the message shows it.
     """
 
-    name: Annotated[str, OneOf(NAMES)] = "digits"
+    name: Annotated[str, OneOf(NAMES, PLUGIN_NAME)] = "digits"
     train_samples: Annotated[int, Range(ge=1)] | None = None
     validation_samples: Annotated[int, Range(ge=1)] | None = None
     split_seed: Annotated[int, SEED] = 0
@@ -100,20 +107,22 @@ class DataSettings:
     label_column: str | None = None
     group_column: str | None = None
     split_column: str | None = None
+    options: PlainMapping = PlainMapping()  # noqa: RUF009  # it is immutable
 
     def __post_init__(self) -> None:
         check(self)
         refuse(self._conflicts())
 
     def _conflicts(self) -> Iterator[Conflict]:
+        yield from self._of_names()
+        yield from self._of_tables()
         for key, owners in _OWN.items():
             if (value := getattr(self, key)) not in (None, ()) and self.name not in owners:
                 owner = f"{owners[0]} alone" if len(owners) == 1 else " and ".join(owners)
                 yield Conflict(f"{key} is a setting of {owner}, got {value} for {self.name}", key, "name")
         if self.augment.startswith(RESIZED_CROP) and not self.has_files:
-            message = (
-                f"augment {self.augment} cuts whole images of {' and '.join(OF_FILES)}, got {self.name}, of fixed size"
-            )
+            sources = " and ".join(OF_FILES)
+            message = f"augment {self.augment} cuts whole images of {sources}, got {self.name}, of fixed size"
             yield Conflict(message, "augment", "name")
         if self.resize_size is not None and self.resize_size < self.side_of_images:
             message = f"resize_size must be image_size ({self.side_of_images}) or more, got {self.resize_size}"
@@ -127,12 +136,30 @@ class DataSettings:
         if (self.name == "arrays") != (self.content is not None):
             message = f"content goes with the source arrays, and it needs one, got {self.content} for {self.name}"
             yield Conflict(message, "content", "name")
-        if self.name == "table" and self.table is None:
+
+    def _of_names(self) -> Iterator[Conflict]:
+        if self.name not in NAMES and not re.fullmatch(FORM, self.name):
+            others = {each.name for each in installed("source")}
+            if self.name not in others:
+                known = ", ".join((*NAMES, *sorted(others)))
+                message = f"name must be one of {known}, got {self.name!r}; {near(self.name, {*NAMES, *others})}"
+                yield Conflict(message, "name")
+        if self.name in NAMES and len(self.options):
+            message = f"options are the settings of a plug-in, got {self.options.to_json()} for {self.name}"
+            yield Conflict(message, "options", "name")
+        if self.name not in NAMES and self.folder is not None:
+            message = f"folder is no setting of a plug-in, got {self.folder!r} for {self.name}; see its options"
+            yield Conflict(message, "folder", "name")
+
+    def _of_tables(self) -> Iterator[Conflict]:
+        if self.name != "table":
+            return
+        if self.table is None:
             message = "table needs the setting table: the path of a CSV or Parquet file with a row an image"
             yield Conflict(message, "table", "name")
         columns = (self.path_column or "path", self.label_column or "label", self.group_column, self.split_column)
         named = [name for name in columns if name is not None]
-        if self.name == "table" and len(set(named)) < len(named):
+        if len(set(named)) < len(named):
             message = f"a column of a table has one meaning, got {', '.join(named)} for path, label, group and split"
             yield Conflict(message, "path_column", "label_column", "group_column", "split_column")
         if self.group_column is not None and self.group_pattern is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataCorrupt, DataError, DataMissing, all_corrupt
-from nas_blockout.data.sources.registry import SOURCES, load
+from nas_blockout.data.sources.registry import CHOICES, SOURCES, collection_of, load
 from nas_blockout.data.streaming import ImageFiles
 
 _SMALLEST_SHOWN = 32
@@ -113,7 +113,7 @@ def check(settings: DataSettings, root: Path | None = None) -> Report:
 
 def _complete(error: DataCorrupt, settings: DataSettings, root: Path | None) -> DataCorrupt:
     """Return an error about image files for the files of all splits, any other as it is."""
-    collection = SOURCES[settings.name].read(settings, root)
+    collection = collection_of(settings, root)
     parts = (collection.train, collection.validation, collection.load_test())
     problems = [problem for part in parts if isinstance(part, ImageFiles) for problem in part.unreadable()]
     return all_corrupt(problems) if problems else error
@@ -126,6 +126,8 @@ def fetch(name: str, root: Path) -> Path:
         DataMissing: They cannot be downloaded; the message says how to get them.
         DataCorrupt: What was downloaded is not what was expected.
     """
+    if CHOICES.is_known(name) and name not in SOURCES:
+        raise DataMissing(f"{name} is a plug-in, which gets its files itself: run `nas-blockout data check {name}`")
     if name not in SOURCES:
         raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}")
     source = SOURCES[name]

@@ -13,6 +13,7 @@ GROUPS = MappingProxyType(
         "backbone": "nas_blockout.backbones",
         "method": "nas_blockout.methods",
         "space": "nas_blockout.spaces",
+        "source": "nas_blockout.data_sources",
     }
 )
 

@@ -71,7 +71,7 @@ def fetch(name: NameArgument, as_json: JsonOption = False) -> None:
     """Download a data set and check it; files that are already present are not downloaded again."""
     root = _root()
     _require_known(name)
-    if lazy.data.SOURCES[name].fetch is not None:
+    if name in lazy.data.SOURCES and lazy.data.SOURCES[name].fetch is not None:
         log(f"downloading {name} to {root}; this can take several minutes")
     folder = lazy.data.fetch(name, root)
     print_json({"name": name, "folder": str(folder)}) if as_json else print_line(f"{name}: {folder}")
@@ -165,8 +165,8 @@ def show(
 
 
 def _require_known(name: str) -> None:
-    if name not in lazy.data.SOURCES:
-        fail(USAGE, f"there is no data set {name!r}; {near(name, lazy.data.SOURCES)}")
+    if not lazy.data.CHOICES.is_known(name):
+        fail(USAGE, f"there is no data set {name!r}; {near(name, lazy.data.CHOICES.names())}")
 
 
 def _usable(name: str, files: dict[str, str | None], assignments: list[str]) -> "DataSettings":
@@ -179,7 +179,7 @@ def _usable(name: str, files: dict[str, str | None], assignments: list[str]) -> 
             fail(USAGE, f"--set needs KEY=VALUE with a setting of data that is not given yet, got {assignment!r}")
         document[key] = lazy.yaml.safe_load(text)
     try:
-        return from_json(lazy.data.DataSettings, document, where="data")
+        return lazy.data.resolved(from_json(lazy.data.DataSettings, document, where="data"))
     except (ValueError, lazy.yaml.YAMLError) as error:
         fail(USAGE, str(error))
 

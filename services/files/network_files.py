@@ -1,4 +1,4 @@
-"""Files outside the package that make the networks of a study: its numbers are theirs, so they must not change."""
+"""Files outside the package that make the results of a study: its numbers are theirs, so they must not change."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +12,13 @@ from services.study_config.resolved_study import Study
 
 
 def files_of(study: Study) -> dict[str, str]:
-    """Return the SHA-256 of the files that make the networks of a study, by path: of factories, plug-ins and weights.
+    """Return the SHA-256 of the files that make the results of a study, by path: of its code, weights and table.
 
     What such a file imports is not looked at. A file that is missing is left out: whoever builds the network
     refuses it.
     """
-    paths = set[Path]()
+    table = study.data.table
+    paths = {Path(table)} if table is not None and Path(table).is_file() else set[Path]()
     for arm in study.arms.values():
         backbone = arm.experiment.backbone
         if isinstance(backbone, ModuleSettings):
@@ -28,7 +29,7 @@ def files_of(study: Study) -> dict[str, str]:
 
 
 def require_same_files(store: Store, study: str, files: Mapping[str, str]) -> None:
-    """Refuse files that have changed: the finished trials trained other networks. Older studies have none recorded.
+    """Refuse files that have changed: the finished trials were made with others. Older studies have none recorded.
 
     Args:
         store: Holds the study.
@@ -45,6 +46,6 @@ def require_same_files(store: Store, study: str, files: Mapping[str, str]) -> No
         if recorded.get(path, digest) != digest:
             raise StudyConflict(
                 f"study {study!r} was begun with another content of {path} (SHA-256 {recorded[path][:12]}, now "
-                f"{digest[:12]}): its trials trained other networks; restore the file, or run the study under another "
+                f"{digest[:12]}): its trials were made with that; restore the file, or run the study under another "
                 "name"
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nas_blockout.data import DataError, DataSettings, Dimensions, dimensions
+from nas_blockout.data import DataError, DataSettings, Dimensions, dimensions, resolved
 from nas_blockout.plugins.named_code import file_of
 from nas_blockout.serialization import count_of, from_json, near
 from nas_blockout.settings_fields import conflicts_in
@@ -47,7 +47,7 @@ _MOST_COMPARED = 100
 _LIMITS = ("sample_passes", "seconds", "trainings")
 # By section: keys that may name files, of data, or of code.
 _PATHS: Mapping[str, tuple[str, ...]] = {
-    "data": ("table", "folder"),  # a table lies in a folder: its path has that of the folder in it
+    "data": ("name", "table", "folder"),
     "backbone": ("name", "factory", "weights"),
     "method": ("name",),
 }
@@ -398,7 +398,7 @@ class _Draft:
         unknown, values = set(layers.unknown()), layers.known
         while not {"data", "data.name"} & unknown:
             try:
-                settings = from_json(DataSettings, values, where="data")
+                settings = resolved(from_json(DataSettings, values, where="data"))
             except ValueError as error:
                 found = conflicts_in(error)
             else:
@@ -461,7 +461,8 @@ def _of_data(error: DataError, settings: DataSettings) -> Violation:
     text = str(error)
     key = next((item.name for item in fields(settings) if text.startswith(f"{item.name} ")), None)
     if key is None:
-        key = next((each for each in _PATHS["data"] if (place := getattr(settings, each)) and place in text), None)
+        # A table lies in a folder: its path has that of the folder in it.
+        key = next((each for each in ("table", "folder") if (place := getattr(settings, each)) and place in text), None)
     path = ("data",) if key is None else ("data", key)
     return violation_at(path, text, key=".".join(path))
 

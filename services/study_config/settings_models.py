@@ -314,7 +314,7 @@ def _ruled(hint: Any) -> Any:
     inner: Any = _annotation(arguments[0])
     for rule in arguments[1:]:
         if isinstance(rule, OneOf):
-            inner = Literal[rule.values]
+            inner = Literal[rule.values] if rule.others is None else _open(rule.values, rule.others)
         elif isinstance(rule, Pattern):
             inner = Annotated[inner, Field(pattern=f"^{rule.expression}$", examples=[rule.example])]
             inner = Annotated[inner, _in_words(rule.shown)]
@@ -323,6 +323,13 @@ def _ruled(hint: Any) -> Any:
         elif isinstance(rule, Range):
             inner = Annotated[inner, Field(ge=rule.ge, gt=rule.gt, le=rule.le, lt=rule.lt)]
     return inner
+
+
+def _open(values: tuple[Any, ...], others: Pattern) -> Any:
+    """Return the type of one of some values, or of a text of a form that is checked elsewhere."""
+    form = Annotated[str, Field(pattern=f"^{others.expression}$", examples=[others.example])]
+    expected = f"{', '.join(map(repr, values))} or {others.shown}"
+    return Annotated[Literal[values] | form, _one_error(expected)]
 
 
 def _one_error(expected: str) -> WrapValidator:

@@ -133,8 +133,9 @@ def with_absolute_paths(document: dict[str, Any], parent: Path, *, weights: Path
     """
     if is_resolved(document):
         return document
-    document = _with_paths(document, "data", dict.fromkeys(("folder", "table"), lambda text: _absolute(text, parent)))
     code = partial(_absolute_code, parent=parent)
+    data = dict.fromkeys(("folder", "table"), partial(_absolute, parent=parent))
+    document = _with_paths(document, "data", {"name": code, **data})
     files: dict[str, Callable[[str], str]] = {
         "name": code,
         "factory": code,

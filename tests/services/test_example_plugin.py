@@ -30,7 +30,7 @@ def installed(folder: Path) -> tuple[Path, Path]:
 
 def trained(study: Study, folder: Path) -> dict[str, Experiment]:
     """Train the first proposal of every arm as a worker does; return it by arm."""
-    scheduler = Scheduler(study, shape=(1, 8, 8), classes=10, images=100)
+    scheduler = Scheduler(study, shape=(1, 8, 8), classes=4, images=100)
     worker, proposed = Worker(), dict[str, Experiment]()
     while len(proposed) < len(study.arms):
         trial = scheduler.next()
@@ -66,6 +66,7 @@ def test_the_example_is_installed_tested_searched_trained_and_recorded(
     assert document["plugins"] == {
         "backbones": {"small_net": {"place": "example_plugin.small_net:SmallNet", **here}},
         "methods": {"uniform_noise": {"place": "example_plugin.uniform_noise:UNIFORM_NOISE", **here}},
+        "sources": {"stripes": {"place": "example_plugin.stripes:STRIPES", **here}},
         "spaces": {"noise_amplitude": {"place": "example_plugin.noise_space:noise_amplitude", **here}},
     }
     assert parse_resolved(document).hash == study.hash

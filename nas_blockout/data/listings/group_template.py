@@ -1,6 +1,6 @@
-"""The group of an image by its path: a template in the manner of shell patterns, with braces around the group.
+"""The group of an image by its path: a template in the manner of shell patterns, with angle brackets around the group.
 
-``{patient#}_*`` takes `patient12` from ``patient12_scan3.png``. A regular expression would say more, but some take
+``<patient#>_*`` takes `patient12` from ``patient12_scan3.png``. A regular expression would say more, but some take
 exponential time, and Python cannot stop them; a template takes time in proportion to its length times the path's.
 """
 
@@ -11,10 +11,10 @@ from nas_blockout.settings_fields import Pattern
 
 MOST_CHARACTERS = 200
 TEMPLATE = Pattern(
-    r"[^{}]{0,199}\{[^{}]{1,198}\}[^{}]{0,199}",
-    "a path with one pair of braces around the group, in which * stands for any characters, # for digits and ? for one "
-    "character, such as {patient#}_*",
-    "{patient#}_*",
+    r"[^<>]{0,199}<[^<>]{1,198}>[^<>]{0,199}",
+    "a path with one pair of < and > around the group, in which * stands for any characters, # for digits and ? for "
+    "one character, such as <patient#>_*",
+    "<patient#>_*",
 )
 
 
@@ -23,12 +23,12 @@ class GroupTemplate:
     """Takes the group out of paths.
 
     ``*`` stands for any number of characters, none included, as few as the rest allows; ``#`` for one digit or more, as
-    many as there are; ``?`` for one character; none of them for a slash. Braces enclose the group. Anything else stands
-    for itself.
+    many as there are; ``?`` for one character; none of them for a slash. Angle brackets enclose the group. Anything
+    else stands for itself.
 
     Args:
         text: The template. With n slashes it must match the last n + 1 parts of a path, from their beginning to the
-            end, so that ``{*}/*`` takes the name of the folder of a file, and without any the name of the file.
+            end, so that ``<*>/*`` takes the name of the folder of a file, and without any the name of the file.
     """
 
     text: str
@@ -55,9 +55,9 @@ def _group(template: str, name: str) -> str | None:
             continue
         sign = template[at]
         char = name[place] if place < len(name) else ""
-        if sign == "{":
+        if sign == "<":
             stack.append((at + 1, place, place, place))
-        elif sign == "}":
+        elif sign == ">":
             stack.append((at + 1, place, begin, place))
         elif sign == "*":
             stack += [(at, place + 1, begin, end)] * (char not in ("", "/")) + [(at + 1, place, begin, end)]

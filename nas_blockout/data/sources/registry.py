@@ -1,14 +1,21 @@
-"""The registry of sources, and the one way to load them."""
+"""The registry of sources, built-in ones and those of plug-ins, and the one way to load them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nas_blockout.data.arrays import array_files
 from nas_blockout.data.data_settings import DataSettings
+from nas_blockout.data.errors import DataUnsuitable
 from nas_blockout.data.sources import cifar, digits, fashion_mnist, glyphs, imagefolder, table
+from nas_blockout.data.sources.data_source import DataSource, Dimensions
 from nas_blockout.data.splits import Collection, Splits, prepare, require_samples
+from nas_blockout.plugins.choices import Choices, require_settings
+from nas_blockout.plugins.installed import Origin
+from nas_blockout.serialization import from_json, to_json
+from nas_blockout.settings_fields import Conflict, PlainMapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +27,7 @@ class Source:
         shape: Channels, height and width of an image; None where a setting decides.
         classes: Number of classes; None where the files decide, as for the images of training.
         train_images: Number of images that may be trained on.
+        settings: Dataclass of its settings.
         read: Reads and divides the files: `read(settings, root)`.
         remedy: How to get its files.
         fetch: Downloads the files into a root and returns their folder; None if they cannot be downloaded.
@@ -32,21 +40,7 @@ class Source:
     shape: tuple[int, int, int] | None = None
     classes: int | None = None
     train_images: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Dimensions:
-    """What is known of data without reading them; None where only the files can tell.
-
-    Args:
-        shape: Channels, height and width of an image.
-        classes: Number of classes.
-        train_images: Number of images trained on.
-    """
-
-    shape: tuple[int, int, int] | None = None
-    classes: int | None = None
-    train_images: int | None = None
+    settings: type = DataSettings
 
 
 # A stratified tenth of the training images of Fashion-MNIST and CIFAR is kept for validation.
@@ -94,6 +88,75 @@ SOURCES: Mapping[str, Source] = {
 }
 
 
+def _read(found: Any, origin: Origin) -> DataSource:
+    """Return the source that a plug-in stands for.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(found, DataSource):
+        raise ValueError(
+            f"it must be a nas_blockout.data.DataSource, with its settings and how it reads, got {found!r}"
+        )
+    require_settings(found.settings)
+    return found
+
+
+CHOICES: Choices[Source | DataSource] = Choices("source", SOURCES, _read, key="data.name")
+
+
+def own_settings(settings: DataSettings) -> Any:
+    """Return the settings of a source of a plug-in; those of any other are the data's.
+
+    Raises:
+        ValueError: There is no such source, it cannot be used, or refuses its settings.
+    """
+    source = CHOICES.named(settings.name)
+    if isinstance(source, Source):
+        return settings
+    try:
+        return from_json(source.settings, settings.options, where="data.options")
+    except Conflict:
+        raise
+    except ValueError as error:  # such as an option that there is not
+        raise Conflict(str(error), "data.options") from None
+
+
+def resolved(settings: DataSettings) -> DataSettings:
+    """Return settings with the one name of their source, and with every setting of a plug-in's.
+
+    Raises:
+        ValueError: As of `own_settings`.
+    """
+    own = own_settings(settings)
+    if own is settings:
+        return settings
+    return replace(settings, name=CHOICES.canonical(settings.name), options=PlainMapping(to_json(own)))
+
+
+def collection_of(settings: DataSettings, root: Path | None) -> Collection:
+    """Return what a source gives, not yet subsampled.
+
+    Args:
+        settings: The source, and how it is divided.
+        root: Folder of downloads and caches; None for none.
+
+    Raises:
+        DataError: Files are missing, damaged or unsuitable.
+        ValueError: As of `own_settings`.
+    """
+    if settings.name in SOURCES:
+        return SOURCES[settings.name].read(settings, root)
+    source = CHOICES.named(settings.name)
+    assert isinstance(source, DataSource), "it is not built-in"
+    collection = source.read(own_settings(settings), settings.split_seed, root)
+    if not isinstance(collection, Collection):
+        raise DataUnsuitable(
+            f"the source {settings.name} must return a nas_blockout.data.Collection, got {collection!r}"
+        )
+    return collection
+
+
 def recognized(settings: DataSettings) -> tuple[str, ...]:
     """Return what is found in a folder or a table of images without decoding one; nothing for other sources.
 
@@ -110,6 +173,8 @@ def dimensions(settings: DataSettings) -> Dimensions:
     Raises:
         DataUnsuitable: More training images are requested than there are.
     """
+    if settings.name not in SOURCES:
+        return _dimensions_of_plugin(settings)
     source = SOURCES[settings.name]
     if settings.name == "arrays":
         found = array_files.dimensions_of(settings)
@@ -118,6 +183,15 @@ def dimensions(settings: DataSettings) -> Dimensions:
     if settings.train_samples is not None and source.train_images is not None:
         require_samples(settings.train_samples, source.train_images, split="train")
     return Dimensions(source.shape or (3, side, side), source.classes, settings.train_samples or source.train_images)
+
+
+def _dimensions_of_plugin(settings: DataSettings) -> Dimensions:
+    source = CHOICES.named(settings.name)
+    assert isinstance(source, DataSource), "it is not built-in"
+    known = source.dimensions(own_settings(settings)) if source.dimensions is not None else Dimensions()
+    if settings.train_samples is not None and known.train_images is not None:
+        require_samples(settings.train_samples, known.train_images, split="train")
+    return replace(known, train_images=settings.train_samples or known.train_images)
 
 
 def load(settings: DataSettings, *, root: Path | None = None) -> Splits:
@@ -133,7 +207,7 @@ def load(settings: DataSettings, *, root: Path | None = None) -> Splits:
         DataUnsuitable: A class has no image in a split, or more samples are requested than exist.
     """
     return prepare(
-        SOURCES[settings.name].read(settings, root),
+        collection_of(settings, root),
         train_samples=settings.train_samples,
         validation_samples=settings.validation_samples,
         split_seed=settings.split_seed,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nas_blockout import backbones, methods
+from nas_blockout import backbones, data, methods
 from nas_blockout.plugins.choices import Choices
 from nas_blockout.plugins.named_code import file_of
 from nas_blockout.settings_fields import Conflict
@@ -58,7 +58,11 @@ def _backbones(document: Mapping[str, Any]) -> Iterator[tuple[Path, Mapping[str,
 
 def _names(document: Mapping[str, Any]) -> Iterator[tuple[Choices[Any], Path, str]]:
     """Yield every name that may be that of a plug-in."""
-    sections: Mapping[str, Choices[Any]] = {"backbone": backbones.CHOICES, "method": methods.CHOICES}
+    sections: Mapping[str, Choices[Any]] = {
+        "backbone": backbones.CHOICES,
+        "method": methods.CHOICES,
+        "data": data.CHOICES,
+    }
     for path, place in _places(document):
         for section, choices in sections.items():
             settings = place.get(section)

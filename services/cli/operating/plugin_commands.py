@@ -1,4 +1,4 @@
-"""``nas-blockout plugins``: which backbones, methods and spaces are installed, and the settings of one."""
+"""``nas-blockout plugins``: which choices of other packages are installed, and the settings of one."""
 
 from dataclasses import MISSING
 from typing import Annotated, Any, get_args, get_origin
@@ -16,7 +16,7 @@ NameArgument = Annotated[str | None, typer.Argument(help="Its name, as in a stud
 
 
 def plugins(kind: KindArgument = None, name: NameArgument = None, as_json: JsonOption = False) -> None:
-    """List the plug-ins that are installed, or show the settings of a backbone or a method.
+    """List the plug-ins that are installed, or show the settings of a backbone, a method or a source of data.
 
     Without a name only the metadata of packages is read, and nothing is imported.
     """
@@ -44,7 +44,12 @@ def plugins(kind: KindArgument = None, name: NameArgument = None, as_json: JsonO
 
 
 def _choices(kind: str) -> Choices[Any]:
-    rooms: dict[str, Any] = {"backbone": lazy.backbones, "method": lazy.methods, "space": lazy.search_spaces}
+    rooms: dict[str, Any] = {
+        "backbone": lazy.backbones,
+        "method": lazy.methods,
+        "space": lazy.search_spaces,
+        "source": lazy.data,
+    }
     choices: Choices[Any] = rooms[kind].CHOICES
     return choices
 

@@ -24,13 +24,13 @@ from nas_blockout.data.data_settings import AUGMENTATIONS, NAMES
         ({"name": "imagefolder"}, "imagefolder needs the setting folder"),
         ({"name": "table"}, "table needs the setting table: the path of a CSV or Parquet file"),
         ({"table": "labels.csv"}, "table is a setting of table alone, got labels.csv for digits"),
-        ({"group_pattern": "{*}_*"}, "group_pattern is a setting of imagefolder and table, got"),
+        ({"group_pattern": "<*>_*"}, "group_pattern is a setting of imagefolder and table, got"),
         (
             {"name": "imagefolder", "folder": "x", "group_pattern": "patient#_"},
             "group_pattern must be a path with one pair",
         ),
         (
-            {"name": "table", "table": "x", "group_column": "who", "group_pattern": "{*}_*"},
+            {"name": "table", "table": "x", "group_column": "who", "group_pattern": "<*>_*"},
             "groups come from group_column or from group_pattern, got both",
         ),
         ({"augment": "resized-crop-flip"}, "resized-crop-flip cuts whole images of imagefolder and table, got digits"),

@@ -17,7 +17,7 @@ from services.cluster import checkpoint_writer
 from services.cluster.tasks import Report
 from services.cluster.worker import Worker
 from services.cluster.worker_errors import describe_error
-from services.execution.driver import Driver
+from services.execution.driver import Driver, extended
 from services.files.study_dir import Folder
 from services.settings import Settings
 from services.study_config.resolution import resolve_document
@@ -280,3 +280,12 @@ def test_progress_takes_as_many_steps_however_many_trials_there_were(tmp_path: P
         assert driver.progress().arms[0].done == end
         steps.append(calls(driver.progress))
     assert steps[0] == steps[1]
+
+
+def test_curves_and_scores_are_those_of_the_metric() -> None:
+    records = [
+        {"epoch": 0, "validation_accuracy": 0.9, "validation_balanced_accuracy": 0.5},
+        {"epoch": 1, "validation_accuracy": 0.8, "validation_balanced_accuracy": None},
+    ]
+    assert extended((), records) == (0.9, 0.8)
+    assert extended((), records, "validation_balanced_accuracy") == (0.5, 0.0)

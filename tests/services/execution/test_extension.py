@@ -216,7 +216,7 @@ def test_a_factory_or_weights_that_have_changed_are_refused(store: Store, home: 
     for file in (code, weights):
         before = file.read_bytes()
         file.write_bytes(before + b"\n")
-        with pytest.raises(StudyConflict, match=rf"another content of {file} .* trained other networks; restore"):
+        with pytest.raises(StudyConflict, match=rf"another content of {file} .* made with that; restore"):
             enter(asked(arms={"a": {}, "b": loaded}), store, home)
         file.write_bytes(before)
     enter(asked(arms={"a": {}, "b": loaded}), store, home)

@@ -133,3 +133,22 @@ def test_the_json_schema_has_installed_plugins_where_they_are_asked_for(site: Pa
     jsonschema.validate(document, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(with_backbone({"name": "shown_net", "width": 0}), schema)
+
+
+def test_a_source_of_data_is_resolved_recorded_and_its_faults_have_their_place(tmp_path: Path) -> None:
+    example = Path(__file__).parents[3] / "docs/guides/examples/plugin/src/example_plugin/stripes.py"
+    (tmp_path / "stripes.py").write_text(example.read_text())
+    data = {"name": "stripes.py:STRIPES", "options": {"images": 10}}
+    path = written(tmp_path, yaml.safe_dump({**TINY, "data": data, "arms": {"plain": {}}}))
+    study, _ = read_resolved(str(path))
+    place = f"{tmp_path / 'stripes.py'}:STRIPES"
+    document = study.to_json()
+    assert document["data"]["name"] == place
+    assert document["data"]["options"] == {"side": 8, "images": 10, "noise": 0.2}
+    assert document["plugins"]["sources"][place]["place"] == place
+    assert stored_study(document, source="x").hash == study.hash
+    assert str(tmp_path / "stripes.py") in files_of(study)
+    for options, fault in (({"side": 1}, "side must be in"), ({"sied": 8}, "no such setting; did you mean 'side'")):
+        text = yaml.safe_dump({**TINY, "data": {**data, "options": options}, "arms": {"plain": {}}})
+        with pytest.raises(StudyError, match=rf"data\.options.*{fault}"):
+            read_resolved(str(written(tmp_path, text)))

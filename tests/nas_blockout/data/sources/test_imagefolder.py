@@ -228,10 +228,10 @@ def test_a_pattern_keeps_groups_whole(tmp_path):
         for number in range(20):
             pixels = np.full((9, 9, 3), 10 * (number // 2), dtype=np.uint8)  # the shade tells the nest
             Image.fromarray(pixels).save(tmp_path / label / f"nest{number // 2}-{number}.png")
-    given = DataSettings(name="imagefolder", folder=str(tmp_path), image_size=8, group_pattern="{nest#}-*")
+    given = DataSettings(name="imagefolder", folder=str(tmp_path), image_size=8, group_pattern="<nest#>-*")
     splits = load(given)
     nests = [set(part.pixels[:, 0, 0, 0].tolist()) for part in (splits.train, splits.validation, splits.test())]
     assert sum(map(len, nests)) == len(set.union(*nests)) == 10
     assert splits.groups == {"train": (6, 6), "validation": (2, 2), "test": (2, 2)}
-    with pytest.raises(DataUnsuitable, match=r"must match every image, but '\{nest#\}_\*' does not match 40 of 40"):
-        load(replace(given, group_pattern="{nest#}_*"))
+    with pytest.raises(DataUnsuitable, match=r"must match every image, but '<nest#>_\*' does not match 40 of 40"):
+        load(replace(given, group_pattern="<nest#>_*"))

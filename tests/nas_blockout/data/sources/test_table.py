@@ -74,7 +74,7 @@ def test_a_pattern_groups_as_a_column_does(folder: Path) -> None:
         (folder / f"scans/{number:02}.png").rename(folder / f"scans/p{number // 2}_{number:02}.png")
     write(folder, [line.replace("scans/", f"scans/{line.split(',')[-1]}_") for line in lines(folder)])
     by_column = load(settings(folder, group_column="patient"))
-    by_pattern = load(settings(folder, group_pattern="{p#}_*"))
+    by_pattern = load(settings(folder, group_pattern="<p#>_*"))
     assert torch.equal(by_column.train.pixels, by_pattern.train.pixels)
 
 

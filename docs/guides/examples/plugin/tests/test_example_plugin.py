@@ -4,14 +4,24 @@ from collections.abc import Callable
 
 import pytest
 from example_plugin.noise_space import noise_amplitude
+from example_plugin.stripes import STRIPES, StripesSettings
 from example_plugin.uniform_noise import UniformNoise, UniformNoiseSettings
 
 from nas_blockout.experiment import Experiment, backbone_from_json
 from nas_blockout.methods import method_from_json
-from nas_blockout.testing import BackboneCase, MethodCase, SpaceCase, backbone_laws, method_laws, space_laws
+from nas_blockout.testing import (
+    BackboneCase,
+    MethodCase,
+    SourceCase,
+    SpaceCase,
+    backbone_laws,
+    method_laws,
+    source_laws,
+    space_laws,
+)
 from search_spaces import Context
 
-SHAPE, CLASSES = (1, 8, 8), 10
+SHAPE, CLASSES = (1, 8, 8), 4
 NET = backbone_from_json({"name": "small_net", "width": 4})
 NOISE = method_from_json({"name": "uniform_noise"})
 LAWS = [
@@ -24,6 +34,7 @@ LAWS = [
         )
     ).items(),
     *space_laws(SpaceCase(noise_amplitude, Context(Experiment(backbone=NET, method=NOISE), SHAPE, CLASSES))).items(),
+    *source_laws(SourceCase(STRIPES, StripesSettings(images=10))).items(),
 ]
 
 

@@ -1,1 +1,1 @@
-"""A backbone, a method and a search space for nas-blockout, to be copied."""
+"""A backbone, a method, a search space and a source of data for nas-blockout, to be copied."""
