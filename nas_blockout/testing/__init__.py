@@ -1,7 +1,7 @@
-"""The laws that methods, backbones, spaces and sources of data keep, as functions, for your own as for those of this project.
+"""The laws of methods, backbones, spaces and sources of data, as functions, for your own as for this project's.
 
-Each of `method_laws`, `backbone_laws`, `space_laws` and `source_laws` returns the laws that apply to one case, by what they say. In a
-test suite that is::
+Each of `method_laws`, `backbone_laws`, `space_laws` and `source_laws` returns the laws that apply to one case, by what
+they say. In a test suite that is::
 
     LAWS = backbone_laws(BackboneCase(SmallNetSettings()))
 

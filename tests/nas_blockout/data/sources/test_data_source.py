@@ -50,14 +50,14 @@ def test_settings_that_it_refuses_are_named(options: dict[str, object], message:
 
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("SOURCE = 3\n")
-    with pytest.raises(ValueError, match="it must be a nas_blockout.data.DataSource, .* got 3"):
+    with pytest.raises(ValueError, match=r"it must be a nas_blockout\.data.DataSource, .* got 3"):
         load(DataSettings(name=f"{tmp_path / 'mine.py'}:SOURCE"))
     (tmp_path / "other.py").write_text(
         "from dataclasses import dataclass\nfrom nas_blockout.data import DataSource\n\n\n"
         "@dataclass(frozen=True)\nclass Settings:\n    '''None.'''\n\n\n"
         "SOURCE = DataSource(Settings, lambda settings, seed, root: None)\n"
     )
-    with pytest.raises(DataUnsuitable, match="must return a nas_blockout.data.Collection, got None"):
+    with pytest.raises(DataUnsuitable, match=r"must return a nas_blockout\.data\.Collection, got None"):
         load(DataSettings(name=f"{tmp_path / 'other.py'}:SOURCE"))
 
 
@@ -67,7 +67,7 @@ def test_nothing_is_imported_where_it_is_not_allowed() -> None:
 
 
 def test_settings_of_other_sources_and_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="options are the settings of a plug-in, got {'a': 1} for digits"):
+    with pytest.raises(ValueError, match=r"options are the settings of a plug-in, got {'a': 1} for digits"):
         DataSettings(options=PlainMapping({"a": 1}))
     with pytest.raises(ValueError, match="image_size is a setting of imagefolder and table, got 8 for"):
         DataSettings(name=NAME, image_size=8)
