@@ -106,7 +106,7 @@ def recommend(
         arm=chosen.name,
         model=f"models/{chosen.name}",
         seed=chosen.seed,
-        why=_why(chosen, best, means, tested, margin, candidates),
+        why=_why(chosen, best, means, tested, margin, candidates, words=metric.replace("_", " ")),
         test_accuracy=chosen.test.mean,
         ci95=chosen.test.ci95,
         seeds=len(chosen.test.per_seed),
@@ -186,18 +186,20 @@ def _why(
     tested: EquivalenceResult | None,
     margin: float,
     candidates: Mapping[str, Candidate],
+    *,
+    words: str,
 ) -> str:
     if len(candidates) == 1:
         return "the only arm with a retrained model"
     if tested is not None and chosen is not best:
         shown = "equal to" if tested.equivalent else "not worse than"
         return (
-            f"{_share_of(chosen, best)} of the MACs of {best.name}, which has the highest validation accuracy "
-            f"({means[best.name]:.2%}), and shown to be {shown} it within {points(margin)} of test accuracy "
+            f"{_share_of(chosen, best)} of the MACs of {best.name}, which has the highest validation {words} "
+            f"({means[best.name]:.2%}), and shown to be {shown} it within {points(margin)} of test {words} "
             f"({equivalence_text(tested)})"
         )
     ties = sum(value == means[best.name] for value in means.values()) > 1
-    text = f"highest validation accuracy of {count_of(len(candidates), 'arm')} ({means[best.name]:.2%})"
+    text = f"highest validation {words} of {count_of(len(candidates), 'arm')} ({means[best.name]:.2%})"
     if ties:
         text += ", of equals the smallest"
     if tested is None and best.macs is not None:

@@ -82,7 +82,7 @@ def progress_line(progress: Progress) -> str:
     """Return the progress of a study in one line."""
     done, running, failed = (sum(getattr(arm, key) for arm in progress.arms) for key in ("done", "running", "failed"))
     best = max(((arm.best, arm.name) for arm in progress.arms if arm.best is not None), default=None)
-    leader = f", best validation accuracy {best[0]:.1%} ({best[1]})" if best else ""
+    leader = f", best validation {progress.metric} {best[0]:.1%} ({best[1]})" if best else ""
     return (
         f"{progress.share:.0%} of the budget, {count_of(done, 'trial')} done, "
         f"{running} running, {failed} failed{leader}, "

@@ -97,7 +97,8 @@ def show(
         print_json({**study_json(row), **facts, "trials": [lazy.trial_table.row_of(trial) for trial in listed]})
         return
     _print_head(settings, row, waiting)
-    print_table(table(_TRIAL_COLUMNS, map(_trial_cells, listed)))
+    tested = f"test_{row.config.get('metric', 'accuracy')}"
+    print_table(table(_TRIAL_COLUMNS, [_trial_cells(trial, tested) for trial in listed]))
     if left_out:
         print_line(f"{count_of(left_out, 'earlier trial')} not listed: `--limit 0` lists all")
     print_table(table(_COST_COLUMNS, map(_cost_cells, costs), title="cost"))
@@ -257,10 +258,10 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if part else ""
 
 
-def _trial_cells(trial: "Trial") -> tuple[object, ...]:
-    test_accuracy = (trial.result or {}).get("test_accuracy")
+def _trial_cells(trial: "Trial", tested: str) -> tuple[object, ...]:
+    test = (trial.result or {}).get(tested)
     return (
-        *(trial.id, trial.arm, trial.phase, trial.seed, trial.state, _percent(trial.score), _percent(test_accuracy)),
+        *(trial.id, trial.arm, trial.phase, trial.seed, trial.state, _percent(trial.score), _percent(test)),
         *(f"{trial.sample_passes:,}", f"{trial.seconds:.1f}", trial.reason or ""),
     )
 

@@ -65,11 +65,13 @@ class Progress:
         seconds: Seconds since this run of the study started.
         seconds_left: Estimated from the speed since the first report; None until a trial has ended and a twentieth of
             what there was to do is done, since trials of different arms take different times.
+        metric: What the best of an arm is, in words.
     """
 
     arms: tuple[ArmProgress, ...]
     seconds: float
     seconds_left: float | None
+    metric: str = "accuracy"
 
     @property
     def share(self) -> float:
@@ -270,7 +272,7 @@ class Driver:
         """Return the progress of the study."""
         arms = tuple(self._arm_progress(name) for name in self.study.arms)
         now = time.monotonic()
-        progress = Progress(arms, now - self._began, None)
+        progress = Progress(arms, now - self._began, None, self.study.config.metric.replace("_", " "))
         done, to_do = progress.share - self._share_before, 1 - self._share_before
         if self._first_report is None or not self._ended_here or done < _TELLING_SHARE * to_do:
             return progress
