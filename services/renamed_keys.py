@@ -106,7 +106,7 @@ _PRESETS_ONE_BY_ONE = MappingProxyType({"blockout": _DEFAULTS_OF_BLOCKOUT, "bloc
 # By kind: settings that were added after studies had been stored, each with the value that stands for what was before.
 _ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "study": {"equivalence_margin": 0.005, "robustness": None},
+        "study": {"equivalence_margin": 0.005, "robustness": None, "calibrate": False},
         "data": {
             "background": None,
             "layout": None,

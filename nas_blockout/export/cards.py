@@ -1,9 +1,12 @@
 """Model cards: what an exported model is, its accuracy, its cost, and how to load it in three lines."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from nas_blockout.export import card_sections
+from nas_blockout.export.card_metadata import NO_LICENSE, front_matter
+from nas_blockout.export.card_sections import Provenance
 from nas_blockout.serialization import count_of
 from nas_blockout.structure.branching import Branch, Structure
 from nas_blockout.structure.folding import DrawnGroup, drawing
@@ -76,6 +79,10 @@ class ModelDescription:
             well as many. Any number can be run.
         cut_from: Of a network that was cut to some classes of another one: ``name``, ``classes``, ``parameters`` and
             ``macs`` of that, and how far their logits are apart as ``equality``. Or None.
+        provenance: Its data, the search that found it, and what it ran on, or None.
+        probabilities: ``temperature`` by which logits are divided for probabilities, ``calibration``, how good these
+            are, and ``novelty``, below which energy an image is unlike those of validation; each may be missing. None
+            if nothing was measured.
 
     Raises:
         ValueError: There is not one mean and one standard deviation above 0 for each channel, or a size or the batch is
@@ -115,6 +122,8 @@ class ModelDescription:
     origin: Mapping[str, Any] | None = None
     batch: int | None = None
     cut_from: Mapping[str, Any] | None = None
+    provenance: Provenance | None = None
+    probabilities: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         sizes = (self.channels, self.height, self.width, len(self.class_names))
@@ -163,6 +172,7 @@ class ModelDescription:
             "background": self.background,
             "resize_size": self.resize_size,
             "class_names": list(self.class_names),
+            **({"probabilities": dict(self.probabilities)} if self.probabilities else {}),
         }
 
 
@@ -203,10 +213,16 @@ def card(
     forms = "`model.pt2`" if without_onnx else "`model.pt2` and `model.onnx`"
     table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items() if value.strip())
     sections = (
+        _front_matter(description, onnx=without_onnx is None),
         f"# {_line(description.name)}",
         f"Winner of the arm `{arm}` of the study `{description.study}`{question}",
         f"| | |\n|---|---|\n{table}",
-        description.verdict,
+        "" if description.provenance else description.verdict,
+        """## Intended use
+
+To classify images of the same kind as those below, one object an image, into the classes above; and to repeat or extend
+the study that made it. Not for decisions about people, and not where an error does harm, without tests of your own.""",
+        *_about(description, arm),
         f"""## Load it
 
 Input: float32 images in [0, 1], shape `{shape}`, any batch; output: logits in the order of `class_names`. The model
@@ -221,12 +237,52 @@ comparison of all forms that `verification.json` records, and refuses files that
         _proof(description.equality),
         _cut_proof(description.cut_from),
         _branches(description),
-        """## Limits
+        card_sections.probabilities(description.probabilities or {}),
+        f"""## Limits
 
-It knows only the classes above and images like those it was trained on: same size, same kind, one object. Accuracy on
-other images was not measured, and the logits are not calibrated probabilities.""",
+It knows only the classes above and images like those it was trained on: same size, same kind, one object. It names one
+of its classes for every image, whatever the image shows. Accuracy on other images was not measured, nor how it differs
+between groups of people or places.
+
+{NO_LICENSE}""",
     )
     return "\n\n".join(section.strip() for section in sections if section.strip()) + "\n"
+
+
+def _front_matter(description: ModelDescription, *, onnx: bool) -> str:
+    known = description.provenance
+    return front_matter(
+        name=_line(description.name),
+        study=description.study,
+        data=description.data,
+        seed=description.seed,
+        accuracy=description.test_accuracy,
+        mean_accuracy=known.mean_accuracy if known and not description.cut_from else None,
+        seeds=len(known.seeds) if known else 0,
+        onnx=onnx,
+        own_images=description.data == "imagefolder",
+    )
+
+
+def _about(description: ModelDescription, arm: str) -> tuple[str, ...]:
+    """Return the sections on data, evaluation and search, as far as it is known where the model comes from."""
+    known = description.provenance
+    if known is None:
+        return ()
+    of_whole = replace(known, mean_accuracy=None) if description.cut_from else known  # no seed was cut but this one
+    return (
+        card_sections.training_data(
+            known,
+            data=description.data,
+            train_images=description.train_images,
+            mean=description.mean,
+            std=description.std,
+        ),
+        card_sections.evaluation(
+            of_whole, seed=description.seed, accuracy=description.test_accuracy, images=description.test_images
+        ),
+        card_sections.how_found(known, study=description.study, arm=arm, verdict=description.verdict),
+    )
 
 
 def diagram(architecture: Mapping[str, Any], class_names: Sequence[str]) -> str:

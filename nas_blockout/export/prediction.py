@@ -19,6 +19,25 @@ Form = Literal["pt2", "onnx"]
 _IMAGES = 64  # at a time
 
 
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of images.
+
+    Args:
+        probabilities: Shape ``(batch, classes)``: the softmax of the logits, divided by the model's temperature if it
+            has one.
+        calibrated: Whether it has one.
+        unlike: Shape ``(batch,)``, boolean: which images are less like the validation images than nearly all of them;
+            None where that is not known.
+        quantile: The share of the validation images that are as unlike; None likewise.
+    """
+
+    probabilities: Tensor
+    calibrated: bool
+    unlike: Tensor | None
+    quantile: float | None
+
+
 @dataclass(frozen=True)
 class ExportedModel:
     """A folder of an exported model whose files are those that were written.
@@ -84,6 +103,27 @@ class ExportedModel:
         logits = torch.cat([network(part) for part in recorded["images"].split(_IMAGES)])
         bound = BOUND * max(1.0, float(recorded["logits"].abs().max()))
         return logits.shape == recorded["logits"].shape and bool((logits - recorded["logits"]).abs().max() <= bound)
+
+    def predict(self, images: Tensor, *, form: Form = "pt2") -> Prediction:
+        """Return the probabilities of the classes, and which images are unlike those of validation.
+
+        Args:
+            images: As of `logits`.
+            form: As of `logits`.
+
+        Raises:
+            VerificationError: As of `logits`.
+        """
+        logits = self.logits(images, form=form)
+        known = self.preprocessing.get("probabilities", {})
+        temperature, novelty = known.get("temperature"), known.get("novelty")
+        return Prediction(
+            (logits / (temperature or 1.0)).softmax(1),
+            temperature is not None,
+            # As `nas_blockout.statistics.novelty.energy` computes it of the validation images, in double precision.
+            None if novelty is None else torch.logsumexp(logits.double(), 1) < novelty["threshold"],
+            None if novelty is None else novelty["quantile"],
+        )
 
     @torch.no_grad()
     def logits(self, images: Tensor, *, form: Form = "pt2") -> Tensor:

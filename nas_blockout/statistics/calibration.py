@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 BINS = 15
 SMALLEST, LARGEST = 0.05, 20.0  # temperatures that are looked at; where all images are right, no smallest one is best
+MOST_IMAGES = 10_000  # that are looked at; of more, so many at random
 _HALVINGS = 60
 _RESAMPLES = 1000
 
@@ -125,6 +126,45 @@ def calibration_error(logits: Tensor, labels: Tensor, *, temperature: float = 1.
         Estimate(nll, float(ends[0, 0]), float(ends[1, 0])),
         Estimate(ece, float(ends[0, 1]), float(ends[1, 1])),
     )
+
+
+def calibrated(
+    validation: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor] | None = None
+) -> dict[str, Any]:
+    """Fit a temperature on validation images; return it with the errors before and after, as plain JSON types.
+
+    Args:
+        validation: Logits and labels.
+        test: Likewise those of the one evaluation on test images, or None if there was none after the fit.
+
+    Returns:
+        ``temperature``, and for ``validation`` and ``test`` the errors ``before`` and ``after``, as of
+        `CalibrationError.to_json`; ``test`` is None without test images.
+
+    Raises:
+        ValueError: As of `fit_temperature`.
+    """
+    temperature = fit_temperature(*_at_most(*validation))
+    return {
+        "temperature": temperature,
+        "validation": _before_and_after(validation, temperature),
+        "test": None if test is None else _before_and_after(test, temperature),
+    }
+
+
+def _before_and_after(images: tuple[Tensor, Tensor], temperature: float) -> dict[str, Any]:
+    logits, labels = _at_most(*images)
+    return {
+        "before": calibration_error(logits, labels).to_json(),
+        "after": calibration_error(logits, labels, temperature=temperature).to_json(),
+    }
+
+
+def _at_most(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if len(labels) <= MOST_IMAGES:
+        return logits, labels
+    rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:MOST_IMAGES]
+    return logits[rows], labels[rows]
 
 
 def _ece(bins: Tensor, gaps: Tensor) -> float:

@@ -9,7 +9,7 @@ from nas_blockout.training.epoch_records import (
     Loaders,
     Saving,
 )
-from nas_blockout.training.evaluation import evaluate
+from nas_blockout.training.evaluation import evaluate, keeping_logits
 from nas_blockout.training.optimizers import unmatched
 from nas_blockout.training.precision import precision_note
 from nas_blockout.training.rank_errors import RankFailedError, RanksEndedError
@@ -36,6 +36,7 @@ __all__ = [
     "evaluate",
     "fit",
     "indivisible",
+    "keeping_logits",
     "precision_note",
     "sample_passes",
     "unmatched",

@@ -245,6 +245,13 @@ def export(
             "folder of its own. [default: all]"
         ),
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Fit one temperature on the validation images, by which logits are divided for probabilities.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Export an arm's winner again, as .pt2, ONNX and safetensors, with a model card and verification."""
@@ -252,10 +259,14 @@ def export(
     chosen = tuple(filter(None, map(str.strip, (classes or "").split(","))))
     if classes is not None and not chosen:
         fail(USAGE, f"--classes names no class: {classes!r}")
+    if chosen and calibrate:
+        fail(USAGE, "--calibrate is for whole models: omit it, or --classes")
     settings = installation()
     with lazy.disk_full.explain_disk_full(settings.folder(study), resume="run the same command again"):
         try:
-            folders = lazy.finalize.export_again(settings, study, arm, batch=batch, classes=chosen)
+            folders = lazy.finalize.export_again(
+                settings, study, arm, batch=batch, classes=chosen, calibrate=calibrate
+            )
         except ValueError as error:
             if not chosen:
                 raise

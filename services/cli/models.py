@@ -52,27 +52,33 @@ def predict(
 ) -> None:
     """Classify image files with an exported model. File hashes are verified before anything is loaded.
 
-    Images of another size are resized to cover the model's input and center-cropped. Probabilities are the softmax of
-    the logits; they are not calibrated. Files that cannot be read are named, the others are answered, and the exit
-    code is 4.
+    Images of another size are resized to cover the model's input and center-cropped. Probabilities are calibrated if
+    the model was exported with a temperature; otherwise they are the softmax of the logits. An image that is less like
+    the validation images than 99% of them is marked: the model may know nothing of what it shows. Files that cannot be
+    read are named, the others are answered, and the exit code is 4.
     """
     opened = lazy.prediction.ExportedModel.open(existing_folder(model))
     channels = opened.preprocessing["channels"]
     if channels not in (1, 3):
         fail(USAGE, f"{model} takes images with {channels} channels; image files have 1 or 3")
     read, problems = _readable(images, opened)
-    documents = []
+    documents, calibrated = [], False
     if read:
         batch = lazy.torch.stack(list(read.values()))
-        probabilities = opened.logits(batch, form=form).softmax(1)
-        for path, row in zip(read, probabilities.tolist(), strict=True):
+        found = opened.predict(batch, form=form)
+        calibrated = found.calibrated
+        unlike = [None] * len(batch) if found.unlike is None else found.unlike.tolist()
+        for path, row, marked in zip(read, found.probabilities.tolist(), unlike, strict=True):
             best = _best(row, opened.class_names, top)
-            documents.append({"image": str(path), "classes": [{"name": name, "probability": p} for name, p in best]})
+            classes = [{"name": name, "probability": p} for name, p in best]
+            documents.append({"image": str(path), "classes": classes, "unlike_validation_images": marked})
             if not as_json:
-                print_line(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in best))
+                hint = f" (less like the validation images than {1 - (found.quantile or 0):.0%} of them)" if marked else ""
+                print_line(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in best) + hint)
     if as_json:
         failed = [{"image": str(path), "problem": problem} for path, problem in problems.items()]
-        print_json({"model": str(model), "form": form, "predictions": documents, "failed": failed})
+        told = {"model": str(model), "form": form, "calibrated": calibrated}
+        print_json({**told, "predictions": documents, "failed": failed})
     for problem in problems.values():
         log(f"error: {problem}")
     if problems and read:

@@ -28,6 +28,8 @@ class Task:
         measures_latency: Whether the time of a forward pass of the trained network is measured.
         robustness: Corrupted test images on which the trained model is evaluated as well: ``images``, ``severities``,
             ``seed``; None for no such evaluation.
+        calibrates: Whether a temperature is fitted on the validation images before the model is evaluated on the test
+            images, so that their one evaluation tells how good the calibrated probabilities are.
         data_memory_share: Part of the free memory of an accelerator that the images of a split may take.
         image_cache: Whether image files that do not fit into memory are decoded once, into the cache of the data root.
     """
@@ -44,6 +46,7 @@ class Task:
     rungs: tuple[int, ...] = ()
     measures_latency: bool = False
     robustness: Mapping[str, Any] | None = None
+    calibrates: bool = False
     data_memory_share: float = MEMORY_SHARE
     image_cache: ImageCache = "none"
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from nas_blockout.devices import Usage
 from nas_blockout.experiment import EVALUATION_BATCH, Run, notes_of, paths_taken, structure_of_network
 from nas_blockout.export import measure_latency, save_weights
 from nas_blockout.methods.blockdrop import BlockDrop
-from nas_blockout.training import evaluate, precision_note
+from nas_blockout.statistics.calibration import calibrated
+from nas_blockout.training import evaluate, keeping_logits, precision_note
 from services.cluster.tasks import Task
 from services.files.remote import writing
 
@@ -84,7 +86,12 @@ class TrialResults:
     def _test_results(self, run: Run, task: Task, model: nn.Module) -> dict[str, Any]:
         part, classes = run.splits.test(), len(run.splits.class_names)
         tested = Loader(part.placed(run.placement), EVALUATION_BATCH)
-        test = evaluate(model, tested, device=run.device, precision=run.experiment.training.precision)
+        precision = run.experiment.training.precision
+        with keeping_logits(model) if task.calibrates else nullcontext([]) as logits:
+            test = evaluate(model, tested, device=run.device, precision=precision)
+        calibration = (
+            calibrated(_validation_logits(run, model), (torch.cat(logits), part.labels.cpu())) if logits else None
+        )
         robust = self._robustness(run, task, model, part, test.predictions)
         # The cell of a label and a prediction has the position label * classes + prediction: rows are labels.
         cells = torch.bincount(part.labels * classes + test.predictions, minlength=classes**2)
@@ -101,6 +108,7 @@ class TrialResults:
                 else {}
             ),
             **({"robustness": robust} if robust else {}),
+            **({"calibration": calibration} if calibration else {}),
         }
 
     def _robustness(
@@ -133,3 +141,13 @@ class TrialResults:
         images = CorruptedImages(part, run.splits.preprocessing, **(task.robustness or {}))
         self._corrupted = key, images
         return images, True
+
+
+def _validation_logits(run: Run, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the logits and labels of the validation images, which a temperature is fitted on."""
+    part = run.splits.validation
+    with keeping_logits(model) as logits:
+        evaluate(
+            model, Loader(part, EVALUATION_BATCH), device=run.device, precision=run.experiment.training.precision
+        )
+    return torch.cat(logits), part.labels.cpu()

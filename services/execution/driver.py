@@ -230,6 +230,7 @@ class Driver:
             measures_latency=rules.needs_latency,
             # The seed of the study, not of the trial: all models are tested on the same corrupted images.
             robustness={**robustness.model_dump(), "seed": self.study.config.seed} if robustness and retrain else None,
+            calibrates=self.study.config.calibrate and retrain,
             data_memory_share=workers.data_memory_share,
             image_cache=workers.image_cache,
         )

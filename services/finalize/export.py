@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,32 @@ from torch import nn
 from nas_blockout.data import Splits
 from nas_blockout.experiment import origin_of, structure_of_network
 from nas_blockout.export import MANIFEST, ModelDescription, export_models
-from nas_blockout.serialization import count_of
-from services.analysis.comparison import ArmResult, ComparisonDocument
+from services.analysis.comparison import ComparisonDocument
 from services.analysis.learned_structure import arm_memberships, arm_structure
 from services.analysis.recommendation import recommendation_rows
-from services.analysis.seed_metrics import Accuracy
 from services.analysis.verdict import sentence
 from services.files.disk_full import is_disk_full
 from services.files.study_dir import Folder
 from services.finalize.class_subsets import cut, folder_name, labels_of, told
+from services.finalize.provenance import accuracy_text, probabilities, provenance
 from services.store import Store, StoreError
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial
 
 _MOST_OF_A_REASON = 400  # characters; some errors of torch go on for pages
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """How models are exported.
+
+    Args:
+        batch: Images that are expected at a time; None for one as well as many.
+        calibrate: Whether a temperature is fitted on validation images where the study has fitted none.
+    """
+
+    batch: int | None = None
+    calibrate: bool = False
 
 
 def export_trials(
@@ -37,7 +49,7 @@ def export_trials(
     folder: Folder,
     store: Store,
     meanwhile: Callable[[], None] = lambda: None,
-    batch: int | None = None,
+    options: ExportOptions | None = None,
 ) -> list[Path]:
     """Export the models of retrained trials in every form and record them in the store; return their folders.
 
@@ -49,15 +61,26 @@ def export_trials(
         folder: Of the study.
         store: Where the exports are recorded.
         meanwhile: Called once, while another process verifies.
-        batch: Images that are expected at a time; None for one as well as many.
+        options: How they are exported; None for the study's own way.
 
     Raises:
         VerificationError: A form does not compute what the model does, or the proof of equality failed; no folder has
             been changed.
     """
     targets = {arm: folder.models / arm for arm in winners}
+    chosen = options or ExportOptions()
     described = [
-        (model, targets[arm], replace(describe(study, trial, splits, document, model), batch=batch))
+        (
+            model,
+            targets[arm],
+            replace(
+                describe(study, trial, splits, document, model, folder=folder),
+                batch=chosen.batch,
+                probabilities=probabilities(
+                    trial, model, splits, calibrate=chosen.calibrate or study.config.calibrate
+                ),
+            ),
+        )
         for arm, (trial, model) in winners.items()
     ]
     verifications = export_models(described, meanwhile=meanwhile)
@@ -157,7 +180,7 @@ def export_subsets(
     for arm, (trial, model) in winners.items():
         if (name := folder_name(arm, labels)) in study.arms:
             raise ValueError(f"the models of the arm {name!r} lie where those of {arm!r} for these classes would")
-        whole = replace(describe(study, trial, splits, document, model), batch=batch)
+        whole = replace(describe(study, trial, splits, document, model, folder=folder), batch=batch)
         try:
             network, description = cut(model, whole, splits, labels)
         except ValueError as error:
@@ -170,7 +193,7 @@ def export_subsets(
 
 
 def describe(
-    study: Study, trial: Trial, splits: Splits, document: ComparisonDocument, model: nn.Module
+    study: Study, trial: Trial, splits: Splits, document: ComparisonDocument, model: nn.Module, *, folder: Folder
 ) -> ModelDescription:
     """Return what is exported with the weights of a retrained trial: names, preprocessing, costs, accuracy, verdict."""
     arm, result = document.arms[trial.arm], trial.outcome
@@ -198,7 +221,7 @@ def describe(
         test_accuracy=result.get("test_accuracy"),
         test_images=result.get("test_images"),
         test_balanced_accuracy=result.get("test_balanced_accuracy"),
-        accuracy=_accuracy(arm),
+        accuracy=accuracy_text(arm),
         verdict=sentence(document),
         spent=f"{arm.cost.sample_passes:,} sample passes{teacher}",
         recommendation=_recommendation(document, trial.arm),
@@ -212,6 +235,7 @@ def describe(
         resize_size=study.data.short_side,
         latency=arm.latency_ms.text if arm.latency_ms else None,
         origin=origin_of(trial.config, model),
+        provenance=provenance(study, trial, splits, document, environment=folder.root / "environment.json"),
     )
 
 
@@ -236,20 +260,6 @@ def _blocks(recorded: Mapping[str, Any] | None) -> str | None:
         f"{sum(kept) / len(kept):.2f} of {count} on average, on {len(recorded['paths']):,} distinct paths; {policy} "
         f"{full:,} with all blocks. The exported forms compute every block: only the module of nas_blockout skips any"
     )
-
-
-def _accuracy(arm: ArmResult) -> str:
-    accuracy, balanced = arm.test_accuracy, arm.test_balanced_accuracy
-    if accuracy is None:
-        return "not measured"
-    return f"{_mean(accuracy)}, {count_of(len(accuracy.per_seed), 'seed')}" + (
-        f"; balanced over the classes {_mean(balanced)}" if balanced is not None else ""
-    )
-
-
-def _mean(accuracy: Accuracy) -> str:
-    interval = f", 95% interval {accuracy.ci95[0]:.2%} to {accuracy.ci95[1]:.2%}" if accuracy.ci95 else ""
-    return f"{accuracy.mean:.2%} on average{interval}"
 
 
 def _recommendation(document: ComparisonDocument, arm: str) -> tuple[tuple[str, str], ...]:

@@ -17,7 +17,7 @@ from services.files.network_files import files_of, require_same_files
 from services.files.remote import put_folder
 from services.files.shared_place import shared_place
 from services.files.study_dir import Folder, write_csv, write_json
-from services.finalize.export import export_subsets, export_trials, export_what_can_be
+from services.finalize.export import ExportOptions, export_subsets, export_trials, export_what_can_be
 from services.finalize.mlflow_pages import full_addresses, pages_of
 from services.finalize.mlflow_runs import sync_study, sync_trials
 from services.finalize.trial_table import row_of
@@ -144,7 +144,13 @@ def write_comparison(
 
 
 def export_again(
-    settings: Settings, name: str, arm: str | None, *, batch: int | None = None, classes: Sequence[str] = ()
+    settings: Settings,
+    name: str,
+    arm: str | None,
+    *,
+    batch: int | None = None,
+    classes: Sequence[str] = (),
+    calibrate: bool = False,
 ) -> dict[Path, str]:
     """Export the winners of a finished study once more; return their folders, with what is to be told of them.
 
@@ -155,6 +161,8 @@ def export_again(
         batch: Images that are expected at a time; None for one as well as many.
         classes: Names or labels of classes, to cut the models to them and leave the whole ones as they are; none for
             all.
+        calibrate: Whether a temperature is fitted on validation images where the study has fitted none; not for models
+            that are cut.
 
     Raises:
         NotFound: There is no such study, it has no such arm, or the arm has no retrained model.
@@ -183,7 +191,16 @@ def export_again(
             )
         else:
             paths = dict.fromkeys(
-                export_trials(study, exported, splits, document, folder=folder, store=store, batch=batch), ""
+                export_trials(
+                    study,
+                    exported,
+                    splits,
+                    document,
+                    folder=folder,
+                    store=store,
+                    options=ExportOptions(batch=batch, calibrate=calibrate),
+                ),
+                "",
             )
         _share(folder, shared_place(settings, store, name))
         return paths

@@ -216,6 +216,11 @@ class StudyConfig(Wanted):
     export: list[Name] | None = Field(
         None, description="Arms whose best model is exported at the end, beside the recommended one; all if left out."
     )
+    calibrate: bool = Field(
+        False,
+        description="Whether one temperature is fitted for each retrained model, on validation images, by which its "
+        "logits are divided for probabilities.",
+    )
     arms: dict[Name, ArmConfig] = Field(min_length=1, description="The arms by name.")
 
 

@@ -12,7 +12,7 @@ from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.backbones.inference import FusedNetwork
 from nas_blockout.backbones.inference_cost import Operations, Runtime
 from nas_blockout.export import export_models
-from tests.nas_blockout.export.examples import COLORED, CONSTANT, DESCRIPTION, STAGES, network, unbranched
+from tests.nas_blockout.export.examples import COLORED, CONSTANT, DESCRIPTION, PROBABILITIES, STAGES, network, unbranched
 from tests.once import once
 
 
@@ -42,7 +42,14 @@ def export_examples(folder: Path) -> None:
         (
             dense,
             folder / "dense",
-            replace(DESCRIPTION, name="dense", architecture=dense.full.to_json(), equality=None, batch=256),
+            replace(
+                DESCRIPTION,
+                name="dense",
+                architecture=dense.full.to_json(),
+                equality=None,
+                batch=256,
+                probabilities=PROBABILITIES,
+            ),
         ),
         (
             network(branched=True, architecture=CONSTANT),

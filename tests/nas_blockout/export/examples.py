@@ -97,6 +97,14 @@ DESCRIPTION = ModelDescription(
 )
 
 
+PROBABILITIES = {
+    "temperature": 2.5,
+    "calibration": None,
+    "novelty": {"score": "energy", "threshold": 1.65, "quantile": 0.01, "images": 449},
+}
+"""Of the dense model; about half of the images of `images` lie below the threshold."""
+
+
 COLORED = replace(
     DESCRIPTION, channels=3, height=16, width=16, mean=(0.5,) * 3, std=(0.25,) * 3, architecture=None, equality=None
 )

@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 
-from nas_blockout.statistics.calibration import LARGEST, SMALLEST, calibration_error, fit_temperature
+from nas_blockout.statistics.calibration import LARGEST, SMALLEST, calibrated, calibration_error, fit_temperature
 from nas_blockout.statistics.novelty import QUANTILE, energy, threshold_of
 
 
@@ -96,3 +96,12 @@ def test_new_images_of_the_same_kind_lie_below_it_as_often() -> None:
 
 def test_fewer_than_a_hundred_images_give_no_threshold() -> None:
     assert threshold_of(labeled(99, 1.0)[0]) is None
+
+
+def test_test_images_are_judged_by_the_temperature_of_the_validation_images() -> None:
+    validation, test = labeled(2000, 2.0, seed=1), labeled(2000, 2.0, seed=2)
+    found = calibrated(validation, test)
+    assert found["temperature"] == fit_temperature(*validation)
+    assert found["test"]["after"] == calibration_error(*test, temperature=found["temperature"]).to_json()
+    assert found["test"]["before"] == calibration_error(*test).to_json()
+    assert calibrated(validation)["test"] is None
