@@ -122,6 +122,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "report": {"analysis", "budget", "files"},
         "bundle": {"files", "store"},
         "finalize": {"analysis", "budget", "files", "report", "store", "study_config", "tracking"},
+        "publishing": set(),  # of what the library has exported
         "entry_point": {"cli"},
         "removal": {"files", "store", "tracking"},
         "dispatch": {"budget", "cluster", "files", "removal", "store", "study_config"},
@@ -163,7 +164,8 @@ IMPORTERS = {
     "fsspec": ["services/files/*"],
     "authlib": ["services/api/sign_in/provider.py", "services/api/sign_in/id_tokens.py"],
     "joserfc": ["services/api/sign_in/provider.py", "services/api/sign_in/id_tokens.py"],
-    "httpx": ["services/api/*", "services/cli/lazy_modules.py"],
+    "httpx": ["services/api/*", "services/cli/lazy_modules.py", "services/publishing/to_hub.py"],
+    "huggingface_hub": ["services/publishing/to_hub.py"],
     "matplotlib": ["nas_blockout/plots/*"],
     "onnxruntime": ["nas_blockout/export/subprocess_check.py"],
     "onnxscript": ["nas_blockout/export/onnx_graph.py"],

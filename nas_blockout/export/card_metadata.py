@@ -14,7 +14,7 @@ _TAGS = ("image-classification", "nas-blockout", "neural-architecture-search", "
 _LICENSE_KEY = "license: "
 
 
-def front_matter(
+def front_matter(  # noqa: PLR0913  # one keyword an entry
     *,
     name: str,
     study: str,
@@ -48,7 +48,9 @@ def front_matter(
         "metrics": ["accuracy"],
     }
     if accuracy is not None:
-        metrics = [{"type": "accuracy", "value": round(accuracy, 6), "name": f"Test accuracy of this model, seed {seed}"}]
+        metrics = [
+            {"type": "accuracy", "value": round(accuracy, 6), "name": f"Test accuracy of this model, seed {seed}"}
+        ]
         if mean_accuracy is not None:
             about = f"Mean test accuracy, {seeds} seeds"
             metrics.append({"type": "accuracy", "value": round(mean_accuracy, 6), "name": about})

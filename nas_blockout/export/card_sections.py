@@ -63,7 +63,9 @@ class Provenance:
     commit: str | None = None
 
 
-def training_data(known: Provenance, *, data: str, train_images: int, mean: Sequence[float], std: Sequence[float]) -> str:
+def training_data(
+    known: Provenance, *, data: str, train_images: int, mean: Sequence[float], std: Sequence[float]
+) -> str:
     """Return the section on the images that the model was trained and chosen on.
 
     Args:
@@ -123,8 +125,8 @@ def how_found(known: Provenance, *, study: str, arm: str, verdict: str) -> str:
     commit = f", commit `{known.commit}`" if known.commit else "; the commit of nas_blockout is not known"
     text = f"""## How it was found
 
-nas_blockout, study `{study}`, arm `{arm}`: {known.trials} search trials by `{known.searcher}`, each arm with a budget of
-{known.budget}. The trial with the best validation result was retrained with the seeds {seeds}."""
+nas_blockout, study `{study}`, arm `{arm}`: {known.trials} search trials by `{known.searcher}`, each arm with
+a budget of {known.budget}. The trial with the best validation result was retrained with the seeds {seeds}."""
     if known.rivals:
         rows = "\n".join(
             f"| `{rival.name}` | {rival.role} | {rival.accuracy} | {'' if rival.macs is None else f'{rival.macs:,}'} |"
@@ -146,16 +148,24 @@ def probabilities(found: Mapping[str, Any]) -> str:
     parts = ["## Probabilities"]
     temperature, calibration, novelty = (found.get(key) for key in ("temperature", "calibration", "novelty"))
     if temperature is None:
-        parts.append("The softmax of the logits is not calibrated: `nas-blockout export STUDY ARM --calibrate` does it.")
+        parts.append(
+            "The softmax of the logits is not calibrated: `nas-blockout export STUDY ARM --calibrate` does it."
+        )
     else:
-        parts.append(f"""Divide the logits by the temperature {temperature:.4g} before the softmax. It was fitted on validation images, does not
-change which class is most probable, and is in `preprocessing.json`; the model gives logits without it.""")
+        parts.append(
+            f"Divide the logits by the temperature {temperature:.4g} before the softmax. It was fitted on validation "
+            "images, does not\nchange which class is most probable, and is in `preprocessing.json`; the model gives "
+            "logits without it."
+        )
     if calibration:
         parts.append(_calibration_table(calibration))
     if novelty:
-        parts.append(f"""An image whose energy, the logarithm of the sum of the exponentials of its logits, is below {novelty["threshold"]:.4g} is less
-like the validation images than {1 - novelty["quantile"]:.0%} of {novelty["images"]:,} of them. It may still be classified rightly, and an
-image of another kind may lie above.""")
+        parts.append(
+            "An image whose energy, the logarithm of the sum of the exponentials of its logits, is below "
+            f"{novelty['threshold']:.4g} is less\nlike the validation images than {1 - novelty['quantile']:.0%} of "
+            f"{novelty['images']:,} of them. It may still be classified rightly, and an\nimage of another kind may lie "
+            "above."
+        )
     return "\n\n".join(parts)
 
 
@@ -167,9 +177,13 @@ def _calibration_table(calibration: Mapping[str, Any]) -> str:
             if found:
                 before, after = (_with_interval(found[when][name]) for when in ("before", "after"))
                 rows.append(f"| {part}, {found['before']['images']:,} images | {label} | {before} | {after} |")
-    untested = "" if calibration.get("test") else (
-        "\n\nThere are no numbers of test images: they had been classified before the temperature was fitted, and are not "
-        "read a second time."
+    untested = (
+        ""
+        if calibration.get("test")
+        else (
+            "\n\nThere are no numbers of test images: they had been classified before the temperature was fitted, and are "
+            "not read a second time."
+        )
     )
     table = "\n".join(("| images | | logits as they are | divided by the temperature |", "|---|---|---|---|", *rows))
     return f"""{table}

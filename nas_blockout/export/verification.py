@@ -16,7 +16,8 @@ from nas_blockout.export.subprocess_check import PREPROCESSING, REFERENCE
 
 SCHEMA_VERSION = 2
 MANIFEST = "verification.json"
-REQUIRED = ("model.pt2", "weights.safetensors", "architecture.json", PREPROCESSING, "card.md", REFERENCE)
+CARD, README = "card.md", "README.md"  # the card, and what it is called where a model was published
+REQUIRED = ("model.pt2", "weights.safetensors", "architecture.json", PREPROCESSING, CARD, REFERENCE)
 ALWAYS_COMPARED = ("model.pt2", "weights.safetensors")
 MAX_FILE_BYTES = 4 << 30
 MAX_MANIFEST_BYTES = 1 << 20
@@ -193,8 +194,10 @@ def check_files(folder: Path) -> tuple[dict[str, str], list[str]]:
     listed = hashes.keys()
     findings = [f"{name} is missing: {_REMEDY}" for name in sorted(listed - present)]
     findings += [f"{name} does not belong here: remove it" for name in sorted(present - listed)]
-    required = REQUIRED if "model.onnx" in skipped else (*REQUIRED, "model.onnx")
-    findings += [f"{MANIFEST} does not list {name}: {_REMEDY}" for name in sorted(set(required) - listed)]
+    required = set(REQUIRED if "model.onnx" in skipped else (*REQUIRED, "model.onnx"))
+    if README in listed:
+        required.discard(CARD)
+    findings += [f"{MANIFEST} does not list {name}: {_REMEDY}" for name in sorted(required - listed)]
     for name in sorted(listed & present):
         findings += _check_file(folder / name, hashes[name])
     return hashes, findings

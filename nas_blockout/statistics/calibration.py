@@ -128,9 +128,7 @@ def calibration_error(logits: Tensor, labels: Tensor, *, temperature: float = 1.
     )
 
 
-def calibrated(
-    validation: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor] | None = None
-) -> dict[str, Any]:
+def calibrated(validation: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor] | None = None) -> dict[str, Any]:
     """Fit a temperature on validation images; return it with the errors before and after, as plain JSON types.
 
     Args:

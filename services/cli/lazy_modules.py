@@ -54,6 +54,8 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services.finalize import mlflow_pages as mlflow_pages
     from services.finalize import mlflow_runs as mlflow_runs
     from services.finalize import trial_table as trial_table
+    from services.publishing import to_folder as to_folder
+    from services.publishing import to_hub as to_hub
     from services.store import schema_version as schema_version
     from services.study_config import errors as errors
     from services.study_config import overrides as overrides
@@ -104,6 +106,8 @@ MODULES = {
     "driver": "services.execution.driver",
     "disk_full": "services.files.disk_full",
     "remote": "services.files.remote",
+    "to_folder": "services.publishing.to_folder",
+    "to_hub": "services.publishing.to_hub",
     "finalize": "services.finalize.finalize",
     "mlflow_pages": "services.finalize.mlflow_pages",
     "mlflow_runs": "services.finalize.mlflow_runs",

@@ -264,9 +264,7 @@ def export(
     settings = installation()
     with lazy.disk_full.explain_disk_full(settings.folder(study), resume="run the same command again"):
         try:
-            folders = lazy.finalize.export_again(
-                settings, study, arm, batch=batch, classes=chosen, calibrate=calibrate
-            )
+            folders = lazy.finalize.export_again(settings, study, arm, batch=batch, classes=chosen, calibrate=calibrate)
         except ValueError as error:
             if not chosen:
                 raise
@@ -341,6 +339,9 @@ def doctor(
 app.command(epilog="Example: nas-blockout validate my-study.yaml --set retrain.seeds=[0,1,2]")(validate.validate)
 app.command(epilog="Example: nas-blockout show quickstart --failed")(show.show)
 app.command(epilog="Example: nas-blockout predict runs/quickstart/models/blockout digit.png --top 1")(models.predict)
+app.command(epilog="Example: nas-blockout push runs/quickstart/models/blockout hf://ann/digits --license mit")(
+    models.push
+)
 app.command(epilog="Example: nas-blockout inspect torchvision.models:resnet18 --image 3x64x64")(models.inspect)
 app.command(epilog="Example: nas-blockout submit quickstart --address http://127.0.0.1:8265")(submit.submit)
 app.command(epilog="Example: nas-blockout estimate glyphs --quick")(studies.estimate)

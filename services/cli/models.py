@@ -17,6 +17,7 @@ from services.cli.console import (
     FAILED,
     NOT_FOUND,
     SOME_FAILED,
+    UNREACHABLE,
     USAGE,
     JsonOption,
     existing_folder,
@@ -73,7 +74,9 @@ def predict(
             classes = [{"name": name, "probability": p} for name, p in best]
             documents.append({"image": str(path), "classes": classes, "unlike_validation_images": marked})
             if not as_json:
-                hint = f" (less like the validation images than {1 - (found.quantile or 0):.0%} of them)" if marked else ""
+                hint = (
+                    f" (less like the validation images than {1 - (found.quantile or 0):.0%} of them)" if marked else ""
+                )
                 print_line(f"{path}: " + ", ".join(f"{name} {p:.1%}" for name, p in best) + hint)
     if as_json:
         failed = [{"image": str(path), "problem": problem} for path, problem in problems.items()]
@@ -87,6 +90,50 @@ def predict(
         raise typer.Exit(SOME_FAILED)
     if problems:
         raise typer.Exit(FAILED if any(path.exists() for path in problems) else NOT_FOUND)
+
+
+def push(
+    model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
+    destination: Annotated[
+        str, typer.Argument(help="A folder; or hf://owner/name, a repository of Hugging Face's hub.")
+    ],
+    hub: Annotated[bool, typer.Option("--hub", help="Take DESTINATION as owner/name on the hub.")] = False,
+    license: Annotated[
+        str | None, typer.Option("--license", help="License for the card, such as apache-2.0. [default: none is named]")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public/--private", help="Who sees a new repository of the hub.")] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch of the repository. [default: the main one]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace whatever is in the folder.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish an exported model, with its card as README.md, to a folder or to Hugging Face's hub.
+
+    The model is verified first. A folder appears whole or not at all; the hub gets one commit. The token for the hub is
+    that of `hf auth login` or HF_TOKEN.
+    """
+    existing_folder(model)
+    to_hub = hub or destination.startswith(lazy.to_hub.HUB)
+    if to_hub and force:
+        fail(USAGE, "--force is for folders: a commit to the hub keeps what was there in its history")
+    if not to_hub and (revision is not None or public):
+        fail(USAGE, "--revision and --public are for the hub: name hf://owner/name, or add --hub")
+    log(f"verifying {model}")
+    try:
+        if to_hub:
+            repository = lazy.to_hub.repository_of(destination)
+            place = lazy.to_hub.push_to_hub(
+                model, repository, license=license, private=not public, revision=revision
+            ).url
+        else:
+            place = str(Path(destination))
+            lazy.to_folder.push_to_folder(model, Path(destination), license=license, force=force)
+    except ValueError as error:
+        fail(USAGE, str(error))
+    except lazy.to_hub.HubError as error:
+        fail(UNREACHABLE, str(error))
+    print_json({"model": str(model), "pushed_to": place}) if as_json else print_line(place)
 
 
 def inspect(

@@ -147,7 +147,5 @@ def _validation_logits(run: Run, model: nn.Module) -> tuple[Tensor, Tensor]:
     """Return the logits and labels of the validation images, which a temperature is fitted on."""
     part = run.splits.validation
     with keeping_logits(model) as logits:
-        evaluate(
-            model, Loader(part, EVALUATION_BATCH), device=run.device, precision=run.experiment.training.precision
-        )
+        evaluate(model, Loader(part, EVALUATION_BATCH), device=run.device, precision=run.experiment.training.precision)
     return torch.cat(logits), part.labels.cpu()

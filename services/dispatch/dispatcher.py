@@ -71,7 +71,7 @@ class Dispatcher:
         log: Called with one line for each change.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one keyword a setting
         self,
         store: Store,
         cluster: Cluster,

@@ -76,9 +76,7 @@ def export_trials(
             replace(
                 describe(study, trial, splits, document, model, folder=folder),
                 batch=chosen.batch,
-                probabilities=probabilities(
-                    trial, model, splits, calibrate=chosen.calibrate or study.config.calibrate
-                ),
+                probabilities=probabilities(trial, model, splits, calibrate=chosen.calibrate or study.config.calibrate),
             ),
         )
         for arm, (trial, model) in winners.items()

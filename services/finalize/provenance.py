@@ -40,7 +40,11 @@ def provenance(
     recorded = json.loads(environment.read_text(encoding="utf-8")) if environment.is_file() else {}
     packages: Mapping[str, str | None] = recorded.get("packages", {})
     versions = {
-        **{name: recorded[key] for name, key in (("nas_blockout", "nas_blockout"), ("Python", "python")) if key in recorded},
+        **{
+            name: recorded[key]
+            for name, key in (("nas_blockout", "nas_blockout"), ("Python", "python"))
+            if key in recorded
+        },
         **{name: version for name in _SHOWN if (version := packages.get(name)) is not None},
     }
     accuracy = arm.test_accuracy
@@ -98,7 +102,7 @@ def probabilities(trial: Trial, model: nn.Module, splits: Splits, *, calibrate: 
         evaluate(model, Loader(splits.validation, EVALUATION_BATCH))
     logits, labels = torch.cat(kept), splits.validation.labels.cpu()
     found: dict[str, Any] = {}
-    if (calibration := trial.outcome.get("calibration") or (calibrated((logits, labels)) if calibrate else None)):
+    if calibration := trial.outcome.get("calibration") or (calibrated((logits, labels)) if calibrate else None):
         found |= {"temperature": calibration["temperature"], "calibration": calibration}
     if bool(logits.isfinite().all()) and (threshold := threshold_of(logits)) is not None:
         found["novelty"] = {

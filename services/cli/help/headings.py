@@ -7,7 +7,7 @@ from typer.core import TyperGroup
 
 HEADINGS: Mapping[str, tuple[str, ...]] = {
     "Studies": ("run", "validate", "estimate", "list", "show", "compare", "replay", "bundle"),
-    "Models": ("export", "verify", "predict", "inspect"),
+    "Models": ("export", "verify", "predict", "push", "inspect"),
     "Clusters and tracking": ("submit", "sync"),
     "Installation": ("doctor", "data", "plugins", "db"),
     "Service": ("serve", "token", "person", "team", "delete", "restore", "purge", "audit"),

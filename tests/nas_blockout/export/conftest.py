@@ -12,7 +12,15 @@ from nas_blockout.backbones.branched import BranchedNetwork
 from nas_blockout.backbones.inference import FusedNetwork
 from nas_blockout.backbones.inference_cost import Operations, Runtime
 from nas_blockout.export import export_models
-from tests.nas_blockout.export.examples import COLORED, CONSTANT, DESCRIPTION, PROBABILITIES, STAGES, network, unbranched
+from tests.nas_blockout.export.examples import (
+    COLORED,
+    CONSTANT,
+    DESCRIPTION,
+    PROBABILITIES,
+    STAGES,
+    network,
+    unbranched,
+)
 from tests.once import once
 
 

@@ -106,7 +106,9 @@ def test_the_card_says_where_the_model_comes_from() -> None:
         "The softmax of the logits is not calibrated",
     ):
         assert expected in text
-    assert "the commit of nas_blockout is not known" in card(replace(FOUND, provenance=replace(PROVENANCE, commit=None)))
+    assert "the commit of nas_blockout is not known" in card(
+        replace(FOUND, provenance=replace(PROVENANCE, commit=None))
+    )
 
 
 def test_a_model_that_was_cut_has_no_mean_of_seeds_that_were_not_cut() -> None:

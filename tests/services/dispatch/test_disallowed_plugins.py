@@ -40,8 +40,8 @@ def test_a_plugin_that_is_no_longer_allowed_fails_its_study_alone(queued, allows
     assert now == "failed"
     assert message.startswith("study 'one' needs the backbone 'queued_net': the plug-in queued_net of ")
     assert message.endswith(
-        "is not allowed here, and was not imported; NAS_BLOCKOUT_PLUGINS of the worker must allow it: ask the operator, "
-        "then `resume` the study"
+        "is not allowed here, and was not imported; NAS_BLOCKOUT_PLUGINS of the worker must allow it: ask the operator,"
+        " then `resume` the study"
     )
     assert not trace.exists()
 
