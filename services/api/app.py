@@ -18,9 +18,9 @@ from starlette.responses import Response
 from nas_blockout import __version__
 from nas_blockout.plugins.choices import allowing
 from services.api import errors, health, metrics, studies, study_files, web
-from services.api.administration import audit_routes, deletion_routes, queue_routes, team_routes
+from services.api.administration import audit_routes, deletion_routes, queue_routes, team_routes, token_routes
 from services.api.health import Probes, probes_of
-from services.api.pages import queue_page, study_page, submission
+from services.api.pages import queue_page, study_page, submission, token_page
 from services.api.requests.connections import BoundedProtocol, Room
 from services.api.requests.middleware import MAX_REQUESTS, Guard
 from services.api.requests.rate_limit import MAX_STREAMS
@@ -47,8 +47,14 @@ owner and those that are shared with a team of the owner; administrators see all
 
 Log = Callable[[str], None]
 router = APIRouter(tags=["health"])
-_ADMINISTRATION = (deletion_routes.router, team_routes.router, queue_routes.router, audit_routes.router)
-_PAGES = (web.router, sign_in_routes.router, study_page.router, submission.router, queue_page.router)
+_ADMINISTRATION = (
+    deletion_routes.router,
+    team_routes.router,
+    queue_routes.router,
+    audit_routes.router,
+    token_routes.router,
+)
+_PAGES = (web.router, sign_in_routes.router, study_page.router, submission.router, queue_page.router, token_page.router)
 _ROUTERS = (studies.router, study_files.router, *_ADMINISTRATION, health.router, router)
 
 

@@ -32,6 +32,7 @@ from services.store.errors import (
     StoreUnreachable,
     StudyBusy,
     StudyConflict,
+    TokenLimit,
 )
 from services.store.locks import this_process
 from services.store.queue import Queue
@@ -88,6 +89,7 @@ __all__ = [
     "StudyRow",
     "StudyStatus",
     "StudySummary",
+    "TokenLimit",
     "TokenRow",
     "Waiting",
     "acting",

@@ -39,6 +39,10 @@ class QuotaExceeded(StoreError):
     """The owner has reached the limit of open studies."""
 
 
+class TokenLimit(StoreError):
+    """The owner has as many valid tokens as an owner may have."""
+
+
 class SignInRefused(StoreError):
     """Somebody whom the identity provider vouches for may not sign in.
 

@@ -8,18 +8,20 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from services.store import tables
 from services.store.accounts.audit import note
 from services.store.checked_values import one_of, storable
 from services.store.database import Database
-from services.store.errors import NotFound
+from services.store.errors import NotFound, TokenLimit
 from services.store.records import SCOPES, TokenRow
 
 SECRET_PREFIX = "nab_"  # noqa: S105  # lets scanners find leaked secrets in logs and repositories
 SECRET_BYTES = 32
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _MAX_NAME = 100
+_LOCK = 7_361_902_458  # as of `people`, of tokens that owners make
 _MAX_SECRET = 200  # far more than a secret has; longer input is not even hashed
 
 
@@ -33,7 +35,7 @@ class Tokens:
     _database: Database
 
     def create_token(
-        self, name: str, *, owner: str, scope: str, expires_at: datetime | None = None
+        self, name: str, *, owner: str, scope: str, expires_at: datetime | None = None, most: int | None = None
     ) -> tuple[TokenRow, str]:
         """Create a token; return it with its secret, which cannot be read from the store again.
 
@@ -43,9 +45,12 @@ class Tokens:
                 letter or digit.
             scope: ``read``, ``write`` or ``admin``.
             expires_at: Expiry, with a time zone; never if omitted.
+            most: How many tokens of the owner may be valid then; None for any number. The one that stands for signing
+                in does not count.
 
         Raises:
             ValueError: A value breaks its rule.
+            TokenLimit: There are as many already.
         """
         one_of("scope", scope, SCOPES)
         require_owner("owner", owner)
@@ -57,6 +62,9 @@ class Tokens:
         values = {"name": storable(name), "owner": owner, "scope": scope, "hash": _digest(secret)}
         with self._database.writing() as connection:
             now = self._database.now(connection)
+            if most is not None:
+                self._database.serialize(connection, _LOCK)  # two forms at a time must not both find room
+                _require_room(connection, owner, most, now)
             if expires_at is not None and expires_at <= now:
                 raise ValueError(f"expires_at must be in the future, got {expires_at}")
             insertion = sa.insert(tables.tokens).values(**values, created_at=now, expires_at=expires_at)
@@ -114,6 +122,15 @@ class Tokens:
         if digest is not None and not hmac.compare_digest(row["hash"], digest):
             return None
         return _row(row)
+
+
+def _require_room(connection: Connection, owner: str, most: int, now: datetime) -> None:
+    columns = tables.tokens.c
+    signing_in = sa.select(tables.people.c.token_id)
+    valid = columns.revoked_at.is_(None) & (columns.expires_at.is_(None) | (columns.expires_at > now))
+    count = sa.select(sa.func.count()).where(columns.owner == owner, valid, columns.id.not_in(signing_in))
+    if connection.execute(count).scalar_one() >= most:
+        raise TokenLimit(f"an owner may have {most} valid tokens, and {owner!r} has as many")
 
 
 def require_owner(what: str, name: str) -> None:
