@@ -159,7 +159,10 @@ IMPORTERS = {
     "prometheus_client": ["services/api/metrics.py"],
     "pydantic": ["services/study_config/*", "services/analysis/*", "services/api/*"],
     "pandas": ["services/python_api/*"],
-    "pydantic_core": ["services/study_config/settings_models.py", "services/study_config/searching/searchers.py"],  # the errors that a validator of pydantic may raise
+    "pydantic_core": [
+        "services/study_config/settings_models.py",
+        "services/study_config/searching/searchers.py",
+    ],  # the errors that a validator of pydantic may raise
     "yaml": ["services/*"],
     "fsspec": ["services/files/*"],
     "authlib": ["services/api/sign_in/provider.py", "services/api/sign_in/id_tokens.py"],

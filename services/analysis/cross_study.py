@@ -7,7 +7,8 @@ from typing import Any
 
 from nas_blockout.serialization import to_json
 from nas_blockout.statistics import significance
-from services.analysis.comparison import ArmResult, build
+from services.analysis.compare import build
+from services.analysis.comparison import ArmResult
 from services.settings import Settings
 from services.store import NotFound, Store
 from services.study_config.errors import StudyError

@@ -9,7 +9,8 @@ from nas_blockout.data import Splits, load
 from nas_blockout.export.latency import SECONDS_PER_MODEL
 from nas_blockout.serialization import count_of, near
 from nas_blockout.structure.branching import Structure
-from services.analysis.comparison import ComparisonDocument, build
+from services.analysis.compare import build
+from services.analysis.comparison import ComparisonDocument
 from services.analysis.latency import Latency
 from services.analysis.searches.pareto import Timed
 from services.budget.accounting import stale

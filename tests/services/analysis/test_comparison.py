@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from services.analysis.comparison import ComparisonDocument, asked, best_of, build, family, role
+from services.analysis.compare import build, family, role
+from services.analysis.comparison import ComparisonDocument, asked, best_of
 from services.analysis.latency import Latency
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from services.analysis.comparison import ComparisonDocument, build
+from services.analysis.compare import build
+from services.analysis.comparison import ComparisonDocument
 from services.analysis.learned_structure import arm_memberships, arm_structure
 from services.analysis.verdict import verdict_of
 from services.cli.show import memberships_of

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from services.analysis.comparison import ComparisonDocument, best_of, build
+from services.analysis.compare import build
+from services.analysis.comparison import ComparisonDocument, best_of
 from services.analysis.verdict import BALANCED_COLUMN, arm_table, sentence
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study, parse_resolved

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from services.analysis.comparison import ComparisonDocument, asked, build, family, role
+from services.analysis.compare import build, family, role
+from services.analysis.comparison import ComparisonDocument, asked
 from services.analysis.verdict import verdict_of
 from services.study_config.resolved_study import Study
 from services.trial_record import Trial

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from services.analysis.comparison import ComparisonDocument, build
+from services.analysis.compare import build
+from services.analysis.comparison import ComparisonDocument
 from services.analysis.latency import Latency
 from services.analysis.recommendation import Candidate, Recommendation, recommend, recommendation_rows
 from services.analysis.seed_metrics import Accuracy, PairResult

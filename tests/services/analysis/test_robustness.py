@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from services.analysis.comparison import ComparisonDocument, build
+from services.analysis.compare import build
+from services.analysis.comparison import ComparisonDocument
 from services.analysis.robustness import RobustnessResult
 from services.study_config.errors import StudyError
 from services.study_config.resolution import parse, resolve_document

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from services.analysis.comparison import ComparisonDocument, build
+from services.analysis.compare import build
+from services.analysis.comparison import ComparisonDocument
 from services.analysis.searches.pareto import hypervolume_share
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study

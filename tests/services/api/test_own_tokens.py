@@ -49,7 +49,7 @@ def bearer(browser: httpx.Client, secret: str) -> httpx.Client:
         base_url=browser.base_url,
         headers={"Authorization": f"Bearer {secret}"},
         timeout=20.0,
-        verify=False,  # noqa: S501
+        verify=False,
     )
 
 

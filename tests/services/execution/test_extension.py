@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from nas_blockout.training import TrainingSettings, sample_passes
-from services.analysis.comparison import build
+from services.analysis.compare import build
 from services.budget.accounting import current, stale
 from services.execution.extension import additions, enter
 from services.files.study_dir import Folder, write_json

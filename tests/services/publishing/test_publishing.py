@@ -17,6 +17,7 @@ from services.publishing.to_hub import HubError, push_to_hub, repository_of
 
 hub = pytest.importorskip("huggingface_hub", reason="pip install huggingface_hub")
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError  # noqa: E402  # after the check above
+
 from tests.nas_blockout.export.conftest import copied, exported  # noqa: E402, F401  # fixtures
 
 
