@@ -114,7 +114,7 @@ def _built_for_training(experiment: Experiment, shape: Shape, classes: int) -> n
         if isinstance(experiment.method, DartsSettings):
             assert isinstance(network, Branchable), "built through its graph"
             supernet = Darts(network, experiment.method, accumulation=experiment.training.accumulation)
-            refuse(chosen_conflicts(experiment, network, supernet.hierarchy_choices))
+            refuse(chosen_conflicts(experiment, network, supernet.choices))
             return supernet
         if isinstance(experiment.method, BlockDropSettings):
             return BlockDrop(network, _seeded(experiment), shape=shape)  # type: ignore[arg-type]

@@ -54,7 +54,8 @@ class ExpectedMacsOfChoices:
         """Return the expected number, differentiable in what is expected of the nodes, float64.
 
         Args:
-            expected: Probability of every node to be there and of each branch, by layer, shape ``(nodes, branches + 1)``.
+            expected: How probable it is of every node to be there and of each branch, shape
+                ``(nodes, branches + 1)`` by layer.
             groups: Number of the group of every node, -1 for none, shape ``(nodes,)`` by layer.
         """
         known = {name: value.double() for name, value in expected.items()}
