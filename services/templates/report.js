@@ -40,8 +40,11 @@
   const addSorting = (table, rows) => {
     const heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, column) => {
+      if (!head.firstChild) return;
       const button = element("button", { type: "button", class: "sort" });
       button.append(...head.childNodes);
+      // Behind the heading itself, before what stands below it in small print.
+      button.firstChild.after(element("span", { class: "arrow", "aria-hidden": "true" }));
       head.append(button);
       button.addEventListener("click", () => {
         const now = head.getAttribute("aria-sort");
