@@ -139,7 +139,7 @@ def _wrong_hashes(digests: Mapping[str, str], sums: bytes) -> Iterator[str]:
 
 def _recomputed(document: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[tuple[str, Any, Any]]:
     """Yield numbers of a comparison: what each is, what the document says, and what the rows give."""
-    arms = document["arms"]
+    arms, metric = document["arms"], str(document.get("metric", "accuracy"))
     current = [row for row in rows if row.get("stale") != "True"]
     unknown = sorted({row["arm"] for row in rows} - arms.keys())
     yield "arms that only the rows have", [], unknown
@@ -148,12 +148,12 @@ def _recomputed(document: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[tu
         own = [row for row in current if row["arm"] == name]
         models = {int(row["seed"]): row for row in own if (row["phase"], row["state"]) == ("retrain", "complete")}
         yield from _counts(name, told, own, [row for row in rows if row["arm"] == name and row not in own])
-        for key in ("test_accuracy", "validation_accuracy"):
+        for key in dict.fromkeys(f"{part}_{kind}" for kind in ("accuracy", metric) for part in ("test", "validation")):
             by_seed = {seed: float(row[key]) for seed, row in models.items()}
             yield from _accuracy(f"{name}, {key}", told[key], by_seed)
-            if key == "test_accuracy" and by_seed:
+            if key == f"test_{metric}" and by_seed:
                 scores[name] = by_seed
-        best = max(models, key=lambda seed: (float(models[seed]["validation_accuracy"]), -seed), default=None)
+        best = max(models, key=lambda seed: (float(models[seed][f"validation_{metric}"]), -seed), default=None)
         yield f"{name}, exported_seed", told["exported_seed"], best
         for key in ("parameters", "macs") if best is not None else ():
             yield f"{name}, {key}", told[key], _whole(models[best][key]) if best is not None else None
