@@ -464,15 +464,6 @@ def test_every_figure_is_a_file_too(tmp_path: Path, whole_report: Path, made_up:
     assert not [file for file in (path.parent / "figures").iterdir() if "blockout" in file.name], "old ones are gone"
 
 
-def test_arms_of_like_names_do_not_share_a_file(tmp_path: Path, made_up: MadeUp) -> None:
-    arms = ["blockout", "blockout-soft"]
-    view = renamed(made_up(arms=arms, seeds=2, length=4), {"blockout": "a b", "blockout-soft": "a/b"})
-    path = write(view, Folder(tmp_path))
-    drawn = len(parsed(path.read_text(encoding="utf-8")).all("figure"))
-    assert len(list((path.parent / "figures").glob("*.svg"))) == drawn
-    assert len(list((path.parent / "figures").glob("*.pdf"))) == drawn
-
-
 def test_how_every_arm_was_searched_and_what_it_traded_is_told(made_up: MadeUp) -> None:
     view = made_up(arms=["dense", "random"], seeds=2, trials=6, length=4)
     comparison = json.loads(json.dumps(view.comparison))

@@ -17,7 +17,7 @@ from services.report.page import script_hash
 from services.report.tables.table import Cell, Column, Table, share, table
 from services.report.tables.table_files import PAGE, csv_text, escaped, latex_text
 from services.report.view import Told, sentences
-from tests.services.report.test_report import parsed
+from tests.services.report.test_report import parsed, renamed
 
 MadeUp = Callable[..., ReportView]
 HOSTILE = [
@@ -260,3 +260,12 @@ def test_of_ten_thousand_trials_and_one_the_page_lists_all_but_one_and_says_so(
     more = [*view.trials, *(replace(view.trials[0], number=number) for number in range(1, 30))]
     html = render(replace(view, trials=more))
     assert f"Here are the first 30 of {len(more)} rows." in html
+
+
+def test_arms_of_like_names_do_not_share_a_file(tmp_path: Path, made_up: MadeUp) -> None:
+    arms = ["blockout", "blockout-soft"]
+    view = renamed(made_up(arms=arms, seeds=2, length=4), {"blockout": "a b", "blockout-soft": "a/b"})
+    path = write(view, Folder(tmp_path))
+    drawn = len(parsed(path.read_text(encoding="utf-8")).all("figure"))
+    assert len(list((path.parent / "figures").glob("*.svg"))) == drawn
+    assert len(list((path.parent / "figures").glob("*.pdf"))) == drawn
