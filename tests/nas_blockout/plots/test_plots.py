@@ -77,7 +77,9 @@ FIGURES: dict[str, Callable[[str], plots.Figure]] = {
     "clusters": lambda name: plots.figure_clusters_per_class(np.random.default_rng(0).random((3, 4)), [name, *"abc"]),
     "masks": lambda name: plots.figure_masks({**probabilities(), name: np.full((3, 4), 0.5)}),
     "architecture": lambda name: plots.figure_architecture(ARCHITECTURE, [name, *"abcd"]),
-    "confusion": lambda name: plots.figure_confusion({name: np.eye(3)}, [name, "b", "c"]),
+    "confusion": lambda name: plots.figure_confusion(
+        {name: np.eye(3), "other": 9 - np.eye(3)}, [name, "b", "c"], reference=name
+    ),
     "importance": lambda name: plots.figure_importance([plots.Importances(name, "baseline", 9, {name: (0.9, 0.2)})]),
     "parallel": lambda name: plots.figure_parallel([plots.Searched(name, "baseline", {name: [1, 2], "b": [name, None]},
                                                                   [0.5, float("nan")])]),
@@ -258,6 +260,20 @@ def test_classes_stand_in_the_order_of_their_clusters() -> None:
 
 def test_mistakes_are_shares_of_the_true_class() -> None:
     np.testing.assert_allclose(plots.confusion_shares([[6, 2], [0, 0]]), [[0, 0.25], [0, 0]])
+
+
+def test_confusions_differ_in_shares_and_in_as_many_images_as_the_reference_has() -> None:
+    reference, half = [[6, 2], [4, 4]], [[2, 2], [0, 4]]  # of another arm with half as many seeds
+    shares, images = plots.confusion_differences(half, reference)
+    np.testing.assert_allclose(shares, [[0, 0.25], [-0.5, 0]])
+    np.testing.assert_array_equal(images, [[0, 2], [-4, 0]])
+    figure = plots.figure_confusion({"best": reference, "other": half}, ["a", "b"], reference="best")
+    best, other = ({text.get_text() for text in axes.texts} for axes in figure.axes)
+    assert {"2", "4"} <= best
+    assert {"+2", "\N{MINUS SIGN}4"} <= other
+    many = np.diag([5] * 13) + 1
+    crowded = plots.figure_confusion({"best": many}, [str(n) for n in range(13)], reference="best")
+    assert [text.get_text() for text in crowded.axes[0].texts] == ["best", "its confusions"], "no room for numbers"
 
 
 def test_architecture_has_a_box_a_group_and_names_or_counts_every_class() -> None:

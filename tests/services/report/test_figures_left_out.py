@@ -190,3 +190,33 @@ def test_masks_are_drawn_along_the_edges_of_a_graph_and_of_many_the_largest() ->
     pairs, told = mask_pairs(many, {"edges": [list(pair) for pair in pairwise(names)]})
     assert pairs == list(pairwise(names))[-12:]
     assert told.endswith(", the 12 pairs with the most nodes of 20")
+
+
+def test_passes_of_arms_that_spent_alike_are_told_in_a_sentence(made_up: MadeUp) -> None:
+    alike = parsed(render(view_of(made_up, arms=["dense", "random"], keep=lambda trial: trial.is_model)))
+    assert "All 2 arms spent the same: 1,800 in retraining." in remarks(alike)["cost-passes"]
+    page = parsed(render(view_of(made_up, arms=["dense", "placebo-nodes"])))
+    assert "cost-passes" in [figure.attributes["id"] for figure in page.all("figure")], "a placebo has no search"
+
+
+def test_latencies_that_tell_no_two_models_apart_are_not_drawn(made_up: MadeUp) -> None:
+    view = view_of(made_up, arms=["dense", "random", "blockout"])
+    arms = {name: dict(arm) for name, arm in view.comparison["arms"].items()}
+    for number, arm in enumerate(arms.values()):
+        middle = {"batch_1": 0.2 + 0.01 * number, "batch_1_quartiles": [0.18, 0.25 + 0.01 * number]}
+        arm["latency_ms"] = {**arm["latency_ms"], **middle}
+    said = remarks(parsed(render(replace(view, comparison={**view.comparison, "arms": arms}))))
+    assert "No two of the 3 models are told apart in latency" in said["front-latency"]
+    assert "from 0.18 to 0.27 ms an image" in said["front-latency"]
+
+
+def test_a_network_that_two_arms_ended_in_is_drawn_once(made_up: MadeUp) -> None:
+    view = view_of(made_up, arms=["dense", "random", "bayesian", "confusion"])
+    arms = {name: dict(arm) for name, arm in view.comparison["arms"].items()}
+    arms["random"]["architecture"] = arms["bayesian"]["architecture"]
+    page = parsed(render(replace(view, comparison={**view.comparison, "arms": arms})))
+    told = [text for name, text in remarks(page).items() if name.startswith("architecture")]
+    assert len(told) == 1
+    assert "It is the same as that of " in told[0]
+    figures = [figure.attributes["id"] for figure in page.all("figure")]
+    assert len([name for name in figures if name.startswith("architecture")]) == 2
