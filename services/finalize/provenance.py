@@ -89,8 +89,8 @@ def _mean(accuracy: Accuracy) -> str:
 def probabilities(trial: Trial, model: nn.Module, splits: Splits, *, calibrate: bool) -> dict[str, Any]:
     """Return how logits become probabilities, and below which energy an image is unlike those of validation.
 
-    Only validation images are read. What test images say of the temperature was found when they were evaluated, once, or
-    is not known.
+    Only validation images are read. What test images say of the temperature was found when they were evaluated, once,
+    or is not known.
 
     Args:
         trial: The retrained trial of the model.

@@ -34,7 +34,8 @@ def push_to_folder(model: Path, target: Path, *, license: str | None = None, for
     content = [path.name for path in target.iterdir()] if target.is_dir() else []
     if content and MANIFEST not in content and not force:
         raise DestinationTaken(
-            f"{target} holds {content[0]!r} and no published model: name an empty folder, or replace all of it by --force"
+            f"{target} holds {content[0]!r} and no published model: name an empty folder, or replace all of it "
+            "by --force"
         )
     with whole_folder(target) as part:
         write_published(model, part, license=license)

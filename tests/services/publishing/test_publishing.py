@@ -10,7 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from nas_blockout.export import ExportedModel, VerificationError, verify
+from nas_blockout.export import MANIFEST, ExportedModel, VerificationError, verify
+from nas_blockout.export.cards import card
+from nas_blockout.export.model_dir import sha256
+from nas_blockout.export.verification import REQUIRED, SCHEMA_VERSION, sealed
 from services.publishing import to_folder, to_hub
 from services.publishing.to_folder import DestinationTaken, push_to_folder
 from services.publishing.to_hub import HubError, push_to_hub, repository_of
@@ -18,7 +21,18 @@ from services.publishing.to_hub import HubError, push_to_hub, repository_of
 hub = pytest.importorskip("huggingface_hub", reason="pip install huggingface_hub")
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError  # noqa: E402  # after the check above
 
-from tests.nas_blockout.export.conftest import copied, exported  # noqa: E402, F401  # fixtures
+from tests.nas_blockout.export.conftest import exported  # noqa: E402, F401  # a fixture
+from tests.nas_blockout.export.examples import DESCRIPTION  # noqa: E402
+
+
+def written(folder: Path, name: str = "dense") -> Path:
+    """A folder of files as an export leaves them, whose forms are empty: what only copies it need not run them."""
+    folder.mkdir()
+    for file in (*REQUIRED, "model.onnx"):
+        (folder / file).write_text(card(DESCRIPTION) if file == "card.md" else f"{file} of {name}")
+    files = {path.name: sha256(path) for path in folder.iterdir()}
+    (folder / MANIFEST).write_text(sealed({"schema_version": SCHEMA_VERSION, "name": name, "files": files}))
+    return folder
 
 
 def test_a_published_folder_has_the_card_as_readme_and_verifies_by_itself(exported: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -44,38 +58,39 @@ def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "verify", quick)
 
 
-def test_a_model_that_was_changed_is_not_published(copied: Callable[[Path], Path], tmp_path: Path) -> None:  # noqa: F811
-    model = copied(tmp_path / "model")
+def test_a_model_that_was_changed_is_not_published(tmp_path: Path) -> None:
+    model = written(tmp_path / "model")
     with (model / "weights.safetensors").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(VerificationError, match="weights.safetensors has been changed"):
+    with pytest.raises(VerificationError, match=r"weights\.safetensors has been changed"):
         push_to_folder(model, tmp_path / "there")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.usefixtures("unverified")
-def test_other_content_is_not_replaced_unless_forced_and_an_earlier_push_is(exported: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_other_content_is_not_replaced_unless_forced_and_an_earlier_push_is(tmp_path: Path) -> None:
     target = tmp_path / "there"
     target.mkdir()
+    branched, dense = (written(tmp_path / name, name) for name in ("branched", "dense"))
     (target / "thesis.tex").write_text("years")
-    with pytest.raises(DestinationTaken, match="holds 'thesis.tex' and no published model"):
-        push_to_folder(exported / "branched", target)
+    with pytest.raises(DestinationTaken, match=r"holds 'thesis\.tex' and no published model"):
+        push_to_folder(branched, target)
     assert (target / "thesis.tex").read_text() == "years"
-    push_to_folder(exported / "branched", target, force=True)
+    push_to_folder(branched, target, force=True)
     assert not (target / "thesis.tex").exists()
-    push_to_folder(exported / "dense", target)
+    push_to_folder(dense, target)
     assert ExportedModel.open(target).manifest["name"] == "dense"
     (tmp_path / "file").touch()
     with pytest.raises(DestinationTaken, match="is not a folder"):
-        push_to_folder(exported / "dense", tmp_path / "file", force=True)
+        push_to_folder(dense, tmp_path / "file", force=True)
 
 
 @pytest.mark.parametrize("place", [".", "within", ".."])
-def test_a_model_is_not_published_onto_itself(copied: Callable[[Path], Path], tmp_path: Path, place: str) -> None:  # noqa: F811
-    model = copied(tmp_path / "model")
+def test_a_model_is_not_published_onto_itself(tmp_path: Path, place: str) -> None:
+    model = written(tmp_path / "model")
     with pytest.raises(ValueError, match="is the folder of the model, or within or above it"):
         push_to_folder(model, model / place, force=True)
-    assert verify is not None and (model / "model.pt2").is_file()
+    assert (model / "model.pt2").is_file()
 
 
 def test_a_license_that_is_no_identifier_is_refused_before_anything_is_read(tmp_path: Path) -> None:
@@ -90,6 +105,9 @@ def test_what_is_no_repository_is_refused(name: str) -> None:
     assert repository_of("hf://ann/digits") == repository_of("ann/digits") == "ann/digits"
 
 
+_CLIENT = hub.HfApi
+
+
 class Hub:
     """Notes what is asked of it, by the signatures of the real client, and what it is given."""
 
@@ -100,7 +118,7 @@ class Hub:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:
-            bound = inspect.signature(getattr(hub.HfApi, name)).bind(None, *arguments, **keywords).arguments
+            bound = inspect.signature(getattr(_CLIENT, name)).bind(None, *arguments, **keywords).arguments
             self.asked.append((name, {key: value for key, value in bound.items() if key != "self"}))
             if name == "upload_folder":
                 if self.failure is not None:
@@ -112,15 +130,17 @@ class Hub:
 
 
 @pytest.fixture
-def pushed(monkeypatch: pytest.MonkeyPatch, exported: Path, unverified: None):  # noqa: F811
+def pushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unverified: None):
+    model = written(tmp_path / "dense")
+
     def push(there: Hub, **options: Any) -> str:
         monkeypatch.setattr(hub, "HfApi", lambda: there)
-        return push_to_hub(exported / "dense", "ann/digits", **options).url
+        return push_to_hub(model, "ann/digits", **options).url
 
     return push
 
 
-def test_the_hub_is_asked_for_one_commit_of_what_a_folder_would_get(pushed, exported: Path) -> None:  # noqa: F811
+def test_the_hub_is_asked_for_one_commit_of_what_a_folder_would_get(pushed) -> None:
     there = Hub()
     assert pushed(there, license="mit") == "https://huggingface.co/ann/digits/commit/1"
     assert [name for name, _ in there.asked] == ["create_repo", "upload_folder"]
@@ -128,7 +148,7 @@ def test_the_hub_is_asked_for_one_commit_of_what_a_folder_would_get(pushed, expo
     assert created == {"repo_id": "ann/digits", "repo_type": "model", "private": True, "exist_ok": True}
     assert (uploaded["repo_id"], uploaded["repo_type"]) == ("ann/digits", "model")
     assert "token" not in created | uploaded
-    assert set(there.files) == {path.name for path in (exported / "dense").iterdir()} - {"card.md"} | {"README.md"}
+    assert set(there.files) == {*REQUIRED, "model.onnx", MANIFEST, "README.md"} - {"card.md"}
     assert not any(name.endswith((".pt", ".pth", ".pkl", ".bin")) for name in there.files)
     assert hub.ModelCard(there.files["README.md"].decode()).data.license == "mit"
     assert json.loads(there.files["verification.json"])["files"]["README.md"]
