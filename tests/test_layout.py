@@ -75,7 +75,8 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "plugins": set(),
         "testing": {"backbones", "data", "experiment", "methods"},
         "plots": {"structure"},  # how layers are folded into the columns of a diagram
-        "export": {"structure"},  # cards and summaries say how far a network branches
+        # Cards and summaries say how far a network branches, predictions which images are unlike those of validation.
+        "export": {"statistics", "structure"},
         "backbones": set(),
         "graph": {"backbones"},  # folding, and what operations are expected to take
         "structure": {"backbones", "methods"},

@@ -161,10 +161,11 @@ def probabilities(found: Mapping[str, Any]) -> str:
         parts.append(_calibration_table(calibration))
     if novelty:
         parts.append(
-            "An image whose energy, the logarithm of the sum of the exponentials of its logits, is below "
-            f"{novelty['threshold']:.4g} is less\nlike the validation images than {1 - novelty['quantile']:.0%} of "
-            f"{novelty['images']:,} of them. It may still be classified rightly, and an\nimage of another kind may lie "
-            "above."
+            f"An image is less like the validation images than {1 - novelty['quantile']:.0%} of {novelty['images']:,} "
+            "of them if the energy of its\nlogits, the logarithm of the sum of their exponentials, is below "
+            f"{novelty['energy']:.4g}, or if its mean, standard\ndeviation and mean step between neighbors lie far "
+            "from theirs (`preprocessing.json`). It may still be classified\nrightly, and an image of another kind may "
+            "pass."
         )
     return "\n\n".join(parts)
 

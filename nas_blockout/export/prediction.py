@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nas_blockout.export.subprocess_check import BOUND, PREPROCESSING, REFERENCE, load_onnx, load_program
 from nas_blockout.export.verification import MANIFEST, VerificationError, check_files
+from nas_blockout.statistics.novelty import is_unlike
 
 Form = Literal["pt2", "onnx"]
 _IMAGES = 64  # at a time
@@ -120,8 +121,7 @@ class ExportedModel:
         return Prediction(
             (logits / (temperature or 1.0)).softmax(1),
             temperature is not None,
-            # As `nas_blockout.statistics.novelty.energy` computes it of the validation images, in double precision.
-            None if novelty is None else torch.logsumexp(logits.double(), 1) < novelty["threshold"],
+            None if novelty is None else is_unlike(logits, images, novelty),
             None if novelty is None else novelty["quantile"],
         )
 

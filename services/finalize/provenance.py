@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas_blockout.data import Loader, Splits
 from nas_blockout.data.sources.registry import SOURCES
@@ -14,8 +14,7 @@ from nas_blockout.experiment import EVALUATION_BATCH
 from nas_blockout.export.card_sections import Provenance, Rival
 from nas_blockout.serialization import count_of
 from nas_blockout.statistics.calibration import calibrated
-from nas_blockout.statistics.novelty import QUANTILE, threshold_of
-from nas_blockout.training import evaluate, keeping_logits
+from nas_blockout.statistics.novelty import image_statistics, thresholds_of
 from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.seed_metrics import Accuracy
 from services.study_config.resolved_study import Study
@@ -98,20 +97,27 @@ def probabilities(trial: Trial, model: nn.Module, splits: Splits, *, calibrate: 
         splits: The data.
         calibrate: Whether to fit a temperature if there is none.
     """
-    with keeping_logits(model) as kept:
-        evaluate(model, Loader(splits.validation, EVALUATION_BATCH))
-    logits, labels = torch.cat(kept), splits.validation.labels.cpu()
+    logits, labels, statistics = _of_validation(model, splits)
     found: dict[str, Any] = {}
     if calibration := trial.outcome.get("calibration") or (calibrated((logits, labels)) if calibrate else None):
         found |= {"temperature": calibration["temperature"], "calibration": calibration}
-    if bool(logits.isfinite().all()) and (threshold := threshold_of(logits)) is not None:
-        found["novelty"] = {
-            "score": "energy",
-            "threshold": threshold,
-            "quantile": QUANTILE,
-            "images": len(logits),
-        }
+    if (novelty := thresholds_of(logits, statistics)) is not None:
+        found["novelty"] = novelty
     return found
+
+
+@torch.no_grad()
+def _of_validation(model: nn.Module, splits: Splits) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits, labels and image statistics of the validation images."""
+    mean, std = (
+        torch.tensor(list(each)).view(1, -1, 1, 1) for each in (splits.preprocessing.mean, splits.preprocessing.std)
+    )
+    logits, labels, statistics = [], [], []
+    for x, y in Loader(splits.validation, EVALUATION_BATCH).batches():
+        logits.append(model(x))
+        labels.append(y)
+        statistics.append(image_statistics(x * std + mean))
+    return torch.cat(logits), torch.cat(labels), torch.cat(statistics)
 
 
 def _budget(document: ComparisonDocument) -> str:

@@ -100,9 +100,16 @@ DESCRIPTION = ModelDescription(
 PROBABILITIES = {
     "temperature": 2.5,
     "calibration": None,
-    "novelty": {"score": "energy", "threshold": 1.65, "quantile": 0.01, "images": 449},
+    "novelty": {
+        "energy": 1.65,
+        "center": [0.5, 0.3, 0.3],
+        "precision": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+        "distance": 0.2,
+        "quantile": 0.01,
+        "images": 449,
+    },
 }
-"""Of the dense model; about half of the images of `images` lie below the threshold."""
+"""Of the dense model; about half of the images of `images` lie below the least energy, none is too far."""
 
 
 COLORED = replace(

@@ -98,7 +98,7 @@ def test_the_card_says_where_the_model_comes_from() -> None:
         "449 other images decided every choice. The split has the seed\n3.",
         "of the training images alone: 0.3 and 0.4.",
         "| this model, seed 0 | 90.00% | | 1 |\n| mean over seeds | 89.12% | 88.00% to 91.00% | 5 |",
-        "8 search trials by `tpe`, each arm with a budget of\n1,000 sample passes.",
+        "8 search trials by `tpe`, each arm with\na budget of 1,000 sample passes.",
         "retrained with the seeds 0, 1, 2, 3, 4.",
         "| `dense` | baseline | 89.00% on average, 5 seeds | 4,321 |",
         "Verdict of the study: No difference shown.",
@@ -119,14 +119,15 @@ def test_a_model_that_was_cut_has_no_mean_of_seeds_that_were_not_cut() -> None:
 
 
 def test_the_card_says_how_good_the_probabilities_are() -> None:
-    novelty = {"score": "energy", "threshold": 2.25, "quantile": 0.01, "images": 449}
+    novelty = {"energy": 2.25, "quantile": 0.01, "images": 449}
     text = card(replace(FOUND, probabilities={"temperature": 1.5, "calibration": CALIBRATION, "novelty": novelty}))
     assert "Divide the logits by the temperature 1.5 before the softmax." in text
     assert (
-        "| validation, 449 images | expected calibration error | 0.0625 (0.0500 to 0.0750) | 0.0625 (0.0500 to 0.0750) |"
+        "| validation, 449 images | expected calibration error | 0.0625 (0.0500 to 0.0750) | 0.0625 (0.0500 to 0.0750)"
     ) in text
     assert "There are no numbers of test images" in text
-    assert "is below 2.25 is less\nlike the validation images than 99% of 449 of them." in text
+    assert "An image is less like the validation images than 99% of 449 of them if" in text
+    assert "is below 2.25, or if" in text
     tested = {**CALIBRATION, "test": {"before": {**ERROR, "images": 540}, "after": ERROR}}
     with_test = card(replace(FOUND, probabilities={"temperature": 1.5, "calibration": tested}))
     assert "| test, 540 images | negative log-likelihood | 0.5000 (0.2500 to 0.7500) |" in with_test
