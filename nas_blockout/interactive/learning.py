@@ -19,6 +19,7 @@ from nas_blockout.experiment import (
     backbone_from_json,
     build,
     count_macs,
+    outline,
     structure_of_network,
 )
 from nas_blockout.interactive.drawn_architecture import DrawnArchitecture
@@ -214,7 +215,10 @@ def _learning(
     else:
         note = f"the given weights are taken as {'trained' if told else 'new'}, as pretrained={told} says"
     preset = PRETRAINED if (trained if told is None else told) else BlockoutSettings()
-    method = {**to_json(preset), "cost_target": target, **options.get("method", {})}
+    # Of few classes there are no more clusters than classes, and likewise of any other narrow layer.
+    narrowest = min(outline(plain.backbone, splits.shape, len(splits.class_names)).layers.values())
+    clusters = min(preset.clusters, narrowest)
+    method = {**to_json(preset), "clusters": clusters, "cost_target": target, **options.get("method", {})}
     distillation = {"target_macs": target, "draws": 1, **options.get("distillation", {})}
     experiment = replace(
         plain,

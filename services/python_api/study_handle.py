@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from nas_blockout.data import ArrayData, DataSettings, Dimensions, Splits, dimensions, load
+from nas_blockout.data.splits import require_samples
 from nas_blockout.interactive.html_text import heading, table
 from nas_blockout.interactive.progress_line import ProgressLine
 from nas_blockout.methods import method_name
@@ -324,6 +325,8 @@ def _data(data: str | Mapping[str, Any] | ArrayData | None) -> tuple[ArrayData |
 
 def _dimensions(arrays: ArrayData, settings: DataSettings) -> Dimensions:
     splits = arrays.splits(split_seed=settings.split_seed)
+    if settings.train_samples is not None:
+        require_samples(settings.train_samples, len(splits.train), split="train")
     return Dimensions(splits.shape, len(splits.class_names), settings.train_samples or len(splits.train))
 
 

@@ -23,7 +23,7 @@ class Block:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Block())
 import nas_blockout as nb
-nb.learn_structure, nb.ArrayData, nb.LearnedNetwork, nb.BlockoutClassifier, nb.torchvision.models
+nb.learn_structure, nb.ArrayData, nb.LearnedNetwork, nb.BlockoutClassifier
 try:
     nb.Study
 except ImportError as error:

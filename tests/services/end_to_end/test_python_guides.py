@@ -24,10 +24,8 @@ def test_the_notebook_of_a_first_study(tmp_path):
     found = comparison(tmp_path, "first-study")
     assert set(found["arms"]) == {"dense", "learned"}
     assert found["arms"]["learned"]["macs"] <= 0.5 * found["arms"]["dense"]["macs"]
-    assert [cell["_repr_html_"].count("data:image/svg+xml;base64,") for cell in shown if "figures" in cell["text"]] != [
-        0
-    ]
     pages = [cell.get("_repr_html_", "") for cell in shown]
+    assert any("data:image/svg+xml;base64," in page for page in pages)
     assert any("Ship " in page or "No model to ship" in page for page in pages)
     assert any("data:image/png;base64," in page for page in pages)
     # What Python has run is a study like any other: the command line shows it.
@@ -56,7 +54,7 @@ def test_the_guide(tmp_path):
     cells = code_of_guide(DOCS / "guides" / "python.md")
     # After the guide: what it says of a second run, of the arrays, and of other images under the same name.
     cells.append(
-        "before = len(study.trials)\nagain = nb.Study('digits-in-python', **{key: value for key, value in told.items()})\n"
+        "before = len(study.trials)\nagain = nb.Study('digits-in-python', **told)\n"
         "again.run(progress=False)\nassert len(again.trials) == before"
     )
     cells.append(
