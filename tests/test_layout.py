@@ -180,7 +180,7 @@ IMPORTERS = {
         "nas_blockout/data/arrays/array_files.py",
     ],
     "torchvision": ["nas_blockout/lazy_torchvision.py"],
-    "pyarrow": ["nas_blockout/data/listings/table_rows.py"],
+    "pyarrow": ["nas_blockout/data/listings/labeled_rows.py"],
     "PIL": ["nas_blockout/data/*"],
     "igraph": ["nas_blockout/canonical_form.py"],
     "sklearn": ["nas_blockout/*"],

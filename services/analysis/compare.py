@@ -14,7 +14,6 @@ from nas_blockout.methods.none import NoneSettings
 from nas_blockout.methods.supernet.darts_settings import DartsSettings
 from nas_blockout.serialization import count_of
 from nas_blockout.statistics import significance
-from nas_blockout.statistics.recalls import balanced_accuracy, recalls
 from nas_blockout.structure.branching import Structure
 from services.analysis.comparison import (
     ArmResult,
@@ -32,7 +31,7 @@ from services.analysis.learned_structure import ArmStructure, arm_memberships, a
 from services.analysis.robustness import RobustnessResult
 from services.analysis.searches.pareto import Timed, fronts
 from services.analysis.searches.search_progress import progress_of
-from services.analysis.seed_metrics import Accuracy, ClassResult, PairResult
+from services.analysis.seed_metrics import Accuracy, PairResult, balanced_of, classes_of
 from services.analysis.usage import usage_of
 from services.budget.accounting import End, compared_in, current, ends, stale
 from services.budget.limits import Unit, limits
@@ -184,9 +183,9 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None
         ),
         validation_accuracy=_accuracy(models, "validation_accuracy"),
         test_accuracy=_accuracy(models, "test_accuracy"),
-        validation_balanced_accuracy=_balanced(models, "validation_balanced_accuracy"),
-        test_balanced_accuracy=_balanced(models, "test_balanced_accuracy"),
-        classes=_classes(models),
+        validation_balanced_accuracy=balanced_of(models, "validation_balanced_accuracy"),
+        test_balanced_accuracy=balanced_of(models, "test_balanced_accuracy"),
+        classes=classes_of(models),
         exported_seed=exported.seed if exported else None,
         parameters=outcome.get("parameters"),
         macs=outcome.get("macs"),
@@ -262,32 +261,6 @@ def _accuracy(models: Mapping[int, Trial], key: str) -> Accuracy | None:
     if not models:
         return None
     return Accuracy.of({seed: _result(trial, key) for seed, trial in models.items()})
-
-
-def _balanced(models: Mapping[int, Trial], key: str) -> Accuracy | None:
-    """Return a balanced accuracy; models from before it was recorded have that of the test in their confusions."""
-    values = {
-        seed: balanced_accuracy(trial.outcome["confusion"])
-        if trial.outcome.get(key) is None and key.startswith("test") and trial.outcome.get("confusion")
-        else trial.outcome.get(key)
-        for seed, trial in models.items()
-    }
-    known = {seed: float(value) for seed, value in values.items() if value is not None}
-    return Accuracy.of(known) if known and len(known) == len(models) else None
-
-
-def _classes(models: Mapping[int, Trial]) -> list[ClassResult] | None:
-    """Return the test accuracy of every class; None if confusions were not recorded, or differ in their images."""
-    found = {seed: trial.outcome.get("confusion") for seed, trial in models.items()}
-    confusions = {seed: confusion for seed, confusion in found.items() if confusion}
-    images = {tuple(map(sum, confusion)) for confusion in confusions.values()}
-    if len(images) != 1 or len(confusions) < len(models):
-        return None
-    by_seed = {seed: recalls(confusion) for seed, confusion in confusions.items()}
-    return [
-        ClassResult.of(count, {seed: share for seed, each in by_seed.items() if (share := each[label]) is not None})
-        for label, count in enumerate(images.pop())
-    ]
 
 
 def _spending(trials: Sequence[Trial], phase: str) -> Spending:

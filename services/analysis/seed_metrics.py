@@ -6,7 +6,8 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from nas_blockout.statistics import significance
-from nas_blockout.statistics.recalls import wilson
+from nas_blockout.statistics.recalls import balanced_accuracy, recalls, wilson
+from services.trial_record import Trial
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -90,3 +91,29 @@ class PairResult(Strict):
             smallest_effect=pair.smallest_effect,
             verdict=pair.verdict,
         )
+
+
+def balanced_of(models: Mapping[int, Trial], key: str) -> Accuracy | None:
+    """Return a balanced accuracy; models from before it was recorded have that of the test in their confusions."""
+    values = {
+        seed: balanced_accuracy(trial.outcome["confusion"])
+        if trial.outcome.get(key) is None and key.startswith("test") and trial.outcome.get("confusion")
+        else trial.outcome.get(key)
+        for seed, trial in models.items()
+    }
+    known = {seed: float(value) for seed, value in values.items() if value is not None}
+    return Accuracy.of(known) if known and len(known) == len(models) else None
+
+
+def classes_of(models: Mapping[int, Trial]) -> list[ClassResult] | None:
+    """Return the test accuracy of every class; None if confusions were not recorded, or differ in their images."""
+    found = {seed: trial.outcome.get("confusion") for seed, trial in models.items()}
+    confusions = {seed: confusion for seed, confusion in found.items() if confusion}
+    images = {tuple(map(sum, confusion)) for confusion in confusions.values()}
+    if len(images) != 1 or len(confusions) < len(models):
+        return None
+    by_seed = {seed: recalls(confusion) for seed, confusion in confusions.items()}
+    return [
+        ClassResult.of(count, {seed: share for seed, each in by_seed.items() if (share := each[label]) is not None})
+        for label, count in enumerate(images.pop())
+    ]

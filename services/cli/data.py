@@ -143,7 +143,7 @@ def show(
     Where no installed font has the characters of a name, its row has a number, and the name is printed.
     """
     settings = _usable(name, {"folder": folder, "table": table_file}, assignments or [])
-    path = (output or Path(f"{name}.png")).absolute()
+    path = (output or Path(Path(f"{name}.png").name)).absolute()
     if not path.parent.is_dir():
         fail(NOT_FOUND, f"no such folder: {path.parent}")
     sheet = lazy.data.show(settings, _root(), columns=columns)

@@ -19,8 +19,8 @@ import torch
 
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import MOST_NAMED, DataMissing, DataUnsuitable, named
+from nas_blockout.data.listings.labeled_rows import PARQUET, Row, rows_of
 from nas_blockout.data.listings.listing import SPLITS, Listing, carved, collection_of, counted, groups_of
-from nas_blockout.data.listings.table_rows import PARQUET, Row, rows_of
 from nas_blockout.data.sources.folder_layout import OTHER_FORMATS, SPLIT_WORDS, SUFFIXES
 from nas_blockout.data.splits import Collection
 from nas_blockout.data.streaming import MEMORY_BYTES
