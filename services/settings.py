@@ -207,8 +207,8 @@ class Settings:
         Variable(
             "NAS_BLOCKOUT_PLUGINS",
             "Plug-ins that studies submitted to the API may name as backbone, method or space: comma-separated names "
-            "and patterns such as `small_net,our_nets.*:*`. The API imports them to check their settings, the worker to "
-            "read queued studies.",
+            "and patterns such as `small_net,our_nets.*:*`. The API imports them to check their settings, the worker "
+            "to read queued studies.",
             "none: studies with plug-ins are refused, and none is imported",
         ),
     ] = ()

@@ -182,8 +182,8 @@ def _calibration_table(calibration: Mapping[str, Any]) -> str:
         ""
         if calibration.get("test")
         else (
-            "\n\nThere are no numbers of test images: they had been classified before the temperature was fitted, and are "
-            "not read a second time."
+            "\n\nThere are no numbers of test images: they had been classified before the temperature was fitted, and "
+            "are not read a second time."
         )
     )
     table = "\n".join(("| images | | logits as they are | divided by the temperature |", "|---|---|---|---|", *rows))

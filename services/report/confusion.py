@@ -57,7 +57,8 @@ def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]
         title,
         f"Rows are true classes, columns predicted classes, in the order of the data. The first panel shows the "
         f"mistakes of {reference}, the arm with the best test {document.metric_words}.{others} With up to twelve "
-        f"classes the numbers are test predictions, added up over seeds{seeds}. Correct predictions (the diagonal) are left out.",
+        f"classes the numbers are test predictions, added up over seeds{seeds}. Correct predictions (the "
+        "diagonal) are left out.",
         f"{counted(models, 'seed')} and {counted(images, 'test prediction').removeprefix('n = ')} per arm",
         "the store, result.confusion",
         plots.figure_confusion(matrices, names, reference=reference),
