@@ -60,9 +60,10 @@ def lines(text: str, problem: Problem | None) -> list[Line]:
     """Return the lines of a text with the errors at each; errors that name no line are at none."""
     errors: dict[int, list[str]] = {}
     if problem is not None:
-        for broken in problem.errors or [problem]:
-            if broken.line is not None:
-                errors.setdefault(broken.line, []).append(broken.message)
+        found = [(broken.line, broken.message) for broken in problem.errors] or [(problem.line, problem.message)]
+        for line, message in found:
+            if line is not None:
+                errors.setdefault(line, []).append(message)
     count = max(LEAST_LINES, text.count("\n") + 1)
     if count > MOST_LINES:
         return []

@@ -23,7 +23,7 @@ from services.api.state import Service
 from services.api.web import Form, Visit, Visited, digest, frame, rendered
 from services.files.study_dir import Folder
 from services.finalize.mlflow_pages import full_addresses, pages_of
-from services.store import NotFound, QueueRow, StoreError
+from services.store import NotFound, ProjectionRow, QueueRow, StoreError
 from services.study_config.errors import StudyError
 
 _MOST_FAILED = 500  # failed trials that are read for the page
@@ -180,7 +180,7 @@ def _links(shared: Service, snapshot: Snapshot) -> dict[str, str]:
     """Return links to the MLflow pages and the Ray job of a study, if their URLs are configured."""
     links = {}
     if shared.settings.mlflow_url and snapshot.events:
-        projections = ()
+        projections: tuple[ProjectionRow, ...] = ()
         with suppress(NotFound):
             projections = shared.store.projections(snapshot.row.study, "mlflow")
         run = next((row.external_id for row in projections if row.trial is None), None)
