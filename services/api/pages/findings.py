@@ -105,7 +105,7 @@ def findings_of(shared: Service, row: QueueRow) -> Findings | None:
         try:
             version = path.stat()
             return _read(path, (version.st_ino, version.st_size, version.st_mtime_ns))
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):  # damaged, or of a later release
             return None
 
 
