@@ -6,13 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.notebook_cells import code_of_guide, code_of_notebook, run
+from tests.notebook_cells import PATIENCE, code_of_guide, code_of_notebook, run
 from tests.services.program import here, of
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 NOTEBOOKS = sorted((DOCS / "tutorials").glob("*.ipynb"))
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(90)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow(90), pytest.mark.timeout(PATIENCE + 60)]
 
 
 def comparison(home: Path, study: str) -> dict:
