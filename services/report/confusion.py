@@ -29,7 +29,7 @@ def confusions(view: ReportView, document: ComparisonDocument) -> dict[str, Coun
 def reference_of(document: ComparisonDocument, matrices: Mapping[str, Counts]) -> str:
     """Return the arm that the confusions of others are compared with: the best of those that have some stored."""
     best = best_of(document)
-    return best if best in matrices else next(iter(matrices))
+    return best if best is not None and best in matrices else next(iter(matrices))
 
 
 def confusion(view: ReportView, document: ComparisonDocument) -> Iterator[Shown]:
@@ -108,20 +108,22 @@ def _rows(names: Sequence[str], arm: str, counts: Counts, reference: Counts, mod
     shares, (more, _) = plots.confusion_shares(counts), plots.confusion_differences(counts, reference)
     weights = np.abs(more) if counts is not reference else shares
     # Ties go by the order of the classes, so that the same study has the same report.
-    order = np.argsort(-weights, axis=None, kind="stable")[:MOST_LISTED]
-    places = [np.unravel_index(place, weights.shape) for place in order]
+    order = np.argsort(-weights, axis=None, kind="stable")[:MOST_LISTED].tolist()
     total = count(sum(map(sum, counts)))
-    rows = [
-        [
-            Cell(arm),
-            Cell(names[true]),
-            Cell(names[predicted]),
-            count(int(counts[true][predicted])),
-            _share(float(shares[true, predicted]), sum(counts[true]) // models),
-            Cell(ABSENT) if counts is reference else Cell(points(more[true, predicted]), 100 * more[true, predicted]),
-            total,
-        ]
-        for true, predicted in places
-        if weights[true, predicted] > 0
-    ]
+    rows = []
+    for true, predicted in (divmod(place, len(names)) for place in order):
+        if weights[true, predicted] == 0:
+            continue
+        share, difference = float(shares[true, predicted]), float(more[true, predicted])
+        rows.append(
+            [
+                Cell(arm),
+                Cell(names[true]),
+                Cell(names[predicted]),
+                count(int(counts[true][predicted])),
+                _share(share, sum(counts[true]) // models),
+                Cell(ABSENT) if counts is reference else Cell(points(difference), 100 * difference),
+                total,
+            ]
+        )
     return rows or [[Cell(arm), Cell("none"), Cell("none"), *(Cell(ABSENT) for _ in range(3)), total]]

@@ -149,7 +149,7 @@ def agreement_tables(agreements: Sequence[GroupAgreement]) -> Iterator[Table]:
                     Cell(row.reference),
                     count(len(row.agreement.values)),
                     Cell(_signed(row.agreement.mean), row.agreement.mean, style="strong"),
-                    Cell(" to ".join(map(_signed, row.agreement.shuffled)), tuple(row.agreement.shuffled)),
+                    Cell(" to ".join(map(_signed, row.agreement.shuffled)), row.agreement.shuffled),
                     amount(row.agreement.p_value, ".3f"),
                 ]
                 for row in agreements
