@@ -35,7 +35,7 @@ class Provenance:
         augmentation: Of the training images, or ``none``.
         epochs: Of the training.
         searcher: Search algorithm of the arm.
-        trials: Trials of its search.
+        trials: Trials of the arm, retrainings included.
         budget: Of each arm, as a text.
         seeds: With which its winner was retrained.
         mean_accuracy: Mean test accuracy over those seeds, in [0, 1], or None.
@@ -125,8 +125,8 @@ def how_found(known: Provenance, *, study: str, arm: str, verdict: str) -> str:
     commit = f", commit `{known.commit}`" if known.commit else "; the commit of nas_blockout is not known"
     text = f"""## How it was found
 
-nas_blockout, study `{study}`, arm `{arm}`: {known.trials} search trials by `{known.searcher}`, each arm with
-a budget of {known.budget}. The trial with the best validation result was retrained with the seeds {seeds}."""
+nas_blockout, study `{study}`, arm `{arm}`: {known.trials} trials, retrainings included, by `{known.searcher}`, each
+arm with a budget of {known.budget}. The trial with the best validation result was retrained with the seeds {seeds}."""
     if known.rivals:
         rows = "\n".join(
             f"| `{rival.name}` | {rival.role} | {rival.accuracy} | {'' if rival.macs is None else f'{rival.macs:,}'} |"

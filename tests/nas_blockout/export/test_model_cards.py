@@ -98,7 +98,7 @@ def test_the_card_says_where_the_model_comes_from() -> None:
         "449 other images decided every choice. The split has the seed\n3.",
         "of the training images alone: 0.3 and 0.4.",
         "| this model, seed 0 | 90.00% | | 1 |\n| mean over seeds | 89.12% | 88.00% to 91.00% | 5 |",
-        "8 search trials by `tpe`, each arm with\na budget of 1,000 sample passes.",
+        "8 trials, retrainings included, by `tpe`, each\narm with a budget of 1,000 sample passes.",
         "retrained with the seeds 0, 1, 2, 3, 4.",
         "| `dense` | baseline | 89.00% on average, 5 seeds | 4,321 |",
         "Verdict of the study: No difference shown.",
