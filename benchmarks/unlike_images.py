@@ -1,7 +1,7 @@
 """How well cheap scores tell images of another kind from those that a model was trained for.
 
-A small network is trained on each of digits, Fashion-MNIST and glyphs. One half of its validation images sets the
-threshold that 1% of them fall below; the other half, the images of the other data sets and noise are scored. Printed
+A small network is trained on each of digits, Fashion-MNIST and glyphs. One half of its validation images (at least
+240) sets the threshold that 1% of them fall below; the others, the images of the other data sets and noise are scored. Printed
 is, for each score, the AUROC, and the shares below the threshold: of the held-out images (false alarms) and of the
 others. "either" is what models are exported with: the energy or the image statistics, each at half a percent. Test
 images are not read.
@@ -68,7 +68,7 @@ def _measured(
     model = _trained(splits, EPOCHS[name], seed)
     preprocessing = splits.preprocessing
     shape = own.shape[1:]
-    half = len(own) // 2
+    half = max(len(own) // 2, 240)  # of fewer than 200 images there are no thresholds
     generator = torch.Generator().manual_seed(seed)
     foreign = {
         **{other: F.interpolate(images, shape[1:], mode="bilinear")[:IMAGES] for other, images in others.items()},

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -108,7 +109,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "processors": os.cpu_count(),
         "processor": _processor(),
-        "commit": commit_of(Path(__file__).parents[2]),
+        "commit": commit_of(Path(__file__).parents[2]) or _installed_commit(),
         "packages": versions,
     }
 
@@ -144,3 +145,12 @@ def _processor() -> str | None:
         return platform.processor() or None
     match = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
     return match[1].strip() if match else platform.processor() or None
+
+
+def _installed_commit() -> str | None:
+    """Return the commit of a source that pip has installed from a repository (PEP 610), or None for any other."""
+    with suppress(metadata.PackageNotFoundError, ValueError, AttributeError):
+        installed = json.loads(metadata.distribution("nas-blockout").read_text("direct_url.json") or "{}")
+        commit = installed.get("vcs_info", {}).get("commit_id")
+        return commit if isinstance(commit, str) else None
+    return None
