@@ -1,10 +1,10 @@
 """How well cheap scores tell images of another kind from those that a model was trained for.
 
-A small network is trained on each of digits, Fashion-MNIST and glyphs. One half of its validation images (at least
-240) sets the threshold that 1% of them fall below; the others, the images of the other data sets and noise are scored. Printed
-is, for each score, the AUROC, and the shares below the threshold: of the held-out images (false alarms) and of the
-others. "either" is what models are exported with: the energy or the image statistics, each at half a percent. Test
-images are not read.
+A small network is trained on each of digits, Fashion-MNIST and glyphs. One half of its validation images, at least 240,
+sets the threshold that 1% of them fall below; the others, the images of the other data sets and noise are scored.
+Printed is, for each score, the AUROC, and the shares below the threshold: of the others, and of the held-out images of
+the own kind (false alarms). "either" is what models are exported with: the energy or the image statistics, each at half
+a percent. Test images are not read.
 
     python benchmarks/unlike_images.py --seeds 3
 """
