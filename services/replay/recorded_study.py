@@ -1,8 +1,8 @@
 """Replays of the searches of a study in the store."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict, get_args
+from typing import Any, TypedDict
 
 from nas_blockout.data import load
 from nas_blockout.serialization import near
@@ -14,7 +14,7 @@ from services.settings import Settings
 from services.store import NotFound, Store
 from services.study_config.errors import StudyError
 from services.study_config.resolved_study import Study, parse_resolved
-from services.study_config.schema import ArmConfig
+from services.study_config.searching.searchers import ONE_OBJECTIVE, SEARCHERS, SearcherOptions
 from services.trial_record import SEARCH, Trial
 
 
@@ -92,14 +92,14 @@ def replay(settings: Settings, name: str, request: Request) -> Replayed:
         NotFound: There is no such study, or it has no recorded search of the arm.
         DataMissing: The data is not on this machine, but proposals depend on its shape.
     """
-    kind, _ = get_args(ArmConfig.model_fields["searcher"].annotation)  # `Literal[...] | None`
-    if request.searcher is not None and request.searcher not in get_args(kind):
-        raise StudyError(f"--searcher: no such searcher {request.searcher!r}; {near(request.searcher, get_args(kind))}")
+    if request.searcher is not None and request.searcher not in SEARCHERS:
+        raise StudyError(f"--searcher: no such searcher {request.searcher!r}; {near(request.searcher, SEARCHERS)}")
     with Store.open(settings.store_url) as store:
         # Read once: a study that is still running would change between the replays.
         row, events, trials = store.study(name), store.events(name), store.trials(name)
     study = parse_resolved(row.config)
     pools = _pools(study, trials, request.arm)
+    _require_usable(study, pools, request.searcher)
     splits = load(study.data, root=settings.data)
     data = _Shape(shape=splits.shape, classes=len(splits.class_names), images=len(splits.train))
     outcomes = [
@@ -113,6 +113,24 @@ def replay(settings: Settings, name: str, request: Request) -> Replayed:
         reproduction=reproduce(row, events, trials, **data, arms=pools if request.arm else None),
         outcomes=tuple(outcomes),
     )
+
+
+def _require_usable(study: Study, arms: Iterable[str], searcher: str | None) -> None:
+    """Refuse a searcher that cannot search these arms.
+
+    Raises:
+        StudyError: It lacks a package, or an arm has several objectives and it compares trials by one number.
+    """
+    if searcher is None:
+        return
+    for conflict in SearcherOptions(name=searcher).conflicts():
+        raise StudyError(f"--{conflict}")
+    several = [arm for arm in arms if len(study.arms[arm].rules.objectives) > 1]
+    if several and searcher in ONE_OBJECTIVE:
+        raise StudyError(
+            f"--searcher: {searcher} compares trials by accuracy alone, and arm {several[0]!r} has several objectives; "
+            "name another arm by --arm, or another searcher"
+        )
 
 
 def _pools(study: Study, trials: Sequence[Trial], arm: str | None) -> dict[str, list[Trial]]:

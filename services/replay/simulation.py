@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +11,8 @@ from services.replay.pool import nearest
 from services.search.scheduler import Scheduler
 from services.study_config.resolved_study import Study
 from services.study_config.schema import Budget
-from services.trial_record import SEARCH, Trial
+from services.study_config.searching.searchers import SearcherSettings
+from services.trial_record import SEARCH, Json, Trial
 
 _UNLIMITED = 1 << 62  # sample passes: a replay ends when the pool is empty, not when a budget is spent
 
@@ -24,11 +25,13 @@ class PoolTrial:
         index: Index of the trial in the pool.
         number: Number of the proposal for which it is used, from 0.
         distance: Distance to the proposal, in [0, 1]; None if it was drawn at random, without a proposal.
+        sampler: What the sampler of the replay noted with the proposal, such as its generation.
     """
 
     index: int
     number: int
     distance: float | None = None
+    sampler: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class SchedulerProposer:
             return None
         index, apart = nearest(proposal, self._pool, sorted(self._left))
         self._left.remove(index)
-        used = PoolTrial(index, proposal.number, apart)
+        used = PoolTrial(index, proposal.number, apart, proposal.sampler)
         self._update(used, state="running")
         return used
 
@@ -109,14 +112,19 @@ class SchedulerProposer:
     def _update(self, trial: PoolTrial, *, state: str) -> None:
         # Under the number of the proposal, which the scheduler knows; the recorded number may belong to another one.
         recorded = self._pool[trial.index]
-        self._scheduler.update(replace(recorded, arm=self._arm, number=trial.number, state=state))
+        params = {key: value for key, value in recorded.params.items() if key != "sampler"}
+        params |= {"sampler": trial.sampler} if trial.sampler else {}
+        self._scheduler.update(replace(recorded, arm=self._arm, number=trial.number, state=state, params=params))
 
 
 def single_arm(study: Study, arm: str, *, searcher: str, seed: int) -> Study:
     """Return a study that consists of the search of one arm, with this searcher and seed and an unlimited budget."""
     config = study.config.model_copy(update={"seed": seed, "budget": Budget(sample_passes=_UNLIMITED)})
     # Without `match`, which would wait for an arm that is not there.
-    return replace(study, config=config, arms={arm: replace(study.arms[arm], searcher=searcher, match=None)})
+    replayed = study.arms[arm]
+    if searcher != replayed.searcher:  # whose settings are not those of another one
+        replayed = replace(replayed, searcher=searcher, rules=replace(replayed.rules, settings=SearcherSettings()))
+    return replace(study, config=config, arms={arm: replace(replayed, match=None)})
 
 
 def simulate(pool: Sequence[Trial], proposer: Proposer, workers: int) -> list[Ended]:

@@ -106,8 +106,7 @@ class _Tpe(TPESampler):
 
     def __init__(self, seed: int, rules: Rules, told: Sequence[FrozenTrial]) -> None:
         together = rules.settings.multivariate
-        options = {} if together is None else {"multivariate": together}
-        super().__init__(seed=seed, n_startup_trials=rules.n_startup_trials, **options)
+        super().__init__(seed=seed, n_startup_trials=rules.n_startup_trials, multivariate=together)
         self._together = len(rules.objectives) == 1 if together is None else together
         self._distinct = {id(trial.distributions): trial.distributions for trial in told if trial.state in _LEARNED}
 

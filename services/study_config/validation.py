@@ -35,7 +35,8 @@ from services.study_config.errors import LineMap, StudyError, Violation, violati
 from services.study_config.layers import ARM_SECTIONS, ArmSettings, arms_of
 from services.study_config.resolved_study import Arm, Study
 from services.study_config.schema import Budget
-from services.study_config.search_options import Constraints, Pruner
+from services.study_config.search_options import Constraints
+from services.study_config.searching.pruners import Pruner
 
 
 @dataclass(frozen=True, slots=True)

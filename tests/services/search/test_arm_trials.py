@@ -19,7 +19,8 @@ from services.search.sampler_history import SamplerHistory
 from services.search.samplers import ask
 from services.search.scheduler import Scheduler
 from services.search.selection import select
-from services.study_config.search_options import Constraints, Pruner, Rules, Selection
+from services.study_config.search_options import Constraints, Rules, Selection
+from services.study_config.searching.pruners import Pruner
 from services.trial_record import SEARCH, Trial
 from tests.services.function_calls import calls
 from tests.services.search.example_study import CLASSES, IMAGES, SHAPE, example
