@@ -4,7 +4,7 @@
 cutting to size and normalizing is common to all (`splits`). Nothing here knows networks or methods.
 """
 
-from nas_blockout.data.alternation import AlternatingLoader
+from nas_blockout.data.alternation import AlternatingLoader, require_held_batch
 from nas_blockout.data.arrays import ArrayData
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataCorrupt, DataError, DataMissing, DataUnsuitable
@@ -52,6 +52,7 @@ __all__ = [
     "fetch",
     "load",
     "recognized",
+    "require_held_batch",
     "resolved",
     "show",
     "stratified",

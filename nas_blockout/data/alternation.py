@@ -31,14 +31,9 @@ class AlternatingLoader:
     def __init__(
         self, whole: Loader, loading: Callable[[Tensor], Loader], *, every: int, seed: int, accumulation: int = 1
     ) -> None:
+        require_held_batch(len(whole), whole.batch_size, every=every, accumulation=accumulation)
         sizes = batch_sizes(len(whole), whole.batch_size)
         self._kinds = [is_held_batch(number, every, accumulation) for number in range(len(sizes))]
-        if not any(self._kinds):
-            raise Conflict(
-                f"training.batch_size: an epoch needs {accumulation * (every - 1) + 1} batches or more, the last of "
-                f"them for the architecture parameters, got {len(sizes)} of {len(whole)} images; make batches smaller",
-                "training.batch_size",
-            )
         held = sum(size for size, kind in zip(sizes, self._kinds, strict=True) if kind)
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed + _SEED))
         self.held, self.others = order[:held].sort().values, order[held:].sort().values
@@ -71,3 +66,24 @@ class AlternatingLoader:
     def sample(self, images: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield batches of images of both kinds, drawn as by `Loader.sample`."""
         yield from self._whole.sample(images, generator)
+
+
+def require_held_batch(images: int, batch_size: int, *, every: int, accumulation: int = 1) -> None:
+    """Refuse a pass that has too few batches for a step on held images.
+
+    Args:
+        images: Of the pass.
+        batch_size: Of its batches.
+        every: One step of the optimizer in so many reads held images, the last of them; 2 or more.
+        accumulation: Batches of one step.
+
+    Raises:
+        Conflict: It has.
+    """
+    batches, fewest = len(batch_sizes(images, batch_size)), accumulation * (every - 1) + 1
+    if batches < fewest:
+        message = (
+            f"training.batch_size: an epoch needs {fewest} batches or more, the last of them for the architecture "
+            f"parameters, got {batches} of {images} images; make batches smaller"
+        )
+        raise Conflict(message, "training.batch_size", "method.weight_steps", "method.name", "data")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from nas_blockout.backbones import backbone_of
 from nas_blockout.backbones.resnet import ResNetSettings
-from nas_blockout.data import Dimensions, Splits
+from nas_blockout.data import Dimensions, Splits, require_held_batch
 from nas_blockout.experiment import (
     MOST_PARAMETERS,
     Experiment,
@@ -27,6 +27,7 @@ from nas_blockout.methods.blockdrop import (
     curriculum_epochs,
 )
 from nas_blockout.methods.dropcluster import DropClusterSettings
+from nas_blockout.methods.supernet.darts_settings import DartsSettings
 from nas_blockout.serialization import count_of
 from nas_blockout.settings_fields import Conflict, conflicts_in
 from nas_blockout.training import TrainingSettings, indivisible, sample_passes
@@ -180,6 +181,7 @@ def untrainable(
         unbuildable(built, shape=shape, classes=classes, most_parameters=bounds.parameters, most_derived=derived)
     )
     yield from (Conflict(str(each), *each.keys or _OF_NETWORK) for each in faults)
+    yield from _without_architecture_steps(experiment, data.train_images)
     if not certain or faults or untraced:
         return
     if grid_points is not None:
@@ -198,6 +200,19 @@ def untrainable(
                 f"fewer, got {limit}; make the network smaller or remove the constraint"
             )
             yield Conflict(message, f"constraints.{name}", "space", "match", *_OF_NETWORK)
+
+
+def _without_architecture_steps(experiment: Experiment, images: int | None) -> Iterator[Conflict]:
+    """Yield that an epoch of a supernet has no step of its architecture parameters."""
+    method, training = experiment.method, experiment.training
+    if images is None or not isinstance(method, DartsSettings):
+        return
+    try:
+        require_held_batch(
+            images, training.batch_size, every=method.weight_steps + 1, accumulation=training.accumulation
+        )
+    except Conflict as conflict:
+        yield conflict
 
 
 def _is_traced(experiment: Experiment, spaces: Sequence[str]) -> bool:

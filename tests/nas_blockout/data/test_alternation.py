@@ -94,4 +94,4 @@ def test_too_few_batches_are_refused_with_a_remedy() -> None:
         Conflict, match=r"needs 3 batches or more, .* got 2 of 8 images; make batches smaller"
     ) as caught:
         alternating(8, every=3)
-    assert caught.value.keys == ("training.batch_size",)
+    assert caught.value.keys[0] == "training.batch_size"

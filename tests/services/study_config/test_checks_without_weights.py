@@ -25,6 +25,7 @@ METHODS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dropconnect": (CONVNET, {"method": {"name": "dropconnect"}}),
     "blockout": (CONVNET, {"method": {"name": "blockout"}}),
     "blockout of magnitudes": (CONVNET, {"method": {"name": "blockout", "magnitude_spread": 0.1}}),
+    "searched by gradient": (CONVNET, {"method": {"name": "darts"}, "distillation": {"target_macs": 0.5}}),
     "distilled": (CONVNET, {"method": {"name": "blockout"}, "distillation": {}}),
     "pruned": (CONVNET, {"pruning": {}}),
     "residual": (RESNET, {"method": {"name": "blockout"}}),
@@ -88,3 +89,19 @@ def test_a_network_that_no_machine_holds_is_refused_with_its_key(splits: Splits,
 def test_a_network_of_thousands_of_layers_is_refused_before_it_is_outlined() -> None:
     with pytest.raises(StudyError, match="at most 64 items"):
         study({"name": "convnet", "hidden": [8] * 5000}, {})
+
+
+@pytest.mark.parametrize(
+    ("arm", "key", "rule"),
+    [
+        ({"training": {"batch_size": 50}}, "training", "training.batch_size: an epoch needs 2 batches or more"),
+        ({"method": {"name": "darts", "branches": 11}}, "method", "branches must lie in 2..10, the nodes of layer"),
+    ],
+)
+def test_a_supernet_that_could_not_be_trained_is_refused_with_its_key(
+    splits: Splits, arm: dict[str, Any], key: str, rule: str
+) -> None:
+    with pytest.raises(StudyError, match=rule) as refused:
+        check_against_data(study(CONVNET, {"method": {"name": "darts"}, **arm}), splits, source="x")
+    (violation,) = refused.value.violations
+    assert violation.path[:3] == ("arms", "arm", key)
