@@ -187,31 +187,11 @@ def card(
         least: By form the oldest version of what runs it that is known to.
     """
     shape = f"(batch, {description.channels}, {description.height}, {description.width})"
-    accuracy = f"{description.test_accuracy:.2%}" if description.test_accuracy is not None else "not measured"
-    balanced = description.test_balanced_accuracy
-    images = f" on {description.test_images} test images" if description.test_images else ""
-    rows = {
-        **dict(description.recommendation),
-        "data": f"{description.data}, {description.train_images} training images",
-        **({"cut from": _whole(description.cut_from)} if description.cut_from else {}),
-        "classes": f"{len(description.class_names)}: {_listed(description.class_names, MOST_CLASSES_LISTED)}",
-        "test accuracy of this model": f"{accuracy}{images} (seed {description.seed})",
-        **({"balanced test accuracy": f"{balanced:.2%}, mean over classes"} if balanced is not None else {}),
-        "over the seeds of the study": description.accuracy,
-        "parameters": f"{description.parameters:,}",
-        "multiply-accumulates an image": f"{description.macs:,}",
-        **({"latency on one thread": description.latency} if description.latency else {}),
-        **({"branches": description.branches} if description.branches else {}),
-        **({"learning": description.memberships} if description.memberships else {}),
-        **({"blocks": description.blocks} if description.blocks else {}),
-        "spent to find and train it": description.spent,
-        **({"images expected at a time": f"{description.batch:,}"} if description.batch else {}),
-    }
     arm = _line((description.cut_from or {}).get("name", description.name))
     question = f": {_line(description.question)}" if description.question.strip() else "."
     needs = "".join(f"\n`{name}` needs {runtime} or newer." for name, runtime in (least or {}).items())
     forms = "`model.pt2`" if without_onnx else "`model.pt2` and `model.onnx`"
-    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items() if value.strip())
+    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in _facts(description).items() if value.strip())
     sections = (
         _front_matter(description, onnx=without_onnx is None),
         f"# {_line(description.name)}",
@@ -247,6 +227,30 @@ between groups of people or places.
 {NO_LICENSE}""",
     )
     return "\n\n".join(section.strip() for section in sections if section.strip()) + "\n"
+
+
+def _facts(description: ModelDescription) -> dict[str, str]:
+    """Return the rows of the first table; those without a text are left out."""
+    accuracy = f"{description.test_accuracy:.2%}" if description.test_accuracy is not None else "not measured"
+    balanced = description.test_balanced_accuracy
+    images = f" on {description.test_images} test images" if description.test_images else ""
+    return {
+        **dict(description.recommendation),
+        "data": f"{description.data}, {description.train_images} training images",
+        **({"cut from": _whole(description.cut_from)} if description.cut_from else {}),
+        "classes": f"{len(description.class_names)}: {_listed(description.class_names, MOST_CLASSES_LISTED)}",
+        "test accuracy of this model": f"{accuracy}{images} (seed {description.seed})",
+        **({"balanced test accuracy": f"{balanced:.2%}, mean over classes"} if balanced is not None else {}),
+        "over the seeds of the study": description.accuracy,
+        "parameters": f"{description.parameters:,}",
+        "multiply-accumulates an image": f"{description.macs:,}",
+        **({"latency on one thread": description.latency} if description.latency else {}),
+        **({"branches": description.branches} if description.branches else {}),
+        **({"learning": description.memberships} if description.memberships else {}),
+        **({"blocks": description.blocks} if description.blocks else {}),
+        "spent to find and train it": description.spent,
+        **({"images expected at a time": f"{description.batch:,}"} if description.batch else {}),
+    }
 
 
 def _front_matter(description: ModelDescription, *, onnx: bool) -> str:

@@ -87,7 +87,8 @@ def is_unlike(logits: Tensor, images: Tensor, known: Mapping[str, Any]) -> Tenso
     """
     center, precision = (torch.tensor(known[name], dtype=torch.float64) for name in ("center", "precision"))
     distances = _distances(image_statistics(images), center, precision)
-    return (energy(logits) < known["energy"]) | (distances > known["distance"])
+    marked: Tensor = (energy(logits) < known["energy"]) | (distances > known["distance"])
+    return marked
 
 
 def _distances(statistics: Tensor, center: Tensor, precision: Tensor) -> Tensor:

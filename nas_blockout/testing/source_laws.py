@@ -50,7 +50,8 @@ def source_laws(case: SourceCase) -> Mapping[str, Callable[[], None]]:
 def settings_are_a_value_that_json_carries(case: SourceCase) -> None:
     """Settings are a frozen dataclass with defaults and sentences, and JSON has all of them."""
     require_settings(case.source.settings)
-    assert isinstance(case.settings, case.source.settings)
+    settings: object = case.settings
+    assert isinstance(settings, case.source.settings)
     assert from_json(case.source.settings, to_json(case.settings), where="options") == case.settings
     assert case.source.settings() == case.source.settings(), "all settings have defaults"
 

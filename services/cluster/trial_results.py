@@ -2,7 +2,7 @@
 
 import json
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -87,7 +87,8 @@ class TrialResults:
         part, classes = run.splits.test(), len(run.splits.class_names)
         tested = Loader(part.placed(run.placement), EVALUATION_BATCH)
         precision = run.experiment.training.precision
-        with keeping_logits(model) if task.calibrates else nullcontext([]) as logits:
+        kept: AbstractContextManager[list[Tensor]] = keeping_logits(model) if task.calibrates else nullcontext([])
+        with kept as logits:
             test = evaluate(model, tested, device=run.device, precision=precision)
         calibration = (
             calibrated(_validation_logits(run, model), (torch.cat(logits), part.labels.cpu())) if logits else None

@@ -129,7 +129,7 @@ def resolved(settings: DataSettings) -> DataSettings:
         ValueError: As of `own_settings`.
     """
     own = own_settings(settings)
-    if own is settings:
+    if isinstance(own, DataSettings):  # of a built-in source
         return settings
     return replace(settings, name=CHOICES.canonical(settings.name), options=PlainMapping(to_json(own)))
 
