@@ -191,7 +191,8 @@ def card(
     question = f": {_line(description.question)}" if description.question.strip() else "."
     needs = "".join(f"\n`{name}` needs {runtime} or newer." for name, runtime in (least or {}).items())
     forms = "`model.pt2`" if without_onnx else "`model.pt2` and `model.onnx`"
-    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in _facts(description).items() if value.strip())
+    facts = _facts(description).items()
+    table = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts if value.strip())
     sections = (
         _front_matter(description, onnx=without_onnx is None),
         f"# {_line(description.name)}",
