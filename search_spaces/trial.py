@@ -50,12 +50,16 @@ Space = Callable[[Trial, Context], Experiment]
 class Recorded:
     """A trial that returns recorded parameters, for replay and tests.
 
+    Attributes:
+        asked: Names of the parameters that a space has asked for.
+
     Raises:
         ValueError: A space asks for a parameter that was not recorded, or whose recorded value is out of range.
     """
 
     def __init__(self, parameters: Mapping[str, str | int | float | bool]) -> None:
         self.parameters = dict(parameters)
+        self.asked: set[str] = set()
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """Return the recorded number."""
@@ -81,6 +85,7 @@ class Recorded:
     def _recorded(self, name: str) -> str | int | float | bool:
         if name not in self.parameters:
             raise ValueError(f"parameter {name!r} was not recorded; {near(name, self.parameters)}")
+        self.asked.add(name)
         return self.parameters[name]
 
 

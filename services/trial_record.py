@@ -44,6 +44,7 @@ class Params:
         distributions: What each was drawn from, as Optuna's JSON text.
         infeasible: Proposals that exceeded a constraint before this one was found.
         sampler: What the sampler must find again with the trial, such as its generation.
+        enqueued: Whether the study file has named these values, and no searcher.
         search_exhausted: Why no proposal is left to train, or None. Such a trial has no values: it fails at once and
             stands in the store for the end of its search.
     """
@@ -52,6 +53,7 @@ class Params:
     distributions: Mapping[str, str] = field(default_factory=dict)
     infeasible: tuple[Infeasible, ...] = ()
     sampler: Json = field(default_factory=dict)
+    enqueued: bool = False
     search_exhausted: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -70,6 +72,8 @@ class Params:
             ]
         if self.sampler:
             document["sampler"] = dict(self.sampler)
+        if self.enqueued:
+            document["enqueued"] = True
         if self.search_exhausted is not None:
             document["search_exhausted"] = self.search_exhausted
         return document

@@ -68,7 +68,8 @@ class ProposalSearch:
         constraints = self.arm.rules.constraints
         repeats, last = 0, None
         for attempt in range(MOST_ASKS):
-            asked = self._ask(attempt)
+            enqueued = self._enqueued()
+            asked = fixed(enqueued) if enqueued is not None else self._ask(attempt)
             if asked is None:
                 break
             experiment = self.space(cast(search_spaces.Trial, asked), self.context)
@@ -82,11 +83,19 @@ class ProposalSearch:
                 self._infeasible.append(Infeasible(params.values, params.distributions, exceeded))
                 continue
             repeats, name = repeats + 1, _hash_of(experiment)
-            # Points of a grid may share an architecture, and are tried all the same; without one, a proposal is new.
-            if self.points or not self.trials.same(name) or repeats == REPEATED_ASKS:
-                return Proposal(experiment, replace(params, infeasible=tuple(self._infeasible)), name)
+            # Points of a grid, and enqueued ones, may share an architecture, and are tried all the same; without one, a
+            # proposal is new.
+            known = self.trials.same(name) and not self.points and enqueued is None
+            if not known or repeats == REPEATED_ASKS:
+                params = replace(params, infeasible=tuple(self._infeasible), enqueued=enqueued is not None)
+                return Proposal(experiment, params, name)
         assert last is not None, "an arm whose search is exhausted is not asked again"
         return self._exhausted(last)
+
+    def _enqueued(self) -> Point | None:
+        """Return the next of the points that are tried before the search, or None if all have been."""
+        place, points = self.trials.tried + len(self._infeasible), self.arm.rules.enqueue
+        return points[place] if place < len(points) else None
 
     def _ask(self, attempt: int) -> Asked | None:
         """Return an Optuna trial that suggests parameters, or None if the grid has no point left."""

@@ -29,6 +29,7 @@ from services.study_config.validation import (
     incompatibilities,
     misfits,
     overlong,
+    unfit_points,
     untrainable,
 )
 
@@ -159,6 +160,8 @@ class ArmResolver:
         misfit = self._report(misfits(experiment, self._spaces, dimensions or Dimensions(), self._bounds))
         if dimensions is None:
             return
+        if not misfit:
+            self._report(unfit_points(experiment, self._spaces, self._options.enqueue, dimensions, self._bounds))
         grid = self._options.searcher.name == "grid" and not misfit
         found = untrainable(
             experiment,

@@ -19,6 +19,7 @@ from services.study_config.searching.searchers import (
 )
 
 Metric = Literal["accuracy", "balanced_accuracy"]
+Point = Mapping[str, bool | int | float | str]
 Objective = Literal["accuracy", "parameters", "macs", "latency_ms"]
 
 
@@ -68,6 +69,7 @@ class Rules:
         constraints: Limits on the network of a trial.
         objectives: What is optimized: accuracy is maximized, all others are minimized.
         selection: Which trial is retrained; None for the most accurate one.
+        enqueue: Points that are tried first, in this order.
     """
 
     grid_points: int = GRID_POINTS
@@ -77,6 +79,7 @@ class Rules:
     constraints: Constraints = field(default_factory=Constraints)
     objectives: tuple[Objective, ...] = ("accuracy",)
     selection: Selection | None = None
+    enqueue: tuple[Point, ...] = ()
 
     def __post_init__(self) -> None:
         refuse(_unselectable(self.pruner, self.objectives, self.selection))
@@ -96,6 +99,7 @@ class Rules:
             "constraints": self.constraints.limits or None,
             "objectives": list(self.objectives) if self.objectives != ("accuracy",) else None,
             "selection": self.selection.model_dump() if self.selection else None,
+            "enqueue": [dict(point) for point in self.enqueue] or None,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -110,6 +114,7 @@ class Rules:
             constraints=Constraints.model_validate(document.get("constraints", {})),
             objectives=tuple(document.get("objectives", ("accuracy",))),
             selection=Selection.model_validate(document["selection"]) if "selection" in document else None,
+            enqueue=tuple(document.get("enqueue", ())),
         )
 
 
@@ -155,6 +160,12 @@ class Searching(Wanted):
         "left out.",
     )
     pruner: Pruner | None = Field(None, description="Early stopping of trials; none if left out.")
+    enqueue: list[dict[str, bool | int | float | str]] | None = Field(
+        None,
+        max_length=1000,
+        description="Points that are tried before the search proposes any: the values of all parameters of the spaces, "
+        "by name. They are charged like other trials.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +180,7 @@ class Options:
         constraints: Limits on the network of a trial.
         objectives: What is optimized.
         selection: Which trial is retrained.
+        enqueue: Points that are tried first.
     """
 
     searcher: SearcherOptions
@@ -178,6 +190,7 @@ class Options:
     constraints: Constraints
     objectives: tuple[Objective, ...]
     selection: Selection | None
+    enqueue: tuple[Point, ...]
 
     @classmethod
     def of(cls, arm: Searching, base: Searching, study: Wanted) -> Self:
@@ -197,6 +210,7 @@ class Options:
             constraints=arm.constraints or base.constraints or study.constraints or Constraints(),
             objectives=tuple(arm.objectives or base.objectives or study.objectives or ["accuracy"]),
             selection=arm.selection or base.selection or study.selection,
+            enqueue=tuple((arm.enqueue if arm.enqueue is not None else base.enqueue) or ()),
         )
 
     @property
@@ -220,6 +234,8 @@ class Options:
         if name in ONE_OBJECTIVE and len(self.objectives) > 1:
             message = f"searcher: {name} compares trials by accuracy alone, and cannot search for several objectives"
             yield Conflict(f"{message}: use tpe, gp, nsga2 or nsga3", "searcher", "objectives")
+        if self.enqueue and name == "grid":
+            yield Conflict("enqueue: a grid tries every point anyway; leave one of the two out", "enqueue", "searcher")
         if self.pruner is not None:
             yield from self.pruner.conflicts(epochs)
         yield from _unselectable(self.pruner, self.objectives, self.selection)
@@ -242,6 +258,7 @@ class Options:
             constraints=self.constraints,
             objectives=self.objectives,
             selection=self.selection,
+            enqueue=self.enqueue,
         )
 
 

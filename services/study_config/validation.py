@@ -28,15 +28,15 @@ from nas_blockout.methods.blockdrop import (
 )
 from nas_blockout.methods.dropcluster import DropClusterSettings
 from nas_blockout.methods.supernet.darts_settings import DartsSettings
-from nas_blockout.serialization import count_of
+from nas_blockout.serialization import count_of, near
 from nas_blockout.settings_fields import Conflict, conflicts_in
 from nas_blockout.training import TrainingSettings, indivisible, sample_passes
-from search_spaces import Context, TooFew, compose, grid, require_fit, space_named
+from search_spaces import Context, Recorded, TooFew, compose, grid, require_fit, space_named
 from services.study_config.errors import LineMap, StudyError, Violation, violation_at, with_lines
 from services.study_config.layers import ARM_SECTIONS, ArmSettings, arms_of
 from services.study_config.resolved_study import Arm, Study
 from services.study_config.schema import Budget
-from services.study_config.search_options import Constraints
+from services.study_config.search_options import Constraints, Point
 from services.study_config.searching.pruners import Pruner
 
 
@@ -148,6 +148,35 @@ def misfits(
         for each in conflicts_in(error):
             keys = [key for key in each.keys or _OF_NETWORK if key != "architecture"]  # which a space has chosen
             yield Conflict(str(each), "space", *keys)
+
+
+def unfit_points(
+    experiment: Experiment, spaces: Sequence[str], points: Sequence[Point], data: Dimensions, bounds: Bounds = NO_BOUNDS
+) -> Iterator[Conflict]:
+    """Yield why points cannot be tried: a parameter is missing, is none of the spaces, or is out of its range.
+
+    Args:
+        experiment: Experiment of the arm before the search, whose spaces fit.
+        spaces: Names of the search spaces.
+        points: The points.
+        data: What is known of the data; without it, ranges are not known either.
+        bounds: Whether its network may be traced.
+    """
+    shape, classes, certain = _assumed(data)
+    if not points or not certain or (not bounds.traced and _is_traced(experiment, spaces)):
+        return
+    space, context = compose([space_named(name) for name in spaces]), Context(experiment, shape, classes)
+    for place, point in enumerate(points):
+        recorded = Recorded(point)
+        try:
+            space(recorded, context)
+        except ValueError as error:
+            text = str(error).replace("was not recorded", "is missing").replace("the recorded ", "")
+            yield Conflict(f"enqueue: point {place + 1}: {text}", "enqueue", "space", *_OF_NETWORK)
+            continue
+        if unknown := sorted(point.keys() - recorded.asked):
+            message = f"enqueue: point {place + 1}: the spaces ask for no parameter {unknown[0]!r} with these values"
+            yield Conflict(f"{message}; {near(unknown[0], sorted(recorded.asked))}", "enqueue", "space", *_OF_NETWORK)
 
 
 def untrainable(
@@ -387,6 +416,8 @@ def _undivided(study: Study, arm: Arm) -> Iterator[Conflict]:
 def _unfit(arm: Arm, data: Dimensions, bounds: Bounds) -> Iterator[Conflict]:
     faults = list(misfits(arm.experiment, arm.spaces, data, bounds))
     yield from faults
+    if not faults:
+        yield from unfit_points(arm.experiment, arm.spaces, arm.rules.enqueue, data, bounds)
     yield from untrainable(
         arm.experiment,
         arm.spaces,

@@ -44,9 +44,11 @@ class _Generations:
 
 def _by_generation(study: Study) -> dict[int, list[FrozenTrial]]:
     generations: dict[int, list[FrozenTrial]] = {}
+    generation = 0
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if (generation := trial.system_attrs.get(GENERATION)) is not None:
-            generations.setdefault(generation, []).append(trial)
+        # Of trials that the sampler did not propose, that of the one before: their accuracy counts as well.
+        generation = trial.system_attrs.get(GENERATION, generation)
+        generations.setdefault(generation, []).append(trial)
     return generations
 
 

@@ -129,13 +129,14 @@ def test_a_study_that_was_extended_is_asked_as_it_was_at_the_time(settings: Sett
 # -- other searchers, seeds and workers
 
 
+@pytest.mark.parametrize("searcher", ["tpe", "qmc", "cmaes", "nsga2", "evolution"])
 def test_another_searcher_is_answered_by_the_nearest_recorded_trials_each_once(
-    settings: Settings, pretend: Any
+    settings: Settings, pretend: Any, searcher: str
 ) -> None:
     record(settings, pretend)
-    found = replayed(settings, "recorded", Request(searcher="tpe", seed=3, repeats=2, arm="random"))
+    found = replayed(settings, "recorded", Request(searcher=searcher, seed=3, repeats=2, arm="random"))
     (each,) = found.outcomes
-    assert found.searchers == {"random": "tpe"}
+    assert found.searchers == {"random": searcher}
     assert each.proposals == 2 * each.trials
     assert each.exact < each.proposals
     assert each.distance is not None

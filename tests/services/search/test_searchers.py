@@ -264,6 +264,21 @@ def test_what_stopping_saves_buys_more_trials_and_winners_are_complete() -> None
     assert winner.score == max(trial.score for trial in searched if trial.score is not None)
 
 
+@pytest.mark.parametrize("searcher", ["random", "tpe", "qmc", "cmaes", "nsga2", "evolution"])
+def test_enqueued_points_come_first_and_are_learned_from(searcher: str) -> None:
+    points = [{"optim.lr": 0.002, "optim.weight_decay": decay} for decay in (0.001, 0.002, 0.003)]
+    given = study({**SEARCHED[searcher], **TRAINING, "enqueue": points}, trials=8)
+    found = run_to_end(given)
+    searched = [trial for trial in found if trial.phase == SEARCH]
+    assert [trial.values for trial in searched[:3]] == points
+    assert [trial.params.get("enqueued", False) for trial in searched] == [True] * 3 + [False] * 5
+    assert len(searched) == 8  # charged like others
+    assert run_to_end(given, interrupted=True) == found
+    if searcher == "evolution":  # whose population they are: one of both parameters is that of a point
+        decays = [point["optim.weight_decay"] for point in points]
+        assert (searched[3].values["optim.lr"] == 0.002) != (searched[3].values["optim.weight_decay"] in decays)
+
+
 def limit_of(share: float) -> int:
     dense = known_costs(study(TRAINING).arms["arm"].experiment, shape=SHAPE, classes=CLASSES)
     return int(share * dense["macs"])

@@ -241,6 +241,31 @@ def test_what_may_still_be_met_is_accepted() -> None:
         check_against_data(study, load(study.data), source="study.yaml")
 
 
+POINT = {"optim.lr": 0.002, "optim.weight_decay": 0.001}
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([{"optim.lr": 0.002}], r"arms\.arm\.enqueue: point 1: parameter 'optim\.weight_decay' is missing"),
+        ([POINT, {**POINT, "optim.lr": 9.0}], r"enqueue: point 2: optim\.lr must be a number in .*, got 9\.0"),
+        ([{**POINT, "optim.l": 1}], r"enqueue: point 1: the spaces ask for no parameter 'optim\.l' .*mean 'optim\.lr'"),
+    ],
+)
+def test_a_point_that_cannot_be_tried_is_refused_before_anything_runs(points: list[Any], message: str) -> None:
+    study = resolved({"space": ["training"], "enqueue": points})
+    with pytest.raises(StudyError, match=message):
+        check_against_data(study, load(study.data), source="study.yaml")
+
+
+def test_points_survive_the_store_and_a_grid_has_none() -> None:
+    study = resolved({"space": ["training"], "enqueue": [POINT]})
+    assert parse_resolved(json.loads(json.dumps(study.to_json()))).arms["arm"].rules.enqueue == (POINT,)
+    check_against_data(study, load(study.data), source="study.yaml")
+    with pytest.raises(StudyError, match=r"enqueue: a grid tries every point anyway"):
+        resolved({"space": ["training"], "searcher": "grid", "enqueue": [POINT]})
+
+
 def test_the_example_of_the_guide_is_a_study_that_could_be_run() -> None:
     path = Path(__file__).parents[3] / "docs/guides/examples/searchers.yaml"
     study = resolve(read(path), source=str(path))
