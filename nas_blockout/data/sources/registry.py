@@ -128,9 +128,9 @@ def resolved(settings: DataSettings) -> DataSettings:
     Raises:
         ValueError: As of `own_settings`.
     """
-    own = own_settings(settings)
-    if isinstance(own, DataSettings):  # of a built-in source
+    if settings.name in SOURCES:
         return settings
+    own = own_settings(settings)
     return replace(settings, name=CHOICES.canonical(settings.name), options=PlainMapping(to_json(own)))
 
 

@@ -16,7 +16,7 @@ SEEDS = [0, 1, 2, 3, 4]
 # True x predicted, of 90 images of a common class and 10 of a rare one, by seed: `common` always guesses the first.
 CONFUSIONS = {
     "common": [[[90 - seed % 2, seed % 2], [10, 0]] for seed in SEEDS],
-    "rare": [[[80 + seed % 3, 10 - seed % 3], [1, 9]] for seed in SEEDS],
+    "rare": [[[76 + seed % 3, 14 - seed % 3], [1, 9]] for seed in SEEDS],
 }
 
 
@@ -73,14 +73,14 @@ def test_the_metric_decides_ranking_verdict_and_recommendation() -> None:
     assert plain.shipped is not None
     assert balanced.shipped is not None
     assert (plain.shipped.arm, balanced.shipped.arm) == ("common", "rare")
-    assert "by mean test balanced accuracy: rare 90.44%" in sentence(balanced)
+    assert "by mean test balanced accuracy: rare 87.67%" in sentence(balanced)
     assert "by mean test accuracy: common 89.60%" in sentence(plain)
 
 
 def test_both_are_in_the_document_and_classes_have_intervals() -> None:
     arm = compared().arms["rare"]
     assert arm.test_balanced_accuracy is not None
-    assert arm.test_balanced_accuracy.mean == pytest.approx((0.9 + (80.8 / 90)) / 2)
+    assert arm.test_balanced_accuracy.mean == pytest.approx((0.9 + (76.8 / 90)) / 2)
     assert arm.classes is not None
     assert [each.images for each in arm.classes] == [90, 10]
     rare = arm.classes[1]
