@@ -24,7 +24,7 @@ def accuracies(rows: Path) -> dict[tuple[str, str, str, str], str]:
 
 
 def test_a_bundle_agrees_with_itself_and_is_run_again_by_its_one_command(tmp_path: Path) -> None:
-    study: dict[str, Any] = {**TINY, "arms": {**TINY["arms"], "random": {"space": ["training", "branched"]}}}
+    study: dict[str, Any] = {**TINY, "arms": {**TINY["arms"], "tuned": {"space": ["training"]}}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
     variables = of(tmp_path / "home", HOME=str(tmp_path))
     done = alone("run", tmp_path / "tiny.yaml", **variables)
