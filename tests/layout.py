@@ -194,7 +194,6 @@ SHARED_NAMES = {
     "studies": "in the store, over HTTP, on the command line",
     "training": "what a network's graph does in training, and the space of the settings of training",
     "trials": "run by the cluster, recorded by the store",
-    "table": "the source of listed images, and a table of the report",
 }
 MOST_FILE_LINES = 500
 MOST_MODULES = 12

@@ -9,7 +9,7 @@ from nas_blockout.statistics.recalls import wilson
 from services.analysis.comparison import ComparisonDocument, best_of
 from services.report.figure import Picture, Remark, Shown, counted
 from services.report.tables.accuracy_tables import points
-from services.report.tables.table import Cell, Column, Table, count, table
+from services.report.tables.report_table import Cell, Column, Table, count, table
 from services.report.view import ABSENT, ReportView, in_order
 
 MOST_LISTED = 3  # confusions of an arm

@@ -24,7 +24,7 @@ from services.report.view import ReportView, Told
 
 if TYPE_CHECKING:
     from services.report.figure import Picture, Shown  # which import matplotlib
-    from services.report.tables.table import Table
+    from services.report.tables.report_table import Table
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 MOST_INSIDE = 256 * 1024  # bytes of a file that the page itself holds; larger ones are beside it

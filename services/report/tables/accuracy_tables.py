@@ -7,7 +7,7 @@ from services.analysis.comparison import ComparisonDocument, asked
 from services.analysis.latency import spread_text
 from services.analysis.robustness import ArmRobustness
 from services.analysis.seed_metrics import OverSeeds, PairResult
-from services.report.tables.table import Cell, Column, Table, amount, count, table
+from services.report.tables.report_table import Cell, Column, Table, amount, count, table
 from services.report.view import ABSENT, in_order, interval, percent
 
 _VERDICTS = {"better": "keep shown", "worse": "keep lost"}

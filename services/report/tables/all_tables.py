@@ -3,7 +3,7 @@
 from services.analysis.comparison import ComparisonDocument
 from services.report import answers, classes, confusion, structure
 from services.report.tables import accuracy_tables, class_tables, cost_tables, structure_tables
-from services.report.tables.table import Cell, Column, Table, count, table
+from services.report.tables.report_table import Cell, Column, Table, count, table
 from services.report.view import ReportView
 
 

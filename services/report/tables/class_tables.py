@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.seed_metrics import ClassResult
 from services.report.tables.accuracy_tables import accuracy_cell
-from services.report.tables.table import Cell, Column, Table, count, table
+from services.report.tables.report_table import Cell, Column, Table, count, table
 from services.report.view import ABSENT, ReportView, in_order, percent
 
 

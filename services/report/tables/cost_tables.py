@@ -8,7 +8,7 @@ from services.analysis.latency import spread_text
 from services.analysis.searches.pareto import Front, FrontTrial
 from services.analysis.usage import ArmUsage
 from services.budget.accounting import END_WORDS
-from services.report.tables.table import Cell, Column, Table, amount, count, share, table, without
+from services.report.tables.report_table import Cell, Column, Table, amount, count, share, table, without
 from services.report.view import ABSENT, ReportView, in_order, percent
 from services.trial_record import Trial
 

@@ -7,7 +7,7 @@ from services.analysis.learned_structure import ArmStructure
 from services.report.answers import Kept
 from services.report.classes import GroupAgreement
 from services.report.tables.accuracy_tables import points
-from services.report.tables.table import Cell, Column, Table, amount, count, share, table
+from services.report.tables.report_table import Cell, Column, Table, amount, count, share, table
 from services.report.view import ABSENT, ReportView, in_order, percent
 
 

@@ -7,7 +7,7 @@ import csv
 import io
 import re
 
-from services.report.tables.table import Cell, Number, Table, flat_columns
+from services.report.tables.report_table import Cell, Number, Table, flat_columns
 
 PAGE = 40  # rows
 WIDE = 8  # columns

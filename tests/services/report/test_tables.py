@@ -14,7 +14,7 @@ import pytest
 from services.files.study_dir import Folder
 from services.report import ReportView, render, write
 from services.report.page import script_hash
-from services.report.tables.table import Cell, Column, Table, share, table
+from services.report.tables.report_table import Cell, Column, Table, share, table
 from services.report.tables.table_files import PAGE, csv_text, escaped, latex_text
 from services.report.view import Told, sentences
 from tests.services.report.test_report import parsed, renamed
