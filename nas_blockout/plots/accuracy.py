@@ -13,6 +13,7 @@ from nas_blockout.plots.style.canvas import (
     NARROW,
     amount_axis,
     canvas,
+    log_amount_axis,
     padded,
     panel,
     percent_axis,
@@ -180,6 +181,7 @@ def figure_front(points: Sequence[Point], front: Sequence[int], *, label: str) -
         axes.plot([point.cost], [point.accuracy], style.marker, ms=6.5, mec=style.color, mfc=face, mew=1.3)
     if logarithmic:
         axes.set_xlim(min(ends) / 1.35, max(ends) * 1.35)
+        log_amount_axis(axes)
     else:
         axes.set_xlim(*padded(ends, share=0.12, least=max(costs) * 0.02 or 1.0))
         amount_axis(axes, ticks=5)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextToPath
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from nas_blockout.plots.style.theme import FONT, GRID, HEAT, MUTED, PAPER, SMALL
@@ -156,6 +156,14 @@ def amount_axis(axes: Axes, which: str = "x", *, ticks: int = 4) -> None:
     axis = axes.yaxis if which == "y" else axes.xaxis
     axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short_amount(value)))
+
+
+def log_amount_axis(axes: Axes) -> None:
+    """Label a horizontal logarithmic axis whose limits are set; the SVG would spell out powers of ten."""
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_amount(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def short_amount(value: float) -> str:

@@ -177,6 +177,18 @@ def test_the_front_is_joined_and_the_axis_logarithmic_only_over_a_wide_range() -
     assert list(axes.lines[0].get_xdata()) == [10, 5000]
 
 
+def test_costs_on_a_logarithmic_axis_are_written_as_amounts_and_not_as_formulas() -> None:
+    def shown(least: float, most: float) -> list[str]:
+        points = [plots.Point("a", "learned", least, 0.9, None), plots.Point("b", "baseline", most, 0.8, None)]
+        axes = plots.figure_front(points, [0, 1], label="MACs").axes[0]
+        low, high = axes.get_xlim()
+        labels = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        return [label.get_text() for place, label in labels if low < place < high]
+
+    assert shown(40.0, 3000.0) == ["50", "100", "200", "500", "1k", "2k"]
+    assert shown(40.0, 3e6) == ["100", "1k", "10k", "100k", "1M"]
+
+
 def test_late_limits_leave_out_the_first_rise_but_no_end() -> None:
     low = plots.Curve("low", "baseline", (1.0, 2.0), (0.1, 0.2))
     axes = plots.figure_convergence([*curves(), low]).axes[0]
