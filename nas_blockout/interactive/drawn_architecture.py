@@ -47,6 +47,9 @@ class DrawnArchitecture:
     def __str__(self) -> str:
         return summary(self._structure, learned=True)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
+
     def _repr_png_(self) -> bytes | None:
         """Return the groups and branches as a picture; None where matplotlib is not installed."""
         return png_of(self.value.to_json(), self.class_names)

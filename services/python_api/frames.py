@@ -89,6 +89,9 @@ class EstimatedCost:
             f"{self.value.wall_seconds:.0f} s, {self.value.disk_bytes / 1e6:,.1f} MB"
         )
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
+
     def _repr_html_(self) -> str:
         """Return the estimate as HTML."""
         rows = [

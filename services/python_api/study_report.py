@@ -39,6 +39,9 @@ class ShownVerdict:
     def __str__(self) -> str:
         return self.value.text
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
+
     def _repr_html_(self) -> str:
         """Return the verdict and the model to ship as HTML."""
         shipped = heading(self.ship, details=[f"{label}: {text}" for label, text in self.why])
@@ -85,6 +88,9 @@ class StudyReport:
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
 
     def _repr_html_(self) -> str:
         """Return where the report is, and its figures, each behind its name."""
