@@ -6,12 +6,14 @@ such as `nas_blockout.experiment`.
 
     import nas_blockout as nb
 
-    nb.learn_structure   the structure of one network, without a study
-    nb.LearnedNetwork    what that returns, and how it is read back
-    nb.ArrayData         arrays, tensors, datasets and loaders as data
+    nb.learn_structure     the structure of one network, without a study
+    nb.LearnedNetwork      what that returns, and how it is read back
+    nb.ArrayData           arrays, tensors, datasets and loaders as data
     nb.BlockoutClassifier  the same as an estimator of scikit-learn
-    nb.Study             studies; needs the extra `services`
-    nb.torchvision       torchvision, also where its wheel does not fit torch
+    nb.Study               studies; needs the extra `services`
+    nb.torchvision         torchvision, also where its wheel does not fit torch
+
+The guide is docs/guides/python.md.
 """
 
 from importlib import import_module

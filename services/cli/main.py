@@ -347,9 +347,7 @@ app.command(epilog="Example: nas-blockout submit quickstart --address http://127
 app.command(epilog="Example: nas-blockout estimate glyphs --quick")(studies.estimate)
 app.command(epilog="Example: nas-blockout replay glyphs --arm random --searcher tpe --workers 1,8,64")(studies.replay)
 app.command(epilog="Example: nas-blockout compare first-study second-study --arm blockout")(studies.compare)
-app.command(epilog="Example: nas-blockout bundle quickstart, and then: nas-blockout bundle --check quickstart.tar.gz")(
-    studies.bundle
-)
+app.command(epilog="Example: nas-blockout bundle quickstart --models")(studies.bundle)
 app.command(epilog="Example: nas-blockout serve api --host 127.0.0.1 --port 8080")(service.serve)
 app.command(epilog="Example: nas-blockout delete my-study")(removal_commands.delete)
 app.command(epilog="Example: nas-blockout restore my-study")(removal_commands.restore)

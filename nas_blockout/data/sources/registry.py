@@ -83,8 +83,8 @@ SOURCES: Mapping[str, Source] = {
         train_images=45_000,
     ),
     "imagefolder": Source("own images: a folder with one sub-folder a class", imagefolder.read, imagefolder.REMEDY),
-    "arrays": Source("images that a program in Python gives, gray or color", array_files.read, array_files.REMEDY),
     "table": Source("own images: a CSV or Parquet file of their paths and classes", table.read, table.REMEDY),
+    "arrays": Source("images that a program in Python gives, gray or color", array_files.read, array_files.REMEDY),
 }
 
 

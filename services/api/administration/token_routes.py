@@ -23,12 +23,24 @@ MOST_DAYS = 365
 Scope = Literal["read", "write", "admin"]
 TokenID = Annotated[int, InPath(ge=1, le=MAX_INTEGER, description="ID of the token.")]
 Body = Annotated[bytes, Depends(request_body.body)]
+_TOKEN = {
+    "id": 7,
+    "name": "laptop",
+    "scope": "read",
+    "created_at": "2026-01-31T09:00:00Z",
+    "expires_at": "2026-05-01T09:00:00Z",
+    "revoked_at": None,
+}
+
+
+def _example(document: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [document]})
 
 
 class NewToken(BaseModel):
     """A token to be made."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"name": "laptop", "scope": "read"}})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "laptop", "scope": "read"}]})
 
     name: str = Field(min_length=1, max_length=100, pattern=r"\S", description="What it is for.")
     scope: Scope = Field("read", description="What it may do; no more than who makes it.")
@@ -37,6 +49,8 @@ class NewToken(BaseModel):
 
 class TokenView(BaseModel):
     """A token, without its secret."""
+
+    model_config = _example(_TOKEN)
 
     id: int
     name: str
@@ -49,11 +63,15 @@ class TokenView(BaseModel):
 class TokenPage(BaseModel):
     """The tokens of an owner, in order of creation; expired and revoked ones are included."""
 
+    model_config = _example({"tokens": [_TOKEN]})
+
     tokens: list[TokenView]
 
 
 class MadeToken(TokenView):
     """A token that was made, with its secret, which is shown once."""
+
+    model_config = _example({**_TOKEN, "secret": "nas_7_0123456789abcdef"})
 
     secret: str
 

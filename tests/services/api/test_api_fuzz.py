@@ -97,4 +97,4 @@ def test_everything_is_described() -> None:
         "/readyz",
         "/metrics",
     } <= paths
-    assert len(paths) == 20
+    assert len(paths) == 23

@@ -322,7 +322,7 @@ def test_every_body_is_described_by_an_example_that_is_valid(ann):
         """The examples of a body, its own or those of its model."""
         schema = content["schema"].get("items", content["schema"])
         own = [each["value"] for each in content.get("examples", {}).values()]
-        return own or schemas[schema["$ref"].rpartition("/")[2]]["examples"]
+        return own or schema.get("examples") or schemas[schema["$ref"].rpartition("/")[2]]["examples"]
 
     operations = [each for methods in described["paths"].values() for each in methods.values()]
     for operation in operations:
@@ -330,9 +330,10 @@ def test_every_body_is_described_by_an_example_that_is_valid(ann):
             if content := answer.get("content", {}).get("application/json"):
                 assert shown(content), operation["summary"]
     bodies = [each["requestBody"]["content"] for each in operations if "requestBody" in each]
-    assert [sorted(body) for body in bodies] == [["application/json", "application/yaml"], ["application/json"]]
+    kinds = [sorted(body) for body in bodies]
+    assert sorted(kinds) == [["application/json"], ["application/json"], ["application/json", "application/yaml"]]
     for kind, content in [pair for body in bodies for pair in body.items()]:
         for example in shown(content):
-            if "assignments" not in example:
+            if "assignments" not in example and "scope" not in example:  # a study
                 document = yaml.safe_load(example) if kind == "application/yaml" else example
                 assert resolve_document(document, source="example").name == "hello"

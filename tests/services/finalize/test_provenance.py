@@ -10,7 +10,7 @@ from torch import nn
 
 from nas_blockout.data import DataSettings, Splits, load
 from nas_blockout.statistics.novelty import is_unlike
-from services.analysis.comparison import build
+from services.analysis.compare import build
 from services.finalize.provenance import probabilities, provenance
 from tests.services.analysis.test_comparison import SEEDS, retrained, study_of, trials
 

@@ -95,7 +95,7 @@ def test_a_network_of_thousands_of_layers_is_refused_before_it_is_outlined() -> 
     ("arm", "key", "rule"),
     [
         ({"training": {"batch_size": 50}}, "training", "training.batch_size: an epoch needs 2 batches or more"),
-        ({"method": {"name": "darts", "branches": 11}}, "method", "branches must lie in 2..10, the nodes of layer"),
+        ({"method": {"name": "darts", "branches": 11}}, "method", "branches: must lie in 2..10, the nodes of layer"),
     ],
 )
 def test_a_supernet_that_could_not_be_trained_is_refused_with_its_key(

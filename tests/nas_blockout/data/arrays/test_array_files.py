@@ -111,7 +111,7 @@ def test_images_out_of_range_are_never_written(tmp_path):
         ({"name": "arrays"}, "content goes with the source arrays, and it needs one, got None for arrays"),
         ({"name": "digits", "content": "0" * 32}, "content goes with the source arrays"),
         ({"name": "arrays", "content": "../../etc/passwd"}, "content must be 32 hexadecimal digits"),
-        ({"name": "arrays", "content": "0" * 32, "image_size": 8}, "image_size is a setting of imagefolder alone"),
+        ({"name": "arrays", "content": "0" * 32, "image_size": 8}, "image_size is a setting of imagefolder and table"),
     ],
 )
 def test_settings_that_name_no_file_of_arrays_are_refused(changes, message):
