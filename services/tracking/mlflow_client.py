@@ -3,8 +3,11 @@
 import logging
 import os
 import re
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -156,3 +159,21 @@ def _without_secret(text: str, uri: str) -> str:
     except ValueError:
         password = None
     return " ".join((shown.replace(password, "***") if password else shown).split())[:ERROR_CHARACTERS]
+
+
+_IMPORTING = threading.Lock()
+
+
+def import_mlflow() -> None:
+    """Import MLflow; what an import that failed half-way has left is removed, and it is tried once more.
+
+    Two threads that import the same modules in another order may each see one half-made. The parts of MLflow that were
+    imported until then stay known to Python without being attributes of their package, so that no later import works.
+    """
+    with _IMPORTING:
+        try:
+            import_module("mlflow.data.code_dataset_source")
+        except (ImportError, AttributeError):
+            for name in [name for name in sys.modules if name.partition(".")[0] == "mlflow"]:
+                del sys.modules[name]
+            import_module("mlflow.data.code_dataset_source")

@@ -21,7 +21,7 @@ from services.tracking.data_sets import DataSet
 from services.tracking.experiments import NOTE, PREFIX, discard_experiment, locate
 from services.tracking.logged_models import log_program, register, unregister, weights_digest
 from services.tracking.machine_metrics import MachineMetrics
-from services.tracking.mlflow_client import TrackingError, connect, source_tags, translated
+from services.tracking.mlflow_client import TrackingError, connect, import_mlflow, source_tags, translated
 from services.tracking.overview import ArmFinding, ArmRuns, address_of_comparison, pages_of, write_views
 from services.tracking.relocation import relocate, root_of
 from services.tracking.run_files import digest_of, files_to_send
@@ -111,6 +111,7 @@ class Projection:
         self.name, self.parent, self.restored = f"{PREFIX}{study}", "", 0
         self.notes: list[str] = []
         self.pages: dict[str, str] = {}
+        import_mlflow()
         self._restore, self._data = restore, [each.to_mlflow() for each in data]
         self._client = connect(uri)
         with translated(uri):
