@@ -34,6 +34,7 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # for each run of a server: standard output is for results
     "GIT_PYTHON_REFRESH": "quiet",
 }
+_IMPORTING = threading.Lock()
 
 
 class TrackingError(RuntimeError):
@@ -59,15 +60,33 @@ def check(uri: str) -> str:
         return f"experiments: {len(client.search_experiments(max_results=1000))}"
 
 
-def connect(uri: str) -> Any:
-    """Return a client that logs only errors and loads no pickles."""
+def import_mlflow() -> None:
+    """Import MLflow with its settings, which it reads then: no telemetry, few retries, quiet.
+
+    What an import that failed half-way has left is removed, and it is tried once more.
+
+    Two threads that import the same modules in another order may each see one half-made. The parts of MLflow that were
+    imported until then stay known to Python without being attributes of their package, so that no later import works.
+    """
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    with _IMPORTING:
+        try:
+            import_module("mlflow.data.code_dataset_source")
+        except (ImportError, AttributeError):
+            for name in [name for name in sys.modules if name.partition(".")[0] == "mlflow"]:
+                del sys.modules[name]
+            import_module("mlflow.data.code_dataset_source")
+
+
+def connect(uri: str) -> Any:
+    """Return a client that logs only errors and loads no pickles."""
     for name in secret_files.MLFLOW:  # which MLflow reads only from the environment; anew, since files are replaced
         if given := _credential(name):
             os.environ[name] = given
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    import_mlflow()
     import mlflow
     from mlflow.utils import requirements_utils
 
@@ -159,21 +178,3 @@ def _without_secret(text: str, uri: str) -> str:
     except ValueError:
         password = None
     return " ".join((shown.replace(password, "***") if password else shown).split())[:ERROR_CHARACTERS]
-
-
-_IMPORTING = threading.Lock()
-
-
-def import_mlflow() -> None:
-    """Import MLflow; what an import that failed half-way has left is removed, and it is tried once more.
-
-    Two threads that import the same modules in another order may each see one half-made. The parts of MLflow that were
-    imported until then stay known to Python without being attributes of their package, so that no later import works.
-    """
-    with _IMPORTING:
-        try:
-            import_module("mlflow.data.code_dataset_source")
-        except (ImportError, AttributeError):
-            for name in [name for name in sys.modules if name.partition(".")[0] == "mlflow"]:
-                del sys.modules[name]
-            import_module("mlflow.data.code_dataset_source")
