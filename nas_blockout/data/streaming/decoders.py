@@ -1,6 +1,7 @@
 """Worker processes that decode images ahead of the network that trains on them."""
 
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -13,6 +14,11 @@ from nas_blockout.data.errors import DataCorrupt
 
 Read = Callable[[int, Tensor | None], Tensor]
 Wanted = tuple[list[int], NDArray[np.float32] | None]  # numbers of images, and the choices of their crops, (n, choices)
+
+# The loaders of all decoders, by the number of the object that owns each. A loader must not be part of a cycle of
+# garbage: the collector would close the pipes to its processes before it is asked to end them, and each would be
+# waited for. Decoders often are, being part of a training, so they hold a number and this holds the loader.
+_LOADERS: "dict[int, DataLoader[Tensor]]" = {}
 
 
 class Decoders:
@@ -31,8 +37,8 @@ class Decoders:
         self.pinned = pinned
         self.stays = stays and workers > 0
         self._order: list[Wanted] = []
-        self._loader: DataLoader[Tensor] | None = None
         self._busy = False
+        weakref.finalize(self, _end, id(self), os.getpid())
 
     def __reduce__(self) -> tuple[Callable[..., "Decoders"], tuple[Read, int, bool, bool]]:
         """Travel to another process without the processes, which belong to this one."""
@@ -60,16 +66,16 @@ class Decoders:
         except DataCorrupt as error:  # of a worker: its message begins with the worker's own traceback
             problem = str(error).rpartition(f"{DataCorrupt.__name__}: ")[2].strip()
             error.__traceback__ = None  # its frames hold the workers, which would live on until they are collected
-            self._loader = None
+            _LOADERS.pop(id(self), None)
         finally:
             self._busy = False
             if not self.stays:
-                self._loader = None
+                _LOADERS.pop(id(self), None)
         raise DataCorrupt(problem)
 
     def _loaded(self) -> DataLoader[Tensor]:
-        if self._loader is None:
-            self._loader = DataLoader(
+        if id(self) not in _LOADERS:
+            _LOADERS[id(self)] = DataLoader(
                 _Images(self.read),
                 # The order is the caller's, the same as from memory; the loader may only decode ahead. It reads the
                 # list anew in every pass.
@@ -80,7 +86,7 @@ class Decoders:
                 persistent_workers=self.stays,
                 generator=torch.Generator(),  # else the loader would draw from the global one
             )
-        return self._loader
+        return _LOADERS[id(self)]
 
 
 class _Images(Dataset[Tensor]):
@@ -94,6 +100,12 @@ class _Images(Dataset[Tensor]):
             return torch.stack([self.read(number, None) for number in numbers])
         choices = torch.from_numpy(crops)
         return torch.stack([self.read(number, each) for number, each in zip(numbers, choices, strict=True)])
+
+
+def _end(number: int, process: int) -> None:
+    """End the processes of decoders that are gone, unless this is a copy of the process to which they belong."""
+    if os.getpid() == process:
+        _LOADERS.pop(number, None)
 
 
 def _processors() -> int:

@@ -85,6 +85,26 @@ def test_processes_stay_between_passes_and_end_with_their_owner():
     assert set(multiprocessing.active_children()) == before
 
 
+@pytest.mark.parametrize("passing", [True, False])
+def test_processes_of_an_owner_that_only_the_collector_finds_are_asked_to_end(passing, monkeypatch):
+    """Their pipes are still open then; they would be waited for and killed otherwise."""
+    killed: list[object] = []
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "terminate", killed.append)
+    before = set(multiprocessing.active_children())
+    owner: dict[str, object] = {"decoders": Decoders(_process, 2)}
+    batches = owner["decoders"].batches(torch.arange(20).split(2))
+    owner |= {"owner": owner, "batches": batches if passing else list(batches)}
+    next(iter(owner["batches"]))
+    started = set(multiprocessing.active_children()) - before
+    del owner, batches
+    gc.collect()
+    monkeypatch.undo()
+    for process in killed:
+        process.terminate()
+    assert len(started) == 2
+    assert not killed
+
+
 def test_two_passes_at_once_get_what_each_asked_for():
     decoders = Decoders(_number, 2)
     numbers = torch.arange(12).split(3)
