@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -54,18 +55,17 @@ def study() -> ReportView:
     return sized(made_up(arms=ARMS, seeds=3, trials=3, length=4))
 
 
-@pytest.fixture
-def installation(tmp_path: Path, study: ReportView) -> Settings:
-    """An installation with one finished study, which names a folder of its user in several places."""
-    home = tmp_path / "home" / "ann"
-    settings = replace(
-        Settings.from_environment({"NAS_BLOCKOUT_HOME": str(home / "studies")}),
-        data=home / "data",
-        api_token="s3cr3t-token",
-    )
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, study: ReportView) -> Path:
+    """The folder of an installation with one finished study, which names a folder of its user in several places.
+
+    Beside it, under the name `kept`, is a copy of what is in it.
+    """
+    user = tmp_path_factory.mktemp("home") / "ann"
+    settings = settings_of(user)
     folder = Folder(settings.folder("made-up"))
-    trials = [replace(t, reason=f"no file {home}/images/a.png") if t.state == "failed" else t for t in study.trials]
-    write_yaml(folder.root / "study.yaml", {**study.study, "data": {"folder": f"{home}/images"}})
+    trials = [replace(t, reason=f"no file {user}/images/a.png") if t.state == "failed" else t for t in study.trials]
+    write_yaml(folder.root / "study.yaml", {**study.study, "data": {"folder": f"{user}/images"}})
     write_json(folder.root / "environment.json", dict(study.environment))
     write_json(folder.comparison, study.comparison)
     write_csv(folder.root / "trials.csv", [row(trial) for trial in trials])
@@ -75,7 +75,31 @@ def installation(tmp_path: Path, study: ReportView) -> Settings:
     (folder.models / "dense" / "card.md").write_text("# dense")
     with Store.open(settings.store_url) as store:
         store.create_study("made-up", config={"name": "made-up"}, config_hash="0" * 16, arms=ARMS)
-    return settings
+    shutil.copytree(user, user.with_name("kept"))
+    return user
+
+
+def settings_of(user: Path) -> Settings:
+    settings = Settings.from_environment({"NAS_BLOCKOUT_HOME": str(user / "studies")})
+    return replace(settings, data=user / "data", api_token="s3cr3t-token")
+
+
+@pytest.fixture
+def installation(whole: Path) -> Settings:
+    """The installation as it was made, whatever other tests did to it."""
+    return restored(whole)
+
+
+def restored(whole: Path) -> Settings:
+    shutil.rmtree(whole)
+    shutil.copytree(whole.with_name("kept"), whole)
+    return settings_of(whole)
+
+
+@pytest.fixture(scope="module")
+def files(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, bytes]:
+    """What a bundle of it holds, without its models."""
+    return contents(bundled(restored(whole), tmp_path_factory.mktemp("bundle") / "a.tar.gz"))
 
 
 def bundled(settings: Settings, path: Path, *, models: bool = False) -> Path:
@@ -188,8 +212,7 @@ def changed_rows(files: Mapping[str, bytes], change: Callable[[dict[str, str]], 
     return {**files, "trials.csv": out.getvalue().encode()}
 
 
-def test_a_changed_file_is_named(installation: Settings, tmp_path: Path) -> None:
-    files = contents(bundled(installation, tmp_path / "a.tar.gz"))
+def test_a_changed_file_is_named(files: Mapping[str, bytes], tmp_path: Path) -> None:
     touched = packed(tmp_path / "b.tar.gz", {**files, "epochs.csv": b"trial\n1\n", "more.txt": b""}, sums=False)
     problems = check(touched).problems
     assert "epochs.csv is not the file that was bundled: its hash differs" in problems
@@ -200,9 +223,8 @@ def test_a_changed_file_is_named(installation: Settings, tmp_path: Path) -> None
 
 
 def test_rows_that_say_other_than_the_comparison_are_found_whatever_the_hashes(
-    installation: Settings, tmp_path: Path
+    files: Mapping[str, bytes], tmp_path: Path
 ) -> None:
-    files = contents(bundled(installation, tmp_path / "a.tar.gz"))
 
     def better(each: dict[str, str]) -> None:
         if (each["arm"], each["phase"], each["seed"]) == ("dense", "retrain", "1"):
@@ -231,8 +253,7 @@ def test_rows_that_say_other_than_the_comparison_are_found_whatever_the_hashes(
 @pytest.mark.parametrize(
     "content", [b"[]", b"{", b"{}", b'{"arms": {"dense": 3}, "pairs": []}', b"\xff", b"[" * 100_000]
 )
-def test_a_comparison_that_makes_no_sense_is_told(content: bytes, installation: Settings, tmp_path: Path) -> None:
-    files = contents(bundled(installation, tmp_path / "a.tar.gz"))
+def test_a_comparison_that_makes_no_sense_is_told(content: bytes, files: Mapping[str, bytes], tmp_path: Path) -> None:
     problems = check(packed(tmp_path / "b.tar.gz", {**files, "comparison.json": content})).problems
     assert any("cannot be computed again" in problem for problem in problems)
 
