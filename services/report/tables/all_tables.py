@@ -2,7 +2,7 @@
 
 from services.analysis.comparison import ComparisonDocument
 from services.report import answers, classes, confusion, structure
-from services.report.tables import accuracy_tables, class_tables, cost_tables, structure_tables
+from services.report.tables import accuracy_tables, class_tables, cost_tables, structure_tables, training_tables
 from services.report.tables.report_table import Cell, Column, Table, count, table
 from services.report.view import ReportView
 
@@ -11,8 +11,8 @@ def tables(view: ReportView, document: ComparisonDocument) -> dict[str, list[Tab
     """Return the tables that the study has data for, by section of the report.
 
     The sections are ``arms``, ``seeds``, ``pairs``, ``corruption``, ``corruption_detail``, ``cost``, ``search``,
-    ``memberships``, ``structure``, ``agreement``, ``blocks``, ``balanced``, ``classes``, ``errors``, ``lost``,
-    ``trials`` and ``environment``.
+    ``training``, ``memberships``, ``structure``, ``agreement``, ``blocks``, ``balanced``, ``classes``, ``errors``,
+    ``lost``, ``trials`` and ``environment``.
     """
     steps = structure.GAP_STEPS
     gaps = structure.gaps(view, document)
@@ -24,6 +24,7 @@ def tables(view: ReportView, document: ComparisonDocument) -> dict[str, list[Tab
         "corruption_detail": list(accuracy_tables.corruption_detail(document)),
         "cost": [cost_tables.cost_table(view, document)],
         "search": list(cost_tables.search_tables(view, document)),
+        "training": list(training_tables.convergence_tables(view, document)),
         "memberships": list(structure_tables.memberships_tables(document)),
         "structure": list(
             structure_tables.structure_tables(view, document, gaps, raw=steps["raw"], hard=steps["hard"])
