@@ -9,13 +9,19 @@ from nas_blockout.plugins.choices import Choices, NotAllowed
 from nas_blockout.plugins.installed import Origin
 from nas_blockout.settings_fields import Conflict
 from search_spaces import CHOICES as SPACES
+from services.search_plugins import PRUNER_CHOICES, SEARCHER_CHOICES
 
+# Of an arm: its experiment, the names of its spaces, and those of its searcher and its pruner, each after the word for
+# its kind in the plural.
+Code = tuple[Experiment, Iterable[str], Iterable[tuple[str, str]]]
 Records = Mapping[str, Mapping[str, Mapping[str, str | None]]]
 _CHOICES: Mapping[str, Choices[Any]] = {
     "backbones": backbones.CHOICES,
     "methods": methods.CHOICES,
     "spaces": SPACES,
     "sources": data.CHOICES,
+    "searchers": SEARCHER_CHOICES,
+    "pruners": PRUNER_CHOICES,
 }
 
 
@@ -27,33 +33,37 @@ class PluginRefused(PluginMissing):
     """A recorded study needs a plug-in that the operator does not allow; it was not imported."""
 
 
-def used(experiment: Experiment, spaces: Iterable[str]) -> Iterator[tuple[str, Origin]]:
+def used(
+    experiment: Experiment, spaces: Iterable[str], search: Iterable[tuple[str, str]] = ()
+) -> Iterator[tuple[str, Origin]]:
     """Yield the plug-ins of an arm, each with the word for its kind in the plural.
 
     Args:
         experiment: Experiment of the arm.
         spaces: Names of its search spaces.
+        search: ``searchers`` and ``pruners``, each with the name that the arm has of this kind.
     """
     names = [
         ("backbones", backbones.name_of(experiment.backbone)),
         ("methods", methods.method_name(experiment.method)),
         *(("spaces", space) for space in spaces),
         ("sources", experiment.data.name),
+        *search,
     ]
     for kind, name in names:
         if (origin := _CHOICES[kind].origin(name)) is not None:
             yield kind, origin
 
 
-def records_of(arms: Iterable[tuple[Experiment, Iterable[str]]]) -> dict[str, Any]:
+def records_of(arms: Iterable[Code]) -> dict[str, Any]:
     """Return the plug-ins of a study as plain JSON types: by kind and name, place, distribution and version.
 
     Args:
-        arms: Experiment and search spaces of each arm.
+        arms: What each arm uses, as the arguments of `used`.
     """
     found: dict[str, dict[str, Any]] = {}
-    for experiment, spaces in arms:
-        for kind, origin in used(experiment, spaces):
+    for arm in arms:
+        for kind, origin in used(*arm):
             of_kind = found.setdefault(kind, {})
             of_kind[origin.name] = {
                 "place": origin.place,

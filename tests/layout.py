@@ -28,6 +28,7 @@ LEAVES = {
     "services": {
         "plugin_records",
         "renamed_keys",
+        "search_plugins",
         "secret_files",
         "setting_values",
         "settings",
@@ -90,6 +91,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "renamed_keys": set(),
         "code_patterns": set(),
         "plugin_records": set(),
+        "search_plugins": set(),
         "trial_record": set(),
         "healthcheck": set(),
         "study_config": set(),
@@ -98,6 +100,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "files": {"store", "study_config"},
         "budget": {"study_config"},
         "search": {"budget", "study_config"},
+        "testing": {"search", "study_config"},
         "cluster": {"files", "study_config"},
         "tracking": {"store"},
         "execution": {"budget", "cluster", "files", "search", "store", "study_config", "tracking"},

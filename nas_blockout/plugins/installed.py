@@ -14,6 +14,8 @@ GROUPS = MappingProxyType(
         "method": "nas_blockout.methods",
         "space": "nas_blockout.spaces",
         "source": "nas_blockout.data_sources",
+        "searcher": "nas_blockout.searchers",
+        "pruner": "nas_blockout.pruners",
     }
 )
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services import plugin_records as plugin_records
     from services import removal as removal
     from services import replay as replay
+    from services import search_plugins as search_plugins
     from services import store as store
     from services import tracking as tracking
     from services.analysis import comparison as comparison
@@ -65,6 +66,8 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services.study_config import upgrade as upgrade
     from services.study_config import validation as validation
     from services.study_config import yaml_reader as yaml_reader
+    from services.study_config.searching import pruners as pruners
+    from services.study_config.searching import searchers as searchers
 
 MODULES = {
     "httpx": "httpx",
@@ -114,9 +117,12 @@ MODULES = {
     "trial_table": "services.finalize.trial_table",
     "schema_version": "services.store.schema_version",
     "plugin_records": "services.plugin_records",
+    "search_plugins": "services.search_plugins",
     "overrides": "services.study_config.overrides",
     "errors": "services.study_config.errors",
     "schema": "services.study_config.schema",
+    "searchers": "services.study_config.searching.searchers",
+    "pruners": "services.study_config.searching.pruners",
     "settings_models": "services.study_config.settings_models",
     "upgrade": "services.study_config.upgrade",
     "resolution": "services.study_config.resolution",

@@ -77,7 +77,7 @@ def _refuse_local_files(study: "Study", origin: "Origin") -> None:
     """
     settings, problems = installation(), []
     for name, arm in study.arms.items():
-        for kind, plugin in lazy.plugin_records.used(arm.experiment, arm.spaces):
+        for kind, plugin in lazy.plugin_records.used(*arm.code):
             if plugin.place.rpartition(":")[0].endswith(".py"):
                 problems.append(
                     f"{origin.source}: arms.{name}: a file does not travel with a submitted study, got the plug-in "

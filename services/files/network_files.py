@@ -23,7 +23,7 @@ def files_of(study: Study) -> dict[str, str]:
         backbone = arm.experiment.backbone
         if isinstance(backbone, ModuleSettings):
             paths |= {path for path in backbone.files if path.is_file()}
-        places = (file_of(origin.place) for _, origin in used(arm.experiment, arm.spaces))
+        places = (file_of(origin.place) for _, origin in used(*arm.code))
         paths |= {path for path in places if path is not None and path.is_file()}
     return {str(path): sha256(path) for path in sorted(paths)}
 

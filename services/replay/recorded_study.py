@@ -1,20 +1,25 @@
 """Replays of the searches of a study in the store."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypedDict
 
 from nas_blockout.data import load
 from nas_blockout.serialization import near
+from nas_blockout.settings_fields import Conflict
+from search_spaces import Context, compose, space_named
 from services.replay.reproduction import Reproduction, faithful, reproduce
 from services.replay.results import Outcome, outcome
 from services.replay.simulation import Ended, Proposer, SchedulerProposer, ShuffledProposer, simulate, single_arm
 from services.search.proposals import derived_seed
+from services.search_plugins import SEARCHER_CHOICES, SEARCHERS
 from services.settings import Settings
 from services.store import NotFound, Store
 from services.study_config.errors import StudyError
 from services.study_config.resolved_study import Study, parse_resolved
-from services.study_config.searching.searchers import ONE_OBJECTIVE, SEARCHERS, SearcherOptions
+from services.study_config.search_options import Options
+from services.study_config.searching.search_code import unsearchable
+from services.study_config.searching.searchers import PluginSearcher, SearcherOptions
 from services.trial_record import SEARCH, Trial
 
 
@@ -92,8 +97,8 @@ def replay(settings: Settings, name: str, request: Request) -> Replayed:
         NotFound: There is no such study, or it has no recorded search of the arm.
         DataMissing: The data is not on this machine, but proposals depend on its shape.
     """
-    if request.searcher is not None and request.searcher not in SEARCHERS:
-        raise StudyError(f"--searcher: no such searcher {request.searcher!r}; {near(request.searcher, SEARCHERS)}")
+    if request.searcher is not None:
+        request = replace(request, searcher=_known(request.searcher))
     with Store.open(settings.store_url) as store:
         # Read once: a study that is still running would change between the replays.
         row, events, trials = store.study(name), store.events(name), store.trials(name)
@@ -102,6 +107,7 @@ def replay(settings: Settings, name: str, request: Request) -> Replayed:
     _require_usable(study, pools, request.searcher)
     splits = load(study.data, root=settings.data)
     data = _Shape(shape=splits.shape, classes=len(splits.class_names), images=len(splits.train))
+    _require_searchable(study, pools, request.searcher, data)
     outcomes = [
         _outcome(study, arm, pool, data, request, workers) for arm, pool in pools.items() for workers in request.workers
     ]
@@ -115,22 +121,55 @@ def replay(settings: Settings, name: str, request: Request) -> Replayed:
     )
 
 
+def _known(searcher: str) -> str:
+    """Return the one name of a search algorithm.
+
+    Raises:
+        StudyError: There is none of that name, or it cannot be used.
+    """
+    try:
+        SEARCHER_CHOICES.named(searcher)
+        return SEARCHER_CHOICES.canonical(searcher)
+    except Conflict as error:
+        raise StudyError(f"--{error}") from None
+
+
 def _require_usable(study: Study, arms: Iterable[str], searcher: str | None) -> None:
     """Refuse a searcher that cannot search these arms.
 
     Raises:
-        StudyError: It lacks a package, or an arm has several objectives and it compares trials by one number.
+        StudyError: It lacks a package, or an arm has several objectives and it compares trials by one number, or it
+            declares that it lacks something else that an arm asks of it.
     """
     if searcher is None:
         return
-    for conflict in SearcherOptions(name=searcher).conflicts():
-        raise StudyError(f"--{conflict}")
-    several = [arm for arm in arms if len(study.arms[arm].rules.objectives) > 1]
-    if several and searcher in ONE_OBJECTIVE:
-        raise StudyError(
-            f"--searcher: {searcher} compares trials by accuracy alone, and arm {several[0]!r} has several objectives; "
-            "name another arm by --arm, or another searcher"
+    for arm in arms:
+        rules = study.arms[arm].rules
+        options = Options(
+            searcher=SearcherOptions(name=searcher) if searcher in SEARCHERS else PluginSearcher(name=searcher),
+            grid_points=None,
+            n_startup_trials=None,
+            pruner=None,
+            constraints=rules.constraints,
+            objectives=rules.objectives,
+            selection=None,
+            enqueue=(),
         )
+        for conflict in options.conflicts(epochs=study.arms[arm].experiment.training.epochs):
+            raise StudyError(f"--{conflict}; or name another arm than {arm!r} by --arm")
+
+
+def _require_searchable(study: Study, arms: Iterable[str], searcher: str | None, data: _Shape) -> None:
+    """Refuse a searcher that declares that it cannot search the spaces of these arms.
+
+    Raises:
+        StudyError: It cannot.
+    """
+    for name in arms if searcher is not None else ():
+        arm = study.arms[name]
+        context = Context(arm.experiment, data["shape"], data["classes"])
+        for conflict in unsearchable(searcher or "", compose([space_named(each) for each in arm.spaces]), context):
+            raise StudyError(f"--{conflict}")
 
 
 def _pools(study: Study, trials: Sequence[Trial], arm: str | None) -> dict[str, list[Trial]]:

@@ -11,7 +11,7 @@ from services.replay.pool import nearest
 from services.search.scheduler import Scheduler
 from services.study_config.resolved_study import Study
 from services.study_config.schema import Budget
-from services.study_config.searching.searchers import SearcherSettings
+from services.study_config.searching.searchers import SearcherSettings, searcher_settings
 from services.trial_record import SEARCH, Json, Trial
 
 _UNLIMITED = 1 << 62  # sample passes: a replay ends when the pool is empty, not when a budget is spent
@@ -123,7 +123,10 @@ def single_arm(study: Study, arm: str, *, searcher: str, seed: int) -> Study:
     # Without `match`, which would wait for an arm that is not there.
     replayed = study.arms[arm]
     if searcher != replayed.searcher:  # whose settings are not those of another one
-        replayed = replace(replayed, searcher=searcher, rules=replace(replayed.rules, settings=SearcherSettings()))
+        rules = replace(
+            replayed.rules, settings=SearcherSettings(), plugin_settings=searcher_settings(searcher, values={})
+        )
+        replayed = replace(replayed, searcher=searcher, rules=rules)
     return replace(study, config=config, arms={arm: replace(replayed, match=None)})
 
 

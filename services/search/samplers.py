@@ -16,7 +16,9 @@ from services.search.sampler_history import SamplerHistory
 from services.search.sampling.cma_es import KEPT, cma_es
 from services.search.sampling.evolution import evolution
 from services.search.sampling.genetic import GENERATION, Nsga2, Nsga3, genetic
+from services.search.sampling.plugin_sampler import PluginSampler
 from services.search.sampling.quasi_random import INDEX, quasi_random
+from services.search_plugins import algorithm_named
 from services.study_config.search_options import Rules
 from services.trial_record import Infeasible, Params
 
@@ -43,7 +45,7 @@ def ask(
     """Return a fresh Optuna trial of a study that has been told the trials so far.
 
     Args:
-        searcher: Name of a search algorithm, other than ``grid``.
+        searcher: Name of a search algorithm, built in or of a plug-in, other than ``grid``.
         history: Search trials of the arm from which it learns.
         seed: Of the sampler.
         infeasible: Proposals that have been rejected since the last trial.
@@ -55,10 +57,14 @@ def ask(
         StudyDirection.MAXIMIZE if objective == "accuracy" else StudyDirection.MINIMIZE
         for objective in rules.objectives
     ]
-    told = [] if searcher in _UNTOLD else history.told(infeasible, whole=searcher in _WHOLE)
+    plugin = algorithm_named(searcher)
+    whole = searcher in _WHOLE if plugin is None else plugin.all_trials
+    told = [] if searcher in _UNTOLD else history.told(infeasible, whole=whole)
     # A new study each time: no state of a sampler has to be stored, and a resumed search asks the same one.
-    if searcher == "qmc":
-        sampler: BaseSampler = quasi_random(history, seed, study_seed=study_seed, attempt=attempt)
+    if plugin is not None:
+        sampler: BaseSampler = PluginSampler(searcher, lambda: plugin.sampler(rules.plugin_settings, seed))
+    elif searcher == "qmc":
+        sampler = quasi_random(history, seed, study_seed=study_seed, attempt=attempt)
     else:
         sampler = evolution(history, seed) if searcher == "evolution" else _sampler(searcher, seed, rules, told)
     return optuna.create_study(storage=ToldStorage(told), directions=directions, sampler=sampler).ask()

@@ -11,19 +11,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nas_blockout.plugins.named_code import told
 from nas_blockout.serialization import count_of
 from services.search.asha import Rungs
 from services.search.early_stopping import EarlyStopping
-from services.study_config.searching.pruners import Pruner
+from services.search_plugins import PRUNER_CHOICES, rule_named
+from services.study_config.searching.pruners import AnyPruner, PluginPruner
 from services.trial_record import Trial
 
 
-def early_stopping(pruner: Pruner) -> EarlyStopping:
+def early_stopping(pruner: AnyPruner) -> EarlyStopping:
     """Return what a pruner decides by.
 
     Args:
         pruner: Settings, resolved.
+
+    Raises:
+        ValueError: It is that of a plug-in, which fails, or gives something else.
     """
+    if isinstance(pruner, PluginPruner):
+        return _of_plugin(pruner)
     if pruner.name == "hyperband":
         return Hyperband(pruner.brackets(), pruner.reduction_factor)
     if pruner.name == "median":
@@ -34,6 +41,19 @@ def early_stopping(pruner: Pruner) -> EarlyStopping:
         wrapped = early_stopping(pruner.wrapped) if pruner.wrapped is not None else None
         return Patient(pruner.patience, pruner.min_delta, epochs=pruner.max_epochs, wrapped=wrapped)
     return Rungs(pruner.rungs or (), pruner.reduction_factor)
+
+
+def _of_plugin(pruner: PluginPruner) -> EarlyStopping:
+    rule = rule_named(pruner.name)
+    assert rule is not None, "it is a plug-in"
+    origin = PRUNER_CHOICES.origin(pruner.name)
+    try:
+        made = rule.rule(pruner.own_settings(), pruner.max_epochs or 1)
+    except Exception as error:
+        raise ValueError(f"the pruner {origin} failed: {told(error)}") from error
+    if not isinstance(made, EarlyStopping):
+        raise ValueError(f"the pruner {origin} must give a services.search.early_stopping.EarlyStopping, got {made!r}")
+    return made
 
 
 class Hyperband(EarlyStopping):

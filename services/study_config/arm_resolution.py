@@ -30,6 +30,7 @@ from services.study_config.validation import (
     misfits,
     overlong,
     unfit_points,
+    unfit_searcher,
     untrainable,
 )
 
@@ -119,7 +120,7 @@ class ArmResolver:
             draft.settings.name,
             self._experiment,
             tuple(SPACES.canonical(space) for space in self._spaces),
-            self._options.searcher.name,
+            self._options.searcher_name,
             draft.match.arm if draft.match else None,
             draft.arm.description,
             self._options.rules(epochs=self._experiment.training.epochs),
@@ -162,6 +163,8 @@ class ArmResolver:
             return
         if not misfit:
             self._report(unfit_points(experiment, self._spaces, self._options.enqueue, dimensions, self._bounds))
+            searcher = self._options.searcher.name
+            self._report(unfit_searcher(searcher, experiment, self._spaces, dimensions, self._bounds))
         grid = self._options.searcher.name == "grid" and not misfit
         found = untrainable(
             experiment,

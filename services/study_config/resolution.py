@@ -36,6 +36,8 @@ from services.study_config.errors import (
 from services.study_config.layers import UNKNOWN, ArmSettings, Layers, arms_of, known, marked, sections
 from services.study_config.resolved_study import Study, parse_resolved
 from services.study_config.schema import ArmConfig, Budget, StudyConfig
+from services.study_config.searching import search_code
+from services.study_config.searching.pruners import Pruner
 from services.study_config.validation import NO_BOUNDS, Bounds, overpaid, unpaid
 from services.study_config.yaml_reader import is_resolved, read_document
 
@@ -202,6 +204,9 @@ def _relative(document: Mapping[str, Any]) -> Iterator[Violation]:
         for space in arm.get("space") or () if arm.get("space") is not UNKNOWN else ():
             if isinstance(space, str) and _is_relative(space, code=True):
                 yield Violation(("arms", name, "space"), rule, repr(space), "give the whole path")
+        for place, code in search_code.named(name, arm):
+            if _is_relative(code, code=True):
+                yield Violation(place, rule, repr(code), "give the whole path")
 
 
 def _is_relative(text: str, *, code: bool) -> bool:
@@ -226,6 +231,7 @@ def _references(document: Mapping[str, Any]) -> Iterator[Violation]:
         yield from _matched(name, names, arms)
         for space in arm.get("space") or () if arm.get("space") is not UNKNOWN else ():
             yield from _space(space, ("arms", name, "space"))
+        yield from search_code.violations(name, arm)
     export = document.get("export")
     for name in export if isinstance(export, list) and names else ():
         if name not in names:
@@ -358,7 +364,7 @@ class _Draft:
             return None
         arms = {name: resolver.arm() for name, resolver in resolvers.items()}
         # Recorded now, with the versions that were imported to check the settings.
-        return Study(config, arms, data.settings, records_of((arm.experiment, arm.spaces) for arm in arms.values()))
+        return Study(config, arms, data.settings, records_of(arm.code for arm in arms.values()))
 
     def _add(self, found: Iterable[Violation]) -> None:
         violations = list(found)
@@ -451,8 +457,11 @@ def _without_fragments(values: Mapping[str, Any]) -> dict[str, Any]:
             del whole[key]
     if isinstance(whole.get("searcher"), Mapping) and "name" not in whole["searcher"]:
         del whole["searcher"]
-    if whole.get("pruner") is not None:
-        whole["pruner"] = {"name": "asha", **whole["pruner"]}
+    if whole.get("pruner") is not None and "name" not in whole["pruner"]:
+        if set(whole["pruner"]) <= set(Pruner.model_fields):
+            whole["pruner"] = {"name": "asha", **whole["pruner"]}
+        else:  # settings of a plug-in whose name is wrong
+            del whole["pruner"]
     return whole
 
 

@@ -8,7 +8,7 @@ from nas_blockout.data import DataSettings
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods import method_to_json
 from nas_blockout.serialization import from_json, to_json
-from services.plugin_records import PluginMissing, Records, records_of, require_present
+from services.plugin_records import Code, PluginMissing, Records, records_of, require_present
 from services.renamed_keys import study_hash, upgraded_experiment, upgraded_study
 from services.study_config.errors import StudyError
 from services.study_config.schema import StudyConfig
@@ -38,6 +38,13 @@ class Arm:
     match: str | None
     description: str
     rules: Rules = field(default_factory=Rules)
+
+    @property
+    def code(self) -> Code:
+        """What may be of plug-ins, as `services.plugin_records.used` takes it."""
+        pruner = self.rules.pruner
+        search = [("searchers", self.searcher), *([("pruners", pruner.name)] if pruner is not None else [])]
+        return self.experiment, self.spaces, tuple(search)
 
     def to_json(self) -> dict[str, Any]:
         """Return the arm as plain JSON types."""
@@ -72,7 +79,7 @@ class Study:
         """The plug-ins that its arms use, as of `services.plugin_records.records_of`."""
         if self.recorded_plugins is not None:
             return self.recorded_plugins
-        return records_of((arm.experiment, arm.spaces) for arm in self.arms.values())
+        return records_of(arm.code for arm in self.arms.values())
 
     @property
     def name(self) -> str:

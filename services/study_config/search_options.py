@@ -6,16 +6,19 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from nas_blockout.serialization import to_json
 from nas_blockout.settings_fields import Conflict, refuse
-from services.study_config.searching.pruners import Pruner
+from services.search_plugins import ONE_OBJECTIVE, SEARCHER_CHOICES, SEARCHERS, algorithm_named
+from services.study_config.searching.pruners import AnyPruner, PrunerChoice, pruner_from_json
 from services.study_config.searching.searchers import (
     GRID_POINTS,
-    ONE_OBJECTIVE,
-    SEARCHERS,
     STARTUP_TRIALS,
+    PluginSearcher,
+    Searcher,
     SearcherChoice,
     SearcherOptions,
     SearcherSettings,
+    searcher_settings,
 )
 
 Metric = Literal["accuracy", "balanced_accuracy"]
@@ -70,16 +73,18 @@ class Rules:
         objectives: What is optimized: accuracy is maximized, all others are minimized.
         selection: Which trial is retrained; None for the most accurate one.
         enqueue: Points that are tried first, in this order.
+        plugin_settings: Settings of the search algorithm of a plug-in; None for one that is built in.
     """
 
     grid_points: int = GRID_POINTS
     n_startup_trials: int = STARTUP_TRIALS
     settings: SearcherSettings = field(default_factory=SearcherSettings)
-    pruner: Pruner | None = None
+    pruner: AnyPruner | None = None
     constraints: Constraints = field(default_factory=Constraints)
     objectives: tuple[Objective, ...] = ("accuracy",)
     selection: Selection | None = None
     enqueue: tuple[Point, ...] = ()
+    plugin_settings: Any = None
 
     def __post_init__(self) -> None:
         refuse(_unselectable(self.pruner, self.objectives, self.selection))
@@ -91,10 +96,11 @@ class Rules:
 
     def to_json(self) -> dict[str, Any]:
         """Return the rules that differ from the defaults as plain JSON types."""
+        plugin = None if self.plugin_settings is None else to_json(self.plugin_settings)
         values = {
             "grid_points": self.grid_points if self.grid_points != GRID_POINTS else None,
             "n_startup_trials": self.n_startup_trials if self.n_startup_trials != STARTUP_TRIALS else None,
-            "searcher_settings": self.settings.given or None,
+            "searcher_settings": plugin or self.settings.given or None,
             "pruner": self.pruner.to_json() if self.pruner else None,
             "constraints": self.constraints.limits or None,
             "objectives": list(self.objectives) if self.objectives != ("accuracy",) else None,
@@ -105,16 +111,19 @@ class Rules:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read rules back from the result of `to_json`; other keys are ignored."""
+        """Read rules back from the result of `to_json`, in which ``searcher`` names the search algorithm."""
+        searcher, settings = document.get("searcher", "random"), document.get("searcher_settings", {})
+        plugin = searcher_settings(searcher, settings)
         return cls(
             grid_points=document.get("grid_points", GRID_POINTS),
             n_startup_trials=document.get("n_startup_trials", STARTUP_TRIALS),
-            settings=SearcherSettings.model_validate(document.get("searcher_settings", {})),
-            pruner=Pruner.model_validate(document["pruner"]) if "pruner" in document else None,
+            settings=SearcherSettings() if plugin is not None else SearcherSettings.model_validate(settings),
+            pruner=pruner_from_json(document["pruner"]) if "pruner" in document else None,
             constraints=Constraints.model_validate(document.get("constraints", {})),
             objectives=tuple(document.get("objectives", ("accuracy",))),
             selection=Selection.model_validate(document["selection"]) if "selection" in document else None,
             enqueue=tuple(document.get("enqueue", ())),
+            plugin_settings=plugin,
         )
 
 
@@ -159,7 +168,7 @@ class Searching(Wanted):
         description=f"Random trials before the model is used, for searcher tpe, gp or cmaes; {STARTUP_TRIALS} if "
         "left out.",
     )
-    pruner: Pruner | None = Field(None, description="Early stopping of trials; none if left out.")
+    pruner: PrunerChoice | None = Field(None, description="Early stopping of trials; none if left out.")
     enqueue: list[dict[str, bool | int | float | str]] | None = Field(
         None,
         max_length=1000,
@@ -183,10 +192,10 @@ class Options:
         enqueue: Points that are tried first.
     """
 
-    searcher: SearcherOptions
+    searcher: Searcher
     grid_points: int | None
     n_startup_trials: int | None
-    pruner: Pruner | None
+    pruner: AnyPruner | None
     constraints: Constraints
     objectives: tuple[Objective, ...]
     selection: Selection | None
@@ -202,10 +211,11 @@ class Options:
             study: Options of the study.
         """
         searcher = arm.searcher or base.searcher or SearcherOptions(name="random")
+        beside = searcher if isinstance(searcher, SearcherOptions) else SearcherOptions(name="random")
         return cls(
             searcher=searcher,
-            grid_points=searcher.grid_points or arm.grid_points or base.grid_points,
-            n_startup_trials=searcher.n_startup_trials or arm.n_startup_trials or base.n_startup_trials,
+            grid_points=beside.grid_points or arm.grid_points or base.grid_points,
+            n_startup_trials=beside.n_startup_trials or arm.n_startup_trials or base.n_startup_trials,
             pruner=arm.pruner or base.pruner,
             constraints=arm.constraints or base.constraints or study.constraints or Constraints(),
             objectives=tuple(arm.objectives or base.objectives or study.objectives or ["accuracy"]),
@@ -226,19 +236,40 @@ class Options:
         """
         yield from self.searcher.conflicts()
         name = self.searcher.name
+        beside = self.searcher if isinstance(self.searcher, SearcherOptions) else None
         for key in ("grid_points", "n_startup_trials"):
-            if getattr(self, key) is not None and getattr(self.searcher, key) is None and key not in SEARCHERS[name]:
+            is_of_arm = getattr(self, key) is not None and getattr(beside, key, None) is None
+            if is_of_arm and key not in SEARCHERS.get(name, ()):
                 owners = [owner for owner, settings in SEARCHERS.items() if key in settings]
                 message = f"{key}: belongs to searcher {' or '.join(owners)}, this arm has searcher {name}"
                 yield Conflict(message, key, "searcher")
-        if name in ONE_OBJECTIVE and len(self.objectives) > 1:
-            message = f"searcher: {name} compares trials by accuracy alone, and cannot search for several objectives"
-            yield Conflict(f"{message}: use tpe, gp, nsga2 or nsga3", "searcher", "objectives")
+        yield from self._unable()
         if self.enqueue and name == "grid":
             yield Conflict("enqueue: a grid tries every point anyway; leave one of the two out", "enqueue", "searcher")
         if self.pruner is not None:
             yield from self.pruner.conflicts(epochs)
         yield from _unselectable(self.pruner, self.objectives, self.selection)
+
+    def _unable(self) -> Iterator[Conflict]:
+        """Yield what the arm asks of its search algorithm that this one cannot do."""
+        name = self.searcher.name
+        several = len(self.objectives) > 1
+        if name in ONE_OBJECTIVE and several:
+            message = f"searcher: {name} compares trials by accuracy alone, and cannot search for several objectives"
+            yield Conflict(f"{message}: use tpe, gp, nsga2 or nsga3", "searcher", "objectives")
+        if not isinstance(self.searcher, PluginSearcher):
+            return
+        try:
+            algorithm = algorithm_named(name)
+        except Conflict:  # which is reported by itself
+            return
+        assert algorithm is not None, "it is a plug-in"
+        if several and not algorithm.several_objectives:
+            message = f"searcher: {name} declares that it cannot search for several objectives"
+            yield Conflict(f"{message}: use tpe, gp, nsga2 or nsga3", "searcher", "objectives")
+        if self.constraints.limits and not algorithm.constraints:
+            message = f"searcher: {name} declares that it cannot search under constraints"
+            yield Conflict(f"{message}: use another searcher, or leave them out", "searcher", "constraints")
 
     def rules(self, *, epochs: int) -> Rules:
         """Return the rules by which the arm searches.
@@ -253,17 +284,23 @@ class Options:
         return Rules(
             grid_points=self.points,
             n_startup_trials=self.n_startup_trials or STARTUP_TRIALS,
-            settings=self.searcher.settings,
+            settings=self.searcher.settings if isinstance(self.searcher, SearcherOptions) else SearcherSettings(),
             pruner=self.pruner.resolved(epochs) if self.pruner else None,
             constraints=self.constraints,
             objectives=self.objectives,
             selection=self.selection,
             enqueue=self.enqueue,
+            plugin_settings=self.searcher.own_settings() if isinstance(self.searcher, PluginSearcher) else None,
         )
+
+    @property
+    def searcher_name(self) -> str:
+        """The one name of the search algorithm, also of one that is named by its place."""
+        return SEARCHER_CHOICES.canonical(self.searcher.name)
 
 
 def _unselectable(
-    pruner: Pruner | None, objectives: Sequence[Objective], selection: Selection | None
+    pruner: AnyPruner | None, objectives: Sequence[Objective], selection: Selection | None
 ) -> Iterator[Conflict]:
     if pruner is not None and len(objectives) > 1:
         message = "pruner: trials with several objectives cannot be stopped early: leave one of the two out"

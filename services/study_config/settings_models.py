@@ -46,12 +46,18 @@ from nas_blockout.settings_fields import (
 )
 from nas_blockout.training import TrainingSettings
 from services.renamed_keys import new_name, renamed_value
+from services.search_plugins import PRUNER_CHOICES, SEARCHER_CHOICES
 from services.study_config import errors
 from services.study_config.errors import MOST_VIOLATIONS, NO_SUCH_KEY, Violation, one_line, shortened
 
 _DEFAULT_BACKBONE = "convnet"
 _UNNAMED: Mapping[str, type] = {"data": DataSettings, "training": TrainingSettings, **DERIVATIONS}
-_NAMED: Mapping[str, Choices[Any]] = {"method": methods.CHOICES, "backbone": backbones.CHOICES}
+_NAMED: Mapping[str, Choices[Any]] = {
+    "method": methods.CHOICES,
+    "backbone": backbones.CHOICES,
+    "searcher": SEARCHER_CHOICES,  # of these only plug-ins: the settings of what is built in are a model already
+    "pruner": PRUNER_CHOICES,
+}
 # Plug-ins whose settings are in the JSON Schema that is being made, as pairs of section and name; built-in ones are
 # always in it.
 _SHOWN: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("plugins_in_schema", default=())
@@ -89,6 +95,11 @@ def with_plugins(shown: Iterable[tuple[str, str]]) -> Iterator[None]:
         yield
     finally:
         _SHOWN.reset(token)
+
+
+def shown_plugins(section: str) -> tuple[str, ...]:
+    """Return the names of the plug-ins of a section that are shown in the JSON Schema that is being made."""
+    return tuple(name for place, name in _SHOWN.get() if place == section)
 
 
 def model(section: str, name: str | None = None, *, named: bool = False, partial: bool = False) -> type[BaseModel]:
@@ -373,8 +384,8 @@ def _section(section: str, partial: bool) -> Any:
     if section not in _NAMED:
         return model(section)
     choices = _NAMED[section]
-    others = [name for place, name in _SHOWN.get() if place == section]
-    names = {name: declared(choices.named(name).settings) for name in (*choices.built_in, *others)}
+    shown = (*choices.built_in, *shown_plugins(section))
+    names = {name: declared(choices.named(name).settings) for name in shown}
     required = {name for name, kind in names.items() if any(each.default is MISSING for each in kind.values())}
     named: Any = Union[  # noqa: UP007  # as above
         tuple(model(section, name, named=True, partial=partial and name in required) for name in names)

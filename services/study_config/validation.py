@@ -37,7 +37,8 @@ from services.study_config.layers import ARM_SECTIONS, ArmSettings, arms_of
 from services.study_config.resolved_study import Arm, Study
 from services.study_config.schema import Budget
 from services.study_config.search_options import Constraints, Point
-from services.study_config.searching.pruners import Pruner
+from services.study_config.searching.pruners import AnyPruner
+from services.study_config.searching.search_code import unsearchable
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,24 @@ def unfit_points(
         if unknown := sorted(point.keys() - recorded.asked):
             message = f"enqueue: point {place + 1}: the spaces ask for no parameter {unknown[0]!r} with these values"
             yield Conflict(f"{message}; {near(unknown[0], sorted(recorded.asked))}", "enqueue", "space", *_OF_NETWORK)
+
+
+def unfit_searcher(
+    searcher: str, experiment: Experiment, spaces: Sequence[str], data: Dimensions, bounds: Bounds = NO_BOUNDS
+) -> Iterator[Conflict]:
+    """Yield that a search algorithm cannot search the spaces of its arm, as far as they can be run.
+
+    Args:
+        searcher: Name of the search algorithm.
+        experiment: Experiment of the arm before the search, whose spaces fit.
+        spaces: Names of the search spaces.
+        data: What is known of the data.
+        bounds: Whether its network may be traced.
+    """
+    shape, classes, certain = _assumed(data)
+    if certain and (bounds.traced or not _is_traced(experiment, spaces)):
+        space = compose([space_named(name) for name in spaces])
+        yield from unsearchable(searcher, space, Context(experiment, shape, classes))
 
 
 def untrainable(
@@ -397,7 +416,7 @@ def check_against_dimensions(
         raise StudyError.of(with_lines(violations, lines), source=source)
 
 
-def fewest_epochs(epochs: int, pruner: Pruner | None) -> int:
+def fewest_epochs(epochs: int, pruner: AnyPruner | None) -> int:
     """Return the epochs after which a trial may be stopped, for the first time; 1 where that is not known."""
     if pruner is None:
         return epochs

@@ -152,7 +152,8 @@ def _arm_with_paths(arm: dict[str, Any], files: Mapping[str, Callable[[str], str
     arm = _with_paths(_with_paths(arm, "backbone", files), "method", {"name": files["name"]})
     if isinstance(spaces := arm.get("space"), list):
         arm = {**arm, "space": [files["name"](each) if isinstance(each, str) else each for each in spaces]}
-    return arm
+    arm = _with_paths(_with_paths(arm, "searcher", {"name": files["name"]}), "pruner", {"name": files["name"]})
+    return {**arm, "searcher": files["name"](arm["searcher"])} if isinstance(arm.get("searcher"), str) else arm
 
 
 def _with_paths(document: dict[str, Any], section: str, absolute: Mapping[str, Callable[[str], str]]) -> dict[str, Any]:

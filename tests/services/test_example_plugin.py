@@ -66,6 +66,8 @@ def test_the_example_is_installed_tested_searched_trained_and_recorded(
     assert document["plugins"] == {
         "backbones": {"small_net": {"place": "example_plugin.small_net:SmallNet", **here}},
         "methods": {"uniform_noise": {"place": "example_plugin.uniform_noise:UNIFORM_NOISE", **here}},
+        "pruners": {"far_behind": {"place": "example_plugin.far_behind:FAR_BEHIND", **here}},
+        "searchers": {"one_plus_one": {"place": "example_plugin.one_plus_one:ONE_PLUS_ONE", **here}},
         "sources": {"stripes": {"place": "example_plugin.stripes:STRIPES", **here}},
         "spaces": {"noise_amplitude": {"place": "example_plugin.noise_space:noise_amplitude", **here}},
     }

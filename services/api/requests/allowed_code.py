@@ -8,6 +8,7 @@ from nas_blockout.plugins.choices import Choices
 from nas_blockout.plugins.named_code import file_of
 from nas_blockout.settings_fields import Conflict
 from search_spaces import CHOICES as SPACES
+from services.search_plugins import PRUNER_CHOICES, SEARCHER_CHOICES
 from services.settings import Settings
 from services.study_config.errors import Path, Violation, shortened
 
@@ -67,6 +68,12 @@ def _names(document: Mapping[str, Any]) -> Iterator[tuple[Choices[Any], Path, st
         for section, choices in sections.items():
             settings = place.get(section)
             if isinstance(settings, Mapping) and isinstance(name := settings.get("name"), str):
+                yield choices, (*path, section, "name"), name
+        for section, choices in (("searcher", SEARCHER_CHOICES), ("pruner", PRUNER_CHOICES)):
+            named = place.get(section)
+            if isinstance(named, str):
+                yield choices, (*path, section), named
+            elif isinstance(named, Mapping) and isinstance(name := named.get("name"), str):
                 yield choices, (*path, section, "name"), name
         spaces = place.get("space")
         for name in spaces if isinstance(spaces, list) else ():

@@ -2,25 +2,27 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
 
-from nas_blockout.serialization import count_of
+from nas_blockout.serialization import count_of, from_json, to_json
 from nas_blockout.settings_fields import Conflict, refuse
+from services.search_plugins import PRUNER_CHOICES, PRUNERS, SAME_PRUNER, rule_named
+from services.study_config import settings_models
+from services.study_config.searching.searchers import unknown_name, unusable_settings
 
 PrunerName = Literal["asha", "successive_halving", "hyperband", "median", "patient"]
-# By name: the settings that it has.
-PRUNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "asha": ("rungs", "reduction_factor"),
-        "hyperband": ("reduction_factor", "min_epochs"),
-        "median": ("n_startup_trials", "warmup_epochs", "interval_epochs", "min_trials"),
-        "patient": ("patience", "min_delta", "wraps"),
-    }
-)
-_SAME = {"successive_halving": "asha"}
 
 
 class Pruner(BaseModel):
@@ -89,8 +91,8 @@ class Pruner(BaseModel):
     @property
     def settings(self) -> tuple[str, ...]:
         """Names of the settings that it has, with those of the pruner that it wraps."""
-        inner = () if self.wraps is None else PRUNERS[_SAME.get(self.wraps, self.wraps)]
-        return (*PRUNERS[_SAME.get(self.name, self.name)], *(name for name in inner if self.wraps != "patient"))
+        inner = () if self.wraps is None else PRUNERS[SAME_PRUNER.get(self.wraps, self.wraps)]
+        return (*PRUNERS[SAME_PRUNER.get(self.name, self.name)], *(name for name in inner if self.wraps != "patient"))
 
     def conflicts(self, epochs: int) -> Iterator[Conflict]:
         """Yield every contradiction, for trials with this number of epochs."""
@@ -119,9 +121,9 @@ class Pruner(BaseModel):
             ValueError: Settings contradict each other, or a trial is too short.
         """
         refuse(self.conflicts(epochs))
-        names = {"name": _SAME.get(self.name, self.name)}
+        names = {"name": SAME_PRUNER.get(self.name, self.name)}
         if self.wraps is not None:
-            names["wraps"] = _SAME.get(self.wraps, self.wraps)
+            names["wraps"] = SAME_PRUNER.get(self.wraps, self.wraps)
         asha = "asha" in names.values()
         rungs = self.rungs or self._default_rungs(epochs) if asha else None
         longest = None if names == {"name": "asha"} else epochs
@@ -171,7 +173,7 @@ class Pruner(BaseModel):
 
     def _too_short(self, epochs: int) -> Conflict | None:
         """Return what says that no trial of so many epochs would ever be stopped, or None."""
-        kinds = {_SAME.get(name, name) for name in (self.name, self.wraps) if name is not None}
+        kinds = {SAME_PRUNER.get(name, name) for name in (self.name, self.wraps) if name is not None}
         if "asha" in kinds and self.rungs is not None:
             if self.rungs[-1] >= epochs:
                 message = f"pruner.rungs: must end before the last of {count_of(epochs, 'epoch')}, got {self.rungs}"
@@ -192,3 +194,90 @@ class Pruner(BaseModel):
                 )
                 return Conflict(message, "pruner", "training.epochs")
         return None
+
+
+class PluginPruner(BaseModel):
+    """Early stopping of a plug-in, with its settings beside the name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: str = Field(description="Name of the plug-in, or the place of its code.")
+    max_epochs: int | None = Field(None, ge=1, description="Epochs of a trial, resolved.")
+
+    def own_settings(self) -> Any:
+        """Return its settings as the plug-in has them.
+
+        Raises:
+            ValueError: There is no such plug-in, it cannot be used, or refuses its settings.
+        """
+        rule = rule_named(self.name)
+        assert rule is not None, "it is a plug-in"
+        return from_json(rule.settings, self.model_extra or {}, where="pruner")
+
+    def conflicts(self, epochs: int) -> Iterator[Conflict]:
+        """Yield why it cannot be used with its settings, for trials with this number of epochs."""
+        if self.max_epochs not in (None, epochs):
+            rule = f"pruner.max_epochs: must be the {count_of(epochs, 'epoch')} of a trial, got {self.max_epochs}"
+            yield Conflict(rule, "pruner.max_epochs", "training.epochs")
+
+        def make(settings: Any, name: str) -> None:
+            rule = rule_named(name)
+            assert rule is not None, "it is a plug-in"
+            rule.rule(settings, epochs)
+
+        yield from unusable_settings(self.own_settings, PRUNER_CHOICES, self.name, make)
+
+    def resolved(self, epochs: int) -> "PluginPruner":
+        """Return it with every setting and the one name of its plug-in, for trials with this number of epochs.
+
+        Raises:
+            ValueError: It cannot be used.
+        """
+        refuse(self.conflicts(epochs))
+        settings = to_json(self.own_settings())
+        return PluginPruner(name=PRUNER_CHOICES.canonical(self.name), max_epochs=epochs, **settings)
+
+    @property
+    def earliest(self) -> int:
+        """Epochs after which a trial may be stopped for the first time, as far as is known."""
+        return 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its name and its settings, resolved, as plain JSON types."""
+        return {"name": self.name, **(self.model_extra or {}), "max_epochs": self.max_epochs}
+
+
+AnyPruner = Pruner | PluginPruner
+
+
+def pruner_from_json(document: Mapping[str, Any]) -> AnyPruner:
+    """Read early stopping back from the result of its `to_json`."""
+    is_built_in = document.get("name") in PRUNER_CHOICES.built_in
+    return Pruner.model_validate(document) if is_built_in else PluginPruner.model_validate(document)
+
+
+def _read(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Read built-in early stopping, or that of a plug-in."""
+    if isinstance(value, BaseModel):
+        return value
+    name = value.get("name") if isinstance(value, Mapping) else None
+    if isinstance(name, str) and name not in PRUNER_CHOICES.built_in:
+        if PRUNER_CHOICES.is_known(name):
+            return PluginPruner.model_validate(value)
+        unknown = unknown_name(PRUNER_CHOICES.names())
+        raise ValidationError.from_exception_data("pruner", [{"type": unknown, "loc": ("name",), "input": name}])
+    return Pruner.model_validate(value)  # the handler would report one error for each kind of pruner
+
+
+class _Schema:
+    """The JSON Schema of early stopping, with plug-ins where they are shown."""
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the schema instead of that of both models."""
+        built_in: JsonSchemaValue = handler(schema)["anyOf"][0]  # the first of the models below
+        shown = settings_models.shown_plugins("pruner")
+        own = [settings_models.model("pruner", name, named=True).model_json_schema() for name in shown]
+        return {"anyOf": [built_in, *own]} if own else built_in
+
+
+PrunerChoice = Annotated[Pruner | PluginPruner, WrapValidator(_read), _Schema()]

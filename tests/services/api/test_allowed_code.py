@@ -183,3 +183,32 @@ def test_one_rule_allows_factories_and_plugins_and_files_never() -> None:
     narrow = Settings(Path("/home"), "sqlite:////store.db", plugins=("my.*:*",))
     assert narrow.allows_origin(Origin("small_net", "my.nets:Net"))
     assert not narrow.allows_origin(Origin("small_net", "your.nets:Net"))
+
+
+@pytest.mark.parametrize("section", ["searcher", "pruner"])
+def test_a_plugin_of_the_search_is_refused_unless_it_is_allowed(tmp_path, monkeypatch, section: str) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    trace = write_package(
+        tmp_path, f"served_{section}", {f"nas_blockout.{section}s": {"served": f"served_{section}.nets:Net"}}
+    )
+    for named, key in (
+        ("served", ""),
+        ({"name": "served"}, ".name"),
+        ({"name": f"served_{section}.nets:Net"}, ".name"),
+    ):
+        found = rules({"arms": {"a": {section: named}}})
+        assert found == [(f"arms.a.{section}{key}", "the operator of this service does not allow this plug-in")]
+        assert rules({"arms": {"a": {section: named}}}, plugins=("served",)) == []
+    assert rules({"arms": {"a": {section: {"name": "/a/b.py:ONE"}}}}, plugins=("*:*",))[0][1].startswith(
+        "a file of yours"
+    )
+    assert rules({"arms": {"a": {"searcher": "tpe", "pruner": {"name": "successive_halving"}}}}) == []
+    assert not trace.exists()
+
+
+def test_a_searcher_that_is_not_allowed_is_not_imported_with_a_submitted_study(ann, study, told, store, probe) -> None:
+    arms = {"a": {"searcher": "probe_of_the_service:net"}}
+    found = told(ann.post("/v1/studies", json={**study, "arms": arms}), 422, "invalid_study")
+    assert [each["key"] for each in found["errors"]] == ["arms.a.searcher"]
+    assert store.queue() == ()
+    assert not probe.exists()

@@ -53,3 +53,12 @@ def test_what_there_is_not_is_told(trace: Path) -> None:
         "there is no kind of plug-ins 'backbones'; known are backbone, method, space"
         in here("plugins", "backbones").err
     )
+
+
+def test_settings_of_built_in_searchers_and_pruners_are_shown_too(trace: Path) -> None:
+    (setting,) = here("plugins", "searcher", "gp", "--json").json["settings"]
+    assert setting["setting"] == "n_startup_trials"
+    assert setting["type"] == "int | None in [1, 1000]"
+    settings = {each["setting"]: each for each in here("plugins", "pruner", "asha", "--json").json["settings"]}
+    assert (settings["reduction_factor"]["type"], settings["reduction_factor"]["default"]) == ("int in [2, 64]", "3")
+    assert "no such searcher 'tpa'; did you mean 'tpe'" in here("plugins", "searcher", "tpa").err

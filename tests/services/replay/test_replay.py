@@ -144,6 +144,16 @@ def test_another_searcher_is_answered_by_the_nearest_recorded_trials_each_once(
     assert each.reached == 2
 
 
+def test_a_searcher_of_a_plugin_is_replayed_with_its_defaults(settings: Settings, pretend: Any) -> None:
+    record(settings, pretend)
+    place = Path(__file__).parents[3] / "docs/guides/examples/plugin/src/example_plugin/one_plus_one.py"
+    name = f"{place}:ONE_PLUS_ONE"
+    (each,) = replayed(settings, "recorded", Request(searcher=name, seed=3, repeats=1, arm="random")).outcomes
+    assert each.proposals == each.trials
+    with pytest.raises(StudyError, match=r"--searcher: .*one_plus_one\.py has no 'ONE'"):
+        replayed(settings, "recorded", Request(searcher=f"{place}:ONE"))
+
+
 def test_random_search_with_another_seed_draws_without_replacement(settings: Settings, pretend: Any) -> None:
     record(settings, pretend)
     (each,) = replayed(settings, "recorded", Request(seed=3, repeats=50, arm="random")).outcomes

@@ -14,11 +14,11 @@ from services.search.proposals import MOST_ASKS
 from services.search.sampler_history import SamplerHistory
 from services.search.samplers import ask
 from services.search.scheduler import Scheduler
+from services.search_plugins import ONE_OBJECTIVE, PRUNERS, SEARCHERS
 from services.study_config.resolved_study import Study
 from services.study_config.schema import ArmConfig
 from services.study_config.search_options import Constraints, Rules
-from services.study_config.searching.pruners import PRUNERS
-from services.study_config.searching.searchers import ONE_OBJECTIVE, SEARCHERS, SearcherOptions
+from services.study_config.searching.searchers import Searcher, SearcherOptions
 from services.trial_record import RETRAIN, SEARCH, Infeasible, Trial
 from tests.services.search.example_study import CLASSES, IMAGES, SHAPE, example, scheduler_of
 
@@ -97,7 +97,7 @@ def test_the_contract_has_a_row_for_every_searcher_and_every_pruner() -> None:
     assert set(PRUNERS) <= {arm["pruner"]["name"] for arm in STOPPED.values() if arm}
 
 
-def options_of(arm: dict[str, Any]) -> SearcherOptions:
+def options_of(arm: dict[str, Any]) -> Searcher:
     searcher = ArmConfig.model_validate(arm).searcher
     return searcher or SearcherOptions(name="random")
 

@@ -1,5 +1,6 @@
 """A study with plug-ins: errors with their lines, what is recorded, what must stay the same, and the JSON Schema."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
+from nas_blockout.data import dimensions
 from nas_blockout.plugins.choices import allowing
 from services.execution.extension import additions
 from services.files.network_files import files_of
@@ -152,3 +154,159 @@ def test_a_source_of_data_is_resolved_recorded_and_its_faults_have_their_place(t
         text = yaml.safe_dump({**TINY, "data": {**data, "options": options}, "arms": {"plain": {}}})
         with pytest.raises(StudyError, match=rf"data\.options.*{fault}"):
             read_resolved(str(written(tmp_path, text)))
+
+
+SEARCH = '''
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from optuna.samplers import RandomSampler
+from nas_blockout.settings_fields import Range, check
+from services.search.asha import Rungs
+from services.search_plugins import SearchAlgorithm, StoppingRule
+
+Path(__file__).with_name("imported").touch()
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of a plug-in.
+
+    Args:
+        step: How far it goes.
+        least: Must be below the step.
+    """
+
+    step: Annotated[float, Range(gt=0, le=1)] = 0.5
+    least: Annotated[float, Range(ge=0, le=1)] = 0.1
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.least >= self.step:
+            raise ValueError(f"least must be below step, got least={self.least} for step={self.step}")
+
+FOUND = SearchAlgorithm(Settings, lambda settings, seed: RandomSampler(seed), "a way to search")
+PLAIN = SearchAlgorithm(
+    Settings, lambda settings, seed: RandomSampler(seed), constraints=False, conditional_spaces=False
+)
+STOPPED = StoppingRule(Settings, lambda settings, epochs: Rungs([1], 2))
+BROKEN = SearchAlgorithm(Settings, lambda settings, seed: RandomSampler(sed=seed))
+
+def forked(trial, context):
+    if trial.suggest_categorical("fork", [True, False]):
+        trial.suggest_float("left", 0, 1)
+    return context.experiment
+'''
+OF_SEARCH = {
+    "nas_blockout.searchers": {"told_search": "told_search.nets:FOUND"},
+    "nas_blockout.pruners": {"told_stop": "told_search.nets:STOPPED"},
+}
+
+
+def searching(arm: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**TINY, "training": {"epochs": 3}, "budget": {"trainings": 9}, "arms": {"a": arm}, **changes}
+
+
+def faults_of(arm: dict[str, Any], **changes: Any) -> dict[str, str]:
+    """The rules that a study with this arm violates, by key."""
+    with pytest.raises(StudyError) as caught:
+        resolve_document(searching(arm, **changes), source="x")
+    return {".".join(map(str, each.path)): each.rule for each in caught.value.violations}
+
+
+def test_a_searcher_and_a_pruner_are_resolved_recorded_and_hashed(site: Path) -> None:
+    write_package(site, "told_search", OF_SEARCH, SEARCH)
+    arm = {"space": ["training"], "searcher": {"name": "told_search", "step": 0.4}, "pruner": {"name": "told_stop"}}
+    study = resolve_document(searching(arm), source="x")
+    document = study.to_json()
+    resolved = document["arms"]["a"]
+    assert (resolved["searcher"], resolved["searcher_settings"]) == ("told_search", {"step": 0.4, "least": 0.1})
+    assert resolved["pruner"] == {"name": "told_stop", "step": 0.5, "least": 0.1, "max_epochs": 3}
+    record = {"distribution": "told-search", "version": "1.0"}
+    assert document["plugins"] == {
+        "pruners": {"told_stop": {"place": "told_search.nets:STOPPED", **record}},
+        "searchers": {"told_search": {"place": "told_search.nets:FOUND", **record}},
+    }
+    assert stored_study(document, source="x").to_json() == document
+    by_place = {**arm, "searcher": {"name": "told_search.nets:FOUND", "step": 0.4}}
+    assert resolve_document(searching(by_place), source="x").hash == study.hash
+    (site / "told_search-1.0.dist-info" / "METADATA").write_text("Name: told-search\nVersion: 1.1\n")
+    assert resolve_document(searching(arm), source="x").hash != study.hash
+    (site / "told_search-1.0.dist-info" / "entry_points.txt").unlink()
+    with pytest.raises(StudyError, match=r"study 'tiny' needs the pruner 'told_stop' .* install told-search==1\.0"):
+        stored_study(document, source="x")
+
+
+@pytest.mark.parametrize(
+    ("searcher", "key", "rule"),
+    [
+        ("told_serch", "searcher", "must be 'random', .* or 'told_search'"),
+        ({"name": "told_serch"}, "searcher.name", "must be 'random'"),
+        ({"name": "told_search", "stpe": 0.3}, "searcher.stpe", "no such key"),
+        ({"name": "told_search", "step": 3.0}, "searcher.step", "less than or equal to 1"),
+        ({"name": "told_search", "step": 0.05}, "searcher", "least must be below step"),
+        ("told_search.nets:STOPPED", "searcher", "it must be a services.search_plugins.SearchAlgorithm"),
+        ("told_search.nets:GONE", "searcher", "told_search.nets has no 'GONE'"),
+        ("told_search.nets:BROKEN", "searcher", "cannot be used: TypeError at .*nets.py"),
+        ("nowhere.search:ONE", "searcher", "cannot import nowhere.search"),
+        ("mine.py:ONE", "searcher", "must be an absolute path"),
+    ],
+)
+def test_faults_of_a_searcher_have_their_place(site: Path, searcher: Any, key: str, rule: str) -> None:
+    write_package(site, "told_search", OF_SEARCH, SEARCH)
+    found = faults_of({"space": ["training"], "searcher": searcher})
+    (place,) = found
+    assert place == f"arms.a.{key}"
+    assert re.search(rule, found[place]), found
+
+
+def test_faults_of_a_pruner_have_their_place(site: Path) -> None:
+    write_package(site, "told_search", OF_SEARCH, SEARCH)
+    assert list(faults_of({"pruner": {"name": "told_stop", "step": 3.0}})) == ["arms.a.pruner.step"]
+    assert list(faults_of({"pruner": {"name": "told_stpo", "step": 0.3}})) == ["arms.a.pruner.name"]
+    found = faults_of({"pruner": {"name": "told_search.nets:FOUND"}})
+    assert "it must be a services.search_plugins.StoppingRule" in found["arms.a.pruner.name"]
+    beside = faults_of({"searcher": "told_search", "n_startup_trials": 3})
+    assert (
+        "belongs to searcher tpe or gp or cmaes, this arm has searcher told_search" in beside["arms.a.n_startup_trials"]
+    )
+
+
+def test_what_a_searcher_declares_that_it_cannot_is_refused(site: Path) -> None:
+    write_package(site, "told_search", OF_SEARCH, SEARCH)
+    arm = {"space": ["training"], "searcher": "told_search.nets:PLAIN"}
+    assert resolve_document(searching(arm), source="x").arms["a"].searcher == "told_search.nets:PLAIN"
+    several = faults_of({**arm, "objectives": ["accuracy", "macs"]})
+    assert "declares that it cannot search for several objectives" in several["arms.a.searcher"]
+    limited = faults_of({**arm, "constraints": {"macs": 10**9}})
+    assert "declares that it cannot search under constraints" in limited["arms.a.searcher"]
+    forked = {**arm, "space": ["told_search.nets:forked"]}
+    with pytest.raises(
+        StudyError, match=r"searcher: .*cannot search spaces whose parameters depend on others, as left"
+    ):
+        resolve_document(searching(forked), source="x", measure=dimensions)
+    resolve_document(searching({**forked, "searcher": "told_search"}), source="x", measure=dimensions)
+
+
+def test_a_searcher_in_a_file_is_relative_to_the_study_and_its_content_is_recorded(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SEARCH)
+    arm = {"space": ["training"], "searcher": "mine.py:FOUND", "pruner": {"name": "mine.py:STOPPED"}}
+    study, _ = read_resolved(str(written(tmp_path, yaml.safe_dump(searching(arm)))))
+    assert study.arms["a"].searcher == f"{tmp_path}/mine.py:FOUND"
+    assert set(files_of(study)) == {f"{tmp_path}/mine.py"}
+
+
+def test_the_json_schema_has_searchers_and_pruners_where_they_are_asked_for(site: Path) -> None:
+    trace = write_package(site, "told_search", OF_SEARCH, SEARCH)
+    arm = {"searcher": {"name": "told_search", "step": 0.4}, "pruner": {"name": "told_stop", "least": 0.2}}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(searching(arm), json_schema())
+    assert not trace.exists()
+    shown = [("searcher", "told_search"), ("pruner", "told_stop")]
+    assert set(shown) <= set(usable_plugins()[0])
+    schema = json_schema(shown)
+    jsonschema.validate(searching(arm), schema)
+    jsonschema.validate(searching({"searcher": "told_search"}), schema)
+    jsonschema.validate(searching({"searcher": "tpe", "pruner": {"name": "asha"}}), schema)
+    for wrong in ({"searcher": {"name": "told_search", "step": 4}}, {"pruner": {"name": "told_stop", "least": -1}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(searching(wrong), schema)

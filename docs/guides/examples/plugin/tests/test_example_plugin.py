@@ -20,6 +20,7 @@ from nas_blockout.testing import (
     space_laws,
 )
 from search_spaces import Context
+from services.testing import PrunerCase, SearchCase, pruner_laws, searcher_laws
 
 SHAPE, CLASSES = (1, 8, 8), 4
 NET = backbone_from_json({"name": "small_net", "width": 4})
@@ -35,6 +36,8 @@ LAWS = [
     ).items(),
     *space_laws(SpaceCase(noise_amplitude, Context(Experiment(backbone=NET, method=NOISE), SHAPE, CLASSES))).items(),
     *source_laws(SourceCase(STRIPES, StripesSettings(images=10))).items(),
+    *searcher_laws(SearchCase("one_plus_one", {"step": 0.2}, trials=6)).items(),
+    *pruner_laws(PrunerCase("far_behind", {"gap": 0.3})).items(),
 ]
 
 

@@ -1,1 +1,1 @@
-"""A backbone, a method, a search space and a source of data for nas-blockout, to be copied."""
+"""Backbone, method, space, source of data, search algorithm and pruner of your own, to be copied."""
