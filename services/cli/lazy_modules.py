@@ -33,7 +33,6 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services import dispatch as dispatch
     from services import estimate as estimate
     from services import migrations as migrations
-    from services import plugin_records as plugin_records
     from services import removal as removal
     from services import replay as replay
     from services import search_plugins as search_plugins
@@ -51,6 +50,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services.execution import driver as driver
     from services.files import disk_full as disk_full
     from services.files import remote as remote
+    from services.files import shipped_code as shipped_code
     from services.finalize import finalize as finalize
     from services.finalize import mlflow_pages as mlflow_pages
     from services.finalize import mlflow_runs as mlflow_runs
@@ -109,6 +109,7 @@ MODULES = {
     "driver": "services.execution.driver",
     "disk_full": "services.files.disk_full",
     "remote": "services.files.remote",
+    "shipped_code": "services.files.shipped_code",
     "to_folder": "services.publishing.to_folder",
     "to_hub": "services.publishing.to_hub",
     "finalize": "services.finalize.finalize",
@@ -116,7 +117,6 @@ MODULES = {
     "mlflow_runs": "services.finalize.mlflow_runs",
     "trial_table": "services.finalize.trial_table",
     "schema_version": "services.store.schema_version",
-    "plugin_records": "services.plugin_records",
     "search_plugins": "services.search_plugins",
     "overrides": "services.study_config.overrides",
     "errors": "services.study_config.errors",

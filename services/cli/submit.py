@@ -24,6 +24,7 @@ from services.cli.console import (
 
 if TYPE_CHECKING:
     from services.cluster.jobs import Job, Jobs
+    from services.files.shipped_code import Shipment
     from services.study_config.overrides import Origin
     from services.study_config.resolved_study import Study
 
@@ -48,6 +49,8 @@ def submit(
 ) -> None:
     """Run a study as a job on a Ray cluster, using the store, tracking server and storage configured there.
 
+    Code in files that the study names travels with it, and the modules beside these files that they import.
+
     Submitting the same study again follows its running job, or reports that it has finished; a job that failed or was
     stopped gets a new attempt, which resumes the study. Ctrl-C leaves the job running.
     """
@@ -55,59 +58,49 @@ def submit(
     if dashboard is None:
         fail(USAGE, "no cluster: pass --address http://HOST:8265, or set NAS_BLOCKOUT_JOBS_ADDRESS")
     resolved, origin = lazy.overrides.read_resolved(study, assignments or ())
-    _refuse_local_files(resolved, origin)
+    _refuse_local_weights(resolved, origin)
+    shipment = lazy.shipped_code.shipment_of(resolved)
     jobs = lazy.jobs.Jobs(dashboard)
-    job = _submit_once(jobs, resolved)
+    job = _submit_once(jobs, resolved, shipment)
     write = log if as_json else print_line
-    write(f"job {job.id}, study {resolved.name}, configuration {resolved.hash}, at {jobs.address}")
+    write(f"job {job.id}, study {resolved.name}, configuration {shipment.hash}, at {jobs.address}")
+    if shipment.files:
+        write(f"with the code of {', '.join(sorted(name for name in shipment.files if '__init__' not in name))}")
     if wait and job.living:
         _follow(jobs, job.id, write=write)
         job = jobs.job(job.id) or job
     if as_json:
-        facts = {"study": resolved.name, "config_hash": resolved.hash, "address": jobs.address}
+        facts = {"study": resolved.name, "config_hash": shipment.hash, "address": jobs.address}
         print_json({"job": job.id, **facts, "state": job.state, "exit_code": job.exit_code})
     _end(job)
 
 
-def _refuse_local_files(study: "Study", origin: "Origin") -> None:
-    """Refuse code and weights in files of this machine: a job gets the study alone, and runs where they may not be.
+def _refuse_local_weights(study: "Study", origin: "Origin") -> None:
+    """Refuse weights in files of this machine: a job gets study and code alone, and runs where they may not be.
 
     Raises:
-        StudyError: An arm names code in a file, or weights outside of the folder that all machines share.
+        StudyError: An arm names weights outside of the folder that all machines share.
     """
     settings, problems = installation(), []
     for name, arm in study.arms.items():
-        for kind, plugin in lazy.plugin_records.used(*arm.code):
-            if plugin.place.rpartition(":")[0].endswith(".py"):
-                problems.append(
-                    f"{origin.source}: arms.{name}: a file does not travel with a submitted study, got the plug-in "
-                    f"{plugin.place} ({kind}); install it as a package on the cluster, or use `nas-blockout run`"
-                )
-        backbone = arm.experiment.to_json()["backbone"]
-        place = f"{origin.source}: arms.{name}.backbone"
-        factory, weights = backbone.get("factory", ""), backbone.get("weights")
-        if factory.rpartition(":")[0].endswith(".py"):
-            problems.append(
-                f"{place}.factory: a file does not travel with a submitted study, got {factory}; install it as a "
-                "package on the cluster and name it as package.module:name, or use `nas-blockout run`"
-            )
+        weights = arm.experiment.to_json()["backbone"].get("weights")
         if weights is not None and not settings.allows_weights(weights):
             problems.append(
-                f"{place}.weights: a file does not travel with a submitted study, got {weights}; put it in a folder "
-                "that all machines have, and name this folder in NAS_BLOCKOUT_WEIGHTS"
+                f"{origin.source}: arms.{name}.backbone.weights: a file does not travel with a submitted study, got "
+                f"{weights}; put it in a folder that all machines have, and name this folder in NAS_BLOCKOUT_WEIGHTS"
             )
     if problems:
         raise lazy.errors.StudyError("\n".join(problems))
 
 
-def _submit_once(jobs: "Jobs", study: "Study") -> "Job":
+def _submit_once(jobs: "Jobs", study: "Study", shipment: "Shipment") -> "Job":
     """Return the job of a study: the one that runs or has finished the study, or else a new attempt.
 
     Ids of jobs are made of the study's name, its hash and the number of the attempt, so that the attempts of a study
     are found by asking for one after another.
     """
     attempt, last = 0, None
-    while (job := jobs.job(lazy.jobs.job_id(study, attempt))) is not None:
+    while (job := jobs.job(lazy.jobs.job_id(study, attempt, shipment))) is not None:
         attempt, last = attempt + 1, job
     if last is not None and (last.living or _has_finished_study(last)):
         log(f"{last.id} was already submitted; state: {last.state}")
@@ -116,7 +109,7 @@ def _submit_once(jobs: "Jobs", study: "Study") -> "Job":
         log(f"{last.id} {_end_text(last)}; a new attempt resumes the study")
     if (capacity := jobs.room(study)) < (wanted := study.config.workers.max_concurrent_trials):
         log(f"warning: the cluster has room for {capacity} of the study's {wanted} concurrent trials")
-    return jobs.submit(study, attempt=attempt)
+    return jobs.submit(study, attempt=attempt, shipment=shipment)
 
 
 def _follow(jobs: "Jobs", job: str, *, write: Callable[[str], None]) -> None:

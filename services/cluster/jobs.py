@@ -1,9 +1,9 @@
 """Whole studies as Ray jobs: submitted over HTTP to a running cluster, where ``nas-blockout run`` runs each of them.
 
-A job contains its study file and nothing else, in particular no secrets. The environment of the cluster determines the
-installed version of ``nas-blockout`` and the locations of the store, the tracking server and the files. What the
-service submits has the identities of its store and home as options, by which a job refuses to run where they are
-others.
+A job contains its study file and the code in files that this names, and nothing else, in particular no secrets. The
+environment of the cluster determines the installed version of ``nas-blockout`` and the locations of the store, the
+tracking server and the files. What the service submits has the identities of its store and home as options, by which
+a job refuses to run where they are others.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ import yaml
 
 from nas_blockout import __version__
 from services.cluster.connection import ClusterError, token
+from services.files.shipped_code import Shipment
 from services.settings import masked
 from services.study_config.resolved_study import Study
 
@@ -99,29 +100,36 @@ class Jobs:
         self.address = address.rstrip("/")
         self._connected: Any = None
 
-    def submit(self, study: Study, *, attempt: int = 0, options: Sequence[str] = ()) -> Job:
+    def submit(
+        self, study: Study, *, attempt: int = 0, options: Sequence[str] = (), shipment: Shipment | None = None
+    ) -> Job:
         """Submit a study, or return its job if this attempt was submitted before, whatever the state of the job.
 
         Args:
             study: The resolved study.
             attempt: Number of the attempt, from 0.
             options: Further words of its command, options of ``nas-blockout run``.
+            shipment: The study with code in files that travels with it; None for the study as it is.
 
         Raises:
             ClusterError: The cluster cannot be reached, rejects our token, or is too small for one trial.
         """
-        name = job_id(study, attempt)
+        sent = shipment or Shipment(study.to_json(), {})
+        name = job_id(study, attempt, shipment)
         if (known := self.job(name)) is not None:
             return known
         self.room(study)  # Ray would queue a job whose trials fit on no node, and the job would wait forever
         with self._translated_errors(), tempfile.TemporaryDirectory(prefix="nas-blockout-") as folder:
-            (Path(folder) / STUDY_FILE).write_text(_file(study), encoding="utf-8")
+            (Path(folder) / STUDY_FILE).write_text(_file(sent.document), encoding="utf-8")
+            for path, text in sent.files.items():
+                (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+                (Path(folder) / path).write_bytes(text)
             try:
                 self._client().submit_job(
                     entrypoint=shlex.join((*ENTRYPOINT, *options)),
                     submission_id=name,
                     runtime_env={"working_dir": folder},
-                    metadata={"study": study.name, "config_hash": study.hash, "nas_blockout": __version__},
+                    metadata={"study": study.name, "config_hash": sent.hash, "nas_blockout": __version__},
                 )
             except RuntimeError as error:
                 if "already exists" not in str(error):  # otherwise another process has just submitted it
@@ -262,9 +270,9 @@ class Jobs:
             ) from error
 
 
-def job_id(study: Study, attempt: int = 0) -> str:
-    """Return the submission id of an attempt; it depends on the study alone, so nothing is submitted twice."""
-    return f"nas-blockout-{study.name}-{study.hash[:12]}-{attempt}"
+def job_id(study: Study, attempt: int = 0, shipment: Shipment | None = None) -> str:
+    """Return the submission id of an attempt; it depends on study and code alone, so nothing is submitted twice."""
+    return f"nas-blockout-{study.name}-{(shipment or study).hash[:12]}-{attempt}"
 
 
 def room(nodes: Sequence[Node], *, cpus: float, gpus: float, ranks: int = 1, apart: bool = False) -> int:
@@ -318,9 +326,9 @@ def _described(nodes: Sequence[Node]) -> str:
     return "; ".join(parts) or "no nodes"
 
 
-def _file(study: Study) -> str:
+def _file(resolved: Mapping[str, Any]) -> str:
     """Return the resolved study as YAML, so that the defaults of the version on the cluster do not apply."""
-    document = json.loads(json.dumps(study.to_json()))  # without shared objects: PyYAML writes these as aliases
+    document = json.loads(json.dumps(resolved))  # without shared objects: PyYAML writes these as aliases
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 

@@ -18,6 +18,7 @@ from services.cluster import ClusterError
 from services.cluster.jobs import Jobs, job_id
 from services.study_config.resolution import study_of
 from services.study_config.resolved_study import Study
+from tests.plugin_packages import NETS
 from tests.services.program import COMMAND, PATIENCE, RUNS_HERE, Ended, alone, here
 from tests.services.serving import answering
 from tests.services.tiny import image_folder
@@ -108,6 +109,23 @@ def test_a_submitted_study_ends_as_a_local_one_and_is_one_job(
     assert ended.json["job"] == job_id(study)
     assert "was already submitted; state: succeeded" in ended.err
     assert jobs.job(job_id(study, 1)) is None
+
+
+def test_code_in_files_travels_with_the_study_to_every_node(ray_cluster: Any, tmp_path: Path) -> None:
+    """Trials run on both nodes, which unpack the job in folders of their own; a factory and a plug-in in one file."""
+    (tmp_path / "mine.py").write_text(
+        f"{NETS}\ndef small(num_classes):\n    return Net(NetSettings(), (1, 8, 8), num_classes)\n"
+    )
+    arms = {
+        "plugin": {"backbone": {"name": "mine.py:Net", "width": 4}},
+        "factory": {"backbone": {"name": "module", "factory": "mine.py:small"}},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, "name": "own-code", "arms": arms, "backbone": {}, "export": ["plugin"]}))
+    ended = command(ray_cluster, "submit", path, "--address", ray_cluster.address)
+    assert ended.code == 0, ended.out[-3000:] + ended.err[-3000:]
+    assert "mine.py" in ended.out
+    assert {name for name, arm in stored("own-code")["arms"].items() if arm["test_accuracy"]} == set(arms)
 
 
 def test_ray_itself_submits_a_folder_and_another_machine_finds_the_results(
