@@ -1,8 +1,8 @@
 """Code in files that travels with a submitted study: as a package whose name has the hash of its content.
 
 A job runs in a copy of its working folder, whose path differs from node to node; but Ray lets every node import what
-lies in it. So ``nets.py:Small`` becomes ``nas_blockout_shipped_1a2b3c4d5e6f.nets:Small``. Other content is another name,
-and so another study: no trial is made with code that the study was not begun with.
+lies in it. So ``nets.py:Small`` becomes ``nas_blockout_shipped_1a2b3c4d5e6f.nets:Small``. Other content is another
+name, and so another study: no trial is made with code that the study was not begun with.
 """
 
 import ast
