@@ -31,7 +31,7 @@ from services.cli import main as cli
 from services.renamed_keys import RENAMED, RENAMED_VALUES
 from services.study_config import resolution, search_options, settings_models, yaml_reader
 from services.study_config import schema as study_file
-from services.study_config.searching import pruners, searchers
+from services.study_config.searching import pruners, searchers, warm_starts
 
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = "<!-- Written by docs/generate_reference.py from the code: do not edit; run `make docs`. -->\n"
@@ -166,6 +166,7 @@ def study_file_page() -> str:
         ("arms.<name>.match", study_file.Match),
         ("arms.<name>.searcher", searchers.SearcherOptions),
         ("arms.<name>.pruner", pruners.Pruner),
+        ("arms.<name>.warm_start", warm_starts.WarmStart),
         ("constraints", search_options.Constraints),
         ("selection", search_options.Selection),
         ("budget", study_file.Budget),

@@ -13,7 +13,14 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from services.api import auth
-from services.api.administration.access import NAME, changeable, may_change, require_visible, sees_command_line
+from services.api.administration.access import (
+    NAME,
+    changeable,
+    earlier_studies,
+    may_change,
+    require_visible,
+    sees_command_line,
+)
 from services.api.auth import Reader, Writer
 from services.api.caches.status_cache import Snapshot
 from services.api.caches.token_cache import Caller
@@ -40,6 +47,7 @@ from services.store.checked_values import MAX_INTEGER
 from services.study_config.overrides import assigned
 from services.study_config.resolution import stored_study
 from services.study_config.resolved_study import Study
+from services.study_config.searching.warm_starts import recalling
 
 KEY_PATTERN = r"^[\x21-\x7e]{1,200}$"
 _LOG = logging.getLogger("nas_blockout.api")
@@ -124,7 +132,8 @@ def submit(
         priority: Of the caller's waiting studies, those with a higher one are first.
     """
     auth.require_write(caller)
-    study = checked_with_lines(document, shared.settings, text)
+    with recalling(earlier_studies(shared, caller)):
+        study = checked_with_lines(document, shared.settings, text)
     adopt = sees_command_line(shared, caller)
     if adopt and (known := begun_without_service(shared, study)) is not None:
         return known
@@ -246,7 +255,8 @@ def extend(shared: Service, caller: Caller, name: str, assignments: list[str]) -
     # Changes apply to what was submitted: in the resolved study, defaults that depend on a key are already filled in.
     source = assigned(row.source or row.document, assignments)
     request_body.require_within_limits(source)
-    study = checked(source, shared.settings, measured=False)
+    with recalling(earlier_studies(shared, caller)):
+        study = checked(source, shared.settings, measured=False)
     if study.name != row.study:
         raise RequestError(
             409,

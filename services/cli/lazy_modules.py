@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services.cluster import jobs as jobs
     from services.execution import destination as destination
     from services.execution import driver as driver
+    from services.execution import earlier_trials as earlier_trials
     from services.files import disk_full as disk_full
     from services.files import remote as remote
     from services.files import shipped_code as shipped_code
@@ -68,6 +69,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services.study_config import yaml_reader as yaml_reader
     from services.study_config.searching import pruners as pruners
     from services.study_config.searching import searchers as searchers
+    from services.study_config.searching import warm_starts as warm_starts
 
 MODULES = {
     "httpx": "httpx",
@@ -107,6 +109,7 @@ MODULES = {
     "jobs": "services.cluster.jobs",
     "destination": "services.execution.destination",
     "driver": "services.execution.driver",
+    "earlier_trials": "services.execution.earlier_trials",
     "disk_full": "services.files.disk_full",
     "remote": "services.files.remote",
     "shipped_code": "services.files.shipped_code",
@@ -123,6 +126,7 @@ MODULES = {
     "schema": "services.study_config.schema",
     "searchers": "services.study_config.searching.searchers",
     "pruners": "services.study_config.searching.pruners",
+    "warm_starts": "services.study_config.searching.warm_starts",
     "settings_models": "services.study_config.settings_models",
     "upgrade": "services.study_config.upgrade",
     "resolution": "services.study_config.resolution",

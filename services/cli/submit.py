@@ -57,7 +57,8 @@ def submit(
     dashboard = address or installation().jobs_address
     if dashboard is None:
         fail(USAGE, "no cluster: pass --address http://HOST:8265, or set NAS_BLOCKOUT_JOBS_ADDRESS")
-    resolved, origin = lazy.overrides.read_resolved(study, assignments or ())
+    with lazy.warm_starts.recalling(lazy.earlier_trials.of_home(installation().store_url)):
+        resolved, origin = lazy.overrides.read_resolved(study, assignments or ())
     _refuse_local_weights(resolved, origin)
     shipment = lazy.shipped_code.shipment_of(resolved)
     jobs = lazy.jobs.Jobs(dashboard)

@@ -75,9 +75,11 @@ def read_study(study: str, assignments: Sequence[str] = ()) -> tuple["Study", "O
         StudyNotFound: There is no such study.
         StudyError: The study violates rules, among which are those that only its data shows.
     """
-    return lazy.overrides.read_resolved(
-        study, assignments, load=lambda settings: lazy.data.load(settings, root=installation().data)
-    )
+    settings = installation()
+    with lazy.warm_starts.recalling(lazy.earlier_trials.of_home(settings.store_url)):
+        return lazy.overrides.read_resolved(
+            study, assignments, load=lambda asked: lazy.data.load(asked, root=settings.data)
+        )
 
 
 def _validate(study: str, *, as_json: bool, assignments: list[str]) -> None:

@@ -21,6 +21,7 @@ from services.analysis.comparison import ComparisonDocument
 from services.estimate import estimate
 from services.execution import driver
 from services.execution.driver import Observe, Progress
+from services.execution.earlier_trials import of_home
 from services.files.disk_full import explain_disk_full
 from services.files.study_dir import Folder
 from services.finalize.finalize import finish
@@ -33,6 +34,7 @@ from services.study_config.errors import LineMap
 from services.study_config.overrides import read_resolved
 from services.study_config.resolution import study_of
 from services.study_config.resolved_study import Study as ResolvedStudy
+from services.study_config.searching.warm_starts import recalling
 from services.study_config.validation import cautions, check_against_data
 from services.study_config.yaml_reader import with_absolute_paths
 
@@ -77,7 +79,8 @@ class Study:
             document["data"] = named
         source = f"Study({name!r})"
         measure = partial(_dimensions, arrays) if arrays is not None else dimensions
-        resolved = study_of(with_absolute_paths(document, Path()), source=source, measure=measure)
+        with recalling(of_home(settings.store_url)):
+            resolved = study_of(with_absolute_paths(document, Path()), source=source, measure=measure)
         self._take(resolved, settings, source, None, arrays)
 
     @classmethod
@@ -97,7 +100,10 @@ class Study:
         """
         settings = _installation(home)
         assignments = [f"{key}={json.dumps(value)}" for key, value in (changes or {}).items()]
-        resolved, origin = read_resolved(str(study), assignments, load=lambda asked: load(asked, root=settings.data))
+        with recalling(of_home(settings.store_url)):
+            resolved, origin = read_resolved(
+                str(study), assignments, load=lambda asked: load(asked, root=settings.data)
+            )
         made = cls.__new__(cls)
         made._take(resolved, settings, origin.source, origin.lines, None)
         return made

@@ -48,6 +48,7 @@ class ProposalSearch:
         seed: Of the study.
         finish: Turns the experiment that a space returns into the one that is run.
         points: The grid, of an arm that is searched on one.
+        first: Points that are tried before the search proposes any.
     """
 
     arm: Arm
@@ -57,6 +58,7 @@ class ProposalSearch:
     seed: int
     finish: Callable[[Experiment], Experiment]
     points: Sequence[Point] = ()
+    first: Sequence[Point] = ()
     _infeasible: list[Infeasible] = field(default_factory=list, init=False)
 
     def propose(self) -> Proposal:
@@ -94,8 +96,8 @@ class ProposalSearch:
 
     def _enqueued(self) -> Point | None:
         """Return the next of the points that are tried before the search, or None if all have been."""
-        place, points = self.trials.tried + len(self._infeasible), self.arm.rules.enqueue
-        return points[place] if place < len(points) else None
+        place = self.trials.tried + len(self._infeasible)
+        return self.first[place] if place < len(self.first) else None
 
     def _ask(self, attempt: int) -> Asked | None:
         """Return an Optuna trial that suggests parameters, or None if the grid has no point left."""

@@ -45,6 +45,7 @@ class Scheduler:
         self._spaces: dict[str, Space] = {
             name: compose([space_named(space) for space in arm.spaces]) for name, arm in study.arms.items()
         }
+        self._first: dict[str, Sequence[Point]] = {}  # by arm: the points that are tried before the search
         self._grids: dict[str, Sequence[Point]] = {}  # computed when needed: enumerating a space takes a while
         for trial in trials:
             self.update(trial)
@@ -225,6 +226,7 @@ class Scheduler:
             self.study.config.seed,
             finish=lambda experiment: self._matched(experiment, target),
             points=self._points(arm),
+            first=self._enqueued(arm),
         ).propose()
         name = proposal.architecture_hash
         trial = Trial(
@@ -241,6 +243,14 @@ class Scheduler:
             suggest_seconds=time.perf_counter() - began,
         )
         return trial.known_as(proposal.experiment)
+
+    def _enqueued(self, arm: Arm) -> Sequence[Point]:
+        """Return the points that an arm tries first: those of the study file, then those of an earlier study."""
+        if arm.name not in self._first:
+            context, beginning = Context(arm.experiment, self.shape, self.classes), arm.rules.beginning
+            recalled = beginning.fitting(self._spaces[arm.name], context)[0] if beginning is not None else []
+            self._first[arm.name] = (*arm.rules.enqueue, *(each.values for each in recalled))
+        return self._first[arm.name]
 
     def _points(self, arm: Arm) -> Sequence[Point]:
         """Return the grid of an arm, nothing for one that is not searched on a grid."""

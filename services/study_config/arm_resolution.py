@@ -22,15 +22,16 @@ from services.study_config.layers import ArmSettings
 from services.study_config.resolved_study import Arm
 from services.study_config.schema import ArmConfig, Match
 from services.study_config.search_options import Options
+from services.study_config.searching.pruners import fewest_epochs
+from services.study_config.searching.warm_starts import Beginning, beginning_of
 from services.study_config.validation import (
     NO_BOUNDS,
     Bounds,
-    fewest_epochs,
     incompatibilities,
     misfits,
     overlong,
     unfit_points,
-    unfit_searcher,
+    unfit_search,
     untrainable,
 )
 
@@ -103,6 +104,7 @@ class ArmResolver:
         self._layers = draft.settings.layers
         self._options = Options.of(draft.arm, draft.base, study)
         self._spaces = draft.arm.space if draft.arm.space is not None else draft.base.space or []
+        self._beginning = self._recalled(str(study.name))
         self._parts = self._read()
         if self._report(overlong(self._parts.training, bounds)):
             self._settings.unknown.add("training.epochs")
@@ -123,8 +125,19 @@ class ArmResolver:
             self._options.searcher_name,
             draft.match.arm if draft.match else None,
             draft.arm.description,
-            self._options.rules(epochs=self._experiment.training.epochs),
+            self._options.rules(epochs=self._experiment.training.epochs, beginning=self._beginning),
         )
+
+    def _recalled(self, study: str) -> Beginning | None:
+        """Return the trials of an earlier study with which the arm begins, or None if there are none."""
+        wanted = self._options.warm_start
+        if wanted is None or self._settings.depends_on_unknown(["warm_start"]):
+            return None
+        try:
+            return beginning_of(study, self._settings.name, wanted)
+        except Conflict as conflict:
+            self._report([conflict])
+            return None
 
     def _report(self, found: Iterable[Conflict]) -> bool:
         """Add conflicts between known settings to the violations; return whether there was any conflict."""
@@ -163,8 +176,8 @@ class ArmResolver:
             return
         if not misfit:
             self._report(unfit_points(experiment, self._spaces, self._options.enqueue, dimensions, self._bounds))
-            searcher = self._options.searcher.name
-            self._report(unfit_searcher(searcher, experiment, self._spaces, dimensions, self._bounds))
+            searcher, beginning = self._options.searcher.name, self._beginning
+            self._report(unfit_search(searcher, beginning, experiment, self._spaces, dimensions, self._bounds))
         grid = self._options.searcher.name == "grid" and not misfit
         found = untrainable(
             experiment,

@@ -452,7 +452,7 @@ class _Draft:
 def _without_fragments(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return known keys without mappings of which a required key is unknown, and with a name for every pruner."""
     whole = dict(values)
-    for key, required in (("match", "arm"), ("selection", "objective")):
+    for key, required in (("match", "arm"), ("selection", "objective"), ("warm_start", "study")):
         if whole.get(key) is not None and required not in whole[key]:
             del whole[key]
     if isinstance(whole.get("searcher"), Mapping) and "name" not in whole["searcher"]:

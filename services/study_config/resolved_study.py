@@ -8,6 +8,7 @@ from nas_blockout.data import DataSettings
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods import method_to_json
 from nas_blockout.serialization import from_json, to_json
+from search_spaces import Context, compose, space_named
 from services.plugin_records import Code, PluginMissing, Records, records_of, require_present
 from services.renamed_keys import study_hash, upgraded_experiment, upgraded_study
 from services.study_config.errors import StudyError
@@ -45,6 +46,18 @@ class Arm:
         pruner = self.rules.pruner
         search = [("searchers", self.searcher), *([("pruners", pruner.name)] if pruner is not None else [])]
         return self.experiment, self.spaces, tuple(search)
+
+    def skipped(self, shape: tuple[int, int, int], classes: int) -> list[str]:
+        """Return which trials of an earlier study are not tried, since they are not in its spaces.
+
+        Args:
+            shape: Channels, height and width of an image.
+            classes: Number of classes.
+        """
+        if self.rules.beginning is None:
+            return []
+        space = compose([space_named(name) for name in self.spaces])
+        return self.rules.beginning.fitting(space, Context(self.experiment, shape, classes))[1]
 
     def to_json(self) -> dict[str, Any]:
         """Return the arm as plain JSON types."""

@@ -20,6 +20,7 @@ from services.study_config.searching.searchers import (
     SearcherSettings,
     searcher_settings,
 )
+from services.study_config.searching.warm_starts import Beginning, WarmStart
 
 Metric = Literal["accuracy", "balanced_accuracy"]
 Point = Mapping[str, bool | int | float | str]
@@ -74,6 +75,7 @@ class Rules:
         selection: Which trial is retrained; None for the most accurate one.
         enqueue: Points that are tried first, in this order.
         plugin_settings: Settings of the search algorithm of a plug-in; None for one that is built in.
+        beginning: Trials of an earlier study whose points are tried after those of `enqueue`; None for none.
     """
 
     grid_points: int = GRID_POINTS
@@ -85,6 +87,7 @@ class Rules:
     selection: Selection | None = None
     enqueue: tuple[Point, ...] = ()
     plugin_settings: Any = None
+    beginning: Beginning | None = None
 
     def __post_init__(self) -> None:
         refuse(_unselectable(self.pruner, self.objectives, self.selection))
@@ -106,6 +109,7 @@ class Rules:
             "objectives": list(self.objectives) if self.objectives != ("accuracy",) else None,
             "selection": self.selection.model_dump() if self.selection else None,
             "enqueue": [dict(point) for point in self.enqueue] or None,
+            "warm_start": self.beginning.to_json() if self.beginning else None,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -124,6 +128,7 @@ class Rules:
             selection=Selection.model_validate(document["selection"]) if "selection" in document else None,
             enqueue=tuple(document.get("enqueue", ())),
             plugin_settings=plugin,
+            beginning=Beginning.from_json(document["warm_start"]) if "warm_start" in document else None,
         )
 
 
@@ -175,6 +180,11 @@ class Searching(Wanted):
         description="Points that are tried before the search proposes any: the values of all parameters of the spaces, "
         "by name. They are charged like other trials.",
     )
+    warm_start: WarmStart | None = Field(
+        None,
+        description="An earlier study whose best trials are tried first, after `enqueue`. They are trained again and "
+        "charged like other trials.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +200,7 @@ class Options:
         objectives: What is optimized.
         selection: Which trial is retrained.
         enqueue: Points that are tried first.
+        warm_start: An earlier study whose best trials are tried after these.
     """
 
     searcher: Searcher
@@ -200,6 +211,7 @@ class Options:
     objectives: tuple[Objective, ...]
     selection: Selection | None
     enqueue: tuple[Point, ...]
+    warm_start: WarmStart | None = None
 
     @classmethod
     def of(cls, arm: Searching, base: Searching, study: Wanted) -> Self:
@@ -221,6 +233,7 @@ class Options:
             objectives=tuple(arm.objectives or base.objectives or study.objectives or ["accuracy"]),
             selection=arm.selection or base.selection or study.selection,
             enqueue=tuple((arm.enqueue if arm.enqueue is not None else base.enqueue) or ()),
+            warm_start=arm.warm_start or base.warm_start,
         )
 
     @property
@@ -246,6 +259,9 @@ class Options:
         yield from self._unable()
         if self.enqueue and name == "grid":
             yield Conflict("enqueue: a grid tries every point anyway; leave one of the two out", "enqueue", "searcher")
+        if self.warm_start is not None and name == "grid":
+            message = "warm_start: a grid tries every point anyway; leave one of the two out"
+            yield Conflict(message, "warm_start", "searcher")
         if self.pruner is not None:
             yield from self.pruner.conflicts(epochs)
         yield from _unselectable(self.pruner, self.objectives, self.selection)
@@ -271,11 +287,12 @@ class Options:
             message = f"searcher: {name} declares that it cannot search under constraints"
             yield Conflict(f"{message}: use another searcher, or leave them out", "searcher", "constraints")
 
-    def rules(self, *, epochs: int) -> Rules:
+    def rules(self, *, epochs: int, beginning: Beginning | None = None) -> Rules:
         """Return the rules by which the arm searches.
 
         Args:
             epochs: Epochs of a trial.
+            beginning: Trials of an earlier study with which it begins.
 
         Raises:
             Conflict: The options contradict each other.
@@ -291,6 +308,7 @@ class Options:
             selection=self.selection,
             enqueue=self.enqueue,
             plugin_settings=self.searcher.own_settings() if isinstance(self.searcher, PluginSearcher) else None,
+            beginning=beginning,
         )
 
     @property

@@ -37,8 +37,9 @@ from services.study_config.layers import ARM_SECTIONS, ArmSettings, arms_of
 from services.study_config.resolved_study import Arm, Study
 from services.study_config.schema import Budget
 from services.study_config.search_options import Constraints, Point
-from services.study_config.searching.pruners import AnyPruner
+from services.study_config.searching.pruners import fewest_epochs
 from services.study_config.searching.search_code import unsearchable
+from services.study_config.searching.warm_starts import Beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +181,19 @@ def unfit_points(
             yield Conflict(f"{message}; {near(unknown[0], sorted(recorded.asked))}", "enqueue", "space", *_OF_NETWORK)
 
 
-def unfit_searcher(
-    searcher: str, experiment: Experiment, spaces: Sequence[str], data: Dimensions, bounds: Bounds = NO_BOUNDS
+def unfit_search(
+    searcher: str,
+    beginning: Beginning | None,
+    experiment: Experiment,
+    spaces: Sequence[str],
+    data: Dimensions,
+    bounds: Bounds = NO_BOUNDS,
 ) -> Iterator[Conflict]:
-    """Yield that a search algorithm cannot search the spaces of its arm, as far as they can be run.
+    """Yield that an arm cannot be searched as it should be, as far as its spaces can be run.
 
     Args:
         searcher: Name of the search algorithm.
+        beginning: Trials of an earlier study with which it begins, or None.
         experiment: Experiment of the arm before the search, whose spaces fit.
         spaces: Names of the search spaces.
         data: What is known of the data.
@@ -194,8 +201,9 @@ def unfit_searcher(
     """
     shape, classes, certain = _assumed(data)
     if certain and (bounds.traced or not _is_traced(experiment, spaces)):
-        space = compose([space_named(name) for name in spaces])
-        yield from unsearchable(searcher, space, Context(experiment, shape, classes))
+        space, context = compose([space_named(name) for name in spaces]), Context(experiment, shape, classes)
+        yield from unsearchable(searcher, space, context)
+        yield from beginning.conflicts(space, context) if beginning is not None else ()
 
 
 def untrainable(
@@ -416,16 +424,6 @@ def check_against_dimensions(
         raise StudyError.of(with_lines(violations, lines), source=source)
 
 
-def fewest_epochs(epochs: int, pruner: AnyPruner | None) -> int:
-    """Return the epochs after which a trial may be stopped, for the first time; 1 where that is not known."""
-    if pruner is None:
-        return epochs
-    try:
-        return pruner.resolved(epochs).earliest
-    except Conflict:  # which is reported where the pruner is checked
-        return 1
-
-
 def _undivided(study: Study, arm: Arm) -> Iterator[Conflict]:
     """Yield what keeps several ranks from training the trials of an arm together."""
     if study.config.workers.ranks_of_trial > 1 and (conflict := indivisible(arm.experiment.training)):
@@ -437,6 +435,7 @@ def _unfit(arm: Arm, data: Dimensions, bounds: Bounds) -> Iterator[Conflict]:
     yield from faults
     if not faults:
         yield from unfit_points(arm.experiment, arm.spaces, arm.rules.enqueue, data, bounds)
+        yield from unfit_search(arm.searcher, arm.rules.beginning, arm.experiment, arm.spaces, data, bounds)
     yield from untrainable(
         arm.experiment,
         arm.spaces,
@@ -461,7 +460,7 @@ def cautions(study: Study, splits: Splits) -> Iterator[str]:
     shape, classes = splits.shape, len(splits.class_names)
     for name, arm in study.arms.items():
         method = arm.experiment.method
-        notes = notes_of(arm.experiment, shape=shape, classes=classes)
+        notes = [*notes_of(arm.experiment, shape=shape, classes=classes), *arm.skipped(shape, classes)]
         yield from (f"arm {name!r}: {note}" for note in notes)
         if not isinstance(method, BlockDropSettings):
             continue

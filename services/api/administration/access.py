@@ -5,12 +5,15 @@ through the service.
 """
 
 import re
+from collections.abc import Sequence
 
 from services.api.caches.status_cache import Snapshot
 from services.api.caches.token_cache import Caller
 from services.api.errors import RequestError, not_found
 from services.api.state import Service
+from services.execution.earlier_trials import recalled
 from services.store import QueueRow, QueueSummary
+from services.study_config.searching.warm_starts import Recall, Recalled, WarmStart
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -69,6 +72,32 @@ def sees_command_line(shared: Service, caller: Caller) -> bool:
     They have no owner in the store: administrators see them, and the one owner whom the operator names.
     """
     return caller.administers or caller.owner == shared.settings.command_line_owner
+
+
+def earlier_studies(shared: Service, caller: Caller) -> Recall:
+    """Return what reads the trials of earlier studies for a warm start: of those that the caller may see.
+
+    A study of somebody else is answered like one that does not exist, and named by no error.
+    """
+
+    def visible(name: str) -> QueueRow | None:
+        try:
+            return own(shared, caller, name)
+        except RequestError:
+            return None
+
+    def recall(study: str, arm: str, wanted: WarmStart) -> Sequence[Recalled]:
+        begun = visible(study)
+        return recalled(
+            shared.store,
+            wanted,
+            own=begun.document if begun is not None else None,
+            arm=arm,
+            may_read=lambda name: visible(name) is not None,
+            known=[row.study for row in shared.store.queue(owner=caller.owner)],
+        )
+
+    return recall
 
 
 def _may_see(shared: Service, caller: Caller, row: QueueSummary) -> bool:

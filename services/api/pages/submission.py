@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 
 from nas_blockout.data import DataError, dimensions
 from services.api import studies
-from services.api.administration.access import sees_command_line
+from services.api.administration.access import earlier_studies, sees_command_line
 from services.api.errors import RequestError
 from services.api.pages import editor
 from services.api.pages.pace import Pace, pace_of
@@ -24,6 +24,7 @@ from services.store import QueueRow, QueueSummary, StoreError
 from services.study_config.errors import StudyError
 from services.study_config.overrides import assigned
 from services.study_config.resolved_study import Study
+from services.study_config.searching.warm_starts import recalling
 from services.study_config.yaml_reader import bundled, read_document
 
 _MOST_COMPARED = 100  # finished studies, the newest ones, that a new one is compared with
@@ -149,7 +150,8 @@ def _resolved(visited: Visit, written: Written) -> tuple[dict[str, Any], Study]:
         document = assigned(document, [f"name={json.dumps(written.name)}"])
     request_body.require_within_limits(document)
     text = None if written.bundled else written.text
-    return document, checked_with_lines(document, visited.shared.settings, text)
+    with recalling(earlier_studies(visited.shared, visited.caller)):
+        return document, checked_with_lines(document, visited.shared.settings, text)
 
 
 def _document(written: Written) -> dict[str, Any]:

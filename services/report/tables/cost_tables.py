@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nas_blockout.serialization import count_of
 from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.latency import spread_text
 from services.analysis.searches.pareto import Front, FrontTrial
@@ -109,7 +110,7 @@ def search_tables(view: ReportView, document: ComparisonDocument) -> Iterator[Ta
         [
             [
                 Cell(name),
-                Cell(str(arms_of_study.get(name, {}).get("searcher", ABSENT))),
+                Cell(_search_of(arms_of_study.get(name, {}))),
                 *(counted(name, state) for state in ("complete", "failed", "pruned")),
                 count(arm.replicates),
                 count(arm.infeasible),
@@ -120,6 +121,15 @@ def search_tables(view: ReportView, document: ComparisonDocument) -> Iterator[Ta
     )
     yield from _reached(document)
     yield from _fronts(document)
+
+
+def _search_of(arm: Mapping[str, Any]) -> str:
+    """Return the search algorithm of a resolved arm, and the earlier study whose trials it began with."""
+    searcher, beginning = str(arm.get("searcher", ABSENT)), arm.get("warm_start")
+    if beginning is None:
+        return searcher
+    begun = count_of(len(beginning["trials"]), "trial")
+    return f"{searcher}, begun with the best {begun} of study {beginning['study']}, whose search is not charged here"
 
 
 def _reached(document: ComparisonDocument) -> Iterator[Table]:

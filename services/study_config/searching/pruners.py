@@ -250,6 +250,16 @@ class PluginPruner(BaseModel):
 AnyPruner = Pruner | PluginPruner
 
 
+def fewest_epochs(epochs: int, pruner: AnyPruner | None) -> int:
+    """Return the epochs after which a trial may be stopped, for the first time; 1 where that is not known."""
+    if pruner is None:
+        return epochs
+    try:
+        return pruner.resolved(epochs).earliest
+    except Conflict:  # which is reported where the pruner is checked
+        return 1
+
+
 def pruner_from_json(document: Mapping[str, Any]) -> AnyPruner:
     """Read early stopping back from the result of its `to_json`."""
     is_built_in = document.get("name") in PRUNER_CHOICES.built_in
