@@ -24,12 +24,14 @@ from services.analysis.comparison import (
     Spending,
     recommendation_of,
     test_of,
+    validation_of,
 )
 from services.analysis.latency import Latency
 from services.analysis.learned_paths import arm_paths
 from services.analysis.learned_structure import ArmStructure, arm_memberships, arm_structure
 from services.analysis.robustness import RobustnessResult
 from services.analysis.searches.pareto import Timed, fronts
+from services.analysis.searches.proxy_check import Ranking, RungRanking, winners_ranking
 from services.analysis.searches.search_progress import progress_of
 from services.analysis.seed_metrics import Accuracy, PairResult, balanced_of, classes_of
 from services.analysis.usage import usage_of
@@ -80,6 +82,7 @@ def build(
     latency: Mapping[str, Latency] | None = None,
     search_latency: Mapping[TrialKey, Timed] | None = None,
     structures: Mapping[str, Structure] | None = None,
+    rungs: Mapping[str, list[RungRanking]] | None = None,
     extensions: int = 0,
 ) -> ComparisonDocument:
     """Compare the arms of a study.
@@ -90,6 +93,7 @@ def build(
         latency: Of the exported models, measured together, by arm.
         search_latency: Of search trials, measured together, where an arm searches for it.
         structures: How far the exported networks branch, by arm; where it is left out, what the trials recorded.
+        rungs: How early rungs rank, by arm, for which the epochs of trials are needed.
         extensions: How often the study was extended after its result was known.
 
     Raises:
@@ -105,6 +109,7 @@ def build(
                 "ended_by": ended[name],
                 "search": searches.get(name),
                 "front": by_front.get(name),
+                "rungs": (rungs or {}).get(name),
                 "structure": _structure(by_arm[name], (structures or {}).get(name), study.config.metric),
             }
         )
@@ -121,13 +126,7 @@ def build(
         pairs = []
     tested = significance.compare(scores, pairs=pairs)
     untested = [name for name in arms if name not in scores]
-    reasons = [
-        f"{count_of(unfinished, 'trial has', 'trials have')} not ended" if unfinished else None,
-        disagreement,
-        f"no retrained model in {', '.join(untested)}" if untested else None,
-        tested.reason,
-    ]
-    reason = "; ".join(text for text in reasons if text) or None
+    reason = _reason(unfinished, disagreement, untested, tested.reason)
     results, margin = [PairResult.of(pair) for pair in tested.pairs], study.config.equivalence_margin
     return ComparisonDocument(
         study=study.name,
@@ -135,6 +134,7 @@ def build(
         arms=arms,
         metric=metric,
         pairs=results,
+        winners=_winners(study, by_arm, arms),
         ranking=list(tested.ranking) if tested.ranking and reason is None else None,
         ranking_seeds=sorted(set.intersection(*map(set, scores.values()))) if reason is None else [],
         reason=reason,
@@ -145,6 +145,23 @@ def build(
         if unfinished
         else recommendation_of(arms, results, margin=margin, reason=reason, metric=metric),
     )
+
+
+def _reason(unfinished: int, disagreement: str | None, untested: Sequence[str], other: str | None) -> str | None:
+    """Return why there is no ranking, or None where there is one."""
+    reasons = [
+        f"{count_of(unfinished, 'trial has', 'trials have')} not ended" if unfinished else None,
+        disagreement,
+        f"no retrained model in {', '.join(untested)}" if untested else None,
+        other,
+    ]
+    return "; ".join(text for text in reasons if text) or None
+
+
+def _winners(study: Study, by_arm: Mapping[str, Sequence[Trial]], arms: Mapping[str, ArmResult]) -> Ranking | None:
+    metric = study.config.metric
+    retrained = {name: found.mean for name, arm in arms.items() if (found := validation_of(arm, metric)) is not None}
+    return winners_ranking(study, (trial for group in by_arm.values() for trial in group), retrained)
 
 
 def _by_arm(study: Study, trials: Iterable[Trial]) -> dict[str, list[Trial]]:

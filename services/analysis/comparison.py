@@ -13,6 +13,7 @@ from services.analysis.learned_structure import ArmMemberships, ArmStructure
 from services.analysis.recommendation import Candidate, Recommendation, recommend
 from services.analysis.robustness import RobustnessResult
 from services.analysis.searches.pareto import Front
+from services.analysis.searches.proxy_check import Ranking, RungRanking
 from services.analysis.searches.search_progress import SearchProgress
 from services.analysis.seed_metrics import Accuracy, Amount, ClassResult, Count, PairResult, Share, Strict
 from services.analysis.usage import ArmUsage
@@ -87,6 +88,11 @@ class ArmResult(Strict):
     macs_per_seed: dict[str, Count]
     latency_ms: Latency | None
     search: SearchProgress | None = Field(None, description="How its search went on, if it tried more than one trial.")
+    rungs: list[RungRanking] | None = Field(
+        None,
+        description="How its early rungs rank the trials that reached the end, if it stops trials early. Trials were "
+        "chosen by their early score, so that the agreement over all of them would as a rule be higher.",
+    )
     front: Front | None = Field(None, description="Pareto front of its search, where it had several objectives.")
     architecture: str | None
     structure: ArmStructure | None = Field(None, description="How far its networks branch, if they have groups.")
@@ -128,6 +134,11 @@ class ComparisonDocument(Strict):
     arms: dict[str, ArmResult]
     metric: Metric = Field("accuracy", description="What ranking, pairs and recommendation go by.")
     pairs: list[PairResult] = Field(description="All pairs that were tested, corrected together.")
+    winners: Ranking | None = Field(
+        None,
+        description="How the score of the winning search trial and the mean of its retrainings rank the arms, on "
+        "validation images.",
+    )
     ranking: list[str] | None = Field(description="The arms by mean test accuracy, best first.")
     ranking_seeds: list[int] = Field(description="Seeds that all arms have: the ranking is over them.")
     reason: str | None = Field(description="Why there is no ranking.")

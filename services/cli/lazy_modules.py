@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from services.analysis import learned_structure as learned_structure
     from services.analysis import robustness as robustness
     from services.analysis import verdict as verdict
+    from services.analysis.searches import proxy_check as proxy_check
     from services.budget import accounting as accounting
     from services.cli import progress as progress
     from services.cluster import jobs as jobs
@@ -104,6 +105,7 @@ MODULES = {
     "learned_structure": "services.analysis.learned_structure",
     "robustness": "services.analysis.robustness",
     "verdict": "services.analysis.verdict",
+    "proxy_check": "services.analysis.searches.proxy_check",
     "accounting": "services.budget.accounting",
     "progress": "services.cli.progress",
     "jobs": "services.cluster.jobs",

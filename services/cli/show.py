@@ -135,6 +135,9 @@ def _print_head(settings: "Settings", row: "StudyRow", waiting: "QueueSummary | 
         log(f"note: {path} cannot be read, run the study again to write it anew: {str(error).splitlines()[0]}")
         return
     print_table(lazy.progress.verdict_and_model(comparison))
+    for arm, found in comparison.arms.items():
+        if found.rungs:
+            print_line(lazy.proxy_check.told(arm, found.rungs))
 
 
 def _read(store: "Store", study: str, *, failed: bool, limit: int) -> "tuple[list[Trial], Sequence[Trial], int]":

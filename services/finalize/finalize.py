@@ -13,6 +13,7 @@ from services.analysis.compare import build
 from services.analysis.comparison import ComparisonDocument
 from services.analysis.latency import Latency
 from services.analysis.searches.pareto import Timed
+from services.analysis.searches.proxy_check import RungRanking, rung_rankings
 from services.budget.accounting import stale
 from services.files.network_files import files_of, require_same_files
 from services.files.remote import put_folder
@@ -85,6 +86,7 @@ def finish(study: Study, store: Store, settings: Settings, *, splits: Splits, lo
         latency=latencies(models, splits),
         search_latency=search_latencies(study, trials, splits),
         structures=structures(models),
+        rungs=rung_rankings(study, trials, lambda trial: _curve(study, store, trial)),
     )
     log("exporting and verifying the winners")
     exported = {arm: (winners[arm], models[arm]) for arm in _to_export(study, winners, document, folder)}
@@ -120,6 +122,12 @@ def _to_export(study: Study, winners: Iterable[str], document: ComparisonDocumen
     ]
 
 
+def _curve(study: Study, store: Store, trial: Trial) -> list[float]:
+    """Return the metric of a study on validation images after each epoch of a trial; 0 where it diverged."""
+    metric = f"validation_{study.config.metric}"
+    return [float(epoch.metrics.get(metric) or 0.0) for epoch in store.epochs(trial.id)]
+
+
 def write_comparison(
     study: Study,
     trials: Sequence[Trial],
@@ -128,6 +136,7 @@ def write_comparison(
     latency: Mapping[str, Latency],
     search_latency: Mapping[TrialKey, Timed] | None = None,
     structures: Mapping[str, Structure] | None = None,
+    rungs: Mapping[str, list[RungRanking]] | None = None,
 ) -> ComparisonDocument:
     """Write ``comparison.json`` and ``trials.csv``; return the comparison."""
     document = build(
@@ -136,6 +145,7 @@ def write_comparison(
         latency=latency,
         search_latency=search_latency,
         structures=structures,
+        rungs=rungs,
         extensions=len(folder.earlier_comparisons()),
     )
     write_json(folder.comparison, document.model_dump(mode="json"))

@@ -1,12 +1,14 @@
 """The tables of what a study did: cost, searches, Pareto fronts, trials, environment."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nas_blockout.serialization import count_of
 from services.analysis.comparison import ArmResult, ComparisonDocument
 from services.analysis.latency import spread_text
 from services.analysis.searches.pareto import Front, FrontTrial
+from services.analysis.searches.proxy_check import Ranking
 from services.analysis.usage import ArmUsage
 from services.budget.accounting import END_WORDS
 from services.report.tables.report_table import Cell, Column, Table, amount, count, share, table, without
@@ -120,6 +122,7 @@ def search_tables(view: ReportView, document: ComparisonDocument) -> Iterator[Ta
         ],
     )
     yield from _reached(document)
+    yield from _rungs(document)
     yield from _fronts(document)
 
 
@@ -155,6 +158,44 @@ def _reached(document: ComparisonDocument) -> Iterator[Table]:
             for name, search in searches.items()
         ],
     )
+
+
+def _rungs(document: ComparisonDocument) -> Iterator[Table]:
+    """Yield how early rungs rank, and how the winners of the searches do, if it is known of any."""
+    rows: list[list[Cell | str]] = [
+        [Cell(name), Cell(f"after {count_of(rung.epochs, 'epoch')}"), count(rung.reached), *_ranked(rung)]
+        for name, arm in in_order(document).items()
+        for rung in arm.rungs or ()
+    ]
+    if document.winners is not None and document.winners.tau is not None:
+        rows.append([Cell("all arms"), Cell("winning trial"), Cell(ABSENT), *_ranked(document.winners)])
+    if rows:
+        yield table(
+            "rungs",
+            "Whether early scores rank as late ones",
+            f"Rank correlation of the validation {document.metric_words} after an early rung and at the end, over the "
+            "search trials that reached it, with 95% intervals from resampled trials: 1 is the same order, 0 is none. "
+            "Early stopping has chosen these trials by their early score, so that they differ less in it than all "
+            "trials: over all of them the agreement would as a rule be higher. The last row compares the winning trial "
+            "of each arm with the mean of its retrainings. With fewer than 5 nothing is said. Data: comparison.json, "
+            "arms.*.rungs and winners.",
+            [
+                Column("arm"),
+                Column("early score", is_text=True),
+                *("trials that reached it", "compared", "Kendall's tau", "Spearman's rho"),
+            ],
+            rows,
+        )
+
+
+def _ranked(found: Ranking) -> list[Cell]:
+    def shown(value: float | None, interval: tuple[float, float] | None) -> Cell:
+        if value is None:
+            return Cell(ABSENT)
+        ends = [] if interval is None else [format(end, ".2f").replace("-", "\N{MINUS SIGN}") for end in interval]
+        return replace(amount(value, ".2f"), small=" to ".join(ends), small_value=interval)
+
+    return [count(found.n), shown(found.tau, found.tau_ci95), shown(found.spearman, found.spearman_ci95)]
 
 
 def _fronts(document: ComparisonDocument) -> Iterator[Table]:
