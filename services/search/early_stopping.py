@@ -33,16 +33,17 @@ class EarlyStopping(ABC):
         """Return the bracket of the trial of a number; None where there are no brackets."""
         return None
 
-    def reason_to_stop(self, trial: Trial, *, since: int) -> tuple[int, str] | None:
+    def reason_to_stop(self, trial: Trial, *, since: int, metric: str = "accuracy") -> tuple[int, str] | None:
         """Return the epoch after which a trial is to be stopped and why, or None if it trains on.
 
         Args:
             trial: The trial, of which `update` knows, with its curve so far.
             since: Number of epochs that were recorded before the latest report; rungs below it were decided then.
+            metric: What the curves are of, in words.
         """
         for rung in self.rungs(trial.number):
             # `since` itself is included: a driver that died after recording the epoch has not decided on it yet.
             if since <= rung <= len(trial.curve) and (why := self.reason_at(trial, rung)) is not None:
-                at = f"stopped early after {count_of(rung, 'epoch')}: validation accuracy {trial.curve[rung - 1]:.4f}"
+                at = f"stopped early after {count_of(rung, 'epoch')}: validation {metric} {trial.curve[rung - 1]:.4f}"
                 return rung, f"{at}, {why}"
         return None

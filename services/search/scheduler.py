@@ -103,7 +103,7 @@ class Scheduler:
         if stopping is None or trial.phase != SEARCH:
             return None
         stopping.update(trial)
-        return stopping.reason_to_stop(trial, since=since)
+        return stopping.reason_to_stop(trial, since=since, metric=self.study.config.metric.replace("_", " "))
 
     def rungs(self, trial: Trial) -> tuple[int, ...]:
         """Return the epochs after which a trial may be stopped early."""

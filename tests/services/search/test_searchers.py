@@ -231,6 +231,15 @@ def test_a_trial_is_compared_with_all_that_have_reached_its_rung_also_if_they_we
     assert scheduler.reason_to_stop(trial, since=1) is None
 
 
+def test_the_reason_to_stop_names_the_metric_of_the_study() -> None:
+    arm = {**TRAINING, "pruner": {"name": "asha", "rungs": [2, 4], "reduction_factor": 2}}
+    scheduler = scheduler_of(study(arm, metric="balanced_accuracy"))
+    curved(scheduler, 0, [0.1, 0.9])
+    stop = scheduler.reason_to_stop(curved(scheduler, 1, [0.1, 0.7]), since=1)
+    assert stop is not None
+    assert "after 2 epochs: validation balanced accuracy 0.7000, 1 of the 2" in stop[1]
+
+
 def test_a_rung_left_behind_is_not_looked_at_again_but_the_last_one_is() -> None:
     scheduler = scheduler_of(study({**TRAINING, "pruner": {"name": "asha", "rungs": [2, 4], "reduction_factor": 2}}))
     curved(scheduler, 0, [0.9, 0.9, 0.9])
