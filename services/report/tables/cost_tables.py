@@ -182,7 +182,9 @@ def _rungs(document: ComparisonDocument) -> Iterator[Table]:
             [
                 Column("arm"),
                 Column("early score", is_text=True),
-                *("trials that reached it", "compared", "Kendall's tau", "Spearman's rho"),
+                *("trials that reached it", "compared"),
+                Column("Kendall's tau", small="95% interval of tau"),
+                Column("Spearman's rho", small="95% interval of rho"),
             ],
             rows,
         )

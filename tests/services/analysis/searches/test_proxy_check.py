@@ -8,6 +8,7 @@ import pytest
 from services.analysis.compare import build
 from services.analysis.searches.proxy_check import RungRanking, rung_rankings, told, winners_ranking
 from services.report.tables.cost_tables import search_tables
+from services.report.tables.report_table import flat_columns
 from services.report.view import ReportView
 from services.study_config.resolution import resolve_document
 from services.study_config.resolved_study import Study
@@ -107,6 +108,8 @@ def test_the_report_has_a_row_for_each_rung() -> None:
         ["a", "after 3 epochs", "6", "5", "\N{MINUS SIGN}0.80", "\N{MINUS SIGN}0.90"],
     ]
     assert "as a rule be higher" in shown.caption
+    headings = [heading for heading, _, _, _ in flat_columns(shown)]
+    assert headings[4:7] == ["Kendall's tau", "95% interval of tau", "95% interval of tau"]
     without = build(given, trials)
     assert [each.name for each in search_tables(replace(view, comparison=without), without)] == ["searches"]
 
