@@ -120,6 +120,8 @@ _ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "label_column": None,
             "group_column": None,
             "split_column": None,
+            "folds": None,
+            "fold": None,
             "options": {},
         },
         "method": {

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from types import MappingProxyType
 from typing import Annotated
@@ -82,6 +82,12 @@ class DataSettings:
         label_column: Column with the classes (`table`); None for ``label``.
         group_column: Column with the groups of images (`table`), none of which is in two splits; None for no groups.
         split_column: Column that says train, validation or test (`table`); None to divide by `split_seed`.
+        folds: Number of folds for cross-validation, in 2..20; None for one division. All images that are no test
+            images, those of train and validation together, are divided by `split_seed` into folds of the same size and
+            the same shares of the classes, and no group is in two folds. One fold is for validation, the others are
+            trained on. The search holds out `fold`; the retraining with the first of the seeds holds out fold 0, that
+            with the second fold 1, and so on.
+        fold: Number of the fold for validation, from 0; None for 0.
         options: Settings of a source that is a plug-in; others have none.
 
     Raises:
@@ -107,6 +113,8 @@ class DataSettings:
     label_column: str | None = None
     group_column: str | None = None
     split_column: str | None = None
+    folds: Annotated[int, Range(ge=2, le=20)] | None = None
+    fold: Annotated[int, Range(ge=0, le=19)] | None = None
     options: PlainMapping = PlainMapping()  # noqa: RUF009  # it is immutable
 
     def __post_init__(self) -> None:
@@ -116,6 +124,14 @@ class DataSettings:
     def _conflicts(self) -> Iterator[Conflict]:
         yield from self._of_names()
         yield from self._of_tables()
+        if self.fold is not None and self.folds is None:
+            yield Conflict(
+                f"fold is the number of one of the folds, got {self.fold}; set folds as well", "fold", "folds"
+            )
+        elif self.fold is not None and self.folds is not None and self.fold >= self.folds:
+            yield Conflict(
+                f"fold must lie in 0..{self.folds - 1} for {self.folds} folds, got {self.fold}", "fold", "folds"
+            )
         for key, owners in _OWN.items():
             if (value := getattr(self, key)) not in (None, ()) and self.name not in owners:
                 owner = f"{owners[0]} alone" if len(owners) == 1 else " and ".join(owners)
@@ -165,6 +181,10 @@ class DataSettings:
         if self.group_column is not None and self.group_pattern is not None:
             message = "groups come from group_column or from group_pattern, got both; leave one out"
             yield Conflict(message, "group_pattern", "group_column")
+
+    def holding_out(self, fold: int) -> "DataSettings":
+        """Return the settings with another fold for validation; settings without folds as they are."""
+        return self if self.folds is None else replace(self, fold=fold % self.folds)
 
     @property
     def has_files(self) -> bool:

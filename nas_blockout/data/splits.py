@@ -28,6 +28,7 @@ class Splits:
         origin: Folder of the files; empty if there are none.
         notes: What was recognized in the folder and what was passed over, in sentences.
         groups: For each split in how many groups each class is; None where images have no groups.
+        folds: For each fold its number of images of every class; None without folds.
         test_reads: How often the test data was loaded.
         load_test: Reads the test images; called by `test` alone.
     """
@@ -44,6 +45,7 @@ class Splits:
         origin: str = "",
         notes: tuple[str, ...] = (),
         groups: Mapping[str, tuple[int, ...]] | None = None,
+        folds: tuple[tuple[int, ...], ...] | None = None,
     ) -> None:
         self.train = train
         self.validation = validation
@@ -53,8 +55,18 @@ class Splits:
         self.origin = origin
         self.notes = notes
         self.groups = groups
+        self.folds = folds
         self.test_reads = 0
         self.load_test = load_test
+
+    def images_of_folds(self, train_samples: int | None) -> tuple[int, ...]:
+        """Return how many images are trained on, by the fold that is held out; nothing without folds.
+
+        Args:
+            train_samples: Size of the subset that is trained on; None for all.
+        """
+        sizes = [sum(counts) for counts in self.folds or ()]
+        return tuple(sum(sizes) - size if train_samples is None else train_samples for size in sizes)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -80,6 +92,7 @@ class Splits:
             origin=self.origin,
             notes=self.notes,
             groups=self.groups,
+            folds=self.folds,
         )
 
     def trained_on(self, placement: Placement) -> tuple[AnyPart, AnyPart]:
@@ -100,6 +113,9 @@ class Collection:
         origin: Folder of the files.
         notes: What was recognized in the folder and what was passed over, in sentences.
         groups: For each split in how many groups each class is, such as of patients; None where images have none.
+        group_ids: For train and for validation the name of the group of every image, so that folds leave groups whole;
+            None where images have none.
+        folds: For each fold its number of images of every class, where train and validation are made of folds.
     """
 
     train: AnyImages
@@ -110,6 +126,8 @@ class Collection:
     origin: str = ""
     notes: tuple[str, ...] = ()
     groups: Mapping[str, tuple[int, ...]] | None = None
+    group_ids: Mapping[str, tuple[str, ...]] | None = None
+    folds: tuple[tuple[int, ...], ...] | None = None
 
 
 def prepare(
@@ -121,6 +139,8 @@ def prepare(
         DataUnsuitable: A class has no image in a split, more images are requested than exist, or all are equal.
         DataCorrupt: Files of either split cannot be read; the message names them together.
     """
+    if collection.folds is not None:
+        _require_samples_of_folds(collection.folds, train_samples, validation_samples)
     train = _subset(collection.train, train_samples, seed=split_seed, name="train")
     validation = _subset(collection.validation, validation_samples, seed=split_seed, name="validation")
     for name, images in (("training", train), ("validation", validation)):
@@ -138,7 +158,19 @@ def prepare(
         origin=collection.origin,
         notes=collection.notes,
         groups=collection.groups,
+        folds=collection.folds,
     )
+
+
+def _require_samples_of_folds(
+    folds: tuple[tuple[int, ...], ...], train_samples: int | None, validation_samples: int | None
+) -> None:
+    """Refuse more samples than there are whichever fold is held out: another one is in every retraining."""
+    sizes = [sum(counts) for counts in folds]
+    if train_samples is not None:
+        require_samples(train_samples, sum(sizes) - max(sizes), split="train")
+    if validation_samples is not None:
+        require_samples(validation_samples, min(sizes), split="validation")
 
 
 def _loaded(*parts: AnyImages) -> list[AnyImages]:
@@ -149,7 +181,7 @@ def _loaded(*parts: AnyImages) -> list[AnyImages]:
         try:
             loaded.append(part.loaded())
         except DataCorrupt as error:
-            problems += error.problems
+            problems += [problem for problem in error.problems if problem not in problems]  # of folds cached together
     if problems:
         raise all_corrupt(problems)
     return loaded

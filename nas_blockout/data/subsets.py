@@ -28,6 +28,26 @@ def stratified(labels: Tensor, shares: Sequence[float], *, seed: int) -> tuple[T
     return tuple(torch.cat(part).sort().values for part in parts)
 
 
+def stratified_folds(labels: Tensor, folds: int, *, seed: int) -> tuple[Tensor, ...]:
+    """Divide images into folds whose sizes, and numbers of images of every class, differ by at most one.
+
+    Images are dealt out one by one, class by class, to one fold after another. Those of a class are in an order that is
+    drawn.
+
+    Args:
+        labels: Shape (n,), int64.
+        folds: Number of folds, 1 or more.
+        seed: Of the draw; the result depends on the arguments alone.
+
+    Returns:
+        For each fold the sorted numbers of its images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    dealt = shuffled[labels[shuffled].argsort(stable=True)]
+    return tuple(dealt[fold::folds].sort().values for fold in range(folds))
+
+
 def balanced(labels: Tensor, samples: int, *, seed: int) -> Tensor:
     """Choose a class-balanced subset; at one seed a smaller subset is part of every larger one.
 

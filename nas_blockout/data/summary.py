@@ -55,6 +55,7 @@ class Report:
         class_names: In the order of the labels.
         images_of_classes: For each split the number of images of each class.
         groups_of_classes: For each split in how many groups each class is; None where images have no groups.
+        images_of_folds: For each fold the number of images of each class; None without folds.
         problem: Problem and remedy; empty if there is none.
         missing: Whether the problem is missing files.
         notes: What was recognized in its folder and what was passed over, in sentences.
@@ -70,6 +71,7 @@ class Report:
     class_names: tuple[str, ...] = ()
     images_of_classes: Mapping[str, tuple[int, ...]] | None = None
     groups_of_classes: Mapping[str, tuple[int, ...]] | None = None
+    images_of_folds: tuple[tuple[int, ...], ...] | None = None
     problem: str = ""
     missing: bool = False
     notes: tuple[str, ...] = ()
@@ -107,6 +109,7 @@ def check(settings: DataSettings, root: Path | None = None) -> Report:
         class_names=splits.class_names,
         images_of_classes={key: tuple(count.tolist()) for key, count in counts.items()},
         groups_of_classes=splits.groups,
+        images_of_folds=splits.folds,
         notes=splits.notes,
     )
 

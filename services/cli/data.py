@@ -88,7 +88,8 @@ def check(
     """Read every image of a data set and report whether it can be used for training.
 
     For a folder of images it says what was recognized in it, and what was passed over and why. Files that cannot be
-    read are named together. Where images have groups, such as patients, it counts those of every class and split.
+    read are named together. Where images have groups, such as patients, it counts those of every class and split; with
+    `--set folds=5`, the images of every class and fold.
     """
     settings = _usable(name, {"folder": folder, "table": table_file}, assignments or [])
     log(f"reading all images of {name}")
@@ -108,6 +109,7 @@ def check(
             )
         )
         _print_groups(report)
+        _print_folds(report)
     if not report.ready:
         fail(NOT_FOUND if report.missing else FAILED, report.problem)
 
@@ -124,6 +126,17 @@ def _print_groups(report: "Report") -> None:
     ]
     print_line("images / groups of every class:")
     print_table(table(("class", *splits), rows))
+
+
+def _print_folds(report: "Report") -> None:
+    """Print the images of every class and fold, where there are folds."""
+    folds = report.images_of_folds
+    if folds is None:
+        return
+    rows = [(name, *(str(fold[row]) for fold in folds)) for row, name in enumerate(report.class_names)]
+    print_line("images of every class and fold:")
+    total = ("all", *(str(sum(fold)) for fold in folds))
+    print_table(table(("class", *(f"fold {number}" for number in range(len(folds)))), [*rows, total]))
 
 
 @app.command(epilog="Example: nas-blockout data show digits --output digits.png")

@@ -128,6 +128,10 @@ def collection_of(
         origin=str(origin),
         notes=tuple(notes),
         groups=groups or None,
+        group_ids={
+            name: splits[name].groups or () for name in ("train", "validation") if splits[name].groups is not None
+        }
+        or None,
     )
 
 

@@ -39,7 +39,7 @@ FEWEST_CHARACTERS = 62
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 DEBIAN_FOLDER = Path("/usr/share/fonts/truetype/aenigma")
 REMEDY = "run `apt-get install fonts-aenigma`, or set folder to a folder with .ttf or .otf files"
-_RENDERING = "1"  # raise it when images change: caches of earlier ones are then no longer used
+_RENDERING = "2"  # raise it when caches change: earlier ones are then no longer used
 _MEASURING_SIZE = 100
 _NO_CHARACTER = "\U0010fffe"  # never assigned: shows what a font draws for what it has not
 
@@ -76,13 +76,15 @@ def read(settings: DataSettings, root: Path | None) -> Collection:
     for name, fonts in parts.items():
         if not fonts:
             raise DataUnsuitable(f"every split needs a font family, but {name} has none in {folder}; add fonts")
+    train, validation = (_rendered(parts[name], root) for name in ("train", "validation"))
     return Collection(
-        train=_labeled(parts["train"], root),
-        validation=_labeled(parts["validation"], root),
+        train=train[0],
+        validation=validation[0],
         load_test=partial(_labeled, parts["test"], root),
         class_names=CHARACTERS,
         hierarchy={"kind": tuple(map(_kind, CHARACTERS)), "letter": _letters()},
         origin=str(folder),
+        group_ids={"train": train[1], "validation": validation[1]},
     )
 
 
@@ -176,17 +178,24 @@ def _render(path: Path) -> dict[str, Image]:
 
 
 def _labeled(fonts: Sequence[Font], root: Path | None) -> Labeled:
+    return _rendered(fonts, root)[0]
+
+
+def _rendered(fonts: Sequence[Font], root: Path | None) -> tuple[Labeled, tuple[str, ...]]:
+    """Return the images of fonts, and the family of each."""
     # Another version of FreeType may draw other pixels; the cache must not hide that.
     versions = f"{_RENDERING}/{PIL.__version__}/{features.version('freetype2')}"
     key = digest({"versions": versions.encode(), **{str(font.path): font.path.read_bytes() for font in fonts}})
     arrays = cached(root, f"glyphs-{key}", partial(_render_all, fonts))
-    return Labeled(torch.from_numpy(arrays["images"]).unsqueeze(1), torch.from_numpy(arrays["labels"]))
+    images = Labeled(torch.from_numpy(arrays["images"]).unsqueeze(1), torch.from_numpy(arrays["labels"]))
+    return images, tuple(fonts[number].family for number in arrays["fonts"].tolist())
 
 
 def _render_all(fonts: Sequence[Font]) -> Arrays:
-    rendered = [item for font in fonts for item in render(font.path).items()]
-    images = np.stack([image for _, image in rendered]) if rendered else np.zeros((0, SIDE, SIDE), np.uint8)
-    return {"images": images, "labels": np.array([CHARACTERS.index(key) for key, _ in rendered], dtype=np.int64)}
+    rendered = [(number, *item) for number, font in enumerate(fonts) for item in render(font.path).items()]
+    images = np.stack([image for *_, image in rendered]) if rendered else np.zeros((0, SIDE, SIDE), np.uint8)
+    labels = np.array([CHARACTERS.index(key) for _, key, _ in rendered], dtype=np.int64)
+    return {"images": images, "labels": labels, "fonts": np.array([number for number, *_ in rendered], dtype=np.int64)}
 
 
 def _ink(font: ImageFont.FreeTypeFont, character: str) -> tuple[Image, int]:

@@ -9,6 +9,7 @@ from typing import Any
 from nas_blockout.data.arrays import array_files
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataUnsuitable
+from nas_blockout.data.listings.cross_validation import in_folds
 from nas_blockout.data.sources import cifar, digits, fashion_mnist, glyphs, imagefolder, table
 from nas_blockout.data.sources.data_source import DataSource, Dimensions
 from nas_blockout.data.splits import Collection, Splits, prepare, require_samples
@@ -123,11 +124,13 @@ def own_settings(settings: DataSettings) -> Any:
 
 
 def resolved(settings: DataSettings) -> DataSettings:
-    """Return settings with the one name of their source, and with every setting of a plug-in's.
+    """Return settings with the one name of their source, with every setting of a plug-in's, and with the fold.
 
     Raises:
         ValueError: As of `own_settings`.
     """
+    if settings.folds is not None and settings.fold is None:
+        settings = settings.holding_out(0)
     if settings.name in SOURCES:
         return settings
     own = own_settings(settings)
@@ -164,7 +167,7 @@ def recognized(settings: DataSettings) -> tuple[str, ...]:
         DataMissing: There is no such folder, or table.
         DataUnsuitable: Its layout is not recognized, rows are broken, or a class has too few images.
     """
-    return SOURCES[settings.name].read(settings, None).notes if settings.has_files else ()
+    return _folded(SOURCES[settings.name].read(settings, None), settings).notes if settings.has_files else ()
 
 
 def dimensions(settings: DataSettings) -> Dimensions:
@@ -178,17 +181,21 @@ def dimensions(settings: DataSettings) -> Dimensions:
     source = SOURCES[settings.name]
     if settings.name == "arrays":
         found = array_files.dimensions_of(settings)
-        return Dimensions() if found is None else Dimensions(found[0], found[1], settings.train_samples or found[2])
+        images = None if found is None or settings.folds is not None else found[2]
+        return Dimensions() if found is None else Dimensions(found[0], found[1], settings.train_samples or images)
     side = settings.side_of_images
-    if settings.train_samples is not None and source.train_images is not None:
-        require_samples(settings.train_samples, source.train_images, split="train")
-    return Dimensions(source.shape or (3, side, side), source.classes, settings.train_samples or source.train_images)
+    images = None if settings.folds is not None else source.train_images  # of folds only what is read tells
+    if settings.train_samples is not None and images is not None:
+        require_samples(settings.train_samples, images, split="train")
+    return Dimensions(source.shape or (3, side, side), source.classes, settings.train_samples or images)
 
 
 def _dimensions_of_plugin(settings: DataSettings) -> Dimensions:
     source = CHOICES.named(settings.name)
     assert isinstance(source, DataSource), "it is not built-in"
     known = source.dimensions(own_settings(settings)) if source.dimensions is not None else Dimensions()
+    if settings.folds is not None:
+        known = replace(known, train_images=None)
     if settings.train_samples is not None and known.train_images is not None:
         require_samples(settings.train_samples, known.train_images, split="train")
     return replace(known, train_images=settings.train_samples or known.train_images)
@@ -204,11 +211,18 @@ def load(settings: DataSettings, *, root: Path | None = None) -> Splits:
     Raises:
         DataMissing: Files are not there; the message has the command that gets them.
         DataCorrupt: A file is truncated or altered.
-        DataUnsuitable: A class has no image in a split, or more samples are requested than exist.
+        DataUnsuitable: A class has no image in a split or in a fold, or more samples are requested than exist.
     """
     return prepare(
-        collection_of(settings, root),
+        _folded(collection_of(settings, root), settings),
         train_samples=settings.train_samples,
         validation_samples=settings.validation_samples,
         split_seed=settings.split_seed,
     )
+
+
+def _folded(collection: Collection, settings: DataSettings) -> Collection:
+    """Return a collection divided anew into the folds that settings ask for, if they do."""
+    if settings.folds is None:
+        return collection
+    return in_folds(collection, folds=settings.folds, fold=settings.fold or 0, seed=settings.split_seed)

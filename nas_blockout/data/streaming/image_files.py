@@ -48,6 +48,8 @@ class ImageFiles:
         resize_size: Shorter side to which whole images are scaled before they are cut, in pixels, `side` or more; None
             to scale images until they cover the square, which is all that is kept of them.
         cache: The decoded images before they are cut; None to decode files.
+        whole: The files that these are some of, and their numbers there, shape (n,), int64: all of them are cached
+            together, once for every such part. None to cache these files alone.
     """
 
     paths: tuple[Path, ...]
@@ -58,6 +60,7 @@ class ImageFiles:
     background: str = "white"
     resize_size: int | None = None
     cache: CachedImages | None = None
+    whole: "tuple[ImageFiles, Tensor] | None" = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -66,7 +69,11 @@ class ImageFiles:
         """Return the files and labels at an index, shape (m,), int64."""
         chosen = tuple(self.paths[number] for number in index.tolist())
         cache = None if self.cache is None else self.cache.at(index)
-        return replace(self, paths=chosen, labels=self.labels.index_select(0, index), cache=cache)
+        return replace(self, paths=chosen, labels=self.labels.index_select(0, index), cache=cache, whole=None)
+
+    def part(self, index: Tensor) -> "ImageFiles":
+        """Return the files at an index as `at` does, for data of several such parts, such as folds: see `whole`."""
+        return replace(self.at(index), whole=(self, index))
 
     def loaded(self) -> "Labeled | ImageFiles":
         """Return the decoded images where they fit into memory, else itself; if images are cut later, with a cache.
@@ -79,6 +86,9 @@ class ImageFiles:
             return self
         if self.resize_size is not None:
             return self if self.root is None else self.cached()
+        if self.whole is not None and self.root is not None and self.whole[0]._fit_memory:
+            files, index = self.whole
+            return files.loaded().at(index)
         arrays = cached(self.root, self._key(), partial(_decode_all, self))
         return Labeled(torch.from_numpy(arrays["images"]), self.labels)
 
@@ -96,6 +106,11 @@ class ImageFiles:
             return self
         if self.root is None:
             raise DataUnsuitable("an image cache needs a data root, got none; set NAS_BLOCKOUT_DATA to a folder")
+        if self.whole is not None:
+            files, index = self.whole
+            all_of_them = files.cached(threads=threads).cache
+            assert all_of_them is not None, "it has just been written"
+            return replace(self, cache=all_of_them.at(index), whole=None)
         folder = self.root / "cache" / f"whole-{self._key()}"
         return replace(self, cache=cached_images(folder, self.paths, self.pixels, threads=threads))
 
@@ -271,7 +286,7 @@ class StreamedPart:
     def starting(self, *, pinned: bool = False, stays: bool = True) -> Decoders:
         """Return decoders of the part, whose processes start with the first pass; see there."""
         # No tensor of an accelerator travels to other processes.
-        files = replace(self.files, labels=torch.empty(0, dtype=torch.int64))
+        files = replace(self.files, labels=torch.empty(0, dtype=torch.int64), whole=None)
         return Decoders(files.read, self.workers, pinned=pinned, stays=stays)
 
     def gather(

@@ -232,6 +232,17 @@ def test_a_table_is_checked_with_the_groups_of_every_class(call: Call, home: Pat
     assert found["groups_of_classes"] == {"train": [3, 3], "validation": [1, 1], "test": [1, 1]}
 
 
+def test_a_check_counts_the_images_of_every_class_and_fold(call: Call) -> None:
+    ended = call("check", "digits", "--set", "folds=4", "--set", "fold=3")
+    assert ended.code == 0, ended.err
+    assert "divided anew into 4 folds of 314 to 315 images; fold 3 is for validation" in ended.out.replace("\n", " ")
+    assert "images of every class and fold:" in ended.out
+    found = call("check", "digits", "--set", "folds=4", "--json").json
+    assert [sum(fold) for fold in found["images_of_folds"]] == [315, 314, 314, 314]
+    assert found["images"]["validation"] == 315
+    assert call("check", "digits", "--json").json["images_of_folds"] is None
+
+
 def test_broken_rows_of_a_table_end_with_1_and_their_lines(call: Call, home: Path) -> None:
     (home / "labels.csv").write_text("path,label\nnone.png,a\n", encoding="utf-8")
     ended = call("check", "table", "--table", "labels.csv")
