@@ -153,6 +153,12 @@ class Trial:
         """Whether it is a retrained model."""
         return self.phase == RETRAIN and self.state == "complete"
 
+    @property
+    def fold(self) -> int | None:
+        """The fold that is held out of its training, or None without folds."""
+        fold: int | None = self.experiment.get("data", {}).get("fold")
+        return fold
+
     def known_as(self, config: "Experiment") -> "Trial":
         """Return itself with its experiment, which the caller has and which need not be parsed again."""
         object.__setattr__(self, "_config", config)

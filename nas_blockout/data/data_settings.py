@@ -38,6 +38,7 @@ _OWN: Mapping[str, tuple[str, ...]] = MappingProxyType(
 PLUGIN_NAME = Pattern(rf"({FORM}|[A-Za-z_][A-Za-z0-9_.-]*)", "the name of a plug-in", "my_package.data:SOURCE")
 SMALLEST_SIDE, LARGEST_SIDE = 4, 1024
 DEFAULT_SIDE = 64
+MOST_FOLDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +114,8 @@ class DataSettings:
     label_column: str | None = None
     group_column: str | None = None
     split_column: str | None = None
-    folds: Annotated[int, Range(ge=2, le=20)] | None = None
-    fold: Annotated[int, Range(ge=0, le=19)] | None = None
+    folds: Annotated[int, Range(ge=2, le=MOST_FOLDS)] | None = None
+    fold: Annotated[int, Range(ge=0, le=MOST_FOLDS - 1)] | None = None
     options: PlainMapping = PlainMapping()  # noqa: RUF009  # it is immutable
 
     def __post_init__(self) -> None:

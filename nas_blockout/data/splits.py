@@ -29,8 +29,10 @@ class Splits:
         notes: What was recognized in the folder and what was passed over, in sentences.
         groups: For each split in how many groups each class is; None where images have no groups.
         folds: For each fold its number of images of every class; None without folds.
+        fold: The fold that is held out for validation; None without folds.
         test_reads: How often the test data was loaded.
         load_test: Reads the test images; called by `test` alone.
+        load_fold: Loads the data with another fold held out; called by `of_fold` alone.
     """
 
     def __init__(  # noqa: PLR0913  # all that a source tells of its images
@@ -46,6 +48,8 @@ class Splits:
         notes: tuple[str, ...] = (),
         groups: Mapping[str, tuple[int, ...]] | None = None,
         folds: tuple[tuple[int, ...], ...] | None = None,
+        fold: int | None = None,
+        load_fold: "Callable[[int], Splits] | None" = None,
     ) -> None:
         self.train = train
         self.validation = validation
@@ -56,6 +60,9 @@ class Splits:
         self.notes = notes
         self.groups = groups
         self.folds = folds
+        self.fold = fold
+        self.load_fold = load_fold
+        self._other_fold: Splits | None = None  # the last one that was asked for
         self.test_reads = 0
         self.load_test = load_test
 
@@ -93,7 +100,22 @@ class Splits:
             notes=self.notes,
             groups=self.groups,
             folds=self.folds,
+            fold=self.fold,
+            load_fold=self.load_fold,
         )
+
+    def of_fold(self, fold: int | None) -> "Splits":
+        """Return the data as they are where a fold is held out for validation; without folds, itself.
+
+        Args:
+            fold: Of the retraining whose data it is, as in its settings of data.
+        """
+        if self.folds is None or fold is None or fold == self.fold:
+            return self
+        if self._other_fold is None or self._other_fold.fold != fold:
+            assert self.load_fold is not None, "data that are loaded with folds can be loaded with another one"
+            self._other_fold = self.load_fold(fold)
+        return self._other_fold
 
     def trained_on(self, placement: Placement) -> tuple[AnyPart, AnyPart]:
         """Return training and validation data where a training reads them."""
@@ -116,6 +138,7 @@ class Collection:
         group_ids: For train and for validation the name of the group of every image, so that folds leave groups whole;
             None where images have none.
         folds: For each fold its number of images of every class, where train and validation are made of folds.
+        fold: The one that validation is.
     """
 
     train: AnyImages
@@ -128,6 +151,7 @@ class Collection:
     groups: Mapping[str, tuple[int, ...]] | None = None
     group_ids: Mapping[str, tuple[str, ...]] | None = None
     folds: tuple[tuple[int, ...], ...] | None = None
+    fold: int | None = None
 
 
 def prepare(
@@ -159,6 +183,7 @@ def prepare(
         notes=collection.notes,
         groups=collection.groups,
         folds=collection.folds,
+        fold=collection.fold,
     )
 
 

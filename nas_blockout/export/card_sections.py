@@ -44,6 +44,8 @@ class Provenance:
         rivals: The other arms of the study.
         environment: Version of each package, by name.
         commit: Of the source of nas_blockout, or None where it is not known.
+        folds: Into how many folds the images were divided; None for one division.
+        fold: The one that this training held out.
     """
 
     source: str
@@ -61,6 +63,8 @@ class Provenance:
     rivals: Sequence[Rival] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     commit: str | None = None
+    folds: int | None = None
+    fold: int | None = None
 
 
 def training_data(
@@ -80,7 +84,16 @@ def training_data(
 
 `{data}`: {known.source}. {train_images:,} images were trained on for {known.epochs} epochs, with the augmentation
 `{known.augmentation}`; {known.validation_images:,} other images decided every choice. The split has the seed
-{known.split_seed}. Mean and standard deviation of each channel, of the training images alone: {numbers}."""
+{known.split_seed}. Mean and standard deviation of each channel, of the training images alone: {numbers}.{_of_folds(known)}"""
+
+
+def _of_folds(known: Provenance) -> str:
+    if known.folds is None:
+        return ""
+    return (
+        f" For cross-validation all images that are no test images are in {known.folds} folds: this training held out "
+        f"fold {known.fold}, those with other seeds the others."
+    )
 
 
 def evaluation(known: Provenance, *, seed: int, accuracy: float | None, images: int | None) -> str:
@@ -100,11 +113,13 @@ def evaluation(known: Provenance, *, seed: int, accuracy: float | None, images: 
         number = len(known.seeds)
         rows.append(f"| mean over seeds | {known.mean_accuracy:.2%} | {interval} | {number} |")
     lines = "\n".join(rows)
+    of_folds = ", each on the fold that it held out" if known.folds is not None else ""
+    corrected = "" if known.folds is None else " Trainings of folds share images: the interval is by the corrected t."
     return f"""## Evaluation
 
 Accuracy on {images or 0:,} test images, which were read once for each retrained model, after every choice had been made
 on validation images. A seed repeats {known.seeds_cover}, not the search. The exported seed is that with the best
-validation accuracy.
+validation accuracy{of_folds}.{corrected}
 
 | | test accuracy | 95% interval | n |
 |---|---|---|---|

@@ -70,9 +70,12 @@ class SharedData:
 
 
 def splits_of(settings: DataSettings, data_root: str | None, known: SplitsByKey) -> Splits:
-    """Return data from `known`, loaded into it first if it is not there."""
+    """Return data from `known`, loaded into it first if it is not there; of several folds the last one is kept."""
     key = settings, data_root
     if key not in known:
+        for other in [*known][1:]:  # the first is that of the study, which all workers share
+            if settings.folds is not None and other[0].holding_out(0) == settings.holding_out(0):
+                del known[other]
         known[key] = load(settings, root=Path(data_root) if data_root else None)
     return known[key]
 

@@ -219,7 +219,13 @@ def _simulate(study: Study, splits: Splits, seconds: Mapping[str, _Seconds]) -> 
         name: arm if arm.searcher == "grid" else replace(arm, searcher="random") for name, arm in study.arms.items()
     }
     shape, classes = splits.shape, len(splits.class_names)
-    scheduler = Scheduler(replace(study, arms=arms), shape=shape, classes=classes, images=len(splits.train))
+    scheduler = Scheduler(
+        replace(study, arms=arms),
+        shape=shape,
+        classes=classes,
+        images=len(splits.train),
+        images_of_folds=splits.images_of_folds(study.data.train_samples),
+    )
     awaited = {arm.match for arm in study.arms.values()}  # arms whose MACs other arms wait for
     running: list[tuple[float, int, Trial]] = []  # by end; the number decides ties, since trials cannot be compared
     ended: list[Trial] = []

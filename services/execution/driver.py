@@ -114,6 +114,7 @@ class Driver:
             shape=splits.shape,
             classes=len(splits.class_names),
             images=len(splits.train),
+            images_of_folds=splits.images_of_folds(study.data.train_samples),
             trials=[replace(row, curve=self._curve(row)) for row in rows],
         )
         self._ended_here = 0  # trials that ended in this run of the study

@@ -105,6 +105,8 @@ def _seeds(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     before, after = old["retrain"]["seeds"], new["retrain"]["seeds"]
     if not set(before) <= set(after):
         _refuse("retrain.seeds", before, after, new["name"])
+    if new["data"].get("folds") is not None and before != after[: len(before)]:  # the position of a seed is its fold
+        _refuse("retrain.seeds", before, after, new["name"])
     if more := [seed for seed in after if seed not in before]:
         yield f"seeds {', '.join(map(str, more))}"
 

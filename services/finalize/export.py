@@ -69,18 +69,13 @@ def export_trials(
     """
     targets = {arm: folder.models / arm for arm in winners}
     chosen = options or ExportOptions()
-    described = [
-        (
-            model,
-            targets[arm],
-            replace(
-                describe(study, trial, splits, document, model, folder=folder),
-                batch=chosen.batch,
-                probabilities=probabilities(trial, model, splits, calibrate=chosen.calibrate or study.config.calibrate),
-            ),
-        )
-        for arm, (trial, model) in winners.items()
-    ]
+    calibrate = chosen.calibrate or study.config.calibrate
+    described = []
+    for arm, (trial, model) in winners.items():
+        own = splits.of_fold(trial.fold)
+        description = describe(study, trial, own, document, model, folder=folder)
+        likely = probabilities(trial, model, own, calibrate=calibrate)
+        described.append((model, targets[arm], replace(description, batch=chosen.batch, probabilities=likely)))
     verifications = export_models(described, meanwhile=meanwhile)
     for (arm, (trial, _)), verification in zip(winners.items(), verifications, strict=True):
         store.add_export(trial.id, path=str(targets[arm]), hashes=_hashes(targets[arm]), verified=verification.ok)
@@ -178,9 +173,10 @@ def export_subsets(
     for arm, (trial, model) in winners.items():
         if (name := folder_name(arm, labels)) in study.arms:
             raise ValueError(f"the models of the arm {name!r} lie where those of {arm!r} for these classes would")
-        whole = replace(describe(study, trial, splits, document, model, folder=folder), batch=batch)
+        own = splits.of_fold(trial.fold)
+        whole = replace(describe(study, trial, own, document, model, folder=folder), batch=batch)
         try:
-            network, description = cut(model, whole, splits, labels)
+            network, description = cut(model, whole, own, labels)
         except ValueError as error:
             raise ValueError(f"arm {arm!r} cannot be cut to these classes: {error}") from error
         described.append((network, folder.models / name, description))
@@ -193,7 +189,10 @@ def export_subsets(
 def describe(
     study: Study, trial: Trial, splits: Splits, document: ComparisonDocument, model: nn.Module, *, folder: Folder
 ) -> ModelDescription:
-    """Return what is exported with the weights of a retrained trial: names, preprocessing, costs, accuracy, verdict."""
+    """Return what is exported with the weights of a retrained trial: names, preprocessing, costs, accuracy, verdict.
+
+    The data are those that the trial was trained on: with folds, where its own is held out.
+    """
     arm, result = document.arms[trial.arm], trial.outcome
     passes = result.get("teacher_passes") or 0
     structure = structure_of_network(model)

@@ -82,7 +82,7 @@ def sync_study(
         projection = begun or _projection(settings.tracking_uri, study, store, splits)
         notes = projection.notes
         projection.sync()
-        _log_recommended_model(projection, document, models, splits)
+        _log_recommended_model(projection, document, models, exported_trials(study, store.trials(study.name)), splits)
         _finish(projection, document, study, store, settings.folder(study.name))
     except TrackingError as error:
         log(f"warning: {error}; the study is complete, `nas-blockout sync {study.name}` writes it later")
@@ -117,7 +117,7 @@ def sync_again(settings: Settings, name: str) -> Synced:
             winners = exported_trials(study, store.trials(name))
             models = models_of(winners, folder, splits, shared=shared_place(settings, store, name))
             require_what_was_measured({arm: (winners[arm], model) for arm, model in models.items()}, splits)
-            _log_recommended_model(projection, document, models, splits)
+            _log_recommended_model(projection, document, models, winners, splits)
             _finish(projection, document, study, store, folder.root)
         return replace(synced, notes=tuple(projection.notes), pages=dict(projection.pages))
 
@@ -155,7 +155,11 @@ def _tags(document: ComparisonDocument) -> dict[str, str]:
 
 
 def _log_recommended_model(
-    projection: Projection, document: ComparisonDocument, models: Models, splits: Splits
+    projection: Projection,
+    document: ComparisonDocument,
+    models: Models,
+    winners: Mapping[str, Trial],
+    splits: Splits,
 ) -> None:
     """Log the model that the study recommends.
 
@@ -164,8 +168,9 @@ def _log_recommended_model(
     best = document.shipped.arm if document.shipped is not None else None
     if best is None or best not in models:
         return
-    normalization = splits.preprocessing
+    own = splits.of_fold(winners[best].fold)  # which has its own mean and deviation
+    normalization = own.preprocessing
     deployed = Deployed(models[best], normalization.mean, normalization.std).eval()
-    images = normalization.undo(splits.validation.images[:2].clone())
+    images = normalization.undo(own.validation.images[:2].clone())
     requirements = [f"torch=={torch.__version__.split('+')[0]}"]
     projection.log_model(best, deployed, images.numpy(), class_names=splits.class_names, requirements=requirements)

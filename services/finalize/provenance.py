@@ -51,6 +51,8 @@ def provenance(
         source=SOURCES[study.data.name].summary,
         validation_images=len(splits.validation),
         split_seed=study.data.split_seed,
+        folds=study.data.folds,
+        fold=trial.fold,
         augmentation=study.data.augment,
         epochs=trial.config.training.epochs,
         searcher=resolved.searcher,

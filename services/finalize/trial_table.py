@@ -30,6 +30,7 @@ def row_of(trial: Trial) -> dict[str, Any]:
         "phase": trial.phase,
         "number": trial.number,
         "seed": trial.seed,
+        "fold": trial.fold,
         "state": trial.state,
         "reason": trial.reason,
         "replicate_of": trial.replicate_of,

@@ -74,8 +74,9 @@ def require_what_was_measured(winners: Mapping[str, tuple[Trial, nn.Module]], sp
     for arm, (trial, model) in winners.items():
         if not runs_code_of_others(trial.config.backbone) or trial.score is None:
             continue
-        found = evaluate(model, Loader(splits.validation, EVALUATION_BATCH)).accuracy
-        if abs(found - trial.score) > max(_MOST_CHANGE, _MOST_CHANGED_IMAGES / len(splits.validation)) + 1e-9:
+        held_out = splits.of_fold(trial.fold).validation
+        found = evaluate(model, Loader(held_out, EVALUATION_BATCH)).accuracy
+        if abs(found - trial.score) > max(_MOST_CHANGE, _MOST_CHANGED_IMAGES / len(held_out)) + 1e-9:
             raise VerificationError(
                 f"{arm} is not the network that was trained: {found:.2%} of the validation images are classified as "
                 f"labeled, {trial.score:.2%} were; has code that makes it changed? Restore it"

@@ -29,16 +29,25 @@ class Scheduler:
         shape: Channels, height and width of an image.
         classes: Number of classes.
         images: Training images.
+        images_of_folds: Training images by the fold that is held out; nothing without folds.
         trials: All trials so far.
     """
 
     def __init__(
-        self, study: Study, *, shape: tuple[int, int, int], classes: int, images: int, trials: Iterable[Trial] = ()
+        self,
+        study: Study,
+        *,
+        shape: tuple[int, int, int],
+        classes: int,
+        images: int,
+        images_of_folds: Sequence[int] = (),
+        trials: Iterable[Trial] = (),
     ) -> None:
         self.study = study
         self.shape = shape
         self.classes = classes
         self.images = images
+        self._images_of_folds = images_of_folds
         self._trials = {
             (name, phase): ArmTrials(arm.rules) for name, arm in study.arms.items() for phase in (SEARCH, RETRAIN)
         }
@@ -112,7 +121,9 @@ class Scheduler:
 
     def cost(self, experiment: Experiment) -> int:
         """Return the sample passes of one full training."""
-        return sample_passes(experiment.training, self.images)
+        fold = experiment.data.fold
+        images = self.images if fold is None or not self._images_of_folds else self._images_of_folds[fold]
+        return sample_passes(experiment.training, images)
 
     def searches_left(self, arm: Arm) -> int:
         """Return how many more full search trials the arm's budget pays for."""
@@ -192,7 +203,12 @@ class Scheduler:
     def _again(self, arm: Arm, winner: Trial, seed: int) -> Experiment | None:
         """Return the experiment that retrains a winner with a seed, or None while the MACs to match are not known."""
         target = self._target(arm, seed)
-        return None if target is False else self._matched(replace(winner.config, seed=seed), target)
+        if target is False:
+            return None
+        data = winner.config.data
+        if data.folds is not None:
+            data = data.holding_out(self.study.position_of(seed))
+        return self._matched(replace(winner.config, seed=seed, data=data), target)
 
     def _missing_seed(self, arm: Arm) -> int | None:
         current = self.current(arm)

@@ -38,7 +38,7 @@ from services.study_config.resolved_study import Study, parse_resolved
 from services.study_config.schema import ArmConfig, Budget, StudyConfig
 from services.study_config.searching import search_code
 from services.study_config.searching.pruners import Pruner
-from services.study_config.validation import NO_BOUNDS, Bounds, overpaid, unpaid
+from services.study_config.validation import NO_BOUNDS, Bounds, overpaid, repeated_folds, unpaid
 from services.study_config.yaml_reader import is_resolved, read_document
 
 Measure = Callable[[DataSettings], Dimensions]
@@ -54,7 +54,7 @@ _PATHS: Mapping[str, tuple[str, ...]] = {
     "method": ("name",),
 }
 # Settings on which neither the networks nor the budget depends.
-_IMMATERIAL = frozenset({"data.augment", "data.split_seed", "data.validation_samples"})
+_IMMATERIAL = frozenset({"data.augment", "data.split_seed", "data.validation_samples", "data.fold"})
 
 
 def read(path: Path) -> StudyConfig:
@@ -443,7 +443,11 @@ class _Draft:
         self, config: StudyConfig, trainings: Mapping[str, TrainingSettings], data: _Data
     ) -> Iterator[Violation]:
         retrain = self._document.get("retrain", {})
-        if retrain is UNKNOWN or retrain.get("seeds") is UNKNOWN or data.dimensions is None:
+        if retrain is UNKNOWN or retrain.get("seeds") is UNKNOWN:
+            return
+        if "data.folds" not in data.unknown:
+            yield from repeated_folds(data.settings, len(config.retrain.seeds))
+        if data.dimensions is None:
             return
         images = data.dimensions.train_images
         yield from unpaid(config.budget, seeds=len(config.retrain.seeds), trainings=trainings, images=images)

@@ -99,6 +99,14 @@ class Study:
         """Name of the study."""
         return self.config.name
 
+    def position_of(self, seed: int) -> int:
+        """Return the position of a seed among those of retrainings: with folds, the fold that it holds out.
+
+        Raises:
+            ValueError: No winner is retrained with this seed.
+        """
+        return self.config.retrain.seeds.index(seed)
+
     def to_json(self) -> dict[str, Any]:
         """Return the resolved study as plain JSON types."""
         config = self.config.model_dump(mode="json", exclude={"data", *_IN_ARMS})

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nas_blockout.data.corruptions import SEVERITIES
+from nas_blockout.data.data_settings import MOST_FOLDS
 from nas_blockout.data.placement import MEMORY_SHARE, ImageCache
 from services.study_config.search_options import Metric, Searching, Wanted
 from services.study_config.settings_models import SchemaOf, with_plugins
@@ -91,7 +92,12 @@ class Budget(_Strict):
 class Retrain(_Strict):
     """Retraining of the selected trials."""
 
-    seeds: list[Seed] = Field([0, 1, 2, 3, 4], min_length=1, description="Seeds; the same for every arm.")
+    seeds: list[Seed] = Field(
+        [0, 1, 2, 3, 4],
+        min_length=1,
+        description="Seeds; the same for every arm. With `folds` of the data each of them holds out another fold, and "
+        "if left out there is one for each.",
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -222,6 +228,20 @@ class StudyConfig(Wanted):
         "logits are divided for probabilities.",
     )
     arms: dict[Name, ArmConfig] = Field(min_length=1, description="The arms by name.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_seed_a_fold(cls, document: Any) -> Any:
+        """Give a study that has folds and says nothing of seeds one seed for each fold."""
+        data, retrain = (document.get(key) for key in ("data", "retrain")) if isinstance(document, dict) else ("", "")
+        folds = data.get("folds") if isinstance(data, dict) else None
+        if isinstance(folds, bool) or not isinstance(folds, int) or not 2 <= folds <= MOST_FOLDS:
+            return document  # no folds, or such as the rules of the data refuse
+        if retrain is None and "retrain" not in document:
+            retrain = {}
+        if not isinstance(retrain, dict) or "seeds" in retrain:
+            return document
+        return {**document, "retrain": {**retrain, "seeds": list(range(folds))}}
 
 
 def json_schema(plugins: Iterable[tuple[str, str]] = (), **options: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from nas_blockout.backbones import backbone_of
 from nas_blockout.backbones.resnet import ResNetSettings
-from nas_blockout.data import Dimensions, Splits, require_held_batch
+from nas_blockout.data import DataSettings, Dimensions, Splits, require_held_batch
 from nas_blockout.experiment import (
     MOST_PARAMETERS,
     Experiment,
@@ -312,6 +312,16 @@ def unpaid(
         yield Violation(("budget", "sample_passes"), rule, str(budget.sample_passes))
 
 
+def repeated_folds(data: DataSettings, seeds: int) -> Iterator[Violation]:
+    """Yield that retrainings have more seeds than there are folds for them to hold out."""
+    if data.folds is not None and seeds > data.folds:
+        rule = (
+            f"must be at most {data.folds}, the folds of the data: each seed holds out another fold, and trainings on "
+            "the same images are no further evidence of how accuracy varies with them"
+        )
+        yield Violation(("retrain", "seeds"), rule, count_of(seeds, "seed"), "leave seeds out for one of each fold")
+
+
 def overlong(training: TrainingSettings, bounds: Bounds) -> Iterator[Conflict]:
     """Yield that a training has more epochs than are accepted."""
     if bounds.epochs is not None and training.epochs > bounds.epochs:
@@ -414,6 +424,7 @@ def check_against_dimensions(
             for conflict in (*_unfit(arm, data, bounds), *_undivided(study, arm))
         )
     seeds = len(study.config.retrain.seeds)
+    violations += repeated_folds(study.data, seeds)
     trainings = {name: arm.experiment.training for name, arm in study.arms.items()}
     violations += unpaid(study.config.budget, seeds=seeds, trainings=trainings, images=data.train_images)
     fewest = [fewest_epochs(arm.experiment.training.epochs, arm.rules.pruner) for arm in study.arms.values()]
@@ -458,6 +469,10 @@ def cautions(study: Study, splits: Splits) -> Iterator[str]:
         splits: Data of the study.
     """
     shape, classes = splits.shape, len(splits.class_names)
+    seeds, folds = len(study.config.retrain.seeds), study.data.folds or 0
+    if seeds < folds:
+        held_out = "fold 0 is" if seeds == 1 else f"folds 0 to {seeds - 1} are"
+        yield f"{count_of(seeds, 'seed')} for {folds} folds: only {held_out} held out by a retraining"
     for name, arm in study.arms.items():
         method = arm.experiment.method
         notes = [*notes_of(arm.experiment, shape=shape, classes=classes), *arm.skipped(shape, classes)]

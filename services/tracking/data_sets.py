@@ -25,6 +25,7 @@ class DataSet:
         shape: Channels, height and width of an image.
         classes: Number of classes.
         origin: Folder of the files; empty if there are none.
+        fold: The fold that is held out; None without folds.
     """
 
     name: str
@@ -34,6 +35,7 @@ class DataSet:
     shape: tuple[int, int, int]
     classes: int
     origin: str
+    fold: int | None = None
 
     def to_mlflow(self) -> Any:
         """Return it as the input of a run."""
@@ -60,15 +62,19 @@ class DataSet:
 def data_sets(splits: Splits, *, name: str) -> tuple[DataSet, ...]:
     """Return the data that a study trains and selects on; test images are for its retrained models, and not read here.
 
+    With folds these are the data of every fold, each with its number.
+
     Args:
         splits: The data.
         name: Name of its source.
     """
-    parts = {"training": splits.train, "validation": splits.validation}
-    return tuple(
-        DataSet(name, context, _digest(part), len(part), splits.shape, len(splits.class_names), splits.origin)
-        for context, part in parts.items()
-    )
+    found = []
+    for fold in range(len(splits.folds)) if splits.folds is not None else (None,):
+        own = splits.of_fold(fold)
+        for context, part in {"training": own.train, "validation": own.validation}.items():
+            classes, digest = len(own.class_names), _digest(part)
+            found.append(DataSet(name, context, digest, len(part), own.shape, classes, own.origin, fold))
+    return tuple(found)
 
 
 def _digest(part: AnyPart) -> str:

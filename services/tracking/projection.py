@@ -83,7 +83,8 @@ class Projection:
         study: Name of the study.
         config: The resolved study.
         store: Holds the trials and the lock.
-        data: What the study trains and selects on: inputs of its run, and of those of retrained models.
+        data: What the study trains and selects on: inputs of its run, and of those of retrained models; with folds, of
+            each that of its own.
         restore: Whether to restore what was deleted in MLflow. Otherwise runs of trials that were deleted stay deleted,
             and without the experiment or the study's run nothing can be written.
 
@@ -112,7 +113,10 @@ class Projection:
         self.notes: list[str] = []
         self.pages: dict[str, str] = {}
         import_mlflow()
-        self._restore, self._data = restore, [each.to_mlflow() for each in data]
+        self._restore = restore
+        self._data = {
+            fold: [each.to_mlflow() for each in data if each.fold == fold] for fold in {each.fold for each in data}
+        }
         self._client = connect(uri)
         with translated(uri):
             row = store.study(study)
@@ -332,8 +336,8 @@ class Projection:
         settings = settings_tags(self.config)
         for stale in outdated(run.data.tags, settings, self.config):  # such as a limit that there is no more
             self._client.delete_tag(self.parent, stale)
-        if self._data:
-            self._client.log_inputs(self.parent, self._data)
+        if data := self._data.get(self.config.get("data", {}).get("fold")):
+            self._client.log_inputs(self.parent, data)
         # A previous sync may have been interrupted: repeating it changes nothing.
         self._log_missing(run, params=params_of(fixed), tags={**tags, **settings})
 
@@ -381,8 +385,9 @@ class Projection:
             )
             self._known[trial.id] = str(run.info.run_id)
         self._log_missing(run, params=params_of(trial.experiment), metrics=list(metrics_of(trial, epochs)))
-        if self._data and trial.phase == RETRAIN:  # it takes a quarter of the time of writing a run
-            self._client.log_inputs(run.info.run_id, self._data)
+        # Of retrainings alone: it takes a quarter of the time of writing a run.
+        if trial.phase == RETRAIN and (data := self._data.get(trial.fold)):
+            self._client.log_inputs(run.info.run_id, data)
         self._client.set_terminated(run.info.run_id, _STATUS[trial.state], end_time=end_of(trial))
         self._known.pop(trial.id)
         self._ended.settle(trial.id)

@@ -57,6 +57,7 @@ def in_folds(collection: Collection, *, folds: int, fold: int, seed: int) -> Col
         groups=counts or None,
         group_ids=ids,
         folds=tuple(tuple(images.labels[part].bincount(minlength=classes).tolist()) for part in parts),
+        fold=fold,
     )
 
 

@@ -213,12 +213,18 @@ def load(settings: DataSettings, *, root: Path | None = None) -> Splits:
         DataCorrupt: A file is truncated or altered.
         DataUnsuitable: A class has no image in a split or in a fold, or more samples are requested than exist.
     """
-    return prepare(
+    splits = prepare(
         _folded(collection_of(settings, root), settings),
         train_samples=settings.train_samples,
         validation_samples=settings.validation_samples,
         split_seed=settings.split_seed,
     )
+    splits.load_fold = partial(_load_fold, settings, root)
+    return splits
+
+
+def _load_fold(settings: DataSettings, root: Path | None, fold: int) -> Splits:
+    return load(settings.holding_out(fold), root=root)
 
 
 def _folded(collection: Collection, settings: DataSettings) -> Collection:

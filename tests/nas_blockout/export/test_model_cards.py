@@ -75,6 +75,13 @@ def test_data_sets_have_the_names_of_the_hub_and_own_images_none(data: str, know
     assert parsed(replace(FOUND, data=data)).data.datasets == known
 
 
+def test_a_card_says_which_fold_was_held_out() -> None:
+    told = " ".join(card(replace(FOUND, provenance=replace(PROVENANCE, folds=5, fold=2))).split())
+    assert "in 5 folds: this training held out fold 2, those with other seeds the others." in told
+    assert "validation accuracy, each on the fold that it held out. Trainings of folds share images" in told
+    assert "held out" not in card(FOUND)
+
+
 def test_a_model_that_was_not_tested_has_no_results() -> None:
     found = replace(FOUND, test_accuracy=None, test_images=None)
     assert parsed(found).data.eval_results is None

@@ -92,3 +92,16 @@ def test_a_network_that_writes_into_its_input_changes_no_shared_image(shared: Sh
     assert report.result is not None
     for name, images in kept.items():
         assert (shared.arrays[name][0] == images).all()
+
+
+def test_of_several_folds_a_worker_keeps_that_of_the_study_and_the_last(tmp_path: Path) -> None:
+    first = DataSettings(folds=4, fold=0)
+    known = {(first, None): load(first)}
+    kept = known[first, None]
+    for fold in (1, 2, 1, 0, 3):
+        found = splits_of(first.holding_out(fold), None, known)
+        assert found.fold == fold
+        assert len(known) <= 2
+    assert known[first, None] is kept
+    splits_of(DataSettings(), None, known)  # of another study, which takes no place
+    assert len(known) == 3

@@ -196,6 +196,14 @@ def test_what_does_not_only_add_is_refused_and_its_key_named(
     assert home.comparison.exists()
 
 
+def test_seeds_of_folds_are_only_added_at_the_end(store: Store, home: Folder, pretend: Any) -> None:
+    folded = {"data": {**DOCUMENT["data"], "folds": 4}}
+    go_on(study(**folded), store, home, pretend)
+    with pytest.raises(StudyConflict, match=r"another retrain.seeds: \[0, 1\] there, \[2, 0, 1\] here"):
+        enter(study(**folded, retrain={"seeds": [2, 0, 1]}, budget=LARGER["budget"]), store, home)
+    enter(study(**folded, retrain={"seeds": [0, 1, 2]}, budget=LARGER["budget"]), store, home)
+
+
 def test_a_factory_or_weights_that_have_changed_are_refused(store: Store, home: Folder, tmp_path: Path) -> None:
     code, weights = tmp_path / "net.py", tmp_path / "weights.safetensors"
     code.write_text("from torch import nn\n\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n")

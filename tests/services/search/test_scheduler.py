@@ -163,3 +163,40 @@ def test_winner_is_the_best_on_validation_and_the_first_of_equals() -> None:
     winner = scheduler.winner("fixed")
     assert winner is not None
     assert winner.number == 1
+
+
+FOLDED = {"name": "digits", "folds": 4}
+
+
+def folded(known: Sequence[Trial] = (), *, arms: Mapping[str, Any] = THREE) -> Scheduler:
+    study = example(arms, epochs=EPOCHS, trials=2, seeds=[7, 3, 5], data=FOLDED)
+    return Scheduler(study, shape=(1, 8, 8), classes=10, images=75, images_of_folds=[75, 70, 80, 75], trials=known)
+
+
+def test_the_search_holds_out_one_fold_and_every_seed_another() -> None:
+    trials = run_to_end(folded())
+    assert {trial.config.data.fold for trial in trials if trial.phase == SEARCH} == {0}
+    for arm in THREE:
+        retrained = [trial for trial in trials if (trial.arm, trial.phase) == (arm, RETRAIN)]
+        assert [(trial.seed, trial.config.data.fold) for trial in retrained] == [(7, 0), (3, 1), (5, 2)]
+        assert {trial.config.data.folds for trial in retrained} == {4}
+        # The last fold leaves more images to train on than the first, and costs as many passes.
+        passes = [sample_passes(TrainingSettings(EPOCHS), images) for images in (75, 70, 80)]
+        assert [trial.planned for trial in retrained] == passes
+
+
+def test_a_resumed_study_goes_on_with_the_folds_that_are_missing() -> None:
+    trials = [outcome(trial) if trial.phase == RETRAIN else trial for trial in run_to_end(folded())]
+    ended = {trial.key: outcome(trial) for trial in trials}
+    last = [key for key in ended if key[1] == RETRAIN and ended[key].seed == 5]
+    scheduler = folded([trial for key, trial in ended.items() if key not in last])
+    again = run_to_end(scheduler)
+    assert {trial.key: trial.config for trial in again} == {key: ended[key].config for key in last}
+
+
+def test_a_retraining_that_held_out_another_fold_is_stale() -> None:
+    trials = [outcome(trial) for trial in run_to_end(folded())]
+    other = [replace(trial, experiment=replace(trial.config, data=replace(trial.config.data, fold=3)).to_json())
+             if (trial.phase, trial.seed) == (RETRAIN, 3) else trial for trial in trials]  # fmt: skip
+    scheduler = folded(other)
+    assert sorted(scheduler.current(scheduler.study.arms["random"])) == [5, 7]

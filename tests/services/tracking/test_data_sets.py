@@ -81,3 +81,35 @@ def test_a_study_and_its_retrained_models_have_their_data_as_inputs(uri: str, na
         inputs = [(each.dataset.name, each.dataset.digest, each.tags[0].value) for each in by_phase[phase]]
         assert (set(inputs), len(inputs)) == (expected, 2)
     assert by_phase["search"] == []
+
+
+def test_with_folds_every_run_has_the_data_of_its_own(uri: str, name: str, store: Store) -> None:
+    splits = load(DataSettings(folds=3, fold=0))
+    told = data_sets(splits, name="digits")
+    assert [(each.fold, each.context) for each in told] == [
+        (fold, context) for fold in range(3) for context in ("training", "validation")
+    ]
+    assert len({each.digest for each in told}) == 6
+    assert told[-2].samples == len(load(DataSettings(folds=3, fold=2)).train)
+    for fold in (0, 2):
+        experiment = {**EXPERIMENT, "data": {"name": "digits", "folds": 3, "fold": fold}}
+        row = store.add_trial(
+            name, arm="blockout", phase="retrain", number=fold, seed=fold, experiment=experiment, planned=1
+        )
+        store.start_attempt(row.id)
+        store.finish_trial(row.id, "complete", score=0.8, result=RESULT)
+    config = {**CONFIG, "data": {"name": "digits", "folds": 3, "fold": 0}}
+    projection = Projection(uri, name, config, store, data=told)
+    projection.sync()
+    found = mlflow.MlflowClient(tracking_uri=uri).search_runs([projection._runs.experiment])
+    digests = {
+        (run.data.tags["nas.phase"], run.info.run_name[-2:]): {
+            each.dataset.digest for each in run.inputs.dataset_inputs
+        }
+        for run in found
+        if run.inputs.dataset_inputs
+    }
+    by_fold = {fold: {each.digest for each in told if each.fold == fold} for fold in range(3)}
+    assert digests[("retrain", "s0")] == by_fold[0]
+    assert digests[("retrain", "s2")] == by_fold[2]
+    assert [inputs for (phase, _), inputs in digests.items() if phase == "study"] == [by_fold[0]]

@@ -146,6 +146,19 @@ def test_digits_in_folds_keep_their_test_images() -> None:
     assert whole.images_of_folds(None) == ()
 
 
+def test_loaded_data_give_those_of_another_fold() -> None:
+    first = load(DataSettings(folds=3))
+    other, expected = first.of_fold(2), load(DataSettings(folds=3, fold=2))
+    assert torch.equal(other.validation.images[:], expected.validation.images[:])
+    assert other.preprocessing == expected.preprocessing
+    assert (other.fold, first.fold) == (2, 0)
+    assert first.of_fold(2) is other
+    assert first.of_fold(0) is first is first.of_fold(None)
+    assert first.with_parts(first.train, first.validation).of_fold(1).fold == 1
+    plain = load(DataSettings())
+    assert plain.of_fold(1) is plain
+
+
 def test_a_fold_is_none_or_one_of_the_folds() -> None:
     with pytest.raises(ValueError, match=r"got 2; set folds as well"):
         DataSettings(fold=2)
