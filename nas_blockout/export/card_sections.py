@@ -79,12 +79,13 @@ def training_data(
         mean: Of each channel, of images in [0, 1].
         std: Likewise the standard deviation.
     """
+    of_folds = _of_folds(known)
     numbers = ", ".join(f"{a:.4g} and {b:.4g}" for a, b in zip(mean, std, strict=True))
     return f"""## Training data
 
 `{data}`: {known.source}. {train_images:,} images were trained on for {known.epochs} epochs, with the augmentation
 `{known.augmentation}`; {known.validation_images:,} other images decided every choice. The split has the seed
-{known.split_seed}. Mean and standard deviation of each channel, of the training images alone: {numbers}.{_of_folds(known)}"""
+{known.split_seed}. Mean and standard deviation of each channel, of the training images alone: {numbers}.{of_folds}"""
 
 
 def _of_folds(known: Provenance) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from scipy.special import stdtr, stdtrit
 
-from nas_blockout.statistics.significance import Interval, paired
+from nas_blockout.statistics.significance import Interval, inflation, paired
 
 ALPHA = 0.05
 
@@ -51,7 +51,7 @@ class Equivalence:
         return self.p_not_worse <= ALPHA
 
 
-def equivalence(a: Mapping[int, float], b: Mapping[int, float], *, margin: float) -> Equivalence:
+def equivalence(a: Mapping[int, float], b: Mapping[int, float], *, margin: float, overlap: float = 0.0) -> Equivalence:
     r"""Test whether two arms are equivalent on the seeds they share, by two one-sided paired t-tests.
 
     .. math:: p_{not\ worse} = P(T_{n-1} > (\bar d + margin) \sqrt n / s),
@@ -59,12 +59,14 @@ def equivalence(a: Mapping[int, float], b: Mapping[int, float], *, margin: float
 
     Both must be at most .05, which needs no further correction: the null hypothesis is rejected as a whole only if
     both are. Where all differences are the same number there is no t, and p is that of the sign test: of n differences
-    on one side of the margin, each has at most an even chance to be there.
+    on one side of the margin, each has at most an even chance to be there; of seeds that overlap it is 1. The standard
+    error of these is larger by `inflation`.
 
     Args:
         a: Score of each seed of the first arm.
         b: Score of each seed of the second.
         margin: Largest difference at which the arms count as equally good, above 0, in the unit of the scores.
+        overlap: Of the trainings behind the seeds, as in `nas_blockout.statistics.significance.inflation`.
 
     Returns:
         The difference a - b and both p-values; one shared seed gives p-values of 1 and no interval.
@@ -78,13 +80,13 @@ def equivalence(a: Mapping[int, float], b: Mapping[int, float], *, margin: float
     """
     if not (margin > 0 and math.isfinite(margin)):
         raise ValueError(f"margin must be positive and finite, got {margin}: arms are never shown to be exactly equal")
-    test = paired(a, b)
+    test = paired(a, b, overlap=overlap)
     mean, n = test.difference, test.n
     if not test.std:
-        sign = 0.5**n if n > 1 else 1.0
+        sign = 0.5**n if n > 1 and not overlap else 1.0
         not_worse, not_better = (sign if inside else 1.0 for inside in (mean > -margin, mean < margin))
         return Equivalence(mean, margin, None, not_worse, not_better, n)
-    error = test.std / math.sqrt(n)
+    error = test.std / math.sqrt(n) * inflation(n, overlap)
     half = float(stdtrit(n - 1, 1 - ALPHA)) * error
     not_worse = float(stdtr(n - 1, -(mean + margin) / error))
     not_better = float(stdtr(n - 1, (mean - margin) / error))

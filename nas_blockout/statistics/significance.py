@@ -7,6 +7,9 @@ Scores are higher-is-better and one seed gives one score, whatever the unit. Two
 - with few seeds silence is no evidence: a verdict is "no difference shown", never "equal", and it comes with the
   smallest difference that this number of seeds could have shown; two seeds show nothing, and get no such number.
 
+Seeds that are folds of a cross-validation share images that they are trained on, so their scores vary less than those
+of independent trainings would. `overlap` widens intervals and tests for that; at 0 they are those of independent seeds.
+
 ``docs/concepts/statistics.md`` says why each method was chosen; ``benchmarks/statistics_calibration.py`` measures it.
 """
 
@@ -57,13 +60,16 @@ class VarianceComponents:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Difference a - b over the ``n`` seeds both have; ``p_value`` is Student's, ``p_permutation`` the sign flips'."""
+    """Difference a - b over the ``n`` seeds both have; ``p_value`` is Student's, ``p_permutation`` the sign flips'.
+
+    Seeds that overlap have no ``p_permutation``: their signs cannot be flipped each for itself.
+    """
 
     difference: float
     std: float | None
     ci95: Interval | None
     p_value: float
-    p_permutation: float
+    p_permutation: float | None
     n: int
 
 
@@ -109,14 +115,47 @@ def _spread(values: Array) -> float | None:
     return 0.0 if constant else float(values.std(ddof=1))
 
 
-def _interval(mean: float, std: float | None, n: int) -> Interval | None:
+def overlap_of_folds(folds: int | None) -> float:
+    """Return how far trainings of cross-validation overlap: images held out by one over images that it is trained on.
+
+    Args:
+        folds: Number of folds, 2 or more; None for seeds that are no folds.
+    """
+    return 0.0 if folds is None else 1 / (folds - 1)
+
+
+def inflation(n: int, overlap: float) -> float:
+    r"""Return by what factor the standard error of a mean over seeds is larger than that of independent seeds.
+
+    .. math:: \sqrt{1 + n \cdot overlap}, \quad s \sqrt{1/n + overlap} = s / \sqrt n \cdot \sqrt{1 + n \cdot overlap}
+
+    That is so if two trainings correlate by overlap / (1 + overlap), the share of the images that each holds out. On
+    test images that all share, it holds as long as the draw of the training images makes up no more of the variance
+    than ``docs/concepts/statistics.md`` says.
+
+    Args:
+        n: Number of seeds.
+        overlap: Images that a training holds out over those that it is trained on, 0 for independent seeds.
+
+    Raises:
+        ValueError: ``overlap`` is negative or not finite.
+
+    References:
+        Nadeau & Bengio, "Inference for the generalization error", Machine Learning 52, 2003, section 3.
+    """
+    if not (overlap >= 0 and math.isfinite(overlap)):
+        raise ValueError(f"overlap must be finite and 0 or more, got {overlap}: for K folds it is 1 / (K - 1)")
+    return math.sqrt(1 + n * overlap)
+
+
+def _interval(mean: float, std: float | None, n: int, overlap: float) -> Interval | None:
     if not std:
         return None
-    half = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n) * inflation(n, overlap)
     return mean - half, mean + half
 
 
-def summary(per_seed: Mapping[int, float], *, bounds: Interval | None = None) -> Summary:
+def summary(per_seed: Mapping[int, float], *, bounds: Interval | None = None, overlap: float = 0.0) -> Summary:
     """Summarize the scores of one arm over its seeds.
 
     The interval is Student's, mean +- t(n - 1, .975) std / sqrt(n). For five seeds it keeps its 95%, where the
@@ -125,6 +164,7 @@ def summary(per_seed: Mapping[int, float], *, bounds: Interval | None = None) ->
     Args:
         per_seed: score of each seed, finite.
         bounds: lowest and highest possible score, (0, 1) for accuracies; the interval is cut there.
+        overlap: of the trainings behind the seeds, as in `inflation`.
 
     Returns:
         The summary; ``std`` is the sample's (n - 1).
@@ -137,7 +177,7 @@ def summary(per_seed: Mapping[int, float], *, bounds: Interval | None = None) ->
     """
     values = _finite(list(per_seed.values()), "a summary")
     mean, std = float(values.mean()), _spread(values)
-    ci95 = _interval(mean, std, values.size)
+    ci95 = _interval(mean, std, values.size, overlap)
     if bounds is not None:
         low, high = bounds
         if values.min() < low or values.max() > high:
@@ -198,17 +238,19 @@ def _sign_flip_p(differences: Array) -> float:
     return extreme / sums.size
 
 
-def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
+def paired(a: Mapping[int, float], b: Mapping[int, float], *, overlap: float = 0.0) -> Paired:
     """Test whether two arms differ on the seeds they share.
 
     ``p_value`` is two-sided, of the paired t-test, and agrees with ``ci95``: below .05 exactly when 0 is outside.
     ``p_permutation`` flips the signs of the differences in all 2^n ways (a fixed sample of 9,999 beyond 14 seeds). It
     assumes less, but cannot fall below 2 / 2^n, .0625 for five seeds: it can confirm a verdict, not give one.
-    Where all differences are the same number there is no t: ``p_value`` is then ``p_permutation``.
+    Where all differences are the same number there is no t: ``p_value`` is then ``p_permutation``. Seeds that overlap
+    have the t of Nadeau and Bengio and no ``p_permutation``; of equal differences their ``p_value`` is 1.
 
     Args:
         a: score of each seed of the first arm.
         b: score of each seed of the second.
+        overlap: of the trainings behind the seeds, as in `inflation`.
 
     Returns:
         The difference a - b; one shared seed gives p-values of 1 and no interval.
@@ -223,11 +265,14 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
     differences, n = first - second, len(seeds)
     scale = max(float(np.abs(first).max()), float(np.abs(second).max()))
     if np.ptp(differences) <= _CONSTANT * scale:
-        p_permutation = 1.0 if np.abs(differences).max() <= _CONSTANT * scale else _sign_flip_p(differences)
-        return Paired(float(differences.mean()), 0.0 if n > 1 else None, None, p_permutation, p_permutation, n)
+        nothing = bool(np.abs(differences).max() <= _CONSTANT * scale) or overlap > 0
+        p_flips = 1.0 if nothing else _sign_flip_p(differences)
+        constant = float(differences.mean()), 0.0 if n > 1 else None
+        return Paired(*constant, None, p_flips, None if overlap else p_flips, n)
     mean, std = float(differences.mean()), float(differences.std(ddof=1))
-    p_value = 2 * float(stdtr(n - 1, -abs(mean) / std * math.sqrt(n)))
-    return Paired(mean, std, _interval(mean, std, n), max(p_value, _SMALLEST_P), _sign_flip_p(differences), n)
+    p_value = max(2 * float(stdtr(n - 1, -abs(mean) / std * math.sqrt(n) / inflation(n, overlap))), _SMALLEST_P)
+    p_permutation = None if overlap else _sign_flip_p(differences)
+    return Paired(mean, std, _interval(mean, std, n, overlap), p_value, p_permutation, n)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -260,7 +305,13 @@ def verdict(difference: float, p_holm: float, *, alpha: float = 0.05) -> Outcome
 
 
 def smallest_effect(
-    std_of_differences: float, n: int, *, alpha: float = 0.05, comparisons: int = 1, power: float = 0.8
+    std_of_differences: float,
+    n: int,
+    *,
+    alpha: float = 0.05,
+    comparisons: int = 1,
+    power: float = 0.8,
+    overlap: float = 0.0,
 ) -> float:
     r"""Give the smallest true difference that ``n`` shared seeds show with the given power.
 
@@ -268,7 +319,7 @@ def smallest_effect(
 
     ``std_of_differences`` is s and ``comparisons`` m; T' is the noncentral t. Every comparison is held to the first,
     hardest step of Holm's procedure, so the true power is this or a little more. s from five seeds is itself known
-    only to within a factor of .6 to 2.9: the result says "about".
+    only to within a factor of .6 to 2.9: the result says "about". With ``overlap`` it is larger by `inflation`.
 
     Raises:
         ValueError: if a quantity is out of range.
@@ -283,7 +334,7 @@ def smallest_effect(
         )
     critical = float(stdtrit(n - 1, 1 - alpha / (2 * comparisons)))
     # nctdtrinc inverts the noncentral t in its noncentrality, which is the effect in standard errors.
-    return float(nctdtrinc(n - 1, 1 - power, critical)) * std_of_differences / math.sqrt(n)
+    return float(nctdtrinc(n - 1, 1 - power, critical)) * std_of_differences / math.sqrt(n) * inflation(n, overlap)
 
 
 def _family(arms: Mapping[str, Mapping[int, float]], pairs: Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
@@ -315,6 +366,7 @@ def compare(
     *,
     pairs: Sequence[tuple[str, str]] | None = None,
     alpha: float = 0.05,
+    overlap: float = 0.0,
 ) -> Comparison:
     """Test a family of pairs of arms and rank the arms.
 
@@ -322,6 +374,7 @@ def compare(
         arms: score of each seed of each arm; arms without any result are left out by the caller.
         pairs: the family, fixed before the results are seen; all pairs if ``None``.
         alpha: chance that any verdict of the family is false, at most.
+        overlap: of the trainings behind the seeds, as in `inflation`.
 
     Returns:
         Verdicts with Holm's correction over the family, each on the seeds its two arms share (a verdict needs three),
@@ -334,12 +387,16 @@ def compare(
     for name, scores in arms.items():
         _finite(list(scores.values()), f"arm {name!r}")
     family = _family(arms, pairs)
-    tests = [paired(arms[a], arms[b]) for a, b in family]
+    tests = [paired(arms[a], arms[b], overlap=overlap) for a, b in family]
     results = []
     for (a, b), test, p in zip(family, tests, holm([test.p_value for test in tests]), strict=True):
         enough = test.n >= FEWEST_SEEDS
         # without a spread there is nothing to size an effect by
-        sized = smallest_effect(test.std, test.n, alpha=alpha, comparisons=len(family)) if enough and test.std else None
+        sized = (
+            smallest_effect(test.std, test.n, alpha=alpha, comparisons=len(family), overlap=overlap)
+            if enough and test.std
+            else None
+        )
         outcome = verdict(test.difference, p, alpha=alpha) if enough else "no difference shown"
         results.append(Pair(a, b, test, p, outcome, sized))
     return Comparison(tuple(results), *_ranking(arms))

@@ -124,7 +124,8 @@ def build(
     pairs = [pair for pair in family(study) if _comparable(pair, scores, spent, ended, budget.tolerance)]
     if unfinished:  # verdicts that are looked at while seeds still run find differences that are not there
         pairs = []
-    tested = significance.compare(scores, pairs=pairs)
+    overlap = significance.overlap_of_folds(study.data.folds)
+    tested = significance.compare(scores, pairs=pairs, overlap=overlap)
     untested = [name for name in arms if name not in scores]
     reason = _reason(unfinished, disagreement, untested, tested.reason)
     results, margin = [PairResult.of(pair) for pair in tested.pairs], study.config.equivalence_margin
@@ -139,11 +140,14 @@ def build(
         ranking_seeds=sorted(set.intersection(*map(set, scores.values()))) if reason is None else [],
         reason=reason,
         extensions=extensions,
-        robustness=RobustnessResult.of({name: _robust(group) for name, group in by_arm.items()}, pairs=pairs),
+        robustness=RobustnessResult.of(
+            {name: _robust(group) for name, group in by_arm.items()}, pairs=pairs, overlap=overlap
+        ),
+        folds=study.data.folds,
         equivalence_margin=margin,
         recommendation=None
         if unfinished
-        else recommendation_of(arms, results, margin=margin, reason=reason, metric=metric),
+        else recommendation_of(arms, results, margin=margin, reason=reason, metric=metric, overlap=overlap),
     )
 
 
@@ -180,6 +184,7 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None
     models = _models(trials)
     exported = _exported(models, study.config.metric)
     outcome = exported.outcome if exported else {}
+    overlap = significance.overlap_of_folds(study.data.folds)
     overhead = sum(trial.charged_seconds - trial.seconds for trial in trials)
     return ArmResult(
         description=arm.description,
@@ -198,11 +203,11 @@ def _arm(study: Study, arm: Arm, every: Sequence[Trial], latency: Latency | None
             forfeited_sample_passes=_forfeited(trials),
             stale=_spending(replaced, RETRAIN),
         ),
-        validation_accuracy=_accuracy(models, "validation_accuracy"),
-        test_accuracy=_accuracy(models, "test_accuracy"),
-        validation_balanced_accuracy=balanced_of(models, "validation_balanced_accuracy"),
-        test_balanced_accuracy=balanced_of(models, "test_balanced_accuracy"),
-        classes=classes_of(models),
+        validation_accuracy=_accuracy(models, "validation_accuracy", overlap),
+        test_accuracy=_accuracy(models, "test_accuracy", overlap),
+        validation_balanced_accuracy=balanced_of(models, "validation_balanced_accuracy", overlap=overlap),
+        test_balanced_accuracy=balanced_of(models, "test_balanced_accuracy", overlap=overlap),
+        classes=classes_of(models, overlap=overlap),
         exported_seed=exported.seed if exported else None,
         parameters=outcome.get("parameters"),
         macs=outcome.get("macs"),
@@ -274,10 +279,10 @@ def _result(trial: Trial, key: str) -> float:
     return float(value)
 
 
-def _accuracy(models: Mapping[int, Trial], key: str) -> Accuracy | None:
+def _accuracy(models: Mapping[int, Trial], key: str, overlap: float) -> Accuracy | None:
     if not models:
         return None
-    return Accuracy.of({seed: _result(trial, key) for seed, trial in models.items()})
+    return Accuracy.of({seed: _result(trial, key) for seed, trial in models.items()}, overlap=overlap)
 
 
 def _spending(trials: Sequence[Trial], phase: str) -> Spending:

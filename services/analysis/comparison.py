@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from nas_blockout.statistics.significance import overlap_of_folds
 from services.analysis.latency import Latency
 from services.analysis.learned_paths import ArmPaths
 from services.analysis.learned_structure import ArmMemberships, ArmStructure
@@ -144,6 +145,11 @@ class ComparisonDocument(Strict):
     reason: str | None = Field(description="Why there is no ranking.")
     extensions: Count = Field(0, description="How often the study was extended after its result was known.")
     robustness: RobustnessResult | None = Field(None, description="On corrupted test images, if the study asks for it.")
+    folds: Count | None = Field(
+        None,
+        description="Folds of the data, of which every seed holds out another one: intervals and p-values are then by "
+        "Nadeau and Bengio's corrected t. Null where seeds are no folds.",
+    )
     equivalence_margin: Share = Field(DEFAULT_MARGIN, description="Largest difference that counts as equally good.")
     recommendation: Recommendation | None = Field(None, description="The model to ship; null until all trials ended.")
 
@@ -161,6 +167,25 @@ class ComparisonDocument(Strict):
         return test_of(self.arms[name], self.metric)
 
     @property
+    def overlap(self) -> float:
+        """How far the trainings of its seeds overlap, 0 where they are no folds."""
+        return overlap_of_folds(self.folds)
+
+    @property
+    def t_words(self) -> str:
+        """What its intervals and p-values are by, in words."""
+        return "Student's t" if self.folds is None else "the corrected t for folds"
+
+    @property
+    def folds_text(self) -> str | None:
+        """Over which folds its seeds are, in words; None where they are no folds."""
+        if self.folds is None:
+            return None
+        used = max((len(arm.test_accuracy.per_seed) for arm in self.arms.values() if arm.test_accuracy), default=0)
+        part = "" if used == self.folds else f"{used} of "
+        return f"over {part}{self.folds} folds, with the corrected t"
+
+    @property
     def metric_words(self) -> str:
         """The metric of the study in words."""
         return self.metric.replace("_", " ")
@@ -171,7 +196,12 @@ class ComparisonDocument(Strict):
         if "recommendation" in self.model_fields_set:
             return self.recommendation
         return recommendation_of(
-            self.arms, self.pairs, margin=self.equivalence_margin, reason=self.reason, metric=self.metric
+            self.arms,
+            self.pairs,
+            margin=self.equivalence_margin,
+            reason=self.reason,
+            metric=self.metric,
+            overlap=self.overlap,
         )
 
     @model_validator(mode="after")
@@ -197,7 +227,13 @@ def test_of(arm: ArmResult, metric: Metric) -> Accuracy | None:
 
 
 def recommendation_of(
-    arms: Mapping[str, ArmResult], pairs: list[PairResult], *, margin: float, reason: str | None, metric: Metric
+    arms: Mapping[str, ArmResult],
+    pairs: list[PairResult],
+    *,
+    margin: float,
+    reason: str | None,
+    metric: Metric,
+    overlap: float = 0.0,
 ) -> Recommendation | None:
     """Return which model to ship, among the arms that have one.
 
@@ -207,6 +243,7 @@ def recommendation_of(
         margin: Of equivalence, a share.
         reason: Why there is no ranking; None where there is one.
         metric: What the study goes by.
+        overlap: Of the trainings behind the seeds, as in `significance.inflation`.
     """
     candidates = {
         name: Candidate(
@@ -222,7 +259,7 @@ def recommendation_of(
         for name, arm in arms.items()
         if (validation := validation_of(arm, metric)) is not None and (test := test_of(arm, metric)) is not None
     }
-    return recommend(candidates, pairs, margin=margin, unlike=reason, metric=metric)
+    return recommend(candidates, pairs, margin=margin, unlike=reason, metric=metric, overlap=overlap)
 
 
 def asked(document: ComparisonDocument) -> list[PairResult]:

@@ -110,7 +110,8 @@ def compare(settings: Settings, names: Sequence[str], *, arms: Sequence[str] = (
     tolerance = min(study.config.budget.tolerance for study in studies.values())
     ordered = sorted(chosen, key=_by_accuracy)
     data = to_json(next(iter(studies.values())).data)
-    return CrossStudyComparison(distinct, data, tuple(ordered), tuple(_differences(ordered, tolerance)))
+    overlap = significance.overlap_of_folds(next(iter(studies.values())).data.folds)
+    return CrossStudyComparison(distinct, data, tuple(ordered), tuple(_differences(ordered, tolerance, overlap)))
 
 
 def _finished(store: Store, name: str) -> Study:
@@ -128,6 +129,20 @@ def _require_same_data(studies: Mapping[str, Study]) -> None:
                 f"data.{key} is {reference.get(key)!r} in {first} and {data.get(key)!r} in {name}" for key in differing
             )
             raise StudyError(f"studies of different data cannot be compared: {values}")
+    _require_same_folds(studies)
+
+
+def _require_same_folds(studies: Mapping[str, Study]) -> None:
+    """Refuse studies in which a seed holds out different folds: its trainings would not be those of one seed."""
+    held_out: dict[int, tuple[str, int]] = {}
+    for name, study in studies.items():
+        for fold, seed in enumerate(study.config.retrain.seeds if study.data.folds is not None else ()):
+            first, other = held_out.setdefault(seed, (name, fold))
+            if other != fold:
+                raise StudyError(
+                    f"seeds must hold out one fold in all studies that are compared: seed {seed} is fold {other} in "
+                    f"{first} and fold {fold} in {name}; the order of retrain.seeds decides"
+                )
 
 
 def _arms_of(store: Store, name: str, study: Study) -> Iterator[StudyArm]:
@@ -141,7 +156,7 @@ def _by_accuracy(arm: StudyArm) -> tuple[float, str]:
     return (-accuracy.mean if accuracy else 1.0, arm.key)
 
 
-def _differences(arms: Sequence[StudyArm], tolerance: float) -> Iterator[Difference]:
+def _differences(arms: Sequence[StudyArm], tolerance: float, overlap: float) -> Iterator[Difference]:
     scores = {arm.key: arm.result.test_accuracy.by_seed for arm in arms if arm.result.test_accuracy is not None}
     spent = {arm.key: float(arm.result.cost.sample_passes) for arm in arms}
     pairs = [
@@ -149,7 +164,7 @@ def _differences(arms: Sequence[StudyArm], tolerance: float) -> Iterator[Differe
         for a, b in combinations(arms, 2)
         if a.study != b.study and len(scores.get(a.key, {}).keys() & scores.get(b.key, {}).keys()) > 1
     ]
-    for pair in significance.compare(scores, pairs=pairs).pairs if pairs else ():
+    for pair in significance.compare(scores, pairs=pairs, overlap=overlap).pairs if pairs else ():
         costs = {key: spent[key] for key in (pair.a, pair.b)}
         fair = significance.budget_disagreement(costs, tolerance) is None
         yield Difference(

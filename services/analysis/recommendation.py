@@ -79,6 +79,7 @@ def recommend(
     margin: float,
     unlike: str | None = None,
     metric: Metric = "accuracy",
+    overlap: float = 0.0,
 ) -> Recommendation | None:
     """Return the model to ship, or None if no arm has one.
 
@@ -88,6 +89,7 @@ def recommend(
         margin: Largest difference in accuracy at which a smaller model counts as equally good.
         unlike: Why the arms are not ranked, or None.
         metric: What the accuracies of the candidates are.
+        overlap: Of the trainings behind the seeds, as in `significance.inflation`.
     """
     if not candidates:
         return None
@@ -100,7 +102,7 @@ def recommend(
         if best.macs is not None and one.cost[0] < best.macs and means[one.name] >= lowest
     ]
     smaller = min(near, key=lambda one: one.cost, default=None)
-    tested = _tested(smaller, best, margin) if smaller is not None else None
+    tested = _tested(smaller, best, margin, overlap) if smaller is not None else None
     chosen = smaller if smaller is not None and tested is not None and tested.not_worse else best
     return Recommendation(
         arm=chosen.name,
@@ -160,11 +162,11 @@ def _validation_means(candidates: Mapping[str, Candidate]) -> dict[str, float]:
     }
 
 
-def _tested(smaller: Candidate, best: Candidate, margin: float) -> EquivalenceResult | None:
+def _tested(smaller: Candidate, best: Candidate, margin: float, overlap: float) -> EquivalenceResult | None:
     a, b = smaller.test.by_seed, best.test.by_seed
     if not a.keys() & b.keys():
         return None
-    found = equivalence(a, b, margin=margin)
+    found = equivalence(a, b, margin=margin, overlap=overlap)
     return EquivalenceResult(
         smaller=smaller.name,
         larger=best.name,

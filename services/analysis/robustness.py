@@ -38,12 +38,13 @@ class RobustnessResult(Strict):
     pairs: list[PairResult]
 
     @classmethod
-    def of(cls, results: Results, *, pairs: Sequence[tuple[str, str]]) -> Self | None:
+    def of(cls, results: Results, *, pairs: Sequence[tuple[str, str]], overlap: float = 0.0) -> Self | None:
         """Compare arms on corrupted images; None if no model was tested on any.
 
         Args:
             results: ``result["robustness"]`` of the retrained models; arms without any are left out.
             pairs: The tested family, with Holm's correction; pairs that share no seed are left out.
+            overlap: Of the trainings behind the seeds, as in `significance.inflation`.
         """
         tested = {arm: dict(models) for arm, models in results.items() if models}
         if not tested:
@@ -60,8 +61,13 @@ class RobustnessResult(Strict):
             images=any_result["images"],
             severities=any_result["severities"],
             baseline=baseline,
-            arms={arm: _arm(models, errors[arm], errors.get(baseline or "")) for arm, models in tested.items()},
-            pairs=[PairResult.of(pair) for pair in significance.compare(scores, pairs=comparable).pairs],
+            arms={
+                arm: _arm(models, errors[arm], errors.get(baseline or ""), overlap=overlap)
+                for arm, models in tested.items()
+            },
+            pairs=[
+                PairResult.of(pair) for pair in significance.compare(scores, pairs=comparable, overlap=overlap).pairs
+            ],
         )
 
 
@@ -71,11 +77,15 @@ def error_of(result: Mapping[str, Any]) -> float:
 
 
 def _arm(
-    models: Mapping[int, Mapping[str, Any]], errors: dict[str, list[float]], baseline: dict[str, list[float]] | None
+    models: Mapping[int, Mapping[str, Any]],
+    errors: dict[str, list[float]],
+    baseline: dict[str, list[float]] | None,
+    *,
+    overlap: float,
 ) -> ArmRobustness:
     return ArmRobustness(
         clean_error=sum(result["clean_error"] for result in models.values()) / len(models),
-        corruption_error=OverSeeds.of({seed: error_of(result) for seed, result in models.items()}),
+        corruption_error=OverSeeds.of({seed: error_of(result) for seed, result in models.items()}, overlap=overlap),
         relative=_relative(errors, baseline),
         errors=errors,
         seconds=sum(result["making_seconds"] + result["seconds"] for result in models.values()),

@@ -29,9 +29,9 @@ class OverSeeds(Strict):
     per_seed: dict[str, Share] = Field(min_length=1)
 
     @classmethod
-    def of(cls, per_seed: Mapping[int, float]) -> Self:
-        """Summarize the shares of all seeds."""
-        summary = significance.summary(per_seed, bounds=(0, 1))
+    def of(cls, per_seed: Mapping[int, float], *, overlap: float = 0.0) -> Self:
+        """Summarize the shares of all seeds, which overlap as far as `significance.inflation` says."""
+        summary = significance.summary(per_seed, bounds=(0, 1), overlap=overlap)
         named = {str(seed): value for seed, value in per_seed.items()}
         return cls(mean=summary.mean, std=summary.std, ci95=summary.ci95, per_seed=named)
 
@@ -53,11 +53,11 @@ class ClassResult(Strict):
     ci95: tuple[Share, Share] | None
 
     @classmethod
-    def of(cls, images: int, per_seed: Mapping[int, float]) -> Self:
+    def of(cls, images: int, per_seed: Mapping[int, float], *, overlap: float = 0.0) -> Self:
         """Summarize the accuracies of all seeds; without images there are none."""
         if not images:
             return cls(images=0, accuracy=None, ci95=None)
-        accuracy = OverSeeds.of(per_seed)
+        accuracy = OverSeeds.of(per_seed, overlap=overlap)
         # Seeds are tested on the same images: they do not make the class larger than it is.
         return cls(images=images, accuracy=accuracy, ci95=wilson(accuracy.mean, images))
 
@@ -71,7 +71,7 @@ class PairResult(Strict):
     ci95: tuple[FiniteFloat, FiniteFloat] | None
     seeds: Count
     p: Share
-    p_permutation: Share
+    p_permutation: Share | None = Field(description="Of flipped signs; null over folds, whose signs are not free.")
     p_holm: Share
     smallest_effect: Amount | None
     verdict: significance.Outcome
@@ -93,7 +93,7 @@ class PairResult(Strict):
         )
 
 
-def balanced_of(models: Mapping[int, Trial], key: str) -> Accuracy | None:
+def balanced_of(models: Mapping[int, Trial], key: str, *, overlap: float = 0.0) -> Accuracy | None:
     """Return a balanced accuracy; models from before it was recorded have that of the test in their confusions."""
     values = {
         seed: balanced_accuracy(trial.outcome["confusion"])
@@ -102,10 +102,10 @@ def balanced_of(models: Mapping[int, Trial], key: str) -> Accuracy | None:
         for seed, trial in models.items()
     }
     known = {seed: float(value) for seed, value in values.items() if value is not None}
-    return Accuracy.of(known) if known and len(known) == len(models) else None
+    return Accuracy.of(known, overlap=overlap) if known and len(known) == len(models) else None
 
 
-def classes_of(models: Mapping[int, Trial]) -> list[ClassResult] | None:
+def classes_of(models: Mapping[int, Trial], *, overlap: float = 0.0) -> list[ClassResult] | None:
     """Return the test accuracy of every class; None if confusions were not recorded, or differ in their images."""
     found = {seed: trial.outcome.get("confusion") for seed, trial in models.items()}
     confusions = {seed: confusion for seed, confusion in found.items() if confusion}
@@ -114,6 +114,10 @@ def classes_of(models: Mapping[int, Trial]) -> list[ClassResult] | None:
         return None
     by_seed = {seed: recalls(confusion) for seed, confusion in confusions.items()}
     return [
-        ClassResult.of(count, {seed: share for seed, each in by_seed.items() if (share := each[label]) is not None})
+        ClassResult.of(
+            count,
+            {seed: share for seed, each in by_seed.items() if (share := each[label]) is not None},
+            overlap=overlap,
+        )
         for label, count in enumerate(images.pop())
     ]

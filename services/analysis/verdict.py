@@ -167,6 +167,8 @@ def _numbers(
         )
     elif not without_reason:
         parts.append(f"no ranking, because {document.reason}")
+    if document.folds_text is not None:
+        parts.append(document.folds_text)
     told: set[str] = set()
     for name in dict.fromkeys([*learned, *([best] if best is not None else [])]):
         if text := _findings(document, name, without=told):

@@ -140,6 +140,7 @@ def _wrong_hashes(digests: Mapping[str, str], sums: bytes) -> Iterator[str]:
 def _recomputed(document: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[tuple[str, Any, Any]]:
     """Yield numbers of a comparison: what each is, what the document says, and what the rows give."""
     arms, metric = document["arms"], str(document.get("metric", "accuracy"))
+    overlap = significance.overlap_of_folds(document.get("folds"))
     current = [row for row in rows if row.get("stale") != "True"]
     unknown = sorted({row["arm"] for row in rows} - arms.keys())
     yield "arms that only the rows have", [], unknown
@@ -150,14 +151,14 @@ def _recomputed(document: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[tu
         yield from _counts(name, told, own, [row for row in rows if row["arm"] == name and row not in own])
         for key in dict.fromkeys(f"{part}_{kind}" for kind in ("accuracy", metric) for part in ("test", "validation")):
             by_seed = {seed: float(row[key]) for seed, row in models.items()}
-            yield from _accuracy(f"{name}, {key}", told[key], by_seed)
+            yield from _accuracy(f"{name}, {key}", told[key], by_seed, overlap)
             if key == f"test_{metric}" and by_seed:
                 scores[name] = by_seed
         best = max(models, key=lambda seed: (float(models[seed][f"validation_{metric}"]), -seed), default=None)
         yield f"{name}, exported_seed", told["exported_seed"], best
         for key in ("parameters", "macs") if best is not None else ():
             yield f"{name}, {key}", told[key], _whole(models[best][key]) if best is not None else None
-    yield from _pairs(document, scores)
+    yield from _pairs(document, scores, overlap)
 
 
 def _counts(
@@ -175,22 +176,24 @@ def _counts(
 
 
 def _accuracy(
-    what: str, told: Mapping[str, Any] | None, by_seed: Mapping[int, float]
+    what: str, told: Mapping[str, Any] | None, by_seed: Mapping[int, float], overlap: float
 ) -> Iterator[tuple[str, Any, Any]]:
     if told is None or not by_seed:
         yield what, told, None if not by_seed else "accuracies"
         return
-    summary = significance.summary(dict(sorted(by_seed.items())), bounds=(0, 1))
+    summary = significance.summary(dict(sorted(by_seed.items())), bounds=(0, 1), overlap=overlap)
     yield f"{what} by seed", told["per_seed"], {str(seed): value for seed, value in by_seed.items()}
     yield f"{what}, mean", told["mean"], summary.mean
     yield f"{what}, standard deviation", told["std"], summary.std
     yield f"{what}, interval", told["ci95"], summary.ci95
 
 
-def _pairs(document: Mapping[str, Any], scores: Mapping[str, Mapping[int, float]]) -> Iterator[tuple[str, Any, Any]]:
+def _pairs(
+    document: Mapping[str, Any], scores: Mapping[str, Mapping[int, float]], overlap: float
+) -> Iterator[tuple[str, Any, Any]]:
     # Which pairs are tested follows from what the arms spent and are for; their numbers follow from the rows.
     family = [(pair["a"], pair["b"]) for pair in document["pairs"]]
-    found = significance.compare(scores, pairs=family)
+    found = significance.compare(scores, pairs=family, overlap=overlap)
     for told, pair in zip(document["pairs"], found.pairs, strict=True):
         numbers = {
             "difference": pair.test.difference, "ci95": pair.test.ci95, "seeds": pair.test.n, "p": pair.test.p_value,

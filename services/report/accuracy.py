@@ -36,7 +36,7 @@ def accuracy(document: ComparisonDocument) -> Iterator[Shown]:
     yield Picture(
         "accuracy",
         title,
-        "Large marks are means over seeds, bars their 95% intervals (Student's t), dots single seeds. "
+        f"Large marks are means over seeds, bars their 95% intervals ({document.t_words}), dots single seeds. "
         "An arm without a bar has too few seeds for an interval.",
         counted(seeds, "seed per arm", "seeds per arm"),
         f"comparison.json, arms.*.test_{document.metric}",

@@ -113,7 +113,8 @@ def pairs_tables(document: ComparisonDocument) -> Iterator[Table]:
             f"First arm minus second, in percentage points of test {document.metric_words}, over the seeds that both "
             "arms have. Shown are the pairs of arms that learn, of the best arm and of the recommended one; the "
             f"verdict follows from p after Holm's correction over all {len(document.pairs)} pairs (comparison.json). "
-            '"Detectable" is the smallest true difference that this number of seeds would show in 4 of 5 studies.',
+            '"Detectable" is the smallest true difference that this number of seeds would show in 4 of 5 studies.'
+            + (f" Tested {document.folds_text}: trainings of folds share images." if document.folds_text else ""),
             of_one=True,
         )
 
@@ -127,11 +128,17 @@ def _pairs(shown: Sequence[PairResult], name: str, title: str, caption: str, *, 
         Column("verdict", is_text=True),
         "95% interval",
         "seeds",
-        *(("p", "p, sign-flip test") if of_one else ()),
+        *(("p",) if of_one else ()),
+        *(("p, sign-flip test",) if of_one and _has_flips(shown) else ()),
         "p, Holm",
         "detectable",
     ]
     return table(name, title, caption, columns, [_pair_row(pair, of_one=of_one) for pair in shown], style="pairs")
+
+
+def _has_flips(pairs: Sequence[PairResult]) -> bool:
+    """Whether signs were flipped: of seeds that are folds they are not."""
+    return any(pair.p_permutation is not None for pair in pairs)
 
 
 def _pair_row(pair: PairResult, *, of_one: bool) -> list[Cell]:
@@ -143,7 +150,8 @@ def _pair_row(pair: PairResult, *, of_one: bool) -> list[Cell]:
         Cell(pair.verdict, style=_VERDICTS.get(pair.verdict, "keep silent")),
         Cell(f"{points(ends[0])} to {points(ends[1])}", (100 * ends[0], 100 * ends[1])) if ends else Cell(ABSENT),
         count(pair.seeds),
-        *((_p(pair.p), _p(pair.p_permutation)) if of_one else ()),
+        *((_p(pair.p),) if of_one else ()),
+        *((_p(pair.p_permutation),) if of_one and pair.p_permutation is not None else ()),
         _p(pair.p_holm),
         amount(100 * pair.smallest_effect, ".2f") if pair.smallest_effect is not None else Cell(ABSENT),
     ]

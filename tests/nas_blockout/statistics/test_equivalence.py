@@ -71,3 +71,18 @@ def test_arms_that_differ_by_the_margin_are_called_equivalent_once_in_twenty_stu
 def test_a_margin_is_positive(margin: float) -> None:
     with pytest.raises(ValueError, match="margin must be positive and finite"):
         equivalence({0: 0.5}, {0: 0.5}, margin=margin)
+
+
+def test_folds_have_a_larger_standard_error() -> None:
+    # By hand: differences .003 .001 -.001 .002 0, mean .001, variance 2.5e-6; 1/5 + 1/4 in the place of 1/5.
+    a = dict(enumerate([0.903, 0.901, 0.899, 0.902, 0.9]))
+    b = dict.fromkeys(range(5), 0.9)
+    error = math.sqrt(2.5e-6 * (1 / 5 + 1 / 4))
+    found = equivalence(a, b, margin=0.005, overlap=0.25)
+    assert found.p_not_worse == pytest.approx(stats.t.sf(0.006 / error, 4))
+    assert found.p_not_better == pytest.approx(stats.t.sf(0.004 / error, 4))
+    half = stats.t.ppf(0.95, 4) * error
+    assert found.ci90 == pytest.approx((0.001 - half, 0.001 + half))
+    assert equivalence(a, b, margin=0.005, overlap=0.0) == equivalence(a, b, margin=0.005)
+    same = equivalence(b, b, margin=0.005, overlap=0.25)
+    assert (same.p_not_worse, same.p_not_better) == (1.0, 1.0)

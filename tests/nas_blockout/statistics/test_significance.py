@@ -8,11 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+from scipy.stats import t as student
 
 from nas_blockout.statistics.significance import (
     budget_disagreement,
     compare,
     holm,
+    inflation,
+    overlap_of_folds,
     p_text,
     paired,
     search_means,
@@ -426,3 +430,65 @@ def test_spending_is_held_against_what_was_promised() -> None:
 def test_impossible_spending_is_refused(costs: dict[str, float], tolerance: float) -> None:
     with pytest.raises(ValueError, match="got"):
         budget_disagreement(costs, tolerance)
+
+
+FOLDS = dict(enumerate([0.91, 0.90, 0.94, 0.92, 0.93]))
+OTHERS = dict(enumerate([0.88, 0.89, 0.90, 0.91, 0.87]))
+
+
+def test_folds_have_the_t_of_nadeau_and_bengio() -> None:
+    # By hand: differences .03 .01 .04 .01 .06, mean .03, variance .00045; 1/5 + 1/4 in the place of 1/5.
+    error = math.sqrt(0.00045 * (1 / 5 + 1 / 4))
+    found = paired(FOLDS, OTHERS, overlap=overlap_of_folds(5))
+    assert found.p_value == pytest.approx(2 * student.sf(0.03 / error, 4))
+    assert found.ci95 == pytest.approx((0.03 - student.ppf(0.975, 4) * error, 0.03 + student.ppf(0.975, 4) * error))
+    assert found.p_permutation is None
+    assert found.std == paired(FOLDS, OTHERS).std
+    pair = compare({"a": FOLDS, "b": OTHERS}, overlap=0.25).pairs[0]
+    assert (pair.test, pair.verdict) == (found, "no difference shown")
+    assert compare({"a": FOLDS, "b": OTHERS}).pairs[0].verdict == "better"
+    assert pair.smallest_effect == pytest.approx(smallest_effect(found.std or 0, 5) * math.sqrt(1 + 5 / 4))
+    assert summary(FOLDS, overlap=0.25).ci95 == pytest.approx(
+        (0.92 - (half := student.ppf(0.975, 4) * math.sqrt(0.00025 * 0.45)), 0.92 + half)
+    )
+
+
+def test_independent_seeds_have_the_same_numbers_to_the_last_bit() -> None:
+    assert overlap_of_folds(None) == 0.0
+    assert paired(FOLDS, OTHERS, overlap=0.0) == paired(FOLDS, OTHERS)
+    test = paired(FOLDS, OTHERS)
+    assert test.std is not None
+    assert test.p_value == 2 * float(stdtr(4, -abs(test.difference) / test.std * math.sqrt(5)))
+    half = float(stdtrit(4, 0.975)) * test.std / math.sqrt(5)
+    assert test.ci95 == (test.difference - half, test.difference + half)
+
+
+def test_equal_differences_of_folds_show_nothing() -> None:
+    shifted = {seed: value - 0.02 for seed, value in FOLDS.items()}
+    found = paired(FOLDS, shifted, overlap=0.25)
+    assert (found.p_value, found.p_permutation, found.ci95, found.std) == (1.0, None, None, 0.0)
+
+
+@pytest.mark.parametrize("overlap", [-0.1, math.inf, math.nan])
+def test_an_overlap_out_of_range_is_refused(overlap: float) -> None:
+    with pytest.raises(ValueError, match="overlap must be finite and 0 or more"):
+        inflation(5, overlap)
+
+
+@pytest.mark.parametrize("folds", [3, 5, 10])
+def test_the_corrected_test_keeps_its_level_where_folds_correlate(folds: int) -> None:
+    """Equal arms whose differences correlate by 1 / K, as the correction assumes: by images that trainings share."""
+    generator = np.random.default_rng(folds)
+    share = (folds - 1) / (folds * (folds - 2))  # of the variance, of images, whose trainings correlate by (K-2)/(K-1)
+    images = generator.normal(size=(SIMULATIONS, folds))
+    trained_on = (images.sum(1, keepdims=True) - images) / math.sqrt(folds - 1)
+    differences = math.sqrt(share) * trained_on + math.sqrt(1 - share) * generator.normal(size=images.shape)
+    zeros = dict.fromkeys(range(folds), 0.0)
+    rows = [dict(enumerate(row)) for row in differences.tolist()]
+    corrected, naive = (
+        np.mean([paired(row, zeros, overlap=overlap).p_value <= 0.05 for row in rows])
+        for overlap in (overlap_of_folds(folds), 0.0)
+    )
+    assert corrected <= 0.06
+    assert naive > 0.08
+    assert naive > corrected
