@@ -203,6 +203,7 @@ def _facts(view: ReportView, document: ComparisonDocument) -> dict[str, str]:
     facts = {
         "arms": f"{len(document.arms)}",
         "retraining seeds per arm": f"{least}" if least == most else f"{least} to {most}",
+        **({"folds": f"{document.folds}"} if document.folds is not None else {}),
         "budget per arm": f"{document.budget.text} ± {document.budget.tolerance:.0%} of {WORDS[document.budget.unit]}",
         "trials": f"{sum(arm.trials for arm in arms)}",
         "failed": f"{sum(arm.failed for arm in arms)}",

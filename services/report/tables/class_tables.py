@@ -19,7 +19,8 @@ def balanced_tables(view: ReportView, document: ComparisonDocument) -> Iterator[
         "balanced-accuracy",
         "Balanced accuracy",
         "Balanced accuracy is the mean of the test accuracies of the classes, in %: rare classes count as much as "
-        "common ones. Mean over seeds, with Student's interval. Data: comparison.json, arms.*.test_balanced_accuracy.",
+        f"common ones. Mean over seeds, with a 95% interval by {document.t_words}. Data: comparison.json, "
+        "arms.*.test_balanced_accuracy.",
         [Column("arm"), Column("balanced accuracy", "95% interval", unit="%"), Column("hardest class", is_text=True)],
         [[Cell(name), accuracy_cell(arm.test_balanced_accuracy), _hardest(arm, names)] for name, arm in arms.items()],
     )

@@ -39,7 +39,10 @@ SCORES = {
 
 
 def study_of(
-    arms: Mapping[str, Any] = ARMS, seeds: list[int] = SEEDS, budget: Mapping[str, float] | None = None
+    arms: Mapping[str, Any] = ARMS,
+    seeds: list[int] = SEEDS,
+    budget: Mapping[str, float] | None = None,
+    **more: Any,
 ) -> Study:
     document = {
         "schema_version": 2,
@@ -47,6 +50,7 @@ def study_of(
         "budget": {"tolerance": 0.02, **(budget or {"sample_passes": 6 * PASSES})},
         "retrain": {"seeds": seeds},
         "arms": dict(arms),
+        **more,
     }
     return resolve_document(document, source="test")
 

@@ -141,3 +141,23 @@ def test_trials_open_in_pandas_with_one_row_a_trial(settings: Settings, pretend:
     assert frame.groupby("arm")["sample_passes"].sum().to_dict() == {
         arm: sum(row.sample_passes for row in rows if row.arm == arm) for arm in ("dense", "random")
     }
+
+
+def test_folds_widen_tests_across_studies_and_a_seed_must_hold_out_one_fold(settings: Settings, pretend: Any) -> None:
+    folded = {"data": {"name": "digits", "train_samples": IMAGES, "folds": 4}}
+    for name, changes in {
+        "one": {},
+        "two": {"seed": 1},
+        "folds-one": folded,
+        "folds-two": {**folded, "seed": 1},
+    }.items():
+        record(settings, pretend, name, **changes)
+    plain, wide = (compare(settings, [f"{first}one", f"{first}two"]).pairs for first in ("", "folds-"))
+    for one, other in zip(
+        sorted(plain, key=lambda pair: (pair.a, pair.b)), sorted(wide, key=lambda pair: (pair.a, pair.b)), strict=True
+    ):
+        if one.ci95 is not None and other.ci95 is not None and one.difference == other.difference:
+            assert other.ci95[1] - other.ci95[0] == pytest.approx(2**0.5 * (one.ci95[1] - one.ci95[0]))
+    record(settings, pretend, "folds-turned", **folded, retrain={"seeds": [2, 1, 0]})
+    with pytest.raises(StudyError, match=r"seed 2 is fold 2 in folds-one and fold 0 in folds-turned"):
+        compare(settings, ["folds-one", "folds-turned"])
