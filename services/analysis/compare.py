@@ -116,16 +116,15 @@ def build(
         for name, arm in study.arms.items()
     }
     unfinished = sum(_unfinished(study, group) for group in by_arm.values())
-    budget = study.config.budget
+    budget, metric = study.config.budget, study.config.metric
     spent = {unit: _charged(arms, unit) for unit in limits(budget)}
     unit, disagreement = compared_in(spent, ended, budget.tolerance)
-    metric = study.config.metric
     scores = {name: found.by_seed for name, arm in arms.items() if (found := test_of(arm, metric)) is not None}
     pairs = [pair for pair in family(study) if _comparable(pair, scores, spent, ended, budget.tolerance)]
-    if unfinished:  # verdicts that are looked at while seeds still run find differences that are not there
-        pairs = []
     overlap = significance.overlap_of_folds(study.data.folds)
+    pairs = [] if unfinished else pairs  # verdicts of seeds that still run find differences that are not there
     tested = significance.compare(scores, pairs=pairs, overlap=overlap)
+    robust = {name: _robust(group) for name, group in by_arm.items()}
     untested = [name for name in arms if name not in scores]
     reason = _reason(unfinished, disagreement, untested, tested.reason)
     results, margin = [PairResult.of(pair) for pair in tested.pairs], study.config.equivalence_margin
@@ -140,9 +139,7 @@ def build(
         ranking_seeds=sorted(set.intersection(*map(set, scores.values()))) if reason is None else [],
         reason=reason,
         extensions=extensions,
-        robustness=RobustnessResult.of(
-            {name: _robust(group) for name, group in by_arm.items()}, pairs=pairs, overlap=overlap
-        ),
+        robustness=RobustnessResult.of(robust, pairs=pairs, overlap=overlap),
         folds=study.data.folds,
         equivalence_margin=margin,
         recommendation=None
