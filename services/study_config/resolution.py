@@ -34,11 +34,11 @@ from services.study_config.errors import (
     with_lines,
 )
 from services.study_config.layers import UNKNOWN, ArmSettings, Layers, arms_of, known, marked, sections
-from services.study_config.resolved_study import Study, parse_resolved
+from services.study_config.resolved_study import Study, parse_resolved, repeated_folds
 from services.study_config.schema import ArmConfig, Budget, StudyConfig
 from services.study_config.searching import search_code
 from services.study_config.searching.pruners import Pruner
-from services.study_config.validation import NO_BOUNDS, Bounds, overpaid, repeated_folds, unpaid
+from services.study_config.validation import NO_BOUNDS, Bounds, overpaid, unpaid
 from services.study_config.yaml_reader import is_resolved, read_document
 
 Measure = Callable[[DataSettings], Dimensions]

@@ -1,17 +1,17 @@
 """A study with every setting resolved, in the form in which it is run, stored, compared and hashed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from nas_blockout.data import DataSettings
 from nas_blockout.experiment import Experiment
 from nas_blockout.methods import method_to_json
-from nas_blockout.serialization import from_json, to_json
+from nas_blockout.serialization import count_of, from_json, to_json
 from search_spaces import Context, compose, space_named
 from services.plugin_records import Code, PluginMissing, Records, records_of, require_present
 from services.renamed_keys import study_hash, upgraded_experiment, upgraded_study
-from services.study_config.errors import StudyError
+from services.study_config.errors import StudyError, Violation
 from services.study_config.schema import StudyConfig
 from services.study_config.search_options import Rules, Wanted
 
@@ -162,3 +162,21 @@ def parse_resolved(document: Mapping[str, Any]) -> Study:
 def method_name(arm: Arm) -> str:
     """Return the registered name of an arm's method."""
     return str(method_to_json(arm.experiment.method)["name"])
+
+
+def repeated_folds(data: DataSettings, seeds: int) -> Iterator[Violation]:
+    """Yield that retrainings have more seeds than there are folds for them to hold out."""
+    if data.folds is not None and seeds > data.folds:
+        rule = (
+            f"must be at most {data.folds}, the folds of the data: each seed holds out another fold, and trainings on "
+            "the same images are no further evidence of how accuracy varies with them"
+        )
+        yield Violation(("retrain", "seeds"), rule, count_of(seeds, "seed"), "leave seeds out for one of each fold")
+
+
+def folds_left_out(study: Study) -> Iterator[str]:
+    """Yield that some folds are held out by no retraining, since there are fewer seeds."""
+    seeds, folds = len(study.config.retrain.seeds), study.data.folds or 0
+    if seeds < folds:
+        held_out = "fold 0 is" if seeds == 1 else f"folds 0 to {seeds - 1} are"
+        yield f"{count_of(seeds, 'seed')} for {folds} folds: only {held_out} held out by a retraining"

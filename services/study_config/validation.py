@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from nas_blockout.backbones import backbone_of
 from nas_blockout.backbones.resnet import ResNetSettings
-from nas_blockout.data import DataSettings, Dimensions, Splits, require_held_batch
+from nas_blockout.data import Dimensions, Splits, require_held_batch
 from nas_blockout.experiment import (
     MOST_PARAMETERS,
     Experiment,
@@ -34,7 +34,7 @@ from nas_blockout.training import TrainingSettings, indivisible, sample_passes
 from search_spaces import Context, Recorded, TooFew, compose, grid, require_fit, space_named
 from services.study_config.errors import LineMap, StudyError, Violation, violation_at, with_lines
 from services.study_config.layers import ARM_SECTIONS, ArmSettings, arms_of
-from services.study_config.resolved_study import Arm, Study
+from services.study_config.resolved_study import Arm, Study, folds_left_out, repeated_folds
 from services.study_config.schema import Budget
 from services.study_config.search_options import Constraints, Point
 from services.study_config.searching.pruners import fewest_epochs
@@ -312,16 +312,6 @@ def unpaid(
         yield Violation(("budget", "sample_passes"), rule, str(budget.sample_passes))
 
 
-def repeated_folds(data: DataSettings, seeds: int) -> Iterator[Violation]:
-    """Yield that retrainings have more seeds than there are folds for them to hold out."""
-    if data.folds is not None and seeds > data.folds:
-        rule = (
-            f"must be at most {data.folds}, the folds of the data: each seed holds out another fold, and trainings on "
-            "the same images are no further evidence of how accuracy varies with them"
-        )
-        yield Violation(("retrain", "seeds"), rule, count_of(seeds, "seed"), "leave seeds out for one of each fold")
-
-
 def overlong(training: TrainingSettings, bounds: Bounds) -> Iterator[Conflict]:
     """Yield that a training has more epochs than are accepted."""
     if bounds.epochs is not None and training.epochs > bounds.epochs:
@@ -469,10 +459,7 @@ def cautions(study: Study, splits: Splits) -> Iterator[str]:
         splits: Data of the study.
     """
     shape, classes = splits.shape, len(splits.class_names)
-    seeds, folds = len(study.config.retrain.seeds), study.data.folds or 0
-    if seeds < folds:
-        held_out = "fold 0 is" if seeds == 1 else f"folds 0 to {seeds - 1} are"
-        yield f"{count_of(seeds, 'seed')} for {folds} folds: only {held_out} held out by a retraining"
+    yield from folds_left_out(study)
     for name, arm in study.arms.items():
         method = arm.experiment.method
         notes = [*notes_of(arm.experiment, shape=shape, classes=classes), *arm.skipped(shape, classes)]
