@@ -76,6 +76,14 @@ def test_arrays_are_part_of_the_identity_and_are_written_when_they_are_read(tmp_
     assert augmented.resolved.data.augment == "shift"
 
 
+def test_arrays_have_folds_by_a_setting_and_a_seed_for_each():
+    keys = {key: value for key, value in KEYS.items() if key != "retrain"}
+    study = nb.Study("arrays", **{**keys, "data": {"name": DATA, "folds": 3}, "budget": {"trainings": 4}})
+    assert study.resolved.config.retrain.seeds == [0, 1, 2]
+    told = "the 69 images of train and validation are divided anew into 3 folds of 23 images; fold 0 is for validation"
+    assert any(told in note for note in study.validate())
+
+
 def test_a_study_is_checked_against_its_arrays_when_it_is_made():
     with pytest.raises(StudyError, match="train_samples: must be at most the 60 images"):
         nb.Study("arrays", **{**KEYS, "data": {"name": DATA, "train_samples": 61}}).validate()
