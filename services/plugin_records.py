@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from nas_blockout import backbones, data, methods
+from nas_blockout import backbones, data, methods, training
 from nas_blockout.experiment import Experiment
 from nas_blockout.plugins.choices import Choices, NotAllowed
 from nas_blockout.plugins.installed import Origin
@@ -22,6 +22,7 @@ _CHOICES: Mapping[str, Choices[Any]] = {
     "sources": data.CHOICES,
     "searchers": SEARCHER_CHOICES,
     "pruners": PRUNER_CHOICES,
+    "losses": training.CHOICES,
 }
 
 
@@ -48,6 +49,7 @@ def used(
         ("methods", methods.method_name(experiment.method)),
         *(("spaces", space) for space in spaces),
         ("sources", experiment.data.name),
+        ("losses", experiment.training.loss),
         *search,
     ]
     for kind, name in names:

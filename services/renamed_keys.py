@@ -149,6 +149,8 @@ _ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "accumulation": 1,
             "gradient_clip": None,
             "ema": None,
+            "loss": "cross_entropy",
+            "loss_options": {},
         },
         "derivation": {"clean_up": True},
     }

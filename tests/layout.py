@@ -58,7 +58,7 @@ EDGES: Mapping[str, Mapping[str, set[str]]] = {
         "data": set(),
         "statistics": set(),
         "plugins": set(),
-        "testing": {"backbones", "data", "experiment", "methods"},
+        "testing": {"backbones", "data", "experiment", "methods", "training"},
         "plots": {"structure"},  # how layers are folded into the columns of a diagram
         # Cards and summaries say how far a network branches, predictions which images are unlike those of validation.
         "export": {"statistics", "structure"},

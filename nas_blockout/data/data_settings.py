@@ -1,6 +1,5 @@
 """The data of a study, as one frozen value that the study file, the store and all workers share."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -8,9 +7,7 @@ from types import MappingProxyType
 from typing import Annotated
 
 from nas_blockout.data.listings.group_template import TEMPLATE
-from nas_blockout.plugins.installed import installed
-from nas_blockout.plugins.named_code import FORM
-from nas_blockout.serialization import near
+from nas_blockout.plugins.options import PLUGIN_NAME, misnamed
 from nas_blockout.settings_fields import SEED, Conflict, OneOf, Pattern, PlainMapping, Range, check, refuse
 
 NAMES = ("digits", "fashion_mnist", "glyphs", "cifar10", "cifar100", "imagefolder", "table", "arrays")
@@ -34,8 +31,6 @@ _OWN: Mapping[str, tuple[str, ...]] = MappingProxyType(
         **dict.fromkeys(("table", "path_column", "label_column", "group_column", "split_column"), ("table",)),
     }
 )
-# Whether there is a plug-in of a name is a rule of its own, so that whoever misspells a name hears of a near one.
-PLUGIN_NAME = Pattern(rf"({FORM}|[A-Za-z_][A-Za-z0-9_.-]*)", "the name of a plug-in", "my_package.data:SOURCE")
 SMALLEST_SIDE, LARGEST_SIDE = 4, 1024
 DEFAULT_SIDE = 64
 MOST_FOLDS = 20
@@ -155,15 +150,7 @@ class DataSettings:
             yield Conflict(message, "content", "name")
 
     def _of_names(self) -> Iterator[Conflict]:
-        if self.name not in NAMES and not re.fullmatch(FORM, self.name):
-            others = {each.name for each in installed("source")}
-            if self.name not in others:
-                known = ", ".join((*NAMES, *sorted(others)))
-                message = f"name must be one of {known}, got {self.name!r}; {near(self.name, {*NAMES, *others})}"
-                yield Conflict(message, "name")
-        if self.name in NAMES and len(self.options):
-            message = f"options are the settings of a plug-in, got {self.options.to_json()} for {self.name}"
-            yield Conflict(message, "options", "name")
+        yield from misnamed("source", NAMES, self.name, self.options, key="name", options_key="options")
         if self.name not in NAMES and self.folder is not None:
             message = f"folder is no setting of a plug-in, got {self.folder!r} for {self.name}; see its options"
             yield Conflict(message, "folder", "name")

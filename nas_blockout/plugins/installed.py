@@ -16,6 +16,7 @@ GROUPS = MappingProxyType(
         "source": "nas_blockout.data_sources",
         "searcher": "nas_blockout.searchers",
         "pruner": "nas_blockout.pruners",
+        "loss": "nas_blockout.losses",
     }
 )
 

@@ -1,7 +1,7 @@
-"""The laws of methods, backbones, spaces and sources of data, as functions, for your own as for this project's.
+"""The laws of methods, backbones, spaces, sources of data and losses, as functions, for your own as for ours.
 
-Each of `method_laws`, `backbone_laws`, `space_laws` and `source_laws` returns the laws that apply to one case, by what
-they say. In a test suite that is::
+Each of `method_laws`, `backbone_laws`, `space_laws`, `source_laws` and `loss_laws` returns the laws that apply to one
+case, by what they say. In a test suite that is::
 
     LAWS = backbone_laws(BackboneCase(SmallNetSettings()))
 
@@ -13,16 +13,19 @@ A law that is broken raises an AssertionError. Nothing here needs pytest.
 """
 
 from nas_blockout.testing.backbone_laws import BackboneCase, backbone_laws
+from nas_blockout.testing.loss_laws import LossCase, loss_laws
 from nas_blockout.testing.method_laws import MethodCase, method_laws
 from nas_blockout.testing.source_laws import SourceCase, source_laws
 from nas_blockout.testing.space_laws import SpaceCase, space_laws
 
 __all__ = [
     "BackboneCase",
+    "LossCase",
     "MethodCase",
     "SourceCase",
     "SpaceCase",
     "backbone_laws",
+    "loss_laws",
     "method_laws",
     "source_laws",
     "space_laws",

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from nas_blockout.batch_statistics import statistics_images, statistics_passes
-from nas_blockout.settings_fields import Conflict, Range, check, refuse
+from nas_blockout.plugins.options import PLUGIN_NAME, misnamed
+from nas_blockout.settings_fields import Conflict, OneOf, PlainMapping, Range, check, refuse
+from nas_blockout.training.losses import LOSSES, PLAIN_LOSS
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "constant", "step", "linear", "one-cycle"]
@@ -58,6 +60,9 @@ class TrainingSettings:
         gradient_clip: Largest Euclidean norm of the gradient of all parameters; None for no limit.
         ema: Decay of the exponential moving average of the weights, a step of the optimizer at a time; the averaged
             network is the one that is evaluated, saved, derived from and exported. None for no average.
+        loss: What is made small: ``cross_entropy``, or a plug-in. Smoothed labels, mixed images and weighted classes go
+            with every loss; the loss of the validation images is the cross-entropy of their labels always.
+        loss_options: Settings of a loss that is a plug-in; the built-in one has none.
 
     Raises:
         Conflict: Settings do not fit together.
@@ -84,6 +89,8 @@ class TrainingSettings:
     accumulation: Annotated[int, Range(ge=1)] = 1
     gradient_clip: Annotated[float, Range(gt=0)] | None = None
     ema: Annotated[float, Range(ge=0, lt=1)] | None = None
+    loss: Annotated[str, OneOf((PLAIN_LOSS,), PLUGIN_NAME)] = PLAIN_LOSS
+    loss_options: PlainMapping = PlainMapping()  # noqa: RUF009  # it is immutable
     precision: Precision = "float32"
     compile: bool = False
     memory_format: MemoryFormat = "contiguous"
@@ -93,6 +100,7 @@ class TrainingSettings:
         refuse(self._conflicts())
 
     def _conflicts(self) -> Iterator[Conflict]:
+        yield from misnamed("loss", LOSSES, self.loss, self.loss_options, key="loss", options_key="loss_options")
         if self.class_weights == "balanced" and self.sampling == "balanced":
             message = (
                 "class_weights and sampling must not both be balanced, which corrects the imbalance twice; keep one"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the same modules as in MODULES, for the type checker and th
     from nas_blockout import export as export
     from nas_blockout import methods as methods
     from nas_blockout import plots as plots
+    from nas_blockout import training as training
     from nas_blockout.data.streaming import image_io as image_io
     from nas_blockout.experiment import layer_table as layer_table
     from nas_blockout.export import model_summary as model_summary
@@ -82,6 +83,7 @@ MODULES = {
     "experiment": "nas_blockout.experiment",
     "export": "nas_blockout.export",
     "methods": "nas_blockout.methods",
+    "training": "nas_blockout.training",
     "plots": "nas_blockout.plots",
     "image_io": "nas_blockout.data.streaming.image_io",
     "layer_table": "nas_blockout.experiment.layer_table",

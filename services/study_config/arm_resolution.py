@@ -16,6 +16,7 @@ from nas_blockout.structure.confusion import ConfusionSettings
 from nas_blockout.structure.distill import DistillationSettings
 from nas_blockout.structure.pruning import PruningSettings
 from nas_blockout.training import TrainingSettings
+from nas_blockout.training import resolved as with_loss
 from search_spaces import CHOICES as SPACES
 from services.study_config.errors import Violation, violation_at
 from services.study_config.layers import ArmSettings
@@ -199,9 +200,7 @@ class ArmResolver:
         return _Parts(
             backbone=self._section("backbone", backbone, backbone_from_json, ConvNetSettings()),
             method=self._section("method", method, method_from_json, NoneSettings()),
-            training=self._section(
-                "training", self._layers["training"].known, _reader(TrainingSettings, "training"), TrainingSettings()
-            ),
+            training=self._section("training", self._layers["training"].known, _training, TrainingSettings()),
             **{name: self._derivation(name, kind, preset) for name, kind in DERIVATIONS.items()},
         )
 
@@ -243,6 +242,10 @@ class ArmResolver:
             else:  # nothing says which setting is wrong
                 self._settings.unknown.add(section)
                 return default
+
+
+def _training(values: Mapping[str, Any]) -> TrainingSettings:
+    return with_loss(from_json(TrainingSettings, values, where="training"))
 
 
 def _reader(kind: type, where: str) -> Callable[[Mapping[str, Any]], Any]:

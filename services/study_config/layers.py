@@ -122,8 +122,9 @@ class Layers:
     def merged(cls, section: str, layers: Iterable[tuple[errors.Path, Any]]) -> "Layers":
         """Merge the settings of a section.
 
-        The settings of one backbone mean nothing to another, so a different name discards what was merged before. A
-        method discards it with any name: an arm that names a method states all settings of the method.
+        The settings of one backbone mean nothing to another, so a different name discards what was merged before; so
+        does another loss with the options of the one before. A method discards it with any name: an arm that names a
+        method states all settings of the method.
         """
         values: dict[str, Any] = {}
         origins: dict[str, errors.Path] = {}
@@ -136,6 +137,8 @@ class Layers:
                 continue
             discards = "name" in layer and (section == "method" or layer["name"] != values.get("name"))
             is_open = is_open and not (discards and section == "method")
+            if section == "training" and layer.get("loss", values.get("loss")) != values.get("loss"):
+                values.pop("loss_options", None)  # which mean nothing to another loss
             values = {**({} if discards else values), **{key: _whole(value) for key, value in layer.items()}}
             origins = {**({} if discards else origins), **dict.fromkeys(map(str, layer), place)}
             path = place

@@ -52,7 +52,9 @@ _PATHS: Mapping[str, tuple[str, ...]] = {
     "data": ("name", "table", "folder"),
     "backbone": ("name", "factory", "weights"),
     "method": ("name",),
+    "training": ("loss",),
 }
+_OF_CODE = ("factory", "name", "loss")  # of these keys, those of code
 # Settings on which neither the networks nor the budget depends.
 _IMMATERIAL = frozenset({"data.augment", "data.split_seed", "data.validation_samples", "data.fold"})
 
@@ -191,14 +193,15 @@ def _of_settings(document: Mapping[str, Any]) -> list[Violation]:
 def _relative(document: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield paths that are not absolute; in a study from a file they all are."""
     rule = "must be an absolute path if the study does not come from a file, since workers run in other folders"
-    sections: list[tuple[tuple[str, ...], Any]] = [(("data",), document.get("data"))]
-    sections.append((("backbone",), document.get("backbone")))
+    sections: list[tuple[tuple[str, ...], Any]] = [
+        ((section,), document.get(section)) for section in ("data", "backbone", "training")
+    ]
     for name, arm in arms_of(document).items():
-        sections += [(("arms", name, key), arm.get(key)) for key in ("backbone", "method")]
+        sections += [(("arms", name, key), arm.get(key)) for key in ("backbone", "method", "training")]
     for path, settings in sections:
         for key in _PATHS[path[-1]]:
             text = settings.get(key) if isinstance(settings, Mapping) else None
-            if isinstance(text, str) and _is_relative(text, code=key in ("factory", "name")):
+            if isinstance(text, str) and _is_relative(text, code=key in _OF_CODE):
                 yield Violation((*path, key), rule, repr(text), "give the whole path")
     for name, arm in arms_of(document).items():
         for space in arm.get("space") or () if arm.get("space") is not UNKNOWN else ():

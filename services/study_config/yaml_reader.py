@@ -136,6 +136,7 @@ def with_absolute_paths(document: dict[str, Any], parent: Path, *, weights: Path
     code = partial(_absolute_code, parent=parent)
     data = dict.fromkeys(("folder", "table"), partial(_absolute, parent=parent))
     document = _with_paths(document, "data", {"name": code, **data})
+    document = _with_paths(document, "training", {"loss": code})
     files: dict[str, Callable[[str], str]] = {
         "name": code,
         "factory": code,
@@ -150,6 +151,7 @@ def with_absolute_paths(document: dict[str, Any], parent: Path, *, weights: Path
 
 def _arm_with_paths(arm: dict[str, Any], files: Mapping[str, Callable[[str], str]]) -> dict[str, Any]:
     arm = _with_paths(_with_paths(arm, "backbone", files), "method", {"name": files["name"]})
+    arm = _with_paths(arm, "training", {"loss": files["name"]})
     if isinstance(spaces := arm.get("space"), list):
         arm = {**arm, "space": [files["name"](each) if isinstance(each, str) else each for each in spaces]}
     arm = _with_paths(_with_paths(arm, "searcher", {"name": files["name"]}), "pruner", {"name": files["name"]})

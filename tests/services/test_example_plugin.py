@@ -61,10 +61,12 @@ def test_the_example_is_installed_tested_searched_trained_and_recorded(
     proposed = trained(study, tmp_path)
     assert 0.05 <= proposed["noise"].method.amplitude <= 0.8
     assert proposed["noise"].backbone.width == 4
+    assert proposed["noise"].training.loss_options.to_json() == {"gamma": 1.0}
     here = {"distribution": "nas-blockout-example-plugin", "version": "0.1.0"}
     document = study.to_json()
     assert document["plugins"] == {
         "backbones": {"small_net": {"place": "example_plugin.small_net:SmallNet", **here}},
+        "losses": {"focal": {"place": "example_plugin.focal_loss:FOCAL", **here}},
         "methods": {"uniform_noise": {"place": "example_plugin.uniform_noise:UNIFORM_NOISE", **here}},
         "pruners": {"far_behind": {"place": "example_plugin.far_behind:FAR_BEHIND", **here}},
         "searchers": {"one_plus_one": {"place": "example_plugin.one_plus_one:ONE_PLUS_ONE", **here}},

@@ -15,8 +15,9 @@ from nas_blockout.data.sources.data_source import DataSource, Dimensions
 from nas_blockout.data.splits import Collection, Splits, prepare, require_samples
 from nas_blockout.plugins.choices import Choices, require_settings
 from nas_blockout.plugins.installed import Origin
-from nas_blockout.serialization import from_json, to_json
-from nas_blockout.settings_fields import Conflict, PlainMapping
+from nas_blockout.plugins.options import settings_from
+from nas_blockout.serialization import to_json
+from nas_blockout.settings_fields import PlainMapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +116,7 @@ def own_settings(settings: DataSettings) -> Any:
     source = CHOICES.named(settings.name)
     if isinstance(source, Source):
         return settings
-    try:
-        return from_json(source.settings, settings.options, where="data.options")
-    except Conflict:
-        raise
-    except ValueError as error:  # such as an option that there is not
-        raise Conflict(str(error), "data.options") from None
+    return settings_from(source.settings, settings.options, where="data.options")
 
 
 def resolved(settings: DataSettings) -> DataSettings:

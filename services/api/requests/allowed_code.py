@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nas_blockout import backbones, data, methods
+from nas_blockout import backbones, data, methods, training
 from nas_blockout.plugins.choices import Choices
 from nas_blockout.plugins.named_code import file_of
 from nas_blockout.settings_fields import Conflict
@@ -59,16 +59,17 @@ def _backbones(document: Mapping[str, Any]) -> Iterator[tuple[Path, Mapping[str,
 
 def _names(document: Mapping[str, Any]) -> Iterator[tuple[Choices[Any], Path, str]]:
     """Yield every name that may be that of a plug-in."""
-    sections: Mapping[str, Choices[Any]] = {
-        "backbone": backbones.CHOICES,
-        "method": methods.CHOICES,
-        "data": data.CHOICES,
-    }
+    sections: tuple[tuple[str, str, Choices[Any]], ...] = (
+        ("backbone", "name", backbones.CHOICES),
+        ("method", "name", methods.CHOICES),
+        ("data", "name", data.CHOICES),
+        ("training", "loss", training.CHOICES),
+    )
     for path, place in _places(document):
-        for section, choices in sections.items():
+        for section, key, choices in sections:
             settings = place.get(section)
-            if isinstance(settings, Mapping) and isinstance(name := settings.get("name"), str):
-                yield choices, (*path, section, "name"), name
+            if isinstance(settings, Mapping) and isinstance(name := settings.get(key), str):
+                yield choices, (*path, section, key), name
         for section, choices in (("searcher", SEARCHER_CHOICES), ("pruner", PRUNER_CHOICES)):
             named = place.get(section)
             if isinstance(named, str):

@@ -46,6 +46,7 @@ def _choices(kind: str) -> Choices[Any]:
         "method": lazy.methods,
         "space": lazy.search_spaces,
         "source": lazy.data,
+        "loss": lazy.training,
     }
     of_search = {"searcher": "SEARCHER_CHOICES", "pruner": "PRUNER_CHOICES"}
     choices: Choices[Any] = getattr(lazy.search_plugins, of_search[kind]) if kind in of_search else rooms[kind].CHOICES
@@ -59,7 +60,7 @@ def _described(kind: str, name: str, found: Any) -> tuple[str, list[tuple[str, s
     if isinstance(found, tuple):  # built-in ones of the search: names of settings, which a model of pydantic has
         model = lazy.searchers.SearcherOptions if kind == "searcher" else lazy.pruners.Pruner
         return f"Settings of {name}.", [_row_of_model(key, model.model_fields[key]) for key in found]
-    summary = getattr(found, "summary", "") if kind in ("searcher", "pruner") else ""
+    summary = getattr(found, "summary", "") if kind in ("searcher", "pruner", "loss") else ""
     rows = [_row(key, setting) for key, setting in declared(found.settings).items()]
     return summary or _first_line(found.settings), rows
 

@@ -43,3 +43,18 @@ def test_a_source_is_imported_only_where_it_is_allowed(tmp_path: Path, monkeypat
     assert in_file == {"data.name": "a file of yours cannot be run by the service"}
     study = checked({**TINY, "data": {"name": name}, "arms": {"a": {}}}, settings(tmp_path, plugins=(name,)))
     assert study.data.options.to_json() == {"side": 8, "images": 100, "noise": 0.2}
+
+
+def test_a_loss_is_imported_only_where_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(EXAMPLE.with_name("focal_loss.py"), tmp_path / "focal_of_a_client.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "focal_of_a_client:FOCAL"
+    given = {**TINY, "training": {**TINY["training"], "loss": name}, "arms": {"a": {"training": {"loss": name}}}}
+    with pytest.raises(StudyError) as caught:
+        checked(given, settings(tmp_path))
+    rule = "the operator of this service does not allow this plug-in"
+    faults = {".".join(map(str, each.path)): each.rule for each in caught.value.violations}
+    assert faults == {"training.loss": rule, "arms.a.training.loss": rule}
+    assert "focal_of_a_client" not in sys.modules
+    study = checked(given, settings(tmp_path, plugins=(name,)))
+    assert study.arms["a"].experiment.training.loss_options.to_json() == {"gamma": 2.0}

@@ -45,6 +45,14 @@ def test_settings_of_one_are_shown_like_those_of_built_in_ones(trace: Path) -> N
     assert "Vary the drop rate" in here("plugins", "space", "regularizers").out
 
 
+def test_settings_of_a_loss_are_shown(trace: Path) -> None:
+    place = f"{Path(__file__).parents[3]}/docs/guides/examples/plugin/src/example_plugin/focal_loss.py:FOCAL"
+    shown = here("plugins", "loss", place)
+    assert "focal loss: what is right already counts less" in " ".join(shown.out.split())
+    assert "float in [0, 10]" in shown.out
+    assert "loss cross_entropy, built in: cross-entropy" in here("plugins", "loss", "cross_entropy").out
+
+
 def test_what_there_is_not_is_told(trace: Path) -> None:
     ended = here("plugins", "backbone", "console_nte")
     assert ended.code == 3

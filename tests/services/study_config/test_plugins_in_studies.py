@@ -12,6 +12,7 @@ from nas_blockout.data import dimensions
 from nas_blockout.plugins.choices import allowing
 from services.execution.extension import additions
 from services.files.network_files import files_of
+from services.renamed_keys import study_hash
 from services.store import StudyConflict
 from services.study_config.errors import StudyError
 from services.study_config.overrides import read_resolved
@@ -154,6 +155,44 @@ def test_a_source_of_data_is_resolved_recorded_and_its_faults_have_their_place(t
         text = yaml.safe_dump({**TINY, "data": {**data, "options": options}, "arms": {"plain": {}}})
         with pytest.raises(StudyError, match=rf"data\.options.*{fault}"):
             read_resolved(str(written(tmp_path, text)))
+
+
+def test_a_loss_is_resolved_recorded_and_its_faults_have_their_place(tmp_path: Path) -> None:
+    example = Path(__file__).parents[3] / "docs/guides/examples/plugin/src/example_plugin/focal_loss.py"
+    (tmp_path / "focal.py").write_text(example.read_text())
+    training = {**TINY["training"], "loss": "focal.py:FOCAL", "loss_options": {"gamma": 3}}
+    arms = {"focal": {}, "plain": {"training": {"loss": "cross_entropy"}}}
+    path = written(tmp_path, yaml.safe_dump({**TINY, "training": training, "arms": arms}))
+    study, _ = read_resolved(str(path))
+    place = f"{tmp_path / 'focal.py'}:FOCAL"
+    trained = {name: arm.experiment.training for name, arm in study.arms.items()}
+    assert (trained["focal"].loss, trained["focal"].loss_options.to_json()) == (place, {"gamma": 3.0})
+    assert (trained["plain"].loss, trained["plain"].loss_options.to_json()) == ("cross_entropy", {})
+    document = study.to_json()
+    assert document["plugins"] == {"losses": {place: {"place": place, "distribution": None, "version": None}}}
+    assert stored_study(document, source="x").hash == study.hash
+    assert set(files_of(study)) == {str(tmp_path / "focal.py")}
+    for changes, fault in (
+        ({"loss_options": {"gamma": -1}}, r"loss_options.*: gamma must be in \[0, 10\], got gamma=-1"),
+        ({"loss_options": {"gama": 1}}, "loss_options.*: no such setting; did you mean 'gamma'"),
+        ({"loss": "cross_entrop", "loss_options": {}}, "loss: must be one of cross_entropy, .*; did you mean"),
+        ({"loss": "focal.py:FOCL"}, "loss: .*focal.py has no 'FOCL'"),
+    ):
+        text = yaml.safe_dump({**TINY, "training": training | changes, "arms": arms})
+        with pytest.raises(StudyError, match=fault) as caught:
+            read_resolved(str(written(tmp_path, text)))
+        assert len(str(caught.value).splitlines()) == 1, "one fault is told once"
+    with pytest.raises(StudyError, match=r"training\.loss: must be an absolute path if the study does not come from"):
+        resolve_document({**TINY, "training": training, "arms": arms}, source="x")
+
+
+def test_a_study_without_a_loss_of_a_plugin_keeps_its_hash() -> None:
+    study = resolve_document(TINY, source="x")
+    document = study.to_json()
+    for arm in document["arms"].values():
+        del arm["experiment"]["training"]["loss"], arm["experiment"]["training"]["loss_options"]
+    assert study_hash(document) == study.hash
+    assert stored_study(document, source="x").hash == study.hash
 
 
 SEARCH = '''

@@ -1,1 +1,1 @@
-"""Backbone, method, space, source of data, search algorithm and pruner of your own, to be copied."""
+"""A choice of your own of every kind that a study takes from plug-ins, to be copied."""
