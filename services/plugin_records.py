@@ -23,6 +23,7 @@ _CHOICES: Mapping[str, Choices[Any]] = {
     "searchers": SEARCHER_CHOICES,
     "pruners": PRUNER_CHOICES,
     "losses": training.CHOICES,
+    "augmentations": data.AUGMENTATION_CHOICES,
 }
 
 
@@ -49,6 +50,7 @@ def used(
         ("methods", methods.method_name(experiment.method)),
         *(("spaces", space) for space in spaces),
         ("sources", experiment.data.name),
+        ("augmentations", experiment.data.augment),
         ("losses", experiment.training.loss),
         *search,
     ]

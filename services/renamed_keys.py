@@ -123,6 +123,7 @@ _ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "folds": None,
             "fold": None,
             "options": {},
+            "augment_options": {},
         },
         "method": {
             "target_macs": None,

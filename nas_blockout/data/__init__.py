@@ -6,6 +6,8 @@ cutting to size and normalizing is common to all (`splits`). Nothing here knows 
 
 from nas_blockout.data.alternation import AlternatingLoader, require_held_batch
 from nas_blockout.data.arrays import ArrayData
+from nas_blockout.data.augment import AUGMENTATION_CHOICES
+from nas_blockout.data.augmentations.plugin_augmentation import Augmentation
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataCorrupt, DataError, DataMissing, DataUnsuitable
 from nas_blockout.data.listings.group_division import divided_by_groups
@@ -21,12 +23,14 @@ from nas_blockout.data.summary import Report, check, fetch, show
 from nas_blockout.data.tensor_dataset import BytePart, Labeled, Part
 
 __all__ = [
+    "AUGMENTATION_CHOICES",
     "CHOICES",
     "SOURCES",
     "AlternatingLoader",
     "AnyImages",
     "AnyPart",
     "ArrayData",
+    "Augmentation",
     "BytePart",
     "Collection",
     "DataCorrupt",

@@ -8,18 +8,24 @@ References:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nas_blockout.data.augmentations.automatic_augment import augment_pixels, draw_randaugment, draw_trivialaugment
+from nas_blockout.data.augmentations.plugin_augmentation import Applied, Augmentation, read
 from nas_blockout.data.augmentations.random_erasing import draw_rectangles, erase
-from nas_blockout.data.data_settings import AUGMENTATIONS, COMBINED
+from nas_blockout.data.data_settings import AUGMENTATIONS, COMBINED, DataSettings
 from nas_blockout.data.data_settings import RESIZED_CROP as RESIZED_CROP_FLIP
 from nas_blockout.data.streaming.random_crops import draw_crops
+from nas_blockout.plugins.choices import Choices
+from nas_blockout.plugins.options import settings_from
+from nas_blockout.serialization import to_json
+from nas_blockout.settings_fields import PlainMapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +133,37 @@ AUGMENT: Mapping[str, tuple[Variation, ...]] = {
     name: (*_PARTS[move], *_PARTS[policy], *_PARTS[cover])
     for name, (move, policy, cover) in zip(AUGMENTATIONS, product(*COMBINED), strict=True)
 }
+AUGMENTATION_CHOICES: Choices[tuple[Variation, ...] | Augmentation] = Choices(
+    "augmentation", AUGMENT, read, key="data.augment"
+)
+
+
+def variations_of(augment: str, options: Mapping[str, Any]) -> tuple[Variation, ...]:
+    """Return the variations of an augmentation, in the order in which they are applied; a plug-in is imported.
+
+    Args:
+        augment: Its name.
+        options: Settings of a plug-in.
+
+    Raises:
+        Conflict: There is none of that name, or the plug-in cannot be used, or refuses its settings.
+    """
+    found = AUGMENTATION_CHOICES.named(augment)
+    if not isinstance(found, Augmentation):
+        return found
+    own = Applied(augment, found, settings_from(found.settings, options, where="data.augment_options"))
+    return (Variation(own.draw, own.apply, of_pixels=True),)
+
+
+def with_augmentation(settings: DataSettings) -> DataSettings:
+    """Return settings with the one name of their augmentation, and with every setting of a plug-in's.
+
+    Raises:
+        Conflict: As of `variations_of`.
+    """
+    found = AUGMENTATION_CHOICES.named(settings.augment)
+    if not isinstance(found, Augmentation):
+        return settings
+    own = settings_from(found.settings, settings.augment_options, where="data.augment_options")
+    name = AUGMENTATION_CHOICES.canonical(settings.augment)
+    return replace(settings, augment=name, augment_options=PlainMapping(to_json(own)))

@@ -49,7 +49,7 @@ class DataSettings:
         split_seed: Seed of all random choices of the split, independent of the seeds of experiments.
         augment: Augmentation of training images: ``none``, or one or more, in this order and joined by hyphens, of
             ``shift``, ``shift-flip`` or ``resized-crop-flip`` (`imagefolder`); ``randaugment`` or
-            ``trivialaugment``; ``cutout`` or ``random-erasing``.
+            ``trivialaugment``; ``cutout`` or ``random-erasing``. Or the name of a plug-in, which is one by itself.
         image_size: Side of the square images that `imagefolder` and `table` make, in pixels; None for 64. Other sources
             have a fixed size and do not accept it.
         resize_size: Shorter side, in pixels, to which whole images are scaled before a square of `image_size` is cut
@@ -85,6 +85,7 @@ class DataSettings:
             with the second fold 1, and so on.
         fold: Number of the fold for validation, from 0; None for 0.
         options: Settings of a source that is a plug-in; others have none.
+        augment_options: Settings of an augmentation that is a plug-in; others have none.
 
     Raises:
         ValueError: A value is out of range; the message shows it.
@@ -94,7 +95,7 @@ class DataSettings:
     train_samples: Annotated[int, Range(ge=1)] | None = None
     validation_samples: Annotated[int, Range(ge=1)] | None = None
     split_seed: Annotated[int, SEED] = 0
-    augment: Annotated[str, OneOf(AUGMENTATIONS)] = "none"
+    augment: Annotated[str, OneOf(AUGMENTATIONS, PLUGIN_NAME)] = "none"
     image_size: Annotated[int, Range(ge=SMALLEST_SIDE, le=LARGEST_SIDE)] | None = None
     resize_size: Annotated[int, Range(ge=SMALLEST_SIDE, le=2 * LARGEST_SIDE)] | None = None
     folder: str | None = None
@@ -112,13 +113,19 @@ class DataSettings:
     folds: Annotated[int, Range(ge=2, le=MOST_FOLDS)] | None = None
     fold: Annotated[int, Range(ge=0, le=MOST_FOLDS - 1)] | None = None
     options: PlainMapping = PlainMapping()  # noqa: RUF009  # it is immutable
+    augment_options: PlainMapping = PlainMapping()  # noqa: RUF009  # likewise
 
     def __post_init__(self) -> None:
         check(self)
         refuse(self._conflicts())
 
     def _conflicts(self) -> Iterator[Conflict]:
-        yield from self._of_names()
+        yield from misnamed("source", NAMES, self.name, self.options, key="name", options_key="options")
+        own = self.augment_options
+        yield from misnamed(
+            "augmentation", AUGMENTATIONS, self.augment, own, key="augment", options_key="augment_options"
+        )
+        yield from self._of_folders()
         yield from self._of_tables()
         if self.fold is not None and self.folds is None:
             yield Conflict(
@@ -149,8 +156,7 @@ class DataSettings:
             message = f"content goes with the source arrays, and it needs one, got {self.content} for {self.name}"
             yield Conflict(message, "content", "name")
 
-    def _of_names(self) -> Iterator[Conflict]:
-        yield from misnamed("source", NAMES, self.name, self.options, key="name", options_key="options")
+    def _of_folders(self) -> Iterator[Conflict]:
         if self.name not in NAMES and self.folder is not None:
             message = f"folder is no setting of a plug-in, got {self.folder!r} for {self.name}; see its options"
             yield Conflict(message, "folder", "name")

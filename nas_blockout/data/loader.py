@@ -5,13 +5,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nas_blockout.data.augment import AUGMENT, RESIZED_CROP, Variation, draw_pass
+from nas_blockout.data.augment import RESIZED_CROP, Variation, draw_pass, variations_of
 from nas_blockout.data.data_settings import AUGMENTATIONS
 from nas_blockout.data.preprocessing import Preprocessing
 from nas_blockout.data.splits import AnyPart
 from nas_blockout.data.streaming import StreamedPart
 from nas_blockout.data.subsets import drawn_alike
 from nas_blockout.data.tensor_dataset import Part
+from nas_blockout.plugins.options import misnamed
+from nas_blockout.settings_fields import PlainMapping, refuse
 
 SAMPLE_BATCH = 256  # in larger batches the maps of small networks leave the cache, which takes half as long again
 
@@ -22,7 +24,8 @@ class Loader:
     Args:
         part: One split, in memory or streamed: both give the same batches.
         batch_size: Images a batch, 1 or more.
-        augment: How images are varied, one of `AUGMENTATIONS`; only where a generator is given.
+        augment: How images are varied, one of `AUGMENTATIONS` or a plug-in; only where a generator is given.
+        augment_options: Settings of a plug-in.
         preprocessing: How the images of a `Part` were normalized, where the augmentation is one of pixels; the other
             parts know it.
         balanced: Whether a pass with a generator draws its images with replacement, every class as often as any other.
@@ -39,22 +42,23 @@ class Loader:
         batch_size: int,
         *,
         augment: str = "none",
+        augment_options: PlainMapping = PlainMapping(),  # noqa: B008  # it is immutable
         preprocessing: Preprocessing | None = None,
         balanced: bool = False,
         rows: Tensor | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-        if augment not in AUGMENT:
-            raise ValueError(f"augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
-        if RESIZED_CROP in AUGMENT[augment] and not isinstance(part, StreamedPart):
+        options = augment_options
+        refuse(misnamed("augmentation", AUGMENTATIONS, augment, options, key="augment", options_key="augment_options"))
+        self._variations = variations_of(augment, options)
+        if RESIZED_CROP in self._variations and not isinstance(part, StreamedPart):
             raise ValueError(f"augment {augment!r} cuts whole images of files, got {type(part).__name__} in memory")
         self.part = part
         self.batch_size = batch_size
         self._rows = rows
         labels = part.labels.cpu() if balanced else None
         self._labels = labels if labels is None or rows is None else labels[rows]
-        self._variations = AUGMENT[augment]
         preprocessing = preprocessing if isinstance(part, Part) else part.preprocessing
         self._normalize = preprocessing.on(part.device) if preprocessing else None
         if self._normalize is None and any(variation.of_pixels for variation in self._variations):

@@ -135,6 +135,7 @@ class Run(Iterator[EpochRecord]):
             train,
             settings.batch_size,
             augment=experiment.data.augment,
+            augment_options=experiment.data.augment_options,
             preprocessing=splits.preprocessing,
             balanced=settings.sampling == "balanced",
         )

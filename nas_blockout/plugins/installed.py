@@ -17,6 +17,7 @@ GROUPS = MappingProxyType(
         "searcher": "nas_blockout.searchers",
         "pruner": "nas_blockout.pruners",
         "loss": "nas_blockout.losses",
+        "augmentation": "nas_blockout.augmentations",
     }
 )
 

@@ -1,7 +1,7 @@
-"""The laws of methods, backbones, spaces, sources of data and losses, as functions, for your own as for ours.
+"""The laws of methods, backbones, spaces, data, losses and augmentations, as functions, for your own as ours.
 
-Each of `method_laws`, `backbone_laws`, `space_laws`, `source_laws` and `loss_laws` returns the laws that apply to one
-case, by what they say. In a test suite that is::
+Each of `method_laws`, `backbone_laws`, `space_laws`, `source_laws`, `loss_laws` and `augmentation_laws` returns
+the laws that apply to one case, by what they say. In a test suite that is::
 
     LAWS = backbone_laws(BackboneCase(SmallNetSettings()))
 
@@ -12,6 +12,7 @@ case, by what they say. In a test suite that is::
 A law that is broken raises an AssertionError. Nothing here needs pytest.
 """
 
+from nas_blockout.testing.augmentation_laws import AugmentationCase, augmentation_laws
 from nas_blockout.testing.backbone_laws import BackboneCase, backbone_laws
 from nas_blockout.testing.loss_laws import LossCase, loss_laws
 from nas_blockout.testing.method_laws import MethodCase, method_laws
@@ -19,11 +20,13 @@ from nas_blockout.testing.source_laws import SourceCase, source_laws
 from nas_blockout.testing.space_laws import SpaceCase, space_laws
 
 __all__ = [
+    "AugmentationCase",
     "BackboneCase",
     "LossCase",
     "MethodCase",
     "SourceCase",
     "SpaceCase",
+    "augmentation_laws",
     "backbone_laws",
     "loss_laws",
     "method_laws",

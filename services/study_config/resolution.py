@@ -49,14 +49,16 @@ _MOST_COMPARED = 100
 _LIMITS = ("sample_passes", "seconds", "trainings")
 # By section: keys that may name files, of data, or of code.
 _PATHS: Mapping[str, tuple[str, ...]] = {
-    "data": ("name", "table", "folder"),
+    "data": ("name", "augment", "table", "folder"),
     "backbone": ("name", "factory", "weights"),
     "method": ("name",),
     "training": ("loss",),
 }
-_OF_CODE = ("factory", "name", "loss")  # of these keys, those of code
+_OF_CODE = ("factory", "name", "augment", "loss")  # of these keys, those of code
 # Settings on which neither the networks nor the budget depends.
-_IMMATERIAL = frozenset({"data.augment", "data.split_seed", "data.validation_samples", "data.fold"})
+_IMMATERIAL = frozenset(
+    f"data.{key}" for key in ("augment", "augment_options", "split_seed", "validation_samples", "fold")
+)
 
 
 def read(path: Path) -> StudyConfig:

@@ -135,7 +135,7 @@ def with_absolute_paths(document: dict[str, Any], parent: Path, *, weights: Path
         return document
     code = partial(_absolute_code, parent=parent)
     data = dict.fromkeys(("folder", "table"), partial(_absolute, parent=parent))
-    document = _with_paths(document, "data", {"name": code, **data})
+    document = _with_paths(document, "data", {"name": code, "augment": code, **data})
     document = _with_paths(document, "training", {"loss": code})
     files: dict[str, Callable[[str], str]] = {
         "name": code,

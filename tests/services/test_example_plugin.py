@@ -64,7 +64,9 @@ def test_the_example_is_installed_tested_searched_trained_and_recorded(
     assert proposed["noise"].training.loss_options.to_json() == {"gamma": 1.0}
     here = {"distribution": "nas-blockout-example-plugin", "version": "0.1.0"}
     document = study.to_json()
+    assert study.data.augment_options.to_json() == {"stops": 1.0}
     assert document["plugins"] == {
+        "augmentations": {"exposure": {"place": "example_plugin.exposure:EXPOSURE", **here}},
         "backbones": {"small_net": {"place": "example_plugin.small_net:SmallNet", **here}},
         "losses": {"focal": {"place": "example_plugin.focal_loss:FOCAL", **here}},
         "methods": {"uniform_noise": {"place": "example_plugin.uniform_noise:UNIFORM_NOISE", **here}},

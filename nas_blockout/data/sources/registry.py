@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_blockout.data.arrays import array_files
+from nas_blockout.data.augment import with_augmentation
 from nas_blockout.data.data_settings import DataSettings
 from nas_blockout.data.errors import DataUnsuitable
 from nas_blockout.data.listings.cross_validation import in_folds
@@ -120,11 +121,12 @@ def own_settings(settings: DataSettings) -> Any:
 
 
 def resolved(settings: DataSettings) -> DataSettings:
-    """Return settings with the one name of their source, with every setting of a plug-in's, and with the fold.
+    """Return settings with the one name of source and augmentation, every setting of plug-ins, and the fold.
 
     Raises:
-        ValueError: As of `own_settings`.
+        ValueError: As of `own_settings`, or of an augmentation likewise.
     """
+    settings = with_augmentation(settings)
     if settings.folds is not None and settings.fold is None:
         settings = settings.holding_out(0)
     if settings.name in SOURCES:

@@ -63,6 +63,7 @@ def _names(document: Mapping[str, Any]) -> Iterator[tuple[Choices[Any], Path, st
         ("backbone", "name", backbones.CHOICES),
         ("method", "name", methods.CHOICES),
         ("data", "name", data.CHOICES),
+        ("data", "augment", data.AUGMENTATION_CHOICES),
         ("training", "loss", training.CHOICES),
     )
     for path, place in _places(document):

@@ -48,6 +48,9 @@ def _choices(kind: str) -> Choices[Any]:
         "source": lazy.data,
         "loss": lazy.training,
     }
+    if kind == "augmentation":
+        of_augmentation: Choices[Any] = lazy.data.AUGMENTATION_CHOICES
+        return of_augmentation
     of_search = {"searcher": "SEARCHER_CHOICES", "pruner": "PRUNER_CHOICES"}
     choices: Choices[Any] = getattr(lazy.search_plugins, of_search[kind]) if kind in of_search else rooms[kind].CHOICES
     return choices
@@ -57,10 +60,12 @@ def _described(kind: str, name: str, found: Any) -> tuple[str, list[tuple[str, s
     """Return what a choice is, in one line, and a row for each of its settings."""
     if kind == "space":
         return _first_line(found), []
+    if kind == "augmentation" and isinstance(found, tuple):  # of parts that have no settings
+        return "see the documentation of `data.augment`", []
     if isinstance(found, tuple):  # built-in ones of the search: names of settings, which a model of pydantic has
         model = lazy.searchers.SearcherOptions if kind == "searcher" else lazy.pruners.Pruner
         return f"Settings of {name}.", [_row_of_model(key, model.model_fields[key]) for key in found]
-    summary = getattr(found, "summary", "") if kind in ("searcher", "pruner", "loss") else ""
+    summary = getattr(found, "summary", "") if kind in ("searcher", "pruner", "loss", "augmentation") else ""
     rows = [_row(key, setting) for key, setting in declared(found.settings).items()]
     return summary or _first_line(found.settings), rows
 

@@ -58,3 +58,14 @@ def test_a_loss_is_imported_only_where_it_is_allowed(tmp_path: Path, monkeypatch
     assert "focal_of_a_client" not in sys.modules
     study = checked(given, settings(tmp_path, plugins=(name,)))
     assert study.arms["a"].experiment.training.loss_options.to_json() == {"gamma": 2.0}
+
+
+def test_an_augmentation_is_imported_only_where_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(EXAMPLE.with_name("exposure.py"), tmp_path / "exposure_of_a_client.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "exposure_of_a_client:EXPOSURE"
+    refused = faults({**TINY["data"], "augment": name}, settings(tmp_path))
+    assert refused == {"data.augment": "the operator of this service does not allow this plug-in"}
+    assert "exposure_of_a_client" not in sys.modules
+    given = {**TINY, "data": {**TINY["data"], "augment": name}, "arms": {"a": {}}}
+    assert checked(given, settings(tmp_path, plugins=(name,))).data.augment_options.to_json() == {"stops": 0.5}

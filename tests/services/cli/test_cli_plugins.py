@@ -53,6 +53,14 @@ def test_settings_of_a_loss_are_shown(trace: Path) -> None:
     assert "loss cross_entropy, built in: cross-entropy" in here("plugins", "loss", "cross_entropy").out
 
 
+def test_settings_of_an_augmentation_are_shown(trace: Path) -> None:
+    place = f"{Path(__file__).parents[3]}/docs/guides/examples/plugin/src/example_plugin/exposure.py:EXPOSURE"
+    shown = here("plugins", "augmentation", place)
+    assert "images are made darker or brighter" in " ".join(shown.out.split())
+    assert "float in [0, 4]" in shown.out
+    assert "augmentation shift-flip, built in" in here("plugins", "augmentation", "shift-flip").out
+
+
 def test_what_there_is_not_is_told(trace: Path) -> None:
     ended = here("plugins", "backbone", "console_nte")
     assert ended.code == 3

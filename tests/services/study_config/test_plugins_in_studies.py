@@ -186,10 +186,44 @@ def test_a_loss_is_resolved_recorded_and_its_faults_have_their_place(tmp_path: P
         resolve_document({**TINY, "training": training, "arms": arms}, source="x")
 
 
-def test_a_study_without_a_loss_of_a_plugin_keeps_its_hash() -> None:
+def test_an_augmentation_is_resolved_recorded_and_its_faults_have_their_place(tmp_path: Path) -> None:
+    example = Path(__file__).parents[3] / "docs/guides/examples/plugin/src/example_plugin/exposure.py"
+    (tmp_path / "light.py").write_text(example.read_text())
+    data = {**TINY["data"], "augment": "light.py:EXPOSURE", "augment_options": {"stops": 1}}
+    path = written(tmp_path, yaml.safe_dump({**TINY, "data": data, "arms": {"plain": {}}}))
+    study, _ = read_resolved(str(path))
+    place = f"{tmp_path / 'light.py'}:EXPOSURE"
+    assert (study.data.augment, study.data.augment_options.to_json()) == (place, {"stops": 1.0})
+    document = study.to_json()
+    assert document["plugins"] == {"augmentations": {place: {"place": place, "distribution": None, "version": None}}}
+    assert stored_study(document, source="x").hash == study.hash
+    assert set(files_of(study)) == {str(tmp_path / "light.py")}
+    for changes, fault in (
+        ({"augment_options": {"stops": -1}}, r"augment_options.*: stops must be in \[0, 4\], got stops=-1"),
+        ({"augment_options": {"stop": 1}}, "augment_options.*: no such setting; did you mean 'stops'"),
+        (
+            {"augment": "shift-flp", "augment_options": {}},
+            "augment: must be one of none, .*; did you mean 'shift-flip'",
+        ),
+        ({"augment": "light.py:EXPOSED"}, "augment: .*light.py has no 'EXPOSED'"),
+        ({"augment": "sparkle", "augment_options": {}}, "augment: must be one of none, .*, got 'sparkle'"),
+    ):
+        text = yaml.safe_dump({**TINY, "data": data | changes, "arms": {"plain": {}}})
+        with pytest.raises(StudyError, match=fault) as caught:
+            read_resolved(str(written(tmp_path, text)))
+        first, *rest = str(caught.value).splitlines()
+        assert not [line for line in rest if "further checks" not in line], "one fault is told once"
+        assert first.count(" shift-flip-trivialaugment-cutout") <= 1, "names are told once"
+    with pytest.raises(StudyError, match=r"data\.augment: must be an absolute path if the study does not come from"):
+        resolve_document({**TINY, "data": data, "arms": {"plain": {}}}, source="x")
+
+
+def test_a_study_without_a_loss_or_an_augmentation_of_a_plugin_keeps_its_hash() -> None:
     study = resolve_document(TINY, source="x")
     document = study.to_json()
+    del document["data"]["augment_options"]
     for arm in document["arms"].values():
+        del arm["experiment"]["data"]["augment_options"]
         del arm["experiment"]["training"]["loss"], arm["experiment"]["training"]["loss_options"]
     assert study_hash(document) == study.hash
     assert stored_study(document, source="x").hash == study.hash

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from example_plugin.exposure import EXPOSURE, ExposureSettings
 from example_plugin.focal_loss import FOCAL, FocalSettings
 from example_plugin.noise_space import noise_amplitude
 from example_plugin.stripes import STRIPES, StripesSettings
@@ -11,11 +12,13 @@ from example_plugin.uniform_noise import UniformNoise, UniformNoiseSettings
 from nas_blockout.experiment import Experiment, backbone_from_json
 from nas_blockout.methods import method_from_json
 from nas_blockout.testing import (
+    AugmentationCase,
     BackboneCase,
     LossCase,
     MethodCase,
     SourceCase,
     SpaceCase,
+    augmentation_laws,
     backbone_laws,
     loss_laws,
     method_laws,
@@ -40,6 +43,7 @@ LAWS = [
     *space_laws(SpaceCase(noise_amplitude, Context(Experiment(backbone=NET, method=NOISE), SHAPE, CLASSES))).items(),
     *source_laws(SourceCase(STRIPES, StripesSettings(images=10))).items(),
     *loss_laws(LossCase(FOCAL, FocalSettings(3))).items(),
+    *augmentation_laws(AugmentationCase(EXPOSURE, ExposureSettings())).items(),
     *searcher_laws(SearchCase("one_plus_one", {"step": 0.2}, trials=6)).items(),
     *pruner_laws(PrunerCase("far_behind", {"gap": 0.3})).items(),
 ]
