@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from nas_blockout import backbones, methods
+from nas_blockout import backbones, data, methods, training
 from nas_blockout.data import DataSettings
 from nas_blockout.experiment import DERIVATIONS
 from nas_blockout.plugins.choices import Choices
@@ -58,6 +58,14 @@ _NAMED: Mapping[str, Choices[Any]] = {
     "searcher": SEARCHER_CHOICES,  # of these only plug-ins: the settings of what is built in are a model already
     "pruner": PRUNER_CHOICES,
 }
+# By section: settings that may name a plug-in, each with the setting that has the settings of this plug-in.
+_OPTIONS: Mapping[str, tuple[tuple[str, str, Choices[Any]], ...]] = {
+    "data": (
+        ("name", "options", data.CHOICES),
+        ("augment", "augment_options", data.AUGMENTATION_CHOICES),
+    ),
+    "training": (("loss", "loss_options", training.CHOICES),),
+}
 # Plug-ins whose settings are in the JSON Schema that is being made, as pairs of section and name; built-in ones are
 # always in it.
 _SHOWN: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("plugins_in_schema", default=())
@@ -80,7 +88,15 @@ class SchemaOf:
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Return the schema of the section instead of that of a general mapping."""
-        return handler(TypeAdapter(_section(self.section, self.partial)).core_schema)
+        of_section = handler(TypeAdapter(_section(self.section, self.partial)).core_schema)
+        conditions: list[JsonSchemaValue] = []
+        for key, options_key, choices in _OPTIONS.get(self.section, ()):
+            for name in shown_plugins(choices.kind):
+                options = _model(choices.kind, name, choices.named(name).settings, False, False)
+                named = {"properties": {key: {"const": name}}, "required": [key]}
+                settings = {"properties": {options_key: handler(TypeAdapter(options).core_schema)}}
+                conditions.append({"if": named, "then": settings})
+        return {"allOf": [of_section, *conditions]} if conditions else of_section
 
 
 @contextmanager
@@ -88,7 +104,7 @@ def with_plugins(shown: Iterable[tuple[str, str]]) -> Iterator[None]:
     """Show plug-ins in every JSON Schema that is made in this context.
 
     Args:
-        shown: Section and name of each, such as ``("backbone", "small_net")``.
+        shown: Section, or kind, and name of each, such as ``("backbone", "small_net")`` and ``("loss", "focal")``.
     """
     token = _SHOWN.set(tuple(shown))
     try:
@@ -207,7 +223,8 @@ def usable_plugins() -> tuple[list[tuple[str, str]], list[str]]:
         Section and name of those that can be used, and of each other one why it cannot.
     """
     usable, faults = [], []
-    for section, choices in _NAMED.items():
+    others = {choices.kind: choices for of_section in _OPTIONS.values() for _, _, choices in of_section}
+    for section, choices in {**_NAMED, **others}.items():
         for name in choices.names():
             if name in choices.built_in:
                 continue

@@ -27,6 +27,19 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 0])
 MIXED = 0.6 * F.one_hot(LABELS, 3).float() + 0.4 * F.one_hot(LABELS.roll(1), 3).float()
 
 
+class Linear(nn.Module):
+    """A network of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, generator: object = None) -> torch.Tensor:
+        """Return the logits."""
+        logits: torch.Tensor = self.layer(x.flatten(1))
+        return logits
+
+
 def focal(gamma: float, **others: Any) -> TrainingSettings:
     return TrainingSettings(loss=NAME, loss_options=PlainMapping({"gamma": gamma}), **others)
 
@@ -85,8 +98,7 @@ def test_its_exponent_counts() -> None:
 
 
 def test_it_is_compiled_without_a_break_and_computed_in_float32() -> None:
-    model = trainable(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
-    model.network.forward = lambda x, generator, own=model.network: nn.Sequential.forward(own, x)  # type: ignore[method-assign, operator, arg-type]
+    model = trainable(Linear())
     criterion = criterion_of(focal(2, label_smoothing=0.1), None, device="cpu")
     assert criterion is not None
     model.criterion = criterion

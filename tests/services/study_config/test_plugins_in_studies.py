@@ -138,6 +138,28 @@ def test_the_json_schema_has_installed_plugins_where_they_are_asked_for(site: Pa
         jsonschema.validate(with_backbone({"name": "shown_net", "width": 0}), schema)
 
 
+def test_the_json_schema_has_settings_of_losses_augmentations_and_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Path(__file__).parents[3] / "docs/guides/examples/plugin/src"
+    monkeypatch.syspath_prepend(package)
+    names = {"loss": "focal_loss:FOCAL", "augmentation": "exposure:EXPOSURE", "source": "stripes:STRIPES"}
+    places = {kind: f"example_plugin.{place}" for kind, place in names.items()}
+    schema = json_schema(places.items())
+
+    def study(gamma: float = 1, stops: float = 1, side: int = 8) -> dict[str, Any]:
+        augment = {"augment": places["augmentation"], "augment_options": {"stops": stops}}
+        training = {"epochs": 2, "loss": places["loss"], "loss_options": {"gamma": gamma}}
+        source = {"name": places["source"], "options": {"side": side}, **augment}
+        return {**TINY, "data": source, "training": training, "arms": {"a": {"training": training}}}
+
+    jsonschema.validate(study(), schema)
+    jsonschema.validate({**TINY, "arms": {"a": {}}}, schema)
+    for wrong in (study(gamma=-1), study(stops=9), study(side=1)):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+
+
 def test_a_source_of_data_is_resolved_recorded_and_its_faults_have_their_place(tmp_path: Path) -> None:
     example = Path(__file__).parents[3] / "docs/guides/examples/plugin/src/example_plugin/stripes.py"
     (tmp_path / "stripes.py").write_text(example.read_text())
