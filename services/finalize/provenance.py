@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nas_blockout.data import Loader, Splits
-from nas_blockout.data.sources.registry import SOURCES
+from nas_blockout.data.sources.registry import CHOICES
 from nas_blockout.experiment import EVALUATION_BATCH
 from nas_blockout.export.card_sections import Provenance, Rival
 from nas_blockout.serialization import count_of
@@ -48,7 +48,7 @@ def provenance(
     }
     accuracy = arm.test_accuracy
     return Provenance(
-        source=SOURCES[study.data.name].summary,
+        source=CHOICES.named(study.data.name).summary,
         validation_images=len(splits.validation),
         split_seed=study.data.split_seed,
         folds=study.data.folds,
