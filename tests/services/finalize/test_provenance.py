@@ -1,6 +1,7 @@
 """What a card says of where a model comes from, of a study made by hand, and how good its probabilities are."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,12 @@ def test_at_most_one_in_a_hundred_of_the_pixels_that_the_model_sees_is_marked_an
     assert known["images"] == len(digits.validation)
     assert float(marked.double().mean()) <= 0.01
     assert float(of_noise.double().mean()) > 0.9
+
+
+def test_a_source_that_is_a_plug_in_is_told_in_its_own_words(digits: Splits, tmp_path: Path) -> None:
+    example = Path(__file__).parents[3] / "docs" / "guides" / "examples" / "plugin" / "src" / "example_plugin"
+    study = study_of()
+    study = replace(study, data=DataSettings(f"{example / 'stripes.py'}:STRIPES"))
+    document = build(study_of(), trials())
+    found = provenance(study, retrained("blockout", 1, 0.933), digits, document, environment=tmp_path / "none")
+    assert found.source == "gray stripes in four directions"
