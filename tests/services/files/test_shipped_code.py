@@ -18,6 +18,7 @@ from services.study_config.resolved_study import Study
 from tests.plugin_packages import NETS
 from tests.services.tiny import TINY
 
+EXAMPLE = Path(__file__).parents[3] / "docs" / "guides" / "examples" / "plugin" / "src" / "example_plugin"
 WITH_HELP = "from width_of import WIDTH\n" + NETS
 
 
@@ -51,6 +52,21 @@ def test_code_becomes_a_package_with_the_modules_that_it_imports_and_no_others(t
     assert sent.document["arms"]["own"]["experiment"]["backbone"]["name"] == f"{package}.mine:Net"
     assert str(tmp_path) not in yaml.safe_dump(sent.document)
     assert job_id(found, 0, sent) != job_id(found, 0)
+
+
+def test_losses_augmentations_and_searchers_in_files_travel_too(tmp_path: Path) -> None:
+    for name in ("focal_loss", "exposure", "one_plus_one"):
+        (tmp_path / f"{name}.py").write_text((EXAMPLE / f"{name}.py").read_text())
+    changes = {
+        "data": {**TINY["data"], "augment": "exposure.py:EXPOSURE"},
+        "training": {**TINY["training"], "loss": "focal_loss.py:FOCAL"},
+        "arms": {"own": {"space": ["training"], "searcher": "one_plus_one.py:ONE_PLUS_ONE"}},
+    }
+    sent = shipment_of(study(tmp_path, "convnet", **changes))
+    assert {path.partition("/")[2] for path in sent.files} == {
+        "__init__.py", "exposure.py", "focal_loss.py", "one_plus_one.py",
+    }  # fmt: skip
+    assert str(tmp_path) not in yaml.safe_dump(sent.document)
 
 
 def test_other_content_is_another_study_and_the_folder_does_not_matter(tmp_path: Path) -> None:
